@@ -1,0 +1,31 @@
+"""vavae: visual tokenizers aligned with vision foundation models, and fast latent diffusion transformers.
+
+The names below load on first use, so that `import vavae` costs nothing.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "AutoencoderKL": "vavae.tokenizer",
+    "LightningDiT": "vavae.transformer",
+    "Tokenizer": "vavae.pretrained",
+    "Generator": "vavae.pretrained",
+}
+_ROOMS = ("tokenizer", "teachers", "losses", "transformer", "flow", "data", "metrics", "pretrained")
+
+__all__ = ["AutoencoderKL", "Generator", "LightningDiT", "Tokenizer", "__version__", *_ROOMS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"vavae.{name}")
+    raise AttributeError(f"module 'vavae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
