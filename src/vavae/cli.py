@@ -1,0 +1,98 @@
+"""The command `vavae`: parses and calls a stage.
+
+Exit codes: 0 done, 1 the run failed or was interrupted, 2 bad input.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vavae import __version__
+from vavae.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: the stage module holds its `Config` and `run(config)`.
+
+    Attributes:
+        module: Stage module under `vavae.stages`.
+        summary: One line for the list of commands.
+        positional: Option that leading arguments stand for.
+    """
+
+    module: str
+    summary: str
+    positional: str = "config"
+
+
+COMMANDS = {
+    "demo": Command("demo", "the whole path on embedded real images, on the CPU, with a report page"),
+    "train-tokenizer": Command("train_tokenizer", "stage 1: train a visual tokenizer, aligned with a teacher"),
+    "encode": Command("encode", "images -> latent shards and their statistics"),
+    "train-dit": Command("train_dit", "stage 2: train a diffusion transformer on latents"),
+    "sample": Command("sample", "labels or counts -> PNGs, a grid, an npz"),
+    "evaluate": Command("evaluate", "reconstruction, generation and latent metrics"),
+    "assets": Command("assets", "list, fetch and verify pretrained weights and data sets", "action"),
+    "bench": Command("bench", "throughput and memory of each stage on this machine"),
+    "doctor": Command("doctor", "what this machine can run, and what is missing"),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: vavae COMMAND [RECIPE] [--key value ...]\n\n"
+        "Train visual tokenizers aligned with vision foundation models, and fast latent diffusion\n"
+        "transformers on them.\n\n"
+        f"commands:\n{rows}\n\n"
+        "vavae COMMAND --help         every option with its type and default\n"
+        "vavae COMMAND --print_config the resolved recipe, to save and edit\n"
+        "vavae --version              the version"
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vavae: {message}", file=sys.stderr)
+    return code
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"vavae {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return _fail(f"unknown command '{name}'{hint} 'vavae --help' lists the commands", 2)
+    command = COMMANDS[name]
+    from vavae.config import parse_command_line
+
+    stage = importlib.import_module(f"vavae.stages.{command.module}")
+    try:
+        config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positional)
+        stage.run(config)
+    except UserError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt as interrupt:
+        # The engine raises this after it has saved; its text says how to go on.
+        return _fail(str(interrupt) or "interrupted", 1)
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 1
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))

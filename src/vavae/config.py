@@ -1,0 +1,96 @@
+"""Recipes: YAML files and command-line options -> trees of frozen dataclasses.
+
+A recipe is the YAML form of one command's `Config` dataclass. Options on the command line win over the
+recipe, the recipe wins over the defaults. Types, defaults and help come from the dataclasses alone.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from vavae.errors import UserError
+
+C = TypeVar("C")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(part.strip() for part in text.strip().splitlines() if part.strip())
+
+
+def _parser(config_class: type, prog: str, description: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", metavar="RECIPE", help="A recipe: YAML with any of these keys.")
+    parser.add_class_arguments(config_class)
+    return parser
+
+
+def parse_command_line(
+    config_class: type[C], arguments: Sequence[str], prog: str, description: str = "", positional: str = "config"
+) -> C:
+    """Build `config_class` from command-line `arguments`.
+
+    Arguments that stand before the first option are taken as `--<positional>`, so that
+    `vavae train-tokenizer recipe.yaml --seed 1` reads well.
+
+    Raises:
+        UserError: An unknown key, a value of the wrong type, a recipe that cannot be read; the message names it.
+        SystemExit: After `--help` and `--print_config`, with code 0.
+    """
+    from jsonargparse import ArgumentError
+
+    arguments = list(arguments)
+    leading = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    named = [part for value in arguments[:leading] for part in (f"--{positional}", value)]
+    parser = _parser(config_class, prog, description)
+    try:
+        parsed = parser.instantiate(parser.parse_args(named + arguments[leading:]))
+        return config_class(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+    except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(_one_line(str(error))) from error
+
+
+def load_recipe(config_class: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+    """Read the recipe at `path` into `config_class`; `overrides` are options as on the command line."""
+    return parse_command_line(config_class, ["--config", str(path), *overrides], prog=str(path))
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples, paths and enums -> what YAML and JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved recipe: every key with its value, in the order of the dataclass."""
+    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def from_plain(config_class: type[C], values: Mapping[str, Any]) -> C:
+    """The inverse of `to_plain`, with the checks of the command line.
+
+    Raises:
+        UserError: Unknown key or wrong type, named in the message.
+    """
+    from jsonargparse import ArgumentError
+
+    parser = _parser(config_class, prog=config_class.__name__, description="")
+    try:
+        parsed = parser.instantiate(parser.parse_object(dict(values)))
+        return config_class(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(f"{config_class.__name__}: {_one_line(str(error))}") from error
