@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vavae import __version__
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class Command:
     Attributes:
         module: Stage module under `vavae.stages`.
         summary: One line for the list of commands.
-        positional: Option that leading arguments stand for.
+        positionals: Options that leading arguments stand for; a last one ending in `+` takes all the rest.
     """
 
     module: str
     summary: str
-    positional: str = "config"
+    positionals: tuple[str, ...] = ("config",)
 
 
 COMMANDS = {
@@ -34,7 +34,7 @@ COMMANDS = {
     "train-dit": Command("train_dit", "stage 2: train a diffusion transformer on latents"),
     "sample": Command("sample", "labels or counts -> PNGs, a grid, an npz"),
     "evaluate": Command("evaluate", "reconstruction, generation and latent metrics"),
-    "assets": Command("assets", "list, fetch and verify pretrained weights and data sets", "action"),
+    "assets": Command("assets", "list, fetch and verify pretrained weights and data sets", ("action", "names+")),
     "bench": Command("bench", "throughput and memory of each stage on this machine"),
     "doctor": Command("doctor", "what this machine can run, and what is missing"),
 }
@@ -79,10 +79,12 @@ def run(arguments: Sequence[str]) -> int:
 
     stage = importlib.import_module(f"vavae.stages.{command.module}")
     try:
-        config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positional)
+        config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positionals)
         stage.run(config)
     except UserError as error:
         return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
     except KeyboardInterrupt as interrupt:
         # The engine raises this after it has saved; its text says how to go on.
         return _fail(str(interrupt) or "interrupted", 1)

@@ -31,12 +31,16 @@ def _parser(config_class: type, prog: str, description: str) -> Any:
 
 
 def parse_command_line(
-    config_class: type[C], arguments: Sequence[str], prog: str, description: str = "", positional: str = "config"
+    config_class: type[C],
+    arguments: Sequence[str],
+    prog: str,
+    description: str = "",
+    positionals: Sequence[str] = ("config",),
 ) -> C:
     """Build `config_class` from command-line `arguments`.
 
-    Arguments that stand before the first option are taken as `--<positional>`, so that
-    `vavae train-tokenizer recipe.yaml --seed 1` reads well.
+    Arguments that stand before the first option are taken as the options `positionals`, in order, so that
+    `vavae train-tokenizer recipe.yaml --seed 1` reads well. A last name ending in `+` takes all the rest.
 
     Raises:
         UserError: An unknown key, a value of the wrong type, a recipe that cannot be read; the message names it.
@@ -46,7 +50,12 @@ def parse_command_line(
 
     arguments = list(arguments)
     leading = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
-    named = [part for value in arguments[:leading] for part in (f"--{positional}", value)]
+    named = []
+    for i, value in enumerate(arguments[:leading]):
+        name = positionals[min(i, len(positionals) - 1)]
+        if i >= len(positionals) and not name.endswith("+"):
+            raise UserError(f"unexpected argument '{value}'; see '{prog} --help'")
+        named += [f"--{name}", value]
     parser = _parser(config_class, prog, description)
     try:
         parsed = parser.instantiate(parser.parse_args(named + arguments[leading:]))

@@ -1,9 +1,9 @@
 """Progress of long steps: a bar in a terminal, plain lines elsewhere.
 
-    with track("encoding", total=5000, unit="images") as bar:
-        for batch in batches:
-            ...
-            bar.advance(len(batch), loss=0.31)
+with track("encoding", total=5000, unit="images") as bar:
+    for batch in batches:
+        ...
+        bar.advance(len(batch), loss=0.31)
 """
 
 import sys
@@ -93,7 +93,9 @@ class _PlainBar(Bar):
         self._shown_at = time.monotonic()
         self._shown_done = self.done
         rate = self.rate
-        left = f", {format_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        left = (
+            f", {format_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
+        )
         numbers = f"  {self._numbers}" if self._numbers else ""
         line = f"{self.description}: {self.done}/{self.total} {self.unit} ({rate:.1f}/s{left}){numbers}"
         print(line, file=self._stream, flush=True)

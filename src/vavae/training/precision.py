@@ -1,0 +1,43 @@
+"""Devices and compute precision, chosen explicitly."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from vavae.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: The device does not exist on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device: '{device}' is not a device; use auto, cpu or cuda") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: '{device}' is not on this machine; use auto or cpu")
+    return chosen
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+    """`auto` is bf16 where the hardware multiplies bf16 matrices (Ampere GPUs or newer, AMX CPUs), else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> AbstractContextManager[None]:
+    """Autocast to bf16 compute with fp32 parameters, or nothing."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
