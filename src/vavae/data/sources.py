@@ -1,0 +1,391 @@
+"""Where images come from: a folder, the embedded demo images, or the whole of CIFAR-10.
+
+Every source is an indexable, labelled list of RGB images; index i always names the same image, so data order,
+resume and metrics can refer to images by number.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vavae.errors import UserError
+
+Split = Literal["train", "test"]
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
+)
+_SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """A list of labelled RGB images.
+
+    Attributes:
+        name: What to call the source in logs and reports.
+        class_names: One name per class, in label order; a source without labels has one class.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, at least 1."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """Image number `index` as an RGB image of its native size."""
+        ...
+
+    def label(self, index: int) -> int:
+        """Class of image number `index`, in [0, num_classes)."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hex digest that changes when the images, their order or their labels change."""
+        ...
+
+
+def source_labels(source: ImageSource) -> NDArray[np.int64]:
+    """Labels of all images of `source`, (N,) int64."""
+    if isinstance(source, ArrayImages):
+        return source.labels
+    return np.fromiter((source.label(i) for i in range(len(source))), dtype=np.int64, count=len(source))
+
+
+class ArrayImages:
+    """Images of one size held in memory.
+
+    Args:
+        pixels: (N, H, W, 3) uint8 RGB.
+        labels: (N,) integers in [0, len(class_names)).
+        class_names: One name per class.
+        name: What to call the source.
+    """
+
+    def __init__(
+        self,
+        pixels: NDArray[np.uint8],
+        labels: NDArray[np.integer] | Sequence[int],
+        class_names: Sequence[str],
+        name: str,
+    ) -> None:
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+            raise ValueError(f"pixels must be (N, H, W, 3) uint8, not {pixels.shape} {pixels.dtype}")
+        self.pixels = pixels
+        self.labels = np.asarray(labels, dtype=np.int64)
+        if self.labels.shape != (len(pixels),):
+            raise ValueError(f"{len(pixels)} images but labels of shape {self.labels.shape}")
+        self.class_names = tuple(class_names)
+        if len(self.labels) and not (0 <= self.labels.min() and self.labels.max() < len(self.class_names)):
+            raise ValueError(f"labels must be in [0, {len(self.class_names)})")
+        self.name = name
+        self.pixels.flags.writeable = False
+        self.labels.flags.writeable = False
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.pixels.shape, self.class_names)).encode())
+        digest.update(np.ascontiguousarray(self.pixels))
+        digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+@functools.cache
+def _demo_description() -> dict:
+    folder = resources.files("vavae.data") / "demo"
+    return json.loads((folder / "demo.json").read_text())
+
+
+@functools.cache
+def demo_pixels(split: Split) -> NDArray[np.uint8]:
+    """All embedded images of a split, (N, 32, 32, 3) uint8, read-only: 5,000 for "train", 1,000 for "test"."""
+    description = _demo_description()
+    folder = resources.files("vavae.data") / "demo"
+
+    def read(name: str) -> NDArray[np.uint8]:
+        with (folder / name).open("rb") as file, Image.open(file) as image:
+            mosaic = np.asarray(image.convert("RGB"))
+        tiles = mosaic.reshape(-1, 32, description["columns"], 32, 3)
+        return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
+
+    pixels = np.concatenate([read(name) for name in description["splits"][split]["files"]])
+    pixels.flags.writeable = False
+    return pixels
+
+
+class DemoImages(ArrayImages):
+    """The embedded real images: a class-balanced part of CIFAR-10 (A. Krizhevsky 2009), 32x32, 10 classes.
+
+    Args:
+        split: "train" (5,000 images, 500 per class) or "test" (1,000 images, 100 per class).
+    """
+
+    def __init__(self, split: Split = "train") -> None:
+        _check_split(split)
+        description = _demo_description()
+        entry = description["splits"][split]
+        labels = np.array([int(digit) for digit in entry["labels"]], dtype=np.int64)
+        super().__init__(demo_pixels(split), labels, description["class_names"], f"demo-{split}")
+        self.provenance: str = description["provenance"]
+
+
+class Cifar10Images(ArrayImages):
+    """The whole of CIFAR-10 from the asset `cifar10`: 50,000 training or 10,000 test images, 32x32.
+
+    Args:
+        split: "train" or "test".
+    """
+
+    def __init__(self, split: Split = "train") -> None:
+        from vavae.pretrained import assets
+
+        _check_split(split)
+        folder = Path(assets.path("cifar10"))
+        names = [f"data_batch_{i}.png" for i in range(1, 6)] if split == "train" else ["test_batch.png"]
+        with _large_images_allowed():
+            pixels = np.concatenate([_rows_of_png(folder / name) for name in names])
+        # "lables" is how the package spells it.
+        labels = json.loads((folder / f"{split}_lables.json").read_text())
+        super().__init__(pixels, labels, _demo_description()["class_names"], f"cifar10-{split}")
+
+
+class _large_images_allowed:
+    """Lift Pillow's limit on pixels while reading files whose hash has been checked."""
+
+    def __enter__(self) -> None:
+        self._limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+
+    def __exit__(self, *_: object) -> None:
+        Image.MAX_IMAGE_PIXELS = self._limit
+
+
+def _rows_of_png(path: Path) -> NDArray[np.uint8]:
+    """A PNG with one 32x32 RGB image per row -> (N, 32, 32, 3)."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
+
+
+def read_rgb(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file as upright RGB.
+
+    EXIF orientation is applied, transparency is dropped, 16-bit grey values keep their high byte, and of an
+    animation the first frame is taken. Raises OSError or ValueError if the file cannot be decoded whole.
+    """
+    with Image.open(path) as image:
+        if image.mode.startswith("I;16"):
+            upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        else:
+            upright = image
+        return ImageOps.exif_transpose(upright).convert("RGB")
+
+
+def _decode_error(path: Path) -> str | None:
+    """Why `path` cannot be decoded, or None if it can."""
+    try:
+        with Image.open(path) as image:
+            # For JPEG this skips most of the inverse transform and still reads the file to its end.
+            image.draft("RGB", (32, 32))
+            image.load()
+    except UnidentifiedImageError:
+        return "not an image"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _header_error(path: Path) -> str | None:
+    try:
+        with Image.open(path):
+            return None
+    except UnidentifiedImageError:
+        return "not an image"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return str(error) or type(error).__name__
+
+
+class FolderImages:
+    """Images of a folder: one class per sub-folder (sorted by name), or a flat folder without labels.
+
+    Sub-folders are searched recursively; files and folders whose names begin with a dot, and files that do
+    not end like an image, are passed over. Unreadable images are left out, counted and named, so that
+    every index is an image that can be read.
+
+    Args:
+        folder: The folder.
+        unreadable_list: Where to write the paths of unreadable images and the reasons, one per line,
+            tab-separated; nothing is written if all can be read.
+        check: "decode" reads every file whole, which finds truncated ones; "header" reads only the beginnings,
+            for sets of millions known to be sound (a truncated image then raises UserError when it is used).
+
+    Attributes:
+        paths: Readable image files, sorted within their class.
+        unreadable: (path, reason) of each image left out.
+
+    Raises:
+        UserError: The folder is missing, holds nothing readable, or holds images both directly and in
+            sub-folders, so that the labels are in doubt.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        unreadable_list: str | os.PathLike[str] | None = None,
+        check: Literal["decode", "header"] = "decode",
+    ) -> None:
+        root = Path(folder)
+        if not root.is_dir():
+            raise UserError(f"no such folder of images: {root}")
+        direct = sorted(path for path in _visible_files(root) if _is_image_name(path))
+        classes = {
+            sub.name: sorted(path for path in _walk(sub) if _is_image_name(path))
+            for sub in sorted(root.iterdir())
+            if sub.is_dir() and not sub.name.startswith(".")
+        }
+        classes = {name: paths for name, paths in classes.items() if paths}
+        if direct and classes:
+            raise UserError(
+                f"{root} holds images directly ({direct[0].name}, ...) and in sub-folders ({next(iter(classes))}, ...): "
+                "put every image in a class folder, or none"
+            )
+        if not direct and not classes:
+            raise UserError(f"no images in folder: {root}")
+        self.root = root
+        self.name = root.resolve().name
+        self.class_names: tuple[str, ...] = tuple(classes) if classes else ("image",)
+
+        paths = direct or [path for group in classes.values() for path in group]
+        labels = np.repeat(np.arange(len(self.class_names)), [len(g) for g in classes.values()] or [len(direct)])
+        find_error = _decode_error if check == "decode" else _header_error
+        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+            errors = list(pool.map(find_error, paths, chunksize=64))
+        self.unreadable = [(path, error) for path, error in zip(paths, errors, strict=True) if error is not None]
+        readable = np.array([error is None for error in errors])
+        self.paths = [path for path, good in zip(paths, readable, strict=True) if good]
+        self.labels: NDArray[np.int64] = labels[readable].astype(np.int64)
+        if self.unreadable and unreadable_list is not None:
+            lines = (f"{path}\t{error}\n" for path, error in self.unreadable)
+            Path(unreadable_list).write_text("".join(lines))
+        if not self.paths:
+            path, error = self.unreadable[0]
+            raise UserError(
+                f"no readable images in folder: {root} ({len(self.unreadable)} failed, {path.name}: {error})"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, index: int) -> Image.Image:
+        path = self.paths[index]
+        try:
+            return read_rgb(path)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read image {path}: {error}") from error
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def fingerprint(self) -> str:
+        """Digest of relative paths, file sizes and labels; contents are not read again."""
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for path, label in zip(self.paths, self.labels, strict=True):
+            relative = path.relative_to(self.root).as_posix()
+            digest.update(f"{relative}\0{path.stat().st_size}\0{label}\n".encode())
+        return digest.hexdigest()
+
+
+def _is_image_name(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Visible files below `folder`; links are followed, each real folder once."""
+    seen = set()
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        real = current.resolve()
+        if real in seen:
+            continue
+        seen.add(real)
+        for path in current.iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                waiting.append(path)
+            elif path.is_file():
+                yield path
+
+
+def _check_split(split: str) -> None:
+    if split not in _SPLIT_FOLDERS:
+        raise UserError(f'unknown split "{split}": "train" or "test"')
+
+
+def open_images(
+    spec: str,
+    split: Split = "train",
+    unreadable_list: str | os.PathLike[str] | None = None,
+    check: Literal["decode", "header"] = "decode",
+) -> ImageSource:
+    """Open the images that `spec` names.
+
+    Args:
+        spec: "demo" (embedded), "cifar10" (fetched as an asset on first use), or a folder.
+        split: "train" or "test". A folder that has sub-folders of such names (`train`; `test` or `val`)
+            is entered; any other folder is taken whole for both splits.
+        unreadable_list: See `FolderImages`.
+        check: See `FolderImages`.
+
+    Raises:
+        UserError: `spec` is neither a known name nor a folder of images, or has no such split.
+    """
+    _check_split(split)
+    if spec == "demo":
+        return DemoImages(split)
+    if spec == "cifar10":
+        return Cifar10Images(split)
+    root = Path(spec).expanduser()
+    if not root.is_dir():
+        raise UserError(f'no such images: {spec} (a folder, "demo" or "cifar10")')
+    inside = {which: [root / n for n in names if (root / n).is_dir()] for which, names in _SPLIT_FOLDERS.items()}
+    if inside[split]:
+        root = inside[split][0]
+    elif inside["train"]:
+        raise UserError(f"{root} has a train folder but none of {', '.join(_SPLIT_FOLDERS[split])}")
+    return FolderImages(root, unreadable_list, check)
