@@ -192,7 +192,8 @@ class Engine:
 
     def _log(self, tracker: Tracker, rate: float) -> dict[str, float]:
         count = self._summed_steps
-        means = {name: float(value) / count for name, value in self._sums.items()}
+        # Sorted, as a resumed run has the names in the order of its checkpoint.
+        means = {name: float(self._sums[name]) / count for name in sorted(self._sums)}
         self._sums, self._summed_steps = {}, 0
         skipped = [name for name, share in means.items() if name.startswith("skipped/") and share == 1.0]
         tracker.log(self.images_seen, {"step": self.steps_done, **means}, {"images_per_second": rate})
@@ -214,7 +215,6 @@ class Engine:
             for index, slots in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer/{name}/{index}/{slot}": value for slot, value in slots.items()}
         tensors |= {f"sum/{name}": value for name, value in self._sums.items()}
-        # Tied or viewed tensors would share storage, which safetensors refuses.
         numbers = {
             "images_seen": self.images_seen,
             "steps_done": self.steps_done,

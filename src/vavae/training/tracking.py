@@ -1,6 +1,7 @@
 """What a run writes down: `metrics.jsonl`, TensorBoard events, the recipe and the versions used."""
 
 import json
+import math
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -61,8 +62,10 @@ class Tracker:
     def log(self, images: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
         """Write one line to each file."""
         for name, numbers in (("metrics", metrics), ("timing", timing)):
+            # JSON has no NaN: a number that is not finite is written as null.
+            line = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
             with self._files[name].open("a") as file:
-                file.write(json.dumps({"images": images, **numbers}) + "\n")
+                file.write(json.dumps({"images": images, **line}) + "\n")
             if self._writer is not None:
                 for key, value in numbers.items():
                     self._writer.add_scalar(f"{name}/{key}", value, images)
@@ -73,7 +76,7 @@ class Tracker:
             self._writer.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, float | None]]:
     """Lines of a run's `metrics.jsonl`, oldest first; empty where there is none."""
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
