@@ -61,7 +61,6 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder for the WebP mosaics and demo.json")
     arguments = parser.parse_args()
 
-    Image.MAX_IMAGE_PIXELS = None  # ten thousand images in one file look like a decompression bomb
     arguments.output.mkdir(parents=True, exist_ok=True)
     splits = {}
     for split, (image_files, label_file, per_class) in SPLITS.items():

@@ -91,7 +91,7 @@ class ArrayImages:
         if self.labels.shape != (len(pixels),):
             raise ValueError(f"{len(pixels)} images but labels of shape {self.labels.shape}")
         self.class_names = tuple(class_names)
-        if len(self.labels) and not (0 <= self.labels.min() and self.labels.max() < len(self.class_names)):
+        if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.class_names)):
             raise ValueError(f"labels must be in [0, {len(self.class_names)})")
         self.name = name
         self.pixels.flags.writeable = False
@@ -169,22 +169,10 @@ class Cifar10Images(ArrayImages):
         _check_split(split)
         folder = Path(assets.path("cifar10"))
         names = [f"data_batch_{i}.png" for i in range(1, 6)] if split == "train" else ["test_batch.png"]
-        with _large_images_allowed():
-            pixels = np.concatenate([_rows_of_png(folder / name) for name in names])
+        pixels = np.concatenate([_rows_of_png(folder / name) for name in names])
         # "lables" is how the package spells it.
         labels = json.loads((folder / f"{split}_lables.json").read_text())
         super().__init__(pixels, labels, _demo_description()["class_names"], f"cifar10-{split}")
-
-
-class _large_images_allowed:
-    """Lift Pillow's limit on pixels while reading files whose hash has been checked."""
-
-    def __enter__(self) -> None:
-        self._limit = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
-
-    def __exit__(self, *_: object) -> None:
-        Image.MAX_IMAGE_PIXELS = self._limit
 
 
 def _rows_of_png(path: Path) -> NDArray[np.uint8]:
@@ -200,11 +188,10 @@ def read_rgb(path: str | os.PathLike[str]) -> Image.Image:
     animation the first frame is taken. Raises OSError or ValueError if the file cannot be decoded whole.
     """
     with Image.open(path) as image:
-        if image.mode.startswith("I;16"):
-            upright = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        else:
-            upright = image
-        return ImageOps.exif_transpose(upright).convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return upright.convert("RGB")
 
 
 def _decode_error(path: Path) -> str | None:
@@ -272,7 +259,7 @@ class FolderImages:
         classes = {name: paths for name, paths in classes.items() if paths}
         if direct and classes:
             raise UserError(
-                f"{root} holds images directly ({direct[0].name}, ...) and in sub-folders ({next(iter(classes))}, ...): "
+                f"{root} holds images both directly ({direct[0].name}) and in sub-folders ({next(iter(classes))}): "
                 "put every image in a class folder, or none"
             )
         if not direct and not classes:
