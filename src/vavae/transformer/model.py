@@ -15,10 +15,9 @@ from vavae.transformer.positions import (
     POSITIONS,
     Positions,
     RotaryEmbedding,
-    axis_coordinates,
     embedding_of_grid,
     rotary_of_grid,
-    sincos_embedding,
+    tables_of_grid,
 )
 from vavae.transformer.sizes import parse_size
 
@@ -218,8 +217,8 @@ class LightningDiT(nn.Module):
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
-        rows, columns = (axis_coordinates(size, size, "recompute") for size in self.config.grid)
-        self.pos_embed.copy_(sincos_embedding(self.config.width, rows, columns)[None])
+        grid, cpu = self.config.grid, torch.device("cpu")
+        self.pos_embed.copy_(embedding_of_grid(self.config.width, grid, grid, "recompute", cpu))
         if self.feat_rope is not None:
             self.feat_rope.reset()
 
@@ -283,5 +282,9 @@ class LightningDiT(nn.Module):
             rope = self.feat_rope
             return self.pos_embed, None if rope is None else (rope.freqs_cos, rope.freqs_sin)
         placing = (grid, config.grid, config.positions, device)
-        embedding = embedding_of_grid(config.width, *placing)
-        return embedding, rotary_of_grid(config.head_dim, *placing) if config.rope else None
+        if torch.compiler.is_compiling():
+            # In the graph, where it works for any number of grids and costs a few small kernels: a compiled
+            # graph cannot look into a cache.
+            embedding = embedding_of_grid(config.width, *placing)
+            return embedding, rotary_of_grid(config.head_dim, *placing) if config.rope else None
+        return tables_of_grid(config.width, config.head_dim if config.rope else None, *placing)

@@ -25,9 +25,9 @@ POSITIONS: tuple[Positions, ...] = get_args(Positions)
 _BASE = 10000.0
 
 
-def axis_coordinates(size: int, trained: int, positions: Positions) -> Tensor:
+def axis_coordinates(size: int, trained: int, positions: Positions, device: torch.device | str = "cpu") -> Tensor:
     """Coordinates of `size` rows (or columns) where the network was trained on `trained`: (size,) float64."""
-    index = torch.arange(size, dtype=torch.float64, device="cpu")
+    index = torch.arange(size, dtype=torch.float64, device=device)
     if positions == "recompute":
         return index
     if size == 1:
@@ -35,8 +35,15 @@ def axis_coordinates(size: int, trained: int, positions: Positions) -> Tensor:
     return index * (trained - 1) / (size - 1)
 
 
+def _coordinates(
+    grid: tuple[int, int], trained: tuple[int, int], positions: Positions, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    rows = axis_coordinates(grid[0], trained[0], positions, device)
+    return rows, axis_coordinates(grid[1], trained[1], positions, device)
+
+
 def sincos_embedding(width: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """The fixed position embedding of a grid: (len(rows)·len(columns), width) float64.
+    """The fixed position embedding of a grid: (len(rows)·len(columns), width), dtype of `rows`.
 
     The first width/2 channels encode the column, the last width/2 the row; each half holds width/4 sines and
     then width/4 cosines of the coordinate times 10000^(-k / (width/4)).
@@ -47,7 +54,7 @@ def sincos_embedding(width: int, rows: Tensor, columns: Tensor) -> Tensor:
         columns: (w,) coordinates.
     """
     quarter = width // 4
-    frequencies = _BASE ** -(torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+    frequencies = _BASE ** -(torch.arange(quarter, dtype=rows.dtype, device=rows.device) / quarter)
 
     def encode(coordinates: Tensor) -> Tensor:
         angles = coordinates[:, None] * frequencies
@@ -59,7 +66,7 @@ def sincos_embedding(width: int, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def rotary_tables(head_dim: int, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the axial rotary embedding: two (len(rows)·len(columns), head_dim) float64 tables.
+    """Cosines and sines of the axial rotary embedding: two (len(rows)·len(columns), head_dim) tables.
 
     Channels come in adjacent pairs, each rotated by one angle (so every entry stands twice). The pairs of the
     first half of a head turn with the row, those of the second half with the column; pair k turns by the
@@ -71,7 +78,7 @@ def rotary_tables(head_dim: int, rows: Tensor, columns: Tensor) -> tuple[Tensor,
         columns: (w,) coordinates.
     """
     half = head_dim // 2
-    frequencies = _BASE ** -(torch.arange(0, half, 2, dtype=torch.float64, device="cpu") / half)
+    frequencies = _BASE ** -(torch.arange(0, half, 2, dtype=rows.dtype, device=rows.device) / half)
     frequencies = frequencies.repeat_interleave(2)
     shape = (len(rows), len(columns), half)
     by_row = (rows[:, None] * frequencies)[:, None].expand(shape)
@@ -92,6 +99,42 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.stack((-b, a), dim=-1).flatten(-2) * sin
 
 
+def embedding_of_grid(
+    width: int, grid: tuple[int, int], trained: tuple[int, int], positions: Positions, device: torch.device
+) -> Tensor:
+    """The position embedding of a grid of a network trained on another: (1, h·w, width), float32."""
+    rows, columns = _coordinates(grid, trained, positions, device)
+    return sincos_embedding(width, rows, columns)[None].float()
+
+
+def rotary_of_grid(
+    head_dim: int, grid: tuple[int, int], trained: tuple[int, int], positions: Positions, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The rotary tables of a grid of a network trained on another: two (h·w, head_dim), float32."""
+    cos, sin = rotary_tables(head_dim, *_coordinates(grid, trained, positions, device))
+    return cos.float(), sin.float()
+
+
+@lru_cache(maxsize=16)
+def tables_of_grid(
+    width: int,
+    head_dim: int | None,
+    grid: tuple[int, int],
+    trained: tuple[int, int],
+    positions: Positions,
+    device: torch.device,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """Both of the above, computed on the CPU once per grid and kept on `device`; head_dim None for no rotation."""
+    cpu = torch.device("cpu")
+    # Tables made under inference mode could never be used in training, and these outlive the call.
+    with torch.inference_mode(False):
+        embedding = embedding_of_grid(width, grid, trained, positions, cpu).to(device)
+        if head_dim is None:
+            return embedding, None
+        cos, sin = rotary_of_grid(head_dim, grid, trained, positions, cpu)
+        return embedding, (cos.to(device), sin.to(device))
+
+
 class RotaryEmbedding(nn.Module):
     """Holds the rotary tables of the trained grid under their published names, as persistent buffers."""
 
@@ -109,37 +152,6 @@ class RotaryEmbedding(nn.Module):
     @torch.no_grad()
     def reset(self) -> None:
         """Fill the tables."""
-        rows, columns = (axis_coordinates(size, size, "recompute") for size in self.grid)
-        cos, sin = rotary_tables(self.head_dim, rows, columns)
+        cos, sin = rotary_of_grid(self.head_dim, self.grid, self.grid, "recompute", torch.device("cpu"))
         self.freqs_cos.copy_(cos)
         self.freqs_sin.copy_(sin)
-
-
-def _kept(table: Tensor, device: torch.device) -> Tensor:
-    # A table made under inference mode could never be used in training, and these outlive the call.
-    with torch.inference_mode(False):
-        return table.to(torch.float32).to(device, copy=True)
-
-
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=16)
-def embedding_of_grid(
-    width: int, grid: tuple[int, int], trained: tuple[int, int], positions: Positions, device: torch.device
-) -> Tensor:
-    """The position embedding of a grid other than the trained one: (1, h·w, width) float32.
-
-    Computed once per grid and device; torch.compile calls it while tracing and keeps the result as a constant.
-    """
-    rows, columns = (axis_coordinates(*sizes, positions) for sizes in zip(grid, trained, strict=True))
-    return _kept(sincos_embedding(width, rows, columns)[None], device)
-
-
-@torch.compiler.assume_constant_result
-@lru_cache(maxsize=16)
-def rotary_of_grid(
-    head_dim: int, grid: tuple[int, int], trained: tuple[int, int], positions: Positions, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The rotary tables of a grid other than the trained one: two (h·w, head_dim), float32; kept as above."""
-    rows, columns = (axis_coordinates(*sizes, positions) for sizes in zip(grid, trained, strict=True))
-    cos, sin = rotary_tables(head_dim, rows, columns)
-    return _kept(cos, device), _kept(sin, device)
