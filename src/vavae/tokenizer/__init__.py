@@ -1,0 +1,13 @@
+"""Images ⇄ latents: the autoencoder, its diagonal Gaussian posterior, and the statistics of its latents."""
+
+from vavae.tokenizer.autoencoder import AutoencoderConfig, AutoencoderKL
+from vavae.tokenizer.gaussian import DiagonalGaussian
+from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
+
+__all__ = [
+    "AutoencoderConfig",
+    "AutoencoderKL",
+    "DiagonalGaussian",
+    "LatentStatistics",
+    "RunningStatistics",
+]

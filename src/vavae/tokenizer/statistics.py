@@ -1,0 +1,144 @@
+"""Mean and standard deviation of latents, and the one pair of functions that applies them."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vavae.errors import UserError
+
+
+def _check(latents: Tensor, channels: int) -> None:
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise UserError(f"latents: shape (B, {channels}, h, w) is needed, not {tuple(latents.shape)}")
+
+
+@dataclass(frozen=True, eq=False)
+class LatentStatistics:
+    """Per-channel statistics of a tokenizer's latents over a data set.
+
+    Attributes:
+        mean: (C,), float32.
+        std: (C,), float32, all positive.
+        count: number of latents (images) they were computed over; 0 if unknown.
+    """
+
+    mean: Tensor
+    std: Tensor
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", self.mean.detach().to(torch.float32).flatten())
+        object.__setattr__(self, "std", self.std.detach().to(torch.float32).flatten())
+        if self.mean.shape != self.std.shape:
+            raise UserError(f"latent statistics: {self.mean.numel()} means but {self.std.numel()} standard deviations")
+        if not bool(torch.isfinite(self.mean).all()) or not bool((self.std > 0).all() & self.std.isfinite().all()):
+            raise UserError("latent statistics: means must be finite and standard deviations positive")
+
+    @property
+    def channels(self) -> int:
+        """Number of latent channels."""
+        return self.mean.numel()
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """(latents − mean) / std: what the transformer is trained on. (B, C, h, w), type and device kept."""
+        _check(latents, self.channels)
+        return (latents - self._like(self.mean, latents)) / self._like(self.std, latents)
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """latents · std + mean: what the decoder takes. (B, C, h, w), type and device kept."""
+        _check(latents, self.channels)
+        return latents * self._like(self.std, latents) + self._like(self.mean, latents)
+
+    @staticmethod
+    def _like(values: Tensor, latents: Tensor) -> Tensor:
+        return values.to(latents.device, latents.dtype).view(1, -1, 1, 1)
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Tensors that safetensors can store: `mean`, `std`, `count`."""
+        return {"mean": self.mean, "std": self.std, "count": torch.tensor(self.count, dtype=torch.int64)}
+
+    @classmethod
+    def from_dict(cls, tensors: dict[str, Tensor]) -> Self:
+        """Inverse of `to_dict`; also takes the published form, (1, C, 1, 1) tensors without a count."""
+        for name in ("mean", "std"):
+            if name not in tensors:
+                raise UserError(f"latent statistics: no tensor named {name}")
+        count = int(tensors["count"]) if "count" in tensors else 0
+        return cls(tensors["mean"], tensors["std"], count)
+
+
+class RunningStatistics:
+    """Exact mean and variance per channel of any number of latents, seen in batches, in float64.
+
+    Counts, means and sums of squared deviations of two parts combine without loss (Chan, Golub, LeVeque 1979),
+    so parts may come from different batches, processes, or runs.
+
+    Args:
+        channels: number of latent channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self.images = 0
+        self.values = 0  # per channel: images times positions
+        self.mean = torch.zeros(channels, dtype=torch.float64)
+        self.squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared deviations from the mean
+
+    def update(self, latents: Tensor) -> None:
+        """Add (B, C, h, w) latents."""
+        _check(latents, self.channels)
+        if latents.numel() == 0:
+            return
+        flat = latents.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)
+        mean = flat.mean(1)
+        self._combine(len(latents), flat.shape[1], mean, (flat - mean[:, None]).square().sum(1))
+
+    def merge(self, other: "RunningStatistics") -> None:
+        """Add everything `other` has seen, for example in another process."""
+        if other.channels != self.channels:
+            raise UserError(f"latent statistics: {other.channels} channels cannot join {self.channels}")
+        if other.values > 0:
+            self._combine(other.images, other.values, other.mean, other.squares)
+
+    def _combine(self, images: int, values: int, mean: Tensor, squares: Tensor) -> None:
+        total = self.values + values
+        difference = mean - self.mean
+        self.mean = self.mean + difference * (values / total)
+        self.squares = self.squares + squares + difference.square() * (self.values * values / total)
+        self.images += images
+        self.values = total
+
+    def finalize(self) -> LatentStatistics:
+        """The statistics so far; the standard deviation is the unbiased one.
+
+        Raises:
+            UserError: with fewer than two values per channel, or a channel that is constant.
+        """
+        if self.values < 2:
+            raise UserError(f"latent statistics: {self.values} values per channel are too few")
+        std = (self.squares / (self.values - 1)).sqrt()
+        return LatentStatistics(self.mean, std, self.images)
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Tensors that safetensors can store: `images`, `values`, `mean`, `squares`."""
+        return {
+            "images": torch.tensor(self.images, dtype=torch.int64),
+            "values": torch.tensor(self.values, dtype=torch.int64),
+            "mean": self.mean,
+            "squares": self.squares,
+        }
+
+    @classmethod
+    def from_dict(cls, tensors: dict[str, Tensor]) -> Self:
+        """Inverse of `to_dict`."""
+        for name in ("images", "values", "mean", "squares"):
+            if name not in tensors:
+                raise UserError(f"latent statistics: no tensor named {name}")
+        statistics = cls(tensors["mean"].numel())
+        statistics.images = int(tensors["images"])
+        statistics.values = int(tensors["values"])
+        statistics.mean = tensors["mean"].to(torch.float64)
+        statistics.squares = tensors["squares"].to(torch.float64)
+        return statistics
