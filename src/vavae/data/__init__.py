@@ -4,6 +4,17 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "BatchLoader": "stream",
+    "Batch": "stream",
+    "IndexStream": "stream",
+    "InMemoryImages": "transforms",
+    "center_crop": "transforms",
+    "published_random_crop": "transforms",
+    "to_tensor": "transforms",
+    "to_uint8": "transforms",
+    "flip_horizontally": "transforms",
+    "load_pixels": "transforms",
+    "load_images": "transforms",
     "ArrayImages": "sources",
     "Cifar10Images": "sources",
     "DemoImages": "sources",

@@ -112,7 +112,7 @@ class ArrayImages:
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.pixels.shape, self.class_names)).encode())
-        digest.update(np.ascontiguousarray(self.pixels))
+        digest.update(np.ascontiguousarray(self.pixels).data)
         digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 

@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vavae.data import (
+    DemoImages,
+    FolderImages,
+    InMemoryImages,
+    center_crop,
+    flip_horizontally,
+    load_images,
+    load_pixels,
+    published_random_crop,
+    to_tensor,
+    to_uint8,
+)
+
+DEMO = DemoImages("test")
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """A real mosaic of demo images, cut to the wanted size."""
+    rows, columns = -(-height // 32), -(-width // 32)
+    tiles = DEMO.pixels[np.arange(rows * columns) % len(DEMO)].reshape(rows, columns, 32, 32, 3)
+    pixels = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * 32, columns * 32, 3)[:height, :width]
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def adm_center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Second implementation, in arrays: an even box halving is a mean of 2x2 pixels."""
+    while min(pixels.shape[:2]) >= 2 * size:
+        height, width = (side // 2 * 2 for side in pixels.shape[:2])
+        assert (height, width) == pixels.shape[:2], "the test uses even sides"
+        # Pillow resizes rows first, then columns, and rounds after each.
+        rows = np.floor(pixels.reshape(height, width // 2, 2, 3).astype(np.float64).mean(axis=2) + 0.5)
+        pixels = np.floor(rows.reshape(height // 2, 2, width // 2, 3).mean(axis=1) + 0.5).astype(np.uint8)
+    height, width = pixels.shape[:2]
+    scale = size / min(height, width)
+    resized = np.asarray(Image.fromarray(pixels).resize((round(width * scale), round(height * scale)), Image.BICUBIC))
+    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+    return resized[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"), [(512, 256, 64), (256, 320, 64), (96, 71, 64), (40, 64, 64), (400, 256, 32)]
+)
+def test_center_crop_agrees_with_second_implementation(width, height, size):
+    image = photograph(width, height)
+    ours = np.asarray(center_crop(image, size))
+    assert ours.shape == (size, size, 3)
+    assert (ours == adm_center_crop(np.asarray(image), size)).all()
+
+
+def test_center_crop_at_native_size_changes_nothing():
+    assert (np.asarray(center_crop(DEMO.image(3), 32)) == DEMO.pixels[3]).all()
+
+
+def test_center_crop_takes_the_middle():
+    wide = np.zeros((32, 96, 3), dtype=np.uint8)
+    wide[:, 32:64] = DEMO.pixels[5]
+    assert (np.asarray(center_crop(Image.fromarray(wide), 32)) == DEMO.pixels[5]).all()
+
+
+def bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear resize without anti-aliasing, half-pixel centres, in float64."""
+
+    def axis(length: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        centre = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
+        low = np.floor(centre).astype(int)
+        return low, np.minimum(low + 1, length - 1), centre - low
+
+    top, bottom, down = axis(pixels.shape[0], height)
+    left, right, across = axis(pixels.shape[1], width)
+    p = pixels.astype(np.float64)
+    rows = p[top] * (1 - down)[:, None, None] + p[bottom] * down[:, None, None]
+    return rows[:, left] * (1 - across)[:, None] + rows[:, right] * across[:, None]
+
+
+def test_published_random_crop_is_a_window_of_the_bilinear_resize():
+    image = photograph(150, 100)
+    expected = bilinear(np.asarray(image), 64, 96)
+    lefts = set()
+    for position in range(40):
+        crop = np.asarray(published_random_crop(image, 64, seed=1, position=position)).astype(float)
+        assert crop.shape == (64, 64, 3)
+        errors = [np.abs(crop - expected[:, left : left + 64]).max() for left in range(33)]
+        assert min(errors) <= 0.51
+        lefts.add(int(np.argmin(errors)))
+    assert len(lefts) > 15 and min(lefts) < 6 and max(lefts) > 26
+
+
+def test_random_crop_depends_on_seed_and_position_only():
+    image = photograph(150, 100)
+
+    def crop(seed: int, position: int) -> bytes:
+        return published_random_crop(image, 64, seed, position).tobytes()
+
+    assert crop(1, 2) == crop(1, 2)
+    assert len({crop(seed, position) for seed in range(2) for position in range(5)}) >= 8
+    smooth = published_random_crop(image, 64, 1, 2, antialias=True)
+    assert smooth.size == (64, 64) and smooth.tobytes() != crop(1, 2)
+
+
+def test_every_pixel_value_survives_the_round_trip():
+    values = torch.arange(256, dtype=torch.uint8).repeat(3, 1).T.reshape(1, 16, 16, 3).contiguous()
+    images = to_tensor(values)
+    assert images.shape == (1, 3, 16, 16) and images.dtype == torch.float32
+    assert images.min() == -1 and images.max() == 1
+    assert torch.equal(images[0, 0].flatten().double(), (torch.arange(256.0) / 127.5 - 1).double())
+    assert torch.equal(to_uint8(images), values)
+
+
+def test_uint8_clamps_and_truncates():
+    x = torch.tensor([-3.0, -1.0, 0.0, 0.0039, 1.0, 7.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
+    assert to_uint8(x)[0, 0, :, 0].tolist() == [0, 0, 128, 128, 255, 255]
+    with pytest.raises(ValueError, match="uint8"):
+        to_tensor(np.zeros((2, 3, 4, 4), dtype=np.uint8))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-1.25, 1.25))
+def test_uint8_is_the_nearest_value(x):
+    value = int(to_uint8(torch.full((3, 1, 1), x))[0, 0, 0])
+    assert abs(value - min(max((x + 1) * 127.5, 0), 255)) <= 0.5001
+
+
+def test_flip():
+    images = to_tensor(DEMO.pixels[:3])
+    mask = torch.tensor([True, False, True])
+    flipped = flip_horizontally(images, mask)
+    assert (to_uint8(flipped).numpy()[[0, 2]] == DEMO.pixels[[0, 2]][:, :, ::-1]).all()
+    assert torch.equal(flipped[1], images[1])
+    assert torch.equal(flip_horizontally(flip_horizontally(images)), images)
+
+
+def test_load_images_from_folder_and_memory(tmp_path):
+    for i in range(5):
+        photograph(50 + i, 70 - i).save(tmp_path / f"{i}.png")
+    source = FolderImages(tmp_path)
+    pixels = load_pixels(source, torch.tensor([4, 0, 4]), 48)
+    assert pixels.shape == (3, 48, 48, 3) and pixels.dtype == torch.uint8
+    assert (pixels[0].numpy() == np.asarray(center_crop(source.image(4), 48))).all()
+    assert torch.equal(pixels[0], pixels[2]) and not torch.equal(pixels[0], pixels[1])
+    memory = InMemoryImages(source, 48)
+    assert torch.equal(load_images(memory, [4, 0], 48), to_tensor(pixels[:2]))
+    assert memory.class_names == source.class_names and len(memory) == 5
+
+
+def test_fast_path_equals_the_slow_one():
+    fast = load_pixels(DEMO, [7, 3], 32)
+    slow = np.stack([np.asarray(center_crop(DEMO.image(i), 32)) for i in (7, 3)])
+    assert (fast.numpy() == slow).all()
+    fast += 1  # a copy: the shared array must not change
+    assert (load_pixels(DEMO, [7, 3], 32).numpy() == slow).all()
