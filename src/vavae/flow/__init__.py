@@ -1,0 +1,59 @@
+"""Noise to data and back: paths, times, the training loss, solvers, guidance, sampling."""
+
+from vavae.flow.guidance import Guidance, guided_prediction
+from vavae.flow.loss import flow_matching_loss, velocity_loss
+from vavae.flow.paths import (
+    CosinePath,
+    LinearPath,
+    Path,
+    PathName,
+    Prediction,
+    VariancePreservingPath,
+    path_by_name,
+)
+from vavae.flow.sampling import sample
+from vavae.flow.solvers import (
+    SOLVERS,
+    Dopri5,
+    EulerMaruyama,
+    RungeKutta,
+    Solver,
+    SolverName,
+    counter_noise,
+    euler,
+    heun,
+    midpoint,
+    rk4,
+    solver_by_name,
+)
+from vavae.flow.times import TimeDistribution, shift_times, shifted_times
+
+__all__ = [
+    "SOLVERS",
+    "CosinePath",
+    "Dopri5",
+    "EulerMaruyama",
+    "Guidance",
+    "LinearPath",
+    "Path",
+    "PathName",
+    "Prediction",
+    "RungeKutta",
+    "Solver",
+    "SolverName",
+    "TimeDistribution",
+    "VariancePreservingPath",
+    "counter_noise",
+    "euler",
+    "flow_matching_loss",
+    "guided_prediction",
+    "heun",
+    "midpoint",
+    "path_by_name",
+    "rk4",
+    "sample",
+    "shift_times",
+    "shifted_times",
+    "solver_by_name",
+    "velocity_loss",
+]

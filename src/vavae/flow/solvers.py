@@ -1,0 +1,232 @@
+"""Solvers that carry noise along a velocity field to data. All share one signature:
+
+    solve(velocity, x, times, *, callback=None) -> x
+
+    velocity: (x, t) -> dx/dt of the shape of x; t is a Python number.
+    x: (B, ...) the state at times[0]; it is not changed.
+    times: grid points, rising; a CPU tensor or numbers. Fixed-step solvers take one step between two of them.
+    callback: called as callback(step, t, x, v) at the start of each step, v being the velocity there.
+    returns: the state at times[-1]. No other state is kept.
+
+Every sample goes its own way through a fixed-step solver. The adaptive one chooses its steps for the batch as
+a whole, so there a sample depends on its batch within the tolerance.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from vavae import counter
+from vavae.errors import UserError
+from vavae.flow.paths import LinearPath, Path
+
+Velocity = Callable[[Tensor, float], Tensor]
+StepCallback = Callable[[int, float, Tensor, Tensor], None]
+StepNoise = Callable[[int, Tensor], Tensor]
+
+
+class Solver(Protocol):
+    """What every solver is."""
+
+    def __call__(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        times: Tensor | Sequence[float],
+        *,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Carry x from times[0] to times[-1]."""
+        ...
+
+
+def _numbers(times: Tensor | Sequence[float]) -> list[float]:
+    return times.tolist() if isinstance(times, Tensor) else list(times)
+
+
+def _steps(times: Tensor | Sequence[float]) -> Iterator[tuple[int, float, float]]:
+    """(step, start, length) of each step."""
+    numbers = _numbers(times)
+    for step, (start, end) in enumerate(pairwise(numbers)):
+        yield step, start, end - start
+
+
+@dataclass(frozen=True)
+class RungeKutta:
+    """An explicit Runge-Kutta method with fixed steps.
+
+    Attributes:
+        stages: For each stage after the first, the weights of the earlier slopes (the rows of the Butcher
+            tableau); a stage's time is their sum.
+        weights: Weights of all slopes in the step.
+    """
+
+    stages: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+    def __call__(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        times: Tensor | Sequence[float],
+        *,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Carry x from times[0] to times[-1]."""
+        for step, t, dt in _steps(times):
+            slopes = [velocity(x, t)]
+            if callback is not None:
+                callback(step, t, x, slopes[0])
+            for row in self.stages:
+                slopes.append(velocity(_advance(x, dt, row, slopes), t + dt * sum(row)))
+            x = _advance(x, dt, self.weights, slopes)
+        return x
+
+
+def _advance(x: Tensor, dt: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """x + dt · sum of weight · slope."""
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            x = x + (dt * weight) * slope
+    return x
+
+
+euler = RungeKutta(stages=(), weights=(1.0,))
+heun = RungeKutta(stages=((1.0,),), weights=(0.5, 0.5))
+midpoint = RungeKutta(stages=((0.5,),), weights=(0.0, 1.0))
+# Kutta's 3/8 rule, which is what torchdiffeq and so the published code call rk4.
+rk4 = RungeKutta(stages=((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), weights=(1 / 8, 3 / 8, 3 / 8, 1 / 8))
+
+
+@dataclass(frozen=True)
+class Dopri5:
+    """The adaptive Dormand-Prince method of order 5 (torchdiffeq); of `times` only the ends count.
+
+    Attributes:
+        atol: Absolute tolerance.
+        rtol: Relative tolerance.
+    """
+
+    atol: float = 1e-6
+    rtol: float = 1e-3
+
+    def __call__(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        times: Tensor | Sequence[float],
+        *,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Carry x from times[0] to times[-1]; the callback sees each accepted step."""
+        from torchdiffeq import odeint
+
+        observed = _Observed(velocity, callback)
+        numbers = _numbers(times)
+        ends = torch.tensor([numbers[0], numbers[-1]], dtype=torch.float64, device=x.device)
+        return odeint(observed, x, ends, method="dopri5", atol=self.atol, rtol=self.rtol)[-1]
+
+
+class _Observed:
+    """A velocity in torchdiffeq's order of arguments, which tells the callback of accepted steps.
+
+    The last slope of an accepted step is the first of the next, so no extra evaluation is needed.
+    """
+
+    def __init__(self, velocity: Velocity, callback: StepCallback | None) -> None:
+        self.velocity = velocity
+        self.callback = callback
+        self.step = 0
+        self.start: Tensor | None = None
+        self.latest: Tensor | None = None
+
+    def __call__(self, t: Tensor, x: Tensor) -> Tensor:
+        self.latest = self.velocity(x, float(t))
+        if self.start is None:
+            self.start = self.latest
+        return self.latest
+
+    def callback_accept_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
+        """Called by torchdiffeq with the start of a step it accepted."""
+        if self.callback is not None and self.start is not None:
+            self.callback(self.step, float(t), x, self.start)
+        self.step += 1
+        self.start = self.latest
+
+
+@dataclass(frozen=True)
+class EulerMaruyama:
+    """The stochastic sampler with the same marginals as the flow (SiT, arXiv 2401.08740, section 2.3).
+
+    dx = (v + w/2 · score) dt + sqrt(w) dW with w(t) = diffusion · sigma(t); the score follows from the
+    velocity. The last step follows the velocity alone, so that no noise is left.
+
+    Attributes:
+        path: The path the velocity belongs to.
+        diffusion: Strength of the noise; 0 is Euler's method.
+        noise: (step, x) -> standard normal numbers of the shape of x. None draws them from torch's default
+            generator; `counter_noise` makes them a function of seed and image.
+    """
+
+    path: Path = field(default_factory=LinearPath)
+    diffusion: float = 1.0
+    noise: StepNoise | None = None
+
+    def __call__(
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        times: Tensor | Sequence[float],
+        *,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """Carry x from times[0] to times[-1]."""
+        last = len(times) - 2
+        for step, t, dt in _steps(times):
+            v = velocity(x, t)
+            if callback is not None:
+                callback(step, t, x, v)
+            if step == last:
+                return x + dt * v
+            time = torch.tensor(t, dtype=x.dtype, device=x.device)
+            noise = self.path.convert(v, x, time, "velocity", "noise")
+            spread = (self.diffusion * float(self.path.coefficients(torch.tensor(t)).sigma) * dt) ** 0.5
+            fresh = torch.randn_like(x) if self.noise is None else self.noise(step, x)
+            # score = -noise / sigma and w = diffusion · sigma: sigma cancels in w/2 · score.
+            x = x + dt * (v - self.diffusion / 2 * noise) + spread * fresh
+        return x
+
+
+def counter_noise(seed: int, indices: Tensor | Sequence[int]) -> StepNoise:
+    """Noise for `EulerMaruyama` that depends only on seed, step and the index of each image in the batch."""
+
+    def noise(step: int, x: Tensor) -> Tensor:
+        return counter.normal(seed, f"flow.sde/{step}", indices, x.shape[1:], device=x.device).to(x.dtype)
+
+    return noise
+
+
+SolverName = Literal["euler", "heun", "midpoint", "rk4", "dopri5", "euler_maruyama"]
+SOLVERS: dict[str, Solver] = {
+    "euler": euler,
+    "heun": heun,
+    "midpoint": midpoint,
+    "rk4": rk4,
+    "dopri5": Dopri5(),
+    "euler_maruyama": EulerMaruyama(),
+}
+
+
+def solver_by_name(name: str) -> Solver:
+    """The solver called `name`, with its defaults.
+
+    Raises:
+        UserError: No such solver.
+    """
+    if name not in SOLVERS:
+        raise UserError(f"solver: {name!r} is not one of {', '.join(SOLVERS)}")
+    return SOLVERS[name]
