@@ -4,6 +4,12 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "LatentDataset": "latents",
+    "LatentSettings": "latents",
+    "ResidentLatents": "latents",
+    "LatentWriter": "latent_writer",
+    "Shard": "latent_writer",
+    "write_published_layout": "latent_writer",
     "BatchLoader": "stream",
     "Batch": "stream",
     "IndexStream": "stream",

@@ -1,0 +1,279 @@
+"""Writing latents: resumable shards from any number of processes, and the layout of the published extractor."""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vavae.data.latents import (
+    FORMAT,
+    INDEX_NAME,
+    PUBLISHED_STATISTICS_NAME,
+    STATISTICS_CHUNK,
+    STATISTICS_NAME,
+    LatentDataset,
+    LatentSettings,
+    ShardRecord,
+    file_sha256,
+)
+from vavae.errors import UserError
+from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A contiguous range of images that is encoded and stored together.
+
+    Attributes:
+        number: Number of the shard, over all processes.
+        first: Index of its first image.
+        count: Number of its images.
+    """
+
+    number: int
+    first: int
+    count: int
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """Image indices in batches of at most `batch_size`, (B,) int64 each."""
+        return iter(torch.arange(self.first, self.first + self.count).split(batch_size))
+
+
+@dataclass(frozen=True, eq=False)
+class _Note:
+    """What is written beside a finished shard, so that any process of a later run knows it."""
+
+    record: ShardRecord
+    settings: dict[str, Any]
+    statistics: RunningStatistics
+
+    def save(self, path: Path) -> None:
+        sums = {key: value.tolist() for key, value in self.statistics.to_dict().items()}
+        note = {"shard": asdict(self.record), "settings": self.settings, "statistics": sums}
+        with _written_whole(path) as temporary:
+            temporary.write_text(json.dumps(note))
+
+    @classmethod
+    def load(cls, path: Path) -> "_Note | None":
+        """The note in `path`, or None if it is damaged or its shard is gone: the shard is then made again."""
+        try:
+            note = json.loads(path.read_text())
+            sums = note["statistics"]
+            tensors = {key: torch.tensor(sums[key]) for key in ("images", "values")}
+            tensors |= {key: torch.tensor(sums[key], dtype=torch.float64) for key in ("mean", "squares")}
+            loaded = cls(ShardRecord(**note["shard"]), note["settings"], RunningStatistics.from_dict(tensors))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return loaded if (path.parent / loaded.record.file).is_file() else None
+
+
+class LatentWriter:
+    """Writes the latents of `total` images, shard by shard; any number of processes may share the folder.
+
+    A shard appears whole or not at all. Shards finished by an earlier run, and unchanged since by their
+    sha256, are not made again, also where the number of processes has changed.
+
+        writer = LatentWriter(folder, len(source), settings, rank=rank, world=world)
+        for shard in writer.missing():
+            writer.write(shard, ((latents, flipped, labels) for indices in shard.batches(64) ...))
+        # after all processes are through, in one of them:
+        writer.finish()
+
+    Args:
+        folder: Where to write; made if missing.
+        total: Number of images over all processes.
+        settings: What the latents are made of.
+        shard_size: Images per shard.
+        rank: This process.
+        world: Number of processes.
+
+    Raises:
+        UserError: The folder holds latents made with other settings.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        total: int,
+        settings: LatentSettings,
+        shard_size: int = 4096,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if total < 1:
+            raise UserError("there are no images to encode")
+        if shard_size < 1:
+            raise UserError(f"shard_size must be at least 1, not {shard_size}")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world}")
+        self.folder = Path(folder)
+        self.total = total
+        self.settings = settings
+        self.rank = rank
+        self.shards = [
+            Shard(number, first, min(shard_size, total - first))
+            for number, first in enumerate(range(0, total, shard_size))
+        ]
+        self._own = self.shards[rank::world]
+        # As JSON gives it back, to compare with what other runs noted.
+        described = asdict(settings) | {"total": total, "shard_size": shard_size}
+        self._description: dict[str, Any] = json.loads(json.dumps(described))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for note in self._notes().values():
+            for key, value in self._description.items():
+                if note.settings.get(key) != value:
+                    raise UserError(
+                        f"{self.folder / note.record.file} was made with {key} = {note.settings.get(key)}, "
+                        f"not {value}: encode into another folder, or empty this one"
+                    )
+
+    def _notes(self) -> dict[int, _Note]:
+        """Notes of all finished shards, by shard number."""
+        notes = {}
+        for path in sorted(self.folder.glob("latents_rank*_shard*.json")):
+            named = re.fullmatch(r"latents_rank\d+_shard(\d+)", path.stem)
+            note = _Note.load(path) if named else None
+            if named and note is not None:
+                notes[int(named[1])] = note
+        return notes
+
+    def missing(self) -> list[Shard]:
+        """This process's shards that are not finished, or whose files have changed since; reads the others once."""
+        notes = self._notes()
+        return [shard for shard in self._own if not self._is_sound(notes.get(shard.number))]
+
+    def _is_sound(self, note: _Note | None) -> bool:
+        return note is not None and file_sha256(self.folder / note.record.file) == note.record.sha256
+
+    def write(self, shard: Shard, batches: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> None:
+        """Store one shard.
+
+        Args:
+            shard: One of `missing()`.
+            batches: (latents, latents of the mirrored images, labels) in the order of the shard's images:
+                (B, C, h, w), the same or None, and (B,).
+
+        Raises:
+            UserError: Latents are not finite in the stored type.
+        """
+        tensors = self._collect(batches)
+        for name, tensor in tensors.items():
+            if len(tensor) != shard.count:
+                raise ValueError(f"shard {shard.number} needs {shard.count} {name}, not {len(tensor)}")
+            if not bool(torch.isfinite(tensor).all()):
+                last = shard.first + shard.count - 1
+                raise UserError(f"{name} of images {shard.first} to {last} are not finite in {self.settings.dtype}")
+        statistics = RunningStatistics(tensors["latents"].shape[1])
+        for chunk in tensors["latents"].split(STATISTICS_CHUNK):
+            statistics.update(chunk)
+
+        (self.folder / INDEX_NAME).unlink(missing_ok=True)  # it lists a shard that is being replaced
+        for pattern in ("latents_rank*_shard{:03d}.*", ".latents_rank*_shard{:03d}.*.tmp"):
+            for stale in self.folder.glob(pattern.format(shard.number)):
+                stale.unlink()
+        path = self.folder / f"latents_rank{self.rank:02d}_shard{shard.number:03d}.safetensors"
+        metadata = {
+            "format": FORMAT,
+            "total_size": str(shard.count),
+            "dtype": str(self.settings.torch_dtype),
+            "device": "cpu",
+            "first_index": str(shard.first),
+            "posterior": self.settings.posterior,
+            "seed": str(self.settings.seed),
+            "tokenizer": self.settings.tokenizer,
+        }
+        with _written_whole(path) as temporary:
+            save_file(tensors, temporary, metadata)
+            sha256 = file_sha256(temporary)
+        record = ShardRecord(path.name, shard.first, shard.count, sha256)
+        _Note(record, self._description, statistics).save(path.with_suffix(".json"))
+
+    def _collect(self, batches: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> dict[str, Tensor]:
+        """Bring batches to the CPU one by one, so that the encoder's device holds one at a time."""
+        parts: dict[str, list[Tensor]] = {"latents": [], "latents_flip": [], "labels": []}
+        for latents, flipped, labels in batches:
+            if (flipped is not None) != self.settings.flips:
+                raise ValueError(f"settings.flips is {self.settings.flips}, but the latents say otherwise")
+            parts["latents"].append(latents.detach().to("cpu", self.settings.torch_dtype))
+            parts["labels"].append(labels.detach().to("cpu", torch.int64))
+            if flipped is not None:
+                parts["latents_flip"].append(flipped.detach().to("cpu", self.settings.torch_dtype))
+        return {name: torch.cat(tensors) for name, tensors in parts.items() if tensors}
+
+    def finish(self) -> LatentStatistics:
+        """Write the index and the statistics of the whole folder; call it once, when all processes are through.
+
+        Returns:
+            Mean and standard deviation over all images, mirrored ones apart.
+
+        Raises:
+            UserError: Shards are missing.
+        """
+        notes = self._notes()
+        missing = [shard.number for shard in self.shards if shard.number not in notes]
+        if missing:
+            raise UserError(f"{self.folder}: shard {missing[0]} of {len(self.shards)} is missing")
+        ordered = [notes[shard.number] for shard in self.shards]
+        total = RunningStatistics(ordered[0].statistics.channels)
+        for note in ordered:
+            total.merge(note.statistics)
+        statistics = total.finalize()
+        with _written_whole(self.folder / STATISTICS_NAME) as temporary:
+            save_file(statistics.to_dict(), temporary)
+        index = {
+            "format": FORMAT,
+            "total": self.total,
+            "settings": asdict(self.settings),
+            "shards": [asdict(note.record) for note in ordered],
+        }
+        with _written_whole(self.folder / INDEX_NAME) as temporary:
+            temporary.write_text(json.dumps(index, indent=1) + "\n")
+        return statistics
+
+
+def write_published_layout(dataset: LatentDataset, folder: str | os.PathLike[str], shard_size: int = 10_000) -> None:
+    """Write latents as the published extractor does: float32 shards and `latents_stats.pt`.
+
+    Args:
+        dataset: Latents with those of mirrored images, which the published training expects.
+        folder: Where to write; must be empty or missing.
+        shard_size: Images per shard; 10,000 as published.
+    """
+    target = Path(folder)
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target} is not empty")
+    if not dataset.has_flips:
+        raise UserError(f"{dataset.folder} holds no latents of mirrored images, which the published training needs")
+    target.mkdir(parents=True, exist_ok=True)
+    for number, indices in enumerate(torch.arange(len(dataset)).split(shard_size)):
+        latents, labels = dataset.get(indices, normalize=False)
+        flipped, _ = dataset.get(indices, torch.ones(len(indices), dtype=torch.bool), normalize=False)
+        tensors = {"latents": latents, "latents_flip": flipped, "labels": labels}
+        metadata = {"total_size": str(len(indices)), "dtype": "torch.float32", "device": "cpu"}
+        with _written_whole(target / f"latents_rank00_shard{number:03d}.safetensors") as temporary:
+            save_file(tensors, temporary, metadata)
+    statistics = dataset.statistics
+    stored = {"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}
+    with _written_whole(target / PUBLISHED_STATISTICS_NAME) as temporary:
+        torch.save(stored, temporary)
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends well, and vanishes otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
