@@ -191,7 +191,7 @@ class LatentWriter:
             "tokenizer": self.settings.tokenizer,
         }
         with _written_whole(path) as temporary:
-            save_file(tensors, temporary, metadata)
+            _save_deterministic(tensors, temporary, metadata)
             sha256 = file_sha256(temporary)
         record = ShardRecord(path.name, shard.first, shard.count, sha256)
         _Note(record, self._description, statistics).save(path.with_suffix(".json"))
@@ -259,11 +259,23 @@ def write_published_layout(dataset: LatentDataset, folder: str | os.PathLike[str
         tensors = {"latents": latents, "latents_flip": flipped, "labels": labels}
         metadata = {"total_size": str(len(indices)), "dtype": "torch.float32", "device": "cpu"}
         with _written_whole(target / f"latents_rank00_shard{number:03d}.safetensors") as temporary:
-            save_file(tensors, temporary, metadata)
+            _save_deterministic(tensors, temporary, metadata)
     statistics = dataset.statistics
     stored = {"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}
     with _written_whole(target / PUBLISHED_STATISTICS_NAME) as temporary:
         torch.save(stored, temporary)
+
+
+def _save_deterministic(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Save a safetensors file whose bytes depend on its content only: the library leaves metadata in random order."""
+    save_file(tensors, path, metadata)
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(ordered.ljust(length))
 
 
 @contextlib.contextmanager

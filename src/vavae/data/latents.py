@@ -18,7 +18,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -124,6 +126,11 @@ def _view(content: Tensor, entry: dict[str, Any], begin: int) -> Tensor:
     return content[begin + first : begin + last].view(names[entry["dtype"]]).view(entry["shape"])
 
 
+def _as_array(tensor: Tensor) -> NDArray[np.integer]:
+    """The same memory as integers of the same width, since numpy has no bfloat16."""
+    return tensor.view({2: torch.int16, 4: torch.int32}[tensor.itemsize]).numpy()
+
+
 class LatentDataset:
     """All latents of a folder, in the order of the images (in order of file name where there is no index).
 
@@ -173,6 +180,11 @@ class LatentDataset:
         self.has_flips = first.flipped is not None
         self.labels = torch.cat([shard.labels for shard in self._shards])
         self._ends = torch.tensor([len(shard) for shard in self._shards]).cumsum(0)
+        self._starts = torch.cat((torch.zeros(1, dtype=torch.int64), self._ends[:-1]))
+        self._arrays = (
+            [_as_array(shard.latents) for shard in self._shards],
+            [_as_array(shard.flipped) for shard in self._shards if shard.flipped is not None],
+        )
         self._statistics: LatentStatistics | None = None
 
     def _read_index(self) -> tuple[LatentSettings, list[ShardRecord]]:
@@ -251,19 +263,15 @@ class LatentDataset:
         return flips
 
     def _gather(self, indices: Tensor, flips: Tensor) -> Tensor:
-        """Raw latents in their stored type: one copy per group of images that lie in the same tensor."""
+        """Raw latents in their stored type."""
         numbers = torch.searchsorted(self._ends, indices, right=True)
-        starts = torch.cat((torch.zeros(1, dtype=torch.int64), self._ends[:-1]))
-        local = indices - starts[numbers]
-        groups = numbers * 2 + flips
-        order = torch.argsort(groups, stable=True)
-        kinds, counts = torch.unique_consecutive(groups[order], return_counts=True)
+        local = indices - self._starts[numbers]
         latents = torch.empty((len(indices), *self.shape), dtype=self.dtype)
-        for kind, rows in zip(kinds.tolist(), order.split(counts.tolist()), strict=True):
-            shard = self._shards[kind // 2]
-            stored = shard.flipped if kind % 2 else shard.latents
-            assert stored is not None
-            latents[rows] = stored[local[rows]]
+        # One plain copy per image: measured several times faster than indexing with tensors, shard by shard.
+        rows = _as_array(latents)
+        places = zip(numbers.tolist(), local.tolist(), flips.tolist(), strict=True)
+        for row, (number, index, flip) in enumerate(places):
+            rows[row] = self._arrays[flip][number][index]
         return latents
 
     def to_device(self, device: torch.device | str) -> "ResidentLatents":
