@@ -30,6 +30,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> the same shape."""
+        if x.dtype == self.weight.dtype == _at_least_float32(x.dtype):
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         normed = F.rms_norm(x.to(_at_least_float32(x.dtype)), self.weight.shape, eps=self.eps)
         return normed.to(x.dtype) * self.weight
 
