@@ -11,7 +11,7 @@ from torch import Tensor
 from vavae import __version__, counter
 from vavae.config import from_plain, to_plain
 from vavae.errors import UserError
-from vavae.flow import Guidance, sample
+from vavae.flow import Guidance, PathName, path_by_name, sample
 from vavae.pretrained import folder as files
 from vavae.pretrained.tokenizer import Tokenizer
 from vavae.tokenizer import LatentStatistics
@@ -60,6 +60,7 @@ class Generator:
         tokenizer: The tokenizer whose latents it was trained on.
         statistics: The statistics those latents were normalised with; the tokenizer's own by default.
         sampling: Defaults for `__call__`.
+        path: The path between noise and data that it was trained on.
         class_names: Names of the labels, where they are known.
         provenance: How it was trained and on what, for the model card.
 
@@ -72,7 +73,8 @@ class Generator:
         transformer: LightningDiT,
         tokenizer: Tokenizer,
         statistics: LatentStatistics | None = None,
-        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008  frozen
+        sampling: SamplingConfig = SamplingConfig(),
+        path: PathName = "linear",
         class_names: Sequence[str] = (),
         provenance: dict[str, Any] | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class Generator:
         if statistics is not None:
             self.tokenizer = Tokenizer(tokenizer.autoencoder, statistics, tokenizer.provenance)
         self.sampling = sampling
+        self.path: PathName = path
         self.class_names = tuple(class_names)
         self.provenance = provenance or {}
 
@@ -98,9 +101,7 @@ class Generator:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent at the size the transformer was trained on."""
-        size = self.transformer.config.latent_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.transformer.config.latent_channels, height, width
+        return self.transformer.config.latent_channels, *self.transformer.config.latent_hw
 
     def to(self, device: torch.device | str) -> Self:
         """Move both networks to `device`."""
@@ -136,6 +137,7 @@ class Generator:
             steps=settings.steps,
             shift=settings.shift,
             guidance=settings.guidance,
+            path=path_by_name(self.path),
             callback=callback,
         )
 
@@ -168,6 +170,7 @@ class Generator:
             "vavae_version": __version__,
             "transformer": to_plain(self.transformer.config),
             "sampling": to_plain(self.sampling),
+            "path": self.path,
             "class_names": list(self.class_names),
             "provenance": to_plain(self.provenance),
         }
@@ -192,7 +195,8 @@ class Generator:
         files.load_strictly(transformer, files.read_tensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
         tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
         names = config.get("class_names", ())
-        return cls(transformer, tokenizer, None, sampling, names, config.get("provenance")).to(device)
+        path = config.get("path", "linear")
+        return cls(transformer, tokenizer, None, sampling, path, names, config.get("provenance")).to(device)
 
     def _card(self) -> str:
         config = self.transformer.config

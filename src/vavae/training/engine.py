@@ -38,6 +38,7 @@ class EngineConfig:
         log_images: Write one log line per this many images.
         checkpoint_images: Save the state every this many images, and at the end; null only at the end.
         keep_checkpoints: How many of the newest checkpoints stay on the disk.
+        preview_images: Write a picture of the averaged model's work this often; null never.
         tensorboard: Write TensorBoard events.
     """
 
@@ -50,6 +51,7 @@ class EngineConfig:
     log_images: int = 25_600
     checkpoint_images: int | None = 500_000
     keep_checkpoints: int = 2
+    preview_images: int | None = None
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
@@ -79,6 +81,9 @@ class Task(Protocol):
 
     def step(self, batch: Any, images_seen: int) -> dict[str, Tensor]:
         """Fill the gradients for one batch and return 0-dim terms for the log; `total` must be among them."""
+
+    def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+        """Write to `path` a picture of what the modules named in `averaged` do with these state dicts."""
 
 
 class Engine:
@@ -150,6 +155,8 @@ class Engine:
                 window = (now, self.images_seen)
             bar.advance(min(config.batch_size, config.images - before), **shown)
             due = config.checkpoint_images and _crossed(before, self.images_seen, config.checkpoint_images)
+            if config.preview_images and _crossed(before, self.images_seen, config.preview_images):
+                self._preview()
             if finished or due or stop:
                 self.seconds += time.perf_counter() - began
                 began = time.perf_counter()
@@ -161,6 +168,12 @@ class Engine:
                     f"stopped after {self.images_seen:,} of {config.images:,} images, saved in {self.folder}; "
                     "the same command goes on from there"
                 )
+
+    def _preview(self) -> None:
+        pictures = self.folder / "previews"
+        pictures.mkdir(exist_ok=True)
+        states = {name: self.averaged_state(name) for name in self.task.averaged}
+        self.task.preview(states, pictures / f"images-{self.images_seen:012d}.png")
 
     def _apply(self, terms: Mapping[str, Tensor]) -> None:
         """Clip, step, average; a step with a non-finite gradient changes nothing and is counted."""

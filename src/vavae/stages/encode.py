@@ -1,0 +1,152 @@
+"""Images -> latent shards and their statistics."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vavae import counter
+from vavae.data import (
+    ImageSource,
+    LatentDataset,
+    LatentSettings,
+    LatentWriter,
+    Shard,
+    flip_horizontally,
+    load_images,
+)
+from vavae.errors import UserError
+from vavae.pretrained import Tokenizer
+from vavae.progress import Bar, track
+from vavae.stages.images import ImagesConfig
+from vavae.stages.run_folder import exclusive
+from vavae.training.interrupt import StopRequest, stop_on_signal
+from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
+
+_Batch = tuple[Tensor, Tensor | None, Tensor]  # latents, those of the mirrored images, labels
+
+
+@dataclass(frozen=True)
+class Config:
+    """Encode images.
+
+    Attributes:
+        tokenizer: Folder or hub id of a tokenizer.
+        output: Folder for the shards; shards that are there already and whole are kept.
+        data: The images; centre-cropped.
+        split: Which part of the images.
+        posterior: Store a sample of the posterior, as published, or its mean.
+        flips: Store the latents of the mirrored images too.
+        dtype: Type in which latents are stored.
+        seed: Of the posterior's samples: each is a function of the seed and the image's index.
+        shard_size: Images per shard.
+        batch_size: Images encoded at once.
+        device: auto, cpu, cuda, …
+        precision: Compute precision of the encoder.
+    """
+
+    tokenizer: str = "runs/tokenizer/tokenizer"
+    output: str = "runs/latents"
+    data: ImagesConfig = field(default_factory=ImagesConfig)
+    split: Literal["train", "test"] = "train"
+    posterior: Literal["sample", "mean"] = "sample"
+    flips: bool = True
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    seed: int = 0
+    shard_size: int = 10_000
+    batch_size: int = 128
+    device: str = "auto"
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size: {self.batch_size} is not positive")
+        if self.data.crop != "center" or self.data.flip:
+            raise UserError("data: encoding takes the centre crop; 'flips' stores the mirrored images too")
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """A hex digest of the weights and shape of a tokenizer: latents of two tokenizers must not be mixed."""
+    digest = hashlib.sha256(repr(tokenizer.autoencoder.config).encode())
+    for name, value in sorted(tokenizer.autoencoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Encoder:
+    def __init__(self, config: Config, tokenizer: Tokenizer, source: ImageSource) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.source = source
+        self.device = tokenizer.device
+        self.precision = resolve_precision(config.precision, self.device)
+        side = config.data.size // tokenizer.factor
+        self.shape = (tokenizer.latent_channels, side, side)
+
+    @torch.inference_mode()
+    def _latents(self, images: Tensor, indices: Tensor, stream: str) -> Tensor:
+        with autocast(self.precision, self.device):
+            posterior = self.tokenizer.autoencoder.encode(images)
+        if self.config.posterior == "mean":
+            return posterior.mode().float().cpu()
+        noise = counter.normal(self.config.seed, stream, indices, self.shape, self.device)
+        return posterior.sample(noise=noise).float().cpu()
+
+    def batches(self, shard: Shard) -> Iterator[_Batch]:
+        for indices in shard.batches(self.config.batch_size):
+            images = load_images(self.source, indices, self.config.data.size).to(self.device)
+            latents = self._latents(images, indices, "posterior")
+            flipped = None
+            if self.config.flips:
+                flipped = self._latents(flip_horizontally(images), indices, "posterior of the mirrored image")
+            labels = torch.tensor([self.source.label(int(i)) for i in indices])
+            yield latents, flipped, labels
+
+
+def run(config: Config) -> LatentDataset:
+    """Encode what is missing and write index and statistics.
+
+    Raises:
+        UserError: Wrong tokenizer or images, or a folder with latents of other settings.
+        KeyboardInterrupt: A stop was asked for; whole shards are kept.
+    """
+    folder = Path(config.output)
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device))
+    if config.data.size % tokenizer.factor:
+        raise UserError(f"data.size: {config.data.size} is no multiple of the tokenizer's factor {tokenizer.factor}")
+    with exclusive(folder):
+        source = config.data.open(config.split, folder)
+        settings = LatentSettings(
+            image_size=config.data.size,
+            posterior=config.posterior,
+            seed=config.seed,
+            dtype=config.dtype,
+            flips=config.flips,
+            tokenizer=fingerprint(tokenizer),
+            source=source.fingerprint(),
+            class_names=source.class_names,
+        )
+        writer = LatentWriter(folder, len(source), settings, config.shard_size)
+        missing = writer.missing()
+        todo = sum(shard.count for shard in missing)
+        if missing:
+            encoder = _Encoder(config, tokenizer, source)
+            with track("encoding", len(source), "images", len(source) - todo) as bar, stop_on_signal() as stop:
+                for shard in missing:
+                    writer.write(shard, _watched(encoder.batches(shard), bar, stop, folder))
+        writer.finish()
+    print(f"latents: {folder}")
+    return LatentDataset(folder)
+
+
+def _watched(batches: Iterator[_Batch], bar: Bar, stop: StopRequest, folder: Path) -> Iterator[_Batch]:
+    for batch in batches:
+        if stop:  # the shard in the making is given up, so that a stop never waits for a long one
+            raise KeyboardInterrupt(f"stopped; the finished shards are in {folder}, and the same command goes on")
+        yield batch
+        bar.advance(len(batch[2]))

@@ -1,0 +1,79 @@
+"""The run folder of a stage: one recipe each, so that a second call resumes and never mixes two runs."""
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vavae.config import to_plain
+from vavae.errors import UserError
+from vavae.training.tracking import write_run_header
+
+# What may differ between two calls on one folder: it changes neither the numbers nor their meaning.
+_FREE = frozenset(
+    {
+        "output",
+        "training.device",
+        "training.keep_checkpoints",
+        "training.checkpoint_images",
+        "training.preview_images",
+        "training.tensorboard",
+        "data.workers",
+    }
+)
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        key: value
+        for name, part in values.items()
+        for key, value in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def claim(folder: Path, config: Any) -> None:
+    """Make `folder` the run folder of `config`; a folder with the same recipe is taken up again.
+
+    Raises:
+        UserError: It holds a run with another recipe (the message names the first key that differs), or it
+            cannot be written.
+    """
+    recipe = folder / "recipe.yaml"
+    if recipe.exists():
+        try:
+            former = _flat(yaml.safe_load(recipe.read_text()))
+        except yaml.YAMLError as error:
+            raise UserError(f"{recipe}: not YAML; is {folder} a run folder?") from error
+        present = _flat(to_plain(config))
+        for key in [*present, *former]:
+            if key not in _FREE and former.get(key) != present.get(key):
+                raise UserError(
+                    f"{folder} holds a run with {key} = {former.get(key)}, not {present.get(key)}: "
+                    "choose another --output, or delete the folder"
+                )
+        return
+    try:
+        write_run_header(folder, config)
+    except OSError as error:
+        raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a run folder alone; two processes writing one run would spoil it.
+
+    Raises:
+        UserError: Another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is working in this run folder") from error
+        yield

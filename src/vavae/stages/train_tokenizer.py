@@ -1,0 +1,249 @@
+"""Stage 1: train a visual tokenizer, aligned with a teacher (VA-VAE, arXiv 2501.01423)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vavae import counter
+from vavae.data import BatchLoader, ImageSource, IndexStream, InMemoryImages, load_pixels, to_tensor, to_uint8
+from vavae.data.transforms import flip_horizontally, published_random_crop
+from vavae.errors import UserError
+from vavae.losses import ObjectiveConfig, TokenizerObjective
+from vavae.pretrained import Tokenizer
+from vavae.progress import track
+from vavae.report.images import image_grid
+from vavae.stages.images import ImagesConfig
+from vavae.stages.run_folder import claim, exclusive
+from vavae.teachers import FeatureCache, Teacher, load_teacher
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
+from vavae.training.engine import Engine, EngineConfig
+from vavae.training.optimizer import OptimizerConfig
+from vavae.training.precision import autocast, resolve_device, resolve_precision
+
+# A set up to this size is decoded once and kept in memory.
+_IN_MEMORY_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen foundation model that latents are aligned with.
+
+    Attributes:
+        name: Short name (`dinov2-large`, …; an unknown one lists all), local folder or hub id.
+        input_size: Side to which images are resized for it; null is the teacher's own.
+        normalisation: `default` is the one it was trained with; `published` feeds it raw [-1, 1], as the published
+            VA-VAE does.
+        cache_features: Run the teacher once over the training images and keep its features on the disk. Needs
+            images that are the same each time: centre crop, no flips.
+    """
+
+    name: str = "dinov2-large"
+    input_size: int | None = None
+    normalisation: str = "default"
+    cache_features: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a tokenizer.
+
+    Attributes:
+        output: Run folder; a second call with the same recipe goes on where the first stopped.
+        data: Training images.
+        tokenizer: Shape of the autoencoder.
+        teacher: Used when the alignment term is enabled.
+        objective: All loss terms.
+        optimizer: Of autoencoder and projection.
+        discriminator_optimizer: Of the discriminator.
+        training: How long and how.
+    """
+
+    output: str = "runs/tokenizer"
+    data: ImagesConfig = field(default_factory=ImagesConfig)
+    tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
+    discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
+    training: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.size % self.tokenizer.factor:
+            raise UserError(
+                f"data.size: {self.data.size} is no multiple of the tokenizer's factor {self.tokenizer.factor}"
+            )
+        if self.teacher.cache_features and (self.data.crop == "random" or self.data.flip):
+            raise UserError("teacher.cache_features: needs data.crop center and data.flip false")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width of a latent."""
+        side = self.data.size // self.tokenizer.factor
+        return self.tokenizer.latent_channels, side, side
+
+
+@dataclass(frozen=True)
+class _Batch:
+    positions: Tensor  # (B,) int64
+    images: Tensor  # (B, 3, H, W) in [-1, 1]
+    features: Tensor | None  # (B, D, h, w)
+
+
+class TokenizerTask:
+    """What the engine trains in stage 1."""
+
+    averaged: Sequence[str] = ("autoencoder",)
+
+    def __init__(self, config: Config, source: ImageSource, folder: Path) -> None:
+        self.config = config
+        self.source = source
+        self.device = resolve_device(config.training.device)
+        precision = resolve_precision(config.training.precision, self.device)
+        self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.autocast = lambda: autocast(precision, self.device)
+        self.teacher, self.features = self._prepare_teacher(folder)
+        torch.manual_seed(config.training.seed)
+        self.autoencoder = AutoencoderKL.from_config(config.tokenizer)
+        self.objective = TokenizerObjective(
+            config.objective, config.tokenizer.latent_channels, self.teacher.width if self.teacher else None
+        )
+        for module in (self.autoencoder, self.objective):
+            module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.modules: Mapping[str, nn.Module] = {"autoencoder": self.autoencoder, "objective": self.objective}
+
+    def _prepare_teacher(self, folder: Path) -> tuple[Teacher | None, FeatureCache | None]:
+        config = self.config
+        if not config.objective.alignment.enabled:
+            return None, None
+        teacher = load_teacher(
+            config.teacher.name,
+            input_size=config.teacher.input_size,
+            normalisation=config.teacher.normalisation,
+            dtype=self.compute_dtype,
+        ).to(self.device)
+        if not config.teacher.cache_features:
+            return teacher, None
+        grid = config.latent_shape[1:]
+        cache = FeatureCache(folder / "teacher-features", teacher, grid, self.source.fingerprint(), len(self.source))
+        cache.fill(lambda indices: to_tensor(load_pixels(self.source, indices, config.data.size)).to(self.device))
+        return teacher, cache
+
+    def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
+        trained = [*self.autoencoder.parameters(), *self.objective.projection_parameters()]
+        recipes = {"autoencoder": (self.config.optimizer, trained)}
+        discriminator = self.objective.discriminator_parameters()
+        if discriminator:
+            recipes["discriminator"] = (self.config.discriminator_optimizer, discriminator)
+        return recipes
+
+    def batches(self, start: int) -> Iterator[_Batch]:
+        training = self.config.training
+        stream = IndexStream(len(self.source), training.seed, start)
+        with BatchLoader(stream, self._load, training.batch_size, self.config.data.workers) as loader:
+            for batch in loader:
+                pixels, features = batch.data
+                images = to_tensor(pixels.to(self.device, non_blocking=True))
+                if self.config.data.flip:
+                    mask = counter.uniform(training.seed, "flip", batch.positions, device=self.device) < 0.5
+                    images = flip_horizontally(images, mask)
+                if self.teacher is not None and features is None:
+                    features = self.teacher.features_at(images, self.config.latent_shape[1:])
+                yield _Batch(batch.positions, images, None if features is None else features.to(self.device).float())
+
+    def _load(self, indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        size = self.config.data.size
+        if self.config.data.crop == "center":
+            pixels = load_pixels(self.source, indices, size)
+        else:
+            seed = self.config.training.seed
+            crops = [
+                published_random_crop(self.source.image(int(index)), size, seed, int(position))
+                for index, position in zip(indices, positions, strict=True)
+            ]
+            pixels = torch.from_numpy(np.stack([np.array(crop) for crop in crops]))
+        return pixels, None if self.features is None else self.features.get(indices)
+
+    def step(self, batch: _Batch, images_seen: int) -> dict[str, Tensor]:
+        seed = self.config.training.seed
+        noise = counter.normal(seed, "posterior", batch.positions, self.config.latent_shape, self.device)
+        return self.objective.accumulate_gradients(
+            self.autoencoder,
+            batch.images.contiguous(memory_format=torch.channels_last),
+            noise,
+            batch.features,
+            images_seen,
+            compute_dtype=self.compute_dtype,
+        )
+
+    @torch.inference_mode()
+    def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+        """Write eight training images over their reconstructions."""
+        images = to_tensor(load_pixels(self.source, range(min(8, len(self.source))), self.config.data.size))
+        model = self.averaged_model(states["autoencoder"])
+        with self.autocast():
+            rebuilt = model.decode(model.encode(images.to(self.device)).mode()).float().clamp(-1, 1)
+        both = torch.cat([images, rebuilt.cpu()])
+        image_grid(to_uint8(both).numpy(), columns=len(images)).save(path)
+
+    def averaged_model(self, state: Mapping[str, Tensor]) -> AutoencoderKL:
+        """An autoencoder in eval mode with the given weights."""
+        model = AutoencoderKL.from_config(self.config.tokenizer)
+        model.load_state_dict(dict(state))
+        return model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def statistics(self, model: AutoencoderKL) -> LatentStatistics:
+        """Mean and standard deviation of one posterior sample of every training image."""
+        config = self.config
+        running = RunningStatistics(config.tokenizer.latent_channels)
+        with track("latent statistics", len(self.source), "images") as bar:
+            for indices in torch.arange(len(self.source)).split(config.training.batch_size):
+                images = to_tensor(load_pixels(self.source, indices, config.data.size)).to(self.device)
+                noise = counter.normal(config.training.seed, "statistics", indices, config.latent_shape, self.device)
+                with self.autocast():
+                    posterior = model.encode(images)
+                running.update(posterior.sample(noise=noise))
+                bar.advance(len(indices))
+        return running.finalize()
+
+
+def run(config: Config) -> Tokenizer:
+    """Train to the end and write the tokenizer to `<output>/tokenizer`.
+
+    Raises:
+        UserError: Images, teacher or recipe are wrong.
+        KeyboardInterrupt: A stop was asked for; the state is saved.
+    """
+    folder = Path(config.output)
+    with exclusive(folder):
+        claim(folder, config)
+        done = folder / "tokenizer"
+        if (done / "config.json").exists():
+            print(f"tokenizer: {done} is there already")
+            return Tokenizer.from_pretrained(done, resolve_device(config.training.device))
+        source = config.data.open("train", folder)
+        if len(source) * 3 * config.data.size**2 <= _IN_MEMORY_BYTES and config.data.crop == "center":
+            source = InMemoryImages(source, config.data.size, config.data.workers)
+        task = TokenizerTask(config, source, folder)
+        engine = Engine(task, config.training, folder)
+        engine.run("tokenizer")
+        model = task.averaged_model(engine.averaged_state("autoencoder"))
+        tokenizer = Tokenizer(model, task.statistics(model), _provenance(config, source, engine))
+        tokenizer.save_pretrained(done)
+        print(f"tokenizer: {done}")
+        return tokenizer
+
+
+def _provenance(config: Config, source: ImageSource, engine: Engine) -> dict[str, object]:
+    aligned = config.objective.alignment.enabled
+    return {
+        "images": f"{source.name}, {len(source):,} images of {config.data.size} px",
+        "images_seen": engine.images_seen,
+        "teacher": config.teacher.name if aligned else "none",
+        "seed": config.training.seed,
+        "hours": round(engine.seconds / 3600, 3),
+    }
