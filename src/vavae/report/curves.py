@@ -1,0 +1,121 @@
+"""From log lines to curves worth drawing."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vavae.report.contents import LogLine
+from vavae.report.glossary import Term
+
+_LOG_RATIO = 20.0
+# A smoothed point averages over this share of the log.
+_WINDOW_SHARE = 1 / 15
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One logged term of one run.
+
+    Attributes:
+        run: Number of the run in the report; decides colour and dashes.
+        images: (T,) images seen, rising.
+        values: (T,) as logged; NaN where nothing finite was logged.
+    """
+
+    run: int
+    images: NDArray[np.float64]
+    values: NDArray[np.float64]
+
+    @property
+    def last(self) -> float:
+        """The mean over the last tenth of the finite values, less noisy than the last one."""
+        finite = self.values[np.isfinite(self.values)]
+        return float(finite[-max(1, len(finite) // 10) :].mean())
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One term of all runs that logged it.
+
+    Attributes:
+        key: Name in the log.
+        term: What it means.
+        curves: One per run that has it, in the order of runs.
+    """
+
+    key: str
+    term: Term
+    curves: tuple[Curve, ...]
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether a logarithmic axis shows more: all values positive, over more than a factor of 20."""
+        values = np.concatenate([curve.values[np.isfinite(curve.values)] for curve in self.curves])
+        if values.min() <= 0:
+            return False
+        low, high = np.percentile(values, (0.5, 99.5))
+        return bool(high / low > _LOG_RATIO)
+
+
+def read_panels(
+    logs: Sequence[Sequence[LogLine]], term_of: Callable[[str], Term], order: Mapping[str, Term]
+) -> tuple[list[Panel], list[str]]:
+    """Panels for every term that some run logged, and the keys of terms that were off.
+
+    Args:
+        logs: Log lines of each run, as in `metrics.jsonl`.
+        term_of: What a key means.
+        order: Keys that come first, in this order; others follow by name.
+
+    Returns:
+        Panels, and keys whose every value, in every run, is zero or missing: these are not drawn. A run whose
+        values are all zero is left out of a panel that has other runs.
+    """
+    keys = {key for lines in logs for line in lines for key in line} - {"images", "step"}
+    ranked = [key for key in order if key in keys] + sorted(keys - order.keys())
+    panels, off = [], []
+    for key in ranked:
+        curves = []
+        for run, lines in enumerate(logs):
+            images = np.array([_number(line.get("images")) for line in lines])
+            values = np.array([_number(line.get(key)) for line in lines])
+            known = np.isfinite(images)
+            images, values = images[known], values[known]
+            if np.any(np.isfinite(values) & (values != 0)):
+                curves.append(Curve(run, images, values))
+        if curves:
+            panels.append(Panel(key, term_of(key), tuple(curves)))
+        else:
+            off.append(key)
+    return panels, off
+
+
+def smoothed(values: NDArray[np.float64], logarithmic: bool = False) -> NDArray[np.float64]:
+    """Moving average over a fifteenth of the points, centred, cut at the ends; NaN values have no weight.
+
+    Args:
+        values: (T,) with NaN where missing.
+        logarithmic: Whether to average logarithms; all finite values must then be positive.
+
+    Returns:
+        (T,), NaN where `values` is NaN.
+    """
+    half = int(len(values) * _WINDOW_SHARE / 2)
+    finite = np.isfinite(values)
+    filled = np.where(finite, values, 1.0)
+    filled = np.where(finite, np.log(filled) if logarithmic else filled, 0.0)
+    window = np.ones(2 * half + 1)
+    weight = np.convolve(finite.astype(float), window)[half : half + len(values)]
+    total = np.convolve(filled, window)[half : half + len(values)]
+    mean = np.divide(total, weight, out=np.full(len(values), np.nan), where=finite)
+    return np.exp(mean) if logarithmic else mean
+
+
+def _number(value: float | None) -> float:
+    if value is None:
+        return math.nan
+    number = float(value)
+    return number if math.isfinite(number) else math.nan

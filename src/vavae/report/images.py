@@ -1,0 +1,106 @@
+"""Images for eyes: grids, encodings, data URIs."""
+
+import base64
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vavae.report.contents import check_images
+
+LOSSLESS_PIXELS = 128 * 128
+_LABEL_SIZE = 12
+
+
+def image_grid(
+    images: NDArray[np.uint8],
+    columns: int,
+    padding: int = 2,
+    scale: int = 1,
+    labels: Sequence[str] | None = None,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Image.Image:
+    """Images in rows of `columns`, from left to right and from top to bottom.
+
+    Image i has its corner at x = padding + (i mod columns) · (scale · W + padding); rows are placed likewise,
+    with a line of text below each image if there are labels.
+
+    Args:
+        images: (N, H, W, 3) uint8 RGB, N at least 1.
+        columns: Images per row; a row shorter than that only if there are fewer images.
+        padding: Pixels around and between images.
+        scale: Each pixel becomes scale x scale pixels.
+        labels: A text below each image, cut to the image's width; None for no text.
+        background: RGB of what no image covers.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: On images of another shape or type, columns or scale below 1, negative padding, or another
+            number of labels than images.
+    """
+    check_images(images, "images")
+    if len(images) == 0 or columns < 1 or scale < 1 or padding < 0:
+        raise ValueError(f"no grid of {len(images)} images, columns={columns}, scale={scale}, padding={padding}")
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{len(labels)} labels for {len(images)} images")
+    count, height, width = len(images), images.shape[1] * scale, images.shape[2] * scale
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    text_height = 0 if labels is None else _LABEL_SIZE + 4
+    step_x, step_y = width + padding, height + text_height + padding
+    canvas = np.empty((padding + rows * step_y, padding + columns * step_x, 3), dtype=np.uint8)
+    canvas[:] = background
+    for index, image in enumerate(images):
+        top, left = padding + index // columns * step_y, padding + index % columns * step_x
+        canvas[top : top + height, left : left + width] = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    grid = Image.fromarray(canvas)
+    if labels is not None:
+        draw = ImageDraw.Draw(grid)
+        font = ImageFont.load_default(_LABEL_SIZE)
+        ink = (0, 0, 0) if sum(background) > 382 else (255, 255, 255)
+        for index, label in enumerate(labels):
+            top, left = padding + index // columns * step_y + height, padding + index % columns * step_x
+            draw.text((left, top + 1), _fitted(label, width, font), fill=ink, font=font)
+    return grid
+
+
+def encode_png(image: Image.Image | NDArray[np.uint8]) -> bytes:
+    """PNG file of an image, or of pixels (H, W, 3) uint8."""
+    buffer = io.BytesIO()
+    _as_image(image).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(content: bytes, media_type: str = "image/png") -> str:
+    """`content` as a data: URI, so that a page needs no file beside it."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def image_uri(image: Image.Image | NDArray[np.uint8]) -> str:
+    """A data: URI of an image: PNG up to `LOSSLESS_PIXELS` pixels, WebP of quality 90 above.
+
+    A page of many large PNGs would be too big to send; at 128 pixels and below, where single pixels are seen,
+    nothing is lost.
+    """
+    image = _as_image(image)
+    if image.width * image.height <= LOSSLESS_PIXELS:
+        return data_uri(encode_png(image))
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=90)
+    return data_uri(buffer.getvalue(), "image/webp")
+
+
+def _as_image(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(np.ascontiguousarray(image))
+
+
+def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The longest beginning of the first line of `text` that is at most `width` pixels wide."""
+    line = text.split("\n", 1)[0]
+    while line and font.getlength(line) > width:
+        line = line[:-1]
+    return line

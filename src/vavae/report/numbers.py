@@ -1,0 +1,64 @@
+"""Numbers and settings as text."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MISSING = "–"
+
+
+def number(value: float | int | str | None) -> str:
+    """A number as a reader wants it: four digits, thousands apart, a dash where nothing was measured.
+
+    >>> number(12345.678), number(0.123456), number(3), number(None)
+    ('12,346', '0.1235', '3', '–')
+    """
+    if value is None:
+        return MISSING
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int) and not math.isfinite(value):
+        return MISSING
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}".replace("-", "−")
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-4:
+        return f"{value:.2e}".replace("-", "−")
+    digits = min(4, max(0, 3 - math.floor(math.log10(abs(value)))))
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a clock would say it: "0.4 s", "12 s", "3 min 20 s", "2 h 5 min"."""
+    if not math.isfinite(seconds):
+        return MISSING
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
+def plain(value: Any) -> str:
+    """A setting as text: nested mappings and sequences in one line, floats short, None as "none"."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{words(str(key))} {plain(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return ", ".join(plain(item) for item in value)
+    return str(value)
+
+
+def words(key: str) -> str:
+    """A key as words: "feature_network" becomes "feature network"."""
+    return key.replace("_", " ")

@@ -1,0 +1,384 @@
+"""The page of `vavae demo`: one HTML file that needs nothing beside it and no network."""
+
+import datetime
+import functools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vavae.report.contents import DemoReport, RunReport
+from vavae.report.curves import Panel, read_panels
+from vavae.report.figures import MARKER_SIGNS, comparison_figure, curves_figure, scatter_figure
+from vavae.report.glossary import GENERATOR_TERMS, TOKENIZER_TERMS, generator_term, tokenizer_term
+from vavae.report.images import image_uri
+from vavae.report.numbers import duration, number, plain
+from vavae.report.pca import pca_maps
+from vavae.report.table import MetricLine, metric_lines, ratios
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_PER_BLOCK = 8
+# Below this side, single pixels are meant to be seen.
+_PIXELATED_SIDE = 128
+
+
+def write_page(path: str | os.PathLike[str], report: DemoReport) -> None:
+    """Write the page of a report.
+
+    The file appears whole or not at all: an existing one is replaced only by a complete new one.
+
+    Args:
+        path: The HTML file; its folder is made if needed.
+        report: What to show.
+    """
+    path = Path(path)
+    page = render_page(report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+
+
+def render_page(report: DemoReport) -> str:
+    """The HTML of a report's page."""
+    return _environment().get_template("demo.html.j2").render(view=_view(report), report=report)
+
+
+@functools.cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("vavae.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "plain": plain, "duration": duration}
+    return environment
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image in the page: data URI and what to say where it cannot be seen."""
+
+    uri: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of pictures with a heading; `run` is the run's number, or None where it belongs to none."""
+
+    heading: str
+    pictures: tuple[Picture, ...]
+    run: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Strips of equal length, cut into blocks of a few columns."""
+
+    strips: tuple[Strip, ...]
+    pixelated: bool
+    ratio: str
+
+    @property
+    def blocks(self) -> list[tuple[Strip, ...]]:
+        """The strips cut into blocks of eight pictures, the last one shorter."""
+        count = len(self.strips[0].pictures)
+        return [
+            tuple(Strip(s.heading, s.pictures[start : start + _PER_BLOCK], s.run, s.note) for s in self.strips)
+            for start in range(0, count, _PER_BLOCK)
+        ]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of one run, a strip per class."""
+
+    run: int
+    name: str
+    guidance: str
+    strips: tuple[Strip, ...]
+    pixelated: bool
+    ratio: str
+    columns: int
+
+
+@dataclass(frozen=True)
+class Formation:
+    """How samples of one run form: a strip per sample, a column per time."""
+
+    run: int
+    name: str
+    note: str
+    times: tuple[str, ...]
+    strips: tuple[Strip, ...]
+    pixelated: bool
+    ratio: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An SVG with heading and explanation; `ends` are (run number, run name, last value) of curves."""
+
+    svg: Any
+    title: str
+    meaning: str = ""
+    logarithmic: bool = False
+    ends: tuple[tuple[int, str, float], ...] = ()
+    run: int | None = None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The loss curves of one kind of model: main ones, further ones, and what was off."""
+
+    main: tuple[Figure, ...]
+    further: tuple[Figure, ...]
+    off: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """A class in the t-SNE legend: colour number, marker, name."""
+
+    colour: int
+    sign: str
+    name: str
+
+
+@dataclass(frozen=True)
+class View:
+    """The report as the template wants it."""
+
+    created: str
+    total_seconds: float
+    longest_seconds: float
+    run_names: tuple[str, ...]
+    reconstructions: Matrix | None
+    features: Matrix | None
+    scatter: tuple[Figure, ...]
+    scatter_note: str
+    legend: tuple[LegendEntry, ...]
+    samples: tuple[Samples, ...]
+    formations: tuple[Formation, ...]
+    tokenizer: Curves
+    generator: Curves
+    metric_columns: tuple[str, ...]
+    metrics: tuple[MetricLine, ...]
+    comparison: Figure | None
+    few_samples: bool
+    compressed: bool
+
+
+def _view(report: DemoReport) -> View:
+    runs = report.runs
+    embed = _Embedder()
+    names = tuple(run.name for run in runs)
+    columns, lines = metric_lines(report.metrics, names)
+    shown = [a for run in runs for a in (run.reconstructions, run.samples, *(f for _, f in run.formation))]
+    seconds = [step.seconds for step in report.steps]
+    return View(
+        created=_date(report.created),
+        total_seconds=sum(seconds),
+        longest_seconds=max(seconds, default=0.0),
+        run_names=names,
+        reconstructions=_reconstructions(report),
+        features=_features(report),
+        scatter=_scatter(report, embed),
+        scatter_note=next((run.tsne_note for run in runs if run.tsne_note), ""),
+        legend=_legend(report),
+        samples=tuple(_samples(report, i, run) for i, run in enumerate(runs) if _any(run.samples)),
+        formations=tuple(_formation(i, run) for i, run in enumerate(runs) if run.formation),
+        tokenizer=_curves(names, read_panels([r.tokenizer_log for r in runs], tokenizer_term, TOKENIZER_TERMS), embed),
+        generator=_curves(names, read_panels([r.generator_log for r in runs], generator_term, GENERATOR_TERMS), embed),
+        metric_columns=columns,
+        metrics=lines,
+        comparison=_comparison(lines, names, embed),
+        few_samples=any(word in line.name.lower() for line in lines for word in ("fid", "fréchet", "frechet")),
+        compressed=any(not _pixelated(a) for a in [report.originals, *shown] if _any(a)),
+    )
+
+
+class _Embedder:
+    """Puts SVGs into one page: ids are made unique, and each gets a text for those who do not see it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, svg: str, label: str) -> Any:
+        from markupsafe import Markup, escape
+
+        self.count += 1
+        prefix = f"f{self.count}-"
+        svg = re.sub(r'\bid="', f'id="{prefix}', svg)
+        svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
+        svg = re.sub(r'href="#', f'href="#{prefix}', svg)
+        svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+        return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
+
+
+def _reconstructions(report: DemoReport) -> Matrix | None:
+    runs = [(i, run) for i, run in enumerate(report.runs) if _any(run.reconstructions)]
+    if not runs:
+        return None
+    strips = [_strip("original", report.originals, report)]
+    strips += [_strip(run.name, run.reconstructions, report, i, "reconstruction, ") for i, run in runs]
+    return Matrix(tuple(strips), _pixelated(report.originals), _ratio(report.originals))
+
+
+def _features(report: DemoReport) -> Matrix | None:
+    grids = [("teacher", report.teacher_features, None)]
+    grids += [(run.name, run.latents, i) for i, run in enumerate(report.runs)]
+    if not any(_any(grid) for _, grid, _ in grids):
+        return None
+    strips = [_strip("original", report.originals, report)]
+    for name, grid, run in grids:
+        if grid is not None and _any(grid):
+            kind = "features, " if run is None else "latents, "
+            note = f"{grid.shape[1]} × {grid.shape[2]} × {grid.shape[3]}"
+            strips.append(_strip(name, pca_maps(grid), report, run, kind, note))
+    return Matrix(tuple(strips), _pixelated(report.originals), _ratio(report.originals))
+
+
+def _strip(
+    heading: str,
+    images: NDArray[np.uint8] | None,
+    report: DemoReport,
+    run: int | None = None,
+    kind: str = "",
+    note: str = "",
+) -> Strip:
+    assert images is not None
+    labels = report.original_labels
+    names = [report.class_name(int(label)) for label in labels] if labels is not None else [""] * len(images)
+    pictures = (
+        Picture(image_uri(image), f"{heading}: {kind}image {i + 1}" + (f" ({name})" if name else ""))
+        for i, (image, name) in enumerate(zip(images, names, strict=True))
+    )
+    return Strip(heading, tuple(pictures), run, note)
+
+
+def _samples(report: DemoReport, index: int, run: RunReport) -> Samples:
+    assert run.samples is not None
+    if run.sample_labels is None:
+        groups = [("", np.arange(len(run.samples)))]
+    else:
+        labels = np.asarray(run.sample_labels)
+        groups = [(report.class_name(int(label)), np.flatnonzero(labels == label)) for label in dict.fromkeys(labels)]
+    strips = tuple(
+        Strip(
+            name,
+            tuple(
+                Picture(image_uri(run.samples[i]), f"{run.name}: sample {k + 1}" + (f" of {name}" if name else ""))
+                for k, i in enumerate(chosen)
+            ),
+        )
+        for name, chosen in groups
+    )
+    return Samples(
+        index,
+        run.name,
+        run.guidance,
+        strips,
+        _pixelated(run.samples),
+        _ratio(run.samples),
+        min(_PER_BLOCK, max(len(chosen) for _, chosen in groups)),
+    )
+
+
+def _formation(index: int, run: RunReport) -> Formation:
+    times = tuple(f"{t:.2g}" for t, _ in run.formation)
+    first = run.formation[0][1]
+    strips = tuple(
+        Strip(
+            f"sample {k + 1}",
+            tuple(
+                Picture(image_uri(images[k]), f"{run.name}: sample {k + 1} at t = {time}")
+                for time, (_, images) in zip(times, run.formation, strict=True)
+            ),
+        )
+        for k in range(len(first))
+    )
+    return Formation(index, run.name, run.formation_note, times, strips, _pixelated(first), _ratio(first))
+
+
+def _scatter(report: DemoReport, embed: _Embedder) -> tuple[Figure, ...]:
+    return tuple(
+        Figure(
+            embed(
+                scatter_figure(run.tsne_points, run.tsne_labels),
+                f"t-SNE map of {len(run.tsne_points)} latents of the {run.name} tokenizer",
+            ),
+            run.name,
+            run=i,
+        )
+        for i, run in enumerate(report.runs)
+        if run.tsne_points is not None and _any(run.tsne_points)
+    )
+
+
+def _legend(report: DemoReport) -> tuple[LegendEntry, ...]:
+    labels = [run.tsne_labels for run in report.runs if run.tsne_points is not None and run.tsne_labels is not None]
+    seen = sorted({int(label) for some in labels for label in some})
+    return tuple(
+        LegendEntry(label % 10, MARKER_SIGNS[label % len(MARKER_SIGNS)], report.class_name(label)) for label in seen
+    )
+
+
+def _curves(names: Sequence[str], panels: tuple[list[Panel], list[str]], embed: _Embedder) -> Curves:
+    drawn, off = panels
+    figures = [(panel.term.detail, _curve(names, panel, embed)) for panel in drawn]
+    return Curves(
+        tuple(figure for detail, figure in figures if not detail),
+        tuple(figure for detail, figure in figures if detail),
+        tuple(off),
+    )
+
+
+def _curve(names: Sequence[str], panel: Panel, embed: _Embedder) -> Figure:
+    ends = tuple((curve.run, names[curve.run], curve.last) for curve in panel.curves)
+    label = f"{panel.term.title} against images seen. At the end: " + ", ".join(
+        f"{name} {number(value)}" for _, name, value in ends
+    )
+    svg = embed(curves_figure(panel), label)
+    return Figure(svg, panel.term.title, panel.term.meaning, panel.logarithmic, ends)
+
+
+def _comparison(lines: Sequence[MetricLine], names: Sequence[str], embed: _Embedder) -> Figure | None:
+    rows = ratios(lines)
+    if len(names) != 2 or not rows:
+        return None
+    label = f"{names[0]} as a multiple of {names[1]}: " + ", ".join(f"{name} {ratio:.3g}" for name, ratio, _ in rows)
+    return Figure(embed(comparison_figure(rows), label), f"{names[0]} as a multiple of {names[1]}")
+
+
+def _any(array: NDArray | None) -> bool:
+    return array is not None and array.size > 0
+
+
+def _pixelated(images: NDArray | None) -> bool:
+    return images is not None and max(images.shape[1:3]) <= _PIXELATED_SIDE
+
+
+def _ratio(images: NDArray) -> str:
+    return f"{images.shape[2]} / {images.shape[1]}"
+
+
+def _date(created: str) -> str:
+    try:
+        moment = datetime.datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()

@@ -1,0 +1,127 @@
+"""The table of all numbers: one line per metric, one column per run, the protocol of each number below it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vavae.report.contents import MetricRow
+from vavae.report.glossary import Better, metric_meaning
+from vavae.report.numbers import plain, words
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a line; `best` marks the better one of several."""
+
+    run: str
+    value: float | int | None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class MetricLine:
+    """A line of the table.
+
+    Attributes:
+        name: The metric.
+        variant: What sets it apart from other lines of the same name; "" where it is the only one.
+        better: Which direction is better.
+        meaning: One sentence, or "".
+        cells: One per column, in the order of columns; a number of no run is a single cell.
+        difference: First column minus second where there are exactly two finite numbers.
+        gain: Whether that difference is for the better; None where there is no such thing.
+        protocol: (key, value) as text, common to the line's numbers.
+        differing: (run, ((key, value), ...)) for what is not common.
+    """
+
+    name: str
+    variant: str
+    better: Better
+    meaning: str
+    cells: tuple[Cell, ...]
+    difference: float | None
+    gain: bool | None
+    protocol: tuple[tuple[str, str], ...]
+    differing: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+
+
+def metric_lines(rows: Sequence[MetricRow], runs: Sequence[str]) -> tuple[tuple[str, ...], tuple[MetricLine, ...]]:
+    """Rows gathered into lines: rows of equal name share a line, as long as their runs differ.
+
+    Returns:
+        Names of the columns (the report's runs that have numbers, then other names found), and the lines.
+    """
+    named = [row.run for row in rows if row.run]
+    columns = tuple(run for run in runs if run in named) + tuple(r for r in dict.fromkeys(named) if r not in runs)
+    groups: dict[tuple[str, bool, int], list[MetricRow]] = {}
+    seen: dict[tuple[str, str], int] = {}
+    for row in rows:
+        turn = seen[row.name, row.run] = seen.get((row.name, row.run), -1) + 1
+        groups.setdefault((row.name, bool(row.run), turn), []).append(row)
+    ordered = sorted(groups, key=lambda group: [row.name for row in rows].index(group[0]))
+    return columns, tuple(_line(groups[key], columns, _siblings(groups, key)) for key in ordered)
+
+
+def ratios(lines: Sequence[MetricLine]) -> list[tuple[str, float, Better]]:
+    """(name, first column / second column, better) of the lines that have two positive numbers."""
+    found = []
+    for line in lines:
+        values = [cell.value for cell in line.cells]
+        if len(values) == 2 and all(_finite(value) and value > 0 for value in values):  # type: ignore[operator]
+            name = f"{line.name} ({line.variant})" if line.variant else line.name
+            found.append((name, float(values[0]) / float(values[1]), line.better))  # type: ignore[arg-type]
+    return found
+
+
+def _siblings(groups: Mapping[tuple[str, bool, int], list[MetricRow]], key: tuple[str, bool, int]) -> list[MetricRow]:
+    return [rows[0] for other, rows in groups.items() if other[0] == key[0]]
+
+
+def _line(rows: Sequence[MetricRow], columns: Sequence[str], siblings: Sequence[MetricRow]) -> MetricLine:
+    first = rows[0]
+    better = first.better
+    best = _best([row.value for row in rows], better)
+    by_run = {row.run: Cell(row.run, row.value, row.value == best) for row in rows}
+    cells = (by_run[""],) if not first.run else tuple(by_run.get(column, Cell(column, None)) for column in columns)
+    difference, gain = None, None
+    if len(cells) == 2 and all(_finite(cell.value) for cell in cells):
+        difference = float(cells[0].value) - float(cells[1].value)  # type: ignore[arg-type]
+        if better is not None and difference != 0:
+            gain = (difference > 0) == (better == "higher")
+    protocols = [{str(key): plain(value) for key, value in row.protocol.items()} for row in rows]
+    common = {key: text for key, text in protocols[0].items() if all(p.get(key) == text for p in protocols)}
+    differing = tuple(
+        (row.run, tuple((words(key), text) for key, text in protocol.items() if key not in common))
+        for row, protocol in zip(rows, protocols, strict=True)
+    )
+    return MetricLine(
+        name=first.name,
+        variant=_variant(first, siblings),
+        better=better,
+        meaning=metric_meaning(first.name) if first.explanation is None else first.explanation,
+        cells=cells,
+        difference=difference,
+        gain=gain,
+        protocol=tuple((words(key), text) for key, text in common.items()),
+        differing=tuple((run, items) for run, items in differing if items),
+    )
+
+
+def _variant(row: MetricRow, siblings: Sequence[MetricRow]) -> str:
+    """The settings in which lines of the same name differ, as text."""
+    keys = dict.fromkeys(key for sibling in siblings for key in sibling.protocol)
+    telling = [
+        key for key in keys if len({plain(s.protocol[key]) if key in s.protocol else None for s in siblings}) > 1
+    ]
+    return ", ".join(f"{words(key)} {plain(row.protocol[key])}" for key in telling if key in row.protocol)
+
+
+def _best(values: Sequence[float | int | None], better: Better) -> float | int | None:
+    finite = [value for value in values if value is not None and _finite(value)]
+    if better is None or len(set(finite)) < 2:
+        return None
+    return max(finite) if better == "higher" else min(finite)
+
+
+def _finite(value: float | int | None) -> bool:
+    return value is not None and math.isfinite(value)
