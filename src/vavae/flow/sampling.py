@@ -59,9 +59,10 @@ def sample(
     """
     path = LinearPath() if path is None else path
     guidance = Guidance() if guidance is None else guidance
-    null_label = _null_label(model) if null_label is None else null_label
+    num_classes = getattr(getattr(model, "config", None), "num_classes", None)
+    null_label = num_classes if null_label is None else null_label
     labels = labels.to(noise.device)
-    _check_labels(labels, len(noise), null_label)
+    _check_labels(labels, len(noise), num_classes)
     solve = solver_by_name(solver) if isinstance(solver, str) else solver
     start, end = path.interval(prediction)
     times = start + (end - start) * shifted_times(steps, shift)
@@ -99,14 +100,10 @@ def _evaluating(*models: nn.Module | None) -> Iterator[None]:
             model.train()
 
 
-def _null_label(model: nn.Module) -> int | None:
-    return getattr(getattr(model, "config", None), "num_classes", None)
-
-
-def _check_labels(labels: Tensor, count: int, null_label: int | None) -> None:
+def _check_labels(labels: Tensor, count: int, highest: int | None) -> None:
     if labels.shape != (count,):
         raise UserError(f"labels: expected {count}, one per sample, got shape {tuple(labels.shape)}")
     if labels.is_floating_point():
         raise UserError(f"labels: expected integers, got {labels.dtype}")
-    if null_label is not None and count and not 0 <= int(labels.min()) <= int(labels.max()) <= null_label:
-        raise UserError(f"labels: must lie in [0, {null_label}], got {sorted(set(labels.tolist()))}")
+    if highest is not None and count and not 0 <= int(labels.min()) <= int(labels.max()) <= highest:
+        raise UserError(f"labels: must lie in [0, {highest}], got {sorted(set(labels.tolist()))}")

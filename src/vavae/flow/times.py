@@ -40,7 +40,11 @@ def shifted_times(steps: int, shift: float) -> Tensor:
     if shift < 0:
         raise UserError(f"shift: {shift} is negative")
     even = torch.linspace(0, 1, steps, dtype=torch.float32, device="cpu")
-    return even if shift == 0 else shift_times(even, shift)
+    if shift == 0:
+        return even
+    grid = shift_times(even, shift)
+    grid[-1] = 1  # for some shifts, rounding leaves it a little beside
+    return grid
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,8 @@ class TimeDistribution:
 
     def _cdf(self, t: float) -> float:
         """The share of the whole distribution below t."""
-        if t <= 0 or t >= 1:
-            return float(t >= 1)
         base = t / (self.shift - (self.shift - 1) * t)
-        if self.kind == "uniform":
-            return base
+        if self.kind == "uniform" or not 0 < base < 1:
+            return min(max(base, 0.0), 1.0)
         logit = math.log(base / (1 - base))
         return 0.5 * math.erfc(-(logit - self.mean) / (self.std * math.sqrt(2)))

@@ -1,0 +1,98 @@
+"""The training loss against float64 formulas, and what it draws and passes on."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from vavae.flow import CosinePath, LinearPath, TimeDistribution, flow_matching_loss, velocity_loss
+from vavae.transformer import LightningDiT
+
+
+def numbers(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_terms_against_a_loop_in_float64() -> None:
+    velocity, target = numbers(0, 3, 5, 2, 4), numbers(1, 3, 5, 2, 4)
+    terms = velocity_loss(velocity, target, direction_weight=0.3)
+    for i in range(3):
+        mse = sum(
+            (a - b) ** 2 for a, b in zip(velocity[i].flatten().tolist(), target[i].flatten().tolist(), strict=True)
+        )
+        cosines = []
+        for row in range(2):
+            for column in range(4):
+                v, u = velocity[i, :, row, column].tolist(), target[i, :, row, column].tolist()
+                dot = sum(a * b for a, b in zip(v, u, strict=True))
+                cosines.append(dot / (math.hypot(*v) * math.hypot(*u)))
+        direction = 1 - sum(cosines) / len(cosines)
+        assert terms["mse"][i].item() == pytest.approx(mse / 40, rel=1e-5)
+        assert terms["direction"][i].item() == pytest.approx(direction, rel=1e-5)
+        assert terms["total"][i].item() == pytest.approx(mse / 40 + 0.3 * direction, rel=1e-5)
+
+
+@pytest.mark.parametrize(("factor", "direction"), [(1.0, 0.0), (3.0, 0.0), (-2.0, 2.0)])
+def test_direction_ignores_length(factor: float, direction: float) -> None:
+    target = numbers(0, 2, 8, 3, 3)
+    terms = velocity_loss(factor * target, target)
+    torch.testing.assert_close(terms["direction"], torch.full((2,), direction), atol=1e-6, rtol=0)
+    torch.testing.assert_close(terms["mse"], (factor - 1) ** 2 * target.square().mean(dim=(1, 2, 3)))
+
+
+def test_terms_are_float32_whatever_the_network_returns() -> None:
+    velocity, target = numbers(0, 2, 8, 3, 3).bfloat16(), numbers(1, 2, 8, 3, 3)
+    terms = velocity_loss(velocity, target)
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+    assert torch.equal(terms["mse"], velocity_loss(velocity.float(), target)["mse"])
+
+
+def test_first_gradient_of_a_fresh_network_is_of_ordinary_size() -> None:
+    """It predicts exactly zero, where the cosine has no gradient to speak of, or an immense one."""
+    torch.manual_seed(0)
+    model = LightningDiT(latent_size=4, latent_channels=8, width=32, depth=1, heads=2, num_classes=3)
+    terms = flow_matching_loss(
+        model, numbers(0, 4, 8, 4, 4), torch.zeros(4, dtype=torch.long), noise=numbers(1, 4, 8, 4, 4), t=torch.rand(4)
+    )
+    terms["total"].mean().backward()
+    gradient = model.final_layer.linear.weight.grad
+    assert 0 < gradient.norm() < 1000
+
+
+class Recorder:
+    """A stand-in network that keeps what it was given."""
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, **options: Tensor) -> Tensor:
+        self.x, self.t, self.labels, self.options = x, t, labels, options
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("path", [LinearPath(), CosinePath()])
+def test_the_network_sees_the_path(path: LinearPath | CosinePath) -> None:
+    model, data, noise = Recorder(), numbers(0, 2, 3, 2, 2), numbers(1, 2, 3, 2, 2)
+    t, labels = torch.tensor([0.2, 0.9]), torch.tensor([4, 5])
+    terms = flow_matching_loss(model, data, labels, noise=noise, t=t, path=path)
+    x, target = path.interpolate(t, noise, data)
+    assert torch.equal(model.x, x)
+    assert torch.equal(model.t, t)
+    assert torch.equal(model.labels, labels)
+    assert model.options == {}
+    torch.testing.assert_close(terms["mse"], target.square().mean(dim=(1, 2, 3)))
+    drop = torch.tensor([True, False])
+    flow_matching_loss(model, data, labels, noise=noise, t=t, label_drop=drop)
+    assert torch.equal(model.options["label_drop"], drop)
+
+
+def test_noise_and_times_are_drawn_from_the_generator() -> None:
+    data, labels = numbers(0, 64, 2, 2, 2), torch.zeros(64, dtype=torch.long)
+    models = [Recorder(), Recorder()]
+    for model in models:
+        generator = torch.Generator().manual_seed(5)
+        flow_matching_loss(model, data, labels, times=TimeDistribution("uniform", low=0.8), generator=generator)
+    assert torch.equal(models[0].x, models[1].x)
+    assert (models[0].t >= 0.8).all()
+    assert models[0].t.std() > 0.03
+    noise = (models[0].x - models[0].t[:, None, None, None] * data) / (1 - models[0].t)[:, None, None, None]
+    assert noise.mean().item() == pytest.approx(0, abs=0.15)
+    assert noise.std().item() == pytest.approx(1, abs=0.1)
