@@ -6,15 +6,16 @@ folder = path("cifar10")             # data_batch_1.png, ..., train_lables.json
 
 from vavae.pretrained.assets.cache import (
     AssetStatus,
-    cache_folder,
     fetch,
     list_assets,
+    list_hub_models,
     load,
     path,
     remove,
     status,
     verify,
 )
+from vavae.pretrained.assets.files import cache_folder
 from vavae.pretrained.assets.registry import ASSETS, Asset, get_asset
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "fetch",
     "get_asset",
     "list_assets",
+    "list_hub_models",
     "load",
     "path",
     "remove",

