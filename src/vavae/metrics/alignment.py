@@ -1,0 +1,106 @@
+"""How far latents agree with the features of a foundation model, without training anything on them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vavae import counter
+
+
+def _centred_gram_terms(a: Tensor, b: Tensor) -> Tensor:
+    """Unbiased estimate of HSIC from two (n, n) kernel matrices (Song et al. 2012, equation 5)."""
+    n = len(a)
+    a = a.clone().fill_diagonal_(0)
+    b = b.clone().fill_diagonal_(0)
+    trace = (a * b.T).sum()
+    sums = a.sum() * b.sum() / ((n - 1) * (n - 2))
+    cross = a.sum(0) @ b.sum(1) * (2 / (n - 2))
+    return (trace + sums - cross) / (n * (n - 3))
+
+
+def _neighbours(kernel: Tensor, k: int) -> Tensor:
+    """(n, n) 0/1: whether column j is among the k most similar to row i, itself apart."""
+    nearest = kernel.clone().fill_diagonal_(-torch.inf).topk(k, dim=1).indices
+    return torch.zeros_like(kernel).scatter_(1, nearest, 1.0)
+
+
+def cknna(a: Tensor, b: Tensor, k: int = 10) -> float:
+    """Centred kernel nearest-neighbour alignment (arXiv 2405.07987): do two representations agree on neighbours?
+
+    A CKA whose kernels keep only pairs that are among the k nearest neighbours in both representations; unbiased
+    HSIC, linear kernels of L2-normalised features, as REPA and others report it (k = 10).
+
+    Args:
+        a: (n, ...) features or latents of n images, flattened here.
+        b: (n, ...) features of the same images; shapes may differ otherwise.
+        k: Number of neighbours, less than n.
+
+    Returns:
+        1 for equal neighbourhoods and kernels, about 0 for unrelated ones.
+    """
+    if len(a) != len(b) or not 1 <= k < len(a) or len(a) < 4:
+        raise ValueError(f"{len(a)} and {len(b)} samples with {k} neighbours")
+    first = F.normalize(a.detach().flatten(1).double(), dim=1)
+    second = F.normalize(b.detach().flatten(1).double().to(first.device), dim=1)
+    kernel_a, kernel_b = first @ first.T, second @ second.T
+    near_a, near_b = _neighbours(kernel_a, k), _neighbours(kernel_b, k)
+    shared = near_a * near_b
+    cross = _centred_gram_terms(shared * kernel_a, shared * kernel_b)
+    own_a = _centred_gram_terms(near_a * kernel_a, near_a * kernel_a)
+    own_b = _centred_gram_terms(near_b * kernel_b, near_b * kernel_b)
+    return float(cross / (own_a * own_b).clamp(min=0).sqrt().clamp(min=torch.finfo(torch.float64).tiny))
+
+
+def distance_matrix_similarity(latents: Tensor, features: Tensor) -> Tensor:
+    """Mean difference of the token-by-token cosine matrices of each image: the distance-matrix loss, margin 0.
+
+    Args:
+        latents: (B, C, h, w).
+        features: (B, D, h, w), of the same grid.
+
+    Returns:
+        (B,) float64, in [0, 2]; 0 where tokens of both relate to one another alike.
+    """
+    if (
+        latents.ndim != 4
+        or features.ndim != 4
+        or latents.shape[::2] + latents.shape[3:] != (features.shape[::2] + features.shape[3:])
+    ):
+        raise ValueError(f"grids differ: {tuple(latents.shape)} and {tuple(features.shape)}")
+
+    def cosines(x: Tensor) -> Tensor:
+        tokens = F.normalize(x.detach().double().flatten(2), dim=1)
+        return tokens.transpose(1, 2) @ tokens
+
+    return (cosines(latents) - cosines(features)).abs().mean(dim=(1, 2))
+
+
+def mapped_cosine(latents: Tensor, features: Tensor, regularisation: float = 1e-3) -> float:
+    """Mean cosine between teacher features and the best linear map of the latents to them.
+
+    What the cosine term of the VF loss asks for, with the projection fitted by ridge regression, so that tokenizers
+    trained without the loss can be compared. The map is fitted to the tokens of half of the images, chosen at
+    random by a fixed seed, and judged on the other half.
+
+    Args:
+        latents: (B, C, h, w), at least 2 images.
+        features: (B, D, h, w), of the same grid.
+        regularisation: Weight of |W|² beside the mean squared error, in units of the latents' mean square.
+
+    Returns:
+        The mean cosine over tokens of the held-out images, in [-1, 1].
+    """
+    if len(latents) < 2 or len(latents) != len(features) or latents.shape[2:] != features.shape[2:]:
+        raise ValueError(f"grids differ or are too few: {tuple(latents.shape)} and {tuple(features.shape)}")
+    order = counter.permutation(0, "mapped cosine", len(latents))
+    fitted, judged = order[: len(order) // 2], order[len(order) // 2 :]
+
+    def tokens(x: Tensor, images: Tensor) -> Tensor:
+        return x.detach()[images.to(x.device)].double().permute(0, 2, 3, 1).flatten(0, 2)
+
+    x, y = tokens(latents, fitted), tokens(features, fitted)
+    gram = x.T @ x / len(x)
+    ridge = regularisation * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weights = torch.linalg.solve(gram + ridge, x.T @ y / len(x))
+    predicted = tokens(latents, judged) @ weights
+    return float(F.cosine_similarity(predicted, tokens(features, judged), dim=1).mean())

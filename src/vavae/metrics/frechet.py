@@ -1,0 +1,139 @@
+"""Fréchet distance between Gaussians, and the running mean and covariance it is made from."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vavae.errors import UserError
+
+Array = NDArray[np.floating] | Tensor
+
+
+def _as_double(values: Array) -> Tensor:
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.detach().to(torch.float64)
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """A with A Aᵀ = covariance, (d, r): eigenvectors of positive eigenvalues, scaled by their roots."""
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    # What is below the rounding of the largest eigenvalue is noise around zero: its root would be 1e-8, not 1e-16.
+    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
+    """Squared Fréchet distance between two Gaussians: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½).
+
+    The trace of the root is taken without the root: with C1 = A Aᵀ and C2 = B Bᵀ by symmetric eigendecomposition,
+    tr (C1 C2)^½ is the sum of the singular values of Aᵀ B. That is real, finite and accurate for singular
+    covariances too, as from fewer samples than dimensions, where a general matrix square root fails.
+
+    Args:
+        mean1: (d,).
+        cov1: (d, d), positive semi-definite.
+        mean2: (d,).
+        cov2: (d, d), positive semi-definite.
+
+    Returns:
+        The distance, at least 0, computed in float64.
+
+    Raises:
+        ValueError: Shapes differ, or a number is not finite.
+    """
+    m1, c1, m2, c2 = (_as_double(values) for values in (mean1, cov1, mean2, cov2))
+    size = m1.numel()
+    if m1.shape != (size,) or m2.shape != (size,) or c1.shape != (size, size) or c2.shape != (size, size):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (m1, c1, m2, c2))
+        raise ValueError(f"means (d,) and covariances (d, d) of one d are needed, not {shapes}")
+    for name, tensor in (("mean1", m1), ("cov1", c1), ("mean2", m2), ("cov2", c2)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds numbers that are not finite")
+    overlap = torch.linalg.svdvals(_factor(c1).T @ _factor(c2)).sum()
+    distance = (m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * overlap
+    return max(float(distance), 0.0)
+
+
+class RunningMoments:
+    """Mean and covariance of features seen in batches, in float64.
+
+    Parts from several batches or processes combine as if seen at once (Chan, Golub, LeVeque 1979).
+
+    Args:
+        dimension: Number of features.
+        device: Where to add up.
+    """
+
+    def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance, (d, d); needs two samples."""
+        if self.count < 2:
+            raise UserError(f"a covariance needs at least 2 samples, not {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def update(self, features: Tensor) -> None:
+        """Add (N, d) features."""
+        if features.ndim != 2 or features.shape[1] != len(self.mean):
+            raise ValueError(f"features must be (N, {len(self.mean)}), not {tuple(features.shape)}")
+        if len(features) == 0:
+            return
+        x = features.detach().to(self.mean)
+        mean = x.mean(0)
+        centred = x - mean
+        self._combine(len(x), mean, centred.T @ centred)
+
+    def merge(self, other: "RunningMoments") -> None:
+        """Add everything `other` has seen."""
+        if other.mean.shape != self.mean.shape:
+            raise ValueError(f"{len(other.mean)} features cannot join {len(self.mean)}")
+        if other.count:
+            self._combine(other.count, other.mean.to(self.mean), other.scatter.to(self.scatter))
+
+    def _combine(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.count + count
+        difference = mean - self.mean
+        self.scatter += scatter + torch.outer(difference, difference) * (self.count * count / total)
+        self.mean += difference * (count / total)
+        self.count = total
+
+    def distance(self, other: "RunningMoments") -> float:
+        """Fréchet distance to another set of features."""
+        return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `mu`, `sigma` and `count` as .npz, which the common FID programs read as well."""
+        np.savez(path, mu=self.mean.cpu().numpy(), sigma=self.covariance.cpu().numpy(), count=np.int64(self.count))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read reference statistics: .npz with `mu` and `sigma`, as from `save`, ADM or other FID programs.
+
+        Where the file does not say how many samples it stands for, `count` is a nominal 50,000, which does not
+        enter the distance.
+
+        Raises:
+            UserError: The file is missing or holds no such statistics.
+        """
+        try:
+            with np.load(Path(path), allow_pickle=False) as stored:
+                mean, covariance = stored["mu"], stored["sigma"]
+                count = int(stored["count"]) if "count" in stored else 50_000
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise UserError(f"{path} is not a file of reference statistics (npz with mu and sigma): {error}") from error
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise UserError(f"{path}: mu has shape {mean.shape}, sigma {covariance.shape}")
+        moments = cls(len(mean))
+        moments.count = count
+        moments.mean = torch.from_numpy(mean.astype(np.float64))
+        moments.scatter = torch.from_numpy(covariance.astype(np.float64)) * (count - 1)
+        return moments

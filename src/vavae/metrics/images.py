@@ -1,0 +1,80 @@
+"""Fidelity of reconstructions, one value per image: PSNR and SSIM.
+
+Means are taken by the caller over all images at once, never over batches of unequal size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _check_pair(images: Tensor, references: Tensor) -> None:
+    if images.shape != references.shape or images.ndim != 4:
+        raise ValueError(f"two batches of equal shape are needed, not {tuple(images.shape)}, {tuple(references.shape)}")
+
+
+def psnr(images: Tensor, references: Tensor, data_range: float = 2.0) -> Tensor:
+    """Peak signal-to-noise ratio of each image: 10 log10(data_range² / mean squared error), in dB.
+
+    Args:
+        images: (B, C, H, W) float, not clamped here.
+        references: The same shape.
+        data_range: Difference between the largest and the smallest possible value; 2 for [-1, 1].
+
+    Returns:
+        (B,) float64; infinite for equal images.
+    """
+    _check_pair(images, references)
+    error = (images.double() - references.double()).square().mean(dim=(1, 2, 3))
+    return 10.0 * torch.log10(data_range**2 / error)
+
+
+def published_psnr(pixels: Tensor, references: Tensor) -> Tensor:
+    """PSNR as the published evaluation computes it, between stored 8-bit images: 20 log10(255 / RMSE), in dB.
+
+    Args:
+        pixels: (B, H, W, 3) uint8, as `vavae.data.to_uint8` makes them.
+        references: The same shape, uint8.
+
+    Returns:
+        (B,) float64; infinite for equal images.
+    """
+    if pixels.dtype != torch.uint8 or references.dtype != torch.uint8:
+        raise ValueError(f"8-bit pixels are needed, not {pixels.dtype} and {references.dtype}")
+    return psnr(pixels, references, data_range=255.0)
+
+
+def ssim(images: Tensor, references: Tensor, data_range: float = 2.0, window: int = 11, sigma: float = 1.5) -> Tensor:
+    """Structural similarity of each image (Wang et al. 2004), with Gaussian windows that lie wholly in the image.
+
+    Published numbers use images clamped to [-1, 1], window 11, sigma 1.5, and average over channels and positions.
+
+    Args:
+        images: (B, C, H, W) float, H and W at least `window`.
+        references: The same shape.
+        data_range: Difference between the largest and the smallest possible value; 2 for [-1, 1].
+        window: Side of the window, odd.
+        sigma: Standard deviation of the Gaussian, in pixels.
+
+    Returns:
+        (B,) float64, at most 1.
+    """
+    _check_pair(images, references)
+    channels = images.shape[1]
+    if min(images.shape[2:]) < window:
+        raise ValueError(f"images of {images.shape[2]} x {images.shape[3]} are smaller than the window {window}")
+    offsets = torch.arange(window, dtype=torch.float64, device=images.device) - (window - 1) / 2
+    weights = torch.exp(-offsets.square() / (2 * sigma**2))
+    weights = (weights / weights.sum()).expand(channels, 1, window)
+
+    def blur(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, weights[..., None], groups=channels), weights[:, :, None], groups=channels)
+
+    x, y = images.double(), references.double()
+    mean_x, mean_y = blur(x), blur(y)
+    variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    covariance = blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
+    return (luminance * structure).mean(dim=(1, 2, 3))

@@ -1,0 +1,228 @@
+"""The Inception-v3 of the Fréchet inception distance: pool features of the network of December 2015.
+
+It differs from other Inception-v3 networks in its weights, in average pools that leave the padding out, in a
+maximum pool in the last block, and in how images are resized. Weights come from the asset `fid-inception`, whose
+tensor names the modules here repeat.
+"""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vavae.errors import UserError
+
+FEATURES = 2048
+_SIDE = 299
+_PREFIX = "net.layers."
+_BATCH_NORM_EPSILON = 1e-3
+
+
+class _ConvRelu(nn.Conv2d):
+    """Convolution and ReLU; batch normalisation is folded into weight and bias when weights are loaded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x), inplace=True)
+
+
+class _Parallel(nn.Module):
+    """Branches side by side, joined along the channels in the order given."""
+
+    def __init__(self, **branches: nn.Module) -> None:
+        super().__init__()
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.children()], dim=1)
+
+
+def _average_pool() -> nn.Module:
+    return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
+
+
+def _conv(channels: int, out: int, kernel: int | tuple[int, int] = 1, stride: int = 1, pad: bool = True) -> _ConvRelu:
+    """A convolution that keeps the size, or with `pad` off one that takes the border away."""
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (sides[0] // 2, sides[1] // 2) if pad else (0, 0)
+    return _ConvRelu(channels, out, sides, stride, padding)
+
+
+def _tower(*layers: nn.Module) -> nn.Sequential:
+    """Layers in a row: an optional pool named `pool`, convolutions named `conv`, `conv_1`, ..."""
+    named: OrderedDict[str, nn.Module] = OrderedDict()
+    for layer in layers:
+        convolutions = len([name for name in named if name != "pool"])
+        name = "pool" if not isinstance(layer, _ConvRelu) else f"conv_{convolutions}" if convolutions else "conv"
+        named[name] = layer
+    return nn.Sequential(named)
+
+
+def _block_35(channels: int, pooled: int) -> _Parallel:
+    """At 35 x 35: 1x1, 5x5, double 3x3, pooled."""
+    return _Parallel(
+        conv=_conv(channels, 64),
+        tower=_tower(_conv(channels, 48), _conv(48, 64, 5)),
+        tower_1=_tower(_conv(channels, 64), _conv(64, 96, 3), _conv(96, 96, 3)),
+        tower_2=_tower(_average_pool(), _conv(channels, pooled)),
+    )
+
+
+def _block_17(width: int) -> _Parallel:
+    """At 17 x 17: 1x1, 7x7 in two parts, double 7x7 in four parts, pooled."""
+    row, column = (1, 7), (7, 1)
+    return _Parallel(
+        conv=_conv(768, 192),
+        tower=_tower(_conv(768, width), _conv(width, width, row), _conv(width, 192, column)),
+        tower_1=_tower(
+            _conv(768, width),
+            _conv(width, width, column),
+            _conv(width, width, row),
+            _conv(width, width, column),
+            _conv(width, 192, row),
+        ),
+        tower_2=_tower(_average_pool(), _conv(768, 192)),
+    )
+
+
+class _Block8(nn.Module):
+    """At 8 x 8: two towers end in a 1x3 and a 3x1 convolution side by side.
+
+    Args:
+        channels: Input channels.
+        pool: The pool of the last branch: an average in the first such block, a maximum in the second.
+    """
+
+    def __init__(self, channels: int, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv = _conv(channels, 320)
+        self.tower_conv = _conv(channels, 384)
+        self.tower_mixed_conv = _conv(384, 384, (1, 3))
+        self.tower_mixed_conv_1 = _conv(384, 384, (3, 1))
+        self.tower_1_conv = _conv(channels, 448)
+        self.tower_1_conv_1 = _conv(448, 384, 3)
+        self.tower_1_mixed_conv = _conv(384, 384, (1, 3))
+        self.tower_1_mixed_conv_1 = _conv(384, 384, (3, 1))
+        self.tower_2_pool = pool
+        self.tower_2_conv = _conv(channels, 192)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.tower_conv(x)
+        b = self.tower_1_conv_1(self.tower_1_conv(x))
+        branches = (
+            self.conv(x),
+            self.tower_mixed_conv(a),
+            self.tower_mixed_conv_1(a),
+            self.tower_1_mixed_conv(b),
+            self.tower_1_mixed_conv_1(b),
+            self.tower_2_conv(self.tower_2_pool(x)),
+        )
+        return torch.cat(branches, dim=1)
+
+
+class FIDInception(nn.Module):
+    """Pixels -> pool features. Construct it with `from_weights` or `from_asset`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: dict[str, nn.Module] = {
+            "conv": _conv(3, 32, 3, stride=2, pad=False),
+            "conv_1": _conv(32, 32, 3, pad=False),
+            "conv_2": _conv(32, 64, 3),
+            "pool0": nn.MaxPool2d(3, stride=2),
+            "conv_3": _conv(64, 80),
+            "conv_4": _conv(80, 192, 3, pad=False),
+            "pool1": nn.MaxPool2d(3, stride=2),
+            "mixed": _block_35(192, 32),
+            "mixed_1": _block_35(256, 64),
+            "mixed_2": _block_35(288, 64),
+            "mixed_3": _Parallel(
+                conv=_conv(288, 384, 3, stride=2, pad=False),
+                tower=_tower(_conv(288, 64), _conv(64, 96, 3), _conv(96, 96, 3, stride=2, pad=False)),
+                pool=nn.MaxPool2d(3, stride=2),
+            ),
+            "mixed_4": _block_17(128),
+            "mixed_5": _block_17(160),
+            "mixed_6": _block_17(160),
+            "mixed_7": _block_17(192),
+            "mixed_8": _Parallel(
+                tower=_tower(_conv(768, 192), _conv(192, 320, 3, stride=2, pad=False)),
+                tower_1=_tower(
+                    _conv(768, 192),
+                    _conv(192, 192, (1, 7)),
+                    _conv(192, 192, (7, 1)),
+                    _conv(192, 192, 3, stride=2, pad=False),
+                ),
+                pool=nn.MaxPool2d(3, stride=2),
+            ),
+            "mixed_9": _Block8(1280, _average_pool()),
+            "mixed_10": _Block8(2048, nn.MaxPool2d(3, stride=1, padding=1)),
+        }
+        self.layers = nn.Sequential(OrderedDict(layers))
+
+    @classmethod
+    def from_weights(cls, weights: dict[str, Tensor]) -> "FIDInception":
+        """Build from `weight`, `beta`, `mean` and `var` of every convolution, named as in the asset.
+
+        Raises:
+            UserError: Names or shapes differ.
+        """
+        network = cls()
+        left = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
+        for name, layer in network.layers.named_modules():
+            if not isinstance(layer, _ConvRelu):
+                continue
+            try:
+                weight, beta, mean, variance = (
+                    left.pop(f"{name}.{part}").double() for part in ("weight", "beta", "mean", "var")
+                )
+            except KeyError as error:
+                raise UserError(f"FID Inception weights: {error.args[0]} is missing") from None
+            if weight.shape != layer.weight.shape:
+                raise UserError(f"FID Inception weights: {name}.weight has shape {tuple(weight.shape)}")
+            scale = torch.rsqrt(variance + _BATCH_NORM_EPSILON)
+            layer.weight.data = (weight * scale.view(-1, 1, 1, 1)).float()
+            assert layer.bias is not None
+            layer.bias.data = (beta - mean * scale).float()
+        if left:
+            raise UserError(f"FID Inception weights: {min(left)} is unknown")
+        return network.eval().requires_grad_(False)
+
+    @classmethod
+    def from_asset(cls) -> "FIDInception":
+        """Build with the asset `fid-inception`, fetched on first use."""
+        from vavae.pretrained import assets
+
+        return cls.from_weights(assets.load("fid-inception"))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, H, W, 3) uint8 of any size -> features (B, 2048) float32."""
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+            raise ValueError(f"pixels must be (B, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}")
+        images = pixels.permute(0, 3, 1, 2).float()
+        return self.features((resize_as_tensorflow(images, _SIDE) - 128.0) / 128.0)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Network inputs (B, 3, 299, 299) in [-1, 1) -> features (B, 2048)."""
+        return self.layers(inputs).mean(dim=(2, 3))
+
+
+def resize_as_tensorflow(images: Tensor, side: int) -> Tensor:
+    """Bilinear resize (B, C, H, W) -> (B, C, side, side) as in the graph that defined FID.
+
+    Target pixel i reads source position i · H / side, without half-pixel centres and without anti-aliasing. Other
+    resizes give other distances.
+    """
+
+    def axis(length: int) -> tuple[Tensor, Tensor, Tensor]:
+        positions = torch.arange(side, dtype=torch.float64, device=images.device) * (length / side)
+        low = positions.floor().long()
+        return low, (low + 1).clamp(max=length - 1), (positions - low).to(images.dtype)
+
+    if images.shape[2:] == (side, side):
+        return images
+    top, bottom, down = axis(images.shape[2])
+    left, right, across = axis(images.shape[3])
+    rows = torch.lerp(images[:, :, top], images[:, :, bottom], down[:, None])
+    return torch.lerp(rows[..., left], rows[..., right], across)

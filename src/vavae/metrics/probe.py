@@ -1,0 +1,117 @@
+"""How well classes can be read from latents or features: a linear probe and nearest neighbours. Deterministic."""
+
+import torch
+from torch import Tensor
+
+from vavae import counter
+
+_HELD_OUT = 5  # every fifth training sample, in a fixed random order, chooses the regularisation
+_REGULARISATIONS = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 7))  # 1e-5 ... 1e3
+
+
+def _as_rows(features: Tensor) -> Tensor:
+    """(N, ...) -> (N, d) float64."""
+    return features.detach().flatten(1).double()
+
+
+def _check_sets(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
+    if len(train_x) != len(train_y) or len(test_x) != len(test_y):
+        raise ValueError(
+            f"{len(train_x)} and {len(test_x)} features need as many labels, not {len(train_y)} and {len(test_y)}"
+        )
+    if train_x.shape[1:] != test_x.shape[1:]:
+        raise ValueError(f"features differ in shape: {tuple(train_x.shape[1:])} and {tuple(test_x.shape[1:])}")
+
+
+class _RidgePath:
+    """Ridge regressions of one data set for many regularisations, from one symmetric eigendecomposition.
+
+    Minimises |X W - Y|² / n + r |W|², X standardised and Y centred. Decomposes the smaller of XᵀX and XXᵀ.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self._mean = x.mean(0)
+        std = x.std(0, correction=0)
+        self._scale = torch.where(std > 1e-12, 1.0 / std.clamp(min=1e-12), torch.zeros_like(std))
+        self._target_mean = y.mean(0)
+        x = (x - self._mean) * self._scale
+        y = y - self._target_mean
+        self._count = len(x)
+        primal = x.shape[1] <= x.shape[0]
+        values, vectors = torch.linalg.eigh(x.T @ x if primal else x @ x.T)
+        self._values = values.clamp(min=0)
+        self._left = vectors if primal else x.T @ vectors
+        self._right = vectors.T @ (x.T @ y if primal else y)
+
+    def predict(self, x: Tensor, regularisation: float) -> Tensor:
+        inverse = 1.0 / (self._values + regularisation * self._count)
+        weights = self._left @ (inverse[:, None] * self._right)
+        return ((x - self._mean) * self._scale) @ weights + self._target_mean
+
+
+def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> float:
+    """Accuracy of a ridge classifier on standardised features.
+
+    One linear map to one-hot targets by least squares. Its regularisation is the one of 17 between 1e-5 and 1e3
+    that classifies a held-out fifth of the training samples best (the larger one where several do); then the map
+    is fitted anew to all of them.
+
+    Args:
+        train_x: (N, ...) features or latents, flattened here.
+        train_y: (N,) integer labels.
+        test_x: (M, ...).
+        test_y: (M,).
+
+    Returns:
+        The share of test samples classified rightly, in [0, 1].
+    """
+    _check_sets(train_x, train_y, test_x, test_y)
+    train, test = _as_rows(train_x), _as_rows(test_x)
+    train_y, test_y = train_y.to(train.device), test_y.to(train.device)
+    classes = train_y.unique()
+    targets = (train_y[:, None] == classes).double()
+
+    order = counter.permutation(0, "linear probe", len(train)).to(train.device)
+    held, kept = order[::_HELD_OUT], order[torch.arange(len(order)) % _HELD_OUT != 0]
+    path = _RidgePath(train[kept], targets[kept])
+    best, best_accuracy = _REGULARISATIONS[-1], -1.0
+    for regularisation in reversed(_REGULARISATIONS):
+        predicted = classes[path.predict(train[held], regularisation).argmax(1)]
+        accuracy = float((predicted == train_y[held]).double().mean())
+        if accuracy > best_accuracy:
+            best, best_accuracy = regularisation, accuracy
+    predicted = classes[_RidgePath(train, targets).predict(test, best).argmax(1)]
+    return float((predicted == test_y).double().mean())
+
+
+def knn_accuracy(
+    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int = 20, temperature: float = 0.07
+) -> float:
+    """Accuracy of a nearest-neighbour vote by cosine similarity, as is usual for frozen features.
+
+    Each of the k most similar training samples votes for its class with weight exp(similarity / temperature)
+    (arXiv 1805.01978); k and temperature as in DINO (arXiv 2104.14294).
+
+    Args:
+        train_x: (N, ...) features or latents, flattened here.
+        train_y: (N,) integer labels.
+        test_x: (M, ...).
+        test_y: (M,).
+        k: Number of neighbours; all of the training set if that is smaller.
+        temperature: Of the votes.
+
+    Returns:
+        The share of test samples classified rightly, in [0, 1].
+    """
+    _check_sets(train_x, train_y, test_x, test_y)
+    train = torch.nn.functional.normalize(_as_rows(train_x), dim=1)
+    test = torch.nn.functional.normalize(_as_rows(test_x), dim=1)
+    train_y, test_y = train_y.to(train.device), test_y.to(train.device)
+    classes = train_y.unique()
+    one_hot = (train_y[:, None] == classes).double()
+    right = 0
+    for queries, labels in zip(test.split(512), test_y.split(512), strict=True):
+        similarity, neighbours = (queries @ train.T).topk(min(k, len(train)), dim=1)
+        votes = (torch.exp(similarity / temperature)[..., None] * one_hot[neighbours]).sum(1)
+        right += int((classes[votes.argmax(1)] == labels).sum())
+    return right / len(test)
