@@ -72,7 +72,8 @@ def read_panels(
 
     Returns:
         Panels, and keys whose every value, in every run, is zero or missing: these are not drawn. A run whose
-        values are all zero is left out of a panel that has other runs.
+        values are all zero is left out of a panel that has other runs, and a curve begins with its first value
+        that is not zero.
     """
     keys = {key for lines in logs for line in lines for key in line} - {"images", "step"}
     ranked = [key for key in order if key in keys] + sorted(keys - order.keys())
@@ -84,7 +85,11 @@ def read_panels(
             values = np.array([_number(line.get(key)) for line in lines])
             known = np.isfinite(images)
             images, values = images[known], values[known]
-            if np.any(np.isfinite(values) & (values != 0)):
+            on = np.flatnonzero(np.isfinite(values) & (values != 0))
+            if len(on):
+                # A term that starts late is logged as zero until then; skipped steps really are zero.
+                if not key.startswith("skipped/"):
+                    values[: on[0]] = np.nan
                 curves.append(Curve(run, images, values))
         if curves:
             panels.append(Panel(key, term_of(key), tuple(curves)))

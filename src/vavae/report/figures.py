@@ -15,21 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vavae.report.curves import Panel, smoothed
-from vavae.report.glossary import Better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _RULE, _SURFACE, _GOOD, _BAD = "#010101", "#010102", "#010103", "#010104", "#010105"
+_INK, _RULE, _SURFACE = "#010101", "#010102", "#010103"
 _RUNS = tuple(f"#0102{i:02x}" for i in range(4))
 _CLASSES = tuple(f"#0103{i:02x}" for i in range(10))
 _VARIABLES = {
     _INK: ("--figure-ink", "#565f6b"),
     _RULE: ("--rule", "#dfe3e8"),
     _SURFACE: ("--surface", "#ffffff"),
-    _GOOD: ("--good", "#1a7f4b"),
-    _BAD: ("--bad", "#b4400f"),
     **{
         key: (f"--run-{i}", colour)
         for i, (key, colour) in enumerate(zip(_RUNS, ("#1f62c4", "#c2570c", "#2f8a4c", "#8250b8"), strict=True))
@@ -51,10 +48,12 @@ _VARIABLES = {
 _DASHES = ("solid", (0, (5, 1.6)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 MARKERS = ("o", "^", "s", "D", "v")
 MARKER_SIGNS = ("●", "▲", "■", "◆", "▼")
+# Equal areas for the eye.
+_MARKER_SCALES = {"o": 1.0, "^": 1.08, "s": 0.88, "D": 0.8, "v": 1.08}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "vavae",
-    "font.size": 10,
+    "font.size": 10.5,
     "text.color": _INK,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -87,7 +86,7 @@ def curves_figure(panel: Panel) -> str:
     """
 
     def draw(figure: "Figure") -> None:
-        axes = figure.add_axes((0.125, 0.125, 0.845, 0.84))
+        axes = figure.add_axes((0.125, 0.13, 0.85, 0.84))
         logarithmic = panel.logarithmic
         spans = []
         for curve in panel.curves:
@@ -102,12 +101,12 @@ def curves_figure(panel: Panel) -> str:
         _limit(axes, min(map(min, spans)), max(map(max, spans)), logarithmic)
         end = max(float(curve.images[-1]) for curve in panel.curves)
         axes.set_xlim(0, end if end > 0 else 1)
-        axes.xaxis.set_major_formatter(_short)
+        axes.xaxis.set_major_formatter(lambda value, _: short(value))
         axes.xaxis.get_major_locator().set_params(nbins=5)  # type: ignore[call-arg]
         axes.grid(False, axis="x")
         axes.spines["left"].set_visible(False)
 
-    return _svg(draw, 4.7, 2.9)
+    return _svg(draw, 4.3, 2.7)
 
 
 def scatter_figure(points: NDArray[np.floating], labels: NDArray[np.integer] | Sequence[int] | None) -> str:
@@ -128,10 +127,14 @@ def scatter_figure(points: NDArray[np.floating], labels: NDArray[np.integer] | S
             chosen = points[finite & (numbers == label)]
             colour, marker = (_RUNS[0], "o") if labels is None else class_style(int(label))
             axes.plot(
-                *(chosen[:, 0], chosen[:, 1]),
-                **{"linestyle": "", "marker": marker, "color": colour, "markersize": size},
+                chosen[:, 0],
+                chosen[:, 1],
+                linestyle="",
+                marker=marker,
+                color=colour,
+                markersize=size * _MARKER_SCALES[marker],
                 markeredgecolor=_SURFACE,
-                markeredgewidth=0.5,
+                markeredgewidth=0.4,
             )
         axes.margins(0.03)
 
@@ -143,57 +146,8 @@ def class_style(label: int) -> tuple[str, str]:
     return _CLASSES[label % len(_CLASSES)], MARKERS[label % len(MARKERS)]
 
 
-def comparison_figure(rows: Sequence[tuple[str, float, Better]]) -> str:
-    """Each metric of one run as a multiple of another run's; SVG.
-
-    A hollow dot at 1 is the other run, the filled dot this one, on a logarithmic axis; the line between them
-    is drawn as good or bad where the metric has a better direction.
-
-    Args:
-        rows: Name, ratio (positive) and better direction of each metric.
-    """
-
-    def draw(figure: "Figure") -> None:
-        height = figure.get_figheight()
-        bottom = 0.36 / height
-        axes = figure.add_axes((0.03, bottom, 0.94, 1 - bottom - 0.02 / height))
-        extent = max([abs(float(np.log2(ratio))) for _, ratio, _ in rows] + [0.1]) * 1.12
-        axes.set_xlim(-extent, extent)
-        axes.set_ylim(len(rows) - 0.35, -0.62)
-        axes.axvline(0, color=_INK, linewidth=0.8)
-        for row, (name, ratio, better) in enumerate(rows):
-            position = float(np.log2(ratio))
-            gain = {"higher": position > 0, "lower": position < 0}.get(better or "")
-            colour = _INK if gain is None or position == 0 else _GOOD if gain else _BAD
-            axes.plot([0, position], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
-            axes.plot([0], [row], "o", color=_SURFACE, markeredgecolor=_INK, markersize=6.5)
-            axes.plot([position], [row], "o", color=colour, markersize=8)
-            hint = {"higher": " ↑", "lower": " ↓"}.get(better or "", "")
-            for x, text, align in ((0.0, name + hint, "left"), (1.0, f"× {ratio:.3g}", "right")):
-                label = axes.text(
-                    x, row - 0.3, text, ha=align, va="center", transform=axes.get_yaxis_transform(), fontsize=10
-                )
-                label.set_parse_math(False)
-        ticks = _ratio_ticks(extent)
-        axes.set_xticks(np.log2(ticks), [f"× {tick:g}" for tick in ticks])
-        axes.yaxis.set_visible(False)
-        axes.grid(False, axis="y")
-        axes.spines["left"].set_visible(False)
-
-    return _svg(draw, 5.6, 0.55 * len(rows) + 0.5)
-
-
-def _ratio_ticks(extent: float) -> list[float]:
-    """Ratios on both sides of 1 that fit into ± `extent` powers of two, few and round."""
-    for step in (1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0, 100.0):
-        if np.log2(step) * 3 > extent:
-            break
-    count = max(1, int(extent / np.log2(step)))
-    return [float(f"{step**k:.3g}") for k in range(-count, count + 1)]
-
-
 def _limit(axes: "Axes", low: float, high: float, logarithmic: bool) -> None:
-    axes.yaxis.set_major_formatter(_short)
+    axes.yaxis.set_major_formatter(lambda value, _: short(value))
     if logarithmic:
         from matplotlib.ticker import LogLocator
 
@@ -201,7 +155,7 @@ def _limit(axes: "Axes", low: float, high: float, logarithmic: bool) -> None:
         margin = (high / low) ** 0.06
         axes.set_ylim(low / margin, high * margin)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 150 else (1,)))
-        axes.yaxis.set_major_formatter(_short)
+        axes.yaxis.set_major_formatter(lambda value, _: short(value))
         axes.minorticks_off()
         return
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
@@ -215,18 +169,18 @@ def _isolated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     return finite[1:-1] & ~finite[:-2] & ~finite[2:]
 
 
-def _short(value: float, _position: int | None = None) -> str:
-    """20000 -> 20k."""
+def short(value: float) -> str:
+    """A number for an axis: 20000 is "20k"."""
     for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:g}{sign}"
-    return f"{value:g}"
+            return f"{value / size:g}{sign}".replace("-", "−")
+    return f"{value:g}".replace("-", "−")
 
 
 def _styled() -> AbstractContextManager:
     import matplotlib
 
-    return matplotlib.rc_context(_STYLE)
+    return matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
 
 
 def _svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:

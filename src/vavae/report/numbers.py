@@ -7,26 +7,35 @@ from typing import Any
 MISSING = "–"
 
 
-def number(value: float | int | str | None) -> str:
-    """A number as a reader wants it: four digits, thousands apart, a dash where nothing was measured.
+def number(value: float | int | str | None, digits: int = 4, decimals: int | None = None) -> str:
+    """A number as a reader wants it: a few digits, thousands apart, a dash where nothing was measured.
 
-    >>> number(12345.678), number(0.123456), number(3), number(None)
-    ('12,346', '0.1235', '3', '–')
+    >>> number(12345.678), number(0.123456), number(3), number(None), number(98.7, decimals=2)
+    ('12,346', '0.1235', '3', '–', '98.70')
+
+    Args:
+        value: A number, or a text that is returned as it is.
+        digits: Significant digits of a number that is not an integer.
+        decimals: Digits after the point instead, so that numbers of a line agree.
     """
     if value is None:
         return MISSING
     if isinstance(value, str):
         return value
-    if not isinstance(value, int) and not math.isfinite(value):
+    if not math.isfinite(value):
         return MISSING
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}".replace("-", "−")
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-4:
-        return f"{value:.2e}".replace("-", "−")
-    digits = min(4, max(0, 3 - math.floor(math.log10(abs(value)))))
-    return f"{value:.{digits}f}".replace("-", "−")
+    if decimals is None:
+        if value != 0 and abs(value) < 1e-4:
+            return f"{value:.{digits - 1}e}".replace("-", "−")
+        decimals = places(value, digits)
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def places(value: float | int, digits: int = 4) -> int:
+    """Digits after the point with which `value` shows about `digits` significant ones; 0 for integers."""
+    if isinstance(value, int) or value == 0:
+        return 0
+    return max(0, digits - 1 - max(math.floor(math.log10(abs(value))), -1))
 
 
 def duration(seconds: float) -> str:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from vavae.report.contents import DemoReport, RunReport
 from vavae.report.curves import Panel, read_panels
-from vavae.report.figures import MARKER_SIGNS, comparison_figure, curves_figure, scatter_figure
+from vavae.report.figures import MARKER_SIGNS, curves_figure, scatter_figure
 from vavae.report.glossary import GENERATOR_TERMS, TOKENIZER_TERMS, generator_term, tokenizer_term
-from vavae.report.images import image_uri
+from vavae.report.images import LOSSLESS_PIXELS, image_uri
 from vavae.report.numbers import duration, number, plain
 from vavae.report.pca import pca_maps
-from vavae.report.table import MetricLine, metric_lines, ratios
+from vavae.report.table import MetricLine, RatioAxis, metric_lines, ratio_axis
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -68,10 +68,11 @@ def _environment() -> "Environment":
 
 @dataclass(frozen=True)
 class Picture:
-    """An image in the page: data URI and what to say where it cannot be seen."""
+    """An image in the page: data URI, what to say where it cannot be seen, whether its pixels stay squares."""
 
     uri: str
     alt: str
+    pixelated: bool
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,6 @@ class Matrix:
     """Strips of equal length, cut into blocks of a few columns."""
 
     strips: tuple[Strip, ...]
-    pixelated: bool
     ratio: str
 
     @property
@@ -110,7 +110,6 @@ class Samples:
     name: str
     guidance: str
     strips: tuple[Strip, ...]
-    pixelated: bool
     ratio: str
     columns: int
 
@@ -124,7 +123,6 @@ class Formation:
     note: str
     times: tuple[str, ...]
     strips: tuple[Strip, ...]
-    pixelated: bool
     ratio: str
 
 
@@ -177,7 +175,7 @@ class View:
     generator: Curves
     metric_columns: tuple[str, ...]
     metrics: tuple[MetricLine, ...]
-    comparison: Figure | None
+    ratio_axis: RatioAxis | None
     few_samples: bool
     compressed: bool
 
@@ -188,6 +186,7 @@ def _view(report: DemoReport) -> View:
     names = tuple(run.name for run in runs)
     columns, lines = metric_lines(report.metrics, names)
     shown = [a for run in runs for a in (run.reconstructions, run.samples, *(f for _, f in run.formation))]
+    shown.append(report.originals)
     seconds = [step.seconds for step in report.steps]
     return View(
         created=_date(report.created),
@@ -205,9 +204,9 @@ def _view(report: DemoReport) -> View:
         generator=_curves(names, read_panels([r.generator_log for r in runs], generator_term, GENERATOR_TERMS), embed),
         metric_columns=columns,
         metrics=lines,
-        comparison=_comparison(lines, names, embed),
+        ratio_axis=ratio_axis(lines) if len(columns) == 2 else None,
         few_samples=any(word in line.name.lower() for line in lines for word in ("fid", "fréchet", "frechet")),
-        compressed=any(not _pixelated(a) for a in [report.originals, *shown] if _any(a)),
+        compressed=any(a.shape[1] * a.shape[2] > LOSSLESS_PIXELS for a in shown if a is not None),
     )
 
 
@@ -235,11 +234,11 @@ def _reconstructions(report: DemoReport) -> Matrix | None:
         return None
     strips = [_strip("original", report.originals, report)]
     strips += [_strip(run.name, run.reconstructions, report, i, "reconstruction, ") for i, run in runs]
-    return Matrix(tuple(strips), _pixelated(report.originals), _ratio(report.originals))
+    return Matrix(tuple(strips), _ratio(report.originals))
 
 
 def _features(report: DemoReport) -> Matrix | None:
-    grids = [("teacher", report.teacher_features, None)]
+    grids: list[tuple[str, NDArray | None, int | None]] = [("teacher", report.teacher_features, None)]
     grids += [(run.name, run.latents, i) for i, run in enumerate(report.runs)]
     if not any(_any(grid) for _, grid, _ in grids):
         return None
@@ -249,7 +248,7 @@ def _features(report: DemoReport) -> Matrix | None:
             kind = "features, " if run is None else "latents, "
             note = f"{grid.shape[1]} × {grid.shape[2]} × {grid.shape[3]}"
             strips.append(_strip(name, pca_maps(grid), report, run, kind, note))
-    return Matrix(tuple(strips), _pixelated(report.originals), _ratio(report.originals))
+    return Matrix(tuple(strips), _ratio(report.originals))
 
 
 def _strip(
@@ -264,7 +263,7 @@ def _strip(
     labels = report.original_labels
     names = [report.class_name(int(label)) for label in labels] if labels is not None else [""] * len(images)
     pictures = (
-        Picture(image_uri(image), f"{heading}: {kind}image {i + 1}" + (f" ({name})" if name else ""))
+        _picture(image, f"{heading}: {kind}image {i + 1}" + (f" ({name})" if name else ""))
         for i, (image, name) in enumerate(zip(images, names, strict=True))
     )
     return Strip(heading, tuple(pictures), run, note)
@@ -281,7 +280,7 @@ def _samples(report: DemoReport, index: int, run: RunReport) -> Samples:
         Strip(
             name,
             tuple(
-                Picture(image_uri(run.samples[i]), f"{run.name}: sample {k + 1}" + (f" of {name}" if name else ""))
+                _picture(run.samples[i], f"{run.name}: sample {k + 1}" + (f" of {name}" if name else ""))
                 for k, i in enumerate(chosen)
             ),
         )
@@ -292,7 +291,6 @@ def _samples(report: DemoReport, index: int, run: RunReport) -> Samples:
         run.name,
         run.guidance,
         strips,
-        _pixelated(run.samples),
         _ratio(run.samples),
         min(_PER_BLOCK, max(len(chosen) for _, chosen in groups)),
     )
@@ -305,13 +303,13 @@ def _formation(index: int, run: RunReport) -> Formation:
         Strip(
             f"sample {k + 1}",
             tuple(
-                Picture(image_uri(images[k]), f"{run.name}: sample {k + 1} at t = {time}")
+                _picture(images[k], f"{run.name}: sample {k + 1} at t = {time}")
                 for time, (_, images) in zip(times, run.formation, strict=True)
             ),
         )
         for k in range(len(first))
     )
-    return Formation(index, run.name, run.formation_note, times, strips, _pixelated(first), _ratio(first))
+    return Formation(index, run.name, run.formation_note, times, strips, _ratio(first))
 
 
 def _scatter(report: DemoReport, embed: _Embedder) -> tuple[Figure, ...]:
@@ -356,20 +354,12 @@ def _curve(names: Sequence[str], panel: Panel, embed: _Embedder) -> Figure:
     return Figure(svg, panel.term.title, panel.term.meaning, panel.logarithmic, ends)
 
 
-def _comparison(lines: Sequence[MetricLine], names: Sequence[str], embed: _Embedder) -> Figure | None:
-    rows = ratios(lines)
-    if len(names) != 2 or not rows:
-        return None
-    label = f"{names[0]} as a multiple of {names[1]}: " + ", ".join(f"{name} {ratio:.3g}" for name, ratio, _ in rows)
-    return Figure(embed(comparison_figure(rows), label), f"{names[0]} as a multiple of {names[1]}")
-
-
 def _any(array: NDArray | None) -> bool:
     return array is not None and array.size > 0
 
 
-def _pixelated(images: NDArray | None) -> bool:
-    return images is not None and max(images.shape[1:3]) <= _PIXELATED_SIDE
+def _picture(image: NDArray[np.uint8], alt: str) -> Picture:
+    return Picture(image_uri(image), alt, max(image.shape[:2]) <= _PIXELATED_SIDE)
 
 
 def _ratio(images: NDArray) -> str:

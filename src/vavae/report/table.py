@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vavae.report.contents import MetricRow
 from vavae.report.glossary import Better, metric_meaning
-from vavae.report.numbers import plain, words
+from vavae.report.numbers import places, plain, words
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,11 @@ class MetricLine:
         name: The metric.
         variant: What sets it apart from other lines of the same name; "" where it is the only one.
         better: Which direction is better.
-        meaning: One sentence, or "".
+        meaning: One sentence; "" where there is none, or where an earlier line of the same name says it.
         cells: One per column, in the order of columns; a number of no run is a single cell.
+        decimals: Digits after the point for all numbers of the line, or None where they are too unlike.
         difference: First column minus second where there are exactly two finite numbers.
+        ratio: First column divided by second where both are positive.
         gain: Whether that difference is for the better; None where there is no such thing.
         protocol: (key, value) as text, common to the line's numbers.
         differing: (run, ((key, value), ...)) for what is not common.
@@ -39,7 +41,9 @@ class MetricLine:
     better: Better
     meaning: str
     cells: tuple[Cell, ...]
+    decimals: int | None
     difference: float | None
+    ratio: float | None
     gain: bool | None
     protocol: tuple[tuple[str, str], ...]
     differing: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
@@ -59,18 +63,13 @@ def metric_lines(rows: Sequence[MetricRow], runs: Sequence[str]) -> tuple[tuple[
         turn = seen[row.name, row.run] = seen.get((row.name, row.run), -1) + 1
         groups.setdefault((row.name, bool(row.run), turn), []).append(row)
     ordered = sorted(groups, key=lambda group: [row.name for row in rows].index(group[0]))
-    return columns, tuple(_line(groups[key], columns, _siblings(groups, key)) for key in ordered)
-
-
-def ratios(lines: Sequence[MetricLine]) -> list[tuple[str, float, Better]]:
-    """(name, first column / second column, better) of the lines that have two positive numbers."""
-    found = []
-    for line in lines:
-        values = [cell.value for cell in line.cells]
-        if len(values) == 2 and all(_finite(value) and value > 0 for value in values):  # type: ignore[operator]
-            name = f"{line.name} ({line.variant})" if line.variant else line.name
-            found.append((name, float(values[0]) / float(values[1]), line.better))  # type: ignore[arg-type]
-    return found
+    lines = [_line(groups[key], columns, _siblings(groups, key)) for key in ordered]
+    told: set[tuple[str, str]] = set()
+    for place, line in enumerate(lines):
+        if (line.name, line.meaning) in told:
+            lines[place] = replace(line, meaning="")
+        told.add((line.name, line.meaning))
+    return columns, tuple(lines)
 
 
 def _siblings(groups: Mapping[tuple[str, bool, int], list[MetricRow]], key: tuple[str, bool, int]) -> list[MetricRow]:
@@ -83,9 +82,12 @@ def _line(rows: Sequence[MetricRow], columns: Sequence[str], siblings: Sequence[
     best = _best([row.value for row in rows], better)
     by_run = {row.run: Cell(row.run, row.value, row.value == best) for row in rows}
     cells = (by_run[""],) if not first.run else tuple(by_run.get(column, Cell(column, None)) for column in columns)
-    difference, gain = None, None
-    if len(cells) == 2 and all(_finite(cell.value) for cell in cells):
-        difference = float(cells[0].value) - float(cells[1].value)  # type: ignore[arg-type]
+    finite = [cell.value for cell in cells if cell.value is not None and math.isfinite(cell.value)]
+    difference, ratio, gain = None, None, None
+    if len(cells) == len(finite) == 2:
+        difference = finite[0] - finite[1]
+        if min(finite) > 0:
+            ratio = finite[0] / finite[1]
         if better is not None and difference != 0:
             gain = (difference > 0) == (better == "higher")
     protocols = [{str(key): plain(value) for key, value in row.protocol.items()} for row in rows]
@@ -100,7 +102,9 @@ def _line(rows: Sequence[MetricRow], columns: Sequence[str], siblings: Sequence[
         better=better,
         meaning=metric_meaning(first.name) if first.explanation is None else first.explanation,
         cells=cells,
+        decimals=_decimals(finite),
         difference=difference,
+        ratio=ratio,
         gain=gain,
         protocol=tuple((words(key), text) for key, text in common.items()),
         differing=tuple((run, items) for run, items in differing if items),
@@ -116,12 +120,54 @@ def _variant(row: MetricRow, siblings: Sequence[MetricRow]) -> str:
     return ", ".join(f"{words(key)} {plain(row.protocol[key])}" for key in telling if key in row.protocol)
 
 
+def _decimals(values: Sequence[float | int]) -> int | None:
+    """Places that suit the largest value, if the smallest still shows two digits with them."""
+    sizes = [abs(value) for value in values if value != 0]
+    if not sizes or any(isinstance(value, int) for value in values):
+        return None
+    decimals = places(max(sizes))
+    return decimals if min(sizes) >= 10 ** (1 - decimals) else None
+
+
 def _best(values: Sequence[float | int | None], better: Better) -> float | int | None:
-    finite = [value for value in values if value is not None and _finite(value)]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
     if better is None or len(set(finite)) < 2:
         return None
     return max(finite) if better == "higher" else min(finite)
 
 
-def _finite(value: float | int | None) -> bool:
-    return value is not None and math.isfinite(value)
+@dataclass(frozen=True)
+class Dumbbell:
+    """A line's ratio on the axis that all lines share.
+
+    Attributes:
+        percent: Where the first column's dot is, from 0 to 100; the second column's is at 50.
+        clipped: Whether the ratio is beyond the axis.
+    """
+
+    percent: float
+    clipped: bool
+
+
+@dataclass(frozen=True)
+class RatioAxis:
+    """A logarithmic axis from 1 / extent to extent."""
+
+    extent: float
+
+    def place(self, ratio: float) -> Dumbbell:
+        """Where a ratio is on the axis."""
+        position = math.log(ratio) / math.log(self.extent)
+        return Dumbbell(50 + 50 * max(-1.0, min(1.0, position)), abs(position) > 1)
+
+
+def ratio_axis(lines: Sequence[MetricLine]) -> RatioAxis | None:
+    """The shortest round axis that holds three quarters of the lines' ratios; None without ratios.
+
+    A single metric that changes by much would otherwise squeeze all others into the middle.
+    """
+    sizes = sorted(max(line.ratio, 1 / line.ratio) for line in lines if line.ratio is not None)
+    if not sizes:
+        return None
+    wanted = sizes[math.ceil(0.75 * len(sizes)) - 1]
+    return RatioAxis(next((extent for extent in (1.1, 1.25, 1.5, 2.0) if wanted <= extent), 4.0))
