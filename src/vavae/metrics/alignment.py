@@ -51,6 +51,12 @@ def cknna(a: Tensor, b: Tensor, k: int = 10) -> float:
     return float(cross / (own_a * own_b).clamp(min=0).sqrt().clamp(min=torch.finfo(torch.float64).tiny))
 
 
+def _check_grids(latents: Tensor, features: Tensor) -> None:
+    same = len(latents) == len(features) and latents.shape[2:] == features.shape[2:]
+    if not same or latents.ndim != 4:
+        raise ValueError(f"(B, C, h, w) and (B, D, h, w) needed: {tuple(latents.shape)}, {tuple(features.shape)}")
+
+
 def distance_matrix_similarity(latents: Tensor, features: Tensor) -> Tensor:
     """Mean difference of the token-by-token cosine matrices of each image: the distance-matrix loss, margin 0.
 
@@ -61,12 +67,7 @@ def distance_matrix_similarity(latents: Tensor, features: Tensor) -> Tensor:
     Returns:
         (B,) float64, in [0, 2]; 0 where tokens of both relate to one another alike.
     """
-    if (
-        latents.ndim != 4
-        or features.ndim != 4
-        or latents.shape[::2] + latents.shape[3:] != (features.shape[::2] + features.shape[3:])
-    ):
-        raise ValueError(f"grids differ: {tuple(latents.shape)} and {tuple(features.shape)}")
+    _check_grids(latents, features)
 
     def cosines(x: Tensor) -> Tensor:
         tokens = F.normalize(x.detach().double().flatten(2), dim=1)
@@ -90,8 +91,9 @@ def mapped_cosine(latents: Tensor, features: Tensor, regularisation: float = 1e-
     Returns:
         The mean cosine over tokens of the held-out images, in [-1, 1].
     """
-    if len(latents) < 2 or len(latents) != len(features) or latents.shape[2:] != features.shape[2:]:
-        raise ValueError(f"grids differ or are too few: {tuple(latents.shape)} and {tuple(features.shape)}")
+    _check_grids(latents, features)
+    if len(latents) < 2:
+        raise ValueError("at least 2 images are needed")
     order = counter.permutation(0, "mapped cosine", len(latents))
     fitted, judged = order[: len(order) // 2], order[len(order) // 2 :]
 
