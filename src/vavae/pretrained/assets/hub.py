@@ -117,7 +117,11 @@ def _fetch(repo_id: str, revision: str) -> HubModel:
         raise UserError(f"model '{repo_id}' has no revision '{revision}'") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"the hub has no model '{repo_id}' (or it is private)") from error
-    except (errors.HfHubHTTPError, OSError) as error:
+    except Exception as error:
+        # The client's versions differ in the library that carries their requests, and in its errors.
+        transport = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
+        if not (transport or isinstance(error, (errors.HfHubHTTPError, OSError))):
+            raise
         raise UserError(f"model '{repo_id}': the hub cannot be reached ({type(error).__name__})") from error
     files = {file.rfilename: _check(repo_id, folder, file) for file in wanted}
     licence = str(getattr(info.card_data, "license", None) or "")

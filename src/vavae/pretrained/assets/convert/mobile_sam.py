@@ -23,7 +23,7 @@ _RENAMES = (
 
 
 def convert_mobile_sam(files: list[Path], folder: Path) -> None:
-    """Write the image encoder under the names of `vavae.teachers.tiny_vit.TinyViT`.
+    """Write the image encoder under the names of `vavae.teachers.tiny_vit.TinyViT`, and a `config.json` naming it.
 
     Each convolution takes in the BatchNorm behind it (the encoder is only ever run, never trained). The prompt
     encoder, the mask decoder and the unused classification head are left out.
@@ -48,6 +48,7 @@ def convert_mobile_sam(files: list[Path], folder: Path) -> None:
         else:
             tensors[target] = value.float().contiguous()
     save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "mobile_sam"}\n', encoding="utf-8")
 
 
 _NORM_KEYS = ("weight", "bias", "running_mean", "running_var")

@@ -12,6 +12,7 @@ from torch import Tensor
 _KERAS_EPS = 1e-3
 _TORCH_EPS = 1e-5
 _DEPTHS = (3, 4, 6, 3)
+_MEAN = (123.68, 116.779, 103.939)
 
 
 def convert_resnet(files: list[Path], folder: Path) -> None:
@@ -36,6 +37,9 @@ def convert_resnet(files: list[Path], folder: Path) -> None:
     tensors["classifier.1.bias"] = torch.from_numpy(arrays["fc1000/bias"].copy())
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_config(labels), indent=2) + "\n", encoding="utf-8")
+    # Of images in [0, 1], in the order R, G, B.
+    statistics = {"image_mean": [mean / 255 for mean in _MEAN], "image_std": [1 / 255] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(statistics) + "\n", encoding="utf-8")
 
 
 def _read_shards(weights: list[dict], shards: list[Path]) -> dict[str, np.ndarray]:

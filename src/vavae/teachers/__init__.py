@@ -1,0 +1,21 @@
+"""Teachers: frozen vision foundation models that turn images into grids of features.
+
+teacher = load_teacher("dinov2-large")
+features = teacher.features_at(images, (16, 16))     # images in [-1, 1] -> (B, 1024, 16, 16)
+"""
+
+from vavae.teachers.base import Normalisation, Teacher, TeacherFeatures
+from vavae.teachers.cache import FeatureCache
+from vavae.teachers.grid import resample_grid
+from vavae.teachers.registry import TEACHERS, TeacherSpec, load_teacher
+
+__all__ = [
+    "TEACHERS",
+    "FeatureCache",
+    "Normalisation",
+    "Teacher",
+    "TeacherFeatures",
+    "TeacherSpec",
+    "load_teacher",
+    "resample_grid",
+]

@@ -1,0 +1,165 @@
+"""Features of a fixed list of images, computed once and read from the disk.
+
+The teacher costs more than the tokenizer it helps to train; for images that are the same each time (centre crop, no
+flips) its features are too. They are kept in blocks of consecutive images, each a safetensors file written whole or
+not at all, so that a run stopped half-way goes on with the next block.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vavae.errors import UserError
+from vavae.progress import track
+from vavae.teachers.base import Teacher
+
+_BLOCK_BYTES = 64 << 20
+_IN_MEMORY_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What the features depend on; a folder made with others is not used."""
+
+    teacher: str
+    image_set: str
+    count: int
+    shape: tuple[int, int, int]
+    dtype: str
+    block_size: int
+
+
+class FeatureCache:
+    """The feature grids of images 0 ... count - 1, at one grid size.
+
+    Args:
+        folder: Parent folder; the features go into a folder of their own in it, named by what they depend on
+            (weights, preprocessing and precision of the teacher, images, grid, stored type).
+        teacher: Computes what is missing, on the device it is on.
+        grid: (h, w) the features are resampled to.
+        image_set: Fingerprint of the list of images, their preprocessing included: it must change when they do.
+        count: Number of images.
+        dtype: Type on the disk, `torch.float16`, `torch.bfloat16` or `torch.float32`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        teacher: Teacher,
+        grid: tuple[int, int],
+        image_set: str,
+        count: int,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:
+        shape = (teacher.width, int(grid[0]), int(grid[1]))
+        image_bytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
+        block_size = max(1, _BLOCK_BYTES // image_bytes)
+        stored = str(dtype).removeprefix("torch.")
+        settings = _Settings(teacher.fingerprint(), image_set, count, shape, stored, block_size)
+        key = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:16]
+        self.folder = Path(folder) / f"{Path(teacher.name).name}-{key}"
+        self.count = count
+        self.dtype = dtype
+        self._settings = settings
+        self._teacher = teacher
+        self._grid = (int(grid[0]), int(grid[1]))
+        self._block_size = block_size
+        self._blocks: list[Tensor] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all features."""
+        channels, height, width = self._settings.shape
+        return self.count * channels * height * width * self.dtype.itemsize
+
+    def fill(self, load: Callable[[Tensor], Tensor], batch_size: int = 64) -> None:
+        """Compute the blocks that are missing; a second process waits for the first.
+
+        Args:
+            load: Indices (n,) int64 -> images (n, 3, H, W) in [-1, 1] on the teacher's device.
+            batch_size: Images per call of the teacher.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._blocks = None
+        with FileLock(self.folder / ".lock"):
+            missing = [start for start in self._starts() if not self._block_path(start).is_file()]
+            done = self.count - sum(self._block_length(start) for start in missing)
+            if not missing:
+                return
+            description = f"features of {self._teacher.name}"
+            with track(description, self.count, unit="images", start=done) as bar:
+                for start in missing:
+                    self._write_block(start, load, batch_size, bar.advance)
+
+    def get(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """Features of the images `indices` (n,), in that order: (n, D, h, w) in the stored type, on the CPU.
+
+        Raises:
+            IndexError: An index outside the list.
+            UserError: A block is missing (`fill` has not run to its end) or damaged.
+        """
+        wanted = torch.as_tensor(indices, dtype=torch.int64).cpu()
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.count):
+            raise IndexError(f"indices must be in [0, {self.count})")
+        if self._blocks is None:
+            self._blocks = self._open()
+        if len(self._blocks) == 1:
+            return self._blocks[0][wanted]
+        features = torch.empty((len(wanted), *self._settings.shape), dtype=self.dtype)
+        number = wanted // self._block_size
+        for block in number.unique().tolist():
+            rows = (number == block).nonzero().squeeze(1)
+            features[rows] = self._blocks[block][wanted[rows] - block * self._block_size]
+        return features
+
+    def _starts(self) -> range:
+        return range(0, self.count, self._block_size)
+
+    def _block_length(self, start: int) -> int:
+        return min(self._block_size, self.count - start)
+
+    def _block_path(self, start: int) -> Path:
+        return self.folder / f"{start:09d}.safetensors"
+
+    def _write_block(
+        self, start: int, load: Callable[[Tensor], Tensor], batch_size: int, advance: Callable[[int], None]
+    ) -> None:
+        indices = torch.arange(start, start + self._block_length(start))
+        features = torch.empty((len(indices), *self._settings.shape), dtype=self.dtype)
+        for batch in indices.split(batch_size):
+            computed = self._teacher.features_at(load(batch), self._grid)
+            features[batch - start] = computed.to("cpu", self.dtype)
+            advance(len(batch))
+        if not torch.isfinite(features).all():
+            raise UserError(
+                f"features of {self._teacher.name} for images {start} to {start + len(indices) - 1} are not finite"
+                f" as {self._settings.dtype}"
+            )
+        path = self._block_path(start)
+        draft = path.with_suffix(".partial")
+        save_file({"features": features}, draft, metadata={"settings": json.dumps(asdict(self._settings))})
+        draft.replace(path)
+
+    def _open(self) -> list[Tensor]:
+        """The blocks, mapped into memory; copied into one tensor where they are small."""
+        blocks = []
+        for start in self._starts():
+            path = self._block_path(start)
+            try:
+                block = load_file(path)["features"]
+            except FileNotFoundError as error:
+                raise UserError(f"teacher features {path} are missing: fill the cache first") from error
+            except (SafetensorError, OSError, KeyError) as error:
+                raise UserError(f"teacher features {path} are damaged ({error}): remove the file") from error
+            if block.shape != (self._block_length(start), *self._settings.shape) or block.dtype != self.dtype:
+                raise UserError(f"teacher features {path} are damaged (wrong shape): remove the file")
+            blocks.append(block)
+        return [torch.cat(blocks)] if self.size_bytes <= _IN_MEMORY_BYTES else blocks

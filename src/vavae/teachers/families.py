@@ -1,0 +1,227 @@
+"""Families of teachers: how a folder with `config.json` and weights becomes a backbone."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from vavae.errors import UserError
+from vavae.teachers.backbones import (
+    MaskedAutoencoderBackbone,
+    NaflexBackbone,
+    ResNetBackbone,
+    SamBackbone,
+    TinyViTBackbone,
+    TokenBackbone,
+)
+from vavae.teachers.base import CLIP, HALF, IMAGENET, Backbone, Normalisation
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+        name: What to call it.
+        model_types: Values of `model_type` in `config.json` that mean it.
+        model_class: Class of transformers that loads it; empty for a model of our own.
+        wrap: Makes a backbone of the loaded model.
+        normalisation: Used where the folder does not state its own.
+        input_size: Side images are resized to by default; None means what `config.json` states.
+        other_parts: Beginnings of the names of weights that a full checkpoint holds beside the vision model.
+        antialiased_positions: Whether the published system has this family and fits its position embeddings with
+            antialiasing.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    model_class: str
+    wrap: Callable[[Any], Backbone]
+    normalisation: Normalisation
+    input_size: int | None = None
+    other_parts: tuple[str, ...] = ()
+    antialiased_positions: bool = False
+
+
+_CLIP_PARTS = (
+    "text_model.",
+    "text_projection.",
+    "visual_projection.",
+    "logit_",
+    "vision_model.embeddings.position_ids",
+)
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "DINOv2",
+        ("dinov2",),
+        "Dinov2Model",
+        lambda model: TokenBackbone(model, prefix=1, interpolate=False),
+        IMAGENET,
+        input_size=224,
+        other_parts=("classifier.", "embeddings.mask_token"),
+        antialiased_positions=True,
+    ),
+    Family(
+        "DINOv2 with registers",
+        ("dinov2_with_registers",),
+        "Dinov2WithRegistersModel",
+        lambda model: TokenBackbone(model, prefix=1 + model.config.num_register_tokens, interpolate=False),
+        IMAGENET,
+        input_size=224,
+        other_parts=("classifier.",),
+    ),
+    Family(
+        "DINOv3",
+        ("dinov3_vit",),
+        "DINOv3ViTModel",
+        lambda model: TokenBackbone(model, prefix=1 + model.config.num_register_tokens, interpolate=False),
+        IMAGENET,
+        input_size=256,
+    ),
+    Family(
+        "MAE",
+        ("vit_mae",),
+        "ViTMAEModel",
+        MaskedAutoencoderBackbone,
+        IMAGENET,
+        other_parts=("decoder.",),
+        antialiased_positions=True,
+    ),
+    Family(
+        "CLIP",
+        ("clip", "clip_vision_model"),
+        "CLIPVisionModel",
+        lambda model: TokenBackbone(model, prefix=1, interpolate=True),
+        CLIP,
+        other_parts=_CLIP_PARTS,
+    ),
+    Family(
+        "SigLIP",
+        ("siglip", "siglip_vision_model"),
+        "SiglipVisionModel",
+        lambda model: TokenBackbone(model, prefix=0, interpolate=True),
+        HALF,
+        other_parts=_CLIP_PARTS,
+    ),
+    Family(
+        "SigLIP 2 naflex",
+        ("siglip2", "siglip2_vision_model"),
+        "Siglip2VisionModel",
+        NaflexBackbone,
+        HALF,
+        input_size=256,
+        other_parts=_CLIP_PARTS,
+    ),
+    Family(
+        "SAM",
+        ("sam", "sam_vision_model"),
+        "SamVisionModel",
+        SamBackbone,
+        IMAGENET,
+        other_parts=("prompt_encoder.", "mask_decoder.", "shared_image_embedding."),
+    ),
+    Family("ResNet", ("resnet",), "ResNetModel", ResNetBackbone, IMAGENET, 224, ("classifier.",)),
+    Family("MobileSAM", ("mobile_sam",), "", TinyViTBackbone, IMAGENET, 1024),
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; `UserError` naming the file if it is missing or none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: the folder holds no teacher") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return content
+
+
+def detect_family(folder: Path) -> Family:
+    """The family of the model in `folder`, by the `model_type` of its `config.json`."""
+    model_type = read_json(folder / "config.json").get("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    raise UserError(f"{folder / 'config.json'}: model_type '{model_type}' is no known teacher (known: {known})")
+
+
+def load_backbone(folder: Path, family: Family) -> Backbone:
+    """The backbone with its weights, float32, every weight accounted for.
+
+    Raises `UserError` if weights are missing, have other shapes, or are left over (but for other parts of a full
+    checkpoint, such as a text model).
+    """
+    return family.wrap(_load_transformers(folder, family) if family.model_class else _load_tiny_vit(folder))
+
+
+def _load_transformers(folder: Path, family: Family) -> nn.Module:
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    model_class = getattr(transformers, family.model_class)
+    options = {"mask_ratio": 0.0} if family.name == "MAE" else {}
+    try:
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: no {family.name} model can be loaded from it: {_first_line(error)}") from error
+    left_over = [name for name in report["unexpected_keys"] if not name.startswith(family.other_parts)]
+    problems = {
+        "missing": sorted(report["missing_keys"]),
+        "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
+        "left over": sorted(left_over),
+    }
+    _check_complete(folder, family, problems)
+    return model
+
+
+def _load_tiny_vit(folder: Path) -> nn.Module:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from vavae.teachers.tiny_vit import TinyViT
+
+    model = TinyViT()
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: no MobileSAM encoder can be loaded from it: {_first_line(error)}") from error
+    return model
+
+
+def _check_complete(folder: Path, family: Family, problems: dict[str, list[str]]) -> None:
+    for what, names in problems.items():
+        if names:
+            raise UserError(f"{folder}: {len(names)} weights of the {family.name} model are {what}, first {names[0]}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own bar and report: what matters of them becomes an error here."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

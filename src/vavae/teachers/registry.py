@@ -1,0 +1,203 @@
+"""The teachers by name, and how one is loaded."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vavae.errors import UserError
+from vavae.teachers.backbones import resize_positions
+from vavae.teachers.base import CAFFE, CLIP, HALF, IMAGENET, PUBLISHED, Backbone, Normalisation, Teacher
+from vavae.teachers.families import Family, detect_family, load_backbone, read_json
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """A teacher with a name.
+
+    Attributes:
+        name: Short name.
+        source: Model of the hub (`owner/name`), or asset.
+        width: Channels of its features.
+        patch: Pixels a feature stands for on each axis.
+        input_size: Side images are resized to unless asked otherwise.
+        normalisation: What its input is normalised with.
+        licence: Licence of the weights.
+        note: What a reader of results must know; often empty.
+    """
+
+    name: str
+    source: str
+    width: int
+    patch: int
+    input_size: int
+    normalisation: Normalisation
+    licence: str
+    note: str = ""
+
+
+_GATED = "DINOv3 licence; gated on the hub"
+_MAE_LICENCE = "CC-BY-NC-4.0 (original release; the hub's copy says Apache-2.0)"
+
+TEACHERS: tuple[TeacherSpec, ...] = (
+    *(
+        TeacherSpec(f"dinov2-{size}", f"facebook/dinov2-{size}", width, 14, 224, IMAGENET, "Apache-2.0")
+        for size, width in (("small", 384), ("base", 768), ("large", 1024), ("giant", 1536))
+    ),
+    *(
+        TeacherSpec(
+            f"dinov2-registers-{size}",
+            f"facebook/dinov2-with-registers-{size}",
+            width,
+            14,
+            224,
+            IMAGENET,
+            "Apache-2.0",
+        )
+        for size, width in (("small", 384), ("base", 768), ("large", 1024), ("giant", 1536))
+    ),
+    *(
+        TeacherSpec(f"dinov3-{size}", f"facebook/dinov3-{size}-pretrain-lvd1689m", width, 16, 256, IMAGENET, _GATED)
+        for size, width in (
+            ("vits16", 384),
+            ("vits16plus", 384),
+            ("vitb16", 768),
+            ("vitl16", 1024),
+            ("vith16plus", 1280),
+            ("vit7b16", 4096),
+        )
+    ),
+    TeacherSpec("mae-base", "facebook/vit-mae-base", 768, 16, 224, IMAGENET, _MAE_LICENCE),
+    TeacherSpec("mae-large", "facebook/vit-mae-large", 1024, 16, 224, IMAGENET, _MAE_LICENCE),
+    TeacherSpec("mae-huge", "facebook/vit-mae-huge", 1280, 14, 224, IMAGENET, _MAE_LICENCE),
+    TeacherSpec("clip-base32", "openai/clip-vit-base-patch32", 768, 32, 224, CLIP, "MIT"),
+    TeacherSpec("clip-base16", "openai/clip-vit-base-patch16", 768, 16, 224, CLIP, "MIT"),
+    TeacherSpec("clip-large14", "openai/clip-vit-large-patch14", 1024, 14, 224, CLIP, "MIT"),
+    TeacherSpec("clip-large14-336", "openai/clip-vit-large-patch14-336", 1024, 14, 336, CLIP, "MIT"),
+    TeacherSpec("siglip2-base", "google/siglip2-base-patch16-256", 768, 16, 256, HALF, "Apache-2.0"),
+    TeacherSpec("siglip2-large", "google/siglip2-large-patch16-256", 1024, 16, 256, HALF, "Apache-2.0"),
+    TeacherSpec("siglip2-so400m", "google/siglip2-so400m-patch16-256", 1152, 16, 256, HALF, "Apache-2.0"),
+    TeacherSpec("siglip2-base-naflex", "google/siglip2-base-patch16-naflex", 768, 16, 256, HALF, "Apache-2.0"),
+    TeacherSpec("siglip2-so400m-naflex", "google/siglip2-so400m-patch16-naflex", 1152, 16, 256, HALF, "Apache-2.0"),
+    *(
+        TeacherSpec(f"sam-{size}", f"facebook/sam-vit-{size}", 256, 16, 1024, IMAGENET, "Apache-2.0")
+        for size in ("base", "large", "huge")
+    ),
+    TeacherSpec(
+        "dinov2-small-focus",
+        "dinov2-small-focus",
+        384,
+        14,
+        224,
+        IMAGENET,
+        "Apache-2.0 (DINOv2); MIT (fine-tuned weights)",
+        "DINOv2 ViT-S/14 fine-tuned for saliency, not the untouched DINOv2",
+    ),
+    TeacherSpec(
+        "mobile-sam",
+        "mobile-sam",
+        256,
+        16,
+        1024,
+        IMAGENET,
+        "Apache-2.0",
+        "a TinyViT distilled from SAM ViT-H",
+    ),
+    TeacherSpec("resnet50", "resnet50-imagenet", 2048, 32, 224, CAFFE, "MIT", "trained with ImageNet labels"),
+)
+
+
+def load_teacher(
+    name: str | Path,
+    *,
+    input_size: int | tuple[int, int] | None = None,
+    normalisation: Literal["default", "published"] | str = "default",
+    dtype: torch.dtype | None = None,
+) -> Teacher:
+    """Load a teacher by short name (see `TEACHERS`), local folder, or model of the hub (`owner/name`).
+
+    Args:
+        name: Which. A folder must hold `config.json` and weights as transformers saves them.
+        input_size: Side, or (height, width), images are resized to; a multiple of the patch. A side of patch times
+            n gives an n x n grid: 112 gives 8 x 8 with a patch of 14. None: the teacher's own.
+        normalisation: "default" is what the model was trained with; "published" does as the published VA-VAE: its
+            input is the raw [-1, 1], resized without antialiasing, and position embeddings of DINOv2 and MAE are
+            fitted with antialiasing. (The published sizes are 224 for DINOv2 and the image's own for MAE.)
+        dtype: Type of matrix products, say `torch.bfloat16`; float32 if None.
+
+    Raises:
+        UserError: Unknown name, no such model, wrong input size or normalisation, weights that do not fit.
+    """
+    if normalisation not in ("default", "published"):
+        raise UserError(f"normalisation: '{normalisation}' is neither 'default' nor 'published'")
+    spec = next((spec for spec in TEACHERS if str(name) in (spec.name, spec.source)), None)
+    folder = _find_folder(spec, str(name))
+    family = detect_family(folder)
+    backbone = load_backbone(folder, family)
+    if spec is not None and (backbone.width, backbone.patch) != (spec.width, spec.patch):
+        raise UserError(f"teacher '{name}': {folder} has width {backbone.width} and patch {backbone.patch}")
+    own_size = spec.input_size if spec else _own_input_size(folder, family, backbone)
+    size = _check_size(str(name), backbone, own_size if input_size is None else input_size)
+    own = spec.normalisation if spec else _own_normalisation(folder, family)
+    if normalisation == "published" and family.antialiased_positions:
+        if size[0] != size[1]:
+            raise UserError(f"teacher '{name}': input_size must be square with normalisation 'published'")
+        resize_positions(backbone.model, (size[0] // backbone.patch, size[1] // backbone.patch))
+    return Teacher(str(name), backbone, size, PUBLISHED if normalisation == "published" else own, dtype)
+
+
+def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
+    """The folder with the teacher's files, fetched if need be."""
+    from vavae.pretrained import assets
+
+    if spec is not None:
+        path = assets.fetch(spec.source)
+        return path if path.is_dir() else path.parent
+    if Path(name).is_dir():
+        return Path(name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return assets.fetch(name)
+    names = [spec.name for spec in TEACHERS]
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise UserError(f"teacher '{name}' is no known name, no folder and no hub model{hint} (names: {', '.join(names)})")
+
+
+def _check_size(name: str, backbone: Backbone, size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    patch = backbone.patch
+    if backbone.fixed_size is not None and (height, width) != (backbone.fixed_size, backbone.fixed_size):
+        raise UserError(f"teacher '{name}' takes only input_size {backbone.fixed_size}, not {height} x {width}")
+    for side in (height, width):
+        if side <= 0 or side % patch:
+            below = max(side // patch, 1) * patch
+            advice = f"try {below} or {below + patch}"
+            raise UserError(f"teacher '{name}': input_size {side} is no multiple of its patch {patch} ({advice})")
+    return height, width
+
+
+def _own_input_size(folder: Path, family: Family, backbone: Backbone) -> int:
+    """The family's, else what `config.json` states, brought down to whole patches."""
+    if family.input_size is not None:
+        return family.input_size
+    config = read_json(folder / "config.json")
+    stated = config.get("vision_config", config).get("image_size")
+    if not isinstance(stated, int):
+        raise UserError(f"{folder / 'config.json'} states no image_size: give the teacher an input_size")
+    return max(stated // backbone.patch, 1) * backbone.patch
+
+
+def _own_normalisation(folder: Path, family: Family) -> Normalisation:
+    """What the folder's preprocessor states, else the family's."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return family.normalisation
+    stated = read_json(path)
+    mean, std = stated.get("image_mean"), stated.get("image_std")
+    if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
+        return family.normalisation
+    if not all(value > 0 for value in std):
+        raise UserError(f"{path}: image_std must be positive")
+    return Normalisation("stated", (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

