@@ -101,6 +101,19 @@ def test_autoguidance_takes_the_weak_network_with_the_label() -> None:
     assert (strong.calls, weak.calls) == ([1, 1], [1])
 
 
+def test_predictions_are_combined_in_the_dtype_of_the_state() -> None:
+    outputs = latents(2).bfloat16()
+
+    def low_precision(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return outputs
+
+    state = latents(1, seed=1)
+    guided = guided_prediction(low_precision, torch.tensor([1]), Guidance(7.3), null_label=0)(state, 0.5)
+    exact = outputs[1:].double() + 7.3 * (outputs[:1].double() - outputs[1:].double())
+    assert guided.dtype == torch.float32
+    torch.testing.assert_close(guided.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_bad_guidance() -> None:
     with pytest.raises(UserError, match=r"^scale:"):
         Guidance(-1.0)
@@ -184,9 +197,20 @@ def test_a_sample_does_not_depend_on_its_batch(solver: str, guidance: Guidance |
 
 def test_a_stochastic_sample_does_not_depend_on_its_batch() -> None:
     model, labels = network(), torch.tensor([0, 5, 2])
-    whole = sample(model, latents(3), labels, solver=EulerMaruyama(noise=counter_noise(0, [4, 5, 6])), steps=6)
-    alone = sample(model, latents(3)[2:], labels[2:], solver=EulerMaruyama(noise=counter_noise(0, [6])), steps=6)
+    options = {"solver": "euler_maruyama", "steps": 6}
+    whole = sample(model, latents(3), labels, step_noise=counter_noise(0, [4, 5, 6]), **options)
+    alone = sample(model, latents(3)[2:], labels[2:], step_noise=counter_noise(0, [6]), **options)
     torch.testing.assert_close(alone[0], whole[2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [LinearPath(), CosinePath()])
+def test_the_stochastic_solver_takes_the_path_of_the_network(path: Path) -> None:
+    oracle, labels = Oracle(MIXTURE, path), torch.zeros(3, dtype=torch.long)
+    fresh = counter_noise(1, [0, 1, 2])
+    options = {"steps": 20, "path": path}
+    named = sample(oracle, noise(3), labels, solver="euler_maruyama", step_noise=fresh, **options)
+    built = sample(oracle, noise(3), labels, solver=EulerMaruyama(path=path, noise=fresh), **options)
+    assert torch.equal(named, built)
 
 
 def test_adaptive_agrees_with_many_small_steps() -> None:

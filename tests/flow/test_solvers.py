@@ -184,6 +184,15 @@ def test_stochastic_sampler_without_diffusion_is_euler() -> None:
     assert not torch.allclose(moved, expected, atol=1e-2)
 
 
+def test_stochastic_sampler_ends_without_noise() -> None:
+    seen: list[tuple[int, float, Tensor, Tensor]] = []
+    solver = EulerMaruyama(diffusion=5.0, noise=counter_noise(0, [0, 1]))
+    end = solver(field, torch.ones(2, 3), [0.0, 0.4, 0.7, 1.0], callback=lambda *step: seen.append(step))
+    assert len(seen) == 3
+    _, t, x, velocity = seen[-1]
+    torch.testing.assert_close(end, x + (1.0 - t) * velocity)
+
+
 def test_counted_noise_belongs_to_images() -> None:
     x = torch.randn(4, 2, 2, generator=torch.Generator().manual_seed(0))
     times = shifted_times(9, 0.3)

@@ -122,6 +122,10 @@ def test_extreme_uniform_numbers_give_times_inside(kind: str) -> None:
     narrow = TimeDistribution(kind, low=1e-6, high=2e-6).from_uniform(u)
     assert (narrow >= 1e-6).all()
     assert (narrow <= 2e-6).all()
+    # So far out that the cumulative distribution is 1 to the last bit.
+    late = TimeDistribution(kind, low=0.9998, high=0.9999).from_uniform(u.double())
+    assert (late >= 0.9998).all()
+    assert (late <= 0.9999).all()
 
 
 @pytest.mark.parametrize(

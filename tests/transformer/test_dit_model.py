@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vavae.errors import UserError
 from vavae.transformer import LightningDiT, LightningDiTConfig, size_names
 from vavae.transformer.layers import RMSNorm, patchify, time_features, unpatchify
+from vavae.transformer.positions import tables_of_grid
 
 TINY = {"latent_size": 4, "latent_channels": 3, "width": 32, "depth": 2, "heads": 2, "num_classes": 5}
 SWITCHES = [
@@ -254,6 +255,16 @@ def test_tables_made_in_inference_mode_serve_training() -> None:
         model(x, t, y)
     model.train()(x, t, y).square().mean().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_tables_of_another_grid_are_kept_between_calls() -> None:
+    model = tiny()
+    x, t, y = inputs(height=11, width=3)
+    model(x, t, y)
+    before = tables_of_grid.cache_info()
+    model(x, t, y)
+    after = tables_of_grid.cache_info()
+    assert (after.hits, after.misses) == (before.hits + 1, before.misses)
 
 
 def test_rows_and_columns_are_told_apart() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from vavae.errors import UserError
 from vavae.flow.guidance import Guidance, guided_prediction
 from vavae.flow.paths import LinearPath, Path, Prediction
-from vavae.flow.solvers import Solver, StepCallback, solver_by_name
+from vavae.flow.solvers import Solver, StepCallback, StepNoise, solver_by_name
 from vavae.flow.times import shifted_times
 
 SampleCallback = Callable[[int, float, Tensor, Tensor], None]
@@ -27,6 +27,7 @@ def sample(
     weak_model: nn.Module | None = None,
     path: Path | None = None,
     prediction: Prediction = "velocity",
+    step_noise: StepNoise | None = None,
     callback: SampleCallback | None = None,
     null_label: int | None = None,
 ) -> Tensor:
@@ -46,6 +47,8 @@ def sample(
         weak_model: A weaker network, which makes the guidance autoguidance.
         path: The path the network was trained on; straight lines if None.
         prediction: What the network predicts.
+        step_noise: Where "euler_maruyama" takes its noise from; `counter_noise` makes it a function of seed
+            and image, None draws it from torch's default generator.
         callback: Called at the start of each step as callback(step, t, x, data), data being what the network
             now expects the result to be; for previews.
         null_label: The label that means "no label"; None takes model.config.num_classes.
@@ -63,7 +66,7 @@ def sample(
     null_label = num_classes if null_label is None else null_label
     labels = labels.to(noise.device)
     _check_labels(labels, len(noise), num_classes)
-    solve = solver_by_name(solver) if isinstance(solver, str) else solver
+    solve = solver_by_name(solver, path=path, step_noise=step_noise) if isinstance(solver, str) else solver
     start, end = path.interval(prediction)
     times = start + (end - start) * shifted_times(steps, shift)
     predict = guided_prediction(model, labels, guidance, null_label=null_label, weak_model=weak_model)

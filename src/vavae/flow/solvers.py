@@ -15,7 +15,7 @@ a whole, so there a sample depends on its batch within the tolerance.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -211,22 +211,29 @@ def counter_noise(seed: int, indices: Tensor | Sequence[int]) -> StepNoise:
 
 
 SolverName = Literal["euler", "heun", "midpoint", "rk4", "dopri5", "euler_maruyama"]
-SOLVERS: dict[str, Solver] = {
+SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
+_DETERMINISTIC: dict[str, Solver] = {
     "euler": euler,
     "heun": heun,
     "midpoint": midpoint,
     "rk4": rk4,
     "dopri5": Dopri5(),
-    "euler_maruyama": EulerMaruyama(),
 }
 
 
-def solver_by_name(name: str) -> Solver:
+def solver_by_name(name: str, *, path: Path | None = None, step_noise: StepNoise | None = None) -> Solver:
     """The solver called `name`, with its defaults.
+
+    Args:
+        name: One of `SOLVERS`.
+        path: The path the velocity belongs to, which "euler_maruyama" needs; straight lines if None.
+        step_noise: Where "euler_maruyama" takes its noise from; torch's default generator if None.
 
     Raises:
         UserError: No such solver.
     """
-    if name not in SOLVERS:
+    if name == "euler_maruyama":
+        return EulerMaruyama(path=LinearPath() if path is None else path, noise=step_noise)
+    if name not in _DETERMINISTIC:
         raise UserError(f"solver: {name!r} is not one of {', '.join(SOLVERS)}")
-    return SOLVERS[name]
+    return _DETERMINISTIC[name]
