@@ -31,8 +31,8 @@ def flow_matching_loss(
     """Flow-matching loss of each sample, computed in float32.
 
     mse is the mean over channels and positions of (v - u)²; direction is the mean over positions of
-    1 - cosine(v, u), the cosine taken over channels (arXiv 2501.01423, section 4; FasterDiT,
-    arXiv 2410.10356). v is predicted at path.interpolate(t, noise, data), u is the velocity there.
+    1 - cosine(v, u), the cosine taken over channels (FasterDiT, arXiv 2410.10356). v is predicted at
+    path.interpolate(t, noise, data), u is the velocity there.
 
     Args:
         model: Called as model(x, t, labels), with label_drop=... if that is given; predicts the velocity.

@@ -160,7 +160,7 @@ class _Observed:
 
 @dataclass(frozen=True)
 class EulerMaruyama:
-    """The stochastic sampler with the same marginals as the flow (SiT, arXiv 2401.08740, section 2.3).
+    """The stochastic sampler with the same marginals as the flow (SiT, arXiv 2401.08740).
 
     dx = (v + w/2 · score) dt + sqrt(w) dW with w(t) = diffusion · sigma(t); the score follows from the
     velocity. The last step follows the velocity alone, so that no noise is left.

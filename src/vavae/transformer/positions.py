@@ -80,11 +80,14 @@ def rotary_tables(head_dim: int, rows: Tensor, columns: Tensor) -> tuple[Tensor,
     half = head_dim // 2
     frequencies = _BASE ** -(torch.arange(0, half, 2, dtype=rows.dtype, device=rows.device) / half)
     frequencies = frequencies.repeat_interleave(2)
+    by_row, by_column = rows[:, None] * frequencies, columns[:, None] * frequencies
     shape = (len(rows), len(columns), half)
-    by_row = (rows[:, None] * frequencies)[:, None].expand(shape)
-    by_column = (columns[:, None] * frequencies)[None].expand(shape)
-    angles = torch.cat((by_row, by_column), dim=2).flatten(0, 1)
-    return angles.cos(), angles.sin()
+
+    def over_grid(row_values: Tensor, column_values: Tensor) -> Tensor:
+        halves = (row_values[:, None].expand(shape), column_values[None].expand(shape))
+        return torch.cat(halves, dim=2).flatten(0, 1)
+
+    return over_grid(by_row.cos(), by_column.cos()), over_grid(by_row.sin(), by_column.sin())
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The published sizes of LightningDiT, by name.
 
-A name is SIZE/PATCH, such as "XL/1": the published family (arXiv 2501.01423, table 7 of the appendix and the
-model list of its code) plus "S", which is ours and keeps the 64-wide heads of "B".
+A name is SIZE/PATCH, such as "XL/1": the published family plus "S" and "L/1", which are ours ("S" keeps the
+64-wide heads of "B").
 """
 
 from dataclasses import dataclass
