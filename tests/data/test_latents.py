@@ -148,6 +148,12 @@ def test_a_shard_appears_whole_or_not_at_all(tmp_path):
     assert not left.exists()
 
 
+def test_other_users_may_read_what_the_mask_grants(folder):
+    usual = folder / "usual"
+    usual.touch()
+    assert {path.stat().st_mode for path in folder.iterdir()} == {usual.stat().st_mode}
+
+
 def test_any_number_of_processes_makes_the_same_latents(tmp_path, folder):
     other = tmp_path / "by three"
     for rank in range(3):

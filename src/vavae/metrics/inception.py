@@ -15,7 +15,7 @@ from vavae.errors import UserError
 
 FEATURES = 2048
 _SIDE = 299
-_PREFIX = "net.layers."
+_PREFIX = "layers."
 _BATCH_NORM_EPSILON = 1e-3
 
 

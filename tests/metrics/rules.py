@@ -1,0 +1,20 @@
+"""Weights that follow a rule, so that networks can be compared where the real ones are not at hand."""
+
+from torch import Tensor
+
+from vavae import counter
+
+
+def inception_rule_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Weights of FID Inception: counter-based normal numbers n of seed 0, one stream per name.
+
+    Convolutions n · (2 / fan in)^½, `beta` and `mean` 0.1 n, `var` 1 + 0.2 |n|.
+    """
+    weights = {}
+    for name, shape in shapes.items():
+        n = counter.normal(0, name, [0], shape)[0]
+        if name.endswith("weight"):
+            weights[name] = n * (2 / n[0].numel()) ** 0.5
+        else:
+            weights[name] = 1 + 0.2 * n.abs() if name.endswith("var") else 0.1 * n
+    return weights
