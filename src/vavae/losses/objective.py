@@ -132,7 +132,7 @@ class TokenizerObjective(nn.Module):
 
         Args:
             autoencoder: the model in training.
-            images: (B, 3, H, W) in [-1, 1].
+            images: (B, 3, H, W) in [-1, 1], float32.
             noise: standard normal numbers of the latents' shape (B, C, h, w), for the posterior's sample.
             teacher_features: (B, D, h', w') of the same images; needed if alignment is enabled.
             images_seen: images seen in training before this batch.
@@ -151,6 +151,8 @@ class TokenizerObjective(nn.Module):
             UserError: on shapes that do not fit, a type that is not supported, missing teacher features, or
                 alignment with a frozen encoder.
         """
+        if images.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"images: type float32 is needed, not {images.dtype}")
         # An autocast of the caller's would also touch the backward passes, losses included.
         with torch.autocast(images.device.type, enabled=False):
             return self._accumulate(
@@ -190,11 +192,11 @@ class TokenizerObjective(nn.Module):
         terms = self._reconstruction_terms(images, image_leaf, precision)
         (nll_grad,) = torch.autograd.grad(terms["nll"], image_leaf)
         image_grad = nll_grad
-        adversarial_weight = torch.zeros((), device=images.device)
+        adversarial_weight = images.new_zeros(())
         if adversarial_active:
             adversarial_terms, adversarial_grad = self._adversarial_step(images, image_leaf, precision, scale)
             terms |= adversarial_terms
-            adversarial_weight = torch.full((), config.adversarial.weight, device=images.device)
+            adversarial_weight = images.new_full((), config.adversarial.weight)
             if config.adversarial.adaptive:
                 last = autoencoder.last_decoder_layer.weight
                 adversarial_weight = adversarial_weight * adaptive_weight(
@@ -214,7 +216,7 @@ class TokenizerObjective(nn.Module):
         latent_grad = latent_leaf.grad
 
         # Gradients at the latent
-        alignment_weight = torch.zeros((), device=images.device)
+        alignment_weight = images.new_zeros(())
         if self.alignment is not None:
             if latent_grad is None:
                 raise UserError("alignment.enabled: the encoder is frozen, so its latents cannot be aligned")
@@ -225,7 +227,7 @@ class TokenizerObjective(nn.Module):
                 latents, teacher_features, parameters
             )
             terms |= alignment_terms
-            alignment_weight = torch.full((), config.alignment.weight, device=images.device)
+            alignment_weight = images.new_full((), config.alignment.weight)
             if balanced:
                 last = autoencoder.last_encoder_layer.weight
                 alignment_weight = alignment_weight * adaptive_weight(
@@ -277,13 +279,13 @@ class TokenizerObjective(nn.Module):
         terms["kl"] = kl_loss(posterior)
         if self.alignment is not None:
             terms |= self.alignment(latents, _needed(teacher_features))
-        zero = torch.zeros((), device=images.device)
+        zero = images.new_zeros(())
         return {name: terms.get(name, zero) for name in _EVALUATED}
 
     def _reconstruction_terms(self, images: Tensor, reconstruction: Tensor, precision: Precision) -> dict[str, Tensor]:
         config = self.config
-        error = pixel_error(images, reconstruction, config.pixel.kind).flatten(1)
-        pixel = error.mean(1)
+        error = pixel_error(images, reconstruction, config.pixel.kind)
+        pixel = error.mean((1, 2, 3))
         per_element = config.pixel.weight * pixel
         terms = {"pixel": pixel.mean()}
         if self.perceptual is not None:
@@ -295,9 +297,9 @@ class TokenizerObjective(nn.Module):
             per_element = per_element + config.perceptual.weight * perceptual
             terms["perceptual"] = perceptual.mean()
         # a sum over elements, a mean over images: LPIPS counts once per element
-        terms["nll"] = error.shape[1] * per_element.mean()
+        terms["nll"] = error[0].numel() * per_element.mean()
         with torch.no_grad():
-            squared = (images - reconstruction).square().flatten(1).mean(1)
+            squared = (images - reconstruction).square().mean((1, 2, 3))
             terms["psnr"] = (10.0 * torch.log10(4.0 / squared)).mean()
         return terms
 
@@ -312,7 +314,7 @@ class TokenizerObjective(nn.Module):
         with precision():
             logits_fake = self.discriminator(image_leaf)
             logits_real = self.discriminator(images)
-        logits_fake, logits_real = logits_fake.float(), logits_real.float()
+        logits_fake, logits_real = logits_fake.to(images.dtype), logits_real.to(images.dtype)
         generator = generator_loss(logits_fake)
         gradient = _gradient(generator, image_leaf)
         loss = discriminator_hinge_loss(logits_real, logits_fake)

@@ -4,7 +4,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
@@ -86,7 +85,7 @@ class Encoder(nn.Module):
         h = self.conv_in(images)
         for level in self.down:
             h = level(h)
-        return F.silu(self.norm_out(self.mid(h)))
+        return self.norm_out.silu(self.mid(h))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 2·latent_channels, h, w)."""
@@ -120,7 +119,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             h = level(h)
-        return F.silu(self.norm_out(h))
+        return self.norm_out.silu(h)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, latent_channels, h, w) -> (B, 3, H, W)."""

@@ -1,0 +1,390 @@
+"""The objective against its plain form, for every combination of terms; and its promises about work and precision."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from plain import plain_step
+from torch import Tensor
+
+from vavae.errors import UserError
+from vavae.losses import (
+    LPIPS,
+    AdversarialConfig,
+    AlignmentConfig,
+    DiscriminatorConfig,
+    KLConfig,
+    ObjectiveConfig,
+    PerceptualConfig,
+    PixelConfig,
+    TokenizerObjective,
+)
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
+
+SHAPE = AutoencoderConfig(4, 8, (1, 2), blocks_per_level=1, attention_levels=(1,))
+TEACHER = 6
+START = 1000
+DISCRIMINATOR = DiscriminatorConfig(base_channels=4, layers=2)
+
+
+def _lpips() -> LPIPS:
+    """AlexNet's shape with random weights, the heads positive as the learned ones are."""
+    model = LPIPS("alexnet")
+    for head in model.heads:
+        head.weight.abs_()
+    return model
+
+
+def _config(**changes: object) -> ObjectiveConfig:
+    base = ObjectiveConfig(
+        kl=KLConfig(0.01),  # large enough to be seen
+        adversarial=AdversarialConfig(start_images=START, discriminator=DISCRIMINATOR),
+        alignment=AlignmentConfig(cos_margin=0.1, distance_margin=0.05),
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def _build(config: ObjectiveConfig, dtype: torch.dtype = torch.float64) -> tuple[AutoencoderKL, TokenizerObjective]:
+    torch.manual_seed(3)
+    autoencoder = AutoencoderKL.from_config(SHAPE)
+    objective = TokenizerObjective(config, SHAPE.latent_channels, TEACHER, _lpips())
+    return autoencoder.to(dtype), objective.to(dtype)
+
+
+def _batch(dtype: torch.dtype = torch.float64, batch: int = 2, size: int = 32) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    side = size // SHAPE.factor
+    return {
+        "images": (torch.rand(batch, 3, size, size, generator=generator) * 2 - 1).to(dtype),
+        "noise": torch.randn(batch, SHAPE.latent_channels, side, side, generator=generator).to(dtype),
+        "teacher_features": torch.randn(batch, TEACHER, side, side, generator=generator).to(dtype),
+    }
+
+
+def _take_gradients(*modules: torch.nn.Module) -> dict[str, Tensor]:
+    gradients = {}
+    for i, module in enumerate(modules):
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                gradients[f"{i}.{name}"] = parameter.grad
+            parameter.grad = None
+    return gradients
+
+
+def _assert_equal_steps(config: ObjectiveConfig, images_seen: int, dtype: torch.dtype, tolerance: float) -> None:
+    autoencoder, objective = _build(config, dtype)
+    batch = _batch(dtype)
+    actual = objective.accumulate_gradients(autoencoder, **batch, images_seen=images_seen)
+    actual_gradients = _take_gradients(autoencoder, objective)
+    active = objective.adversarial_active(images_seen)
+    expected = plain_step(config, objective, autoencoder, *batch.values(), active)
+    expected_gradients = _take_gradients(autoencoder, objective)
+    for name, value in actual.items():
+        if name == "psnr":
+            continue
+        reference = expected.get(name, torch.zeros((), dtype=dtype))
+        torch.testing.assert_close(value.to(dtype), reference, rtol=tolerance, atol=tolerance, msg=name)
+        assert not value.requires_grad
+        assert value.ndim == 0
+    assert actual_gradients.keys() == expected_gradients.keys()
+    whole = torch.stack([gradient.norm() for gradient in expected_gradients.values()]).norm()
+    for name, gradient in expected_gradients.items():
+        # a bias before a norm of single channels has gradient 0, up to rounding
+        error = (actual_gradients[name] - gradient).norm() / (gradient.norm() + 1e-2 * whole)
+        assert error < tolerance, (name, error)
+
+
+@pytest.mark.parametrize("images_seen", [START - 1, START])
+@pytest.mark.parametrize(("adversarial", "alignment"), list(itertools.product(["off", "fixed", "adaptive"], repeat=2)))
+def test_equals_the_plain_computation(adversarial: str, alignment: str, images_seen: int) -> None:
+    config = _config()
+    config = dataclasses.replace(
+        config,
+        adversarial=dataclasses.replace(
+            config.adversarial, enabled=adversarial != "off", adaptive=adversarial == "adaptive", weight=0.7
+        ),
+        alignment=dataclasses.replace(
+            config.alignment,
+            enabled=alignment != "off",
+            adaptive=alignment == "adaptive",
+            cos_weight=0.5,
+            distance_weight=2.0,
+        ),
+    )
+    _assert_equal_steps(config, images_seen, torch.float64, 1e-9)
+
+
+def test_equals_the_plain_computation_in_float32() -> None:
+    _assert_equal_steps(_config(), START, torch.float32, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"perceptual": PerceptualConfig(weight=0.0)},
+        {"pixel": PixelConfig(weight=0.0)},
+        {"kl": KLConfig(0.0)},
+        {"pixel": PixelConfig(weight=3.0), "perceptual": PerceptualConfig(weight=0.2)},
+        {"alignment": AlignmentConfig(cos_margin=0.1, distance_margin=0.05, projection="teacher_to_latent")},
+        {"alignment": AlignmentConfig(train_projection=False)},
+        {
+            "alignment": AlignmentConfig(maximum=0.5),
+            "adversarial": AdversarialConfig(start_images=0, maximum=0.5, discriminator=DISCRIMINATOR),
+        },
+    ],
+)
+def test_equals_the_plain_computation_with_terms_changed(changes: dict) -> None:
+    _assert_equal_steps(_config(**changes), START, torch.float64, 1e-8)
+
+
+def test_squared_pixel_error_is_what_it_says() -> None:
+    config = _config(
+        pixel=PixelConfig(kind="l2"),
+        perceptual=PerceptualConfig(weight=0.0),
+        adversarial=AdversarialConfig(enabled=False),
+        alignment=AlignmentConfig(enabled=False),
+        kl=KLConfig(0.0),
+    )
+    autoencoder, objective = _build(config)
+    batch = _batch()
+    terms = objective.accumulate_gradients(autoencoder, **batch)
+    gradients = _take_gradients(autoencoder)
+    loss = (autoencoder(batch["images"], batch["noise"]) - batch["images"]).square().sum() / 2
+    loss.backward()
+    torch.testing.assert_close(terms["total"], loss.detach())
+    expected = _take_gradients(autoencoder)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-9)
+
+
+def test_psnr_is_that_of_images_in_minus_one_to_one() -> None:
+    autoencoder, objective = _build(_config())
+    batch = _batch()
+    terms = objective.accumulate_gradients(autoencoder, **batch)
+    with torch.no_grad():
+        squared = (autoencoder(batch["images"], batch["noise"]) - batch["images"]).square().mean((1, 2, 3))
+    torch.testing.assert_close(terms["psnr"], (20 * torch.log10(2 / squared.sqrt())).mean())
+
+
+def test_two_scaled_calls_accumulate_to_the_mean() -> None:
+    config = _config(
+        adversarial=AdversarialConfig(enabled=False),
+        alignment=AlignmentConfig(adaptive=False, cos_margin=0.1, distance_margin=0.05),
+    )
+    autoencoder, objective = _build(config)
+    batch = _batch(batch=4)
+    objective.accumulate_gradients(autoencoder, **batch)
+    whole = _take_gradients(autoencoder, objective)
+    for part in (slice(0, 2), slice(2, 4)):
+        half = {name: value[part] for name, value in batch.items()}
+        objective.accumulate_gradients(autoencoder, **half, gradient_scale=0.5)
+    parts = _take_gradients(autoencoder, objective)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-8, atol=1e-8)
+
+
+def test_scaling_changes_no_term_and_no_adaptive_weight() -> None:
+    autoencoder, objective = _build(_config())
+    batch = _batch()
+    for images_seen in (0, START):
+        plain = objective.accumulate_gradients(autoencoder, **batch, images_seen=images_seen)
+        plain_gradients = _take_gradients(autoencoder, objective)
+        scaled = objective.accumulate_gradients(autoencoder, **batch, images_seen=images_seen, gradient_scale=0.25)
+        scaled_gradients = _take_gradients(autoencoder, objective)
+        for name, value in plain.items():
+            torch.testing.assert_close(scaled[name], value)
+        for name, gradient in plain_gradients.items():
+            torch.testing.assert_close(scaled_gradients[name], 0.25 * gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_averaged_norms_are_those_of_the_whole_batch() -> None:
+    """Two processes that average gradients before the norm find the adaptive weights of one process."""
+    config = _config(adversarial=dataclasses.replace(_config().adversarial, start_images=0))
+    autoencoder, objective = _build(config)
+    objective.eval()  # running statistics in the discriminator, so that the batch's split cannot matter there
+    batch = _batch(batch=4)
+    whole = objective.accumulate_gradients(autoencoder, **batch)
+    halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 2), slice(2, 4))]
+    recorded: list[list[Tensor]] = [[], []]
+    for half, record in zip(halves, recorded, strict=True):
+
+        def remember(gradient: Tensor, record: list[Tensor] = record) -> Tensor:
+            record.append(gradient)
+            return gradient
+
+        objective.accumulate_gradients(autoencoder, **half, average=remember)
+    means = iter([(a + b) / 2 for a, b in zip(*recorded, strict=True)])
+    terms = objective.accumulate_gradients(autoencoder, **halves[0], average=lambda gradient: next(means))
+    for name in ("adversarial_weight", "alignment_weight"):
+        torch.testing.assert_close(terms[name], whole[name])
+
+
+class _Calls:
+    """Counts convolutions through the decoder and through LPIPS, backward passes included."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.forward = self.backward = 0
+        module.register_forward_hook(self._forward)
+
+    def _forward(self, module: torch.nn.Module, inputs: tuple, output: Tensor) -> None:
+        self.forward += 1
+        if output.requires_grad:
+            output.register_hook(self._backward)
+
+    def _backward(self, gradient: Tensor) -> None:
+        self.backward += 1
+
+
+@pytest.mark.parametrize(
+    ("images_seen", "adaptive", "decoder_passes"), [(0, True, 1), (START, False, 1), (START, True, 2)]
+)
+def test_no_pass_is_made_twice(images_seen: int, adaptive: bool, decoder_passes: int) -> None:
+    config = _config(alignment=AlignmentConfig(adaptive=adaptive))
+    autoencoder, objective = _build(config)
+    decoder, encoder = _Calls(autoencoder.decoder.conv_in), _Calls(autoencoder.encoder.conv_in)
+    lpips = _Calls(objective.perceptual.features[0])
+    discriminator = _Calls(objective.discriminator)
+    objective.accumulate_gradients(autoencoder, **_batch(), images_seen=images_seen)
+    assert (decoder.forward, decoder.backward) == (1, decoder_passes)
+    assert (encoder.forward, encoder.backward) == (1, 1)
+    assert (lpips.forward, lpips.backward) == (2, 1)  # the target's features need no gradient
+    assert discriminator.forward == (0 if images_seen == 0 else 2)
+
+
+def test_the_discriminator_is_untouched_before_its_start() -> None:
+    autoencoder, objective = _build(_config())
+    before = {name: value.clone() for name, value in objective.discriminator.state_dict().items()}
+    terms = objective.accumulate_gradients(autoencoder, **_batch(), images_seen=START - 1)
+    assert all(parameter.grad is None for parameter in objective.discriminator_parameters())
+    for name, value in objective.discriminator.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert terms["adversarial"] == terms["discriminator"] == terms["adversarial_weight"] == 0
+
+
+def test_a_coarser_teacher_grid_is_resampled() -> None:
+    autoencoder, objective = _build(_config())
+    batch = _batch()
+    batch["teacher_features"] = torch.nn.functional.avg_pool2d(batch["teacher_features"], 2)
+    terms = objective.accumulate_gradients(autoencoder, **batch)
+    assert terms["alignment"] > 0
+
+
+def test_a_frozen_encoder_trains_the_decoder_alone() -> None:
+    autoencoder, objective = _build(_config(alignment=AlignmentConfig(enabled=False)))
+    autoencoder.encoder.requires_grad_(False)
+    autoencoder.quant_conv.requires_grad_(False)
+    objective.accumulate_gradients(autoencoder, **_batch(), images_seen=START)
+    assert all(parameter.grad is None for parameter in autoencoder.encoder.parameters())
+    assert all(parameter.grad is not None for parameter in autoencoder.decoder.parameters())
+    autoencoder, objective = _build(_config())
+    autoencoder.encoder.requires_grad_(False)
+    autoencoder.quant_conv.requires_grad_(False)
+    with pytest.raises(UserError, match="frozen"):
+        objective.accumulate_gradients(autoencoder, **_batch())
+
+
+def test_activation_checkpointing_changes_nothing() -> None:
+    autoencoder, objective = _build(_config())
+    objective.eval()
+    objective.accumulate_gradients(autoencoder, **_batch(), images_seen=START)
+    plain = _take_gradients(autoencoder, objective)
+    autoencoder.set_activation_checkpointing(True)
+    objective.accumulate_gradients(autoencoder, **_batch(), images_seen=START)
+    for name, gradient in _take_gradients(autoencoder, objective).items():
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("caller_autocast", [False, True])
+def test_bfloat16_is_close_and_leaves_float32_gradients(caller_autocast: bool) -> None:
+    autoencoder, objective = _build(_config(), torch.float32)
+    batch = _batch(torch.float32)
+    expected = objective.accumulate_gradients(autoencoder, **batch, images_seen=START)
+    expected_gradients = _take_gradients(autoencoder, objective)
+    with torch.autocast("cpu", torch.bfloat16, enabled=caller_autocast):
+        actual = objective.accumulate_gradients(autoencoder, **batch, images_seen=START, compute_dtype=torch.bfloat16)
+    actual_gradients = _take_gradients(autoencoder, objective)
+    for name in ("nll", "pixel", "perceptual", "kl", "alignment", "discriminator", "total", "alignment_weight"):
+        torch.testing.assert_close(actual[name], expected[name], rtol=0.03, atol=1e-3)
+        assert actual[name].dtype == torch.float32
+    for name, gradient in actual_gradients.items():
+        assert gradient.dtype == torch.float32
+        assert gradient.isfinite().all(), name
+    flat = [
+        torch.cat([g[name].flatten() for name in expected_gradients if name.startswith("0")])
+        for g in (expected_gradients, actual_gradients)
+    ]
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98
+
+
+def test_a_callers_autocast_decides_nothing() -> None:
+    autoencoder, objective = _build(_config(), torch.float32)
+    batch = _batch(torch.float32)
+    expected = objective.accumulate_gradients(autoencoder, **batch)
+    expected_gradients = _take_gradients(autoencoder, objective)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = objective.accumulate_gradients(autoencoder, **batch)
+    assert torch.equal(actual["total"], expected["total"])
+    for name, gradient in _take_gradients(autoencoder, objective).items():
+        assert torch.equal(gradient, expected_gradients[name])
+
+
+def test_evaluation_gives_the_training_terms_without_gradients() -> None:
+    autoencoder, objective = _build(_config())
+    batch = _batch()
+    training = objective.accumulate_gradients(autoencoder, **batch)
+    _take_gradients(autoencoder, objective)
+    evaluation = objective.evaluate(autoencoder, **batch)
+    for name, value in evaluation.items():
+        torch.testing.assert_close(value, training[name])
+    assert not any(parameter.grad is not None for parameter in autoencoder.parameters())
+    mean = objective.evaluate(autoencoder, batch["images"], batch["teacher_features"])
+    assert mean["kl"] == evaluation["kl"]
+    assert mean["nll"] != evaluation["nll"]
+
+
+def test_state_dict_leaves_the_frozen_network_out_and_loads_strictly() -> None:
+    _, objective = _build(_config())
+    state = objective.state_dict()
+    assert {name.split(".")[0] for name in state} == {"discriminator", "alignment"}
+    assert "alignment.linear_proj.weight" in state
+    perceptual = {name: value.clone() for name, value in objective.perceptual.state_dict().items()}
+    for value in state.values():
+        value.add_(1)
+    objective.load_state_dict(state)
+    for name, value in objective.perceptual.state_dict().items():
+        assert torch.equal(value, perceptual[name])
+    with pytest.raises(RuntimeError, match="linear_proj"):
+        objective.load_state_dict({name: value for name, value in state.items() if "linear" not in name})
+    wrapped = torch.nn.ModuleDict({"objective": objective})
+    assert not any("perceptual" in name for name in wrapped.state_dict())
+    wrapped.load_state_dict(wrapped.state_dict())
+
+
+def test_parameters_go_to_the_right_optimizer() -> None:
+    _, objective = _build(_config())
+    assert objective.projection_parameters() == [objective.alignment.linear_proj.weight]
+    assert len(objective.discriminator_parameters()) == len(list(objective.discriminator.parameters()))
+    assert not any(parameter.requires_grad for parameter in objective.perceptual.parameters())
+    frozen = _build(_config(alignment=AlignmentConfig(train_projection=False)))[1]
+    assert frozen.projection_parameters() == []
+
+
+def test_bad_input_is_named() -> None:
+    autoencoder, objective = _build(_config())
+    batch = _batch()
+    with pytest.raises(UserError, match="teacher's features"):
+        objective.accumulate_gradients(autoencoder, batch["images"], batch["noise"])
+    with pytest.raises(UserError, match=r"teacher features: shape \(2, 6, h, w\)"):
+        objective.accumulate_gradients(autoencoder, batch["images"], batch["noise"], batch["noise"])
+    with pytest.raises(UserError, match="compute_dtype"):
+        objective.accumulate_gradients(autoencoder, **batch, compute_dtype=torch.float16)
+    with pytest.raises(UserError, match="images"):
+        objective.accumulate_gradients(autoencoder, batch["images"].bfloat16(), batch["noise"])
+    with pytest.raises(UserError, match="teacher is needed"):
+        TokenizerObjective(_config(), 4, None, _lpips())
+    with pytest.raises(UserError, match="both are 0"):
+        ObjectiveConfig(pixel=PixelConfig(weight=0.0), perceptual=PerceptualConfig(weight=0.0))
+    for config, name in ((PixelConfig, "pixel"), (PerceptualConfig, "perceptual"), (KLConfig, "kl")):
+        with pytest.raises(UserError, match=f"{name}.weight"):
+            config(weight=-1.0)

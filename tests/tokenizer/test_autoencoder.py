@@ -1,0 +1,249 @@
+"""The autoencoder against the published one: names, shapes, counts, and numbers; and its own promises."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vavae.errors import UserError
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
+from vavae.tokenizer.layers import GroupNorm
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SMALL = AutoencoderConfig(4, 16, (1, 2, 3), blocks_per_level=1, attention_levels=(2,))
+
+
+def _small(seed: int = 0) -> AutoencoderKL:
+    torch.manual_seed(seed)
+    return AutoencoderKL.from_config(SMALL)
+
+
+def _images(batch: int, height: int, width: int) -> Tensor:
+    return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+@pytest.mark.parametrize("channels", [16, 32, 64])
+def test_state_dict_names_shapes_and_counts_are_the_published_ones(channels: int) -> None:
+    published = json.loads((GOLDEN / "state_dicts.json").read_text())[f"vavae_f16d{channels}"]
+    with torch.device("meta"):
+        model = AutoencoderKL(latent_channels=channels)
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    assert len(shapes) == 342
+    # training files also hold the alignment's projection, which is the objective's
+    assert shapes | {"linear_proj.weight": [1024, channels, 1, 1]} == published["state_dict"]
+    for part in ("encoder", "decoder"):
+        count = sum(parameter.numel() for parameter in model.get_submodule(part).parameters())
+        assert count == published[f"parameters_{part}"]
+
+
+def test_the_variant_of_mar_lacks_attention_on_the_way_up_only() -> None:
+    with torch.device("meta"):
+        full, variant = (AutoencoderKL(16, decoder_attention=flag).state_dict().keys() for flag in (True, False))
+    assert full - variant == {name for name in full if name.startswith("decoder.up.4.attn.")}
+    assert variant <= full
+
+
+def _fill_by_sine(model: nn.Module) -> None:
+    """The rule of the numeric checks in published-system.md, section 9."""
+    for i, (name, value) in enumerate(sorted(model.state_dict().items())):
+        sine = torch.sin(0.37 * torch.arange(value.numel(), dtype=torch.float64) + i).view(value.shape)
+        value.copy_(1 + 0.1 * sine if "norm" in name and name.endswith("weight") else 0.05 * sine)
+
+
+def _sine(shape: tuple[int, ...], step: float) -> Tensor:
+    count = torch.Size(shape).numel()
+    return torch.sin(step * torch.arange(count, dtype=torch.float64)).float().double().view(shape)
+
+
+@torch.no_grad()
+def test_the_full_network_gives_the_published_numbers() -> None:
+    """In float64; the published numbers are float32, whose rounding this filling amplifies in the decoder."""
+    model = AutoencoderKL()
+    _fill_by_sine(model)
+    model.double()
+    images = _sine((1, 3, 64, 64), 0.013)
+    moments = model.encoder(images)
+    assert moments.mean().item() == pytest.approx(-0.00136646, abs=2e-8)
+    assert moments.abs().mean().item() == pytest.approx(0.07202711, abs=2e-7)
+    assert moments.flatten()[0].item() == pytest.approx(-0.0570523, abs=2e-6)
+    posterior = model.encode(images)
+    assert posterior.mean.flatten()[0].item() == pytest.approx(0.1020486, abs=1e-7)
+    assert posterior.logvar.flatten()[0].item() == pytest.approx(-0.0314992, abs=1e-7)
+    assert posterior.kl().item() == pytest.approx(1.8605465, abs=2e-6)
+    decoded = model.decode(_sine((1, 32, 4, 4), 0.1))
+    assert decoded.mean().item() == pytest.approx(-0.07996918, abs=5e-6)
+    assert decoded.abs().mean().item() == pytest.approx(0.09377438, abs=1e-6)
+    assert decoded.flatten()[0].item() == pytest.approx(0.0396957, abs=2e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 48), (4, 20)])
+def test_any_size_the_factor_divides_goes_through(height: int, width: int) -> None:
+    model = _small()
+    assert model.factor == 4
+    images = _images(2, height, width)
+    assert model.encode(images).mean.shape == (2, 4, height // 4, width // 4)
+    assert model(images).shape == images.shape
+
+
+def test_images_of_a_batch_do_not_mix() -> None:
+    model = _small().double().eval()
+    images = _images(3, 16, 16).double()
+    torch.testing.assert_close(model(images)[1:2], model(images[1:2]), rtol=1e-10, atol=1e-10)
+
+
+def test_the_convolutional_stem_moves_with_the_image() -> None:
+    """Padding on the right and bottom only, as published, keeps steps of two pixels aligned."""
+    model = _small().double()
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
+    images[..., 12:20, 12:20] = _images(1, 8, 8).double()
+    stem = nn.Sequential(model.encoder.conv_in, model.encoder.down[0].downsample)
+    moved = stem(images.roll((2, 4), (2, 3))).roll((-1, -2), (2, 3))
+    torch.testing.assert_close(moved[..., 3:12, 3:12], stem(images)[..., 3:12, 3:12])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((1, 3, 18, 16), "height 18"), ((1, 1, 16, 16), "shape"), ((3, 16, 16), "shape"), ((1, 3, 0, 16), "height 0")],
+)
+def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _small().encode(torch.zeros(shape))
+
+
+def test_latents_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match=r"\(B, 4, h, w\)"):
+        _small().decode(torch.zeros(1, 8, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_levels": (5,)}, "attention_levels: 5"),
+        ({"latent_channels": 0}, "latent_channels"),
+        ({"channel_multipliers": ()}, "channel_multipliers"),
+        ({"blocks_per_level": 0}, "blocks_per_level"),
+    ],
+)
+def test_configs_that_cannot_be_built_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AutoencoderConfig(**changes)
+
+
+def test_a_config_from_lists_equals_one_from_tuples() -> None:
+    config = AutoencoderConfig(channel_multipliers=[1, 2], attention_levels=[1])  # type: ignore[arg-type]
+    assert config == AutoencoderConfig(channel_multipliers=(1, 2), attention_levels=(1,))
+    assert AutoencoderKL.from_config(config).config == config
+
+
+@pytest.mark.parametrize("width", [4, 24, 32, 48])
+def test_narrow_and_odd_widths_work(width: int) -> None:
+    model = AutoencoderKL(2, width, (1, 2), 1, attention_levels=())
+    model(_images(1, 8, 8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def _gradients(model: AutoencoderKL, images: Tensor) -> list[Tensor]:
+    model.zero_grad()
+    model(images, noise=torch.ones(2, 4, 4, 4, dtype=images.dtype)).square().sum().backward()
+    return [parameter.grad.clone() for parameter in model.parameters()]
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    model = _small()
+    images = _images(2, 16, 16)
+    plain = _gradients(model, images)
+    model.set_activation_checkpointing(True)
+    for expected, actual in zip(plain, _gradients(model, images), strict=True):
+        assert torch.equal(expected, actual)
+
+
+def _saved_bytes(model: AutoencoderKL, images: Tensor, dtype: torch.dtype | None) -> int:
+    """Bytes of activations the backward pass holds on to."""
+    storages: dict[int, int] = {}
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
+    ):
+        output = model(images)
+    assert output.requires_grad
+    return sum(storages.values())
+
+
+def test_activation_checkpointing_saves_memory() -> None:
+    model = _small()
+    images = _images(2, 32, 32)
+    plain = _saved_bytes(model, images, None)
+    model.set_activation_checkpointing(True)
+    assert _saved_bytes(model, images, None) < 0.5 * plain
+
+
+def test_training_keeps_fewer_activations_than_autograd_would() -> None:
+    model = _small()
+    images = _images(2, 32, 32)
+    for dtype, share in ((None, 0.8), (torch.bfloat16, 0.7)):
+        train, evaluation = (_saved_bytes(model.train(mode), images, dtype) for mode in (True, False))
+        assert train < share * evaluation
+
+
+@pytest.mark.parametrize("channels", [4, 48, 64])
+def test_norm_then_silu_has_the_gradients_of_both(channels: int) -> None:
+    torch.manual_seed(0)
+    norm = GroupNorm(channels).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (3 + 2 * torch.randn(2, channels, 3, 5, dtype=torch.float64)).requires_grad_()
+    inputs = (x, norm.weight, norm.bias)
+    output_grad = torch.randn(x.shape, dtype=torch.float64)
+    results = []
+    for mode in (True, False):
+        y = norm.train(mode).silu(x)
+        results.append([y, *torch.autograd.grad(y, inputs, output_grad)])
+    for fused, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_channels_last_gives_the_same_images() -> None:
+    model = _small().double()
+    images = _images(2, 16, 16).double()
+    expected = model(images)
+    model.to(memory_format=torch.channels_last)
+    actual = model(images.contiguous(memory_format=torch.channels_last))
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_bfloat16_autocast_stays_close_and_keeps_norms_exact() -> None:
+    model = _small()
+    images = _images(2, 16, 16)
+    expected = _gradients(model, images)
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = model.encode(images)
+        assert posterior.mean.dtype == torch.float32
+        torch.testing.assert_close(posterior.mean, model.encode(images).mean, rtol=0, atol=0.05)
+        actual = _gradients(model, images)
+    flat = [torch.cat([gradient.flatten() for gradient in gradients]) for gradients in (expected, actual)]
+    assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.995
+    norm = model.encoder.norm_out
+    x = (1000 + torch.randn(2, norm.num_channels, 8, 8)).bfloat16()
+    reference = nn.functional.group_norm(x.double(), norm.num_groups, eps=norm.eps)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual_norm = norm(x)
+    assert actual_norm.dtype == torch.bfloat16
+    torch.testing.assert_close(actual_norm.double(), reference, rtol=1e-2, atol=1e-2)
+
+
+def test_last_layers_are_the_ones_the_adaptive_weights_look_at() -> None:
+    model = _small()
+    names = {id(module): name for name, module in model.named_modules()}
+    assert names[id(model.last_encoder_layer)] == "encoder.conv_out"
+    assert names[id(model.last_decoder_layer)] == "decoder.conv_out"

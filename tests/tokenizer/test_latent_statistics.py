@@ -1,0 +1,101 @@
+"""Latent statistics: exact however they are gathered, and one pair of functions that applies them."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from vavae.errors import UserError
+from vavae.tokenizer import LatentStatistics, RunningStatistics
+
+
+def _latents(count: int, seed: int = 0) -> torch.Tensor:
+    scale = torch.tensor([0.1, 1.0, 30.0]).view(1, 3, 1, 1)
+    offset = torch.tensor([1000.0, 0.0, -2.0]).view(1, 3, 1, 1)
+    return torch.randn(count, 3, 2, 4, generator=torch.Generator().manual_seed(seed)) * scale + offset
+
+
+@settings(deadline=None)
+@given(cuts=st.lists(st.integers(0, 40), max_size=6), processes=st.integers(1, 4), seed=st.integers(0, 1000))
+def test_any_split_over_batches_and_processes_gives_the_statistics_of_all(
+    cuts: list[int], processes: int, seed: int
+) -> None:
+    latents = _latents(40, seed)
+    parts = [RunningStatistics(3) for _ in range(processes)]
+    edges = [0, *sorted(cuts), 40]
+    for i, (start, stop) in enumerate(itertools.pairwise(edges)):
+        parts[i % processes].update(latents[start:stop])
+    for other in parts[1:]:
+        parts[0].merge(other)
+    statistics = parts[0].finalize()
+    flat = latents.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(parts[0].mean, flat.mean(1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(statistics.std.double(), flat.std(1), rtol=1e-6, atol=0)
+    assert statistics.count == 40
+
+
+def test_a_large_offset_does_not_cost_precision() -> None:
+    latents = 1e6 + torch.randn(1000, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    running = RunningStatistics(1)
+    for batch in latents.split(7):
+        running.update(batch)
+    torch.testing.assert_close(running.finalize().std.double(), latents.std().view(1), rtol=1e-6, atol=0)
+
+
+def test_normalised_latents_have_mean_zero_and_deviation_one_and_come_back() -> None:
+    latents = _latents(64)
+    running = RunningStatistics(3)
+    running.update(latents)
+    statistics = running.finalize()
+    normalized = statistics.normalize(latents)
+    flat = normalized.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(flat.mean(1), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(flat.std(1), torch.ones(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(statistics.denormalize(normalized), latents)
+
+
+def test_type_is_kept() -> None:
+    statistics = LatentStatistics(torch.zeros(3), torch.ones(3))
+    for dtype in (torch.bfloat16, torch.float64):
+        assert statistics.normalize(torch.zeros(1, 3, 2, 2, dtype=dtype)).dtype == dtype
+
+
+def test_both_survive_a_safetensors_file(tmp_path: Path) -> None:
+    running = RunningStatistics(3)
+    running.update(_latents(10))
+    save_file(running.to_dict(), tmp_path / "running.safetensors")
+    restored = RunningStatistics.from_dict(load_file(tmp_path / "running.safetensors"))
+    for part in (running, restored):  # a stopped and resumed gathering equals the one never stopped
+        part.update(_latents(5, seed=1))
+    save_file(running.finalize().to_dict(), tmp_path / "statistics.safetensors")
+    statistics = LatentStatistics.from_dict(load_file(tmp_path / "statistics.safetensors"))
+    assert torch.equal(statistics.mean, restored.finalize().mean)
+    assert torch.equal(statistics.std, restored.finalize().std)
+    assert statistics.count == 15
+
+
+def test_the_published_form_is_taken() -> None:
+    statistics = LatentStatistics.from_dict({"mean": torch.ones(1, 4, 1, 1), "std": torch.full((1, 4, 1, 1), 2.0)})
+    assert statistics.channels == 4
+    assert statistics.normalize(torch.full((1, 4, 1, 1), 5.0)).flatten().tolist() == [2.0] * 4
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(UserError, match="std"):
+        LatentStatistics.from_dict({"mean": torch.zeros(2)})
+    with pytest.raises(UserError, match="positive"):
+        LatentStatistics(torch.zeros(2), torch.tensor([1.0, 0.0]))
+    with pytest.raises(UserError, match="finite"):
+        LatentStatistics(torch.tensor([0.0, torch.nan]), torch.ones(2))
+    with pytest.raises(UserError, match="2 means but 3"):
+        LatentStatistics(torch.zeros(2), torch.ones(3))
+    with pytest.raises(UserError, match="shape"):
+        LatentStatistics(torch.zeros(2), torch.ones(2)).normalize(torch.zeros(1, 3, 2, 2))
+    with pytest.raises(UserError, match="too few"):
+        RunningStatistics(2).finalize()
+    with pytest.raises(UserError, match="channels"):
+        RunningStatistics(2).merge(RunningStatistics(3))
