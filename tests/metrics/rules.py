@@ -1,8 +1,9 @@
 """Weights that follow a rule, so that networks can be compared where the real ones are not at hand."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vavae import counter
+from vavae.metrics import FIDInception
 
 
 def inception_rule_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -18,3 +19,13 @@ def inception_rule_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tens
         else:
             weights[name] = 1 + 0.2 * n.abs() if name.endswith("var") else 0.1 * n
     return weights
+
+
+def inception_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights, as the asset has them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, layer in FIDInception().named_modules():
+        if isinstance(layer, nn.Conv2d):
+            found[f"{name}.weight"] = tuple(layer.weight.shape)
+            found |= {f"{name}.{part}": (layer.out_channels,) for part in ("beta", "mean", "var")}
+    return found

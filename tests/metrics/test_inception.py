@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from rules import inception_rule_weights
+from rules import inception_rule_weights, inception_shapes
 from safetensors.torch import load_file
 
 from vavae.data import DemoImages, load_pixels
@@ -18,18 +18,9 @@ TEST = DemoImages("test")
 PIXELS = {"small": load_pixels(TEST, range(2), 32), "large": load_pixels(TEST, range(2, 4), 320)}
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for name, layer in FIDInception().named_modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            found[f"{name}.weight"] = tuple(layer.weight.shape)
-            found |= {f"{name}.{part}": (layer.out_channels,) for part in ("beta", "mean", "var")}
-    return found
-
-
 @pytest.fixture(scope="module")
 def rule_network() -> FIDInception:
-    return FIDInception.from_weights(inception_rule_weights(shapes()))
+    return FIDInception.from_weights(inception_rule_weights(inception_shapes()))
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
@@ -51,7 +42,7 @@ def test_real_weights_give_the_archive_features():
 
 
 def test_weights_are_loaded_strictly():
-    weights = inception_rule_weights(shapes())
+    weights = inception_rule_weights(inception_shapes())
     assert len(weights) == 376
     lacking = {name: tensor for name, tensor in weights.items() if name != "layers.mixed_3.tower.conv_2.beta"}
     with pytest.raises(UserError, match=r"mixed_3\.tower\.conv_2\.beta is missing"):

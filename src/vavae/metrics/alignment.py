@@ -7,8 +7,11 @@ from torch import Tensor
 from vavae import counter
 
 
-def _centred_gram_terms(a: Tensor, b: Tensor) -> Tensor:
-    """Unbiased estimate of HSIC from two (n, n) kernel matrices (Song et al. 2012, equation 5)."""
+def _hsic(a: Tensor, b: Tensor) -> Tensor:
+    """Estimate of HSIC from two (n, n) kernel matrices (Song et al. 2012, equation 5).
+
+    Unbiased for symmetric kernels; masks of neighbours are not symmetric, and published CKNNA uses it all the same.
+    """
     n = len(a)
     a = a.clone().fill_diagonal_(0)
     b = b.clone().fill_diagonal_(0)
@@ -27,8 +30,8 @@ def _neighbours(kernel: Tensor, k: int) -> Tensor:
 def cknna(a: Tensor, b: Tensor, k: int = 10) -> float:
     """Centred kernel nearest-neighbour alignment (arXiv 2405.07987): do two representations agree on neighbours?
 
-    A CKA whose kernels keep only pairs that are among the k nearest neighbours in both representations; unbiased
-    HSIC, linear kernels of L2-normalised features, as REPA and others report it (k = 10).
+    A CKA whose kernels keep only pairs that are among the k nearest neighbours in both representations; linear
+    kernels of L2-normalised features, as REPA and others report it (k = 10).
 
     Args:
         a: (n, ...) features or latents of n images, flattened here.
@@ -36,7 +39,7 @@ def cknna(a: Tensor, b: Tensor, k: int = 10) -> float:
         k: Number of neighbours, less than n.
 
     Returns:
-        1 for equal neighbourhoods and kernels, about 0 for unrelated ones.
+        1 for equal neighbourhoods and kernels, about 0 for unrelated ones; nan where one of them has no structure.
     """
     if len(a) != len(b) or not 1 <= k < len(a) or len(a) < 4:
         raise ValueError(f"{len(a)} and {len(b)} samples with {k} neighbours")
@@ -45,10 +48,10 @@ def cknna(a: Tensor, b: Tensor, k: int = 10) -> float:
     kernel_a, kernel_b = first @ first.T, second @ second.T
     near_a, near_b = _neighbours(kernel_a, k), _neighbours(kernel_b, k)
     shared = near_a * near_b
-    cross = _centred_gram_terms(shared * kernel_a, shared * kernel_b)
-    own_a = _centred_gram_terms(near_a * kernel_a, near_a * kernel_a)
-    own_b = _centred_gram_terms(near_b * kernel_b, near_b * kernel_b)
-    return float(cross / (own_a * own_b).clamp(min=0).sqrt().clamp(min=torch.finfo(torch.float64).tiny))
+    cross = _hsic(shared * kernel_a, shared * kernel_b)
+    own_a = _hsic(near_a * kernel_a, near_a * kernel_a)
+    own_b = _hsic(near_b * kernel_b, near_b * kernel_b)
+    return float(cross / (own_a * own_b).sqrt())
 
 
 def _check_grids(latents: Tensor, features: Tensor) -> None:

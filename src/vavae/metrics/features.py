@@ -6,12 +6,16 @@ Every network takes stored pixels, so that samples and reference images are quan
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.metrics.frechet import RunningMoments
+
+if TYPE_CHECKING:
+    from vavae.teachers import Teacher
 
 TEACHER_PREFIX = "teacher:"
 
@@ -21,8 +25,8 @@ class FeatureNetwork:
     """A frozen network from pixels to one feature vector per image.
 
     Attributes:
-        name: As in recipes and records: "inception", or "teacher:NAME".
-        fingerprint: sha256 over the names and values of its weights.
+        name: As in recipes and records: "inception", "teacher:NAME" or "teacher:NAME@SIDE".
+        fingerprint: sha256 over its weights (and a teacher's preprocessing).
         device: Where it runs.
         compute: Pixels (B, H, W, 3) uint8 on `device` -> (B, d).
     """
@@ -51,8 +55,9 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
     """Load a feature network.
 
     Args:
-        name: "inception" for the network of FID; "teacher:NAME" for the pooled features of any teacher of
-            `vavae.teachers`.
+        name: "inception" for the network of FID; "teacher:NAME" for any teacher of `vavae.teachers`, at its own
+            input size, or "teacher:NAME@SIDE" at another, which is faster and gives other numbers. Of a teacher
+            the pooled feature is taken, or the mean over the grid where it has none.
         device: Where it shall run.
 
     Raises:
@@ -63,22 +68,26 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
         from vavae.metrics.inception import FIDInception
 
         inception = FIDInception.from_asset()
-        fingerprint = weights_fingerprint(inception)
-        return FeatureNetwork(name, fingerprint, device, inception.to(device))
+        return FeatureNetwork(name, weights_fingerprint(inception), device, inception.to(device))
     if name.startswith(TEACHER_PREFIX):
         from vavae.teachers import load_teacher
 
-        teacher = load_teacher(name.removeprefix(TEACHER_PREFIX))
-        fingerprint = weights_fingerprint(teacher)
-        teacher = teacher.to(device)
-        return FeatureNetwork(name, fingerprint, device, lambda pixels: teacher(_to_images(pixels)).pooled)
+        teacher_name, _, side = name.removeprefix(TEACHER_PREFIX).rpartition("@")
+        if not teacher_name or not side.isdigit():
+            teacher_name, side = name.removeprefix(TEACHER_PREFIX), ""
+        teacher = load_teacher(teacher_name, input_size=int(side) if side else None)
+        return FeatureNetwork(name, teacher.fingerprint(), device, _pooled_by(teacher.to(device)))
     raise UserError(f'unknown feature network "{name}": "inception", or "teacher:" and the name of a teacher')
 
 
-def _to_images(pixels: Tensor) -> Tensor:
+def _pooled_by(teacher: "Teacher") -> Callable[[Tensor], Tensor]:
     from vavae.data.transforms import to_tensor
 
-    return to_tensor(pixels)
+    def compute(pixels: Tensor) -> Tensor:
+        features = teacher(to_tensor(pixels))
+        return features.grid.mean(dim=(2, 3)) if features.pooled is None else features.pooled
+
+    return compute
 
 
 def extract_features(network: FeatureNetwork, batches: Iterable[Tensor]) -> Tensor:

@@ -1,0 +1,97 @@
+"""Feature networks by name, with weights that need not be fetched."""
+
+import pytest
+import torch
+from rules import inception_rule_weights, inception_shapes
+
+from vavae.data import DemoImages, load_pixels, to_tensor
+from vavae.errors import UserError
+from vavae.metrics import FIDInception, RunningMoments, extract_features, feature_moments, load_feature_network
+from vavae.pretrained import assets
+from vavae.teachers import TeacherFeatures
+
+PIXELS = load_pixels(DemoImages("test"), range(10), 32)
+
+
+@pytest.fixture
+def inception(monkeypatch):
+    monkeypatch.setattr(
+        assets, "load", lambda name: inception_rule_weights(inception_shapes()) if name == "fid-inception" else {}
+    )
+    return load_feature_network("inception")
+
+
+class ColourTeacher:
+    """A stand-in teacher: its pooled feature is the mean colour, its grid the 2 x 2 mean colours."""
+
+    def __init__(self, pools: bool) -> None:
+        self.pools = pools
+
+    def fingerprint(self) -> str:
+        return "colours"
+
+    def to(self, device: torch.device) -> "ColourTeacher":
+        return self
+
+    def __call__(self, images: torch.Tensor) -> TeacherFeatures:
+        grid = torch.nn.functional.adaptive_avg_pool2d(images, 2)
+        return TeacherFeatures(grid, images.mean(dim=(2, 3)) * 10 if self.pools else None)
+
+
+def test_features_keep_order_and_ignore_batching(inception):
+    whole = extract_features(inception, [PIXELS[:4]])
+    split = extract_features(inception, PIXELS[:4].split(3))
+    assert whole.shape == (4, 2048) and whole.dtype == torch.float32
+    torch.testing.assert_close(split, whole, rtol=0, atol=1e-5)
+
+
+def test_moments_are_those_of_the_features(inception):
+    features = extract_features(inception, PIXELS[:6].split(4))
+    expected = RunningMoments(2048)
+    expected.update(features)
+    found = feature_moments(inception, PIXELS[:6].split(4))
+    assert found.count == 6
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.covariance, expected.covariance, rtol=0, atol=1e-9)
+
+
+def test_fingerprint_is_of_the_weights(inception, monkeypatch):
+    assert len(inception.fingerprint) == 64
+    assert load_feature_network("inception").fingerprint == inception.fingerprint
+    weights = inception_rule_weights(inception_shapes())
+    weights["layers.conv.weight"][0, 0, 0, 0] += 1e-3
+    monkeypatch.setattr(assets, "load", lambda name: weights)
+    assert load_feature_network("inception").fingerprint != inception.fingerprint
+
+
+@pytest.mark.parametrize("pools", [True, False])
+def test_teachers_give_their_pooled_feature(monkeypatch, pools):
+    asked = []
+
+    def load(name: str, *, input_size: int | None = None) -> ColourTeacher:
+        asked.append((name, input_size))
+        return ColourTeacher(pools)
+
+    monkeypatch.setattr("vavae.teachers.load_teacher", load)
+    network = load_feature_network("teacher:colours")
+    expected = to_tensor(PIXELS).mean(dim=(2, 3)) * (10 if pools else 1)
+    torch.testing.assert_close(extract_features(network, PIXELS.split(3)), expected)
+    assert network.fingerprint == "colours" and network.name == "teacher:colours"
+    assert load_feature_network("teacher:colours@112").name == "teacher:colours@112"
+    load_feature_network("teacher:owner/name@main")
+    assert asked == [("colours", None), ("colours", 112), ("owner/name@main", None)]
+
+
+def test_unknown_networks_and_no_images_are_refused(inception):
+    with pytest.raises(UserError, match="unknown feature network"):
+        load_feature_network("vgg")
+    with pytest.raises(UserError, match="no images"):
+        extract_features(inception, [])
+    with pytest.raises(UserError, match="no images"):
+        feature_moments(inception, [])
+
+
+def test_inception_is_frozen(inception):
+    network = inception.compute
+    assert isinstance(network, FIDInception) and not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())

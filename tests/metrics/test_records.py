@@ -1,0 +1,58 @@
+import json
+import math
+
+import pytest
+
+from vavae.metrics import MetricRecord, Protocol
+
+RECORD = MetricRecord(
+    "frechet_distance",
+    12.5,
+    Protocol(
+        samples=5000,
+        label_protocol="balanced",
+        solver="euler",
+        steps=250,
+        shift=0.3,
+        guidance_scale=6.7,
+        guidance_interval=(0.125, 1.0),
+        guidance_channels=3,
+        seed=0,
+        dtype="bfloat16",
+        feature_network="inception",
+        feature_network_hash="ab12",
+    ),
+    higher_is_better=False,
+    versions={"torch": "2.13.0"},
+)
+
+
+@pytest.mark.parametrize("value", [12.5, 1e-30, math.inf, -math.inf])
+def test_json_round_trip(value):
+    record = MetricRecord(**RECORD.__dict__ | {"value": value})
+    text = json.dumps(record.to_dict(), allow_nan=False)
+    assert MetricRecord.from_dict(json.loads(text)) == record
+
+
+def test_not_a_number_is_kept():
+    record = MetricRecord("psnr", math.nan, Protocol(samples=1), unit="dB")
+    assert math.isnan(MetricRecord.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False))).value)
+
+
+def test_what_does_not_apply_is_left_out():
+    assert MetricRecord("psnr", 30.0, Protocol(samples=10), unit="dB").to_dict()["protocol"] == {"samples": 10}
+
+
+def test_unknown_fields_are_refused():
+    plain = RECORD.to_dict()
+    plain["protocol"]["stepz"] = 3
+    with pytest.raises(TypeError, match="stepz"):
+        MetricRecord.from_dict(plain)
+
+
+def test_differences_are_named():
+    other = MetricRecord(
+        "frechet_distance", 11.0, Protocol(**RECORD.protocol.__dict__ | {"samples": 50_000, "steps": 50})
+    )
+    assert RECORD.differences(other) == ["samples", "steps"]
+    assert RECORD.differences(RECORD) == []
