@@ -109,12 +109,15 @@ def curves_figure(panel: Panel) -> str:
     return _svg(draw, 4.3, 2.7)
 
 
-def scatter_figure(points: NDArray[np.floating], labels: NDArray[np.integer] | Sequence[int] | None) -> str:
-    """Points in the plane, one colour and marker per class (see `class_key`); SVG.
+def scatter_figure(
+    points: NDArray[np.floating], labels: NDArray[np.integer] | Sequence[int] | None, run: int = 0
+) -> str:
+    """Points in the plane, one colour and marker per class (see `class_style`); SVG.
 
     Args:
-        points: (M, 2).
-        labels: (M,) integers, or None for one colour.
+        points: (M, 2); points that are not finite are left out.
+        labels: (M,) integers, or None for one colour, that of the run.
+        run: Number of the run.
     """
 
     def draw(figure: "Figure") -> None:
@@ -125,7 +128,7 @@ def scatter_figure(points: NDArray[np.floating], labels: NDArray[np.integer] | S
         size = float(np.clip(9 - np.log10(max(len(points), 1)) * 1.7, 2.5, 7))
         for label in np.unique(numbers):
             chosen = points[finite & (numbers == label)]
-            colour, marker = (_RUNS[0], "o") if labels is None else class_style(int(label))
+            colour, marker = (_RUNS[run % len(_RUNS)], "o") if labels is None else class_style(int(label))
             axes.plot(
                 chosen[:, 0],
                 chosen[:, 1],

@@ -93,12 +93,19 @@ class Matrix:
     ratio: str
 
     @property
+    def columns(self) -> int:
+        """Pictures per block: at most eight, and blocks as equal as can be."""
+        count = len(self.strips[0].pictures)
+        blocks = -(-count // _PER_BLOCK)
+        return -(-count // max(blocks, 1))
+
+    @property
     def blocks(self) -> list[tuple[Strip, ...]]:
-        """The strips cut into blocks of eight pictures, the last one shorter."""
+        """The strips cut into blocks of `columns` pictures, the last one perhaps shorter."""
         count = len(self.strips[0].pictures)
         return [
-            tuple(Strip(s.heading, s.pictures[start : start + _PER_BLOCK], s.run, s.note) for s in self.strips)
-            for start in range(0, count, _PER_BLOCK)
+            tuple(Strip(s.heading, s.pictures[start : start + self.columns], s.run, s.note) for s in self.strips)
+            for start in range(0, count, self.columns or 1)
         ]
 
 
@@ -199,7 +206,9 @@ def _view(report: DemoReport) -> View:
         scatter_note=next((run.tsne_note for run in runs if run.tsne_note), ""),
         legend=_legend(report),
         samples=tuple(_samples(report, i, run) for i, run in enumerate(runs) if _any(run.samples)),
-        formations=tuple(_formation(i, run) for i, run in enumerate(runs) if run.formation),
+        formations=tuple(
+            _formation(i, run) for i, run in enumerate(runs) if run.formation and _any(run.formation[0][1])
+        ),
         tokenizer=_curves(names, read_panels([r.tokenizer_log for r in runs], tokenizer_term, TOKENIZER_TERMS), embed),
         generator=_curves(names, read_panels([r.generator_log for r in runs], generator_term, GENERATOR_TERMS), embed),
         metric_columns=columns,
@@ -316,7 +325,7 @@ def _scatter(report: DemoReport, embed: _Embedder) -> tuple[Figure, ...]:
     return tuple(
         Figure(
             embed(
-                scatter_figure(run.tsne_points, run.tsne_labels),
+                scatter_figure(run.tsne_points, run.tsne_labels, i),
                 f"t-SNE map of {len(run.tsne_points)} latents of the {run.name} tokenizer",
             ),
             run.name,
