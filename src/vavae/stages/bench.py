@@ -83,12 +83,8 @@ class _Bench:
         self.autoencoder = AutoencoderConfig(16, 32, (1, 2, 4), 1, ()) if small else AutoencoderConfig()
         latent = self.side // self.autoencoder.factor
         self.latent_shape = (self.autoencoder.latent_channels, latent, latent)
-        fields = {"latent_channels": self.latent_shape[0], "latent_size": latent}
-        self.transformer = (
-            LightningDiTConfig(patch_size=2, width=256, depth=6, heads=4, num_classes=10, **fields)
-            if small
-            else LightningDiTConfig.from_size(config.size, **fields)
-        )
+        size = "S/2" if small else config.size
+        self.transformer = LightningDiTConfig.from_size(size, latent_channels=self.latent_shape[0], latent_size=latent)
 
     def _time(self, stage: str, step: Callable[[], object]) -> Result:
         rates = []

@@ -4,8 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vavae.data import ImageSource, open_images
+import numpy as np
+import torch
+from PIL import Image
+
+from vavae import counter
+from vavae.data import ArrayImages, ImageSource, open_images
 from vavae.errors import UserError
+
+Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +24,9 @@ class ImagesConfig:
         size: Side of the square images, in pixels.
         crop: `center` as for extraction and evaluation; `random` as in the published tokenizer training.
         flip: Mirror images at random in training.
+        limit: Use at most this many images, spread evenly over the source; null uses all.
+        holdout: Share of a folder's images kept for testing, where it has no test part of its own; 0 tests on the
+            training images.
         workers: Threads that decode images.
     """
 
@@ -24,12 +34,75 @@ class ImagesConfig:
     size: int = 256
     crop: Literal["center", "random"] = "center"
     flip: bool = False
+    limit: int | None = None
+    holdout: float = 0.0
     workers: int = 4
 
     def __post_init__(self) -> None:
         if self.size < 8:
             raise UserError(f"size: images of {self.size} pixels are too small; at least 8")
+        if not 0.0 <= self.holdout < 1.0:
+            raise UserError(f"holdout: {self.holdout} is not a share in [0, 1)")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit: {self.limit} is not positive")
 
-    def open(self, split: Literal["train", "test"], folder: Path | None = None) -> ImageSource:
-        """Open the images; unreadable ones are named in `unreadable.txt` of the run folder."""
-        return open_images(self.images, split, folder / "unreadable.txt" if folder is not None else None)
+    def open(self, split: Split, folder: Path | None = None) -> ImageSource:
+        """Open the images of a split; unreadable ones are named in `unreadable.txt` of the run folder."""
+        source = open_images(self.images, split, folder / "unreadable.txt" if folder is not None else None)
+        if self.holdout > 0 and not isinstance(source, ArrayImages) and not _has_test_folder(self.images):
+            # The split depends on the number of images alone, so that both parts agree on it in every run.
+            order = counter.permutation(0, "holdout", len(source)).numpy()
+            held = max(1, round(len(source) * self.holdout))
+            source = Selection(source, np.sort(order[:held] if split == "test" else order[held:]))
+        if self.limit is not None and len(source) > self.limit:
+            source = Selection(source, np.linspace(0, len(source) - 1, self.limit).round().astype(np.int64))
+        if len(source) == 0:
+            raise UserError(f"{self.images}: no images are left for {split}; give more images or a smaller holdout")
+        return source
+
+
+def _has_test_folder(images: str) -> bool:
+    return any((Path(images).expanduser() / name).is_dir() for name in ("test", "val", "valid", "validation"))
+
+
+class Selection:
+    """Some images of a source, in a given order.
+
+    Args:
+        source: The images.
+        indices: (N,) which of them.
+    """
+
+    def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
+        self.source = source
+        self.indices = indices
+        self.name = source.name
+        self.class_names = source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Image.Image:
+        return self.source.image(int(self.indices[index]))
+
+    def label(self, index: int) -> int:
+        return self.source.label(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        import hashlib
+
+        return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+
+
+def evenly(count: int, source: ImageSource) -> list[int]:
+    """At most `count` indices that take turns over the classes: 0 of class a, 0 of class b, …, 1 of class a, …"""
+    labels = np.array([source.label(i) for i in range(len(source))])
+    turn = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange(int((labels == label).sum()))
+    order = np.lexsort((labels, turn))
+    return [int(i) for i in torch.from_numpy(order[:count])]

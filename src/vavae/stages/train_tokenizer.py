@@ -128,7 +128,8 @@ class TokenizerTask:
         if not config.teacher.cache_features:
             return teacher, None
         grid = config.latent_shape[1:]
-        cache = FeatureCache(folder / "teacher-features", teacher, grid, self.source.fingerprint(), len(self.source))
+        images = f"{self.source.fingerprint()} at {config.data.size}"
+        cache = FeatureCache(folder / "teacher-features", teacher, grid, images, len(self.source))
         cache.fill(lambda indices: to_tensor(load_pixels(self.source, indices, config.data.size)).to(self.device))
         return teacher, cache
 

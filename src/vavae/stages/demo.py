@@ -1,0 +1,153 @@
+"""The whole path on real images, on the CPU: tokenizer, latents, transformer, samples, metrics, page."""
+
+import json
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vavae.config import to_plain
+from vavae.errors import UserError
+from vavae.pretrained import assets
+from vavae.progress import format_duration
+from vavae.report import StepTiming
+from vavae.stages import encode, train_dit, train_tokenizer
+from vavae.stages.demo_measure import Measured, Reference, measure
+from vavae.stages.demo_page import headline, write_report
+from vavae.stages.demo_plan import ALIGNED, DEFAULT, QUICK, UNALIGNED, Plan
+from vavae.stages.run_folder import claim, exclusive
+from vavae.teachers import load_teacher
+from vavae.training.precision import resolve_device
+from vavae.training.tracking import versions
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train an aligned tokenizer and a generator on its latents, measure both, and write a page about it.
+
+    Attributes:
+        output: Run folder; the page is `report.html` in it, every number is in `results.json`. A second call with the
+            same settings goes on where the first stopped.
+        images: `demo` (embedded CIFAR-10 images), `cifar10` (all of it), or a folder: one sub-folder per class, or
+            images without classes.
+        size: Side to which images are cropped and resized, a multiple of 4. Time grows with its square.
+        compare: Also train a tokenizer without alignment and its generator on the same budget.
+        quick: A small part of the budget, to see that everything works; the images are not good.
+        teacher: The foundation model to align with; `vavae assets list` and `vavae train-tokenizer --help` name others.
+        seed: Seed of everything.
+        device: auto, cpu, cuda, …
+    """
+
+    output: str = "runs/demo"
+    images: str = "demo"
+    size: int = 32
+    compare: bool = False
+    quick: bool = False
+    teacher: str = "dinov2-small-focus"
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.size < 16 or self.size % 4:
+            raise UserError(f"size: {self.size} is not a multiple of 4 of at least 16")
+
+
+class _Steps:
+    """How long each step took, over all calls on the folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def __call__(self, name: str, detail: str = "") -> Iterator[None]:
+        former = float(self._done.get(name, {}).get("seconds", 0.0))  # type: ignore[arg-type]
+        began = time.perf_counter()
+        print(f"-- {name}", flush=True)
+        try:
+            yield
+        finally:
+            self._done[name] = {"seconds": former + time.perf_counter() - began, "detail": detail}
+            self._path.write_text(json.dumps(self._done, indent=1))
+
+    @property
+    def timings(self) -> list[StepTiming]:
+        return [StepTiming(name, float(row["seconds"]), str(row["detail"])) for name, row in self._done.items()]  # type: ignore[arg-type]
+
+
+def run(config: Config) -> Path:
+    """Run the demo; returns the path of the page.
+
+    Raises:
+        UserError: Images or teacher are wrong, or the folder holds a demo with other settings.
+        KeyboardInterrupt: A stop was asked for; the same command goes on.
+    """
+    folder = Path(config.output)
+    plan = Plan(
+        folder,
+        config.images,
+        config.size,
+        config.teacher,
+        QUICK if config.quick else DEFAULT,
+        config.seed,
+        config.device,
+    )
+    with exclusive(folder):
+        claim(folder, config)
+        try:
+            return _run(config, plan)
+        except KeyboardInterrupt as interrupt:
+            message = str(interrupt) or f"stopped; what is finished is in {folder}, and the same command goes on"
+            raise KeyboardInterrupt(message) from interrupt
+
+
+def _run(config: Config, plan: Plan) -> Path:
+    steps = _Steps(plan.folder / "steps.json")
+    budget = plan.budget
+    train, test = plan.data("train").open("train", plan.folder), plan.data("test").open("test")
+    print(f"images: {len(train):,} to train on, {len(test):,} to test on, {train.num_classes} classes, {plan.size} px")
+    with steps("fetch the pretrained weights", f"LPIPS and {plan.teacher}"):
+        assets.fetch("lpips-vgg16")
+        teacher = load_teacher(plan.teacher, input_size=plan.teacher_size, dtype=plan.teacher_dtype)
+        teacher = teacher.to(resolve_device(plan.device))
+    runs: list[Measured] = []
+    with steps("features of the test images", f"{len(test):,} images"):
+        reference = Reference.of(plan, train, test, teacher)
+    for name in (ALIGNED, UNALIGNED) if config.compare else (ALIGNED,):
+        with steps(f"train the {name} tokenizer", f"{budget.tokenizer_images:,} images seen, batches of 64"):
+            tokenizer = train_tokenizer.run(plan.tokenizer(name))
+        with steps(f"encode ({name})", f"{len(train):,} images and their mirror images"):
+            encode.run(plan.encode(name))
+        with steps(f"train the transformer on {name} latents", f"{budget.generator_images:,} latents seen"):
+            generator = train_dit.run(plan.transformer(name))
+        with steps(f"sample and measure ({name})", f"{len(test):,} reconstructions, {budget.samples} samples"):
+            runs.append(measure(plan, name, tokenizer, generator, reference))
+    results = plan.folder / "results.json"
+    record = {
+        "command": _command(),
+        "config": to_plain(config),
+        "budget": to_plain(budget),
+        "versions": versions(),
+        "steps": to_plain(steps.timings),
+        "runs": {m.name: [r.to_dict() for r in m.records] for m in runs},
+        "reference": [r.to_dict() for r in reference.records],
+    }
+    results.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    page = plan.folder / "report.html"
+    write_report(page, plan, _command(), steps.timings, reference, runs)
+    total = sum(step.seconds for step in steps.timings)
+    print(f"\ndone in {format_duration(total)}")
+    for row in headline(runs):
+        print(f"  {row.label}: {row.value}{f' {row.unit}' if row.unit else ''}")
+    print(f"numbers: {results}\npage: {page}")
+    return page
+
+
+def _command() -> str:
+    """The command line as a user would type it again."""
+    program = re.sub(r"(__main__|cli)\.py$", "vavae", Path(sys.argv[0]).name)
+    return shlex.join([program, *sys.argv[1:]])

@@ -1,0 +1,163 @@
+"""The demo's page, and the sentences and numbers on it."""
+
+import math
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from vavae.metrics import MetricRecord
+from vavae.pretrained import assets
+from vavae.report import DemoReport, Headline, MetricRow, RunReport, StepTiming, write_page
+from vavae.stages.demo_measure import Measured, Reference
+from vavae.stages.demo_plan import SAMPLING, Plan
+from vavae.training.precision import resolve_device, resolve_precision
+from vavae.training.tracking import versions
+
+_COSINE = "alignment: cosine after the best linear map"
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "not measured" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def headline(runs: Sequence[Measured]) -> list[Headline]:
+    """The five most telling numbers of the aligned run, beside the unaligned one's where there is one."""
+    rows = (
+        ("PSNR of reconstructions", "PSNR", "dB", 2, "On test images; higher is better."),
+        ("Linear probe on latents", "linear probe", "", 3, "Accuracy on test images from latents alone; higher is better."),
+        ("Alignment with the teacher", _COSINE, "", 3, "Cosine after the best linear map; higher is better."),
+        ("LPIPS of reconstructions", "LPIPS", "", 3, "Perceptual difference; lower is better."),
+        ("Fréchet distance of samples", "Fréchet distance of samples", "", 0, "In the teacher’s features; lower is better."),
+    )  # fmt: skip
+    first, *others = runs
+    found = []
+    for label, name, unit, digits, explanation in rows:
+        value = first.value(name)
+        if value is None:
+            continue
+        beside = "".join(f" ({other.name}: {_shown(other.value(name), digits)})" for other in others)
+        found.append(Headline(label, _shown(value, digits) + beside, unit, explanation))
+    return found
+
+
+def findings(plan: Plan, reference: Reference, runs: Sequence[Measured]) -> list[str]:
+    """What the numbers say, sentence by sentence; nothing that was not measured."""
+    first, *others = runs
+    said = []
+    for other in others:
+        for name, words, unit, digits in (
+            ("linear probe", "Linear probe on latents", "", 3),
+            (_COSINE, "Cosine with the teacher after the best linear map", "", 3),
+            ("PSNR", "PSNR", " dB", 2),
+            ("Fréchet distance of samples", "Fréchet distance of samples", "", 0),
+        ):
+            a, b = first.value(name), other.value(name)
+            if a is not None and b is not None:
+                said.append(
+                    f"{words}: {a:.{digits}f}{unit} {first.name}, {b:.{digits}f}{unit} {other.name} "
+                    f"(difference {a - b:+.{digits}f})."
+                )
+    floor = reference.records[0]
+    said.append(
+        f"Real training images, as many as samples, are {floor.value:.0f} from the test images in the same Fréchet "
+        "distance: what no generator can be expected to beat."
+    )
+    said.append(
+        f"The transformer saw {plan.budget.generator_images:,} latents, minutes of training on a CPU; published models "
+        "see eighty million and more. The Fréchet distance uses few samples and the network that the aligned "
+        "tokenizer was trained with, so it compares the two runs only roughly and must not be set beside published FIDs."
+    )
+    return said
+
+
+def metric_rows(reference: Reference, runs: Sequence[Measured]) -> list[MetricRow]:
+    """Every number with its protocol."""
+
+    def row(record: MetricRecord, run: str) -> MetricRow:
+        better = {True: "higher", False: "lower", None: None}[record.higher_is_better]
+        name = f"{record.name} ({record.unit})" if record.unit else record.name
+        protocol = record.to_dict()["protocol"]
+        return MetricRow(name, run, record.value, better, protocol)  # type: ignore[arg-type]
+
+    rows = [row(record, run.name) for run in runs for record in run.records]
+    return rows + [row(record, "") for record in reference.records]
+
+
+def _run_report(run: Measured) -> RunReport:
+    interval = f"t in [{SAMPLING.guidance_start:g}, {SAMPLING.guidance_stop:g}]"
+    return RunReport(
+        name=run.name,
+        reconstructions=run.reconstructions,
+        latents=run.latents,
+        tokenizer_log=run.tokenizer_log,
+        generator_log=run.generator_log,
+        tsne_points=run.tsne,
+        tsne_labels=run.tsne_labels if run.tsne is not None else None,
+        tsne_note="a point is one random position of a test image's latent; perplexity 30, seed 42",
+        samples=run.samples,
+        sample_labels=run.sample_labels,
+        guidance=f"guidance {SAMPLING.guidance_scale:g} for {interval}, {SAMPLING.steps} {SAMPLING.solver} grid points",
+        formation=run.formation,
+        formation_note="what the network expects the finished image to be, decoded",
+    )
+
+
+def _images_note(plan: Plan, reference: Reference) -> str:
+    size = f"{len(reference.train):,} images to train on and {len(reference.test):,} to test on, {plan.size} px."
+    if plan.images in ("demo", "cifar10"):
+        part = "A class-balanced part of CIFAR-10" if plan.images == "demo" else "CIFAR-10"
+        return f"{part} (A. Krizhevsky, 2009; the data set states no licence): {size}"
+    return f"{reference.train.name}: {size}"
+
+
+def _teacher_note(plan: Plan, reference: Reference) -> str:
+    known = {state.name: state for state in assets.list_assets()}
+    said = f"{plan.teacher} at {reference.teacher.input_size[0]} px"
+    if plan.teacher in known:
+        said += f": {known[plan.teacher].description} Licence: {known[plan.teacher].licence}"
+    return said
+
+
+def write_report(
+    path: Path,
+    plan: Plan,
+    command: str,
+    steps: Sequence[StepTiming],
+    reference: Reference,
+    runs: Sequence[Measured],
+) -> None:
+    """Write the page."""
+    shown = reference.shown
+    device = resolve_device(plan.device)
+    found = versions()
+    machine = {
+        "system": f"{platform.system()} {found['machine']}",
+        "device": found.get("gpu", "CPU") if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "precision": resolve_precision("auto", device),
+    }
+    compared = ", beside one without alignment" if len(runs) > 1 else ""
+    report = DemoReport(
+        title="vavae demo",
+        subtitle=(
+            f"A visual tokenizer aligned with a vision foundation model{compared}, and a latent diffusion transformer "
+            "on its latents: trained, sampled and measured on this machine."
+        ),
+        command=command,
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        machine=machine,
+        versions={name: version for name, version in found.items() if name not in ("machine", "gpu", "cuda")},
+        images_note=_images_note(plan, reference),
+        teacher_note=_teacher_note(plan, reference),
+        steps=tuple(steps),
+        class_names=reference.train.class_names,
+        originals=reference.pixels[shown].numpy(),
+        original_labels=reference.labels[shown].numpy(),
+        teacher_features=reference.features[shown].permute(0, 2, 3, 1).numpy(),
+        runs=tuple(_run_report(run) for run in runs),
+        headline=tuple(headline(runs)),
+        metrics=tuple(metric_rows(reference, runs)),
+        findings=tuple(findings(plan, reference, runs)),
+    )
+    write_page(path, report)
