@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from plain import plain_step
+from plain_objective import plain_step
 from torch import Tensor
 
 from vavae.errors import UserError

@@ -146,7 +146,7 @@ def test_narrow_and_odd_widths_work(width: int) -> None:
 
 def _gradients(model: AutoencoderKL, images: Tensor) -> list[Tensor]:
     model.zero_grad()
-    model(images, noise=torch.ones(2, 4, 4, 4, dtype=images.dtype)).square().sum().backward()
+    model(images, noise=torch.ones(2, 4, 4, 4).to(images)).square().sum().backward()
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
@@ -195,13 +195,19 @@ def test_training_keeps_fewer_activations_than_autograd_would() -> None:
         assert train < share * evaluation
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided"])
 @pytest.mark.parametrize("channels", [4, 48, 64])
-def test_norm_then_silu_has_the_gradients_of_both(channels: int) -> None:
+def test_norm_then_silu_has_the_gradients_of_both(channels: int, layout: str) -> None:
     torch.manual_seed(0)
     norm = GroupNorm(channels).double()
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    x = (3 + 2 * torch.randn(2, channels, 3, 5, dtype=torch.float64)).requires_grad_()
+    x = 3 + 2 * torch.randn(2, channels, 3, 5, dtype=torch.float64)
+    if layout == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "strided":
+        x = x.transpose(2, 3)
+    x.requires_grad_()
     inputs = (x, norm.weight, norm.bias)
     output_grad = torch.randn(x.shape, dtype=torch.float64)
     results = []
@@ -247,3 +253,19 @@ def test_last_layers_are_the_ones_the_adaptive_weights_look_at() -> None:
     names = {id(module): name for name, module in model.named_modules()}
     assert names[id(model.last_encoder_layer)] == "encoder.conv_out"
     assert names[id(model.last_decoder_layer)] == "decoder.conv_out"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu_in_every_layout_and_precision() -> None:
+    model, images = _small().double(), _images(2, 16, 16)
+    expected = torch.cat([gradient.flatten() for gradient in _gradients(model, images.double())])
+    model.float().cuda()
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        model.to(memory_format=memory_format)
+        batch = images.cuda().contiguous(memory_format=memory_format)
+        for half, least in ((False, 0.9999), (True, 0.98)):
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                gradients = _gradients(model, batch)
+            actual = torch.cat([gradient.flatten().cpu().double() for gradient in gradients])
+            assert torch.nn.functional.cosine_similarity(expected, actual, dim=0) > least

@@ -17,6 +17,13 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """The layout torch's group norm kernels take: on CPU the tensor's own, elsewhere the contiguous one."""
+    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
 class _NormThenSiLU(torch.autograd.Function):
     """silu(group_norm(x)) that keeps x, in its own type, and two numbers per group for the backward pass.
 
@@ -26,7 +33,8 @@ class _NormThenSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
         batch, channels, height, width = x.shape
-        y, mean, rstd = torch.native_group_norm(_wide(x), weight, bias, batch, channels, height * width, groups, eps)
+        wide = _wide(x).contiguous(memory_format=_memory_format(x))
+        y, mean, rstd = torch.native_group_norm(wide, weight, bias, batch, channels, height * width, groups, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         ctx.groups = groups
         return F.silu(y).to(x.dtype)
@@ -36,13 +44,14 @@ class _NormThenSiLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         batch, channels, height, width = x.shape
-        wide = _wide(x)
+        memory_format = _memory_format(x)
+        wide = _wide(x).contiguous(memory_format=memory_format)
         # the normalised input again, from the kept statistics: x · scale + offset per image and channel
         per_group = channels // ctx.groups
         scale = rstd.repeat_interleave(per_group, dim=1) * weight
         offset = bias - mean.repeat_interleave(per_group, dim=1) * scale
         y = torch.addcmul(offset[..., None, None], wide, scale[..., None, None])
-        grad = torch.ops.aten.silu_backward(grad.to(y.dtype), y)
+        grad = torch.ops.aten.silu_backward(grad.to(y.dtype), y).contiguous(memory_format=memory_format)
         grads = torch.ops.aten.native_group_norm_backward(
             grad,
             wide,
