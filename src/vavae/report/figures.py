@@ -1,7 +1,7 @@
 """Figures as SVG whose colours the page decides, so that they read on light and on dark.
 
 Matplotlib draws with placeholder colours; in the SVG each becomes a CSS variable with a fallback, as in
-`var(--ink, #3a424d)`. Alone, a figure shows its fallbacks (made for white); inside a page it follows the
+`var(--ink, #525c69)`. Alone, a figure shows its fallbacks (made for white); inside a page it follows the
 page's variables and font.
 """
 
@@ -24,7 +24,7 @@ _INK, _RULE, _SURFACE = "#010101", "#010102", "#010103"
 _RUNS = tuple(f"#0102{i:02x}" for i in range(4))
 _CLASSES = tuple(f"#0103{i:02x}" for i in range(10))
 _VARIABLES = {
-    _INK: ("--figure-ink", "#565f6b"),
+    _INK: ("--figure-ink", "#525c69"),
     _RULE: ("--rule", "#dfe3e8"),
     _SURFACE: ("--surface", "#ffffff"),
     **{
@@ -203,11 +203,17 @@ def _clean(svg: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    # A style element in a page holds for the whole page; as attributes the same holds for this figure.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.DOTALL)
+    svg = svg.replace("<svg", '<svg stroke-linejoin="round" stroke-linecap="butt"', 1)
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     # Groups are numbered alike in every figure; ids must be unique in a page, and nothing refers to these.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*; ?", "", svg)
+    svg = re.sub(r' transform="rotate\(-?0 [^"]*"', "", svg)
     svg = re.sub(r' (d|x|y|transform)="[^"]*"', _rounded, svg)
     for placeholder, (variable, colour) in _VARIABLES.items():
         svg = svg.replace(placeholder, f"var({variable}, {colour})")

@@ -32,10 +32,14 @@ def number(value: float | int | str | None, digits: int = 4, decimals: int | Non
 
 
 def places(value: float | int, digits: int = 4) -> int:
-    """Digits after the point with which `value` shows about `digits` significant ones; 0 for integers."""
+    """Digits after the point with which `value` shows about `digits` significant ones; 0 for integers.
+
+    Numbers below 0.1 get no more places than 0.1 itself, as long as two of their digits are seen.
+    """
     if isinstance(value, int) or value == 0:
         return 0
-    return max(0, digits - 1 - max(math.floor(math.log10(abs(value))), -1))
+    exponent = math.floor(math.log10(abs(value)))
+    return max(0, digits - 1 - max(exponent, -1), 1 - exponent if exponent < 0 else 0)
 
 
 def duration(seconds: float) -> str:

@@ -80,7 +80,7 @@ def _line(rows: Sequence[MetricRow], columns: Sequence[str], siblings: Sequence[
     first = rows[0]
     better = first.better
     best = _best([row.value for row in rows], better)
-    by_run = {row.run: Cell(row.run, row.value, row.value == best) for row in rows}
+    by_run = {row.run: Cell(row.run, row.value, best is not None and row.value == best) for row in rows}
     cells = (by_run[""],) if not first.run else tuple(by_run.get(column, Cell(column, None)) for column in columns)
     finite = [cell.value for cell in cells if cell.value is not None and math.isfinite(cell.value)]
     difference, ratio, gain = None, None, None
