@@ -180,7 +180,7 @@ def _write_in_process(folder: Path, rank: int, world: int) -> None:
 
 
 def test_processes_write_side_by_side(tmp_path, folder):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_write_in_process, args=(tmp_path / "p", rank, 2)) for rank in range(2)]
     for process in processes:
         process.start()
@@ -301,6 +301,26 @@ def test_resident_latents_equal_mapped_ones(folder):
             ):
                 assert torch.equal(one, other)
     assert len(resident) == 50
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_latents_on_a_gpu(folder):
+    dataset = LatentDataset(folder)
+    resident = dataset.to_device("cuda")
+    indices, mask = torch.tensor([3, 49, 12, 3]), torch.tensor([True, False, True, False])
+    latents, labels = resident.get(indices, mask)
+    assert latents.is_cuda and labels.is_cuda
+    expected = dataset.get(indices, mask)
+    torch.testing.assert_close(latents.cpu(), expected[0])
+    assert torch.equal(labels.cpu(), expected[1])
+    # What comes off a device is stored as what comes off the CPU.
+    writer = LatentWriter(folder / "from gpu", 20, SETTINGS, shard_size=20)
+    for shard in writer.missing():
+        writer.write(shard, [tuple(tensor.cuda() for tensor in batch) for batch in batches(shard)])
+    writer.finish()
+    stored, _ = LatentDataset(folder / "from gpu").get(torch.arange(20), normalize=False)
+    assert torch.equal(stored, encode(torch.arange(20)))
 
 
 def test_indices_out_of_range(folder):

@@ -32,6 +32,14 @@ def test_every_layer_does_what_the_archive_does(rule_network, size):
     assert (GOLDEN["rule.small"] - GOLDEN["rule.large"]).abs().mean() > 0.005  # the numbers do depend on the input
 
 
+def test_surrounding_precision_changes_nothing(rule_network):
+    usual = torch.backends.cudnn.conv.fp32_precision
+    with torch.autocast("cpu", torch.bfloat16):
+        features = rule_network(PIXELS["small"])
+    assert torch.equal(features, rule_network(PIXELS["small"]))
+    assert torch.backends.cudnn.conv.fp32_precision == usual
+
+
 def test_real_weights_give_the_archive_features():
     try:
         network = FIDInception.from_asset()

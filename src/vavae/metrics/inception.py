@@ -5,7 +5,9 @@ maximum pool in the last block, and in how images are resized. Weights come from
 tensor names the modules here repeat.
 """
 
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -201,11 +203,25 @@ class FIDInception(nn.Module):
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise ValueError(f"pixels must be (B, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}")
         images = pixels.permute(0, 3, 1, 2).float()
-        return self.features((resize_as_tensorflow(images, _SIDE) - 128.0) / 128.0)
+        with _full_precision(pixels.device):
+            return self.features((resize_as_tensorflow(images, _SIDE) - 128.0) / 128.0)
 
     def features(self, inputs: Tensor) -> Tensor:
         """Network inputs (B, 3, 299, 299) in [-1, 1) -> features (B, 2048)."""
         return self.layers(inputs).mean(dim=(2, 3))
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 without TF32 and without a surrounding autocast: the distance must not depend on how models ran."""
+    convolutions = torch.backends.cudnn.conv
+    usual = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        convolutions.fp32_precision = usual
 
 
 def resize_as_tensorflow(images: Tensor, side: int) -> Tensor:
