@@ -281,7 +281,8 @@ def test_a_frozen_encoder_trains_the_decoder_alone() -> None:
     autoencoder.encoder.requires_grad_(False)
     autoencoder.quant_conv.requires_grad_(False)
     with pytest.raises(UserError, match="frozen"):
-        objective.accumulate_gradients(autoencoder, **_batch())
+        objective.accumulate_gradients(autoencoder, **_batch(), images_seen=START)
+    assert _take_gradients(autoencoder, objective) == {}  # refused before anything was added
 
 
 def test_activation_checkpointing_changes_nothing() -> None:

@@ -5,10 +5,10 @@ The published total is
     nll + w_kl · kl + w_adv · generator + w_align · alignment
 
 where nll = (Σ pixel error + elements · LPIPS) / batch, and the adaptive weights compare gradients at the last
-layers of decoder and encoder. Written down naively, that is two or four extra passes through the autoencoder
-and two through LPIPS. Here the graph is cut at the latent and at the reconstruction, so each term's gradient
-is known there: norms at a last layer cost one convolution, and the terms' gradients are added before the one
-pass through decoder and encoder.
+layers of decoder and encoder. Written down naively, each of them takes its own pass back to that layer: LPIPS
+is passed three times and the decoder twice. Here the graph is cut at the latent and at the reconstruction, so
+each term's gradient is known there: a norm at a last layer costs one convolution, and the terms' gradients are
+added before the one pass through decoder and encoder.
 """
 
 from collections.abc import Callable, Sequence
@@ -181,6 +181,10 @@ class TokenizerObjective(nn.Module):
         with precision():
             posterior = autoencoder.encode(images)
         latents = posterior.sample(noise=noise)
+        if self.alignment is not None:
+            _needed(teacher_features)
+            if not latents.requires_grad:
+                raise UserError("alignment.enabled: the encoder is frozen, so its latents cannot be aligned")
         kl = kl_loss(posterior)
         latent_leaf = latents.detach().requires_grad_(latents.requires_grad)
         with precision():
@@ -196,30 +200,22 @@ class TokenizerObjective(nn.Module):
         if adversarial_active:
             adversarial_terms, adversarial_grad = self._adversarial_step(images, image_leaf, precision, scale)
             terms |= adversarial_terms
-            adversarial_weight = images.new_full((), config.adversarial.weight)
-            if config.adversarial.adaptive:
-                last = autoencoder.last_decoder_layer.weight
-                adversarial_weight = adversarial_weight * adaptive_weight(
-                    average(_gradient(decoded, last, nll_grad)),
-                    average(_gradient(decoded, last, adversarial_grad)),
-                    config.adversarial.maximum,
-                )
+            adversarial_weight = _term_weight(
+                config.adversarial, decoded, autoencoder.last_decoder_layer, nll_grad, adversarial_grad, average
+            )
             image_grad = nll_grad + adversarial_weight * adversarial_grad
 
         # Through the decoder: once, and for the reconstruction alone, without its parameters, if the
         # alignment must be weighed against that
-        balanced = self.alignment is not None and config.alignment.adaptive
         nll_latent_grad = None
-        if balanced and adversarial_active:
+        if adversarial_active and self.alignment is not None and config.alignment.adaptive:
             nll_latent_grad = _gradient(decoded, latent_leaf, nll_grad)
         torch.autograd.backward(decoded, image_grad * scale)
         latent_grad = latent_leaf.grad
 
         # Gradients at the latent
         alignment_weight = images.new_zeros(())
-        if self.alignment is not None:
-            if latent_grad is None:
-                raise UserError("alignment.enabled: the encoder is frozen, so its latents cannot be aligned")
+        if self.alignment is not None and latent_grad is not None:
             if nll_latent_grad is None:
                 nll_latent_grad = latent_grad / scale
             parameters = self.projection_parameters()
@@ -227,14 +223,9 @@ class TokenizerObjective(nn.Module):
                 latents, teacher_features, parameters
             )
             terms |= alignment_terms
-            alignment_weight = images.new_full((), config.alignment.weight)
-            if balanced:
-                last = autoencoder.last_encoder_layer.weight
-                alignment_weight = alignment_weight * adaptive_weight(
-                    average(_gradient(latents, last, nll_latent_grad)),
-                    average(_gradient(latents, last, alignment_grad)),
-                    config.alignment.maximum,
-                )
+            alignment_weight = _term_weight(
+                config.alignment, latents, autoencoder.last_encoder_layer, nll_latent_grad, alignment_grad, average
+            )
             latent_grad = latent_grad + alignment_weight * scale * alignment_grad
             for parameter, gradient in zip(parameters, parameter_grads, strict=True):
                 _add_gradient(parameter, alignment_weight * scale * gradient)
@@ -372,6 +363,23 @@ def _needed(teacher_features: Tensor | None) -> Tensor:
     if teacher_features is None:
         raise UserError("alignment.enabled: the teacher's features of the images are missing")
     return teacher_features
+
+
+def _term_weight(
+    config: AdversarialConfig | AlignmentConfig,
+    output: Tensor,
+    last_layer: nn.Conv2d,
+    reference_grad: Tensor,
+    grad: Tensor,
+    average: Average,
+) -> Tensor:
+    """A term's factor, 0-dim: its weight, times the adaptive one from both gradients at `output`, if asked for."""
+    weight = output.new_full((), config.weight)
+    if not config.adaptive:
+        return weight
+    reference = average(_gradient(output, last_layer.weight, reference_grad))
+    own = average(_gradient(output, last_layer.weight, grad))
+    return weight * adaptive_weight(reference, own, config.maximum)
 
 
 def _gradient(output: Tensor, parameter: Tensor, output_grad: Tensor | None = None) -> Tensor:
