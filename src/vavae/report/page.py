@@ -183,7 +183,7 @@ class View:
     metric_columns: tuple[str, ...]
     metrics: tuple[MetricLine, ...]
     ratio_axis: RatioAxis | None
-    few_samples: bool
+    has_fid: bool
     compressed: bool
 
 
@@ -214,7 +214,7 @@ def _view(report: DemoReport) -> View:
         metric_columns=columns,
         metrics=lines,
         ratio_axis=ratio_axis(lines) if len(columns) == 2 else None,
-        few_samples=any(word in line.name.lower() for line in lines for word in ("fid", "fréchet", "frechet")),
+        has_fid=any(word in line.name.lower() for line in lines for word in ("fid", "fréchet", "frechet")),
         compressed=any(a.shape[1] * a.shape[2] > LOSSLESS_PIXELS for a in shown if a is not None),
     )
 
