@@ -1,42 +1,57 @@
 """Images in, latents on disk, and the order in which training sees them."""
 
-import importlib
-from typing import Any
+from vavae.data.latent_writer import LatentWriter, Shard, write_published_layout
+from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
+from vavae.data.sources import (
+    ArrayImages,
+    Cifar10Images,
+    DemoImages,
+    FolderImages,
+    ImageSource,
+    Split,
+    demo_pixels,
+    open_images,
+    read_rgb,
+    source_labels,
+)
+from vavae.data.stream import Batch, BatchLoader, IndexStream
+from vavae.data.transforms import (
+    InMemoryImages,
+    center_crop,
+    flip_horizontally,
+    load_images,
+    load_pixels,
+    published_random_crop,
+    to_tensor,
+    to_uint8,
+)
 
-_HOMES = {
-    "LatentDataset": "latents",
-    "LatentSettings": "latents",
-    "ResidentLatents": "latents",
-    "LatentWriter": "latent_writer",
-    "Shard": "latent_writer",
-    "write_published_layout": "latent_writer",
-    "BatchLoader": "stream",
-    "Batch": "stream",
-    "IndexStream": "stream",
-    "InMemoryImages": "transforms",
-    "center_crop": "transforms",
-    "published_random_crop": "transforms",
-    "to_tensor": "transforms",
-    "to_uint8": "transforms",
-    "flip_horizontally": "transforms",
-    "load_pixels": "transforms",
-    "load_images": "transforms",
-    "ArrayImages": "sources",
-    "Cifar10Images": "sources",
-    "DemoImages": "sources",
-    "FolderImages": "sources",
-    "ImageSource": "sources",
-    "Split": "sources",
-    "demo_pixels": "sources",
-    "open_images": "sources",
-    "read_rgb": "sources",
-    "source_labels": "sources",
-}
-
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__all__ = [
+    "ArrayImages",
+    "Batch",
+    "BatchLoader",
+    "Cifar10Images",
+    "DemoImages",
+    "FolderImages",
+    "ImageSource",
+    "InMemoryImages",
+    "IndexStream",
+    "LatentDataset",
+    "LatentSettings",
+    "LatentWriter",
+    "ResidentLatents",
+    "Shard",
+    "Split",
+    "center_crop",
+    "demo_pixels",
+    "flip_horizontally",
+    "load_images",
+    "load_pixels",
+    "open_images",
+    "published_random_crop",
+    "read_rgb",
+    "source_labels",
+    "to_tensor",
+    "to_uint8",
+    "write_published_layout",
+]

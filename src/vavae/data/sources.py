@@ -279,6 +279,7 @@ class FolderImages:
         self.labels: NDArray[np.int64] = labels[readable].astype(np.int64)
         if self.unreadable and unreadable_list is not None:
             lines = (f"{path}\t{error}\n" for path, error in self.unreadable)
+            Path(unreadable_list).parent.mkdir(parents=True, exist_ok=True)
             Path(unreadable_list).write_text("".join(lines))
         if not self.paths:
             path, error = self.unreadable[0]

@@ -1,38 +1,37 @@
 """Numbers about images and about latents."""
 
-import importlib
-from typing import Any
+from vavae.metrics.alignment import cknna, distance_matrix_similarity, mapped_cosine
+from vavae.metrics.distribution import PrecisionRecall, kernel_distance, precision_recall
+from vavae.metrics.features import FeatureNetwork, extract_features, feature_moments, load_feature_network
+from vavae.metrics.frechet import RunningMoments, frechet_distance
+from vavae.metrics.images import psnr, published_psnr, ssim
+from vavae.metrics.inception import FIDInception
+from vavae.metrics.probe import knn_accuracy, linear_probe
+from vavae.metrics.records import MetricRecord, Protocol
+from vavae.metrics.uniformity import Uniformity, latent_uniformity, tsne_points
 
-_HOMES = {
-    "FeatureNetwork": "features",
-    "FIDInception": "inception",
-    "MetricRecord": "records",
-    "Protocol": "records",
-    "RunningMoments": "frechet",
-    "Uniformity": "uniformity",
-    "cknna": "alignment",
-    "distance_matrix_similarity": "alignment",
-    "extract_features": "features",
-    "feature_moments": "features",
-    "frechet_distance": "frechet",
-    "PrecisionRecall": "distribution",
-    "kernel_distance": "distribution",
-    "knn_accuracy": "probe",
-    "latent_uniformity": "uniformity",
-    "linear_probe": "probe",
-    "load_feature_network": "features",
-    "mapped_cosine": "alignment",
-    "precision_recall": "distribution",
-    "psnr": "images",
-    "published_psnr": "images",
-    "ssim": "images",
-    "tsne_points": "uniformity",
-}
-
-__all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__all__ = [
+    "FIDInception",
+    "FeatureNetwork",
+    "MetricRecord",
+    "PrecisionRecall",
+    "Protocol",
+    "RunningMoments",
+    "Uniformity",
+    "cknna",
+    "distance_matrix_similarity",
+    "extract_features",
+    "feature_moments",
+    "frechet_distance",
+    "kernel_distance",
+    "knn_accuracy",
+    "latent_uniformity",
+    "linear_probe",
+    "load_feature_network",
+    "mapped_cosine",
+    "precision_recall",
+    "psnr",
+    "published_psnr",
+    "ssim",
+    "tsne_points",
+]

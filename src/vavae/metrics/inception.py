@@ -214,7 +214,7 @@ class FIDInception(nn.Module):
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Float32 without TF32 and without a surrounding autocast: the distance must not depend on how models ran."""
-    convolutions = torch.backends.cudnn.conv
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch sets it when imported
     usual = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"
     try:
