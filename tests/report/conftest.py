@@ -79,7 +79,10 @@ def make_report() -> Callable[..., DemoReport]:
             original_labels=source.labels[:10],
             teacher_features=np.random.default_rng(0).normal(size=(10, 4, 4, 12)),
             runs=(make_run("aligned", True, originals, 1), make_run("unaligned", False, originals, 2)),
-            headline=(Headline("Cosine", 0.7123456, "", "higher is better"), Headline("Time", "1 min 20 s")),
+            headline=(
+                Headline("Cosine", 0.7123456, "", "higher is better", {"unaligned": 0.0987}),
+                Headline("Time", "1 min 20 s"),
+            ),
             metrics=(
                 MetricRow("PSNR", "aligned", 24.81234, "higher", {"images": 1000, "split": "test"}),
                 MetricRow("PSNR", "unaligned", 25.10432, "higher", {"images": 1000, "split": "test"}),

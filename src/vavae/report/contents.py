@@ -37,12 +37,14 @@ class Headline:
         value: The number, or a short text.
         unit: "dB", "images/s"; printed after the value.
         explanation: One sentence below it.
+        beside: The same number of other runs, by name of the run: shown below the value, in their colours.
     """
 
     label: str
     value: float | int | str
     unit: str = ""
     explanation: str = ""
+    beside: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,38 +13,36 @@ class Term:
     Attributes:
         title: Heading of its curve.
         meaning: One short sentence.
-        better: Which way a good run goes; None where neither is good in itself.
         detail: Whether it is shown among the details rather than the main curves.
     """
 
     title: str
     meaning: str
-    better: Better = None
     detail: bool = False
 
 
 TOKENIZER_TERMS = {
-    "total": Term("Total loss", "All terms with their weights: what training minimises.", "lower"),
-    "nll": Term("Reconstruction loss", "Pixel and perceptual error together, summed over an image.", "lower", True),
-    "pixel": Term("Pixel error", "Mean difference from the original, pixel by pixel.", "lower"),
-    "perceptual": Term("Perceptual error", "LPIPS: the difference as a vision network sees it.", "lower"),
-    "psnr": Term("PSNR (dB)", "Pixel fidelity of the training batch.", "higher"),
+    "total": Term("Total loss", "All terms with their weights: what training minimises."),
+    "nll": Term("Reconstruction loss", "Pixel and perceptual error together, summed over an image.", True),
+    "pixel": Term("Pixel error", "Mean difference from the original, pixel by pixel."),
+    "perceptual": Term("Perceptual error", "LPIPS: the difference as a vision network sees it."),
+    "psnr": Term("PSNR (dB)", "Pixel fidelity of the training batch."),
     "kl": Term("KL", "How far the latents are from a standard normal distribution."),
-    "alignment": Term("Alignment loss", "Both alignment terms together (the VF loss).", "lower"),
-    "cosine": Term("Alignment: cosine", "Each latent against the teacher’s feature at its place.", "lower"),
-    "distance_matrix": Term("Alignment: distances", "Likeness between places: latents against teacher.", "lower"),
-    "alignment_weight": Term("Alignment weight", "Balances its gradient against reconstruction’s.", None, True),
-    "adversarial": Term("Adversarial loss", "Falls when reconstructions pass for originals.", "lower"),
-    "discriminator": Term("Discriminator loss", "Telling originals and reconstructions apart.", None, True),
-    "adversarial_weight": Term("Adversarial weight", "Balances its gradient against reconstruction’s.", None, True),
-    "logits_real": Term("Verdict on originals", "The discriminator’s output: above 0 means real.", None, True),
-    "logits_fake": Term("Verdict on reconstructions", "The discriminator’s output: below 0 means made.", None, True),
+    "alignment": Term("Alignment loss", "Both alignment terms together (the VF loss)."),
+    "cosine": Term("Alignment: cosine", "Each latent against the teacher’s feature at its place."),
+    "distance_matrix": Term("Alignment: distances", "Likeness between places: latents against teacher."),
+    "alignment_weight": Term("Alignment weight", "Balances its gradient against reconstruction’s.", True),
+    "adversarial": Term("Adversarial loss", "Falls when reconstructions pass for originals."),
+    "discriminator": Term("Discriminator loss", "Telling originals and reconstructions apart.", True),
+    "adversarial_weight": Term("Adversarial weight", "Balances its gradient against reconstruction’s.", True),
+    "logits_real": Term("Verdict on originals", "The discriminator’s output: above 0 means real.", True),
+    "logits_fake": Term("Verdict on reconstructions", "The discriminator’s output: below 0 means made.", True),
 }
 
 GENERATOR_TERMS = {
-    "total": Term("Total loss", "What training minimises: velocity and direction.", "lower"),
-    "mse": Term("Velocity error", "Squared error of the predicted velocity.", "lower"),
-    "direction": Term("Direction error", "1 − cosine between predicted and true velocity.", "lower"),
+    "total": Term("Total loss", "What training minimises: velocity and direction."),
+    "mse": Term("Velocity error", "Squared error of the predicted velocity."),
+    "direction": Term("Direction error", "1 − cosine between predicted and true velocity."),
 }
 
 _METRICS = (
@@ -59,7 +57,14 @@ _METRICS = (
     ("gini", "Unevenness with which latents fill their space; 0 is perfectly even."),
     ("entropy", "Evenness with which latents fill their space; 1 is perfectly even."),
     ("density", "Unevenness of the density of latents; 0 is perfectly even."),
-    ("cosine", "Mean cosine between projected latents and teacher features; 1 is perfect alignment."),
+    ("linear probe", "Share of images whose class a linear classifier reads off the latents."),
+    ("k-nn", "Share of images whose class the nearest training images share, by distance of latents."),
+    ("cosine", "Cosine between the teacher’s features and what a linear map makes of the latents; 1 is perfect."),
+    (
+        "distance-matrix",
+        "How differently latents and teacher judge which places of an image are alike; 0 is agreement.",
+    ),
+    ("cknna", "How far latents and teacher agree on which images are nearest neighbours; 1 is agreement."),
     ("cka", "Likeness of two feature spaces up to rotation; 1 is identical."),
     ("throughput", "How fast it ran on this machine."),
     ("images per second", "How fast it ran on this machine."),
@@ -86,7 +91,7 @@ def metric_meaning(name: str) -> str:
 def _other(key: str) -> Term:
     group, _, name = key.partition("/")
     if group == "gradient_norm" and name:
-        return Term(f"Gradient norm: {name}", "Before clipping; spikes are steps in doubt.", None, True)
+        return Term(f"Gradient norm: {name}", "Before clipping; spikes are steps in doubt.", True)
     if group == "skipped" and name:
-        return Term(f"Skipped steps: {name}", "Share of steps left out as not finite.", "lower", True)
-    return Term(key.replace("_", " ").replace("/", ": "), "", None, True)
+        return Term(f"Skipped steps: {name}", "Share of steps left out as not finite.", True)
+    return Term(key.replace("_", " ").replace("/", ": "), "", True)
