@@ -184,3 +184,17 @@ def test_bfloat16_is_near_float32_and_differs(family: str, tmp_path: Path) -> No
     error = (rounded - reference).norm() / reference.norm()
     assert 1e-5 < error < 0.1
     assert exact.fingerprint() != fast.fingerprint()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", sorted(VISION_MODELS))
+def test_a_gpu_gives_the_same_features(family: str, tmp_path: Path) -> None:
+    _saved(VISION_MODELS[family](), tmp_path)
+    images = _images(32, 32)
+    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
+        teacher = load_teacher(tmp_path, input_size=32, dtype=dtype)
+        reference = teacher(images).grid
+        found = teacher.to("cuda")(images.cuda()).grid
+        assert found.device.type == "cuda"
+        assert (found.cpu() - reference).norm() < tolerance * reference.norm()
