@@ -8,7 +8,7 @@ import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
@@ -28,6 +28,28 @@ def _parser(config_class: type, prog: str, description: str) -> Any:
     parser.add_argument("--config", action="config", metavar="RECIPE", help="A recipe: YAML with any of these keys.")
     parser.add_class_arguments(config_class)
     return parser
+
+
+def _switches(config_class: type, prefix: str = "") -> set[str]:
+    """Dotted names of the boolean fields of a tree of dataclasses."""
+    found: set[str] = set()
+    for name, kind in get_type_hints(config_class).items():
+        if kind is bool:
+            found.add(prefix + name)
+        elif dataclasses.is_dataclass(kind):
+            found |= _switches(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
+
+
+def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
+    """`--compare` alone means `--compare true`."""
+    switches = {f"--{name}" for name in _switches(config_class)}
+    completed = []
+    for option, following in zip(options, [*options, "--"][1:], strict=True):
+        completed.append(option)
+        if option in switches and following.startswith("-"):
+            completed.append("true")
+    return completed
 
 
 def parse_command_line(
@@ -56,9 +78,10 @@ def parse_command_line(
         if i >= len(positionals) and not name.endswith("+"):
             raise UserError(f"unexpected argument '{value}'; see '{prog} --help'")
         named += [f"--{name}", value]
+    options = _with_flag_values(config_class, arguments[leading:])
     parser = _parser(config_class, prog, description)
     try:
-        parsed = parser.instantiate(parser.parse_args(named + arguments[leading:]))
+        parsed = parser.instantiate(parser.parse_args(named + options))
         return config_class(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
     except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
         raise UserError(_one_line(str(error))) from error

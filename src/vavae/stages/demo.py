@@ -142,7 +142,8 @@ def _run(config: Config, plan: Plan) -> Path:
     total = sum(step.seconds for step in steps.timings)
     print(f"\ndone in {format_duration(total)}")
     for row in headline(runs):
-        print(f"  {row.label}: {row.value}{f' {row.unit}' if row.unit else ''}")
+        beside = "".join(f", {name} {value}" for name, value in row.beside.items())
+        print(f"  {row.label}: {row.value}{f' {row.unit}' if row.unit else ''}{beside}")
     print(f"numbers: {results}\npage: {page}")
     return page
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vavae.data import ImageSource, to_uint8
 from vavae.metrics import FeatureNetwork, MetricRecord, Protocol, RunningMoments, feature_moments, tsne_points
 from vavae.pretrained import Generator, Tokenizer
-from vavae.report import LogLine
+from vavae.report.contents import LogLine
 from vavae.stages import evaluate
 from vavae.stages.demo_plan import SAMPLING, Plan
 from vavae.stages.images import Selection, evenly

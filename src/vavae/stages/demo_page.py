@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from vavae.metrics import MetricRecord
 from vavae.pretrained import assets
@@ -15,6 +16,7 @@ from vavae.stages.demo_plan import SAMPLING, Plan
 from vavae.training.precision import resolve_device, resolve_precision
 from vavae.training.tracking import versions
 
+_BETTER: dict[bool | None, Literal["higher", "lower"] | None] = {True: "higher", False: "lower", None: None}
 _COSINE = "alignment: cosine after the best linear map"
 
 
@@ -26,20 +28,23 @@ def headline(runs: Sequence[Measured]) -> list[Headline]:
     """The five most telling numbers of the aligned run, beside the unaligned one's where there is one."""
     rows = (
         ("PSNR of reconstructions", "PSNR", "dB", 2, "On test images; higher is better."),
-        ("Linear probe on latents", "linear probe", "", 3, "Accuracy on test images from latents alone; higher is better."),
+        ("Linear probe on latents", "linear probe", "", 3, "Accuracy on test images; higher is better."),
         ("Alignment with the teacher", _COSINE, "", 3, "Cosine after the best linear map; higher is better."),
         ("LPIPS of reconstructions", "LPIPS", "", 3, "Perceptual difference; lower is better."),
-        ("Fréchet distance of samples", "Fréchet distance of samples", "", 0, "In the teacher’s features; lower is better."),
+        ("Fréchet distance of samples", "Fréchet distance of samples", "", 0, "Lower is better."),
     )  # fmt: skip
     first, *others = runs
-    found = []
-    for label, name, unit, digits, explanation in rows:
-        value = first.value(name)
-        if value is None:
-            continue
-        beside = "".join(f" ({other.name}: {_shown(other.value(name), digits)})" for other in others)
-        found.append(Headline(label, _shown(value, digits) + beside, unit, explanation))
-    return found
+    return [
+        Headline(
+            label,
+            _shown(first.value(name), digits),
+            unit,
+            explanation,
+            {other.name: _shown(other.value(name), digits) for other in others},
+        )
+        for label, name, unit, digits, explanation in rows
+        if first.value(name) is not None
+    ]
 
 
 def findings(plan: Plan, reference: Reference, runs: Sequence[Measured]) -> list[str]:
@@ -65,9 +70,9 @@ def findings(plan: Plan, reference: Reference, runs: Sequence[Measured]) -> list
         "distance: what no generator can be expected to beat."
     )
     said.append(
-        f"The transformer saw {plan.budget.generator_images:,} latents, minutes of training on a CPU; published models "
+        f"The transformer saw {plan.budget.generator_images:,} latents, minutes on a CPU; published models "
         "see eighty million and more. The Fréchet distance uses few samples and the network that the aligned "
-        "tokenizer was trained with, so it compares the two runs only roughly and must not be set beside published FIDs."
+        "tokenizer was trained with, so it compares runs roughly and must not be set beside published FIDs."
     )
     return said
 
@@ -76,10 +81,10 @@ def metric_rows(reference: Reference, runs: Sequence[Measured]) -> list[MetricRo
     """Every number with its protocol."""
 
     def row(record: MetricRecord, run: str) -> MetricRow:
-        better = {True: "higher", False: "lower", None: None}[record.higher_is_better]
+        better = _BETTER[record.higher_is_better]
         name = f"{record.name} ({record.unit})" if record.unit else record.name
         protocol = record.to_dict()["protocol"]
-        return MetricRow(name, run, record.value, better, protocol)  # type: ignore[arg-type]
+        return MetricRow(name, run, record.value, better, protocol)
 
     rows = [row(record, run.name) for run in runs for record in run.records]
     return rows + [row(record, "") for record in reference.records]
