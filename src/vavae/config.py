@@ -21,10 +21,14 @@ def _one_line(text: str) -> str:
     return " ".join(part.strip() for part in text.strip().splitlines() if part.strip())
 
 
-def _parser(config_class: type, prog: str, description: str) -> Any:
+def _parser(config_class: type, prog: str, description: str, positionals: Sequence[str] = ()) -> Any:
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    names = {"config": "RECIPE"}
+    leading = "".join(f"[{names.get(p, p.rstrip('+').upper())}{' ...' if p.endswith('+') else ''}] " for p in positionals)
+    # The options are listed below with their help; a second list of them in the usage line helps nobody.
+    usage = f"{prog} {leading}[--key value ...]"
+    parser = ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", metavar="RECIPE", help="A recipe: YAML with any of these keys.")
     parser.add_class_arguments(config_class)
     return parser
@@ -79,7 +83,7 @@ def parse_command_line(
             raise UserError(f"unexpected argument '{value}'; see '{prog} --help'")
         named += [f"--{name}", value]
     options = _with_flag_values(config_class, arguments[leading:])
-    parser = _parser(config_class, prog, description)
+    parser = _parser(config_class, prog, description, positionals)
     try:
         parsed = parser.instantiate(parser.parse_args(named + options))
         return config_class(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]

@@ -46,24 +46,14 @@ def run(config: Config) -> None:
 
 def _list(names: tuple[str, ...]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
 
-    known = {state.name: state for state in assets.list_assets()}
-    for name in names:
-        assets.get_asset(name)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("asset", "size", "cached", "licence", "what and from where"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("asset", "size"))
-    for state in known.values():
-        if names and state.name not in names:
-            continue
-        sources = "; ".join(map(str, assets.get_asset(state.name).sources))
-        table.add_row(
-            state.name,
-            f"{state.size_bytes / 1e6:.0f} MB",
-            "yes" if state.cached else "no",
-            state.licence,
-            f"{state.description} [{sources}]",
-        )
-    Console().print(table)
-    print(f"\ncache: {assets.cache_folder()}")
+    known = {asset.name: asset for asset in assets.ASSETS}
+    console = Console(highlight=False)
+    for state in [assets.status(name) for name in names] or [*assets.list_assets(), *assets.list_hub_models()]:
+        where = "cached" if state.cached else "not cached"
+        console.print(f"[bold]{state.name}[/bold]  {state.size_bytes / 1e6:,.0f} MB, {where}")
+        sources = "; ".join(map(str, known[state.name].sources)) if state.name in known else state.source
+        for line in (state.description, f"licence: {state.licence}", f"from: {sources}"):
+            console.print(Padding(line, (0, 0, 0, 4)), markup=False)
+    console.print(f"\ncache: {assets.cache_folder()}", markup=False, soft_wrap=True)

@@ -1,0 +1,107 @@
+"""The command line: help, exit codes, one clear line for a user's mistake."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vavae.cli import COMMANDS, run
+
+
+def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from vavae.cli import main; main()", *arguments], capture_output=True, text=True
+    )
+
+
+def test_help_answers_in_under_a_second() -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = vavae("--help")
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 1.0
+    assert done.returncode == 0
+    for name, command in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(command.summary)}$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_types_and_defaults(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    rows = re.split(r"^  --", text, flags=re.MULTILINE)[1:]
+    # `--group CONFIG` reads a whole group from a file, `--group.help` shows it: neither has a value of its own.
+    own = [row for row in rows if not re.match(r"(config|print_config)\b|\S+\.help|\S+ CONFIG", row)]
+    assert own
+    for row in own:
+        flat = " ".join(row.split())
+        assert re.search(r"\(type: .+, default: .+\)", flat), f"no type or default: {flat}"
+        assert not re.match(r"\S+ \S+ \(type", flat), f"no help text: {flat}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_printed_recipe_can_be_read_back(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run([name, "--print_config"]) == 0
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(capsys.readouterr().out)
+    assert run([name, "--config", str(recipe), "--print_config"]) == 0
+    assert capsys.readouterr().out == recipe.read_text()
+
+
+MISTAKES = {
+    "unknown command": (["tran-dit"], "did you mean 'train-dit'"),
+    "unknown key": (["demo", "--colour", "red"], "--colour"),
+    "wrong type": (["demo", "--size", "big"], "size"),
+    "wrong value": (["demo", "--size", "33"], "size: 33"),
+    "stray argument": (["assets", "list", "no-such-asset"], "no-such-asset"),
+    "missing recipe": (["train-tokenizer", "no-such.yaml"], "no-such.yaml"),
+    "missing folder of images": (["demo", "--images", "/no/such/folder"], "/no/such/folder"),
+    "missing tokenizer": (["encode", "--tokenizer", "/no/such/tokenizer"], "/no/such/tokenizer"),
+    "missing latents": (["train-dit", "--latents", "/no/such/latents"], "/no/such/latents"),
+    "missing generator": (["sample", "--generator", "/no/such/generator"], "/no/such/generator"),
+    "no device": (["bench", "--device", "cuda:99"], "cuda:99"),
+    "unknown device": (["doctor", "--device", "toaster"], "toaster"),
+    "unknown asset": (["assets", "fetch", "dinov9"], "dinov9"),
+    "fetch nothing": (["assets", "fetch"], "which?"),
+    "wrong factor": (["train-tokenizer", "--data.size", "40"], "data.size: 40"),
+    "conflict": (["train-tokenizer", "--teacher.cache_features", "--data.flip"], "teacher.cache_features"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    mistake: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, named = MISTAKES[mistake]
+    assert run(arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error
+    assert error.startswith("vavae: ") and len(error.splitlines()) == 1
+    assert "Traceback" not in error
+
+
+def test_an_unknown_key_in_a_recipe_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("training:\n  images: 100\n  bacth_size: 8\n")
+    assert run(["train-tokenizer", str(recipe)]) == 2
+    assert "bacth_size" in capsys.readouterr().err
+
+
+def test_a_folder_with_nothing_readable_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(b"not a picture")
+    assert run(["demo", "--images", str(images), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert str(images) in error and "a.png" in error
+
+
+def test_no_arguments_shows_the_commands() -> None:
+    done = vavae()
+    assert done.returncode == 2 and "commands:" in done.stdout
+    assert vavae("--version").stdout.startswith("vavae 0")
