@@ -7,9 +7,12 @@ _EXPORTS = {
     "Tokenizer": "vavae.pretrained.tokenizer",
     "Generator": "vavae.pretrained.generator",
     "SamplingConfig": "vavae.pretrained.generator",
+    "LoadReport": "vavae.pretrained.published",
+    "read_statistics": "vavae.pretrained.latent_statistics",
+    "scaling_statistics": "vavae.pretrained.latent_statistics",
 }
 
-__all__ = ["Generator", "SamplingConfig", "Tokenizer"]
+__all__ = ["Generator", "LoadReport", "SamplingConfig", "Tokenizer", "read_statistics", "scaling_statistics"]
 
 
 def __getattr__(name: str) -> Any:

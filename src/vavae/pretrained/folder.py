@@ -1,30 +1,39 @@
-"""The folder a model is saved in: `config.json`, `model.safetensors`, `statistics.safetensors`, `README.md`."""
+"""The folder a model is saved in: `config.json`, `model.safetensors`, `statistics.safetensors`, `README.md`.
+
+Also which other forms a path can have, so that whatever is published can be named as it is.
+"""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.pretrained.reading import check_tensors
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
+PIPELINE = "model_index.json"
+DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
+
+Form = Literal["tokenizer", "generator", "diffusers", "pipeline", "latents", "checkpoint", "recipe"]
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
-    """A local folder as it is; anything else as the id of a hub repository, which is fetched.
+    """A local file or folder as it is; anything else as the id of a hub repository, which is fetched.
 
     Raises:
-        UserError: Neither a folder here nor a repository that can be reached.
+        UserError: Neither here nor a repository that can be reached.
     """
     path = Path(path_or_hub_id).expanduser()
-    if path.is_dir():
+    if path.exists():
         return path
     text = str(path_or_hub_id)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise UserError(f"{text}: there is no such folder")
+    if text.count("/") != 1 or text.startswith((".", "/", "~")) or path.suffix in (*CHECKPOINT_SUFFIXES, ".yaml"):
+        raise UserError(f"{text}: there is no such file or folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -32,60 +41,104 @@ def resolve(path_or_hub_id: str | Path) -> Path:
         return Path(snapshot_download(text))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{text}: no such folder here, and the hub does not give it ({reason})") from error
+        raise UserError(f"{text}: no such file or folder here, and the hub does not give it ({reason})") from error
 
 
-def read_config(folder: Path, kind: str) -> dict[str, Any]:
-    """`config.json` of a folder that holds a `kind`.
+def form_of(path: Path) -> Form:
+    """What a file or folder holds, by its name and the names in it.
+
+    Raises:
+        UserError: A folder of something else.
+    """
+    if path.is_file():
+        return "recipe" if path.suffix in (".yaml", ".yml") else "checkpoint"
+    if (path / PIPELINE).is_file():
+        return "pipeline"
+    if (path / CONFIG).is_file():
+        config = _read_json(path / CONFIG)
+        kind = config.get("kind")
+        if kind in ("tokenizer", "generator"):
+            return kind
+        if config.get("_class_name") == "AutoencoderKL":
+            return "diffusers"
+        raise UserError(f"{path / CONFIG}: is of {kind or config.get('_class_name') or 'nothing known'}")
+    if any(path.glob("latents*_shard*.safetensors")):
+        return "latents"
+    if published_file(path) is not None:
+        return "checkpoint"
+    raise UserError(f"{path}: holds no {CONFIG}, no checkpoint and no latents")
+
+
+def published_file(folder: Path) -> Path | None:
+    """The one checkpoint of a folder as it is published; None where there is none.
+
+    Raises:
+        UserError: There are several.
+    """
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in CHECKPOINT_SUFFIXES and "stat" not in p.stem]
+    if len(found) > 1:
+        raise UserError(f"{folder}: holds several checkpoints; name one of {', '.join(p.name for p in found[:5])}")
+    return found[0] if found else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds a {type(config).__name__}, not a configuration")
+    return config
+
+
+def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """`config.json` of a folder, which must be that of a `kind` where one is given.
 
     Raises:
         UserError: It is missing, unreadable, or of another kind.
     """
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; is {folder} the folder of a {kind}?") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    found = config.get("kind") if isinstance(config, dict) else None
-    if found != kind:
-        raise UserError(f"{path}: holds a {found}, not a {kind}")
+    config = _read_json(path)
+    if kind is not None and config.get("kind") != kind:
+        raise UserError(f"{path}: holds a {config.get('kind')}, not a {kind}")
     return config
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+def read_pipeline(folder: Path) -> dict[str, Any]:
+    """`model_index.json` of a folder in the form of diffusers."""
+    return _read_json(folder / PIPELINE)
 
-    Raises:
-        UserError: It is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file, indented, keys in the order given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def write_folder(folder: Path, config: dict[str, Any], model: nn.Module, card: str) -> None:
     """Write `config.json`, the weights and the model card."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_tensors(folder / WEIGHTS, tensors)
+    write_tensors(folder / WEIGHTS, model.state_dict())
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (folder / CARD).write_text(card)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial)
+    # Without the format in its metadata, other libraries refuse the file.
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(plain, partial, metadata={"format": "pt"})
     partial.replace(path)
 
 
-def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Load a state dict; every key must be there, fit, and be finite.
+def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
+    """Load a state dict into a model, which may be on the meta device and is then brought to the CPU.
+
+    Every key must be there, fit, and be finite. Half-precision weights are widened, which loses nothing.
 
     Raises:
         UserError: Names missing and extra keys, wrong shapes, or non-finite weights.
@@ -96,12 +149,33 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: Path) ->
     if missing or extra:
         parts = [f"{word} {_few(keys)}" for word, keys in (("missing", missing), ("extra", extra)) if keys]
         raise UserError(f"{source}: {'; '.join(parts)}")
+    check_tensors(tensors, source)
     for name, value in tensors.items():
         if value.shape != expected[name].shape:
             raise UserError(f"{source}: {name} has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}")
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(f"{source}: {name} holds NaN or infinity")
+        if value.dtype == torch.float64:
+            raise UserError(f"{source}: {name} is float64, which float32 networks would round")
+    if next(model.parameters()).is_meta:
+        model.to_empty(device="cpu")
     model.load_state_dict(tensors)
+
+
+def push(folder: Path, repo_id: str, private: bool, token: str | None, message: str) -> str:
+    """Upload a folder as a model repository of the hub, which is made if need be; returns its address.
+
+    Raises:
+        UserError: The hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, repo_type="model")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(f"{repo_id}: the hub refuses ({' '.join(str(error).split())[:200]})") from error
+    return str(address)
 
 
 def _few(keys: list[str], most: int = 5) -> str:

@@ -1,9 +1,11 @@
 """`Generator`: a diffusion transformer with the tokenizer it was trained on and its sampling defaults."""
 
+import dataclasses
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,11 +13,16 @@ from torch import Tensor
 from vavae import __version__, counter
 from vavae.config import from_plain, to_plain
 from vavae.errors import UserError
-from vavae.flow import Guidance, PathName, path_by_name, sample
+from vavae.flow import Guidance, PathName, SolverName, counter_noise, path_by_name, sample
 from vavae.pretrained import folder as files
-from vavae.pretrained.tokenizer import Tokenizer
+from vavae.pretrained.latent_statistics import read_statistics
+from vavae.pretrained.loading import load_transformer
+from vavae.pretrained.published import LoadReport, Weights
+from vavae.pretrained.reading import read_safetensors
+from vavae.pretrained.tokenizer import StatisticsSource, Tokenizer
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
+from vavae.transformer.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -23,7 +30,7 @@ class SamplingConfig:
     """How noise becomes latents.
 
     Attributes:
-        solver: Integration method of the flow's differential equation.
+        solver: Integration method of the flow's differential equation; `euler_maruyama` that of the stochastic one.
         steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations.
         shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
         guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
@@ -32,7 +39,7 @@ class SamplingConfig:
         guidance_channels: How many leading channels are guided; null guides all. The published FIDs use 3.
     """
 
-    solver: Literal["euler", "heun", "midpoint", "rk4", "dopri5"] = "euler"
+    solver: SolverName = "euler"
     steps: int = 250
     shift: float = 0.3
     guidance_scale: float = 1.0
@@ -64,6 +71,9 @@ class Generator:
         class_names: Names of the labels, where they are known.
         provenance: How it was trained and on what, for the model card.
 
+    Attributes:
+        report: What `from_pretrained` took from a published checkpoint and what it left aside; None for others.
+
     Raises:
         UserError: Transformer and tokenizer do not fit: the message names both numbers of latent channels.
     """
@@ -92,6 +102,7 @@ class Generator:
         self.path: PathName = path
         self.class_names = tuple(class_names)
         self.provenance = provenance or {}
+        self.report: LoadReport | None = None
 
     @property
     def num_classes(self) -> int:
@@ -109,9 +120,26 @@ class Generator:
         self.tokenizer.to(device)
         return self
 
-    def noise(self, indices: Sequence[int], seed: int = 0) -> Tensor:
-        """The starting noise of samples number `indices`: a function of (seed, index) alone."""
-        return counter.normal(seed, "sample", list(indices), self.latent_shape, self.tokenizer.device)
+    def noise(self, indices: Sequence[int], seed: int = 0, size: tuple[int, int] | None = None) -> Tensor:
+        """The starting noise (B, C, h, w) of samples number `indices`: a function of (seed, index, size) alone.
+
+        Args:
+            indices: Number of each sample.
+            seed: Seed of all of them.
+            size: Height and width of the images in pixels; those the transformer was trained on by default.
+
+        Raises:
+            UserError: Tokenizer or patches do not divide `size`.
+        """
+        return counter.normal(seed, "sample", list(indices), self._shape_for(size), self.tokenizer.device)
+
+    def _shape_for(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        if size is None:
+            return self.latent_shape
+        unit = self.tokenizer.factor * self.transformer.config.patch_size
+        if len(size) != 2 or any(side < 1 or side % unit for side in size):
+            raise UserError(f"size: {'x'.join(map(str, size))} is not a height and a width in multiples of {unit}")
+        return self.latent_shape[0], size[0] // self.tokenizer.factor, size[1] // self.tokenizer.factor
 
     def latents(
         self,
@@ -120,6 +148,9 @@ class Generator:
         indices: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
         callback: Callable[..., None] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        weak_model: LightningDiT | None = None,
     ) -> Tensor:
         """Normalised latents (B, C, h, w), one per label; see `__call__`."""
         indices = range(len(labels)) if indices is None else indices
@@ -131,13 +162,15 @@ class Generator:
         settings = sampling or self.sampling
         return sample(
             self.transformer,
-            self.noise(indices, seed),
+            self.noise(indices, seed, size),
             torch.tensor(list(labels), device=self.tokenizer.device),
             solver=settings.solver,
             steps=settings.steps,
             shift=settings.shift,
             guidance=settings.guidance,
+            weak_model=weak_model,
             path=path_by_name(self.path),
+            step_noise=counter_noise(seed, list(indices)),
             callback=callback,
         )
 
@@ -147,6 +180,9 @@ class Generator:
         seed: int = 0,
         indices: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        weak_model: LightningDiT | None = None,
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], one per label.
 
@@ -156,11 +192,15 @@ class Generator:
             indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample number i is the same image
                 whatever else is in the batch.
             sampling: Other settings than the generator's defaults.
+            size: Height and width in pixels; by default those the transformer was trained on. How it places
+                other grids is its `positions` (see `vavae.transformer.positions`, and `from_pretrained`).
+            weak_model: A weaker transformer, which makes the guidance autoguidance (arXiv 2406.02507).
 
         Raises:
-            UserError: A label out of range.
+            UserError: A label out of range, or a size that does not divide.
         """
-        return self.tokenizer.decode(self.latents(labels, seed, indices, sampling))
+        latents = self.latents(labels, seed, indices, sampling, size=size, weak_model=weak_model)
+        return self.tokenizer.decode(latents)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write the folder that `from_pretrained` reads; it holds the tokenizer too."""
@@ -177,26 +217,141 @@ class Generator:
         files.write_folder(folder, config, self.transformer, self._card())
         self.tokenizer.save_pretrained(folder / "tokenizer")
 
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Read a folder that `save_pretrained` wrote, here or on the hub.
+    def save_diffusers(self, path: str | Path) -> None:
+        """Write a folder that `diffusers.DiffusionPipeline.from_pretrained` runs, with or without this package.
+
+        See `vavae.pretrained.diffusers_pipeline` for what is in it.
 
         Raises:
-            UserError: Names the file or key that is missing or wrong.
+            UserError: diffusers cannot build such an autoencoder.
         """
-        folder = files.resolve(path_or_hub_id)
+        from vavae.pretrained.diffusers_pipeline import write_pipeline
+
+        write_pipeline(
+            Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Upload generator",
+    ) -> str:
+        """Upload what `save_pretrained` writes as the model repository `repo_id`; returns its address.
+
+        Raises:
+            UserError: The hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return files.push(Path(folder), repo_id, private, token, commit_message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        tokenizer: Tokenizer | str | Path | None = None,
+        statistics: StatisticsSource | None = None,
+        weights: Weights = "auto",
+        heads: int | None = None,
+        positions: Positions | None = None,
+    ) -> Self:
+        """Read a generator, here or on the hub: ours, a published checkpoint, or one exported for diffusers.
+
+        Args:
+            path_or_hub_id: A folder that `save_pretrained` or `save_diffusers` wrote; a published file (.pt, .pth,
+                .ckpt, .safetensors), or the folder it is published in.
+            device: Where to put both networks.
+            tokenizer: The tokenizer the transformer was trained on, or where it is, in any form that
+                `Tokenizer.from_pretrained` reads. Published transformers need it; other folders hold theirs.
+            statistics: The statistics the latents of its training were normalised with, `latents_stats.pt` say;
+                by default the tokenizer's.
+            weights: Which weights of a checkpoint with several: averaged ("ema") or not ("model").
+            heads: Number of attention heads of a published transformer, where its shapes do not tell.
+            positions: How the transformer places other grids than its own; by default as it is saved, and
+                "recompute" for published ones. "interpolate" suits weights that saw one grid only.
+
+        Raises:
+            UserError: Names the file or key that is missing or wrong, or says what is needed besides.
+        """
+        path = files.resolve(path_or_hub_id)
+        form = files.form_of(path)
+        if form == "generator":
+            generator = cls._from_folder(path, tokenizer, statistics)
+        elif form in ("checkpoint", "pipeline"):
+            generator = cls._from_published(path, form == "pipeline", tokenizer, statistics, weights, heads)
+        else:
+            raise UserError(f"{path}: holds a {form}, not a generator")
+        if positions is not None:
+            generator.transformer.config = dataclasses.replace(generator.transformer.config, positions=positions)
+        return generator.to(device)
+
+    @classmethod
+    def _from_folder(
+        cls, folder: Path, tokenizer: Tokenizer | str | Path | None, statistics: StatisticsSource | None
+    ) -> Self:
         config = files.read_config(folder, "generator")
         try:
             shape = from_plain(LightningDiTConfig, config["transformer"])
             sampling = from_plain(SamplingConfig, config["sampling"])
         except KeyError as error:
             raise UserError(f"{folder / files.CONFIG}: no key {error}") from error
-        transformer = LightningDiT.from_config(shape)
-        files.load_strictly(transformer, files.read_tensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
-        tokenizer = Tokenizer.from_pretrained(folder / "tokenizer")
-        names = config.get("class_names", ())
-        path = config.get("path", "linear")
-        return cls(transformer, tokenizer, None, sampling, path, names, config.get("provenance")).to(device)
+        with torch.device("meta"):
+            transformer = LightningDiT.from_config(shape)
+        files.load_strictly(transformer, read_safetensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
+        return cls(
+            transformer,
+            _tokenizer(folder / "tokenizer" if tokenizer is None else tokenizer),
+            None if statistics is None else read_statistics(statistics),
+            sampling,
+            config.get("path", "linear"),
+            config.get("class_names", ()),
+            config.get("provenance"),
+        )
+
+    @classmethod
+    def _from_published(
+        cls,
+        path: Path,
+        pipeline: bool,
+        tokenizer: Tokenizer | str | Path | None,
+        statistics: StatisticsSource | None,
+        weights: Weights,
+        heads: int | None,
+    ) -> Self:
+        loaded = load_transformer(path, weights, heads)
+        if pipeline:
+            from vavae.pretrained.diffusers_pipeline import read_settings
+
+            settings = read_settings(path)
+            sampling = from_plain(SamplingConfig, settings.sampling)
+            flow_path, names = settings.path, settings.class_names
+            tokenizer = path / "vae" if tokenizer is None else tokenizer
+        else:
+            from vavae.pretrained.published_recipes import published_path, published_sampling
+
+            sampling = from_plain(SamplingConfig, published_sampling(loaded.training))
+            flow_path, names = published_path(loaded.training), ()
+        if tokenizer is None:
+            raise UserError(
+                f"{path}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer it was "
+                "trained on, and statistics, the latents_stats.pt of its training latents"
+            )
+        generator = cls(
+            loaded.model,
+            _tokenizer(tokenizer, statistics),
+            None if statistics is None else read_statistics(statistics),
+            sampling,
+            flow_path,
+            names,
+            {"converted_from": path.name},
+        )
+        generator.report = loaded.report
+        return generator
 
     def _card(self) -> str:
         config = self.transformer.config
@@ -210,3 +365,9 @@ class Generator:
             "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n"
             + (f"\n## Training\n\n{trained}\n" if trained else "")
         )
+
+
+def _tokenizer(source: Tokenizer | str | Path, statistics: StatisticsSource | None = None) -> Tokenizer:
+    if isinstance(source, Tokenizer):
+        return source
+    return Tokenizer.from_pretrained(source, statistics=statistics)

@@ -1,5 +1,6 @@
 """`Tokenizer`: an autoencoder with the statistics of its latents, as one object."""
 
+import tempfile
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,7 +11,20 @@ from vavae import __version__
 from vavae.config import from_plain, to_plain
 from vavae.errors import UserError
 from vavae.pretrained import folder as files
+from vavae.pretrained.diffusers_autoencoder import (
+    diffusers_config,
+    diffusers_statistics,
+    from_diffusers_names,
+    to_diffusers_names,
+)
+from vavae.pretrained.latent_statistics import read_statistics
+from vavae.pretrained.loading import load_autoencoder
+from vavae.pretrained.published import LoadReport, Weights
+from vavae.pretrained.reading import read_safetensors
+from vavae.pretrained.shapes import infer_autoencoder
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
+
+StatisticsSource = LatentStatistics | str | Path
 
 
 class Tokenizer:
@@ -20,6 +34,9 @@ class Tokenizer:
         autoencoder: The network; it is put in eval mode.
         statistics: Mean and standard deviation per channel of its latents.
         provenance: How it was trained and on what, for the model card.
+
+    Attributes:
+        report: What `from_pretrained` took from a published checkpoint and what it left aside; None for others.
     """
 
     def __init__(
@@ -36,6 +53,7 @@ class Tokenizer:
         self.autoencoder = autoencoder.eval()
         self.statistics = statistics
         self.provenance = provenance or {}
+        self.report: LoadReport | None = None
 
     @property
     def latent_channels(self) -> int:
@@ -78,7 +96,7 @@ class Tokenizer:
         return self.decode(self.encode(images))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write the folder that `from_pretrained` reads."""
+        """Write the folder that `from_pretrained` reads: configuration, weights, statistics, model card."""
         folder = Path(path)
         config = {
             "kind": "tokenizer",
@@ -90,14 +108,58 @@ class Tokenizer:
         files.write_folder(folder, config, self.autoencoder, self._card())
         files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
 
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu") -> Self:
-        """Read a folder that `save_pretrained` wrote, here or on the hub.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Upload tokenizer",
+    ) -> str:
+        """Upload what `save_pretrained` writes as the model repository `repo_id`; returns its address.
 
         Raises:
-            UserError: Names the file or key that is missing or wrong.
+            UserError: The hub refuses.
         """
-        folder = files.resolve(path_or_hub_id)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return files.push(Path(folder), repo_id, private, token, commit_message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        statistics: StatisticsSource | Literal["identity"] | None = None,
+        weights: Weights = "auto",
+    ) -> Self:
+        """Read a tokenizer, here or on the hub: ours, a published checkpoint, or an autoencoder of diffusers.
+
+        Args:
+            path_or_hub_id: A folder that `save_pretrained` wrote; a published file (.pt, .pth, .ckpt,
+                .safetensors), or the folder it is published in; a folder in the form of diffusers.
+            device: Where to put the network.
+            statistics: Statistics of the latents instead of those that lie in the folder: a `LatentStatistics`,
+                `latents_stats.pt`, a folder of latents, or "identity" for latents as the network gives them.
+                Published files need it.
+            weights: Which weights of a checkpoint with several: averaged ("ema") or not ("model").
+
+        Raises:
+            UserError: Names the file or key that is missing or wrong, or says that there are no statistics.
+        """
+        path = files.resolve(path_or_hub_id)
+        form = files.form_of(path)
+        if form == "tokenizer":
+            tokenizer = cls._from_folder(path, statistics)
+        elif form in ("checkpoint", "diffusers", "pipeline"):
+            tokenizer = cls._from_published(path, statistics, weights)
+        else:
+            raise UserError(f"{path}: holds a {form}, not a tokenizer")
+        return tokenizer.to(device)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, statistics: StatisticsSource | Literal["identity"] | None) -> Self:
         config = files.read_config(folder, "tokenizer")
         try:
             shape = from_plain(AutoencoderConfig, config["autoencoder"])
@@ -105,21 +167,99 @@ class Tokenizer:
             raise UserError(f"{folder / files.CONFIG}: no key {error}") from error
         with torch.device("meta"):
             autoencoder = AutoencoderKL.from_config(shape)
-        autoencoder.to_empty(device="cpu")
-        files.load_strictly(autoencoder, files.read_tensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
-        statistics = LatentStatistics.from_dict(files.read_tensors(folder / files.STATISTICS))
-        return cls(autoencoder, statistics, config.get("provenance")).to(device)
+        files.load_strictly(autoencoder, read_safetensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
+        source = folder / files.STATISTICS if statistics is None else statistics
+        return cls(autoencoder, _statistics(source, shape.latent_channels), config.get("provenance"))
+
+    @classmethod
+    def _from_published(
+        cls, path: Path, statistics: StatisticsSource | Literal["identity"] | None, weights: Weights
+    ) -> Self:
+        loaded = load_autoencoder(path, weights)
+        source = statistics
+        if source is None:
+            source = loaded.statistics or _published_statistics(path)
+        tokenizer = cls(loaded.model, _statistics(source, loaded.model.config.latent_channels))
+        tokenizer.provenance = {"converted_from": path.name}
+        tokenizer.report = loaded.report
+        return tokenizer
+
+    def save_diffusers(self, path: str | Path) -> None:
+        """Write the folder that `diffusers.AutoencoderKL.from_pretrained` reads.
+
+        Its latents are the raw ones; the statistics are in its configuration, as `latents_mean` and `latents_std`.
+
+        Raises:
+            UserError: diffusers cannot build such an autoencoder.
+        """
+        folder = Path(path)
+        config = diffusers_config(self.autoencoder.config, self.statistics)
+        names = to_diffusers_names(self.autoencoder.state_dict(), len(self.autoencoder.config.widths))
+        files.write_tensors(folder / files.DIFFUSERS_WEIGHTS[0], names)
+        files.write_json(folder / files.CONFIG, config)
+
+    def to_diffusers(self) -> Any:
+        """A `diffusers.AutoencoderKL` with the same weights, on the same device, in eval mode; needs diffusers."""
+        import diffusers
+
+        model = diffusers.AutoencoderKL.from_config(diffusers_config(self.autoencoder.config, self.statistics))
+        state = self.autoencoder.state_dict()
+        model.load_state_dict(to_diffusers_names(state, len(self.autoencoder.config.widths)))
+        return model.to(self.device).eval()
+
+    @classmethod
+    def from_diffusers(cls, autoencoder: Any, statistics: StatisticsSource | None = None) -> Self:
+        """A tokenizer with the weights of a `diffusers.AutoencoderKL`.
+
+        Args:
+            autoencoder: The network.
+            statistics: Of its latents; by default what its configuration says.
+
+        Raises:
+            UserError: It has parts that ours has not.
+        """
+        name = type(autoencoder).__name__
+        tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
+        shape = infer_autoencoder(tensors, name)
+        model = AutoencoderKL.from_config(shape)
+        files.load_strictly(model, tensors, name)
+        if statistics is None:
+            statistics = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
+        return cls(model, read_statistics(statistics)).to(autoencoder.device)
 
     def _card(self) -> str:
         config = self.autoencoder.config
         trained = "\n".join(f"- {key}: {value}" for key, value in self.provenance.items())
+        count = f" over {self.statistics.count:,} images" if self.statistics.count else ""
         return (
             "---\nlibrary_name: vavae\ntags: [image-tokenizer, autoencoder-kl]\n---\n\n"
             f"# Visual tokenizer f{self.factor} d{config.latent_channels}\n\n"
-            f"Latent statistics over {self.statistics.count:,} images are in `{files.STATISTICS}`; "
+            f"Latent statistics{count} are in `{files.STATISTICS}`; "
             "`Tokenizer.encode` and `.decode` apply them.\n\n"
             "```python\nimport vavae\n\n"
             'tokenizer = vavae.Tokenizer.from_pretrained("this folder or its hub id")\n'
             "latents = tokenizer.encode(images)  # images: (B, 3, H, W) in [-1, 1]\n"
             "images = tokenizer.decode(latents)\n```\n" + (f"\n## Training\n\n{trained}\n" if trained else "")
         )
+
+
+def _published_statistics(path: Path) -> Path:
+    """The statistics in a published folder; a file alone says nothing of its latents.
+
+    Raises:
+        UserError: There are none.
+    """
+    if path.is_dir():
+        for name in (files.STATISTICS, "latents_stats.pt"):
+            if (path / name).is_file():
+                return path / name
+    raise UserError(
+        f"{path}: comes without the statistics of its latents, which normalisation needs: pass statistics, either "
+        f"the published latents_stats.pt or the folder that 'vavae encode --tokenizer {path}' writes"
+    )
+
+
+def _statistics(source: StatisticsSource | Literal["identity"], channels: int) -> LatentStatistics:
+    if source == "identity":
+        return LatentStatistics(torch.zeros(channels), torch.ones(channels))
+    return read_statistics(source)

@@ -1,0 +1,66 @@
+"""LightningDiT as a model of diffusers; `diffusers_pipeline` appends this to the network's modules on export."""
+
+# mypy: ignore-errors
+# (diffusers makes attributes of its classes at run time)
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+
+from vavae.transformer.model import LightningDiT
+
+
+class LightningDiTModel(ModelMixin, ConfigMixin):
+    """A LightningDiT whose configuration and weights diffusers loads; the arguments are those of LightningDiT."""
+
+    _no_split_modules = ("Block",)
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_size=16,
+        patch_size: int = 1,
+        latent_channels: int = 32,
+        width: int = 1152,
+        depth: int = 28,
+        heads: int = 16,
+        num_classes: int = 1000,
+        swiglu: bool = True,
+        rope: bool = True,
+        rmsnorm: bool = True,
+        qk_norm: bool = False,
+        adaln_shift: bool = True,
+        learn_sigma: bool = False,
+        label_dropout: float = 0.1,
+        positions: str = "recompute",
+    ) -> None:
+        super().__init__()
+        self.network = LightningDiT(
+            latent_size=latent_size,
+            patch_size=patch_size,
+            latent_channels=latent_channels,
+            width=width,
+            depth=depth,
+            heads=heads,
+            num_classes=num_classes,
+            swiglu=swiglu,
+            rope=rope,
+            rmsnorm=rmsnorm,
+            qk_norm=qk_norm,
+            adaln_shift=adaln_shift,
+            learn_sigma=learn_sigma,
+            label_dropout=label_dropout,
+            positions=positions,
+        )
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        class_labels: torch.Tensor,
+        return_dict: bool = True,
+    ):
+        """Velocity at (B, C, h, w) latents and (B,) times in [0, 1], 0 being noise."""
+        velocity = self.network(hidden_states, timestep, class_labels)
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)

@@ -1,0 +1,161 @@
+"""Networks from published files and from folders in the form of diffusers, strictly, with a report."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vavae.errors import UserError
+from vavae.pretrained import folder as files
+from vavae.pretrained.diffusers_autoencoder import (
+    check_diffusers_config,
+    diffusers_statistics,
+    from_diffusers_names,
+    is_diffusers,
+)
+from vavae.pretrained.published import LoadReport, Unwrapped, Weights, unwrap
+from vavae.pretrained.reading import check_tensors, read_checkpoint
+from vavae.pretrained.shapes import infer_autoencoder, infer_transformer, size_name
+from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.transformer import LightningDiT
+
+log = logging.getLogger("vavae")
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedAutoencoder:
+    """An autoencoder from a checkpoint.
+
+    Attributes:
+        model: The network, on the CPU.
+        statistics: Of its latents, where the checkpoint's form says; published files do not.
+        report: What was loaded and left aside.
+        training: Tensors that only training uses, under their published names: discriminator and projection.
+    """
+
+    model: AutoencoderKL
+    statistics: LatentStatistics | None
+    report: LoadReport
+    training: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTransformer:
+    """A transformer from a checkpoint.
+
+    Attributes:
+        model: The network, on the CPU.
+        report: What was loaded and left aside.
+        training: The published training configuration, where the checkpoint holds it.
+    """
+
+    model: LightningDiT
+    report: LoadReport
+    training: Mapping[str, Any]
+
+
+def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
+    """Read a checkpoint file, or the one in a published folder, and find the network in it.
+
+    Raises:
+        UserError: See `read_checkpoint` and `unwrap`.
+    """
+    file = files.published_file(path) if path.is_dir() else path
+    if file is None:
+        raise UserError(f"{path}: holds no checkpoint")
+    return unwrap(read_checkpoint(file), file, weights)
+
+
+def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder:
+    """An autoencoder from a published file, or from a folder or file in the form of diffusers.
+
+    Raises:
+        UserError: It holds none, or not all of one.
+    """
+    config: dict[str, Any] | None = None
+    if path.is_dir() and files.form_of(path) == "pipeline":
+        path = path / "vae"
+    if path.is_dir() and files.form_of(path) == "diffusers":
+        config = files.read_config(path)
+        path = _diffusers_weights(path)
+    found = open_checkpoint(path, weights)
+    if found.kind != "autoencoder":
+        raise UserError(f"{path}: holds {_WORDS[found.kind]}, not an autoencoder")
+    tensors, statistics = found.tensors, None
+    notes: list[str] = []
+    if is_diffusers(tensors):
+        tensors, notes = from_diffusers_names(tensors, path)
+        if config is None and (path.parent / files.CONFIG).is_file():
+            config = files.read_config(path.parent)
+    check_tensors(tensors, path)
+    shape = infer_autoencoder(tensors, path)
+    if config is not None:
+        where = path.parent / files.CONFIG
+        check_diffusers_config(config, shape, where)
+        statistics = diffusers_statistics(config, shape.latent_channels, where)
+    with torch.device("meta"):
+        model = AutoencoderKL.from_config(shape)
+    files.load_strictly(model, tensors, path)
+    attention = "" if shape.decoder_attention else ", no attention on the decoder's way up"
+    what = f"autoencoder f{shape.factor} d{shape.latent_channels}, widths {shape.widths}{attention}"
+    return LoadedAutoencoder(model, statistics, _report(path, what, model, found, notes), found.extra)
+
+
+def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = None) -> LoadedTransformer:
+    """A LightningDiT from a published file, or from the transformer's folder of an exported pipeline.
+
+    Args:
+        path: File or folder.
+        weights: Which of several sets of weights.
+        heads: Number of attention heads, where neither the shapes nor the checkpoint's configuration tell.
+
+    Raises:
+        UserError: It holds none, or not all of one, or another one than its configuration says.
+    """
+    if path.is_dir() and files.form_of(path) == "pipeline":
+        path = _diffusers_weights(path / "transformer")
+    found = open_checkpoint(path, weights)
+    if found.kind != "transformer":
+        raise UserError(f"{path}: holds {_WORDS[found.kind]}, not a transformer")
+    tensors = {name.removeprefix("network."): value for name, value in found.tensors.items()}
+    check_tensors(tensors, path)
+    shape = infer_transformer(tensors, path, heads)
+    named = _published_size(found.training)
+    if named is not None and size_name(shape) != named:
+        raise UserError(f"{path}: its configuration says {named}, its weights are {size_name(shape)}")
+    with torch.device("meta"):
+        model = LightningDiT.from_config(shape)
+    files.load_strictly(model, tensors, path)
+    what = f"LightningDiT {size_name(shape)} for latents {shape.latent_channels}x{'x'.join(map(str, shape.latent_hw))}"
+    return LoadedTransformer(
+        model, _report(path, f"{what}, {shape.num_classes} classes", model, found, []), found.training
+    )
+
+
+_WORDS = {"autoencoder": "an autoencoder", "transformer": "a transformer", "statistics": "statistics of latents"}
+
+
+def _diffusers_weights(folder: Path) -> Path:
+    for name in files.DIFFUSERS_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{folder}: holds neither {' nor '.join(files.DIFFUSERS_WEIGHTS)}")
+
+
+def _published_size(training: Mapping[str, Any]) -> str | None:
+    model = training.get("model")
+    name = model.get("model_type") if isinstance(model, Mapping) else None
+    return name.removeprefix("LightningDiT-") if isinstance(name, str) else None
+
+
+def _report(path: Path, what: str, model: nn.Module, found: Unwrapped, notes: list[str]) -> LoadReport:
+    state = model.state_dict()
+    numbers = sum(value.numel() for value in state.values())
+    report = LoadReport(str(path), what, len(state), numbers, found.weights, tuple(notes), found.left_aside)
+    if notes or found.left_aside:
+        log.warning("%s", report)
+    return report
