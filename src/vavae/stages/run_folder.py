@@ -1,12 +1,12 @@
 """The run folder of a stage: one recipe each, so that a second call resumes and never mixes two runs."""
 
-import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from vavae.config import to_plain
 from vavae.errors import UserError
@@ -70,10 +70,16 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is working in this run folder") from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output: {folder} cannot be made ({error.strerror})") from error
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{folder}: another process is working in this run folder") from error
+    try:
         yield
+    finally:
+        lock.release()

@@ -1,0 +1,55 @@
+"""One recipe per run folder, one process at a time."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vavae.errors import UserError
+from vavae.stages.run_folder import claim, exclusive
+
+
+@dataclass(frozen=True)
+class Training:
+    images: int = 10
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    output: str = "x"
+    seed: int = 0
+    training: Training = field(default_factory=Training)
+
+
+def test_the_same_recipe_is_taken_up_again(tmp_path: Path) -> None:
+    claim(tmp_path, Recipe())
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"] == {"images": 10, "device": "cpu"}
+    assert "torch" in (tmp_path / "versions.json").read_text()
+    claim(tmp_path, Recipe())
+    claim(tmp_path, Recipe(output="y", training=Training(device="cuda")))  # where it runs may change
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [(Recipe(seed=3), "seed = 0, not 3"), (Recipe(training=Training(images=11)), "training.images = 10, not 11")],
+)
+def test_another_recipe_is_refused_by_name(tmp_path: Path, other: Recipe, named: str) -> None:
+    claim(tmp_path, Recipe())
+    with pytest.raises(UserError, match=named):
+        claim(tmp_path, other)
+    claim(tmp_path, replace(other, seed=0, training=Training()))
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(UserError, match="another process"), exclusive(tmp_path):
+        raise AssertionError("entered twice")
+    with exclusive(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"), exclusive(tmp_path / "file" / "run"):
+        pass
