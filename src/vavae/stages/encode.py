@@ -35,7 +35,7 @@ class Config:
     """Encode images.
 
     Attributes:
-        tokenizer: Folder or hub id of a tokenizer.
+        tokenizer: Folder or hub id of a tokenizer, or a published checkpoint.
         output: Folder for the shards; shards that are there already and whole are kept.
         data: The images; centre-cropped.
         split: Which part of the images.
@@ -116,7 +116,8 @@ def run(config: Config) -> LatentDataset:
         KeyboardInterrupt: A stop was asked for; whole shards are kept.
     """
     folder = Path(config.output)
-    tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device))
+    # Shards hold latents as the network gives them, so a published one can be used before its statistics are known.
+    tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device), statistics="identity")
     if config.data.size % tokenizer.factor:
         raise UserError(f"data.size: {config.data.size} is no multiple of the tokenizer's factor {tokenizer.factor}")
     with exclusive(folder):

@@ -14,6 +14,8 @@ from vavae import counter
 from vavae.config import to_plain
 from vavae.data import to_uint8
 from vavae.errors import UserError
+from vavae.files import written_whole
+from vavae.flow import SolverName
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.progress import track
 from vavae.report.images import image_grid
@@ -34,9 +36,10 @@ class Config:
         label_protocol: `balanced` gives each class the same number; `random` draws labels, as published.
         seed: Seed of noise and random labels.
         batch_size: Images drawn at once; the images do not depend on it.
+        size: Height and width of the images in pixels; null is the size the generator was trained on.
         npz: Also write `samples.npz` with `arr_0` (N, H, W, 3) uint8, for the ADM evaluator.
         grid_columns: Columns of `grid.png`; 0 writes none.
-        solver: euler, heun, midpoint, rk4 or dopri5; null is the generator's default, here and below.
+        solver: Integration method, euler_maruyama being stochastic; null is the generator's default, here and below.
         steps: Grid points of the solver.
         shift: Time shift.
         guidance_scale: Classifier-free guidance scale; 1 is off.
@@ -54,9 +57,10 @@ class Config:
     label_protocol: Literal["balanced", "random"] = "balanced"
     seed: int = 0
     batch_size: int = 64
+    size: tuple[int, int] | None = None
     npz: bool = False
     grid_columns: int = 8
-    solver: Literal["euler", "heun", "midpoint", "rk4", "dopri5"] | None = None
+    solver: SolverName | None = None
     steps: int | None = None
     shift: float | None = None
     guidance_scale: float | None = None
@@ -95,11 +99,12 @@ def draw(
     seed: int,
     sampling: SamplingConfig,
     precision: Precision = "fp32",
+    size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Images of the given labels and sample numbers, (B, H, W, 3) uint8."""
     device = generator.tokenizer.device
     with autocast(resolve_precision(precision, device), device):
-        latents = generator.latents(labels, seed, indices, sampling)
+        latents = generator.latents(labels, seed, indices, sampling, size=size)
     return to_uint8(generator.tokenizer.decode(latents.float())).cpu().numpy()
 
 
@@ -121,6 +126,7 @@ def run(config: Config) -> Path:
         "label_protocol": "given" if config.labels else config.label_protocol,
         "sampling": to_plain(sampling),
         "precision": config.precision,
+        "size": to_plain(config.size),
     }
     with exclusive(folder):
         _claim(folder, protocol, labels)
@@ -129,12 +135,10 @@ def run(config: Config) -> Path:
             for start in range(0, len(waiting), config.batch_size):
                 indices = waiting[start : start + config.batch_size]
                 chosen = [labels[i] for i in indices]
-                for i, pixels in zip(
-                    indices, draw(generator, chosen, indices, config.seed, sampling, config.precision), strict=True
-                ):
-                    partial = folder / f".{i:06d}.partial"
-                    Image.fromarray(pixels).save(partial, format="PNG")
-                    partial.replace(_file(folder, i))
+                images = draw(generator, chosen, indices, config.seed, sampling, config.precision, config.size)
+                for i, pixels in zip(indices, images, strict=True):
+                    with written_whole(_file(folder, i)) as temporary:
+                        Image.fromarray(pixels).save(temporary, format="PNG")
                 bar.advance(len(indices))
         _collect(folder, config, len(labels))
     print(f"samples: {folder}")
@@ -166,7 +170,5 @@ def _collect(folder: Path, config: Config, count: int) -> None:
         image_grid(pictures, columns=config.grid_columns).save(folder / "grid.png")
     if config.npz:
         everything = np.stack([np.asarray(Image.open(_file(folder, i))) for i in range(count)])
-        partial = folder / ".samples.npz"
-        with partial.open("wb") as file:
+        with written_whole(folder / "samples.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, arr_0=everything)
-        partial.replace(folder / "samples.npz")

@@ -81,11 +81,22 @@ class FlowConfig:
         path: linear, cosine (GVP) or variance-preserving.
         times: How training draws times.
         direction_weight: Weight of the velocity-direction loss; 0 leaves the mean squared error alone.
+        uniform_after_images: From this many images on, draw times uniformly, whatever `times` says; null never. The
+            published 800-epoch model switched at 480 epochs.
     """
 
     path: PathName = "linear"
     times: TimeDistribution = field(default_factory=TimeDistribution)
     direction_weight: float = 1.0
+    uniform_after_images: int | None = None
+
+    def draw_times(self, seed: int, positions: Tensor, device: torch.device) -> Tensor:
+        """(B,) float32 times of the images at `positions` of the run, each a function of (seed, position)."""
+        times = self.times.at(seed, positions, device=device)
+        if self.uniform_after_images is None:
+            return times
+        late = positions.to(device) >= self.uniform_after_images
+        return torch.where(late, TimeDistribution(kind="uniform").at(seed, positions, device=device), times)
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,8 @@ class Config:
         tokenizer: Folder or hub id of the tokenizer that made the latents; it goes into the generator's folder.
         transformer: Shape of the network.
         flow: What is learned.
+        normalisation: Whose statistics normalise the latents: those stored with the latents, or the tokenizer's
+            (SD-VAE's one scaling factor, say).
         flip: Use the latents of mirrored images for half of the samples, where the folder has them.
         sampling: Defaults that the generator is saved with.
         optimizer: Optimizer of the transformer.
@@ -110,6 +123,7 @@ class Config:
     tokenizer: str = "runs/tokenizer/tokenizer"
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
+    normalisation: Literal["latents", "tokenizer"] = "latents"
     flip: bool = True
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -144,6 +158,7 @@ class TransformerTask:
                 f"latents: {config.latents} has {channels} channels, the tokenizer {config.tokenizer} "
                 f"has {tokenizer.latent_channels}"
             )
+        self.statistics = latents.statistics if config.normalisation == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
         torch.manual_seed(config.training.seed)
         self.transformer = LightningDiT.from_config(shape).to(self.device)
@@ -160,7 +175,8 @@ class TransformerTask:
 
         def load(indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
             mask = counter.uniform(training.seed, "flip", positions) < 0.5 if flips else None
-            return self.latents.get(indices, mask)
+            latents, labels = self.latents.get(indices, mask, normalize=False)
+            return self.statistics.normalize(latents), labels
 
         stream = IndexStream(len(self.latents), training.seed, start)
         with BatchLoader(stream, load, training.batch_size) as loader:
@@ -183,7 +199,7 @@ class TransformerTask:
                 batch.latents,
                 batch.labels,
                 noise=noise,
-                t=self.config.flow.times.at(seed, positions, device=self.device),
+                t=self.config.flow.draw_times(seed, positions, self.device),
                 path=self.path,
                 direction_weight=self.config.flow.direction_weight,
                 label_drop=drop < self.transformer.config.label_dropout,
@@ -209,7 +225,7 @@ class TransformerTask:
         return Generator(
             transformer,
             self.tokenizer,
-            self.latents.statistics,
+            self.statistics,
             self.config.sampling,
             self.config.flow.path,
             names,

@@ -17,6 +17,7 @@ from vavae.pretrained import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.images import ImagesConfig
+from vavae.stages.initial import load_initial
 from vavae.stages.run_folder import claim, exclusive
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
@@ -55,6 +56,8 @@ class Config:
         output: Run folder; a second call with the same recipe goes on where the first stopped.
         data: Training images.
         tokenizer: Shape of the autoencoder.
+        initial: Starting weights: the run folder of an earlier training (autoencoder, projection and discriminator
+            go on), a tokenizer's folder or hub id, or a published checkpoint; null starts from random ones.
         teacher: Used when the alignment term is enabled.
         objective: All loss terms.
         optimizer: Of autoencoder and projection.
@@ -65,6 +68,7 @@ class Config:
     output: str = "runs/tokenizer"
     data: ImagesConfig = field(default_factory=ImagesConfig)
     tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    initial: str | None = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
@@ -111,6 +115,8 @@ class TokenizerTask:
         self.objective = TokenizerObjective(
             config.objective, config.tokenizer.latent_channels, self.teacher.width if self.teacher else None
         )
+        if config.initial is not None and not (folder / "checkpoints").is_dir():
+            load_initial(config.initial, self.autoencoder, self.objective)
         for module in (self.autoencoder, self.objective):
             module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules: Mapping[str, nn.Module] = {"autoencoder": self.autoencoder, "objective": self.objective}

@@ -1,0 +1,228 @@
+"""Published files ⇄ folders of ours ⇄ diffusers."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from vavae.config import from_plain, to_plain
+from vavae.data import LatentDataset, write_published_layout
+from vavae.errors import UserError
+from vavae.pretrained import Generator, Tokenizer, read_statistics, scaling_statistics
+from vavae.pretrained import folder as files
+from vavae.pretrained.loading import open_checkpoint
+from vavae.pretrained.published import LoadReport, Weights
+from vavae.pretrained.published_recipes import ConvertedRecipe, convert_recipe
+from vavae.tokenizer import LatentStatistics
+
+_PUBLISHED_STATISTICS = "latents_stats.pt"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Convert a checkpoint, statistics, latents or a recipe.
+
+    Attributes:
+        source: What to convert: a checkpoint (.pt, .pth, .ckpt, .safetensors), `latents_stats.pt`, a folder of a
+            tokenizer, generator or latents, a folder of diffusers, a hub id, or a published YAML configuration.
+        output: The folder to write, which must be empty; a file for a recipe and for statistics.
+        to: `native` is our folder, `published` files that the published code loads, `diffusers` a folder that
+            diffusers loads.
+        tokenizer: The tokenizer a published transformer was trained on, in any of these forms.
+        statistics: Statistics of the latents: `latents_stats.pt`, or a folder with them. Published autoencoders
+            and transformers need them, or `scaling_factor`.
+        scaling_factor: The one factor that latents are multiplied with, instead of statistics; SD-VAE's is 0.18215.
+        shift_factor: What is subtracted from latents before that.
+        weights: Which weights of a checkpoint with several: averaged (`ema`) or not (`model`).
+        heads: Number of attention heads of a transformer, where its weights do not tell.
+    """
+
+    source: str | None = None
+    output: str | None = None
+    to: Literal["native", "published", "diffusers"] = "native"
+    tokenizer: str | None = None
+    statistics: str | None = None
+    scaling_factor: float | None = None
+    shift_factor: float = 0.0
+    weights: Weights = "auto"
+    heads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.statistics is not None and self.scaling_factor is not None:
+            raise UserError("scaling_factor: one of statistics and scaling_factor is enough")
+
+
+def run(config: Config) -> Path:
+    """Convert, say what was taken and what was left aside, and return what was written.
+
+    Raises:
+        UserError: The source cannot be read, needs something besides, or has no such form.
+    """
+    if config.source is None or config.output is None:
+        raise UserError(
+            f"{'source' if config.source is None else 'output'}: missing; it is 'vavae convert SOURCE OUTPUT'"
+        )
+    source, output = files.resolve(config.source), Path(config.output).expanduser()
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise UserError(f"output: {output} is there already")
+    with _quiet():
+        kind = _kind(source, config.weights)
+        {
+            "recipe": _recipe,
+            "latents": _latents,
+            "statistics": _statistics,
+            "tokenizer": _tokenizer,
+            "generator": _generator,
+        }[kind](config, source, output)
+    print(f"{kind}: {output}")
+    return output
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's lines on what was left aside: the stage prints them whole."""
+    logger = logging.getLogger("vavae.pretrained")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _kind(source: Path, weights: Weights) -> str:
+    form = files.form_of(source)
+    if form == "checkpoint":
+        kinds = {"autoencoder": "tokenizer", "transformer": "generator", "statistics": "statistics"}
+        return kinds[open_checkpoint(source, weights).kind]
+    if form == "pipeline":
+        return "generator" if "sampling" in files.read_pipeline(source) else "tokenizer"
+    return "tokenizer" if form == "diffusers" else form
+
+
+def _given_statistics(config: Config, channels: int) -> LatentStatistics | None:
+    if config.scaling_factor is not None:
+        return scaling_statistics(channels, config.scaling_factor, config.shift_factor)
+    return None if config.statistics is None else read_statistics(config.statistics)
+
+
+def _tell(report: LoadReport | None) -> None:
+    if report is not None:
+        print(report)
+
+
+def _read_tokenizer(config: Config, source: Path) -> Tokenizer:
+    statistics = None
+    if config.scaling_factor is not None or config.statistics is not None:
+        channels = 0
+        if config.scaling_factor is not None:
+            identity = Tokenizer.from_pretrained(source, statistics="identity", weights=config.weights)
+            channels = identity.latent_channels
+        statistics = _given_statistics(config, channels)
+    tokenizer = Tokenizer.from_pretrained(source, statistics=statistics, weights=config.weights)
+    _tell(tokenizer.report)
+    return tokenizer
+
+
+def _tokenizer(config: Config, source: Path, output: Path) -> None:
+    tokenizer = _read_tokenizer(config, source)
+    if config.to == "native":
+        tokenizer.save_pretrained(output)
+    elif config.to == "diffusers":
+        tokenizer.save_diffusers(output)
+    else:
+        _write_published(output / "autoencoder.pt", tokenizer.autoencoder.state_dict(), tokenizer.statistics)
+
+
+def _generator(config: Config, source: Path, output: Path) -> None:
+    tokenizer = None if config.tokenizer is None else _read_tokenizer(config, files.resolve(config.tokenizer))
+    statistics = None if tokenizer is None else tokenizer.statistics
+    generator = Generator.from_pretrained(
+        source,
+        tokenizer=tokenizer,
+        statistics=statistics or config.statistics,
+        weights=config.weights,
+        heads=config.heads,
+    )
+    _tell(generator.report)
+    if config.to == "native":
+        generator.save_pretrained(output)
+    elif config.to == "diffusers":
+        if generator.sampling.solver != "euler":
+            print(f"  the pipeline takes Euler steps; the solver {generator.sampling.solver} is not taken over")
+        generator.save_diffusers(output)
+    else:
+        tokenizer = generator.tokenizer
+        state = {"ema": dict(generator.transformer.state_dict())}
+        _write_published(output / "lightningdit.pt", state, tokenizer.statistics)
+        _write_published(
+            output / "tokenizer" / "autoencoder.pt", tokenizer.autoencoder.state_dict(), tokenizer.statistics
+        )
+
+
+def _write_published(path: Path, content: Any, statistics: LatentStatistics) -> None:
+    """Weights as the published code loads them, and the statistics beside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(content), path)
+    _write_published_statistics(path.parent / _PUBLISHED_STATISTICS, statistics)
+
+
+def _write_published_statistics(path: Path, statistics: LatentStatistics) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}, path)
+
+
+def _statistics(config: Config, source: Path, output: Path) -> None:
+    statistics = read_statistics(source)
+    if config.to == "native":
+        files.write_tensors(output, statistics.to_dict())
+    elif config.to == "published":
+        _write_published_statistics(output, statistics)
+    else:
+        raise UserError("to: diffusers keeps statistics in the configuration of an autoencoder; convert that")
+
+
+def _latents(config: Config, source: Path, output: Path) -> None:
+    latents = LatentDataset(source)
+    if config.to != "published":
+        raise UserError(f"{source}: latents are read as they are; they can be written --to published")
+    write_published_layout(latents, output)
+    flips = " and those of the mirrored images" if latents.has_flips else ""
+    print(f"{source}: {len(latents):,} latents {'x'.join(map(str, latents.shape))}{flips}, with their statistics")
+
+
+def _recipe(config: Config, source: Path, output: Path) -> None:
+    if config.to != "native":
+        raise UserError(f"{source}: recipes are converted to ours only")
+    recipe = convert_recipe(source)
+    if config.tokenizer is not None and recipe.command == "train-dit":
+        recipe.values["tokenizer"] = config.tokenizer
+    _check_recipe(recipe)
+    lines = [
+        f"# Converted from {source.name}, a published configuration.",
+        f"# Run: vavae {recipe.command} {output.name}",
+        *(f"# Left aside {part}" for part in recipe.left_aside),
+    ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    body = yaml.safe_dump(to_plain(recipe.values), sort_keys=False, default_flow_style=None, width=110)
+    output.write_text("\n".join(lines) + "\n" + body)
+    print(f"{source}: a recipe for 'vavae {recipe.command}'")
+    for part in recipe.left_aside:
+        print(f"  left aside {part}")
+
+
+def _check_recipe(recipe: ConvertedRecipe) -> None:
+    """Read the recipe as its command will."""
+    if recipe.command == "train-dit":
+        from vavae.stages import train_dit
+
+        from_plain(train_dit.Config, recipe.values)
+    else:
+        from vavae.stages import train_tokenizer
+
+        from_plain(train_tokenizer.Config, recipe.values)
