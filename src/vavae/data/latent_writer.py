@@ -1,6 +1,5 @@
 """Writing latents: resumable shards from any number of processes, and the layout of the published extractor."""
 
-import contextlib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from vavae.data.latents import (
     file_sha256,
 )
 from vavae.errors import UserError
+from vavae.files import written_whole
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
 
@@ -58,7 +58,7 @@ class _Note:
     def save(self, path: Path) -> None:
         sums = {key: value.tolist() for key, value in self.statistics.to_dict().items()}
         note = {"shard": asdict(self.record), "settings": self.settings, "statistics": sums}
-        with _written_whole(path) as temporary:
+        with written_whole(path) as temporary:
             temporary.write_text(json.dumps(note))
 
     @classmethod
@@ -190,7 +190,7 @@ class LatentWriter:
             "seed": str(self.settings.seed),
             "tokenizer": self.settings.tokenizer,
         }
-        with _written_whole(path) as temporary:
+        with written_whole(path) as temporary:
             _save_deterministic(tensors, temporary, metadata)
             sha256 = file_sha256(temporary)
         record = ShardRecord(path.name, shard.first, shard.count, sha256)
@@ -226,7 +226,7 @@ class LatentWriter:
         for note in ordered:
             total.merge(note.statistics)
         statistics = total.finalize()
-        with _written_whole(self.folder / STATISTICS_NAME) as temporary:
+        with written_whole(self.folder / STATISTICS_NAME) as temporary:
             save_file(statistics.to_dict(), temporary)
         index = {
             "format": FORMAT,
@@ -234,7 +234,7 @@ class LatentWriter:
             "settings": asdict(self.settings),
             "shards": [asdict(note.record) for note in ordered],
         }
-        with _written_whole(self.folder / INDEX_NAME) as temporary:
+        with written_whole(self.folder / INDEX_NAME) as temporary:
             temporary.write_text(json.dumps(index, indent=1) + "\n")
         return statistics
 
@@ -258,11 +258,11 @@ def write_published_layout(dataset: LatentDataset, folder: str | os.PathLike[str
         flipped, _ = dataset.get(indices, torch.ones(len(indices), dtype=torch.bool), normalize=False)
         tensors = {"latents": latents, "latents_flip": flipped, "labels": labels}
         metadata = {"total_size": str(len(indices)), "dtype": "torch.float32", "device": "cpu"}
-        with _written_whole(target / f"latents_rank00_shard{number:03d}.safetensors") as temporary:
+        with written_whole(target / f"latents_rank00_shard{number:03d}.safetensors") as temporary:
             _save_deterministic(tensors, temporary, metadata)
     statistics = dataset.statistics
     stored = {"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}
-    with _written_whole(target / PUBLISHED_STATISTICS_NAME) as temporary:
+    with written_whole(target / PUBLISHED_STATISTICS_NAME) as temporary:
         torch.save(stored, temporary)
 
 
@@ -276,19 +276,3 @@ def _save_deterministic(tensors: dict[str, Tensor], path: Path, metadata: dict[s
         ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         file.seek(8)
         file.write(ordered.ljust(length))
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block ends well, and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's mask grants; safetensors would leave it to the owner alone
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

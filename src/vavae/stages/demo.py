@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vavae.config import to_plain
 from vavae.errors import UserError
+from vavae.files import written_whole
 from vavae.pretrained import assets
 from vavae.progress import format_duration
 from vavae.report import StepTiming
@@ -72,7 +73,8 @@ class _Steps:
             yield
         finally:
             self._done[name] = {"seconds": former + time.perf_counter() - began, "detail": detail}
-            self._path.write_text(json.dumps(self._done, indent=1))
+            with written_whole(self._path) as temporary:
+                temporary.write_text(json.dumps(self._done, indent=1))
 
     @property
     def timings(self) -> list[StepTiming]:
@@ -136,7 +138,8 @@ def _run(config: Config, plan: Plan) -> Path:
         "runs": {m.name: [r.to_dict() for r in m.records] for m in runs},
         "reference": [r.to_dict() for r in reference.records],
     }
-    results.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    with written_whole(results) as temporary:
+        temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     page = plan.folder / "report.html"
     write_report(page, plan, _command(), steps.timings, reference, runs)
     total = sum(step.seconds for step in steps.timings)
