@@ -23,7 +23,7 @@ from vavae.pretrained.shapes import infer_autoencoder, infer_transformer, size_n
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT
 
-log = logging.getLogger("vavae")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
     files.load_strictly(model, tensors, path)
     attention = "" if shape.decoder_attention else ", no attention on the decoder's way up"
     what = f"autoencoder f{shape.factor} d{shape.latent_channels}, widths {shape.widths}{attention}"
-    return LoadedAutoencoder(model, statistics, _report(path, what, model, found, notes), found.extra)
+    return LoadedAutoencoder(model.eval(), statistics, _report(path, what, model, found, notes), found.extra)
 
 
 def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = None) -> LoadedTransformer:
@@ -132,7 +132,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     files.load_strictly(model, tensors, path)
     what = f"LightningDiT {size_name(shape)} for latents {shape.latent_channels}x{'x'.join(map(str, shape.latent_hw))}"
     return LoadedTransformer(
-        model, _report(path, f"{what}, {shape.num_classes} classes", model, found, []), found.training
+        model.eval(), _report(path, f"{what}, {shape.num_classes} classes", model, found, []), found.training
     )
 
 

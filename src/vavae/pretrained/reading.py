@@ -73,14 +73,14 @@ def _read_zip(path: Path, size: int) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            structure = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+            if len(structure) != 1 or any("/code/" in entry.filename for entry in entries):
+                raise UserError(f"{path}: a zip archive, but not one that torch.save wrote")
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise UserError(f"{path}: refused: it is compressed, which torch's files never are")
             claimed = sum(entry.file_size for entry in entries)
             if claimed > size:
                 raise UserError(f"{path}: refused: {size:,} bytes claim to hold {claimed:,}")
-            structure = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-            if len(structure) != 1 or any("/code/" in entry.filename for entry in entries):
-                raise UserError(f"{path}: a zip archive, but not one that torch.save wrote")
             if structure[0].file_size > _MOST_STRUCTURE:
                 raise UserError(f"{path}: refused: {structure[0].file_size:,} bytes of structure without numbers")
             with archive.open(structure[0]) as file:

@@ -1,0 +1,237 @@
+"""Files that are damaged or mean harm are refused with one line that names them, and nothing of them runs."""
+
+import argparse
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from published_files import autoencoder, golden_dit, lightning_checkpoint
+from safetensors.torch import save_file
+
+from vavae.cli import run
+from vavae.errors import UserError
+from vavae.pretrained import read_statistics
+from vavae.pretrained.loading import load_autoencoder, load_transformer
+from vavae.pretrained.reading import read_checkpoint
+
+
+def refusal(path: Path, load: Callable[[Path], Any] = load_autoencoder) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert len(message) < 400 + len(str(path))
+    assert str(path) in message
+    return message
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("where", ["alone", "beside weights", "among weights", "statistics"])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_code_in_a_pickle_does_not_run(where: str, legacy: bool, tmp_path: Path) -> None:
+    bomb, state = Bomb(tmp_path / "ran"), autoencoder()[0].state_dict()
+    content = {
+        "alone": bomb,
+        "beside weights": {"state_dict": state, "callbacks": bomb},
+        "among weights": {**state, "encoder.conv_in.bias": bomb},
+        "statistics": {"mean": torch.zeros(8), "std": torch.ones(8), "note": bomb},
+    }[where]
+    path = tmp_path / "evil.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    for load in (load_autoencoder, load_transformer, read_statistics):
+        assert "refused: its pickle calls posix.system, which could run code" in refusal(path, load)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_a_plain_pickle_does_not_run(tmp_path: Path) -> None:
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        path = tmp_path / "evil.pt"
+        path.write_bytes(pickle.dumps({"state_dict": Bomb(tmp_path / "ran")}, protocol=protocol))
+        assert "posix.system" in refusal(path)
+    # A pickle without a protocol header is no checkpoint at all.
+    path.write_bytes(pickle.dumps(Bomb(tmp_path / "ran"), protocol=0))
+    assert "not a checkpoint" in refusal(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_behind_functions_of_torch_does_not_run(tmp_path: Path) -> None:
+    class Indirect:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch.hub.load, ("nobody/nothing", "model")
+
+    torch.save({"state_dict": Indirect()}, tmp_path / "evil.pt")
+    assert "torch.hub.load" in refusal(tmp_path / "evil.pt")
+
+
+def test_options_of_a_training_run_are_no_harm(tmp_path: Path) -> None:
+    state = autoencoder()[0].state_dict()
+    torch.save({"model": state, "args": argparse.Namespace(lr=1e-4)}, tmp_path / "a.pt")
+    assert load_autoencoder(tmp_path / "a.pt").report.tensors == len(state)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+def test_a_file_that_is_cut_off(suffix: str, share: float, tmp_path: Path) -> None:
+    path = tmp_path / f"cut{suffix}"
+    state = autoencoder()[0].state_dict()
+    if suffix == ".pt":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    message = refusal(path)
+    assert "damaged or cut off" in message or (share == 0.0 and "not a checkpoint" in message)
+
+
+def test_a_legacy_file_that_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "cut.ckpt"
+    torch.save(lightning_checkpoint(*autoencoder()), path, _use_new_zipfile_serialization=False)
+    assert load_autoencoder(path).report.tensors == 342
+    content = path.read_bytes()
+    for share in (0.001, 0.5, 0.99):
+        path.write_bytes(content[: int(len(content) * share)])
+        refusal(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value: float, tmp_path: Path) -> None:
+    model, _ = autoencoder()
+    state = model.state_dict()
+    state["decoder.mid.block_1.conv2.weight"][3, 4, 1, 1] = value
+    torch.save(state, tmp_path / "a.pt")
+    assert "decoder.mid.block_1.conv2.weight holds NaN or infinity" in refusal(tmp_path / "a.pt")
+    dit = golden_dit()[0].state_dict()
+    dit["blocks.1.norm2.weight"][0] = value
+    save_file(dit, tmp_path / "b.safetensors")
+    assert "blocks.1.norm2.weight holds NaN or infinity" in refusal(tmp_path / "b.safetensors", load_transformer)
+    torch.save({"mean": torch.full((8,), value), "std": torch.ones(8)}, tmp_path / "s.pt")
+    assert "means must be finite" in refusal(tmp_path / "s.pt", read_statistics)
+
+
+def test_wrong_shapes_and_types_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    state = autoencoder()[0].state_dict()
+    for name, value, said in [
+        (
+            "decoder.up.1.block.0.conv1.weight",
+            torch.zeros(32, 64, 1, 1),
+            "has shape (32, 64, 1, 1), not (32, 64, 3, 3)",
+        ),
+        ("encoder.norm_out.weight", torch.ones(64), "has shape (64,), not (128,)"),
+        ("encoder.conv_in.weight", torch.ones(32), "has shape (32,), not 4 dimensions"),
+        ("encoder.down.2.block.0.conv1.weight", torch.ones(48, 32, 3, 3), "level widths"),
+        ("decoder.conv_in.weight", torch.zeros(0, 0, 3, 3), "has shape (0, 0, 3, 3)"),
+        ("quant_conv.bias", torch.zeros(16, dtype=torch.int64), "quant_conv.bias holds int64, not weights"),
+        ("quant_conv.bias", torch.zeros(16, dtype=torch.float64), "quant_conv.bias is float64"),
+        ("quant_conv.bias", "text", "quant_conv.bias is not a plain tensor but a str"),
+        ("quant_conv.bias", torch.zeros(16).to_sparse(), "quant_conv.bias is not a plain tensor"),
+    ]:
+        torch.save({**state, name: value}, path)
+        assert said in refusal(path)
+    for content, said in [([1, 2], "holds a list"), (torch.zeros(3), "holds a Tensor"), ({}, "begin with nothing")]:
+        torch.save(content, path)
+        assert said in refusal(path)
+    dit = golden_dit()[0].state_dict()
+    torch.save({**dit, "feat_rope.freqs_cos": torch.zeros(16, 7)}, path)
+    assert "feat_rope.freqs_cos has shape (16, 7), for width 64" in refusal(path, load_transformer)
+
+
+def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    torch.save(autoencoder()[0].state_dict(), path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, bytes(50_000_000) if name.endswith("/data/0") else content)
+    assert path.stat().st_size < 40_000_000
+    assert "refused: it is compressed" in refusal(path)
+
+
+def test_an_archive_whose_parts_overlap_is_refused(tmp_path: Path) -> None:
+    """One block of bytes under many names, which is how bombs grow without compression."""
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, protocol=2))
+        archive.writestr("archive/data/0", bytes(100_000))
+        for number in range(1, 100):
+            entry = zipfile.ZipInfo(f"archive/data/{number}")
+            entry.header_offset = archive.infolist()[1].header_offset
+            entry.file_size = entry.compress_size = 100_000
+            entry.CRC = 0
+            archive.filelist.append(entry)
+    assert "claim to hold" in refusal(path)
+
+
+def test_a_tensor_larger_than_its_numbers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    state = autoencoder()[0].state_dict()
+    state["quant_conv.weight"] = torch.zeros(1).expand(2**40)
+    torch.save(state, path)
+    assert "refused: quant_conv.weight claims 1,099,511,627,776 numbers, the file holds 1" in refusal(path)
+
+
+def test_structure_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + b"N0" * (40 * 2**20) + b"N.")
+    assert "bytes of structure without numbers" in refusal(path)
+
+
+def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    for content, said in [
+        (b"", "not a checkpoint"),
+        (b"<!doctype html><html>not found</html>", "not a checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git-lfs"),
+        (b"\x80\x02garbage", "damaged"),
+        (b"PK\x03\x04garbage", "damaged"),
+    ]:
+        path.write_bytes(content)
+        assert said in refusal(path)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    path.write_bytes(buffer.getvalue())
+    assert "not one that torch.save wrote" in refusal(path)
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), path)  # type: ignore[no-untyped-call]
+    assert "not one that torch.save wrote" in refusal(path)
+    assert "cannot be read" in refusal(tmp_path / "absent.pt", read_checkpoint)
+
+
+def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    header = b'{"encoder.conv_in.weight":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    assert "damaged or cut off" in refusal(path)
+    path.write_bytes((2**62).to_bytes(8, "little") + header)
+    assert "damaged or cut off" in refusal(path)
+
+
+def test_the_command_line_says_it_in_one_line_and_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": Bomb(tmp_path / "ran")}, tmp_path / "evil.ckpt")
+    assert run(["convert", str(tmp_path / "evil.ckpt"), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"vavae: {tmp_path / 'evil.ckpt'}: refused")
+    assert len(said.err.splitlines()) == 1
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,279 @@
+"""Published files load as they are, strictly, with a report, and give the published numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from published_files import (
+    GOLDEN,
+    MAR_VAE,
+    SD_VAE,
+    VA_VAE,
+    autoencoder,
+    golden_dit,
+    lightning_checkpoint,
+    same_weights,
+    statistics,
+    training_checkpoint,
+)
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import vavae
+from vavae.errors import UserError
+from vavae.pretrained import Generator, Tokenizer, scaling_statistics
+from vavae.pretrained.loading import load_autoencoder, load_transformer
+from vavae.pretrained.shapes import infer_autoencoder, infer_transformer, size_name
+from vavae.tokenizer import LatentStatistics
+from vavae.transformer.positions import embedding_of_grid
+
+
+@pytest.fixture
+def stats(tmp_path: Path) -> Path:
+    path = tmp_path / "latents_stats.pt"
+    torch.save(statistics(8), path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["raw", "safetensors", "lightning", "compiled", "half"])
+def test_every_form_of_an_autoencoder_gives_the_same_weights(form: str, tmp_path: Path, stats: Path) -> None:
+    model, projection = autoencoder()
+    path = tmp_path / ("vavae.safetensors" if form == "safetensors" else "vavae.ckpt")
+    if form == "safetensors":
+        save_file(model.state_dict(), path)
+    elif form == "lightning":
+        torch.save(lightning_checkpoint(model, projection), path)
+    elif form == "compiled":
+        torch.save({"state_dict": {f"_orig_mod.module.{k}": v for k, v in model.state_dict().items()}}, path)
+    elif form == "half":
+        model.bfloat16()
+        torch.save(model.state_dict(), path)
+        model.float()
+    else:
+        torch.save(model.state_dict(), path)
+    tokenizer = vavae.Tokenizer.from_pretrained(path, statistics=stats)
+    assert tokenizer.autoencoder.config == VA_VAE
+    assert same_weights(tokenizer.autoencoder, model)
+    assert torch.equal(tokenizer.statistics.mean, statistics(8)["mean"].flatten())
+    assert torch.equal(tokenizer.statistics.std, statistics(8)["std"].flatten())
+    assert tokenizer.report is not None
+    assert tokenizer.report.tensors == 342
+    assert tokenizer.report.parameters == sum(v.numel() for v in model.state_dict().values())
+
+
+def test_the_report_says_what_was_left_aside_and_why(
+    tmp_path: Path, stats: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(lightning_checkpoint(*autoencoder()), tmp_path / "last.ckpt")
+    report = Tokenizer.from_pretrained(tmp_path / "last.ckpt", statistics=stats).report
+    assert report is not None
+    aside = {part.what: part for part in report.left_aside}
+    assert aside["loss.*"].count == 3
+    assert "discriminator" in aside["loss.*"].why
+    assert "teacher" in aside["foundation_model.*"].why
+    assert "projection" in aside["linear_proj.*"].why
+    assert "optimizer" in aside["optimizer_states"].why
+    assert {"epoch", "loops", "callbacks", "lr_schedulers"} <= aside.keys()
+    assert report.weights == "state_dict"
+    assert "left aside loss.* (3): discriminator" in str(report)
+    assert "left aside loss.*" in caplog.text
+    assert len(str(report).splitlines()) == 1 + len(report.left_aside)
+
+
+def test_a_published_autoencoder_gives_the_golden_numbers(tmp_path: Path, stats: Path) -> None:
+    golden = load_file(GOLDEN / "vae_f16d8.safetensors")
+    torch.save(lightning_checkpoint(*autoencoder()), tmp_path / "vavae.ckpt")
+    # In float64: these weights amplify rounding.
+    model = load_autoencoder(tmp_path / "vavae.ckpt").model.double()
+    posterior = model.encode(golden["image"].double())
+    latents = posterior.sample(noise=golden["noise"].double())
+    torch.testing.assert_close(latents.float(), golden["latent"], rtol=1e-5, atol=1e-5)
+    images = model.decode(golden["latent"].double()).float()
+    assert (images - golden["reconstruction"]).norm() < 1e-4 * golden["reconstruction"].norm()
+
+
+@pytest.mark.parametrize("config", [MAR_VAE, SD_VAE, VA_VAE], ids=["mar", "sd", "va"])
+def test_the_architecture_is_read_from_the_shapes(config: vavae.tokenizer.AutoencoderConfig, tmp_path: Path) -> None:
+    model, _ = autoencoder(config)
+    torch.save({"model": model.state_dict()}, tmp_path / "kl16.ckpt")
+    loaded = load_autoencoder(tmp_path / "kl16.ckpt")
+    assert loaded.model.config == config
+    assert same_weights(loaded.model, model)
+    assert ("no attention on the decoder's way up" in loaded.report.what) == (config is MAR_VAE)
+
+
+@pytest.mark.parametrize("channels", [16, 32, 64])
+def test_the_published_autoencoders_are_recognised(channels: int) -> None:
+    shapes = json.loads((GOLDEN / "state_dicts.json").read_text())[f"vavae_f16d{channels}"]["state_dict"]
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if "linear" not in name}
+    assert infer_autoencoder(tensors, "golden") == vavae.tokenizer.AutoencoderConfig(latent_channels=channels)
+
+
+@pytest.mark.parametrize("name", ["B/1", "B/2", "L/2", "XL/1", "XL/2", "1p0B/1", "1p0B/2", "1p6B/1", "1p6B/2"])
+def test_the_published_transformers_are_recognised(name: str) -> None:
+    golden = json.loads((GOLDEN / "state_dicts.json").read_text())[f"LightningDiT-{name}"]
+    shapes, depth = golden["state_dict"], golden["depth"]
+    block = {key: shape for key, shape in shapes.items() if key.startswith("blocks.0.")}
+    for i in range(depth):
+        shapes |= {key.replace("blocks.0.", f"blocks.{i}."): shape for key, shape in block.items()}
+    tensors = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    _, tokens, width = shapes["pos_embed"]
+    side = int(tokens**0.5)
+    tensors["pos_embed"] = embedding_of_grid(width, (side, side), (side, side), "recompute", torch.device("cpu"))
+    config = infer_transformer(tensors, "golden")
+    assert config == vavae.transformer.LightningDiTConfig.from_size(name)
+    assert size_name(config) == name
+
+
+@pytest.mark.parametrize("name", ["dit_paper", "dit_qknorm_noshift", "dit_original"])
+def test_a_published_transformer_gives_the_golden_numbers(name: str, tmp_path: Path) -> None:
+    model, golden = golden_dit(name)
+    torch.save(training_checkpoint(model), tmp_path / "0080000.pt")
+    # Without a rotary embedding the number of heads does not show.
+    loaded = load_transformer(tmp_path / "0080000.pt", heads=4 if name == "dit_original" else None)
+    assert loaded.model.config == model.config
+    assert same_weights(loaded.model, model)
+    with torch.no_grad():
+        velocity = loaded.model(golden["x"], golden["t"], golden["y"])
+    torch.testing.assert_close(velocity, golden["velocity"], rtol=1e-5, atol=1e-5)
+    assert torch.equal(loaded.model.state_dict()["pos_embed"], model.pos_embed)
+    assert loaded.report.weights == "ema"
+    assert {part.what for part in loaded.report.left_aside} == {"model", "opt", "config"}
+
+
+def test_a_published_generator_gives_the_golden_samples(tmp_path: Path, stats: Path) -> None:
+    model, _ = golden_dit()
+    golden = load_file(GOLDEN / "dit_paper_samples.safetensors")
+    torch.save(training_checkpoint(model), tmp_path / "lightningdit.pt")
+    torch.save(autoencoder()[0].state_dict(), tmp_path / "vavae.pt")
+    generator = vavae.Generator.from_pretrained(
+        tmp_path / "lightningdit.pt", tokenizer=tmp_path / "vavae.pt", statistics=stats
+    )
+    settings = generator.sampling
+    assert (settings.steps, settings.guidance_scale, settings.guidance_channels) == (20, 3.0, 3)
+    generator.noise = lambda indices, seed=0, size=None: golden["noise"]  # type: ignore[method-assign]
+    torch.testing.assert_close(generator.latents([0, 2]), golden["guided"], rtol=1e-4, atol=1e-4)
+
+
+def test_either_set_of_weights_can_be_asked_for(tmp_path: Path) -> None:
+    model, _ = golden_dit()
+    path = tmp_path / "a.pt"
+    torch.save(training_checkpoint(model), path)
+    plain = load_transformer(path, weights="model").model.state_dict()
+    assert all(torch.equal(value, model.state_dict()[name] + 1) for name, value in plain.items())
+    torch.save({"ema": dict(model.state_dict())}, path)
+    assert same_weights(load_transformer(path).model, model)
+    with pytest.raises(UserError, match="holds no 'model' weights, only ema"):
+        load_transformer(path, weights="model")
+    torch.save(dict(model.state_dict()), path)
+    with pytest.raises(UserError, match="no averaged weights"):
+        load_transformer(path, weights="ema")
+
+
+def test_grids_that_are_not_square_are_recognised(tmp_path: Path) -> None:
+    model = vavae.LightningDiT(latent_size=(4, 12), patch_size=2, latent_channels=4, width=48, depth=1, heads=2)
+    torch.save(model.state_dict(), tmp_path / "wide.pt")
+    assert load_transformer(tmp_path / "wide.pt").model.config.latent_hw == (4, 12)
+
+
+def _without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith(name)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.conv_in.weight",
+        "encoder.mid.attn_1.q.bias",
+        "decoder.up.2.block.1.norm2.weight",
+        "quant_conv.weight",
+        "post_quant_conv.bias",
+        "encoder.down.3.block.0.conv1.weight",
+        "encoder.down.1.",
+        "decoder.conv_in.weight",
+        "decoder.up.4.attn.1.k.weight",
+    ],
+)
+def test_missing_keys_of_an_autoencoder_are_named(name: str, tmp_path: Path) -> None:
+    torch.save({"state_dict": _without(autoencoder()[0].state_dict(), name)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: missing .*" + name.rstrip(".").replace(".", r"\.")):
+        load_autoencoder(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "name", ["x_embedder.proj.bias", "blocks.0.", "blocks.1.mlp.w3.weight", "pos_embed", "feat_rope.freqs_sin"]
+)
+def test_missing_keys_of_a_transformer_are_named(name: str, tmp_path: Path) -> None:
+    torch.save(_without(golden_dit()[0].state_dict(), name), tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: missing .*" + name.rstrip(".").replace(".", r"\.")):
+        load_transformer(tmp_path / "a.pt")
+
+
+def test_extra_keys_are_named(tmp_path: Path) -> None:
+    state = {**autoencoder()[0].state_dict(), "encoder.extra.weight": torch.zeros(3)}
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a\.pt: extra encoder\.extra\.weight"):
+        load_autoencoder(tmp_path / "a.pt")
+    torch.save({**golden_dit()[0].state_dict(), "blocks.0.attn.rel_pos": torch.zeros(3)}, tmp_path / "b.pt")
+    with pytest.raises(UserError, match=r"b\.pt: extra blocks\.0\.attn\.rel_pos"):
+        load_transformer(tmp_path / "b.pt")
+
+
+def test_weights_must_be_those_of_the_configuration(tmp_path: Path) -> None:
+    content = training_checkpoint(golden_dit()[0])
+    content["config"] = {**content["config"], "model": {"model_type": "LightningDiT-XL/1"}}
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="configuration says XL/1"):
+        load_transformer(tmp_path / "a.pt")
+
+
+def test_statistics_are_asked_for_and_how_to_get_them_is_said(tmp_path: Path, stats: Path) -> None:
+    torch.save(autoencoder()[0].state_dict(), tmp_path / "vavae.pt")
+    with pytest.raises(UserError, match=r"vavae\.pt: comes without the statistics .* latents_stats\.pt .*vavae encode"):
+        Tokenizer.from_pretrained(tmp_path / "vavae.pt")
+    # In the folder it is published in, its statistics lie beside it.
+    assert Tokenizer.from_pretrained(tmp_path).statistics.channels == 8
+    given = scaling_statistics(8, 0.18215)
+    assert Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics=given).statistics is given
+    raw = Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics="identity")
+    latents = torch.randn(1, 8, 2, 2)
+    assert torch.equal(raw.statistics.normalize(latents), latents)
+    torch.save(statistics(4), stats)
+    with pytest.raises(UserError, match="4 channels do not fit an autoencoder with 8"):
+        Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics=stats)
+    torch.save({"mean": torch.zeros(8)}, stats)
+    with pytest.raises(UserError, match=r"latents_stats\.pt: holds no tensors 'mean' and 'std'"):
+        Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics=stats)
+    torch.save({"mean": torch.zeros(8), "std": torch.zeros(8)}, stats)
+    with pytest.raises(UserError, match=r"latents_stats\.pt: .*positive"):
+        Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics=stats)
+
+
+def test_a_generator_needs_its_tokenizer(tmp_path: Path, stats: Path) -> None:
+    torch.save(golden_dit()[0].state_dict(), tmp_path / "lightningdit.pt")
+    with pytest.raises(UserError, match="comes without its tokenizer: pass tokenizer"):
+        Generator.from_pretrained(tmp_path / "lightningdit.pt")
+    model, _ = autoencoder(SD_VAE)
+    with pytest.raises(UserError, match="8 channels does not fit a tokenizer with 4"):
+        tokenizer = Tokenizer(model, LatentStatistics(torch.zeros(4), torch.ones(4)))
+        Generator.from_pretrained(tmp_path / "lightningdit.pt", tokenizer=tokenizer)
+    with pytest.raises(UserError, match="holds an autoencoder, not a transformer"):
+        torch.save(model.state_dict(), tmp_path / "ae.pt")
+        Generator.from_pretrained(tmp_path / "ae.pt", tokenizer=tokenizer)
+
+
+def test_wrong_paths_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.pt: there is no such file or folder"):
+        Tokenizer.from_pretrained(tmp_path / "nothing.pt")
+    with pytest.raises(UserError, match=r"holds no config\.json, no checkpoint and no latents"):
+        Tokenizer.from_pretrained(tmp_path)
+    for name in "ab":
+        torch.save({}, tmp_path / f"{name}.pt")
+    with pytest.raises(UserError, match="several checkpoints"):
+        Generator.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"a\.pt: holds neither an autoencoder nor a LightningDiT; .* nothing"):
+        Tokenizer.from_pretrained(tmp_path / "a.pt")
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="its names begin with fc"):
+        Generator.from_pretrained(tmp_path / "a.pt")
