@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from vavae.data import DemoImages, load_pixels
 from vavae.errors import UserError
 from vavae.metrics import FIDInception
-from vavae.metrics.inception import resize_as_tensorflow
+from vavae.metrics.inception_resize import resize_as_tensorflow
 
 GOLDEN = load_file(Path(__file__).with_name("golden.safetensors"))
 TEST = DemoImages("test")

@@ -1,37 +1,60 @@
 """Numbers about images and about latents."""
 
 from vavae.metrics.alignment import cknna, distance_matrix_similarity, mapped_cosine
+from vavae.metrics.bootstrap import bootstrap_interval, bootstrap_mean
 from vavae.metrics.distribution import PrecisionRecall, kernel_distance, precision_recall
 from vavae.metrics.features import FeatureNetwork, extract_features, feature_moments, load_feature_network
 from vavae.metrics.frechet import RunningMoments, frechet_distance
 from vavae.metrics.images import psnr, published_psnr, ssim
 from vavae.metrics.inception import FIDInception
+from vavae.metrics.inception_score import InceptionScore
+from vavae.metrics.latent_shape import (
+    NeighbourUniformity,
+    Spectrum,
+    interpolate_neighbours,
+    latent_spectrum,
+    nearest_neighbours,
+    neighbour_uniformity,
+    sphere_uniformity,
+)
 from vavae.metrics.probe import knn_accuracy, linear_probe
 from vavae.metrics.records import MetricRecord, Protocol
-from vavae.metrics.uniformity import Uniformity, latent_uniformity, tsne_points
+from vavae.metrics.uniformity import Uniformity, latent_uniformity, mean_uniformity, one_position_each, tsne_points
 
 __all__ = [
     "FIDInception",
     "FeatureNetwork",
+    "InceptionScore",
     "MetricRecord",
+    "NeighbourUniformity",
     "PrecisionRecall",
     "Protocol",
     "RunningMoments",
+    "Spectrum",
     "Uniformity",
+    "bootstrap_interval",
+    "bootstrap_mean",
     "cknna",
     "distance_matrix_similarity",
     "extract_features",
     "feature_moments",
     "frechet_distance",
+    "interpolate_neighbours",
     "kernel_distance",
     "knn_accuracy",
+    "latent_spectrum",
     "latent_uniformity",
     "linear_probe",
     "load_feature_network",
     "mapped_cosine",
+    "mean_uniformity",
+    "nearest_neighbours",
+    "neighbour_uniformity",
+    "one_position_each",
     "precision_recall",
     "psnr",
     "published_psnr",
+    "sphere_uniformity",
     "ssim",
     "tsne_points",
 ]

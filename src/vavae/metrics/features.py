@@ -4,20 +4,24 @@ Every network takes stored pixels, so that samples and reference images are quan
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.metrics.frechet import RunningMoments
+from vavae.metrics.inception_resize import Resize
 
 if TYPE_CHECKING:
     from vavae.teachers import Teacher
 
 TEACHER_PREFIX = "teacher:"
+_INCEPTIONS: dict[str, Resize] = {
+    "inception" if resize == "tensorflow" else f"inception-{resize}": resize for resize in get_args(Resize)
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,21 +29,32 @@ class FeatureNetwork:
     """A frozen network from pixels to one feature vector per image.
 
     Attributes:
-        name: As in recipes and records: "inception", "teacher:NAME" or "teacher:NAME@SIDE".
-        fingerprint: sha256 over its weights (and a teacher's preprocessing).
+        name: As in recipes and records: see `load_feature_network`.
+        fingerprint: sha256 over its weights and preprocessing.
         device: Where it runs.
         compute: Pixels (B, H, W, 3) uint8 on `device` -> (B, d).
+        compute_parts: For networks with more to say: the same pixels -> (B, d) by name, "pool" as `compute`.
+        parts: Names of what it says.
     """
 
     name: str
     fingerprint: str
     device: torch.device
     compute: Callable[[Tensor], Tensor]
+    compute_parts: Callable[[Tensor], Mapping[str, Tensor]] | None = None
+    parts: tuple[str, ...] = ("pool",)
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels (B, H, W, 3) uint8 -> features (B, d) float32, on the CPU."""
         return self.compute(pixels.to(self.device)).float().cpu()
+
+    @torch.inference_mode()
+    def all_parts(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Pixels (B, H, W, 3) uint8 -> (B, d) float32 by name, on `device`."""
+        pixels = pixels.to(self.device, non_blocking=True)
+        found = {"pool": self.compute(pixels)} if self.compute_parts is None else self.compute_parts(pixels)
+        return {name: values.float() for name, values in found.items()}
 
 
 def weights_fingerprint(network: nn.Module) -> str:
@@ -55,20 +70,26 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
     """Load a feature network.
 
     Args:
-        name: "inception" for the network of FID; "teacher:NAME" for any teacher of `vavae.teachers`, at its own
-            input size, or "teacher:NAME@SIDE" at another, which is faster and gives other numbers. Of a teacher
-            the pooled feature is taken, or the mean over the grid where it has none.
+        name: "inception" for the network of FID with the resize of the original graph (as ADM and StyleGAN),
+            "inception-pytorch-fid" or "inception-clean" with that of those programs; after a colon may follow a
+            file of its weights in any published form, such as one with logits. "teacher:NAME" for any teacher of
+            `vavae.teachers`, at its own input size, or "teacher:NAME@SIDE" at another, which is faster and gives
+            other numbers. Of a teacher the pooled feature is taken, or the mean over the grid where it has none.
         device: Where it shall run.
 
     Raises:
         UserError: There is no such network, or its weights cannot be had.
     """
     device = torch.device(device)
-    if name == "inception":
+    kind, _, file = name.partition(":")
+    if kind in _INCEPTIONS:
         from vavae.metrics.inception import FIDInception
 
-        inception = FIDInception.from_asset()
-        return FeatureNetwork(name, weights_fingerprint(inception), device, inception.to(device))
+        resize = _INCEPTIONS[kind]
+        inception = FIDInception.from_file(file, resize) if file else FIDInception.from_asset(resize)
+        fingerprint = hashlib.sha256(f"{weights_fingerprint(inception)} {resize}".encode()).hexdigest()
+        parts = ("pool", "spatial", *(["logits"] if inception.output is not None else []))
+        return FeatureNetwork(kind, fingerprint, device, inception.to(device), inception.outputs, parts)
     if name.startswith(TEACHER_PREFIX):
         from vavae.teachers import load_teacher
 
@@ -77,7 +98,7 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
             teacher_name, side = name.removeprefix(TEACHER_PREFIX), ""
         teacher = load_teacher(teacher_name, input_size=int(side) if side else None)
         return FeatureNetwork(name, teacher.fingerprint(), device, _pooled_by(teacher.to(device)))
-    raise UserError(f'unknown feature network "{name}": "inception", or "teacher:" and the name of a teacher')
+    raise UserError(f'unknown feature network "{name}": {", ".join(_INCEPTIONS)}, or "teacher:" and a teacher')
 
 
 def _pooled_by(teacher: "Teacher") -> Callable[[Tensor], Tensor]:

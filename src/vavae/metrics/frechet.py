@@ -12,6 +12,7 @@ from torch import Tensor
 from vavae.errors import UserError
 
 Array = NDArray[np.floating] | Tensor
+_PRECISION = 1e-11  # of the traces of the covariances: a distance a thousandth of them keeps eight digits
 
 
 def _as_double(values: Array) -> Tensor:
@@ -20,19 +21,45 @@ def _as_double(values: Array) -> Tensor:
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """A with A Aᵀ = covariance, (d, r): eigenvectors of positive eigenvalues, scaled by their roots."""
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    # What is below the rounding of the largest eigenvalue is noise around zero: its root would be 1e-8, not 1e-16.
-    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
-    return vectors[:, kept] * values[kept].sqrt()
+    """A with A Aᵀ = covariance, (d, r), r its numerical rank: Cholesky with pivoting.
+
+    A fraction of the cost of eigenvectors. What is below the rounding of the largest entry is noise around zero and
+    left out: its root would be 1e-8, not 1e-16.
+    """
+    from scipy.linalg.lapack import dpstrf
+
+    symmetric = ((covariance + covariance.T) / 2).cpu().numpy()
+    if not symmetric.diagonal().max(initial=0.0) > 0:
+        return torch.zeros(len(symmetric), 0, dtype=torch.float64)
+    lower, pivots, rank, _ = dpstrf(symmetric, lower=1)
+    factor = np.empty((len(symmetric), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return torch.from_numpy(factor)
+
+
+def _nuclear_norm(matrix: Tensor, needed: float) -> Tensor:
+    """Sum of singular values, to an absolute error of `needed` or what singular values themselves allow.
+
+    The roots of the eigenvalues of the smaller Gram matrix come in a third of the time of singular values; an
+    eigenvalue is exact to a rounding of the largest, so a root is too unless it is small, which is checked.
+    """
+    if min(matrix.shape) == 0:
+        return matrix.new_zeros(())
+    gram = matrix.T @ matrix if matrix.shape[1] <= matrix.shape[0] else matrix @ matrix.T
+    values = torch.linalg.eigvalsh(gram)
+    rounding = torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
+    if float(values[0]) > 0 and float((rounding / (2 * values.sqrt())).sum()) <= needed:
+        return values.sqrt().sum()
+    return torch.linalg.svdvals(matrix).sum()
 
 
 def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
     """Squared Fréchet distance between two Gaussians: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½).
 
-    The trace of the root is taken without the root: with C1 = A Aᵀ and C2 = B Bᵀ by symmetric eigendecomposition,
-    tr (C1 C2)^½ is the sum of the singular values of Aᵀ B. That is real, finite and accurate for singular
-    covariances too, as from fewer samples than dimensions, where a general matrix square root fails.
+    The trace of the root is taken without the root: with C1 = A Aᵀ and C2 = B Bᵀ (of as many columns as their rank),
+    tr (C1 C2)^½ is the sum of the singular values of Aᵀ B, by a symmetric eigendecomposition. That is real, finite
+    and accurate for singular covariances too, as from fewer samples than dimensions, where a general matrix square
+    root fails.
 
     Args:
         mean1: (d,).
@@ -54,9 +81,10 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
     for name, tensor in (("mean1", m1), ("cov1", c1), ("mean2", m2), ("cov2", c2)):
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds numbers that are not finite")
-    overlap = torch.linalg.svdvals(_factor(c1).T @ _factor(c2)).sum()
-    distance = (m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * overlap
-    return max(float(distance), 0.0)
+    spread = float((m1 - m2).square().sum() + c1.trace() + c2.trace())
+    overlap = float(_nuclear_norm(_factor(c1).T @ _factor(c2), _PRECISION * spread))
+    distance = spread - 2 * overlap
+    return max(distance, 0.0)
 
 
 class RunningMoments:

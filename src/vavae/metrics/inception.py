@@ -1,22 +1,26 @@
-"""The Inception-v3 of the Fréchet inception distance: pool features of the network of December 2015.
+"""The Inception-v3 of the Fréchet inception distance: the network of December 2015.
 
 It differs from other Inception-v3 networks in its weights, in average pools that leave the padding out, in a
 maximum pool in the last block, and in how images are resized. Weights come from the asset `fid-inception`, whose
-tensor names the modules here repeat.
+tensor names the modules here repeat, or from a file in one of its published forms (`inception_weights`).
 """
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.metrics.inception_resize import RESIZES, Resize
 
 FEATURES = 2048
-_SIDE = 299
+CLASSES = 1008
+_LOGITS = "output.weight"
+_SPATIAL = ("mixed_6", 7)  # whose first channels, those of its 1x1 convolution, are the spatial features
 _PREFIX = "layers."
 _BATCH_NORM_EPSILON = 1e-3
 
@@ -124,10 +128,22 @@ class _Block8(nn.Module):
 
 
 class FIDInception(nn.Module):
-    """Pixels -> pool features. Construct it with `from_weights` or `from_asset`."""
+    """Pixels -> features. Construct it with `from_weights`, `from_file` or `from_asset`.
 
-    def __init__(self) -> None:
+    Args:
+        resize: Which program's resize to 299 pixels, and scaling, stands before the network: see
+            `inception_resize`.
+        logits: Whether it classifies.
+
+    Attributes:
+        output: (1008, 2048) weights of the logits, without the bias, which the Inception Score leaves out; None
+            where the weights have none.
+    """
+
+    def __init__(self, resize: Resize = "tensorflow", logits: bool = False) -> None:
         super().__init__()
+        self.resize = resize
+        self.output = nn.Parameter(torch.zeros(CLASSES, FEATURES), requires_grad=False) if logits else None
         layers: dict[str, nn.Module] = {
             "conv": _conv(3, 32, 3, stride=2, pad=False),
             "conv_1": _conv(32, 32, 3, pad=False),
@@ -164,14 +180,21 @@ class FIDInception(nn.Module):
         self.layers = nn.Sequential(OrderedDict(layers))
 
     @classmethod
-    def from_weights(cls, weights: dict[str, Tensor]) -> "FIDInception":
+    def from_weights(cls, weights: Mapping[str, Tensor], resize: Resize = "tensorflow") -> "FIDInception":
         """Build from `weight`, `beta`, `mean` and `var` of every convolution, named as in the asset.
+
+        `output.weight` (1008, 2048), where it is there, gives logits.
 
         Raises:
             UserError: Names or shapes differ.
         """
-        network = cls()
+        network = cls(resize, _LOGITS in weights)
         left = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
+        if network.output is not None:
+            output = left.pop(_LOGITS)
+            if output.shape != network.output.shape:
+                raise UserError(f"FID Inception weights: {_LOGITS} has shape {tuple(output.shape)}")
+            network.output.data = output.float()
         for name, layer in network.layers.named_modules():
             if not isinstance(layer, _ConvRelu):
                 continue
@@ -192,23 +215,49 @@ class FIDInception(nn.Module):
         return network.eval().requires_grad_(False)
 
     @classmethod
-    def from_asset(cls) -> "FIDInception":
+    def from_asset(cls, resize: Resize = "tensorflow") -> "FIDInception":
         """Build with the asset `fid-inception`, fetched on first use."""
         from vavae.pretrained import assets
 
-        return cls.from_weights(assets.load("fid-inception"))
+        return cls.from_weights(assets.load("fid-inception"), resize)
+
+    @classmethod
+    def from_file(cls, path: str | Path, resize: Resize = "tensorflow") -> "FIDInception":
+        """Build with the weights in a file, in any form that `inception_weights.read_weights` knows."""
+        from vavae.metrics.inception_weights import read_weights
+
+        return cls.from_weights(read_weights(Path(path)), resize)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, H, W, 3) uint8 of any size -> features (B, 2048) float32."""
+        """Pixels (B, H, W, 3) uint8 of any size -> pool features (B, 2048) float32."""
+        return self.outputs(pixels)["pool"]
+
+    def outputs(self, pixels: Tensor) -> dict[str, Tensor]:
+        """All that is measured on pixels (B, H, W, 3) uint8 of any size, float32.
+
+        Returns:
+            "pool" (B, 2048): the features of FID. "spatial" (B, 2023): those of sFID, seven channels of a 17 x 17
+            grid, position by position as TensorFlow lays them out. "logits" (B, 1008), where there are weights for
+            them: those of the Inception Score.
+        """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise ValueError(f"pixels must be (B, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}")
-        images = pixels.permute(0, 3, 1, 2).float()
         with _full_precision(pixels.device):
-            return self.features((resize_as_tensorflow(images, _SIDE) - 128.0) / 128.0)
+            return self.features(RESIZES[self.resize](pixels))
 
-    def features(self, inputs: Tensor) -> Tensor:
-        """Network inputs (B, 3, 299, 299) in [-1, 1) -> features (B, 2048)."""
-        return self.layers(inputs).mean(dim=(2, 3))
+    def features(self, inputs: Tensor) -> dict[str, Tensor]:
+        """`outputs` of network inputs (B, 3, 299, 299) in [-1, 1]."""
+        found = {}
+        h = inputs
+        name, channels = _SPATIAL
+        for stage, layer in self.layers.named_children():
+            h = layer(h)
+            if stage == name:
+                found["spatial"] = h[:, :channels].permute(0, 2, 3, 1).flatten(1)
+        found["pool"] = h.mean(dim=(2, 3))
+        if self.output is not None:
+            found["logits"] = found["pool"] @ self.output.T
+        return found
 
 
 @contextlib.contextmanager
@@ -222,23 +271,3 @@ def _full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         convolutions.fp32_precision = usual
-
-
-def resize_as_tensorflow(images: Tensor, side: int) -> Tensor:
-    """Bilinear resize (B, C, H, W) -> (B, C, side, side) as in the graph that defined FID.
-
-    Target pixel i reads source position i · H / side, without half-pixel centres and without anti-aliasing. Other
-    resizes give other distances.
-    """
-
-    def axis(length: int) -> tuple[Tensor, Tensor, Tensor]:
-        positions = torch.arange(side, dtype=torch.float64, device=images.device) * (length / side)
-        low = positions.floor().long()
-        return low, (low + 1).clamp(max=length - 1), (positions - low).to(images.dtype)
-
-    if images.shape[2:] == (side, side):
-        return images
-    top, bottom, down = axis(images.shape[2])
-    left, right, across = axis(images.shape[3])
-    rows = torch.lerp(images[:, :, top], images[:, :, bottom], down[:, None])
-    return torch.lerp(rows[..., left], rows[..., right], across)

@@ -30,8 +30,9 @@ class Protocol:
         feature_network_hash: Its fingerprint.
         reference: Where the reference statistics come from.
         reference_hash: Their fingerprint.
-        checkpoint: Which weights: a path or hub id.
-        checkpoint_hash: Their fingerprint.
+        checkpoint: Which weights, or which folder or file of samples: a path or hub id.
+        checkpoint_hash: Fingerprint of the weights, or of the samples' pixels.
+        convention: Of reconstructions: "strict" or "published".
     """
 
     samples: int
@@ -55,6 +56,13 @@ class Protocol:
     reference_hash: str | None = None
     checkpoint: str | None = None
     checkpoint_hash: str | None = None
+    convention: Literal["strict", "published"] | None = None
+
+
+# What a comparison is about, so that it may differ.
+_COMPARED = frozenset({"checkpoint", "checkpoint_hash"})
+# A name and the hash of what it names: where both records have the hash, it alone decides.
+_NAMED_BY_HASH = {"feature_network": "feature_network_hash", "reference": "reference_hash"}
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,7 @@ class MetricRecord:
         unit: Unit of the number; empty for none.
         higher_is_better: Direction of improvement; None where there is none.
         versions: Versions of the libraries that took part.
+        interval: Where the number lies in 95 of 100 repetitions with other images, by bootstrap; None if not asked for.
     """
 
     name: str
@@ -76,12 +85,15 @@ class MetricRecord:
     unit: str = ""
     higher_is_better: bool | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: what does not apply is left out, and numbers that are not finite become text."""
         plain = asdict(self)
         plain["value"] = self.value if math.isfinite(self.value) else str(self.value)
         plain["protocol"] = {key: value for key, value in plain["protocol"].items() if value is not None}
+        if self.interval is None:
+            del plain["interval"]
         return json.loads(json.dumps(plain, allow_nan=False))
 
     @classmethod
@@ -90,8 +102,25 @@ class MetricRecord:
         protocol = dict(plain["protocol"])
         if "guidance_interval" in protocol:
             protocol["guidance_interval"] = tuple(protocol["guidance_interval"])
-        return cls(**plain | {"value": float(plain["value"]), "protocol": Protocol(**protocol)})
+        changed = {"value": float(plain["value"]), "protocol": Protocol(**protocol)}
+        if "interval" in plain:
+            changed["interval"] = tuple(plain["interval"])
+        return cls(**plain | changed)
 
     def differences(self, other: "MetricRecord") -> list[str]:
         """Names of the protocol's fields in which two records differ, so that a comparison can say so."""
         return [f.name for f in fields(Protocol) if getattr(self.protocol, f.name) != getattr(other.protocol, f.name)]
+
+    def obstacles(self, other: "MetricRecord") -> list[str]:
+        """The differences that forbid to compare the two numbers.
+
+        All but what is compared (the checkpoint) and names of networks and references of equal hash, which are the
+        same thing in another place.
+        """
+        same = {
+            name
+            for name, digest in _NAMED_BY_HASH.items()
+            if getattr(self.protocol, digest) is not None
+            and getattr(self.protocol, digest) == getattr(other.protocol, digest)
+        }
+        return [name for name in self.differences(other) if name not in _COMPARED | same]

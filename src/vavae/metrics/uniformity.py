@@ -1,6 +1,6 @@
 """How evenly latents fill their space, as the VA-VAE paper measures it (arXiv 2501.01423, table 6)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -76,3 +76,16 @@ def tsne_points(latents: Tensor, seed: int = 42) -> NDArray[np.float64]:
     points = one_position_each(latents.detach(), seed).float().cpu().numpy()
     embedding = TSNE(n_components=2, perplexity=30, max_iter=1000, random_state=seed).fit_transform(points)
     return embedding.astype(np.float64)
+
+
+def mean_uniformity(latents: Tensor, seeds: int = 10) -> Uniformity:
+    """Uniformity as the paper reports it: the mean over `seeds` runs of `tsne_points`, seeds 0, 1, 2, …
+
+    Args:
+        latents: (N, C, h, w), normalised per channel; N more than 30.
+        seeds: Number of runs, at least 1.
+    """
+    if seeds < 1:
+        raise ValueError(f"at least 1 run is needed, not {seeds}")
+    runs = [latent_uniformity(tsne_points(latents, seed)) for seed in range(seeds)]
+    return Uniformity(*(float(np.mean([getattr(run, f.name) for run in runs])) for f in fields(Uniformity)))
