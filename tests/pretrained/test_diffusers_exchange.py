@@ -1,0 +1,268 @@
+"""Our autoencoder and diffusers', our generator and a DiffusionPipeline: the same weights, the same outputs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from published_files import MAR_VAE, SD_VAE, VA_VAE, autoencoder, golden_dit, same_weights, statistics
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vavae.errors import UserError
+from vavae.pretrained import Generator, SamplingConfig, Tokenizer, scaling_statistics
+from vavae.pretrained.diffusers_autoencoder import diffusers_config
+from vavae.pretrained.diffusers_pipeline import transformer_source
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
+
+TWO_LEVELS = AutoencoderConfig(4, 32, (1, 2, 3), blocks_per_level=1, attention_levels=(1, 2))
+NARROW = AutoencoderConfig(4, 16, (1, 3), attention_levels=(1,))
+
+
+def tokenizer_of(config: AutoencoderConfig, seed: int = 0) -> Tokenizer:
+    torch.manual_seed(seed)
+    model = AutoencoderKL.from_config(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, 1.0, 0.1)
+    return Tokenizer(model, LatentStatistics.from_dict(statistics(config.latent_channels)))
+
+
+def images(side: int = 32) -> Tensor:
+    return torch.rand(2, 3, side, 2 * side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def assert_equal_outputs(ours: Tokenizer, theirs: diffusers.AutoencoderKL) -> None:
+    x = images()
+    with torch.no_grad():
+        posterior, expected = theirs.encode(x).latent_dist, ours.autoencoder.encode(x)
+        torch.testing.assert_close(posterior.mean, expected.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(posterior.logvar, expected.logvar, rtol=1e-4, atol=1e-5)
+        decoded = theirs.decode(expected.mean).sample
+        torch.testing.assert_close(decoded, ours.autoencoder.decode(expected.mean), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config", [VA_VAE, MAR_VAE, SD_VAE, TWO_LEVELS, NARROW], ids=["va", "mar", "sd", "two", "narrow"]
+)
+def test_autoencoders_give_equal_outputs_both_ways(config: AutoencoderConfig, tmp_path: Path) -> None:
+    ours = tokenizer_of(config)
+    ours.save_diffusers(tmp_path / "theirs")
+    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "theirs")
+    assert_equal_outputs(ours, theirs)
+    assert same_weights(ours.to_diffusers(), theirs)
+
+    theirs.save_pretrained(tmp_path / "again")  # as diffusers writes it
+    back = Tokenizer.from_pretrained(tmp_path / "again")
+    assert back.autoencoder.config == config
+    assert same_weights(back.autoencoder, ours.autoencoder)
+    assert torch.equal(back.statistics.mean, ours.statistics.mean)
+    assert torch.equal(back.statistics.std, ours.statistics.std)
+    assert same_weights(Tokenizer.from_diffusers(theirs).autoencoder, ours.autoencoder)
+
+
+def test_an_autoencoder_made_by_diffusers_loads_here() -> None:
+    torch.manual_seed(0)
+    theirs = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=2,
+        latent_channels=4,
+        scaling_factor=0.5,
+        shift_factor=0.25,
+    ).eval()
+    ours = Tokenizer.from_diffusers(theirs)
+    assert_equal_outputs(ours, theirs)
+    latents = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(ours.statistics.normalize(latents), (latents - 0.25) * 0.5)
+
+
+def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As SD-VAE is published: saved by an early diffusers."""
+    renamed = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    result = {}
+    for name, value in state.items():
+        for new, old in renamed.items():
+            name = name.replace(f".{new}.", f".{old}.")
+        result[name] = value
+    return result
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_sd_vae_as_it_is_published(stated: bool, tmp_path: Path) -> None:
+    model, _ = autoencoder(SD_VAE)
+    config = diffusers_config(SD_VAE, scaling_statistics(4, 0.18215))
+    assert config["scaling_factor"] == 0.18215
+    assert config["shift_factor"] is None
+    del config["latents_mean"], config["latents_std"]
+    if not stated:  # its configuration says nothing, and diffusers then takes the same number
+        del config["scaling_factor"]
+    theirs = diffusers.AutoencoderKL.from_config(config)
+    names = Tokenizer(model, scaling_statistics(4, 0.18215)).to_diffusers().state_dict()
+    theirs.load_state_dict(names)
+    save_file(old_names(names), tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for path in (tmp_path, tmp_path / "diffusion_pytorch_model.safetensors"):
+        tokenizer = Tokenizer.from_pretrained(path)
+        assert tokenizer.autoencoder.config == SD_VAE
+        assert tokenizer.factor == 8
+        assert same_weights(tokenizer.autoencoder, model)
+        latents = torch.randn(1, 4, 2, 2)
+        torch.testing.assert_close(tokenizer.statistics.normalize(latents), latents * 0.18215)
+        # The golden weights amplify rounding; single blocks agree as the other tests show.
+        with torch.no_grad():
+            decoded, expected = theirs.decode(latents).sample, tokenizer.autoencoder.decode(latents)
+        assert (decoded - expected).norm() < 1e-3 * expected.norm()
+    torch.save(old_names(names), tmp_path / "diffusion_pytorch_model.bin")
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    assert same_weights(Tokenizer.from_pretrained(tmp_path).autoencoder, model)
+
+
+def test_an_autoencoder_without_quant_conv_gets_identities(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = diffusers.AutoencoderKL(block_out_channels=(32,), use_quant_conv=False, use_post_quant_conv=False).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = Tokenizer.from_pretrained(tmp_path)
+    assert_equal_outputs(ours, theirs)
+    assert ours.report is not None
+    assert "identities were added" in str(ours.report)
+
+
+def test_what_either_side_cannot_do_is_refused(tmp_path: Path) -> None:
+    for config in (
+        AutoencoderConfig(4, 32, (2, 2), attention_levels=()),
+        AutoencoderConfig(4, 16, (1, 2), attention_levels=()),
+    ):
+        with pytest.raises(UserError, match="diffusers cannot build"):
+            tokenizer_of(config).save_diffusers(tmp_path / "no")
+    diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=8).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json: norm_num_groups is 8; only 32"):
+        Tokenizer.from_pretrained(tmp_path)
+    diffusers.AutoencoderKL(block_out_channels=(32,), mid_block_add_attention=False).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"missing .*mid\.attn_1"):
+        Tokenizer.from_pretrained(tmp_path)
+
+
+def generator(sampling: SamplingConfig | None = None, **shape: object) -> Generator:
+    model = golden_dit("dit_qknorm_noshift")[0] if not shape else None
+    if model is None:
+        from vavae.transformer import LightningDiT
+
+        model = LightningDiT(**{"latent_channels": 8, "width": 48, "depth": 2, "heads": 2, "num_classes": 3, **shape})
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    sampling = sampling or SamplingConfig(steps=12, guidance_scale=2.5, guidance_start=0.2, guidance_stop=0.9)
+    names = [f"class {i}" for i in range(model.config.num_classes)]
+    return Generator(model, tokenizer_of(VA_VAE), sampling=sampling, class_names=names)
+
+
+RUN = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "vavae":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import torch
+from diffusers import DiffusionPipeline
+
+torch.set_num_threads(1)
+folder, reference = sys.argv[1:]
+given = torch.load(reference)
+pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+pipeline.set_progress_bar_config(disable=True)
+options = {"latents": given["noise"], "height": given["size"][0], "width": given["size"][1]}
+torch.save(
+    {
+        "latents": pipeline(given["labels"], output_type="latent", **options).images,
+        "images": pipeline(given["labels"], output_type="pt", **options).images,
+        "by_name": pipeline([f"class {i}" for i in given["labels"]], output_type="latent", **options).images,
+        "plain": pipeline(given["labels"], guidance_scale=1.0, output_type="latent", **options).images,
+        "drawn": pipeline(1, 1, generator=torch.Generator().manual_seed(0), output_type="np").images,
+        "pil": pipeline(1, 1, generator=torch.Generator().manual_seed(0)).images[0].size,
+        "imported": [name for name in sys.modules if name.split(".")[0] == "vavae"],
+    },
+    reference,
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("sampling", "shape"),
+    [
+        (None, {}),
+        (SamplingConfig(steps=8, guidance_scale=3.0, guidance_channels=3, shift=0.0), {"latent_size": (2, 4)}),
+    ],
+    ids=["square", "wide"],
+)
+def test_an_exported_generator_runs_in_diffusers_alone(
+    sampling: SamplingConfig | None, shape: dict[str, object], tmp_path: Path
+) -> None:
+    ours = generator(sampling, **shape)
+    ours.save_diffusers(tmp_path / "folder")
+    labels = [2, 0]
+    _, rows, columns = ours.latent_shape
+    size = (16 * rows, 16 * columns)
+    noise = ours.noise([4, 9], seed=3)
+    torch.save({"noise": noise, "labels": labels, "size": size}, tmp_path / "reference.pt")
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path / "folder"), str(tmp_path / "reference.pt")],
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    theirs = torch.load(tmp_path / "reference.pt", weights_only=False)
+    assert theirs["imported"] == []
+    latents = ours.latents(labels, seed=3, indices=[4, 9])
+    torch.testing.assert_close(theirs["latents"], latents, rtol=1e-4, atol=1e-5)
+    assert torch.equal(theirs["by_name"], theirs["latents"])
+    images = ours(labels, seed=3, indices=[4, 9])
+    torch.testing.assert_close(theirs["images"] * 2 - 1, images, rtol=1e-4, atol=1e-4)
+    unguided = SamplingConfig(steps=ours.sampling.steps, shift=ours.sampling.shift)
+    torch.testing.assert_close(theirs["plain"], ours.latents(labels, 3, [4, 9], unguided), rtol=1e-4, atol=1e-5)
+    assert theirs["drawn"].shape == (1, *size, 3)
+    assert theirs["pil"] == (size[1], size[0])
+
+
+def test_an_exported_generator_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    ours = generator()
+    ours.save_diffusers(tmp_path)
+    back = Generator.from_pretrained(tmp_path)
+    assert back.transformer.config == ours.transformer.config
+    assert same_weights(back.transformer, ours.transformer)
+    assert same_weights(back.tokenizer.autoencoder, ours.tokenizer.autoencoder)
+    assert torch.equal(back.tokenizer.statistics.std, ours.tokenizer.statistics.std)
+    assert back.sampling == ours.sampling
+    assert back.class_names == ours.class_names
+    assert torch.equal(back([1, 2]), ours([1, 2]))
+    # A pipeline's folder is a tokenizer too.
+    assert same_weights(Tokenizer.from_pretrained(tmp_path).autoencoder, ours.tokenizer.autoencoder)
+
+
+def test_the_exported_code_is_that_of_the_room(tmp_path: Path) -> None:
+    source = transformer_source()
+    assert "import vavae" not in source
+    assert "from vavae" not in source
+    for line in ("class LightningDiT(nn.Module):", "class LightningDiTModel(ModelMixin, ConfigMixin):", "def rotate("):
+        assert source.count(line) == 1
+    tops = [line.split()[0] for line in source.splitlines() if line[:1] == "_" and " = " in line]
+    assert len(tops) == len(set(tops)), "two modules of the transformer share a private name"
+    compile(source, "lightningdit.py", "exec")
+    generator().save_diffusers(tmp_path)
+    names = load_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(name.startswith("network.") for name in names)
+
+
+def test_paths_that_diffusers_cannot_run_are_refused(tmp_path: Path) -> None:
+    ours = generator()
+    ours.path = "vp"
+    with pytest.raises(UserError, match="path: vp does not run from time 0 to 1"):
+        ours.save_diffusers(tmp_path)

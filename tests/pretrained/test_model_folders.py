@@ -1,0 +1,178 @@
+"""Folders of tokenizers and generators, the hub, and what a generator draws."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from published_files import autoencoder, golden_dit, same_weights, statistics
+
+from vavae.errors import UserError
+from vavae.flow import SOLVERS
+from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.tokenizer import LatentStatistics
+from vavae.transformer import LightningDiT
+
+FEW = SamplingConfig(steps=6, guidance_scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)), {"teacher": "none"})
+    return Generator(golden_dit()[0], tokenizer, sampling=FEW, class_names=list("abcdefghij"), provenance={"seed": 7})
+
+
+def test_a_folder_holds_everything(generator: Generator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md", "tokenizer"}
+    assert (tmp_path / "tokenizer" / "statistics.safetensors").is_file()
+    card = (tmp_path / "README.md").read_text()
+    assert "library_name: vavae" in card
+    assert "statistics of its latents are in `tokenizer/`" in card
+    assert "- seed: 7" in card
+    back = Generator.from_pretrained(tmp_path)
+    assert same_weights(back.transformer, generator.transformer)
+    assert back.sampling == FEW
+    assert back.class_names == tuple("abcdefghij")
+    assert back.provenance == {"seed": 7}
+    assert back.tokenizer.provenance == {"teacher": "none"}
+    assert torch.equal(back([3, 1]), generator([3, 1]))
+
+
+def test_another_tokenizer_or_other_statistics_can_be_given(generator: Generator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path)
+    other = LatentStatistics(torch.zeros(8), torch.full((8,), 2.0))
+    back = Generator.from_pretrained(tmp_path, statistics=other)
+    assert back.tokenizer.statistics is other
+    assert same_weights(back.tokenizer.autoencoder, generator.tokenizer.autoencoder)
+    assert Generator.from_pretrained(tmp_path, tokenizer=generator.tokenizer).tokenizer is generator.tokenizer
+
+
+def test_damaged_folders_are_named(generator: Generator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer" / "statistics.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(UserError, match=r"statistics\.safetensors"):
+        Generator.from_pretrained(tmp_path)
+    path.write_bytes(content[:-3])
+    with pytest.raises(UserError, match=r"statistics\.safetensors: damaged"):
+        Generator.from_pretrained(tmp_path)
+    path.write_bytes(content)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "transformer": {**config["transformer"], "wide": 3}}))
+    with pytest.raises(UserError, match="wide"):
+        Generator.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "other"}))
+    with pytest.raises(UserError, match="is of other"):
+        Generator.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not JSON"):
+        Generator.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds a tokenizer, not a generator"):
+        Generator.from_pretrained(tmp_path / "tokenizer")
+
+
+class FakeHub:
+    """Stands for huggingface_hub.HfApi; keeps a copy of what is uploaded."""
+
+    calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def __init__(self, token: str | None = None) -> None:
+        self.calls.append(("token", {"token": token}))
+
+    def create_repo(self, repo_id: str, **options: Any) -> str:
+        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+        return f"https://hub/{repo_id}"
+
+    def upload_folder(self, *, folder_path: Path, **options: Any) -> None:
+        self.calls.append(("upload_folder", options))
+        self.files.update(
+            {str(p.relative_to(folder_path)): p.read_bytes() for p in Path(folder_path).rglob("*") if p.is_file()}
+        )
+
+
+def test_push_to_hub_uploads_the_folder(generator: Generator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeHub)
+    address = generator.push_to_hub("me/generator", private=True, token="secret", commit_message="First")
+    assert address == "https://hub/me/generator"
+    assert FakeHub.calls == [
+        ("token", {"token": "secret"}),
+        ("create_repo", {"repo_id": "me/generator", "private": True, "exist_ok": True, "repo_type": "model"}),
+        ("upload_folder", {"repo_id": "me/generator", "commit_message": "First", "repo_type": "model"}),
+    ]
+    for name, content in FakeHub.files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    # What is fetched from the hub is the folder that was uploaded.
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo: str(tmp_path))
+    back = Generator.from_pretrained("me/generator")
+    assert same_weights(back.transformer, generator.transformer)
+    FakeHub.files.clear()
+    generator.tokenizer.push_to_hub("me/tokenizer")
+    assert set(FakeHub.files) == {"config.json", "model.safetensors", "statistics.safetensors", "README.md"}
+
+
+def test_a_refusal_of_the_hub_is_one_line(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing(FakeHub):
+        def create_repo(self, repo_id: str, **options: Any) -> str:
+            raise OSError("no\nnetwork")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Refusing)
+    with pytest.raises(UserError, match=r"me/x: the hub refuses \(no network\)"):
+        generator.push_to_hub("me/x")
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_sample_is_a_function_of_seed_index_and_label(solver: str, generator: Generator) -> None:
+    sampling = dataclasses.replace(FEW, solver=solver)
+    together = generator.latents([4, 1, 7], seed=5, sampling=sampling)
+    alone = generator.latents([7], seed=5, indices=[2], sampling=sampling)
+    # The adaptive solver chooses its steps by the whole batch.
+    torch.testing.assert_close(together[2:], alone, rtol=1e-4, atol=1e-4 if solver != "dopri5" else 2e-2)
+    again = generator.latents([4, 1, 7], seed=5, sampling=sampling)
+    assert torch.equal(together, again)
+    assert not torch.allclose(together, generator.latents([4, 1, 7], seed=6, sampling=sampling), atol=0.1)
+
+
+def test_the_stochastic_solver_adds_noise(generator: Generator) -> None:
+    plain = generator.latents([1], sampling=FEW)
+    noisy = generator.latents([1], sampling=dataclasses.replace(FEW, solver="euler_maruyama"))
+    assert (plain - noisy).abs().mean() > 0.05
+
+
+def test_other_sizes(generator: Generator, tmp_path: Path) -> None:
+    images = generator([1, 2], size=(32, 96))
+    assert images.shape == (2, 3, 32, 96)
+    assert torch.equal(generator([1], size=(64, 64)), generator([1]))
+    # A sample of another size is a function of seed and index too.
+    # (Latents: the golden decoder amplifies rounding.)
+    alone, both = (generator.latents(labels, indices=labels, size=(32, 96)) for labels in ([2], [1, 2]))
+    torch.testing.assert_close(alone, both[1:], rtol=1e-4, atol=1e-4)
+    for size in ((30, 64), (0, 64), (64,)):
+        with pytest.raises(UserError, match=r"size: .* in multiples of 16"):
+            generator([1], size=size)  # type: ignore[arg-type]
+    generator.save_pretrained(tmp_path)
+    recomputed, interpolated = (Generator.from_pretrained(tmp_path, positions=p) for p in ("recompute", "interpolate"))
+    assert torch.equal(recomputed([1], size=(32, 96)), images[:1])
+    assert not torch.allclose(interpolated([1], size=(32, 96)), images[:1], atol=1e-2)
+    assert torch.equal(interpolated([1]), recomputed([1]))
+
+
+def test_autoguidance_moves_away_from_a_weaker_network(generator: Generator) -> None:
+    same = generator.latents([1], weak_model=generator.transformer)
+    torch.testing.assert_close(same, generator.latents([1], sampling=dataclasses.replace(FEW, guidance_scale=1.0)))
+    weak = LightningDiT.from_config(generator.transformer.config)
+    assert not torch.allclose(generator.latents([1], weak_model=weak), same, atol=0.05)
+
+
+def test_wrong_labels_are_named(generator: Generator) -> None:
+    with pytest.raises(UserError, match=r"labels: 11 is not in 0\.\.9 \(10 is no label\)"):
+        generator([11])
+    with pytest.raises(UserError, match="indices: 1 for 2 labels"):
+        generator([1, 2], indices=[0])
+    assert generator([10]).shape == (1, 3, 64, 64)
