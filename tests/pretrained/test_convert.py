@@ -1,0 +1,219 @@
+"""`vavae convert`: every form to every other, and round trips that leave each weight bit-identical."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from published_files import (
+    MAR_VAE,
+    SD_VAE,
+    VA_VAE,
+    autoencoder,
+    golden_dit,
+    lightning_checkpoint,
+    same_weights,
+    statistics,
+    training_checkpoint,
+)
+from safetensors.torch import load_file, save_file
+
+from vavae.cli import run
+from vavae.data import LatentDataset
+from vavae.pretrained import Generator, Tokenizer, read_statistics
+from vavae.pretrained.reading import read_checkpoint
+from vavae.tokenizer import AutoencoderConfig
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.save(statistics(8), "latents_stats.pt")
+    return tmp_path
+
+
+def vavae(*arguments: str) -> int:
+    return run([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("config", [VA_VAE, MAR_VAE, SD_VAE], ids=["va", "mar", "sd"])
+def test_a_tokenizer_goes_round_bit_for_bit(config: AutoencoderConfig) -> None:
+    """Published -> ours -> diffusers -> ours -> published."""
+    model, projection = autoencoder(config)
+    torch.save(lightning_checkpoint(model, projection), "published.ckpt")
+    channels = config.latent_channels
+    torch.save(statistics(channels), "stats.pt")
+    assert vavae("convert", "published.ckpt", "ours", "--statistics", "stats.pt") == 0
+    assert vavae("convert", "ours", "theirs", "--to", "diffusers") == 0
+    assert vavae("convert", "theirs", "again") == 0
+    assert vavae("convert", "again", "back", "--to", "published") == 0
+    assert same_weights(Tokenizer.from_pretrained("again").autoencoder, model)
+    assert same_weights(dict(read_checkpoint(Path("back/autoencoder.pt"))), model)
+    stored = read_checkpoint(Path("back/latents_stats.pt"))
+    for name, value in statistics(channels).items():
+        assert torch.equal(stored[name], value)
+        assert stored[name].shape == (1, channels, 1, 1)
+    # The folder of published files is read as it is.
+    assert same_weights(Tokenizer.from_pretrained("back").autoencoder, model)
+
+
+def test_a_generator_goes_round_bit_for_bit(capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = golden_dit()
+    tokenizer, _ = autoencoder()
+    torch.save(training_checkpoint(model), "published.pt")
+    torch.save(tokenizer.state_dict(), "vavae.pt")
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
+    assert vavae("convert", "published.pt", "ours", *given) == 0
+    said = capsys.readouterr().out
+    assert "published.pt: LightningDiT depth 2, width 64, 4 heads, patch 1 for latents 8x4x4, 10 classes; " in said
+    assert "loaded from 'ema'\n  left aside model: weights that are not averaged\n" in said
+    assert said.endswith("generator: ours\n")
+    assert vavae("convert", "ours", "theirs", "--to", "diffusers") == 0
+    assert vavae("convert", "theirs", "again") == 0
+    assert vavae("convert", "again", "back", "--to", "published") == 0
+    again = Generator.from_pretrained("again")
+    assert same_weights(again.transformer, model)
+    assert same_weights(again.tokenizer.autoencoder, tokenizer)
+    assert again.sampling == Generator.from_pretrained("ours").sampling
+    assert same_weights(read_checkpoint(Path("back/lightningdit.pt"))["ema"], model)
+    assert same_weights(dict(read_checkpoint(Path("back/tokenizer/autoencoder.pt"))), tokenizer)
+    assert vavae("convert", "back", "third", "--tokenizer", "back/tokenizer") == 0
+    assert same_weights(Generator.from_pretrained("third").transformer, model)
+
+
+def test_weights_that_are_not_averaged_can_be_asked_for() -> None:
+    model, _ = golden_dit()
+    torch.save(training_checkpoint(model), "published.pt")
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    # The choice is the transformer's: the tokenizer's file holds one set of weights.
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt", "--weights", "model")
+    assert vavae("convert", "published.pt", "ours", *given) == 0
+    state = Generator.from_pretrained("ours").transformer.state_dict()
+    assert all(torch.equal(value, model.state_dict()[name] + 1) for name, value in state.items())
+
+
+def test_a_scaling_factor_stands_for_statistics() -> None:
+    torch.save(autoencoder(SD_VAE)[0].state_dict(), "kl-f8.ckpt")
+    assert vavae("convert", "kl-f8.ckpt", "ours", "--scaling_factor", "0.18215") == 0
+    stored = Tokenizer.from_pretrained("ours").statistics
+    torch.testing.assert_close(stored.std, torch.full((4,), 1 / 0.18215))
+    assert not stored.mean.any()
+
+
+def test_statistics_and_back() -> None:
+    assert vavae("convert", "latents_stats.pt", "ours.safetensors") == 0
+    assert torch.equal(read_statistics("ours.safetensors").mean, statistics(8)["mean"].flatten())
+    assert vavae("convert", "ours.safetensors", "back.pt", "--to", "published") == 0
+    assert torch.equal(read_checkpoint(Path("back.pt"))["std"], statistics(8)["std"])
+
+
+def published_latents(folder: Path, images: int = 5) -> dict[str, torch.Tensor]:
+    """Two shards as the published extractor names and fills them."""
+    folder.mkdir()
+    tensors = {
+        "latents": torch.randn(2 * images, 8, 4, 4),
+        "latents_flip": torch.randn(2 * images, 8, 4, 4),
+        "labels": torch.arange(2 * images) % 3,
+    }
+    for rank in range(2):
+        part = {name: value[rank * images : (rank + 1) * images].contiguous() for name, value in tensors.items()}
+        metadata = {"total_size": str(images), "dtype": "torch.float32", "device": "cuda:0"}
+        save_file(part, folder / f"latents_rank{rank:02d}_shard000.safetensors", metadata)
+    torch.save(statistics(8), folder / "latents_stats.pt")
+    return tensors
+
+
+def test_published_latents_are_read_as_they_are_and_ours_are_written_like_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tensors = published_latents(Path("published"))
+    read = LatentDataset("published")
+    latents, labels = read.get(torch.arange(10), torch.arange(10) % 2 == 1)
+    expected = torch.where((torch.arange(10) % 2 == 1).view(-1, 1, 1, 1), tensors["latents_flip"], tensors["latents"])
+    stats = statistics(8)
+    torch.testing.assert_close(latents, (expected - stats["mean"]) / stats["std"])
+    assert torch.equal(labels, tensors["labels"])
+
+    assert vavae("convert", "published", "no") == 2
+    assert "read as they are" in capsys.readouterr().err
+    assert vavae("convert", "published", "written", "--to", "published") == 0
+    shard = load_file("written/latents_rank00_shard000.safetensors")
+    assert same_weights(shard, tensors)
+    assert torch.equal(read_checkpoint(Path("written/latents_stats.pt"))["mean"], stats["mean"])
+
+
+def test_latents_we_encode_with_a_published_tokenizer_give_its_statistics(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    options = ("--data.images", "demo", "--data.size", "32", "--split", "test", "--data.limit", "6")
+    assert vavae("encode", "--tokenizer", "vavae.pt", "--output", "latents", *options) == 0
+    assert vavae("convert", "latents", "published", "--to", "published") == 0
+    ours, theirs = LatentDataset("latents"), LatentDataset("published")
+    assert theirs.settings is None
+    everything = torch.arange(len(ours))
+    for flip in (None, torch.ones(len(ours), dtype=torch.bool)):
+        for mine, published in zip(ours.get(everything, flip), theirs.get(everything, flip), strict=True):
+            assert torch.equal(mine, published)
+    assert vavae("convert", "vavae.pt", "tokenizer", "--statistics", "latents") == 0
+    tokenizer = Tokenizer.from_pretrained("tokenizer")
+    assert torch.equal(tokenizer.statistics.mean, ours.statistics.mean)
+    assert "latents: " in capsys.readouterr().out
+
+
+def test_wrong_calls_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(golden_dit()[0].state_dict(), "dit.pt")
+    Path("full").mkdir()
+    Path("full/file").touch()
+    for arguments, said in [
+        ((), "source: missing"),
+        (("vavae.pt",), "output: missing"),
+        (("vavae.pt", "full"), "output: full is there already"),
+        (("vavae.pt", "out"), "comes without the statistics"),
+        (("dit.pt", "out"), "comes without its tokenizer"),
+        (("absent.pt", "out"), "absent.pt: there is no such file"),
+        (("vavae.pt", "out", "--statistics", "absent.pt"), "absent.pt: cannot be read"),
+        (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--scaling_factor", "1"), "one of statistics and"),
+        (("vavae.pt", "out", "--scaling_factor", "0"), "scaling_factor: 0.0 is not positive"),
+        (("latents_stats.pt", "out", "--to", "diffusers"), "to: diffusers keeps statistics"),
+        (("vavae.pt", "out", "--to", "onnx"), "to"),
+    ]:
+        assert vavae("convert", *arguments) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.splitlines()) == 1
+        assert not Path("out").exists()
+
+
+def test_samples_are_those_of_the_published_transformer() -> None:
+    """From published files to PNGs in two commands."""
+    torch.save(training_checkpoint(golden_dit()[0]), "published.pt")
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
+    assert vavae("convert", "published.pt", "ours", *given) == 0
+    assert vavae("sample", "--generator", "ours", "--output", "samples", "--labels", "[1, 2]", "--npz", "true") == 0
+    from PIL import Image
+
+    from vavae.data import to_uint8
+
+    direct = to_uint8(
+        Generator.from_pretrained("published.pt", tokenizer="vavae.pt", statistics="latents_stats.pt")([1, 2])
+    )
+    for i in range(2):
+        assert np.array_equal(np.asarray(Image.open(f"samples/{i:06d}.png")), direct[i].numpy())
+    assert (
+        vavae(
+            "sample",
+            "--generator",
+            "ours",
+            "--output",
+            "wide",
+            "--labels",
+            "[1]",
+            "--size",
+            "[32, 96]",
+            "--solver",
+            "euler_maruyama",
+        )
+        == 0
+    )
+    assert Image.open("wide/000000.png").size == (96, 32)

@@ -1,0 +1,250 @@
+"""Published YAML configurations become recipes of ours."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vavae.config import from_plain, load_recipe
+from vavae.errors import UserError
+from vavae.pretrained.published_recipes import convert_recipe
+from vavae.stages import train_dit, train_tokenizer
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "imagenet256"
+
+LIGHTNINGDIT = """
+ckpt_path: /weights/lightningdit.pt
+data:
+  data_path: /data/latents/train_256
+  fid_reference_file: /data/reference.npz
+  image_size: 256
+  num_classes: 1000
+  num_workers: 8
+  latent_norm: true
+  latent_multiplier: 1.0
+vae:
+  model_name: vavae_f16d32
+  downsample_ratio: 16
+model:
+  model_type: LightningDiT-XL/1
+  use_qknorm: false
+  use_swiglu: true
+  use_rope: true
+  use_rmsnorm: true
+  wo_shift: false
+  in_chans: 32
+train:
+  max_steps: 80000
+  global_batch_size: 1024
+  global_seed: 0
+  output_dir: output
+  exp_name: lightningdit_xl
+  ckpt: null
+  log_every: 100
+  ckpt_every: 20000
+optimizer:
+  lr: 0.0002
+  beta2: 0.95
+transport:
+  path_type: Linear
+  prediction: velocity
+  loss_weight: null
+  sample_eps: null
+  train_eps: null
+  use_cosine_loss: true
+  use_lognorm: true
+sample:
+  mode: ODE
+  sampling_method: euler
+  atol: 0.000001
+  rtol: 0.001
+  reverse: false
+  likelihood: false
+  num_sampling_steps: 250
+  cfg_scale: 10.0
+  per_proc_batch_size: 4
+  fid_num: 50000
+  cfg_interval_start: 0.10
+  timestep_shift: 0.3
+"""
+
+VA_VAE = """
+ckpt_path: /weights/vavae.pt
+model:
+  base_learning_rate: 1.0e-04
+  target: ldm.models.autoencoder.AutoencoderKL
+  params:
+    monitor: val/rec_loss
+    embed_dim: 32
+    use_vf: dinov2
+    reverse_proj: true
+    lossconfig:
+      target: ldm.modules.losses.LPIPSWithDiscriminator
+      params:
+        disc_start: 5001
+        kl_weight: 1.0e-06
+        disc_weight: 0.5
+        vf_weight: 0.1
+        adaptive_vf: true
+        distmat_margin: 0.25
+        cos_margin: 0.5
+    ddconfig:
+      double_z: true
+      z_channels: 32
+      resolution: 256
+      in_channels: 3
+      out_ch: 3
+      ch: 128
+      ch_mult: [1, 1, 2, 2, 4]
+      num_res_blocks: 2
+      attn_resolutions: [16]
+      dropout: 0.0
+data:
+  target: main.DataModuleFromConfig
+  params:
+    batch_size: 8
+lightning:
+  trainer:
+    devices: 8
+    num_nodes: 4
+    max_epochs: 50
+    precision: 32
+"""
+
+
+def converted(tmp_path: Path, text: str, **changes: Any) -> Any:
+    """The recipe of a configuration with `changes`, by dotted name with __ for dots."""
+    values = yaml.safe_load(text)
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        part = values
+        for section in sections:
+            part = part[section]
+        part[key] = value
+    path = tmp_path / "published.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return convert_recipe(path)
+
+
+def test_the_transformer_recipe_is_ours(tmp_path: Path) -> None:
+    recipe = converted(tmp_path, LIGHTNINGDIT)
+    assert recipe.command == "train-dit"
+    ours = load_recipe(train_dit.Config, RECIPES / "lightningdit-xl-64ep.yaml")
+    config = from_plain(train_dit.Config, recipe.values)
+    for name in ("transformer", "flow", "sampling", "normalisation", "flip"):
+        assert getattr(config, name) == getattr(ours, name), name
+    assert config.optimizer == ours.optimizer
+    for name in ("images", "batch_size", "seed", "ema_decay", "precision"):
+        assert getattr(config.training, name) == getattr(ours.training, name), name
+    assert (config.latents, config.output) == ("/data/latents/train_256", "output/lightningdit_xl")
+    said = {part.what: part.why for part in recipe.left_aside}
+    assert "evaluate" in said["data.fid_reference_file"]
+    assert "count" in said["sample.fid_num"]
+    assert "comes from the latents" in said["model.in_chans"]
+    assert "train.ckpt" not in said  # blank: it says nothing
+
+
+def test_every_switch_counts(tmp_path: Path) -> None:
+    recipe = converted(
+        tmp_path,
+        LIGHTNINGDIT,
+        model__model_type="LightningDiT-B/2",
+        model__use_qknorm=True,
+        model__use_swiglu=False,
+        model__use_rope=False,
+        model__use_rmsnorm=False,
+        model__wo_shift=True,
+        transport__use_cosine_loss=False,
+        transport__use_lognorm=False,
+        transport__path_type="GVP",
+        sample__sampling_method="dopri5",
+        sample__cfg_scale=1.0,
+        sample__timestep_shift=0.0,
+        optimizer__max_grad_norm=1.0,
+        optimizer__lr="1e-4",
+        data__latent_norm=False,
+        data__latent_multiplier=0.18215,
+    )
+    config = from_plain(train_dit.Config, recipe.values)
+    shape = config.transformer
+    assert (shape.size, shape.swiglu, shape.rope, shape.rmsnorm, shape.qk_norm, shape.adaln_shift) == (
+        "B/2",
+        False,
+        False,
+        False,
+        True,
+        False,
+    )
+    assert config.flow.path == "cosine"
+    assert config.flow.times.kind == "uniform"
+    assert config.flow.direction_weight == 0
+    assert config.sampling.solver == "dopri5"
+    assert config.sampling.guidance is None
+    assert config.sampling.shift == 0
+    assert config.optimizer.gradient_clip == 1.0
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.normalisation == "tokenizer"
+    assert any("0.18215 must be the tokenizer's" in part.why for part in recipe.left_aside)
+
+
+def test_the_tokenizer_recipe_is_ours(tmp_path: Path) -> None:
+    recipe = converted(tmp_path, VA_VAE)
+    assert recipe.command == "train-tokenizer"
+    config = from_plain(train_tokenizer.Config, recipe.values)
+    ours = load_recipe(train_tokenizer.Config, RECIPES / "tokenizer-f16d32-dinov2.yaml")
+    for name in ("tokenizer", "objective", "optimizer", "discriminator_optimizer"):
+        assert getattr(config, name) == getattr(ours, name), name
+    assert (config.training.images, config.training.batch_size) == (ours.training.images, 256)
+    assert config.teacher.name == "dinov2-large"
+    assert (config.teacher.input_size, config.teacher.normalisation) == (224, "published")
+    assert (config.data.size, config.data.crop, config.data.flip) == (256, "random", False)
+    assert {part.what for part in recipe.left_aside} >= {"ckpt_path", "model.target", "model.params.monitor"}
+
+
+def test_a_tokenizer_without_teacher(tmp_path: Path) -> None:
+    recipe = converted(tmp_path, VA_VAE, model__params__use_vf=None, model__params__lossconfig__params__disc_start=1)
+    config = from_plain(train_tokenizer.Config, recipe.values)
+    assert not config.objective.alignment.enabled
+    assert config.objective.adversarial.start_images == 0
+
+
+def test_a_later_stage_starts_from_its_weights(tmp_path: Path) -> None:
+    recipe = converted(tmp_path, VA_VAE, weight_init="/weights/stage1.ckpt", model__params__proj_fix=True)
+    config = from_plain(train_tokenizer.Config, recipe.values)
+    assert config.initial == "/weights/stage1.ckpt"
+    assert not config.objective.alignment.train_projection
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "said"),
+    [
+        (
+            VA_VAE,
+            {"model__params__lossconfig__params__vf_weight": None},
+            "model.params.lossconfig.params.vf_weight is blank",
+        ),
+        (VA_VAE, {"model__params__use_vf": "clip"}, "use_vf: 'clip' is not one of dinov2, mae"),
+        (VA_VAE, {"model__params__embed_dim": 16}, "embed_dim 16 is not ddconfig.z_channels 32"),
+        (LIGHTNINGDIT, {"transport__prediction": "noise"}, "transport.prediction: 'noise'"),
+        (LIGHTNINGDIT, {"transport__path_type": "cubic"}, "transport.path_type: 'cubic' is not one of linear, gvp, vp"),
+        (LIGHTNINGDIT, {"sample__sampling_method": "adams"}, "sample.sampling_method: 'adams'"),
+        (LIGHTNINGDIT, {"train__max_steps": "many"}, "train.max_steps is 'many', not a int"),
+        (LIGHTNINGDIT, {"data__latent_multiplier": 0.5}, "data.latent_multiplier: 0.5"),
+        (LIGHTNINGDIT, {"train": 3}, "train holds 3, not keys"),
+    ],
+)
+def test_what_cannot_be_done_is_named(text: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        converted(tmp_path, text, **changes)
+    assert said in str(caught.value)
+    assert "published.yaml" in str(caught.value)
+
+
+def test_other_yaml_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    for content, said in [("a: 1", "neither a configuration"), ("{", "no YAML"), ("- 1", "holds [1], not keys")]:
+        path.write_text(content)
+        with pytest.raises(UserError) as caught:
+            convert_recipe(path)
+        assert said in str(caught.value)
