@@ -1,0 +1,138 @@
+"""The README's chain of commands on own images, shrunk: tokenizer, latents, transformer, samples, evaluation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vavae.cli import run
+from vavae.data import LatentDataset, load_images, open_images
+from vavae.pretrained import Tokenizer
+from vavae.stages.images import ImagesConfig
+
+RECIPES = Path(__file__).parents[2] / "recipes/small"
+SMALL = ["--training.log_images", "64", "--training.tensorboard", "false", "--training.device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    source = open_images("demo", "train")
+    for i in range(120):
+        label = folder / source.class_names[source.label(i)]
+        label.mkdir(exist_ok=True)
+        source.image(i).save(label / f"{i:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder after all five commands."""
+    out = tmp_path_factory.mktemp("chain")
+    tokenizer, latents, generator = (str(out / name) for name in ("tokenizer", "latents", "generator"))
+    data = ["--data.images", str(images), "--data.size", "32", "--data.holdout", "0.1"]
+    budget = ["--training.images", "128", "--training.batch_size", "32", *SMALL]
+    start = ["--objective.adversarial.start_images", "64", "--training.preview_images", "64"]
+    assert run(["train-tokenizer", str(RECIPES / "tokenizer.yaml"), "--output", tokenizer, *data, *budget, *start]) == 0
+    trained = ["--tokenizer", f"{tokenizer}/tokenizer"]
+    assert run(["encode", *trained, "--output", latents, *data, "--device", "cpu", "--shard_size", "50"]) == 0
+    transformer = ["--transformer.width", "64", "--transformer.depth", "2", "--transformer.heads", "2"]
+    arguments = ["--latents", latents, *trained, "--output", generator, *transformer, *budget]
+    assert run(["train-dit", str(RECIPES / "transformer.yaml"), *arguments, "--training.preview_images", "128"]) == 0
+    return out
+
+
+def test_run_folders_hold_what_design_promises(chain: Path) -> None:
+    for stage in ("tokenizer", "generator"):
+        folder = chain / stage
+        for name in ("recipe.yaml", "versions.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "previews"):
+            assert (folder / name).exists(), name
+        assert [json.loads(line)["images"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [64, 128]
+
+
+def test_latents_are_the_tokenizers_and_statistics_cover_all(chain: Path, images: Path) -> None:
+    """Against the plain computation: posterior mean of each image; statistics over every stored latent."""
+    dataset = LatentDataset(chain / "latents")
+    source = ImagesConfig(str(images), 32, holdout=0.1).open("train")
+    assert len(dataset) == len(source) == 108 and len(list((chain / "latents").glob("*.safetensors"))) == 4
+    raw, labels = dataset.get(torch.arange(108), normalize=False)
+    assert labels.tolist() == [source.label(i) for i in range(108)]
+    stored = torch.cat([load_file(p)["latents"] for p in sorted((chain / "latents").glob("latents_*.safetensors"))])
+    mean, std = stored.double().mean((0, 2, 3)), stored.double().transpose(0, 1).flatten(1).std(1)
+    torch.testing.assert_close(dataset.statistics.mean.double(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(dataset.statistics.std.double(), std, rtol=1e-5, atol=1e-6)
+    model = Tokenizer.from_pretrained(chain / "tokenizer/tokenizer").autoencoder
+    with torch.inference_mode():
+        posterior = model.encode(load_images(source, range(108), 32))
+    # a stored latent is one sample: mean + std · noise with standard normal noise
+    noise = (raw - posterior.mean) / posterior.std
+    assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
+
+
+def test_encoding_again_gives_the_same_bytes_in_other_batches(chain: Path, images: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--tokenizer", str(chain / "tokenizer/tokenizer"),
+        "--data.images", str(images), "--data.size", "32", "--data.holdout", "0.1",
+        "--device", "cpu", "--shard_size", "50", "--batch_size", "7", "--output", str(tmp_path / "latents"),
+    ]  # fmt: skip
+    assert run(["encode", *arguments]) == 0
+    one, other = LatentDataset(chain / "latents"), LatentDataset(tmp_path / "latents")
+    every = torch.arange(108)
+    for flip in (torch.zeros(108, dtype=torch.bool), torch.ones(108, dtype=torch.bool)):
+        a, b = (d.get(every, flip)[0] for d in (one, other))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(one.get(every)[0], one.get(every, torch.ones(108, dtype=torch.bool))[0], atol=0.1)
+
+
+def test_encoding_into_latents_of_another_tokenizer_is_refused(
+    chain: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data.images", str(images), "--data.size", "32", "--data.holdout", "0.1", "--device", "cpu"]
+    tokenizer = ["--tokenizer", str(chain / "tokenizer/tokenizer"), "--output", str(chain / "latents")]
+    assert run(["encode", *arguments, *tokenizer, "--seed", "3"]) == 2
+    assert "seed" in capsys.readouterr().err
+
+
+def test_a_stopped_encoding_keeps_its_whole_shards(chain: Path, images: Path, tmp_path: Path) -> None:
+    import vavae.stages.encode as encode
+
+    out = tmp_path / "latents"
+    config = encode.Config(
+        tokenizer=str(chain / "tokenizer/tokenizer"),
+        output=str(out),
+        data=ImagesConfig(str(images), 32, holdout=0.1),
+        shard_size=50,
+        batch_size=10,
+        device="cpu",
+    )
+    encode.run(config)
+    (out / "index.json").unlink()
+    shards = sorted(out.glob("latents_*.safetensors"))
+    kept = {p.name: p.stat().st_mtime_ns for p in shards}
+    shards[1].write_bytes(shards[1].read_bytes()[:-1])  # damaged: made again
+    dataset = encode.run(config)
+    dataset.verify()
+    made_again = [p.name for p in sorted(out.glob("latents_*.safetensors")) if p.stat().st_mtime_ns != kept[p.name]]
+    assert made_again == [shards[1].name]
+
+
+def test_samples_and_evaluation(chain: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = str(chain / "generator/generator")
+    out = tmp_path / "samples"
+    few = ["--steps", "4", "--device", "cpu"]
+    assert run(["sample", "--generator", generator, "--count", "5", "--output", str(out), *few]) == 0
+    before = (out / "000002.png").stat().st_mtime_ns
+    (out / "000004.png").unlink()
+    assert run(["sample", "--generator", generator, "--count", "7", "--output", str(out), *few]) == 0
+    assert len(list(out.glob("0*.png"))) == 7 and (out / "000002.png").stat().st_mtime_ns == before
+    assert run(["sample", "--generator", generator, "--seed", "1", "--output", str(out), *few]) == 2
+    assert "another seed" in capsys.readouterr().err
+    record = tmp_path / "tokenizer.json"
+    data = ["--data.images", str(images), "--data.size", "32", "--data.holdout", "0.3", "--device", "cpu"]
+    network = ["--network", "teacher:dinov2-small-focus@56"]
+    arguments = ["tokenizer", str(chain / "tokenizer/tokenizer"), *data, *network, "--output", str(record)]
+    assert run(["evaluate", *arguments]) == 0
+    names = {entry["name"] for entry in json.loads(record.read_text())}
+    assert {"PSNR", "SSIM", "LPIPS", "linear probe"} <= names
