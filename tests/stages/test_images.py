@@ -1,0 +1,76 @@
+"""The images of a recipe: parts do not overlap, limits stay balanced, order is fixed."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vavae.errors import UserError
+from vavae.stages.images import ImagesConfig, Selection, evenly
+
+
+def make_folder(folder: Path, classes: int, each: int) -> Path:
+    for label in range(classes):
+        (folder / f"c{label}").mkdir(parents=True)
+        for i in range(each):
+            Image.new("RGB", (16, 16), (label * 20, i * 5, 0)).save(folder / f"c{label}/{i:02d}.png")
+    return folder
+
+
+def colours(source: Selection) -> list[tuple[int, ...]]:
+    return [source.image(i).getpixel((0, 0)) for i in range(len(source))]  # type: ignore[misc]
+
+
+def test_a_holdout_splits_a_folder_in_two(tmp_path: Path) -> None:
+    config = ImagesConfig(str(make_folder(tmp_path / "x", 4, 10)), 16, holdout=0.25)
+    train, test = config.open("train"), config.open("test")
+    assert (len(train), len(test)) == (30, 10)
+    one, other = set(colours(train)), set(colours(test))  # type: ignore[arg-type]
+    assert not one & other and len(one | other) == 40
+    assert train.fingerprint() != test.fingerprint()
+    assert all(source.image(i).getpixel((0, 0))[0] == source.label(i) * 20 for source in (train, test) for i in (0, 5))  # type: ignore[index]
+
+
+def test_a_folder_with_a_test_part_keeps_it(tmp_path: Path) -> None:
+    make_folder(tmp_path / "x/train", 2, 6)
+    make_folder(tmp_path / "x/val", 2, 3)
+    config = ImagesConfig(str(tmp_path / "x"), 16, holdout=0.5)
+    assert (len(config.open("train")), len(config.open("test"))) == (12, 6)
+
+
+def test_without_a_holdout_a_folder_is_taken_whole(tmp_path: Path) -> None:
+    config = ImagesConfig(str(make_folder(tmp_path / "x", 2, 6)), 16)
+    assert len(config.open("train")) == len(config.open("test")) == 12
+
+
+def test_a_limit_is_spread_over_the_classes() -> None:
+    source = ImagesConfig("demo", 32, limit=500).open("train")
+    counts = Counter(source.label(i) for i in range(500))
+    assert len(counts) == 10 and min(counts.values()) > 30
+
+
+def test_evenly_takes_turns() -> None:
+    source = ImagesConfig("demo", 32).open("test")
+    assert [source.label(i) for i in evenly(20, source)] == [*range(10), *range(10)]
+    assert evenly(5000, source) != list(range(1000)) and sorted(evenly(5000, source)) == list(range(1000))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=20))
+def test_a_selection_is_its_images(indices: list[int]) -> None:
+    source = ImagesConfig("demo", 32).open("test")
+    chosen = Selection(source, np.array(indices))
+    assert [chosen.label(i) for i in range(len(chosen))] == [source.label(i) for i in indices]
+    assert np.array_equal(np.asarray(chosen.image(0)), np.asarray(source.image(indices[0])))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"), [({"size": 4}, "size"), ({"holdout": 1.0}, "holdout"), ({"limit": 0}, "limit")]
+)
+def test_wrong_numbers_are_named(wrong: dict[str, float], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        ImagesConfig(**wrong)  # type: ignore[arg-type]

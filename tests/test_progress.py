@@ -1,0 +1,54 @@
+"""Progress: plain lines without a terminal, a bar in one."""
+
+import io
+import os
+import pty
+import re
+
+import pytest
+
+from vavae.progress import format_duration, track
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.4, "1:15"), (3700, "1:01:40"), (90061, "25:01:01")])
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_plain_lines_have_count_rate_and_numbers() -> None:
+    stream = io.StringIO()
+    with track("encoding", 10, "images", start=2, stream=stream, every_seconds=0.0) as bar:
+        for _ in range(4):
+            bar.advance(2, loss=0.5)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 4
+    assert all(
+        re.fullmatch(r"encoding: \d+/10 images \(\d+\.\d/s(, \d+:\d\d left)?\)  loss 0\.5", line) for line in lines
+    )
+    assert [int(re.search(r"(\d+)/10", line)[1]) for line in lines] == [4, 6, 8, 10]  # type: ignore[index]
+    assert "left" in lines[0] and "left" not in lines[-1]
+
+
+def test_quick_work_prints_one_line() -> None:
+    stream = io.StringIO()
+    with track("w", 1000, stream=stream) as bar:
+        for _ in range(1000):
+            bar.advance()
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+def test_an_error_inside_leaves_the_last_count() -> None:
+    stream = io.StringIO()
+    with pytest.raises(ZeroDivisionError), track("w", 5, stream=stream) as bar:
+        bar.advance(3)
+        raise ZeroDivisionError
+    assert stream.getvalue().startswith("w: 3/5")
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal, track("sampling", 3, "images", stream=terminal) as bar:
+        bar.advance(3)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "sampling" in shown and "100%" in shown and "\x1b[" in shown
