@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from vavae.flow import CosinePath, LinearPath, TimeDistribution, flow_matching_loss, velocity_loss
+from vavae.errors import UserError
+from vavae.flow import (
+    CosinePath,
+    LinearPath,
+    Path,
+    Prediction,
+    TimeDistribution,
+    VariancePreservingPath,
+    flow_matching_loss,
+    sample,
+    velocity_loss,
+)
 from vavae.transformer import LightningDiT
 
 
@@ -96,3 +107,38 @@ def test_noise_and_times_are_drawn_from_the_generator() -> None:
     noise = (models[0].x - models[0].t[:, None, None, None] * data) / (1 - models[0].t)[:, None, None, None]
     assert noise.mean().item() == pytest.approx(0, abs=0.15)
     assert noise.std().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("path", [LinearPath(), CosinePath(), VariancePreservingPath()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "data"])
+def test_a_perfect_prediction_of_any_kind_costs_nothing_and_samples_its_data(
+    path: Path, prediction: Prediction
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 4, 2, 2, generator=generator, dtype=torch.float64)
+    data = torch.full_like(noise, 0.5)  # one point: everything about the flow to it is known in closed form
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+
+    def perfect(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        c = path.coefficients(t.view(-1, 1, 1, 1))
+        there = (x - c.alpha * data) / c.sigma
+        if prediction == "velocity":
+            return c.alpha_prime * data + c.sigma_prime * there
+        return there if prediction == "noise" else data.clone()
+
+    labels = torch.zeros(3, dtype=torch.long)
+    terms = flow_matching_loss(perfect, data, labels, noise=noise, t=t, path=path, prediction=prediction)
+    assert terms["mse"].max() < 1e-10
+    wrong = flow_matching_loss(
+        lambda x, t, y: perfect(x, t, y) + 1, data, labels, noise=noise, t=t, path=path, prediction=prediction
+    )
+    torch.testing.assert_close(wrong["mse"], torch.ones(3))
+    samples = sample(perfect, noise, labels, steps=200, shift=1.0, path=path, prediction=prediction)
+    torch.testing.assert_close(samples, data, atol=0.06, rtol=0)
+
+
+def test_the_score_is_not_trained() -> None:
+    with pytest.raises(UserError, match="prediction: the score has no bound"):
+        flow_matching_loss(
+            lambda x, t, y: x, torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), prediction="score"
+        )

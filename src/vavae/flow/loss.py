@@ -1,4 +1,4 @@
-"""The training loss: how far the predicted velocity is from the true one, in size and in direction."""
+"""The training loss: how far the prediction is from the truth, in size and in direction."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vavae.flow.paths import LinearPath, Path
+from vavae.errors import UserError
+from vavae.flow.paths import LinearPath, Path, Prediction
 from vavae.flow.times import TimeDistribution
 
 # Below this norm a predicted velocity counts as having this norm, in the cosine only. The network starts by
@@ -24,6 +25,7 @@ def flow_matching_loss(
     t: Tensor | None = None,
     path: Path | None = None,
     times: TimeDistribution | None = None,
+    prediction: Prediction = "velocity",
     direction_weight: float = 1.0,
     label_drop: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -32,33 +34,42 @@ def flow_matching_loss(
 
     mse is the mean over channels and positions of (v - u)²; direction is the mean over positions of
     1 - cosine(v, u), the cosine taken over channels (FasterDiT, arXiv 2410.10356). v is predicted at
-    path.interpolate(t, noise, data), u is the velocity there.
+    path.interpolate(t, noise, data), u is the velocity there, or the noise or data it is made of.
 
     Args:
-        model: Called as model(x, t, labels), with label_drop=... if that is given; predicts the velocity.
+        model: Called as model(x, t, labels), with label_drop=... if that is given; predicts what `prediction`
+            says.
         data: (B, C, h, w) normalised latents.
         labels: (B,) integers.
         noise: (B, C, h, w); drawn if None.
         t: (B,) times in [0, 1]; drawn from `times` if None.
         path: Path between noise and data; straight lines if None.
         times: Distribution of drawn times; the published logit-normal if None.
+        prediction: "velocity", "noise" (DDPM, arXiv 2006.11239) or "data".
         direction_weight: Weight of the direction term in the total.
         label_drop: (B,) bool, which labels the model replaces by "no label"; None leaves that to the model.
         generator: Where drawn noise and times come from, on the device of data.
 
     Returns:
         "mse", "direction" and "total" = mse + direction_weight · direction: (B,) float32 each.
+
+    Raises:
+        UserError: The score is to be predicted, whose size has no bound near data.
     """
+    if prediction == "score":
+        raise UserError(
+            "prediction: the score has no bound near data; train the noise, which is the score times -sigma"
+        )
     path = LinearPath() if path is None else path
     times = TimeDistribution() if times is None else times
     if noise is None:
         noise = torch.randn(data.shape, generator=generator, device=data.device, dtype=data.dtype)
     if t is None:
         t = times.sample(len(data), generator=generator, device=data.device)
-    x, target = path.interpolate(t, noise, data)
+    x, velocity = path.interpolate(t, noise, data)
+    target = {"velocity": velocity, "noise": noise, "data": data}[prediction]
     options = {} if label_drop is None else {"label_drop": label_drop}
-    velocity = model(x, t, labels, **options)
-    return velocity_loss(velocity, target, direction_weight)
+    return velocity_loss(model(x, t, labels, **options), target, direction_weight)
 
 
 def velocity_loss(velocity: Tensor, target: Tensor, direction_weight: float = 1.0) -> dict[str, Tensor]:

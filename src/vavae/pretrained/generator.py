@@ -13,7 +13,7 @@ from torch import Tensor
 from vavae import __version__, counter
 from vavae.config import from_plain, to_plain
 from vavae.errors import UserError
-from vavae.flow import Guidance, PathName, SolverName, counter_noise, path_by_name, sample
+from vavae.flow import Guidance, PathName, Prediction, SolverName, counter_noise, path_by_name, sample
 from vavae.pretrained import folder as files
 from vavae.pretrained.latent_statistics import read_statistics
 from vavae.pretrained.loading import load_transformer
@@ -68,6 +68,7 @@ class Generator:
         statistics: The statistics those latents were normalised with; the tokenizer's own by default.
         sampling: Defaults for `__call__`.
         path: The path between noise and data that it was trained on.
+        prediction: What it predicts.
         class_names: Names of the labels, where they are known.
         provenance: How it was trained and on what, for the model card.
 
@@ -87,6 +88,7 @@ class Generator:
         path: PathName = "linear",
         class_names: Sequence[str] = (),
         provenance: dict[str, Any] | None = None,
+        prediction: Prediction = "velocity",
     ) -> None:
         channels = transformer.config.latent_channels
         if channels != tokenizer.latent_channels:
@@ -100,6 +102,7 @@ class Generator:
             self.tokenizer = Tokenizer(tokenizer.autoencoder, statistics, tokenizer.provenance)
         self.sampling = sampling
         self.path: PathName = path
+        self.prediction: Prediction = prediction
         self.class_names = tuple(class_names)
         self.provenance = provenance or {}
         self.report: LoadReport | None = None
@@ -170,6 +173,7 @@ class Generator:
             guidance=settings.guidance,
             weak_model=weak_model,
             path=path_by_name(self.path),
+            prediction=self.prediction,
             step_noise=counter_noise(seed, list(indices)),
             callback=callback,
         )
@@ -211,6 +215,7 @@ class Generator:
             "transformer": to_plain(self.transformer.config),
             "sampling": to_plain(self.sampling),
             "path": self.path,
+            "prediction": self.prediction,
             "class_names": list(self.class_names),
             "provenance": to_plain(self.provenance),
         }
@@ -223,10 +228,12 @@ class Generator:
         See `vavae.pretrained.diffusers_pipeline` for what is in it.
 
         Raises:
-            UserError: diffusers cannot build such an autoencoder.
+            UserError: diffusers cannot build such an autoencoder, or the transformer does not predict velocities.
         """
         from vavae.pretrained.diffusers_pipeline import write_pipeline
 
+        if self.prediction != "velocity":
+            raise UserError(f"prediction: {self.prediction}; a pipeline of diffusers can be written for velocity only")
         write_pipeline(
             Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
         )
@@ -311,6 +318,7 @@ class Generator:
             config.get("path", "linear"),
             config.get("class_names", ()),
             config.get("provenance"),
+            config.get("prediction", "velocity"),
         )
 
     @classmethod
