@@ -12,7 +12,7 @@ from vavae import counter
 from vavae.data import BatchLoader, IndexStream, LatentDataset, to_uint8
 from vavae.errors import UserError
 from vavae.flow import TimeDistribution, flow_matching_loss, path_by_name
-from vavae.flow.paths import PathName
+from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
 from vavae.stages.run_folder import claim, exclusive
@@ -79,6 +79,7 @@ class FlowConfig:
 
     Attributes:
         path: linear, cosine (GVP) or variance-preserving.
+        prediction: What the network predicts; the published one velocity, DiT noise.
         times: How training draws times.
         direction_weight: Weight of the velocity-direction loss; 0 leaves the mean squared error alone.
         uniform_after_images: From this many images on, draw times uniformly, whatever `times` says; null never. The
@@ -86,6 +87,7 @@ class FlowConfig:
     """
 
     path: PathName = "linear"
+    prediction: Prediction = "velocity"
     times: TimeDistribution = field(default_factory=TimeDistribution)
     direction_weight: float = 1.0
     uniform_after_images: int | None = None
@@ -201,6 +203,7 @@ class TransformerTask:
                 noise=noise,
                 t=self.config.flow.draw_times(seed, positions, self.device),
                 path=self.path,
+                prediction=self.config.flow.prediction,
                 direction_weight=self.config.flow.direction_weight,
                 label_drop=drop < self.transformer.config.label_dropout,
             )
@@ -230,6 +233,7 @@ class TransformerTask:
             self.config.flow.path,
             names,
             provenance,
+            self.config.flow.prediction,
         ).to(self.device)
 
 
