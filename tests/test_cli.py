@@ -1,5 +1,6 @@
 """The command line: help, exit codes, one clear line for a user's mistake."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -7,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from vavae.cli import COMMANDS, run
+from vavae.errors import RunError
 
 
 def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -105,3 +108,43 @@ def test_no_arguments_shows_the_commands() -> None:
     done = vavae()
     assert done.returncode == 2 and "commands:" in done.stdout
     assert vavae("--version").stdout.startswith("vavae 0")
+
+
+FAULTS = {
+    "full disk": (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "runs/x"),
+    "full disk, told by a library": (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left"),
+    "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "smaller batch"),
+    "failed run": (RunError("the loss was not finite"), "the loss was not finite"),
+    "stop": (KeyboardInterrupt("stopped after 3 images; the same command goes on from there"), "goes on from there"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
+    fault: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, named = FAULTS[fault]
+
+    def fail(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vavae.stages.doctor.run", fail)
+    assert run(["doctor"]) == 1
+    told = capsys.readouterr().err.strip()
+    assert named in told and len(told.splitlines()) == 1
+
+
+def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: object) -> None:
+        raise IndexError("a bug")
+
+    monkeypatch.setattr("vavae.stages.doctor.run", fail)
+    with pytest.raises(IndexError):
+        run(["doctor"])
+
+
+def test_doctor_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "auto means" in text and f"torch {torch.__version__.split('+')[0]}" in text.replace("\n", " ")
+    assert "pip install vavae[wandb]" in " ".join(text.split())

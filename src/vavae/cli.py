@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the run failed or was interrupted, 2 bad input.
 """
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -60,6 +61,18 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _machine_fault(error: Exception) -> str | None:
+    """One line for a fault of the machine (full disk, no permission, out of memory); None for a defect of ours."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return f"{error.strerror}: {error.filename or 'while writing'}; what was finished is kept"
+    if "No space left on device" in text or "Disk quota exceeded" in text:  # from libraries with their own errors
+        return f"no space left on the disk ({text[:200]}); what was finished is kept"
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory: use a smaller batch or image size ({text[:200]})"
+    return None
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line (without the program's name) and return its exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -93,6 +106,11 @@ def run(arguments: Sequence[str]) -> int:
         return leave.code if isinstance(leave.code, int) else 1
     except BrokenPipeError:
         return 0
+    except Exception as error:
+        told = _machine_fault(error)
+        if told is None:
+            raise
+        return _fail(told, 1)
     return 0
 
 

@@ -69,8 +69,9 @@ def run(config: Config) -> None:
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     for subject, found in findings(config):
-        table.add_row(subject, found)
+        table.add_row(subject, Text(found))  # brackets are not markup
     Console().print(table)
