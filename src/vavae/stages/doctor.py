@@ -17,8 +17,6 @@ _EXTRAS = {
     "webdataset": "webdataset shards as image sources",
     "datasets": "Hugging Face data sets as image sources",
     "diffusers": "interchange with diffusers",
-    "gradio": "the web page",
-    "timm": "teachers from timm",
 }
 
 
