@@ -344,6 +344,8 @@ class Generator:
 
             sampling = from_plain(SamplingConfig, published_sampling(loaded.training))
             flow_path, names = published_path(loaded.training), ()
+            if tokenizer is None and (path / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
+                tokenizer = path / "tokenizer"
         if tokenizer is None:
             raise UserError(
                 f"{path}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer it was "

@@ -179,7 +179,7 @@ def _transformer(root: _Section) -> ConvertedRecipe:
     }
     by_latents = "comes from the latents"
     reasons = {
-        "ckpt_path": "a checkpoint to sample from: pass it to 'vavae sample --generator'",
+        "ckpt_path": "a checkpoint to sample from: 'vavae convert' it, then 'vavae sample'",
         "data.image_size": by_latents,
         "data.num_classes": by_latents,
         "data.num_workers": "latents are mapped, not loaded by workers",
@@ -199,6 +199,8 @@ def _transformer(root: _Section) -> ConvertedRecipe:
         "sample.atol": "the solver's own, which is the published 1e-6",
         "sample.rtol": "the solver's own, which is the published 1e-3",
         "sample.using_cfg": "follows from the scale",
+        "sample.reverse": "sampling goes from noise to data",
+        "sample.likelihood": "likelihoods are not computed",
     }
     aside = []
     for section in (root, data, vae, model, train, optimizer, transport, sample):
@@ -268,7 +270,7 @@ def _tokenizer(root: _Section) -> ConvertedRecipe:
         values["initial"] = initial
     sections = (root, model, params, shape, loss, terms, data, loading, lightning, trainer)
     reasons = {
-        "ckpt_path": "a checkpoint to evaluate: pass it to 'vavae evaluate'",
+        "ckpt_path": "a checkpoint to evaluate: 'vavae convert' it, then 'vavae evaluate'",
         "init_weight": "starting weights: pass --initial",
         "target": "names a class of the published code",
         "monitor": "checkpoints are kept by age",
