@@ -29,6 +29,9 @@ def test_a_folder_holds_everything(generator: Generator, tmp_path: Path) -> None
     generator.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md", "tokenizer"}
     assert (tmp_path / "tokenizer" / "statistics.safetensors").is_file()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (tmp_path / config["tokenizer"] / "config.json").is_file()
+    assert (tmp_path / config["statistics"]).is_file()
     card = (tmp_path / "README.md").read_text()
     assert "library_name: vavae" in card
     assert "statistics of its latents are in `tokenizer/`" in card
@@ -176,3 +179,15 @@ def test_wrong_labels_are_named(generator: Generator) -> None:
     with pytest.raises(UserError, match="indices: 1 for 2 labels"):
         generator([1, 2], indices=[0])
     assert generator([10]).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_same_images(generator: Generator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path)
+    there = Generator.from_pretrained(tmp_path, "cuda")
+    assert there.tokenizer.device.type == "cuda"
+    for solver in ("euler", "euler_maruyama"):
+        sampling = dataclasses.replace(FEW, solver=solver)
+        latents = there.latents([1, 2], seed=3, sampling=sampling)
+        torch.testing.assert_close(latents.cpu(), generator.latents([1, 2], 3, sampling=sampling), rtol=1e-3, atol=1e-3)

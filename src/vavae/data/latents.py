@@ -224,7 +224,8 @@ class LatentDataset:
                     self._statistics = LatentStatistics.from_dict(stored)
             except Exception as error:
                 name = ours if ours.is_file() else published
-                raise UserError(f"latent statistics {name} cannot be read: {error}") from error
+                reason = " ".join(str(error).split())[:200]  # torch explains over many lines
+                raise UserError(f"latent statistics {name} cannot be read: {reason}") from error
         if self._statistics is None:
             running = RunningStatistics(self.shape[0])
             for shard in self._shards:

@@ -214,6 +214,8 @@ class Generator:
             "vavae_version": __version__,
             "transformer": to_plain(self.transformer.config),
             "sampling": to_plain(self.sampling),
+            "tokenizer": "tokenizer",
+            "statistics": f"tokenizer/{files.STATISTICS}",
             "path": self.path,
             "prediction": self.prediction,
             "class_names": list(self.class_names),
@@ -335,14 +337,19 @@ class Generator:
         if pipeline:
             from vavae.pretrained.diffusers_pipeline import read_settings
 
-            settings = read_settings(path)
+            settings, report = read_settings(path), loaded.report
             sampling = from_plain(SamplingConfig, settings.sampling)
             flow_path, names = settings.path, settings.class_names
             tokenizer = path / "vae" if tokenizer is None else tokenizer
         else:
             from vavae.pretrained.published_recipes import published_path, published_sampling
 
-            sampling = from_plain(SamplingConfig, published_sampling(loaded.training))
+            report = loaded.report
+            try:
+                sampling = from_plain(SamplingConfig, published_sampling(loaded.training))
+            except UserError as error:  # defaults that ours cannot do must not keep the weights from loading
+                sampling = SamplingConfig()
+                report = dataclasses.replace(report, notes=(*report.notes, f"sampling defaults are ours: {error}"))
             flow_path, names = published_path(loaded.training), ()
             if tokenizer is None and (path / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
                 tokenizer = path / "tokenizer"
@@ -360,7 +367,7 @@ class Generator:
             names,
             {"converted_from": path.name},
         )
-        generator.report = loaded.report
+        generator.report = report
         return generator
 
     def _card(self) -> str:

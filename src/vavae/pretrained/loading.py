@@ -22,6 +22,7 @@ from vavae.pretrained.reading import check_tensors, read_checkpoint
 from vavae.pretrained.shapes import infer_autoencoder, infer_transformer, size_name
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT
+from vavae.transformer.sizes import parse_size, size_names
 
 log = logging.getLogger(__name__)
 
@@ -125,14 +126,16 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     check_tensors(tensors, path)
     shape = infer_transformer(tensors, path, heads)
     named = _published_size(found.training)
-    if named is not None and size_name(shape) != named:
+    notes = [] if named in (None, size_name(shape)) else [f"its configuration says {named}"]
+    if notes and named in size_names() and parse_size(str(named))[0].width == shape.width:
+        # The width of that size but another depth: blocks are missing at the end, where no gap shows.
         raise UserError(f"{path}: its configuration says {named}, its weights are {size_name(shape)}")
     with torch.device("meta"):
         model = LightningDiT.from_config(shape)
     files.load_strictly(model, tensors, path)
     what = f"LightningDiT {size_name(shape)} for latents {shape.latent_channels}x{'x'.join(map(str, shape.latent_hw))}"
     return LoadedTransformer(
-        model.eval(), _report(path, f"{what}, {shape.num_classes} classes", model, found, []), found.training
+        model.eval(), _report(path, f"{what}, {shape.num_classes} classes", model, found, notes), found.training
     )
 
 
