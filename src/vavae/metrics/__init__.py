@@ -5,7 +5,7 @@ from vavae.metrics.bootstrap import bootstrap_interval, bootstrap_mean
 from vavae.metrics.distribution import PrecisionRecall, kernel_distance, precision_recall
 from vavae.metrics.features import FeatureNetwork, extract_features, feature_moments, load_feature_network
 from vavae.metrics.frechet import RunningMoments, frechet_distance
-from vavae.metrics.images import psnr, published_psnr, ssim
+from vavae.metrics.images import Convention, fidelity, psnr, published_psnr, ssim
 from vavae.metrics.inception import FIDInception
 from vavae.metrics.inception_score import InceptionScore
 from vavae.metrics.latent_shape import (
@@ -22,6 +22,7 @@ from vavae.metrics.records import MetricRecord, Protocol
 from vavae.metrics.uniformity import Uniformity, latent_uniformity, mean_uniformity, one_position_each, tsne_points
 
 __all__ = [
+    "Convention",
     "FIDInception",
     "FeatureNetwork",
     "InceptionScore",
@@ -38,6 +39,7 @@ __all__ = [
     "distance_matrix_similarity",
     "extract_features",
     "feature_moments",
+    "fidelity",
     "frechet_distance",
     "interpolate_neighbours",
     "kernel_distance",

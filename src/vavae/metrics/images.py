@@ -1,13 +1,19 @@
-"""Fidelity of reconstructions, one value per image: PSNR and SSIM.
+"""Fidelity of reconstructions, one value per image: PSNR, SSIM, and LPIPS in two conventions.
 
 Means are taken by the caller over all images at once, never over batches of unequal size.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vavae.data.transforms import to_tensor, to_uint8
+
+Convention = Literal["strict", "published"]
+_WINDOW = 11
 
 
 def _check_pair(images: Tensor, references: Tensor) -> None:
@@ -50,7 +56,7 @@ def ssim(
     images: Tensor,
     references: Tensor,
     data_range: float = 2.0,
-    window: int = 11,
+    window: int = _WINDOW,
     sigma: float = 1.5,
     border: Literal["valid", "reflect"] = "valid",
 ) -> Tensor:
@@ -92,3 +98,41 @@ def ssim(
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return (luminance * structure).mean(dim=(1, 2, 3))
+
+
+def fidelity(
+    originals: Tensor,
+    decoded: Tensor,
+    convention: Convention,
+    perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+) -> dict[str, Tensor]:
+    """PSNR, SSIM and LPIPS of reconstructions.
+
+    "strict" measures what would be stored: both images as 8-bit pixels, whatever the metric; SSIM over windows that
+    lie wholly in the image. "published" does as the published evaluation: PSNR between 8-bit pixels, SSIM between
+    clamped images that are not rounded, padded by reflection, and LPIPS of what the decoder gives, not clamped.
+
+    Args:
+        originals: (B, 3, H, W) in [-1, 1].
+        decoded: (B, 3, H, W), not clamped.
+        convention: Which of the two.
+        perceptual: By name, functions of two batches in [-1, 1] -> (B,): LPIPS networks.
+
+    Returns:
+        "psnr" in dB, "ssim" (not for images smaller than its window) and one entry for each of `perceptual`, (B,)
+        float64 each.
+    """
+    _check_pair(decoded, originals)
+    stored, reference = to_uint8(decoded), to_uint8(originals)
+    values = {"psnr": published_psnr(stored, reference)}
+    large = min(originals.shape[2:]) >= _WINDOW
+    if convention == "strict":
+        exact, target = to_tensor(stored), to_tensor(reference)
+        if large:
+            values["ssim"] = ssim(exact, target)
+        pair = exact, target
+    else:
+        if large:
+            values["ssim"] = ssim(decoded.clamp(-1, 1), originals.clamp(-1, 1), border="reflect")
+        pair = decoded, originals
+    return values | {name: distance(*pair).double() for name, distance in perceptual.items()}

@@ -242,7 +242,7 @@ class FIDInception(nn.Module):
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise ValueError(f"pixels must be (B, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}")
-        with _full_precision(pixels.device):
+        with full_precision(pixels.device):
             return self.features(RESIZES[self.resize](pixels))
 
     def features(self, inputs: Tensor) -> dict[str, Tensor]:
@@ -261,7 +261,7 @@ class FIDInception(nn.Module):
 
 
 @contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Float32 without TF32 and without a surrounding autocast: the distance must not depend on how models ran."""
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch sets it when imported
     usual = convolutions.fp32_precision

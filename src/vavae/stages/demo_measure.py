@@ -12,7 +12,7 @@ from vavae.data import ImageSource, to_uint8
 from vavae.metrics import FeatureNetwork, MetricRecord, Protocol, RunningMoments, feature_moments, tsne_points
 from vavae.pretrained import Generator, Tokenizer
 from vavae.report.contents import LogLine
-from vavae.stages import evaluate
+from vavae.stages import evaluate_records as evaluate
 from vavae.stages.demo_plan import SAMPLING, Plan
 from vavae.stages.images import Selection, evenly
 from vavae.stages.sample import choose_labels, draw

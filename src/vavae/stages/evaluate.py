@@ -1,415 +1,339 @@
 """Reconstruction, generation and latent metrics, each with its protocol."""
 
-import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-from vavae.data import ImageSource, load_pixels, source_labels, to_tensor, to_uint8
 from vavae.errors import UserError
-from vavae.losses import LPIPS
-from vavae.metrics import (
-    FeatureNetwork,
-    MetricRecord,
-    Protocol,
-    RunningMoments,
-    Uniformity,
-    cknna,
-    distance_matrix_similarity,
-    feature_moments,
-    knn_accuracy,
-    latent_uniformity,
-    linear_probe,
-    load_feature_network,
-    mapped_cosine,
-    psnr,
-    ssim,
-    tsne_points,
-)
+from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
-from vavae.progress import track
-from vavae.stages.images import ImagesConfig, evenly
-from vavae.stages.sample import choose_labels, draw
-from vavae.teachers import Teacher, load_teacher
-from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
+from vavae.stages import evaluate_tokenizer as of_tokenizer
+from vavae.stages.evaluate_compare import compare_files, print_comparison
+from vavae.stages.evaluate_generation import (
+    METRICS,
+    Measuring,
+    Metric,
+    Reference,
+    generation_records,
+    open_reference,
+    parts_for,
+    save_statistics,
+)
+from vavae.stages.evaluate_images import (
+    FileBlocks,
+    GeneratorBlocks,
+    SourceBlocks,
+    generator_fingerprint,
+    npz_images,
+    tokenizer_fingerprint,
+)
+from vavae.stages.evaluate_processes import Processes, processes
+from vavae.stages.evaluate_records import sampling_protocol, write_records
+from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
+from vavae.stages.evaluate_table import plot, print_table
+from vavae.stages.images import ImagesConfig
+from vavae.stages.sample import choose_labels
+from vavae.teachers import load_teacher
+from vavae.training.precision import Precision, resolve_precision
 from vavae.training.tracking import versions
 
 
 @dataclass(frozen=True)
 class Config:
-    """Evaluate a tokenizer, a generator, or a folder of samples.
+    """Evaluate tokenizers, generators or stored samples, or compare two results.
+
+    Under torchrun several processes share the work; a stopped run goes on where it was.
 
     Attributes:
-        what: `tokenizer`, `generator` or `samples`.
-        model: Folder or hub id of the model; for `samples` the folder of PNGs.
-        data: Images: those to reconstruct, or the reference of the Fréchet distance.
+        what: `tokenizer`, `generator`, `samples`, or `compare` for two JSON files of results.
+        model: Folders or hub ids of the models; for `samples` folders of images or npz files; for `compare` two JSON
+            files.
+        data: Images: those to reconstruct, or the reference of generated ones.
         split: Part of the images that is reconstructed or is the reference; the probe is fitted on `train`.
+        reference: An npz instead of `data` as the reference: statistics (`mu`, `sigma`, `mu_s`, `sigma_s`), images
+            (`arr_0`), or both.
+        save_reference: Write the statistics of the first network on the reference images to this npz.
+        real_split: Also compute FDr, distances in units of that between this part of `data` and the reference.
+        network: Feature networks, separated by commas: `inception`, `inception-pytorch-fid`, `inception-clean`, each
+            with `:FILE` for weights in a file, and `teacher:NAME`; null computes no distances.
+        metrics: Which generation metrics: frechet, sfid, inception_score, precision_recall, kid; empty is all that
+            the network and the reference allow.
+        count: Samples to draw from a generator.
+        label_protocol: Labels of those samples: `balanced` over the classes, or `random` as published.
+        guidance_scales: Scales of classifier-free guidance to measure, in turn; empty is the generator's own.
+        solver: euler, heun, midpoint, rk4 or dopri5; null is the generator's default, here and below.
+        steps: Grid points of the solver.
+        shift: Time shift.
+        guidance_start: Guidance acts from this time on (0 noise, 1 data).
+        guidance_stop: Guidance acts up to this time.
+        guidance_channels: Guide only this many leading channels; the published FIDs use 3.
+        conventions: Of reconstructions: `strict` (8-bit pixels, ADM crop, posterior mean) and `published`.
+        latents: Latents to measure uniformity, probes, alignment and interpolation on, at most.
+        tsne_seeds: Runs of t-SNE to average for the published uniformity; 0 leaves it out.
         teacher: Also measure how latents agree with this teacher's features (tokenizers only).
         teacher_size: Input size of the teacher; null is its own.
-        network: Feature network of Fréchet distances: `inception`, `teacher:NAME`; null computes none.
-        count: Samples to draw from a generator.
-        label_protocol: Labels of those samples.
-        seed: Seed of samples, t-SNE and choices.
+        bootstrap: Repetitions for 95 % intervals of distances and means; 0 is none.
+        features: Folder where features are kept for later runs; null is `features` in vavae's cache.
+        seed: Seed of samples, of posteriors and of the bootstrap.
         batch_size: Images at once.
-        output: JSON file for the records; null prints only.
+        output: JSON file for the records; per-image values, spectrum and plot go beside it. null prints only.
+        force: Compare numbers of unlike protocols too.
         device: auto, cpu, cuda, …
         precision: Compute precision of tokenizer and generator.
     """
 
-    what: Literal["tokenizer", "generator", "samples"] = "tokenizer"
-    model: str = "runs/tokenizer/tokenizer"
+    what: Literal["tokenizer", "generator", "samples", "compare"] = "tokenizer"
+    model: list[str] = field(default_factory=list)
     data: ImagesConfig = field(default_factory=ImagesConfig)
     split: Literal["train", "test"] = "test"
-    teacher: str | None = None
-    teacher_size: int | None = None
+    reference: str | None = None
+    save_reference: str | None = None
+    real_split: Literal["train", "test"] | None = None
     network: str | None = "inception"
+    metrics: list[Metric] = field(default_factory=list)
     count: int = 50_000
     label_protocol: Literal["balanced", "random"] = "balanced"
+    guidance_scales: list[float] = field(default_factory=list)
+    solver: Literal["euler", "heun", "midpoint", "rk4", "dopri5"] | None = None
+    steps: int | None = None
+    shift: float | None = None
+    guidance_start: float | None = None
+    guidance_stop: float | None = None
+    guidance_channels: int | None = None
+    conventions: list[Convention] = field(default_factory=lambda: ["strict", "published"])
+    latents: int = 10_000
+    tsne_seeds: int = 10
+    teacher: str | None = None
+    teacher_size: int | None = None
+    bootstrap: int = 0
+    features: str | None = None
     seed: int = 0
     batch_size: int = 64
     output: str | None = None
+    force: bool = False
     device: str = "auto"
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
         if self.count < 2 or self.batch_size < 1:
             raise UserError(f"count must be at least 2 and batch_size 1, not {self.count} and {self.batch_size}")
+        if self.latents < 4 or self.tsne_seeds < 0 or self.bootstrap < 0 or self.bootstrap == 1:
+            raise UserError(
+                "latents must be at least 4, tsne_seeds at least 0, bootstrap 0 or at least 2, not "
+                f"{self.latents}, {self.tsne_seeds} and {self.bootstrap}"
+            )
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the feature networks."""
+        return tuple(dict.fromkeys(n.strip() for n in (self.network or "").split(",") if n.strip()))
+
+    def sampling(self, defaults: SamplingConfig) -> list[SamplingConfig]:
+        """The settings to draw with: the generator's own with this recipe's changes, one for each guidance scale."""
+        names = {f.name for f in fields(SamplingConfig)} & {f.name for f in fields(self)}
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        base = replace(defaults, **changes)
+        return [replace(base, guidance_scale=scale) for scale in self.guidance_scales] or [base]
+
+
+def _store(config: Config) -> BlockStore:
+    if config.features is not None:
+        return BlockStore(config.features)
+    from vavae.pretrained import assets
+
+    return BlockStore(assets.cache_folder() / "features")
+
+
+def _networks(config: Config, names: tuple[str, ...], together: Processes) -> list[FeatureNetwork]:
+    device = together.device(config.device)
+    return [load_feature_network(name, device) for name in names]
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedImages:
-    """Images with their latents.
+class _Against:
+    """What generated images are measured against, and with."""
 
-    Attributes:
-        pixels: (N, H, W, 3) uint8.
-        latents: (N, C, h, w) normalised posterior means, float32.
-        labels: (N,) int64.
-    """
-
-    pixels: Tensor
-    latents: Tensor
-    labels: Tensor
+    networks: list[FeatureNetwork]
+    reference: Reference
+    real: dict[str, StoredFeatures] | None
+    measuring: Measuring
 
 
-def encode_all(
-    tokenizer: Tokenizer, source: ImageSource, size: int, batch_size: int, precision: Precision
-) -> EncodedImages:
-    """Pixels, posterior means and labels of all images of a source."""
-    device = tokenizer.device
-    mode = resolve_precision(precision, device)
-    pixels, latents = [], []
-    with track(f"encoding {source.name}", len(source), "images") as bar:
-        for indices in torch.arange(len(source)).split(batch_size):
-            pixels.append(load_pixels(source, indices, size))
-            with autocast(mode, device):
-                latents.append(tokenizer.encode(to_tensor(pixels[-1]).to(device)).float().cpu())
-            bar.advance(len(indices))
-    labels = torch.from_numpy(np.array(source_labels(source)))
-    return EncodedImages(torch.cat(pixels), torch.cat(latents), labels)
+def _open_reference(config: Config, store: BlockStore, together: Processes) -> _Against:
+    if not config.networks:
+        raise UserError(f"network: {config.what} are measured with a feature network; give one")
+    networks = _networks(config, config.networks, together)
+    metrics = tuple(config.metrics) or METRICS
+
+    def images(split: Literal["train", "test"]) -> SourceBlocks:
+        return SourceBlocks(config.data.open(split), config.data.size, config.data.workers)
+
+    # An npz is read alone: `data` may not even exist beside it.
+    source = images(config.split) if config.reference is None else None
+    reference = open_reference(source, config.reference, networks, metrics, store, config.batch_size, together)
+    if config.save_reference is not None:
+        if networks[0].name not in reference.features:
+            raise UserError("save_reference: the reference has no images to take statistics of")
+        if together.first:
+            save_statistics(config.save_reference, reference.features[networks[0].name])
+    real = None
+    if config.real_split is not None:
+        if config.reference is None and config.real_split == config.split:
+            raise UserError(f"real_split: {config.real_split} is the reference itself; take the other part")
+        real = extract(images(config.real_split), networks, store, config.batch_size, together, "real images")
+    measuring = Measuring(metrics, bootstrap=config.bootstrap, seed=config.seed, device=str(networks[0].device))
+    return _Against(networks, reference, real, measuring)
 
 
-def reconstruct_all(tokenizer: Tokenizer, latents: Tensor, batch_size: int, precision: Precision) -> Tensor:
-    """Normalised latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1], clamped, on the CPU."""
-    device = tokenizer.device
-    mode = resolve_precision(precision, device)
-    images = []
-    for part in latents.split(batch_size):
-        with autocast(mode, device):
-            images.append(tokenizer.decode(part).float().cpu())
-    return torch.cat(images)
-
-
-def reconstruction_records(pixels: Tensor, rebuilt: Tensor, protocol: Protocol, batch_size: int) -> list[MetricRecord]:
-    """PSNR, SSIM and LPIPS of reconstructions, means over the images.
-
-    Args:
-        pixels: (N, H, W, 3) uint8 originals.
-        rebuilt: (N, 3, H, W) in [-1, 1], clamped, not rounded to 8 bits.
-        protocol: Of the records.
-        batch_size: Images at once.
-    """
-    lpips = LPIPS.pretrained("vgg16")
-    values: dict[str, list[Tensor]] = {"PSNR": [], "SSIM": [], "LPIPS": []}
-    with track("PSNR, SSIM, LPIPS", len(pixels), "images") as bar, torch.inference_mode():
-        for original, image in zip(pixels.split(batch_size), rebuilt.split(batch_size), strict=True):
-            reference = to_tensor(original)
-            values["PSNR"].append(psnr(image, reference))
-            if min(image.shape[2:]) >= 11:
-                values["SSIM"].append(ssim(image, reference))
-            values["LPIPS"].append(lpips(image, reference).double())
-            bar.advance(len(original))
-    protocol = replace(protocol, preprocessing="ADM centre crop; reconstructions clamped to [-1, 1], not rounded")
-    units, higher = {"PSNR": "dB"}, {"PSNR": True, "SSIM": True, "LPIPS": False}
-    networks = {"LPIPS": "lpips-vgg16"}
-    return [
-        MetricRecord(
-            name,
-            float(torch.cat(parts).mean()),
-            replace(protocol, feature_network=networks.get(name)),
-            units.get(name, ""),
-            higher[name],
-        )
-        for name, parts in values.items()
-        if parts
-    ]
-
-
-def probe_records(train: EncodedImages, test: EncodedImages, protocol: Protocol) -> list[MetricRecord]:
-    """Linear probe and k-NN on flattened latents; none where there is one class only."""
-    if len(train.labels.unique()) < 2:
-        return []
-    protocol = replace(protocol, reference_samples=len(train.labels), reference="training images")
-    arguments = (train.latents, train.labels, test.latents, test.labels)
-    return [
-        MetricRecord("linear probe", linear_probe(*arguments), protocol, higher_is_better=True),
-        MetricRecord("k-NN accuracy (k = 20)", knn_accuracy(*arguments), protocol, higher_is_better=True),
-    ]
-
-
-def alignment_records(
-    latents: Tensor, features: Tensor, pooled: Tensor, teacher: Teacher, protocol: Protocol
+def _measure(
+    images: ImageBlocks, against: _Against, protocol: Protocol, config: Config, store: BlockStore, together: Processes
 ) -> list[MetricRecord]:
-    """How latents (N, C, h, w) agree with a teacher's grid (N, D, h, w) and pooled features (N, D')."""
-    protocol = replace(protocol, feature_network=teacher.name, feature_network_hash=teacher.fingerprint())
-    rows = [
-        ("alignment: cosine after the best linear map", mapped_cosine(latents, features), True),
-        (
-            "alignment: distance-matrix difference",
-            float(distance_matrix_similarity(latents, features).mean()),
-            False,
-        ),
-    ]
-    if len(latents) > 10:
-        rows.append(("alignment: CKNNA (k = 10)", cknna(latents, pooled), True))
-    return [MetricRecord(name, value, protocol, higher_is_better=higher) for name, value, higher in rows]
+    side = against.reference.side
+    if side is not None and images.side is not None and side != images.side:
+        raise UserError(
+            f"{images.name}: images of {images.side} px cannot be measured against a reference of {side} px (data.size)"
+        )
+    parts = parts_for(against.measuring.metrics)
+    features = extract(images, against.networks, store, config.batch_size, together, images.name, parts)
+    if not together.first:
+        return []
+    if protocol.checkpoint_hash is None:
+        protocol = replace(protocol, checkpoint_hash=next(iter(features.values())).content)
+    return generation_records(features, against.reference, protocol, against.measuring, against.real)
 
 
-def uniformity_records(points: np.ndarray, protocol: Protocol) -> list[MetricRecord]:
-    """Uniformity of latents laid out by t-SNE, as in the paper's Table 6."""
-    found: Uniformity = latent_uniformity(points)
-    return [
-        MetricRecord("uniformity: density cv", found.density_cv, protocol, higher_is_better=False),
-        MetricRecord("uniformity: density std", found.density_std, protocol, higher_is_better=False),
-        MetricRecord("uniformity: Gini", found.gini, protocol, higher_is_better=False),
-        MetricRecord("uniformity: normalized entropy", found.normalized_entropy, protocol, higher_is_better=True),
-    ]
+def _generator(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
+    device = together.device(config.device)
+    against = _open_reference(config, store, together)
+    for path in config.model:
+        generator = Generator.from_pretrained(path, device)
+        fingerprint = generator_fingerprint(generator)
+        labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
+        for sampling in config.sampling(generator.sampling):
+            images = GeneratorBlocks(generator, labels, config.seed, sampling, config.precision, fingerprint)
+            protocol = replace(
+                sampling_protocol(sampling, config.count, config.seed, config.label_protocol),
+                dtype=resolve_precision(config.precision, device),
+                image_size=images.side,
+                checkpoint=path,
+                checkpoint_hash=fingerprint,
+            )
+            yield from _measure(images, against, protocol, config, store, together)
 
 
-def teacher_network(teacher: Teacher) -> FeatureNetwork:
-    """The pooled features of a loaded teacher, at its input size, as a feature network."""
-
-    def compute(pixels: Tensor) -> Tensor:
-        features = teacher(to_tensor(pixels))
-        return features.grid.mean((2, 3)) if features.pooled is None else features.pooled
-
-    name = f"teacher:{teacher.name} at {teacher.input_size[0]} px"
-    return FeatureNetwork(name, teacher.fingerprint(), next(teacher.parameters()).device, compute)
-
-
-def frechet_record(
-    name: str, network: FeatureNetwork, samples: RunningMoments, reference: RunningMoments, protocol: Protocol
-) -> MetricRecord:
-    """The Fréchet distance of two sets of features."""
-    protocol = replace(
-        protocol,
-        samples=samples.count,
-        reference_samples=reference.count,
-        feature_network=network.name,
-        feature_network_hash=network.fingerprint,
-    )
-    return MetricRecord(name, samples.distance(reference), protocol, higher_is_better=False)
+def _samples(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
+    against = _open_reference(config, store, together)
+    for path in config.model:
+        images: ImageBlocks | None = npz_images(path) if path.endswith(".npz") else FileBlocks(path)
+        if images is None:
+            raise UserError(f"{path}: holds no images (arr_0)")
+        protocol = Protocol(samples=images.count, image_size=images.side, checkpoint=path)
+        yield from _measure(images, against, protocol, config, store, together)
 
 
-def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_protocol: str) -> Protocol:
-    """The protocol of samples drawn with these settings."""
-    guided = sampling.guidance_scale != 1.0
-    return Protocol(
-        samples=count,
-        label_protocol="random" if label_protocol == "random" else "balanced",
-        solver=sampling.solver,
-        steps=sampling.steps,
-        shift=sampling.shift,
-        guidance_scale=sampling.guidance_scale,
-        guidance_interval=(sampling.guidance_start, sampling.guidance_stop) if guided else None,
-        guidance_channels=sampling.guidance_channels if guided else None,
-        seed=seed,
-    )
-
-
-def batched_pixels(source: ImageSource, size: int, batch_size: int, description: str) -> Iterator[Tensor]:
-    """All images of a source as pixels, in order, with a progress bar."""
-    with track(description, len(source), "images") as bar:
-        for indices in torch.arange(len(source)).split(batch_size):
-            yield load_pixels(source, indices, size)
-            bar.advance(len(indices))
-
-
-def drawn_pixels(
-    generator: Generator,
-    labels: Sequence[int],
-    seed: int,
-    sampling: SamplingConfig,
-    batch_size: int,
-    precision: Precision,
-) -> Iterator[Tensor]:
-    """Samples 0 … of the given labels as pixels, in order, with a progress bar."""
-    with track("sampling", len(labels), "images") as bar:
-        for indices in torch.arange(len(labels)).split(batch_size):
-            numbers = indices.tolist()
-            pixels = draw(generator, [labels[i] for i in numbers], numbers, seed, sampling, precision)
-            yield torch.from_numpy(pixels)
-            bar.advance(len(numbers))
-
-
-def _tokenizer(config: Config) -> list[MetricRecord]:
-    device = resolve_device(config.device)
-    tokenizer = Tokenizer.from_pretrained(config.model, device)
+def _tokenizer(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
+    device = together.device(config.device)
     size = config.data.size
-    if size % tokenizer.factor:
-        raise UserError(f"data.size: {size} is no multiple of the tokenizer's factor {tokenizer.factor}")
-    source = config.data.open(config.split)
-    encoded = encode_all(tokenizer, source, size, config.batch_size, config.precision)
-    rebuilt = reconstruct_all(tokenizer, encoded.latents, config.batch_size, config.precision)
-    protocol = Protocol(
-        samples=len(source),
-        split=f"{source.name} ({config.split})",
-        dtype=resolve_precision(config.precision, device),
-        posterior="mean",
-        image_size=size,
-        checkpoint=config.model,
+    work = of_tokenizer.Work(
+        store, together, config.batch_size, config.precision, config.seed, config.bootstrap, config.data.workers
     )
-    records = reconstruction_records(encoded.pixels, rebuilt, protocol, config.batch_size)
-    if config.network is not None:
-        network = load_feature_network(config.network, device)
-        parts = encoded.pixels.split(config.batch_size)
-        reference = feature_moments(network, parts)
-        remade = feature_moments(network, to_uint8(rebuilt).split(config.batch_size))
-        records.append(frechet_record("reconstruction Fréchet distance", network, remade, reference, protocol))
-    if config.split == "test" and source.num_classes > 1:
-        train = encode_all(tokenizer, config.data.open("train"), size, config.batch_size, config.precision)
-        records += probe_records(train, encoded, protocol)
-    if len(source) > 30:
-        chosen = encoded.latents[evenly(10_000, source)]
-        points = tsne_points(chosen, 42)
-        records += uniformity_records(points, replace(protocol, samples=len(points), seed=42))
+    source = config.data.open(config.split)
+    probes = config.split == "test" and source.num_classes > 1
+    train_source = config.data.open("train") if probes else None
+    perceptual = of_tokenizer.perceptual_networks(device) if config.conventions else {}
+    # The published rFID is that of pytorch-fid, whose resize is its own.
+    as_published = tuple("inception-pytorch-fid" if name == "inception" else name for name in config.networks)
+    strict = _networks(config, config.networks, together)
+    named = {"strict": strict, "published": strict}
+    if "published" in config.conventions and as_published != config.networks:
+        named["published"] = _networks(config, as_published, together)
+    teacher = None
     if config.teacher is not None:
         teacher = load_teacher(config.teacher, input_size=config.teacher_size).to(device)
-        grid = (encoded.latents.shape[2], encoded.latents.shape[3])
-        features, pooled = teacher_features(teacher, encoded.pixels, grid, config.batch_size)
-        records += alignment_records(encoded.latents, features, pooled, teacher, protocol)
-    return records
-
-
-def teacher_features(teacher: Teacher, pixels: Tensor, grid: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor]:
-    """A teacher's grids (N, D, h, w), resampled to `grid`, and pooled features (N, D') of pixels."""
-    from vavae.teachers import resample_grid
-
-    device = next(teacher.parameters()).device
-    grids, pooled = [], []
-    with track(f"features of {teacher.name}", len(pixels), "images") as bar:
-        for part in pixels.split(batch_size):
-            found = teacher(to_tensor(part).to(device))
-            grids.append(resample_grid(found.grid, grid).cpu())
-            pooled.append((found.grid.mean((2, 3)) if found.pooled is None else found.pooled).cpu())
-            bar.advance(len(part))
-    return torch.cat(grids), torch.cat(pooled)
-
-
-def _generator(config: Config) -> list[MetricRecord]:
-    device = resolve_device(config.device)
-    generator = Generator.from_pretrained(config.model, device)
-    network = load_feature_network(_required_network(config), device)
-    _, height, width = generator.latent_shape
-    factor = generator.tokenizer.factor
-    if (height * factor, width * factor) != (config.data.size, config.data.size):
-        raise UserError(f"data.size: the generator makes images of {width * factor} px, not {config.data.size}")
-    source = config.data.open(config.split)
-    reference = feature_moments(network, batched_pixels(source, config.data.size, config.batch_size, "reference"))
-    labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
-    drawn = drawn_pixels(generator, labels, config.seed, generator.sampling, config.batch_size, config.precision)
-    protocol = replace(
-        sampling_protocol(generator.sampling, config.count, config.seed, config.label_protocol),
-        dtype=resolve_precision(config.precision, device),
-        image_size=config.data.size,
-        reference=f"{source.name} ({config.split})",
-        checkpoint=config.model,
-    )
-    return [frechet_record("Fréchet distance", network, feature_moments(network, drawn), reference, protocol)]
-
-
-def _samples(config: Config) -> list[MetricRecord]:
-    network = load_feature_network(_required_network(config), resolve_device(config.device))
-    folder = Path(config.model)
-    files = sorted(folder.glob("[0-9]*.png")) or sorted(folder.glob("*.png"))
-    if len(files) < 2:
-        raise UserError(f"{folder}: no PNG samples there")
-
-    def pixels() -> Iterator[Tensor]:
-        with track("samples", len(files), "images") as bar:
-            for start in range(0, len(files), config.batch_size):
-                part = [np.array(Image.open(f).convert("RGB")) for f in files[start : start + config.batch_size]]
-                if len({p.shape for p in part}) > 1:
-                    raise UserError(f"{folder}: its images differ in size")
-                yield torch.from_numpy(np.stack(part))
-                bar.advance(len(part))
-
-    source = config.data.open(config.split)
-    reference = feature_moments(network, batched_pixels(source, config.data.size, config.batch_size, "reference"))
-    protocol = Protocol(
-        samples=len(files),
-        image_size=config.data.size,
-        reference=f"{source.name} ({config.split})",
-        checkpoint=config.model,
-    )
-    return [frechet_record("Fréchet distance", network, feature_moments(network, pixels()), reference, protocol)]
-
-
-def _required_network(config: Config) -> str:
-    if config.network is None:
-        raise UserError(f"network: a {config.what} is measured with a feature network; give one")
-    return config.network
+    for number, path in enumerate(config.model):
+        tokenizer = Tokenizer.from_pretrained(path, device)
+        if size % tokenizer.factor:
+            raise UserError(f"data.size: {size} is no multiple of the tokenizer's factor {tokenizer.factor}")
+        protocol = Protocol(
+            samples=len(source),
+            split=f"{source.name} ({config.split})",
+            dtype=resolve_precision(config.precision, device),
+            image_size=size,
+            checkpoint=path,
+            checkpoint_hash=tokenizer_fingerprint(tokenizer),
+        )
+        per_image: dict[str, dict[str, Tensor]] = {}
+        for convention in config.conventions:
+            records, values = of_tokenizer.reconstruction(
+                tokenizer, source, size, convention, named[convention], perceptual, protocol, work
+            )
+            per_image[convention] = values
+            yield from records
+        test = of_tokenizer.encode(tokenizer, source, size, config.latents, work)
+        train = None
+        if train_source is not None:
+            train = of_tokenizer.encode(tokenizer, train_source, size, config.latents, work)
+        if strict:
+            yield from of_tokenizer.interpolation(tokenizer, test, strict, protocol, work)
+        found = None
+        if teacher is not None:
+            grid = (test.values.shape[2], test.values.shape[3])
+            seen = of_tokenizer.grid_network(teacher, grid)
+            found = extract(
+                test.images, [seen], store, config.batch_size, together, f"features of {teacher.name}", seen.parts
+            )[seen.name]
+        if not together.first:
+            continue
+        yield from of_tokenizer.latent_records(test, protocol, config.tsne_seeds)
+        yield from of_tokenizer.meaning_records(train, test, teacher, found, protocol)
+        if config.output is not None:
+            stem = Path(config.output).with_suffix("")
+            if len(config.model) > 1:
+                stem = stem.with_name(f"{stem.name}.{number}")
+            if per_image:
+                of_tokenizer.write_values(stem.with_name(f"{stem.name}.images.csv"), per_image)
+            of_tokenizer.write_spectrum(stem.with_name(f"{stem.name}.spectrum.txt"), test)
 
 
 def run(config: Config) -> list[MetricRecord]:
-    """Measure, print a table, and write the JSON.
+    """Measure, print a table, and write JSON and plot; or compare two results.
+
+    Returns:
+        The records; empty for `compare`, and on all processes but the first.
 
     Raises:
-        UserError: No such model, images or network.
+        UserError: No such model, images or network; or results that were not measured alike.
+        KeyboardInterrupt: Stopped; the blocks of images that are done are kept.
     """
-    from rich.console import Console
-    from rich.table import Table
-
+    if config.what == "compare":
+        if len(config.model) != 2:
+            raise UserError(f"compare: two JSON files are needed, not {len(config.model)}")
+        first, second = config.model
+        print_comparison(compare_files(first, second, config.force), first, second)
+        return []
+    if not config.model:
+        raise UserError(f"model: which {config.what}? Give one or more after the word {config.what}")
     measure = {"tokenizer": _tokenizer, "generator": _generator, "samples": _samples}[config.what]
-    records = measure(config)
-    found = versions()
-    table = Table(box=None, pad_edge=False)
-    for heading in ("metric", "value", "images", "network"):
-        table.add_column(heading, justify="right" if heading in ("value", "images") else "left")
-    for record in records:
-        value = f"{record.value:.4f}" if math.isfinite(record.value) else "not defined"
-        table.add_row(
-            record.name,
-            f"{value} {record.unit}".strip(),
-            f"{record.protocol.samples:,}",
-            record.protocol.feature_network or "",
-        )
-    Console().print(table)
-    if config.output is not None:
-        write_records(Path(config.output), [replace(record, versions=found) for record in records])
-        print(f"records: {config.output}")
+    store = _store(config)
+    with processes() as together:
+        try:
+            records = list(measure(config, store, together))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped; finished features are in {store.folder}, and the same command goes on"
+            ) from None
+        if not together.first:
+            return []
+        found = versions()
+        records = [replace(record, versions=found) for record in records]
+        print_table(records)
+        if config.output is not None:
+            output = Path(config.output)
+            write_records(output, records)
+            print(f"records: {output}")
+            if plot(records, output.with_suffix(".png")):
+                print(f"plot: {output.with_suffix('.png')}")
     return records
-
-
-def write_records(path: Path, records: Sequence[MetricRecord]) -> None:
-    """Write records as a JSON list, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps([record.to_dict() for record in records], indent=1, ensure_ascii=False) + "\n")
-    partial.replace(path)

@@ -30,13 +30,13 @@ class Comparison:
 
     def reasons(self) -> list[str]:
         """One line for each obstacle: the field and both of its values."""
-        return [
-            f"{name}: {_stated(self.first, name)} against {_stated(self.second, name)}" for name in self.obstacles
-        ]
+        return [f"{name}: {_stated(self.first, name)} against {_stated(self.second, name)}" for name in self.obstacles]
 
 
 def _stated(record: MetricRecord, name: str) -> str:
     value = getattr(record.protocol, name)
+    if name.endswith("_hash") and value is not None:
+        return value[:12]
     return "not stated" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 

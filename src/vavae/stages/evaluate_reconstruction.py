@@ -1,0 +1,139 @@
+"""Reconstructions as a set of images to measure; their fidelity is stored by the way, one value per image."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vavae import counter
+from vavae.data import ImageSource, to_tensor, to_uint8
+from vavae.metrics import Convention, fidelity
+from vavae.pretrained import Tokenizer
+from vavae.stages.evaluate_images import SourceBlocks, tokenizer_fingerprint
+from vavae.stages.evaluate_store import Block, BlockStore, StoredFeatures, digest, tensor_digest
+from vavae.training.precision import Precision, autocast, resolve_precision
+
+
+def published_evaluation_crop(source: ImageSource, index: int, size: int) -> Tensor:
+    """An image as the published evaluation of tokenizers crops it, (3, size, size) float32 in [-1, 1].
+
+    Short side resized to `size`, bilinear and anti-aliased, on floats that are not rounded again; then the middle.
+    """
+    import numpy as np
+
+    image = to_tensor(np.array(source.image(index)))[None]
+    height, width = image.shape[2:]
+    short = min(height, width)
+    if short != size:
+        sides = (size * height // short, size * width // short)
+        image = F.interpolate(image, size=sides, mode="bilinear", align_corners=False, antialias=True)
+    top, left = (round((side - size) / 2.0) for side in image.shape[2:])
+    return image[0, :, top : top + size, left : left + size]
+
+
+class Originals:
+    """Images as one convention crops them.
+
+    Args:
+        source: The images.
+        size: Side they are cropped to.
+        convention: Which crop.
+        workers: Threads that decode.
+    """
+
+    def __init__(self, source: ImageSource, size: int, convention: Convention, workers: int = 4) -> None:
+        self.source = source
+        self.name = source.name
+        self.count = len(source)
+        self.side: int | None = size
+        self.convention = convention
+        self._size = size
+        self._strict = SourceBlocks(source, size, workers)
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """(len(indices), 3, size, size) float32 in [-1, 1]."""
+        if self.convention == "strict":
+            return to_tensor(self._strict.pixels(indices))
+        return torch.stack([published_evaluation_crop(self.source, int(i), self._size) for i in indices])
+
+    def open(self, indices: Sequence[int]) -> Block:
+        """The block as 8-bit pixels; its key is their hash."""
+        pixels = to_uint8(self.images(indices))
+        return Block(tensor_digest(pixels), lambda batch_size: iter(pixels.split(batch_size)))
+
+
+class Reconstructions:
+    """What a tokenizer makes of images: of the posterior's mean in the strict convention, of a sample as published.
+
+    Args:
+        originals: The images.
+        tokenizer: The tokenizer.
+        perceptual: LPIPS networks by name.
+        store: Where the fidelity of each image goes.
+        precision: Compute precision of the tokenizer.
+        seed: Of the posterior's samples.
+    """
+
+    def __init__(
+        self,
+        originals: Originals,
+        tokenizer: Tokenizer,
+        perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+        store: BlockStore,
+        precision: Precision,
+        seed: int,
+    ) -> None:
+        self.originals = originals
+        self.name = f"reconstructions of {originals.name}"
+        self.count = originals.count
+        self.side = originals.side
+        self._tokenizer = tokenizer
+        self._perceptual = perceptual
+        self._store = store
+        self._seed = seed
+        self._mode = resolve_precision(precision, tokenizer.device)
+        sampled = () if originals.convention == "strict" else (seed,)
+        self._described = digest(
+            "reconstruction", tokenizer_fingerprint(tokenizer), self._mode, originals.convention, *sampled
+        )
+
+    def _values_key(self, key: str) -> str:
+        return digest("fidelity", key, sorted(self._perceptual))
+
+    def open(self, indices: Sequence[int]) -> Block:
+        """The block; its key is a hash of tokenizer, convention and originals."""
+        images = self.originals.images(indices)
+        key = digest(self._described, indices[0], tensor_digest(images))
+
+        def batches(batch_size: int) -> Iterator[Tensor]:
+            values: dict[str, list[Tensor]] = {}
+            for part, numbers in zip(
+                images.split(batch_size), torch.tensor(list(indices)).split(batch_size), strict=True
+            ):
+                decoded = self._rebuild(part, numbers)
+                with torch.inference_mode():
+                    found = fidelity(part.to(decoded.device), decoded, self.originals.convention, self._perceptual)
+                for name, value in found.items():
+                    values.setdefault(name, []).append(value.cpu())
+                yield to_uint8(decoded).cpu()
+            self._store.write(self._values_key(key), {name: torch.cat(parts) for name, parts in values.items()})
+
+        return Block(key, batches, complete=self._store.has(self._values_key(key)))
+
+    def _rebuild(self, images: Tensor, indices: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> what the decoder gives, not clamped, float32."""
+        tokenizer = self._tokenizer
+        with autocast(self._mode, tokenizer.device), torch.inference_mode():
+            if self.originals.convention == "strict":
+                latents = tokenizer.encode(images)
+            else:
+                shape = (tokenizer.latent_channels, *(side // tokenizer.factor for side in images.shape[2:]))
+                noise = counter.normal(self._seed, "posterior", indices, shape, tokenizer.device)
+                latents = tokenizer.encode(images, mode="sample", noise=noise)
+            return tokenizer.autoencoder.decode(tokenizer.statistics.denormalize(latents)).float()
+
+    def values(self, features: StoredFeatures) -> dict[str, Tensor]:
+        """Fidelity of every image, (N,) float64 by name, after `extract` gave `features`."""
+        parts = [self._store.read(self._values_key(key)) for key in features.keys]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,307 @@
+"""Features on the disk in blocks of images, so that memory is constant, a stopped run goes on, and processes share.
+
+A block is a fixed number of consecutive images of a set. Its features lie in one file per network, named by a hash of
+the images' content (or of what determines generated images) and the network's fingerprint. Moments and scores are then
+added up block by block in order: the numbers do not depend on who computed which block, or when.
+"""
+
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vavae.errors import UserError
+from vavae.files import written_whole
+from vavae.metrics import FeatureNetwork, RunningMoments
+from vavae.metrics.inception import full_precision
+from vavae.progress import track
+from vavae.stages.evaluate_processes import Processes
+
+BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
+_WAITING = 3  # batches of pixels that may wait for the networks
+
+
+def digest(*parts: object) -> str:
+    """sha256 of the text of `parts`, as hexadecimal."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of shape, type and values."""
+    head = f"{tensor.dtype} {tuple(tensor.shape)}\n".encode()
+    return hashlib.sha256(head + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+class BlockStore:
+    """Named tensors on the disk, each file written whole or not at all.
+
+    Args:
+        folder: Where; it may be deleted at any time, which costs the work only.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def has(self, key: str) -> bool:
+        """Whether there is a file of this name."""
+        return self._path(key).is_file()
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        """The tensors under `key`.
+
+        Raises:
+            UserError: The file is missing or damaged; the message names it.
+        """
+        path = self._path(key)
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: stored features are damaged ({error}): remove the file") from error
+
+    def write(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Store tensors under `key`."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some consecutive images of a set.
+
+    Attributes:
+        key: Hash of their content, or of what determines it.
+        batches: Batch size -> their pixels, (B, H, W, 3) uint8 each, in order.
+        complete: Whether all that `batches` stores by the way is there already.
+    """
+
+    key: str
+    batches: Callable[[int], Iterator[Tensor]]
+    complete: bool = True
+
+
+class ImageBlocks(Protocol):
+    """A set of images in blocks of `BLOCK`.
+
+    Attributes:
+        name: What to call it.
+        count: Number of images.
+        side: Side of its images in pixels; None where only the images know.
+    """
+
+    name: str
+    count: int
+    side: int | None
+
+    def open(self, indices: Sequence[int]) -> Block:
+        """The block of these images."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class StoredFeatures:
+    """Features of a set of images by one network.
+
+    Attributes:
+        network: The network.
+        count: Number of images.
+        content: Hash of the images.
+        store: Where the features are.
+        keys: Content of each block.
+        parts: What of the network's features was asked for.
+    """
+
+    network: FeatureNetwork
+    count: int
+    content: str
+    store: BlockStore
+    keys: tuple[str, ...]
+    parts: tuple[str, ...] = ("pool",)
+
+    def blocks(self, part: str = "pool") -> Iterator[Tensor]:
+        """Features (B, d) float32, block by block in order."""
+        for key in self.keys:
+            yield self.store.read(_file_key(key, self.network, part))[part]
+
+    def moments(self, part: str = "pool") -> RunningMoments:
+        """Mean and covariance, in constant memory."""
+        moments: RunningMoments | None = None
+        for block in self.blocks(part):
+            moments = moments or RunningMoments(block.shape[1])
+            moments.update(block)
+        assert moments is not None
+        return moments
+
+    def all(self, part: str = "pool") -> Tensor:
+        """All features, (N, d) float32."""
+        return torch.cat(list(self.blocks(part)))
+
+
+def _file_key(content: str, network: FeatureNetwork, part: str) -> str:
+    return digest(content, network.fingerprint, part)
+
+
+def extract(
+    images: ImageBlocks,
+    networks: Sequence[FeatureNetwork],
+    store: BlockStore,
+    batch_size: int,
+    processes: Processes,
+    description: str,
+    parts: Sequence[str] = ("pool",),
+) -> dict[str, StoredFeatures]:
+    """Features of all images by several networks in one pass; what is stored already is not computed again.
+
+    A thread decodes or draws the next images while the networks see the last ones. Every process takes every n-th
+    block; all must call this alike.
+
+    Args:
+        images: The set.
+        networks: The networks; their names must differ.
+        store: Where features go.
+        batch_size: Images at once.
+        processes: Who shares the work.
+        description: For the progress bar.
+        parts: Which of what the networks say.
+
+    Returns:
+        The features by name of network.
+
+    Raises:
+        UserError: There are no images.
+    """
+    if images.count == 0:
+        raise UserError(f"{images.name}: there are no images")
+    starts = list(range(0, images.count, BLOCK))
+    mine = starts[processes.rank :: processes.world]
+    wanted = {network.name: [part for part in parts if part in network.parts] for network in networks}
+    keys: dict[int, str] = {}
+    total = sum(min(BLOCK, images.count - start) for start in mine)
+    with (
+        # Held for all of it: the networks switch it, and a generator in the other thread must not notice.
+        full_precision(networks[0].device if networks else torch.device("cpu")),
+        track(description, total, "images") as bar,
+        _Ahead(images, mine, batch_size, _missing(networks, wanted, store)) as blocks,
+    ):
+        for start, block, missing in blocks:
+            keys[start] = block.key
+            found: dict[str, dict[str, list[Tensor]]] = {n.name: {p: [] for p in wanted[n.name]} for n in missing}
+            for pixels in blocks.pixels():
+                for network in missing:
+                    said = network.all_parts(pixels)
+                    for part in wanted[network.name]:
+                        found[network.name][part].append(said[part].cpu())
+                bar.advance(len(pixels))
+            for network in missing:
+                for part, values in found[network.name].items():
+                    store.write(_file_key(block.key, network, part), {part: torch.cat(values)})
+            if not missing and block.complete:
+                bar.advance(min(BLOCK, images.count - start))
+    everyone = {start: key for part in processes.gather(keys) for start, key in part.items()}
+    ordered = tuple(everyone[start] for start in starts)
+    content = digest(images.count, *ordered)
+    return {n.name: StoredFeatures(n, images.count, content, store, ordered, tuple(wanted[n.name])) for n in networks}
+
+
+def _missing(
+    networks: Sequence[FeatureNetwork], wanted: dict[str, list[str]], store: BlockStore
+) -> Callable[[Block], list[FeatureNetwork]]:
+    def find(block: Block) -> list[FeatureNetwork]:
+        return [n for n in networks if not all(store.has(_file_key(block.key, n, p)) for p in wanted[n.name])]
+
+    return find
+
+
+_Item = tuple[int, Block, list[FeatureNetwork]] | Tensor | BaseException | None
+
+
+class _Ahead:
+    """Blocks and their pixels, made by a thread a few batches ahead of whoever takes them.
+
+    Iterate over it for blocks; for each, iterate over `pixels()`, which is empty where nothing is missing.
+    """
+
+    def __init__(
+        self,
+        images: ImageBlocks,
+        starts: Sequence[int],
+        batch_size: int,
+        missing: Callable[[Block], list[FeatureNetwork]],
+    ) -> None:
+        self._images = images
+        self._starts = starts
+        self._batch_size = batch_size
+        self._missing = missing
+        self._queue: queue.Queue[_Item] = queue.Queue(_WAITING)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "_Ahead":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        while self._thread.is_alive():  # it may be waiting for room in the queue
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def _work(self) -> None:
+        # A stream of its own lets sampling and feature networks share a GPU.
+        stream = torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext()
+        try:
+            with stream:
+                for start in self._starts:
+                    block = self._images.open(range(start, min(start + BLOCK, self._images.count)))
+                    missing = self._missing(block)
+                    if not self._put((start, block, missing)):
+                        return
+                    if missing or not block.complete:
+                        for pixels in block.batches(self._batch_size):
+                            if not self._put(pixels):
+                                return
+                    self._put(None)
+        except BaseException as error:
+            self._put(error)
+            return
+        self._put(None)
+
+    def _put(self, item: _Item) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _get(self) -> _Item:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def __iter__(self) -> Iterator[tuple[int, Block, list[FeatureNetwork]]]:
+        while isinstance(item := self._get(), tuple):
+            yield item
+
+    def pixels(self) -> Iterator[Tensor]:
+        """The batches of the block last taken."""
+        while isinstance(item := self._get(), Tensor):
+            yield item

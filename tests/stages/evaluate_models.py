@@ -1,0 +1,70 @@
+"""Small models and a feature network for tests of evaluation; also run by torchrun as a process of its own."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vavae.metrics import FeatureNetwork
+from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.stages import evaluate
+from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.transformer import LightningDiT
+
+COLOURS = 12
+
+
+def colour_network(name: str = "inception-colours", device: str | torch.device = "cpu") -> FeatureNetwork:
+    """Mean colours of four quarters; "spatial" are those of the upper half, "logits" of the lower."""
+
+    def parts(pixels: Tensor) -> dict[str, Tensor]:
+        images = pixels.permute(0, 3, 1, 2).float() / 255
+        quarters = torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(2)
+        return {
+            "pool": quarters.flatten(1),
+            "spatial": quarters[:, :, :2].flatten(1),
+            "logits": 10 * quarters[:, :, 2:].flatten(1),
+        }
+
+    return FeatureNetwork(
+        name, f"fingerprint of {name}", torch.device(device), lambda pixels: parts(pixels)["pool"], parts,
+        ("pool", "spatial", "logits"),
+    )  # fmt: skip
+
+
+def make_tokenizer() -> Tokenizer:
+    """A tokenizer of factor 4 with random weights."""
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(
+        latent_channels=4, base_channels=32, channel_multipliers=(1, 1, 2), blocks_per_level=1, attention_levels=()
+    )
+    return Tokenizer(autoencoder, LatentStatistics(torch.zeros(4), torch.ones(4)))
+
+
+def make_generator() -> Generator:
+    """A generator of 32 px images with random weights."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(1)
+    transformer = LightningDiT(
+        latent_size=8, patch_size=2, latent_channels=4, width=32, depth=1, heads=2, num_classes=10
+    )
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    return Generator(transformer, tokenizer, sampling=SamplingConfig(steps=3, guidance_scale=1.5))
+
+
+def use_colours(evaluate_module: object = evaluate) -> None:
+    """Every feature network is `colour_network`, and nothing else is fetched."""
+    evaluate_module.load_feature_network = colour_network  # type: ignore[attr-defined]
+    plain = {"lpips_vgg16": lambda a, b: (a - b).abs().mean((1, 2, 3))}
+    evaluate.of_tokenizer.perceptual_networks = lambda device: plain  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    use_colours()
+    from vavae.config import load_recipe
+
+    evaluate.run(load_recipe(evaluate.Config, Path(sys.argv[1])))
