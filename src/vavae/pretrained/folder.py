@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.pretrained.reading import check_tensors
+from vavae.pretrained.reading import check_finite, check_tensors
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 PIPELINE = "model_index.json"
@@ -155,6 +155,7 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Pa
             raise UserError(f"{source}: {name} has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}")
         if value.dtype == torch.float64:
             raise UserError(f"{source}: {name} is float64, which float32 networks would round")
+    check_finite(tensors, source)
     if next(model.parameters()).is_meta:
         model.to_empty(device="cpu")
     model.load_state_dict(tensors)

@@ -356,7 +356,8 @@ class Generator:
         if tokenizer is None:
             raise UserError(
                 f"{path}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer it was "
-                "trained on, and statistics, the latents_stats.pt of its training latents"
+                "trained on, and statistics, the latents_stats.pt of its training latents ('vavae convert' keeps all "
+                "three together)"
             )
         generator = cls(
             loaded.model,

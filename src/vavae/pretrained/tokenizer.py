@@ -254,8 +254,9 @@ def _published_statistics(path: Path) -> Path:
             if (path / name).is_file():
                 return path / name
     raise UserError(
-        f"{path}: comes without the statistics of its latents, which normalisation needs: pass statistics, either "
-        f"the published latents_stats.pt or the folder that 'vavae encode --tokenizer {path}' writes"
+        f"{path}: comes without the statistics of its latents, which normalisation needs: pass statistics (or "
+        "'vavae convert ... --statistics'), either the published latents_stats.pt or the folder that "
+        f"'vavae encode --tokenizer {path}' writes"
     )
 
 
