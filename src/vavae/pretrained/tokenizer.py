@@ -199,9 +199,15 @@ class Tokenizer:
         files.write_json(folder / files.CONFIG, config)
 
     def to_diffusers(self) -> Any:
-        """A `diffusers.AutoencoderKL` with the same weights, on the same device, in eval mode; needs diffusers."""
-        import diffusers
+        """A `diffusers.AutoencoderKL` with the same weights, on the same device, in eval mode.
 
+        Raises:
+            UserError: diffusers is not installed, or cannot build such an autoencoder.
+        """
+        try:
+            import diffusers
+        except ImportError as error:
+            raise UserError("diffusers is not installed: pip install 'vavae[diffusers]'") from error
         model = diffusers.AutoencoderKL.from_config(diffusers_config(self.autoencoder.config, self.statistics))
         state = self.autoencoder.state_dict()
         model.load_state_dict(to_diffusers_names(state, len(self.autoencoder.config.widths)))
