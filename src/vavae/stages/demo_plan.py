@@ -42,7 +42,7 @@ class Budget:
     train_images: int = 5000
     test_images: int = 1000
     tokenizer_images: int = 20_480
-    adversarial_from: int = 16_384
+    adversarial_from: int = 18_432
     generator_images: int = 40_960
     width: int = 256
     depth: int = 6
