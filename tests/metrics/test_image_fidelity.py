@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from vavae.data import DemoImages, load_images, load_pixels, to_uint8
-from vavae.metrics import psnr, published_psnr, ssim
+from vavae.metrics import fidelity, psnr, published_psnr, ssim
 
 TEST = DemoImages("test")
 GOLDEN = load_file(Path(__file__).with_name("golden.safetensors"))
@@ -99,3 +99,30 @@ def test_ssim_facts():
         ssim(images[:, :, :8], images[:, :, :8])
     with pytest.raises(ValueError, match="equal shape"):
         ssim(images[:2], images[:3])
+
+
+def test_conventions_differ_in_what_they_state():
+    """Strict sees stored pixels only; published rounds for PSNR, clamps and pads for SSIM, leaves LPIPS alone."""
+    originals = load_images(TEST, range(3), 32)
+    decoded = originals * 1.3 + 0.013 * torch.sin(torch.arange(32.0))
+    seen = []
+
+    def distance(a, b):
+        seen.append((a, b))
+        return (a - b).abs().mean((1, 2, 3))
+
+    strict = fidelity(originals, decoded, "strict", {"lpips": distance})
+    published = fidelity(originals, decoded, "published", {"lpips": distance})
+    pixels = to_uint8(decoded)
+    stored = pixels.permute(0, 3, 1, 2) / 127.5 - 1
+    expected_psnr = published_psnr(pixels, load_pixels(TEST, range(3), 32))
+    torch.testing.assert_close(strict["psnr"], expected_psnr)
+    torch.testing.assert_close(published["psnr"], expected_psnr)
+    torch.testing.assert_close(strict["ssim"], ssim(stored, originals))
+    torch.testing.assert_close(published["ssim"], ssim(decoded.clamp(-1, 1), originals, border="reflect"))
+    torch.testing.assert_close(seen[0][0], stored)
+    assert torch.equal(seen[1][0], decoded) and float(decoded.max()) > 1.2
+    assert (strict["lpips"] - published["lpips"]).abs().min() > 1e-3
+    assert strict["lpips"].dtype == torch.float64
+    small = fidelity(originals[..., :8], decoded[..., :8], "strict", {})
+    assert set(small) == {"psnr"}

@@ -56,3 +56,23 @@ def test_differences_are_named():
     )
     assert RECORD.differences(other) == ["samples", "steps"]
     assert RECORD.differences(RECORD) == []
+
+
+def test_intervals_survive_json():
+    record = MetricRecord(**RECORD.__dict__ | {"interval": (12.0, 13.0)})
+    assert MetricRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    assert "interval" not in RECORD.to_dict()
+
+
+def test_obstacles_are_differences_but_for_what_is_compared():
+    def changed(**fields):
+        return MetricRecord("frechet_distance", 11.0, Protocol(**RECORD.protocol.__dict__ | fields))
+
+    assert RECORD.obstacles(changed(checkpoint="b", checkpoint_hash="c")) == []
+    assert RECORD.obstacles(changed(label_protocol="random", samples=10)) == ["samples", "label_protocol"]
+    # A network of equal hash is the same network under another name; without a hash nobody knows.
+    assert RECORD.obstacles(changed(feature_network="a file")) == []
+    assert RECORD.obstacles(changed(feature_network_hash="cd34")) == ["feature_network_hash"]
+    bare = changed(feature_network_hash=None)
+    assert bare.obstacles(changed(feature_network_hash=None, feature_network="other")) == ["feature_network"]
+    assert RECORD.obstacles(changed(reference="x")) == ["reference"]

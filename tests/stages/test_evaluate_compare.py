@@ -1,0 +1,78 @@
+"""Comparing results: like with like only, unless forced."""
+
+from dataclasses import replace
+
+import pytest
+
+from vavae.cli import run
+from vavae.errors import UserError
+from vavae.metrics import MetricRecord, Protocol
+from vavae.stages.evaluate_compare import compare_files, pair_records, read_records
+from vavae.stages.evaluate_records import write_records
+
+PROTOCOL = Protocol(
+    samples=50_000, label_protocol="random", guidance_scale=1.0, feature_network="inception", checkpoint="a"
+)
+FID = MetricRecord("FID", 5.1, PROTOCOL, higher_is_better=False)
+SCORE = MetricRecord("Inception Score", 130.0, PROTOCOL, higher_is_better=True)
+
+
+def changed(record: MetricRecord, value: float, **fields: object) -> MetricRecord:
+    return replace(record, value=value, protocol=replace(record.protocol, **fields))
+
+
+@pytest.fixture
+def files(tmp_path):
+    def write(name, *records):
+        write_records(tmp_path / name, records)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_like_results_are_compared(files, capsys):
+    a = files("a.json", FID, SCORE)
+    b = files("b.json", changed(SCORE, 120.0, checkpoint="b"), changed(FID, 4.9, checkpoint="b"))
+    pairs = compare_files(a, b)
+    assert [(pair.first.name, round(pair.difference, 6)) for pair in pairs] == [("FID", -0.2), ("Inception Score", -10)]
+    assert run(["evaluate", "compare", a, b]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "-0.2000" in lines[1] and "better" in lines[1]
+    assert "-10.0000" in lines[2] and "worse" in lines[2]
+
+
+def test_unlike_results_are_refused_and_named(files, capsys):
+    a = files("a.json", FID)
+    b = files("b.json", changed(FID, 4.9, label_protocol="balanced", samples=10_000, seed=3))
+    assert run(["evaluate", "compare", a, b]) == 2
+    error = capsys.readouterr().err
+    assert "samples: 50,000 against 10,000 (FID)" in error
+    assert "label_protocol: random against balanced" in error and "seed: not stated against 3" in error
+    assert "--force" in error and len(error.strip().splitlines()) == 1
+    assert run(["evaluate", "compare", a, b, "--force"]) == 0
+    out = capsys.readouterr().out
+    assert "not alike" in out and "label_protocol: random against balanced" in out and "-0.2000" in out
+
+
+def test_of_several_scales_like_meets_like():
+    scales = [changed(FID, float(scale), guidance_scale=float(scale)) for scale in (1, 2, 3)]
+    others = [replace(record, value=10 * record.value) for record in reversed(scales)]
+    pairs = pair_records(scales, others)
+    assert [(pair.first.value, pair.second.value) for pair in pairs] == [(1, 10), (2, 20), (3, 30)]
+    assert all(not pair.obstacles for pair in pairs)
+    alone = pair_records(scales, [replace(scales[1], value=7)])
+    assert [(pair.first.value, pair.second.value) for pair in alone] == [(2, 7)]
+
+
+def test_files_that_are_no_results_are_refused(files, tmp_path, capsys):
+    a = files("a.json", FID)
+    with pytest.raises(UserError, match=r"absent\.json"):
+        read_records(tmp_path / "absent.json")
+    for text in ("no json", "[1]", '[{"name": "FID"}]', "{}3"):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(UserError, match="holds no records"):
+            read_records(tmp_path / "bad.json")
+    with pytest.raises(UserError, match="share no metric"):
+        compare_files(a, files("c.json", SCORE))
+    assert run(["evaluate", "compare", a]) == 2
+    assert "two JSON files" in capsys.readouterr().err

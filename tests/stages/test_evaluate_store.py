@@ -1,0 +1,164 @@
+"""Stored features: one pass, order, resumption, the thread that works ahead."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from evaluate_models import colour_network
+from safetensors.torch import load_file
+
+from vavae.data import DemoImages
+from vavae.errors import UserError
+from vavae.metrics import FeatureNetwork, RunningMoments
+from vavae.stages import evaluate_store
+from vavae.stages.evaluate_images import SourceBlocks
+from vavae.stages.evaluate_processes import Processes
+from vavae.stages.evaluate_store import Block, BlockStore, extract
+from vavae.stages.images import Selection
+
+TEST = DemoImages("test")
+PIXELS = torch.tensor(TEST.pixels)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_store, "BLOCK", 30)
+
+
+def images(count: int) -> SourceBlocks:
+    return SourceBlocks(Selection(TEST, torch.arange(count).numpy()), 32)
+
+
+class Counting:
+    """A network that counts its calls and can fail after some."""
+
+    def __init__(self, limit: int = 10**9) -> None:
+        self.calls = 0
+        self.limit = limit
+        plain = colour_network("counting")
+
+        def parts(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+            self.calls += 1
+            if self.calls > self.limit:
+                raise KeyboardInterrupt
+            assert plain.compute_parts is not None
+            return dict(plain.compute_parts(pixels))
+
+        self.network = FeatureNetwork(
+            "counting", "fixed", plain.device, lambda pixels: parts(pixels)["pool"], parts, plain.parts
+        )
+
+
+def run(store: BlockStore, networks: Sequence[FeatureNetwork], count: int = 100, parts: Sequence[str] = ("pool",)):
+    return extract(images(count), networks, store, 8, Processes(), "test", parts)
+
+
+def test_features_are_in_order_whatever_the_blocks(tmp_path):
+    network = colour_network()
+    found = run(BlockStore(tmp_path), [network], parts=("pool", "spatial"))[network.name]
+    whole = network.all_parts(PIXELS[:100])
+    torch.testing.assert_close(found.all(), whole["pool"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.all("spatial"), whole["spatial"], rtol=0, atol=1e-6)
+    expected = RunningMoments(12)
+    expected.update(whole["pool"])
+    assert found.count == found.moments().count == 100
+    torch.testing.assert_close(found.moments().covariance, expected.covariance, rtol=1e-6, atol=1e-9)
+
+
+def test_a_stopped_run_goes_on_and_gives_the_same(tmp_path):
+    """100 images in blocks of 30 and batches of 8 are 4 + 4 + 4 + 2 calls."""
+    whole = Counting()
+    expected = run(BlockStore(tmp_path / "whole"), [whole.network])["counting"]
+    assert whole.calls == 14
+    stopped = Counting(limit=6)
+    with pytest.raises(KeyboardInterrupt):
+        run(BlockStore(tmp_path / "parts"), [stopped.network])
+    again = Counting()
+    found = run(BlockStore(tmp_path / "parts"), [again.network])["counting"]
+    assert again.calls == 10
+    assert found.keys == expected.keys and found.content == expected.content
+    assert torch.equal(found.all(), expected.all())
+    assert torch.equal(found.moments().covariance, expected.moments().covariance)
+    third = Counting()
+    run(BlockStore(tmp_path / "parts"), [third.network])
+    assert third.calls == 0
+
+
+def test_only_what_is_missing_is_computed(tmp_path):
+    store, first, second = BlockStore(tmp_path), Counting(), colour_network("second")
+    run(store, [first.network], 60)
+    run(store, [first.network, second], 60)
+    assert first.calls == 8
+    run(store, [first.network], 60, ("pool", "logits"))  # a part more: all are computed anew
+    assert first.calls == 16
+    run(store, [first.network], 100, ("pool", "logits"))  # two blocks more
+    assert first.calls == 22
+
+
+def test_content_decides_not_names(tmp_path):
+    store, network = BlockStore(tmp_path), Counting()
+    a = run(store, [network.network], 60)["counting"]
+    other = SourceBlocks(Selection(TEST, torch.arange(60).flip(0).numpy()), 32)
+    b = extract(other, [network.network], store, 8, Processes(), "test")["counting"]
+    assert a.content != b.content and network.calls == 16
+    assert torch.equal(b.all(), a.all().flip(0))
+
+
+def test_damaged_files_are_named(tmp_path):
+    store, network = BlockStore(tmp_path), colour_network()
+    found = run(store, [network], 40)[network.name]
+    file = next(tmp_path.rglob("*.safetensors"))
+    assert load_file(file)["pool"].shape[1] == 12
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(UserError, match=file.name):
+        found.all()
+    with pytest.raises(UserError, match="no images"):
+        run(store, [network], 0)
+
+
+class Slow:
+    """Images that tell when each batch was made."""
+
+    name, count, side = "slow", 24, 4
+
+    def __init__(self) -> None:
+        self.made: list[float] = []
+        self.fail_at: int | None = None
+
+    def open(self, indices: Sequence[int]) -> Block:
+        def batches(batch_size: int) -> Iterator[torch.Tensor]:
+            for _ in range(0, len(indices), batch_size):
+                if len(self.made) == self.fail_at:
+                    raise UserError("broken image")
+                self.made.append(time.monotonic())
+                yield torch.zeros(batch_size, 4, 4, 3, dtype=torch.uint8)
+
+        return Block(f"{self.fail_at} {indices[0]}", batches)
+
+
+def test_the_next_images_are_made_while_the_network_works(tmp_path):
+    source, began = Slow(), []
+
+    def compute(pixels: torch.Tensor) -> torch.Tensor:
+        began.append(time.monotonic())
+        time.sleep(0.05)
+        return torch.zeros(len(pixels), 2)
+
+    network = FeatureNetwork("slow", "slow", torch.device("cpu"), compute)
+    extract(source, [network], BlockStore(tmp_path), 4, Processes(), "test")
+    assert len(source.made) == len(began) == 6
+    # While the first batch is in the network, the second and third are made already.
+    assert source.made[1] < began[1] - 0.03 and source.made[2] < began[1] - 0.03
+
+
+def test_errors_and_stops_leave_no_thread_behind(tmp_path):
+    before = threading.active_count()
+    source = Slow()
+    source.fail_at = 3
+    with pytest.raises(UserError, match="broken image"):
+        extract(source, [colour_network()], BlockStore(tmp_path), 4, Processes(), "test")
+    with pytest.raises(KeyboardInterrupt):
+        run(BlockStore(tmp_path), [Counting(limit=0).network])
+    assert threading.active_count() == before
