@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from vavae import counter
 from vavae.config import to_plain
 from vavae.errors import UserError
 from vavae.training.tracking import write_run_header
@@ -21,6 +22,9 @@ _FREE = frozenset(
         "training.checkpoint_images",
         "training.preview_images",
         "training.tensorboard",
+        "training.wandb",
+        "training.milestone_images",
+        "training.parallel",
         "data.workers",
     }
 )
@@ -83,3 +87,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def stream_seed(seed: int, order: int) -> int:
+    """Seed of the data order. `order` counts the times a run went back; the first order is the seed's own."""
+    return seed if order == 0 else counter.stream_key(seed, f"data order {order}")

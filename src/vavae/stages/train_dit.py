@@ -1,7 +1,10 @@
 """Stage 2: train a diffusion transformer on latents (LightningDiT, arXiv 2501.01423)."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,17 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from vavae import counter
-from vavae.data import BatchLoader, IndexStream, LatentDataset, to_uint8
+from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
 from vavae.errors import UserError
 from vavae.flow import TimeDistribution, flow_matching_loss, path_by_name
 from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
-from vavae.stages.run_folder import claim, exclusive
+from vavae.stages.run_folder import claim, exclusive, stream_seed
 from vavae.stages.sample import choose_labels
-from vavae.training.engine import Engine, EngineConfig
+from vavae.training.activation import Recomputation, set_recomputation
+from vavae.training.engine import Engine, EngineConfig, Task
+from vavae.training.float8 import use_float8
 from vavae.training.optimizer import OptimizerConfig
+from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, resolve_device, resolve_precision
+from vavae.training.throughput import Work, count_flops
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 
@@ -39,7 +46,8 @@ class TransformerConfig:
         qk_norm: Norm queries and keys.
         adaln_shift: Condition blocks by scale, shift and gate; without it by scale and gate.
         label_dropout: Probability that a label is replaced by "no label" in training; guidance needs it.
-        activation_checkpointing: `full` recomputes each block in the backward pass to save memory.
+        activation_checkpointing: What training keeps for the backward pass: `none` keeps all, `selective` computes
+            all but matrix products and attention again, `full` computes each block again.
     """
 
     size: str = "XL/1"
@@ -53,7 +61,7 @@ class TransformerConfig:
     qk_norm: bool = False
     adaln_shift: bool = True
     label_dropout: float = 0.1
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: Recomputation = "none"
 
     def resolve(self, latent_channels: int, latent_size: int | tuple[int, int], num_classes: int) -> LightningDiTConfig:
         """The full shape for given latents.
@@ -117,7 +125,10 @@ class Config:
         sampling: Defaults that the generator is saved with.
         optimizer: Optimizer of the transformer.
         training: How long and how.
-        compile: Compile the whole transformer with torch.compile.
+        compile: Compile the whole transformer with torch.compile, as one graph.
+        fp8: Matrix products of the blocks in fp8 (extra `fp8`; Ada, Hopper or newer GPUs).
+        latents_on_device: Keep all latents in the GPU's memory; null does so where they fit into half of what is free.
+        validation_latents: Folder of latents to measure the validation loss on; null has none.
     """
 
     output: str = "runs/generator"
@@ -133,6 +144,9 @@ class Config:
         default_factory=lambda: EngineConfig(images=81_920_000, batch_size=1024, ema_decay=0.9999)
     )
     compile: bool = False
+    fp8: bool = False
+    latents_on_device: bool | None = None
+    validation_latents: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,13 +156,16 @@ class _Batch:
     labels: Tensor  # (B,) int64
 
 
-class TransformerTask:
+class TransformerTask(Task):
     """What the engine trains in stage 2."""
 
     averaged: Sequence[str] = ("transformer",)
 
-    def __init__(self, config: Config, latents: LatentDataset, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, config: Config, latents: LatentDataset, tokenizer: Tokenizer, world: World | None = None
+    ) -> None:
         self.config = config
+        self.world = world or World()
         self.latents = latents
         self.tokenizer = tokenizer
         self.device = resolve_device(config.training.device)
@@ -164,24 +181,39 @@ class TransformerTask:
         shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
         torch.manual_seed(config.training.seed)
         self.transformer = LightningDiT.from_config(shape).to(self.device)
-        self.transformer.set_activation_checkpointing(config.transformer.activation_checkpointing)
+        set_recomputation(list(self.transformer.blocks), config.transformer.activation_checkpointing)
+        if config.fp8:
+            use_float8(list(self.transformer.blocks), self.device)
         self.modules: Mapping[str, nn.Module] = {"transformer": self.transformer}
-        self._model = torch.compile(self.transformer) if config.compile else self.transformer
+        self._model = torch.compile(self.transformer, fullgraph=True) if config.compile else self.transformer
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
         return {"transformer": (self.config.optimizer, list(self.transformer.parameters()))}
 
-    def batches(self, start: int) -> Iterator[_Batch]:
-        training = self.config.training
+    def units(self, name: str) -> Sequence[nn.Module]:
+        return list(self.transformer.blocks)
+
+    @cached_property
+    def _reader(self) -> LatentDataset | ResidentLatents:
+        wanted = self.config.latents_on_device
+        if wanted is None and self.device.type == "cuda":
+            count = len(self.latents) * (2 if self.latents.has_flips else 1)
+            size = count * math.prod(self.latents.shape) * self.latents.dtype.itemsize
+            wanted = size < torch.cuda.mem_get_info(self.device)[0] / 2
+        return self.latents.to_device(self.device) if wanted else self.latents
+
+    def batches(self, start: int, order: int) -> Iterator[_Batch]:
+        training, reader = self.config.training, self._reader
         flips = self.config.flip and self.latents.has_flips
 
         def load(indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
             mask = counter.uniform(training.seed, "flip", positions) < 0.5 if flips else None
-            latents, labels = self.latents.get(indices, mask, normalize=False)
+            latents, labels = reader.get(indices, mask, normalize=False)
             return self.statistics.normalize(latents), labels
 
-        stream = IndexStream(len(self.latents), training.seed, start)
-        with BatchLoader(stream, load, training.batch_size) as loader:
+        seed = stream_seed(training.seed, order)
+        stream = IndexStream(len(self.latents), seed, start, self.world.rank, self.world.size)
+        with BatchLoader(stream, load, training.batch_size, 2 if reader is self.latents else 0) as loader:
             for batch in loader:
                 latents, labels = batch.data
                 yield _Batch(
@@ -190,11 +222,17 @@ class TransformerTask:
                     labels.to(self.device, non_blocking=True),
                 )
 
-    def step(self, batch: _Batch, images_seen: int) -> dict[str, Tensor]:
-        seed, positions = self.config.training.seed, batch.positions
+    def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()
-        noise = counter.normal(seed, "noise", positions, tuple(batch.latents.shape[1:]), self.device)
-        drop = counter.uniform(seed, "label drop", positions, device=self.device)
+        terms = self._loss(batch, "", self.transformer.config.label_dropout)
+        (terms["total"] * scale).backward()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _loss(self, batch: _Batch, purpose: str, label_dropout: float) -> dict[str, Tensor]:
+        """Mean terms of a batch; noise, times and dropped labels are functions of the positions and `purpose`."""
+        seed, positions = self.config.training.seed, batch.positions
+        noise = counter.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
+        drop = counter.uniform(seed, f"{purpose}label drop", positions, device=self.device)
         with autocast(self.precision, self.device):
             terms = flow_matching_loss(
                 self._model,
@@ -205,11 +243,46 @@ class TransformerTask:
                 path=self.path,
                 prediction=self.config.flow.prediction,
                 direction_weight=self.config.flow.direction_weight,
-                label_drop=drop < self.transformer.config.label_dropout,
+                label_drop=drop < label_dropout,
             )
-        means = {name: value.mean() for name, value in terms.items()}
-        means["total"].backward()
-        return {name: value.detach() for name, value in means.items()}
+        return {name: value.mean() for name, value in terms.items()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Tensor]:
+        """Terms on at most 2,048 latents of the validation folder, with the same noise and times each time."""
+        if self.config.validation_latents is None:
+            return {}
+        count = min(len(self._validation), 2048) // self.world.size
+        self.transformer.eval()
+        sums: dict[str, Tensor] = {}
+        first = self.world.rank * count
+        for positions in torch.arange(first, first + count).split(self.config.training.batch_size // self.world.size):
+            latents, labels = self._validation.get(positions, normalize=False)
+            batch = _Batch(positions, self.statistics.normalize(latents).to(self.device), labels.to(self.device))
+            for name, value in self._loss(batch, "validation ", 0.0).items():
+                sums[name] = sums.get(name, value.new_zeros(())) + value * (len(positions) / count)
+        self.transformer.train()
+        return sums
+
+    @cached_property
+    def _validation(self) -> LatentDataset:
+        dataset = LatentDataset(str(self.config.validation_latents))
+        if dataset.shape != self.latents.shape:
+            raise UserError(f"validation_latents: shape {dataset.shape} differs from {self.latents.shape}")
+        return dataset
+
+    @cached_property
+    def _work(self) -> Work:
+        """Counted on the meta device."""
+        config = self.transformer.config
+        with torch.device("meta"):
+            model = LightningDiT.from_config(config)
+            x, t, y = torch.empty(1, *self.latents.shape), torch.empty(1), torch.zeros(1, dtype=torch.int64)
+        flops = count_flops(lambda: model(x, t, y).sum().backward())
+        return Work(flops, math.prod(config.grid))
+
+    def work(self) -> Work:
+        return self._work
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a grid of samples, four of each of the first classes, with few steps."""
@@ -245,14 +318,15 @@ def run(config: Config) -> Generator:
         KeyboardInterrupt: A stop was asked for; the state is saved.
     """
     folder = Path(config.output)
-    with exclusive(folder):
-        claim(folder, config)
-        done = folder / "generator"
-        if (done / "config.json").exists():
-            print(f"generator: {done} is there already")
-            return Generator.from_pretrained(done, resolve_device(config.training.device))
-        task = TransformerTask(config, LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer))
-        engine = Engine(task, config.training, folder)
+    done = folder / "generator"
+    device = resolve_device(config.training.device)
+    with ExitStack() as held:
+        world = held.enter_context(processes(config.training.device))
+        if world.once(lambda: _begin(config, folder, done, held)):
+            return Generator.from_pretrained(done, device)
+        latents, tokenizer = LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer)
+        task = TransformerTask(config, latents, tokenizer, world)
+        engine = Engine(task, config.training, folder, world)
         engine.run("transformer")
         generator = task.generator(
             engine.averaged_state("transformer"),
@@ -263,6 +337,20 @@ def run(config: Config) -> Generator:
                 "hours": round(engine.seconds / 3600, 3),
             },
         )
-        generator.save_pretrained(done)
-        print(f"generator: {done}")
+        world.once(lambda: _finish(generator, done))
         return generator
+
+
+def _begin(config: Config, folder: Path, done: Path, held: ExitStack) -> bool:
+    """Take the run folder; true if the run is finished already."""
+    held.enter_context(exclusive(folder))
+    claim(folder, config)
+    finished = (done / "config.json").exists()
+    if finished:
+        print(f"generator: {done} is there already")
+    return finished
+
+
+def _finish(generator: Generator, done: Path) -> None:
+    generator.save_pretrained(done)
+    print(f"generator: {done}")

@@ -1,29 +1,35 @@
 """Stage 1: train a visual tokenizer, aligned with a teacher (VA-VAE, arXiv 2501.01423)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import counter
 from vavae.data import BatchLoader, ImageSource, IndexStream, InMemoryImages, load_pixels, to_tensor, to_uint8
 from vavae.data.transforms import flip_horizontally, published_random_crop
 from vavae.errors import UserError
-from vavae.losses import ObjectiveConfig, TokenizerObjective
+from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
 from vavae.pretrained import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
-from vavae.stages.run_folder import claim, exclusive
+from vavae.stages.run_folder import claim, exclusive, stream_seed
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
-from vavae.training.engine import Engine, EngineConfig
+from vavae.training.engine import Engine, EngineConfig, Task
 from vavae.training.optimizer import OptimizerConfig
+from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, resolve_device, resolve_precision
+from vavae.training.throughput import Work, count_flops
 
 # A set up to this size is decoded once and kept in memory.
 _IN_MEMORY_BYTES = 2_000_000_000
@@ -49,6 +55,31 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """A later part of the run, in which the alignment differs; null keeps what was.
+
+    Attributes:
+        from_images: Images seen when it begins.
+        weight: Factor of the alignment term.
+        cos_margin: Margin of the cosine loss.
+        distance_margin: Margin of the distance-matrix loss.
+        train_projection: Whether the projection goes on learning.
+    """
+
+    from_images: int
+    weight: float | None = None
+    cos_margin: float | None = None
+    distance_margin: float | None = None
+    train_projection: bool | None = None
+
+    def applied(self, objective: ObjectiveConfig) -> ObjectiveConfig:
+        """The objective from this stage on, where `objective` was in force before."""
+        names = ("weight", "cos_margin", "distance_margin", "train_projection")
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(objective, alignment=replace(objective.alignment, **changes))
+
+
+@dataclass(frozen=True)
 class Config:
     """Train a tokenizer.
 
@@ -59,7 +90,9 @@ class Config:
         initial: Starting weights: the run folder of an earlier training (autoencoder, projection and discriminator
             go on), a tokenizer's folder or hub id, or a published checkpoint; null starts from random ones.
         teacher: Used when the alignment term is enabled.
-        objective: All loss terms.
+        objective: All loss terms, as the run begins.
+        stages: What changes in the alignment later, in the order of their images: the published model's three stages
+            are one recipe.
         optimizer: Of autoencoder and projection.
         discriminator_optimizer: Of the discriminator.
         training: How long and how.
@@ -71,6 +104,7 @@ class Config:
     initial: str | None = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    stages: tuple[StageConfig, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     training: EngineConfig = field(default_factory=EngineConfig)
@@ -82,12 +116,31 @@ class Config:
             )
         if self.teacher.cache_features and (self.data.crop == "random" or self.data.flip):
             raise UserError("teacher.cache_features: needs data.crop center and data.flip false")
+        if any(a.from_images >= b.from_images for a, b in pairwise(self.stages)):
+            raise UserError("stages: from_images must rise from stage to stage")
+        if self.stages and not self.objective.alignment.enabled:
+            raise UserError("stages: they change the alignment, which objective.alignment.enabled turns off")
+        if any(stage.train_projection for stage in self.stages) and not self.objective.alignment.train_projection:
+            raise UserError("stages: a projection that begins frozen has no optimizer, and stays frozen")
+        if self.training.parallel == "shard":
+            raise UserError("training.parallel: the tokenizer is replicated; its state is small beside its activations")
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height, width of a latent."""
         side = self.data.size // self.tokenizer.factor
         return self.tokenizer.latent_channels, side, side
+
+    def stage_at(self, images_seen: int) -> int:
+        """Number of the stage in force, from 0."""
+        return sum(images_seen >= stage.from_images for stage in self.stages)
+
+    def objective_at(self, images_seen: int) -> ObjectiveConfig:
+        """The objective in force."""
+        objective = self.objective
+        for stage in self.stages[: self.stage_at(images_seen)]:
+            objective = stage.applied(objective)
+        return objective
 
 
 @dataclass(frozen=True)
@@ -97,14 +150,16 @@ class _Batch:
     features: Tensor | None  # (B, D, h, w)
 
 
-class TokenizerTask:
+class TokenizerTask(Task):
     """What the engine trains in stage 1."""
 
     averaged: Sequence[str] = ("autoencoder",)
 
-    def __init__(self, config: Config, source: ImageSource, folder: Path) -> None:
+    def __init__(self, config: Config, source: ImageSource, folder: Path, world: World | None = None) -> None:
         self.config = config
         self.source = source
+        self.world = world or World()
+        self._stage = 0
         self.device = resolve_device(config.training.device)
         precision = resolve_precision(config.training.precision, self.device)
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -136,7 +191,10 @@ class TokenizerTask:
         grid = config.latent_shape[1:]
         images = f"{self.source.fingerprint()} at {config.data.size}"
         cache = FeatureCache(folder / "teacher-features", teacher, grid, images, len(self.source))
-        cache.fill(lambda indices: to_tensor(load_pixels(self.source, indices, config.data.size)).to(self.device))
+        size = config.data.size
+        self.world.once(lambda: cache.fill(lambda i: to_tensor(load_pixels(self.source, i, size)).to(self.device)))
+        if not self.world.first:
+            cache = FeatureCache(folder / "teacher-features", teacher, grid, images, len(self.source))
         return teacher, cache
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
@@ -147,9 +205,10 @@ class TokenizerTask:
             recipes["discriminator"] = (self.config.discriminator_optimizer, discriminator)
         return recipes
 
-    def batches(self, start: int) -> Iterator[_Batch]:
+    def batches(self, start: int, order: int) -> Iterator[_Batch]:
         training = self.config.training
-        stream = IndexStream(len(self.source), training.seed, start)
+        seed = stream_seed(training.seed, order)
+        stream = IndexStream(len(self.source), seed, start, self.world.rank, self.world.size)
         with BatchLoader(stream, self._load, training.batch_size, self.config.data.workers) as loader:
             for batch in loader:
                 pixels, features = batch.data
@@ -157,8 +216,6 @@ class TokenizerTask:
                 if self.config.data.flip:
                     mask = counter.uniform(training.seed, "flip", batch.positions, device=self.device) < 0.5
                     images = flip_horizontally(images, mask)
-                if self.teacher is not None and features is None:
-                    features = self.teacher.features_at(images, self.config.latent_shape[1:])
                 yield _Batch(batch.positions, images, None if features is None else features.to(self.device).float())
 
     def _load(self, indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -174,17 +231,82 @@ class TokenizerTask:
             pixels = torch.from_numpy(np.stack([np.array(crop) for crop in crops]))
         return pixels, None if self.features is None else self.features.get(indices)
 
-    def step(self, batch: _Batch, images_seen: int) -> dict[str, Tensor]:
+    def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
+        self._enter_stage(images_seen)
         seed = self.config.training.seed
         noise = counter.normal(seed, "posterior", batch.positions, self.config.latent_shape, self.device)
+        features = batch.features
+        if self.teacher is not None and features is None:
+            features = self.teacher.features_at(batch.images, self.config.latent_shape[1:]).float()
         return self.objective.accumulate_gradients(
             self.autoencoder,
             batch.images.contiguous(memory_format=torch.channels_last),
             noise,
-            batch.features,
+            features,
             images_seen,
             compute_dtype=self.compute_dtype,
+            gradient_scale=scale,
+            average=self.world.average if self.world.size > 1 else None,
         )
+
+    def _enter_stage(self, images_seen: int) -> None:
+        stage = self.config.stage_at(images_seen)
+        if stage != self._stage:
+            self._stage = stage
+            self.objective.config = self.config.objective_at(images_seen)
+            assert self.objective.alignment is not None
+            self.objective.alignment.config = self.objective.config.alignment
+            self.objective.alignment.linear_proj.requires_grad_(self.objective.config.alignment.train_projection)
+
+    def regime(self, images_seen: int) -> int:
+        return 2 * self.config.stage_at(images_seen) + self.objective.adversarial_active(images_seen)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Tensor]:
+        """Terms of the present model on test images, at most 512 of them."""
+        count = min(len(self._validation), 512) // self.world.size
+        if count == 0:
+            return {}
+        self.autoencoder.eval()
+        sums: dict[str, Tensor] = {}
+        share = self.config.training.batch_size // self.world.size
+        first = self.world.rank * count
+        for indices in torch.arange(first, first + count).split(share):
+            images = to_tensor(load_pixels(self._validation, indices, self.config.data.size)).to(self.device)
+            features = None
+            if self.teacher is not None:
+                features = self.teacher.features_at(images, self.config.latent_shape[1:]).float()
+            terms = self.objective.evaluate(self.autoencoder, images, features, compute_dtype=self.compute_dtype)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, value.new_zeros(())) + value * (len(indices) / count)
+        self.autoencoder.train()
+        return sums
+
+    @cached_property
+    def _validation(self) -> ImageSource:
+        return self.config.data.open("test")
+
+    @cached_property
+    def _work(self) -> Work:
+        """Counted with tensors that hold no numbers, the discriminator at work; the teacher on one real image."""
+        config, size = self.config, self.config.data.size
+        start = config.objective.adversarial.start_images
+        with FakeTensorMode():
+            autoencoder = AutoencoderKL.from_config(config.tokenizer)
+            perceptual = LPIPS(config.objective.perceptual.network) if config.objective.perceptual.weight > 0 else None
+            width = self.teacher.width if self.teacher is not None else None
+            objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, perceptual)
+            images = torch.empty(1, 3, size, size)
+            noise = torch.empty(1, *config.latent_shape)
+            features = None if width is None else torch.empty(1, width, *config.latent_shape[1:])
+            flops = count_flops(lambda: objective.accumulate_gradients(autoencoder, images, noise, features, start))
+        if self.teacher is not None and self.features is None:
+            teacher, real = self.teacher, torch.zeros(1, 3, size, size, device=self.device)
+            flops += count_flops(lambda: teacher.features_at(real, config.latent_shape[1:]))
+        return Work(flops)
+
+    def work(self) -> Work:
+        return self._work
 
     @torch.inference_mode()
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
@@ -204,18 +326,22 @@ class TokenizerTask:
 
     @torch.inference_mode()
     def statistics(self, model: AutoencoderKL) -> LatentStatistics:
-        """Mean and standard deviation of one posterior sample of every training image."""
+        """Mean and standard deviation of one posterior sample of every training image. All processes share the work."""
         config = self.config
         running = RunningStatistics(config.tokenizer.latent_channels)
-        with track("latent statistics", len(self.source), "images") as bar:
-            for indices in torch.arange(len(self.source)).split(config.training.batch_size):
+        batches = torch.arange(len(self.source)).split(config.training.batch_size)[self.world.rank :: self.world.size]
+        with track("latent statistics", sum(map(len, batches)), "images") as bar:
+            for indices in batches:
                 images = to_tensor(load_pixels(self.source, indices, config.data.size)).to(self.device)
                 noise = counter.normal(config.training.seed, "statistics", indices, config.latent_shape, self.device)
                 with self.autocast():
                     posterior = model.encode(images)
                 running.update(posterior.sample(noise=noise))
                 bar.advance(len(indices))
-        return running.finalize()
+        whole = RunningStatistics(config.tokenizer.latent_channels)
+        for part in self.world.gather(running):
+            whole.merge(part)
+        return whole.finalize()
 
 
 def run(config: Config) -> Tokenizer:
@@ -226,23 +352,37 @@ def run(config: Config) -> Tokenizer:
         KeyboardInterrupt: A stop was asked for; the state is saved.
     """
     folder = Path(config.output)
-    with exclusive(folder):
-        claim(folder, config)
-        done = folder / "tokenizer"
-        if (done / "config.json").exists():
-            print(f"tokenizer: {done} is there already")
-            return Tokenizer.from_pretrained(done, resolve_device(config.training.device))
-        source = config.data.open("train", folder)
+    done = folder / "tokenizer"
+    device = resolve_device(config.training.device)
+    with ExitStack() as held:
+        world = held.enter_context(processes(config.training.device))
+        if world.once(lambda: _begin(config, folder, done, held)):
+            return Tokenizer.from_pretrained(done, device)
+        source = config.data.open("train", folder if world.first else None)
         if len(source) * 3 * config.data.size**2 <= _IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)
-        task = TokenizerTask(config, source, folder)
-        engine = Engine(task, config.training, folder)
+        task = TokenizerTask(config, source, folder, world)
+        engine = Engine(task, config.training, folder, world)
         engine.run("tokenizer")
         model = task.averaged_model(engine.averaged_state("autoencoder"))
         tokenizer = Tokenizer(model, task.statistics(model), _provenance(config, source, engine))
-        tokenizer.save_pretrained(done)
-        print(f"tokenizer: {done}")
+        world.once(lambda: _finish(tokenizer, done))
         return tokenizer
+
+
+def _begin(config: Config, folder: Path, done: Path, held: ExitStack) -> bool:
+    """Take the run folder; true if the run is finished already."""
+    held.enter_context(exclusive(folder))
+    claim(folder, config)
+    finished = (done / "config.json").exists()
+    if finished:
+        print(f"tokenizer: {done} is there already")
+    return finished
+
+
+def _finish(tokenizer: Tokenizer, done: Path) -> None:
+    tokenizer.save_pretrained(done)
+    print(f"tokenizer: {done}")
 
 
 def _provenance(config: Config, source: ImageSource, engine: Engine) -> dict[str, object]:

@@ -1,9 +1,11 @@
-"""Checkpoints: written whole or not at all, verified on load, the last K kept.
+"""Checkpoints: written whole or not at all, verified on load, the last K and the milestones kept.
 
-A checkpoint is a folder `images-000000640000` that holds `state.safetensors` (every tensor of the run) and
-`state.json` (the numbers, and the sha256 of the tensors). It is written under a temporary name, flushed to the
-disk and then renamed, so a folder with a checkpoint's name is always complete. A damaged one is reported, set
-aside under the name `damaged-…`, and the one before is used.
+A checkpoint is a folder `images-000000640000` written by `torch.distributed.checkpoint`: each process writes its
+part of the tensors, from a copy and in the background, so training goes on meanwhile. The parts lie in a folder
+of another name until the first process has hashed them, written `manifest.json` (numbers and the sha256 of every
+file) and flushed all; then the folder gets its name. So a folder with a checkpoint's name is always complete. A
+damaged one is reported, set aside under the name `damaged-…`, and the one before is used. Tensors are stored by
+name and global shape: another number of processes reads them as well.
 """
 
 import hashlib
@@ -11,19 +13,27 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from vavae.errors import UserError
+from vavae.training.parallel import World
 
 log = logging.getLogger(__name__)
 
+# One process alone is meant, and no reason to warn at every save.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
 _PREFIX = "images-"
+_MANIFEST = "manifest.json"
 
 
 def sha256_file(path: Path) -> str:
@@ -40,77 +50,202 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint.
+
+    Attributes:
+        path: Its folder.
+        numbers: The numbers it was saved with.
+        shapes: Global shape of every tensor in it, by name.
+        dtypes: Its type.
+        world: The processes that read it together.
+    """
+
+    path: Path
+    numbers: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    world: World
+
+    def read_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill `tensors`, plain or sharded, with the values of their names. All processes must call it."""
+        reader = dcp.FileSystemReader(self.path)
+        dcp.load(dict(tensors), storage_reader=reader, process_group=self.world.host, no_dist=self.world.size == 1)
+
+
 class CheckpointFolder:
     """The checkpoints of one run.
 
     Args:
         folder: Where they lie; made on the first save.
-        keep: How many of the newest to keep.
+        keep: How many of the newest to keep, milestones apart.
+        world: The processes that write together.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, world: World | None = None) -> None:
         self.folder = folder
         self.keep = keep
+        self.world = world or World()
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
 
     def list(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(self.folder.glob(f"{_PREFIX}*")) if self.folder.is_dir() else []
 
-    def save(self, images: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Path:
-        """Write the state after `images` images and drop what is beyond the newest `keep`.
+    def save(
+        self, images: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], milestone: bool = False
+    ) -> None:
+        """Begin to write the state after `images` images; it is copied at once and written in the background.
+
+        Args:
+            images: Names the checkpoint.
+            tensors: The state by name; the same names in all processes, values plain and equal, or sharded.
+            numbers: What JSON can hold.
+            milestone: Keep this one for good.
 
         Raises:
-            OSError: The disk is full, say. The former checkpoints are untouched.
+            OSError: A former save failed (the disk is full, say). Older checkpoints are untouched.
         """
-        target = self.folder / f"{_PREFIX}{images:012d}"
-        partial = self.folder / f".partial-{images:012d}-{os.getpid()}"
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.detach().contiguous() for name, t in tensors.items()}, partial / "state.safetensors")
-            digest = sha256_file(partial / "state.safetensors")
-            (partial / "state.json").write_text(json.dumps({"sha256": digest, "numbers": dict(numbers)}, indent=1))
-            for name in ("state.safetensors", "state.json"):
-                _sync(partial / name)
-            if target.exists():
-                shutil.rmtree(target)
-            partial.replace(target)
-            _sync(self.folder)
-        finally:
+        self.wait()
+        partial = self.folder / f".partial-{images:012d}"
+        if self.world.first:
             shutil.rmtree(partial, ignore_errors=True)
-        for old in self.list()[: -self.keep]:
-            shutil.rmtree(old)
-        return target
+            partial.mkdir(parents=True)
+        self.world.wait()
+        written = dcp.async_save(
+            dict(tensors),
+            storage_writer=dcp.FileSystemWriter(partial),
+            process_group=self.world.saving,
+            no_dist=self.world.size == 1,
+        )
+        manifest = {"numbers": dict(numbers), "milestone": milestone}
+        self._pending = self._finisher.submit(self._finish, written, partial, images, manifest)
 
-    def load_newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and numbers of the newest good checkpoint; None where there is none."""
-        self._drop_partial()
+    def wait(self) -> None:
+        """Until the checkpoint in the making is complete in all processes.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+            self.world.wait()
+
+    def _finish(self, written: Any, partial: Path, images: int, manifest: dict[str, Any]) -> None:
+        try:
+            written.result()
+            if self.world.first:
+                self._name(partial, self.folder / f"{_PREFIX}{images:012d}", manifest)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _name(self, partial: Path, target: Path, manifest: dict[str, Any]) -> None:
+        files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps({"files": files, **manifest}, indent=1))
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.replace(target)
+        _sync(self.folder)
+        passing = [path for path in self.list() if not _is_milestone(path)]
+        for old in passing[: -self.keep]:
+            shutil.rmtree(old)
+
+    def newest(self, before: int | None = None) -> Checkpoint | None:
+        """The newest good checkpoint, of fewer than `before` images where that is given; None where there is none.
+
+        All processes must call it; they read each file once between them.
+        """
+        self.wait()
         for path in reversed(self.list()):
-            try:
-                return self._load(path)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                aside = path.with_name(f"damaged-{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.replace(aside)
-                log.warning("checkpoint %s is damaged (%s): set aside as %s", path, error, aside.name)
+            if before is not None and images_of(path) >= before:
+                continue
+            problem = self._problem(path)
+            if self.world.any(problem is not None):
+                if self.world.first:
+                    _set_aside(path, problem or "another process could not read it")
+                self.world.wait()
+                continue
+            numbers = json.loads((path / _MANIFEST).read_text())["numbers"]
+            entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+            stored = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+            return Checkpoint(
+                path,
+                numbers,
+                {name: tuple(entry.size) for name, entry in stored.items()},
+                {name: entry.properties.dtype for name, entry in stored.items()},
+                self.world,
+            )
         return None
 
-    def _load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        record = json.loads((path / "state.json").read_text())
-        digest = sha256_file(path / "state.safetensors")
-        if digest != record["sha256"]:
-            raise ValueError(f"sha256 is {digest}, not {record['sha256']}")
-        return load_file(path / "state.safetensors"), record["numbers"]
+    def load_newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Whole tensors, on the CPU, and numbers of the newest good checkpoint; None where there is none."""
+        found = self.newest()
+        if found is None:
+            return None
+        tensors = {name: torch.empty(shape, dtype=found.dtypes[name]) for name, shape in found.shapes.items()}
+        found.read_into(tensors)
+        return tensors, found.numbers
 
-    def _drop_partial(self) -> None:
-        if self.folder.is_dir():
+    def drop_partial(self) -> None:
+        """Remove what a killed run left half-written. All processes must call it, before the first save."""
+        if self.world.first and self.folder.is_dir():
             for partial in self.folder.glob(".partial-*"):
                 shutil.rmtree(partial, ignore_errors=True)
+        self.world.wait()
 
-    def require_empty_or_resume(self, resume: bool) -> None:
-        """Refuse to start afresh over a former run's checkpoints.
+    def _problem(self, path: Path) -> str | None:
+        """What is wrong with this process's share of the files."""
+        try:
+            manifest = json.loads((path / _MANIFEST).read_text())
+            files = sorted(manifest["files"].items())
+            assert isinstance(manifest["numbers"], dict)
+            for name, digest in files[self.world.rank :: self.world.size]:
+                if sha256_file(path / name) != digest:
+                    return f"the sha256 of {name} is not the one that was written"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            return str(error) or type(error).__name__
+        return None
 
-        Raises:
-            UserError: There are checkpoints and `resume` is off.
-        """
-        if not resume and self.list():
-            raise UserError(f"{self.folder} holds checkpoints of a former run; resume it or choose another folder")
+    def drop_after(self, images: int) -> None:
+        """Remove checkpoints of more than `images` images: their run is taken back. All processes must call it."""
+        if self.world.first:
+            for path in self.list():
+                if images_of(path) > images:
+                    shutil.rmtree(path)
+        self.world.wait()
+
+
+def images_of(path: Path) -> int:
+    """Images seen by the checkpoint in folder `path`."""
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def copy_checkpoint(source: Path, folder: Path, **numbers: Any) -> Path:
+    """Copy a checkpoint into another folder of checkpoints, with some of its numbers changed."""
+    target = folder / source.name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    manifest = json.loads((target / _MANIFEST).read_text())
+    manifest["numbers"] |= numbers
+    (target / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return target
+
+
+def _is_milestone(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / _MANIFEST).read_text())["milestone"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _set_aside(path: Path, problem: str) -> None:
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.replace(aside)
+    log.warning("checkpoint %s is damaged (%s): set aside as %s", path, problem, aside.name)

@@ -1,89 +1,44 @@
 """The training loop. Images are the clock: progress, schedules, logs and checkpoints count images seen.
 
 A task tells the engine what to train and how one batch turns into gradients; the engine does the rest:
-optimizer steps, averages, logs, checkpoints, resume, and a clean stop.
+processes, optimizer steps, averages, logs, checkpoints, resume, going back, and a clean stop.
 """
 
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from vavae.errors import RunError, UserError
-from vavae.progress import track
-from vavae.training.checkpoint import CheckpointFolder
-from vavae.training.ema import ExponentialMovingAverage
-from vavae.training.interrupt import stop_on_signal
-from vavae.training.optimizer import OptimizerConfig, build_optimizer
-from vavae.training.precision import Precision
+from vavae.progress import Bar, track
+from vavae.training.averages import build_averages
+from vavae.training.batchnorm import synchronize_batch_norm
+from vavae.training.checkpoint import Checkpoint, CheckpointFolder, copy_checkpoint
+from vavae.training.interrupt import StopRequest, stop_on_signal
+from vavae.training.microbatch import MicroBatch, batch_length, split_batch
+from vavae.training.optimizer import Optimizer, linear_matrices
+from vavae.training.parallel import World
+from vavae.training.posthoc import save_snapshot
 from vavae.training.schedule import learning_rate_factor
+from vavae.training.settings import EngineConfig
+from vavae.training.stability import Watch
+from vavae.training.state import RunState
+from vavae.training.task import Task
+from vavae.training.throughput import estimate, rates
 from vavae.training.tracking import Tracker
 
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How long and how to train.
-
-    Attributes:
-        images: Images to see in all.
-        batch_size: Images per optimizer step.
-        seed: All randomness of the run is a function of this seed and the position in the run.
-        device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
-        precision: Compute precision; parameters and optimizers stay float32. auto is bf16 where the hardware has it.
-        ema_decay: Decay per step of the averaged weights; null keeps none.
-        log_images: Write one log line per this many images.
-        checkpoint_images: Save the state every this many images, and at the end; null only at the end.
-        keep_checkpoints: How many of the newest checkpoints stay on the disk.
-        preview_images: Write a picture of the averaged model's work this often; null never.
-        tensorboard: Write TensorBoard events.
-    """
-
-    images: int = 1_000_000
-    batch_size: int = 256
-    seed: int = 0
-    device: str = "auto"
-    precision: Precision = "auto"
-    ema_decay: float | None = None
-    log_images: int = 25_600
-    checkpoint_images: int | None = 500_000
-    keep_checkpoints: int = 2
-    preview_images: int | None = None
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("images", "batch_size", "log_images", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return -(-self.images // self.batch_size)
+__all__ = ["Engine", "EngineConfig", "Task"]
 
 
-class Task(Protocol):
-    """What a stage hands to the engine."""
-
-    modules: Mapping[str, nn.Module]
-    """Modules with trained parameters or buffers, by name: what a checkpoint holds."""
-    averaged: Sequence[str]
-    """Names of those modules whose moving average is kept."""
-
-    def optimizers(self) -> Mapping[str, tuple[OptimizerConfig, Sequence[nn.Parameter]]]:
-        """Name -> recipe and parameters of each optimizer."""
-
-    def batches(self, start: int) -> Iterator[Any]:
-        """Batches of the run from position `start` (in images) on, without end."""
-
-    def step(self, batch: Any, images_seen: int) -> dict[str, Tensor]:
-        """Fill the gradients for one batch and return 0-dim terms for the log; `total` must be among them."""
-
-    def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
-        """Write to `path` a picture of what the modules named in `averaged` do with these state dicts."""
+class _WentWrong(Exception):
+    """An interval that must be taken back."""
 
 
 class Engine:
@@ -93,192 +48,310 @@ class Engine:
         task: What to train.
         config: How long and how.
         folder: The run folder; its checkpoints are resumed from when there are any.
+        world: The processes of the run.
+
+    Raises:
+        UserError: The task cannot be sharded.
     """
 
-    def __init__(self, task: Task, config: EngineConfig, folder: Path) -> None:
+    def __init__(self, task: Task, config: EngineConfig, folder: Path, world: World | None = None) -> None:
         self.task = task
         self.config = config
         self.folder = folder
+        self.world = world or World()
         self.images_seen = 0
         self.steps_done = 0
         self.seconds = 0.0
-        recipes = task.optimizers()
-        self._recipes = {name: recipe for name, (recipe, _) in recipes.items()}
-        self._optimizers = {name: build_optimizer(recipe, params) for name, (recipe, params) in recipes.items()}
-        self._averages: dict[str, ExponentialMovingAverage] = {}
-        if config.ema_decay is not None:
-            decay = config.ema_decay
-            self._averages = {n: ExponentialMovingAverage(task.modules[n], decay) for n in task.averaged}
+        self.order = 0
+        _spread(task, config, self.world)
+        matrices = linear_matrices(list(task.modules.values()))
+        optimizers = {name: Optimizer(*recipe, matrices) for name, recipe in task.optimizers().items()}
+        averages = build_averages(task.modules, task.averaged, config.ema_decay, config.averages)
+        self._state = RunState(task.modules, averages, optimizers)
         self._sums: dict[str, Tensor] = {}
         self._summed_steps = 0
-        self._checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
+        self._watch = Watch(config.stability)
+        self._micro = MicroBatch(folder, config.micro_batch)
+        self._checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints, self.world)
 
-    def averaged_state(self, name: str) -> dict[str, Tensor]:
-        """The averaged state dict of module `name`, or its present one where no average is kept."""
-        if name in self._averages:
-            return dict(self._averages[name].values)
-        return {key: value.detach() for key, value in self.task.modules[name].state_dict().items()}
+    def averaged_state(self, name: str, label: str | None = None) -> dict[str, Tensor]:
+        """An averaged state dict of module `name`, whole; its present one where no average is kept.
+
+        Args:
+            name: One of the task's modules.
+            label: Which average: a decay, or `width …`; null is the first.
+        """
+        averages = self._state.averages
+        if averages:
+            values: Mapping[str, Tensor] = averages[label or next(iter(averages))][name].values
+        else:
+            values = self.task.modules[name].state_dict()
+        return {key: _whole(value.detach()) for key, value in values.items()}
 
     def run(self, description: str) -> None:
         """Train to the end, from the newest good checkpoint where there is one.
 
         Raises:
             KeyboardInterrupt: A stop was asked for; the state is saved and the message says how to go on.
-            RunError: The loss stayed non-finite over a whole log interval.
+            RunError: The run went wrong more often than the recipe allows.
             UserError: The checkpoint belongs to another model.
         """
-        self._resume()
-        if self.images_seen >= self.config.images:
+        self._checkpoints.drop_partial()
+        self._resume(self._checkpoints.newest())
+        if self._finished:
             return
-        tracker = Tracker(self.folder, self.images_seen, self.config.tensorboard)
+        if self.world.first:
+            print(f"{description}: {self._estimate()}", flush=True)
+        tracker = Tracker(self.folder, self.images_seen, self.config, self.world.first)
         try:
-            with stop_on_signal() as stop, track(description, self.config.images, "images", self.images_seen) as bar:
-                self._loop(tracker, bar, stop)
+            with stop_on_signal() as stop, _bar(description, self.config.images, self) as bar:
+                while not self._finished:
+                    try:
+                        self._loop(tracker, bar, stop)
+                    except _WentWrong as wrong:
+                        self._go_back(str(wrong), tracker, bar)
+            self._checkpoints.wait()
         finally:
             tracker.close()
 
-    def _loop(self, tracker: Tracker, bar: Any, stop: Any) -> None:
+    @property
+    def _finished(self) -> bool:
+        return self.images_seen >= self.config.images
+
+    def _estimate(self) -> str:
+        tensors = self._state.tensors({}).values()
+        parameters = {p for o in self._state.optimizers.values() for p in o.parameters}
+        slots = 2 * sum(p.numel() * p.element_size() for p in parameters) if self.steps_done == 0 else 0
+        return estimate(
+            steps=self.config.steps,
+            batch_size=self.config.batch_size,
+            state_bytes=sum(t.numel() * t.element_size() for t in tensors) + slots,
+            checkpoints=self.config.keep_checkpoints,
+            work=self.task.work(),
+            device=self._device,
+            folder=self.folder,
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return next(next(iter(self.task.modules.values())).parameters()).device
+
+    def _loop(self, tracker: Tracker, bar: Bar | None, stop: StopRequest) -> None:
         config = self.config
         began = time.perf_counter()
         window = (began, self.images_seen)
         shown: dict[str, float] = {}
-        for batch in self.task.batches(self.images_seen):
-            terms = self.task.step(batch, self.images_seen)
-            self._apply(terms)
-            before, self.images_seen = self.images_seen, self.images_seen + config.batch_size
-            self.steps_done += 1
-            finished = self.images_seen >= config.images
-            if finished or _crossed(before, self.images_seen, config.log_images):
-                now = time.perf_counter()
-                rate = (self.images_seen - window[1]) / (now - window[0])
-                shown = self._log(tracker, rate)
-                window = (now, self.images_seen)
-            bar.advance(min(config.batch_size, config.images - before), **shown)
-            due = config.checkpoint_images and _crossed(before, self.images_seen, config.checkpoint_images)
-            if config.preview_images and _crossed(before, self.images_seen, config.preview_images):
-                self._preview()
-            if finished or due or stop:
-                self.seconds += time.perf_counter() - began
-                began = time.perf_counter()
-                self.save()
-            if finished:
-                return
-            if stop:
-                raise KeyboardInterrupt(
-                    f"stopped after {self.images_seen:,} of {config.images:,} images, saved in {self.folder}; "
-                    "the same command goes on from there"
-                )
+        with closing(self.task.batches(self.images_seen, self.order)) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                self._apply(self._gradients(batch))
+                before, self.images_seen = self.images_seen, self.images_seen + config.batch_size
+                self.steps_done += 1
+                if self._finished or self._crosses(before, config.log_images):
+                    now = time.perf_counter()
+                    shown = self._log(tracker, (self.images_seen - window[1]) / (now - window[0]))
+                    window = (now, self.images_seen)
+                if bar is not None:
+                    bar.advance(min(config.batch_size, config.images - before), **shown)
+                if self._crosses(before, config.preview_images):
+                    self._preview()
+                if self._crosses(before, config.averages.snapshot_images):
+                    self._snapshot()
+                stopping = self.world.any(bool(stop))
+                milestone = self._crosses(before, config.milestone_images)
+                if self._finished or stopping or milestone or self._crosses(before, config.checkpoint_images):
+                    self.seconds += time.perf_counter() - began
+                    began = time.perf_counter()
+                    self.save(milestone)
+                if self._finished:
+                    return
+                if stopping:
+                    self._checkpoints.wait()
+                    raise KeyboardInterrupt(
+                        f"stopped after {self.images_seen:,} of {config.images:,} images, saved in {self.folder}; "
+                        "the same command goes on from there"
+                    )
 
-    def _preview(self) -> None:
-        pictures = self.folder / "previews"
-        pictures.mkdir(exist_ok=True)
-        states = {name: self.averaged_state(name) for name in self.task.averaged}
-        self.task.preview(states, pictures / f"images-{self.images_seen:012d}.png")
+    def _crosses(self, before: int, interval: int | None) -> bool:
+        return interval is not None and before // interval != self.images_seen // interval
 
-    def _apply(self, terms: Mapping[str, Tensor]) -> None:
-        """Clip, step, average; a step with a non-finite gradient changes nothing and is counted."""
-        total = terms["total"].detach()
+    def _gradients(self, batch: Any) -> dict[str, Tensor]:
+        """Fill the gradients of this process's part of the batch, in parts that fit; mean terms of it."""
+        length = batch_length(batch)
+        while True:
+            try:
+                terms: dict[str, Tensor] = {}
+                for part in split_batch(batch, self._micro.size or length):
+                    share = batch_length(part) / length
+                    for name, value in self.task.step(part, self.images_seen, share).items():
+                        terms[name] = terms[name] + share * value if name in terms else share * value
+                return terms
+            except torch.OutOfMemoryError as error:
+                self._shrink(length, error)
+
+    def _shrink(self, length: int, error: torch.OutOfMemoryError) -> None:
+        """Halve the micro-batch; several processes must start anew for that, since the others wait for this one."""
+        for optimizer in self._state.optimizers.values():
+            for parameter in optimizer.parameters:
+                parameter.grad = None
+        if self.config.micro_batch is not None or not self._micro.halve(length):
+            raise RunError(f"out of memory with {self._micro.size or length} images at once: {error}") from error
+        if self.world.size > 1:
+            raise RunError(
+                f"out of memory; the next start works on {self._micro.size} images at once "
+                "(torchrun --max-restarts starts by itself)"
+            ) from error
+
+    def _apply(self, terms: dict[str, Tensor]) -> None:
         numbers = dict(terms)
-        for name, optimizer in self._optimizers.items():
-            recipe = self._recipes[name]
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            grads = [p.grad for p in parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(grads) if grads else total.new_zeros(())
-            if recipe.gradient_clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, recipe.gradient_clip, norm)
+        optimizers = self._state.optimizers
+        grads = [g for o in optimizers.values() for g in o.gradients() if not isinstance(g, DTensor)]
+        numbers = {name: value.detach().float() for name, value in numbers.items()}
+        self.world.average_([*grads, *numbers.values()])
+        total = numbers["total"]
+        for name, optimizer in optimizers.items():
+            norm = optimizer.clip()
             bad = ~(torch.isfinite(norm) & torch.isfinite(total))
-            # Fused optimizers look at this flag on the device, so that nothing waits for it here.
-            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-            factor = learning_rate_factor(recipe.schedule, self.images_seen, self.config.batch_size, self.config.images)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            schedule = optimizer.config.schedule
+            optimizer.step(
+                learning_rate_factor(schedule, self.images_seen, self.config.batch_size, self.config.images), bad
+            )
             numbers[f"gradient_norm/{name}"] = norm
             numbers[f"skipped/{name}"] = bad.float()
-        for average in self._averages.values():
-            average.update(self.steps_done)
+        for averages in self._state.averages.values():
+            for average in averages.values():
+                average.update(self.steps_done)
         for name, value in numbers.items():
-            value = value.detach().double()
+            value = value.double()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._summed_steps += 1
 
     def _log(self, tracker: Tracker, rate: float) -> dict[str, float]:
         count = self._summed_steps
-        # Sorted, as a resumed run has the names in the order of its checkpoint.
-        means = {name: float(self._sums[name]) / count for name in sorted(self._sums)}
+        # Sorted, as a resumed run has the names in the order of its checkpoint. One transfer for all.
+        names = sorted(self._sums)
+        values = torch.stack([self._sums[name] for name in names]).tolist()
+        means = {name: value / count for name, value in zip(names, values, strict=True)}
         self._sums, self._summed_steps = {}, 0
-        skipped = [name for name, share in means.items() if name.startswith("skipped/") and share == 1.0]
-        tracker.log(self.images_seen, {"step": self.steps_done, **means}, {"images_per_second": rate})
-        if skipped:
-            raise RunError(
-                f"the loss or its gradient was not finite over all of the last {count} steps "
-                f"({self.images_seen:,} images seen); see {self.folder / 'metrics.jsonl'}"
-            )
+        before = self.images_seen - count * self.config.batch_size
+        numbers = {"step": float(self.steps_done), **means}
+        if self._crosses(before, self.config.validation_images):
+            numbers |= self._validate()
+        tracker.log(self.images_seen, numbers, rates(rate, self.task.work(), self._device, self.world.size))
+        wrong = self._watch.judge(means, self.task.regime(self.images_seen))
+        if wrong is not None:
+            raise _WentWrong(f"{wrong}, in the {count} steps before {self.images_seen:,} images")
         return {"loss": means["total"]}
 
-    def save(self) -> None:
-        """Write a checkpoint of everything that the rest of the run depends on."""
-        tensors: dict[str, Tensor] = {}
-        for name, module in self.task.modules.items():
-            tensors |= {f"model/{name}/{key}": value for key, value in module.state_dict().items()}
-        for name, average in self._averages.items():
-            tensors |= {f"average/{name}/{key}": value for key, value in average.values.items()}
-        for name, optimizer in self._optimizers.items():
-            for index, slots in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{name}/{index}/{slot}": value for slot, value in slots.items()}
-        tensors |= {f"sum/{name}": value for name, value in self._sums.items()}
+    def _validate(self) -> dict[str, float]:
+        terms = {name: value.detach().float() for name, value in self.task.validate().items()}
+        self.world.average_(list(terms.values()))
+        return {f"validation/{name}": float(value) for name, value in terms.items()}
+
+    def _preview(self) -> None:
+        states = {name: self.averaged_state(name) for name in self.task.averaged}
+        if self.world.first:
+            folder = self.folder / "previews"
+            folder.mkdir(exist_ok=True)
+            self.task.preview(states, folder / f"images-{self.images_seen:012d}.png")
+
+    def _snapshot(self) -> None:
+        for width in self.config.averages.widths:
+            for name in self.task.averaged:
+                values = self.averaged_state(name, f"width {width}")
+                if self.world.first:
+                    save_snapshot(
+                        self.folder / "averages",
+                        name,
+                        values,
+                        steps=self.steps_done,
+                        images=self.images_seen,
+                        width=width,
+                    )
+
+    def save(self, milestone: bool = False) -> None:
+        """Begin to write a checkpoint of everything that the rest of the run depends on."""
         numbers = {
             "images_seen": self.images_seen,
             "steps_done": self.steps_done,
             "summed_steps": self._summed_steps,
             "seconds": self.seconds,
+            "order": self.order,
+            "regime": self._watch.regime,
+            "history": self._watch.history,
         }
-        self._checkpoints.save(self.images_seen, tensors, numbers)
+        self._checkpoints.save(self.images_seen, self._state.tensors(self._sums), numbers, milestone)
 
-    def _resume(self) -> None:
-        found = self._checkpoints.load_newest()
-        if found is None:
+    def _resume(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
             return
-        tensors, numbers = found
-        parts = _by_prefix(tensors)
         try:
-            for name, module in self.task.modules.items():
-                module.load_state_dict(parts.get(f"model/{name}", {}))
-            for name, average in self._averages.items():
-                average.load(parts[f"average/{name}"])
-            for name, optimizer in self._optimizers.items():
-                state = optimizer.state_dict()
-                slots = parts.get(f"optimizer/{name}", {})
-                restored: dict[int, dict[str, Tensor]] = {}
-                for key, value in slots.items():
-                    index, slot = key.split("/")
-                    restored.setdefault(int(index), {})[slot] = value
-                optimizer.load_state_dict({"state": restored, "param_groups": state["param_groups"]})
+            self._sums = self._state.restore(checkpoint)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"{self.folder}: its checkpoint does not fit this recipe; use another output folder ({reason})"
             ) from error
-        device = next(iter(next(iter(self.task.modules.values())).parameters())).device
-        self._sums = {name: value.to(device) for name, value in parts.get("sum", {}).items()}
-        self._summed_steps = numbers["summed_steps"]
+        numbers = checkpoint.numbers
         self.images_seen, self.steps_done = numbers["images_seen"], numbers["steps_done"]
-        self.seconds = numbers["seconds"]
+        self._summed_steps, self.seconds, self.order = numbers["summed_steps"], numbers["seconds"], numbers["order"]
+        self._watch.regime, self._watch.history = numbers["regime"], numbers["history"]
+
+    def _go_back(self, wrong: str, tracker: Tracker, bar: Bar | None) -> None:
+        """Go on from the last checkpoint before the interval that went wrong, with the next order of the data.
+
+        Raises:
+            RunError: There is none, or the run has gone back often enough. `failure/` then holds a run folder
+                that goes from the last good checkpoint to the same step.
+        """
+        seen, order = self.images_seen, self.order
+        # A checkpoint within the interval may hold the damage already.
+        good = self._checkpoints.newest(before=max(seen - self.config.log_images, 1))
+        if good is None:
+            raise RunError(f"{wrong}; there is no checkpoint to go back to. See {self.folder / 'metrics.jsonl'}")
+        if order >= self.config.stability.rollbacks:
+            self.world.once(lambda: self._keep_failure(good, wrong))
+            raise RunError(f"{wrong}, for the {order + 1}. time; {self.folder / 'failure'} reproduces it")
+        self._resume(good)
+        self.order = order + 1
+        self._checkpoints.drop_after(self.images_seen)
+        tracker.take_back(self.images_seen, seen, f"{wrong}: back to {self.images_seen:,}, data order {self.order}")
+        if bar is not None:
+            bar.advance(min(self.images_seen - seen, 0))
+
+    def _keep_failure(self, good: Checkpoint, wrong: str) -> None:
+        folder = self.folder / "failure"
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        copy_checkpoint(good.path, folder / "checkpoints", order=self.order)
+        recipe = self.folder / "recipe.yaml"
+        if recipe.exists():
+            (folder / "recipe.yaml").write_text(recipe.read_text())
+        (folder / "failure.json").write_text(json.dumps({"what": wrong, "images": self.images_seen}, indent=1) + "\n")
 
 
-def _crossed(before: int, after: int, interval: int) -> bool:
-    return before // interval != after // interval
+def _bar(description: str, total: int, engine: Engine) -> Any:
+    """The progress bar of the first process; nothing in the others."""
+    return track(description, total, "images", engine.images_seen) if engine.world.first else nullcontext()
 
 
-def _by_prefix(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """`model/name/key` -> {"model/name": {"key": …}}; `sum/term` -> {"sum": {"term": …}}."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for full, value in tensors.items():
-        kind, _, rest = full.partition("/")
-        if kind == "sum":
-            parts.setdefault("sum", {})[rest] = value
-        else:
-            name, _, key = rest.partition("/")
-            parts.setdefault(f"{kind}/{name}", {})[key] = value
-    return parts
+def _spread(task: Task, config: EngineConfig, world: World) -> None:
+    """Give all processes the same parameters, then replicate or shard them."""
+    if world.size == 1:
+        return
+    for module in task.modules.values():
+        world.broadcast_([*module.parameters(), *module.buffers()])
+        synchronize_batch_norm(module)
+    if config.parallel == "shard":
+        for name, module in task.modules.items():
+            _shard(module, task.units(name))
+
+
+def _shard(module: nn.Module, units: Sequence[nn.Module]) -> None:
+    if not units:
+        raise UserError("training.parallel: this stage cannot be sharded; use replicate")
+    for unit in units:
+        fully_shard(unit)
+    fully_shard(module)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,12 +1,14 @@
-"""Optimizers from a recipe."""
+"""Optimizers from a recipe, whose steps are skipped on the device where the gradient is not finite."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from vavae.errors import UserError
 from vavae.training.schedule import ScheduleConfig
 
 
@@ -15,33 +17,143 @@ class OptimizerConfig:
     """One optimizer and the schedule of its learning rate.
 
     Attributes:
-        kind: `adam` (the published tokenizer's) or `adamw`.
+        kind: `adam` (the published tokenizer's), `adamw`, or `muon`: Muon for the matrices of linear layers, AdamW
+            for everything else.
         learning_rate: Peak learning rate.
         betas: Decay rates of the two moments.
         eps: Added to the root of the second moment.
-        weight_decay: Decoupled for `adamw`, an L2 term for `adam`.
+        weight_decay: Decoupled for `adamw` and `muon`, an L2 term for `adam`.
         gradient_clip: Largest global norm of this optimizer's gradients; null does not clip.
         schedule: Learning rate over images seen.
+        momentum: Momentum of Muon.
     """
 
-    kind: Literal["adam", "adamw"] = "adamw"
+    kind: Literal["adam", "adamw", "muon"] = "adamw"
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
     gradient_clip: float | None = None
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.gradient_clip is not None and self.gradient_clip <= 0:
+            raise UserError(f"gradient_clip: {self.gradient_clip} is not positive; null does not clip")
 
 
-def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """A fused Adam or AdamW over those of `parameters` that require gradients."""
-    trained = [p for p in parameters if p.requires_grad]
-    kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
+def build_optimizer(config: OptimizerConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """A fused Adam or AdamW over `parameters`."""
+    kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
     return kind(
-        trained,
+        parameters,
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def linear_matrices(modules: Sequence[nn.Module]) -> set[Tensor]:
+    """Weights of all linear layers: what Muon is for. Embedding tables and convolutions are not among them."""
+    return {part.weight for module in modules for part in module.modules() if isinstance(part, nn.Linear)}
+
+
+class Optimizer:
+    """The optimizers of one recipe over one set of parameters.
+
+    Muon's learning rate is scaled to AdamW's size of update (0.2 · sqrt(longer side), arXiv 2502.16982), so that
+    one learning rate and one weight decay serve both.
+
+    Args:
+        config: The recipe.
+        parameters: Parameters; those that do not require gradients are left out.
+        matrices: Those which Muon may take.
+    """
+
+    def __init__(self, config: OptimizerConfig, parameters: Sequence[nn.Parameter], matrices: set[Tensor]) -> None:
+        self.config = config
+        self.parameters = [p for p in parameters if p.requires_grad]
+        taken = [p for p in self.parameters if config.kind == "muon" and p in matrices]
+        rest = [p for p in self.parameters if config.kind != "muon" or p not in matrices]
+        self._muon: torch.optim.Optimizer | None = None
+        self._adam: torch.optim.Optimizer | None = build_optimizer(config, rest) if rest else None
+        if taken:
+            if any(isinstance(p, DTensor) for p in taken):
+                raise UserError("optimizer.kind: muon needs whole matrices; train with training.parallel replicate")
+            self._muon = torch.optim.Muon(
+                taken,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+
+    def _parts(self) -> Iterator[torch.optim.Optimizer]:
+        return (part for part in (self._adam, self._muon) if part is not None)
+
+    def gradients(self) -> list[Tensor]:
+        """Gradients of the parameters that have one."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def clip(self) -> Tensor:
+        """Clip the gradients and return their global norm before that, 0-dim; 0 where there are none."""
+        grads = self.gradients()
+        if not grads:
+            return torch.zeros((), device=self.parameters[0].device)
+        norm = torch.nn.utils.get_total_norm(grads)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if self.config.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.gradient_clip, norm)
+        return norm
+
+    def step(self, factor: float, bad: Tensor) -> None:
+        """One step at `factor` times the learning rate; where `bad` (0-dim bool) holds, nothing changes.
+
+        Nothing waits for the device: the decision is taken there.
+        """
+        for part in self._parts():
+            for group in part.param_groups:
+                group["lr"] = self.config.learning_rate * factor
+        if self._adam is not None:
+            self._adam.found_inf = bad.float()  # type: ignore[attr-defined]
+            self._adam.step()
+        if self._muon is not None:
+            self._step_muon(self._muon, bad)
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def _step_muon(self, muon: torch.optim.Optimizer, bad: Tensor) -> None:
+        """torch's Muon knows no `found_inf`: what it changes is kept beside and put back where the step is bad."""
+        changed = [p for p in self._muon_parameters() if p.grad is not None]
+        kept = [(p, p.detach().clone()) for p in changed]
+        kept += [(slot, slot.clone()) for p in changed for slot in muon.state.get(p, {}).values()]
+        fresh = [p for p in changed if p not in muon.state]
+        muon.step()
+        for tensor, before in kept:
+            tensor.copy_(torch.where(bad, before, tensor))
+        for parameter in fresh:
+            for slot in muon.state[parameter].values():
+                slot.copy_(torch.where(bad, torch.zeros_like(slot), slot))
+
+    def _muon_parameters(self) -> list[nn.Parameter]:
+        return [] if self._muon is None else list(self._muon.param_groups[0]["params"])
+
+    def slots(self) -> Iterator[tuple[Tensor, str, Tensor]]:
+        """(parameter, name, value) of everything that the optimizer remembers."""
+        for part in self._parts():
+            for parameter, slots in part.state.items():
+                for name, value in slots.items():
+                    yield parameter, name, value
+
+    def restore(self, slots: Sequence[tuple[Tensor, str, Tensor]]) -> None:
+        """Take over what `slots` of another object gave."""
+        for part in self._parts():
+            own = set(part.param_groups[0]["params"])
+            part.state.clear()
+            for parameter, name, value in slots:
+                if parameter in own:
+                    part.state[parameter][name] = value

@@ -1,5 +1,6 @@
 """Devices and compute precision, chosen explicitly."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -11,13 +12,15 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU.
+    """`auto` is a GPU where there is one, else the CPU. Under torchrun each process has the GPU of its local rank.
 
     Raises:
         UserError: The device does not exist on this machine.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:

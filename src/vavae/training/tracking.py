@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from vavae import __version__
-from vavae.config import to_yaml
+from vavae.config import to_plain, to_yaml
+from vavae.errors import UserError
+from vavae.training.settings import EngineConfig
 
 _PACKAGES = ("torch", "numpy", "transformers", "safetensors", "torchdiffeq", "scikit-learn", "scipy", "pillow")
 
@@ -37,43 +39,88 @@ def write_run_header(folder: Path, config: Any) -> None:
 
 
 class Tracker:
-    """Appends one line per log interval to `metrics.jsonl` and to TensorBoard.
+    """Appends one line per log interval to `metrics.jsonl`, to TensorBoard and to Weights & Biases.
 
     `metrics.jsonl` holds only what the recipe determines, so two equal runs write equal files; times and rates,
-    which differ from machine to machine, go to `timing.jsonl`.
+    which differ from machine to machine, go to `timing.jsonl`, and what happened beside the plan to `events.jsonl`.
 
     Args:
         folder: The run folder.
         resumed_images: Lines beyond this count of images belong to work that is done again, and are cut.
-        tensorboard: Whether to write TensorBoard events.
+        config: Says which of the other loggers are asked for.
+        first: Whether this process writes; in the others nothing happens.
+
+    Raises:
+        UserError: wandb is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, resumed_images: int = 0, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, resumed_images: int, config: EngineConfig, first: bool = True) -> None:
+        self._folder = folder
+        self._first = first
+        self._tensorboard: Any = None
+        self._wandb: Any = None
+        if not first:
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = {name: folder / f"{name}.jsonl" for name in ("metrics", "timing")}
-        for path in self._files.values():
-            _cut(path, resumed_images)
-        self._writer = None
-        if tensorboard:
+        self._cut(resumed_images)
+        if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_images or None)
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_images or None)
+        if config.wandb is not None:
+            self._wandb = _start_wandb(config, folder)
+
+    def _cut(self, images: int) -> None:
+        for name in ("metrics", "timing"):
+            _cut(self._folder / f"{name}.jsonl", images)
 
     def log(self, images: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
         """Write one line to each file."""
+        if not self._first:
+            return
         for name, numbers in (("metrics", metrics), ("timing", timing)):
             # JSON has no NaN: a number that is not finite is written as null.
             line = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-            with self._files[name].open("a") as file:
-                file.write(json.dumps({"images": images, **line}) + "\n")
-            if self._writer is not None:
+            self._append(name, {"images": images, **line})
+            if self._tensorboard is not None:
                 for key, value in numbers.items():
-                    self._writer.add_scalar(f"{name}/{key}", value, images)
+                    self._tensorboard.add_scalar(f"{name}/{key}", value, images)
+        if self._wandb is not None:
+            self._wandb.log({"images": images, **metrics, **timing})
+
+    def take_back(self, images: int, seen: int, event: str) -> None:
+        """Cut the lines beyond `images`, as the run goes on from there, and note why, at `seen` images."""
+        if self._first:
+            self._cut(images)
+            self._append("events", {"images": seen, "event": event})
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        with (self._folder / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
-        """Flush and close the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
+        """Flush and close what is open."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(config: EngineConfig, folder: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("training.wandb: needs the extra: pip install 'vavae[wandb]'") from error
+    run = wandb.init(
+        project=config.wandb,
+        name=folder.name,
+        id=f"{folder.name}-{config.seed}",
+        resume="allow",
+        dir=str(folder),
+        config=to_plain(config),
+    )
+    run.define_metric("*", step_metric="images")
+    return run
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:

@@ -1,0 +1,105 @@
+"""Moving averages of parameters: several decays at once, and power functions for averages chosen afterwards.
+
+A power-function average (arXiv 2312.02696, section 3) weighs the parameters of step τ by τ^γ, so its length is a
+share of the run. Snapshots of two of them suffice to make the average of any other length later: `posthoc.py`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from vavae.errors import UserError
+
+Rate = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class AveragesConfig:
+    """Averages kept beside the one named by `ema_decay`.
+
+    Attributes:
+        decays: Further decays per step.
+        widths: Lengths of power-function averages, as the relative standard deviation of their weights over the run:
+            0.05 and 0.10 serve to make any other.
+        snapshot_images: Write the power-function averages this often, to `averages/` in the run folder.
+    """
+
+    decays: tuple[float, ...] = ()
+    widths: tuple[float, ...] = ()
+    snapshot_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if any(not 0.0 <= decay < 1.0 for decay in self.decays):
+            raise UserError("averages.decays: must be in [0, 1)")
+        if any(not 0.0 < width < 0.288 for width in self.widths):
+            raise UserError("averages.widths: must be in (0, 0.288)")
+        if bool(self.widths) != bool(self.snapshot_images):
+            raise UserError("averages: widths and snapshot_images go together")
+
+
+def exponential(decay: float) -> Rate:
+    """Weight of the new value at step n: 1 - min(decay, (1 + n) / (10 + n)).
+
+    The second term keeps short runs from being averages of their beginning.
+    """
+    return lambda steps_done: 1.0 - min(decay, (1 + steps_done) / (10 + steps_done))
+
+
+def power_exponent(width: float) -> float:
+    """γ of the power function whose relative standard deviation is `width`: the positive root of equation 126.
+
+    width² = (γ + 1) / ((γ + 2)² (γ + 3)), which falls from γ = 0 (0.289) on.
+    """
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2
+        wide = (middle + 1) / ((middle + 2) ** 2 * (middle + 3)) > width**2
+        low, high = (middle, high) if wide else (low, middle)
+    return (low + high) / 2
+
+
+def power(width: float) -> Rate:
+    """Weight of the new value at step n: 1 - (1 - 1/(n + 1))^(γ + 1), equation 127."""
+    gamma = power_exponent(width)
+    return lambda steps_done: -math.expm1((gamma + 1) * math.log1p(-1 / (steps_done + 1))) if steps_done else 1.0
+
+
+class MovingAverage:
+    """An average of the floating-point entries of a module's state dict, kept in their type.
+
+    After each step: average <- (1 - r) · average + r · value with r = rate(steps done before). Integer entries
+    (BatchNorm's counters) are copied. Sharded parameters have sharded averages.
+    """
+
+    def __init__(self, module: nn.Module, rate: Rate) -> None:
+        self._rate = rate
+        live = dict(module.state_dict(keep_vars=True))
+        self.values = {name: value.detach().clone() for name, value in live.items()}
+        floating = [name for name, value in live.items() if value.is_floating_point()]
+        self._averages = [_local(self.values[name]) for name in floating]
+        self._live = [_local(live[name].detach()) for name in floating]
+        self._copied = [(self.values[name], live[name]) for name in live if name not in set(floating)]
+
+    @torch.no_grad()
+    def update(self, steps_done: int) -> None:
+        """Take in the module's present values; `steps_done` counts from 0."""
+        torch._foreach_lerp_(self._averages, self._live, self._rate(steps_done))
+        for average, live in self._copied:
+            average.copy_(live)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def build_averages(
+    modules: Mapping[str, nn.Module], names: Sequence[str], decay: float | None, config: AveragesConfig
+) -> dict[str, dict[str, MovingAverage]]:
+    """Label -> module name -> average. The label of an exponential one is its decay, of a power one `width …`."""
+    rates = {str(d): exponential(d) for d in ((decay,) if decay is not None else ()) + config.decays}
+    rates |= {f"width {width}": power(width) for width in config.widths}
+    return {label: {n: MovingAverage(modules[n], rate) for n in names} for label, rate in rates.items()}

@@ -1,0 +1,30 @@
+"""fp8 matrix products through torchao, an option on GPUs that have them (compute capability 8.9 and above)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from vavae.errors import UserError
+
+
+def use_float8(units: Sequence[nn.Module], device: torch.device) -> None:
+    """Turn the linear layers of `units` into torchao's fp8 layers, in place; parameters and names stay.
+
+    Layers whose sides are not multiples of 16 stay as they are: the hardware asks for that.
+
+    Raises:
+        UserError: The device has no fp8 units, or torchao is not installed.
+    """
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        raise UserError("fp8: needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell)")
+    try:
+        from torchao.float8 import convert_to_float8_training
+    except ImportError as error:
+        raise UserError("fp8: needs the extra: pip install 'vavae[fp8]'") from error
+    for unit in units:
+        convert_to_float8_training(unit, module_filter_fn=_fits)
+
+
+def _fits(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear) and not module.in_features % 16 and not module.out_features % 16

@@ -1,0 +1,163 @@
+"""The processes of one run: who they are, and the little they tell each other.
+
+`torchrun` starts them; without it there is one. All agree on the batch, so each sees its own slice of it, and
+gradients are averaged in one pass over flat buffers.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vavae.errors import UserError
+from vavae.training.precision import resolve_device
+
+T = TypeVar("T")
+
+# Gradients are averaged in flat buffers of about this size: large enough to fill a link, small enough to overlap.
+_BUCKET_BYTES = 64 * 2**20
+_PATIENCE = timedelta(days=2)
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run; the default is one process alone.
+
+    Attributes:
+        rank: This process, in [0, size).
+        size: Number of processes.
+        host: Group for numbers and objects in host memory; None for one process.
+        saving: Group for the thread that writes checkpoints, which must not meet the other's messages.
+    """
+
+    rank: int = 0
+    size: int = 1
+    host: dist.ProcessGroup | None = None
+    saving: dist.ProcessGroup | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints, logs and writes shared files."""
+        return self.rank == 0
+
+    @torch.no_grad()
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over processes, in place; tensors of several types may be mixed."""
+        if self.size == 1:
+            return
+        pending = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+        for bucket, flat, work in pending:
+            work.wait()
+            flat.div_(self.size)
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """Mean of `tensor` over processes, as a new tensor."""
+        mean = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self.average_([mean])
+        return mean
+
+    @torch.no_grad()
+    def broadcast_(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process the first one's values, in place."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.broadcast(flat, 0)
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds in any process. All must call it."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor([int(flag)])
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.host)
+        return bool(shared.item())
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier(group=self.host)
+
+    def once(self, action: Callable[[], T]) -> T:
+        """What `action` returns in the first process, given to all.
+
+        An error of the first process ends all of them: there as itself, elsewhere as a silent exit, so that a
+        user's mistake is reported once.
+        """
+        if self.size == 1:
+            return action()
+        told: list[Any] = [None, False]
+        try:
+            if self.first:
+                told = [action(), True]
+        finally:
+            dist.broadcast_object_list(told, 0, group=self.host)
+        if not told[1]:
+            raise SystemExit(2)
+        return told[0]
+
+    def gather(self, value: T) -> list[T]:
+        """`value` of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.host)
+        return found
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors grouped by type and device, in order, up to `_BUCKET_BYTES` a group."""
+    buckets: list[list[Tensor]] = []
+    latest: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], int]] = {}
+    for tensor in tensors:
+        key = tensor.dtype, tensor.device
+        bucket, size = latest.get(key, ([], _BUCKET_BYTES))
+        if size >= _BUCKET_BYTES:
+            bucket, size = [], 0
+            buckets.append(bucket)
+        bucket.append(tensor)
+        latest[key] = bucket, size + tensor.nbytes
+    return buckets
+
+
+@contextmanager
+def processes(device: str) -> Iterator[World]:
+    """Join the processes that `torchrun` started; one process alone without it.
+
+    Args:
+        device: As in a recipe. A GPU run talks through NCCL, a CPU run through gloo.
+
+    Raises:
+        UserError: There are more processes than GPUs, or the device does not exist.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    chosen = resolve_device(device)
+    if chosen.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise UserError(f"torchrun started more processes than this machine's {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(chosen)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        # One process may work alone for hours (statistics, a report) while the others wait for it.
+        groups = [dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2)]
+        yield World(dist.get_rank(), dist.get_world_size(), *groups)
+    finally:
+        dist.destroy_process_group()

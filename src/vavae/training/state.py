@@ -1,0 +1,97 @@
+"""Everything that the rest of a run depends on, as named tensors; what a checkpoint holds.
+
+Names are `model/<module>/<key>`, `average/<label>/<module>/<key>`, `optimizer/<name>/<module>/<key>/<slot>` and
+`sum/<term>`. Positions in the run are numbers beside them; random numbers are functions of the position, so there
+is no random state to keep.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vavae.training.averages import MovingAverage
+from vavae.training.checkpoint import Checkpoint
+from vavae.training.optimizer import Optimizer
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The tensors of a run, where they live.
+
+    Attributes:
+        modules: Parameters and buffers.
+        averages: Label -> module name -> average.
+        optimizers: By name of their recipe.
+    """
+
+    modules: Mapping[str, nn.Module]
+    averages: Mapping[str, Mapping[str, MovingAverage]]
+    optimizers: Mapping[str, Optimizer]
+
+    def _fixed(self) -> Iterator[tuple[str, Tensor]]:
+        """Tensors that exist from the first step on."""
+        for name, module in self.modules.items():
+            yield from ((f"model/{name}/{key}", value.detach()) for key, value in module.state_dict().items())
+        for label, averages in self.averages.items():
+            for name, average in averages.items():
+                yield from ((f"average/{label}/{name}/{key}", value) for key, value in average.values.items())
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {
+            f"{name}/{key}": parameter
+            for name, module in self.modules.items()
+            for key, parameter in module.named_parameters()
+        }
+
+    def tensors(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All tensors by name, those of optimizers that have not stepped yet left out."""
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self._parameters().items()}
+        found = dict(self._fixed())
+        for recipe, optimizer in self.optimizers.items():
+            for parameter, slot, value in optimizer.slots():
+                found[f"optimizer/{recipe}/{names[parameter]}/{slot}"] = value
+        return found | {f"sum/{term}": value for term, value in sums.items()}
+
+    def restore(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """Take over a checkpoint in place and return its sums.
+
+        Raises:
+            ValueError: The checkpoint belongs to other modules; the message names the first difference.
+        """
+        shapes = checkpoint.shapes
+        targets = dict(self._fixed())
+        device = next(iter(targets.values())).device
+        slots: dict[str, list[tuple[Tensor, str, Tensor]]] = {name: [] for name in self.optimizers}
+        sums = {}
+        parameters = self._parameters()
+        for full in shapes:
+            kind, _, rest = full.partition("/")
+            if kind == "sum":
+                sums[rest] = targets[full] = torch.zeros(shapes[full], dtype=torch.float64, device=device)
+            elif kind == "optimizer":
+                recipe, _, rest = rest.partition("/")
+                key, _, slot = rest.rpartition("/")
+                if recipe not in slots or key not in parameters:
+                    raise ValueError(f"it has {full}, which this recipe has not")
+                parameter = parameters[key]
+                targets[full] = _like(parameter, shapes[full])
+                slots[recipe].append((parameter, slot, targets[full]))
+        differing = next((name for name in sorted(targets) if tuple(targets[name].shape) != shapes.get(name)), None)
+        unknown = next((name for name in sorted(shapes) if name not in targets), None)
+        if differing is not None:
+            raise ValueError(f"{differing} is {tuple(targets[differing].shape)} here, {shapes.get(differing)} there")
+        if unknown is not None:
+            raise ValueError(f"it has {unknown}, which this recipe has not")
+        checkpoint.read_into(targets)
+        for name, optimizer in self.optimizers.items():
+            optimizer.restore(slots[name])
+        return sums
+
+
+def _like(parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
+    """An empty slot: laid out (and sharded) as its parameter, or a count on its device."""
+    if tuple(parameter.shape) == shape and shape != ():
+        return torch.zeros_like(parameter.detach())
+    return torch.zeros(shape, dtype=torch.float32, device=parameter.device)

@@ -1,0 +1,64 @@
+"""What a stage hands to the engine."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vavae.training.optimizer import OptimizerConfig
+from vavae.training.throughput import Work
+
+
+class Task(ABC):
+    """What is trained, and how a batch becomes gradients.
+
+    Attributes:
+        modules: Modules with trained parameters or buffers, by name: what a checkpoint holds.
+        averaged: Names of those modules whose moving averages are kept.
+    """
+
+    modules: Mapping[str, nn.Module]
+    averaged: Sequence[str]
+
+    @abstractmethod
+    def optimizers(self) -> Mapping[str, tuple[OptimizerConfig, Sequence[nn.Parameter]]]:
+        """Name -> recipe and parameters of each optimizer."""
+
+    @abstractmethod
+    def batches(self, start: int, order: int) -> Iterator[Any]:
+        """This process's part of each batch, from position `start` (in images) on, without end.
+
+        Args:
+            start: Images seen.
+            order: Which order of the data; 0 but for a run that went back after a spike.
+        """
+
+    @abstractmethod
+    def step(self, batch: Any, images_seen: int, scale: float) -> dict[str, Tensor]:
+        """Add `scale` times the gradients of one batch, or a part of one, to `.grad`.
+
+        Returns:
+            0-dim terms for the log, unscaled; `total` must be among them.
+        """
+
+    def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+        """Write to `path` a picture of what the modules named in `averaged` do with these state dicts."""
+        return
+
+    def validate(self) -> dict[str, Tensor]:
+        """0-dim terms on validation data, of this process's share of it; empty without such data."""
+        return {}
+
+    def units(self, name: str) -> Sequence[nn.Module]:
+        """Parts of module `name` that are gathered one at a time when it is sharded; empty where it cannot be."""
+        return ()
+
+    def regime(self, images_seen: int) -> int:
+        """Which objective is in force; a change is no spike."""
+        return 0
+
+    def work(self) -> Work:
+        """What one image costs."""
+        return Work()

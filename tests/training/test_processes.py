@@ -1,0 +1,81 @@
+"""Two processes against one: the same losses, whoever saves and whoever resumes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import workers
+from tiny_runs import write_latents
+
+from vavae.training.checkpoint import CheckpointFolder
+from vavae.training.tracking import read_metrics
+
+Launch = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_latents(tmp_path_factory.mktemp("data"))
+
+
+def assert_same_run(one: Path, two: Path, rtol: float = 1e-3) -> None:
+    lines, others = read_metrics(one), read_metrics(two)
+    assert len(lines) == len(others) == 6
+    for line, other in zip(lines, others, strict=True):
+        assert line.keys() == other.keys()
+        for name, value in line.items():
+            assert other[name] == pytest.approx(value, rel=rtol, abs=1e-4), name
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    tensors, _ = CheckpointFolder(folder / "checkpoints").load_newest() or ({}, {})
+    assert tensors
+    return {name: value for name, value in tensors.items() if name.startswith("average/")}
+
+
+def test_messages(launch: Launch) -> None:
+    launch(2, "messages")
+
+
+def test_a_mistake_is_told_once(launch: Launch) -> None:
+    launch(2, "mistake")
+
+
+def test_batch_norm_over_processes(launch: Launch) -> None:
+    launch(2, "batch_norm")
+
+
+def test_out_of_memory_in_several_processes(launch: Launch, tmp_path: Path) -> None:
+    launch(2, "out_of_memory", tmp_path)
+    assert json.loads((tmp_path / "micro_batch.json").read_text()) == {"micro_batch": 2}
+
+
+@pytest.mark.parametrize("parallel", ["replicate", "shard"])
+def test_transformer_on_two_processes(parallel: str, launch: Launch, data: Path, tmp_path: Path) -> None:
+    """Two processes, then a checkpoint of two resumed by one, and of one by two."""
+    workers.transformer(str(tmp_path / "one"), str(data), "96")
+    launch(2, "transformer", tmp_path / "two", data, 96, parallel)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two/generator/config.json").exists()
+    expected = weights(tmp_path / "one")
+    for name, value in weights(tmp_path / "two").items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_another_number_of_processes_resumes(first: int, launch: Launch, data: Path, tmp_path: Path) -> None:
+    workers.transformer(str(tmp_path / "one"), str(data), "96")
+    changed = tmp_path / "changed"
+    launch(first, "stopped_transformer", changed, data, "shard" if first == 2 else "replicate")
+    assert len(list((changed / "checkpoints").glob("images-*/__*.distcp"))) == first
+    launch(3 - first, "transformer", changed, data, 96, "shard" if first == 1 else "replicate")
+    assert_same_run(tmp_path / "one", changed)
+
+
+def test_tokenizer_on_two_processes(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the discriminator's BatchNorm and both adaptive weights over the whole batch."""
+    launch(1, "tokenizer", tmp_path / "one", 96)
+    launch(2, "tokenizer", tmp_path / "two", 96)
+    assert_same_run(tmp_path / "one", tmp_path / "two", rtol=5e-3)

@@ -1,0 +1,94 @@
+"""Recipes of both stages, small enough for tests: tiny networks on embedded images, everything random switched on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vavae import counter
+from vavae.data import LatentSettings, LatentWriter
+from vavae.losses import AdversarialConfig, AlignmentConfig, DiscriminatorConfig, ObjectiveConfig, PerceptualConfig
+from vavae.pretrained import Tokenizer
+from vavae.stages import train_dit, train_tokenizer
+from vavae.stages.images import ImagesConfig
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
+from vavae.training.engine import EngineConfig
+from vavae.training.optimizer import OptimizerConfig
+
+TRAINING = EngineConfig(
+    images=96,
+    batch_size=8,
+    device="cpu",
+    precision="fp32",
+    ema_decay=0.9,
+    log_images=16,
+    checkpoint_images=24,
+    tensorboard=False,
+)
+AUTOENCODER = AutoencoderConfig(8, 32, (1, 2), 1, ())
+
+
+class TinyTeacher(torch.nn.Module):
+    """A fixed random projection of patches, in place of a foundation model."""
+
+    width = 12
+    input_size = (32, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.register_buffer("weight", torch.randn(self.width, 3, 4, 4, generator=generator))
+
+    def features_at(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        features = torch.nn.functional.conv2d(images, self.weight, stride=4)
+        return torch.nn.functional.interpolate(features, size=grid, mode="bilinear")
+
+
+def use_tiny_teacher() -> None:
+    """Let the stage load `TinyTeacher`, whatever the recipe names."""
+    train_tokenizer.load_teacher = lambda *_, **__: TinyTeacher()  # type: ignore[assignment]
+
+
+def tokenizer_recipe(folder: Path, **training: Any) -> train_tokenizer.Config:
+    """Random crops, flips, sampled posteriors, alignment, and a discriminator from the third step on."""
+    objective = ObjectiveConfig(
+        perceptual=PerceptualConfig(weight=0.0),
+        adversarial=AdversarialConfig(start_images=16, discriminator=DiscriminatorConfig(8, 1)),
+        alignment=AlignmentConfig(cos_margin=0.0, distance_margin=0.0),
+    )
+    return train_tokenizer.Config(
+        output=str(folder),
+        data=ImagesConfig("demo", size=16, crop="random", flip=True, limit=30, workers=2),
+        tokenizer=AUTOENCODER,
+        objective=objective,
+        stages=(train_tokenizer.StageConfig(48, weight=0.05, cos_margin=0.2),),
+        training=replace(TRAINING, **training),
+    )
+
+
+def write_latents(folder: Path, count: int = 30) -> Path:
+    """Random latents of 8 x 4 x 4 in three classes, and a tokenizer that could have made them."""
+    writer = LatentWriter(folder / "latents", count, LatentSettings(image_size=8, class_names=("a", "b", "c")), count)
+    for shard in writer.missing():
+        latents = counter.normal(0, "latents", range(count), (8, 4, 4)) * 2 + 1
+        writer.write(shard, [(latents, latents.flip(3), torch.arange(count) % 3)])
+    writer.finish()
+    torch.manual_seed(0)
+    model = AutoencoderKL.from_config(AUTOENCODER)
+    Tokenizer(model, LatentStatistics(torch.ones(8), 2 * torch.ones(8), count), {}).save_pretrained(
+        folder / "tokenizer"
+    )
+    return folder
+
+
+def transformer_recipe(folder: Path, data: Path, **training: Any) -> train_dit.Config:
+    """Flips, label dropout, random times and noise."""
+    return train_dit.Config(
+        output=str(folder),
+        latents=str(data / "latents"),
+        tokenizer=str(data / "tokenizer"),
+        transformer=train_dit.TransformerConfig("S/1", width=32, depth=2, heads=2),
+        optimizer=OptimizerConfig(learning_rate=1e-3, gradient_clip=1.0),
+        training=replace(TRAINING, **training),
+    )

@@ -1,0 +1,125 @@
+"""What the processes of the tests do; each function is called in every process."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from regression_task import Regression
+from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher
+from torch import nn
+
+from vavae.errors import UserError
+from vavae.stages import train_dit, train_tokenizer
+from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
+from vavae.training.engine import Engine, EngineConfig
+from vavae.training.parallel import processes
+
+torch.set_num_threads(1)
+
+
+def tokenizer(folder: str, images: str, parallel: str = "replicate") -> None:
+    """Train the tiny tokenizer."""
+    use_tiny_teacher()
+    train_tokenizer.run(tokenizer_recipe(Path(folder), images=int(images), parallel=parallel))
+
+
+def transformer(folder: str, data: str, images: str, parallel: str = "replicate") -> None:
+    """Train the tiny transformer."""
+    train_dit.run(transformer_recipe(Path(folder), Path(data), images=int(images), parallel=parallel))
+
+
+def stopped_transformer(folder: str, data: str, parallel: str) -> None:
+    """Train the tiny transformer until a stop is asked for at 40 images, of one process alone."""
+    original = train_dit.TransformerTask.step
+
+    def step(self: train_dit.TransformerTask, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
+        if images_seen == 40 and self.world.first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, images_seen, scale)
+
+    train_dit.TransformerTask.step = step  # type: ignore[method-assign]
+    try:
+        transformer(folder, data, "96", parallel)
+    except KeyboardInterrupt as stopped:
+        assert "48 of 96 images" in str(stopped)
+    else:
+        raise AssertionError("it was not stopped")
+
+
+def messages() -> None:
+    """Means, votes, and one process that speaks for all."""
+    with processes("cpu") as world:
+        tensors = [torch.full((3,), float(world.rank)), torch.tensor([[1.0 + world.rank]]).double(), torch.zeros(())]
+        world.average_(tensors)
+        assert torch.equal(tensors[0], torch.full((3,), 0.5)) and tensors[1].item() == 1.5
+        spoken = torch.tensor([1.0 + world.rank, 2.0])
+        world.broadcast_([spoken])
+        assert spoken.tolist() == [1.0, 2.0]
+        assert world.any(world.rank == 1) and not world.any(False)
+        assert world.gather(world.rank * 10) == [0, 10]
+        assert world.once(lambda: f"from {world.rank}") == "from 0"
+
+
+def mistake() -> None:
+    """A user's mistake in the first process ends all, and only that one tells it."""
+
+    def wrong() -> None:
+        raise UserError("no such recipe")
+
+    with processes("cpu") as world:
+        try:
+            world.once(wrong)
+        except UserError:
+            assert world.first
+        except SystemExit as leave:
+            assert not world.first and leave.code == 2
+        else:
+            raise AssertionError("nobody noticed")
+
+
+def batch_norm() -> None:
+    """Outputs, gradients and running statistics of two halves are those of the whole batch."""
+    with processes("cpu") as world:
+        torch.manual_seed(0)
+        whole = torch.randn(4, 5, 6, 6) * 3 + 20
+        weights = torch.randn(4, 5, 6, 6)
+        plain = nn.Sequential(nn.BatchNorm2d(5), nn.SiLU(), nn.BatchNorm2d(5))
+        torch.nn.init.uniform_(plain[0].weight)
+        synced = nn.Sequential(nn.BatchNorm2d(5), nn.SiLU(), nn.BatchNorm2d(5))
+        synced.load_state_dict(plain.state_dict())
+        synchronize_batch_norm(synced)
+        assert all(isinstance(synced[i], HostSyncBatchNorm2d) for i in (0, 2))
+        x = whole.clone().requires_grad_()
+        (plain(x) * weights).sum().backward()
+        half = slice(2 * world.rank, 2 * world.rank + 2)
+        y = whole[half].clone().requires_grad_()
+        out = synced(y)
+        (out * weights[half]).sum().backward()
+        torch.testing.assert_close(out, plain(whole)[half], rtol=1e-4, atol=1e-4)
+        assert x.grad is not None and y.grad is not None
+        torch.testing.assert_close(y.grad, x.grad[half], rtol=1e-3, atol=1e-5)
+        grads = [p.grad for p in synced.parameters() if p.grad is not None]
+        world.average_(grads)
+        for p, q in zip(synced.parameters(), plain.parameters(), strict=True):
+            assert p.grad is not None and q.grad is not None
+            torch.testing.assert_close(p.grad * 2, q.grad, rtol=1e-3, atol=1e-4)
+        synced(whole[half])  # a second time, as the plain one above
+        torch.testing.assert_close(synced[0].running_var, plain[0].running_var, rtol=1e-5, atol=1e-5)
+
+
+def out_of_memory(folder: str) -> None:
+    """One of two processes runs out of memory: both end, and what it found is written."""
+    with processes("cpu") as world:
+        task = Regression(world=world)
+        task.fits = 3
+        engine = Engine(
+            task, EngineConfig(images=80, batch_size=8, tensorboard=False, device="cpu"), Path(folder), world
+        )
+        try:
+            engine.run("oom")
+        except RuntimeError as error:
+            assert "the next start works on 2 images at once" in str(error)
+        else:
+            raise AssertionError("it fitted")
