@@ -18,7 +18,7 @@ class _MeanOverProcesses(torch.autograd.Function):
         return _mean(x)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         return _mean(gradient)
 
 

@@ -155,9 +155,8 @@ def processes(device: str) -> Iterator[World]:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen)
     else:
         dist.init_process_group("gloo")
-    try:
-        # One process may work alone for hours (statistics, a report) while the others wait for it.
-        groups = [dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2)]
-        yield World(dist.get_rank(), dist.get_world_size(), *groups)
-    finally:
-        dist.destroy_process_group()
+    # One process may work alone for hours (statistics, a report) while the others wait for it.
+    groups = [dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2)]
+    yield World(dist.get_rank(), dist.get_world_size(), *groups)
+    # After an error nothing is taken down: that would wait for processes which wait for this one. Its end tells them.
+    dist.destroy_process_group()

@@ -1,0 +1,326 @@
+"""Parts of the engine: micro-batches, going back, optimizers, schedules, averages, recomputation, host transfers."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from regression_task import Regression
+from tiny_runs import transformer_recipe, write_latents
+from torch import Tensor, nn
+
+from vavae.data import LatentDataset
+from vavae.errors import RunError, UserError
+from vavae.pretrained import Tokenizer
+from vavae.stages.train_dit import TransformerTask
+from vavae.training.activation import set_recomputation
+from vavae.training.averages import AveragesConfig, power, power_exponent
+from vavae.training.checkpoint import CheckpointFolder
+from vavae.training.engine import Engine, EngineConfig
+from vavae.training.float8 import use_float8
+from vavae.training.microbatch import split_batch
+from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices
+from vavae.training.posthoc import combination, reconstruct
+from vavae.training.schedule import ScheduleConfig, learning_rate_factor
+from vavae.training.stability import StabilityConfig, Watch
+from vavae.training.tracking import Tracker, read_metrics
+
+CONFIG = EngineConfig(
+    images=800, batch_size=8, device="cpu", ema_decay=0.9, log_images=40, checkpoint_images=200, tensorboard=False
+)
+
+
+class Unnormed(Regression):
+    """Without BatchNorm, so that parts of a batch add up to the batch."""
+
+    def __init__(self, kind: str = "adamw") -> None:
+        super().__init__(kind=kind)
+        self.modules["body"] = nn.Sequential(nn.Linear(4, 6), nn.SiLU())
+
+
+def weights(engine: Engine) -> list[Tensor]:
+    return [p.detach().clone() for module in engine.task.modules.values() for p in module.parameters()]
+
+
+def test_parts_of_a_batch_give_the_same_run(tmp_path: Path) -> None:
+    whole = Engine(Unnormed(), CONFIG, tmp_path / "whole")
+    whole.run("whole")
+    task = Unnormed()
+    parts = Engine(task, replace(CONFIG, micro_batch=3), tmp_path / "parts")
+    parts.run("parts")
+    assert task.lengths[:3] == [3, 3, 2]
+    for one, other in zip(weights(whole), weights(parts), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_remembered(tmp_path: Path) -> None:
+    task = Unnormed()
+    task.fits = 3
+    Engine(task, replace(CONFIG, images=16), tmp_path).run("halved")
+    assert task.lengths == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]  # the second step knows
+    again = Unnormed()
+    Engine(again, replace(CONFIG, images=32), tmp_path).run("resumed")
+    assert set(again.lengths) == {2}
+
+
+def test_a_single_image_or_a_given_part_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
+    for given, name in ((None, "one"), (4, "given")):
+        task = Unnormed()
+        task.fits = 0
+        with pytest.raises(RunError, match="out of memory with"):
+            Engine(task, replace(CONFIG, micro_batch=given), tmp_path / name).run("no")
+
+
+def test_split_batch_takes_tuples_and_keeps_numbers() -> None:
+    parts = list(split_batch((5, torch.arange(5), None), 2))
+    assert [p[1].tolist() for p in parts] == [[0, 1], [2, 3], [4]]
+    assert all(p[0] == 5 and p[2] is None for p in parts)
+
+
+def test_a_run_goes_back_once_and_takes_another_order(tmp_path: Path) -> None:
+    task = Regression()
+    task.bad_steps = {(0, p) for p in range(480, 560, 8)}
+    engine = Engine(task, CONFIG, tmp_path)
+    engine.run("back")
+    assert engine.order == 1 and engine.images_seen == 800
+    event = json.loads((tmp_path / "events.jsonl").read_text())
+    assert event["images"] == 520 and "back to 400, data order 1" in event["event"]
+    lines = [line["images"] for line in read_metrics(tmp_path)]
+    assert lines == list(range(40, 801, 40))  # no gap, no line twice
+    assert all(line["skipped/body"] == 0 for line in read_metrics(tmp_path))
+
+
+def test_a_run_that_stays_bad_stops_with_a_folder_that_repeats_it(tmp_path: Path) -> None:
+    def bad() -> Regression:
+        task = Regression()
+        task.bad_steps = {(order, p) for order in range(3) for p in range(480, 800, 8)}
+        return task
+
+    with pytest.raises(RunError, match=r"for the 3. time; .*failure reproduces it"):
+        Engine(bad(), CONFIG, tmp_path).run("bad")
+    assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 2
+    repeated = Engine(bad(), CONFIG, tmp_path / "failure")
+    with pytest.raises(RunError, match=r"100% of the steps were skipped.*520 images"):
+        repeated.run("again")
+    assert repeated.order == 2
+
+
+def test_a_run_bad_from_the_start_has_nothing_to_go_back_to(tmp_path: Path) -> None:
+    task = Regression()
+    task.bad_steps = {(0, p) for p in range(0, 800, 8)}
+    with pytest.raises(RunError, match="no checkpoint to go back to"):
+        Engine(task, CONFIG, tmp_path).run("bad")
+    assert read_metrics(tmp_path)[0]["total"] is None  # JSON has no NaN
+
+
+def test_a_spike_is_seen_against_its_own_history_only() -> None:
+    watch = Watch(StabilityConfig(spike=10.0, history=8))
+    for value in (1.0, 1.1, 0.9, 1.05, 1.0):
+        assert watch.judge({"total": value, "gradient_norm/a": 2.0}, 0) is None
+    assert watch.judge({"total": 1.2, "gradient_norm/a": 2.0}, 0) is None
+    assert "total jumped to 9" in str(watch.judge({"total": 9.0, "gradient_norm/a": 2.0}, 0))
+    assert watch.judge({"total": 9.0, "gradient_norm/a": 2.0}, 1) is None  # another objective begins
+    assert watch.history["total"] == [9.0]
+
+
+def test_milestones_stay(tmp_path: Path) -> None:
+    Engine(Regression(), replace(CONFIG, milestone_images=400, keep_checkpoints=1), tmp_path).run("kept")
+    names = [p.name for p in CheckpointFolder(tmp_path / "checkpoints").list()]
+    assert names == ["images-000000000400", "images-000000000800"]
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "muon"])
+def test_a_bad_step_leaves_parameters_and_slots_alone(kind: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Embedding(3, 6))
+    optimizer = Optimizer(OptimizerConfig(kind, 1e-2, weight_decay=0.1), list(net.parameters()), linear_matrices([net]))
+
+    def step(bad: bool) -> None:
+        for p in net.parameters():
+            p.grad = torch.full_like(p, torch.nan if bad else 0.3)
+        optimizer.step(1.0, torch.tensor(bad))
+
+    def values() -> list[Tensor]:
+        return [v.clone() for v in (*net.parameters(), *(slot for _, _, slot in optimizer.slots()))]
+
+    before = values()
+    step(True)  # before any slot exists
+    assert all(torch.equal(a, b) for a, b in zip(before, values(), strict=False))
+    step(False)
+    moved = values()
+    assert not torch.equal(moved[0], before[0])
+    step(True)
+    assert all(torch.equal(a, b) for a, b in zip(moved, values(), strict=True))
+
+
+def test_muon_takes_matrices_of_linear_layers_only() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Embedding(3, 6), nn.Conv2d(1, 2, 3))
+    optimizer = Optimizer(OptimizerConfig("muon", 1e-2), list(net.parameters()), linear_matrices([net]))
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    before = net[0].weight.detach().clone()
+    optimizer.step(1.0, torch.tensor(False))
+    owners = {
+        slot: {tuple(p.shape) for p, name, _ in optimizer.slots() if name == slot}
+        for slot in ("exp_avg", "momentum_buffer")
+    }
+    assert owners["momentum_buffer"] == {(6, 4)} and (3, 6) in owners["exp_avg"]
+    # An orthogonal update, scaled to AdamW's size: all singular values are near each other.
+    singular = torch.linalg.svdvals(net[0].weight.detach() - before)
+    assert singular.max() / singular.min() < 2.5
+
+
+def test_muon_runs_resume_exactly(tmp_path: Path) -> None:
+    Engine(Unnormed("muon"), CONFIG, tmp_path / "whole").run("whole")
+    task = Unnormed("muon")
+    task.stop_at = 336
+    with pytest.raises(KeyboardInterrupt):
+        Engine(task, CONFIG, tmp_path / "parts").run("part")
+    Engine(Unnormed("muon"), CONFIG, tmp_path / "parts").run("rest")
+    one, _ = CheckpointFolder(tmp_path / "whole/checkpoints").load_newest() or ({}, {})
+    other, _ = CheckpointFolder(tmp_path / "parts/checkpoints").load_newest() or ({}, {})
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_schedules() -> None:
+    staged = ScheduleConfig("staged", boundaries=(100, 200), factors=(1.0, 0.5, 0.1))
+    assert [learning_rate_factor(staged, n, 10, 300) for n in (0, 99, 100, 199, 200, 299)] == [1, 1, 0.5, 0.5, 0.1, 0.1]
+    late = ScheduleConfig("linear", warmup_images=20, decay_images=100)
+    assert [learning_rate_factor(late, n, 10, 300) for n in (0, 10, 150, 200, 250, 300)] == [0.5, 1, 1, 1, 0.5, 0]
+    with pytest.raises(UserError, match="need 3 factors"):
+        ScheduleConfig("staged", boundaries=(1, 2), factors=(1.0,))
+
+
+def test_power_function_averages_weigh_steps_by_a_power() -> None:
+    """Weights of step τ after t steps: (τ^(γ+1) - (τ-1)^(γ+1)) / t^(γ+1); their deviation is the width asked for."""
+    width, steps = 0.1, 4000
+    factors, rate = np.zeros(steps), power(width)
+    for n in range(steps):
+        r = rate(n)
+        factors[:n] *= 1 - r
+        factors[n] = r
+    tau = np.arange(1, steps + 1, dtype=np.float64)
+    gamma = power_exponent(width)
+    expected = np.diff(np.concatenate([[0.0], (tau / steps) ** (gamma + 1)]))
+    np.testing.assert_allclose(factors, expected, rtol=1e-6, atol=1e-12)
+    mean = (factors * tau).sum()
+    assert np.sqrt((factors * (tau - mean) ** 2).sum()) / steps == pytest.approx(width, rel=1e-3)
+
+
+def test_snapshots_give_an_average_of_any_length(tmp_path: Path) -> None:
+    """Widths 0.05 and 0.10 are stored; 0.15, tracked directly beside them, is what reconstruction finds."""
+    averages = AveragesConfig(decays=(0.5,), widths=(0.05, 0.1, 0.15), snapshot_images=64)
+    engine = Engine(Unnormed(), replace(CONFIG, images=1600, averages=averages), tmp_path)
+    engine.run("averages")
+    assert set(engine._state.averages) == {"0.9", "0.5", "width 0.05", "width 0.1", "width 0.15"}
+    wanted = engine.averaged_state("head", "width 0.15")["weight"]
+    for path in (tmp_path / "averages").glob("*width0.15*"):
+        path.unlink()
+    found = reconstruct(tmp_path / "averages", "head", 0.15)["weight"]
+    live = engine.task.modules["head"].weight.detach()  # type: ignore[union-attr]
+    assert (found - wanted).norm() < 0.02 * (live - wanted).norm()
+    assert found.dtype == torch.float32
+    with pytest.raises(UserError, match="no snapshots"):
+        reconstruct(tmp_path / "averages", "head", 0.15, images=8)
+
+
+def test_a_stored_length_reconstructs_itself() -> None:
+    factors = combination([100, 100, 200, 200], [0.05, 0.1, 0.05, 0.1], 200, 0.1)
+    np.testing.assert_allclose(factors, [0, 0, 0, 1], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_latents(tmp_path_factory.mktemp("data"))
+
+
+def task_of(data: Path, folder: Path, **changes: Any) -> TransformerTask:
+    recipe = replace(transformer_recipe(folder, data), **changes)
+    return TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputation_changes_no_gradient_and_no_name(mode: str, data: Path, tmp_path: Path) -> None:
+    shape = transformer_recipe(tmp_path, data).transformer
+    plain = task_of(data, tmp_path)
+    saving = task_of(data, tmp_path, transformer=replace(shape, activation_checkpointing=mode))
+    saving.transformer.load_state_dict(plain.transformer.state_dict())
+    for p, q in zip(plain.transformer.parameters(), saving.transformer.parameters(), strict=True):
+        with torch.no_grad():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+            q.copy_(p)
+    kept = []
+    for task in (plain, saving):
+        sizes = 0
+
+        def pack(t: Tensor) -> Tensor:
+            nonlocal sizes
+            sizes += t.numel()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            task.step(next(task.batches(0, 0)), 0, 1.0)
+        kept.append(sizes)
+    for (name, p), q in zip(plain.transformer.named_parameters(), saving.transformer.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name  # type: ignore[arg-type]
+    assert mode == "selective" or kept[1] < 0.6 * kept[0]
+    with pytest.raises(UserError, match="not one of none, selective, full"):
+        set_recomputation([], "half")  # type: ignore[arg-type]
+
+
+def test_no_number_leaves_the_device_between_two_log_lines(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would make a GPU wait: item, float, bool, int, tolist of a tensor."""
+    task = task_of(data, tmp_path)
+    engine = Engine(task, task.config.training, tmp_path)
+    batches = task.batches(0, 0)
+    for _ in range(2):
+        engine._apply(engine._gradients(next(batches)))
+    batch = next(batches)
+
+    def refuse(self: Tensor, *arguments: Any) -> Any:
+        raise AssertionError("a tensor's value was asked for in the step")
+
+    with monkeypatch.context() as patched:
+        for name in ("item", "tolist", "__float__", "__bool__", "__int__", "__index__"):
+            patched.setattr(Tensor, name, refuse)
+        engine._apply(engine._gradients(batch))
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_fp8_without_its_hardware_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"fp8: needs a GPU of compute capability 8.9"):
+        use_float8([], torch.device("cpu"))
+
+
+def test_wandb_gets_what_the_log_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    class Run:
+        def define_metric(self, *names: str, **options: str) -> None: ...
+
+        def log(self, numbers: dict[str, float]) -> None:
+            sent.append(numbers)
+
+        def finish(self) -> None:
+            sent.append("finished")
+
+    class Wandb:
+        @staticmethod
+        def init(**options: Any) -> Run:
+            sent.append(options["project"])
+            return Run()
+
+    config = replace(CONFIG, wandb="project")
+    monkeypatch.setitem(__import__("sys").modules, "wandb", Wandb)
+    tracker = Tracker(tmp_path, 0, config)
+    tracker.log(8, {"total": 1.0}, {"images_per_second": 2.0})
+    tracker.close()
+    assert sent == ["project", {"images": 8, "total": 1.0, "images_per_second": 2.0}, "finished"]
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(UserError, match=r"pip install 'vavae\[wandb\]'"):
+        Tracker(tmp_path, 0, config)
