@@ -9,6 +9,7 @@ import torch
 import workers
 from tiny_runs import write_latents
 
+from vavae.data import LatentDataset
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.tracking import read_metrics
 
@@ -79,3 +80,14 @@ def test_tokenizer_on_two_processes(launch: Launch, tmp_path: Path, monkeypatch:
     launch(1, "tokenizer", tmp_path / "one", 96)
     launch(2, "tokenizer", tmp_path / "two", 96)
     assert_same_run(tmp_path / "one", tmp_path / "two", rtol=5e-3)
+
+
+def test_encoding_on_two_processes(launch: Launch, data: Path, tmp_path: Path) -> None:
+    """The same latents and statistics as from one process, and each process has written its shards."""
+    launch(1, "encode_images", tmp_path / "one", data / "tokenizer")
+    launch(2, "encode_images", tmp_path / "two", data / "tokenizer")
+    one, two = LatentDataset(tmp_path / "one"), LatentDataset(tmp_path / "two")
+    assert {p.name[:14] for p in (tmp_path / "two").glob("*.safetensors")} >= {"latents_rank00", "latents_rank01"}
+    everything = torch.arange(len(one))
+    assert len(one) == 40 and torch.equal(one.get(everything)[0], two.get(everything)[0])
+    assert torch.equal(one.statistics.mean, two.statistics.mean)

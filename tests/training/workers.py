@@ -11,7 +11,8 @@ from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher
 from torch import nn
 
 from vavae.errors import RunError, UserError
-from vavae.stages import train_dit, train_tokenizer
+from vavae.stages import encode, train_dit, train_tokenizer
+from vavae.stages.images import ImagesConfig
 from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
 from vavae.training.engine import Engine, EngineConfig
 from vavae.training.parallel import processes
@@ -30,6 +31,23 @@ def transformer(folder: str, data: str, images: str, parallel: str = "replicate"
     train_dit.run(transformer_recipe(Path(folder), Path(data), images=int(images), parallel=parallel))
 
 
+def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:
+    """Train a stage and send this process a signal when it has seen `at` images."""
+    task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "transformer": train_dit.TransformerTask}[stage]
+    original = task.step
+
+    def step(self: Any, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
+        if images_seen == at:
+            os.kill(os.getpid(), number)
+        return original(self, batch, images_seen, scale)  # type: ignore[no-any-return]
+
+    task.step = step
+    if stage == "tokenizer":
+        tokenizer(folder, "96")
+    else:
+        transformer(folder, data, "96")
+
+
 def stopped_transformer(folder: str, data: str, parallel: str) -> None:
     """Train the tiny transformer until a stop is asked for at 40 images, of one process alone."""
     original = train_dit.TransformerTask.step
@@ -46,6 +64,12 @@ def stopped_transformer(folder: str, data: str, parallel: str) -> None:
         assert "48 of 96 images" in str(stopped)
     else:
         raise AssertionError("it was not stopped")
+
+
+def encode_images(folder: str, tokenizer: str) -> None:
+    """Encode embedded images in four shards."""
+    data = ImagesConfig("demo", size=16, limit=40)
+    encode.run(encode.Config(tokenizer, folder, data, shard_size=10, batch_size=4, device="cpu"))
 
 
 def messages() -> None:

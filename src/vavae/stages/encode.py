@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from vavae.progress import Bar, track
 from vavae.stages.images import ImagesConfig
 from vavae.stages.run_folder import exclusive
 from vavae.training.interrupt import StopRequest, stop_on_signal
+from vavae.training.parallel import processes
 from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
 
 _Batch = tuple[Tensor, Tensor | None, Tensor]  # latents, those of the mirrored images, labels
@@ -109,7 +111,7 @@ class _Encoder:
 
 
 def run(config: Config) -> LatentDataset:
-    """Encode what is missing and write index and statistics.
+    """Encode what is missing and write index and statistics. Under torchrun the processes share the shards.
 
     Raises:
         UserError: Wrong tokenizer or images, or a folder with latents of other settings.
@@ -120,8 +122,10 @@ def run(config: Config) -> LatentDataset:
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device), statistics="identity")
     if config.data.size % tokenizer.factor:
         raise UserError(f"data.size: {config.data.size} is no multiple of the tokenizer's factor {tokenizer.factor}")
-    with exclusive(folder):
-        source = config.data.open(config.split, folder)
+    with ExitStack() as held:
+        world = held.enter_context(processes(config.device))
+        world.once(lambda: held.enter_context(exclusive(folder)))
+        source = config.data.open(config.split, folder if world.first else None)
         settings = LatentSettings(
             image_size=config.data.size,
             posterior=config.posterior,
@@ -132,17 +136,23 @@ def run(config: Config) -> LatentDataset:
             source=source.fingerprint(),
             class_names=source.class_names,
         )
-        writer = LatentWriter(folder, len(source), settings, config.shard_size)
+        writer = LatentWriter(folder, len(source), settings, config.shard_size, world.rank, world.size)
         missing = writer.missing()
         todo = sum(shard.count for shard in missing)
         if missing:
             encoder = _Encoder(config, tokenizer, source)
-            with track("encoding", len(source), "images", len(source) - todo) as bar, stop_on_signal() as stop:
+            total = sum(shard.count for shard in writer.shards[world.rank :: world.size])
+            with track("encoding", total, "images", total - todo) as bar, stop_on_signal() as stop:
                 for shard in missing:
                     writer.write(shard, _watched(encoder.batches(shard), bar, stop, folder))
-        writer.finish()
+        world.wait()
+        world.once(lambda: _finish(writer, folder))
+        return LatentDataset(folder)
+
+
+def _finish(writer: LatentWriter, folder: Path) -> None:
+    writer.finish()
     print(f"latents: {folder}")
-    return LatentDataset(folder)
 
 
 def _watched(batches: Iterator[_Batch], bar: Bar, stop: StopRequest, folder: Path) -> Iterator[_Batch]:

@@ -79,7 +79,7 @@ class CheckpointFolder:
 
     Args:
         folder: Where they lie; made on the first save.
-        keep: How many of the newest to keep, milestones apart.
+        keep: How many of the newest to keep, beside the milestones.
         world: The processes that write together.
     """
 
@@ -152,9 +152,9 @@ class CheckpointFolder:
             shutil.rmtree(target)
         partial.replace(target)
         _sync(self.folder)
-        passing = [path for path in self.list() if not _is_milestone(path)]
-        for old in passing[: -self.keep]:
-            shutil.rmtree(old)
+        for old in self.list()[: -self.keep]:
+            if not _is_milestone(old):
+                shutil.rmtree(old)
 
     def newest(self, before: int | None = None) -> Checkpoint | None:
         """The newest good checkpoint, of fewer than `before` images where that is given; None where there is none.

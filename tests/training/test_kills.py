@@ -1,0 +1,55 @@
+"""Both stages, killed at random steps: bit-identical to the run that nobody touched. The long form is a benchmark."""
+
+import multiprocessing
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import workers
+from tiny_runs import write_latents
+
+from vavae.training.checkpoint import CheckpointFolder
+
+# A server that has imported everything and runs no threads: its children start in a moment.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["workers"])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_latents(tmp_path_factory.mktemp("data"))
+
+
+def run(stage: str, folder: Path, data: Path, kill: tuple[int, int] = (0, -1)) -> int:
+    """Exit code, negative for a signal, of a child that signals itself when it has seen so many images."""
+    child = CONTEXT.Process(target=workers.until_killed, args=(stage, str(folder), str(data), *kill))
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+def test_a_run_killed_again_and_again_ends_bit_identical(stage: str, data: Path, tmp_path: Path) -> None:
+    assert run(stage, tmp_path / "whole", data) == 0
+    chance = random.Random(7)
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
+    for number, step in zip(signals, sorted(chance.sample(range(2, 12), 4)), strict=True):
+        status = run(stage, tmp_path / "killed", data, (int(number), 8 * step))
+        assert status == (-signal.SIGKILL if number == signal.SIGKILL else 1)
+    assert run(stage, tmp_path / "killed", data) == 0
+    states = [CheckpointFolder(tmp_path / name / "checkpoints").load_newest() for name in ("whole", "killed")]
+    assert states[0] is not None and states[1] is not None
+    one, other = states[0][0], states[1][0]
+    kinds = {name.partition("/")[0] for name in one}
+    assert kinds == {"model", "average", "optimizer"} and one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed")]
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 6
+    product = {"tokenizer": "tokenizer", "transformer": "generator"}[stage]
+    files = {p.name for p in (tmp_path / "whole" / product).iterdir() if p.suffix == ".safetensors"}
+    assert files
+    for name in files:
+        assert (tmp_path / "whole" / product / name).read_bytes() == (tmp_path / "killed" / product / name).read_bytes()
