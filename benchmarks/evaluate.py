@@ -1,0 +1,159 @@
+"""Speed and truth of evaluation on this machine; meant for a GPU.
+
+    python benchmarks/evaluate.py [--device cuda] [--count 50000] [--networks inception,...] [--generator FOLDER]
+
+Measures, and writes as a dated JSON into benchmarks/results:
+- FID between CIFAR-10's 50,000 training and 10,000 test images (literature: about 3.15 with the TensorFlow
+  Inception), the time it takes from pixels, and again from stored features;
+- images per second of every feature network at 256 px, and of the distance alone;
+- with a generator, the time of a whole evaluation of `count` samples, and of drawing them without measuring.
+Without a GPU use small numbers, such as `--count 200 --cifar 200`.
+"""
+
+import argparse
+import datetime
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from vavae.data import Cifar10Images
+from vavae.errors import UserError
+from vavae.metrics import RunningMoments, load_feature_network
+from vavae.pretrained import Generator
+from vavae.stages.evaluate_images import GeneratorBlocks, SourceBlocks, generator_fingerprint
+from vavae.stages.evaluate_processes import Processes
+from vavae.stages.evaluate_store import BlockStore, extract
+from vavae.stages.images import Selection
+from vavae.stages.sample import choose_labels, draw
+from vavae.training.precision import resolve_device
+from vavae.training.tracking import versions
+
+_NETWORKS = "inception,inception-pytorch-fid,inception-clean,teacher:dinov2-small-focus,teacher:resnet50"
+
+
+def finish(device: torch.device) -> float:
+    """The time when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def cifar_distance(device: torch.device, limit: int | None, batch_size: int) -> dict[str, object]:
+    """FID between CIFAR-10's training and test images, with times."""
+    network = load_feature_network("inception", device)
+    found: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = BlockStore(folder)
+        for attempt in ("from pixels", "from stored features"):
+            began = finish(device)
+            moments = []
+            for split in ("train", "test"):
+                source = Cifar10Images("train" if split == "train" else "test")
+                chosen = Selection(source, torch.arange(min(limit or len(source), len(source))).numpy())
+                images = SourceBlocks(chosen, 32)
+                features = extract(images, [network], store, batch_size, Processes(), f"CIFAR-10 {split}")
+                moments.append(features["inception"].moments())
+                found[f"{split} images"] = images.count
+            found["FID"] = moments[0].distance(moments[1])
+            found[f"seconds {attempt}"] = finish(device) - began
+    return found
+
+
+def network_rates(names: list[str], device: torch.device, batch_size: int, batches: int) -> dict[str, object]:
+    """Images per second of networks on 256 px images that are on the host."""
+    found: dict[str, object] = {}
+    pixels = torch.randint(0, 256, (batch_size, 256, 256, 3), dtype=torch.uint8)
+    for name in names:
+        try:
+            network = load_feature_network(name, device)
+        except UserError as error:
+            found[name] = f"not measured: {error}"
+            continue
+        network.all_parts(pixels)
+        began = finish(device)
+        for _ in range(batches):
+            network(pixels)
+        found[name] = batches * batch_size / (finish(device) - began)
+    return found
+
+
+def distance_seconds(dimension: int = 2048, count: int = 5000) -> dict[str, float]:
+    """Seconds for moments of `count` features, and for one Fréchet distance, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(0, -2, dimension)
+    moments = [RunningMoments(dimension), RunningMoments(dimension)]
+    began = time.perf_counter()
+    for number, one in enumerate(moments):
+        one.update((1 + 0.1 * number) * scale * torch.randn(count, dimension, generator=generator))
+    middle = time.perf_counter()
+    moments[0].distance(moments[1])
+    return {"moments": (middle - began) / 2, "distance": time.perf_counter() - middle}
+
+
+def whole_evaluation(folder: str, device: torch.device, count: int, batch_size: int) -> dict[str, object]:
+    """Seconds to draw samples, and to draw and measure them; the difference is what measuring adds."""
+    generator = Generator.from_pretrained(folder, device)
+    labels = choose_labels(count, generator.num_classes, "balanced", 0)
+    few = min(count, 4 * batch_size)
+    draw(generator, labels[:batch_size], range(batch_size), 0, generator.sampling)
+    began = finish(device)
+    for start in range(0, few, batch_size):
+        numbers = range(start, min(start + batch_size, few))
+        draw(generator, [labels[i] for i in numbers], numbers, 0, generator.sampling)
+    drawing = (finish(device) - began) / few
+    network = load_feature_network("inception", device)
+    blocks = GeneratorBlocks(generator, labels, 0, generator.sampling, "fp32", generator_fingerprint(generator))
+    with tempfile.TemporaryDirectory() as store:
+        began = finish(device)
+        features = extract(
+            blocks, [network], BlockStore(store), batch_size, Processes(), "samples", ("pool", "spatial")
+        )["inception"]
+        features.moments()
+        features.moments("spatial")
+        whole = finish(device) - began
+    return {
+        "samples": count,
+        "seconds": whole,
+        "samples per second": count / whole,
+        "samples per second, drawing alone": 1 / drawing,
+        "steps": generator.sampling.steps,
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--batches", type=int, default=8, help="of each network")
+    parser.add_argument("--networks", default=_NETWORKS)
+    parser.add_argument("--cifar", type=int, default=None, help="images of each part of CIFAR-10; all by default")
+    parser.add_argument("--generator", help="folder of a generator")
+    parser.add_argument("--count", type=int, default=50_000, help="samples of the generator")
+    arguments = parser.parse_args()
+    device = resolve_device(arguments.device)
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "batch size": arguments.batch_size,
+        "CIFAR-10": cifar_distance(device, arguments.cifar, arguments.batch_size),
+        "images per second at 256 px": network_rates(
+            arguments.networks.split(","), device, arguments.batch_size, arguments.batches
+        ),
+        "seconds, 2048 features, CPU": distance_seconds(),
+        "versions": versions(),
+    }
+    if arguments.generator is not None:
+        result["generation"] = whole_evaluation(arguments.generator, device, arguments.count, arguments.batch_size)
+    path = Path(__file__).parent / "results" / f"{result['date']}-evaluate-{device.type}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()
