@@ -45,7 +45,7 @@ class Oracle(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """(B, C, h, w), (B,) equal times, (B,) labels."""
         self.calls.append(len(x))
-        c = self.path.coefficients(t[0])
+        c = self.path.coefficients(t[0].to(x.dtype))
         moved = self.shift * y.to(x.dtype)[:, None]
         data, noise = self.mixture.expectations(x.flatten(1) - c.alpha * moved, c.alpha, c.sigma)
         data = data + moved

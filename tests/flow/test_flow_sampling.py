@@ -92,6 +92,32 @@ def test_interval_includes_its_ends(t: float, calls: list[int]) -> None:
     torch.testing.assert_close(value[:, 0, 0, 0], expected)
 
 
+@pytest.mark.parametrize("bound", [0.1, 0.3, 0.7, 0.9, 0.11])
+def test_a_bound_that_is_a_grid_point_is_inside(bound: float) -> None:
+    """Grids are float32, where such a bound lies above or below its float64 self; published times are compared so."""
+    on_grid = torch.tensor(bound, dtype=torch.float32).item()
+    assert Guidance(2.0, start=bound).acts_at(on_grid)
+    assert Guidance(2.0, start=0.0, stop=bound).acts_at(on_grid)
+    assert not Guidance(2.0, start=bound).acts_at(on_grid - 1e-6)
+    assert not Guidance(2.0, start=0.0, stop=bound).acts_at(on_grid + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_network_is_told_the_time_in_float32(dtype: torch.dtype) -> None:
+    """As published; in bfloat16 neighbours on the grid would be one time."""
+    seen: list[Tensor] = []
+
+    def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(t)
+        return x
+
+    for prediction in ("velocity", "noise"):
+        end = sample(model, noise(1, dtype=dtype), torch.tensor([0]), steps=250, prediction=prediction)  # type: ignore[arg-type]
+        assert end.dtype == dtype
+    assert {t.dtype for t in seen} == {torch.float32}
+    assert len({t.item() for t in seen[:249]}) == 249
+
+
 def test_autoguidance_takes_the_weak_network_with_the_label() -> None:
     strong, weak = Constant(1.0), Constant(0.5)
     predict = guided_prediction(strong, torch.tensor([1]), Guidance(2.0), weak_model=weak)

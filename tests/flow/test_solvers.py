@@ -19,6 +19,7 @@ from vavae.flow import (
     LinearPath,
     Path,
     counter_noise,
+    sample,
     shifted_times,
     solver_by_name,
 )
@@ -40,6 +41,19 @@ def test_published_end_states(name: str) -> None:
     end = solver_by_name(method)(golden_drift, noise, times)
     torch.testing.assert_close(end, GOLDEN[name], rtol=1e-9, atol=1e-9)
     assert torch.equal(noise, GOLDEN["noise"])
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if name.startswith("ode.")])
+def test_published_end_states_by_sample(name: str) -> None:
+    def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        time = t.view(-1, 1, 1, 1)
+        return torch.sin(3 * x) * (1 - time) + time * x
+
+    _, method, steps, *shift = name.split(".")
+    labels = torch.zeros(4, dtype=torch.long)
+    options = {"solver": method, "steps": int(steps), "shift": float(".".join(shift))}
+    end = sample(model, GOLDEN["noise"], labels, **options)  # type: ignore[arg-type]
+    torch.testing.assert_close(end, GOLDEN[name], rtol=1e-9, atol=1e-9)
 
 
 def field(x: Tensor, t: float) -> Tensor:

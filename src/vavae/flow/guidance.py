@@ -38,8 +38,10 @@ class Guidance:
             raise UserError(f"channels: {self.channels} is not a positive number")
 
     def acts_at(self, t: float) -> bool:
-        """Whether a poorer prediction is needed at time t."""
-        return self.scale != 1 and self.start <= t <= self.stop
+        """Whether a poorer prediction is needed at time t; times are compared in float32, as grids hold them."""
+        # 0.7 is larger than the grid point that stands for it, so in float64 a bound on the grid could be missed.
+        start, now, stop = torch.tensor([self.start, t, self.stop], dtype=torch.float32).tolist()
+        return self.scale != 1 and start <= now <= stop
 
     def combine(self, conditional: Tensor, poorer: Tensor) -> Tensor:
         """The guided prediction of two (B, C, ...) predictions at the same point."""
@@ -60,7 +62,7 @@ def guided_prediction(
     """The model with its labels and guidance filled in.
 
     Args:
-        model: (x, t, labels) -> prediction, with t (B,).
+        model: (x, t, labels) -> prediction, with t (B,) float32, as published, whatever the dtype of x.
         labels: (B,) integers.
         guidance: How to guide.
         null_label: The label that means "no label"; needed for guidance without `weak_model`.
@@ -76,7 +78,7 @@ def guided_prediction(
     doubled = torch.cat((labels, null))
 
     def predict(x: Tensor, t: float) -> Tensor:
-        time = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+        time = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
         if not guidance.acts_at(t):
             return model(x, time, labels).to(x.dtype)
         if weak_model is not None:

@@ -37,7 +37,7 @@ def sample(
     noise and label only.
 
     Args:
-        model: (x, t, labels) -> prediction, with t (B,); such as `LightningDiT`.
+        model: (x, t, labels) -> prediction, with t (B,) float32; such as `LightningDiT`.
         noise: (B, C, h, w) standard normal noise; its dtype is that of the state.
         labels: (B,) integers.
         solver: A name ("euler", "heun", "midpoint", "rk4", "dopri5", "euler_maruyama") or a solver.
@@ -76,7 +76,9 @@ def sample(
         return value if prediction == "velocity" else convert(value, x, t, prediction, "velocity")
 
     def convert(value: Tensor, x: Tensor, t: float, source: Prediction, target: Prediction) -> Tensor:
-        return path.convert(value, x, torch.tensor(t, dtype=x.dtype, device=x.device), source, target)
+        time = torch.tensor(t, dtype=torch.float32, device=x.device)  # what the network is told
+        wide = time.to(torch.promote_types(x.dtype, torch.float32))
+        return path.convert(value, x, wide, source, target).to(x.dtype)
 
     on_step: StepCallback | None = None
     if callback is not None:

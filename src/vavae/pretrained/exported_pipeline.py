@@ -106,10 +106,12 @@ class LightningDiTPipeline(DiffusionPipeline):
             times = shift * times / (1 + (shift - 1) * times)
         self.scheduler.set_timesteps(sigmas=(1 - times[:-1]).tolist(), device=device)
         grid = times[:-1].tolist()
+        # In float32, like the grid: 0.7 is larger than the grid point that stands for it.
+        start, stop = torch.tensor([start, stop], dtype=torch.float32).tolist()
         with self.progress_bar(total=steps) as bar:
             for time, timestep in zip(grid, self.scheduler.timesteps, strict=True):
                 x = latents.to(dtype)
-                t = torch.full((len(labels),), time, device=device, dtype=dtype)
+                t = torch.full((len(labels),), time, device=device, dtype=torch.float32)
                 if scale != 1 and start <= time <= stop:
                     both = self.transformer(torch.cat((x, x)), torch.cat((t, t)), torch.cat((y, no_label))).sample
                     velocity, unconditional = both.float().chunk(2)
