@@ -6,13 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vavae.config import load_recipe
 from vavae.metrics import FeatureNetwork
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
-from vavae.stages import evaluate
+from vavae.stages import evaluate, evaluate_store
+from vavae.stages.evaluate_processes import processes
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT
 
-COLOURS = 12
+BLOCK = 40  # images; small blocks so that few images are several
 
 
 def colour_network(name: str = "inception-colours", device: str | torch.device = "cpu") -> FeatureNetwork:
@@ -65,6 +67,8 @@ def use_colours(evaluate_module: object = evaluate) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     use_colours()
-    from vavae.config import load_recipe
+    evaluate_store.BLOCK = BLOCK
 
-    evaluate.run(load_recipe(evaluate.Config, Path(sys.argv[1])))
+    with processes():
+        for recipe in sys.argv[1:]:
+            evaluate.run(load_recipe(evaluate.Config, Path(recipe)))

@@ -52,14 +52,21 @@ class Processes:
 
 @contextmanager
 def processes() -> Iterator[Processes]:
-    """Join the processes that `torchrun` started, through gloo; one process where nobody did."""
+    """Join the processes that `torchrun` started, through gloo; one process where nobody did.
+
+    Within another such block, the processes are those that have joined already.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if world == 1:
         yield Processes()
+        return
+    if dist.is_initialized():
+        yield Processes(dist.get_rank(), world, local_rank)
         return
     # The first process adds up alone while the others wait: t-SNE of many latents takes its time.
     dist.init_process_group("gloo", timeout=timedelta(hours=12))
     try:
-        yield Processes(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))
+        yield Processes(dist.get_rank(), world, local_rank)
     finally:
         dist.destroy_process_group()

@@ -1,0 +1,402 @@
+"""`vavae evaluate` against plain computations: generators, samples, tokenizers; two processes; stopped and resumed."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from evaluate_models import BLOCK, colour_network, make_generator, make_tokenizer, use_colours
+from PIL import Image
+from scipy.linalg import sqrtm
+
+from vavae import counter
+from vavae.config import to_yaml
+from vavae.data import DemoImages, to_tensor, to_uint8
+from vavae.errors import UserError
+from vavae.metrics import (
+    InceptionScore,
+    MetricRecord,
+    cknna,
+    kernel_distance,
+    knn_accuracy,
+    latent_spectrum,
+    linear_probe,
+    precision_recall,
+    published_psnr,
+    ssim,
+)
+from vavae.stages import evaluate, evaluate_reconstruction, evaluate_store
+from vavae.stages.evaluate_compare import read_records
+from vavae.stages.evaluate_generation import read_statistics
+from vavae.stages.evaluate_images import npz_images
+from vavae.stages.evaluate_store import BlockStore
+from vavae.stages.images import ImagesConfig
+from vavae.stages.sample import choose_labels, draw
+
+COUNT = 60  # a block and a half
+DATA = ImagesConfig("demo", 32, limit=COUNT)
+NETWORK = colour_network()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_tokenizer().save_pretrained(folder / "tokenizer")
+    make_generator().save_pretrained(folder / "generator")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((evaluate, "load_feature_network"), (evaluate.of_tokenizer, "perceptual_networks")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
+    monkeypatch.setattr(evaluate_store, "BLOCK", BLOCK)
+    use_colours()
+
+
+def generation(models: Path, folder: Path, **changes: object) -> evaluate.Config:
+    config = evaluate.Config(
+        "generator",
+        [str(models / "generator")],
+        DATA,
+        network=NETWORK.name,
+        count=COUNT,
+        steps=3,
+        batch_size=16,
+        features=str(folder / "features"),
+        output=str(folder / "records.json"),
+        device="cpu",
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def reference_pixels(split: str = "test") -> torch.Tensor:
+    source = DATA.open(split)  # type: ignore[arg-type]
+    return torch.stack([torch.from_numpy(np.array(source.image(i))) for i in range(len(source))])
+
+
+def drawn_pixels(scale: float = 1.5, seed: int = 0, protocol: str = "balanced") -> torch.Tensor:
+    generator = make_generator()
+    labels = choose_labels(COUNT, 10, protocol, seed)
+    settings = replace(generator.sampling, guidance_scale=scale)
+    return torch.from_numpy(draw(generator, labels, range(COUNT), seed, settings))
+
+
+def plain_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    x, y = a.double().numpy(), b.double().numpy()
+    root = sqrtm(np.cov(x.T) @ np.cov(y.T))
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(np.cov(x.T) + np.cov(y.T)) - 2 * np.trace(root).real)
+
+
+def values(records: list[MetricRecord]) -> dict[str, float]:
+    assert len({r.name for r in records}) == len(records)
+    return {r.name: r.value for r in records}
+
+
+def test_generation_metrics_are_those_of_plain_computations(models, tmp_path):
+    found = values(evaluate.run(generation(models, tmp_path, real_split="train")))
+    real, fake = NETWORK.all_parts(reference_pixels()), NETWORK.all_parts(drawn_pixels())
+    assert found["FID"] == pytest.approx(plain_distance(fake["pool"], real["pool"]), rel=1e-5)
+    assert found["sFID"] == pytest.approx(plain_distance(fake["spatial"], real["spatial"]), rel=1e-5)
+    score = InceptionScore()
+    score.update(fake["logits"])
+    assert found["Inception Score"] == pytest.approx(score.compute(), rel=1e-6)
+    overlap = precision_recall(real["pool"], fake["pool"], 3)
+    assert (found["precision"], found["recall"]) == (overlap.precision, overlap.recall)
+    assert found["KID"] == pytest.approx(kernel_distance(real["pool"], fake["pool"]), rel=1e-4)
+    floor = plain_distance(NETWORK(reference_pixels("train")), real["pool"])
+    assert found["FDr"] == pytest.approx(found["FID"] / floor, rel=1e-5)
+
+
+def test_every_record_has_its_protocol(models, tmp_path):
+    config = generation(models, tmp_path, label_protocol="random", seed=5, guidance_channels=2, guidance_scales=[3.0])
+    evaluate.run(config)
+    records = read_records(tmp_path / "records.json")
+    fid = next(r for r in records if r.name == "FID")
+    p = fid.protocol
+    assert (p.samples, p.reference_samples, p.label_protocol, p.seed, p.steps) == (COUNT, COUNT, "random", 5, 3)
+    assert (p.solver, p.shift, p.guidance_scale, p.guidance_channels) == ("euler", 0.3, 3.0, 2)
+    assert (p.guidance_interval, p.dtype, p.image_size) == ((0.125, 1.0), "fp32", 32)
+    assert (p.feature_network, p.feature_network_hash) == (NETWORK.name, NETWORK.fingerprint)
+    assert p.checkpoint == str(models / "generator") and p.reference == "demo-test"
+    assert p.checkpoint_hash and p.reference_hash and fid.versions["torch"]
+    # The hashes are of contents: another folder with the same model and images has the same.
+    make_generator().save_pretrained(tmp_path / "copy")
+    evaluate.run(replace(config, model=[str(tmp_path / "copy")], features=str(tmp_path / "other")))
+    again = next(r for r in read_records(tmp_path / "records.json") if r.name == "FID")
+    assert again.value == fid.value and fid.obstacles(again) == []
+    assert again.protocol.checkpoint_hash == p.checkpoint_hash and again.protocol.reference_hash == p.reference_hash
+
+
+def test_scales_checkpoints_and_networks_in_one_run(models, tmp_path, capsys):
+    both = [str(models / "generator"), str(tmp_path / "second")]
+    other = make_generator()
+    with torch.no_grad():
+        for parameter in other.transformer.parameters():
+            parameter *= 0.9
+    other.save_pretrained(tmp_path / "second")
+    config = generation(
+        models, tmp_path, model=both, guidance_scales=[1.0, 4.0], network=f"{NETWORK.name}, b", metrics=["frechet"]
+    )
+    records = evaluate.run(config)
+    assert [(r.protocol.checkpoint, r.protocol.guidance_scale, r.name) for r in records] == [
+        (path, scale, name) for path in both for scale in (1.0, 4.0) for name in ("FID", "Fréchet distance")
+    ]
+    assert len({r.value for r in records if r.name == "FID"}) == 4
+    fake, real = NETWORK(drawn_pixels(4.0)), NETWORK(reference_pixels())
+    assert records[2].value == pytest.approx(plain_distance(fake, real), rel=1e-5)
+    out = capsys.readouterr().out
+    assert "guidance" in out and "checkpoint" in out
+    with Image.open(tmp_path / "records.png") as picture:
+        assert picture.width > 300
+
+
+def test_samples_from_the_generator_a_folder_and_an_npz_are_the_same(models, tmp_path):
+    expected = values(evaluate.run(generation(models, tmp_path)))
+    pixels = drawn_pixels().numpy()
+    (tmp_path / "png").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "png" / f"{number:06d}.png")
+    Image.fromarray(pixels[0]).resize((99, 99)).save(tmp_path / "png" / "grid.png")  # as `vavae sample` leaves it
+    np.savez(tmp_path / "samples.npz", arr_0=pixels)
+    np.savez_compressed(tmp_path / "small.npz", arr_0=pixels)
+    for name in ("png", "samples.npz", "small.npz"):
+        config = generation(models, tmp_path, what="samples", model=[str(tmp_path / name)])
+        records = evaluate.run(config)
+        assert values(records) == pytest.approx(expected, rel=1e-5)
+        assert len({r.protocol.checkpoint_hash for r in records}) == 1
+    np.testing.assert_array_equal(npz_images(tmp_path / "samples.npz")._pixels, pixels)  # type: ignore[union-attr]
+
+
+def test_reference_statistics_stand_for_the_images(models, tmp_path):
+    saved = tmp_path / "reference.npz"
+    expected = values(evaluate.run(generation(models, tmp_path, save_reference=str(saved))))
+    found = evaluate.run(generation(models, tmp_path, reference=str(saved)))
+    assert set(values(found)) == {"FID", "sFID", "Inception Score"}  # others need the images
+    assert values(found) == pytest.approx({name: expected[name] for name in values(found)}, rel=1e-9)
+    assert next(r for r in found if r.name == "FID").protocol.reference_samples == COUNT
+    with pytest.raises(UserError, match="statistics of the network b"):
+        evaluate.run(generation(models, tmp_path, reference=str(saved), network="b"))
+    # ADM's form: statistics of more images than it holds, of the Inception of the graph.
+    real = NETWORK.all_parts(reference_pixels())
+    arrays = {"mu": real["pool"].double().mean(0).numpy(), "sigma": np.cov(real["pool"].double().numpy().T)}
+    np.savez(tmp_path / "adm.npz", arr_0=reference_pixels()[:50].numpy(), **arrays)
+    adm = read_statistics(tmp_path / "adm.npz", [colour_network("inception"), colour_network("b")])
+    assert set(adm) == {"inception"} and adm["inception"].spatial is None and adm["inception"].count is None
+    mixed = generation(models, tmp_path, reference=str(tmp_path / "adm.npz"), network="inception,b")
+    records = evaluate.run(mixed)
+    by_name = {(r.name, r.protocol.feature_network): r for r in records}
+    assert by_name["FID", "inception"].value == pytest.approx(expected["FID"], rel=1e-6)
+    assert by_name["FID", "inception"].protocol.reference_samples is None
+    assert by_name["Fréchet distance", "b"].protocol.reference_samples == 50
+    assert by_name["precision", "inception"].protocol.reference_samples == 50
+    assert ("sFID", "inception") not in by_name
+
+
+def test_images_of_unlike_size_are_refused(models, tmp_path):
+    with pytest.raises(UserError, match="32 px cannot be measured against a reference of 64 px"):
+        evaluate.run(generation(models, tmp_path, data=replace(DATA, size=64)))
+    (tmp_path / "png").mkdir()
+    for number, side in enumerate((32, 32, 16)):
+        Image.new("RGB", (side, side)).save(tmp_path / "png" / f"{number}.png")
+    with pytest.raises(UserError, match="differ in size"):
+        evaluate.run(generation(models, tmp_path, what="samples", model=[str(tmp_path / "png")]))
+    with pytest.raises(UserError, match="no such folder"):
+        evaluate.run(generation(models, tmp_path, what="samples", model=["absent"]))
+    with pytest.raises(UserError, match="the reference itself"):
+        evaluate.run(generation(models, tmp_path, real_split="test"))
+
+
+def test_a_stopped_generation_goes_on_and_gives_the_same(models, tmp_path, monkeypatch):
+    expected = values(evaluate.run(generation(models, tmp_path / "whole")))
+    calls: list[list[int]] = []
+    import vavae.stages.evaluate_images as images
+
+    def counted(generator, labels, indices, *rest):
+        calls.append(list(indices))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return draw(generator, labels, indices, *rest)
+
+    monkeypatch.setattr(images, "draw", counted)
+    config = generation(models, tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        evaluate.run(config)
+    assert calls[-1][0] == BLOCK + 16  # the first block is done
+    assert values(evaluate.run(config)) == expected
+    assert [numbers[0] for numbers in calls[5:]] == [BLOCK, BLOCK + 16]
+
+
+def reconstruction_config(models: Path, folder: Path, **changes: object) -> evaluate.Config:
+    config = evaluate.Config(
+        "tokenizer",
+        [str(models / "tokenizer")],
+        DATA,
+        network=NETWORK.name,
+        latents=45,
+        tsne_seeds=1,
+        features=str(folder / "features"),
+        output=str(folder / "records.json"),
+        device="cpu",
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def test_reconstruction_in_both_conventions(models, tmp_path):
+    records = evaluate.run(reconstruction_config(models, tmp_path, bootstrap=30))
+    found = {(r.name, r.protocol.convention): r for r in records}
+    tokenizer, pixels = make_tokenizer(), reference_pixels()
+    images = to_tensor(pixels)
+    with torch.inference_mode():
+        strict = tokenizer.autoencoder.decode(tokenizer.autoencoder.encode(images).mode())
+        noise = counter.normal(0, "posterior", range(COUNT), (4, 8, 8))
+        published = tokenizer.autoencoder.decode(tokenizer.autoencoder.encode(images).sample(noise=noise))
+    for convention, decoded in (("strict", strict), ("published", published)):
+        stored = to_uint8(decoded)
+        psnr = published_psnr(stored, pixels)
+        assert found["PSNR", convention].value == pytest.approx(float(psnr.mean()), rel=1e-5)
+        assert found["rFID", convention].value == pytest.approx(
+            plain_distance(NETWORK(stored), NETWORK(pixels)), rel=1e-4
+        )
+        low, high = found["PSNR", convention].interval
+        assert low < found["PSNR", convention].value < high
+        with (tmp_path / "records.images.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == COUNT
+        written = [float(row[f"{convention} psnr"]) for row in rows]
+        np.testing.assert_allclose(written, psnr.numpy(), rtol=1e-4)
+    reflected = ssim(published.clamp(-1, 1), images, border="reflect").mean()
+    assert found["SSIM", "published"].value == pytest.approx(float(reflected), rel=1e-4)
+    assert found["PSNR", "strict"].protocol.posterior == "mean"
+    assert found["PSNR", "published"].protocol.posterior == "sample"
+    assert found["PSNR", "strict"].obstacles(found["PSNR", "published"]) == ["posterior", "preprocessing", "convention"]
+
+
+def test_published_crop_of_the_evaluation():
+    """Short side to `size` by anti-aliased bilinear, then the middle, without rounding to 8 bits."""
+
+    class One:
+        name, class_names, num_classes = "one", ("a",), 1
+
+        def __init__(self, image: Image.Image) -> None:
+            self.picture = image
+
+        def image(self, index: int) -> Image.Image:
+            return self.picture
+
+    wide = Image.fromarray(DemoImages("test").pixels[0]).resize((90, 64), Image.Resampling.BICUBIC)
+    crop = evaluate_reconstruction.published_evaluation_crop(One(wide), 0, 32)  # type: ignore[arg-type]
+    assert crop.shape == (3, 32, 32)
+    # Pillow resizes like torch's anti-aliased bilinear, but rounds.
+    pillow = np.asarray(wide.resize((45, 32), Image.Resampling.BILINEAR))[:, 6:38]
+    assert float((crop - to_tensor(pillow)).abs().max()) < 2.5 / 127.5
+    exact = Image.fromarray(DemoImages("test").pixels[1])
+    assert torch.equal(
+        evaluate_reconstruction.published_evaluation_crop(One(exact), 0, 32),  # type: ignore[arg-type]
+        to_tensor(np.array(exact)),
+    )
+
+
+class GridTeacher(torch.nn.Module):
+    """Mean colours on a 4 x 4 grid."""
+
+    name = "grid"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = torch.nn.Parameter(torch.zeros(1))
+
+    def fingerprint(self) -> str:
+        return "grid teacher"
+
+    def forward(self, images: torch.Tensor):
+        from vavae.teachers import TeacherFeatures
+
+        grid = F.adaptive_avg_pool2d(images, 4)
+        return TeacherFeatures(grid, grid.flatten(1))
+
+
+def test_latent_measures_are_those_of_the_latents(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_teacher", lambda name, input_size: GridTeacher())
+    config = reconstruction_config(models, tmp_path, conventions=[], latents=1000, teacher="grid")
+    found = values(evaluate.run(config))
+    tokenizer = make_tokenizer()
+    sets = []
+    for split in ("train", "test"):
+        source = DATA.open(split)  # type: ignore[arg-type]
+        sets += [
+            tokenizer.encode(to_tensor(reference_pixels(split))),
+            torch.tensor([source.label(i) for i in range(COUNT)]),
+        ]
+    latents = sets[2]
+    assert found["effective rank"] == pytest.approx(latent_spectrum(latents).effective_rank, rel=1e-5)
+    assert found["linear probe"] == linear_probe(*sets) and found["k-NN accuracy (k = 20)"] == knn_accuracy(*sets)
+    pooled = F.adaptive_avg_pool2d(to_tensor(reference_pixels()), 4).flatten(1)
+    assert found["alignment: CKNNA (k = 10)"] == pytest.approx(cknna(latents, pooled), rel=1e-3)
+    distances = torch.cdist(latents.flatten(1).double(), latents.flatten(1).double()).fill_diagonal_(torch.inf)
+    midpoints = (latents + latents[distances.argmin(1)]) / 2
+    decoded = to_uint8(tokenizer.decode(midpoints))
+    expected = plain_distance(NETWORK(decoded), NETWORK(reference_pixels()))
+    assert found["interpolation FID"] == pytest.approx(expected, rel=1e-3)
+    assert {"uniformity: Gini", "sphere uniformity", "neighbour uniformity: entropy gap"} <= set(found)
+    spectrum = [float(line) for line in (tmp_path / "records.spectrum.txt").read_text().split()]
+    np.testing.assert_allclose(spectrum, latent_spectrum(latents).eigenvalues.numpy(), rtol=1e-4)
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_give_the_same_numbers(models, tmp_path):
+    """Every record, and every image's values, to the last digit."""
+    generated = generation(models, tmp_path, count=3 * BLOCK, network=f"{NETWORK.name},b", real_split="train")
+    configs = {
+        "generator": replace(generated, bootstrap=5),
+        "tokenizer": reconstruction_config(models, tmp_path, tsne_seeds=0, bootstrap=5),
+    }
+    recipes = []
+    for name, config in configs.items():
+        recipes.append(tmp_path / f"{name}.yaml")
+        recipes[-1].write_text(
+            to_yaml(replace(config, features=str(tmp_path / "two"), output=str(tmp_path / f"{name}-two.json")))
+        )
+    program = Path(__file__).with_name("evaluate_models.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
+    done = subprocess.run(
+        [*command, *map(str, recipes)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, config in configs.items():
+        evaluate.run(replace(config, output=str(tmp_path / f"{name}-one.json")))
+        one, two = (json.loads((tmp_path / f"{name}-{n}.json").read_text()) for n in ("one", "two"))
+        assert one == two and len(one) > 10
+    assert (tmp_path / "tokenizer-one.images.csv").read_text() == (tmp_path / "tokenizer-two.images.csv").read_text()
+
+
+def test_stored_fidelity_is_used_and_completed(models, tmp_path, monkeypatch):
+    config = reconstruction_config(models, tmp_path, conventions=["strict"])
+    expected = values(evaluate.run(config))
+    decoded = []
+    plain = evaluate_reconstruction.Reconstructions._rebuild
+
+    def counted(self, images, indices):
+        decoded.append(len(images))
+        return plain(self, images, indices)
+
+    monkeypatch.setattr(evaluate_reconstruction.Reconstructions, "_rebuild", counted)
+    assert values(evaluate.run(config)) == expected and decoded == []
+    # Values gone but features there: only the block they belong to is decoded again.
+    store = BlockStore(config.features)
+    fidelity = [f for f in store.folder.rglob("*.safetensors") if "psnr" in store.read(f.stem)]
+    assert len(fidelity) == 2
+    fidelity[0].unlink()
+    assert values(evaluate.run(config)) == expected
+    assert sum(decoded) in (BLOCK, COUNT - BLOCK)
