@@ -25,7 +25,8 @@ def _parser(config_class: type, prog: str, description: str, positionals: Sequen
     from jsonargparse import ArgumentParser
 
     names = {"config": "RECIPE"}
-    leading = "".join(f"[{names.get(p, p.rstrip('+').upper())}{' ...' if p.endswith('+') else ''}] " for p in positionals)
+    more = {name: " ..." for name in positionals if name.endswith("+")}
+    leading = "".join(f"[{names.get(p, p.rstrip('+').upper())}{more.get(p, '')}] " for p in positionals)
     # The options are listed below with their help; a second list of them in the usage line helps nobody.
     usage = f"{prog} {leading}[--key value ...]"
     parser = ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False)

@@ -120,7 +120,7 @@ class _Bench:
         model = AutoencoderKL.from_config(self.autoencoder).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         objective = TokenizerObjective(settings, self.latent_shape[0]).to(self.device)
         optimizers = [
-            build_optimizer(OptimizerConfig("adam"), model.parameters()),
+            build_optimizer(OptimizerConfig("adam"), list(model.parameters())),
             build_optimizer(OptimizerConfig("adam"), objective.discriminator_parameters()),
         ]
         images = self._images()
@@ -149,7 +149,7 @@ class _Bench:
     def transformer_step(self) -> Result:
         """One training step on latents."""
         model = LightningDiT.from_config(self.transformer).to(self.device)
-        optimizer = build_optimizer(OptimizerConfig(), model.parameters())
+        optimizer = build_optimizer(OptimizerConfig(), list(model.parameters()))
         latents = counter.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.transformer.num_classes
 
