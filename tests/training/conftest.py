@@ -34,7 +34,7 @@ def launch() -> Callable[..., None]:
         failed = []
         for rank, process in enumerate(running):
             try:
-                _, errors = process.communicate(timeout=120)
+                _, errors = process.communicate(timeout=280)
             except subprocess.TimeoutExpired:
                 for other in running:
                     other.kill()

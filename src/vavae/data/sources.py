@@ -354,7 +354,8 @@ def open_images(
     """Open the images that `spec` names.
 
     Args:
-        spec: "demo" (embedded), "cifar10" (fetched as an asset on first use), or a folder.
+        spec: "demo" (embedded), "cifar10" (fetched as an asset on first use), "webdataset:" and shards
+            (`WebDatasetImages`; one list for both splits), "hf:" and a data set (`HuggingFaceImages`), or a folder.
         split: "train" or "test". A folder that has sub-folders of such names (`train`; `test` or `val`)
             is entered; any other folder is taken whole for both splits.
         unreadable_list: See `FolderImages`.
@@ -368,9 +369,17 @@ def open_images(
         return DemoImages(split)
     if spec == "cifar10":
         return Cifar10Images(split)
+    if spec.startswith("webdataset:"):
+        from vavae.data.webdataset import WebDatasetImages
+
+        return WebDatasetImages(spec.removeprefix("webdataset:"))
+    if spec.startswith("hf:"):
+        from vavae.data.huggingface import HuggingFaceImages
+
+        return HuggingFaceImages(spec.removeprefix("hf:"), split)
     root = Path(spec).expanduser()
     if not root.is_dir():
-        raise UserError(f'no such images: {spec} (a folder, "demo" or "cifar10")')
+        raise UserError(f'no such images: {spec} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')
     inside = {which: [root / n for n in names if (root / n).is_dir()] for which, names in _SPLIT_FOLDERS.items()}
     if inside[split]:
         root = inside[split][0]
