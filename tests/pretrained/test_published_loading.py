@@ -1,6 +1,8 @@
 """Published files load as they are, strictly, with a report, and give the published numbers."""
 
+import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from torch import Tensor
 import vavae
 from vavae.errors import UserError
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer, scaling_statistics
+from vavae.pretrained.folder import load_strictly
 from vavae.pretrained.loading import load_autoencoder, load_transformer
 from vavae.pretrained.shapes import infer_autoencoder, infer_transformer, size_name
 from vavae.tokenizer import LatentStatistics
@@ -207,6 +210,52 @@ def test_missing_keys_of_an_autoencoder_are_named(name: str, tmp_path: Path) -> 
 def test_missing_keys_of_a_transformer_are_named(name: str, tmp_path: Path) -> None:
     torch.save(_without(golden_dit()[0].state_dict(), name), tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"a\.pt: missing .*" + name.rstrip(".").replace(".", r"\.")):
+        load_transformer(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("name", ["dit_paper", "dit_qknorm_noshift", "dit_original"])
+def test_any_missing_key_of_a_transformer_is_named(name: str) -> None:
+    """Also those that tell which network it is."""
+    state = golden_dit(name)[0].state_dict()
+    for key in state:
+        rest = {other: value for other, value in state.items() if other != key}
+        with pytest.raises(UserError, match=r"missing (.*, )?" + re.escape(key)), torch.device("meta"):
+            load_strictly(vavae.LightningDiT.from_config(infer_transformer(rest, "file", heads=4)), rest, "file")
+
+
+@pytest.mark.parametrize("config", [MAR_VAE, SD_VAE, VA_VAE], ids=["mar", "sd", "va"])
+def test_any_missing_key_of_an_autoencoder_is_named(config: vavae.tokenizer.AutoencoderConfig) -> None:
+    with torch.device("meta"):
+        build = functools.cache(vavae.AutoencoderKL.from_config)
+        state = build(config).state_dict()
+        for key in state:
+            rest = {other: value for other, value in state.items() if other != key}
+            with pytest.raises(UserError, match=r"missing (.*, )?" + re.escape(key)):
+                load_strictly(build(infer_autoencoder(rest, "file")), rest, "file")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "use_rope", False),
+        ("model", "use_rmsnorm", False),
+        ("model", "use_swiglu", False),
+        ("model", "use_qknorm", True),
+        ("model", "wo_shift", True),
+        ("model", "in_chans", 32),
+        ("data", "num_classes", 1000),
+    ],
+)
+def test_parts_that_the_configuration_speaks_of_must_be_there(
+    section: str, key: str, value: object, tmp_path: Path
+) -> None:
+    content = training_checkpoint(golden_dit()[0])
+    stated = {"use_rope": True, "use_rmsnorm": True, "use_swiglu": True, "use_qknorm": False, "wo_shift": False}
+    config = {**content["config"], "model": {**stated, "in_chans": 8}}
+    torch.save({**content, "config": config}, tmp_path / "a.pt")
+    assert load_transformer(tmp_path / "a.pt").report.tensors == 39
+    torch.save({**content, "config": {**config, section: {**config[section], key: value}}}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=rf"a\.pt: its configuration says {section}\.{key} {value}, its weights say"):
         load_transformer(tmp_path / "a.pt")
 
 

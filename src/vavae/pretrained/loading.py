@@ -21,7 +21,7 @@ from vavae.pretrained.published import LoadReport, Unwrapped, Weights, unwrap
 from vavae.pretrained.reading import check_tensors, read_checkpoint
 from vavae.pretrained.shapes import infer_autoencoder, infer_transformer, size_name
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
-from vavae.transformer import LightningDiT
+from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import parse_size, size_names
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     if notes and named in size_names() and parse_size(str(named))[0].width == shape.width:
         # The width of that size but another depth: blocks are missing at the end, where no gap shows.
         raise UserError(f"{path}: its configuration says {named}, its weights are {size_name(shape)}")
+    _check_configuration(found.training, shape, path)
     with torch.device("meta"):
         model = LightningDiT.from_config(shape)
     files.load_strictly(model, tensors, path)
@@ -153,6 +154,25 @@ def _published_size(training: Mapping[str, Any]) -> str | None:
     model = training.get("model")
     name = model.get("model_type") if isinstance(model, Mapping) else None
     return name.removeprefix("LightningDiT-") if isinstance(name, str) else None
+
+
+def _check_configuration(training: Mapping[str, Any], shape: LightningDiTConfig, path: Path) -> None:
+    """Weights that lack all of a part, or have too much of one, fit a network; not the one that was trained."""
+    held = {
+        "model.use_rope": shape.rope,
+        "model.use_rmsnorm": shape.rmsnorm,
+        "model.use_swiglu": shape.swiglu,
+        "model.use_qknorm": shape.qk_norm,
+        "model.wo_shift": not shape.adaln_shift,
+        "model.in_chans": shape.latent_channels,
+        "data.num_classes": shape.num_classes,
+    }
+    for name, value in held.items():
+        section, key = name.split(".")
+        values = training.get(section)
+        said = values.get(key) if isinstance(values, Mapping) else None
+        if isinstance(said, int) and said != value:
+            raise UserError(f"{path}: its configuration says {name} {said}, its weights say {value}")
 
 
 def _report(path: Path, what: str, model: nn.Module, found: Unwrapped, notes: list[str]) -> LoadReport:

@@ -24,15 +24,18 @@ def infer_autoencoder(tensors: Tensors, source: str | Path) -> AutoencoderConfig
     levels = _count(tensors, r"encoder\.down\.(\d+)\.", "encoder.down.0", source)
     widths = [_shape(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4, source)[0] for i in range(levels)]
     if any(width % base for width in widths):
-        raise UserError(f"{source}: level widths {widths} are no multiples of the first, {base}")
-    attention = tuple(i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in tensors)
+        raise UserError(
+            f"{source}: level widths {widths} (encoder.down.*.block.0.conv1.weight) are no multiples of the first, "
+            f"{base} (encoder.conv_in.weight)"
+        )
+    attention = tuple(i for i in range(levels) if _any(tensors, rf"encoder\.down\.{i}\.attn\."))
     return AutoencoderConfig(
         latent_channels=_shape(tensors, "decoder.conv_in.weight", 4, source)[1],
         base_channels=base,
         channel_multipliers=tuple(width // base for width in widths),
         blocks_per_level=_count(tensors, r"encoder\.down\.0\.block\.(\d+)\.", "encoder.down.0.block.0", source),
         attention_levels=attention,
-        decoder_attention=not attention or any(re.match(r"decoder\.up\.\d+\.attn\.", name) for name in tensors),
+        decoder_attention=not attention or _any(tensors, r"decoder\.up\.\d+\.attn\."),
     )
 
 
@@ -58,10 +61,10 @@ def infer_transformer(tensors: Tensors, source: str | Path, heads: int | None = 
         depth=depth,
         heads=_heads(tensors, width, depth, heads, source),
         num_classes=_shape(tensors, "y_embedder.embedding_table.weight", 2, source)[0] - 1,
-        swiglu="blocks.0.mlp.w12.weight" in tensors,
-        rope="feat_rope.freqs_cos" in tensors,
-        rmsnorm="blocks.0.norm1.weight" in tensors,
-        qk_norm="blocks.0.attn.q_norm.weight" in tensors,
+        swiglu=_any(tensors, r"blocks\.\d+\.mlp\.w(12|3)\."),
+        rope=_any(tensors, r"feat_rope\."),
+        rmsnorm=_any(tensors, r"(blocks\.\d+\.norm[12]|final_layer\.norm_final)\.weight$"),
+        qk_norm=_any(tensors, r"blocks\.\d+\.attn\.[qk]_norm\."),
         adaln_shift=modulations == 6 * width,
         learn_sigma=out == 2 * patch**2 * channels,
     )
@@ -82,6 +85,11 @@ def _shape(tensors: Tensors, name: str, dimensions: int, source: str | Path) -> 
     if len(shape) != dimensions or min(shape) < 1:
         raise UserError(f"{source}: {name} has shape {shape}, not {dimensions} dimensions")
     return shape
+
+
+def _any(tensors: Tensors, pattern: str) -> bool:
+    """Whether any name begins so: one of many, so that where another is missing, that one is found to be missing."""
+    return any(re.match(pattern, name) for name in tensors)
 
 
 def _count(tensors: Tensors, pattern: str, first: str, source: str | Path) -> int:
@@ -106,10 +114,10 @@ def _grid(tensors: Tensors, source: str | Path) -> tuple[int, int]:
 
 
 def _heads(tensors: Tensors, width: int, depth: int, given: int | None, source: str | Path) -> int:
-    for name in ("feat_rope.freqs_cos", "blocks.0.attn.q_norm.weight"):
+    for name in ("feat_rope.freqs_cos", "feat_rope.freqs_sin", "blocks.0.attn.q_norm.weight"):
         if name in tensors:
             head_dim = int(tensors[name].shape[-1]) if tensors[name].ndim else 0
-            if head_dim < 1 or width % head_dim:
+            if head_dim < 1 or width % head_dim or (name.startswith("feat_rope.") and head_dim % 4):
                 raise UserError(f"{source}: {name} has shape {tuple(tensors[name].shape)}, for width {width}")
             return width // head_dim
     if given is not None:
