@@ -1,0 +1,50 @@
+"""Real Inception features of embedded images give the stored distance; see make_real_inception.py."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vavae.data import DemoImages, load_pixels
+from vavae.errors import UserError
+from vavae.metrics import FIDInception, RunningMoments
+
+FILE = Path(__file__).with_name("real_inception.safetensors")
+SHA256 = "b56a4b57ef60520488e5a89cc6977e1d7804c35d7c8420dbb7d8b60215805a38"
+ARCHIVE = load_file(Path(__file__).with_name("golden.safetensors"))["inception.small"]
+
+
+def distance(train: torch.Tensor, test: torch.Tensor) -> float:
+    moments = []
+    for features in (train, test):
+        moments.append(RunningMoments(2048))
+        for part in features.split(5):
+            moments[-1].update(part)
+    return moments[0].distance(moments[1])
+
+
+def test_stored_features_give_the_stored_distance():
+    """Twelve images a side in 2048 dimensions, against singular values without any covariance."""
+    assert hashlib.sha256(FILE.read_bytes()).hexdigest() == SHA256
+    stored = load_file(FILE)
+    assert distance(stored["train"], stored["test"]) == pytest.approx(float(stored["distance"]), rel=1e-6)
+    # The first two test images are those whose features the original archive computed.
+    torch.testing.assert_close(stored["test"][:2], ARCHIVE, rtol=0, atol=1e-4)
+
+
+def test_the_network_gives_the_stored_features():
+    try:
+        network = FIDInception.from_asset()
+    except UserError as error:
+        pytest.skip(f"the weights cannot be fetched: {error}")
+    stored = load_file(FILE)
+    fresh = {
+        split: torch.cat([network(load_pixels(DemoImages(split), [i], 32)) for i in range(4)])
+        for split in ("train", "test")
+    }
+    for split, features in fresh.items():
+        torch.testing.assert_close(features, stored[split][:4], rtol=0, atol=1e-4)
+    expected = distance(stored["train"][:4], stored["test"][:4])
+    assert distance(fresh["train"], fresh["test"]) == pytest.approx(expected, rel=1e-5)
