@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from vavae.cli import COMMANDS, run
 from vavae.errors import RunError
@@ -60,7 +61,7 @@ MISTAKES = {
     "unknown key": (["demo", "--colour", "red"], "--colour"),
     "wrong type": (["demo", "--size", "big"], "size"),
     "wrong value": (["demo", "--size", "33"], "size: 33"),
-    "stray argument": (["assets", "list", "no-such-asset"], "no-such-asset"),
+    "stray argument": (["doctor", "here.yaml", "there"], "unexpected argument 'there'"),
     "missing recipe": (["train-tokenizer", "no-such.yaml"], "no-such.yaml"),
     "missing folder of images": (["demo", "--images", "/no/such/folder"], "/no/such/folder"),
     "missing tokenizer": (["encode", "--tokenizer", "/no/such/tokenizer"], "/no/such/tokenizer"),
@@ -68,7 +69,8 @@ MISTAKES = {
     "missing generator": (["sample", "--generator", "/no/such/generator"], "/no/such/generator"),
     "no device": (["bench", "--device", "cuda:99"], "cuda:99"),
     "unknown device": (["doctor", "--device", "toaster"], "toaster"),
-    "unknown asset": (["assets", "fetch", "dinov9"], "dinov9"),
+    "unknown asset": (["assets", "fetch", "dinov2-smal-focus"], "did you mean 'dinov2-small-focus'"),
+    "asset not in the cache": (["assets", "verify", "cifar10"], "asset 'cifar10' is not in the cache"),
     "fetch nothing": (["assets", "fetch"], "which?"),
     "wrong factor": (["train-tokenizer", "--data.size", "40"], "data.size: 40"),
     "conflict": (["train-tokenizer", "--teacher.cache_features", "--data.flip"], "teacher.cache_features"),
@@ -80,6 +82,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     mistake: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VAVAE_CACHE", str(tmp_path / "cache"))
     arguments, named = MISTAKES[mistake]
     assert run(arguments) == 2
     error = capsys.readouterr().err.strip()
@@ -88,11 +91,39 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert "Traceback" not in error
 
 
+def test_the_last_words_of_a_command_are_a_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["assets", "list", "cifar10", "mobile-sam"]) == 0
+    shown = re.findall(r"^(\S+)  [\d,]+ MB", capsys.readouterr().out, re.MULTILINE)
+    assert shown == ["cifar10", "mobile-sam"]
+    assert run(["evaluate", "tokenizer", "a", "b c", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"] == ["a", "b c"]
+
+
 def test_an_unknown_key_in_a_recipe_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("training:\n  images: 100\n  bacth_size: 8\n")
     assert run(["train-tokenizer", str(recipe)]) == 2
     assert "bacth_size" in capsys.readouterr().err
+
+
+NO_RECIPES = {
+    "a list": b"- 1\n- 2\n",
+    "a word": b"hello\n",
+    "broken YAML": b"training: [1, 2\n  x: {",
+    "tabs": b"training:\n\timages: 5\n",
+    "not text": bytes(range(256)),
+    "nothing": b"# nothing yet\n",
+}
+
+
+@pytest.mark.parametrize("kind", NO_RECIPES)
+def test_a_file_that_is_no_recipe_is_named(kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "my-recipe.yaml"
+    recipe.write_bytes(NO_RECIPES[kind])
+    for arguments in ([str(recipe)], ["--config", str(recipe)]):
+        assert run(["doctor", *arguments]) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith(f"vavae: {recipe}: ") and len(error.splitlines()) == 1
 
 
 def test_a_folder_with_nothing_readable_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -132,6 +163,18 @@ def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
     assert run(["doctor"]) == 1
     told = capsys.readouterr().err.strip()
     assert named in told and len(told.splitlines()) == 1
+
+
+def test_a_stop_while_modules_are_read_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vavae.cli.importlib.import_module", stop)
+    assert run(["demo"]) == 1
+    told = capsys.readouterr().err.strip()
+    assert "the same command" in told and len(told.splitlines()) == 1
 
 
 def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

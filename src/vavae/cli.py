@@ -89,10 +89,10 @@ def run(arguments: Sequence[str]) -> int:
         hint = f"; did you mean '{near[0]}'?" if near else ""
         return _fail(f"unknown command '{name}'{hint} 'vavae --help' lists the commands", 2)
     command = COMMANDS[name]
-    from vavae.config import parse_command_line
-
-    stage = importlib.import_module(f"vavae.stages.{command.module}")
     try:
+        from vavae.config import parse_command_line
+
+        stage = importlib.import_module(f"vavae.stages.{command.module}")
         config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positionals)
         stage.run(config)
     except UserError as error:
@@ -101,7 +101,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt as interrupt:
         # The engine raises this after it has saved; its text says how to go on.
-        return _fail(str(interrupt) or "interrupted", 1)
+        return _fail(
+            str(interrupt) or "interrupted; what was finished is kept, and the same command can be given again", 1
+        )
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 1
     except BrokenPipeError:

@@ -6,7 +6,9 @@ recipe, the recipe wins over the defaults. Types, defaults and help come from th
 
 import dataclasses
 import enum
+import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -57,6 +59,19 @@ def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
     return completed
 
 
+def _check_recipe(path: str) -> None:
+    """Complain of a recipe that is no recipe at all, by its name, which the parser does not say."""
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: no such recipe ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {_one_line(str(error))}") from error
+    if not isinstance(recipe, dict):
+        found = "nothing" if recipe is None else _one_line(str(recipe))[:60]
+        raise UserError(f"{path}: a recipe holds keys with values; this one holds {found}")
+
+
 def parse_command_line(
     config_class: type[C],
     arguments: Sequence[str],
@@ -77,13 +92,17 @@ def parse_command_line(
 
     arguments = list(arguments)
     leading = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    words = arguments[:leading]
+    if len(words) > len(positionals) and not positionals[-1].endswith("+"):
+        raise UserError(f"unexpected argument '{words[len(positionals)]}'; see '{prog} --help'")
     named = []
-    for i, value in enumerate(arguments[:leading]):
-        name = positionals[min(i, len(positionals) - 1)]
-        if i >= len(positionals) and not name.endswith("+"):
-            raise UserError(f"unexpected argument '{value}'; see '{prog} --help'")
-        named += [f"--{name}", value]
+    for i, name in enumerate(positionals[: len(words)]):
+        # A list is given whole: the parser appends with `--name+` to lists, not to tuples.
+        named += [f"--{name[:-1]}", json.dumps(words[i:])] if name.endswith("+") else [f"--{name}", words[i]]
     options = _with_flag_values(config_class, arguments[leading:])
+    for option, value in pairwise([*named, *options]):
+        if option == "--config":
+            _check_recipe(value)
     parser = _parser(config_class, prog, description, positionals)
     try:
         parsed = parser.instantiate(parser.parse_args(named + options))

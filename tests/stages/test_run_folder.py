@@ -37,9 +37,20 @@ def test_the_same_recipe_is_taken_up_again(tmp_path: Path) -> None:
 )
 def test_another_recipe_is_refused_by_name(tmp_path: Path, other: Recipe, named: str) -> None:
     claim(tmp_path, Recipe())
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=named):
         claim(tmp_path, other)
     claim(tmp_path, replace(other, seed=0, training=Training()))
+
+
+def test_a_call_that_made_nothing_does_not_cost_its_folder(tmp_path: Path) -> None:
+    with exclusive(tmp_path):
+        claim(tmp_path, Recipe(seed=3))
+        (tmp_path / "steps.json").write_text("{}")
+    with exclusive(tmp_path):
+        claim(tmp_path, Recipe(seed=4))
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["seed"] == 4
+    assert not (tmp_path / "steps.json").exists()
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ _FREE = frozenset(
 )
 
 
+# What a call leaves that failed before it made anything, over a wrong path, say.
+_BEGINNINGS = frozenset({".lock", "recipe.yaml", "versions.json", "steps.json", "unreadable.txt"})
+
+
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, Mapping):
         return {prefix: values}
@@ -43,11 +47,16 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def claim(folder: Path, config: Any) -> None:
     """Make `folder` the run folder of `config`; a folder with the same recipe is taken up again.
 
+    A folder in which nothing was made yet changes its recipe: a mistake in a first call must not cost its folder.
+
     Raises:
         UserError: It holds a run with another recipe (the message names the first key that differs), or it
             cannot be written.
     """
     recipe = folder / "recipe.yaml"
+    if recipe.exists() and {path.name for path in folder.iterdir()} <= _BEGINNINGS:
+        for name in _BEGINNINGS - {".lock"}:
+            (folder / name).unlink(missing_ok=True)
     if recipe.exists():
         try:
             former = _flat(yaml.safe_load(recipe.read_text()))

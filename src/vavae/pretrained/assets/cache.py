@@ -157,7 +157,10 @@ def verify(name: str) -> None:
     for file, expected in manifest.files.items():
         found = hash_files([_folder(asset) / file])
         if found != expected:
-            raise UserError(f"asset '{name}': {_folder(asset) / file} has sha256 {found}, expected {expected}")
+            raise UserError(
+                f"asset '{name}': {_folder(asset) / file} has sha256 {found}, expected {expected}; "
+                f"delete {_folder(asset)} and fetch it again"
+            )
 
 
 def remove(name: str) -> None:
