@@ -41,9 +41,9 @@ class Budget:
 
     train_images: int = 5000
     test_images: int = 1000
-    tokenizer_images: int = 22_528
-    adversarial_from: int = 20_480
-    generator_images: int = 36_864
+    tokenizer_images: int = 20_480
+    adversarial_from: int = 18_432
+    generator_images: int = 40_960
     width: int = 256
     depth: int = 6
     samples: int = 500
