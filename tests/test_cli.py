@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from vavae.cli import COMMANDS, run
 from vavae.errors import RunError
@@ -133,6 +134,16 @@ def test_a_folder_with_nothing_readable_is_named(capsys: pytest.CaptureFixture[s
     assert run(["demo", "--images", str(images), "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert str(images) in error and "a.png" in error
+
+
+def test_a_folder_with_too_few_images_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(12):
+        Image.new("RGB", (40, 40), (20 * number, 0, 0)).save(images / f"{number}.png")
+    assert run(["demo", "--quick", "--images", str(images), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert str(images) in error and "15 images" in error and len(error.splitlines()) == 1
 
 
 def test_no_arguments_shows_the_commands() -> None:

@@ -111,6 +111,8 @@ def _run(config: Config, plan: Plan) -> Path:
     steps = _Steps(plan.folder / "steps.json")
     budget = plan.budget
     train, test = plan.data("train").open("train", plan.folder), plan.data("test").open("test")
+    if len(test) < 2:
+        raise UserError(f"{plan.images}: {len(test)} test image is too few to measure on; give 15 images or more")
     print(f"images: {len(train):,} to train on, {len(test):,} to test on, {train.num_classes} classes, {plan.size} px")
     with steps("fetch the pretrained weights", f"LPIPS and {plan.teacher}"):
         assets.fetch("lpips-vgg16")
