@@ -66,7 +66,10 @@ def test_a_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
     whole = Engine(Regression(), CONFIG, tmp_path / "whole")
     whole.run("whole")
     script = "import sys; from test_engine import run_until_killed; run_until_killed(sys.argv[1])"
-    killed = subprocess.run([sys.executable, "-c", script, tmp_path / "killed"], cwd=Path(__file__).parent, timeout=120)
+    same_threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on their number
+    killed = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "killed"], cwd=Path(__file__).parent, timeout=120, env=same_threads
+    )
     assert killed.returncode == -signal.SIGKILL
     assert len((tmp_path / "killed/metrics.jsonl").read_text().splitlines()) == 12  # up to 480, checkpoint at 400
     again = Engine(Regression(), CONFIG, tmp_path / "killed")
