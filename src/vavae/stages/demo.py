@@ -13,7 +13,7 @@ from pathlib import Path
 from vavae.config import to_plain
 from vavae.errors import UserError
 from vavae.files import written_whole
-from vavae.pretrained import assets
+from vavae.pretrained import Generator, Tokenizer, assets
 from vavae.progress import format_duration
 from vavae.report import StepTiming
 from vavae.stages import encode, train_dit, train_tokenizer
@@ -123,12 +123,16 @@ def _run(config: Config, plan: Plan) -> Path:
         reference = Reference.of(plan, train, test, teacher)
     for name in (ALIGNED, UNALIGNED) if config.compare else (ALIGNED,):
         with steps(f"train the {name} tokenizer", f"{budget.tokenizer_images:,} images seen, batches of 64"):
-            tokenizer = train_tokenizer.run(plan.tokenizer(name))
+            train_tokenizer.run(plan.tokenizer(name))
         with steps(f"encode ({name})", f"{len(train):,} images and their mirror images"):
             encode.run(plan.encode(name))
         with steps(f"train the transformer on {name} latents", f"{budget.generator_images:,} latents seen"):
-            generator = train_dit.run(plan.transformer(name))
+            train_dit.run(plan.transformer(name))
         with steps(f"sample and measure ({name})", f"{len(test):,} reconstructions, {budget.samples} samples"):
+            # As saved, so that a call that finds them trained measures the very same.
+            device = resolve_device(plan.device)
+            tokenizer = Tokenizer.from_pretrained(plan.run_folder(name) / "tokenizer" / "tokenizer", device)
+            generator = Generator.from_pretrained(plan.run_folder(name) / "generator" / "generator", device)
             runs.append(measure(plan, name, tokenizer, generator, reference))
     results = plan.folder / "results.json"
     record = {
