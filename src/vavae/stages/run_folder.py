@@ -26,6 +26,7 @@ _FREE = frozenset(
         "training.milestone_images",
         "training.parallel",
         "data.workers",
+        "teacher.features_folder",
     }
 )
 

@@ -46,12 +46,15 @@ class TeacherConfig:
             VA-VAE does.
         cache_features: Run the teacher once over the training images and keep its features on the disk. Needs
             images that are the same each time: centre crop, no flips.
+        features_folder: Where these features are kept, so that several runs on the same images share them; null is
+            the run folder.
     """
 
     name: str = "dinov2-large"
     input_size: int | None = None
     normalisation: str = "default"
     cache_features: bool = False
+    features_folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -190,11 +193,12 @@ class TokenizerTask(Task):
             return teacher, None
         grid = config.latent_shape[1:]
         images = f"{self.source.fingerprint()} at {config.data.size}"
-        cache = FeatureCache(folder / "teacher-features", teacher, grid, images, len(self.source))
+        kept = Path(config.teacher.features_folder or folder / "teacher-features")
+        cache = FeatureCache(kept, teacher, grid, images, len(self.source))
         size = config.data.size
         self.world.once(lambda: cache.fill(lambda i: to_tensor(load_pixels(self.source, i, size)).to(self.device)))
         if not self.world.first:
-            cache = FeatureCache(folder / "teacher-features", teacher, grid, images, len(self.source))
+            cache = FeatureCache(kept, teacher, grid, images, len(self.source))
         return teacher, cache
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
