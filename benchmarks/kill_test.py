@@ -3,12 +3,14 @@
     python benchmarks/kill_test.py --kills 20 --images 4096
 
 Both stages, tiny networks, everything random switched on (crops, flips, sampled posteriors, label dropout, the
-discriminator). Each kill is SIGKILL, SIGTERM or SIGINT after a random time. Compared are parameters, averages,
-optimizer slots, and the text of `metrics.jsonl`. Exit code 0 if all is equal.
+discriminator). The moments are drawn over the images of the run; each kill is SIGKILL, SIGTERM or SIGINT. Compared
+are parameters, averages, optimizer slots, and the text of `metrics.jsonl`. Writes
+`benchmarks/results/<date>-kill-test.json`; exit code 0 if all is equal.
 """
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -46,26 +48,36 @@ def compare(one: Path, other: Path) -> list[str]:
     return differing
 
 
-def torment(stage: str, folder: Path, data: Path, images: int, kills: int, longest: float, seed: int) -> dict[str, int]:
-    """Start the run again and again until it ends well; how often it was hit by which signal."""
+def logged(folder: Path) -> int:
+    """Images of the newest line of the log; 0 before there is one."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return int(json.loads(lines[-1])["images"])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def torment(stage: str, folder: Path, data: Path, images: int, kills: int, seed: int) -> list[dict[str, object]]:
+    """Start the run again and again until it ends well; signal and logged images of every kill."""
     chance = random.Random(seed)
-    hits: dict[str, int] = {}
-    while True:
+    targets = sorted(chance.sample(range(1, images * 9 // 10), kills))
+    hits: list[dict[str, object]] = []
+    while targets:
         process = start(stage, folder, data, images)
-        if sum(hits.values()) >= kills:
-            assert process.wait() == 0, "the run did not end well"
-            return hits
-        time.sleep(chance.uniform(0.0, longest))
+        target = max(targets.pop(0), logged(folder) + 1)  # no run is killed before it has done something
+        while process.poll() is None and logged(folder) < target:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 0.2))  # not only just after a line of the log
         number = chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
-        ended = process.poll()
-        if ended is None:
-            process.send_signal(number)
-            ended = process.wait()
-            hits[number.name] = hits.get(number.name, 0) + 1
-        elif ended == 0:
-            return hits
-        else:
+        process.send_signal(number)
+        ended = process.wait()
+        if ended == 0:
+            break
+        if ended not in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
             raise AssertionError(f"the run ended by itself with {ended}")
+        hits.append({"signal": number.name, "images": logged(folder)})
+    assert start(stage, folder, data, images).wait() == 0, "the run did not end well"
+    return hits
 
 
 def main() -> int:
@@ -73,23 +85,38 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     from tiny_runs import write_latents
 
-    failed = False
+    from vavae.training.tracking import versions
+
+    load = os.getloadavg()
+    results = []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         data = write_latents(root / "data")
         for stage in ("tokenizer", "transformer"):
             began = time.monotonic()
             assert start(stage, root / f"{stage}-whole", data, options.images).wait() == 0
-            longest = 1.5 * (time.monotonic() - began)
             tormented = root / f"{stage}-killed"
-            hits = torment(stage, tormented, data, options.images, options.kills, longest, options.seed)
+            hits = torment(stage, tormented, data, options.images, options.kills, options.seed)
             differing = compare(root / f"{stage}-whole", tormented)
-            failed |= bool(differing)
-            print(json.dumps({"stage": stage, "images": options.images, "hits": hits, "differing": differing}))
-    return int(failed)
+            result = {"stage": stage, "images": options.images, "kills": hits, "differing": differing}
+            results.append(result | {"seconds": round(time.monotonic() - began, 1)})
+            print(f"{stage}: {len(hits)} kills, {len(differing)} differences {differing[:3]}", flush=True)
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(["python", "benchmarks/kill_test.py", *sys.argv[1:]]),
+        "versions": versions(),
+        "load_average": {"before": load, "after": os.getloadavg()},
+        "results": results,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / f"{record['date']}-kill-test.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"results: {path}")
+    return int(any(result["differing"] for result in results))
 
 
 if __name__ == "__main__":
