@@ -10,6 +10,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+# Before there is a group, as in `vavae.training.parallel`: otherwise torch keeps the group, and its threads outlive it.
+import torch.distributed.nn
+
 from vavae.training.precision import resolve_device
 
 T = TypeVar("T")

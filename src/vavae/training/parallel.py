@@ -13,6 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Imported before there is a group: its functions keep the default group of that moment as a default argument, and
+# torch imports it by itself when it first needs `torch._dynamo`. A group that is kept is not taken down, and a thread
+# of it that lets go of a last tensor while the interpreter ends aborts the process.
+import torch.distributed.nn
 from torch import Tensor
 
 from vavae.errors import UserError
