@@ -183,6 +183,20 @@ def test_the_final_tokenizer_is_trained_in_three_chained_stages() -> None:
     assert len({stage.tokenizer for stage in stages}) == 1
 
 
+def test_one_recipe_holds_the_three_stages() -> None:
+    """The same terms at the same images as the chain of three, and nothing else differs from its first."""
+    whole = imagenet("tokenizer-f16d32-dinov2-final")
+    chained = [imagenet(f"tokenizer-f16d32-dinov2-final-{stage}") for stage in (1, 2, 3)]
+    begin = 0
+    for stage in chained:
+        assert whole.objective_at(begin).alignment == stage.objective.alignment
+        begin += stage.training.images
+        assert whole.objective_at(begin - 1).alignment == stage.objective.alignment
+    assert whole.training.images == begin
+    training = replace(whole.training, images=chained[0].training.images, milestone_images=None)
+    assert replace(whole, output=chained[0].output, stages=(), training=training) == chained[0]
+
+
 def test_transformer_recipes_differ_by_size_and_length() -> None:
     for size in ("b", "l", "xl"):
         for epochs in (64, 80, 160, 800):

@@ -1,6 +1,8 @@
 """Parts of the engine: micro-batches, going back, optimizers, schedules, averages, recomputation, host transfers."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from regression_task import Regression
-from tiny_runs import transformer_recipe, write_latents
+from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
 from torch import Tensor, nn
 
-from vavae.data import LatentDataset
+from vavae.data import LatentDataset, LatentSettings, LatentWriter
 from vavae.errors import RunError, UserError
 from vavae.pretrained import Tokenizer
-from vavae.stages.train_dit import TransformerTask
+from vavae.stages import train_tokenizer
+from vavae.stages.encode import fingerprint
+from vavae.stages.train_dit import FlowConfig, TransformerTask
+from vavae.stages.train_tokenizer import TokenizerTask
 from vavae.training.activation import set_recomputation
 from vavae.training.averages import AveragesConfig, power, power_exponent
 from vavae.training.checkpoint import CheckpointFolder
@@ -271,15 +276,24 @@ def test_recomputation_changes_no_gradient_and_no_name(mode: str, data: Path, tm
         set_recomputation([], "half")  # type: ignore[arg-type]
 
 
+def tokenizer_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TokenizerTask:
+    """With the discriminator at work from the third step on."""
+    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    recipe = tokenizer_recipe(folder)
+    return TokenizerTask(recipe, recipe.data.open("train"), folder)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_no_number_leaves_the_device_between_two_log_lines(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What would make a GPU wait: item, float, bool, int, tolist of a tensor."""
-    task = task_of(data, tmp_path)
+    task = tokenizer_task(tmp_path, monkeypatch) if stage == "tokenizer" else task_of(data, tmp_path)
     engine = Engine(task, task.config.training, tmp_path)
     batches = task.batches(0, 0)
-    for _ in range(2):
+    for _ in range(3):
         engine._apply(engine._gradients(next(batches)))
+        engine.images_seen += 8
     batch = next(batches)
 
     def refuse(self: Tensor, *arguments: Any) -> Any:
@@ -290,6 +304,52 @@ def test_no_number_leaves_the_device_between_two_log_lines(
             patched.setattr(Tensor, name, refuse)
         engine._apply(engine._gradients(batch))
     batches.close()  # type: ignore[attr-defined]
+    if stage == "tokenizer":
+        assert task.objective.adversarial_active(engine.images_seen)  # type: ignore[union-attr]
+
+
+def test_the_log_of_a_tokenizer_shows_norms_and_adaptive_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tokenizer_task(tmp_path, monkeypatch)
+    Engine(task, task.config.training, tmp_path).run("log")
+    lines = read_metrics(tmp_path)
+    wanted = {"gradient_norm/autoencoder", "gradient_norm/discriminator", "adversarial_weight", "alignment_weight"}
+    assert wanted | {"skipped/autoencoder", "skipped/discriminator"} <= lines[0].keys()
+    assert all(float(lines[-1][name] or 0) > 0 for name in wanted)
+    assert lines[0]["adversarial_weight"] == 0  # it begins with the third step
+
+
+def test_latents_of_another_tokenizer_are_refused(data: Path, tmp_path: Path) -> None:
+    """By their fingerprint: the channels are the same."""
+    tokenizer = Tokenizer.from_pretrained(str(data / "tokenizer"))
+    recipe = replace(transformer_recipe(tmp_path, data), latents=str(tmp_path / "latents"))
+    settings = LatentSettings(image_size=8, flips=False, tokenizer=fingerprint(tokenizer))
+    writer = LatentWriter(tmp_path / "latents", 4, settings)
+    writer.write(writer.missing()[0], [(torch.randn(4, 8, 4, 4), None, torch.zeros(4, dtype=torch.int64))])
+    writer.finish()
+    TransformerTask(recipe, LatentDataset(recipe.latents), tokenizer)
+    with torch.no_grad():
+        tokenizer.autoencoder.decoder.conv_out.bias[0] += 1.0
+    with pytest.raises(UserError, match=r"latents: .*latents .* tokenizer: .*tokenizer has") as refused:
+        TransformerTask(recipe, LatentDataset(recipe.latents), tokenizer)
+    assert fingerprint(tokenizer)[:12] in str(refused.value) and settings.tokenizer[:12] in str(refused.value)
+
+
+def test_a_switch_of_the_times_is_no_spike(data: Path, tmp_path: Path) -> None:
+    task = task_of(data, tmp_path, flow=FlowConfig(uniform_after_images=480))
+    assert [task.regime(images) for images in (0, 480, 481, 960)] == [0, 0, 1, 1]
+
+
+def test_help_does_not_wait_for_distributed_training() -> None:
+    """Those modules took half of the seconds that every --help and every start cost."""
+    code = (
+        "import sys, vavae.stages.train_dit, vavae.stages.train_tokenizer; "
+        "print([m for m in ('torch.distributed.tensor', 'torch.distributed.checkpoint', 'torch.distributed.fsdp', "
+        "'transformers', 'sklearn', 'matplotlib', 'torch._dynamo') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 def test_fp8_without_its_hardware_is_refused_in_one_line() -> None:

@@ -18,6 +18,7 @@ from vavae.flow import TimeDistribution, flow_matching_loss, path_by_name
 from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
+from vavae.stages.encode import fingerprint
 from vavae.stages.run_folder import claim, exclusive, stream_seed
 from vavae.stages.sample import choose_labels
 from vavae.training.activation import Recomputation, set_recomputation
@@ -172,11 +173,7 @@ class TransformerTask(Task):
         self.precision = resolve_precision(config.training.precision, self.device)
         self.path = path_by_name(config.flow.path)
         channels, height, width = latents.shape
-        if channels != tokenizer.latent_channels:
-            raise UserError(
-                f"latents: {config.latents} has {channels} channels, the tokenizer {config.tokenizer} "
-                f"has {tokenizer.latent_channels}"
-            )
+        _check_tokenizer(config, latents, tokenizer)
         self.statistics = latents.statistics if config.normalisation == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
         torch.manual_seed(config.training.seed)
@@ -284,6 +281,10 @@ class TransformerTask(Task):
     def work(self) -> Work:
         return self._work
 
+    def regime(self, images_seen: int) -> int:
+        switch = self.config.flow.uniform_after_images
+        return int(switch is not None and images_seen > switch)
+
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a grid of samples, four of each of the first classes, with few steps."""
         generator = self.generator(states["transformer"], {})
@@ -308,6 +309,26 @@ class TransformerTask(Task):
             provenance,
             self.config.flow.prediction,
         ).to(self.device)
+
+
+def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenizer) -> None:
+    """Latents of one tokenizer, decoded by another, would be noise: refuse the pair before a long training.
+
+    Raises:
+        UserError: The latents say that another tokenizer made them, or have other channels.
+    """
+    if latents.shape[0] != tokenizer.latent_channels:
+        raise UserError(
+            f"latents: {config.latents} has {latents.shape[0]} channels, the tokenizer {config.tokenizer} "
+            f"has {tokenizer.latent_channels}"
+        )
+    made_by = latents.settings.tokenizer if latents.settings is not None else ""  # the published layout does not say
+    given = fingerprint(tokenizer) if made_by else ""
+    if made_by != given:
+        raise UserError(
+            f"latents: {config.latents} was encoded by a tokenizer with fingerprint {made_by[:12]}…, "
+            f"but tokenizer: {config.tokenizer} has {given[:12]}…; encode again, or name the tokenizer that made them"
+        )
 
 
 def run(config: Config) -> Generator:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vavae.errors import UserError
+from vavae.training.parallel import local
 
 Rate = Callable[[int], float]
 
@@ -80,8 +80,8 @@ class MovingAverage:
         live = dict(module.state_dict(keep_vars=True))
         self.values = {name: value.detach().clone() for name, value in live.items()}
         floating = [name for name, value in live.items() if value.is_floating_point()]
-        self._averages = [_local(self.values[name]) for name in floating]
-        self._live = [_local(live[name].detach()) for name in floating]
+        self._averages = [local(self.values[name]) for name in floating]
+        self._live = [local(live[name].detach()) for name in floating]
         self._copied = [(self.values[name], live[name]) for name in live if name not in set(floating)]
 
     @torch.no_grad()
@@ -90,10 +90,6 @@ class MovingAverage:
         torch._foreach_lerp_(self._averages, self._live, self._rate(steps_done))
         for average, live in self._copied:
             average.copy_(live)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def build_averages(

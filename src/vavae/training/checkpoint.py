@@ -21,9 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from vavae.training.parallel import World
 
@@ -70,6 +68,8 @@ class Checkpoint:
 
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill `tensors`, plain or sharded, with the values of their names. All processes must call it."""
+        import torch.distributed.checkpoint as dcp
+
         reader = dcp.FileSystemReader(self.path)
         dcp.load(dict(tensors), storage_reader=reader, process_group=self.world.host, no_dist=self.world.size == 1)
 
@@ -108,6 +108,8 @@ class CheckpointFolder:
         Raises:
             OSError: A former save failed (the disk is full, say). Older checkpoints are untouched.
         """
+        import torch.distributed.checkpoint as dcp  # half of what every --help would wait for
+
         self.wait()
         partial = self.folder / f".partial-{images:012d}"
         if self.world.first:
@@ -172,15 +174,7 @@ class CheckpointFolder:
                 self.world.wait()
                 continue
             numbers = json.loads((path / _MANIFEST).read_text())["numbers"]
-            entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-            stored = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-            return Checkpoint(
-                path,
-                numbers,
-                {name: tuple(entry.size) for name, entry in stored.items()},
-                {name: entry.properties.dtype for name, entry in stored.items()},
-                self.world,
-            )
+            return Checkpoint(path, numbers, *_stored_tensors(path), self.world)
         return None
 
     def load_newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -235,6 +229,17 @@ def copy_checkpoint(source: Path, folder: Path, **numbers: Any) -> Path:
     manifest["numbers"] |= numbers
     (target / _MANIFEST).write_text(json.dumps(manifest, indent=1))
     return target
+
+
+def _stored_tensors(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
+    """Global shapes and types of the tensors of a checkpoint, by name."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    entries = FileSystemReader(path).read_metadata().state_dict_metadata
+    stored = {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    shapes = {name: tuple(entry.size) for name, entry in stored.items()}
+    return shapes, {name: entry.properties.dtype for name, entry in stored.items()}
 
 
 def _is_milestone(path: Path) -> bool:

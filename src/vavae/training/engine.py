@@ -5,6 +5,7 @@ processes, optimizer steps, averages, logs, checkpoints, resume, going back, and
 """
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -13,8 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from vavae.errors import RunError, UserError
 from vavae.progress import Bar, track
@@ -24,7 +23,7 @@ from vavae.training.checkpoint import Checkpoint, CheckpointFolder, copy_checkpo
 from vavae.training.interrupt import StopRequest, stop_on_signal
 from vavae.training.microbatch import MicroBatch, batch_length, split_batch
 from vavae.training.optimizer import Optimizer, linear_matrices
-from vavae.training.parallel import World
+from vavae.training.parallel import World, is_sharded, whole
 from vavae.training.posthoc import save_snapshot
 from vavae.training.schedule import learning_rate_factor
 from vavae.training.settings import EngineConfig
@@ -86,7 +85,7 @@ class Engine:
             values: Mapping[str, Tensor] = averages[label or next(iter(averages))][name].values
         else:
             values = self.task.modules[name].state_dict()
-        return {key: _whole(value.detach()) for key, value in values.items()}
+        return {key: whole(value.detach()) for key, value in values.items()}
 
     def run(self, description: str) -> None:
         """Train to the end, from the newest good checkpoint where there is one.
@@ -204,7 +203,7 @@ class Engine:
     def _apply(self, terms: dict[str, Tensor]) -> None:
         numbers = dict(terms)
         optimizers = self._state.optimizers
-        grads = [g for o in optimizers.values() for g in o.gradients() if not isinstance(g, DTensor)]
+        grads = [g for o in optimizers.values() for g in o.gradients() if not is_sharded(g)]
         numbers = {name: value.detach().float() for name, value in numbers.items()}
         self.world.average_([*grads, *numbers.values()])
         total = numbers["total"]
@@ -237,10 +236,15 @@ class Engine:
         if self._crosses(before, self.config.validation_images):
             numbers |= self._validate()
         tracker.log(self.images_seen, numbers, rates(rate, self.task.work(), self._device, self.world.size))
-        wrong = self._watch.judge(means, self.task.regime(self.images_seen))
+        # One judge: processes that disagreed would wait for each other for ever.
+        wrong, self._watch.regime, self._watch.history = self.world.once(lambda: self._judge(means))
         if wrong is not None:
             raise _WentWrong(f"{wrong}, in the {count} steps before {self.images_seen:,} images")
         return {"loss": means["total"]}
+
+    def _judge(self, means: Mapping[str, float]) -> tuple[str | None, int, dict[str, list[float]]]:
+        wrong = self._watch.judge(means, self.task.regime(self.images_seen))
+        return wrong, self._watch.regime, self._watch.history
 
     def _validate(self) -> dict[str, float]:
         terms = {name: value.detach().float() for name, value in self.task.validate().items()}
@@ -322,9 +326,9 @@ class Engine:
         folder = self.folder / "failure"
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         copy_checkpoint(good.path, folder / "checkpoints", order=self.order)
-        recipe = self.folder / "recipe.yaml"
-        if recipe.exists():
-            (folder / "recipe.yaml").write_text(recipe.read_text())
+        for name in ("recipe.yaml", "versions.json", "micro_batch.json"):
+            if (self.folder / name).exists():
+                shutil.copyfile(self.folder / name, folder / name)
         (folder / "failure.json").write_text(json.dumps({"what": wrong, "images": self.images_seen}, indent=1) + "\n")
 
 
@@ -346,12 +350,10 @@ def _spread(task: Task, config: EngineConfig, world: World) -> None:
 
 
 def _shard(module: nn.Module, units: Sequence[nn.Module]) -> None:
+    from torch.distributed.fsdp import fully_shard
+
     if not units:
         raise UserError("training.parallel: this stage cannot be sharded; use replicate")
     for unit in units:
         fully_shard(unit)
     fully_shard(module)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

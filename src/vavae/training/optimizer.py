@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from vavae.errors import UserError
+from vavae.training.parallel import is_sharded, whole
 from vavae.training.schedule import ScheduleConfig
 
 
@@ -80,7 +80,7 @@ class Optimizer:
         self._muon: torch.optim.Optimizer | None = None
         self._adam: torch.optim.Optimizer | None = build_optimizer(config, rest) if rest else None
         if taken:
-            if any(isinstance(p, DTensor) for p in taken):
+            if any(is_sharded(p) for p in taken):
                 raise UserError("optimizer.kind: muon needs whole matrices; train with training.parallel replicate")
             self._muon = torch.optim.Muon(
                 taken,
@@ -102,9 +102,7 @@ class Optimizer:
         grads = self.gradients()
         if not grads:
             return torch.zeros((), device=self.parameters[0].device)
-        norm = torch.nn.utils.get_total_norm(grads)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        norm = whole(torch.nn.utils.get_total_norm(grads))
         if self.config.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.gradient_clip, norm)
         return norm

@@ -5,6 +5,7 @@ gradients are averaged in one pass over flat buffers.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,6 +137,23 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
         bucket.append(tensor)
         latest[key] = bucket, size + tensor.nbytes
     return buckets
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each process holds a part of `tensor` only (a DTensor)."""
+    # The module takes most of a second to import, and who has a DTensor has imported it.
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(tensor, tensors.DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor, gathered from all processes, which must all call it; any other as it is."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor; any other as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @contextmanager
