@@ -6,6 +6,7 @@ added up block by block in order: the numbers do not depend on who computed whic
 """
 
 import hashlib
+import io
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -193,7 +194,7 @@ def extract(
     with (
         # Held for all of it: the networks switch it, and a generator in the other thread must not notice.
         full_precision(networks[0].device if networks else torch.device("cpu")),
-        track(description, total, "images") as bar,
+        track(description, total, "images", stream=None if processes.first else io.StringIO()) as bar,
         _Ahead(images, mine, batch_size, _missing(networks, wanted, store)) as blocks,
     ):
         for start, block, missing in blocks:
