@@ -35,6 +35,7 @@ COMMANDS = {
     "train-dit": Command("train_dit", "stage 2: train a diffusion transformer on latents"),
     "sample": Command("sample", "labels or counts -> PNGs, a grid, an npz"),
     "evaluate": Command("evaluate", "reconstruction, generation and latent metrics", ("what", "model+")),
+    "frontier": Command("frontier", "the paper's tables and figures as one run: a grid of tokenizers and generators"),
     "convert": Command("convert", "published files <-> folders of ours <-> diffusers", ("source", "output")),
     "assets": Command("assets", "list, fetch and verify pretrained weights and data sets", ("action", "names+")),
     "bench": Command("bench", "throughput and memory of each stage on this machine"),

@@ -48,11 +48,12 @@ def write_page(path: str | os.PathLike[str], report: DemoReport) -> None:
 
 def render_page(report: DemoReport) -> str:
     """The HTML of a report's page."""
-    return _environment().get_template("demo.html.j2").render(view=_view(report), report=report)
+    return page_environment().get_template("demo.html.j2").render(view=_view(report), report=report)
 
 
 @functools.cache
-def _environment() -> "Environment":
+def page_environment() -> "Environment":
+    """Jinja over the room's templates, with its filters for numbers."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -1,9 +1,6 @@
 """The whole path on real images, on the CPU: tokenizer, latents, transformer, samples, metrics, page."""
 
 import json
-import re
-import shlex
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +17,7 @@ from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.demo_measure import Measured, Reference, measure
 from vavae.stages.demo_page import headline, write_report
 from vavae.stages.demo_plan import ALIGNED, DEFAULT, QUICK, UNALIGNED, Plan
+from vavae.stages.invocation import command_line
 from vavae.stages.run_folder import claim, exclusive
 from vavae.teachers import load_teacher
 from vavae.training.precision import resolve_device
@@ -136,7 +134,7 @@ def _run(config: Config, plan: Plan) -> Path:
             runs.append(measure(plan, name, tokenizer, generator, reference))
     results = plan.folder / "results.json"
     record = {
-        "command": _command(),
+        "command": command_line(),
         "config": to_plain(config),
         "budget": to_plain(budget),
         "versions": versions(),
@@ -147,7 +145,7 @@ def _run(config: Config, plan: Plan) -> Path:
     with written_whole(results) as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     page = plan.folder / "report.html"
-    write_report(page, plan, _command(), steps.timings, reference, runs)
+    write_report(page, plan, command_line(), steps.timings, reference, runs)
     total = sum(step.seconds for step in steps.timings)
     print(f"\ndone in {format_duration(total)}")
     for row in headline(runs):
@@ -155,9 +153,3 @@ def _run(config: Config, plan: Plan) -> Path:
         print(f"  {row.label}: {row.value}{f' {row.unit}' if row.unit else ''}{beside}")
     print(f"numbers: {results}\npage: {page}")
     return page
-
-
-def _command() -> str:
-    """The command line as a user would type it again."""
-    program = re.sub(r"(__main__|cli)\.py$", "vavae", Path(sys.argv[0]).name)
-    return shlex.join([program, *sys.argv[1:]])

@@ -1,0 +1,204 @@
+"""The paper's tables as one run: a grid of tokenizers and generators, trained, measured and written up."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vavae.errors import RunError, UserError
+from vavae.progress import format_duration
+from vavae.stages.frontier_cells import Bench, main_values, run_unit, trained_generator, trained_tokenizer
+from vavae.stages.frontier_page import write_everything
+from vavae.stages.frontier_plan import GeneratorCell, Grid, TokenizerCell, Unit
+from vavae.stages.frontier_recipe import KINDS, Config
+from vavae.stages.frontier_status import State, show
+from vavae.stages.frontier_store import Claims, Owner, Results
+
+__all__ = ["Config", "run"]
+
+_WAIT = 2.0  # seconds between two looks at what other processes do
+
+
+class _Limit:
+    """The end of this call's time: the process interrupts itself, as Ctrl-C would."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.reached = False
+        self._over = False
+        self._timer = threading.Timer(minutes * 60, self._reach) if minutes is not None else None
+
+    def _reach(self) -> None:
+        if not self._over:
+            self.reached = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        try:
+            yield
+        finally:
+            self._over = True
+            if self._timer is not None:
+                self._timer.cancel()
+
+
+class _Runner:
+    """Takes one unit after the other that nobody else has, until there is none."""
+
+    def __init__(self, config: Config, grid: Grid) -> None:
+        self.grid = grid
+        self.kinds = config.kinds or KINDS
+        self.results = Results(grid.folder / "results")
+        self.claims = Claims(grid.folder / "claims")
+        self.bench = Bench(config, grid, self.results)
+        self.failed: dict[str, str] = {}
+        self.running: str | None = None
+
+    def has_result(self, unit: Unit) -> bool:
+        """Whether a unit is measured."""
+        return self.results.read(unit.result) is not None
+
+    def missing(self) -> list[Unit]:
+        """Units without a result, and tokenizers that a unit without a result needs."""
+        without = [unit for unit in self.grid.units if not self.has_result(unit)]
+        needed = {unit.needs for unit in without if unit.kind == "uniformity"}
+        needed |= {
+            self.grid.tokenizer_name(unit.cell.tokenizer)
+            for unit in without
+            if isinstance(unit.cell, GeneratorCell) and self._will_train(unit)
+        }
+        return [
+            unit
+            for unit in self.grid.units
+            if unit in without
+            or (unit.kind == "tokenizer" and unit.name in needed and not trained_tokenizer(self.grid, unit.cell))  # type: ignore[arg-type]
+        ]
+
+    def _will_train(self, unit: Unit) -> bool:
+        if not isinstance(unit.cell, GeneratorCell):
+            return False
+        return not trained_generator(self.grid, unit.cell, with_averages=unit.kind == "curve")
+
+    def ready(self, unit: Unit) -> bool:
+        """Whether the models that a unit uses are there."""
+        cell = unit.cell
+        if unit.kind == "tokenizer":
+            return True
+        if isinstance(cell, TokenizerCell):
+            return trained_tokenizer(self.grid, cell)
+        if unit.kind == "curve":
+            # The generator's unit trains it, with the averages that this one measures.
+            return self.results.read(self.grid.unit("generator", cell).result) is not None and (
+                not self._will_train(unit) or trained_tokenizer(self.grid, cell.tokenizer)
+            )
+        return not self._will_train(unit) or trained_tokenizer(self.grid, cell.tokenizer)
+
+    def states(self) -> list[tuple[Unit, State, str]]:
+        """Every unit with its state and its main numbers."""
+        rows = []
+        for unit in self.grid.units:
+            content = self.results.read(unit.result)
+            if content is not None:
+                said = ", ".join(f"{name} {value:.4g}" for name, value in main_values(unit.kind, content))
+                rows.append((unit, State.DONE, said))
+            elif unit.result == self.running:
+                rows.append((unit, State.RUNNING, ""))
+            elif unit.result in self.failed:
+                rows.append((unit, State.FAILED, self.failed[unit.result]))
+            elif (owner := self.claims.owner(_claim(unit))) not in (None, Owner.this()):
+                assert owner is not None
+                rows.append((unit, State.ELSEWHERE, f"process {owner.pid} on {owner.host}"))
+            else:
+                rows.append((unit, State.WAITING, ""))
+        return rows
+
+    def work(self) -> None:
+        """Until nothing is left that this process can do."""
+        while True:
+            todo = [u for u in self.missing() if u.kind in self.kinds and u.result not in self.failed]
+            if not todo:
+                return
+            if not any(self.attempt(unit) for unit in todo if self.ready(unit)):
+                everything = self.missing()
+                if not any(self.claims.owner(_claim(unit)) for unit in everything):
+                    return  # what they need failed, or is not among this call's kinds
+                time.sleep(_WAIT)
+
+    def attempt(self, unit: Unit) -> bool:
+        """Do a unit unless somebody else does, or has; whether it was done."""
+        with self.claims.holding(_claim(unit)) as mine:
+            if not mine or unit not in self.missing():
+                return False
+            self.running = unit.result
+            show(self.states(), unit)
+            try:
+                content = run_unit(self.bench, unit, self.results.read(unit.result))
+            except RunError as error:
+                self.failed[unit.result] = str(error)
+                print(f"failed: {unit.label}: {error}", flush=True)
+                return True
+            finally:
+                self.running = None
+            if not self.has_result(unit):
+                self.results.write(unit.result, content)
+            said = ", ".join(f"{name} {value:.4g}" for name, value in main_values(unit.kind, content))
+            print(f"done: {unit.label} in {format_duration(content['seconds'])}: {said}", flush=True)
+            return True
+
+
+def _claim(unit: Unit) -> str:
+    """Units that work in one folder exclude each other."""
+    kind = "generator" if unit.kind == "curve" else unit.kind
+    return f"{kind}-{unit.name}"
+
+
+def run(config: Config) -> Path:
+    """Do what is missing of the grid, and write tables, figures and page; returns the page.
+
+    Raises:
+        UserError: Images, a size, a teacher or an experiment is wrong.
+        RunError: A cell failed; the others were done.
+        KeyboardInterrupt: A stop was asked for; what is finished is kept, and the page shows it.
+    """
+    folder = Path(config.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output: {folder} cannot be made ({error.strerror})") from error
+    train, test = config.data.open("train"), config.data.open("test")
+    grid = Grid(config, (train.fingerprint(), test.fingerprint()))
+    if not grid.units:
+        raise UserError("experiments: none has seeds, so there is nothing to do")
+    print(
+        f"images: {train.name}, {len(train):,} to train on, {len(test):,} to test on; "
+        f"{len(grid.tokenizers)} tokenizers, {len(grid.generators)} generators, {len(grid.units)} units of work",
+        flush=True,
+    )
+    runner, limit = _Runner(config, grid), _Limit(config.time_limit)
+    stopped: KeyboardInterrupt | None = None
+    if not config.page_only:
+        try:
+            with limit():
+                runner.work()
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt
+    states = runner.states()
+    show(states, None)
+    page = write_everything(config, grid, runner.results, states)
+    finished = sum(state is State.DONE for _, state, _ in states)
+    summary = f"{finished} of {len(states)} done; page: {page}"
+    if stopped is not None and not limit.reached:
+        raise KeyboardInterrupt(f"stopped; {summary}; the same command goes on")
+    if limit.reached and finished < len(states):
+        print(f"time limit reached; {summary}; the same command goes on")
+        return page
+    if runner.failed:
+        raise RunError(f"{len(runner.failed)} failed, first {next(iter(runner.failed.values()))}; {summary}")
+    print(summary)
+    return page
