@@ -128,6 +128,25 @@ def test_unreadable_images_are_named_and_skipped(tmp_path):
     assert len(lines) == 4 and "truncated" in lines[str(folder / "a" / "cut.jpg")]
 
 
+def test_a_large_folder_is_checked_once_until_a_file_changes(tmp_path, monkeypatch):
+    from vavae.data import readable
+
+    monkeypatch.setattr(readable, "_WORTH_KEEPING", 3)
+    monkeypatch.setattr(readable, "cache_folder", lambda: tmp_path / "cache")
+    paths = [write_image(tmp_path / "images" / f"{n}.png", n) for n in range(4)]
+    paths[1].write_bytes(paths[1].read_bytes()[:200])
+    looked_at = []
+    original = readable.image_error
+    monkeypatch.setattr("vavae.data.sources.image_error", lambda path, whole: looked_at.append(path) or original(path))
+    for _ in range(2):
+        source = FolderImages(tmp_path / "images")
+        assert [path.name for path in source.paths] == ["0.png", "2.png", "3.png"]
+        assert [path.name for path, _ in source.unreadable] == ["1.png"]
+    assert len(looked_at) == 4
+    write_image(paths[1], 1)
+    assert len(FolderImages(tmp_path / "images")) == 4 and len(looked_at) == 8
+
+
 def test_header_check_leaves_truncation_to_the_reader(tmp_path):
     path = write_image(tmp_path / "cut.jpg", quality=95)
     path.write_bytes(path.read_bytes()[:-200])

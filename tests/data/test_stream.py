@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vavae.data import BatchLoader, IndexStream
+from vavae.data import BatchLoader, IndexStream, loaded_ahead
 from vavae.errors import UserError
 
 
@@ -106,3 +106,39 @@ def test_loader_raises_the_error_at_its_batch_and_stops_its_threads():
     assert threading.active_count() == before
     with pytest.raises(StopIteration):
         next(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_parts_are_loaded_ahead_in_order_and_errors_come_in_their_place(workers):
+    parts = torch.arange(10).split(3)
+    loaded = list(loaded_ahead(parts, lambda part: part * 2, workers))
+    assert [part.tolist() for part, _ in loaded] == [part.tolist() for part in parts]
+    assert all(torch.equal(result, part * 2) for part, result in loaded)
+
+    def fails(part):
+        if 6 in part:
+            raise UserError("the third")
+        return part
+
+    found = loaded_ahead(parts, fails, workers)
+    assert [next(found)[0][0].item() for _ in range(2)] == [0, 3]
+    with pytest.raises(UserError, match="the third"):
+        next(found)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("load")]
+
+
+def test_all_workers_have_work():
+    """With the recipes' 16 workers, 16 batches are in the making, not four."""
+    started = threading.Barrier(7)  # six loads at once, and this thread
+    stream = IndexStream(100, seed=0)
+
+    def load(indices, positions):
+        started.wait(timeout=20)
+        return indices
+
+    with BatchLoader(stream, load, batch_size=2, workers=6) as loader:
+        reader = threading.Thread(target=next, args=(loader,))
+        reader.start()
+        started.wait(timeout=20)
+        reader.join()
+        started.abort()  # whatever was started after these

@@ -14,7 +14,7 @@ from vavae.data.sources import (
     read_rgb,
     source_labels,
 )
-from vavae.data.stream import Batch, BatchLoader, IndexStream
+from vavae.data.stream import Batch, BatchLoader, IndexStream, loaded_ahead
 from vavae.data.transforms import (
     InMemoryImages,
     center_crop,
@@ -47,6 +47,7 @@ __all__ = [
     "flip_horizontally",
     "load_images",
     "load_pixels",
+    "loaded_ahead",
     "open_images",
     "published_random_crop",
     "read_rgb",

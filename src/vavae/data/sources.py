@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import IO, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from vavae.data.readable import IMAGE_ERRORS, find_unreadable, image_error, write_unreadable
 from vavae.errors import UserError
 
 Split = Literal["train", "test"]
@@ -181,8 +182,8 @@ def _rows_of_png(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
 
 
-def read_rgb(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file as upright RGB.
+def read_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+    """Read an image file, by its path or open, as upright RGB.
 
     EXIF orientation is applied, transparency is dropped, 16-bit grey values keep their high byte, and of an
     animation the first frame is taken. Raises OSError or ValueError if the file cannot be decoded whole.
@@ -192,30 +193,6 @@ def read_rgb(path: str | os.PathLike[str]) -> Image.Image:
         if upright.mode.startswith("I;16"):
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return upright.convert("RGB")
-
-
-def _decode_error(path: Path) -> str | None:
-    """Why `path` cannot be decoded, or None if it can."""
-    try:
-        with Image.open(path) as image:
-            # For JPEG this skips most of the inverse transform and still reads the file to its end.
-            image.draft("RGB", (32, 32))
-            image.load()
-    except UnidentifiedImageError:
-        return "not an image"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return str(error) or type(error).__name__
-    return None
-
-
-def _header_error(path: Path) -> str | None:
-    try:
-        with Image.open(path):
-            return None
-    except UnidentifiedImageError:
-        return "not an image"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return str(error) or type(error).__name__
 
 
 class FolderImages:
@@ -230,7 +207,8 @@ class FolderImages:
         unreadable_list: Where to write the paths of unreadable images and the reasons, one per line,
             tab-separated; nothing is written if all can be read.
         check: "decode" reads every file whole, which finds truncated ones; "header" reads only the beginnings,
-            for sets of millions known to be sound (a truncated image then raises UserError when it is used).
+            for sets of millions known to be sound (a truncated image then raises UserError when it is used). What
+            was found in a large folder is remembered until one of its files changes.
 
     Attributes:
         paths: Readable image files, sorted within their class.
@@ -270,17 +248,21 @@ class FolderImages:
 
         paths = direct or [path for group in classes.values() for path in group]
         labels = np.repeat(np.arange(len(self.class_names)), [len(g) for g in classes.values()] or [len(direct)])
-        find_error = _decode_error if check == "decode" else _header_error
-        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-            errors = list(pool.map(find_error, paths, chunksize=64))
-        self.unreadable = [(path, error) for path, error in zip(paths, errors, strict=True) if error is not None]
-        readable = np.array([error is None for error in errors])
+        with ThreadPoolExecutor(max_workers=16) as pool:  # network file systems answer many questions at once
+            facts = list(pool.map(_size_and_time, paths, chunksize=64))
+        known = hashlib.sha256()
+        for path, fact in zip(paths, facts, strict=True):
+            known.update(f"{path.relative_to(root)}\0{fact}\n".encode())
+        failed = find_unreadable(
+            len(paths),
+            lambda number: image_error(paths[number], check == "decode"),
+            ("folder", known.hexdigest(), check),
+        )
+        self.unreadable = [(paths[number], error) for number, error in failed.items()]
+        readable = np.array([number not in failed for number in range(len(paths))])
         self.paths = [path for path, good in zip(paths, readable, strict=True) if good]
         self.labels: NDArray[np.int64] = labels[readable].astype(np.int64)
-        if self.unreadable and unreadable_list is not None:
-            lines = (f"{path}\t{error}\n" for path, error in self.unreadable)
-            Path(unreadable_list).parent.mkdir(parents=True, exist_ok=True)
-            Path(unreadable_list).write_text("".join(lines))
+        write_unreadable(self.unreadable, unreadable_list)
         if not self.paths:
             path, error = self.unreadable[0]
             raise UserError(
@@ -298,7 +280,7 @@ class FolderImages:
         path = self.paths[index]
         try:
             return read_rgb(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except IMAGE_ERRORS as error:
             raise UserError(f"cannot read image {path}: {error}") from error
 
     def label(self, index: int) -> int:
@@ -311,6 +293,15 @@ class FolderImages:
             relative = path.relative_to(self.root).as_posix()
             digest.update(f"{relative}\0{path.stat().st_size}\0{label}\n".encode())
         return digest.hexdigest()
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """What changes when a file does; zeros for a link that leads nowhere, whose reading then fails."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _is_image_name(path: Path) -> bool:
@@ -372,11 +363,12 @@ def open_images(
     if spec.startswith("webdataset:"):
         from vavae.data.webdataset import WebDatasetImages
 
-        return WebDatasetImages(spec.removeprefix("webdataset:"))
+        return WebDatasetImages(spec.removeprefix("webdataset:"), None, unreadable_list, check)
     if spec.startswith("hf:"):
         from vavae.data.huggingface import HuggingFaceImages
 
-        return HuggingFaceImages(spec.removeprefix("hf:"), split)
+        name = spec.removeprefix("hf:")
+        return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check)
     root = Path(spec).expanduser()
     if not root.is_dir():
         raise UserError(f'no such images: {spec} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')

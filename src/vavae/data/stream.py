@@ -5,7 +5,7 @@ epoch p // length, whatever the number of processes, the batch size, or the mome
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -123,7 +123,7 @@ class BatchLoader(Generic[T]):
         load: (indices, positions) -> data; called from several threads at once.
         batch_size: Size of a batch over all processes.
         workers: Number of threads; 0 loads in the calling thread.
-        prefetch: Number of batches held ready or in the making, at least 1.
+        prefetch: Number of batches held ready or in the making, at least 1; null is four, or one for each worker.
     """
 
     def __init__(
@@ -132,8 +132,9 @@ class BatchLoader(Generic[T]):
         load: Callable[[Tensor, Tensor], T],
         batch_size: int,
         workers: int = 2,
-        prefetch: int = 4,
+        prefetch: int | None = None,
     ) -> None:
+        prefetch = max(4, workers) if prefetch is None else prefetch
         if workers < 0 or prefetch < 1:
             raise ValueError(f"workers {workers}, prefetch {prefetch}")
         stream.batch(stream.start, batch_size)  # refuse a bad batch size here, not in a thread
@@ -183,3 +184,29 @@ class BatchLoader(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def loaded_ahead(parts: Iterable[Tensor], load: Callable[[Tensor], T], workers: int) -> Iterator[tuple[Tensor, T]]:
+    """(part, load(part)) for each part, in order, loaded by threads while the caller works on those before.
+
+    Args:
+        parts: What to load, such as the indices of a batch.
+        load: Called from several threads at once. Its error is raised where its part would have been yielded.
+        workers: Number of threads, each with one part ahead; 0 loads in the calling thread.
+    """
+    if workers == 0:
+        yield from ((part, load(part)) for part in parts)
+        return
+    waiting: deque[tuple[Tensor, Future[T]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="load")
+    try:
+        for part in parts:
+            waiting.append((part, pool.submit(load, part)))
+            if len(waiting) > workers:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, result.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -7,20 +7,25 @@ order, resume and number of processes mean the same as for a folder. The index i
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from vavae.data.readable import IMAGE_ERRORS, Unreadable, cache_folder, image_error, write_unreadable
 from vavae.data.sources import IMAGE_SUFFIXES, read_rgb
 from vavae.errors import UserError
 from vavae.files import written_whole
+
+# Name, offset, size, label (-1 where there is none), and why it cannot be read.
+_Entry = tuple[str, int, int, int, str | None]
 
 
 @dataclass(frozen=True)
@@ -54,42 +59,59 @@ class WebDatasetImages:
     Args:
         shards: Addresses, with `{000..123}` for ranges and `::` between several: paths, or what fsspec opens.
         cache: Folder for indices; null is the user's cache folder.
+        unreadable_list: Where to write names of unreadable images and the reasons, one per line, tab-separated.
+        check: "decode" reads every image whole while indexing; "header" reads only the beginnings.
+
+    Attributes:
+        unreadable: (shard: member, reason) of each image left out, as it cannot be read.
 
     Raises:
         UserError: A shard cannot be opened or is no tar file, or there are no images.
     """
 
-    def __init__(self, shards: str, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        shards: str,
+        cache: Path | None = None,
+        unreadable_list: str | os.PathLike[str] | None = None,
+        check: Literal["decode", "header"] = "decode",
+    ) -> None:
         import fsspec
 
         self.name = shards.rsplit("/", 1)[-1]
         self._addresses = expand_shards(shards)
         self._local = threading.local()
         self._open = fsspec.open
-        folder = cache or Path.home() / ".cache" / "vavae" / "shards"
+        folder = cache or cache_folder() / "shards"
+        self.unreadable: Unreadable = []
         self._sizes: list[int] = []
         self._members: list[_Member] = []
         for number, address in enumerate(self._addresses):
-            size, members = self._index(address, folder)
+            size, entries = self._index(address, folder, check)
             self._sizes.append(size)
-            self._members += [_Member(number, *entry) for entry in members]
+            self._members += [_Member(number, *place) for _, *place, error in entries if error is None]
+            self.unreadable += [
+                (f"{address}: {entry[0]}", str(entry[-1])) for entry in entries if entry[-1] is not None
+            ]
+        write_unreadable(self.unreadable, unreadable_list)
         if not self._members:
-            raise UserError(f"images: no images in the shards {shards}")
+            failed = f" that can be read ({len(self.unreadable)} failed)" if self.unreadable else ""
+            raise UserError(f"images: no images{failed} in the shards {shards}")
         labels = np.array([member.label for member in self._members])
         self.labels = np.where(labels < 0, 0, labels)
         self.class_names = tuple(str(n) for n in range(int(self.labels.max()) + 1))
 
-    def _index(self, address: str, folder: Path) -> tuple[int, list[tuple[int, int, int]]]:
-        """Size of a shard and (offset, size, label) of its images; label -1 where there is none."""
+    def _index(self, address: str, folder: Path, check: str) -> tuple[int, list[_Entry]]:
+        """Size of a shard, and its images."""
         try:
             with self._open(address, "rb") as file:
                 size = file.seek(0, 2)
-                key = hashlib.sha256(f"{address}\0{size}".encode()).hexdigest()[:24]
+                key = hashlib.sha256(f"2\0{check}\0{address}\0{size}".encode()).hexdigest()[:24]
                 path = folder / f"{key}.json"
                 if path.exists():
                     return size, [tuple(entry) for entry in json.loads(path.read_text())]
                 file.seek(0)
-                entries = list(_scan(file))
+                entries = list(_scan(file, check == "decode"))
         except (OSError, ValueError, tarfile.TarError) as error:
             raise UserError(f"images: shard {address} cannot be read ({error})") from error
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,8 +132,8 @@ class WebDatasetImages:
         try:
             file = self._file(address)
             file.seek(member.offset)
-            return read_rgb(io.BytesIO(file.read(member.size)))  # type: ignore[arg-type]
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return read_rgb(io.BytesIO(file.read(member.size)))
+        except IMAGE_ERRORS as error:
             raise UserError(f"cannot read image {index} of {address}: {error}") from error
 
     def _file(self, address: str) -> Any:
@@ -132,28 +154,29 @@ class WebDatasetImages:
         return digest.hexdigest()
 
 
-def _scan(file: Any) -> Iterator[tuple[int, int, int]]:
-    """(offset, size, label) of the images of a tar file, in order."""
-    waiting: tuple[int, int] | None = None
-    label, name = -1, ""
+def _scan(file: Any, decode: bool) -> Iterator[_Entry]:
+    """The images of a tar file, in order."""
+    waiting: tuple[str, int, int, str | None] | None = None
+    label, sample = -1, ""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             if not member.isfile():
                 continue
             folder, _, leaf = member.name.rpartition("/")
             base, _, extension = leaf.partition(".")
-            if f"{folder}/{base}" != name:
+            if f"{folder}/{base}" != sample:
                 if waiting is not None:
-                    yield *waiting, label
-                name, waiting, label = f"{folder}/{base}", None, -1
+                    yield *waiting[:3], label, waiting[3]
+                sample, waiting, label = f"{folder}/{base}", None, -1
             content = archive.extractfile(member)
             assert content is not None
             if f".{extension.lower().rpartition('.')[2]}" in IMAGE_SUFFIXES:
-                waiting = member.offset_data, member.size
+                problem = image_error(io.BytesIO(content.read()), decode)
+                waiting = member.name, member.offset_data, member.size, problem
             elif extension == "cls":
                 label = int(content.read())
             elif extension == "json":
                 said = json.loads(content.read())
                 label = int(said.get("label", said.get("class_id", label)))
     if waiting is not None:
-        yield *waiting, label
+        yield *waiting[:3], label, waiting[3]

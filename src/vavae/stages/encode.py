@@ -19,6 +19,7 @@ from vavae.data import (
     Shard,
     flip_horizontally,
     load_images,
+    loaded_ahead,
 )
 from vavae.errors import UserError
 from vavae.pretrained import Tokenizer
@@ -100,8 +101,11 @@ class _Encoder:
         return posterior.sample(noise=noise).float().cpu()
 
     def batches(self, shard: Shard) -> Iterator[_Batch]:
-        for indices in shard.batches(self.config.batch_size):
-            images = load_images(self.source, indices, self.config.data.size).to(self.device)
+        def load(indices: Tensor) -> Tensor:
+            return load_images(self.source, indices, self.config.data.size)
+
+        for indices, decoded in loaded_ahead(shard.batches(self.config.batch_size), load, self.config.data.workers):
+            images = decoded.to(self.device)
             latents = self._latents(images, indices, "posterior")
             flipped = None
             if self.config.flips:
@@ -125,7 +129,7 @@ def run(config: Config) -> LatentDataset:
     with ExitStack() as held:
         world = held.enter_context(processes(config.device))
         world.once(lambda: held.enter_context(exclusive(folder)))
-        source = config.data.open(config.split, folder if world.first else None)
+        source = world.first_alone(lambda: config.data.open(config.split, folder if world.first else None))
         settings = LatentSettings(
             image_size=config.data.size,
             posterior=config.posterior,

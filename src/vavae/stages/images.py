@@ -20,7 +20,8 @@ class ImagesConfig:
     """Which images, at which size.
 
     Attributes:
-        images: A folder (one sub-folder per class, or none), `demo` (embedded) or `cifar10` (an asset).
+        images: A folder (one sub-folder per class, or none), `webdataset:` and tar shards (`shards-{000..123}.tar`,
+            paths or what fsspec opens), `hf:` and a data set, `demo` (embedded) or `cifar10` (an asset).
         size: Side of the square images, in pixels.
         crop: `center` as for extraction and evaluation; `random` as in the published tokenizer training.
         flip: Mirror images at random in training.
@@ -48,7 +49,11 @@ class ImagesConfig:
 
     def open(self, split: Split, folder: Path | None = None) -> ImageSource:
         """Open the images of a split; unreadable ones are named in `unreadable.txt` of the run folder."""
-        source = open_images(self.images, split, folder / "unreadable.txt" if folder is not None else None)
+        names = folder / "unreadable.txt" if folder is not None else None
+        source = open_images(self.images, split, names)
+        left_out = len(getattr(source, "unreadable", ()))
+        if left_out and names is not None:
+            print(f"images: {left_out:,} of {len(source) + left_out:,} cannot be read and are left out; see {names}")
         if self.holdout > 0 and not isinstance(source, ArrayImages) and not _has_test_folder(self.images):
             # The split depends on the number of images alone, so that both parts agree on it in every run.
             order = counter.permutation(0, "holdout", len(source)).numpy()

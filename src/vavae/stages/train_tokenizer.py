@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import counter
-from vavae.data import BatchLoader, ImageSource, IndexStream, InMemoryImages, load_pixels, to_tensor, to_uint8
+from vavae.data import (
+    BatchLoader,
+    ImageSource,
+    IndexStream,
+    InMemoryImages,
+    load_pixels,
+    loaded_ahead,
+    to_tensor,
+    to_uint8,
+)
 from vavae.data.transforms import flip_horizontally, published_random_crop
 from vavae.errors import UserError
 from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
@@ -335,8 +344,9 @@ class TokenizerTask(Task):
         running = RunningStatistics(config.tokenizer.latent_channels)
         batches = torch.arange(len(self.source)).split(config.training.batch_size)[self.world.rank :: self.world.size]
         with track("latent statistics", sum(map(len, batches)), "images") as bar:
-            for indices in batches:
-                images = to_tensor(load_pixels(self.source, indices, config.data.size)).to(self.device)
+            load = partial(load_pixels, self.source, size=config.data.size)
+            for indices, pixels in loaded_ahead(batches, load, config.data.workers):
+                images = to_tensor(pixels.to(self.device))
                 noise = counter.normal(config.training.seed, "statistics", indices, config.latent_shape, self.device)
                 with self.autocast():
                     posterior = model.encode(images)
@@ -362,7 +372,7 @@ def run(config: Config) -> Tokenizer:
         world = held.enter_context(processes(config.training.device))
         if world.once(lambda: _begin(config, folder, done, held)):
             return Tokenizer.from_pretrained(done, device)
-        source = config.data.open("train", folder if world.first else None)
+        source = world.first_alone(lambda: config.data.open("train", folder if world.first else None))
         if len(source) * 3 * config.data.size**2 <= _IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)
         task = TokenizerTask(config, source, folder, world)
