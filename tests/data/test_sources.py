@@ -182,6 +182,14 @@ def test_odd_modes_become_rgb(tmp_path):
     assert images[4].size == (32, 32)
 
 
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_of_unknown_range_are_refused(mode, tmp_path):
+    """A float TIFF would read black, and one of 32-bit integers white."""
+    Image.new(mode, (16, 16), 1).save(tmp_path / "depth.tif")
+    with pytest.raises(UserError, match=r"depth\.tif: its pixels are 32-bit numbers of unknown range"):
+        FolderImages(tmp_path).image(0)
+
+
 def test_exif_orientation_is_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held so that the picture must be turned by 90 degrees clockwise

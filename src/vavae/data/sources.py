@@ -186,11 +186,15 @@ def read_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """Read an image file, by its path or open, as upright RGB.
 
     EXIF orientation is applied, transparency is dropped, 16-bit grey values keep their high byte, and of an
-    animation the first frame is taken. Raises OSError or ValueError if the file cannot be decoded whole.
+    animation the first frame is taken. Raises OSError or ValueError if the file cannot be decoded whole, or holds
+    32-bit numbers, whose range nothing tells.
     """
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):
+        sixteen = upright.mode.startswith("I;16") or (upright.mode == "I" and image.format in ("PNG", "PPM"))
+        if upright.mode in ("I", "F") and not sixteen:
+            raise ValueError("its pixels are 32-bit numbers of unknown range; store it with 8 or 16 bits")
+        if sixteen:
             upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
         return upright.convert("RGB")
 
