@@ -100,6 +100,24 @@ def test_the_last_words_of_a_command_are_a_list(capsys: pytest.CaptureFixture[st
     assert yaml.safe_load(capsys.readouterr().out)["model"] == ["a", "b c"]
 
 
+@pytest.mark.parametrize(
+    "options, key, expected",
+    [
+        (["--guidance_scales", "3"], "guidance_scales", [3.0]),
+        (["--guidance_scales=1,1.5"], "guidance_scales", [1.0, 1.5]),
+        (["--guidance_scales", "[2]"], "guidance_scales", [2.0]),
+        (["--metrics", "kid"], "metrics", ["kid"]),
+        (["--metrics", "kid, sfid"], "metrics", ["kid", "sfid"]),
+        (["--model", "a, b"], "model", ["a, b"]),
+    ],
+)
+def test_a_list_needs_no_brackets(options: list[str], key: str, expected: list[object], capsys) -> None:
+    assert run(["evaluate", *options, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)[key] == expected
+    assert run(["evaluate", "--metrics", "kidd"]) == 2
+    assert "metrics" in capsys.readouterr().err
+
+
 def test_an_unknown_key_in_a_recipe_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("training:\n  images: 100\n  bacth_size: 8\n")

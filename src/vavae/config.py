@@ -10,7 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -59,6 +60,37 @@ def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
     return completed
 
 
+def _lists(config_class: type, prefix: str = "") -> dict[str, bool]:
+    """Dotted names of the fields that are lists, in a tree of dataclasses, and whether they hold free text."""
+    found: dict[str, bool] = {}
+    for name, kind in get_type_hints(config_class).items():
+        for one in (kind, *get_args(kind)) if get_origin(kind) in (Union, UnionType) else (kind,):
+            if get_origin(one) in (list, tuple):
+                found[prefix + name] = str in get_args(one)
+            elif dataclasses.is_dataclass(one):
+                found |= _lists(one, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
+
+
+def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
+    """`--labels 3` means `--labels [3]`, and `--labels 3,4` means `--labels [3,4]`; free text may hold commas."""
+    lists = {f"--{name}": free_text for name, free_text in _lists(config_class).items()}
+
+    def bracketed(option: str, value: str) -> str:
+        if option not in lists or value.lstrip().startswith("[") or value in ("", "null"):
+            return value
+        return json.dumps([value]) if lists[option] else f"[{value}]"
+
+    completed: list[str] = []
+    for before, option in pairwise(["", *options]):
+        name, equals, value = option.partition("=")
+        if option.startswith("--"):
+            completed.append(f"{name}={bracketed(name, value)}" if equals else option)
+        else:
+            completed.append(bracketed(before, option))
+    return completed
+
+
 def _check_recipe(path: str) -> None:
     """Complain of a recipe that is no recipe at all, by its name, which the parser does not say."""
     try:
@@ -99,7 +131,7 @@ def parse_command_line(
     for i, name in enumerate(positionals[: len(words)]):
         # A list is given whole: the parser appends with `--name+` to lists, not to tuples.
         named += [f"--{name[:-1]}", json.dumps(words[i:])] if name.endswith("+") else [f"--{name}", words[i]]
-    options = _with_flag_values(config_class, arguments[leading:])
+    options = _with_brackets(config_class, _with_flag_values(config_class, arguments[leading:]))
     for option, value in pairwise([*named, *options]):
         if option == "--config":
             _check_recipe(value)
