@@ -201,8 +201,6 @@ def test_reference_statistics_stand_for_the_images(models, tmp_path):
 
 
 def test_images_of_unlike_size_are_refused(models, tmp_path):
-    with pytest.raises(UserError, match="32 px cannot be measured against a reference of 64 px"):
-        evaluate.run(generation(models, tmp_path, data=replace(DATA, size=64)))
     (tmp_path / "png").mkdir()
     for number, side in enumerate((32, 32, 16)):
         Image.new("RGB", (side, side)).save(tmp_path / "png" / f"{number}.png")
@@ -210,8 +208,41 @@ def test_images_of_unlike_size_are_refused(models, tmp_path):
         evaluate.run(generation(models, tmp_path, what="samples", model=[str(tmp_path / "png")]))
     with pytest.raises(UserError, match="no such folder"):
         evaluate.run(generation(models, tmp_path, what="samples", model=["absent"]))
-    with pytest.raises(UserError, match="the reference itself"):
-        evaluate.run(generation(models, tmp_path, real_split="test"))
+    (tmp_path / "broken").mkdir()
+    for number in range(2):
+        Image.new("F", (32, 32)).save(tmp_path / "broken" / f"{number}.tif")
+    with pytest.raises(UserError, match="0[.]tif: its pixels are 32-bit"):
+        evaluate.run(generation(models, tmp_path, what="samples", model=[str(tmp_path / "broken")]))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": ["GOOD", "/missing"]}, "/missing: there is no such file"),
+        ({"model": ["TOKENIZER"]}, "tokenizer.*not a generator"),
+        ({"what": "samples", "model": ["/missing"]}, "/missing"),
+        ({"what": "samples", "model": ["/missing.npz"]}, "/missing.npz"),
+        ({"what": "tokenizer", "model": ["/missing"]}, "/missing"),
+        ({"what": "tokenizer", "model": ["TOKENIZER", "GOOD"]}, "holds a generator, not a tokenizer"),
+        ({"reference": "/missing.npz"}, "/missing.npz"),
+        ({"data": replace(DATA, images="/missing")}, "/missing"),
+        ({"data": replace(DATA, size=64)}, "32 px cannot be measured against a reference of 64 px"),
+        ({"real_split": "test"}, "the reference itself"),
+        ({"network": ""}, "give one"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(models, tmp_path, monkeypatch, changes, message):
+    def work(*_: object) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr(evaluate, "load_feature_network", work)
+    monkeypatch.setattr(evaluate.of_tokenizer, "perceptual_networks", work)
+    real = {"GOOD": str(models / "generator"), "TOKENIZER": str(models / "tokenizer")}
+    if "model" in changes:
+        changes = {**changes, "model": [real.get(name, name) for name in changes["model"]]}
+    with pytest.raises(UserError, match=message):
+        evaluate.run(generation(models, tmp_path, **changes))
+    assert not (tmp_path / "features").exists()
 
 
 def test_a_stopped_generation_goes_on_and_gives_the_same(models, tmp_path, monkeypatch):

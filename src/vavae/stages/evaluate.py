@@ -162,10 +162,18 @@ class _Against:
     measuring: Measuring
 
 
+def _check_side(name: str, side: int | None, reference: int | None) -> None:
+    if side is not None and reference is not None and side != reference:
+        raise UserError(
+            f"{name}: images of {side} px cannot be measured against a reference of {reference} px (data.size)"
+        )
+
+
+def _side(generator: Generator) -> int:
+    return generator.latent_shape[1] * generator.tokenizer.factor
+
+
 def _open_reference(config: Config, store: BlockStore, together: Processes) -> _Against:
-    if not config.networks:
-        raise UserError(f"network: {config.what} are measured with a feature network; give one")
-    networks = _networks(config, config.networks, together)
     metrics = tuple(config.metrics) or METRICS
 
     def images(split: Literal["train", "test"]) -> SourceBlocks:
@@ -173,6 +181,8 @@ def _open_reference(config: Config, store: BlockStore, together: Processes) -> _
 
     # An npz is read alone: `data` may not even exist beside it.
     source = images(config.split) if config.reference is None else None
+    other = images(config.real_split) if config.real_split is not None else None
+    networks = _networks(config, config.networks, together)
     reference = open_reference(source, config.reference, networks, metrics, store, config.batch_size, together)
     if config.save_reference is not None:
         if networks[0].name not in reference.features:
@@ -180,10 +190,8 @@ def _open_reference(config: Config, store: BlockStore, together: Processes) -> _
         if together.first:
             save_statistics(config.save_reference, reference.features[networks[0].name])
     real = None
-    if config.real_split is not None:
-        if config.reference is None and config.real_split == config.split:
-            raise UserError(f"real_split: {config.real_split} is the reference itself; take the other part")
-        real = extract(images(config.real_split), networks, store, config.batch_size, together, "real images")
+    if other is not None:
+        real = extract(other, networks, store, config.batch_size, together, "real images")
     measuring = Measuring(metrics, bootstrap=config.bootstrap, seed=config.seed, device=str(networks[0].device))
     return _Against(networks, reference, real, measuring)
 
@@ -191,11 +199,7 @@ def _open_reference(config: Config, store: BlockStore, together: Processes) -> _
 def _measure(
     images: ImageBlocks, against: _Against, protocol: Protocol, config: Config, store: BlockStore, together: Processes
 ) -> list[MetricRecord]:
-    side = against.reference.side
-    if side is not None and images.side is not None and side != images.side:
-        raise UserError(
-            f"{images.name}: images of {images.side} px cannot be measured against a reference of {side} px (data.size)"
-        )
+    _check_side(images.name, images.side, against.reference.side)
     parts = parts_for(against.measuring.metrics)
     features = extract(images, against.networks, store, config.batch_size, together, images.name, parts)
     if not together.first:
@@ -203,6 +207,38 @@ def _measure(
     if protocol.checkpoint_hash is None:
         protocol = replace(protocol, checkpoint_hash=next(iter(features.values())).content)
     return generation_records(features, against.reference, protocol, against.measuring, against.real)
+
+
+def _check_models(config: Config) -> None:
+    """Open all that is to be measured, so that a mistake is told at once and not after hours of reference images.
+
+    Raises:
+        UserError: A model, samples or the reference are missing, damaged, of another kind or size.
+    """
+    if config.what == "tokenizer":
+        for path in config.model:
+            Tokenizer.from_pretrained(path)
+        return
+    if not config.networks:
+        raise UserError(f"network: {config.what} are measured with a feature network; give one")
+    if config.reference is None and config.real_split == config.split:
+        raise UserError(f"real_split: {config.real_split} is the reference itself; take the other part")
+    size: int | None = config.data.size
+    if config.reference is not None:
+        held = npz_images(config.reference)
+        size = None if held is None else held.side
+    for path in config.model:
+        if config.what == "generator":
+            _check_side(path, _side(Generator.from_pretrained(path)), size)
+        else:
+            _check_side(path, _sample_images(path).side, size)
+
+
+def _sample_images(path: str) -> ImageBlocks:
+    images = npz_images(path) if path.endswith(".npz") else FileBlocks(path)
+    if images is None:
+        raise UserError(f"{path}: holds no images (arr_0)")
+    return images
 
 
 def _generator(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
@@ -227,9 +263,7 @@ def _generator(config: Config, store: BlockStore, together: Processes) -> Iterat
 def _samples(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
     against = _open_reference(config, store, together)
     for path in config.model:
-        images: ImageBlocks | None = npz_images(path) if path.endswith(".npz") else FileBlocks(path)
-        if images is None:
-            raise UserError(f"{path}: holds no images (arr_0)")
+        images = _sample_images(path)
         protocol = Protocol(samples=images.count, image_size=images.side, checkpoint=path)
         yield from _measure(images, against, protocol, config, store, together)
 
@@ -317,6 +351,7 @@ def run(config: Config) -> list[MetricRecord]:
     if not config.model:
         raise UserError(f"model: which {config.what}? Give one or more after the word {config.what}")
     measure = {"tokenizer": _tokenizer, "generator": _generator, "samples": _samples}[config.what]
+    _check_models(config)
     store = _store(config)
     with processes() as together:
         try:

@@ -96,16 +96,22 @@ class FileBlocks:
         self.files = files
         self.name = str(folder)
         self.count = len(files)
-        with_side = np.asarray(read_rgb(files[0]))
-        self.side: int | None = with_side.shape[0]
+        self.side: int | None = _pixels_of(files[0]).shape[0]
 
     def open(self, indices: Sequence[int]) -> Block:
         """The block; its key is the hash of its pixels."""
         with ThreadPoolExecutor(4) as pool:
-            arrays = list(pool.map(lambda i: np.asarray(read_rgb(self.files[i])), indices))
+            arrays = list(pool.map(lambda i: _pixels_of(self.files[i]), indices))
         if any(array.shape[0] != self.side or array.shape != arrays[0].shape for array in arrays):
             raise UserError(f"{self.name}: its images differ in size")
         return _block_of(torch.from_numpy(np.stack(arrays)))
+
+
+def _pixels_of(file: Path) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(read_rgb(file))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"cannot read image {file}: {error}") from error
 
 
 def _block_of(pixels: Tensor) -> Block:
