@@ -211,7 +211,7 @@ def test_images_of_unlike_size_are_refused(models, tmp_path):
     (tmp_path / "broken").mkdir()
     for number in range(2):
         Image.new("F", (32, 32)).save(tmp_path / "broken" / f"{number}.tif")
-    with pytest.raises(UserError, match="0[.]tif: its pixels are 32-bit"):
+    with pytest.raises(UserError, match=r"0\.tif: its pixels are 32-bit"):
         evaluate.run(generation(models, tmp_path, what="samples", model=[str(tmp_path / "broken")]))
 
 
