@@ -1,17 +1,23 @@
 """What each known pitfall does to a Fréchet distance, measured on embedded real images.
 
-    python benchmarks/evaluation_pitfalls.py [--count 500] [--generator FOLDER] [--threads 1]
+    python benchmarks/evaluation_pitfalls.py [--count 500] [--generator FOLDER] [--samples 250] [--threads 1]
+    python benchmarks/evaluation_pitfalls.py --page-only    # write the tables of the latest result into the page
 
 Everything is measured between training and test images of the demo (CIFAR-10, 32 px) with real Inception features,
 so that the right answer is known: the two are draws of one distribution. With a generator of 32 px, also guidance on
-few channels. Writes a dated JSON into benchmarks/results.
+few channels. Writes a dated JSON into benchmarks/results after every part, and then the tables in
+docs/evaluation.md. Features are kept, 50 images at a time: a stopped run goes on, and a larger one uses them.
 """
 
 import argparse
 import datetime
 import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +25,10 @@ from torch import Tensor
 
 from vavae import counter
 from vavae.data import DemoImages
+from vavae.files import written_whole
 from vavae.metrics import RunningMoments, kernel_distance, load_feature_network
 from vavae.pretrained import Generator
+from vavae.stages import evaluate_store
 from vavae.stages.evaluate_images import GeneratorBlocks, SourceBlocks, generator_fingerprint
 from vavae.stages.evaluate_processes import Processes
 from vavae.stages.evaluate_store import BlockStore, extract
@@ -29,6 +37,10 @@ from vavae.stages.sample import choose_labels
 from vavae.training.tracking import versions
 
 _RESIZES = ("inception", "inception-pytorch-fid", "inception-clean")
+_RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "evaluation.md"
+_MARKS = ("<!-- measured: benchmarks/evaluation_pitfalls.py -->\n", "<!-- end -->\n")
+_SETTINGS: tuple[tuple[float, int | None], ...] = ((1.0, None), (3.0, None), (3.0, 3), (1.5, None), (1.5, 3))
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -41,7 +53,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 def sample_counts(train: Tensor, test: Tensor) -> dict[str, dict[str, float]]:
     """FID and KID of the same two distributions at several counts."""
-    counts = [n for n in (50, 100, 250, 500, 1000) if n <= min(len(train), len(test))]
+    counts = [n for n in (50, 100, 200, 500, 1000) if n <= min(len(train), len(test))]
     return {str(n): {"FID": distance(train[:n], test[:n]), "KID": kernel_distance(train[:n], test[:n])} for n in counts}
 
 
@@ -68,8 +80,8 @@ def label_protocols(train: Tensor, labels: Tensor, test: Tensor, draws: int = 10
     }
 
 
-def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) -> dict[str, object]:
-    """FID of guided samples: all channels, three, none."""
+def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) -> Iterator[dict[str, object]]:
+    """FID of guided samples, all channels or three, one setting more each time."""
     generator = Generator.from_pretrained(folder)
     network = load_feature_network("inception")
     fingerprint = generator_fingerprint(generator)
@@ -78,25 +90,91 @@ def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) 
         "steps": generator.sampling.steps,
         "latent_channels": generator.latent_shape[0],
     }
-    for scale, channels in ((1.0, None), (1.5, None), (1.5, 3), (3.0, None), (3.0, 3)):
+    labels = choose_labels(count, generator.num_classes, "balanced", 0)
+    for scale, channels in _SETTINGS:
         sampling = replace(generator.sampling, guidance_scale=scale, guidance_channels=channels)
-        labels = choose_labels(count, generator.num_classes, "balanced", 0)
         blocks = GeneratorBlocks(generator, labels, 0, sampling, "fp32", fingerprint)
-        features = extract(blocks, [network], store, 50, Processes(), f"scale {scale}, channels {channels or 'all'}")
-        found[f"scale {scale:g}, {channels or 'all'} channels"] = distance(features["inception"].all(), test)
+        features = extract(blocks, [network], store, 10, Processes(), f"scale {scale}, channels {channels or 'all'}")
+        name = f"scale {scale:g}, {channels or 'all'} channels" if scale != 1 else "none (scale 1)"
+        found[name] = distance(features["inception"].all(), test)
+        yield dict(found)
+
+
+def processor() -> str:
+    """The CPU's model and number of cores."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
+
+
+def latest() -> dict[str, Any]:
+    """The newest result."""
+    found = json.loads(max(_RESULTS.glob("*-evaluation-pitfalls.json")).read_text())
+    assert isinstance(found, dict)
     return found
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=500, help="images of each set")
-    parser.add_argument("--generator", help="folder of a generator of 32 px images of the demo's classes")
-    parser.add_argument("--samples", type=int, default=250, help="samples per guidance setting")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--features", default="runs/pitfalls", help="folder that keeps features")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def tables(result: dict[str, Any]) -> str:
+    """A result as the text of the page."""
+    labels, reference, resize = result["label protocol"], result["reference"], result["resize"]
+    mixed = result["statistics of another resize"]
+    counts = [[n, f"{v['FID']:.1f}", f"{v['KID']:.4f}"] for n, v in result["sample count"].items()]
+    networks = [
+        [f"samples `{a}`", *(f"{resize[a] if a == b else mixed[f'samples {a}, reference {b}']:.1f}" for b in _RESIZES)]
+        for a in _RESIZES
+    ]
+    parts = [
+        f"Measured on {result['date']} ({result['machine']}) between {result['images']}.\n",
+        "**Sample count.** The same two sets, more and more of them; the true distance is near 0.\n",
+        _table(["images of each", "FID", "KID"], counts),
+        "**Resize and statistics file.** Rows: how the samples are resized. Columns: how those of the reference "
+        "statistics were. Only the diagonal means something; a file of another resize is off it.\n",
+        _table(["", *(f"reference `{name}`" for name in _RESIZES)], networks),
+        "**Reference images.** A reference that holds the samples themselves (training images measured against "
+        "statistics of the training set) is nearer than honest images are.\n",
+        _table(["reference", "FID"], [[name, f"{value:.1f}"] for name, value in reference.items()]),
+        f"**Label protocol.** Real images, {labels['images']} at a time, classes in turn or drawn at random, mean of "
+        f"{labels['draws']} draws.\n",
+        _table(
+            ["balanced", "random", "random − balanced", "standard error"],
+            [
+                [
+                    f"{labels['balanced']:.2f}",
+                    f"{labels['random']:.2f}",
+                    f"{labels['random - balanced']:+.2f}",
+                    f"{labels['standard error']:.2f}",
+                ]
+            ],
+        ),
+    ]
+    if "guidance" in result:
+        guidance = result["guidance"]
+        rows = [
+            [name, f"{value:.1f}"]
+            for name, value in guidance.items()
+            if name not in ("samples", "steps", "latent_channels")
+        ]
+        parts += [
+            f"**Guidance channels.** {guidance['samples']} samples of the demo's generator "
+            f"({guidance['latent_channels']} latent channels, {guidance['steps']} steps).\n",
+            _table(["guidance", "FID"], rows),
+        ]
+    return "\n".join(parts)
+
+
+def write_page(result: dict[str, Any]) -> None:
+    """Put the tables of a result into the page, between its two marks."""
+    before, rest = PAGE.read_text().split(_MARKS[0])
+    after = rest.split(_MARKS[1])[1]
+    PAGE.write_text(before + _MARKS[0] + "\n" + tables(result) + "\n" + _MARKS[1] + after)
+
+
+def measured(arguments: argparse.Namespace) -> Iterator[tuple[str, object]]:
+    """Every part of the result, by name."""
     store = BlockStore(arguments.features)
     features: dict[tuple[str, str], Tensor] = {}
     labels = torch.empty(0)
@@ -106,33 +184,66 @@ def main() -> None:
         if split == "train":
             labels = torch.tensor([chosen.label(i) for i in range(len(chosen))])
         networks = [load_feature_network(name) for name in _RESIZES]
-        stored = extract(SourceBlocks(chosen, 32), networks, store, 50, Processes(), f"{split} images")
+        stored = extract(SourceBlocks(chosen, 32), networks, store, 10, Processes(), f"{split} images")
         features |= {(name, split): stored[name].all() for name in _RESIZES}
     train, test = features["inception", "train"], features["inception", "test"]
     half = arguments.count // 2
-    result: dict[str, object] = {
-        "date": datetime.date.today().isoformat(),
-        "images": f"{arguments.count} training and {arguments.count} test images of the demo, 32 px, class-balanced",
-        "sample count": sample_counts(train, test),
-        "label protocol": label_protocols(train, labels, test),
-        "resize": {name: distance(features[name, "train"], features[name, "test"]) for name in _RESIZES},
-        "statistics of another resize": {
+    yield "sample count", sample_counts(train, test)
+    yield "label protocol", label_protocols(train, labels, test)
+    yield "resize", {name: distance(features[name, "train"], features[name, "test"]) for name in _RESIZES}
+    yield (
+        "statistics of another resize",
+        {
             f"samples {a}, reference {b}": distance(features[a, "train"], features[b, "test"])
             for a in _RESIZES
             for b in _RESIZES
             if a != b
         },
-        "reference": {
-            "other images": distance(train[:half], test[:half]),
+    )
+    yield (
+        "reference",
+        {
+            "other images": distance(train[:half], test),
             "images that hold the samples themselves": distance(train[:half], train),
         },
-    }
+    )
     if arguments.generator is not None:
-        result["guidance"] = guidance_channels(arguments.generator, test, arguments.samples, store)
-    result["versions"] = versions()
-    path = Path(__file__).parent / "results" / f"{result['date']}-evaluation-pitfalls.json"
+        for found in guidance_channels(arguments.generator, test, arguments.samples, store):
+            yield "guidance", found
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=500, help="images of each set")
+    parser.add_argument("--generator", help="folder of a generator of 32 px images of the demo's classes")
+    parser.add_argument("--samples", type=int, default=250, help="samples per guidance setting")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--features", default="runs/pitfalls", help="folder that keeps features")
+    parser.add_argument("--page-only", action="store_true", help="measure nothing")
+    arguments = parser.parse_args()
+    if arguments.page_only:
+        write_page(latest())
+        return
+    torch.set_num_threads(arguments.threads)
+    evaluate_store.BLOCK = 50
+    command = f"python benchmarks/evaluation_pitfalls.py --count {arguments.count} --threads {arguments.threads}"
+    if arguments.generator is not None:
+        command += f" --samples {arguments.samples} --generator FOLDER"
+    result: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "command": command,
+        "machine": processor(),
+        "images": f"{arguments.count} training and {arguments.count} test images of the demo, 32 px, classes in turn",
+        "versions": versions(),
+    }
+    path = _RESULTS / f"{result['date']}-evaluation-pitfalls.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    for name, found in measured(arguments):
+        result[name] = found
+        with written_whole(path) as partial:
+            partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_page(result)
     print(path.read_text())
 
 

@@ -3,15 +3,17 @@
     python benchmarks/paired.py --threads 2 --pairs 7
     python benchmarks/paired.py --device cuda --scale published --precision bf16 --pairs 5
 
-Each measurement times plain, ours, plain, ours, …; the ratio of a pair is ours / plain, and the median over pairs
-counts. Writes `benchmarks/results/<date>-paired-<device>.json` with every pair, so that a noisy machine shows.
-Targets: tokenizer step 0.65, transformer step 0.9, guided sampling 0.85, latent reading 1/20.
+Each measurement times plain, ours, ours, plain, …; the ratio of a pair is ours / plain, and the median over pairs
+counts. Both run in one process, with the same threads, precision and teacher; ours with all that the engine does in a
+step (random numbers by position, gradient norms, skipping, the average). Only "transformer step as shipped" compares
+bf16 with plain fp32. Writes `benchmarks/results/<date>-paired-….json` with every pair, so that a noisy machine shows.
 """
 
 import argparse
 import copy
 import json
 import os
+import platform
 import statistics
 import sys
 import tempfile
@@ -19,23 +21,32 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from plain import reading, tokenizer_step, transformer
 from vavae import counter
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
 from vavae.flow import Guidance, flow_matching_loss, sample
 from vavae.losses import LPIPS, AdversarialConfig, DiscriminatorConfig, ObjectiveConfig, TokenizerObjective
+from vavae.stages.train_dit import FlowConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.averages import MovingAverage, exponential
-from vavae.training.optimizer import OptimizerConfig, build_optimizer
-from vavae.training.precision import autocast, resolve_device
+from vavae.training.optimizer import Optimizer, OptimizerConfig
+from vavae.training.precision import autocast, resolve_device, resolve_precision
 from vavae.training.tracking import versions
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
-TARGETS = {"tokenizer step": 0.65, "transformer step": 0.9, "guided sampling": 0.85, "latent reading": 0.05}
+TARGETS = {
+    "tokenizer step": 0.65,
+    "transformer step": 0.9,
+    "transformer step as shipped": 0.65,
+    "guided sampling": 0.85,
+    "latent reading": 0.05,
+}
 
 
 class Measurements:
@@ -44,6 +55,7 @@ class Measurements:
     def __init__(self, options: argparse.Namespace) -> None:
         self.device = resolve_device(options.device)
         self.precision = options.precision
+        self.scale = options.scale
         small = options.scale == "small"
         self.batch = options.batch or (16 if small else 32)
         self.side = 32 if small else 256
@@ -57,61 +69,87 @@ class Measurements:
         self.discriminator = DiscriminatorConfig(64, 2 if small else 3)
 
     def tokenizer(self) -> Pair:
-        """With LPIPS, discriminator, adaptive weights and the alignment to features of ViT-L's width.
-
-        The teacher's forward pass is left out: it would add the same seconds to both. gpu.py measures with it.
-        """
+        """With LPIPS, discriminator, adaptive weights, and a teacher of DINOv2's shape (ViT-S, published: ViT-L)."""
         torch.manual_seed(0)
         config = replace(
             ObjectiveConfig(), adversarial=AdversarialConfig(start_images=0, discriminator=self.discriminator)
         )
         ours = AutoencoderKL.from_config(self.autoencoder).to(self.device, memory_format=torch.channels_last)
         plain = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
-        objective = TokenizerObjective(config, self.latent[0], 1024, LPIPS()).to(self.device)
+        teacher, width = self._teacher()
+        objective = TokenizerObjective(config, self.latent[0], width, LPIPS()).to(self.device)
         plain_objective = copy.deepcopy(objective)
         images = counter.uniform(0, "images", range(self.batch), (3, self.side, self.side), self.device) * 2 - 1
-        noise = counter.normal(0, "noise", range(self.batch), self.latent, self.device)
-        features = counter.normal(0, "features", range(self.batch), (1024, *self.latent[1:]), self.device)
+        positions = torch.arange(self.batch)
 
         def parameters(model: torch.nn.Module, terms: TokenizerObjective) -> list[list[torch.nn.Parameter]]:
             return [[*model.parameters(), *terms.projection_parameters()], terms.discriminator_parameters()]
 
         adam = OptimizerConfig("adam", 1e-4, (0.5, 0.9))
-        fused = [build_optimizer(adam, group) for group in parameters(ours, objective)]
+        fused = [Optimizer(adam, group, set()) for group in parameters(ours, objective)]
         loops = [torch.optim.Adam(group, lr=1e-4, betas=(0.5, 0.9)) for group in parameters(plain, plain_objective)]
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
 
         def step() -> None:
             batch = images.contiguous(memory_format=torch.channels_last)
-            objective.accumulate_gradients(ours, batch, noise, features, compute_dtype=dtype)
-            for optimizer in fused:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            noise = counter.normal(0, "noise", positions, self.latent, self.device)
+            terms = objective.accumulate_gradients(ours, batch, noise, teacher(images), compute_dtype=dtype)
+            engine_step(fused, terms["total"])
 
         def plain_step() -> None:
+            noise = torch.randn(self.batch, *self.latent, device=self.device)
             with autocast(self.precision, self.device):
-                tokenizer_step.plain_step(config, plain_objective, plain, images, noise, features, True)
+                tokenizer_step.plain_step(config, plain_objective, plain, images, noise, teacher(images), True)
             for optimizer in loops:
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=False)
+                optimizer.zero_grad()
 
         return plain_step, step
 
-    def transformer(self) -> Pair:
-        """Loss, gradients, AdamW and the moving average."""
+    def _teacher(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
+        """Images -> features on the latents' grid, by random weights, which cost what trained ones do; their width."""
+        from transformers import Dinov2Config, Dinov2Model
+
+        large = self.scale == "published"
+        width, layers, heads, side = (1024, 24, 16, 224) if large else (384, 12, 6, 112)
+        shape = Dinov2Config(
+            hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, patch_size=14, image_size=side
+        )
+        network = Dinov2Model(shape).eval().requires_grad_(False).to(self.device)
+
+        @torch.no_grad()
+        def features(images: torch.Tensor) -> torch.Tensor:
+            pixels = F.interpolate(images, (side, side), mode="bilinear")
+            with autocast(self.precision, self.device):
+                tokens = network(pixels).last_hidden_state[:, 1:]
+            grid = tokens.transpose(1, 2).unflatten(2, (side // 14, side // 14)).float()
+            return F.interpolate(grid, self.latent[1:], mode="bilinear") if grid.shape[2:] != self.latent[1:] else grid
+
+        return features, width
+
+    def shipped(self) -> Pair:
+        """Ours in bf16 beside plain fp32."""
+        return self.transformer("bf16")
+
+    def transformer(self, ours_precision: Literal["fp32", "bf16"] | None = None) -> Pair:
+        """Random numbers, loss, gradients, norm, AdamW and the moving average."""
         latents = counter.normal(0, "latents", range(self.batch), self.latent, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.shape.num_classes
         ours = LightningDiT.from_config(self.shape).to(self.device)
         model = torch.compile(ours, fullgraph=True)
-        optimizer = build_optimizer(OptimizerConfig(), list(ours.parameters()))
+        optimizer = Optimizer(OptimizerConfig(), list(ours.parameters()), set())
+        positions, flow = torch.arange(self.batch), FlowConfig()
         average = MovingAverage(ours, exponential(0.9999))
 
         def step() -> None:
-            with autocast(self.precision, self.device):
-                terms = flow_matching_loss(model, latents, labels)
-            terms["total"].mean().backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            noise = counter.normal(0, "noise", positions, self.latent, self.device)
+            drop = counter.uniform(0, "label drop", positions, device=self.device) < 0.1
+            t = flow.draw_times(0, positions, self.device)
+            with autocast(ours_precision or self.precision, self.device):
+                terms = flow_matching_loss(model, latents, labels, noise=noise, t=t, label_drop=drop)
+            total = terms["total"].mean()
+            total.backward()
+            engine_step([optimizer], total.detach())
             average.update(1)
 
         plain = transformer.PlainDiT(self.shape).to(self.device)
@@ -162,6 +200,13 @@ class Measurements:
         return plain_step, lambda: ours.get(order, normalize=False)
 
 
+def engine_step(optimizers: list[Optimizer], total: torch.Tensor) -> None:
+    """What the engine does with gradients: norms, the decision to skip, the step."""
+    for optimizer in optimizers:
+        norm = optimizer.clip()
+        optimizer.step(1.0, ~(torch.isfinite(norm) & torch.isfinite(total)))
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -176,7 +221,10 @@ def measure(name: str, pair: Pair, pairs: int, device: torch.device) -> dict[str
     plain, ours = pair
     for work in (plain, ours, plain, ours):
         work()
-    times = [(seconds(plain, device), seconds(ours, device)) for _ in range(pairs)]
+    times = []
+    for number in range(pairs):
+        took = {work: seconds(work, device) for work in ((plain, ours) if number % 2 == 0 else (ours, plain))}
+        times.append((took[plain], took[ours]))
     ratios = [ours / plain for plain, ours in times]
     result = {
         "name": name,
@@ -190,6 +238,15 @@ def measure(name: str, pair: Pair, pairs: int, device: torch.device) -> dict[str
         f"{name}: {result['ratio']:.3f} of plain (target {TARGETS[name]}), from {min(ratios):.3f} to {max(ratios):.3f}"
     )
     return result
+
+
+def cpu_name() -> str:
+    """The processor's name as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -212,15 +269,19 @@ def main() -> None:
         makers = {
             "tokenizer step": bench.tokenizer,
             "transformer step": bench.transformer,
+            "transformer step as shipped": bench.shipped,
             "guided sampling": bench.sampling,
             "latent reading": lambda: bench.reading(Path(folder)),
         }
+        if options.precision == "bf16" or resolve_precision("auto", bench.device) != "bf16":
+            del makers["transformer step as shipped"]
         for name in options.only or makers:
             results.append(measure(name, makers[name](), options.pairs, bench.device))
     record = {
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["python", "benchmarks/paired.py", *sys.argv[1:]]),
         "versions": versions(),
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "load_average": {"before": load, "after": os.getloadavg()},
         "precision": options.precision,

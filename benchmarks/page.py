@@ -1,0 +1,149 @@
+"""Write docs/benchmarks.md from the newest results of each kind under benchmarks/results.
+
+    python benchmarks/page.py
+
+A test holds the page to the results: run this after adding a result.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+Record = dict[str, Any]
+
+
+def newest(results: Path) -> dict[str, tuple[Path, Record]]:
+    """Kind -> newest file of it and its content. A file is called `<date>-<kind>.json`."""
+    found = {}
+    for path in sorted(results.glob("????-??-??-*.json")):
+        found[path.stem[11:]] = path, json.loads(path.read_text())
+    return found
+
+
+def table(heads: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """A Markdown table whose columns after the first are numbers."""
+    yield "| " + " | ".join(heads) + " |"
+    yield "| --- |" + " ---: |" * (len(heads) - 1)
+    yield from ("| " + " | ".join(row) + " |" for row in rows)
+
+
+def circumstances(record: Record) -> str:
+    """One sentence on where and how a result came about."""
+    parts = [record["date"]]
+    versions = record.get("versions", {})
+    if "gpu" in versions:
+        parts.append(versions["gpu"])
+    elif "machine" in record:
+        parts.append(str(record["machine"]))
+    if "threads" in record:
+        parts.append(f"{record['threads']} threads")
+    parts += [str(record[name]) for name in ("scale", "precision") if name in record]
+    if "batch" in record:
+        parts.append(f"batch {record['batch']}")
+    if "torch" in versions:
+        parts.append(f"torch {versions['torch']}")
+    if "load_average" in record:
+        load = record["load_average"]
+        parts.append(f"load average {load['before'][0]:.1f} before, {load['after'][0]:.1f} after")
+    return ", ".join(parts) + "."
+
+
+def paired(record: Record) -> Iterator[str]:
+    """Ratios to the plain implementation."""
+    yield "Time of our step as a share of a plain implementation's, in pairs within one process; the median counts."
+    yield ""
+    rows = []
+    for result in record["results"]:
+        ratios = result["ratios"]
+        reached = "reached" if result["ratio"] <= result["target"] else "missed"
+        rows.append(
+            [
+                result["name"],
+                f"{result['ratio']:.3f}",
+                f"{min(ratios):.3f} to {max(ratios):.3f}",
+                str(len(ratios)),
+                f"{result['target']:g}, {reached}",
+            ]
+        )
+    yield from table(["measured", "ours / plain", "range", "pairs", "aim"], rows)
+
+
+def kill_test(record: Record) -> Iterator[str]:
+    """Runs killed again and again."""
+    yield "Runs killed at random moments and taken up again, compared bit for bit with a run that nobody touched."
+    yield ""
+    rows = []
+    for result in record["results"]:
+        signals = [hit["signal"] for hit in result["kills"]]
+        counted = ", ".join(f"{signals.count(name)} {name}" for name in sorted(set(signals)))
+        differing = ", ".join(result["differing"]) or "nothing"
+        rows.append([result["stage"], f"{result['images']:,}", f"{len(signals)} ({counted})", differing])
+    yield from table(["stage", "images", "kills", "differs"], rows)
+
+
+def numbers(record: Record) -> Iterator[str]:
+    """Any other list of results: their numbers and words."""
+    results = [entry for entry in record["results"] if isinstance(entry, dict)]
+    names = list(dict.fromkeys(key for entry in results for key, value in entry.items() if plain(value)))
+    yield from table(names, [[shown(entry.get(name)) for name in names] for entry in results])
+
+
+def plain(value: object) -> bool:
+    """Whether a value fits into a cell."""
+    return isinstance(value, str | int | float) or value is None
+
+
+def shown(value: object) -> str:
+    """A number with four digits; words as they are."""
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return "" if value is None else str(value)
+
+
+def section(kind: str, path: Path, record: Record) -> Iterator[str]:
+    """Heading, circumstances, command and table of one result."""
+    yield f"## {kind.replace('-', ' ').capitalize()}"
+    yield ""
+    yield circumstances(record)
+    yield ""
+    if "command" in record:
+        yield from ("```bash", record["command"], "```", "")
+    form: Callable[[Record], Iterator[str]] = numbers
+    if kind.startswith("paired"):
+        form = paired
+    elif kind == "kill-test":
+        form = kill_test
+    yield from form(record)
+    yield ""
+    yield f"[{path.name}](../benchmarks/results/{path.name})"
+    yield ""
+
+
+def page(results: Path = RESULTS) -> str:
+    """The whole page."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python benchmarks/page.py` from the newest result of each kind; do not edit. What each script",
+        "measures, and what still waits for a GPU: [benchmarks/README.md](../benchmarks/README.md).",
+        "",
+    ]
+    for kind, (path, record) in sorted(newest(results).items()):
+        if isinstance(record.get("results"), list):
+            lines += section(kind, path, record)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def main() -> int:
+    PAGE.write_text(page())
+    print(f"page: {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
