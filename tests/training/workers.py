@@ -31,6 +31,18 @@ def transformer(folder: str, data: str, images: str, parallel: str = "replicate"
     train_dit.run(transformer_recipe(Path(folder), Path(data), images=int(images), parallel=parallel))
 
 
+def measured_transformer(folder: str, data: str) -> None:
+    """Train the tiny transformer with a Fréchet distance as it goes."""
+    from dataclasses import replace
+
+    import test_validation
+
+    test_validation.validation.load_feature_network = test_validation.tiny_network
+    frechet = test_validation.FrechetConfig(20, "tiny", "demo", steps=5, batch_size=6)
+    recipe = transformer_recipe(Path(folder), Path(data), images=96, validation_images=48)
+    train_dit.run(replace(recipe, frechet=frechet))
+
+
 def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:
     """Train a stage and send this process a signal when it has seen `at` images."""
     task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "transformer": train_dit.TransformerTask}[stage]

@@ -21,6 +21,7 @@ from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
 from vavae.stages.run_folder import claim, exclusive, stream_seed
 from vavae.stages.sample import choose_labels
+from vavae.stages.validation import FrechetConfig, SampleDistance
 from vavae.training.activation import Recomputation, set_recomputation
 from vavae.training.engine import Engine, EngineConfig, Task
 from vavae.training.float8 import use_float8
@@ -130,6 +131,7 @@ class Config:
         fp8: Matrix products of the blocks in fp8 (extra `fp8`; Ada, Hopper or newer GPUs).
         latents_on_device: Keep all latents in the GPU's memory; null does so where they fit into half of what is free.
         validation_latents: Folder of latents to measure the validation loss on; null has none.
+        frechet: Fréchet distance of few samples, every `training.validation_images`.
     """
 
     output: str = "runs/generator"
@@ -148,6 +150,7 @@ class Config:
     fp8: bool = False
     latents_on_device: bool | None = None
     validation_latents: str | None = None
+    frechet: FrechetConfig = field(default_factory=FrechetConfig)
 
 
 @dataclass(frozen=True)
@@ -245,10 +248,21 @@ class TransformerTask(Task):
         return {name: value.mean() for name, value in terms.items()}
 
     @torch.no_grad()
-    def validate(self) -> dict[str, Tensor]:
+    def validate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Terms on validation latents, and the Fréchet distance of samples of the averaged model, if asked for."""
+        terms = self._validation_loss() if self.config.validation_latents is not None else {}
+        if self.config.frechet.samples:
+            terms["frechet"] = self._distance(self.generator(states["transformer"], {}), self.config.training.seed)
+        return terms
+
+    @cached_property
+    def _distance(self) -> SampleDistance:
+        settings = self.latents.settings
+        size = settings.image_size if settings is not None else self.latents.shape[1] * self.tokenizer.factor
+        return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
+
+    def _validation_loss(self) -> dict[str, Tensor]:
         """Terms on at most 2,048 latents of the validation folder, with the same noise and times each time."""
-        if self.config.validation_latents is None:
-            return {}
         count = min(len(self._validation), 2048) // self.world.size
         self.transformer.eval()
         sums: dict[str, Tensor] = {}

@@ -275,7 +275,7 @@ class TokenizerTask(Task):
         return 2 * self.config.stage_at(images_seen) + self.objective.adversarial_active(images_seen)
 
     @torch.no_grad()
-    def validate(self) -> dict[str, Tensor]:
+    def validate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Terms of the present model on test images, at most 512 of them."""
         count = min(len(self._validation), 512) // self.world.size
         if count == 0:

@@ -247,7 +247,8 @@ class Engine:
         return wrong, self._watch.regime, self._watch.history
 
     def _validate(self) -> dict[str, float]:
-        terms = {name: value.detach().float() for name, value in self.task.validate().items()}
+        states = {name: self.averaged_state(name) for name in self.task.averaged}
+        terms = {name: value.detach().float() for name, value in self.task.validate(states).items()}
         self.world.average_(list(terms.values()))
         return {f"validation/{name}": float(value) for name, value in terms.items()}
 

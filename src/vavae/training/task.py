@@ -47,8 +47,12 @@ class Task(ABC):
         """Write to `path` a picture of what the modules named in `averaged` do with these state dicts."""
         return
 
-    def validate(self) -> dict[str, Tensor]:
-        """0-dim terms on validation data, of this process's share of it; empty without such data."""
+    def validate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """0-dim terms on validation data, of this process's share of it; empty without such data.
+
+        Args:
+            states: Averaged state dicts of the modules named in `averaged`, for what is measured on the average.
+        """
         return {}
 
     def units(self, name: str) -> Sequence[nn.Module]:

@@ -1,0 +1,88 @@
+"""What a run measures as it goes on, and what it says before it begins."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import transformer_recipe, write_latents
+from torch import Tensor
+
+from vavae.data import to_uint8
+from vavae.errors import UserError
+from vavae.metrics import FeatureNetwork, RunningMoments
+from vavae.pretrained import Generator, SamplingConfig
+from vavae.stages import train_dit, validation
+from vavae.stages.images import ImagesConfig
+from vavae.stages.validation import FrechetConfig
+from vavae.training.tracking import read_metrics
+
+Launch = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_latents(tmp_path_factory.mktemp("data"))
+
+
+def colours(pixels: Tensor) -> Tensor:
+    """Mean and deviation of each channel, in place of a network."""
+    wide = pixels.double().flatten(1, 2)
+    return torch.cat([wide.mean(1), wide.std(1)], 1).float()
+
+
+def tiny_network(name: str, device: torch.device) -> FeatureNetwork:
+    return FeatureNetwork(name, "none", torch.device(device), colours)
+
+
+def test_the_distance_is_that_of_samples_of_the_average(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Launch
+) -> None:
+    """Against drawing all samples of the final, averaged model at once; and the same from two processes."""
+    monkeypatch.setattr(validation, "load_feature_network", tiny_network)
+    frechet = FrechetConfig(20, "tiny", "demo", steps=5, batch_size=6)
+    recipe = replace(transformer_recipe(tmp_path / "one", data, validation_images=48), frechet=frechet)
+    generator = train_dit.run(recipe)
+    lines = read_metrics(tmp_path / "one")
+    assert [line["images"] for line in lines if "validation/frechet" in line] == [48, 96]
+
+    def moments(pixels: Tensor) -> RunningMoments:
+        found = RunningMoments(6)
+        found.update(colours(pixels))
+        return found
+
+    from vavae import counter
+    from vavae.data import load_pixels
+
+    labels = counter.integers(recipe.training.seed, "label", range(20), 3).tolist()
+    drawn = generator(labels, recipe.training.seed, sampling=SamplingConfig(steps=5))
+    source = ImagesConfig("demo", 8).open("train")
+    real = moments(load_pixels(source, range(len(source)), 8))
+    assert lines[-1]["validation/frechet"] == pytest.approx(moments(to_uint8(drawn)).distance(real), rel=1e-3)
+    assert isinstance(generator, Generator)
+
+    launch(2, "measured_transformer", tmp_path / "two", data)
+    other = read_metrics(tmp_path / "two")
+    assert other[-1]["validation/frechet"] == pytest.approx(lines[-1]["validation/frechet"], rel=0.02)
+
+
+def test_a_reference_of_another_network_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "load_feature_network", tiny_network)
+    wrong = RunningMoments(5)
+    wrong.update(torch.randn(9, 5))
+    wrong.save(tmp_path / "wrong.npz")
+    frechet = FrechetConfig(4, "tiny", str(tmp_path / "wrong.npz"), steps=3)
+    with pytest.raises(UserError, match=r"wrong.npz holds 5 features, tiny has 6"):
+        train_dit.run(replace(transformer_recipe(tmp_path / "run", data, validation_images=16), frechet=frechet))
+    with pytest.raises(UserError, match=r"1 samples have no covariance"):
+        FrechetConfig(1)
+
+
+def test_the_validation_loss_is_of_the_given_latents(data: Path, tmp_path: Path) -> None:
+    recipe = transformer_recipe(tmp_path, data, validation_images=48)
+    train_dit.run(replace(recipe, validation_latents=str(data / "latents")))
+    found = [line for line in read_metrics(tmp_path) if "validation/total" in line]
+    assert [line["images"] for line in found] == [48, 96]
+    assert found[1]["validation/total"] != found[0]["validation/total"]
+    assert found[1]["validation/total"] == pytest.approx(found[1]["total"], rel=0.3)
