@@ -1,26 +1,32 @@
 """Speed and truth of evaluation on this machine; meant for a GPU.
 
-    python benchmarks/evaluate.py [--device cuda] [--count 50000] [--networks inception,...] [--generator FOLDER]
+    python benchmarks/evaluate.py cifar                          # FID of CIFAR-10's two parts, time from pixels
+    python benchmarks/evaluate.py networks [--networks inception,...]
+    python benchmarks/evaluate.py generation --generator FOLDER [--count 50000]
 
-Measures, and writes as a dated JSON into benchmarks/results:
-- FID between CIFAR-10's 50,000 training and 10,000 test images (literature: about 3.15 with the TensorFlow
+Every piece measures, and writes as a dated JSON into benchmarks/results:
+- `cifar`: FID between CIFAR-10's 50,000 training and 10,000 test images (literature: about 3.15 with the TensorFlow
   Inception), the time it takes from pixels, and again from stored features;
-- images per second of every feature network at 256 px, and of the distance alone;
-- with a generator, the time of a whole evaluation of `count` samples, and of drawing them without measuring.
+- `networks`: images per second of every feature network at 256 px, and of the distance alone on the CPU;
+- `generation`: the time of a whole evaluation of `count` samples, and of drawing them without measuring.
+A piece adds to the JSON of its day and device. Features are kept: a stopped piece goes on, its times then are of the
+last part only, and the JSON says of how many images ("computed").
 Without a GPU use small numbers, such as `--count 200 --cifar 200`.
 """
 
 import argparse
 import datetime
 import json
-import tempfile
+import os
 import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vavae.data import Cifar10Images
 from vavae.errors import UserError
+from vavae.files import written_whole
 from vavae.metrics import RunningMoments, load_feature_network
 from vavae.pretrained import Generator
 from vavae.stages.evaluate_images import GeneratorBlocks, SourceBlocks, generator_fingerprint
@@ -41,25 +47,35 @@ def finish(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def cifar_distance(device: torch.device, limit: int | None, batch_size: int) -> dict[str, object]:
+class CountingStore(BlockStore):
+    """A store that counts what is written: a piece that was stopped finds some of it there."""
+
+    written = 0
+
+    def write(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Store and count."""
+        self.written += max(len(tensor) for tensor in tensors.values())
+        super().write(key, tensors)
+
+
+def cifar_distance(device: torch.device, limit: int | None, batch_size: int, folder: Path) -> dict[str, object]:
     """FID between CIFAR-10's training and test images, with times."""
     network = load_feature_network("inception", device)
+    store = CountingStore(folder)
     found: dict[str, object] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        store = BlockStore(folder)
-        for attempt in ("from pixels", "from stored features"):
-            began = finish(device)
-            moments = []
-            for split in ("train", "test"):
-                source = Cifar10Images("train" if split == "train" else "test")
-                chosen = Selection(source, torch.arange(min(limit or len(source), len(source))).numpy())
-                images = SourceBlocks(chosen, 32)
-                features = extract(images, [network], store, batch_size, Processes(), f"CIFAR-10 {split}")
-                moments.append(features["inception"].moments())
-                found[f"{split} images"] = images.count
-            found["FID"] = moments[0].distance(moments[1])
-            found[f"seconds {attempt}"] = finish(device) - began
-    return found
+    for attempt in ("from pixels", "from stored features"):
+        began = finish(device)
+        moments = []
+        for split in ("train", "test"):
+            source = Cifar10Images("train" if split == "train" else "test")
+            chosen = Selection(source, torch.arange(min(limit or len(source), len(source))).numpy())
+            images = SourceBlocks(chosen, 32)
+            features = extract(images, [network], store, batch_size, Processes(), f"CIFAR-10 {split}")
+            moments.append(features["inception"].moments())
+            found[f"{split} images"] = images.count
+        found["FID"] = moments[0].distance(moments[1])
+        found[f"seconds {attempt}"] = finish(device) - began
+    return {**found, "computed": store.written}
 
 
 def network_rates(names: list[str], device: torch.device, batch_size: int, batches: int) -> dict[str, object]:
@@ -93,7 +109,9 @@ def distance_seconds(dimension: int = 2048, count: int = 5000) -> dict[str, floa
     return {"moments": (middle - began) / 2, "distance": time.perf_counter() - middle}
 
 
-def whole_evaluation(folder: str, device: torch.device, count: int, batch_size: int) -> dict[str, object]:
+def whole_evaluation(
+    folder: str, device: torch.device, count: int, batch_size: int, store_folder: Path
+) -> dict[str, object]:
     """Seconds to draw samples, and to draw and measure them; the difference is what measuring adds."""
     generator = Generator.from_pretrained(folder, device)
     labels = choose_labels(count, generator.num_classes, "balanced", 0)
@@ -106,18 +124,18 @@ def whole_evaluation(folder: str, device: torch.device, count: int, batch_size: 
     drawing = (finish(device) - began) / few
     network = load_feature_network("inception", device)
     blocks = GeneratorBlocks(generator, labels, 0, generator.sampling, "fp32", generator_fingerprint(generator))
-    with tempfile.TemporaryDirectory() as store:
-        began = finish(device)
-        features = extract(
-            blocks, [network], BlockStore(store), batch_size, Processes(), "samples", ("pool", "spatial")
-        )["inception"]
-        features.moments()
-        features.moments("spatial")
-        whole = finish(device) - began
+    store = CountingStore(store_folder)
+    began = finish(device)
+    features = extract(blocks, [network], store, batch_size, Processes(), "samples", ("pool", "spatial"))["inception"]
+    features.moments()
+    features.moments("spatial")
+    whole = finish(device) - began
+    computed = store.written // 2  # pooled and spatial features lie apart
     return {
         "samples": count,
+        "computed": computed,
         "seconds": whole,
-        "samples per second": count / whole,
+        "samples per second": computed / whole,
         "samples per second, drawing alone": 1 / drawing,
         "steps": generator.sampling.steps,
     }
@@ -126,6 +144,7 @@ def whole_evaluation(folder: str, device: torch.device, count: int, batch_size: 
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("piece", choices=("cifar", "networks", "generation"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--batches", type=int, default=8, help="of each network")
@@ -133,25 +152,36 @@ def main() -> None:
     parser.add_argument("--cifar", type=int, default=None, help="images of each part of CIFAR-10; all by default")
     parser.add_argument("--generator", help="folder of a generator")
     parser.add_argument("--count", type=int, default=50_000, help="samples of the generator")
+    parser.add_argument("--features", type=Path, default=Path("runs/benchmark-features"), help="keeps features")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of the JSON")
     arguments = parser.parse_args()
+    if arguments.piece == "generation" and arguments.generator is None:
+        parser.error("generation: --generator FOLDER is needed")
     device = resolve_device(arguments.device)
-    result = {
-        "date": datetime.date.today().isoformat(),
+    day = datetime.date.today().isoformat()
+    path = arguments.output / f"{day}-evaluate-{device.type}.json"
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    result |= {
+        "date": day,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "batch size": arguments.batch_size,
-        "CIFAR-10": cifar_distance(device, arguments.cifar, arguments.batch_size),
-        "images per second at 256 px": network_rates(
-            arguments.networks.split(","), device, arguments.batch_size, arguments.batches
-        ),
-        "seconds, 2048 features, CPU": distance_seconds(),
         "versions": versions(),
     }
-    if arguments.generator is not None:
-        result["generation"] = whole_evaluation(arguments.generator, device, arguments.count, arguments.batch_size)
-    path = Path(__file__).parent / "results" / f"{result['date']}-evaluate-{device.type}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    batch_size = arguments.batch_size
+    if arguments.piece == "cifar":
+        found = cifar_distance(device, arguments.cifar, batch_size, arguments.features)
+    elif arguments.piece == "networks":
+        names = arguments.networks.split(",")
+        found = {
+            "images per second at 256 px": network_rates(names, device, batch_size, arguments.batches),
+            "seconds, 2048 features, CPU": distance_seconds(),
+        }
+    else:
+        found = whole_evaluation(arguments.generator, device, arguments.count, batch_size, arguments.features)
+    result[arguments.piece] = {**found, "batch size": batch_size}
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(path.read_text())
 
 
