@@ -182,6 +182,12 @@ def test_odd_modes_become_rgb(tmp_path):
     assert images[4].size == (32, 32)
 
 
+def test_a_file_in_place_of_its_folder_is_told(tmp_path):
+    write_image(tmp_path / "one.png", 0)
+    with pytest.raises(UserError, match=r"one\.png is a file: give the folder"):
+        open_images(str(tmp_path / "one.png"))
+
+
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_pixels_of_unknown_range_are_refused(mode, tmp_path):
     """A float TIFF would read black, and one of 32-bit integers white."""

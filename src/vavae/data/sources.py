@@ -374,6 +374,8 @@ def open_images(
         name = spec.removeprefix("hf:")
         return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check)
     root = Path(spec).expanduser()
+    if root.is_file():
+        raise UserError(f"images: {spec} is a file: give the folder it is in")
     if not root.is_dir():
         raise UserError(f'no such images: {spec} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')
     inside = {which: [root / n for n in names if (root / n).is_dir()] for which, names in _SPLIT_FOLDERS.items()}

@@ -85,6 +85,8 @@ class FileBlocks:
 
     def __init__(self, folder: str | Path) -> None:
         root = Path(folder)
+        if root.is_file():
+            raise UserError(f"{folder}: is neither a folder of samples nor an npz")
         if not root.is_dir():
             raise UserError(f"no such folder or file of samples: {folder}")
         files = sorted(root.glob("[0-9]*.png"))
