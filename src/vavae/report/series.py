@@ -101,4 +101,11 @@ def _draw(axes: "Axes", one: Series) -> None:
         if spread:
             axes.plot((px, px), (py - spread, py + spread), color=colour, linewidth=1.2)
     for (px, py), note in zip(one.points, one.notes, strict=False):
-        axes.annotate(note, (px, py), xytext=(5, 6), textcoords="offset points", fontsize=9, color=colour)
+        axes.annotate(
+            note,
+            (px, py),
+            xytext=(5, 6 if one.style % 2 == 0 else -12),
+            textcoords="offset points",
+            fontsize=9,
+            color=colour,
+        )

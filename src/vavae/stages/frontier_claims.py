@@ -1,8 +1,9 @@
 """The paper's claims beside what was measured, with a verdict that follows from the numbers by a stated rule.
 
 A claim says which of two numbers is smaller, for one or more pairs. A pair holds if the means are in that order, and is
-open if they are nearer to each other than the spreads of both together. All hold: reproduced; none: not; else partly.
-With too few samples, or distances that are no FIDs, the direction is told and no verdict is given.
+open if they are nearer to each other than the spreads of both together, or than 3 % where there is one seed. All hold:
+reproduced; none: not; else partly. With too few samples, or distances that are no FIDs, the direction is told and no
+verdict is given.
 """
 
 import math
@@ -28,6 +29,8 @@ from vavae.stages.frontier_tables import (
 ENOUGH_SAMPLES = 5_000
 ENOUGH_RECONSTRUCTIONS = 1_000
 UNMEASURED = "not yet measured"
+_ONE_SEED = 0.03  # relative difference below which one seed each says nothing
+_COST = 1.12  # the paper's own worst ratio of rFID with DINOv2 to rFID without: .55 / .49 at d 16
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class _Pair:
         """None where the difference is within the spreads."""
         a, b = self.smaller, self.larger
         assert a.mean is not None and b.mean is not None
-        both = math.hypot(a.spread or 0.0, b.spread or 0.0)
+        if a.spread is None or b.spread is None:
+            both = _ONE_SEED * max(abs(a.mean), abs(b.mean))
+        else:
+            both = math.hypot(a.spread, b.spread)
         if abs(b.mean - a.mean) <= both or a.mean == b.mean:
             return None
         return b.mean > a.mean
@@ -73,7 +79,7 @@ def judge(pairs: Sequence[tuple[Stat, Stat]], enough: bool) -> str:
     if all(holding):
         said = "reproduced"
     elif not any(holding):
-        said = "not" if any(h is False for h in holding) else "open: within the spread of the seeds"
+        said = "not" if any(h is False for h in holding) else "open: no difference to speak of"
     else:
         said = f"partly ({sum(h is True for h in holding)} of {len(holding)})"
     if not enough:
@@ -175,11 +181,15 @@ def _dilemma(measured: Measured) -> Iterator[Claim]:
         judge([(b.ours[gfid], a.ours[gfid]) for a, b in highest], _enough(measured)),
     )
     yield Claim(
-        f"Alignment does not cost reconstruction at high d ({aligned})",
-        "rFID 0.26 → 0.28 at d 32, 0.17 → 0.14 at d 64 (Table 2)",
+        f"Alignment costs little reconstruction: r{name} at most 12 % higher ({aligned})",
+        "rFID 0.49 → 0.55, 0.26 → 0.28, 0.17 → 0.14 at d 16, 32, 64 (Table 2)",
         _both(there, "rfid"),
-        judge([(b.ours["rfid"], a.ours["rfid"]) for a, b in highest], enough),
+        judge([(b.ours["rfid"], _times(a.ours["rfid"], _COST)) for a, b in there], enough),
     )
+
+
+def _times(stat: Stat, factor: float) -> Stat:
+    return Stat(tuple(factor * value for value in stat.values), stat.wanted)
 
 
 def _both(rows: Sequence[tuple[Row, Row]], key: str) -> str:

@@ -102,7 +102,7 @@ def frontier(measured: Measured) -> list[Drawn]:
             [f"d {d}" for d in paper.DIMENSIONS],
             style=style,
         )
-        for kind, style in (("none", 0), ("dinov2", 1), ("mae", 6))
+        for kind, style in (("none", 0), ("dinov2", 1), ("mae", 2))
     ]
     note = "Table 2 of the paper: ImageNet at 256 px, f16; other data and models, so only the shape compares."
     return found + _drawn("figure2-published", "Published, B", published, note, x="rFID", y="gFID")

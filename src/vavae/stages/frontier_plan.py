@@ -238,6 +238,9 @@ class Grid:
         """A teacher at the input size that gives the latent's grid, or at the one after its @."""
         plain, _, side = name.partition("@")
         spec = next((spec for spec in TEACHERS if spec.name == plain), None)
+        if spec is None and "/" not in plain and not Path(plain).is_dir():
+            known = ", ".join(spec.name for spec in TEACHERS)
+            raise UserError(f"experiments: teacher '{plain}' is no known name, folder or hub model (names: {known})")
         size: int | None = None
         if side:
             if not side.isdigit():
@@ -251,9 +254,10 @@ class Grid:
 
     def _alignment(self, loss: Loss) -> AlignmentConfig:
         base = self.config.tokenizer.objective.alignment
+        if loss == "none":
+            return AlignmentConfig(enabled=False)  # settings of what is off must not tell two cells apart
         changes: dict[Loss, dict[str, Any]] = {
             "full": {"enabled": True},
-            "none": {"enabled": False},
             "no-margin": {"enabled": True, "cos_margin": 0.0, "distance_margin": 0.0},
             # One term alone gets half the weight, as published.
             "no-mcos": {"enabled": True, "cos_weight": 0.0, "weight": base.weight / 2},

@@ -1,0 +1,194 @@
+"""The grid by the real command line: nothing is trained twice, two processes share it, damage is mended."""
+
+import contextlib
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from vavae.cli import run
+
+COMMAND = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from vavae.cli import main; main()"]
+RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
+UNITS = {"tokenizer": 5, "uniformity": 5, "generator": 7, "curve": 2}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [*COMMAND, "frontier", RECIPE, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    output, error = process.communicate()
+    return process.returncode, output, error
+
+
+def here(*arguments: str) -> tuple[int, str, str]:
+    """The same command in this process, which has loaded its libraries already."""
+    output, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+        code = run(["frontier", RECIPE, *arguments])
+    return code, output.getvalue(), error.getvalue()
+
+
+def trained(output: str) -> list[str]:
+    return re.findall(r"^training (.*)$", output, re.MULTILINE)
+
+
+def results(folder: Path) -> dict[str, int]:
+    """Result files with the time they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str, str]], list[str]]:
+    """A grid that is stopped once, then finished by two processes at the same time."""
+    folder = tmp_path_factory.mktemp("frontier") / "run"
+    first = start("--output", str(folder))
+    while first.poll() is None and len(results(folder)) < 3:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    stopped = finish(first)
+    assert stopped[0] == 1, stopped
+    assert "Traceback" not in stopped[2]
+    assert "the same command goes on" in stopped[2].splitlines()[-1]
+    before = results(folder)
+    assert 3 <= len(before) < sum(UNITS.values())
+    pair = [start("--output", str(folder)) for _ in range(2)]
+    ended = [finish(process) for process in pair]
+    assert {name: at for name, at in results(folder).items() if name in before} == before  # nothing done again
+    return folder, ended, trained(stopped[1])
+
+
+Shared = tuple[Path, list[tuple[int, str, str]], list[str]]
+
+
+def test_two_processes_share_the_cells(shared: Shared) -> None:
+    folder, ended, _ = shared
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    found = [name.split("-")[0] for name in results(folder)]
+    assert {kind: found.count(kind) for kind in UNITS} == UNITS
+    done = [set(re.findall(r"^done: (.*) in \d", output, re.MULTILINE)) for _, output, _ in ended]
+    assert not done[0] & done[1] and done[0] and done[1]
+    assert not list((folder / "claims").glob("*.lock"))
+
+
+def test_nothing_is_trained_twice(shared: Shared) -> None:
+    """A cell that was stopped inside its training is taken up, and counts once more; all others once."""
+    _, ended, at_first = shared
+    everything = at_first + [label for _, output, _ in ended for label in trained(output)]
+    assert len(set(everything)) == 12  # 5 tokenizers and 7 generators, though the tables ask for 16 generators
+    assert len(everything) <= 13
+
+
+def test_all_tables_and_figures_are_there(shared: Shared) -> None:
+    folder = shared[0]
+    assert {path.name for path in folder.glob("*.csv")} == {f"table{n}.csv" for n in (1, 2, 4, 5, 6)}
+    assert {"figure2-nano-2.svg", "figure2-published.svg", "figure4-training.svg"} <= {
+        path.name for path in folder.glob("*.svg")
+    }
+    assert len(list(folder.glob("figure6-*.svg"))) == 5
+    tables = json.loads((folder / "tables.json").read_text())
+    for table in tables["tables"].values():
+        for row in table["rows"]:
+            assert all(stat["mean"] is not None for stat in row["ours"].values()), row
+    rows = {tuple(row["labels"].values()): row for row in tables["tables"]["table2"]["rows"]}
+    shared_cell = rows["4", "none"]["ours"]["gfid/nano/2"]
+    assert shared_cell["values"] == tables["tables"]["table4"]["rows"][0]["ours"]["gfid"]["values"]
+    for curve in tables["curves"].values():
+        assert [images for images, _ in curve] == [32, 64]
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_whole_and_stands_alone(shared: Shared) -> None:
+    page = _Page()
+    page.feed((shared[0] / "frontier.html").read_text())
+    assert all(source.startswith(("data:", "#")) for source in page.sources)
+    assert len([source for source in page.sources if source.startswith("data:image/")]) == 5 + 7
+    for published in ("16.24", "36.83", "0.55", "19.50", "too little for a verdict", "CIFAR-10", "saliency"):
+        assert published in page.text, published
+    assert "reproduced" not in page.text  # nobody may say so from twenty samples
+    assert "missing" not in page.text
+
+
+def test_a_finished_grid_trains_nothing_and_damage_is_mended(shared: Shared) -> None:
+    folder = shared[0]
+    before = results(folder)
+    victim = next(folder.glob("results/generator-*.json"))
+    whole = json.loads(victim.read_text())
+    whole["content"]["records"][0]["value"] += 1.0  # a number that nobody measured
+    victim.write_text(json.dumps(whole))
+    code, output, error = here("--output", str(folder))
+    assert code == 0, error
+    assert f"{victim}: damaged" in output
+    assert trained(output) == []  # the generator is there, and is measured again
+    after = results(folder)
+    assert {name for name in after if after[name] != before.get(name)} == {victim.name, f"damaged-{victim.name}"}
+    again = json.loads(victim.read_text())["content"]["records"][0]["value"]
+    assert again == pytest.approx(whole["content"]["records"][0]["value"] - 1.0, rel=1e-6)
+
+
+def test_a_page_is_made_of_what_is_finished(shared: Shared, tmp_path: Path) -> None:
+    """Result files alone, brought from another machine, are enough."""
+    target = tmp_path / "run/results"
+    target.mkdir(parents=True)
+    for path in shared[0].glob("results/tokenizer-*.json"):
+        (target / path.name).write_bytes(path.read_bytes())
+    code, output, error = here("--output", str(tmp_path / "run"), "--page_only")
+    assert code == 0, error
+    assert "5 of 19 done" in output and trained(output) == []
+    page = _Page()
+    page.feed((tmp_path / "run/frontier.html").read_text())
+    assert "missing" in page.text and "not yet measured" in page.text
+
+
+def test_a_time_limit_ends_well(tmp_path: Path) -> None:
+    code, output, error = here("--output", str(tmp_path / "run"), "--time_limit", "0.02")
+    assert code == 0, error
+    assert "time limit reached" in output.splitlines()[-1]
+    assert (tmp_path / "run/frontier.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--experiments.table2.sizes", "[huge/2]"), "huge/2"),
+        (("--experiments.table4.teachers", "[none,dinov2-small-focus@wide]"), "wide"),
+        (("--experiments.table2.colours", "3"), "colours"),
+        (("--experiments.table5.losses", "[half]"), "half"),
+        (("--measure.samples", "1"), "samples"),
+        (("--generator.curve_points", "0"), "curve_points"),
+        (("--data.images", "/no/such/folder"), "/no/such/folder"),
+        (("--experiments.table2.teachers", "[none,dinov9]"), "dinov9"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    code, _, said = here("--output", str(tmp_path / "run"), *arguments)
+    assert code == 2
+    assert named in said and len(said.strip().splitlines()) == 1
+
+
+def test_help_shows_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["frontier", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--measure.samples" in said and "default: 50000" in said
+    assert "--experiments.table2.dimensions" in said
