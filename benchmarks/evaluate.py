@@ -180,6 +180,7 @@ def main() -> None:
     else:
         found = whole_evaluation(arguments.generator, device, arguments.count, batch_size, arguments.features)
     result[arguments.piece] = {**found, "batch size": batch_size}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
         partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(path.read_text())
