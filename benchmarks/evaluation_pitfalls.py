@@ -151,6 +151,8 @@ def tables(result: dict[str, Any]) -> str:
             ],
         ),
     ]
+    if abs(labels["random - balanced"]) < 2 * labels["standard error"]:
+        parts.append("The difference is within its scatter: so few images do not tell.\n")
     if "guidance" in result:
         guidance = result["guidance"]
         rows = [

@@ -1,5 +1,6 @@
 """What a run measures as it goes on, and what it says before it begins."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from vavae.data import to_uint8
 from vavae.errors import UserError
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.pretrained import Generator, SamplingConfig
-from vavae.stages import train_dit, validation
+from vavae.stages import bench, train_dit, validation
 from vavae.stages.images import ImagesConfig
 from vavae.stages.validation import FrechetConfig
+from vavae.training.throughput import count_flops, measured_tflops
 from vavae.training.tracking import read_metrics
 
 Launch = Callable[..., None]
@@ -86,3 +88,38 @@ def test_the_validation_loss_is_of_the_given_latents(data: Path, tmp_path: Path)
     assert [line["images"] for line in found] == [48, 96]
     assert found[1]["validation/total"] != found[0]["validation/total"]
     assert found[1]["validation/total"] == pytest.approx(found[1]["total"], rel=0.3)
+
+
+def test_a_run_says_beforehand_what_it_needs(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, memory of the state, disk, and hours: operations over 40 % of what one matrix product reaches."""
+    monkeypatch.setattr("vavae.training.throughput.measured_tflops", lambda *_: 1e-6)
+    train_dit.run(transformer_recipe(tmp_path, data))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("transformer: "))
+    assert "12 steps of 8 images" in line and "of parameters, averages and optimizer" in line and "free)" in line
+    gflop = float(line.partition(" GFLOP per image")[0].rpartition("; ")[2])
+    hours = float(line.partition(" hours on 1 x CPU")[0].rpartition("about ")[2])
+    assert hours == pytest.approx(96 * gflop * 1e9 / (0.4 * 1e-6 * 1e12) / 3600, rel=0.1)
+    timing = (tmp_path / "timing.jsonl").read_text().splitlines()[-1]
+    assert all(f'"{name}"' in timing for name in ("images_per_second", "tokens_per_second", "memory_gb", "tflops"))
+
+
+def test_a_matrix_product_counts_its_operations() -> None:
+    a = torch.ones(30, 40)
+    assert count_flops(lambda: a @ a.T) == 2 * 30 * 40 * 30
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+    with torch.inference_mode():
+        assert count_flops(lambda: layer(torch.ones(2, 3, 8, 8))) == 2 * 2 * 5 * 64 * 27
+        assert count_flops(lambda: torch.nn.functional.linear(a, a)) == 2 * 30 * 40 * 30
+    assert 0 < measured_tflops(torch.device("cpu"), torch.float32) < 100
+
+
+def test_bench_reports_every_stage_with_its_share_of_the_peak(tmp_path: Path) -> None:
+    bench.run(bench.Config(batch_size=2, repeats=1, device="cpu", precision="fp32", output=str(tmp_path / "b.json")))
+    record = json.loads((tmp_path / "b.json").read_text())
+    stages = {result["stage"].partition(",")[0]: result for result in record["results"]}
+    assert set(stages) == {"tokenizer step", "encode", "transformer step", "sampling", "latent reading"}
+    for name, result in stages.items():
+        assert result["images_per_second"] > 0 and result["peak_memory_gb"] > 0
+        assert (result["tflops"] > 0) == (name != "latent reading") == (0 < result["mfu"] < 2)

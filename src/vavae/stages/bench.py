@@ -1,7 +1,6 @@
 """Throughput and memory of each stage on this machine."""
 
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig, build_optimizer
 from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
+from vavae.training.throughput import count_flops, measured_tflops, peak_memory_gb, peak_tflops
 from vavae.training.tracking import versions
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
@@ -63,12 +63,17 @@ class Result:
         images_per_second: Median over the repeats.
         spread: (slowest, fastest) images per second.
         peak_memory_gb: Of the device on a GPU, of the process on a CPU; of all stages so far.
+        tflops: Achieved TFLOP/s of matrix products, convolutions and attention; 0 where a stage has none.
+        mfu: Their share of the device's peak: of its data sheet where that is known, else of one large matrix product
+            in the same precision.
     """
 
     stage: str
     images_per_second: float
     spread: tuple[float, float]
     peak_memory_gb: float
+    tflops: float
+    mfu: float
 
 
 class _Bench:
@@ -85,23 +90,22 @@ class _Bench:
         self.latent_shape = (self.autoencoder.latent_channels, latent, latent)
         size = "S/2" if small else config.size
         self.transformer = LightningDiTConfig.from_size(size, latent_channels=self.latent_shape[0], latent_size=latent)
+        self.peak = peak_tflops(self.device) or measured_tflops(self.device, self.dtype)
 
     def _time(self, stage: str, step: Callable[[], object]) -> Result:
         rates = []
-        for repeat in range(-2, self.config.repeats):
+        flops = count_flops(step) / self.batch  # the first of two for warming up
+        for repeat in range(-1, self.config.repeats):
             began = time.perf_counter()
             step()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             if repeat >= 0:
                 rates.append(self.batch / (time.perf_counter() - began))
-        return Result(stage, statistics.median(rates), (min(rates), max(rates)), self._memory())
-
-    def _memory(self) -> float:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) / 1e9
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+        rate = statistics.median(rates)
+        tflops = rate * flops / 1e12
+        memory = peak_memory_gb(self.device)
+        return Result(stage, rate, (min(rates), max(rates)), memory, tflops, tflops / self.peak)
 
     def _images(self) -> torch.Tensor:
         source = open_images("demo", "train")
@@ -210,12 +214,18 @@ def run(config: Config) -> None:
 
     results = measure(config)
     table = Table(box=None, pad_edge=False)
-    for heading in ("stage", "images/s", "slowest", "fastest", "peak memory"):
+    for heading in ("stage", "images/s", "slowest", "fastest", "peak memory", "TFLOP/s", "MFU"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for r in results:
         slow, fast = r.spread
         table.add_row(
-            r.stage, f"{r.images_per_second:,.1f}", f"{slow:,.1f}", f"{fast:,.1f}", f"{r.peak_memory_gb:.2f} GB"
+            r.stage,
+            f"{r.images_per_second:,.1f}",
+            f"{slow:,.1f}",
+            f"{fast:,.1f}",
+            f"{r.peak_memory_gb:.2f} GB",
+            f"{r.tflops:,.3g}" if r.tflops else "",
+            f"{r.mfu:.0%}" if r.tflops else "",
         )
     Console().print(table)
     if config.output is not None:

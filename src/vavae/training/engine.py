@@ -25,6 +25,7 @@ from vavae.training.microbatch import MicroBatch, batch_length, split_batch
 from vavae.training.optimizer import Optimizer, linear_matrices
 from vavae.training.parallel import World, is_sharded, whole
 from vavae.training.posthoc import save_snapshot
+from vavae.training.precision import resolve_precision
 from vavae.training.schedule import learning_rate_factor
 from vavae.training.settings import EngineConfig
 from vavae.training.stability import Watch
@@ -128,6 +129,8 @@ class Engine:
             checkpoints=self.config.keep_checkpoints,
             work=self.task.work(),
             device=self._device,
+            dtype=torch.bfloat16 if resolve_precision(self.config.precision, self._device) == "bf16" else torch.float32,
+            processes=self.world.size,
             folder=self.folder,
         )
 

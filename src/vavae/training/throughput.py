@@ -1,6 +1,9 @@
 """How fast a run is, beside what the device can do, and what a run will need before it begins."""
 
+import resource
 import shutil
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +37,10 @@ _PEAKS = (
 )
 
 
+# Of the peak, what a training step of large matrix products gets in practice.
+_USUAL_SHARE = 0.4
+
+
 def peak_tflops(device: torch.device) -> float | None:
     """Dense bf16 matrix peak of a GPU in TFLOP/s, or None for a device that the table does not know."""
     if device.type != "cuda":
@@ -50,8 +57,13 @@ class _Counter(TorchDispatchMode):
         self.flops = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = operation(*args, **(kwargs or {}))
         formula = flop_registry.get(operation._overloadpacket)
+        if formula is None and operation is not torch.ops.prim.device.default:
+            with self:  # in inference mode, linear layers and convolutions arrive here whole
+                parts = operation.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        result = operation(*args, **(kwargs or {}))
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
         return result
@@ -80,13 +92,33 @@ class Work:
     tokens: int | None = None
 
 
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory in use so far: of the device on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
+    """What the device does in TFLOP/s on one large matrix product: its peak, where no table knows it."""
+    side = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    fastest = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        product = a @ a
+        product[0, 0].item()  # waits for the device
+        fastest = min(fastest, time.perf_counter() - began)
+    return 2 * side**3 / fastest / 1e12
+
+
 def rates(images_per_second: float, work: Work, device: torch.device, processes: int) -> dict[str, float]:
     """Numbers for the timing log: images and tokens per second over all processes; the rest per device."""
     numbers = {"images_per_second": images_per_second}
     if work.tokens is not None:
         numbers["tokens_per_second"] = images_per_second * work.tokens
-    if device.type == "cuda":
-        numbers["memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+    numbers["memory_gb"] = peak_memory_gb(device)
     if work.flops is not None:
         numbers["tflops"] = images_per_second * work.flops / processes / 1e12
         peak = peak_tflops(device)
@@ -96,9 +128,21 @@ def rates(images_per_second: float, work: Work, device: torch.device, processes:
 
 
 def estimate(
-    *, steps: int, batch_size: int, state_bytes: int, checkpoints: int, work: Work, device: torch.device, folder: Path
+    *,
+    steps: int,
+    batch_size: int,
+    state_bytes: int,
+    checkpoints: int,
+    work: Work,
+    device: torch.device,
+    dtype: torch.dtype,
+    processes: int,
+    folder: Path,
 ) -> str:
-    """What a run will need, in one line, before its first step."""
+    """What a run will need, in one line, before its first step: steps, memory of its state, disk, hours.
+
+    The hours are those of the operations alone, at the share of the device's peak that such training usually gets.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     parts = [
@@ -107,12 +151,18 @@ def estimate(
         f"up to {_size((checkpoints + 1) * state_bytes)} of checkpoints ({_size(free)} free)",
     ]
     if work.flops is not None:
+        peak = peak_tflops(device) or measured_tflops(device, dtype)
+        hours = steps * batch_size * work.flops / (_USUAL_SHARE * peak * 1e12) / 3600
         parts.append(f"{work.flops / 1e9:,.3g} GFLOP per image")
-        peak = peak_tflops(device)
-        if peak is not None:
-            hours = steps * batch_size * work.flops / (peak * 1e12) / 3600
-            parts.append(f"{hours:,.1f} device hours at peak")
+        parts.append(
+            f"about {hours / processes:,.2g} hours on {processes} x {_device_name(device)} "
+            f"at {_USUAL_SHARE:.0%} of {peak:,.3g} TFLOP/s"
+        )
     return "; ".join(parts)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def _size(count: float) -> str:
