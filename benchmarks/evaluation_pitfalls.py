@@ -165,6 +165,8 @@ def tables(result: dict[str, Any]) -> str:
             f"({guidance['latent_channels']} latent channels, {guidance['steps']} steps).\n",
             _table(["guidance", "FID"], rows),
         ]
+    else:
+        parts.append("**Guidance channels.** Not measured in this result.\n")
     return "\n".join(parts)
 
 
