@@ -14,7 +14,7 @@ from torch import nn
 
 from vavae.config import load_recipe, to_plain
 from vavae.losses import TokenizerObjective
-from vavae.stages import encode, train_dit, train_tokenizer
+from vavae.stages import encode, frontier, train_dit, train_tokenizer
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig
@@ -29,6 +29,8 @@ DIT_EPOCH = 1_280_000  # the paper's 80,000 steps of 1,024 are 64 epochs
 
 
 def stage_of(path: Path) -> Any:
+    if path.parent.name == "frontier":
+        return frontier
     command = {"tokenizer": train_tokenizer, "encode": encode}
     return next((stage for name, stage in command.items() if path.stem.startswith(name)), train_dit)
 

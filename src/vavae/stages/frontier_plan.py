@@ -272,8 +272,9 @@ class Grid:
     def tokenizer(self, cell: TokenizerCell) -> train_tokenizer.Config:
         """Recipe of a tokenizer, without its place."""
         recipe, config = self.config.tokenizer, self.config
+        engine = self._engine(recipe.images, recipe.batch_size, cell.seed, recipe.ema_decay)
         return train_tokenizer.Config(
-            data=config.data,
+            data=replace(config.data, crop="random" if recipe.random_crop else "center"),
             tokenizer=AutoencoderConfig(
                 cell.dimension,
                 recipe.base_channels,
@@ -286,7 +287,7 @@ class Grid:
             objective=replace(recipe.objective, alignment=self._alignment(cell.loss)),
             optimizer=recipe.optimizer,
             discriminator_optimizer=recipe.discriminator_optimizer,
-            training=self._engine(recipe.images, recipe.batch_size, cell.seed, recipe.ema_decay),
+            training=replace(engine, precision=recipe.precision),
         )
 
     def placed_tokenizer(self, cell: TokenizerCell) -> train_tokenizer.Config:
@@ -321,22 +322,23 @@ class Grid:
             shape = TransformerConfig(f"S/{patch}", own.width, own.depth, own.heads)
         else:
             shape = TransformerConfig(cell.size)
-        engine = self._engine(recipe.images, recipe.batch_size, cell.tokenizer.seed, recipe.ema_decay)
+        images = recipe.images_of_size.get(cell.size, recipe.images)
+        engine = self._engine(images, recipe.batch_size, cell.tokenizer.seed, recipe.ema_decay)
         full = train_dit.Config(
             transformer=shape,
             flip=self.config.tokenizer.flips,
             sampling=recipe.sampling,
             optimizer=recipe.optimizer,
-            training=replace(engine, precision=recipe.precision, averages=self._averages()),
+            training=replace(engine, precision=recipe.precision, averages=self._averages(images)),
             compile=recipe.compile,
         )
         return down_to(full, cell.row)
 
-    def _averages(self) -> AveragesConfig:
+    def _averages(self, images: int) -> AveragesConfig:
         recipe = self.config.generator
         if not recipe.curve_points:
             return AveragesConfig()
-        return AveragesConfig((), (recipe.curve_width,), recipe.images // recipe.curve_points)
+        return AveragesConfig((), (recipe.curve_width,), images // recipe.curve_points)
 
     def placed_generator(self, cell: GeneratorCell) -> train_dit.Config:
         """Recipe of a generator, to be run."""

@@ -44,6 +44,9 @@ class TokenizerRecipe:
         optimizer: Of autoencoder and projection.
         discriminator_optimizer: Of the discriminator.
         ema_decay: Decay of the averaged weights, which are what is measured; null keeps none.
+        precision: Compute precision of training.
+        random_crop: Train on random crops, as published, where images are larger than `data.size`; everything else
+            takes the centre. Needs `cache_features` false.
         cache_features: Run each teacher once over the training images and keep its features on the disk.
         latent_dtype: Type in which the latents of the training images are stored.
         flips: Train generators on the latents of mirrored images too.
@@ -59,9 +62,15 @@ class TokenizerRecipe:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     ema_decay: float | None = None
+    precision: Precision = "auto"
+    random_crop: bool = False
     cache_features: bool = True
     latent_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     flips: bool = True
+
+    def __post_init__(self) -> None:
+        if self.random_crop and self.cache_features:
+            raise UserError("tokenizer.random_crop: needs tokenizer.cache_features false")
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class GeneratorRecipe:
 
     Attributes:
         images: Latents that each generator sees.
+        images_of_size: Another number for some sizes: `{B/1: 204800000}`.
         batch_size: Latents per step.
         sizes: Further sizes by name; a size of this list is written with its patch, `tiny/1` say, as are the published
             ones (`S/1`, `B/2`).
@@ -99,6 +109,7 @@ class GeneratorRecipe:
     """
 
     images: int = 5_000_000
+    images_of_size: dict[str, int] = field(default_factory=dict)
     batch_size: int = 256
     sizes: dict[str, SizeConfig] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
