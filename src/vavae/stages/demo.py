@@ -16,7 +16,7 @@ from vavae.report import StepTiming
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.demo_measure import Measured, Reference, measure
 from vavae.stages.demo_page import headline, write_report
-from vavae.stages.demo_plan import ALIGNED, DEFAULT, QUICK, UNALIGNED, Plan
+from vavae.stages.demo_plan import ALIGNED, DEFAULT, QUICK, TOKENIZER_BATCH, UNALIGNED, Plan
 from vavae.stages.invocation import command_line
 from vavae.stages.run_folder import claim, exclusive
 from vavae.teachers import load_teacher
@@ -120,7 +120,9 @@ def _run(config: Config, plan: Plan) -> Path:
     with steps("features of the test images", f"{len(test):,} images"):
         reference = Reference.of(plan, train, test, teacher)
     for name in (ALIGNED, UNALIGNED) if config.compare else (ALIGNED,):
-        with steps(f"train the {name} tokenizer", f"{budget.tokenizer_images:,} images seen, batches of 64"):
+        with steps(
+            f"train the {name} tokenizer", f"{budget.tokenizer_images:,} images seen, batches of {TOKENIZER_BATCH}"
+        ):
             train_tokenizer.run(plan.tokenizer(name))
         with steps(f"encode ({name})", f"{len(train):,} images and their mirror images"):
             encode.run(plan.encode(name))
