@@ -164,6 +164,7 @@ def tables(result: dict[str, Any]) -> str:
             f"**Guidance channels.** {guidance['samples']} samples of the demo's generator "
             f"({guidance['latent_channels']} latent channels, {guidance['steps']} steps).\n",
             _table(["guidance", "FID"], rows),
+            "One draw of each, whose scatter is not known: small differences say nothing.\n",
         ]
     else:
         parts.append("**Guidance channels.** Not measured in this result.\n")
