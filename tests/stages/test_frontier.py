@@ -116,7 +116,7 @@ class _Page(HTMLParser):
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        self.text += data if self.lasttag != "style" else ""
 
 
 def test_the_page_is_whole_and_stands_alone(shared: Shared) -> None:
@@ -192,3 +192,9 @@ def test_help_shows_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> No
     said = capsys.readouterr().out
     assert "--measure.samples" in said and "default: 50000" in said
     assert "--experiments.table2.dimensions" in said
+
+
+def test_torchrun_is_told_how_to_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, said = here("--output", str(tmp_path / "run"))
+    assert code == 2 and "plain processes" in said

@@ -45,16 +45,18 @@ def series_figure(
         series: What to draw; those without points are left out.
         x: Label of the horizontal axis.
         y: Label of the vertical axis.
-        log_x: Logarithmic horizontal axis.
-        log_y: Logarithmic vertical axis.
+        log_x: Logarithmic horizontal axis, where the points span more than a factor of 3.
+        log_y: The same of the vertical axis.
         from_zero: Let the horizontal axis begin at 0.
     """
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_axes((0.135, 0.15, 0.84, 0.82))
-        if log_x:
+        # Over a small range a logarithmic axis has hardly a tick.
+        wide_x, wide_y = (log and _wide(series, i) for i, log in enumerate((log_x, log_y)))
+        if wide_x:
             axes.set_xscale("log")
-        if log_y:
+        if wide_y:
             axes.set_yscale("log")
         for one in series:
             if one.points:
@@ -64,7 +66,7 @@ def series_figure(
         axes.margins(0.12)
         if from_zero:
             axes.set_xlim(left=0)
-        for axis, logarithmic in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
+        for axis, logarithmic in ((axes.xaxis, wide_x), (axes.yaxis, wide_y)):
             if logarithmic:
                 _few_ticks(axis)
             else:
@@ -72,6 +74,11 @@ def series_figure(
             axis.set_major_formatter(lambda value, _: short(value))
 
     return _svg(draw, 5.2, 3.5)
+
+
+def _wide(series: Sequence[Series], coordinate: int) -> bool:
+    values = [point[coordinate] for one in series for point in one.points]
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 3
 
 
 def _few_ticks(axis: object) -> None:

@@ -167,6 +167,8 @@ def run(config: Config) -> Path:
         KeyboardInterrupt: A stop was asked for; what is finished is kept, and the page shows it.
     """
     folder = Path(config.output)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("torchrun: start plain processes on one --output instead, one per GPU; they share the cells")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -301,6 +301,8 @@ def _train_generator(bench: Bench, cell: GeneratorCell, folder: Path, with_avera
     if (folder / "run/generator").exists():  # its averages are gone: they come with a new run only
         shutil.rmtree(folder / "run")
     print(f"training {cell.label}", flush=True)
+    # What is compiled is kept on the disk; in one process only a few versions of a function may pile up.
+    torch.compiler.reset()
     train_dit.run(bench.grid.placed_generator(cell))
     _forget_training(folder / "run")
     if not with_averages:

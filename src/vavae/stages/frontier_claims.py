@@ -30,6 +30,7 @@ ENOUGH_SAMPLES = 5_000
 ENOUGH_RECONSTRUCTIONS = 1_000
 UNMEASURED = "not yet measured"
 _ONE_SEED = 0.03  # relative difference below which one seed each says nothing
+_SPEED_UP = 2.0  # a factor that counts as the paper's 2.5 to 2.8; a smaller one above 1 is a part of it
 _COST = 1.12  # the paper's own worst ratio of rFID with DINOv2 to rFID without: .55 / .49 at d 16
 
 
@@ -83,9 +84,14 @@ def judge(pairs: Sequence[tuple[Stat, Stat]], enough: bool) -> str:
     else:
         said = f"partly ({sum(h is True for h in holding)} of {len(holding)})"
     if not enough:
-        words = {"reproduced": "direction as in the paper", "not": "direction against the paper"}
-        said = f"{words.get(said, f'direction: {said}')}; too little for a verdict"
+        said = _direction(said)
     return f"{said}{', one seed' if seeds == 1 else ''}"
+
+
+def _direction(verdict: str) -> str:
+    """What may be said where there is too little for a verdict."""
+    words = {"reproduced": "direction as in the paper", "not": "direction against the paper"}
+    return f"{words.get(verdict, verdict.removeprefix('open: '))}; too little for a verdict"
 
 
 def read(stat: Stat, decimals: int) -> str:
@@ -201,7 +207,7 @@ def _both(rows: Sequence[tuple[Row, Row]], key: str) -> str:
 def _convergence(measured: Measured) -> Claim:
     wanted = measured.grid.config.experiments.convergence
     claim = f"Alignment speeds up convergence (d {wanted.dimension}, {wanted.size})"
-    found, reached = [], 0
+    found, factors = [], []
     for seed in wanted.seeds:
         curves = {
             t: measured.curve(GeneratorCell(TokenizerCell.of(wanted.dimension, t, "full", seed), wanted.size))
@@ -211,15 +217,14 @@ def _convergence(measured: Measured) -> Claim:
         for teacher in wanted.teachers:
             if teacher != NONE and plain and curves[teacher]:
                 times = speed_up(plain, curves[teacher])
-                reached += times is not None and times > 1
+                factors.append(times or 0.0)
                 found.append(f"{teacher}: " + ("never gets there" if times is None else f"{times:.2f} times"))
     if not found:
         return Claim(claim, SPEED_UP)
-    verdict = "reproduced" if reached == len(found) else "partly" if reached else "not"
+    verdict = "reproduced" if min(factors) >= _SPEED_UP else "partly" if max(factors) > 1 else "not"
     measure = measured.grid.config.measure
     if not measure.is_fid or measure.curve_samples < ENOUGH_SAMPLES:
-        words = {"reproduced": "direction as in the paper", "not": "direction against the paper"}
-        verdict = f"{words.get(verdict, verdict)}; too little for a verdict"
+        verdict = _direction(verdict)
     return Claim(claim, SPEED_UP, "; ".join(found), f"{verdict}{', one seed' if len(wanted.seeds) == 1 else ''}")
 
 
@@ -261,8 +266,7 @@ def _uniformity(measured: Measured) -> Claim:
     signs = [c.pearson > 0 for c in found]
     verdict = "reproduced" if all(signs) else "partly" if any(signs) else "not"
     if not _enough(measured) or min(c.count for c in found) < 5:
-        words = {"reproduced": "direction as in the paper", "not": "direction against the paper"}
-        verdict = f"{words.get(verdict, 'direction: partly')}; too little for a verdict"
+        verdict = _direction(verdict)
     return Claim(claim, published, said, verdict)
 
 

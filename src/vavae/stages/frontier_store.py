@@ -123,7 +123,7 @@ class Claims:
 
     def owner(self, name: str) -> Owner | None:
         """Who holds a claim now; None where nobody who lives does."""
-        path = self._path(name)
+        path, age = self._path(name), 0.0
         try:
             age = time.time() - path.stat().st_mtime
             said = json.loads(path.read_text())

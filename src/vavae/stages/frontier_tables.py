@@ -83,12 +83,14 @@ class Column:
         title: Heading.
         decimals: Digits after the point.
         better: Which direction is better.
+        published_title: Heading of the paper's numbers beside it, where it is another.
     """
 
     key: str
     title: str
     decimals: int
     better: Literal["higher", "lower"]
+    published_title: str = ""
 
     @property
     def published_decimals(self) -> int:
@@ -214,7 +216,10 @@ def table2(measured: Measured) -> Table:
     """Reconstruction and generation over dimensions, teachers and sizes."""
     wanted = measured.grid.config.experiments.table2
     (gfid,) = _columns(measured, "gfid")
-    sizes = tuple(Column(f"gfid/{s}", f"{gfid.title} {s}", gfid.decimals, "lower") for s in wanted.sizes)
+    theirs = {size: paper.size_counterpart(size, wanted.sizes) or "" for size in wanted.sizes}
+    sizes = tuple(
+        Column(f"gfid/{s}", f"{gfid.title} {s}", gfid.decimals, "lower", f"gFID {theirs[s]}") for s in wanted.sizes
+    )
     columns = _columns(measured, "rfid", "psnr", "lpips", "ssim", "probe", "agreement")
     rows = []
     for dimension in wanted.dimensions if wanted.seeds else ():
@@ -243,13 +248,11 @@ def _published2(measured: Measured, dimension: int, teacher: str) -> tuple[dict[
     if found is None:
         return {}, ""
     values = {key: value for key, value in found.values.items() if "/" not in key}
-    said = []
     for size in wanted.sizes:
         theirs = paper.size_counterpart(size, wanted.sizes)
         if theirs is not None:
             values[f"gfid/{size}"] = found.values[f"gfid/{theirs}"]
-            said.append(theirs)
-    return values, f"{found.source}; {', '.join(said)}"
+    return values, found.source
 
 
 def table4(measured: Measured) -> Table:
