@@ -42,8 +42,8 @@ class Budget:
 
     train_images: int = 5000
     test_images: int = 1000
-    tokenizer_images: int = 20_480
-    adversarial_from: int = 18_432
+    tokenizer_images: int = 16_384
+    adversarial_from: int = 14_848
     generator_images: int = 30_720
     width: int = 256
     depth: int = 6
@@ -144,7 +144,7 @@ class Plan:
                 device=self.device,
                 ema_decay=0.95,
                 log_images=256,
-                checkpoint_images=5_120,
+                checkpoint_images=4_096,
                 keep_checkpoints=1,
             ),
         )
