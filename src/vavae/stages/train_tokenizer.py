@@ -34,6 +34,7 @@ from vavae.stages.initial import load_initial
 from vavae.stages.run_folder import claim, exclusive, stream_seed
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
+from vavae.training.compilation import compile_methods
 from vavae.training.engine import Engine, EngineConfig, Task
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
@@ -108,6 +109,7 @@ class Config:
         optimizer: Of autoencoder and projection.
         discriminator_optimizer: Of the discriminator.
         training: How long and how.
+        compile: Compile encoder, decoder and LPIPS with torch.compile, each as one graph.
     """
 
     output: str = "runs/tokenizer"
@@ -120,6 +122,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     training: EngineConfig = field(default_factory=EngineConfig)
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.data.size % self.tokenizer.factor:
@@ -187,6 +190,20 @@ class TokenizerTask(Task):
         for module in (self.autoencoder, self.objective):
             module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.modules: Mapping[str, nn.Module] = {"autoencoder": self.autoencoder, "objective": self.objective}
+        if config.compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compile what takes the time.
+
+        The last layers of encoder and decoder stay outside the graphs: adaptive weights ask for gradients at them
+        alone, and a graph gives all of its gradients or none. For the same reason the discriminator is not compiled:
+        it is passed back once for the images and once for its parameters.
+        """
+        compile_methods(self.autoencoder.encoder, "features")
+        compile_methods(self.autoencoder.decoder, "features")
+        if self.objective.perceptual is not None:
+            compile_methods(self.objective.perceptual, "extract", "distance")
 
     def _prepare_teacher(self, folder: Path) -> tuple[Teacher | None, FeatureCache | None]:
         config = self.config

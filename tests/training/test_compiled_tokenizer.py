@@ -1,0 +1,85 @@
+"""A compiled step of the tokenizer: one graph each for encoder, decoder and LPIPS, and the numbers of the plain one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import TinyTeacher, tokenizer_recipe
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from vavae.data import InMemoryImages
+from vavae.losses import LPIPS, PerceptualConfig
+from vavae.stages import train_tokenizer
+from vavae.stages.train_tokenizer import TokenizerTask
+from vavae.training.microbatch import split_batch
+from vavae.training.task import Task
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    torch._dynamo.reset()
+    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+
+    def lpips(network: str) -> LPIPS:
+        torch.manual_seed(3)
+        return LPIPS("vgg16")
+
+    monkeypatch.setattr(LPIPS, "pretrained", lpips)
+    with torch._functorch.config.patch(donated_buffer=True):  # as torch has it, and has it again afterwards
+        yield
+
+
+def tasks(folder: Path) -> tuple[TokenizerTask, TokenizerTask]:
+    """The same task, compiled and not, with every term of the objective and both adaptive weights."""
+    recipe = tokenizer_recipe(folder)
+    objective = replace(recipe.objective, perceptual=PerceptualConfig(weight=1.0))
+    recipe = replace(recipe, objective=objective)
+    source = InMemoryImages(recipe.data.open("train"), 16, 0)
+    recipe = replace(recipe, data=replace(recipe.data, crop="center", workers=0))
+    compiled, plain = (TokenizerTask(replace(recipe, compile=way), source, folder) for way in (True, False))
+    return compiled, plain
+
+
+def gradients(task: Task) -> dict[str, torch.Tensor]:
+    named = [pair for module in task.modules.values() for pair in module.named_parameters()]
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def assert_same_step(compiled: TokenizerTask, plain: TokenizerTask, images_seen: int, size: int) -> None:
+    found = []
+    for task in (compiled, plain):
+        for module in task.modules.values():
+            module.zero_grad()
+        batch = next(iter(task.batches(0, 0)))
+        parts = split_batch(batch, size)
+        terms = [task.step(part, images_seen, len(part.positions) / 8) for part in parts]
+        found.append((terms, gradients(task)))
+    (terms, grads), (expected_terms, expected_grads) = found
+    assert grads.keys() == expected_grads.keys() and len(grads) > 50
+    for one, other in zip(terms, expected_terms, strict=True):
+        assert one["alignment_weight"] > 0 and (one["adversarial_weight"] > 0) == (images_seen >= 16)
+        for name, value in other.items():
+            torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for name, value in expected_grads.items():
+        torch.testing.assert_close(grads[name], value, rtol=1e-3, atol=1e-5 * max(1, value.abs().max()), msg=name)
+
+
+def test_losses_and_gradients_are_those_of_the_plain_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after the discriminator begins, in parts of several sizes, and on test images without gradients."""
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    compiled, plain = tasks(tmp_path)
+    assert compiled.autoencoder.state_dict().keys() == plain.autoencoder.state_dict().keys()
+    assert_same_step(compiled, plain, 0, 8)
+    assert counter.frame_count == 5  # encoder, decoder, LPIPS of the images and of the reconstruction, their distance
+    assert_same_step(compiled, plain, 16, 8)
+    assert counter.frame_count == 5
+    for size in (3, 5):
+        assert_same_step(compiled, plain, 16, size)
+    assert counter.frame_count <= 10  # once more each, for any number of images
+    terms, expected = compiled.validate({}), plain.validate({})
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5, msg=name)
