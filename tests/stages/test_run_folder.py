@@ -43,6 +43,14 @@ def test_another_recipe_is_refused_by_name(tmp_path: Path, other: Recipe, named:
     claim(tmp_path, replace(other, seed=0, training=Training()))
 
 
+def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("output: x\ntraining: {images: 10, device: cpu}\n")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    claim(tmp_path, Recipe())
+    with pytest.raises(UserError, match="seed = 0, not 3"):
+        claim(tmp_path, Recipe(seed=3))
+
+
 def test_a_call_that_made_nothing_does_not_cost_its_folder(tmp_path: Path) -> None:
     with exclusive(tmp_path):
         claim(tmp_path, Recipe(seed=3))

@@ -49,6 +49,7 @@ def claim(folder: Path, config: Any) -> None:
     """Make `folder` the run folder of `config`; a folder with the same recipe is taken up again.
 
     A folder in which nothing was made yet changes its recipe: a mistake in a first call must not cost its folder.
+    A key that the recipe of a former version does not have counts as its default.
 
     Raises:
         UserError: It holds a run with another recipe (the message names the first key that differs), or it
@@ -60,7 +61,7 @@ def claim(folder: Path, config: Any) -> None:
             (folder / name).unlink(missing_ok=True)
     if recipe.exists():
         try:
-            former = _flat(yaml.safe_load(recipe.read_text()))
+            former = _flat(to_plain(type(config)())) | _flat(yaml.safe_load(recipe.read_text()))
         except yaml.YAMLError as error:
             raise UserError(f"{recipe}: not YAML; is {folder} a run folder?") from error
         present = _flat(to_plain(config))
