@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import transformer_recipe, write_latents
+from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
 from torch import Tensor
 
-from vavae.data import to_uint8
+from vavae import counter
+from vavae.data import load_pixels, to_tensor, to_uint8
 from vavae.errors import UserError
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.pretrained import Generator, SamplingConfig
-from vavae.stages import bench, train_dit, validation
+from vavae.stages import bench, train_dit, train_tokenizer, validation
 from vavae.stages.images import ImagesConfig
-from vavae.stages.validation import FrechetConfig
+from vavae.stages.validation import FrechetConfig, ReconstructionDistance, ReconstructionFrechetConfig
+from vavae.training.parallel import World
 from vavae.training.throughput import count_flops, measured_tflops
 from vavae.training.tracking import read_metrics
 
@@ -34,6 +36,17 @@ def colours(pixels: Tensor) -> Tensor:
     return torch.cat([wide.mean(1), wide.std(1)], 1).float()
 
 
+def moments(pixels: Tensor) -> RunningMoments:
+    found = RunningMoments(6)
+    found.update(colours(pixels))
+    return found
+
+
+def measured_tokenizer_recipe(folder: Path) -> train_tokenizer.Config:
+    recipe = tokenizer_recipe(folder, images=32, validation_images=16)
+    return replace(recipe, frechet=ReconstructionFrechetConfig(20, "tiny", batch_size=6))
+
+
 def tiny_network(name: str, device: torch.device) -> FeatureNetwork:
     return FeatureNetwork(name, "none", torch.device(device), colours)
 
@@ -49,14 +62,6 @@ def test_the_distance_is_that_of_samples_of_the_average(
     lines = read_metrics(tmp_path / "one")
     assert [line["images"] for line in lines if "validation/frechet" in line] == [48, 96]
 
-    def moments(pixels: Tensor) -> RunningMoments:
-        found = RunningMoments(6)
-        found.update(colours(pixels))
-        return found
-
-    from vavae import counter
-    from vavae.data import load_pixels
-
     labels = counter.integers(recipe.training.seed, "label", range(20), 3).tolist()
     drawn = generator(labels, recipe.training.seed, sampling=SamplingConfig(steps=5))
     source = ImagesConfig("demo", 8).open("train")
@@ -67,6 +72,32 @@ def test_the_distance_is_that_of_samples_of_the_average(
     launch(2, "measured_transformer", tmp_path / "two", data)
     other = read_metrics(tmp_path / "two")
     assert other[-1]["validation/frechet"] == pytest.approx(lines[-1]["validation/frechet"], rel=0.02)
+
+
+def test_the_tokenizers_distance_is_that_of_reconstructions_of_test_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: Launch
+) -> None:
+    """Against the final, averaged tokenizer on all images at once; and the same from two processes."""
+    monkeypatch.setattr(validation, "load_feature_network", tiny_network)
+    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    recipe = measured_tokenizer_recipe(tmp_path / "one")
+    tokenizer = train_tokenizer.run(recipe)
+    lines = read_metrics(tmp_path / "one")
+    found = [line["validation/frechet"] for line in lines if "validation/frechet" in line]
+    assert [line["images"] for line in lines if "validation/frechet" in line] == [16, 32] and found[0] != found[1]
+
+    pixels = load_pixels(recipe.data.open("test"), range(20), 16)
+    with torch.inference_mode():
+        rebuilt = to_uint8(tokenizer.autoencoder(to_tensor(pixels)))
+    assert found[1] == pytest.approx(moments(rebuilt).distance(moments(pixels)), rel=1e-3)
+
+    launch(2, "measured_tokenizer", tmp_path / "two")
+    assert read_metrics(tmp_path / "two")[-1]["validation/frechet"] == pytest.approx(found[1], rel=0.02)
+
+    with pytest.raises(UserError, match=r"frechet.samples: 1 samples have no covariance"):
+        ReconstructionFrechetConfig(1)
+    with pytest.raises(UserError, match=r"frechet.samples: 20 test images are too few"):
+        ReconstructionDistance(recipe.frechet, recipe.data.open("test"), 16, torch.device("cpu"), World(size=30))
 
 
 def test_a_reference_of_another_network_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,15 @@ def measured_transformer(folder: str, data: str) -> None:
     train_dit.run(replace(recipe, frechet=frechet))
 
 
+def measured_tokenizer(folder: str) -> None:
+    """Train the tiny tokenizer with a Fréchet distance as it goes."""
+    import test_validation
+
+    use_tiny_teacher()
+    test_validation.validation.load_feature_network = test_validation.tiny_network
+    train_tokenizer.run(test_validation.measured_tokenizer_recipe(Path(folder)))
+
+
 def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:
     """Train a stage and send this process a signal when it has seen `at` images."""
     task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "transformer": train_dit.TransformerTask}[stage]

@@ -371,7 +371,9 @@ class Grid:
 
     def tokenizer_name(self, cell: TokenizerCell) -> str:
         """Hash of the recipe and the training images."""
-        return digest("tokenizer", _telling(to_plain(self.tokenizer(cell))), self.fingerprints[0])
+        own = to_plain(self.tokenizer(cell))
+        del own["frechet"]  # watches a training, and changes nothing of it
+        return digest("tokenizer", _telling(own), self.fingerprints[0])
 
     def generator_name(self, cell: GeneratorCell) -> str:
         """Hash of the recipe, the tokenizer and how its latents are made."""

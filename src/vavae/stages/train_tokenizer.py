@@ -32,6 +32,7 @@ from vavae.report.images import image_grid
 from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
 from vavae.stages.run_folder import claim, exclusive, stream_seed
+from vavae.stages.validation import ReconstructionDistance, ReconstructionFrechetConfig
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
 from vavae.training.compilation import compile_methods
@@ -110,6 +111,7 @@ class Config:
         discriminator_optimizer: Of the discriminator.
         training: How long and how.
         compile: Compile encoder, decoder and LPIPS with torch.compile, each as one graph.
+        frechet: Fréchet distance of few reconstructions, every `training.validation_images`.
     """
 
     output: str = "runs/tokenizer"
@@ -123,6 +125,7 @@ class Config:
     discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     training: EngineConfig = field(default_factory=EngineConfig)
     compile: bool = False
+    frechet: ReconstructionFrechetConfig = field(default_factory=ReconstructionFrechetConfig)
 
     def __post_init__(self) -> None:
         if self.data.size % self.tokenizer.factor:
@@ -293,7 +296,19 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def validate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Terms of the present model on test images, at most 512 of them."""
+        """Terms of the present model on test images, and the averaged model's Fréchet distance, if asked for."""
+        terms = self._validation_terms()
+        if self.config.frechet.samples:
+            terms["frechet"] = self._distance(self.averaged_model(states["autoencoder"]))
+        return terms
+
+    @cached_property
+    def _distance(self) -> ReconstructionDistance:
+        config = self.config
+        return ReconstructionDistance(config.frechet, self._validation, config.data.size, self.device, self.world)
+
+    def _validation_terms(self) -> dict[str, Tensor]:
+        """Terms of the present model on at most 512 test images."""
         count = min(len(self._validation), 512) // self.world.size
         if count == 0:
             return {}

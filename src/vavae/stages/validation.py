@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vavae.data import load_pixels, to_uint8
+from vavae.data import ImageSource, load_pixels, to_tensor, to_uint8
 from vavae.errors import UserError
 from vavae.metrics import FeatureNetwork, RunningMoments, feature_moments, load_feature_network
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import choose_labels
+from vavae.tokenizer import AutoencoderKL
 from vavae.training.parallel import World
 from vavae.training.precision import autocast
 
@@ -42,10 +43,44 @@ class FrechetConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.samples < 0 or self.samples == 1:
-            raise UserError(f"frechet.samples: {self.samples} samples have no covariance; at least 2, or 0 for none")
-        if self.steps < 2 or self.batch_size < 1:
-            raise UserError("frechet: at least 2 steps and a batch_size of 1")
+        _check(self.samples, self.batch_size)
+        if self.steps < 2:
+            raise UserError(f"frechet.steps: {self.steps} is less than 2")
+
+
+@dataclass(frozen=True)
+class ReconstructionFrechetConfig:
+    """Reconstructions of test images by the averaged model against these images, at each validation.
+
+    Few samples bias the distance upwards: compare it within one run only.
+
+    Attributes:
+        samples: How many test images, the first of them; 0 measures nothing.
+        network: Feature network: `inception`, or `teacher:NAME`.
+        batch_size: Images reconstructed at once.
+    """
+
+    samples: int = 0
+    network: str = "inception"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        _check(self.samples, self.batch_size)
+
+
+def _check(samples: int, batch_size: int) -> None:
+    if samples < 0 or samples == 1:
+        raise UserError(f"frechet.samples: {samples} samples have no covariance; at least 2, or 0 for none")
+    if batch_size < 1:
+        raise UserError(f"frechet.batch_size: {batch_size} is not positive")
+
+
+def _moments(network: FeatureNetwork, batches: Iterator[Tensor], world: World) -> RunningMoments:
+    """Of the images of all processes; every one must call it, with at least one batch."""
+    parts = world.gather(feature_moments(network, batches))
+    for part in parts[1:]:
+        parts[0].merge(part)
+    return parts[0]
 
 
 class SampleDistance:
@@ -79,13 +114,7 @@ class SampleDistance:
         source = ImagesConfig(self.config.reference, size, limit=_REFERENCE_IMAGES).open("train")
         own = torch.from_numpy(np.arange(len(source))[self.world.rank :: self.world.size])
         parts = own.split(self.config.batch_size)
-        return self._together(load_pixels(source, part, size) for part in parts)
-
-    def _together(self, batches: Iterator[Tensor]) -> RunningMoments:
-        parts = self.world.gather(feature_moments(self._network, batches))
-        for part in parts[1:]:
-            parts[0].merge(part)
-        return parts[0]
+        return _moments(self._network, (load_pixels(source, part, size) for part in parts), self.world)
 
     @torch.inference_mode()
     def __call__(self, generator: Generator, seed: int) -> Tensor:
@@ -105,10 +134,59 @@ class SampleDistance:
                     latents = generator.latents([labels[i] for i in indices], seed, indices, sampling)
                 yield to_uint8(generator.tokenizer.decode(latents.float()))
 
-        drawn = self._together(batches())
+        drawn = _moments(self._network, batches(), self.world)
         if len(drawn.mean) != len(self._real.mean):
             raise UserError(
                 f"frechet.reference: {self.config.reference} holds {len(self._real.mean)} features, "
                 f"{self.config.network} has {len(drawn.mean)}"
             )
         return torch.tensor(drawn.distance(self._real), device=device)
+
+
+class ReconstructionDistance:
+    """Measures tokenizers on the first images of one set, whose features are computed once.
+
+    Args:
+        config: What to measure.
+        source: The images.
+        image_size: Their side.
+        device: Where the network and the tokenizers run, in float32.
+        world: The processes that share the images.
+
+    Raises:
+        UserError: There are too few images.
+    """
+
+    def __init__(
+        self,
+        config: ReconstructionFrechetConfig,
+        source: ImageSource,
+        image_size: int,
+        device: torch.device,
+        world: World,
+    ) -> None:
+        count = min(config.samples, len(source))
+        if count < max(2, world.size):
+            raise UserError(f"frechet.samples: {count} test images are too few for {world.size} processes, or for any")
+        self.config = config
+        self.source = source
+        self.image_size = image_size
+        self.device = device
+        self.world = world
+        self._own = torch.arange(count)[world.rank :: world.size]
+        self._network: FeatureNetwork = load_feature_network(config.network, device)
+        self._real = _moments(self._network, self._pixels(), world)
+
+    def _pixels(self) -> Iterator[Tensor]:
+        return (load_pixels(self.source, part, self.image_size) for part in self._own.split(self.config.batch_size))
+
+    @torch.inference_mode()
+    def __call__(self, model: AutoencoderKL) -> Tensor:
+        """Distance of its reconstructions from the posterior's mean, 0-dim and equal in all processes.
+
+        All processes must call it, with the same model.
+        """
+        rebuilt = (
+            to_uint8(model.decode(model.encode(to_tensor(pixels.to(self.device))).mode())) for pixels in self._pixels()
+        )
+        return torch.tensor(_moments(self._network, rebuilt, self.world).distance(self._real), device=self.device)
