@@ -1,6 +1,7 @@
 """What a run measures as it goes on, and what it says before it begins."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ def measured_tokenizer_recipe(folder: Path) -> train_tokenizer.Config:
     return replace(recipe, frechet=ReconstructionFrechetConfig(20, "tiny", batch_size=6))
 
 
-def tiny_network(name: str, device: torch.device) -> FeatureNetwork:
+def tiny_network(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
     return FeatureNetwork(name, "none", torch.device(device), colours)
 
 
@@ -129,6 +130,7 @@ def test_a_run_says_beforehand_what_it_needs(
     train_dit.run(transformer_recipe(tmp_path, data))
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("transformer: "))
     assert "12 steps of 8 images" in line and "of parameters, averages and optimizer" in line and "free)" in line
+    assert re.search(r"; an estimated [1-9]\d* MB more for a step of 8 images at once; ", line)
     gflop = float(line.partition(" GFLOP per image")[0].rpartition("; ")[2])
     hours = float(line.partition(" hours on 1 x CPU")[0].rpartition("about ")[2])
     assert hours == pytest.approx(96 * gflop * 1e9 / (0.4 * 1e-6 * 1e12) / 3600, rel=0.1)

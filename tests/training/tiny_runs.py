@@ -34,6 +34,7 @@ class TinyTeacher(torch.nn.Module):
 
     width = 12
     input_size = (32, 32)
+    weight: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

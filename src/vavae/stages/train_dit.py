@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import counter
 from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
@@ -28,7 +29,7 @@ from vavae.training.float8 import use_float8
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, resolve_device, resolve_precision
-from vavae.training.throughput import Work, count_flops
+from vavae.training.throughput import Work, count_flops, count_peak_bytes
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 
@@ -294,6 +295,31 @@ class TransformerTask(Task):
 
     def work(self) -> Work:
         return self._work
+
+    def step_bytes(self, images: int) -> int:
+        """Counted on one step with tensors that hold no numbers, on a CPU and not compiled."""
+        config = self.transformer.config
+
+        def step() -> None:
+            latents, t = torch.empty(images, *self.latents.shape), torch.empty(images)
+            with autocast(self.precision, latents.device):
+                terms = flow_matching_loss(
+                    model,
+                    latents,
+                    torch.zeros(images, dtype=torch.int64),
+                    noise=torch.empty_like(latents),
+                    t=t,
+                    path=self.path,
+                    prediction=self.config.flow.prediction,
+                    direction_weight=self.config.flow.direction_weight,
+                    label_drop=t < config.label_dropout,
+                )
+            terms["total"].mean().backward()
+
+        with FakeTensorMode():
+            model = LightningDiT.from_config(config)
+            set_recomputation(list(model.blocks), self.config.transformer.activation_checkpointing)
+            return count_peak_bytes(step)
 
     def regime(self, images_seen: int) -> int:
         switch = self.config.flow.uniform_after_images

@@ -1,6 +1,6 @@
 """Stage 1: train a visual tokenizer, aligned with a teacher (VA-VAE, arXiv 2501.01423)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -40,7 +40,7 @@ from vavae.training.engine import Engine, EngineConfig, Task
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, resolve_device, resolve_precision
-from vavae.training.throughput import Work, count_flops
+from vavae.training.throughput import Work, count_flops, count_peak_bytes
 
 # A set up to this size is decoded once and kept in memory.
 _IN_MEMORY_BYTES = 2_000_000_000
@@ -331,24 +331,43 @@ class TokenizerTask(Task):
     def _validation(self) -> ImageSource:
         return self.config.data.open("test")
 
-    @cached_property
-    def _work(self) -> Work:
-        """Counted with tensors that hold no numbers, the discriminator at work; the teacher on one real image."""
+    def _imagined(self, count: int, compute_dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+        """One step of `count` images, the teacher left out and the discriminator at work; within FakeTensorMode."""
         config, size = self.config, self.config.data.size
         start = config.objective.adversarial.start_images
+        autoencoder = AutoencoderKL.from_config(config.tokenizer)
+        perceptual = LPIPS(config.objective.perceptual.network) if config.objective.perceptual.weight > 0 else None
+        width = self.teacher.width if self.teacher is not None else None
+        objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, perceptual)
+
+        def step() -> object:
+            images = torch.empty(count, 3, size, size).contiguous(memory_format=torch.channels_last)
+            noise = torch.empty(count, *config.latent_shape)
+            features = None if width is None else torch.empty(count, width, *config.latent_shape[1:])
+            return objective.accumulate_gradients(
+                autoencoder, images, noise, features, start, compute_dtype=compute_dtype
+            )
+
+        return step
+
+    @cached_property
+    def _work(self) -> Work:
+        """Counted with tensors that hold no numbers; the teacher on one real image."""
         with FakeTensorMode():
-            autoencoder = AutoencoderKL.from_config(config.tokenizer)
-            perceptual = LPIPS(config.objective.perceptual.network) if config.objective.perceptual.weight > 0 else None
-            width = self.teacher.width if self.teacher is not None else None
-            objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, perceptual)
-            images = torch.empty(1, 3, size, size)
-            noise = torch.empty(1, *config.latent_shape)
-            features = None if width is None else torch.empty(1, width, *config.latent_shape[1:])
-            flops = count_flops(lambda: objective.accumulate_gradients(autoencoder, images, noise, features, start))
+            flops = count_flops(self._imagined(1))
         if self.teacher is not None and self.features is None:
+            size = self.config.data.size
             teacher, real = self.teacher, torch.zeros(1, 3, size, size, device=self.device)
-            flops += count_flops(lambda: teacher.features_at(real, config.latent_shape[1:]))
+            flops += count_flops(lambda: teacher.features_at(real, self.config.latent_shape[1:]))
         return Work(flops)
+
+    def step_bytes(self, images: int) -> int:
+        """Counted on one step with tensors that hold no numbers, on a CPU and not compiled; and frozen networks."""
+        frozen = [module for module in (self.teacher, self.objective.perceptual) if module is not None]
+        weights = [weight for module in frozen for weight in (*module.parameters(), *module.buffers())]
+        with FakeTensorMode():
+            step = count_peak_bytes(self._imagined(images, self.compute_dtype))
+        return step + sum(weight.nbytes for weight in weights)
 
     def work(self) -> Work:
         return self._work

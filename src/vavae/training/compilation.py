@@ -14,6 +14,6 @@ def compile_methods(module: nn.Module, *names: str) -> None:
         module: The module.
         names: Its methods; compiled when first called, and again for another kind of input.
     """
-    torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+    torch._functorch.config.donated_buffer = False
     for name in names:
         setattr(module, name, torch.compile(getattr(module, name), fullgraph=True))

@@ -121,12 +121,15 @@ class Engine:
     def _estimate(self) -> str:
         tensors = self._state.tensors({}).values()
         parameters = {p for o in self._state.optimizers.values() for p in o.parameters}
+        at_once = min(self._micro.size or self.config.batch_size, self.config.batch_size // self.world.size)
         slots = 2 * sum(p.numel() * p.element_size() for p in parameters) if self.steps_done == 0 else 0
         return estimate(
             steps=self.config.steps,
             batch_size=self.config.batch_size,
             state_bytes=sum(t.numel() * t.element_size() for t in tensors) + slots,
             checkpoints=self.config.keep_checkpoints,
+            step_bytes=self.task.step_bytes(at_once),
+            at_once=at_once,
             work=self.task.work(),
             device=self._device,
             dtype=torch.bfloat16 if resolve_precision(self.config.precision, self._device) == "bf16" else torch.float32,

@@ -66,3 +66,11 @@ class Task(ABC):
     def work(self) -> Work:
         """What one image costs."""
         return Work()
+
+    def step_bytes(self, images: int) -> int | None:
+        """Estimated memory of one step of `images` images at once, beside parameters, averages and optimizer.
+
+        Gradients, activations, and networks that are not trained, in a process that holds the whole of each. None
+        where it is not known.
+        """
+        return None

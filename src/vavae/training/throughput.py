@@ -4,6 +4,7 @@ import resource
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+from torch.utils.weak import WeakIdKeyDictionary
 
 # Dense bf16 TFLOP/s of the data sheets, first match of the device's name. Variants with other clocks come first.
 _PEAKS = (
@@ -79,6 +82,45 @@ def count_flops(work: Callable[[], object]) -> float:
     return float(counter.flops)
 
 
+class _Allocations(TorchDispatchMode):
+    """Follows the memory of the tensors that operations make, until it is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for storage in _storages((args, kwargs)):  # a view shares its argument's
+            self._known.setdefault(storage, None)
+        result = operation(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            if storage not in self._known:
+                self._known[storage] = None
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes()).atexit = False
+        return result
+
+    def _add(self, count: int) -> None:
+        self.live += count
+        self.peak = max(self.peak, self.live)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def count_peak_bytes(work: Callable[[], object]) -> int:
+    """Most memory that tensors made by `work` take at one time, in bytes; not what kernels use within themselves.
+
+    With fake tensors it costs little time and no memory.
+    """
+    with _Allocations() as found:
+        work()
+    return found.peak
+
+
 @dataclass(frozen=True)
 class Work:
     """What one image costs.
@@ -133,15 +175,18 @@ def estimate(
     batch_size: int,
     state_bytes: int,
     checkpoints: int,
+    step_bytes: int | None,
+    at_once: int,
     work: Work,
     device: torch.device,
     dtype: torch.dtype,
     processes: int,
     folder: Path,
 ) -> str:
-    """What a run will need, in one line, before its first step: steps, memory of its state, disk, hours.
+    """What a run will need, in one line, before its first step: steps, memory, disk, hours.
 
-    The hours are those of the operations alone, at the share of the device's peak that such training usually gets.
+    The memory of a step (`step_bytes`, for `at_once` images) is an estimate, beside that of the state. The hours are
+    those of the operations alone, at the share of the device's peak that such training usually gets.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -150,6 +195,8 @@ def estimate(
         f"{_size(state_bytes)} of parameters, averages and optimizer",
         f"up to {_size((checkpoints + 1) * state_bytes)} of checkpoints ({_size(free)} free)",
     ]
+    if step_bytes is not None:
+        parts.insert(2, f"an estimated {_size(step_bytes)} more for a step of {at_once:,} images at once")
     if work.flops is not None:
         peak = peak_tflops(device) or measured_tflops(device, dtype)
         hours = steps * batch_size * work.flops / (_USUAL_SHARE * peak * 1e12) / 3600

@@ -1,0 +1,70 @@
+"""The memory of a step that a run tells beforehand, against what the allocator gives out in a real one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
+
+from vavae.data import InMemoryImages, LatentDataset
+from vavae.losses import LPIPS, PerceptualConfig
+from vavae.pretrained import Tokenizer
+from vavae.stages import train_tokenizer
+from vavae.stages.train_dit import TransformerTask
+from vavae.stages.train_tokenizer import TokenizerTask
+from vavae.training.activation import Recomputation
+from vavae.training.task import Task
+from vavae.training.throughput import count_peak_bytes
+
+
+def allocated(task: Task, images_seen: int) -> int:
+    """Most bytes that torch's allocator gave out during one step, by its own profile."""
+    batch = next(iter(task.batches(0, 0)))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        task.step(batch, images_seen, 1.0)
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak
+
+
+def test_what_is_freed_and_what_is_a_view_does_not_count() -> None:
+    weight = torch.ones(100, 100)
+
+    def work() -> None:
+        for _ in range(5):
+            product = weight.T @ weight  # 40,000 bytes, of which two are there at a time
+        product[:10].t()
+
+    assert count_peak_bytes(work) == 80_000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_tokenizer(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    monkeypatch.setattr(LPIPS, "pretrained", lambda network: LPIPS(network))
+    recipe = tokenizer_recipe(tmp_path, precision=precision)
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, size=32, crop="center", workers=0),
+        objective=replace(recipe.objective, perceptual=PerceptualConfig(weight=1.0)),
+    )
+    task = TokenizerTask(recipe, InMemoryImages(recipe.data.open("train"), 32, 0), tmp_path)
+    frozen = sum(p.nbytes for p in (*LPIPS().parameters(), *LPIPS().buffers(), *TinyTeacher().buffers()))
+    assert task.step_bytes(8) - frozen == pytest.approx(allocated(task, 16), rel=0.15)
+    assert task.step_bytes(64) - frozen > 5 * (task.step_bytes(8) - frozen)
+
+
+@pytest.mark.parametrize(
+    ("precision", "recomputation"), [("fp32", "none"), ("fp32", "selective"), ("fp32", "full"), ("bf16", "none")]
+)
+def test_transformer(precision: str, recomputation: Recomputation, tmp_path: Path) -> None:
+    write_latents(tmp_path)
+    recipe = transformer_recipe(tmp_path / "run", tmp_path, precision=precision)
+    shape = replace(recipe.transformer, depth=6, activation_checkpointing=recomputation)
+    recipe = replace(recipe, transformer=shape)
+    task = TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
+    assert task.step_bytes(8) == pytest.approx(allocated(task, 0), rel=0.15)
