@@ -40,6 +40,16 @@ def test_messages(launch: Launch) -> None:
     launch(2, "messages")
 
 
+def test_a_process_that_waits_for_one_that_failed_hides_nothing(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(launch.__globals__, "GRACE", 1.0)
+    with pytest.raises(
+        AssertionError, match=r"(?s)process 0 ended with 1:.*the port is taken.*process 1 ended with -9"
+    ):
+        launch(2, "one_fails")
+
+
 def test_a_mistake_is_told_once(launch: Launch) -> None:
     launch(2, "mistake")
 

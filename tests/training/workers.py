@@ -124,6 +124,13 @@ def mistake() -> None:
             raise AssertionError("nobody noticed")
 
 
+def one_fails() -> None:
+    """The first process fails, and the other waits for it."""
+    if os.environ["RANK"] == "0":
+        raise OSError("the port is taken")
+    signal.pause()
+
+
 def batch_norm() -> None:
     """Outputs, gradients and running statistics of two halves are those of the whole batch."""
     with processes("cpu") as world:
