@@ -39,7 +39,7 @@ from vavae.training.compilation import compile_methods
 from vavae.training.engine import Engine, EngineConfig, Task
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
-from vavae.training.precision import autocast, resolve_device, resolve_precision
+from vavae.training.precision import autocast, image_memory_format, resolve_device, resolve_precision
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
 
 # A set up to this size is decoded once and kept in memory.
@@ -182,6 +182,7 @@ class TokenizerTask(Task):
         precision = resolve_precision(config.training.precision, self.device)
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.autocast = lambda: autocast(precision, self.device)
+        self.memory_format = image_memory_format(precision, self.device)
         self.teacher, self.features = self._prepare_teacher(folder)
         torch.manual_seed(config.training.seed)
         self.autoencoder = AutoencoderKL.from_config(config.tokenizer)
@@ -191,7 +192,7 @@ class TokenizerTask(Task):
         if config.initial is not None and not (folder / "checkpoints").is_dir():
             load_initial(config.initial, self.autoencoder, self.objective)
         for module in (self.autoencoder, self.objective):
-            module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.modules: Mapping[str, nn.Module] = {"autoencoder": self.autoencoder, "objective": self.objective}
         if config.compile:
             self._compile()
@@ -273,7 +274,7 @@ class TokenizerTask(Task):
             features = self.teacher.features_at(batch.images, self.config.latent_shape[1:]).float()
         return self.objective.accumulate_gradients(
             self.autoencoder,
-            batch.images.contiguous(memory_format=torch.channels_last),
+            batch.images.contiguous(memory_format=self.memory_format),
             noise,
             features,
             images_seen,
@@ -386,7 +387,7 @@ class TokenizerTask(Task):
         """An autoencoder in eval mode with the given weights."""
         model = AutoencoderKL.from_config(self.config.tokenizer)
         model.load_state_dict(dict(state))
-        return model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.eval().to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def statistics(self, model: AutoencoderKL) -> LatentStatistics:

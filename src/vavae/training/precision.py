@@ -44,3 +44,12 @@ def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> Abstra
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def image_memory_format(precision: Literal["fp32", "bf16"], device: torch.device) -> torch.memory_format:
+    """The order of numbers in which convolutions are fast: channels last on GPUs and for bf16.
+
+    In fp32 on CPUs the plain order is: a small tokenizer's step took 0.585 s so, and 0.631 s with channels last
+    (2 cores, batch of 16, medians of 8 in turns).
+    """
+    return torch.contiguous_format if device.type == "cpu" and precision == "fp32" else torch.channels_last
