@@ -156,3 +156,12 @@ def test_bench_reports_every_stage_with_its_share_of_the_peak(tmp_path: Path) ->
     for name, result in stages.items():
         assert result["images_per_second"] > 0 and result["peak_memory_gb"] > 0
         assert (result["tflops"] > 0) == (name != "latent reading") == (0 < result["mfu"] < 2)
+
+
+def test_a_distance_that_would_never_be_measured_is_refused(data: Path, tmp_path: Path) -> None:
+    for recipe, frechet in (
+        (tokenizer_recipe(tmp_path), ReconstructionFrechetConfig(20)),
+        (transformer_recipe(tmp_path, data), FrechetConfig(20)),
+    ):
+        with pytest.raises(UserError, match="validation_images"):
+            replace(recipe, frechet=frechet)

@@ -22,7 +22,7 @@ from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
 from vavae.stages.run_folder import claim, exclusive, stream_seed
 from vavae.stages.sample import choose_labels
-from vavae.stages.validation import FrechetConfig, SampleDistance
+from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm
 from vavae.training.activation import Recomputation, set_recomputation
 from vavae.training.engine import Engine, EngineConfig, Task
 from vavae.training.float8 import use_float8
@@ -152,6 +152,9 @@ class Config:
     latents_on_device: bool | None = None
     validation_latents: str | None = None
     frechet: FrechetConfig = field(default_factory=FrechetConfig)
+
+    def __post_init__(self) -> None:
+        check_rhythm(self.frechet.samples, self.training.validation_images)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from vavae.report.images import image_grid
 from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
 from vavae.stages.run_folder import claim, exclusive, stream_seed
-from vavae.stages.validation import ReconstructionDistance, ReconstructionFrechetConfig
+from vavae.stages.validation import ReconstructionDistance, ReconstructionFrechetConfig, check_rhythm
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
 from vavae.training.compilation import compile_methods
@@ -140,6 +140,7 @@ class Config:
             raise UserError("stages: they change the alignment, which objective.alignment.enabled turns off")
         if any(stage.train_projection for stage in self.stages) and not self.objective.alignment.train_projection:
             raise UserError("stages: a projection that begins frozen has no optimizer, and stays frozen")
+        check_rhythm(self.frechet.samples, self.training.validation_images)
         if self.training.parallel == "shard":
             raise UserError("training.parallel: the tokenizer is replicated; its state is small beside its activations")
 

@@ -75,6 +75,12 @@ def _check(samples: int, batch_size: int) -> None:
         raise UserError(f"frechet.batch_size: {batch_size} is not positive")
 
 
+def check_rhythm(samples: int, validation_images: int | None) -> None:
+    """A UserError for a Fréchet distance that is asked for but would never be measured."""
+    if samples and validation_images is None:
+        raise UserError("frechet.samples: needs training.validation_images, which says how often to measure")
+
+
 def _moments(network: FeatureNetwork, batches: Iterator[Tensor], world: World) -> RunningMoments:
     """Of the images of all processes; every one must call it, with at least one batch."""
     parts = world.gather(feature_moments(network, batches))
