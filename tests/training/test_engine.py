@@ -45,6 +45,18 @@ def test_a_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "parts/metrics.jsonl").read_text()
 
 
+def test_a_stop_in_the_last_step_saves_and_is_not_forgotten(tmp_path: Path) -> None:
+    """What follows the run, another stage perhaps, must not go on."""
+    task = Regression()
+    task.stop_at = 792
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        Engine(task, CONFIG, tmp_path).run("stopped")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = Engine(Regression(), CONFIG, tmp_path)
+    again.run("again")
+    assert again.images_seen == 800 and again.steps_done == 100
+
+
 def run_until_killed(folder: str) -> None:
     """Train, and be killed at 512 images without any notice, with the last checkpoint complete."""
     task = Regression()

@@ -110,7 +110,7 @@ class Engine:
                         self._loop(tracker, bar, stop)
                     except _WentWrong as wrong:
                         self._go_back(str(wrong), tracker, bar)
-            self._checkpoints.wait()
+                self._checkpoints.wait()
         finally:
             tracker.close()
 

@@ -22,6 +22,10 @@ def stop_on_signal() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once.
 
     Outside the main thread signals cannot be caught, and the request stays false.
+
+    Raises:
+        KeyboardInterrupt: When the block has ended and nobody acted on the request: it came with the last step, and
+            what follows the block must not go on as if nothing had been said.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -39,3 +43,5 @@ def stop_on_signal() -> Iterator[StopRequest]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+    if request.asked:
+        raise KeyboardInterrupt("stopped; what is finished is saved, and the same command goes on")
