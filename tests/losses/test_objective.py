@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 import torch
-from plain_objective import plain_step
 from torch import Tensor
 
+from plain.tokenizer_step import plain_step
 from vavae.errors import UserError
 from vavae.losses import (
     LPIPS,

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from html_page import Page
 from vavae.data import open_images
 
 COMMAND = [sys.executable, "-c", "from vavae.cli import main; main()"]
@@ -92,24 +92,10 @@ def test_losses_are_finite_and_fall(demo: tuple[Path, subprocess.CompletedProces
             assert values[-1] < values[0], term
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.sources: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_is_self_contained_and_shows_the_numbers(
     demo: tuple[Path, subprocess.CompletedProcess[str], float],
 ) -> None:
-    page = _Page()
-    page.feed((demo[0] / "report.html").read_text())
+    page = Page((demo[0] / "report.html").read_text())
     assert len([source for source in page.sources if source.startswith("data:image/")]) > 20
     assert all(source.startswith(("data:", "#")) for source in page.sources)
     results = json.loads((demo[0] / "results.json").read_text())

@@ -60,20 +60,21 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> None:
     use_colours()
 
 
-def generation(models: Path, folder: Path, **changes: object) -> evaluate.Config:
+def evaluation(what: str, models: Path, folder: Path, /, **changes: object) -> evaluate.Config:
     config = evaluate.Config(
-        "generator",
-        [str(models / "generator")],
+        what,
+        [str(models / what)],
         DATA,
         network=NETWORK.name,
-        count=COUNT,
-        steps=3,
-        batch_size=16,
         features=str(folder / "features"),
         output=str(folder / "records.json"),
         device="cpu",
     )
     return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def generation(models: Path, folder: Path, **changes: object) -> evaluate.Config:
+    return evaluation("generator", models, folder, **{"count": COUNT, "steps": 3, "batch_size": 16, **changes})
 
 
 def reference_pixels(split: str = "test") -> torch.Tensor:
@@ -265,18 +266,7 @@ def test_a_stopped_generation_goes_on_and_gives_the_same(models, tmp_path, monke
 
 
 def reconstruction_config(models: Path, folder: Path, **changes: object) -> evaluate.Config:
-    config = evaluate.Config(
-        "tokenizer",
-        [str(models / "tokenizer")],
-        DATA,
-        network=NETWORK.name,
-        latents=45,
-        tsne_seeds=1,
-        features=str(folder / "features"),
-        output=str(folder / "records.json"),
-        device="cpu",
-    )
-    return replace(config, **changes)  # type: ignore[arg-type]
+    return evaluation("tokenizer", models, folder, **{"latents": 45, "tsne_seeds": 1, **changes})
 
 
 def test_reconstruction_in_both_conventions(models, tmp_path):

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from html_page import Page
 from vavae.cli import run
 
 COMMAND = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from vavae.cli import main; main()"]
@@ -106,22 +106,8 @@ def test_all_tables_and_figures_are_there(shared: Shared) -> None:
         assert [images for images, _ in curve] == [32, 64]
 
 
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.sources: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        self.text += data if self.lasttag != "style" else ""
-
-
 def test_the_page_is_whole_and_stands_alone(shared: Shared) -> None:
-    page = _Page()
-    page.feed((shared[0] / "frontier.html").read_text())
+    page = Page((shared[0] / "frontier.html").read_text())
     assert all(source.startswith(("data:", "#")) for source in page.sources)
     assert len([source for source in page.sources if source.startswith("data:image/")]) == 5 + 7
     for published in ("16.24", "36.83", "0.55", "19.50", "too little for a verdict", "CIFAR-10", "saliency"):
@@ -156,8 +142,7 @@ def test_a_page_is_made_of_what_is_finished(shared: Shared, tmp_path: Path) -> N
     code, output, error = here("--output", str(tmp_path / "run"), "--page_only")
     assert code == 0, error
     assert "5 of 19 done" in output and trained(output) == []
-    page = _Page()
-    page.feed((tmp_path / "run/frontier.html").read_text())
+    page = Page((tmp_path / "run/frontier.html").read_text())
     assert "missing" in page.text and "not yet measured" in page.text
 
 

@@ -1,7 +1,7 @@
 """The recipe of a frontier: data, what all tokenizers and generators share, how they are measured, and the grid."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from vavae.errors import UserError
 from vavae.losses import ObjectiveConfig
@@ -259,18 +259,7 @@ class LadderConfig:
     dimension: int = 16
     teacher: str = "dinov2-small-focus"
     size: str = "S"
-    rows: tuple[LadderRow, ...] = (
-        "dit",
-        "rectified-flow",
-        "batch",
-        "beta2",
-        "lognorm",
-        "direction",
-        "swiglu",
-        "rmsnorm",
-        "rope",
-        "aligned",
-    )
+    rows: tuple[LadderRow, ...] = get_args(LadderRow)
     seeds: tuple[int, ...] = ()
 
 

@@ -1,7 +1,7 @@
 """The run folder of a stage: one recipe each, so that a second call resumes and never mixes two runs."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from vavae import counter
 from vavae.config import to_plain
 from vavae.errors import UserError
+from vavae.pretrained import Generator, Tokenizer
 from vavae.training.tracking import write_run_header
 
 # What may differ between two calls on one folder: it changes neither the numbers nor their meaning.
@@ -98,6 +99,26 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def begin(folder: Path, config: Any, done: Path, what: str, held: ExitStack) -> bool:
+    """Take a training run's folder for as long as `held` lasts; true if its result `done` is there already.
+
+    Raises:
+        UserError: See `exclusive` and `claim`.
+    """
+    held.enter_context(exclusive(folder))
+    claim(folder, config)
+    finished = (done / "config.json").exists()
+    if finished:
+        print(f"{what}: {done} is there already")
+    return finished
+
+
+def finish(model: Tokenizer | Generator, done: Path, what: str) -> None:
+    """Write a training run's result and say where."""
+    model.save_pretrained(done)
+    print(f"{what}: {done}")
 
 
 def stream_seed(seed: int, order: int) -> int:

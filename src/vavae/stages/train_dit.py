@@ -20,7 +20,7 @@ from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
-from vavae.stages.run_folder import claim, exclusive, stream_seed
+from vavae.stages.run_folder import begin, finish, stream_seed
 from vavae.stages.sample import choose_labels
 from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm
 from vavae.training.activation import Recomputation, set_recomputation
@@ -386,7 +386,7 @@ def run(config: Config) -> Generator:
     device = resolve_device(config.training.device)
     with ExitStack() as held:
         world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: _begin(config, folder, done, held)):
+        if world.once(lambda: begin(folder, config, done, "generator", held)):
             return Generator.from_pretrained(done, device)
         latents, tokenizer = LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer)
         task = TransformerTask(config, latents, tokenizer, world)
@@ -401,20 +401,5 @@ def run(config: Config) -> Generator:
                 "hours": round(engine.seconds / 3600, 3),
             },
         )
-        world.once(lambda: _finish(generator, done))
+        world.once(lambda: finish(generator, done, "generator"))
         return generator
-
-
-def _begin(config: Config, folder: Path, done: Path, held: ExitStack) -> bool:
-    """Take the run folder; true if the run is finished already."""
-    held.enter_context(exclusive(folder))
-    claim(folder, config)
-    finished = (done / "config.json").exists()
-    if finished:
-        print(f"generator: {done} is there already")
-    return finished
-
-
-def _finish(generator: Generator, done: Path) -> None:
-    generator.save_pretrained(done)
-    print(f"generator: {done}")

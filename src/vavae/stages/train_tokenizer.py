@@ -31,7 +31,7 @@ from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
-from vavae.stages.run_folder import claim, exclusive, stream_seed
+from vavae.stages.run_folder import begin, finish, stream_seed
 from vavae.stages.validation import ReconstructionDistance, ReconstructionFrechetConfig, check_rhythm
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
@@ -423,7 +423,7 @@ def run(config: Config) -> Tokenizer:
     device = resolve_device(config.training.device)
     with ExitStack() as held:
         world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: _begin(config, folder, done, held)):
+        if world.once(lambda: begin(folder, config, done, "tokenizer", held)):
             return Tokenizer.from_pretrained(done, device)
         source = world.first_alone(lambda: config.data.open("train", folder if world.first else None))
         if len(source) * 3 * config.data.size**2 <= _IN_MEMORY_BYTES and config.data.crop == "center":
@@ -433,23 +433,8 @@ def run(config: Config) -> Tokenizer:
         engine.run("tokenizer")
         model = task.averaged_model(engine.averaged_state("autoencoder"))
         tokenizer = Tokenizer(model, task.statistics(model), _provenance(config, source, engine))
-        world.once(lambda: _finish(tokenizer, done))
+        world.once(lambda: finish(tokenizer, done, "tokenizer"))
         return tokenizer
-
-
-def _begin(config: Config, folder: Path, done: Path, held: ExitStack) -> bool:
-    """Take the run folder; true if the run is finished already."""
-    held.enter_context(exclusive(folder))
-    claim(folder, config)
-    finished = (done / "config.json").exists()
-    if finished:
-        print(f"tokenizer: {done} is there already")
-    return finished
-
-
-def _finish(tokenizer: Tokenizer, done: Path) -> None:
-    tokenizer.save_pretrained(done)
-    print(f"tokenizer: {done}")
 
 
 def _provenance(config: Config, source: ImageSource, engine: Engine) -> dict[str, object]:
