@@ -73,6 +73,27 @@ def test_the_features_are_the_teachers(dtype: torch.dtype, tmp_path: Path) -> No
     assert features.size_bytes == expected.numel() * dtype.itemsize
 
 
+_ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=_ON_GPU)])
+def test_features_kept_on_a_device_are_those_of_the_disk(device: str, tmp_path: Path) -> None:
+    features = _new(tmp_path)
+    features.fill(_Loader())
+    indices = torch.tensor([22, 0, 7, 7, 4])
+    expected = features.get(indices)
+    features.to_device(device)
+    for block in features.folder.glob("*.safetensors"):
+        block.unlink()
+    found = features.get(indices)
+    assert found.device.type == device and torch.equal(found.cpu(), expected)
+    with pytest.raises(IndexError):
+        features.get([_COUNT])
+
+
 def test_a_stopped_run_goes_on_with_the_next_block(tmp_path: Path) -> None:
     first, second, third = _Loader(stop=12), _Loader(), _Loader()
     with pytest.raises(KeyboardInterrupt):

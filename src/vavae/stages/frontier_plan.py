@@ -40,6 +40,7 @@ _ASIDE = frozenset(
         "data.images",  # their fingerprint says more
         "data.workers",
         "teacher.features_folder",
+        "teacher.features_on_device",
         "training.device",
         "training.log_images",
         "training.checkpoint_images",

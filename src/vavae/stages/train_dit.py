@@ -28,7 +28,7 @@ from vavae.training.engine import Engine, EngineConfig, Task
 from vavae.training.float8 import use_float8
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
-from vavae.training.precision import autocast, resolve_device, resolve_precision
+from vavae.training.precision import autocast, fits_on, resolve_device, resolve_precision
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
@@ -200,10 +200,9 @@ class TransformerTask(Task):
     @cached_property
     def _reader(self) -> LatentDataset | ResidentLatents:
         wanted = self.config.latents_on_device
-        if wanted is None and self.device.type == "cuda":
+        if wanted is None:
             count = len(self.latents) * (2 if self.latents.has_flips else 1)
-            size = count * math.prod(self.latents.shape) * self.latents.dtype.itemsize
-            wanted = size < torch.cuda.mem_get_info(self.device)[0] / 2
+            wanted = fits_on(self.device, count * math.prod(self.latents.shape) * self.latents.dtype.itemsize)
         return self.latents.to_device(self.device) if wanted else self.latents
 
     def batches(self, start: int, order: int) -> Iterator[_Batch]:

@@ -39,7 +39,7 @@ from vavae.training.compilation import compile_methods
 from vavae.training.engine import Engine, EngineConfig, Task
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
-from vavae.training.precision import autocast, image_memory_format, resolve_device, resolve_precision
+from vavae.training.precision import autocast, fits_on, image_memory_format, resolve_device, resolve_precision
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
 
 # A set up to this size is decoded once and kept in memory.
@@ -59,6 +59,8 @@ class TeacherConfig:
             images that are the same each time: centre crop, no flips.
         features_folder: Where these features are kept, so that several runs on the same images share them; null is
             the run folder.
+        features_on_device: Keep these features in the GPU's memory; null does so where they fit into half of what is
+            free.
     """
 
     name: str = "dinov2-large"
@@ -66,6 +68,7 @@ class TeacherConfig:
     normalisation: str = "default"
     cache_features: bool = False
     features_folder: str | None = None
+    features_on_device: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,9 @@ class TokenizerTask(Task):
         self.world.once(lambda: cache.fill(lambda i: to_tensor(load_pixels(self.source, i, size)).to(self.device)))
         if not self.world.first:
             cache = FeatureCache(kept, teacher, grid, images, len(self.source))
+        wanted = config.teacher.features_on_device
+        if wanted or (wanted is None and fits_on(self.device, cache.size_bytes)):
+            cache.to_device(self.device)
         return teacher, cache
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:

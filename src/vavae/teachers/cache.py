@@ -99,8 +99,22 @@ class FeatureCache:
                 for start in missing:
                     self._write_block(start, load, batch_size, bar.advance)
 
+    def to_device(self, device: torch.device | str) -> None:
+        """Keep all features, `size_bytes` of them, in the memory of `device`, where `get` then returns them.
+
+        Raises:
+            UserError: A block is missing or damaged.
+        """
+        whole = torch.empty((self.count, *self._settings.shape), dtype=self.dtype, device=device)
+        blocks = self._open()
+        for target, block in zip(whole.split([len(block) for block in blocks]), blocks, strict=True):
+            target.copy_(block)
+        self._blocks = [whole]
+
     def get(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """Features of the images `indices` (n,), in that order: (n, D, h, w) in the stored type, on the CPU.
+        """Features of the images `indices` (n,), in that order: (n, D, h, w) in the stored type.
+
+        They are on the CPU, or where `to_device` put them.
 
         Raises:
             IndexError: An index outside the list.
@@ -110,9 +124,10 @@ class FeatureCache:
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.count):
             raise IndexError(f"indices must be in [0, {self.count})")
         if self._blocks is None:
-            self._blocks = self._open()
+            blocks = self._open()
+            self._blocks = [torch.cat(blocks)] if self.size_bytes <= _IN_MEMORY_BYTES else blocks
         if len(self._blocks) == 1:
-            return self._blocks[0][wanted]
+            return self._blocks[0][wanted.to(self._blocks[0].device)]
         features = torch.empty((len(wanted), *self._settings.shape), dtype=self.dtype)
         number = wanted // self._block_size
         for block in number.unique().tolist():
@@ -149,7 +164,7 @@ class FeatureCache:
         draft.replace(path)
 
     def _open(self) -> list[Tensor]:
-        """The blocks, mapped into memory; copied into one tensor where they are small."""
+        """The blocks, mapped into memory."""
         blocks = []
         for start in self._starts():
             path = self._block_path(start)
@@ -162,4 +177,4 @@ class FeatureCache:
             if block.shape != (self._block_length(start), *self._settings.shape) or block.dtype != self.dtype:
                 raise UserError(f"teacher features {path} are damaged (wrong shape): remove the file")
             blocks.append(block)
-        return [torch.cat(blocks)] if self.size_bytes <= _IN_MEMORY_BYTES else blocks
+        return blocks

@@ -46,6 +46,11 @@ def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> Abstra
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def fits_on(device: torch.device, size: int) -> bool:
+    """Whether `size` bytes may be kept in a GPU's memory: they take at most half of what is free. Never on a CPU."""
+    return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
+
+
 def image_memory_format(precision: Literal["fp32", "bf16"], device: torch.device) -> torch.memory_format:
     """The order of numbers in which convolutions are fast: channels last on GPUs and for bf16.
 
