@@ -57,6 +57,19 @@ def test_a_tokenizer_goes_round_bit_for_bit(config: AutoencoderConfig) -> None:
     assert same_weights(Tokenizer.from_pretrained("back").autoencoder, model)
 
 
+def test_native_weights_can_be_halved(capsys: pytest.CaptureFixture[str]) -> None:
+    model, projection = autoencoder(VA_VAE)
+    torch.save(lightning_checkpoint(model, projection), "published.ckpt")
+    torch.save(statistics(VA_VAE.latent_channels), "stats.pt")
+    assert vavae("convert", "published.ckpt", "half", "--statistics", "stats.pt", "--dtype", "float16") == 0
+    stored = load_file("half/model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert same_weights(Tokenizer.from_pretrained("half").autoencoder, {k: v.float() for k, v in stored.items()})
+    capsys.readouterr()
+    assert vavae("convert", "half", "no", "--to", "diffusers", "--dtype", "float16") == 2
+    assert "dtype: float16 is for native folders" in capsys.readouterr().err
+
+
 def test_a_generator_goes_round_bit_for_bit(capsys: pytest.CaptureFixture[str]) -> None:
     model, _ = golden_dit()
     tokenizer, _ = autoencoder()

@@ -45,6 +45,38 @@ def test_a_folder_holds_everything(generator: Generator, tmp_path: Path) -> None
     assert torch.equal(back([3, 1]), generator([3, 1]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_the_space_are_read_as_float32(
+    generator: Generator, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    generator.save_pretrained(tmp_path / "half", dtype)
+    generator.save_pretrained(tmp_path / "whole")
+    sizes = [sum(f.stat().st_size for f in (tmp_path / n).rglob("model.safetensors")) for n in ("half", "whole")]
+    assert sizes[0] < 0.51 * sizes[1]
+    back = Generator.from_pretrained(tmp_path / "half")
+    pairs = ((back.transformer, generator.transformer), (back.tokenizer.autoencoder, generator.tokenizer.autoencoder))
+    for ours, theirs in pairs:
+        for (name, value), expected in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert value.dtype == torch.float32 and torch.equal(value, expected.to(dtype).float()), name
+    assert torch.equal(back.tokenizer.statistics.mean, generator.tokenizer.statistics.mean)
+
+
+def test_weights_too_large_for_a_stored_type_are_refused(generator: Generator, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(autoencoder()[0], generator.tokenizer.statistics)
+    with torch.no_grad():
+        tokenizer.autoencoder.encoder.conv_in.weight[0, 0, 0, 0] = 1e5
+    with pytest.raises(UserError, match=r"float16: encoder\.conv_in\.weight holds NaN or infinity"):
+        tokenizer.save_pretrained(tmp_path, torch.float16)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_generator_folder_is_its_tokenizers_too(generator: Generator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path)
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    assert same_weights(tokenizer.autoencoder, generator.tokenizer.autoencoder)
+    assert torch.equal(tokenizer.statistics.std, generator.tokenizer.statistics.std)
+
+
 def test_another_tokenizer_or_other_statistics_can_be_given(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     other = LatentStatistics(torch.zeros(8), torch.full((8,), 2.0))

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from html_page import Page, pixels
-from vavae.report import DemoReport, Headline, MetricRow, RunReport, StepTiming, pca_maps, render_page, write_page
+from vavae.report import (
+    DemoReport,
+    Gallery,
+    Headline,
+    MetricRow,
+    RunReport,
+    StepTiming,
+    pca_maps,
+    render_page,
+    write_page,
+)
 
 MakeReport = Callable[..., DemoReport]
 
@@ -163,6 +173,19 @@ def test_the_barest_report(make_report: MakeReport) -> None:
     assert page.all("table") == []
     assert page.all("svg") == []
     assert "some day" in page.text
+
+
+def test_a_gallery_has_names_of_its_own(make_report: MakeReport) -> None:
+    samples = np.random.default_rng(5).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    gallery = Gallery("Trained for a week.", samples, [1, 0, 1, 1, 0, 2], ("fern", "moss"), "guidance 9")
+    page = Page(render_page(make_report(gallery=gallery)))
+    for text in ("After longer training", "Trained for a week.", "guidance 9"):
+        assert text in page.text
+    np.testing.assert_array_equal(page.image("longer training: sample 3 of moss"), samples[3])
+    np.testing.assert_array_equal(page.image("longer training: sample 1 of class 2"), samples[5])
+    assert "After longer training" not in Page(render_page(make_report())).text
+    with pytest.raises(ValueError, match="gallery: sample_labels: 2 for 6"):
+        Gallery("", samples, [0, 1], ())
 
 
 def test_no_labels(make_report: MakeReport) -> None:

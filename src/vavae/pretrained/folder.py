@@ -19,11 +19,14 @@ PIPELINE = "model_index.json"
 DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
+# Models that come with the package, by name; see the card in each folder.
+SHIPPED = {"demo": Path(__file__).parent / "demo"}
+
 Form = Literal["tokenizer", "generator", "diffusers", "pipeline", "latents", "checkpoint", "recipe"]
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
-    """A local file or folder as it is; anything else as the id of a hub repository, which is fetched.
+    """A local file or folder as it is; the name of a shipped model; else the id of a hub repository, which is fetched.
 
     Raises:
         UserError: Neither here nor a repository that can be reached.
@@ -32,6 +35,8 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     if path.exists():
         return path
     text = str(path_or_hub_id)
+    if text in SHIPPED:
+        return SHIPPED[text]
     if text.count("/") != 1 or text.startswith((".", "/", "~")) or path.suffix in (*CHECKPOINT_SUFFIXES, ".yaml"):
         raise UserError(f"{text}: there is no such file or folder")
     from huggingface_hub import snapshot_download
@@ -117,10 +122,20 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def write_folder(folder: Path, config: dict[str, Any], model: nn.Module, card: str) -> None:
-    """Write `config.json`, the weights and the model card."""
+def write_folder(
+    folder: Path, config: dict[str, Any], model: nn.Module, card: str, dtype: torch.dtype | None = None
+) -> None:
+    """Write `config.json`, the weights (as `dtype`, if one is given) and the model card.
+
+    Raises:
+        UserError: A weight is too large for `dtype`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, model.state_dict())
+    tensors = model.state_dict()
+    if dtype is not None:
+        tensors = {name: value.to(dtype) for name, value in tensors.items()}
+        check_finite(tensors, f"{folder / WEIGHTS} as {str(dtype).removeprefix('torch.')}")
+    write_tensors(folder / WEIGHTS, tensors)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (folder / CARD).write_text(card)
 

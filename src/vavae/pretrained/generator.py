@@ -206,8 +206,14 @@ class Generator:
         latents = self.latents(labels, seed, indices, sampling, size=size, weak_model=weak_model)
         return self.tokenizer.decode(latents)
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the folder that `from_pretrained` reads; it holds the tokenizer too."""
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the folder that `from_pretrained` reads; it holds the tokenizer too.
+
+        `dtype` is the type the weights of both are stored in; see `Tokenizer.save_pretrained`.
+
+        Raises:
+            UserError: A weight is too large for `dtype`.
+        """
         folder = Path(path)
         config = {
             "kind": "generator",
@@ -221,8 +227,8 @@ class Generator:
             "class_names": list(self.class_names),
             "provenance": to_plain(self.provenance),
         }
-        files.write_folder(folder, config, self.transformer, self._card())
-        self.tokenizer.save_pretrained(folder / "tokenizer")
+        files.write_folder(folder, config, self.transformer, self._card(), dtype)
+        self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
 
     def save_diffusers(self, path: str | Path) -> None:
         """Write a folder that `diffusers.DiffusionPipeline.from_pretrained` runs, with or without this package.
@@ -273,7 +279,7 @@ class Generator:
 
         Args:
             path_or_hub_id: A folder that `save_pretrained` or `save_diffusers` wrote; a published file (.pt, .pth,
-                .ckpt, .safetensors), or the folder it is published in.
+                .ckpt, .safetensors), or the folder it is published in; `demo`, the one that comes with the package.
             device: Where to put both networks.
             tokenizer: The tokenizer the transformer was trained on, or where it is, in any form that
                 `Tokenizer.from_pretrained` reads. Published transformers need it; other folders hold theirs.

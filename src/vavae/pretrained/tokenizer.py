@@ -95,8 +95,15 @@ class Tokenizer:
         """Encode (posterior mean) and decode."""
         return self.decode(self.encode(images))
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the folder that `from_pretrained` reads: configuration, weights, statistics, model card."""
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the folder that `from_pretrained` reads: configuration, weights, statistics, model card.
+
+        `dtype` is the type the weights are stored in, `torch.float16` say, where it is not their own; they are
+        widened again when they are read. Statistics stay as they are.
+
+        Raises:
+            UserError: A weight is too large for `dtype`.
+        """
         folder = Path(path)
         config = {
             "kind": "tokenizer",
@@ -105,7 +112,7 @@ class Tokenizer:
             "image_range": [-1.0, 1.0],
             "provenance": to_plain(self.provenance),
         }
-        files.write_folder(folder, config, self.autoencoder, self._card())
+        files.write_folder(folder, config, self.autoencoder, self._card(), dtype)
         files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
 
     def push_to_hub(
@@ -137,8 +144,9 @@ class Tokenizer:
         """Read a tokenizer, here or on the hub: ours, a published checkpoint, or an autoencoder of diffusers.
 
         Args:
-            path_or_hub_id: A folder that `save_pretrained` wrote; a published file (.pt, .pth, .ckpt,
-                .safetensors), or the folder it is published in; a folder in the form of diffusers.
+            path_or_hub_id: A folder that `save_pretrained` wrote, also a generator's, whose tokenizer is taken; a
+                published file (.pt, .pth, .ckpt, .safetensors), or the folder it is published in; a folder in the
+                form of diffusers; `demo`, the one that comes with the package.
             device: Where to put the network.
             statistics: Statistics of the latents instead of those that lie in the folder: a `LatentStatistics`,
                 `latents_stats.pt`, a folder of latents, or "identity" for latents as the network gives them.
@@ -150,6 +158,8 @@ class Tokenizer:
         """
         path = files.resolve(path_or_hub_id)
         form = files.form_of(path)
+        if form == "generator":
+            path, form = path / "tokenizer", "tokenizer"
         if form == "tokenizer":
             tokenizer = cls._from_folder(path, statistics)
         elif form in ("checkpoint", "diffusers", "pipeline"):

@@ -5,6 +5,7 @@ from typing import Any
 
 _HOMES = {
     "DemoReport": "contents",
+    "Gallery": "contents",
     "Headline": "contents",
     "MetricRow": "contents",
     "RunReport": "contents",

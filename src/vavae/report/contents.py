@@ -120,6 +120,29 @@ class RunReport:
 
 
 @dataclass(frozen=True, eq=False)
+class Gallery:
+    """Samples of a model that was trained elsewhere, to show what longer training gives.
+
+    Attributes:
+        note: Which model, and how it was trained.
+        samples: (S, H, W, 3) uint8.
+        sample_labels: (S,) integers into `class_names`; samples are shown in rows of equal label. None for no labels.
+        class_names: One per label.
+        guidance: How the samples were guided.
+    """
+
+    note: str
+    samples: NDArray[np.uint8]
+    sample_labels: NDArray[np.integer] | Sequence[int] | None
+    class_names: Sequence[str]
+    guidance: str = ""
+
+    def __post_init__(self) -> None:
+        check_images(self.samples, "gallery: samples")
+        _check_count(self.sample_labels, self.samples, "gallery: sample_labels")
+
+
+@dataclass(frozen=True, eq=False)
 class DemoReport:
     """Everything on the page of `vavae demo`.
 
@@ -141,6 +164,7 @@ class DemoReport:
         headline: Numbers at the top.
         metrics: The table of all numbers.
         findings: Sentences on what the numbers show, below the headline.
+        gallery: Samples of a model trained for longer, or None.
     """
 
     title: str
@@ -160,6 +184,7 @@ class DemoReport:
     headline: Sequence[Headline] = ()
     metrics: Sequence[MetricRow] = ()
     findings: Sequence[str] = ()
+    gallery: Gallery | None = None
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -180,7 +205,12 @@ class DemoReport:
 
     def class_name(self, label: int) -> str:
         """The name of a label; labels beyond the names get a number."""
-        return self.class_names[label] if 0 <= label < len(self.class_names) else f"class {label}"
+        return name_of(label, self.class_names)
+
+
+def name_of(label: int, names: Sequence[str]) -> str:
+    """The name of a label; labels beyond the names get a number."""
+    return names[label] if 0 <= label < len(names) else f"class {label}"
 
 
 def check_images(images: NDArray | None, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vavae.report.contents import DemoReport, RunReport
+from vavae.report.contents import DemoReport, Gallery, RunReport, name_of
 from vavae.report.curves import Panel, read_panels
 from vavae.report.figures import MARKER_SIGNS, curves_figure, scatter_figure
 from vavae.report.glossary import GENERATOR_TERMS, TOKENIZER_TERMS, generator_term, tokenizer_term
@@ -112,9 +112,9 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of one run, a strip per class."""
+    """Samples of one model, a strip per class; those of a run have its number."""
 
-    run: int
+    run: int | None
     name: str
     guidance: str
     strips: tuple[Strip, ...]
@@ -179,6 +179,7 @@ class View:
     legend: tuple[LegendEntry, ...]
     samples: tuple[Samples, ...]
     formations: tuple[Formation, ...]
+    gallery: Samples | None
     tokenizer: Curves
     generator: Curves
     metric_columns: tuple[str, ...]
@@ -194,7 +195,7 @@ def _view(report: DemoReport) -> View:
     names = tuple(run.name for run in runs)
     columns, lines = metric_lines(report.metrics, names)
     shown = [a for run in runs for a in (run.reconstructions, run.samples, *(f for _, f in run.formation))]
-    shown.append(report.originals)
+    shown += [report.originals, report.gallery.samples if report.gallery is not None else None]
     seconds = [step.seconds for step in report.steps]
     return View(
         created=_date(report.created),
@@ -210,6 +211,7 @@ def _view(report: DemoReport) -> View:
         formations=tuple(
             _formation(i, run) for i, run in enumerate(runs) if run.formation and _any(run.formation[0][1])
         ),
+        gallery=_gallery(report.gallery) if report.gallery is not None else None,
         tokenizer=_curves(names, read_panels([r.tokenizer_log for r in runs], tokenizer_term, TOKENIZER_TERMS), embed),
         generator=_curves(names, read_panels([r.generator_log for r in runs], generator_term, GENERATOR_TERMS), embed),
         metric_columns=columns,
@@ -281,28 +283,37 @@ def _strip(
 
 def _samples(report: DemoReport, index: int, run: RunReport) -> Samples:
     assert run.samples is not None
-    if run.sample_labels is None:
-        groups = [("", np.arange(len(run.samples)))]
+    strips = _sample_strips(run.name, run.samples, run.sample_labels, report.class_names)
+    return Samples(index, run.name, run.guidance, strips, _ratio(run.samples), _columns(strips))
+
+
+def _gallery(gallery: Gallery) -> Samples:
+    strips = _sample_strips("longer training", gallery.samples, gallery.sample_labels, gallery.class_names)
+    return Samples(None, "longer training", gallery.guidance, strips, _ratio(gallery.samples), _columns(strips))
+
+
+def _columns(strips: Sequence[Strip]) -> int:
+    return min(_PER_BLOCK, max(len(strip.pictures) for strip in strips))
+
+
+def _sample_strips(
+    run: str, samples: NDArray[np.uint8], labels: NDArray[np.integer] | Sequence[int] | None, names: Sequence[str]
+) -> tuple[Strip, ...]:
+    """A strip for each label, in the order of their first samples."""
+    if labels is None:
+        groups = [("", np.arange(len(samples)))]
     else:
-        labels = np.asarray(run.sample_labels)
-        groups = [(report.class_name(int(label)), np.flatnonzero(labels == label)) for label in dict.fromkeys(labels)]
-    strips = tuple(
+        numbers = np.asarray(labels)
+        groups = [(name_of(int(label), names), np.flatnonzero(numbers == label)) for label in dict.fromkeys(numbers)]
+    return tuple(
         Strip(
             name,
             tuple(
-                _picture(run.samples[i], f"{run.name}: sample {k + 1}" + (f" of {name}" if name else ""))
+                _picture(samples[i], f"{run}: sample {k + 1}" + (f" of {name}" if name else ""))
                 for k, i in enumerate(chosen)
             ),
         )
         for name, chosen in groups
-    )
-    return Samples(
-        index,
-        run.name,
-        run.guidance,
-        strips,
-        _ratio(run.samples),
-        min(_PER_BLOCK, max(len(chosen) for _, chosen in groups)),
     )
 
 

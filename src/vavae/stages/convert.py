@@ -20,6 +20,7 @@ from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.published_recipes import ConvertedRecipe, convert_recipe
 from vavae.tokenizer import LatentStatistics
 
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PUBLISHED_STATISTICS = "latents_stats.pt"
 
 
@@ -33,6 +34,8 @@ class Config:
         output: The folder to write, which must be empty; a file for a recipe and for statistics.
         to: `native` is our folder, `published` files that the published code loads, `diffusers` a folder that
             diffusers loads.
+        dtype: Type in which a native folder's weights are stored; float16 and bfloat16 halve them, and are widened
+            when they are read.
         tokenizer: The tokenizer a published transformer was trained on, in any of these forms.
         statistics: Statistics of the latents: `latents_stats.pt`, or a folder with them. Published autoencoders
             and transformers need them, or `scaling_factor`.
@@ -45,6 +48,7 @@ class Config:
     source: str | None = None
     output: str | None = None
     to: Literal["native", "published", "diffusers"] = "native"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     tokenizer: str | None = None
     statistics: str | None = None
     scaling_factor: float | None = None
@@ -55,6 +59,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.statistics is not None and self.scaling_factor is not None:
             raise UserError("scaling_factor: one of statistics and scaling_factor is enough")
+        if self.dtype != "float32" and self.to != "native":
+            raise UserError(f"dtype: {self.dtype} is for native folders; {self.to} files are written in float32")
 
 
 def run(config: Config) -> Path:
@@ -132,7 +138,7 @@ def _read_tokenizer(config: Config, source: Path) -> Tokenizer:
 def _tokenizer(config: Config, source: Path, output: Path) -> None:
     tokenizer = _read_tokenizer(config, source)
     if config.to == "native":
-        tokenizer.save_pretrained(output)
+        tokenizer.save_pretrained(output, _DTYPES[config.dtype])
     elif config.to == "diffusers":
         tokenizer.save_diffusers(output)
     else:
@@ -151,7 +157,7 @@ def _generator(config: Config, source: Path, output: Path) -> None:
     )
     _tell(generator.report)
     if config.to == "native":
-        generator.save_pretrained(output)
+        generator.save_pretrained(output, _DTYPES[config.dtype])
     elif config.to == "diffusers":
         if generator.sampling.solver != "euler":
             print(f"  the pipeline takes Euler steps; the solver {generator.sampling.solver} is not taken over")
