@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from vavae.cli import COMMANDS, run
 from vavae.errors import RunError
+from vavae.stages import doctor
 
 
 def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -220,3 +222,7 @@ def test_doctor_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "auto means" in text and f"torch {torch.__version__.split('+')[0]}" in text.replace("\n", " ")
     assert "pip install vavae[wandb]" in " ".join(text.split())
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert {extra for extra, _ in doctor._EXTRAS.values()} <= extras.keys()

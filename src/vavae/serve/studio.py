@@ -1,0 +1,182 @@
+"""What the page asks for, computed: samples, reconstructions, and ways from one image to another.
+
+studio = Studio(Tokenizer.from_pretrained("demo"), Generator.from_pretrained("demo"))
+images = studio.sample([3, 3], seed=0)                 # (2, H, W, 3) uint8
+frames = studio.between_images(cat, dog, side=32)       # (9, 32, 32, 3) uint8
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vavae.data import center_crop, to_tensor, to_uint8
+from vavae.errors import UserError
+from vavae.metrics import psnr, ssim
+from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.report.pca import pca_maps
+from vavae.training.precision import Precision, autocast, resolve_precision
+
+LARGEST_SIDE = 1024
+MOST_IMAGES = 64
+_SSIM_WINDOW = 11
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """An image and what the tokenizer makes of it.
+
+    Attributes:
+        original: (H, W, 3) uint8, cropped as the tokenizer saw it.
+        image: (H, W, 3) uint8, decoded from the mean of the posterior.
+        difference: (H, W, 3) uint8, the absolute difference times four.
+        latent: (h, w, 3) uint8, the latent's three principal components as colours.
+        latent_shape: Channels, height and width of the latent.
+        psnr: In dB, of images in [-1, 1].
+        ssim: None below the 11 pixels of its window.
+    """
+
+    original: NDArray[np.uint8]
+    image: NDArray[np.uint8]
+    difference: NDArray[np.uint8]
+    latent: NDArray[np.uint8]
+    latent_shape: tuple[int, int, int]
+    psnr: float
+    ssim: float | None
+
+
+class Studio:
+    """A tokenizer, and the generator on its latents where there is one.
+
+    Args:
+        tokenizer: For reconstructions and for ways between images.
+        generator: For samples and for ways between noises; None leaves these out.
+        precision: Compute precision of the transformer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, generator: Generator | None = None, precision: Precision = "fp32") -> None:
+        self.tokenizer = tokenizer
+        self.generator = generator
+        self.precision = resolve_precision(precision, tokenizer.device)
+
+    @property
+    def side(self) -> int:
+        """Side of the images in pixels: what the generator draws; 256 for a tokenizer alone, as published."""
+        if self.generator is None:
+            return 256
+        return max(self.generator.transformer.config.latent_hw) * self.tokenizer.factor
+
+    def sample(
+        self,
+        labels: Sequence[int],
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Samples number 0, 1, … of `seed`, one per label: (B, H, W, 3) uint8.
+
+        `progress` is called with the number of each grid point reached.
+
+        Raises:
+            UserError: No generator, no labels or more than `MOST_IMAGES`, or a label out of range.
+        """
+        generator = self._generator()
+        if not 1 <= len(labels) <= MOST_IMAGES:
+            raise UserError(f"images: {len(labels)} at once; from 1 to {MOST_IMAGES} can be drawn")
+
+        def told(step: int, t: float, x: Tensor, data: Tensor) -> None:
+            if progress is not None:
+                progress(step + 1)
+
+        with autocast(self.precision, self.tokenizer.device):
+            latents = generator.latents(labels, seed, sampling=sampling, callback=told)
+        return self._decoded(latents)
+
+    def reconstruct(self, image: Image.Image, side: int) -> Reconstruction:
+        """Encode and decode an image, cropped to a square of `side` pixels.
+
+        Raises:
+            UserError: `side` is no multiple of the tokenizer's factor, or too large.
+        """
+        original = self._pixels(image, side)
+        tensor = to_tensor(original[None])
+        latents = self.tokenizer.encode(tensor)
+        decoded = self.tokenizer.decode(latents).cpu()
+        rebuilt = to_uint8(decoded).numpy()[0]
+        difference = np.abs(rebuilt.astype(np.int16) - original.astype(np.int16))
+        return Reconstruction(
+            original,
+            rebuilt,
+            np.clip(4 * difference, 0, 255).astype(np.uint8),
+            pca_maps(latents.permute(0, 2, 3, 1).cpu().numpy())[0],
+            (latents.shape[1], latents.shape[2], latents.shape[3]),
+            float(psnr(decoded, tensor)),
+            float(ssim(decoded, tensor)) if side >= _SSIM_WINDOW else None,
+        )
+
+    def between_images(self, first: Image.Image, second: Image.Image, side: int, count: int = 9) -> NDArray[np.uint8]:
+        """Decoded latents on the straight line between two images': (count, side, side, 3) uint8.
+
+        Raises:
+            UserError: `side` is no multiple of the tokenizer's factor or too large, or `count` is out of range.
+        """
+        _check_count(count)
+        pair = to_tensor(np.stack([self._pixels(image, side) for image in (first, second)]))
+        start, end = self.tokenizer.encode(pair)
+        weights = torch.linspace(0, 1, count, device=start.device)[:, None, None, None]
+        return self._decoded(start + weights * (end - start))
+
+    def between_seeds(
+        self, label: int, first: int, second: int, count: int = 9, sampling: SamplingConfig | None = None
+    ) -> NDArray[np.uint8]:
+        """Samples from the noises on the great circle between those of two seeds: (count, H, W, 3) uint8.
+
+        A straight line would pass through noise of too small a norm, which no training has shown the network. The
+        ends are the first samples of the two seeds.
+
+        Raises:
+            UserError: No generator, a label out of range, or `count` out of range.
+        """
+        _check_count(count)
+        generator = self._generator()
+        start, end = (generator.noise([0], seed)[0] for seed in (first, second))
+        noise = spherical(start, end, count)
+        with autocast(self.precision, self.tokenizer.device):
+            latents = generator.latents([label] * count, first, [0] * count, sampling, noise=noise)
+        return self._decoded(latents)
+
+    def _generator(self) -> Generator:
+        if self.generator is None:
+            raise UserError("a tokenizer alone draws no samples; give a generator")
+        return self.generator
+
+    def _decoded(self, latents: Tensor) -> NDArray[np.uint8]:
+        return to_uint8(self.tokenizer.decode(latents.float())).cpu().numpy()
+
+    def _pixels(self, image: Image.Image, side: int) -> NDArray[np.uint8]:
+        factor = self.tokenizer.factor
+        if side < factor or side % factor or side > LARGEST_SIDE:
+            raise UserError(f"side: {side} is no multiple of {factor} from {factor} to {LARGEST_SIDE}")
+        return np.asarray(center_crop(image.convert("RGB"), side))
+
+
+def _check_count(count: int) -> None:
+    if not 2 <= count <= MOST_IMAGES:
+        raise UserError(f"steps: {count}; from 2 to {MOST_IMAGES} images can be shown")
+
+
+def spherical(start: Tensor, end: Tensor, count: int) -> Tensor:
+    """`count` points on the great circle from `start` to `end`, both included: (count, *start.shape).
+
+    sin((1 − w) θ) / sin θ · start + sin(w θ) / sin θ · end, with θ the angle between the two (Shoemake 1985).
+    """
+    cosine = torch.dot(start.flatten(), end.flatten()) / (start.norm() * end.norm())
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    weights = torch.linspace(0, 1, count, dtype=start.dtype, device=start.device).view(-1, *[1] * start.ndim)
+    if torch.sin(angle) < 1e-4:  # the same noise: nothing lies between
+        return start + weights * (end - start)
+    return (torch.sin((1 - weights) * angle) * start + torch.sin(weights * angle) * end) / torch.sin(angle)

@@ -1,0 +1,16 @@
+"""The model that comes with the package, ready to be shown."""
+
+import pytest
+
+from vavae.pretrained import Generator
+from vavae.serve.studio import Studio
+
+
+@pytest.fixture(scope="session")
+def generator() -> Generator:
+    return Generator.from_pretrained("demo")
+
+
+@pytest.fixture(scope="session")
+def studio(generator: Generator) -> Studio:
+    return Studio(generator.tokenizer, generator)

@@ -1,0 +1,148 @@
+"""`vavae serve`: the page answers as a browser would ask, and the command ends as it should."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio_client
+import numpy as np
+import pytest
+from PIL import Image
+
+from vavae.cli import run
+from vavae.data import demo_pixels
+from vavae.pretrained import SamplingConfig
+from vavae.serve.page import CSS, build, theme
+from vavae.serve.studio import Studio
+
+FEW = (2.0, "euler", 4, 0.3, 0.1, 1.0)  # guidance scale, solver, grid points, shift, interval
+SAMPLING = SamplingConfig("euler", 4, 0.3, 2.0, 0.1, 1.0)
+
+
+@pytest.fixture(scope="module")
+def client(studio: Studio) -> Iterator[Any]:
+    page = build(studio, "a model")
+    page.launch(quiet=True, prevent_thread_lock=True, ssr_mode=False, theme=theme(), css=CSS)
+    yield gradio_client.Client(page.local_url, verbose=False)
+    page.close()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Any]:
+    files = []
+    for number in (0, 1):
+        Image.fromarray(demo_pixels("test")[number]).save(tmp_path / f"{number}.png")
+        files.append(gradio_client.handle_file(str(tmp_path / f"{number}.png")))
+    return files
+
+
+def shown(path: str) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_samples(client: Any, studio: Studio) -> None:
+    answer = client.predict(-1, 3, 5, *FEW, api_name="/sample")
+    assert [entry["caption"] for entry in answer] == ["airplane", "automobile", "bird"]
+    expected = studio.sample([0, 1, 2], 5, SAMPLING)
+    for entry, image in zip(answer, expected, strict=True):
+        np.testing.assert_array_equal(shown(entry["image"]), image)
+    one = client.predict(3, 1, 5, *FEW, api_name="/sample")
+    assert [entry["caption"] for entry in one] == ["cat"]
+
+
+def test_a_reconstruction(client: Any, studio: Studio, pictures: list[Any]) -> None:
+    original, rebuilt, difference, latent, said = client.predict(pictures[0], 32, api_name="/reconstruct")
+    made = studio.reconstruct(Image.fromarray(demo_pixels("test")[0]), 32)
+    expected = (made.original, made.image, made.difference, made.latent)
+    for path, image in zip((original, rebuilt, difference, latent), expected, strict=True):
+        np.testing.assert_array_equal(shown(path), image)
+    assert f"PSNR **{made.psnr:.2f} dB**" in said and f"SSIM **{made.ssim:.3f}**" in said
+    assert "Latent 16 × 8 × 8: 33.3% of the image's numbers." in said
+
+
+def test_ways_from_one_to_the_other(client: Any, studio: Studio, pictures: list[Any]) -> None:
+    between = client.predict(*pictures, 32, 3, api_name="/between_images")
+    assert [entry["caption"] for entry in between] == ["0%", "50%", "100%"]
+    images = [Image.fromarray(demo_pixels("test")[number]) for number in (0, 1)]
+    np.testing.assert_array_equal(shown(between[1]["image"]), studio.between_images(*images, 32, 3)[1])
+    noises = client.predict(4, 0, 1, 2, *FEW, api_name="/between_seeds")
+    np.testing.assert_array_equal(shown(noises[1]["image"]), studio.between_seeds(4, 0, 1, 2, SAMPLING)[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "endpoint", "message"),
+    [
+        ((None, 32), "/reconstruct", "Choose an image first"),
+        ((0, 33), "/reconstruct", "side: 33 is no multiple of 4"),
+        ((0, None, 32, 3), "/between_images", "Choose two images first"),
+    ],
+)
+def test_mistakes_are_told_on_the_page(
+    client: Any, pictures: list[Any], arguments: tuple, endpoint: str, message: str
+) -> None:
+    given = [pictures[0] if value == 0 else value for value in arguments]
+    with pytest.raises(Exception, match=message):
+        client.predict(*given, api_name=endpoint)
+
+
+def test_a_tokenizer_alone_has_no_samples(studio: Studio) -> None:
+    page = build(Studio(studio.tokenizer), "a tokenizer")
+    assert set(page.get_api_info()["named_endpoints"]) == {"/reconstruct", "/between_images"}
+
+
+def test_the_page_asks_no_other_machine(client: Any) -> None:
+    with urllib.request.urlopen(client.src) as answer:
+        html = answer.read().decode()
+    loaded = re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?://[^"]+)"', html)
+    assert not [address for address in loaded if not address.startswith(client.src)]
+
+
+def _serve(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from vavae.cli import main; main()", "serve", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_command_serves_until_it_is_interrupted() -> None:
+    process = _serve("--device", "cpu")
+    try:
+        line = process.stdout.readline()  # type: ignore[union-attr]
+        address = re.fullmatch(r"demo: (http://127\.0\.0\.1:\d+/)\n", line)[1]  # type: ignore[index]
+        with urllib.request.urlopen(address) as answer:
+            assert answer.status == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert "Traceback" not in error
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run(["serve", "--port", str(port), "--device", "cpu"]) == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["/nowhere"], "/nowhere"), (["--port", "70000"], "port: 70000 is not in 1..65535")]
+)
+def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert run(["serve"]) == 2
+    assert "pip install 'vavae[gradio]'" in capsys.readouterr().err
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"

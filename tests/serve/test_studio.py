@@ -1,0 +1,112 @@
+"""What the page shows is what the models give, and mistakes are told."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vavae.data import demo_pixels, to_tensor, to_uint8
+from vavae.errors import UserError
+from vavae.pretrained import Generator, SamplingConfig
+from vavae.serve.studio import Studio, spherical
+
+FEW = SamplingConfig(steps=4, guidance_scale=2.0)
+
+
+def picture(number: int) -> Image.Image:
+    return Image.fromarray(demo_pixels("test")[number])
+
+
+def test_samples_are_the_generators(studio: Studio, generator: Generator) -> None:
+    reached: list[int] = []
+    images = studio.sample([3, 7], 5, FEW, reached.append)
+    np.testing.assert_array_equal(images, to_uint8(generator([3, 7], 5, sampling=FEW)).numpy())
+    assert reached == [1, 2, 3]
+
+
+def test_a_reconstruction_and_its_numbers(studio: Studio) -> None:
+    made = studio.reconstruct(picture(4), 32)
+    np.testing.assert_array_equal(made.original, demo_pixels("test")[4])
+    expected = studio.tokenizer.reconstruct(to_tensor(made.original[None]))
+    np.testing.assert_array_equal(made.image, to_uint8(expected).numpy()[0])
+    error = (expected[0].permute(1, 2, 0).numpy().astype(np.float64) - (made.original / 127.5 - 1)) ** 2
+    assert made.psnr == pytest.approx(10 * math.log10(4 / error.mean()), abs=1e-4)
+    assert 0 < made.ssim < 1
+    difference = np.abs(made.image.astype(int) - made.original.astype(int))
+    np.testing.assert_array_equal(made.difference, np.minimum(4 * difference, 255))
+    channels, side = studio.tokenizer.latent_channels, 32 // studio.tokenizer.factor
+    assert made.latent_shape == (channels, side, side) and made.latent.shape == (side, side, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_pictures_of_any_kind_and_size_are_cropped(studio: Studio, mode: str) -> None:
+    made = studio.reconstruct(picture(0).resize((75, 50)).convert(mode), 40)
+    assert made.image.shape == (40, 40, 3)
+
+
+def test_a_picture_below_the_window_of_ssim(studio: Studio) -> None:
+    assert studio.reconstruct(picture(0), 8).ssim is None
+
+
+def test_between_two_images(studio: Studio) -> None:
+    frames = studio.between_images(picture(0), picture(1), 32, 5)
+    ends = [studio.reconstruct(picture(number), 32).image for number in (0, 1)]
+    for frame, end in ((frames[0], ends[0]), (frames[-1], ends[1])):
+        assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1  # the batch is another, so roundings are
+    assert not np.array_equal(frames[2], frames[0]) and not np.array_equal(frames[2], frames[4])
+
+
+def test_between_two_seeds(studio: Studio) -> None:
+    frames = studio.between_seeds(3, 10, 11, 3, FEW)
+    for frame, seed in ((frames[0], 10), (frames[-1], 11)):
+        end = studio.sample([3], seed, FEW)[0]
+        assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1
+    np.testing.assert_array_equal(studio.between_seeds(3, 4, 4, 2, FEW)[0], studio.between_seeds(3, 4, 4, 2, FEW)[1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(2, 9), scale=st.floats(0.1, 10))
+def test_the_great_circle_keeps_the_norm(seed: int, count: int, scale: float) -> None:
+    a, b = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    b = b * a.norm() / b.norm()
+    points = spherical(scale * a, scale * b, count)
+    assert points.shape == (count, 3, 4, 4)
+    torch.testing.assert_close(points[0], scale * a)
+    torch.testing.assert_close(points[-1], scale * b)
+    torch.testing.assert_close(points.flatten(1).norm(dim=1), (scale * a.norm()).expand(count))
+    # Neighbours are at equal angles.
+    steps = (points[1:] * points[:-1]).flatten(1).sum(1)
+    torch.testing.assert_close(steps, steps[:1].expand_as(steps))
+
+
+def test_a_tokenizer_alone_only_reconstructs(studio: Studio) -> None:
+    alone = Studio(studio.tokenizer)
+    assert alone.side == 256
+    assert alone.reconstruct(picture(0), 32).image.shape == (32, 32, 3)
+    for act in (lambda: alone.sample([0]), lambda: alone.between_seeds(0, 0, 1)):
+        with pytest.raises(UserError, match="a tokenizer alone draws no samples"):
+            act()
+
+
+@pytest.mark.parametrize("side", [0, 33, 1028, -4])
+def test_sides_that_cannot_be(studio: Studio, side: int) -> None:
+    with pytest.raises(UserError, match=f"side: {side} is no multiple of 4 from 4 to 1024"):
+        studio.reconstruct(picture(0), side)
+    with pytest.raises(UserError, match="side"):
+        studio.between_images(picture(0), picture(1), side)
+
+
+def test_counts_and_labels_out_of_range(studio: Studio) -> None:
+    for labels in ([], [0] * 65):
+        with pytest.raises(UserError, match=f"images: {len(labels)} at once"):
+            studio.sample(labels)
+    for count in (1, 65):
+        with pytest.raises(UserError, match=f"steps: {count}"):
+            studio.between_seeds(0, 0, 1, count)
+    with pytest.raises(UserError, match="labels: 11 is not in"):
+        studio.sample([11], sampling=replace(FEW, steps=2))
