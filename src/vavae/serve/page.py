@@ -18,9 +18,11 @@ from vavae.serve.studio import LARGEST_SIDE, MOST_IMAGES, Studio
 # Small images are shown pixel by pixel, not blurred.
 CSS = """
 .small img { image-rendering: pixelated; }
+.picture img { width: 100% !important; height: 100% !important; object-fit: contain; }
 footer { display: none !important; }
 """
 _SMALL = 128
+_HEIGHT = 260
 _ANY = "all classes in turn"
 _PROGRESS = gr.Progress()  # gradio knows it by its place among the defaults
 
@@ -118,11 +120,16 @@ def _gallery(label: str, side: int, columns: int) -> Any:
         object_fit="contain",
         height="auto",
         elem_classes=classes,
+        buttons=["download", "download_all", "fullscreen"],
     )
 
 
 def _picture(label: str, small: bool, **more: Any) -> Any:
-    return gr.Image(label=label, format="png", type="pil", elem_classes="small" if small else None, **more)
+    classes = ["picture", "small"] if small else ["picture"]
+    buttons = ["download", "fullscreen"]
+    return gr.Image(
+        label=label, format="png", type="pil", height=_HEIGHT, elem_classes=classes, buttons=buttons, **more
+    )
 
 
 def _sample_tab(studio: Studio) -> None:
@@ -214,7 +221,7 @@ def _interpolate_tab(studio: Studio) -> None:
                         controls, settings = _sampling_controls(studio.generator.sampling)
                         of_seeds = gr.Button("Interpolate", variant="primary")
         with gr.Column(scale=3):
-            gallery = _gallery("From one to the other", studio.side, 9)
+            gallery = _gallery("From one to the other", studio.side, 5)
 
     def between_images(first: Image.Image | None, second: Image.Image | None, side: float, count: float) -> list[tuple]:
         """Decoded latents on the straight line between two images'."""
