@@ -126,9 +126,14 @@ def _gallery(label: str, side: int, columns: int) -> Any:
 
 def _picture(label: str, small: bool, **more: Any) -> Any:
     classes = ["picture", "small"] if small else ["picture"]
-    buttons = ["download", "fullscreen"]
     return gr.Image(
-        label=label, format="png", type="pil", height=_HEIGHT, elem_classes=classes, buttons=buttons, **more
+        label=label,
+        format="png",
+        type="pil",
+        height=_HEIGHT,
+        elem_classes=classes,
+        buttons=["download", "fullscreen"],
+        **more,
     )
 
 
