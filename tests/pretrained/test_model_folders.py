@@ -65,9 +65,11 @@ def test_weights_too_large_for_a_stored_type_are_refused(generator: Generator, t
     tokenizer = Tokenizer(autoencoder()[0], generator.tokenizer.statistics)
     with torch.no_grad():
         tokenizer.autoencoder.encoder.conv_in.weight[0, 0, 0, 0] = 1e5
-    with pytest.raises(UserError, match=r"float16: encoder\.conv_in\.weight holds NaN or infinity"):
-        tokenizer.save_pretrained(tmp_path, torch.float16)
-    assert not (tmp_path / "model.safetensors").exists()
+    with pytest.raises(UserError, match=r"encoder\.conv_in\.weight is too large for float16; bfloat16"):
+        Generator(generator.transformer, tokenizer).save_pretrained(tmp_path, torch.float16)
+    assert list(tmp_path.iterdir()) == []
+    tokenizer.save_pretrained(tmp_path, torch.bfloat16)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == (tmp_path / "README.md").stat().st_mode & 0o777
 
 
 def test_a_generator_folder_is_its_tokenizers_too(generator: Generator, tmp_path: Path) -> None:

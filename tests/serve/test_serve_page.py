@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gradio
 import gradio_client
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from PIL import Image
 
 from vavae.cli import run
 from vavae.data import demo_pixels
-from vavae.pretrained import SamplingConfig
+from vavae.pretrained import Generator, SamplingConfig
 from vavae.serve.page import CSS, build, theme
 from vavae.serve.studio import Studio
 
@@ -27,7 +28,8 @@ SAMPLING = SamplingConfig("euler", 4, 0.3, 2.0, 0.1, 1.0)
 
 
 @pytest.fixture(scope="module")
-def client(studio: Studio) -> Iterator[Any]:
+def client(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     page = build(studio, "a model")
     page.launch(quiet=True, prevent_thread_lock=True, ssr_mode=False, theme=theme(), css=CSS)
     yield gradio_client.Client(page.local_url, verbose=False)
@@ -80,17 +82,42 @@ def test_ways_from_one_to_the_other(client: Any, studio: Studio, pictures: list[
 @pytest.mark.parametrize(
     ("arguments", "endpoint", "message"),
     [
-        ((None, 32), "/reconstruct", "Choose an image first"),
+        ((None, 32), "/reconstruct", "choose an image first"),
         ((0, 33), "/reconstruct", "side: 33 is no multiple of 4"),
-        ((0, None, 32, 3), "/between_images", "Choose two images first"),
+        ((0, None), "/reconstruct", "side: give a number"),
+        ((0, None, 32, 3), "/between_images", "choose an image first"),
+        ((-1, 3, None, *FEW), "/sample", "seed: give a number"),
+        ((4, None, 1, 2, *FEW), "/between_seeds", "seed 1: give a number"),
     ],
 )
 def test_mistakes_are_told_on_the_page(
     client: Any, pictures: list[Any], arguments: tuple, endpoint: str, message: str
 ) -> None:
     given = [pictures[0] if value == 0 else value for value in arguments]
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(gradio_client.exceptions.AppError, match=message):
         client.predict(*given, api_name=endpoint)
+
+
+def test_a_file_that_is_no_image_is_told(client: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
+    with pytest.raises(gradio_client.exceptions.AppError, match="this is no image that can be read"):
+        client.predict(gradio_client.handle_file(str(tmp_path / "broken.png")), 32, api_name="/reconstruct")
+
+
+def test_sixteen_bits_are_read_as_a_data_sets_images_are(client: Any, tmp_path: Path) -> None:
+    grey = (np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    original, *_ = client.predict(gradio_client.handle_file(str(tmp_path / "grey.png")), 32, api_name="/reconstruct")
+    np.testing.assert_array_equal(shown(original), np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_a_models_own_defaults_can_be_sent_back(generator: Generator) -> None:
+    """Controls whose range does not hold their value refuse every click."""
+    defaults = SamplingConfig("euler_maruyama", 300, 3.0, 12.0, 0.1, 1.0)
+    other = Generator(generator.transformer, generator.tokenizer, sampling=defaults)
+    sliders = [c for c in build(Studio(other.tokenizer, other), "x").blocks.values() if isinstance(c, gradio.Slider)]
+    assert len(sliders) == 12
+    assert all(slider.minimum <= slider.value <= slider.maximum for slider in sliders)
 
 
 def test_a_tokenizer_alone_has_no_samples(studio: Studio) -> None:
@@ -103,15 +130,14 @@ def test_the_page_asks_no_other_machine(client: Any) -> None:
         html = answer.read().decode()
     loaded = re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?://[^"]+)"', html)
     assert not [address for address in loaded if not address.startswith(client.src)]
+    assert client.config["stylesheets"] == []  # where web fonts would stand
 
 
-def _serve(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from vavae.cli import main; main()", "serve", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_the_command_serves_until_it_is_interrupted() -> None:
-    process = _serve("--device", "cpu")
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    """A proxy is no hindrance, and what visitors sent is gone in the end."""
+    command = [sys.executable, "-c", "from vavae.cli import main; main()", "serve", "--device", "cpu"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "http_proxy": "http://192.0.2.1:1", "no_proxy": ""}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         line = process.stdout.readline()  # type: ignore[union-attr]
         address = re.fullmatch(r"demo: (http://127\.0\.0\.1:\d+/)\n", line)[1]  # type: ignore[index]
@@ -122,6 +148,7 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
         _, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     assert "Traceback" not in error
+    assert not list(tmp_path.glob("vavae-serve-*"))
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,11 +157,18 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert run(["serve", "--port", str(port), "--device", "cpu"]) == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1, port {port}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["/nowhere"], "/nowhere"), (["--port", "70000"], "port: 70000 is not in 1..65535")]
+    ("arguments", "message"),
+    [
+        (["/nowhere"], "/nowhere"),
+        (["--port", "70000"], "port: 70000 is not in 1..65535"),
+        (["--host", "nowhere.invalid"], "host: there is no 'nowhere.invalid'"),
+        (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+        (["--device", "meta"], "device: 'meta' is not supported"),
+    ],
 )
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["serve", *arguments]) == 2
@@ -145,4 +179,3 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert run(["serve"]) == 2
     assert "pip install 'vavae[gradio]'" in capsys.readouterr().err
-    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"

@@ -66,7 +66,17 @@ def test_between_two_seeds(studio: Studio) -> None:
     for frame, seed in ((frames[0], 10), (frames[-1], 11)):
         end = studio.sample([3], seed, FEW)[0]
         assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1
-    np.testing.assert_array_equal(studio.between_seeds(3, 4, 4, 2, FEW)[0], studio.between_seeds(3, 4, 4, 2, FEW)[1])
+    same = torch.randn(3, 4, 4)
+    assert torch.equal(spherical(same, same, 2), torch.stack([same, same]))
+    with pytest.raises(UserError, match="solver: between two noises one of euler, heun"):
+        studio.between_seeds(3, 10, 11, 3, replace(FEW, solver="euler_maruyama"))
+
+
+def test_many_frames_are_decoded_in_parts(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = studio.between_images(picture(0), picture(1), 32, 7)
+    monkeypatch.setattr("vavae.serve.studio._DECODED_PIXELS", 3 * 32 * 32)
+    parts = studio.between_images(picture(0), picture(1), 32, 7)
+    assert np.abs(whole.astype(int) - parts.astype(int)).max() <= 1
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.files import written_whole
 from vavae.pretrained.reading import check_finite, check_tensors
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
@@ -28,15 +29,17 @@ Form = Literal["tokenizer", "generator", "diffusers", "pipeline", "latents", "ch
 def resolve(path_or_hub_id: str | Path) -> Path:
     """A local file or folder as it is; the name of a shipped model; else the id of a hub repository, which is fetched.
 
+    A folder that happens to have a shipped model's name, and holds no model, does not hide it.
+
     Raises:
         UserError: Neither here nor a repository that can be reached.
     """
     path = Path(path_or_hub_id).expanduser()
+    text = str(path_or_hub_id)
+    if text in SHIPPED and not any((path / name).is_file() for name in (CONFIG, PIPELINE)):
+        return SHIPPED[text]
     if path.exists():
         return path
-    text = str(path_or_hub_id)
-    if text in SHIPPED:
-        return SHIPPED[text]
     if text.count("/") != 1 or text.startswith((".", "/", "~")) or path.suffix in (*CHECKPOINT_SUFFIXES, ".yaml"):
         raise UserError(f"{text}: there is no such file or folder")
     from huggingface_hub import snapshot_download
@@ -72,6 +75,16 @@ def form_of(path: Path) -> Form:
     if published_file(path) is not None:
         return "checkpoint"
     raise UserError(f"{path}: holds no {CONFIG}, no checkpoint and no latents")
+
+
+def holds_generator(path: Path) -> bool:
+    """Whether a folder is a generator's, ours or one exported for diffusers; a pipeline of others is not.
+
+    Raises:
+        UserError: A folder of something else than models.
+    """
+    form = form_of(path)
+    return form == "generator" or (form == "pipeline" and "sampling" in read_pipeline(path))
 
 
 def published_file(folder: Path) -> Path | None:
@@ -122,19 +135,26 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def write_folder(
-    folder: Path, config: dict[str, Any], model: nn.Module, card: str, dtype: torch.dtype | None = None
-) -> None:
-    """Write `config.json`, the weights (as `dtype`, if one is given) and the model card.
+def stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The state dict as it is written: as `dtype`, if one is given.
 
     Raises:
         UserError: A weight is too large for `dtype`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = model.state_dict()
-    if dtype is not None:
-        tensors = {name: value.to(dtype) for name, value in tensors.items()}
-        check_finite(tensors, f"{folder / WEIGHTS} as {str(dtype).removeprefix('torch.')}")
+    if dtype is None:
+        return tensors
+    check_finite(tensors, "weights")
+    narrow = {name: value.to(dtype) for name, value in tensors.items()}
+    for name, value in narrow.items():
+        if not bool(value.isfinite().all()):
+            raise UserError(f"{name} is too large for {str(dtype).removeprefix('torch.')}; bfloat16 holds it")
+    return narrow
+
+
+def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
+    """Write `config.json`, the weights and the model card."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, tensors)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (folder / CARD).write_text(card)
@@ -143,11 +163,10 @@ def write_folder(
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     # Without the format in its metadata, other libraries refuse the file.
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(plain, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    with written_whole(path) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt"})
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:

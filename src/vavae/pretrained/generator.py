@@ -49,7 +49,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 2:
-            raise ValueError(f"steps must be at least 2 grid points, not {self.steps}")
+            raise UserError(f"steps: {self.steps} is too few; at least 2 grid points")
 
     @property
     def guidance(self) -> Guidance | None:
@@ -234,8 +234,9 @@ class Generator:
             "class_names": list(self.class_names),
             "provenance": to_plain(self.provenance),
         }
-        files.write_folder(folder, config, self.transformer, self._card(), dtype)
-        self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
+        weights = files.stored(self.transformer, dtype)
+        self.tokenizer.save_pretrained(folder / "tokenizer", dtype)  # first: it may refuse, and then nothing is here
+        files.write_folder(folder, config, weights, self._card())
 
     def save_diffusers(self, path: str | Path) -> None:
         """Write a folder that `diffusers.DiffusionPipeline.from_pretrained` runs, with or without this package.

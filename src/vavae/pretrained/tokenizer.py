@@ -112,7 +112,7 @@ class Tokenizer:
             "image_range": [-1.0, 1.0],
             "provenance": to_plain(self.provenance),
         }
-        files.write_folder(folder, config, self.autoencoder, self._card(), dtype)
+        files.write_folder(folder, config, files.stored(self.autoencoder, dtype), self._card())
         files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
 
     def push_to_hub(

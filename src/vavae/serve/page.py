@@ -1,19 +1,22 @@
 """The page itself, in gradio: tabs for what `studio` can do with the models at hand."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 import numpy as np
+import torch
 from PIL import Image
 
-from vavae.data import demo_pixels
+from vavae.data import demo_pixels, read_rgb
+from vavae.data.readable import IMAGE_ERRORS
 from vavae.errors import UserError
-from vavae.flow import SolverName
+from vavae.flow import SOLVERS, SolverName
 from vavae.pretrained import SamplingConfig
-from vavae.serve.studio import LARGEST_SIDE, MOST_IMAGES, Studio
+from vavae.report.contents import name_of
+from vavae.serve.studio import DETERMINISTIC, LARGEST_SIDE, MOST_IMAGES, Studio
 
 # Small images are shown pixel by pixel, not blurred.
 CSS = """
@@ -74,25 +77,45 @@ def _told() -> Iterator[None]:
         yield
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from error
+    except torch.OutOfMemoryError as error:
+        raise gr.Error("Out of memory: fewer images, or smaller ones.", print_exception=False) from error
+
+
+def _whole(value: float | None, name: str) -> int:
+    """What a number box holds; an emptied one holds nothing."""
+    if value is None:
+        raise UserError(f"{name}: give a number")
+    return int(value)
+
+
+def _opened(path: str | None) -> Image.Image:
+    """An uploaded picture, read as the image files of a data set are."""
+    if path is None:
+        raise UserError("choose an image first")
+    try:
+        return read_rgb(path)
+    except IMAGE_ERRORS as error:
+        raise UserError("this is no image that can be read") from error
 
 
 def _classes(studio: Studio) -> list[tuple[str, int]]:
     """What the list of classes shows, and the label behind it."""
     generator = studio.generator
     assert generator is not None
-    names = [
-        generator.class_names[i] if i < len(generator.class_names) else str(i) for i in range(generator.num_classes)
-    ]
-    return [(name, label) for label, name in enumerate(names)]
+    return [(name_of(label, generator.class_names), label) for label in range(generator.num_classes)]
 
 
-def _sampling_controls(defaults: SamplingConfig) -> tuple[list[Any], Callable[..., SamplingConfig]]:
-    """Controls of sampling, and what turns their values into settings."""
-    scale = gr.Slider(1, 10, value=defaults.guidance_scale, step=0.1, label="Guidance scale (1 is none)")
+def _sampling_controls(
+    defaults: SamplingConfig, solvers: Sequence[SolverName]
+) -> tuple[list[Any], Callable[..., SamplingConfig]]:
+    """Controls of sampling, and what turns their values into settings. Their ranges hold the model's own defaults."""
+    chosen, guided = defaults.solver, defaults.guidance_scale
+    scale = gr.Slider(min(1, guided), max(10, guided), value=guided, step=0.1, label="Guidance scale (1 is none)")
     with gr.Accordion("Sampling", open=False):
-        solver = gr.Dropdown(list(get_args(SolverName)), value=defaults.solver, label="Solver")
-        steps = gr.Slider(2, 250, value=defaults.steps, step=1, label="Grid points")
-        shift = gr.Slider(0.05, 2, value=defaults.shift or 1.0, step=0.05, label="Time shift (1 is none)")
+        solver = gr.Dropdown(list(solvers), value=chosen if chosen in solvers else solvers[0], label="Solver")
+        steps = gr.Slider(2, max(250, defaults.steps), value=defaults.steps, step=1, label="Grid points")
+        time_shift = defaults.shift or 1.0
+        shift = gr.Slider(0.05, max(2, time_shift), value=time_shift, step=0.05, label="Time shift (1 is none)")
         start = gr.Slider(0, 1, value=defaults.guidance_start, step=0.01, label="Guidance from time (0 is noise)")
         stop = gr.Slider(0, 1, value=defaults.guidance_stop, step=0.01, label="Guidance up to time (1 is data)")
 
@@ -101,10 +124,10 @@ def _sampling_controls(defaults: SamplingConfig) -> tuple[list[Any], Callable[..
             defaults,
             solver=solver,
             steps=int(steps),
-            shift=float(shift),
-            guidance_scale=float(scale),
-            guidance_start=float(start),
-            guidance_stop=float(stop),
+            shift=shift,
+            guidance_scale=scale,
+            guidance_start=start,
+            guidance_stop=stop,
         )
 
     return [scale, solver, steps, shift, start, stop], settings
@@ -124,14 +147,23 @@ def _gallery(label: str, side: int, columns: int) -> Any:
     )
 
 
+class _Picture(gr.Image):
+    """An image whose uploaded file reaches us as it is: gradio would open it by rules of its own, and fail by them."""
+
+    is_template = True  # to the browser this is an Image
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The file's path."""
+        return None if payload is None else payload.path
+
+
 def _picture(label: str, small: bool, **more: Any) -> Any:
-    classes = ["picture", "small"] if small else ["picture"]
-    return gr.Image(
+    return _Picture(
         label=label,
         format="png",
-        type="pil",
+        type="filepath",
         height=_HEIGHT,
-        elem_classes=classes,
+        elem_classes=["picture", "small"] if small else ["picture"],
         buttons=["download", "fullscreen"],
         **more,
     )
@@ -145,7 +177,7 @@ def _sample_tab(studio: Studio) -> None:
             chosen = gr.Dropdown([(_ANY, -1), *_classes(studio)], value=-1, label="Class")
             count = gr.Slider(1, MOST_IMAGES, value=16, step=1, label="Images")
             seed = gr.Number(0, precision=0, label="Seed", minimum=0)
-            controls, settings = _sampling_controls(generator.sampling)
+            controls, settings = _sampling_controls(generator.sampling, SOLVERS)
             button = gr.Button("Sample", variant="primary")
         with gr.Column(scale=3):
             gallery = _gallery("Samples", studio.side, 8)
@@ -153,13 +185,14 @@ def _sample_tab(studio: Studio) -> None:
     def act(label: int, count: float, seed: float, *values: Any, progress: Any = _PROGRESS) -> list[tuple]:
         """Samples of a class (-1: the classes in turn), number 0 to count - 1 of the seed."""
         classes = _classes(studio) or [("", 0)]
-        labels = [classes[i % len(classes)][1] if label < 0 else int(label) for i in range(int(count))]
-        sampling = settings(*values)
-        with _told():
-            images = studio.sample(
-                labels, int(seed), sampling, lambda step: progress((step, sampling.steps - 1), unit="steps")
-            )
         names = {number: name for name, number in classes}
+        with _told():
+            labels = [classes[i % len(classes)][1] if label < 0 else label for i in range(_whole(count, "images"))]
+            sampling = settings(*values)
+            last = sampling.steps - 1
+            images = studio.sample(
+                labels, _whole(seed, "seed"), sampling, lambda step: progress((step, last), unit="steps")
+            )
         return [(Image.fromarray(image), names[label]) for image, label in zip(images, labels, strict=True)]
 
     button.click(act, [chosen, count, seed, *controls], gallery, api_name="sample")
@@ -190,12 +223,10 @@ def _reconstruct_tab(studio: Studio) -> None:
                 difference = _picture("Difference, four times", small, interactive=False)
                 latent = _picture("Latent, main components as colours", True, interactive=False)
 
-    def act(image: Image.Image | None, side: float) -> tuple[Any, ...]:
+    def act(image: str | None, side: float | None) -> tuple[Any, ...]:
         """The image cropped, its reconstruction, their difference, the latent as colours, and numbers."""
-        if image is None:
-            raise gr.Error("Choose an image first.", print_exception=False)
         with _told():
-            made = studio.reconstruct(image, int(side))
+            made = studio.reconstruct(_opened(image), _whole(side, "side"))
         channels, height, width = made.latent_shape
         share = channels * height * width / made.original.size
         said = (
@@ -221,27 +252,29 @@ def _interpolate_tab(studio: Studio) -> None:
                     of_images = gr.Button("Interpolate", variant="primary")
                 if studio.generator is not None:
                     with gr.Tab("Two noises"):
-                        chosen = gr.Dropdown(_classes(studio) or [(_ANY, 0)], value=0, label="Class")
+                        chosen = gr.Dropdown(_classes(studio) or [("no classes", 0)], value=0, label="Class")
                         seeds = [gr.Number(n, precision=0, label=f"Seed {n + 1}", minimum=0) for n in (0, 1)]
-                        controls, settings = _sampling_controls(studio.generator.sampling)
+                        controls, settings = _sampling_controls(studio.generator.sampling, DETERMINISTIC)
                         of_seeds = gr.Button("Interpolate", variant="primary")
         with gr.Column(scale=3):
             gallery = _gallery("From one to the other", studio.side, 5)
 
-    def between_images(first: Image.Image | None, second: Image.Image | None, side: float, count: float) -> list[tuple]:
+    def between_images(first: str | None, second: str | None, side: float | None, count: float | None) -> list[tuple]:
         """Decoded latents on the straight line between two images'."""
-        if first is None or second is None:
-            raise gr.Error("Choose two images first.", print_exception=False)
         with _told():
-            return _numbered(studio.between_images(first, second, int(side), int(count)))
+            pair = _opened(first), _opened(second)
+            return _numbered(studio.between_images(*pair, _whole(side, "side"), _whole(count, "images")))
 
     of_images.click(between_images, [first, second, side, count], gallery, api_name="between_images")
     if studio.generator is not None:
 
-        def between_seeds(label: int, first: float, second: float, count: float, *values: Any) -> list[tuple]:
+        def between_seeds(
+            label: int, first: float | None, second: float | None, count: float | None, *values: Any
+        ) -> list[tuple]:
             """Samples from the noises on the great circle between those of two seeds."""
             with _told():
-                return _numbered(studio.between_seeds(label, int(first), int(second), int(count), settings(*values)))
+                ends = _whole(first, "seed 1"), _whole(second, "seed 2")
+                return _numbered(studio.between_seeds(label, *ends, _whole(count, "images"), settings(*values)))
 
         of_seeds.click(between_seeds, [chosen, *seeds, count, *controls], gallery, api_name="between_seeds")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vavae.data import center_crop, to_tensor, to_uint8
 from vavae.errors import UserError
+from vavae.flow import SOLVERS
 from vavae.metrics import psnr, ssim
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.pca import pca_maps
@@ -23,7 +24,9 @@ from vavae.training.precision import Precision, autocast, resolve_precision
 
 LARGEST_SIDE = 1024
 MOST_IMAGES = 64
+DETERMINISTIC = tuple(name for name in SOLVERS if name != "euler_maruyama")
 _SSIM_WINDOW = 11
+_DECODED_PIXELS = 4 * 256**2  # at once: a large decoder holds some 150 MB for 256 × 256 pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +142,13 @@ class Studio:
         ends are the first samples of the two seeds.
 
         Raises:
-            UserError: No generator, a label out of range, or `count` out of range.
+            UserError: No generator, a label or `count` out of range, or a stochastic solver, which adds noise of its
+                own on the way.
         """
         _check_count(count)
         generator = self._generator()
+        if (sampling or generator.sampling).solver not in DETERMINISTIC:
+            raise UserError(f"solver: between two noises one of {', '.join(DETERMINISTIC)}")
         start, end = (generator.noise([0], seed)[0] for seed in (first, second))
         noise = spherical(start, end, count)
         with autocast(self.precision, self.tokenizer.device):
@@ -155,7 +161,9 @@ class Studio:
         return self.generator
 
     def _decoded(self, latents: Tensor) -> NDArray[np.uint8]:
-        return to_uint8(self.tokenizer.decode(latents.float())).cpu().numpy()
+        side = latents.shape[2] * latents.shape[3] * self.tokenizer.factor**2
+        parts = latents.float().split(max(1, _DECODED_PIXELS // side))
+        return np.concatenate([to_uint8(self.tokenizer.decode(part)).cpu().numpy() for part in parts])
 
     def _pixels(self, image: Image.Image, side: int) -> NDArray[np.uint8]:
         factor = self.tokenizer.factor

@@ -76,8 +76,14 @@ def run(config: Config) -> Path:
     source, output = files.resolve(config.source), Path(config.output).expanduser()
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise UserError(f"output: {output} is there already")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output: {output} cannot be made ({error.strerror})") from error
     with _quiet():
         kind = _kind(source, config.weights)
+        if config.dtype != "float32" and kind not in ("tokenizer", "generator"):
+            raise UserError(f"dtype: {config.dtype} is for weights, not for {kind}")
         {
             "recipe": _recipe,
             "latents": _latents,
@@ -107,7 +113,7 @@ def _kind(source: Path, weights: Weights) -> str:
         kinds = {"autoencoder": "tokenizer", "transformer": "generator", "statistics": "statistics"}
         return kinds[open_checkpoint(source, weights).kind]
     if form == "pipeline":
-        return "generator" if "sampling" in files.read_pipeline(source) else "tokenizer"
+        return "generator" if files.holds_generator(source) else "tokenizer"
     return "tokenizer" if form == "diffusers" else form
 
 

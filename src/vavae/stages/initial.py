@@ -56,7 +56,7 @@ def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if found is None:
             raise UserError(f"initial: {source} holds no good checkpoint")
         return _under(found[0], "model/autoencoder/"), _under(found[0], "model/objective/")
-    if files.form_of(path) == "tokenizer":
+    if files.form_of(path) in ("tokenizer", "generator"):
         return Tokenizer.from_pretrained(path).autoencoder.state_dict(), {}
     loaded = load_autoencoder(path)
     training = {

@@ -28,6 +28,8 @@ _FREE = frozenset(
         "training.parallel",
         "data.workers",
         "teacher.features_folder",
+        "teacher.features_on_device",
+        "latents_on_device",
     }
 )
 

@@ -1,6 +1,8 @@
 """A local web page for a tokenizer or a generator."""
 
 import os
+import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from vavae.pretrained import Generator, Tokenizer
 from vavae.pretrained import folder as files
 from vavae.training.precision import Precision, resolve_device
 
+_PORTS = range(7860, 7960)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -17,7 +21,7 @@ class Config:
 
     Attributes:
         model: A generator's or a tokenizer's folder, or its hub id; `demo` comes with the package. A tokenizer alone
-            reconstructs and interpolates.
+            reconstructs and interpolates. Published checkpoints are converted first (`vavae convert`).
         host: Address to listen on; 127.0.0.1 is this machine alone, 0.0.0.0 lets others in, who need no password.
         port: Port to listen on; null takes the first free one from 7860 on.
         device: auto, cpu, cuda, …
@@ -39,28 +43,62 @@ def run(config: Config) -> None:
     """Serve until interrupted.
 
     Raises:
-        UserError: gradio is missing, the model cannot be read, or the port is taken.
+        UserError: gradio is missing, the model cannot be read, or nobody can listen there.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError("serve needs gradio: pip install 'vavae[gradio]'") from error
-    page = build(config)
-    from vavae.serve.page import CSS, theme
+    port = _free_port(config)
+    with tempfile.TemporaryDirectory(prefix="vavae-serve-") as kept:
+        # What visitors send and get lies in a folder of this run alone, and goes with it.
+        os.environ["GRADIO_TEMP_DIR"] = kept
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        # gradio asks its own page whether it is there; a proxy must not stand between.
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1,::1", config.host]))
+        try:
+            import gradio
+        except ImportError as error:
+            raise UserError("serve needs gradio: pip install 'vavae[gradio]'") from error
+        page = build(config)
+        from vavae.serve.page import CSS, theme
 
-    try:
         page.launch(
-            server_name=config.host, server_port=config.port, quiet=True, prevent_thread_lock=True, share=False,
-            theme=theme(), css=CSS, max_file_size="32mb", ssr_mode=False,
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"host, port: cannot listen on {config.host}:{config.port or '7860 and up'}; taken?") from error
-    print(f"{config.model}: {page.local_url}\nstop with Ctrl-C", flush=True)
+            server_name=f"[{config.host}]" if ":" in config.host else config.host,
+            server_port=port,
+            quiet=True,
+            prevent_thread_lock=True,
+            share=False,
+            theme=theme(),
+            css=CSS,
+            max_file_size="32mb",
+            ssr_mode=False,
+        )
+        print(f"{config.model}: {page.local_url}\nstop with Ctrl-C", flush=True)
+        try:
+            page.block_thread()
+        finally:
+            gradio.close_all()
+
+
+def _free_port(config: Config) -> int:
+    """The port asked for, or the first free one.
+
+    Raises:
+        UserError: There is no such host, or no free port.
+    """
     try:
-        page.block_thread()
-    finally:
-        gradio.close_all()
+        family, _, _, _, address = socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise UserError(f"host: there is no '{config.host}' ({error.strerror})") from error
+    for port in _PORTS if config.port is None else (config.port,):
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                trial.bind((address[0], port))
+            except OSError as error:
+                reason = error.strerror
+            else:
+                return port
+    asked = config.port or f"{_PORTS.start} to {_PORTS.stop - 1}"
+    raise UserError(f"host, port: cannot listen on {config.host}, port {asked} ({reason})")
 
 
 def build(config: Config) -> Any:
@@ -70,14 +108,14 @@ def build(config: Config) -> Any:
 
     device = resolve_device(config.device)
     path = files.resolve(config.model)
-    if _is_generator(path):
+    if files.holds_generator(path):
         generator = Generator.from_pretrained(path, device)
         studio = Studio(generator.tokenizer, generator, config.precision)
     else:
         studio = Studio(Tokenizer.from_pretrained(path, device), None, config.precision)
-    return build_page(studio, Path(config.model).name)
+    return build_page(studio, config.model if config.model in files.SHIPPED else _title(path))
 
 
-def _is_generator(path: Path) -> bool:
-    form = files.form_of(path)
-    return form == "generator" or (form == "pipeline" and "sampling" in files.read_pipeline(path))
+def _title(path: Path) -> str:
+    """The last three parts of a folder's path: those of runs all end alike."""
+    return "/".join(path.resolve().parts[-3:]).strip("/")

@@ -202,7 +202,7 @@ class TransformerTask(Task):
         wanted = self.config.latents_on_device
         if wanted is None:
             count = len(self.latents) * (2 if self.latents.has_flips else 1)
-            wanted = fits_on(self.device, count * math.prod(self.latents.shape) * self.latents.dtype.itemsize)
+            wanted = fits_on(self.device, count * math.prod(self.latents.shape) * self.latents.dtype.itemsize, 1 / 2)
         return self.latents.to_device(self.device) if wanted else self.latents
 
     def batches(self, start: int, order: int) -> Iterator[_Batch]:

@@ -59,8 +59,8 @@ class TeacherConfig:
             images that are the same each time: centre crop, no flips.
         features_folder: Where these features are kept, so that several runs on the same images share them; null is
             the run folder.
-        features_on_device: Keep these features in the GPU's memory; null does so where they fit into half of what is
-            free.
+        features_on_device: Keep these features in the GPU's memory; null does so where they fit into a quarter of
+            what is free.
     """
 
     name: str = "dinov2-large"
@@ -234,7 +234,8 @@ class TokenizerTask(Task):
         if not self.world.first:
             cache = FeatureCache(kept, teacher, grid, images, len(self.source))
         wanted = config.teacher.features_on_device
-        if wanted or (wanted is None and fits_on(self.device, cache.size_bytes)):
+        # A quarter, not the half that latents may take: networks and their activations are yet to come.
+        if wanted or (wanted is None and fits_on(self.device, cache.size_bytes, 1 / 4)):
             cache.to_device(self.device)
         return teacher, cache
 
@@ -257,6 +258,8 @@ class TokenizerTask(Task):
                 if self.config.data.flip:
                     mask = counter.uniform(training.seed, "flip", batch.positions, device=self.device) < 0.5
                     images = flip_horizontally(images, mask)
+                if self.features is not None and self.features.resident:
+                    features = self.features.get(batch.indices)
                 yield _Batch(batch.positions, images, None if features is None else features.to(self.device).float())
 
     def _load(self, indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -270,7 +273,9 @@ class TokenizerTask(Task):
                 for index, position in zip(indices, positions, strict=True)
             ]
             pixels = torch.from_numpy(np.stack([np.array(crop) for crop in crops]))
-        return pixels, None if self.features is None else self.features.get(indices)
+        if self.features is None or self.features.resident:  # those on the device are taken when the batch is made
+            return pixels, None
+        return pixels, self.features.get(indices)
 
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self._enter_stage(images_seen)
@@ -375,7 +380,8 @@ class TokenizerTask(Task):
         weights = [weight for module in frozen for weight in (*module.parameters(), *module.buffers())]
         with FakeTensorMode():
             step = count_peak_bytes(self._imagined(images, self.compute_dtype))
-        return step + sum(weight.nbytes for weight in weights)
+        kept = self.features.size_bytes if self.features is not None and self.features.resident else 0
+        return step + kept + sum(weight.nbytes for weight in weights)
 
     def work(self) -> Work:
         return self._work

@@ -48,6 +48,9 @@ class FeatureCache:
         image_set: Fingerprint of the list of images, their preprocessing included: it must change when they do.
         count: Number of images.
         dtype: Type on the disk, `torch.float16`, `torch.bfloat16` or `torch.float32`.
+
+    Attributes:
+        resident: Whether `to_device` has put them into a device's memory.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class FeatureCache:
         self._grid = (int(grid[0]), int(grid[1]))
         self._block_size = block_size
         self._blocks: list[Tensor] | None = None
+        self.resident = False
 
     @property
     def size_bytes(self) -> int:
@@ -110,6 +114,7 @@ class FeatureCache:
         for target, block in zip(whole.split([len(block) for block in blocks]), blocks, strict=True):
             target.copy_(block)
         self._blocks = [whole]
+        self.resident = True
 
     def get(self, indices: Tensor | Sequence[int]) -> Tensor:
         """Features of the images `indices` (n,), in that order: (n, D, h, w) in the stored type.

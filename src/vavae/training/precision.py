@@ -25,7 +25,9 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"device: '{device}' is not a device; use auto, cpu or cuda") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"device: '{device}' is not supported; use auto, cpu or cuda")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device: '{device}' is not on this machine; use auto or cpu")
     return chosen
 
@@ -46,9 +48,9 @@ def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> Abstra
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def fits_on(device: torch.device, size: int) -> bool:
-    """Whether `size` bytes may be kept in a GPU's memory: they take at most half of what is free. Never on a CPU."""
-    return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] / 2
+def fits_on(device: torch.device, size: int, share: float) -> bool:
+    """Whether `size` bytes take less than `share` of the memory that is free on a GPU; false on a CPU."""
+    return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] * share
 
 
 def image_memory_format(precision: Literal["fp32", "bf16"], device: torch.device) -> torch.memory_format:

@@ -1,0 +1,290 @@
+"""The page itself, in gradio: tabs for what `studio` can do with the models at hand."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+from PIL import Image
+
+from vavae.data import demo_pixels, read_rgb
+from vavae.data.readable import IMAGE_ERRORS
+from vavae.errors import UserError
+from vavae.flow import SOLVERS, SolverName
+from vavae.pretrained import SamplingConfig
+from vavae.report.contents import name_of
+from vavae.serve.studio import DETERMINISTIC, LARGEST_SIDE, MOST_IMAGES, Studio
+
+# Small images are shown pixel by pixel, not blurred.
+CSS = """
+.small img { image-rendering: pixelated; }
+.picture img { width: 100% !important; height: 100% !important; object-fit: contain; }
+footer { display: none !important; }
+"""
+_SMALL = 128
+_HEIGHT = 260
+_ANY = "all classes in turn"
+_PROGRESS = gr.Progress()  # gradio knows it by its place among the defaults
+
+
+def theme() -> Any:
+    """Fonts of the system: the page asks no other machine for anything."""
+    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def build(studio: Studio, name: str) -> Any:
+    """The page.
+
+    Args:
+        studio: Computes what is shown.
+        name: The model's name or folder, for the title.
+    """
+    with gr.Blocks(title=f"vavae: {name}", analytics_enabled=False) as page:
+        gr.Markdown(f"# {name}\n{_described(studio)}")
+        with gr.Tabs():
+            if studio.generator is not None:
+                with gr.Tab("Sample"):
+                    _sample_tab(studio)
+            with gr.Tab("Reconstruct"):
+                _reconstruct_tab(studio)
+            with gr.Tab("Interpolate"):
+                _interpolate_tab(studio)
+    return page
+
+
+def _described(studio: Studio) -> str:
+    tokenizer, generator = studio.tokenizer, studio.generator
+    said = [f"Tokenizer f{tokenizer.factor} d{tokenizer.latent_channels}"]
+    if generator is not None:
+        config = generator.transformer.config
+        said.append(f"LightningDiT of depth {config.depth} and width {config.width}, {config.num_classes} classes")
+        said.append(f"{studio.side} px")
+    return " · ".join([*said, f"on {tokenizer.device.type.upper()}"])
+
+
+def _at_hand(studio: Studio, number: int) -> Image.Image | None:
+    """A picture to begin with, for models of small images: the package has none of larger ones."""
+    return Image.fromarray(demo_pixels("test")[number]) if studio.side <= _SMALL else None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Mistakes are shown on the page in our words."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except torch.OutOfMemoryError as error:
+        raise gr.Error("Out of memory: fewer images, or smaller ones.", print_exception=False) from error
+
+
+def _whole(value: float | None, name: str) -> int:
+    """What a number box holds; an emptied one holds nothing."""
+    if value is None:
+        raise UserError(f"{name}: give a number")
+    return int(value)
+
+
+def _opened(path: str | None) -> Image.Image:
+    """An uploaded picture, read as the image files of a data set are."""
+    if path is None:
+        raise UserError("choose an image first")
+    try:
+        return read_rgb(path)
+    except IMAGE_ERRORS as error:
+        raise UserError("this is no image that can be read") from error
+
+
+def _classes(studio: Studio) -> list[tuple[str, int]]:
+    """What the list of classes shows, and the label behind it."""
+    generator = studio.generator
+    assert generator is not None
+    return [(name_of(label, generator.class_names), label) for label in range(generator.num_classes)]
+
+
+def _sampling_controls(
+    defaults: SamplingConfig, solvers: Sequence[SolverName]
+) -> tuple[list[Any], Callable[..., SamplingConfig]]:
+    """Controls of sampling, and what turns their values into settings. Their ranges hold the model's own defaults."""
+    chosen, guided = defaults.solver, defaults.guidance_scale
+    scale = gr.Slider(min(1, guided), max(10, guided), value=guided, step=0.1, label="Guidance scale (1 is none)")
+    with gr.Accordion("Sampling", open=False):
+        solver = gr.Dropdown(list(solvers), value=chosen if chosen in solvers else solvers[0], label="Solver")
+        steps = gr.Slider(2, max(250, defaults.steps), value=defaults.steps, step=1, label="Grid points")
+        time_shift = defaults.shift or 1.0
+        shift = gr.Slider(0.05, max(2, time_shift), value=time_shift, step=0.05, label="Time shift (1 is none)")
+        start = gr.Slider(0, 1, value=defaults.guidance_start, step=0.01, label="Guidance from time (0 is noise)")
+        stop = gr.Slider(0, 1, value=defaults.guidance_stop, step=0.01, label="Guidance up to time (1 is data)")
+
+    def settings(scale: float, solver: SolverName, steps: float, shift: float, start: float, stop: float) -> Any:
+        return replace(
+            defaults,
+            solver=solver,
+            steps=int(steps),
+            shift=shift,
+            guidance_scale=scale,
+            guidance_start=start,
+            guidance_stop=stop,
+        )
+
+    return [scale, solver, steps, shift, start, stop], settings
+
+
+def _gallery(label: str, side: int, columns: int) -> Any:
+    classes = "small" if side <= _SMALL else None
+    return gr.Gallery(
+        label=label,
+        show_label=False,
+        columns=columns,
+        format="png",
+        object_fit="contain",
+        height="auto",
+        elem_classes=classes,
+        buttons=["download", "download_all", "fullscreen"],
+    )
+
+from gradio.events import Dependency
+
+class _Picture(gr.Image):
+    """An image whose uploaded file reaches us as it is: gradio would open it by rules of its own, and fail by them."""
+
+    is_template = True  # to the browser this is an Image
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The file's path."""
+        return None if payload is None else payload.path
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+def _picture(label: str, small: bool, **more: Any) -> Any:
+    return _Picture(
+        label=label,
+        format="png",
+        type="filepath",
+        height=_HEIGHT,
+        elem_classes=["picture", "small"] if small else ["picture"],
+        buttons=["download", "fullscreen"],
+        **more,
+    )
+
+
+def _sample_tab(studio: Studio) -> None:
+    generator = studio.generator
+    assert generator is not None
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            chosen = gr.Dropdown([(_ANY, -1), *_classes(studio)], value=-1, label="Class")
+            count = gr.Slider(1, MOST_IMAGES, value=16, step=1, label="Images")
+            seed = gr.Number(0, precision=0, label="Seed", minimum=0)
+            controls, settings = _sampling_controls(generator.sampling, SOLVERS)
+            button = gr.Button("Sample", variant="primary")
+        with gr.Column(scale=3):
+            gallery = _gallery("Samples", studio.side, 8)
+
+    def act(label: int, count: float, seed: float, *values: Any, progress: Any = _PROGRESS) -> list[tuple]:
+        """Samples of a class (-1: the classes in turn), number 0 to count - 1 of the seed."""
+        classes = _classes(studio) or [("", 0)]
+        names = {number: name for name, number in classes}
+        with _told():
+            labels = [classes[i % len(classes)][1] if label < 0 else label for i in range(_whole(count, "images"))]
+            sampling = settings(*values)
+            last = sampling.steps - 1
+            images = studio.sample(
+                labels, _whole(seed, "seed"), sampling, lambda step: progress((step, last), unit="steps")
+            )
+        return [(Image.fromarray(image), names[label]) for image, label in zip(images, labels, strict=True)]
+
+    button.click(act, [chosen, count, seed, *controls], gallery, api_name="sample")
+
+
+def _side_control(studio: Studio) -> Any:
+    return gr.Number(
+        studio.side,
+        precision=0,
+        label=f"Side in pixels: a multiple of {studio.tokenizer.factor}, at most {LARGEST_SIDE}",
+        step=studio.tokenizer.factor,
+    )
+
+
+def _reconstruct_tab(studio: Studio) -> None:
+    small = studio.side <= _SMALL
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            image = _picture("Your image", small, value=_at_hand(studio, 0), sources=["upload", "clipboard"])
+            side = _side_control(studio)
+            button = gr.Button("Reconstruct", variant="primary")
+            numbers = gr.Markdown()
+        with gr.Column(scale=3):
+            with gr.Row():
+                original = _picture("Original, cropped", small, interactive=False)
+                rebuilt = _picture("Reconstruction", small, interactive=False)
+            with gr.Row():
+                difference = _picture("Difference, four times", small, interactive=False)
+                latent = _picture("Latent, main components as colours", True, interactive=False)
+
+    def act(image: str | None, side: float | None) -> tuple[Any, ...]:
+        """The image cropped, its reconstruction, their difference, the latent as colours, and numbers."""
+        with _told():
+            made = studio.reconstruct(_opened(image), _whole(side, "side"))
+        channels, height, width = made.latent_shape
+        share = channels * height * width / made.original.size
+        said = (
+            f"PSNR **{made.psnr:.2f} dB**"
+            + (f", SSIM **{made.ssim:.3f}**" if made.ssim is not None else "")
+            + f"\n\nLatent {channels} × {height} × {width}: {share:.1%} of the image's numbers."
+        )
+        return *map(Image.fromarray, (made.original, made.image, made.difference, made.latent)), said
+
+    button.click(act, [image, side], [original, rebuilt, difference, latent, numbers], api_name="reconstruct")
+
+
+def _interpolate_tab(studio: Studio) -> None:
+    small = studio.side <= _SMALL
+    with gr.Row():
+        with gr.Column(scale=1, min_width=260):
+            count = gr.Slider(2, MOST_IMAGES, value=9, step=1, label="Images")
+            with gr.Tabs():
+                with gr.Tab("Two images"):
+                    first = _picture("From", small, value=_at_hand(studio, 0), sources=["upload", "clipboard"])
+                    second = _picture("To", small, value=_at_hand(studio, 1), sources=["upload", "clipboard"])
+                    side = _side_control(studio)
+                    of_images = gr.Button("Interpolate", variant="primary")
+                if studio.generator is not None:
+                    with gr.Tab("Two noises"):
+                        chosen = gr.Dropdown(_classes(studio) or [("no classes", 0)], value=0, label="Class")
+                        seeds = [gr.Number(n, precision=0, label=f"Seed {n + 1}", minimum=0) for n in (0, 1)]
+                        controls, settings = _sampling_controls(studio.generator.sampling, DETERMINISTIC)
+                        of_seeds = gr.Button("Interpolate", variant="primary")
+        with gr.Column(scale=3):
+            gallery = _gallery("From one to the other", studio.side, 5)
+
+    def between_images(first: str | None, second: str | None, side: float | None, count: float | None) -> list[tuple]:
+        """Decoded latents on the straight line between two images'."""
+        with _told():
+            pair = _opened(first), _opened(second)
+            return _numbered(studio.between_images(*pair, _whole(side, "side"), _whole(count, "images")))
+
+    of_images.click(between_images, [first, second, side, count], gallery, api_name="between_images")
+    if studio.generator is not None:
+
+        def between_seeds(
+            label: int, first: float | None, second: float | None, count: float | None, *values: Any
+        ) -> list[tuple]:
+            """Samples from the noises on the great circle between those of two seeds."""
+            with _told():
+                ends = _whole(first, "seed 1"), _whole(second, "seed 2")
+                return _numbered(studio.between_seeds(label, *ends, _whole(count, "images"), settings(*values)))
+
+        of_seeds.click(between_seeds, [chosen, *seeds, count, *controls], gallery, api_name="between_seeds")
+
+
+def _numbered(images: np.ndarray) -> list[tuple]:
+    last = len(images) - 1
+    return [(Image.fromarray(image), f"{i / last:.0%}") for i, image in enumerate(images)]
