@@ -9,11 +9,12 @@ from torch import nn
 from vavae.errors import UserError
 from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.losses.adversarial import AdversarialConfig, DiscriminatorConfig
-from vavae.pretrained import Tokenizer
+from vavae.pretrained import Generator, Tokenizer
 from vavae.stages.initial import load_initial
 from vavae.stages.train_dit import FlowConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
+from vavae.transformer import LightningDiT, LightningDiTConfig
 
 SHAPE = AutoencoderConfig(4, 16, (1, 2), attention_levels=(1,))
 OBJECTIVE = ObjectiveConfig(adversarial=AdversarialConfig(discriminator=DiscriminatorConfig(8, 2)))
@@ -48,7 +49,7 @@ def as_published_checkpoint(path: Path, autoencoder: nn.Module, objective: Token
     torch.save({"state_dict": state}, path)
 
 
-@pytest.mark.parametrize("form", ["run", "published", "tokenizer"])
+@pytest.mark.parametrize("form", ["run", "published", "tokenizer", "generator"])
 def test_starting_weights(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     earlier, earlier_terms = make(0)
     source = tmp_path / "source"
@@ -58,12 +59,17 @@ def test_starting_weights(form: str, tmp_path: Path, capsys: pytest.CaptureFixtu
         source = tmp_path / "stage1.ckpt"
         as_published_checkpoint(source, earlier, earlier_terms)
     else:
-        Tokenizer(earlier, LatentStatistics(torch.zeros(4), torch.ones(4))).save_pretrained(source)
+        tokenizer = Tokenizer(earlier, LatentStatistics(torch.zeros(4), torch.ones(4)))
+        if form == "generator":
+            shape = LightningDiTConfig((4, 4), 1, 4, 32, 1, 2, num_classes=2)
+            Generator(LightningDiT.from_config(shape), tokenizer).save_pretrained(source)
+        else:
+            tokenizer.save_pretrained(source)
     model, objective = make(1)
     fresh = make(1)[1]
     load_initial(str(source), model, objective)
     assert same(model, earlier)
-    goes_on = form != "tokenizer"
+    goes_on = form in ("run", "published")
     assert same(objective.discriminator, (earlier_terms if goes_on else fresh).discriminator)
     assert same(objective.alignment, (earlier_terms if goes_on else fresh).alignment)
     assert ("autoencoder, discriminator, alignment" in capsys.readouterr().out) == goes_on

@@ -1,0 +1,80 @@
+"""Features of the teacher read from the disk, or kept in the device's memory: the same training."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vavae.cli import run
+from vavae.losses import AdversarialConfig, ObjectiveConfig
+from vavae.stages import train_tokenizer
+from vavae.teachers import Teacher, TeacherFeatures
+from vavae.teachers.base import IMAGENET, Backbone
+from vavae.training.precision import fits_on
+
+SMALL = [
+    "--data.images=demo", "--data.size=16", "--data.limit=40", "--data.workers=2",
+    "--tokenizer.latent_channels=8", "--tokenizer.base_channels=32", "--tokenizer.channel_multipliers=[1, 2]",
+    "--tokenizer.blocks_per_level=1", "--tokenizer.attention_levels=[]",
+    "--objective.perceptual.weight=0", "--objective.adversarial.enabled=false", "--teacher.cache_features=true",
+    "--training.batch_size=8", "--training.device=cpu", "--training.log_images=8", "--training.precision=fp32",
+    "--training.tensorboard=false", "--training.images=32", "--training.checkpoint_images=32",
+]  # fmt: skip
+
+
+class _Patches(Backbone):
+    width, patch = 12, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.layer = nn.Conv2d(3, 12, 4, stride=4)
+
+    def forward(self, pixels: Tensor) -> TeacherFeatures:
+        return TeacherFeatures(self.layer(pixels), None)
+
+
+@pytest.fixture(autouse=True)
+def _small_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = Teacher("patches", _Patches(), (16, 16), IMAGENET)
+    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: teacher)
+
+
+def train(folder: Path, *more: str) -> list[dict[str, float]]:
+    assert run(["train-tokenizer", *SMALL, f"--output={folder}", *more]) == 0
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_where_features_are_kept_changes_nothing(tmp_path: Path) -> None:
+    from_disk = train(tmp_path / "disk", "--teacher.features_on_device=false")
+    in_memory = train(tmp_path / "memory", "--teacher.features_on_device=true")
+    terms = [[line["alignment"] for line in log] for log in (from_disk, in_memory)]
+    assert terms[0] == terms[1] and len(set(terms[0])) == 4
+    # The same run may be called with either.
+    assert train(tmp_path / "memory", "--teacher.features_on_device=false") == in_memory
+
+
+def test_features_in_memory_are_counted(tmp_path: Path) -> None:
+    data = train_tokenizer.ImagesConfig("demo", 16, limit=40)
+    source = data.open("train")
+    sizes = []
+    for kept in (False, True):
+        config = train_tokenizer.Config(
+            output=str(tmp_path),
+            data=data,
+            tokenizer=train_tokenizer.AutoencoderConfig(8, 32, (1, 2), 1, ()),
+            objective=ObjectiveConfig(adversarial=AdversarialConfig(enabled=False)),
+            teacher=train_tokenizer.TeacherConfig(cache_features=True, features_on_device=kept),
+        )
+        sizes.append(train_tokenizer.TokenizerTask(config, source, tmp_path).step_bytes(4))
+    assert sizes[1] - sizes[0] == 40 * 12 * 8 * 8 * 2  # float16
+
+
+def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    gpu = torch.device("cuda")
+    assert fits_on(gpu, 249, 1 / 4) and not fits_on(gpu, 250, 1 / 4)
+    assert fits_on(gpu, 499, 1 / 2) and not fits_on(gpu, 500, 1 / 2)
+    assert not fits_on(torch.device("cpu"), 1, 1 / 2)
