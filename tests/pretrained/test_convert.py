@@ -68,6 +68,8 @@ def test_native_weights_can_be_halved(capsys: pytest.CaptureFixture[str]) -> Non
     capsys.readouterr()
     assert vavae("convert", "half", "no", "--to", "diffusers", "--dtype", "float16") == 2
     assert "dtype: float16 is for native folders" in capsys.readouterr().err
+    assert vavae("convert", "stats.pt", "s.safetensors", "--dtype", "float16") == 2
+    assert "dtype: float16 is for weights, not for statistics" in capsys.readouterr().err
 
 
 def test_a_generator_goes_round_bit_for_bit(capsys: pytest.CaptureFixture[str]) -> None:
