@@ -14,7 +14,7 @@ from vavae.pretrained import Generator, Tokenizer, assets
 from vavae.progress import format_duration
 from vavae.report import StepTiming
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.demo_measure import Measured, Reference, measure
+from vavae.stages.demo_measure import Measured, Reference, measure, shipped_gallery
 from vavae.stages.demo_page import headline, write_report
 from vavae.stages.demo_plan import ALIGNED, DEFAULT, QUICK, TOKENIZER_BATCH, UNALIGNED, Plan
 from vavae.stages.invocation import command_line
@@ -134,6 +134,8 @@ def _run(config: Config, plan: Plan) -> Path:
             tokenizer = Tokenizer.from_pretrained(plan.run_folder(name) / "tokenizer" / "tokenizer", device)
             generator = Generator.from_pretrained(plan.run_folder(name) / "generator" / "generator", device)
             runs.append(measure(plan, name, tokenizer, generator, reference))
+    with steps("sample from the model that comes with the package", "for comparison"):
+        gallery = shipped_gallery(plan)
     results = plan.folder / "results.json"
     record = {
         "command": command_line(),
@@ -147,7 +149,7 @@ def _run(config: Config, plan: Plan) -> Path:
     with written_whole(results) as temporary:
         temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     page = plan.folder / "report.html"
-    write_report(page, plan, command_line(), steps.timings, reference, runs)
+    write_report(page, plan, command_line(), steps.timings, reference, runs, gallery)
     total = sum(step.seconds for step in steps.timings)
     print(f"\ndone in {format_duration(total)}")
     for row in headline(runs):

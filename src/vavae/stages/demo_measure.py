@@ -10,14 +10,15 @@ from torch import Tensor
 
 from vavae.data import ImageSource, to_uint8
 from vavae.metrics import FeatureNetwork, MetricRecord, Protocol, RunningMoments, feature_moments, tsne_points
-from vavae.pretrained import Generator, Tokenizer
-from vavae.report.contents import LogLine
+from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.pretrained.folder import SHIPPED
+from vavae.report.contents import Gallery, LogLine
 from vavae.stages import evaluate_records as evaluate
 from vavae.stages.demo_plan import SAMPLING, Plan
 from vavae.stages.images import Selection, evenly
 from vavae.stages.sample import choose_labels, draw
 from vavae.teachers import Teacher
-from vavae.training.precision import autocast, resolve_precision
+from vavae.training.precision import autocast, resolve_device, resolve_precision
 from vavae.training.tracking import read_metrics
 
 _BATCH = 100
@@ -184,6 +185,26 @@ def _generation_record(plan: Plan, generator: Generator, reference: Reference, c
     return evaluate.frechet_record(
         "Fréchet distance of samples", reference.network, moments, reference.moments, protocol
     )
+
+
+def shipped_gallery(plan: Plan) -> Gallery:
+    """Samples of the model that comes with the package."""
+    generator = Generator.from_pretrained(SHIPPED["demo"], resolve_device(plan.device))
+    labels = _shown_labels(generator)
+    samples = draw(generator, labels, range(len(labels)), plan.seed, generator.sampling, "auto")
+    seen = [model.provenance["images_seen"] for model in (generator.tokenizer, generator)]
+    note = (
+        "The model that comes with the package, from which “vavae sample” draws: its tokenizer saw "
+        f"{seen[0]:,} images, its transformer {seen[1]:,} latents. Those above saw "
+        f"{plan.budget.tokenizer_images:,} and {plan.budget.generator_images:,}."
+    )
+    return Gallery(note, samples, labels, generator.class_names, guidance_said(generator.sampling))
+
+
+def guidance_said(sampling: SamplingConfig) -> str:
+    """How samples are guided and drawn, in words."""
+    interval = f"t in [{sampling.guidance_start:g}, {sampling.guidance_stop:g}]"
+    return f"guidance {sampling.guidance_scale:g} for {interval}, {sampling.steps} {sampling.solver} grid points"
 
 
 def _shown_labels(generator: Generator) -> list[int]:

@@ -10,8 +10,8 @@ from typing import Literal
 
 from vavae.metrics import MetricRecord
 from vavae.pretrained import assets
-from vavae.report import DemoReport, Headline, MetricRow, RunReport, StepTiming, write_page
-from vavae.stages.demo_measure import Measured, Reference
+from vavae.report import DemoReport, Gallery, Headline, MetricRow, RunReport, StepTiming, write_page
+from vavae.stages.demo_measure import Measured, Reference, guidance_said
 from vavae.stages.demo_plan import SAMPLING, Plan
 from vavae.training.precision import resolve_device, resolve_precision
 from vavae.training.tracking import versions
@@ -91,7 +91,6 @@ def metric_rows(reference: Reference, runs: Sequence[Measured]) -> list[MetricRo
 
 
 def _run_report(run: Measured) -> RunReport:
-    interval = f"t in [{SAMPLING.guidance_start:g}, {SAMPLING.guidance_stop:g}]"
     return RunReport(
         name=run.name,
         reconstructions=run.reconstructions,
@@ -103,7 +102,7 @@ def _run_report(run: Measured) -> RunReport:
         tsne_note="a point is one random position of a test image's latent; perplexity 30, seed 42",
         samples=run.samples,
         sample_labels=run.sample_labels,
-        guidance=f"guidance {SAMPLING.guidance_scale:g} for {interval}, {SAMPLING.steps} {SAMPLING.solver} grid points",
+        guidance=guidance_said(SAMPLING),
         formation=run.formation,
         formation_note="what the network expects the finished image to be, decoded",
     )
@@ -132,6 +131,7 @@ def write_report(
     steps: Sequence[StepTiming],
     reference: Reference,
     runs: Sequence[Measured],
+    gallery: Gallery | None = None,
 ) -> None:
     """Write the page."""
     shown = reference.shown
@@ -164,5 +164,6 @@ def write_report(
         headline=tuple(headline(runs)),
         metrics=tuple(metric_rows(reference, runs)),
         findings=tuple(findings(plan, reference, runs)),
+        gallery=gallery,
     )
     write_page(path, report)

@@ -28,7 +28,7 @@ class Config:
     """Sample images from a generator.
 
     Attributes:
-        generator: Folder of a generator, or its hub id.
+        generator: Folder of a generator, or its hub id; `demo` comes with the package (CIFAR-10's classes, 32 px).
         output: Folder for `000000.png`, `000001.png`, …, `grid.png` and `samples.json`. Images that are there
             already, drawn with the same settings, are not drawn again.
         labels: The class of each image; empty to draw `count` images with labels chosen by `label_protocol`.
@@ -50,7 +50,7 @@ class Config:
         precision: Compute precision of the transformer; the published samples are fp32.
     """
 
-    generator: str = "runs/generator/generator"
+    generator: str = "demo"
     output: str = "runs/samples"
     labels: tuple[int, ...] = ()
     count: int = 16
@@ -73,6 +73,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.count < 1:
             raise UserError(f"batch_size and count must be at least 1, not {self.batch_size} and {self.count}")
+        if self.grid_columns < 0:
+            raise UserError(f"grid_columns: {self.grid_columns} is negative; 0 writes no grid")
 
     def sampling(self, defaults: SamplingConfig) -> SamplingConfig:
         """The generator's defaults with this recipe's changes."""
