@@ -147,18 +147,9 @@ def _gallery(label: str, side: int, columns: int) -> Any:
     )
 
 
-class _Picture(gr.Image):
-    """An image whose uploaded file reaches us as it is: gradio would open it by rules of its own, and fail by them."""
-
-    is_template = True  # to the browser this is an Image
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The file's path."""
-        return None if payload is None else payload.path
-
-
 def _picture(label: str, small: bool, **more: Any) -> Any:
-    return _Picture(
+    """An image whose uploaded file reaches us as it is: gradio would open it by rules of its own, and fail by them."""
+    picture = gr.Image(
         label=label,
         format="png",
         type="filepath",
@@ -167,6 +158,9 @@ def _picture(label: str, small: bool, **more: Any) -> Any:
         buttons=["download", "fullscreen"],
         **more,
     )
+    # On the object, not in a class of ours: for a class gradio writes a file of types beside this one.
+    picture.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+    return picture
 
 
 def _sample_tab(studio: Studio) -> None:
