@@ -133,7 +133,8 @@ def test_the_page_asks_no_other_machine(client: Any) -> None:
     assert client.config["stylesheets"] == []  # where web fonts would stand
 
 
-def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_stopped(number: signal.Signals, tmp_path: Path) -> None:
     """A proxy is no hindrance, and what visitors sent is gone in the end."""
     command = [sys.executable, "-c", "from vavae.cli import main; main()", "serve", "--device", "cpu"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "http_proxy": "http://192.0.2.1:1", "no_proxy": ""}
@@ -144,7 +145,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         with urllib.request.urlopen(address) as answer:
             assert answer.status == 200
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 0, error
     assert "Traceback" not in error
