@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
+from tiny_teacher import tiny_teacher
 from vavae.cli import run
 from vavae.losses import AdversarialConfig, ObjectiveConfig
 from vavae.stages import train_tokenizer
-from vavae.teachers import Teacher, TeacherFeatures
-from vavae.teachers.base import IMAGENET, Backbone
 from vavae.training.precision import fits_on
 
 SMALL = [
@@ -24,21 +22,9 @@ SMALL = [
 ]  # fmt: skip
 
 
-class _Patches(Backbone):
-    width, patch = 12, 4
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(5)
-        self.layer = nn.Conv2d(3, 12, 4, stride=4)
-
-    def forward(self, pixels: Tensor) -> TeacherFeatures:
-        return TeacherFeatures(self.layer(pixels), None)
-
-
 @pytest.fixture(autouse=True)
 def _small_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = Teacher("patches", _Patches(), (16, 16), IMAGENET)
+    teacher = tiny_teacher()
     monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: teacher)
 
 
@@ -69,7 +55,7 @@ def test_features_in_memory_are_counted(tmp_path: Path) -> None:
             teacher=train_tokenizer.TeacherConfig(cache_features=True, features_on_device=kept),
         )
         sizes.append(train_tokenizer.TokenizerTask(config, source, tmp_path).step_bytes(4))
-    assert sizes[1] - sizes[0] == 40 * 12 * 8 * 8 * 2  # float16
+    assert sizes[1] - sizes[0] == 40 * 6 * 8 * 8 * 2  # float16
 
 
 def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,32 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tiny_teacher import tiny_teacher
 from vavae.errors import UserError
-from vavae.teachers import FeatureCache, Teacher, TeacherFeatures, cache
-from vavae.teachers.base import IMAGENET, Backbone
+from vavae.teachers import FeatureCache, Teacher, cache
 
 _COUNT = 23
 _IMAGES = torch.rand(_COUNT, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-class _Convolution(Backbone):
-    width, patch = 6, 4
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(3, 6, 4, stride=4)
-        with torch.no_grad():
-            for parameter in self.layer.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
-
-    def forward(self, pixels: Tensor) -> TeacherFeatures:
-        return TeacherFeatures(self.layer(pixels), None)
-
-
-def _teacher(seed: int = 0) -> Teacher:
-    return Teacher("convolution", _Convolution(seed), (16, 16), IMAGENET)
 
 
 class _Loader:
@@ -56,14 +38,14 @@ def _small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 def _new(folder: Path, teacher: Teacher | None = None, **changes: object) -> FeatureCache:
     settings: dict = {"grid": (2, 2), "image_set": "images", "count": _COUNT} | changes
-    return FeatureCache(folder, teacher or _teacher(), **settings)
+    return FeatureCache(folder, teacher or tiny_teacher(), **settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_the_features_are_the_teachers(dtype: torch.dtype, tmp_path: Path) -> None:
     features = _new(tmp_path, dtype=dtype)
     features.fill(_Loader(), batch_size=2)
-    expected = _teacher().features_at(_IMAGES, (2, 2)).to(dtype)
+    expected = tiny_teacher().features_at(_IMAGES, (2, 2)).to(dtype)
     indices = torch.tensor([22, 0, 7, 7, 4, 5, 21])
     found = features.get(indices)
     assert found.dtype == dtype
@@ -129,8 +111,8 @@ def test_other_settings_are_another_folder(changes: dict, tmp_path: Path) -> Non
 
 
 def test_another_teacher_is_another_folder(tmp_path: Path) -> None:
-    assert _new(tmp_path).folder == _new(tmp_path, _teacher(0)).folder
-    assert _new(tmp_path).folder != _new(tmp_path, _teacher(1)).folder
+    assert _new(tmp_path).folder == _new(tmp_path, tiny_teacher(0)).folder
+    assert _new(tmp_path).folder != _new(tmp_path, tiny_teacher(1)).folder
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other shape"])
@@ -153,7 +135,7 @@ def test_indices_outside_the_list(tmp_path: Path) -> None:
 
 
 def test_features_too_large_for_the_stored_type_are_refused(tmp_path: Path) -> None:
-    teacher = _teacher()
+    teacher = tiny_teacher()
     with torch.no_grad():
         teacher.backbone.layer.bias.fill_(1e5)  # type: ignore[union-attr]
     features = _new(tmp_path, teacher)

@@ -13,6 +13,7 @@ from vavae.flow.paths import (
 )
 from vavae.flow.sampling import sample
 from vavae.flow.solvers import (
+    DETERMINISTIC_SOLVERS,
     SOLVERS,
     Dopri5,
     EulerMaruyama,
@@ -30,6 +31,7 @@ from vavae.flow.solvers import (
 from vavae.flow.times import TimeDistribution, shift_times, shifted_times
 
 __all__ = [
+    "DETERMINISTIC_SOLVERS",
     "SOLVERS",
     "CosinePath",
     "Dopri5",

@@ -219,6 +219,7 @@ _DETERMINISTIC: dict[str, Solver] = {
     "rk4": rk4,
     "dopri5": Dopri5(),
 }
+DETERMINISTIC_SOLVERS: tuple[SolverName, ...] = tuple(name for name in SOLVERS if name in _DETERMINISTIC)
 
 
 def solver_by_name(name: str, *, path: Path | None = None, step_noise: StepNoise | None = None) -> Solver:

@@ -13,10 +13,10 @@ from PIL import Image
 from vavae.data import demo_pixels, read_rgb
 from vavae.data.readable import IMAGE_ERRORS
 from vavae.errors import UserError
-from vavae.flow import SOLVERS, SolverName
+from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
 from vavae.pretrained import SamplingConfig
 from vavae.report.contents import name_of
-from vavae.serve.studio import DETERMINISTIC, LARGEST_SIDE, MOST_IMAGES, Studio
+from vavae.serve.studio import LARGEST_SIDE, MOST_IMAGES, Studio
 
 # Small images are shown pixel by pixel, not blurred.
 CSS = """
@@ -248,7 +248,7 @@ def _interpolate_tab(studio: Studio) -> None:
                     with gr.Tab("Two noises"):
                         chosen = gr.Dropdown(_classes(studio) or [("no classes", 0)], value=0, label="Class")
                         seeds = [gr.Number(n, precision=0, label=f"Seed {n + 1}", minimum=0) for n in (0, 1)]
-                        controls, settings = _sampling_controls(studio.generator.sampling, DETERMINISTIC)
+                        controls, settings = _sampling_controls(studio.generator.sampling, DETERMINISTIC_SOLVERS)
                         of_seeds = gr.Button("Interpolate", variant="primary")
         with gr.Column(scale=3):
             gallery = _gallery("From one to the other", studio.side, 5)

@@ -7,6 +7,7 @@ frames = studio.between_images(cat, dog, side=32)       # (9, 32, 32, 3) uint8
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from vavae.data import center_crop, to_tensor, to_uint8
 from vavae.errors import UserError
-from vavae.flow import SOLVERS
+from vavae.flow import DETERMINISTIC_SOLVERS
 from vavae.metrics import psnr, ssim
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.pca import pca_maps
@@ -24,7 +25,6 @@ from vavae.training.precision import Precision, autocast, resolve_precision
 
 LARGEST_SIDE = 1024
 MOST_IMAGES = 64
-DETERMINISTIC = tuple(name for name in SOLVERS if name != "euler_maruyama")
 _SSIM_WINDOW = 11
 _DECODED_PIXELS = 4 * 256**2  # at once: a large decoder holds some 150 MB for 256 × 256 pixels
 
@@ -95,9 +95,7 @@ class Studio:
             if progress is not None:
                 progress(step + 1)
 
-        with autocast(self.precision, self.tokenizer.device):
-            latents = generator.latents(labels, seed, sampling=sampling, callback=told)
-        return self._decoded(latents)
+        return self._drawn(generator, labels, seed, sampling=sampling, callback=told)
 
     def reconstruct(self, image: Image.Image, side: int) -> Reconstruction:
         """Encode and decode an image, cropped to a square of `side` pixels.
@@ -147,22 +145,25 @@ class Studio:
         """
         _check_count(count)
         generator = self._generator()
-        if (sampling or generator.sampling).solver not in DETERMINISTIC:
-            raise UserError(f"solver: between two noises one of {', '.join(DETERMINISTIC)}")
+        if (sampling or generator.sampling).solver not in DETERMINISTIC_SOLVERS:
+            raise UserError(f"solver: between two noises one of {', '.join(DETERMINISTIC_SOLVERS)}")
         start, end = (generator.noise([0], seed)[0] for seed in (first, second))
         noise = spherical(start, end, count)
-        with autocast(self.precision, self.tokenizer.device):
-            latents = generator.latents([label] * count, first, [0] * count, sampling, noise=noise)
-        return self._decoded(latents)
+        return self._drawn(generator, [label] * count, first, sampling=sampling, noise=noise)
 
     def _generator(self) -> Generator:
         if self.generator is None:
             raise UserError("a tokenizer alone draws no samples; give a generator")
         return self.generator
 
+    def _drawn(self, generator: Generator, labels: Sequence[int], seed: int, **more: Any) -> NDArray[np.uint8]:
+        with autocast(self.precision, self.tokenizer.device):
+            latents = generator.latents(labels, seed, **more)
+        return self._decoded(latents)
+
     def _decoded(self, latents: Tensor) -> NDArray[np.uint8]:
-        side = latents.shape[2] * latents.shape[3] * self.tokenizer.factor**2
-        parts = latents.float().split(max(1, _DECODED_PIXELS // side))
+        pixels = latents.shape[2] * latents.shape[3] * self.tokenizer.factor**2
+        parts = latents.float().split(max(1, _DECODED_PIXELS // pixels))
         return np.concatenate([to_uint8(self.tokenizer.decode(part)).cpu().numpy() for part in parts])
 
     def _pixels(self, image: Image.Image, side: int) -> NDArray[np.uint8]:
