@@ -19,9 +19,7 @@ from vavae.stages import doctor
 
 
 def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from vavae.cli import main; main()", *arguments], capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", "vavae", *arguments], capture_output=True, text=True)
 
 
 def test_help_answers_in_under_a_second() -> None:
