@@ -86,7 +86,8 @@ def test_networks_by_name_resize_each_in_its_way(tmp_path, monkeypatch):
     features = [network(PIXELS[:1]) for network in networks]
     assert (features[0] - features[1]).abs().max() > 1e-3 and (features[0] - features[2]).abs().max() > 1e-3
     from_file = load_feature_network(f"inception:{tmp_path / 'weights.safetensors'}")
-    assert from_file.name == "inception" and from_file.fingerprint == networks[0].fingerprint
+    assert from_file.name == f"inception:{tmp_path / 'weights.safetensors'}" and from_file.kind == "inception"
+    assert from_file.fingerprint == networks[0].fingerprint
     assert torch.equal(from_file(PIXELS[:1]), features[0])
 
 

@@ -323,6 +323,28 @@ def test_published_crop_of_the_evaluation():
     )
 
 
+@pytest.mark.parametrize(
+    "asked, published",
+    [
+        ("inception,inception-pytorch-fid", ["inception-pytorch-fid"]),
+        ("inception:weights.pth", ["inception-pytorch-fid:weights.pth"]),
+        ("inception, inception:weights.pth, b", ["inception-pytorch-fid", "inception-pytorch-fid:weights.pth", "b"]),
+        ("inception-clean:weights.pth,teacher:inception", ["inception-clean:weights.pth", "teacher:inception"]),
+    ],
+)
+def test_published_distances_have_the_resize_of_pytorch_fid(models, tmp_path, asked, published):
+    """Also where the weights are in a file; and a network that is named for both conventions stands there once."""
+    config = reconstruction_config(models, tmp_path, network=asked, conventions=["strict", "published"])
+    records = [r for r in evaluate.run(config) if r.name in ("rFID", "reconstruction Fréchet distance")]
+    seen = {
+        convention: [r for r in records if r.protocol.convention == convention] for convention in config.conventions
+    }
+    assert [r.protocol.feature_network for r in seen["strict"]] == list(config.networks)
+    assert [r.protocol.feature_network for r in seen["published"]] == published
+    for found in seen.values():  # the stand-ins all see the same colours
+        assert len({r.value for r in found}) == 1
+
+
 class GridTeacher(torch.nn.Module):
     """Mean colours on a 4 x 4 grid."""
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 from evaluate_models import colour_network
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vavae.data import DemoImages
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.stages import evaluate_store
 from vavae.stages.evaluate_images import SourceBlocks
@@ -116,6 +116,37 @@ def test_damaged_files_are_named(tmp_path):
         found.all()
     with pytest.raises(UserError, match="no images"):
         run(store, [network], 0)
+
+
+def test_networks_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match="network: inception is named twice"):
+        run(BlockStore(tmp_path), [colour_network("inception"), colour_network("b"), colour_network("inception")])
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_part_asked_for_twice_is_stored_once(tmp_path):
+    network = colour_network()
+    found = run(BlockStore(tmp_path), [network], 40, ("pool", "spatial", "spatial"))[network.name]
+    assert torch.equal(found.all("spatial"), network.all_parts(PIXELS[:40])["spatial"])
+
+
+def test_stored_blocks_of_another_number_of_images_are_made_again(tmp_path):
+    store, network = BlockStore(tmp_path), Counting()
+    expected = run(store, [network.network])["counting"].all()
+    files = sorted(tmp_path.rglob("*.safetensors"))
+    for file in files[:2]:
+        save_file({"pool": load_file(file)["pool"].repeat_interleave(2, 0)}, file)
+    network.calls = 0
+    found = run(store, [network.network])["counting"]
+    assert torch.equal(found.all(), expected) and 0 < network.calls <= 8
+    assert found.moments().count == 100
+
+
+def test_features_of_another_number_of_images_are_not_stored(tmp_path):
+    doubling = FeatureNetwork("twofold", "twofold", torch.device("cpu"), lambda pixels: torch.ones(2 * len(pixels), 3))
+    with pytest.raises(RunError, match=r"twofold: gave 60 features \(pool\) of 30 images"):
+        run(BlockStore(tmp_path), [doubling])
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 class Slow:

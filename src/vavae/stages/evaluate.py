@@ -268,6 +268,14 @@ def _samples(config: Config, store: BlockStore, together: Processes) -> Iterator
         yield from _measure(images, against, protocol, config, store, together)
 
 
+def _as_published(network: str) -> str:
+    """The network of a published rFID: that of pytorch-fid, whose resize is its own."""
+    kind, _, file = network.partition(":")
+    if kind != "inception":
+        return network
+    return f"inception-pytorch-fid:{file}" if file else "inception-pytorch-fid"
+
+
 def _tokenizer(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
     device = together.device(config.device)
     size = config.data.size
@@ -278,8 +286,7 @@ def _tokenizer(config: Config, store: BlockStore, together: Processes) -> Iterat
     probes = config.split == "test" and source.num_classes > 1
     train_source = config.data.open("train") if probes else None
     perceptual = of_tokenizer.perceptual_networks(device) if config.conventions else {}
-    # The published rFID is that of pytorch-fid, whose resize is its own.
-    as_published = tuple("inception-pytorch-fid" if name == "inception" else name for name in config.networks)
+    as_published = tuple(dict.fromkeys(_as_published(name) for name in config.networks))
     strict = _networks(config, config.networks, together)
     named = {"strict": strict, "published": strict}
     if "published" in config.conventions and as_published != config.networks:

@@ -100,7 +100,7 @@ def read_statistics(path: str | Path, networks: Sequence[FeatureNetwork]) -> dic
         if "network_hash" in arrays:
             fits = str(arrays["network_hash"]) == network.fingerprint
         else:
-            fits = network.name == "inception"
+            fits = network.kind == "inception"
         if fits:
             found[network.name] = _statistics(arrays, path)
     return found

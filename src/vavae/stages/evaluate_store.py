@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.files import written_whole
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.metrics.inception import full_precision
@@ -59,6 +59,21 @@ class BlockStore:
         """Whether there is a file of this name."""
         return self._path(key).is_file()
 
+    def rows(self, key: str, name: str) -> int | None:
+        """Length of the tensor `name` under `key`, read without its values; None where there is none.
+
+        Raises:
+            UserError: The file is damaged; the message names it.
+        """
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as stored:
+                return stored.get_slice(name).get_shape()[0] if name in stored.keys() else None  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
+
     def read(self, key: str) -> dict[str, Tensor]:
         """The tensors under `key`.
 
@@ -69,7 +84,7 @@ class BlockStore:
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path}: stored features are damaged ({error}): remove the file") from error
+            raise _damaged(path, error) from error
 
     def write(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store tensors under `key`."""
@@ -77,6 +92,10 @@ class BlockStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as partial:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: stored features are damaged ({error}): remove the file")
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +185,14 @@ def extract(
 ) -> dict[str, StoredFeatures]:
     """Features of all images by several networks in one pass; what is stored already is not computed again.
 
+    A stored block with features of more or fewer images than the block has is computed anew.
+
     A thread decodes or draws the next images while the networks see the last ones. Every process takes every n-th
     block; all must call this alike.
 
     Args:
         images: The set.
-        networks: The networks; their names must differ.
+        networks: The networks.
         store: Where features go.
         batch_size: Images at once.
         processes: Who shares the work.
@@ -182,15 +203,20 @@ def extract(
         The features by name of network.
 
     Raises:
-        UserError: There are no images.
+        UserError: There are no images, or two networks have one name.
+        RunError: A network gave features of more or fewer images than it was shown.
     """
     if images.count == 0:
         raise UserError(f"{images.name}: there are no images")
+    names = [network.name for network in networks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"network: {twice} is named twice")
     starts = list(range(0, images.count, BLOCK))
     mine = starts[processes.rank :: processes.world]
-    wanted = {network.name: [part for part in parts if part in network.parts] for network in networks}
+    wanted = {network.name: [part for part in dict.fromkeys(parts) if part in network.parts] for network in networks}
     keys: dict[int, str] = {}
-    total = sum(min(BLOCK, images.count - start) for start in mine)
+    total = sum(_length(images, start) for start in mine)
     with (
         # Held for all of it: the networks switch it, and a generator in the other thread must not notice.
         full_precision(networks[0].device if networks else torch.device("cpu")),
@@ -208,20 +234,30 @@ def extract(
                 bar.advance(len(pixels))
             for network in missing:
                 for part, values in found[network.name].items():
-                    store.write(_file_key(block.key, network, part), {part: torch.cat(values)})
+                    features, count = torch.cat(values), _length(images, start)
+                    if len(features) != count:
+                        raise RunError(f"{network.name}: gave {len(features)} features ({part}) of {count} images")
+                    store.write(_file_key(block.key, network, part), {part: features})
             if not missing and block.complete:
-                bar.advance(min(BLOCK, images.count - start))
+                bar.advance(_length(images, start))
     everyone = {start: key for part in processes.gather(keys) for start, key in part.items()}
     ordered = tuple(everyone[start] for start in starts)
     content = digest(images.count, *ordered)
     return {n.name: StoredFeatures(n, images.count, content, store, ordered, tuple(wanted[n.name])) for n in networks}
 
 
+def _length(images: ImageBlocks, start: int) -> int:
+    """Number of images of the block that begins at `start`."""
+    return min(BLOCK, images.count - start)
+
+
 def _missing(
     networks: Sequence[FeatureNetwork], wanted: dict[str, list[str]], store: BlockStore
-) -> Callable[[Block], list[FeatureNetwork]]:
-    def find(block: Block) -> list[FeatureNetwork]:
-        return [n for n in networks if not all(store.has(_file_key(block.key, n, p)) for p in wanted[n.name])]
+) -> Callable[[Block, int], list[FeatureNetwork]]:
+    """Which networks have no features of a block of so many images."""
+
+    def find(block: Block, count: int) -> list[FeatureNetwork]:
+        return [n for n in networks if any(store.rows(_file_key(block.key, n, p), p) != count for p in wanted[n.name])]
 
     return find
 
@@ -240,7 +276,7 @@ class _Ahead:
         images: ImageBlocks,
         starts: Sequence[int],
         batch_size: int,
-        missing: Callable[[Block], list[FeatureNetwork]],
+        missing: Callable[[Block, int], list[FeatureNetwork]],
     ) -> None:
         self._images = images
         self._starts = starts
@@ -269,8 +305,9 @@ class _Ahead:
         try:
             with stream:
                 for start in self._starts:
-                    block = self._images.open(range(start, min(start + BLOCK, self._images.count)))
-                    missing = self._missing(block)
+                    count = _length(self._images, start)
+                    block = self._images.open(range(start, start + count))
+                    missing = self._missing(block, count)
                     if not self._put((start, block, missing)):
                         return
                     if missing or not block.complete:
