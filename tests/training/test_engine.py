@@ -1,5 +1,6 @@
 """The engine on a small task: exact resume, averages, skipped steps, clean stops."""
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import torch
 from regression_task import Regression
 from torch import Tensor
 
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.engine import Engine, EngineConfig
 
@@ -151,18 +152,50 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         Engine(Regression(width=7), CONFIG, tmp_path).run("seven")
 
 
-def test_a_full_disk_leaves_the_former_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["in our own files", "within torch's writer", "in another process"])
+def test_a_full_disk_leaves_the_former_checkpoint(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.api import CheckpointException
+
     folder = CheckpointFolder(tmp_path, keep=1)
     folder.save(8, {"a": torch.ones(3)}, {"n": 1})
     folder.wait()
 
     def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vavae.training.checkpoint._sync", full)
+    def hidden(*arguments: object) -> None:
+        """As the writer tells it: the archive notices that a write went wrong, and says no more."""
+        try:
+            full()
+        except OSError as error:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598") from error
+
+    def elsewhere(*arguments: object) -> None:
+        raise CheckpointException("write", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})  # type: ignore[dict-item]
+
+    if where == "in our own files":
+        monkeypatch.setattr("vavae.training.checkpoint._sync", full)
+    else:
+        monkeypatch.setattr(FileSystemWriter, "write_data", hidden if where.startswith("within") else elsewhere)
     folder.save(16, {"a": torch.zeros(3)}, {"n": 2})
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as failed:
         folder.wait()
+    assert failed.value.errno == errno.ENOSPC
     tensors, numbers = folder.load_newest() or ({}, {})
     assert numbers == {"n": 1} and torch.equal(tensors["a"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["images-000000000008"]
+
+
+def test_another_failure_of_the_writer_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", broken)
+    folder = CheckpointFolder(tmp_path)
+    folder.save(16, {"a": torch.zeros(3)}, {})
+    with pytest.raises(RunError, match=r"the checkpoint could not be written \(two lines\)"):
+        folder.wait()
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vavae.errors import RunError
 from vavae.training.parallel import World
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class CheckpointFolder:
 
         Raises:
             OSError: A former save failed (the disk is full, say). Older checkpoints are untouched.
+            RunError: It failed for another reason.
         """
         import torch.distributed.checkpoint as dcp  # half of what every --help would wait for
 
@@ -129,7 +131,8 @@ class CheckpointFolder:
         """Until the checkpoint in the making is complete in all processes.
 
         Raises:
-            OSError: It could not be written.
+            OSError: It could not be written (the disk is full, say).
+            RunError: It could not be written for another reason.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -141,9 +144,9 @@ class CheckpointFolder:
             written.result()
             if self.world.first:
                 self._name(partial, self.folder / f"{_PREFIX}{images:012d}", manifest)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise
+            raise _as_fault(error, partial) from error
 
     def _name(self, partial: Path, target: Path, manifest: dict[str, Any]) -> None:
         files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
@@ -213,6 +216,30 @@ class CheckpointFolder:
                 if images_of(path) > images:
                     shutil.rmtree(path)
         self.world.wait()
+
+
+def _as_fault(error: BaseException, path: Path) -> Exception:
+    """What kept a checkpoint from being written: the file system's own error where there is one, with its number.
+
+    torch tells failures of any process as one exception that is no `Exception`, and its writer hides a full disk
+    behind an error of its own.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return OSError(cause.errno, os.strerror(cause.errno), str(cause.filename or path.parent))
+    innermost = list(_causes(error))[-1]
+    told = " ".join(str(innermost).split())[:300]
+    return RunError(f"{path.parent}: the checkpoint could not be written ({told or type(innermost).__name__})")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what led to it, and what led to that; of torch's collected failures each."""
+    following: BaseException | None = error
+    while following is not None:
+        yield following
+        for failure, _ in getattr(following, "failures", {}).values():
+            yield from _causes(failure)
+        following = following.__cause__ or following.__context__
 
 
 def images_of(path: Path) -> int:
