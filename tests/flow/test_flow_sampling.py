@@ -1,5 +1,7 @@
 """Sampling and guidance: formulas, when and how often networks are called, independence of the batch."""
 
+import math
+
 import pytest
 import torch
 from closed_forms import GaussianMixture, Oracle
@@ -145,6 +147,12 @@ def test_bad_guidance() -> None:
         Guidance(-1.0)
     with pytest.raises(UserError, match=r"^channels:"):
         Guidance(2.0, channels=0)
+    for start, stop in ((0.9, 0.2), (7.0, 8.0), (-0.1, 1.0), (0.0, 1.1), (0.0, math.nan)):
+        with pytest.raises(UserError, match=r"^start, stop:"):
+            Guidance(2.0, start, stop)
+    for scale in (math.nan, math.inf):
+        with pytest.raises(UserError, match=r"^scale:"):
+            Guidance(scale)
     with pytest.raises(UserError, match=r"^null_label:"):
         guided_prediction(Constant(), torch.tensor([1]), Guidance(2.0))
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -205,6 +207,35 @@ def test_autoguidance_moves_away_from_a_weaker_network(generator: Generator) -> 
     torch.testing.assert_close(same, generator.latents([1], sampling=dataclasses.replace(FEW, guidance_scale=1.0)))
     weak = LightningDiT.from_config(generator.transformer.config)
     assert not torch.allclose(generator.latents([1], weak_model=weak), same, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("steps", 1, "steps: 1"),
+        ("shift", -0.1, "shift: -0.1"),
+        ("shift", math.nan, "shift: nan"),
+        ("guidance_scale", -1.0, "guidance_scale: -1.0"),
+        ("guidance_scale", math.inf, "guidance_scale: inf"),
+        ("guidance_start", 7.0, "guidance_start, guidance_stop: 7.0 to 1.0"),
+        ("guidance_start", -0.1, "guidance_start, guidance_stop: -0.1 to 1.0"),
+        ("guidance_stop", 0.1, "guidance_start, guidance_stop: 0.125 to 0.1"),
+        ("guidance_stop", 1.5, "guidance_start, guidance_stop: 0.125 to 1.5"),
+        ("guidance_channels", -1, "guidance_channels: -1"),
+    ],
+)
+def test_sampling_that_cannot_be_is_named_at_once(name: str, value: float, named: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(named)}"):
+        SamplingConfig(**{name: value})
+
+
+def test_no_channels_means_all_channels(generator: Generator) -> None:
+    """So that an option can undo the three of a published checkpoint; null is what an option is that is not given."""
+    three = dataclasses.replace(FEW, guidance_channels=3)
+    every = dataclasses.replace(three, guidance_channels=0)
+    assert every == FEW and every.guidance_channels is None
+    assert torch.equal(generator.latents([1], sampling=every), generator.latents([1], sampling=FEW))
+    assert not torch.allclose(generator.latents([1], sampling=three), generator.latents([1], sampling=FEW), atol=1e-2)
 
 
 def test_wrong_labels_are_named(generator: Generator) -> None:

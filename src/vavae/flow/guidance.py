@@ -5,6 +5,7 @@ autoguidance (arXiv 2406.02507) takes a weaker network with the label. Both act 
 (arXiv 2404.07724), and outside it the poorer prediction is not computed.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ class Guidance:
         stop: Last time at which guidance acts.
         channels: Guide only the first so many channels; None guides all. The published FIDs use 3, with
             scales two to three times those that suit all channels.
+
+    Raises:
+        UserError: A scale below 0 or not finite, an interval that is none within 0..1, or no channels.
     """
 
     scale: float = 1.0
@@ -32,8 +36,10 @@ class Guidance:
     channels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.scale < 0:
-            raise UserError(f"scale: {self.scale} is negative")
+        if not 0 <= self.scale < math.inf:
+            raise UserError(f"scale: {self.scale} is not a number from 0 on")
+        if not 0 <= self.start <= self.stop <= 1:
+            raise UserError(f"start, stop: {self.start} to {self.stop} is no interval within 0 (noise) to 1 (data)")
         if self.channels is not None and self.channels < 1:
             raise UserError(f"channels: {self.channels} is not a positive number")
 

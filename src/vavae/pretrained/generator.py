@@ -1,6 +1,7 @@
 """`Generator`: a diffusion transformer with the tokenizer it was trained on and its sampling defaults."""
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ class SamplingConfig:
         guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
         guidance_start: Guidance acts from this time on (0 is noise, 1 is data).
         guidance_stop: Guidance acts up to this time.
-        guidance_channels: How many leading channels are guided; null guides all. The published FIDs use 3.
+        guidance_channels: How many leading channels are guided; null and 0 guide all. The published FIDs use 3.
+
+    Raises:
+        UserError: Names the number that is out of range.
     """
 
     solver: SolverName = "euler"
@@ -50,6 +54,19 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.steps < 2:
             raise UserError(f"steps: {self.steps} is too few; at least 2 grid points")
+        for name in ("shift", "guidance_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 on")
+        if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
+            raise UserError(
+                f"guidance_start, guidance_stop: {self.guidance_start} to {self.guidance_stop} is no interval within "
+                "0 (noise) to 1 (data)"
+            )
+        if self.guidance_channels is not None and self.guidance_channels < 0:
+            raise UserError(f"guidance_channels: {self.guidance_channels} is negative; 0 guides all")
+        if self.guidance_channels == 0:
+            # An option that is not given is null, so all channels need a number; records and folders say it one way.
+            object.__setattr__(self, "guidance_channels", None)
 
     @property
     def guidance(self) -> Guidance | None:

@@ -45,7 +45,7 @@ class Config:
         guidance_scale: Classifier-free guidance scale; 1 is off.
         guidance_start: Guidance acts from this time on (0 noise, 1 data).
         guidance_stop: Guidance acts up to this time.
-        guidance_channels: Guide only this many leading channels; the published FIDs use 3.
+        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
         device: auto, cpu, cuda, …
         precision: Compute precision of the transformer; the published samples are fp32.
     """
