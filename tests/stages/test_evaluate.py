@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from vavae import counter
-from vavae.config import to_yaml
+from vavae.config import to_plain, to_yaml
 from vavae.data import DemoImages, to_tensor, to_uint8
 from vavae.errors import UserError
+from vavae.flow.paths import Prediction
 from vavae.metrics import (
     InceptionScore,
     MetricRecord,
@@ -31,10 +33,11 @@ from vavae.metrics import (
     published_psnr,
     ssim,
 )
+from vavae.metrics.features import weights_fingerprint
 from vavae.stages import evaluate, evaluate_reconstruction, evaluate_store
 from vavae.stages.evaluate_compare import read_records
 from vavae.stages.evaluate_generation import read_statistics
-from vavae.stages.evaluate_images import npz_images
+from vavae.stages.evaluate_images import generator_fingerprint, npz_images, tokenizer_fingerprint
 from vavae.stages.evaluate_store import BlockStore
 from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import choose_labels, draw
@@ -133,6 +136,33 @@ def test_every_record_has_its_protocol(models, tmp_path):
     again = next(r for r in read_records(tmp_path / "records.json") if r.name == "FID")
     assert again.value == fid.value and fid.obstacles(again) == []
     assert again.protocol.checkpoint_hash == p.checkpoint_hash and again.protocol.reference_hash == p.reference_hash
+
+
+def test_samples_of_the_stochastic_equation_are_measured(models, tmp_path):
+    """They are those of `vavae sample`, whatever the batch; the record names the solver."""
+    settings = replace(make_generator().sampling, solver="euler_maruyama", steps=5)
+    labels = choose_labels(COUNT, 10, "balanced", 0)
+    pixels = torch.from_numpy(draw(make_generator(), labels, range(COUNT), 0, settings))
+    config = generation(models, tmp_path, solver="euler_maruyama", steps=5, metrics=["frechet"])
+    records = evaluate.run(config)
+    expected = plain_distance(NETWORK(pixels), NETWORK(reference_pixels()))
+    assert values(records)["FID"] == pytest.approx(expected, rel=1e-5)
+    assert (records[0].protocol.solver, records[0].protocol.steps) == ("euler_maruyama", 5)
+    deterministic = evaluate.run(replace(config, solver="euler"))
+    assert values(deterministic)["FID"] != pytest.approx(expected, rel=1e-3)
+
+
+def test_what_a_generator_predicts_is_part_of_its_hash():
+    """That of velocities is as it was before others were known: features are stored under it."""
+    generator = make_generator()
+    found = {}
+    for prediction in get_args(Prediction):
+        generator.prediction = prediction
+        found[prediction] = generator_fingerprint(generator)
+    assert len(set(found.values())) == len(found) > 2
+    weights, shape = weights_fingerprint(generator.transformer), to_plain(generator.transformer.config)
+    former = evaluate_store.digest(weights, shape, "linear", tokenizer_fingerprint(generator.tokenizer))
+    assert found["velocity"] == former
 
 
 def test_scales_checkpoints_and_networks_in_one_run(models, tmp_path, capsys):
@@ -295,7 +325,9 @@ def test_reconstruction_in_both_conventions(models, tmp_path):
     assert found["SSIM", "published"].value == pytest.approx(float(reflected), rel=1e-4)
     assert found["PSNR", "strict"].protocol.posterior == "mean"
     assert found["PSNR", "published"].protocol.posterior == "sample"
-    assert found["PSNR", "strict"].obstacles(found["PSNR", "published"]) == ["posterior", "preprocessing", "convention"]
+    assert (found["PSNR", "strict"].protocol.seed, found["rFID", "published"].protocol.seed) == (None, 0)
+    differing = ["seed", "posterior", "preprocessing", "convention"]
+    assert found["PSNR", "strict"].obstacles(found["PSNR", "published"]) == differing
 
 
 def test_published_crop_of_the_evaluation():

@@ -15,13 +15,13 @@ class Protocol:
         reference_samples: Number of reference images behind it.
         split: Which images: "train", "test", or the name of a set.
         label_protocol: How labels of generated images were chosen: "random" per image, or "balanced" over classes.
-        solver: Name of the ODE solver.
+        solver: Name of the solver; `euler_maruyama` is that of the stochastic equation.
         steps: Grid points of the solver, as published (250 points are 249 Euler evaluations).
         shift: Time shift of the grid.
         guidance_scale: Scale of classifier-free guidance; 1 is none.
         guidance_interval: Times between which guidance acts.
         guidance_channels: Number of leading channels it acts on; None is all.
-        seed: Seed of the samples.
+        seed: Seed of the samples, be it of a generator or of the tokenizer's posterior.
         dtype: Compute type of the generator or tokenizer.
         posterior: "sample" or "mean" of the tokenizer's posterior.
         image_size: Side of the images in pixels.

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.flow import SolverName
 from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.stages import evaluate_tokenizer as of_tokenizer
@@ -64,7 +65,7 @@ class Config:
         count: Samples to draw from a generator.
         label_protocol: Labels of those samples: `balanced` over the classes, or `random` as published.
         guidance_scales: Scales of classifier-free guidance to measure, in turn; empty is the generator's own.
-        solver: euler, heun, midpoint, rk4 or dopri5; null is the generator's default, here and below.
+        solver: Integration method, euler_maruyama being stochastic; null is the generator's default, here and below.
         steps: Grid points of the solver.
         shift: Time shift.
         guidance_start: Guidance acts from this time on (0 noise, 1 data).
@@ -97,7 +98,7 @@ class Config:
     count: int = 50_000
     label_protocol: Literal["balanced", "random"] = "balanced"
     guidance_scales: list[float] = field(default_factory=list)
-    solver: Literal["euler", "heun", "midpoint", "rk4", "dopri5"] | None = None
+    solver: SolverName | None = None
     steps: int | None = None
     shift: float | None = None
     guidance_start: float | None = None

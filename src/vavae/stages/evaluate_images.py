@@ -204,8 +204,10 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def generator_fingerprint(generator: Generator) -> str:
-    """Hash of transformer, path and tokenizer."""
-    own = weights_fingerprint(generator.transformer), to_plain(generator.transformer.config), generator.path
+    """Hash of transformer, path, prediction and tokenizer."""
+    own = [weights_fingerprint(generator.transformer), to_plain(generator.transformer.config), generator.path]
+    if generator.prediction != "velocity":  # whose hash, and what is stored under it, is from before there were others
+        own.append(generator.prediction)
     return digest(*own, tokenizer_fingerprint(generator.tokenizer))
 
 

@@ -100,7 +100,10 @@ def reconstruction(
     )
     if not work.processes.first:
         return [], {}
-    protocol = replace(protocol, convention=convention, posterior="mean" if convention == "strict" else "sample")
+    if convention == "strict":
+        protocol = replace(protocol, convention=convention, posterior="mean")
+    else:
+        protocol = replace(protocol, convention=convention, posterior="sample", seed=work.seed)
     values = rebuilt.values(next(iter(made.values())))
     means = {name: float(value.mean()) for name, value in values.items()}
     intervals = {}
