@@ -161,6 +161,17 @@ class Generator:
             raise UserError(f"size: {'x'.join(map(str, size))} is not a height and a width in multiples of {unit}")
         return self.latent_shape[0], size[0] // self.tokenizer.factor, size[1] // self.tokenizer.factor
 
+    def check(self, labels: Sequence[int], size: tuple[int, int] | None = None) -> None:
+        """Check what is to be drawn, before any time is spent on it.
+
+        Raises:
+            UserError: A label out of range, or a size that does not divide.
+        """
+        wrong = [label for label in labels if not 0 <= label <= self.num_classes]
+        if wrong:
+            raise UserError(f"labels: {wrong[0]} is not in 0..{self.num_classes - 1} ({self.num_classes} is no label)")
+        self._shape_for(size)
+
     def latents(
         self,
         labels: Sequence[int],
@@ -177,9 +188,7 @@ class Generator:
         indices = range(len(labels)) if indices is None else indices
         if len(indices) != len(labels):
             raise UserError(f"indices: {len(indices)} for {len(labels)} labels")
-        wrong = [label for label in labels if not 0 <= label <= self.num_classes]
-        if wrong:
-            raise UserError(f"labels: {wrong[0]} is not in 0..{self.num_classes - 1} ({self.num_classes} is no label)")
+        self.check(labels, size)
         if noise is None:
             noise = self.noise(indices, seed, size)
         elif noise.shape != (len(labels), *self._shape_for(size)):

@@ -1,11 +1,14 @@
 """Labels or counts -> PNGs, a grid, an npz."""
 
 import dataclasses
+import io
 import json
+import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,18 +22,19 @@ from vavae.flow import SolverName
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.progress import track
 from vavae.report.images import image_grid
+from vavae.stages.evaluate_processes import processes
 from vavae.stages.run_folder import exclusive
-from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
+from vavae.training.precision import Precision, autocast, resolve_precision
 
 
 @dataclass(frozen=True)
 class Config:
-    """Sample images from a generator.
+    """Sample images from a generator. Under torchrun several processes share the images.
 
     Attributes:
         generator: Folder of a generator, or its hub id; `demo` comes with the package (CIFAR-10's classes, 32 px).
         output: Folder for `000000.png`, `000001.png`, …, `grid.png` and `samples.json`. Images that are there
-            already, drawn with the same settings, are not drawn again.
+            already, drawn by the same weights with the same settings, are not drawn again.
         labels: The class of each image; empty to draw `count` images with labels chosen by `label_protocol`.
         count: Number of images when `labels` is empty.
         label_protocol: `balanced` gives each class the same number; `random` draws labels, as published.
@@ -114,36 +118,55 @@ def run(config: Config) -> Path:
     """Draw the images; returns the folder.
 
     Raises:
-        UserError: No such generator, a label out of range, or a folder with samples of other settings.
+        UserError: No such generator, a label or size it cannot draw, or a folder with samples of another generator
+            or of other settings, or with images of somebody else.
     """
+    # Evaluation draws by this module.
+    from vavae.stages.evaluate_images import generator_fingerprint
+
     folder = Path(config.output)
-    generator = Generator.from_pretrained(config.generator, resolve_device(config.device))
-    sampling = config.sampling(generator.sampling)
-    labels = list(config.labels) or choose_labels(
-        config.count, generator.num_classes, config.label_protocol, config.seed
-    )
-    protocol = {
-        "generator": config.generator,
-        "seed": config.seed,
-        "label_protocol": "given" if config.labels else config.label_protocol,
-        "sampling": to_plain(sampling),
-        "precision": config.precision,
-        "size": to_plain(config.size),
-    }
-    with exclusive(folder):
-        _claim(folder, protocol, labels)
-        waiting = [i for i in range(len(labels)) if not _file(folder, i).exists()]
-        with track("sampling", len(labels), "images", start=len(labels) - len(waiting)) as bar:
-            for start in range(0, len(waiting), config.batch_size):
-                indices = waiting[start : start + config.batch_size]
+    with processes() as together, ExitStack() as held:
+        generator = Generator.from_pretrained(config.generator, together.device(config.device))
+        sampling = config.sampling(generator.sampling)
+        labels = list(config.labels) or choose_labels(
+            config.count, generator.num_classes, config.label_protocol, config.seed
+        )
+        generator.check(labels, config.size)  # before the folder is claimed: a mistake must not cost it
+        protocol = {
+            "generator": config.generator,
+            "fingerprint": generator_fingerprint(generator),
+            "seed": config.seed,
+            "label_protocol": "given" if config.labels else config.label_protocol,
+            "sampling": to_plain(sampling),
+            "precision": config.precision,
+            "size": to_plain(config.size),
+        }
+        found: list[int] | UserError = []
+        if together.first:
+            try:
+                held.enter_context(exclusive(folder))
+                found = _claim(folder, protocol, labels)
+            except UserError as error:
+                found = error
+        waiting = together.gather(found)[0]
+        if isinstance(waiting, UserError):  # in all processes, so that none waits for the first
+            raise waiting
+        mine = waiting[together.rank :: together.world]
+        done = (len(labels) - len(waiting)) // together.world
+        stream = None if together.first else io.StringIO()
+        with track("sampling", done + len(mine), "images", start=done, stream=stream) as bar:
+            for start in range(0, len(mine), config.batch_size):
+                indices = mine[start : start + config.batch_size]
                 chosen = [labels[i] for i in indices]
                 images = draw(generator, chosen, indices, config.seed, sampling, config.precision, config.size)
                 for i, pixels in zip(indices, images, strict=True):
                     with written_whole(_file(folder, i)) as temporary:
                         Image.fromarray(pixels).save(temporary, format="PNG")
                 bar.advance(len(indices))
-        _collect(folder, config, len(labels))
-    print(f"samples: {folder}")
+        together.gather(None)  # now all images are there
+        if together.first:
+            _collect(folder, config, len(labels))
+            print(f"samples: {folder}")
     return folder
 
 
@@ -151,26 +174,103 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
-def _claim(folder: Path, protocol: dict[str, object], labels: list[int]) -> None:
+def _claim(folder: Path, protocol: dict[str, Any], labels: list[int]) -> list[int]:
+    """Make `folder` that of these samples; returns the numbers of those that are not there yet.
+
+    A record without images counts for nothing, so that a first call that failed does not cost the folder.
+
+    Raises:
+        UserError: It holds other images, or its record cannot be read.
+    """
     record = folder / "samples.json"
-    if record.exists():
-        former = json.loads(record.read_text())
-        for key, value in protocol.items():
-            if former.get(key) != value:
-                raise UserError(f"{folder} holds samples with another {key}: choose another --output")
-        shared = min(len(labels), len(former["labels"]))
-        if former["labels"][:shared] != labels[:shared]:
+    present = {path.name for path in folder.glob("[0-9]*.png")}  # what evaluation takes for samples
+    if present:
+        former = _read_record(record)
+        _check_same(folder, former, protocol)
+        told = former["labels"]
+        strangers = present - {_file(folder, i).name for i in range(len(told))}
+        if strangers:
+            raise UserError(
+                f"{folder / min(strangers)}: no sample that {record.name} tells of; choose another --output"
+            )
+        shared = min(len(labels), len(told))
+        if told[:shared] != labels[:shared]:
             raise UserError(f"{folder} holds samples with other labels: choose another --output")
-        labels = max(labels, former["labels"], key=len)
-    record.write_text(json.dumps({**protocol, "labels": labels}) + "\n")
+        told = max(labels, told, key=len)
+    else:
+        told = labels
+    with written_whole(record) as temporary:
+        temporary.write_text(json.dumps({**protocol, "labels": told}) + "\n")
+    return [i for i in range(len(labels)) if _file(folder, i).name not in present]
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    """What `samples.json` says of the images beside it."""
+    try:
+        former = json.loads(record.read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{record.parent}: holds numbered images, but no {record.name} that says whose; choose another --output"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{record}: damaged ({error}); choose another --output") from error
+    if not isinstance(former, dict) or not isinstance(former.get("labels"), list):
+        raise UserError(f"{record}: is no record of samples; choose another --output")
+    return former
+
+
+def _check_same(folder: Path, former: dict[str, Any], protocol: dict[str, Any]) -> None:
+    # Not by name: training again leaves other weights under the same name, and a folder that was moved holds the same.
+    if "fingerprint" not in former:
+        # Nothing tells whether its generator is this one, and a set drawn by two is no one's.
+        raise UserError(
+            f"{folder} holds samples of a former version, which did not record the generator's fingerprint: "
+            "choose another --output"
+        )
+    if former["fingerprint"] != protocol["fingerprint"]:
+        raise UserError(
+            f"{folder} holds samples of another generator ({former.get('generator')} as it was then, by its weights): "
+            "choose another --output"
+        )
+    before, now = (_settings(values) for values in (former, protocol))
+    for key, value in now.items():
+        if key not in before or before[key] != value:
+            raise UserError(
+                f"{folder} holds samples with another {key} ({before.get(key)}, not {value}): choose another --output"
+            )
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a record, those of sampling by their own names."""
+    sampling = values.get("sampling")
+    rest = {
+        key: value for key, value in values.items() if key not in ("generator", "fingerprint", "labels", "sampling")
+    }
+    return {**rest, **(sampling if isinstance(sampling, dict) else {})}
 
 
 def _collect(folder: Path, config: Config, count: int) -> None:
     if config.grid_columns:
         shown = min(count, 16 * config.grid_columns)
         pictures = np.stack([np.asarray(Image.open(_file(folder, i))) for i in range(shown)])
-        image_grid(pictures, columns=config.grid_columns).save(folder / "grid.png")
+        with written_whole(folder / "grid.png") as temporary:
+            image_grid(pictures, columns=config.grid_columns).save(temporary, format="PNG")
     if config.npz:
-        everything = np.stack([np.asarray(Image.open(_file(folder, i))) for i in range(count)])
-        with written_whole(folder / "samples.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, arr_0=everything)
+        _write_npz(folder, count)
+
+
+def _write_npz(folder: Path, count: int) -> None:
+    """The images as `np.savez(arr_0=...)` writes them, one after the other: 50,000 of 256 px are 10 GB."""
+    shape = np.asarray(Image.open(_file(folder, 0))).shape
+    with (
+        written_whole(folder / "samples.npz") as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+        archive.open("arr_0.npy", "w", force_zip64=True) as member,
+    ):
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+        np.lib.format.write_array_header_1_0(member, header)
+        for i in range(count):
+            pixels = np.asarray(Image.open(_file(folder, i)))
+            if pixels.shape != shape:
+                raise UserError(f"{_file(folder, i)}: is of another size than the samples before it")
+            member.write(pixels.tobytes())

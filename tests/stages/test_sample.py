@@ -1,0 +1,191 @@
+"""`vavae sample`: a folder holds samples of one generator with one setting, and a mistake does not cost it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluate_models import make_generator
+from PIL import Image
+
+from vavae.cli import run
+from vavae.pretrained import SamplingConfig
+from vavae.stages.evaluate_images import npz_images
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where samples go; the generator is beside it."""
+    make_generator().save_pretrained(tmp_path / "generator")
+    return tmp_path / "samples"
+
+
+def sample(folder: Path, *arguments: str) -> int:
+    given = ["--generator", str(folder.parent / "generator"), "--output", str(folder), "--device", "cpu"]
+    return run(["sample", *given, *arguments])
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that tells why nothing was drawn."""
+    before = {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
+    capsys.readouterr()
+    assert sample(folder, *arguments) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in folder.glob("[!.]*")} == before
+    return error
+
+
+def test_images_of_a_former_model_are_not_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample(folder, "--count", "2") == 0
+    trained = make_generator()
+    with torch.no_grad():
+        trained.transformer.x_embedder.proj.bias += 0.1
+    trained.save_pretrained(folder.parent / "generator")  # under the same name
+    assert "samples of another generator" in refused(folder, capsys, "--count", "3")
+    trained.save_pretrained(folder.parent / "again")
+    other = folder.with_name("other")
+    assert sample(other, "--count", "2") == 0
+    # The same weights under another name are the same generator.
+    assert sample(other, "--count", "3", "--generator", str(folder.parent / "again")) == 0
+    assert len(json.loads((other / "samples.json").read_text())["labels"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--seed", "1"), "another seed (0, not 1)"),
+        (("--steps", "4"), "another steps (3, not 4)"),
+        (("--guidance_channels", "2"), "another guidance_channels (None, not 2)"),
+        (("--size", "[32, 64]"), "another size"),
+        (("--label_protocol", "random"), "another label_protocol"),
+        (("--precision", "bf16"), "another precision"),
+    ],
+)
+def test_what_differs_is_named(
+    options: tuple[str, str], named: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(folder, "--count", "2") == 0
+    assert named in refused(folder, capsys, "--count", "3", *options)
+
+
+@pytest.mark.parametrize(
+    "mistake", [("--labels", "11"), ("--size", "[33, 32]"), ("--guidance_start", "2"), ("--steps", "1")]
+)
+def test_a_mistake_does_not_cost_the_folder(
+    mistake: tuple[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(folder, capsys, *mistake)
+    assert not (folder / "samples.json").exists()
+    assert sample(folder, "--labels", "1") == 0
+
+
+def test_a_record_without_images_counts_for_nothing(folder: Path) -> None:
+    assert sample(folder, "--count", "2") == 0
+    for image in folder.glob("0*.png"):
+        image.unlink()
+    assert sample(folder, "--count", "2", "--seed", "1") == 0
+    assert json.loads((folder / "samples.json").read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [('{"generator": "x", "la', "damaged"), ("[]", "no record"), ('{"seed": 0}', "no record")]
+)
+def test_a_record_that_cannot_be_read_is_named(
+    content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(folder, "--count", "2") == 0
+    (folder / "samples.json").write_text(content)
+    error = refused(folder, capsys, "--count", "2")
+    assert str(folder / "samples.json") in error and named in error
+
+
+def test_a_record_without_a_fingerprint_vouches_for_no_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample(folder, "--count", "2") == 0
+    record = json.loads((folder / "samples.json").read_text())
+    del record["fingerprint"]
+    (folder / "samples.json").write_text(json.dumps(record))
+    assert "did not record the generator's fingerprint" in refused(folder, capsys, "--count", "3")
+
+
+def test_images_of_somebody_else_are_no_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.mkdir()
+    Image.new("RGB", (7, 7)).save(folder / "000001.png")
+    assert f"{folder}: holds numbered images, but no samples.json" in refused(folder, capsys, "--count", "2")
+    (folder / "000001.png").unlink()
+    assert sample(folder, "--count", "2") == 0
+    Image.new("RGB", (7, 7)).save(folder / "000002.png")
+    assert f"{folder / '000002.png'}: no sample that samples.json tells of" in refused(folder, capsys, "--count", "3")
+
+
+def test_the_npz_is_what_numpy_writes(folder: Path) -> None:
+    assert sample(folder, "--count", "3", "--npz") == 0
+    images = np.stack([np.asarray(Image.open(folder / f"{i:06d}.png")) for i in range(3)])
+    np.savez(folder.parent / "numpys.npz", arr_0=images)
+    written, expected = (zipfile.ZipFile(path) for path in (folder / "samples.npz", folder.parent / "numpys.npz"))
+    assert written.namelist() == expected.namelist() == ["arr_0.npy"]
+    assert written.read("arr_0.npy") == expected.read("arr_0.npy")
+    np.testing.assert_array_equal(np.load(folder / "samples.npz")["arr_0"], images)
+    mapped = npz_images(folder / "samples.npz")
+    assert mapped is not None and mapped.count == 3
+
+
+def test_an_npz_of_images_of_several_sizes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample(folder, "--count", "3") == 0
+    Image.new("RGB", (7, 7)).save(folder / "000002.png")
+    assert sample(folder, "--count", "3", "--npz", "--grid_columns", "0") == 2
+    assert "000002.png: is of another size" in capsys.readouterr().err
+    assert not (folder / "samples.npz").exists()
+
+
+def test_no_channels_undo_the_three_of_a_published_checkpoint(folder: Path) -> None:
+    """The other option, null, is what an option is that is not given."""
+    three = make_generator()
+    three.sampling = SamplingConfig(steps=3, guidance_scale=3.0, guidance_start=0.0, guidance_channels=3)
+    three.save_pretrained(folder.parent / "generator")
+    drawn = {}
+    for channels in ("null", "0", "3"):
+        output = folder.with_name(channels)
+        assert sample(output, "--labels", "1", "--guidance_channels", channels) == 0
+        drawn[channels] = (output / "000000.png").read_bytes()
+    assert drawn["null"] == drawn["3"] != drawn["0"]
+
+
+def together(folder: Path, *arguments: str) -> list[tuple[int, str]]:
+    """Exit code and errors of two processes, as torchrun starts them."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1]), "WORLD_SIZE": "2"}
+    given = ["--generator", str(folder.parent / "generator"), "--output", str(folder), "--device", "cpu", *arguments]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "vavae", "sample", *given],
+            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=280)[1] for process in running]
+    return [(process.returncode, error) for process, error in zip(running, errors, strict=True)]
+
+
+def test_two_processes_share_the_images(folder: Path) -> None:
+    alone = folder.with_name("alone")
+    assert sample(alone, "--count", "5", "--batch_size", "1", "--npz") == 0
+    done = together(folder, "--count", "5", "--batch_size", "1", "--npz")
+    assert [code for code, _ in done] == [0, 0], done
+    names = {path.name for path in alone.glob("[!.]*")}
+    assert {path.name for path in folder.glob("[!.]*")} == names
+    for name in ("000000.png", "000003.png", "000004.png", "grid.png", "samples.json"):
+        assert (folder / name).read_bytes() == (alone / name).read_bytes(), name
+    for code, error in together(folder, "--count", "6", "--seed", "1"):
+        assert code == 2 and error.strip().splitlines()[-1].startswith("vavae: ") and "another seed" in error
+        assert "Traceback" not in error
