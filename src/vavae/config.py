@@ -132,9 +132,10 @@ def parse_command_line(
         # A list is given whole: the parser appends with `--name+` to lists, not to tuples.
         named += [f"--{name[:-1]}", json.dumps(words[i:])] if name.endswith("+") else [f"--{name}", words[i]]
     options = _with_brackets(config_class, _with_flag_values(config_class, arguments[leading:]))
-    for option, value in pairwise([*named, *options]):
-        if option == "--config":
-            _check_recipe(value)
+    for option, following in pairwise([*named, *options, ""]):
+        name, equals, value = option.partition("=")
+        if name == "--config":
+            _check_recipe(value if equals else following)
     parser = _parser(config_class, prog, description, positionals)
     try:
         parsed = parser.instantiate(parser.parse_args(named + options))
