@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from published_files import autoencoder, golden_dit, same_weights, statistics
 
 from vavae.errors import UserError
 from vavae.flow import SOLVERS
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.pretrained import Generator, SamplingConfig, Tokenizer, folder
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT
 
@@ -113,6 +114,122 @@ def test_damaged_folders_are_named(generator: Generator, tmp_path: Path) -> None
         Generator.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds a tokenizer, not a generator"):
         Generator.from_pretrained(tmp_path / "tokenizer")
+
+
+def test_class_names_that_are_none(generator: Generator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "class_names": None}))
+    assert Generator.from_pretrained(tmp_path).class_names == ()
+    for names in (5, "abc", [1, 2]):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "class_names": names}))
+        with pytest.raises(UserError, match=r"config\.json: class_names: .* is no list of names"):
+            Generator.from_pretrained(tmp_path)
+
+
+def test_a_published_tokenizer_and_its_statistics_can_be_given(generator: Generator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path / "generator")
+    torch.save(generator.tokenizer.autoencoder.state_dict(), tmp_path / "vavae.pt")
+    torch.save(statistics(8), tmp_path / "latents_stats.pt")
+    given = {"tokenizer": tmp_path / "vavae.pt", "statistics": tmp_path / "latents_stats.pt"}
+    back = Generator.from_pretrained(tmp_path / "generator", **given)
+    assert torch.equal(back.tokenizer.statistics.mean, generator.tokenizer.statistics.mean)
+    assert torch.equal(back([3]), generator([3]))
+
+
+def test_a_missing_part_is_not_looked_for_on_the_hub(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`br/tokenizer` is the name of a repository too."""
+
+    def fetch(repository: str) -> str:
+        raise AssertionError(f"{repository} was asked for")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    generator.save_pretrained("br")
+    shutil.rmtree("br/tokenizer")
+    for model in (Generator, Tokenizer):
+        with pytest.raises(UserError, match=r"^br/tokenizer: there is no such folder, and br is not whole"):
+            model.from_pretrained("br")
+    generator.save_diffusers("pipe")
+    shutil.rmtree("pipe/vae")
+    with pytest.raises(UserError, match=r"^pipe/vae: there is no such folder"):
+        Generator.from_pretrained("pipe")
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_folder_that_a_kill_left_is_never_taken_for_a_model(
+    older: bool, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before each file in turn: whoever looks for `config.json` finds none, and no loader makes do without."""
+    torch.manual_seed(1)
+    other = Generator(LightningDiT.from_config(generator.transformer.config), generator.tokenizer, sampling=FEW)
+    writes = {"tensors": folder.write_tensors, "json": folder.write_json}
+    left = 0
+
+    def until_killed(name: str) -> Any:
+        def write(*arguments: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            writes[name](*arguments)
+
+        return write
+
+    for written in range(5):  # weights, statistics, configuration of the tokenizer; weights, configuration
+        here = tmp_path / str(written)
+        if older:
+            other.save_pretrained(here)
+        with monkeypatch.context() as patch:
+            left = written
+            for name in writes:
+                patch.setattr(folder, f"write_{name}", until_killed(name))
+            with pytest.raises(KeyboardInterrupt):
+                generator.save_pretrained(here)
+        assert not (here / "config.json").exists()
+        assert (here / "tokenizer/config.json").exists() == (written > 2)
+        with pytest.raises(UserError, match=f"^{re.escape(str(here))}: was not written to its end; write it again"):
+            Generator.from_pretrained(here)
+        if written <= 2 and (here / "tokenizer").exists():
+            with pytest.raises(UserError, match="was not written to its end"):
+                Tokenizer.from_pretrained(here / "tokenizer")
+        generator.save_pretrained(here)
+        assert torch.equal(Generator.from_pretrained(here)([3]), generator([3]))
+        assert not list(here.rglob(".*"))
+
+
+def test_a_refusal_leaves_an_older_folder_as_it_was(generator: Generator, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    tokenizer = Tokenizer(autoencoder()[0], generator.tokenizer.statistics)
+    with torch.no_grad():
+        tokenizer.autoencoder.encoder.conv_in.weight[0, 0, 0, 0] = 1e5
+    with pytest.raises(UserError, match="too large for float16"):
+        Generator(generator.transformer, tokenizer).save_pretrained(tmp_path, torch.float16)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_half_written_pipeline_is_none(generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator.save_diffusers(tmp_path)
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "write_tensors", killed)
+        with pytest.raises(KeyboardInterrupt):
+            generator.save_diffusers(tmp_path)
+    assert not (tmp_path / "model_index.json").exists() and not (tmp_path / "vae/config.json").exists()
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        Generator.from_pretrained(tmp_path)
+
+
+def test_an_unknown_mode_of_encoding_is_named(generator: Generator) -> None:
+    images = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(UserError, match=r"^mode: 'mode' is neither 'mean' nor 'sample'"):
+        generator.tokenizer.encode(images, mode="mode")  # type: ignore[arg-type]
 
 
 class FakeHub:

@@ -314,6 +314,14 @@ def test_statistics_are_asked_for_and_how_to_get_them_is_said(tmp_path: Path, st
         Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics=stats)
 
 
+def test_statistics_are_told_from_checkpoints_by_their_names(tmp_path: Path, stats: Path) -> None:
+    model = golden_dit()[0]
+    torch.save(training_checkpoint(model), tmp_path / "lightningdit_state.pt")
+    torch.save(statistics(8), tmp_path / "latents_stats_of_mine.pt")
+    Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8))).save_pretrained(tmp_path / "tokenizer")
+    assert same_weights(Generator.from_pretrained(tmp_path).transformer, model)
+
+
 def test_a_generator_needs_its_tokenizer(tmp_path: Path, stats: Path) -> None:
     torch.save(golden_dit()[0].state_dict(), tmp_path / "lightningdit.pt")
     with pytest.raises(UserError, match="comes without its tokenizer: pass tokenizer"):

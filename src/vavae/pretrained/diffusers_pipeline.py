@@ -61,6 +61,7 @@ def write_pipeline(
         raise UserError(
             f"path: {path} does not run from time 0 to 1, which the scheduler of diffusers takes for granted"
         )
+    (folder / files.PIPELINE).unlink(missing_ok=True)  # written last, so that no mixture of two counts as a pipeline
     tokenizer.save_diffusers(folder / "vae")
     tensors = {f"network.{name}": value for name, value in transformer.state_dict().items()}
     files.write_tensors(folder / "transformer" / files.DIFFUSERS_WEIGHTS[0], tensors)
@@ -86,8 +87,8 @@ def write_pipeline(
         # diffusers takes lists for components, so names go in by number.
         "class_names": {str(i): name for i, name in enumerate(class_names)},
     }
-    files.write_json(folder / files.PIPELINE, index)
     (folder / files.CARD).write_text(_card(transformer))
+    files.write_json(folder / files.PIPELINE, index)
 
 
 def read_settings(folder: Path) -> PipelineSettings:

@@ -4,6 +4,8 @@ Also which other forms a path can have, so that whatever is published can be nam
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,8 @@ from vavae.pretrained.reading import check_finite, check_tensors
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 PIPELINE = "model_index.json"
 DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+# Lies in a folder that is being written, so that what a kill leaves is not taken for a published checkpoint.
+UNFINISHED = ".unfinished"
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 # Models that come with the package, by name; see the card in each folder.
@@ -56,7 +60,7 @@ def form_of(path: Path) -> Form:
     """What a file or folder holds, by its name and the names in it.
 
     Raises:
-        UserError: A folder of something else.
+        UserError: A folder of something else, or one that was not written to its end.
     """
     if path.is_file():
         return "recipe" if path.suffix in (".yaml", ".yml") else "checkpoint"
@@ -70,6 +74,8 @@ def form_of(path: Path) -> Form:
         if config.get("_class_name") == "AutoencoderKL":
             return "diffusers"
         raise UserError(f"{path / CONFIG}: is of {kind or config.get('_class_name') or 'nothing known'}")
+    if (path / UNFINISHED).is_file():
+        raise UserError(f"{path}: was not written to its end; write it again")
     if any(path.glob("latents*_shard*.safetensors")):
         return "latents"
     if published_file(path) is not None:
@@ -87,16 +93,33 @@ def holds_generator(path: Path) -> bool:
     return form == "generator" or (form == "pipeline" and "sampling" in read_pipeline(path))
 
 
+def part(folder: Path, name: str) -> Path:
+    """A folder within a local one. `resolve` would take `generator/tokenizer` for a repository of somebody's.
+
+    Raises:
+        UserError: It is not there.
+    """
+    path = folder / name
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder, and {folder} is not whole without it")
+    return path
+
+
 def published_file(folder: Path) -> Path | None:
     """The one checkpoint of a folder as it is published; None where there is none.
 
     Raises:
         UserError: There are several.
     """
-    found = [p for p in sorted(folder.iterdir()) if p.suffix in CHECKPOINT_SUFFIXES and "stat" not in p.stem]
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in CHECKPOINT_SUFFIXES and not _is_statistics(p.stem)]
     if len(found) > 1:
         raise UserError(f"{folder}: holds several checkpoints; name one of {', '.join(p.name for p in found[:5])}")
     return found[0] if found else None
+
+
+def _is_statistics(stem: str) -> bool:
+    # Published ones are told apart by what follows, `latents_stats_sdvae` say.
+    return stem == Path(STATISTICS).stem or stem.startswith("latents_stats")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -130,9 +153,10 @@ def read_pipeline(folder: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file, indented, keys in the order given."""
+    """Write a JSON file whole or not at all, indented, keys in the order given."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -152,12 +176,18 @@ def stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     return narrow
 
 
-def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
-    """Write `config.json`, the weights and the model card."""
+@contextmanager
+def finished_by(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+    """`config.json`, by which a folder counts as whole, appears when the block ends well.
+
+    That of an older model in the folder goes first: no mixture of two is ever taken for a model.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS, tensors)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (folder / CARD).write_text(card)
+    (folder / UNFINISHED).touch()
+    (folder / CONFIG).unlink(missing_ok=True)
+    yield
+    write_json(folder / CONFIG, config)
+    (folder / UNFINISHED).unlink()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

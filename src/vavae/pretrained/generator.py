@@ -261,8 +261,11 @@ class Generator:
             "provenance": to_plain(self.provenance),
         }
         weights = files.stored(self.transformer, dtype)
-        self.tokenizer.save_pretrained(folder / "tokenizer", dtype)  # first: it may refuse, and then nothing is here
-        files.write_folder(folder, config, weights, self._card())
+        files.stored(self.tokenizer.autoencoder, dtype)  # it may refuse, and then the folder is as it was
+        with files.finished_by(folder, config):
+            self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
+            files.write_tensors(folder / files.WEIGHTS, weights)
+            (folder / files.CARD).write_text(self._card())
 
     def save_diffusers(self, path: str | Path) -> None:
         """Write a folder that `diffusers.DiffusionPipeline.from_pretrained` runs, with or without this package.
@@ -349,16 +352,19 @@ class Generator:
             sampling = from_plain(SamplingConfig, config["sampling"])
         except KeyError as error:
             raise UserError(f"{folder / files.CONFIG}: no key {error}") from error
+        names = config.get("class_names") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{folder / files.CONFIG}: class_names: {str(names)[:60]} is no list of names")
         with torch.device("meta"):
             transformer = LightningDiT.from_config(shape)
         files.load_strictly(transformer, read_safetensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
         return cls(
             transformer,
-            _tokenizer(folder / "tokenizer" if tokenizer is None else tokenizer),
+            _tokenizer(files.part(folder, "tokenizer") if tokenizer is None else tokenizer, statistics),
             None if statistics is None else read_statistics(statistics),
             sampling,
             config.get("path", "linear"),
-            config.get("class_names", ()),
+            names,
             config.get("provenance"),
             config.get("prediction", "velocity"),
         )
@@ -380,7 +386,7 @@ class Generator:
             settings, report = read_settings(path), loaded.report
             sampling = from_plain(SamplingConfig, settings.sampling)
             flow_path, names = settings.path, settings.class_names
-            tokenizer = path / "vae" if tokenizer is None else tokenizer
+            tokenizer = files.part(path, "vae") if tokenizer is None else tokenizer
         else:
             from vavae.pretrained.published_recipes import published_path, published_sampling
 

@@ -81,7 +81,12 @@ class Tokenizer:
 
         `mode` is the posterior's mean or a sample of it; a sample uses `noise`, standard normal of the latents'
         shape, where it is given.
+
+        Raises:
+            UserError: No such mode.
         """
+        if mode not in ("mean", "sample"):
+            raise UserError(f"mode: {mode!r} is neither 'mean' nor 'sample'")
         posterior = self.autoencoder.encode(images.to(self.device))
         latents = posterior.mode() if mode == "mean" else posterior.sample(noise=noise)
         return self.statistics.normalize(latents)
@@ -112,8 +117,11 @@ class Tokenizer:
             "image_range": [-1.0, 1.0],
             "provenance": to_plain(self.provenance),
         }
-        files.write_folder(folder, config, files.stored(self.autoencoder, dtype), self._card())
-        files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
+        weights = files.stored(self.autoencoder, dtype)
+        with files.finished_by(folder, config):
+            files.write_tensors(folder / files.WEIGHTS, weights)
+            files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
+            (folder / files.CARD).write_text(self._card())
 
     def push_to_hub(
         self,
@@ -159,7 +167,7 @@ class Tokenizer:
         path = files.resolve(path_or_hub_id)
         form = files.form_of(path)
         if form == "generator":
-            path, form = path / "tokenizer", "tokenizer"
+            path, form = files.part(path, "tokenizer"), "tokenizer"
         if form == "tokenizer":
             tokenizer = cls._from_folder(path, statistics)
         elif form in ("checkpoint", "diffusers", "pipeline"):
@@ -205,6 +213,7 @@ class Tokenizer:
         folder = Path(path)
         config = diffusers_config(self.autoencoder.config, self.statistics)
         names = to_diffusers_names(self.autoencoder.state_dict(), len(self.autoencoder.config.widths))
+        (folder / files.CONFIG).unlink(missing_ok=True)  # first, so that it never lies beside weights of another
         files.write_tensors(folder / files.DIFFUSERS_WEIGHTS[0], names)
         files.write_json(folder / files.CONFIG, config)
 
