@@ -229,6 +229,45 @@ def test_open_images_by_name_and_split(tmp_path):
         open_images(str(tmp_path), "test")
 
 
+def test_both_parts_of_a_folder_number_classes_alike(tmp_path):
+    for place in ("train/a", "train/b", "train/c", "val/b", "val/c"):
+        write_image(tmp_path / place / "1.png")
+    (tmp_path / "train" / "empty").mkdir()
+    train, test = open_images(str(tmp_path)), open_images(str(tmp_path), "test")
+    assert train.class_names == test.class_names == ("a", "b", "c")
+    assert source_labels(train).tolist() == [0, 1, 2] and source_labels(test).tolist() == [1, 2]
+    write_image(tmp_path / "val" / "d" / "1.png")
+    with pytest.raises(UserError, match=r"val/d: the training images have no class d"):
+        open_images(str(tmp_path), "test")
+
+
+def test_parts_with_equal_classes_are_what_each_is_alone(tmp_path):
+    """Their fingerprints name latents and features that are on disk."""
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        write_image(tmp_path / place / "1.png")
+    assert open_images(str(tmp_path), "test").fingerprint() == FolderImages(tmp_path / "val").fingerprint()
+
+
+def test_a_test_part_without_classes_stays_without(tmp_path):
+    write_image(tmp_path / "train" / "a" / "1.png")
+    write_image(tmp_path / "val" / "1.png")
+    assert open_images(str(tmp_path), "test").class_names == ("image",)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write_image(tmp_path / "a" / "1.png")
+    original = Path.iterdir
+
+    def fails(path):
+        if path.name == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "iterdir", fails)
+    with pytest.raises(UserError, match=r"cannot read folder of images .*/a: Permission denied"):
+        FolderImages(tmp_path)
+
+
 def test_cifar10_asset(tmp_path, monkeypatch):
     """A stand-in of the asset's layout: one image per PNG row."""
     from vavae.pretrained import assets

@@ -2,6 +2,7 @@
 
 from vavae.data.latent_writer import LatentWriter, Shard, write_published_layout
 from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
+from vavae.data.readable import read_rgb
 from vavae.data.sources import (
     ArrayImages,
     Cifar10Images,
@@ -10,8 +11,8 @@ from vavae.data.sources import (
     ImageSource,
     Split,
     demo_pixels,
+    has_test_part,
     open_images,
-    read_rgb,
     source_labels,
 )
 from vavae.data.stream import Batch, BatchLoader, IndexStream, loaded_ahead
@@ -45,6 +46,7 @@ __all__ = [
     "center_crop",
     "demo_pixels",
     "flip_horizontally",
+    "has_test_part",
     "load_images",
     "load_pixels",
     "loaded_ahead",

@@ -3,14 +3,24 @@
 import hashlib
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from vavae.data.readable import IMAGE_ERRORS, Unreadable, find_unreadable, image_error, write_unreadable
-from vavae.data.sources import read_rgb
+from vavae.data.readable import (
+    Unreadable,
+    find_unreadable,
+    image_error,
+    one_line,
+    read_rgb,
+    reading,
+    write_unreadable,
+)
 from vavae.errors import UserError
 
 # What sets call the part for testing. Some (ImageNet) hide the labels of `test`, so a validation part goes first.
@@ -35,7 +45,9 @@ class HuggingFaceImages:
         unreadable: (number in the set, reason) of each image left out.
 
     Raises:
-        UserError: `datasets` is not installed, the set cannot be opened, or it holds no images.
+        UserError: `datasets` is not installed, the set cannot be opened, its labels are no class numbers, a file of
+            it could not be got at, or it holds no images.
+        RunError: There is not enough memory to decode an image.
     """
 
     def __init__(
@@ -47,16 +59,9 @@ class HuggingFaceImages:
         unreadable_list: str | os.PathLike[str] | None = None,
         check: Literal["decode", "header"] = "decode",
     ) -> None:
-        try:
-            import datasets
-        except ImportError as error:
-            raise UserError("images: Hugging Face data sets need the extra: pip install 'vavae[datasets]'") from error
-        try:
-            rows = _open(source, split)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"images: the data set {source} cannot be opened: {str(error).splitlines()[0]}") from error
+        datasets = _library()
+        with _naming_set(source):
+            rows, of_training = _open(source, split)
         features = rows.features
         images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
         classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
@@ -70,14 +75,23 @@ class HuggingFaceImages:
         labels = np.zeros(len(rows), dtype=np.int64)
         self.class_names: tuple[str, ...] = ("image",)
         if chosen is not None:
-            labels = np.asarray(rows[chosen], dtype=np.int64)
+            labels = _numbers(rows[chosen][:], f"column {chosen} of the {split} part of {source}")
             if len(labels) and labels.min() < 0:
                 raise UserError(f"images: the {split} part of {source} has hidden labels ({chosen} = {labels.min()})")
             names = getattr(features[chosen], "names", None)
-            self.class_names = tuple(names or (str(n) for n in range(int(labels.max()) + 1)))
+            if names != getattr(of_training.get(chosen), "names", names):
+                raise UserError(
+                    f"images: the {split} part of {source} has other classes in {chosen} than the train part"
+                )
+            self.class_names = tuple(names or (str(n) for n in range(int(labels.max(initial=0)) + 1)))
         self._identity = f"{rows._fingerprint} {self._image}"
         key = ("hf", self._identity, len(rows), check)
-        failed = find_unreadable(len(rows), lambda i: image_error(self._file(i), check == "decode"), key)
+
+        def error_of(row: int) -> str | None:
+            file = self._file(row)
+            return "there is no image" if file is None else image_error(file, check == "decode")
+
+        failed = find_unreadable(len(rows), error_of, lambda row: f"{row} of {source} {split}", key)
         self.unreadable: Unreadable = [(f"{source} {split} {number}", reason) for number, reason in failed.items()]
         write_unreadable(self.unreadable, unreadable_list)
         self._kept = np.array([i for i in range(len(rows)) if i not in failed], dtype=np.int64)
@@ -93,14 +107,15 @@ class HuggingFaceImages:
         return len(self._kept)
 
     def _file(self, row: int) -> Any:
-        entry = self._rows[row][self._image]
-        return io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else Path(entry["path"])
+        """An image's file, open or by its path; None where the row has none."""
+        entry = self._rows[row][self._image] or {}
+        if entry.get("bytes") is not None:
+            return io.BytesIO(entry["bytes"])
+        return Path(entry["path"]) if entry.get("path") else None
 
     def image(self, index: int) -> Image.Image:
-        try:
+        with reading(f"image {index} of {self.name}"):
             return read_rgb(self._file(int(self._kept[index])))
-        except IMAGE_ERRORS as error:
-            raise UserError(f"cannot read image {index} of {self.name}: {error}") from error
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
@@ -112,17 +127,71 @@ class HuggingFaceImages:
         return digest.hexdigest()
 
 
-def _open(source: str, split: str) -> Any:
+def has_test_part(source: str) -> bool:
+    """Whether a set has a part of its own for testing.
+
+    Raises:
+        UserError: `datasets` is not installed, or the set cannot be opened.
+    """
+    _library()
+    with _naming_set(source):
+        parts = _parts(source)[0]
+    return any(name in parts for name in _SPLITS["test"])
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("images: Hugging Face data sets need the extra: pip install 'vavae[datasets]'") from error
+    return datasets
+
+
+@contextmanager
+def _naming_set(source: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of the library, of the hub, of the network
+        raise UserError(f"images: the data set {source} cannot be opened: {one_line(error)}") from error
+
+
+def _parts(source: str) -> tuple[list[str], Any]:
+    """Names of a set's parts, and what is on disk: its parts by name, one set alone, or None for one of the hub."""
     import datasets
 
-    local = Path(source).is_dir() and any(
-        (Path(source) / name).exists() for name in ("state.json", "dataset_dict.json")
-    )
-    whole = datasets.load_from_disk(source) if local else None
+    names = ("state.json", "dataset_dict.json")
+    local = Path(source).is_dir() and any((Path(source) / name).exists() for name in names)
+    if not local:
+        return datasets.get_dataset_split_names(source), None
+    whole = datasets.load_from_disk(source)
+    return ([] if isinstance(whole, datasets.Dataset) else list(whole)), whole
+
+
+def _open(source: str, split: str) -> tuple[Any, dict[str, Any]]:
+    """Rows of a part, and the columns of the training part: those of the hub are the same in all parts."""
+    import datasets
+
+    parts, whole = _parts(source)
     if isinstance(whole, datasets.Dataset):
-        return whole
-    parts = list(whole) if whole is not None else datasets.get_dataset_split_names(source)
-    name = next((name for name in _SPLITS[split] if name in parts), None)
+        return whole, {}
+    names = {which: next((name for name in _SPLITS[which] if name in parts), None) for which in _SPLITS}
+    name = names[split]
     if name is None:
         raise UserError(f"images: {source} has none of {', '.join(_SPLITS[split])}; its parts are {', '.join(parts)}")
-    return whole[name] if whole is not None else datasets.load_dataset(source, split=name)
+    if whole is None:
+        return datasets.load_dataset(source, split=name), {}
+    return whole[name], dict(whole[names["train"]].features) if names["train"] is not None else {}
+
+
+def _numbers(values: list[Any], where: str) -> NDArray[np.int64]:
+    """Class numbers, (N,) int64.
+
+    Raises:
+        UserError: One of them is none: a name, a list, nothing, or a number that is not whole.
+    """
+    for value in values:
+        if not isinstance(value, int) and not (isinstance(value, float) and value.is_integer()):
+            raise UserError(f"images: {where} holds {str(value)[:40]!r}, which is no class number")
+    return np.array(values, dtype=np.int64)

@@ -8,17 +8,17 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import IO, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vavae.data.readable import IMAGE_ERRORS, find_unreadable, image_error, write_unreadable
+from vavae.data.readable import find_unreadable, image_error, read_rgb, reading, write_unreadable
+from vavae.data.stream import loaded_ahead
 from vavae.errors import UserError
 
 Split = Literal["train", "test"]
@@ -182,23 +182,6 @@ def _rows_of_png(path: Path) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
 
 
-def read_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """Read an image file, by its path or open, as upright RGB.
-
-    EXIF orientation is applied, transparency is dropped, 16-bit grey values keep their high byte, and of an
-    animation the first frame is taken. Raises OSError or ValueError if the file cannot be decoded whole, or holds
-    32-bit numbers, whose range nothing tells.
-    """
-    with Image.open(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        sixteen = upright.mode.startswith("I;16") or (upright.mode == "I" and image.format in ("PNG", "PPM"))
-        if upright.mode in ("I", "F") and not sixteen:
-            raise ValueError("its pixels are 32-bit numbers of unknown range; store it with 8 or 16 bits")
-        if sixteen:
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        return upright.convert("RGB")
-
-
 class FolderImages:
     """Images of a folder: one class per sub-folder (sorted by name), or a flat folder without labels.
 
@@ -212,15 +195,18 @@ class FolderImages:
             tab-separated; nothing is written if all can be read.
         check: "decode" reads every file whole, which finds truncated ones; "header" reads only the beginnings,
             for sets of millions known to be sound (a truncated image then raises UserError when it is used). What
-            was found in a large folder is remembered until one of its files changes.
+            was found in a large folder is remembered until one of its files, or Pillow, changes.
+        class_names: Names of all classes, in label order, where another part of the same set decides them: its
+            training part. Null takes the sub-folders. A folder without classes passes it over.
 
     Attributes:
         paths: Readable image files, sorted within their class.
         unreadable: (path, reason) of each image left out.
 
     Raises:
-        UserError: The folder is missing, holds nothing readable, or holds images both directly and in
-            sub-folders, so that the labels are in doubt.
+        UserError: The folder is missing, holds nothing readable, a file that could not be got at, a class that is
+            not among `class_names`, or images both directly and in sub-folders, so that the labels are in doubt.
+        RunError: There is not enough memory to decode an image.
     """
 
     def __init__(
@@ -228,16 +214,16 @@ class FolderImages:
         folder: str | os.PathLike[str],
         unreadable_list: str | os.PathLike[str] | None = None,
         check: Literal["decode", "header"] = "decode",
+        class_names: Sequence[str] | None = None,
     ) -> None:
         root = Path(folder)
         if not root.is_dir():
             raise UserError(f"no such folder of images: {root}")
-        direct = sorted(path for path in _visible_files(root) if _is_image_name(path))
-        classes = {
-            sub.name: sorted(path for path in _walk(sub) if _is_image_name(path))
-            for sub in sorted(root.iterdir())
-            if sub.is_dir() and not sub.name.startswith(".")
-        }
+        try:
+            direct = sorted(_images_of(_visible_files(root)))
+            classes = {sub.name: sorted(_images_of(_walk(sub))) for sub in _visible_folders(root)}
+        except OSError as error:
+            raise UserError(f"cannot read folder of images {error.filename or root}: {error.strerror}") from error
         classes = {name: paths for name, paths in classes.items() if paths}
         if direct and classes:
             raise UserError(
@@ -248,29 +234,30 @@ class FolderImages:
             raise UserError(f"no images in folder: {root}")
         self.root = root
         self.name = root.resolve().name
-        self.class_names: tuple[str, ...] = tuple(classes) if classes else ("image",)
+        self.class_names: tuple[str, ...] = tuple(class_names or classes) if classes else ("image",)
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        unknown = next((name for name in classes if name not in numbers), None)
+        if unknown is not None:
+            raise UserError(f"{root / unknown}: the training images have no class {unknown}")
 
         paths = direct or [path for group in classes.values() for path in group]
-        labels = np.repeat(np.arange(len(self.class_names)), [len(g) for g in classes.values()] or [len(direct)])
-        with ThreadPoolExecutor(max_workers=16) as pool:  # network file systems answer many questions at once
-            facts = list(pool.map(_size_and_time, paths, chunksize=64))
-        known = hashlib.sha256()
-        for path, fact in zip(paths, facts, strict=True):
-            known.update(f"{path.relative_to(root)}\0{fact}\n".encode())
+        sizes = [len(group) for group in classes.values()] or [len(direct)]
+        labels = np.repeat([numbers[name] for name in classes] or [0], sizes)
         failed = find_unreadable(
             len(paths),
             lambda number: image_error(paths[number], check == "decode"),
-            ("folder", known.hexdigest(), check),
+            lambda number: paths[number],
+            ("folder", _state_of(paths, root), check),
         )
-        self.unreadable = [(paths[number], error) for number, error in failed.items()]
+        self.unreadable = [(paths[number], reason) for number, reason in failed.items()]
         readable = np.array([number not in failed for number in range(len(paths))])
         self.paths = [path for path, good in zip(paths, readable, strict=True) if good]
         self.labels: NDArray[np.int64] = labels[readable].astype(np.int64)
         write_unreadable(self.unreadable, unreadable_list)
         if not self.paths:
-            path, error = self.unreadable[0]
+            path, reason = self.unreadable[0]
             raise UserError(
-                f"no readable images in folder: {root} ({len(self.unreadable)} failed, {path.name}: {error})"
+                f"no readable images in folder: {root} ({len(self.unreadable)} failed, {path.name}: {reason})"
             )
 
     @property
@@ -282,10 +269,8 @@ class FolderImages:
 
     def image(self, index: int) -> Image.Image:
         path = self.paths[index]
-        try:
+        with reading(f"image {path}"):
             return read_rgb(path)
-        except IMAGE_ERRORS as error:
-            raise UserError(f"cannot read image {path}: {error}") from error
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
@@ -299,6 +284,17 @@ class FolderImages:
         return digest.hexdigest()
 
 
+def _state_of(paths: Sequence[Path], root: Path) -> str:
+    """Digest of names, sizes and times of change of files below `root`."""
+    digest = hashlib.sha256()
+    blocks = (paths[first : first + 1024] for first in range(0, len(paths), 1024))
+    # Network file systems answer many questions at once.
+    for block, facts in loaded_ahead(blocks, lambda block: [_size_and_time(path) for path in block], 16):
+        for path, fact in zip(block, facts, strict=True):
+            digest.update(f"{path.relative_to(root)}\0{fact}\n".encode())
+    return digest.hexdigest()
+
+
 def _size_and_time(path: Path) -> tuple[int, int]:
     """What changes when a file does; zeros for a link that leads nowhere, whose reading then fails."""
     try:
@@ -308,8 +304,13 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _is_image_name(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+def _images_of(paths: Iterable[Path]) -> Iterator[Path]:
+    return (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _visible_folders(root: Path) -> list[Path]:
+    """Sub-folders whose names begin with no dot, sorted."""
+    return [sub for sub in sorted(root.iterdir()) if sub.is_dir() and not sub.name.startswith(".")]
 
 
 def _visible_files(folder: Path) -> Iterator[Path]:
@@ -352,12 +353,14 @@ def open_images(
         spec: "demo" (embedded), "cifar10" (fetched as an asset on first use), "webdataset:" and shards
             (`WebDatasetImages`; one list for both splits), "hf:" and a data set (`HuggingFaceImages`), or a folder.
         split: "train" or "test". A folder that has sub-folders of such names (`train`; `test` or `val`)
-            is entered; any other folder is taken whole for both splits.
+            is entered, and its test part numbers classes as its training part does; any other folder is taken
+            whole for both splits.
         unreadable_list: See `FolderImages`.
         check: See `FolderImages`.
 
     Raises:
-        UserError: `spec` is neither a known name nor a folder of images, or has no such split.
+        UserError: `spec` is neither a known name nor a folder of images, has no such split, or has a class for
+            testing only.
     """
     _check_split(split)
     if spec == "demo":
@@ -378,9 +381,36 @@ def open_images(
         raise UserError(f"images: {spec} is a file: give the folder it is in")
     if not root.is_dir():
         raise UserError(f'no such images: {spec} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')
-    inside = {which: [root / n for n in names if (root / n).is_dir()] for which, names in _SPLIT_FOLDERS.items()}
-    if inside[split]:
-        root = inside[split][0]
-    elif inside["train"]:
-        raise UserError(f"{root} has a train folder but none of {', '.join(_SPLIT_FOLDERS[split])}")
-    return FolderImages(root, unreadable_list, check)
+    train, test = _split_folder(root, "train"), _split_folder(root, "test")
+    if split == "train":
+        return FolderImages(train or root, unreadable_list, check)
+    if test is None and train is not None:
+        raise UserError(
+            f"{root} has a train folder but none of {', '.join(_SPLIT_FOLDERS['test'])}: add one, or keep some of "
+            "its images for testing (data.holdout)"
+        )
+    # A class is the same number in both parts, also where the test part lacks some.
+    names = _class_names(train) if train is not None else None
+    return FolderImages(test or root, unreadable_list, check, names)
+
+
+def has_test_part(spec: str) -> bool:
+    """Whether the images that `spec` names, as for `open_images`, have a part of their own for testing.
+
+    Raises:
+        UserError: A Hugging Face set that cannot be opened.
+    """
+    if spec.startswith("hf:"):
+        from vavae.data.huggingface import has_test_part as of_hub
+
+        return of_hub(spec.removeprefix("hf:"))
+    return spec in ("demo", "cifar10") or _split_folder(Path(spec).expanduser(), "test") is not None
+
+
+def _split_folder(root: Path, split: Split) -> Path | None:
+    return next((root / name for name in _SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
+
+
+def _class_names(root: Path) -> list[str] | None:
+    """Names of the classes of a folder of images, as `FolderImages` numbers them; None for one without classes."""
+    return [sub.name for sub in _visible_folders(root) if any(_images_of(_walk(sub)))] or None

@@ -17,6 +17,7 @@ from torch import Tensor
 from vavae import counter
 from vavae.errors import UserError
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 
@@ -186,8 +187,10 @@ class BatchLoader(Generic[T]):
         self.close()
 
 
-def loaded_ahead(parts: Iterable[Tensor], load: Callable[[Tensor], T], workers: int) -> Iterator[tuple[Tensor, T]]:
+def loaded_ahead(parts: Iterable[P], load: Callable[[P], T], workers: int) -> Iterator[tuple[P, T]]:
     """(part, load(part)) for each part, in order, loaded by threads while the caller works on those before.
+
+    Parts are taken as they are needed, so there may be any number of them.
 
     Args:
         parts: What to load, such as the indices of a batch.
@@ -197,7 +200,7 @@ def loaded_ahead(parts: Iterable[Tensor], load: Callable[[Tensor], T], workers: 
     if workers == 0:
         yield from ((part, load(part)) for part in parts)
         return
-    waiting: deque[tuple[Tensor, Future[T]]] = deque()
+    waiting: deque[tuple[P, Future[T]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="load")
     try:
         for part in parts:
