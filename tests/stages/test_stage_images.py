@@ -42,6 +42,24 @@ def test_a_folder_with_a_test_part_keeps_it(tmp_path: Path) -> None:
     assert (len(config.open("train")), len(config.open("test"))) == (12, 6)
 
 
+def test_a_holdout_of_a_folder_with_a_train_part_only(tmp_path: Path) -> None:
+    make_folder(tmp_path / "x/train", 2, 10)
+    config = ImagesConfig(str(tmp_path / "x"), 16, holdout=0.2)
+    train, test = config.open("train"), config.open("test")
+    assert (len(train), len(test)) == (16, 4) and test.class_names == ("c0", "c1")
+    assert not set(colours(train)) & set(colours(test))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"has a train folder but none of .*data\.holdout"):
+        ImagesConfig(str(tmp_path / "x"), 16).open("test")
+
+
+def test_a_recipe_can_leave_images_unread_until_they_are_used(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "x", 1, 3)
+    cut = folder / "c0/01.png"
+    cut.write_bytes(cut.read_bytes()[:-30])
+    assert len(ImagesConfig(str(folder), 16).open("train")) == 2
+    assert len(ImagesConfig(str(folder), 16, check="header").open("train")) == 3
+
+
 def test_without_a_holdout_a_folder_is_taken_whole(tmp_path: Path) -> None:
     config = ImagesConfig(str(make_folder(tmp_path / "x", 2, 6)), 16)
     assert len(config.open("train")) == len(config.open("test")) == 12
@@ -69,7 +87,8 @@ def test_a_selection_is_its_images(indices: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "named"), [({"size": 4}, "size"), ({"holdout": 1.0}, "holdout"), ({"limit": 0}, "limit")]
+    ("wrong", "named"),
+    [({"size": 4}, "size"), ({"holdout": 1.0}, "holdout"), ({"limit": 0}, "limit"), ({"workers": -1}, "workers: -1")],
 )
 def test_wrong_numbers_are_named(wrong: dict[str, float], named: str) -> None:
     with pytest.raises(UserError, match=named):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vavae import counter
-from vavae.data import ArrayImages, ImageSource, open_images
+from vavae.data import ImageSource, has_test_part, open_images
 from vavae.errors import UserError
 
 Split = Literal["train", "test"]
@@ -26,9 +26,12 @@ class ImagesConfig:
         crop: `center` as for extraction and evaluation; `random` as in the published tokenizer training.
         flip: Mirror images at random in training.
         limit: Use at most this many images, spread evenly over the source; null uses all.
-        holdout: Share of a folder's images kept for testing, where it has no test part of its own; 0 tests on the
+        holdout: Share of the images kept for testing, where they have no test part of their own; 0 tests on the
             training images.
-        workers: Threads that decode images.
+        workers: Threads that decode images; 0 decodes in the main thread.
+        check: What is looked at before the first use, to leave out images that cannot be read: `decode` reads each
+            whole, once; `header` reads only beginnings, for sets of millions known to be sound, where a truncated
+            image ends the run when its turn comes.
     """
 
     images: str = "demo"
@@ -38,6 +41,7 @@ class ImagesConfig:
     limit: int | None = None
     holdout: float = 0.0
     workers: int = 4
+    check: Literal["decode", "header"] = "decode"
 
     def __post_init__(self) -> None:
         if self.size < 8:
@@ -46,15 +50,18 @@ class ImagesConfig:
             raise UserError(f"holdout: {self.holdout} is not a share in [0, 1)")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: {self.limit} is not positive")
+        if self.workers < 0:
+            raise UserError(f"workers: {self.workers} threads cannot be; 0 is none beside the main one")
 
     def open(self, split: Split, folder: Path | None = None) -> ImageSource:
         """Open the images of a split; unreadable ones are named in `unreadable.txt` of the run folder."""
         names = folder / "unreadable.txt" if folder is not None else None
-        source = open_images(self.images, split, names)
+        held_out = self.holdout > 0 and not has_test_part(self.images)
+        source = open_images(self.images, "train" if held_out else split, names, self.check)
         left_out = len(getattr(source, "unreadable", ()))
         if left_out and names is not None:
             print(f"images: {left_out:,} of {len(source) + left_out:,} cannot be read and are left out; see {names}")
-        if self.holdout > 0 and not isinstance(source, ArrayImages) and not _has_test_folder(self.images):
+        if held_out:
             # The split depends on the number of images alone, so that both parts agree on it in every run.
             order = counter.permutation(0, "holdout", len(source)).numpy()
             held = max(1, round(len(source) * self.holdout))
@@ -64,10 +71,6 @@ class ImagesConfig:
         if len(source) == 0:
             raise UserError(f"{self.images}: no images are left for {split}; give more images or a smaller holdout")
         return source
-
-
-def _has_test_folder(images: str) -> bool:
-    return any((Path(images).expanduser() / name).is_dir() for name in ("test", "val", "valid", "validation"))
 
 
 class Selection:
