@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from vavae.errors import UserError
-from vavae.stages.run_folder import claim, exclusive
+from vavae.stages.run_folder import claim, exclusive, same_data
+from vavae.training.optimizer import OptimizerConfig
+from vavae.training.schedule import ScheduleConfig
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def test_the_same_recipe_is_taken_up_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("other", "named"),
-    [(Recipe(seed=3), "seed = 0, not 3"), (Recipe(training=Training(images=11)), "training.images = 10, not 11")],
+    [(Recipe(seed=3), "seed = 0, not 3"), (Recipe(training=Training(images=9)), "training.images = 10, not 9")],
 )
 def test_another_recipe_is_refused_by_name(tmp_path: Path, other: Recipe, named: str) -> None:
     claim(tmp_path, Recipe())
@@ -41,6 +43,69 @@ def test_another_recipe_is_refused_by_name(tmp_path: Path, other: Recipe, named:
     with pytest.raises(UserError, match=named):
         claim(tmp_path, other)
     claim(tmp_path, replace(other, seed=0, training=Training()))
+
+
+@dataclass(frozen=True)
+class Scheduled(Recipe):
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+def scheduled(images: int, schedule: ScheduleConfig) -> Scheduled:
+    return Scheduled(training=Training(images), optimizer=OptimizerConfig(schedule=schedule))
+
+
+@pytest.mark.parametrize("schedule", [ScheduleConfig(warmup_images=3), ScheduleConfig("staged", factors=(1.0,))])
+def test_a_run_that_does_not_know_its_end_may_be_made_longer(schedule: ScheduleConfig, tmp_path: Path) -> None:
+    claim(tmp_path, scheduled(10, schedule))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    claim(tmp_path, scheduled(20, schedule))
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"]["images"] == 20
+    with pytest.raises(UserError, match="images = 20, not 10: choose"):
+        claim(tmp_path, scheduled(10, schedule))
+    with pytest.raises(UserError, match="seed = 0, not 1"):
+        claim(tmp_path, replace(scheduled(30, schedule), seed=1))
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"]["images"] == 20
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+def test_a_run_whose_learning_rate_falls_to_its_end_may_not(kind: str, tmp_path: Path) -> None:
+    schedule = ScheduleConfig(kind)  # type: ignore[arg-type]
+    claim(tmp_path, scheduled(10, schedule))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    why = rf"images = 10, not 20: optimizer\.schedule\.kind {kind} depends on where the run ends"
+    with pytest.raises(UserError, match=why):
+        claim(tmp_path, scheduled(20, schedule))
+
+
+def test_a_key_that_a_stage_leaves_free_may_differ(tmp_path: Path) -> None:
+    claim(tmp_path, Recipe())
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    claim(tmp_path, Recipe(seed=3), free=("seed",))
+    with pytest.raises(UserError, match="seed = 0, not 3"):
+        claim(tmp_path, Recipe(seed=3))
+
+
+def test_other_data_are_refused_by_name(tmp_path: Path) -> None:
+    claim(tmp_path, Recipe())
+    same_data(tmp_path, {"images": "one", "latents": "two"})
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    same_data(tmp_path, {"images": "one", "latents": "two"})
+    with pytest.raises(UserError, match=f"^latents: not what the run in {tmp_path} began with"):
+        same_data(tmp_path, {"images": "one", "latents": "three"})
+    same_data(tmp_path, {"images": "one", "latents": "two"})  # the refusal changed nothing
+    # A folder without its recipe begins another one, with its own data.
+    (tmp_path / "recipe.yaml").unlink()
+    claim(tmp_path, Recipe(seed=1))
+    same_data(tmp_path, {"images": "four"})
+
+
+def test_a_call_that_made_nothing_leaves_its_data_free(tmp_path: Path) -> None:
+    with exclusive(tmp_path):
+        claim(tmp_path, Recipe())
+        same_data(tmp_path, {"images": "one"})
+    with exclusive(tmp_path):
+        claim(tmp_path, Recipe())
+        same_data(tmp_path, {"images": "two"})
 
 
 def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The run folder of a stage: one recipe each, so that a second call resumes and never mixes two runs."""
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from vavae import counter
-from vavae.config import to_plain
+from vavae.config import to_plain, to_yaml
 from vavae.errors import UserError
+from vavae.files import written_whole
 from vavae.pretrained import Generator, Tokenizer
 from vavae.training.tracking import write_run_header
 
@@ -35,7 +38,13 @@ _FREE = frozenset(
 
 
 # What a call leaves that failed before it made anything, over a wrong path, say.
-_BEGINNINGS = frozenset({".lock", "recipe.yaml", "versions.json", "steps.json", "unreadable.txt"})
+_BEGINNINGS = frozenset({".lock", "recipe.yaml", "versions.json", "data.json", "steps.json", "unreadable.txt"})
+# Schedules that know where a run ends.
+_LENGTH = "training.images"
+_FALLING = frozenset({"cosine", "linear"})
+_WHY = {
+    "training.micro_batch": "adaptive weights and BatchNorm see one micro-batch at a time, so this is another run: "
+}
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -48,11 +57,17 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def claim(folder: Path, config: Any) -> None:
+def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
     """Make `folder` the run folder of `config`; a folder with the same recipe is taken up again.
 
     A folder in which nothing was made yet changes its recipe: a mistake in a first call must not cost its folder.
-    A key that the recipe of a former version does not have counts as its default.
+    A key that the recipe of a former version does not have counts as its default. A run whose learning rate does not
+    depend on where it ends may be made longer.
+
+    Args:
+        folder: The folder.
+        config: The recipe.
+        free: Further keys that may differ, since this stage's numbers do not depend on them.
 
     Raises:
         UserError: It holds a run with another recipe (the message names the first key that differs), or it
@@ -68,17 +83,58 @@ def claim(folder: Path, config: Any) -> None:
         except yaml.YAMLError as error:
             raise UserError(f"{recipe}: not YAML; is {folder} a run folder?") from error
         present = _flat(to_plain(config))
-        for key in [*present, *former]:
-            if key not in _FREE and former.get(key) != present.get(key):
-                raise UserError(
-                    f"{folder} holds a run with {key} = {former.get(key)}, not {present.get(key)}: "
-                    "choose another --output, or delete the folder"
-                )
+        changed = [key for key in [*present, *former] if former.get(key) != present.get(key)]
+        for key in changed:
+            if key not in _FREE | set(free):
+                _check_longer(folder, key, former, present)
+        if _LENGTH in changed:
+            with written_whole(recipe) as temporary:
+                temporary.write_text(to_yaml(config))
         return
     try:
+        (folder / "data.json").unlink(missing_ok=True)  # it belongs to the recipe
         write_run_header(folder, config)
     except OSError as error:
         raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
+
+
+def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuse a recipe in which `key` differs, unless it makes a run longer that does not know its end."""
+    why = _WHY.get(key, "")
+    if key == _LENGTH and former[key] < present[key]:
+        falling = [name for name, kind in present.items() if name.endswith("schedule.kind") and kind in _FALLING]
+        if not falling:
+            return
+        why = f"{falling[0]} {present[falling[0]]} depends on where the run ends, so a longer one is another run: "
+    raise UserError(
+        f"{folder} holds a run with {key} = {former.get(key)}, not {present.get(key)}: {why}"
+        "choose another --output, or delete the folder"
+    )
+
+
+def same_data(folder: Path, found: Mapping[str, str]) -> None:
+    """Remember what a run is trained on, and refuse anything else later: one recipe may come to name other files.
+
+    A run of a former version, which does not say, goes on with what is there.
+
+    Args:
+        folder: The run folder.
+        found: Keys of the recipe -> fingerprints of what they name.
+
+    Raises:
+        UserError: The run began with something else; the message names the first such key.
+    """
+    path = folder / "data.json"
+    former = json.loads(path.read_text()) if path.exists() else {}
+    for key, fingerprint in found.items():
+        if former.get(key, fingerprint) != fingerprint:
+            raise UserError(
+                f"{key}: not what the run in {folder} began with, though the recipe is the same: bring that back, "
+                "choose another --output, or delete the folder"
+            )
+    if former.keys() < found.keys():
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(dict(found), indent=1) + "\n")
 
 
 @contextmanager
@@ -103,18 +159,32 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def begin(folder: Path, config: Any, done: Path, what: str, held: ExitStack) -> bool:
+def begin(folder: Path, config: Any, done: Path, what: str, held: ExitStack, free: Collection[str] = ()) -> bool:
     """Take a training run's folder for as long as `held` lasts; true if its result `done` is there already.
+
+    Args:
+        folder: The run folder.
+        config: The recipe.
+        done: Where the result lies, or will lie.
+        what: What it is called.
+        held: Gives the folder back in the end.
+        free: As for `claim`.
 
     Raises:
         UserError: See `exclusive` and `claim`.
     """
     held.enter_context(exclusive(folder))
-    claim(folder, config)
-    finished = (done / "config.json").exists()
+    claim(folder, config, free)
+    finished = (done / "config.json").exists() and _images_of(done) >= config.training.images
     if finished:
         print(f"{what}: {done} is there already")
     return finished
+
+
+def _images_of(done: Path) -> float:
+    """Images that a result has seen; infinitely many where it does not say."""
+    provenance = json.loads((done / "config.json").read_text()).get("provenance", {})
+    return float(provenance.get("images_seen", math.inf))
 
 
 def finish(model: Tokenizer | Generator, done: Path, what: str) -> None:

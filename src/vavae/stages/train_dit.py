@@ -1,5 +1,6 @@
 """Stage 2: train a diffusion transformer on latents (LightningDiT, arXiv 2501.01423)."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,12 +21,13 @@ from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
-from vavae.stages.run_folder import begin, finish, stream_seed
+from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
 from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm
 from vavae.training.activation import Recomputation, set_recomputation
 from vavae.training.engine import Engine, EngineConfig, Task
 from vavae.training.float8 import use_float8
+from vavae.training.microbatch import Portions
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, fits_on, resolve_device, resolve_precision
@@ -155,6 +157,12 @@ class Config:
 
     def __post_init__(self) -> None:
         check_rhythm(self.frechet.samples, self.training.validation_images)
+        if self.validation_latents is not None and self.training.validation_images is None:
+            raise UserError("validation_latents: needs training.validation_images, which says how often to measure")
+
+
+# Gradients are means over images, so that parts of a batch add up to the batch but for rounding.
+_FREE = ("training.micro_batch",)
 
 
 @dataclass(frozen=True)
@@ -190,6 +198,19 @@ class TransformerTask(Task):
             use_float8(list(self.transformer.blocks), self.device)
         self.modules: Mapping[str, nn.Module] = {"transformer": self.transformer}
         self._model = torch.compile(self.transformer, fullgraph=True) if config.compile else self.transformer
+
+    def identity(self) -> dict[str, str]:
+        """Fingerprints of what the recipe names: latents, tokenizer, and the statistics in use."""
+        numbers = torch.cat([self.statistics.mean, self.statistics.std]).cpu().numpy().tobytes()
+        return {
+            "latents": self.latents.fingerprint(),
+            "tokenizer": fingerprint(self.tokenizer),
+            "normalisation": hashlib.sha256(numbers).hexdigest(),
+        }
+
+    @property
+    def _sharded(self) -> bool:
+        return self.config.training.parallel == "shard" and self.world.size > 1
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
         return {"transformer": (self.config.optimizer, list(self.transformer.parameters()))}
@@ -250,10 +271,17 @@ class TransformerTask(Task):
             )
         return {name: value.mean() for name, value in terms.items()}
 
+    def prepare_validation(self) -> None:
+        """Open the validation latents; and the feature network and its reference, if a distance is asked for."""
+        if self.config.validation_latents is not None:
+            _ = self._validation
+        if self.config.frechet.samples:
+            _ = self._distance
+
     @torch.no_grad()
-    def validate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def validate(self, states: Mapping[str, Mapping[str, Tensor]], at_once: int | None = None) -> dict[str, Tensor]:
         """Terms on validation latents, and the Fréchet distance of samples of the averaged model, if asked for."""
-        terms = self._validation_loss() if self.config.validation_latents is not None else {}
+        terms = self._validation_loss(at_once) if self.config.validation_latents is not None else {}
         if self.config.frechet.samples:
             terms["frechet"] = self._distance(self.generator(states["transformer"], {}), self.config.training.seed)
         return terms
@@ -264,16 +292,22 @@ class TransformerTask(Task):
         size = settings.image_size if settings is not None else self.latents.shape[1] * self.tokenizer.factor
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
-    def _validation_loss(self) -> dict[str, Tensor]:
+    def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:
         """Terms on at most 2,048 latents of the validation folder, with the same noise and times each time."""
         count = min(len(self._validation), 2048) // self.world.size
+
+        def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
+            latents, labels = self._validation.get(part[0], normalize=False)
+            batch = _Batch(part[0], self.statistics.normalize(latents).to(self.device), labels.to(self.device))
+            return self._loss(batch, "validation ", 0.0)
+
+        # Processes that share the parameters gather them together, so all must take the same number of parts.
+        portions = Portions(at_once or self.config.training.batch_size // self.world.size, halve=not self._sharded)
         self.transformer.eval()
         sums: dict[str, Tensor] = {}
         first = self.world.rank * count
-        for positions in torch.arange(first, first + count).split(self.config.training.batch_size // self.world.size):
-            latents, labels = self._validation.get(positions, normalize=False)
-            batch = _Batch(positions, self.statistics.normalize(latents).to(self.device), labels.to(self.device))
-            for name, value in self._loss(batch, "validation ", 0.0).items():
+        for (positions,), terms in portions.over((torch.arange(first, first + count),), measure):
+            for name, value in terms.items():
                 sums[name] = sums.get(name, value.new_zeros(())) + value * (len(positions) / count)
         self.transformer.train()
         return sums
@@ -283,6 +317,10 @@ class TransformerTask(Task):
         dataset = LatentDataset(str(self.config.validation_latents))
         if dataset.shape != self.latents.shape:
             raise UserError(f"validation_latents: shape {dataset.shape} differs from {self.latents.shape}")
+        _check_classes(dataset, self.latents)
+        settings, own = dataset.settings, self.latents.settings
+        if settings is not None and own is not None and settings.tokenizer != own.tokenizer:
+            raise UserError(f"validation_latents: {dataset.folder} was encoded by another tokenizer than latents")
         return dataset
 
     @cached_property
@@ -353,6 +391,24 @@ class TransformerTask(Task):
         ).to(self.device)
 
 
+def _check_classes(validation: LatentDataset, latents: LatentDataset) -> None:
+    """Labels of one set mean nothing in another: refuse validation latents of other classes.
+
+    Raises:
+        UserError: The names of the classes differ, or one lies beyond those that are trained.
+    """
+    there, here = validation.class_names, latents.class_names
+    if there and here and there != here:
+        different = [(a, b) for a, b in zip(there, here, strict=False) if a != b]
+        which = f"'{different[0][0]}' for '{different[0][1]}'" if different else f"{len(there)} for {len(here)}"
+        raise UserError(f"validation_latents: {validation.folder} has other classes than latents: {which}")
+    if len(validation) and int(validation.labels.max()) >= latents.num_classes:
+        raise UserError(
+            f"validation_latents: {validation.folder} has class {int(validation.labels.max())}, "
+            f"latents only {latents.num_classes} classes"
+        )
+
+
 def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenizer) -> None:
     """Latents of one tokenizer, decoded by another, would be noise: refuse the pair before a long training.
 
@@ -385,10 +441,11 @@ def run(config: Config) -> Generator:
     device = resolve_device(config.training.device)
     with ExitStack() as held:
         world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: begin(folder, config, done, "generator", held)):
+        if world.once(lambda: begin(folder, config, done, "generator", held, _FREE)):
             return Generator.from_pretrained(done, device)
         latents, tokenizer = LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer)
         task = TransformerTask(config, latents, tokenizer, world)
+        world.once(lambda: same_data(folder, task.identity()))
         engine = Engine(task, config.training, folder, world)
         engine.run("transformer")
         generator = task.generator(

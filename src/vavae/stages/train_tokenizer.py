@@ -31,12 +31,13 @@ from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
-from vavae.stages.run_folder import begin, finish, stream_seed
+from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.validation import ReconstructionDistance, ReconstructionFrechetConfig, check_rhythm
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
 from vavae.training.compilation import compile_methods
 from vavae.training.engine import Engine, EngineConfig, Task
+from vavae.training.microbatch import Portions
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, fits_on, image_memory_format, resolve_device, resolve_precision
@@ -44,6 +45,8 @@ from vavae.training.throughput import Work, count_flops, count_peak_bytes
 
 # A set up to this size is decoded once and kept in memory.
 _IN_MEMORY_BYTES = 2_000_000_000
+# What is worked on at once without gradients: 32 images of 256 px, about 5 GB in the published autoencoder.
+_PIXELS_AT_ONCE = 32 * 256**2
 
 
 @dataclass(frozen=True)
@@ -193,13 +196,16 @@ class TokenizerTask(Task):
         self.objective = TokenizerObjective(
             config.objective, config.tokenizer.latent_channels, self.teacher.width if self.teacher else None
         )
-        if config.initial is not None and not (folder / "checkpoints").is_dir():
-            load_initial(config.initial, self.autoencoder, self.objective)
         for module in (self.autoencoder, self.objective):
             module.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.modules: Mapping[str, nn.Module] = {"autoencoder": self.autoencoder, "objective": self.objective}
         if config.compile:
             self._compile()
+
+    def begin(self) -> None:
+        """Load the recipe's starting weights."""
+        if self.config.initial is not None:
+            load_initial(self.config.initial, self.autoencoder, self.objective)
 
     def _compile(self) -> None:
         """Compile what takes the time.
@@ -307,10 +313,16 @@ class TokenizerTask(Task):
     def regime(self, images_seen: int) -> int:
         return 2 * self.config.stage_at(images_seen) + self.objective.adversarial_active(images_seen)
 
+    def prepare_validation(self) -> None:
+        """Open the test images; and load the feature network and run it on them, if a distance is asked for."""
+        _ = self._validation
+        if self.config.frechet.samples:
+            _ = self._distance
+
     @torch.no_grad()
-    def validate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def validate(self, states: Mapping[str, Mapping[str, Tensor]], at_once: int | None = None) -> dict[str, Tensor]:
         """Terms of the present model on test images, and the averaged model's Fréchet distance, if asked for."""
-        terms = self._validation_terms()
+        terms = self._validation_terms(at_once)
         if self.config.frechet.samples:
             terms["frechet"] = self._distance(self.averaged_model(states["autoencoder"]))
         return terms
@@ -320,21 +332,28 @@ class TokenizerTask(Task):
         config = self.config
         return ReconstructionDistance(config.frechet, self._validation, config.data.size, self.device, self.world)
 
-    def _validation_terms(self) -> dict[str, Tensor]:
+    def _portions(self, at_once: int | None) -> Portions:
+        """Parts for work without gradients: of as many images as in training, or few large ones."""
+        share = self.config.training.batch_size // self.world.size
+        return Portions(min(at_once or share, max(1, _PIXELS_AT_ONCE // self.config.data.size**2)))
+
+    def _validation_terms(self, at_once: int | None) -> dict[str, Tensor]:
         """Terms of the present model on at most 512 test images."""
         count = min(len(self._validation), 512) // self.world.size
         if count == 0:
             return {}
-        self.autoencoder.eval()
-        sums: dict[str, Tensor] = {}
-        share = self.config.training.batch_size // self.world.size
-        first = self.world.rank * count
-        for indices in torch.arange(first, first + count).split(share):
-            images = to_tensor(load_pixels(self._validation, indices, self.config.data.size)).to(self.device)
+
+        def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
+            images = to_tensor(load_pixels(self._validation, part[0], self.config.data.size)).to(self.device)
             features = None
             if self.teacher is not None:
                 features = self.teacher.features_at(images, self.config.latent_shape[1:]).float()
-            terms = self.objective.evaluate(self.autoencoder, images, features, compute_dtype=self.compute_dtype)
+            return self.objective.evaluate(self.autoencoder, images, features, compute_dtype=self.compute_dtype)
+
+        self.autoencoder.eval()
+        sums: dict[str, Tensor] = {}
+        first = self.world.rank * count
+        for (indices,), terms in self._portions(at_once).over((torch.arange(first, first + count),), measure):
             for name, value in terms.items():
                 sums[name] = sums.get(name, value.new_zeros(())) + value * (len(indices) / count)
         self.autoencoder.train()
@@ -403,20 +422,31 @@ class TokenizerTask(Task):
         return model.eval().to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def statistics(self, model: AutoencoderKL) -> LatentStatistics:
-        """Mean and standard deviation of one posterior sample of every training image. All processes share the work."""
+    def statistics(self, model: AutoencoderKL, at_once: int | None = None) -> LatentStatistics:
+        """Mean and standard deviation of one posterior sample of every training image. All processes share the work.
+
+        Args:
+            model: Whose latents.
+            at_once: As for `validate`. The sums are in float64, so the numbers do not depend on it but for rounding.
+        """
         config = self.config
         running = RunningStatistics(config.tokenizer.latent_channels)
-        batches = torch.arange(len(self.source)).split(config.training.batch_size)[self.world.rank :: self.world.size]
+        portions = self._portions(at_once)
+
+        def sample(part: tuple[Tensor, Tensor]) -> Tensor:
+            indices, pixels = part
+            noise = counter.normal(config.training.seed, "statistics", indices, config.latent_shape, self.device)
+            with self.autocast():
+                posterior = model.encode(to_tensor(pixels.to(self.device)))
+            return posterior.sample(noise=noise)
+
+        batches = torch.arange(len(self.source)).split(portions.size)[self.world.rank :: self.world.size]
         with track("latent statistics", sum(map(len, batches)), "images") as bar:
             load = partial(load_pixels, self.source, size=config.data.size)
-            for indices, pixels in loaded_ahead(batches, load, config.data.workers):
-                images = to_tensor(pixels.to(self.device))
-                noise = counter.normal(config.training.seed, "statistics", indices, config.latent_shape, self.device)
-                with self.autocast():
-                    posterior = model.encode(images)
-                running.update(posterior.sample(noise=noise))
-                bar.advance(len(indices))
+            for loaded in loaded_ahead(batches, load, config.data.workers):
+                for _, latents in portions.over(loaded, sample):
+                    running.update(latents)
+                    bar.advance(len(latents))
         whole = RunningStatistics(config.tokenizer.latent_channels)
         for part in self.world.gather(running):
             whole.merge(part)
@@ -438,13 +468,14 @@ def run(config: Config) -> Tokenizer:
         if world.once(lambda: begin(folder, config, done, "tokenizer", held)):
             return Tokenizer.from_pretrained(done, device)
         source = world.first_alone(lambda: config.data.open("train", folder if world.first else None))
+        world.once(lambda: same_data(folder, {"data.images": source.fingerprint()}))
         if len(source) * 3 * config.data.size**2 <= _IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)
         task = TokenizerTask(config, source, folder, world)
         engine = Engine(task, config.training, folder, world)
         engine.run("tokenizer")
         model = task.averaged_model(engine.averaged_state("autoencoder"))
-        tokenizer = Tokenizer(model, task.statistics(model), _provenance(config, source, engine))
+        tokenizer = Tokenizer(model, task.statistics(model, engine.at_once), _provenance(config, source, engine))
         world.once(lambda: finish(tokenizer, done, "tokenizer"))
         return tokenizer
 

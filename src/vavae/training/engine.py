@@ -47,7 +47,7 @@ class Engine:
     Args:
         task: What to train.
         config: How long and how.
-        folder: The run folder; its checkpoints are resumed from when there are any.
+        folder: The run folder; its checkpoints are resumed from when there are any, else the task begins.
         world: The processes of the run.
 
     Raises:
@@ -63,6 +63,10 @@ class Engine:
         self.steps_done = 0
         self.seconds = 0.0
         self.order = 0
+        self._checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints, self.world)
+        self._found = self._checkpoints.newest()
+        if self._found is None:  # neither a folder of checkpoints nor a damaged one is a reason to begin elsewhere
+            task.begin()
         _spread(task, config, self.world)
         matrices = linear_matrices(list(task.modules.values()))
         optimizers = {name: Optimizer(*recipe, matrices) for name, recipe in task.optimizers().items()}
@@ -72,7 +76,6 @@ class Engine:
         self._summed_steps = 0
         self._watch = Watch(config.stability)
         self._micro = MicroBatch(folder, config.micro_batch)
-        self._checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints, self.world)
 
     def averaged_state(self, name: str, label: str | None = None) -> dict[str, Tensor]:
         """An averaged state dict of module `name`, whole; its present one where no average is kept.
@@ -97,11 +100,13 @@ class Engine:
             UserError: The checkpoint belongs to another model.
         """
         self._checkpoints.drop_partial()
-        self._resume(self._checkpoints.newest())
+        self._resume(self._found)
         if self._finished:
             return
         if self.world.first:
             print(f"{description}: {self._estimate()}", flush=True)
+        if self.config.validation_images is not None:
+            self.task.prepare_validation()
         tracker = Tracker(self.folder, self.images_seen, self.config, self.world.first)
         try:
             with stop_on_signal() as stop, _bar(description, self.config.images, self) as bar:
@@ -115,21 +120,25 @@ class Engine:
             tracker.close()
 
     @property
+    def at_once(self) -> int:
+        """Images that one process works on at once: the recipe's micro-batch, or what was found to fit."""
+        return min(self._micro.size or self.config.batch_size, self.config.batch_size // self.world.size)
+
+    @property
     def _finished(self) -> bool:
         return self.images_seen >= self.config.images
 
     def _estimate(self) -> str:
         tensors = self._state.tensors({}).values()
         parameters = {p for o in self._state.optimizers.values() for p in o.parameters}
-        at_once = min(self._micro.size or self.config.batch_size, self.config.batch_size // self.world.size)
         slots = 2 * sum(p.numel() * p.element_size() for p in parameters) if self.steps_done == 0 else 0
         return estimate(
             steps=self.config.steps,
             batch_size=self.config.batch_size,
             state_bytes=sum(t.numel() * t.element_size() for t in tensors) + slots,
             checkpoints=self.config.keep_checkpoints,
-            step_bytes=self.task.step_bytes(at_once),
-            at_once=at_once,
+            step_bytes=self.task.step_bytes(self.at_once),
+            at_once=self.at_once,
             work=self.task.work(),
             device=self._device,
             dtype=torch.bfloat16 if resolve_precision(self.config.precision, self._device) == "bf16" else torch.float32,
@@ -254,7 +263,7 @@ class Engine:
 
     def _validate(self) -> dict[str, float]:
         states = {name: self.averaged_state(name) for name in self.task.averaged}
-        terms = {name: value.detach().float() for name, value in self.task.validate(states).items()}
+        terms = {name: value.detach().float() for name, value in self.task.validate(states, self.at_once).items()}
         self.world.average_(list(terms.values()))
         return {f"validation/{name}": float(value) for name, value in terms.items()}
 
@@ -333,7 +342,7 @@ class Engine:
         folder = self.folder / "failure"
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         copy_checkpoint(good.path, folder / "checkpoints", order=self.order)
-        for name in ("recipe.yaml", "versions.json", "micro_batch.json"):
+        for name in ("recipe.yaml", "versions.json", "data.json", "micro_batch.json"):
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, folder / name)
         (folder / "failure.json").write_text(json.dumps({"what": wrong, "images": self.images_seen}, indent=1) + "\n")

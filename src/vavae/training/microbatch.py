@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def batch_length(batch: Any) -> int:
@@ -30,18 +32,66 @@ def split_batch(batch: Any, size: int) -> Iterator[Any]:
         yield batch
         return
     for first in range(0, length, size):
-        chosen = [v[first : first + size] if isinstance(v, Tensor) else v for v in _members(batch)]
-        if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-            names = [field.name for field in dataclasses.fields(batch)]
-            yield dataclasses.replace(batch, **dict(zip(names, chosen, strict=True)))
-        else:
-            yield tuple(chosen)
+        yield _part(batch, first, size)
+
+
+def _part(batch: Any, first: int, size: int) -> Any:
+    chosen = [v[first : first + size] if isinstance(v, Tensor) else v for v in _members(batch)]
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        names = [field.name for field in dataclasses.fields(batch)]
+        return dataclasses.replace(batch, **dict(zip(names, chosen, strict=True)))
+    return tuple(chosen)
 
 
 def _members(batch: Any) -> list[Any]:
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return [getattr(batch, field.name) for field in dataclasses.fields(batch)]
     return list(batch)
+
+
+class Portions:
+    """Work without gradients in parts of a batch, halved whenever memory runs out.
+
+    Args:
+        size: Images per part to begin with.
+        halve: Whether to halve. Not where processes must compute in step: one that began anew would leave the others
+            waiting.
+    """
+
+    def __init__(self, size: int, halve: bool = True) -> None:
+        self.size = size
+        self._halve = halve
+
+    def over(self, batch: Any, work: Callable[[Any], T]) -> Iterator[tuple[Any, T]]:
+        """(part, work(part)) for parts that cover `batch`, in order.
+
+        Args:
+            batch: As for `split_batch`.
+            work: What is computed of a part; it is called again with less where memory ran out.
+
+        Raises:
+            torch.OutOfMemoryError: A single image does not fit.
+        """
+        done, length = 0, batch_length(batch)
+        while done < length:
+            part = _part(batch, done, self.size)
+            images = batch_length(part)
+            result = self._tried(part, images, work)
+            if result is None:
+                self.size = -(-images // 2)
+                _free()
+                continue
+            yield part, result[0]
+            done += images
+
+    def _tried(self, part: Any, images: int, work: Callable[[Any], T]) -> tuple[T] | None:
+        """What `work` returns; None where it is to be tried with less. The error, and what it holds, ends here."""
+        try:
+            return (work(part),)
+        except torch.OutOfMemoryError:
+            if images == 1 or not self._halve:
+                raise
+            return None
 
 
 class MicroBatch:
@@ -68,6 +118,10 @@ class MicroBatch:
         self.size = -(-tried // 2)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps({"micro_batch": self.size}) + "\n")
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free()
         return True
+
+
+def _free() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -43,15 +43,24 @@ class Task(ABC):
             0-dim terms for the log, unscaled; `total` must be among them.
         """
 
+    def begin(self) -> None:
+        """Load starting weights: called before the first step of a run that has no checkpoint to go on from."""
+        return
+
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write to `path` a picture of what the modules named in `averaged` do with these state dicts."""
         return
 
-    def validate(self, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    def prepare_validation(self) -> None:
+        """Open all that `validate` needs: called before the first step, so that what is missing is told at once."""
+        return
+
+    def validate(self, states: Mapping[str, Mapping[str, Tensor]], at_once: int | None = None) -> dict[str, Tensor]:
         """0-dim terms on validation data, of this process's share of it; empty without such data.
 
         Args:
             states: Averaged state dicts of the modules named in `averaged`, for what is measured on the average.
+            at_once: Images that training works on at once in this process; null is its share of a batch.
         """
         return {}
 

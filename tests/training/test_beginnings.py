@@ -1,0 +1,247 @@
+"""How runs of both stages begin and are taken up again: starting weights, the same data, what validation needs."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import AUTOENCODER, TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
+
+from vavae import counter
+from vavae.cli import run
+from vavae.data import LatentSettings, LatentWriter
+from vavae.errors import UserError
+from vavae.pretrained import Tokenizer
+from vavae.stages import train_dit, train_tokenizer
+from vavae.stages.images import ImagesConfig
+from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.training.checkpoint import CheckpointFolder
+from vavae.training.engine import Engine
+from vavae.training.tracking import read_metrics
+
+
+@pytest.fixture(autouse=True)
+def _tiny_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_latents(tmp_path / "data")
+
+
+def begun(config: train_tokenizer.Config) -> Engine:
+    """A run before its first step."""
+    folder = Path(config.output)
+    task = train_tokenizer.TokenizerTask(config, config.data.open("train"), folder)
+    engine = Engine(task, config.training, folder)
+    engine._resume(engine._found)
+    return engine
+
+
+def begins_with(engine: Engine, weights: dict[str, torch.Tensor]) -> bool:
+    live = engine.task.modules["autoencoder"].state_dict()
+    average = engine.averaged_state("autoencoder")
+    return all(torch.equal(live[name], value) and torch.equal(average[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("left", ["nothing", "a folder", "a half-written checkpoint", "a damaged checkpoint"])
+def test_starting_weights_are_loaded_wherever_no_good_checkpoint_is(left: str, tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    model = AutoencoderKL.from_config(AUTOENCODER)
+    Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
+    config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
+    checkpoints = tmp_path / "run/checkpoints"
+    if left == "a damaged checkpoint":
+        train_tokenizer.run(config)
+        (newest,) = CheckpointFolder(checkpoints).list()
+        (newest / "__0_0.distcp").write_bytes(b"damaged")
+    elif left != "nothing":
+        (checkpoints / (".partial-000000000016" if "half" in left else "")).mkdir(parents=True)
+    assert begins_with(begun(config), model.state_dict())
+
+
+def test_a_checkpoint_goes_before_starting_weights(tmp_path: Path) -> None:
+    """And does without them: their folder may be gone by then."""
+    model = AutoencoderKL.from_config(AUTOENCODER)
+    Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
+    config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
+    train_tokenizer.run(config)
+    shutil.rmtree(tmp_path / "first")
+    engine = begun(config)
+    assert engine.images_seen == 16 and not begins_with(engine, model.state_dict())
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, task: Any, images: int) -> None:
+    """Let the next run of `task` end with an error at so many images."""
+    original = task.step
+
+    def step(self: Any, batch: Any, images_seen: int, scale: float) -> Any:
+        if images_seen >= images:
+            self_engine_stops()
+        return original(self, batch, images_seen, scale)
+
+    def self_engine_stops() -> None:
+        monkeypatch.setattr(task, "step", original)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task, "step", step)
+
+
+def test_deleted_images_are_noticed_and_a_moved_run_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = tmp_path / "pictures"
+    for name in ("a", "b"):
+        (pictures / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (16, 16), (60 * i, 0, 200)).save(pictures / name / f"{i}.png")
+    recipe = tokenizer_recipe(tmp_path / "run", images=48)
+    recipe = replace(recipe, data=replace(recipe.data, images=str(pictures), limit=None))
+    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 32)
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer.run(recipe)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    recipe = replace(recipe, output=str(tmp_path / "moved"))
+    gone = pictures / "a/3.png"
+    content = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(UserError, match=r"data\.images: not what the run in .*moved began with"):
+        train_tokenizer.run(recipe)
+    gone.write_bytes(content)
+    train_tokenizer.run(recipe)
+    assert (tmp_path / "moved/tokenizer/config.json").exists()
+
+
+def other_latents(folder: Path) -> None:
+    shutil.rmtree(folder)
+    writer = LatentWriter(folder, 30, LatentSettings(image_size=8, class_names=("a", "b", "c")), 30)
+    latents = counter.normal(1, "others", range(30), (8, 4, 4))
+    writer.write(writer.missing()[0], [(latents, latents.flip(3), torch.arange(30) % 3)])
+    writer.finish()
+
+
+@pytest.mark.parametrize("what", ["latents", "tokenizer", "normalisation"])
+def test_replaced_latents_or_tokenizer_are_refused(
+    what: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(transformer_recipe(tmp_path / "run", data), normalisation="tokenizer")
+    stop_at(monkeypatch, train_dit.TransformerTask, 64)
+    with pytest.raises(KeyboardInterrupt):
+        train_dit.run(recipe)
+    if what == "latents":
+        other_latents(data / "latents")
+    else:
+        former = Tokenizer.from_pretrained(data / "tokenizer")
+        statistics = LatentStatistics(torch.ones(8), 3 * torch.ones(8), 30)
+        if what == "tokenizer":
+            torch.nn.init.normal_(former.autoencoder.decoder.conv_out.weight)
+            statistics = former.statistics
+        Tokenizer(former.autoencoder, statistics, {}).save_pretrained(data / "tokenizer")
+    with pytest.raises(UserError, match=rf"^{what}: not what the run in .*run began with"):
+        train_dit.run(recipe)
+    (tmp_path / "run/data.json").unlink()  # as a former version left it
+    train_dit.run(recipe)
+    assert (tmp_path / "run/data.json").exists()
+
+
+def test_the_micro_batch_of_a_transformer_may_change_on_the_way(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_dit.run(transformer_recipe(tmp_path / "whole", data))
+    stop_at(monkeypatch, train_dit.TransformerTask, 48)
+    with pytest.raises(KeyboardInterrupt):
+        train_dit.run(transformer_recipe(tmp_path / "parts", data))
+    train_dit.run(transformer_recipe(tmp_path / "parts", data, micro_batch=3))
+    one, other = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
+    assert [line["images"] for line in one] == [line["images"] for line in other]
+    for line, again in zip(one, other, strict=True):
+        assert again["total"] == pytest.approx(line["total"], rel=1e-5)
+
+
+def test_the_micro_batch_of_a_tokenizer_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 32)
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer.run(tokenizer_recipe(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"micro_batch = None, not 4: adaptive weights and BatchNorm see one"):
+        train_tokenizer.run(tokenizer_recipe(tmp_path / "run", micro_batch=4))
+
+
+def test_a_finished_run_made_longer_is_the_longer_run(data: Path, tmp_path: Path) -> None:
+    train_dit.run(transformer_recipe(tmp_path / "long", data, images=96))
+    for images in (48, 96):
+        generator = train_dit.run(transformer_recipe(tmp_path / "grown", data, images=images))
+        assert generator.provenance["images_seen"] == images
+    states = [CheckpointFolder(tmp_path / name / "checkpoints").load_newest() for name in ("long", "grown")]
+    assert states[0] is not None and states[1] is not None
+    assert [name for name in states[0][0] if not torch.equal(states[0][0][name], states[1][0][name])] == []
+
+
+def test_validation_latents_of_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
+    def refusal(name: str, classes: int = 6, **settings: Any) -> str:
+        writer = LatentWriter(tmp_path / name, 6, LatentSettings(image_size=8, flips=False, **settings), 6)
+        writer.write(writer.missing()[0], [(torch.randn(6, 8, 4, 4), None, torch.arange(6) % classes)])
+        writer.finish()
+        recipe = transformer_recipe(tmp_path / "run", data, validation_images=48)
+        with pytest.raises(UserError) as refused:
+            train_dit.run(replace(recipe, validation_latents=str(tmp_path / name)))
+        assert not (tmp_path / "run/metrics.jsonl").exists()
+        return str(refused.value)
+
+    named = refusal("named", 6, class_names=("a", "dog", "c", "d", "e", "f"))
+    assert named.startswith("validation_latents: ") and named.endswith("other classes than latents: 'dog' for 'b'")
+    assert refusal("more", class_names=tuple("abcdef")).endswith("6 for 3")
+    assert refusal("unnamed").endswith("has class 5, latents only 3 classes")
+    own = refusal("foreign", 3, class_names=("a", "b", "c"), tokenizer="another")
+    assert own.endswith("encoded by another tokenizer than latents")
+
+
+MISSING = {
+    "validation latents": (["--validation_latents", "no/such/folder"], "no/such/folder"),
+    "network": (["--frechet.samples", "8", "--frechet.network", "no-such-network"], "no-such-network"),
+    "reference": (["--frechet.samples", "8", "--frechet.reference", "no/such/images"], "no/such/images"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_what_validation_needs_is_opened_before_the_first_step(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*arguments: Any) -> Any:
+        raise AssertionError("it trains")
+
+    monkeypatch.setattr(train_dit.TransformerTask, "step", step)
+    options, named = MISSING[name]
+    if name == "reference":
+        from vavae.metrics import FeatureNetwork
+        from vavae.stages import validation
+
+        monkeypatch.setattr(
+            validation, "load_feature_network", lambda name, device: FeatureNetwork(name, "none", device, lambda x: x)
+        )
+    common = ["--latents", f"{data}/latents", "--tokenizer", f"{data}/tokenizer", "--output", str(tmp_path / "run")]
+    common += ["--transformer.size", "S/1", "--transformer.width", "32", "--transformer.heads", "2"]
+    common += ["--training.device", "cpu", "--training.batch_size", "8", "--training.tensorboard", "false"]
+    assert run(["train-dit", *common, "--training.validation_images", "32", *options]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and named in told[0]
+
+
+def test_test_images_are_opened_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "set/train").mkdir(parents=True)
+    for i in range(8):
+        Image.new("RGB", (16, 16), (30 * i, 0, 0)).save(tmp_path / f"set/train/{i}.png")
+    recipe = replace(
+        tokenizer_recipe(tmp_path / "run", validation_images=64),
+        data=ImagesConfig(str(tmp_path / "set"), size=16, workers=0),
+    )
+    monkeypatch.delattr(train_tokenizer.TokenizerTask, "step")
+    monkeypatch.setattr(train_tokenizer.TokenizerTask, "__abstractmethods__", frozenset())
+    with pytest.raises(UserError, match="has a train folder but none of test"):
+        train_tokenizer.run(recipe)
+
+
+def test_validation_latents_without_a_rhythm_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"validation_latents: needs training\.validation_images"):
+        replace(transformer_recipe(tmp_path, data), validation_latents=str(data / "latents"))

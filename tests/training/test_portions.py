@@ -1,0 +1,143 @@
+"""Work without gradients in parts that fit: statistics and validation of both stages."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
+from torch import Tensor
+
+from vavae.data import LatentDataset
+from vavae.pretrained import Tokenizer
+from vavae.stages import train_dit, train_tokenizer
+from vavae.tokenizer import AutoencoderKL
+from vavae.training.microbatch import Portions
+
+
+def lengths_that_fit(fits: int) -> tuple[list[int], Any]:
+    """Lengths that were tried, and work that runs out of "memory" beyond `fits` images."""
+    tried: list[int] = []
+
+    def work(part: tuple[Tensor]) -> Tensor:
+        tried.append(len(part[0]))
+        if len(part[0]) > fits:
+            raise torch.OutOfMemoryError(f"{len(part[0])} images")
+        return part[0] * 2
+
+    return tried, work
+
+
+def test_portions_are_halved_until_they_fit_and_stay_so() -> None:
+    portions = Portions(8)
+    tried, work = lengths_that_fit(3)
+    found = list(portions.over((torch.arange(11),), work))
+    assert torch.cat([part[0] for part, _ in found]).tolist() == list(range(11))
+    assert torch.cat([result for _, result in found]).tolist() == list(range(0, 22, 2))
+    assert tried == [8, 4, 2, 2, 2, 2, 2, 1] and portions.size == 2
+    assert len(list(portions.over((torch.arange(4),), work))) == 2 and tried[8:] == [2, 2]
+
+
+def test_a_single_image_that_does_not_fit_is_told_and_so_is_any_where_processes_keep_step() -> None:
+    tried, work = lengths_that_fit(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Portions(4).over((torch.arange(4),), work))
+    assert tried == [4, 2, 1]
+    tried, work = lengths_that_fit(2)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Portions(4, halve=False).over((torch.arange(4),), work))
+    assert tried == [4]
+
+
+@pytest.fixture
+def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train_tokenizer.TokenizerTask:
+    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    recipe = tokenizer_recipe(tmp_path, batch_size=16)
+    recipe = replace(recipe, data=replace(recipe.data, limit=40))
+    return train_tokenizer.TokenizerTask(recipe, recipe.data.open("train"), tmp_path)
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Images of each call of the encoder; more than `fits` at once run out of "memory"."""
+    seen: list[int] = []
+    original = AutoencoderKL.encode
+
+    def encode(self: AutoencoderKL, images: Tensor) -> Any:
+        seen.append(len(images))
+        if len(images) > 12:
+            raise torch.OutOfMemoryError(f"{len(images)} images")
+        return original(self, images)
+
+    monkeypatch.setattr(AutoencoderKL, "encode", encode)
+    return seen
+
+
+def test_statistics_are_the_same_in_any_parts(task: train_tokenizer.TokenizerTask, encoded: list[int]) -> None:
+    model = task.averaged_model(task.autoencoder.state_dict())
+    whole = task.statistics(model, 12)
+    assert max(encoded) == 12
+    encoded.clear()
+    few = task.statistics(model, 3)
+    assert max(encoded) == 3
+    encoded.clear()
+    halved = task.statistics(model)
+    assert encoded[:3] == [16, 8, 8] and max(encoded[1:]) == 8
+    for other in (few, halved):
+        assert other.count == whole.count == 40
+        torch.testing.assert_close(other.mean, whole.mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(other.std, whole.std, rtol=1e-5, atol=1e-6)
+
+
+def test_large_images_are_few_at_once(
+    task: train_tokenizer.TokenizerTask, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_tokenizer, "_PIXELS_AT_ONCE", 5 * 16**2)
+    task.statistics(task.averaged_model(task.autoencoder.state_dict()))
+    assert max(encoded) == 5 and sum(encoded) == 40
+    encoded.clear()
+    task.validate({})
+    assert max(encoded) == 5
+
+
+def test_validation_of_the_tokenizer_is_the_same_in_any_parts(
+    task: train_tokenizer.TokenizerTask, encoded: list[int]
+) -> None:
+    whole = task.validate({}, 12)
+    encoded.clear()
+    few, halved = task.validate({}, 3), task.validate({})
+    assert encoded[0] == 3 and 16 in encoded and 8 in encoded
+    for name, value in whole.items():
+        torch.testing.assert_close(few[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(halved[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_validation_of_the_transformer_is_the_same_in_any_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_latents(tmp_path / "data")
+    recipe = transformer_recipe(tmp_path / "run", data, validation_images=48)
+    recipe = replace(recipe, validation_latents=str(data / "latents"))
+    task = train_dit.TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
+    seen: list[int] = []
+    original = task._loss
+
+    def loss(batch: Any, *arguments: Any) -> dict[str, Tensor]:
+        seen.append(len(batch.positions))
+        if len(batch.positions) > 7:
+            raise torch.OutOfMemoryError("no")
+        return original(batch, *arguments)
+
+    monkeypatch.setattr(task, "_loss", loss)
+    few, halved = task.validate({}, 3), task.validate({})
+    assert seen[0] == 3 and seen[10:13] == [8, 4, 4] and sum(seen) == 68
+    for name, value in few.items():
+        torch.testing.assert_close(halved[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_run_hands_its_micro_batch_on(tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """To validation and to the statistics at its end."""
+    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    train_tokenizer.run(tokenizer_recipe(tmp_path, images=16, micro_batch=2, validation_images=16))
+    assert max(encoded) == 2
