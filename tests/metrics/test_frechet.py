@@ -143,3 +143,16 @@ def test_moments_on_disk(tmp_path):
             (tmp_path / name).write_text("hello")
         with pytest.raises(UserError, match=reason):
             RunningMoments.load(tmp_path / name)
+    good = (tmp_path / "theirs.npz").read_bytes()
+    (tmp_path / "flipped.npz").write_bytes(good.replace(np.eye(6).tobytes(), np.full((6, 6), 2.0).tobytes()))
+    np.savez(tmp_path / "nan.npz", mu=np.full(6, np.nan), sigma=np.eye(6))
+    np.savez(tmp_path / "counts.npz", mu=np.zeros(6), sigma=np.eye(6), count=[3, 4])
+    np.savez(tmp_path / "other.npz", mu=np.zeros(6))
+    for name, reason in (
+        ("flipped", "CRC"),
+        ("nan", "mu holds numbers that are not finite"),
+        ("counts", "count is not one number"),
+        ("other", "no mu and sigma"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            RunningMoments.load(tmp_path / f"{name}.npz")

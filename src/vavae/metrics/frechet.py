@@ -1,8 +1,10 @@
 """Fréchet distance between Gaussians, and the running mean and covariance it is made from."""
 
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -150,18 +152,66 @@ class RunningMoments:
         enter the distance.
 
         Raises:
-            UserError: The file is missing or holds no such statistics.
+            UserError: The file is missing or damaged, or holds no such statistics.
         """
-        try:
-            with np.load(Path(path), allow_pickle=False) as stored:
-                mean, covariance = stored["mu"], stored["sigma"]
-                count = int(stored["count"]) if "count" in stored else 50_000
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise UserError(f"{path} is not a file of reference statistics (npz with mu and sigma): {error}") from error
-        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise UserError(f"{path}: mu has shape {mean.shape}, sigma {covariance.shape}")
-        moments = cls(len(mean))
-        moments.count = count
-        moments.mean = torch.from_numpy(mean.astype(np.float64))
-        moments.scatter = torch.from_numpy(covariance.astype(np.float64)) * (count - 1)
+        arrays = read_npz(path)
+        if not {"mu", "sigma"} <= arrays.keys():
+            raise UserError(f"{path} is not a file of reference statistics: it has no mu and sigma")
+        return cls.from_arrays(arrays, str(path))
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], name: str, mean: str = "mu", covariance: str = "sigma"
+    ) -> Self:
+        """Reference statistics out of the arrays of a file.
+
+        Args:
+            arrays: By name; `count`, where it is there, is the number of samples, else a nominal 50,000.
+            name: Of the file, for messages.
+            mean: Name of the mean, (d,).
+            covariance: Name of the covariance, (d, d).
+
+        Raises:
+            UserError: Shapes do not fit, or an array holds something else than finite numbers.
+        """
+        m, c = (arrays[key] for key in (mean, covariance))
+        if m.ndim != 1 or c.shape != (len(m), len(m)):
+            raise UserError(f"{name}: {mean} has shape {m.shape}, {covariance} {c.shape}")
+        for key in (mean, covariance):
+            if arrays[key].dtype.kind not in "fiu":
+                raise UserError(f"{name}: {key} holds no real numbers ({arrays[key].dtype})")
+            if not np.isfinite(arrays[key]).all():
+                raise UserError(f"{name}: {key} holds numbers that are not finite")
+        moments = cls(len(m))
+        moments.count = stored_count(arrays, name) or 50_000
+        moments.mean = torch.from_numpy(m.astype(np.float64))
+        moments.scatter = torch.from_numpy(c.astype(np.float64)) * (moments.count - 1)
         return moments
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz file by name, without images (`arr_0`).
+
+    Raises:
+        UserError: It cannot be read; the message names it.
+    """
+    try:
+        with np.load(Path(path), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files if name != "arr_0"}
+    except Exception as error:  # a damaged archive fails in a dozen ways: checksums, compression, headers, sizes
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a file of reference statistics (npz with mu and sigma): {reason}") from error
+
+
+def stored_count(arrays: Mapping[str, NDArray[Any]], name: str) -> int | None:
+    """The number of samples that the arrays of a file called `name` say; None where they do not.
+
+    Raises:
+        UserError: `count` is no such number.
+    """
+    if "count" not in arrays:
+        return None
+    count = arrays["count"]
+    if count.size != 1 or count.dtype.kind not in "fiu" or not 2 <= count.item() < math.inf:
+        raise UserError(f"{name}: count is not one number of images, at least 2")
+    return int(count.item())

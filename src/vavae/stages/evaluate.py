@@ -32,7 +32,7 @@ from vavae.stages.evaluate_images import (
     tokenizer_fingerprint,
 )
 from vavae.stages.evaluate_processes import Processes, processes
-from vavae.stages.evaluate_records import sampling_protocol, write_records
+from vavae.stages.evaluate_records import check_writable, sampling_protocol, write_records
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
 from vavae.stages.evaluate_table import plot, print_table
 from vavae.stages.images import ImagesConfig
@@ -174,7 +174,8 @@ def _side(generator: Generator) -> int:
     return generator.latent_shape[1] * generator.tokenizer.factor
 
 
-def _open_reference(config: Config, store: BlockStore, together: Processes) -> _Against:
+def _open_reference(config: Config, store: BlockStore, together: Processes, samples: int) -> _Against:
+    """What is measured against; `samples` is the number in the smallest set of them."""
     metrics = tuple(config.metrics) or METRICS
 
     def images(split: Literal["train", "test"]) -> SourceBlocks:
@@ -184,7 +185,9 @@ def _open_reference(config: Config, store: BlockStore, together: Processes) -> _
     source = images(config.split) if config.reference is None else None
     other = images(config.real_split) if config.real_split is not None else None
     networks = _networks(config, config.networks, together)
-    reference = open_reference(source, config.reference, networks, metrics, store, config.batch_size, together)
+    reference = open_reference(
+        source, config.reference, networks, metrics, store, config.batch_size, together, config.metrics, samples
+    )
     if config.save_reference is not None:
         if networks[0].name not in reference.features:
             raise UserError("save_reference: the reference has no images to take statistics of")
@@ -214,9 +217,12 @@ def _check_models(config: Config) -> None:
     """Open all that is to be measured, so that a mistake is told at once and not after hours of reference images.
 
     Raises:
-        UserError: A model, samples or the reference are missing, damaged, of another kind or size.
+        UserError: A model, samples or the reference are missing, damaged, of another kind or size; metrics are asked
+            for that are not of such models; or a generator cannot be sampled with these settings.
     """
     if config.what == "tokenizer":
+        if config.metrics:
+            raise UserError(f"metrics: {config.metrics[0]} is of generated images, not of a tokenizer")
         for path in config.model:
             Tokenizer.from_pretrained(path)
         return
@@ -224,13 +230,17 @@ def _check_models(config: Config) -> None:
         raise UserError(f"network: {config.what} are measured with a feature network; give one")
     if config.reference is None and config.real_split == config.split:
         raise UserError(f"real_split: {config.real_split} is the reference itself; take the other part")
+    if config.real_split is not None and config.metrics and "frechet" not in config.metrics:
+        raise UserError("real_split: FDr is a ratio of Fréchet distances: add frechet to the metrics")
     size: int | None = config.data.size
     if config.reference is not None:
         held = npz_images(config.reference)
         size = None if held is None else held.side
     for path in config.model:
         if config.what == "generator":
-            _check_side(path, _side(Generator.from_pretrained(path)), size)
+            generator = Generator.from_pretrained(path)
+            config.sampling(generator.sampling)
+            _check_side(path, _side(generator), size)
         else:
             _check_side(path, _sample_images(path).side, size)
 
@@ -239,12 +249,25 @@ def _sample_images(path: str) -> ImageBlocks:
     images = npz_images(path) if path.endswith(".npz") else FileBlocks(path)
     if images is None:
         raise UserError(f"{path}: holds no images (arr_0)")
+    if images.count < 2:
+        raise UserError(f"{path}: at least 2 samples are needed")
     return images
+
+
+def _check_outputs(config: Config, store: BlockStore) -> None:
+    """Raise UserError where what is measured could not be written afterwards."""
+    check_writable("features", store.folder, folder=True)
+    if config.save_reference is not None:
+        check_writable("save_reference", config.save_reference)
+    if config.output is not None:
+        check_writable("output", config.output)
+        if Path(config.output).suffix == ".png":
+            raise UserError(f"output: {config.output} is where the plot would go; name a .json file")
 
 
 def _generator(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
     device = together.device(config.device)
-    against = _open_reference(config, store, together)
+    against = _open_reference(config, store, together, config.count)
     for path in config.model:
         generator = Generator.from_pretrained(path, device)
         fingerprint = generator_fingerprint(generator)
@@ -262,9 +285,9 @@ def _generator(config: Config, store: BlockStore, together: Processes) -> Iterat
 
 
 def _samples(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
-    against = _open_reference(config, store, together)
-    for path in config.model:
-        images = _sample_images(path)
+    sets = [_sample_images(path) for path in config.model]
+    against = _open_reference(config, store, together, min(images.count for images in sets))
+    for path, images in zip(config.model, sets, strict=True):
         protocol = Protocol(samples=images.count, image_size=images.side, checkpoint=path)
         yield from _measure(images, against, protocol, config, store, together)
 
@@ -347,7 +370,8 @@ def run(config: Config) -> list[MetricRecord]:
         The records; empty for `compare`, and on all processes but the first.
 
     Raises:
-        UserError: No such model, images or network; or results that were not measured alike.
+        UserError: No such model, images or network; a metric they do not allow; a file that cannot be written; or
+            results that were not measured alike.
         KeyboardInterrupt: Stopped; the blocks of images that are done are kept.
     """
     if config.what == "compare":
@@ -359,8 +383,9 @@ def run(config: Config) -> list[MetricRecord]:
     if not config.model:
         raise UserError(f"model: which {config.what}? Give one or more after the word {config.what}")
     measure = {"tokenizer": _tokenizer, "generator": _generator, "samples": _samples}[config.what]
-    _check_models(config)
     store = _store(config)
+    _check_outputs(config, store)
+    _check_models(config)
     with processes() as together:
         try:
             records = list(measure(config, store, together))

@@ -22,6 +22,7 @@ from vavae.metrics import (
     kernel_distance,
     precision_recall,
 )
+from vavae.metrics.frechet import read_npz, stored_count
 from vavae.stages.evaluate_images import npz_images
 from vavae.stages.evaluate_processes import Processes
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
@@ -29,6 +30,7 @@ from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures,
 Metric = Literal["frechet", "sfid", "inception_score", "precision_recall", "kid"]
 METRICS: tuple[Metric, ...] = ("frechet", "sfid", "inception_score", "precision_recall", "kid")
 _PARTS: dict[Metric, str] = {"sfid": "spatial", "inception_score": "logits"}
+_OF_NEIGHBOURS: tuple[Metric, ...] = ("precision_recall", "kid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,13 +88,9 @@ def read_statistics(path: str | Path, networks: Sequence[FeatureNetwork]) -> dic
     Files of `save_statistics` say which network they are of; others are taken for the Inception of the graph.
 
     Raises:
-        UserError: The file cannot be read, or is of another network than any of `networks`.
+        UserError: The file cannot be read, or its numbers cannot be statistics of a network it is said to be of.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files if name != "arr_0"}
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as reference statistics ({error})") from error
+    arrays = read_npz(path)
     if not {"mu", "sigma"} <= arrays.keys():
         return {}
     found = {}
@@ -102,28 +100,29 @@ def read_statistics(path: str | Path, networks: Sequence[FeatureNetwork]) -> dic
         else:
             fits = network.kind == "inception"
         if fits:
-            found[network.name] = _statistics(arrays, path)
+            found[network.name] = _statistics(arrays, str(path), network)
     return found
 
 
-def _statistics(arrays: dict[str, np.ndarray], path: str | Path) -> Statistics:
-    count = int(arrays["count"]) if "count" in arrays else None
+def _statistics(arrays: dict[str, np.ndarray], path: str, network: FeatureNetwork) -> Statistics:
     fingerprint = hashlib.sha256()
+    # What the network says of any image tells how many numbers there must be.
+    said = network.all_parts(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
 
-    def moments(mean: str, covariance: str) -> RunningMoments:
-        m, c = arrays[mean].astype(np.float64), arrays[covariance].astype(np.float64)
-        if m.ndim != 1 or c.shape != (len(m), len(m)):
-            raise UserError(f"{path}: {mean} has shape {m.shape}, {covariance} {c.shape}")
-        fingerprint.update(np.ascontiguousarray(m).data)
-        fingerprint.update(np.ascontiguousarray(c).data)
-        found = RunningMoments(len(m))
-        found.count = count or 50_000  # does not enter the distance
-        found.mean, found.scatter = torch.from_numpy(m), torch.from_numpy(c) * (found.count - 1)
+    def moments(mean: str, covariance: str, part: str) -> RunningMoments:
+        found = RunningMoments.from_arrays(arrays, path, mean, covariance)
+        if part in said and said[part].shape[1] != len(found.mean):
+            wanted = said[part].shape[1]
+            raise UserError(
+                f"{path}: {mean} has {len(found.mean):,} numbers, the features of {network.name} {wanted:,}"
+            )
+        for name in (mean, covariance):
+            fingerprint.update(np.ascontiguousarray(arrays[name].astype(np.float64)).data)
         return found
 
-    pool = moments("mu", "sigma")
-    spatial = moments("mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= arrays.keys() else None
-    return Statistics(pool, spatial, count, fingerprint.hexdigest())
+    pool = moments("mu", "sigma", "pool")
+    spatial = moments("mu_s", "sigma_s", "spatial") if {"mu_s", "sigma_s"} <= arrays.keys() else None
+    return Statistics(pool, spatial, stored_count(arrays, path), fingerprint.hexdigest())
 
 
 def save_statistics(path: str | Path, features: StoredFeatures) -> None:
@@ -152,30 +151,80 @@ def open_reference(
     store: BlockStore,
     batch_size: int,
     processes: Processes,
+    required: Sequence[Metric] = (),
+    samples: int | None = None,
 ) -> Reference:
     """The reference: `images`, or the images and statistics of an npz.
 
+    Args:
+        images: The images, where there is no npz.
+        npz: The file.
+        networks: Feature networks.
+        metrics: What shall be measured against it, as far as networks and reference allow.
+        store: Where features go.
+        batch_size: Images at once.
+        processes: Who shares the work.
+        required: Those of `metrics` that must come out.
+        samples: Number of samples that will be measured against it, where it is known.
+
     Raises:
-        UserError: There is none, the npz holds neither, or only statistics of other networks.
+        UserError: There is none, the npz holds neither, or only statistics of other networks; or, before any feature
+            is computed, one of `required` cannot be measured with these networks, this reference and so few samples.
     """
-    parts = [part for part in parts_for(metrics) if part != "logits"]
-    if npz is None:
-        if images is None:
+    statistics: dict[str, Statistics] = {}
+    if npz is not None:
+        statistics, images = read_statistics(npz, networks), npz_images(npz)
+    if images is None:
+        if npz is None:
             raise UserError("reference: neither images nor an npz")
-        features = extract(images, networks, store, batch_size, processes, "reference", parts)
-        return Reference(images.name, features, {}, images.side)
-    statistics = read_statistics(npz, networks)
-    held = npz_images(npz)
-    if held is not None:
-        features = extract(held, networks, store, batch_size, processes, "reference", parts)
-        return Reference(npz, features, statistics, held.side)
-    lacking = [network.name for network in networks if network.name not in statistics]
-    if lacking:
-        raise UserError(
-            f"reference: {npz} holds no images, and no statistics of the network {lacking[0]}: "
-            "statistics of one network mean nothing to another"
-        )
-    return Reference(npz, {}, statistics, None)
+        lacking = [network.name for network in networks if network.name not in statistics]
+        if lacking:
+            raise UserError(
+                f"reference: {npz} holds no images, and no statistics of the network {lacking[0]}: "
+                "statistics of one network mean nothing to another"
+            )
+    name = npz or (images.name if images is not None else "")
+    for metric in required:
+        lack = _what_lacks(metric, networks, statistics, name, None if images is None else images.count, samples)
+        if lack is not None:
+            raise UserError(f"metrics: {metric} needs {lack}")
+    if images is None:
+        return Reference(name, {}, statistics, None)
+    if images.count < 2 and any(network.name not in statistics for network in networks):
+        raise UserError(f"reference: {name} holds one image only; at least 2 are needed")
+    parts = [part for part in parts_for(metrics) if part != "logits"]
+    features = extract(images, networks, store, batch_size, processes, "reference", parts)
+    return Reference(name, features, statistics, images.side)
+
+
+def _what_lacks(
+    metric: Metric,
+    networks: Sequence[FeatureNetwork],
+    statistics: dict[str, Statistics],
+    reference: str,
+    images: int | None,
+    samples: int | None,
+) -> str | None:
+    """What a metric needs that is not there, for a message; None where it can be measured with one network at least.
+
+    `images` is the number of the reference's images, None where there are statistics only.
+    """
+    able = [network for network in networks if _PARTS.get(metric, "pool") in network.parts]
+    named = ", ".join(network.name for network in networks)
+    if metric == "inception_score" and not able:
+        return f"logits, which {named} cannot give: name a file of weights that has them, --network inception:FILE"
+    if metric == "sfid":
+        if not able:
+            return f"spatial features, which {named} cannot give: --network inception has them"
+        if all(n.name in statistics and statistics[n.name].spatial is None for n in able):
+            return f"mu_s and sigma_s, which {reference} does not hold"
+    if metric in _OF_NEIGHBOURS:
+        if images is None:
+            return f"the features of real images, and {reference} holds statistics only"
+        few = [count for count in (samples, images) if count is not None and count < 4]
+        if few:
+            return f"at least 4 samples and 4 reference images, not {few[0]}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -292,7 +341,7 @@ def _neighbourhoods(
     features: StoredFeatures, reference: StoredFeatures, protocol: Protocol, measuring: Measuring
 ) -> list[MetricRecord]:
     """Precision, recall and kernel distance, which need the features themselves."""
-    wanted = {"precision_recall", "kid"} & set(measuring.metrics)
+    wanted = set(_OF_NEIGHBOURS) & set(measuring.metrics)
     if not wanted or min(features.count, reference.count) < 4:
         return []
     fake, real = features.all().to(measuring.device), reference.all().to(measuring.device)

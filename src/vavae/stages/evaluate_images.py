@@ -215,7 +215,7 @@ def npz_images(path: str | Path) -> ArrayBlocks | None:
     """The images `arr_0` of an npz file, read as they are needed; None where it has none.
 
     Raises:
-        UserError: No such file, or no npz.
+        UserError: No such file, or no npz, or a damaged one.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -228,8 +228,8 @@ def npz_images(path: str | Path) -> ArrayBlocks | None:
                 # Random access needs the array unpacked; the file goes when nothing maps it any more.
                 with tempfile.TemporaryDirectory() as folder:
                     pixels = np.load(archive.extract(member, folder), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as npz ({error})") from error
+    except Exception as error:  # a damaged archive fails in a dozen ways: compression, headers, sizes
+        raise UserError(f"{path}: cannot be read as npz ({' '.join(str(error).split())})") from error
     return ArrayBlocks(pixels, str(path))
 
 

@@ -1,6 +1,7 @@
 """Measurements as records, each with its protocol: what the stages share that measure something."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vavae.data import ImageSource, load_pixels, source_labels, to_tensor
+from vavae.errors import UserError
 from vavae.files import written_whole
 from vavae.losses import LPIPS
 from vavae.metrics import (
@@ -245,6 +247,27 @@ def teacher_features(teacher: Teacher, pixels: Tensor, grid: tuple[int, int], ba
             pooled.append((found.grid.mean((2, 3)) if found.pooled is None else found.pooled).cpu())
             bar.advance(len(part))
     return torch.cat(grids), torch.cat(pooled)
+
+
+def check_writable(key: str, path: str | Path, folder: bool = False) -> None:
+    """Make sure that a file, or a folder, can be made at `path`, so that a mistake is not told after the work.
+
+    Nothing is made.
+
+    Raises:
+        UserError: There is something of another kind, or above it a file, or a folder that may not be written to. The
+            message begins with `key`.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() if folder else path.is_file()):
+        raise UserError(
+            f"{key}: {path} is {'no folder' if folder else 'a folder' if path.is_dir() else 'no plain file'}"
+        )
+    above = next(p for p in (*([path] if folder else []), *path.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise UserError(f"{key}: {path} cannot be made ({above} is no folder)")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{key}: {path} cannot be made (no permission to write in {above})")
 
 
 def write_records(path: Path, records: Sequence[MetricRecord]) -> None:
