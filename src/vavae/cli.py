@@ -63,10 +63,14 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+# A full disk, no permission, and a file where a folder should be or the other way round.
+_FAULTS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EACCES", "EROFS", "EEXIST", "ENOTDIR", "EISDIR")}
+
+
 def _machine_fault(error: Exception) -> str | None:
     """One line for a fault of the machine (full disk, no permission, out of memory); None for a defect of ours."""
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _FAULTS:
         return f"{error.strerror}: {error.filename or 'while writing'}; what was finished is kept"
     if "No space left on device" in text or "Disk quota exceeded" in text:  # from libraries with their own errors
         return f"no space left on the disk ({text[:200]}); what was finished is kept"

@@ -18,6 +18,7 @@ from vavae.data import LatentDataset, LatentSettings, LatentWriter, load_images,
 from vavae.errors import UserError
 from vavae.flow import Guidance, flow_matching_loss, sample
 from vavae.losses import ObjectiveConfig, TokenizerObjective
+from vavae.stages.evaluate_records import check_writable
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig, build_optimizer
 from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
@@ -52,6 +53,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise UserError(f"repeats: {self.repeats} is not positive")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"batch_size: {self.batch_size} is not positive")
 
 
 @dataclass(frozen=True)
@@ -207,11 +210,13 @@ def run(config: Config) -> None:
     """Measure, print a table, and write the JSON.
 
     Raises:
-        UserError: The device does not exist, or the size is unknown.
+        UserError: The device does not exist, the size is unknown, or `output` cannot be written.
     """
     from rich.console import Console
     from rich.table import Table
 
+    if config.output is not None:
+        check_writable("output", config.output)
     results = measure(config)
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "images/s", "slowest", "fastest", "peak memory", "TFLOP/s", "MFU"):
