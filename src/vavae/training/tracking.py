@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from vavae import __version__
 from vavae.config import to_plain, to_yaml
 from vavae.errors import UserError
+from vavae.files import written_whole
 from vavae.training.settings import EngineConfig
 
 _PACKAGES = ("torch", "numpy", "transformers", "safetensors", "torchdiffeq", "scikit-learn", "scipy", "pillow")
@@ -66,7 +68,7 @@ class Tracker:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_images or None)
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_images + 1)
         if config.wandb is not None:
             self._wandb = _start_wandb(config, folder)
 
@@ -114,13 +116,22 @@ def _start_wandb(config: EngineConfig, folder: Path) -> Any:
     run = wandb.init(
         project=config.wandb,
         name=folder.name,
-        id=f"{folder.name}-{config.seed}",
+        id=_wandb_id(folder),
         resume="allow",
         dir=str(folder),
         config=to_plain(config),
     )
     run.define_metric("*", step_metric="images")
     return run
+
+
+def _wandb_id(folder: Path) -> str:
+    """The run's id: drawn once and kept in its folder, since two folders may have the same name."""
+    path = folder / "wandb_id.txt"
+    if not path.exists():
+        with written_whole(path) as temporary:
+            temporary.write_text(f"{uuid.uuid4().hex[:12]}\n")
+    return path.read_text().strip()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
