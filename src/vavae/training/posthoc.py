@@ -1,8 +1,9 @@
-"""Averages of any length from stored snapshots of power-function averages (arXiv 2312.02696, section 3.2).
+"""Averages of a run, afterwards: those in its checkpoint, and any length of power-function averages.
 
-A snapshot at step t of exponent γ is a weighted sum of all parameters of the run, with weights
-p(τ) = (γ + 1) τ^γ / t^(γ + 1) for τ in [0, t]. The average that is wanted has such weights too; the combination
-of snapshots nearest to it, in the squares of the weights, is its reconstruction.
+The second come from stored snapshots (arXiv 2312.02696, section 3.2). A snapshot at step t of exponent γ is a weighted
+sum of all parameters of the run, with weights p(τ) = (γ + 1) τ^γ / t^(γ + 1) for τ in [0, t]. The average that is
+wanted has such weights too; the combination of snapshots nearest to it, in the squares of the weights, is its
+reconstruction.
 """
 
 import math
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from vavae.errors import UserError
 from vavae.training.averages import power_exponent
+from vavae.training.checkpoint import CheckpointFolder
 
 
 @dataclass(frozen=True)
@@ -123,3 +125,30 @@ def reconstruct(folder: Path, module: str, width: float, images: int | None = No
                 total[name] = value.double() * factor
     types = {name: value.dtype for name, value in load_file(snapshots[-1].path).items()}
     return {name: value.to(types[name]) if value.dtype == torch.float64 else value for name, value in total.items()}
+
+
+def decayed(folder: Path, module: str, decay: float) -> dict[str, Tensor]:
+    """The state dict of `module` averaged with `decay` per step, from the newest good checkpoint of a run.
+
+    Args:
+        folder: The run folder.
+        module: Name of the module, `transformer` or `autoencoder`.
+        decay: The run's `ema_decay`, or one of its `averages.decays`.
+
+    Raises:
+        UserError: There is no checkpoint, or no such average in it; the message names those there are.
+    """
+    found = CheckpointFolder(folder / "checkpoints").newest()
+    if found is None:
+        raise UserError(f"{folder}: no good checkpoint")
+    prefix = f"average/{decay}/{module}/"
+    tensors = {
+        name: torch.empty(shape, dtype=found.dtypes[name])
+        for name, shape in found.shapes.items()
+        if name.startswith(prefix)
+    }
+    if not tensors:
+        labels = sorted({"/".join(name.split("/")[1:3]) for name in found.shapes if name.startswith("average/")})
+        raise UserError(f"{folder}: no average {decay}/{module}; there is {', '.join(labels) or 'none'}")
+    found.read_into(tensors)
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
