@@ -14,6 +14,7 @@ from regression_task import Regression
 from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
 from torch import Tensor, nn
 
+from vavae.cli import run
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
 from vavae.errors import RunError, UserError
 from vavae.pretrained import Tokenizer
@@ -28,7 +29,7 @@ from vavae.training.engine import Engine, EngineConfig
 from vavae.training.float8 import use_float8
 from vavae.training.microbatch import split_batch
 from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices
-from vavae.training.posthoc import combination, reconstruct
+from vavae.training.posthoc import combination, decayed, reconstruct
 from vavae.training.schedule import ScheduleConfig, learning_rate_factor
 from vavae.training.stability import StabilityConfig, Watch
 from vavae.training.tracking import Tracker, read_metrics
@@ -357,30 +358,124 @@ def test_fp8_without_its_hardware_is_refused_in_one_line() -> None:
         use_float8([], torch.device("cpu"))
 
 
-def test_wandb_gets_what_the_log_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class WandbRun:
+    def __init__(self, sent: list[Any]) -> None:
+        self._sent = sent
+
+    def define_metric(self, *names: str, **options: str) -> None: ...
+
+    def log(self, numbers: dict[str, float]) -> None:
+        self._sent.append(numbers)
+
+    def finish(self) -> None:
+        self._sent.append("finished")
+
+
+def use_wandb(monkeypatch: pytest.MonkeyPatch, option: str) -> list[Any]:
+    """Replace wandb; what was sent, beginning with `option` of each start."""
     sent: list[Any] = []
-
-    class Run:
-        def define_metric(self, *names: str, **options: str) -> None: ...
-
-        def log(self, numbers: dict[str, float]) -> None:
-            sent.append(numbers)
-
-        def finish(self) -> None:
-            sent.append("finished")
 
     class Wandb:
         @staticmethod
-        def init(**options: Any) -> Run:
-            sent.append(options["project"])
-            return Run()
+        def init(**options: Any) -> WandbRun:
+            sent.append(options[option])
+            return WandbRun(sent)
 
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    return sent
+
+
+def test_wandb_gets_what_the_log_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = use_wandb(monkeypatch, "project")
     config = replace(CONFIG, wandb="project")
-    monkeypatch.setitem(__import__("sys").modules, "wandb", Wandb)
     tracker = Tracker(tmp_path, 0, config)
     tracker.log(8, {"total": 1.0}, {"images_per_second": 2.0})
     tracker.close()
     assert sent == ["project", {"images": 8, "total": 1.0, "images_per_second": 2.0}, "finished"]
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"pip install 'vavae\[wandb\]'"):
         Tracker(tmp_path, 0, config)
+
+
+def test_a_folder_is_one_run_of_wandb_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = use_wandb(monkeypatch, "id")
+    config = replace(CONFIG, wandb="project")
+
+    def started(folder: Path, resumed: int = 0) -> str:
+        Tracker(folder, resumed, config).close()
+        return str(sent[-2])
+
+    first, other = started(tmp_path / "a/generator"), started(tmp_path / "b/generator")
+    assert first != other and len(first) == 12
+    assert started(tmp_path / "a/generator", 8) == first
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert started(tmp_path / "moved/generator", 16) == first
+
+
+def test_tensorboard_keeps_the_point_that_a_run_goes_on_from(tmp_path: Path) -> None:
+    """And takes back those beyond it, with the first one too where a run begins again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def shown() -> list[int]:
+        found = EventAccumulator(str(tmp_path / "tensorboard"))
+        found.Reload()
+        return [event.step for event in found.Scalars("metrics/total")]
+
+    def log(resumed: int, *images: int) -> None:
+        tracker = Tracker(tmp_path, resumed, replace(CONFIG, tensorboard=True))
+        for seen in images:
+            tracker.log(seen, {"total": 1.0}, {})
+        tracker.close()
+
+    log(0, 16, 32, 48)
+    log(32, 48, 64)
+    assert shown() == [16, 32, 48, 64]
+    log(0, 16)
+    assert shown() == [16]
+
+
+def test_numbers_out_of_range_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = {
+        "training.images": "0",
+        "training.batch_size": "-1",
+        "training.log_images": "0",
+        "training.keep_checkpoints": "0",
+        "training.micro_batch": "0",
+        "training.checkpoint_images": "0",
+        "training.milestone_images": "-3",
+        "training.preview_images": "0",
+        "training.validation_images": "0",
+        "training.ema_decay": "2",
+        "training.averages.decays": "[1.5]",
+        "training.averages.snapshot_images": "-5",
+        "training.stability.history": "0",
+        "training.stability.rollbacks": "-1",
+        "training.stability.spike": ".nan",
+        "optimizer.learning_rate": "-1",
+        "optimizer.betas": "[0.9,2]",
+        "optimizer.eps": "-1e-8",
+        "optimizer.weight_decay": ".inf",
+        "optimizer.momentum": "1.0",
+        "optimizer.gradient_clip": ".nan",
+        "optimizer.schedule.warmup_images": "-1",
+        "optimizer.schedule.decay_images": "0",
+        "optimizer.schedule.final": "-0.5",
+        "optimizer.schedule": "{kind: staged, boundaries: [8], factors: [1.0, -1.0]}",
+    }
+    for key, value in wrong.items():
+        assert run(["train-dit", f"--{key}={value}", "--latents=none"]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 1 and key.rpartition(".")[2] in told[0].partition(": ")[2], (key, told)
+
+
+def test_the_averages_of_a_checkpoint_can_be_had_afterwards(tmp_path: Path) -> None:
+    engine = Engine(Unnormed(), replace(CONFIG, images=80, averages=AveragesConfig(decays=(0.5,))), tmp_path)
+    engine.run("averages")
+    for decay in (0.9, 0.5):
+        wanted, found = engine.averaged_state("head", str(decay)), decayed(tmp_path, "head", decay)
+        assert wanted.keys() == found.keys() and all(torch.equal(wanted[name], found[name]) for name in wanted)
+    assert not torch.equal(decayed(tmp_path, "head", 0.9)["weight"], decayed(tmp_path, "head", 0.5)["weight"])
+    with pytest.raises(UserError, match=r"no average 0.99/head; there is 0.5/body, 0.5/head, 0.9/body, 0.9/head"):
+        decayed(tmp_path, "head", 0.99)
+    with pytest.raises(UserError, match="no good checkpoint"):
+        decayed(tmp_path / "nowhere", "head", 0.9)

@@ -37,6 +37,8 @@ class AveragesConfig:
             raise UserError("averages.decays: must be in [0, 1)")
         if any(not 0.0 < width < 0.288 for width in self.widths):
             raise UserError("averages.widths: must be in (0, 0.288)")
+        if self.snapshot_images is not None and self.snapshot_images < 1:
+            raise UserError(f"averages.snapshot_images: {self.snapshot_images} is neither positive nor null")
         if bool(self.widths) != bool(self.snapshot_images):
             raise UserError("averages: widths and snapshot_images go together")
 

@@ -1,5 +1,6 @@
 """Optimizers from a recipe, whose steps are skipped on the device where the gradient is not finite."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -38,7 +39,15 @@ class OptimizerConfig:
     momentum: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.gradient_clip is not None and self.gradient_clip <= 0:
+        for name in ("learning_rate", "eps", "weight_decay"):
+            value = getattr(self, name)
+            if not 0.0 <= value < math.inf:
+                raise UserError(f"{name}: {value} is negative or no number")
+        if any(not 0.0 <= beta < 1.0 for beta in self.betas):
+            raise UserError(f"betas: {list(self.betas)} are not in [0, 1)")
+        if not 0.0 <= self.momentum < 1.0:
+            raise UserError(f"momentum: {self.momentum} is not in [0, 1)")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise UserError(f"gradient_clip: {self.gradient_clip} is not positive; null does not clip")
 
 

@@ -30,6 +30,16 @@ class ScheduleConfig:
     factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.warmup_images < 0:
+            raise UserError(f"schedule.warmup_images: {self.warmup_images} is negative")
+        if self.decay_images is not None and self.decay_images < 1:
+            raise UserError(f"schedule.decay_images: {self.decay_images} is neither positive nor null")
+        if not 0.0 <= self.final < math.inf:
+            raise UserError(f"schedule.final: {self.final} is negative or no number")
+        if any(not 0.0 <= factor < math.inf for factor in self.factors):
+            raise UserError(f"schedule.factors: {list(self.factors)} must all be numbers from 0 on")
+        if any(boundary < 0 for boundary in self.boundaries):
+            raise UserError(f"schedule.boundaries: {list(self.boundaries)} must not be negative")
         if self.kind == "staged" and len(self.factors) != len(self.boundaries) + 1:
             raise UserError(
                 f"schedule.factors: {len(self.boundaries)} boundaries need {len(self.boundaries) + 1} factors, "

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vavae.errors import UserError
 from vavae.training.averages import AveragesConfig
 from vavae.training.precision import Precision
 from vavae.training.stability import StabilityConfig
@@ -57,11 +58,13 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("images", "batch_size", "log_images", "keep_checkpoints"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("micro_batch", "milestone_images", "preview_images", "validation_images"):
+                raise UserError(f"training.{name}: {getattr(self, name)} is not positive")
+        for name in ("micro_batch", "checkpoint_images", "milestone_images", "preview_images", "validation_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 or null, not {value}")
+                raise UserError(f"training.{name}: {value} is neither positive nor null")
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise UserError(f"training.ema_decay: {self.ema_decay} is not in [0, 1); null keeps no average")
 
     @property
     def steps(self) -> int:

@@ -27,8 +27,12 @@ class StabilityConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.skipped <= 1.0:
             raise UserError(f"stability.skipped: {self.skipped} is not a share in (0, 1]")
-        if self.spike is not None and self.spike <= 0:
+        if self.spike is not None and not self.spike > 0:
             raise UserError(f"stability.spike: {self.spike} is not positive; null never sees one")
+        if self.history < 1:
+            raise UserError(f"stability.history: {self.history} is not positive")
+        if self.rollbacks < 0:
+            raise UserError(f"stability.rollbacks: {self.rollbacks} is negative")
 
 
 @dataclass
