@@ -70,7 +70,7 @@ class Config:
         shift: Time shift.
         guidance_start: Guidance acts from this time on (0 noise, 1 data).
         guidance_stop: Guidance acts up to this time.
-        guidance_channels: Guide only this many leading channels; the published FIDs use 3.
+        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
         conventions: Of reconstructions: `strict` (8-bit pixels, ADM crop, posterior mean) and `published`.
         latents: Latents to measure uniformity, probes, alignment and interpolation on, at most.
         tsne_seeds: Runs of t-SNE to average for the published uniformity; 0 leaves it out.
