@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from vavae.cli import run
 from vavae.data import LatentDataset
-from vavae.pretrained import Generator, Tokenizer, read_statistics
+from vavae.pretrained import Generator, SamplingConfig, Tokenizer, read_statistics
 from vavae.pretrained.reading import read_checkpoint
-from vavae.tokenizer import AutoencoderConfig
+from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,75 @@ def test_a_generator_goes_round_bit_for_bit(capsys: pytest.CaptureFixture[str]) 
     assert same_weights(read_checkpoint(Path("back/lightningdit.pt"))["ema"], model)
     assert same_weights(dict(read_checkpoint(Path("back/tokenizer/autoencoder.pt"))), tokenizer)
     assert vavae("convert", "back", "third", "--tokenizer", "back/tokenizer") == 0
-    assert same_weights(Generator.from_pretrained("third").transformer, model)
+    third = Generator.from_pretrained("third")
+    assert same_weights(third.transformer, model)
+    assert third.sampling == again.sampling and third.path == again.path
+
+
+def written_generator(**said: object) -> Generator:
+    """A generator in the folder `ours`."""
+    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
+    generator = Generator(golden_dit()[0], tokenizer, **said)  # type: ignore[arg-type]
+    generator.save_pretrained("ours")
+    return generator
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine", "vp"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "dopri5"])
+def test_path_and_sampling_go_to_published_files_and_back(path: str, solver: str) -> None:
+    sampling = SamplingConfig(solver, 7, 0.5, 3.0, 0.2, 1.0, 3)  # type: ignore[arg-type]
+    written_generator(path=path, sampling=sampling)
+    assert vavae("convert", "ours", "back", "--to", "published") == 0
+    back = Generator.from_pretrained("back")
+    assert (back.path, back.sampling) == (path, sampling)
+
+
+def test_what_published_files_cannot_say_is_told_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    written_generator(sampling=SamplingConfig("euler_maruyama", 9, guidance_scale=2.0))
+    assert vavae("convert", "ours", "back", "--to", "published") == 0
+    said = capsys.readouterr().out
+    assert "the solver euler_maruyama is not taken over" in said and "the guidance is not taken over" in said
+    assert Generator.from_pretrained("back").sampling == SamplingConfig("euler", 9)
+    written_generator(prediction="noise")
+    assert vavae("convert", "ours", "refused", "--to", "published") == 2
+    assert "prediction: noise; files --to published" in capsys.readouterr().err
+    assert not Path("refused").exists()
+
+
+def test_options_that_would_change_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    written_generator()
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(training_checkpoint(golden_dit()[0]), "dit.pt")
+    published_latents(Path("latents"))
+    Path("vavae.yaml").write_text("model: {params: {ddconfig: {}, lossconfig: {}}}")
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
+    for arguments, said in [
+        (("ours", "out", "--scaling_factor", "2"), "scaling_factor: is for tokenizers"),
+        (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--shift_factor", "3"), "shift_factor: goes with a"),
+        (("ours", "out", "--heads", "3"), "heads: is for published transformers, not for ours (generator)"),
+        (("dit.pt", "out", *given, "--heads", "3"), "dit.pt: heads: 3 is not what its weights say, 4"),
+        (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--heads", "3"), "heads: is for published"),
+        (("ours", "out", "--weights", "model"), "weights: is for checkpoints"),
+        (("ours/tokenizer", "out", "--weights", "ema"), "weights: is for checkpoints"),
+        (("ours/tokenizer", "out", "--tokenizer", "vavae.pt"), "tokenizer: is for generators"),
+        (("latents_stats.pt", "out", "--scaling_factor", "2"), "not for latents_stats.pt (statistics)"),
+        (("latents_stats.pt", "out", "--weights", "model"), "weights: is for checkpoints"),
+        (("latents", "out", "--to", "published", "--statistics", "latents_stats.pt"), "statistics: is for"),
+        (("vavae.yaml", "out", "--tokenizer", "vavae.pt"), "tokenizer: is for generators"),
+    ]:
+        assert vavae("convert", *arguments) == 2, arguments
+        error = capsys.readouterr().err.strip()
+        assert said in error and len(error.splitlines()) == 1, error
+        assert not Path("out").exists()
+
+
+def test_a_scaling_factor_goes_with_a_generators_tokenizer() -> None:
+    written_generator()
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    factor = ("--scaling_factor", "2", "--shift_factor", "3")
+    assert vavae("convert", "ours", "other", "--tokenizer", "vavae.pt", *factor) == 0
+    stored = Generator.from_pretrained("other").tokenizer.statistics
+    assert stored.std.tolist() == [0.5] * 8 and stored.mean.tolist() == [3.0] * 8
 
 
 def test_weights_that_are_not_averaged_can_be_asked_for() -> None:

@@ -13,6 +13,7 @@ from vavae.pretrained.published import LeftAside
 
 _PATHS: dict[str, PathName] = {"linear": "linear", "gvp": "cosine", "vp": "vp"}
 _SOLVERS = {name: name for name in ("euler", "midpoint", "rk4", "dopri5")} | {"heun2": "heun"}
+_PUBLISHED_PATHS: dict[PathName, str] = {"linear": "Linear", "cosine": "GVP", "vp": "VP"}
 _TEACHERS = {"dinov2": "dinov2-large", "mae": "mae-large"}
 # The published image set: ImageNet's training images without one file.
 _IMAGENET = 1_281_166
@@ -113,6 +114,36 @@ def published_path(training: Mapping[str, Any]) -> PathName:
     """The path out of a configuration of LightningDiT; straight lines where it says nothing."""
     section = _Section(training.get("transport"), "transport.", "config")
     return section.choose("path_type", "Linear", _PATHS)
+
+
+def published_training(sampling: Mapping[str, Any], path: PathName) -> tuple[dict[str, Any], list[str]]:
+    """What `published_sampling` and `published_path` read, to lie beside the weights of a checkpoint.
+
+    Args:
+        sampling: Values of a `SamplingConfig`.
+        path: The path between noise and data.
+
+    Returns:
+        A part of a published configuration, and notes on what it cannot say.
+    """
+    solvers = {ours: theirs for theirs, ours in _SOLVERS.items()}
+    solver, scale, notes = sampling["solver"], sampling["guidance_scale"], []
+    if solver not in solvers:
+        notes.append(f"the published sampler solves the ODE; the solver {solver} is not taken over")
+    as_published = sampling["guidance_channels"] == _GUIDED_CHANNELS and sampling["guidance_stop"] == 1.0 and scale > 1
+    if scale != 1 and not as_published:
+        notes.append(
+            f"the published sampler guides {_GUIDED_CHANNELS} channels from a time on, by a scale above 1; "
+            "the guidance is not taken over"
+        )
+    sample = {
+        "sampling_method": solvers.get(solver, "euler"),
+        "num_sampling_steps": sampling["steps"],
+        "timestep_shift": sampling["shift"],
+        "cfg_scale": scale if as_published else 1.0,
+        "cfg_interval_start": sampling["guidance_start"],
+    }
+    return {"transport": {"path_type": _PUBLISHED_PATHS[path], "prediction": "velocity"}, "sample": sample}, notes
 
 
 def _sampling(sample: _Section) -> dict[str, Any]:

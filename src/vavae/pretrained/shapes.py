@@ -119,6 +119,8 @@ def _heads(tensors: Tensors, width: int, depth: int, given: int | None, source: 
             head_dim = int(tensors[name].shape[-1]) if tensors[name].ndim else 0
             if head_dim < 1 or width % head_dim or (name.startswith("feat_rope.") and head_dim % 4):
                 raise UserError(f"{source}: {name} has shape {tuple(tensors[name].shape)}, for width {width}")
+            if given not in (None, width // head_dim):
+                raise UserError(f"{source}: heads: {given} is not what its weights say, {width // head_dim}")
             return width // head_dim
     if given is not None:
         return given

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from vavae.pretrained import Generator, Tokenizer, read_statistics, scaling_stat
 from vavae.pretrained import folder as files
 from vavae.pretrained.loading import open_checkpoint
 from vavae.pretrained.published import LoadReport, Weights
-from vavae.pretrained.published_recipes import ConvertedRecipe, convert_recipe
+from vavae.pretrained.published_recipes import ConvertedRecipe, convert_recipe, published_training
 from vavae.tokenizer import LatentStatistics
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -59,6 +59,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.statistics is not None and self.scaling_factor is not None:
             raise UserError("scaling_factor: one of statistics and scaling_factor is enough")
+        if self.shift_factor != 0 and self.scaling_factor is None:
+            raise UserError("shift_factor: goes with a scaling_factor, which is not given")
         if self.dtype != "float32" and self.to != "native":
             raise UserError(f"dtype: {self.dtype} is for native folders; {self.to} files are written in float32")
 
@@ -84,6 +86,7 @@ def run(config: Config) -> Path:
         kind = _kind(source, config.weights)
         if config.dtype != "float32" and kind not in ("tokenizer", "generator"):
             raise UserError(f"dtype: {config.dtype} is for weights, not for {kind}")
+        _refuse_unused(config, kind, source)
         {
             "recipe": _recipe,
             "latents": _latents,
@@ -115,6 +118,35 @@ def _kind(source: Path, weights: Weights) -> str:
     if form == "pipeline":
         return "generator" if files.holds_generator(source) else "tokenizer"
     return "tokenizer" if form == "diffusers" else form
+
+
+def _refuse_unused(config: Config, kind: str, source: Path) -> None:
+    """An option that would change nothing was meant to change something.
+
+    Raises:
+        UserError: Names it.
+    """
+    models = [source] if kind in ("tokenizer", "generator") else []
+    if kind == "generator" and config.tokenizer is not None:
+        models.append(files.resolve(config.tokenizer))
+    forms = [files.form_of(path) for path in models]
+    used = {
+        "tokenizer": kind in ("generator", "recipe"),
+        "statistics": bool(models),
+        "scaling_factor": kind == "tokenizer" or len(models) == 2,
+        "weights": any(form not in ("tokenizer", "generator") for form in forms),
+        "heads": kind == "generator" and forms[0] != "generator",
+    }
+    purpose = {
+        "tokenizer": "is for generators and for recipes that train one",
+        "statistics": "is for tokenizers and generators",
+        "scaling_factor": "is for tokenizers, also one that is given with --tokenizer",
+        "weights": "is for checkpoints, which may hold several",
+        "heads": "is for published transformers",
+    }
+    for field in fields(config):
+        if not used.get(field.name, True) and getattr(config, field.name) != field.default:
+            raise UserError(f"{field.name}: {purpose[field.name]}, not for {source} ({kind})")
 
 
 def _given_statistics(config: Config, channels: int) -> LatentStatistics | None:
@@ -169,8 +201,15 @@ def _generator(config: Config, source: Path, output: Path) -> None:
             print(f"  the pipeline takes Euler steps; the solver {generator.sampling.solver} is not taken over")
         generator.save_diffusers(output)
     else:
+        if generator.prediction != "velocity":
+            raise UserError(
+                f"prediction: {generator.prediction}; files --to published can be written for velocity only"
+            )
         tokenizer = generator.tokenizer
-        state = {"ema": dict(generator.transformer.state_dict())}
+        training, notes = published_training(to_plain(generator.sampling), generator.path)
+        for note in notes:
+            print(f"  {note}")
+        state = {"ema": dict(generator.transformer.state_dict()), "config": training}
         _write_published(output / "lightningdit.pt", state, tokenizer.statistics)
         _write_published(
             output / "tokenizer" / "autoencoder.pt", tokenizer.autoencoder.state_dict(), tokenizer.statistics
@@ -212,7 +251,9 @@ def _recipe(config: Config, source: Path, output: Path) -> None:
     if config.to != "native":
         raise UserError(f"{source}: recipes are converted to ours only")
     recipe = convert_recipe(source)
-    if config.tokenizer is not None and recipe.command == "train-dit":
+    if config.tokenizer is not None:
+        if recipe.command != "train-dit":
+            raise UserError(f"tokenizer: is for generators and for recipes that train one, not for {source}")
         recipe.values["tokenizer"] = config.tokenizer
     _check_recipe(recipe)
     lines = [
