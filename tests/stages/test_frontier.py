@@ -1,6 +1,7 @@
 """The grid by the real command line: nothing is trained twice, two processes share it, damage is mended."""
 
 import contextlib
+import errno
 import io
 import json
 import re
@@ -8,12 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from html_page import Page
 from vavae.cli import run
+from vavae.errors import RunError, UserError
+from vavae.stages import frontier, frontier_cells
+from vavae.stages.frontier_store import Results
+from vavae.stages.run_folder import begin
 
 COMMAND = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from vavae.cli import main; main()"]
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
@@ -161,7 +168,17 @@ def test_a_time_limit_ends_well(tmp_path: Path) -> None:
         (("--experiments.table2.colours", "3"), "colours"),
         (("--experiments.table5.losses", "[half]"), "half"),
         (("--measure.samples", "1"), "samples"),
-        (("--generator.curve_points", "0"), "curve_points"),
+        (("--generator.curve_points", "1"), "curve_points"),
+        (("--generator.batch_size", "0"), "generator.batch_size"),
+        (("--generator.images_of_size", "{nano: 32}"), "generator.images_of_size: 'nano'"),
+        (("--tokenizer.images", "0"), "tokenizer.images"),
+        (("--tokenizer.channel_multipliers", "[]"), "tokenizer.channel_multipliers"),
+        (("--experiments.table2.sizes", "[nano]"), "nano/2"),
+        (("--experiments.table2.sizes", "[]"), "experiments.table2.sizes"),
+        (("--experiments.table5.seeds", "[0,0]"), "experiments.table5.seeds"),
+        (("--measure.teacher", "dinov9"), "measure.teacher"),
+        (("--measure.network", "incepton"), "incepton"),
+        (("--device", "gpu"), "gpu"),
         (("--data.images", "/no/such/folder"), "/no/such/folder"),
         (("--experiments.table2.teachers", "[none,dinov9]"), "dinov9"),
     ],
@@ -170,6 +187,7 @@ def test_a_wrong_recipe_is_one_line(arguments: tuple[str, ...], named: str, tmp_
     code, _, said = here("--output", str(tmp_path / "run"), *arguments)
     assert code == 2
     assert named in said and len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "run/work").exists()  # said before anything was trained
 
 
 def test_help_shows_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,3 +201,136 @@ def test_torchrun_is_told_how_to_share(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, said = here("--output", str(tmp_path / "run"))
     assert code == 2 and "plain processes" in said
+
+
+# One tokenizer with one generator.
+ONE = [
+    argument
+    for key, value in {
+        "table2.dimensions": "[2]",
+        "table2.teachers": "[none]",
+        **{f"{name}.seeds": "[]" for name in ("table4", "table5", "convergence", "ladder")},
+    }.items()
+    for argument in (f"--experiments.{key}", value)
+]
+CURVE = [*ONE, "--experiments.convergence.seeds", "[0]", "--experiments.convergence.teachers", "[none]"]
+CURVE += ["--experiments.convergence.dimension", "2"]
+
+
+def one_file(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def test_a_generator_sees_latents_made_as_its_recipe_says(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert here("--output", str(folder), *ONE)[0] == 0
+    first = one_file(folder, "work/tokenizer-*/latents-*/index.json")
+    assert json.loads(first.read_text())["settings"]["dtype"] == "float32"
+    changed = ("--tokenizer.latent_dtype", "float16", "--tokenizer.flips", "false")
+    code, output, error = here("--output", str(folder), *ONE, *changed)
+    assert code == 0, error
+    assert trained(output) == ["nano/2 on d 2, none, seed 0"]
+    second = next(path for path in folder.glob("work/tokenizer-*/latents-*/index.json") if path != first)
+    assert json.loads(second.read_text())["settings"]["dtype"] == "float16"
+    recipes = [path.read_text() for path in folder.glob("work/generator-*/run/recipe.yaml")]
+    assert sorted(str(second.parent) in recipe for recipe in recipes) == [False, True]
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt("stopped")
+
+
+def test_points_of_a_curve_measured_in_another_way_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, measure, calls = tmp_path / "run", frontier_cells._distance, []
+
+    def stop_at_the_third(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return interrupted() if len(calls) == 3 else measure(*arguments)  # the generator, one point, stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(frontier_cells, "_distance", stop_at_the_third)
+        assert here("--output", str(folder), *CURVE)[0] == 1
+    assert len(json.loads(one_file(folder, "work/generator-*/*.partial.json").read_text())) == 1
+    code, output, error = here("--output", str(folder), *CURVE, "--measure.curve_samples", "12")
+    assert (code, trained(output)) == (0, []), error
+    points = json.loads(one_file(folder, "results/curve-*.json").read_text())["content"]["points"]
+    assert [point["record"]["protocol"]["samples"] for point in points] == [12, 12]
+
+
+def test_a_curve_whose_result_could_not_be_written_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, write = tmp_path / "run", Results.write
+
+    def full(self: Results, name: str, content: dict[str, Any]) -> None:
+        if name.startswith("curve"):
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        write(self, name, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Results, "write", full)
+        code, _, error = here("--output", str(folder), *CURVE)
+        assert code == 1 and "No space left" in error
+    code, output, error = here("--output", str(folder), *CURVE)
+    assert (code, trained(output)) == (0, []), error
+    assert not list(folder.glob("work/generator-*/*.partial.json")) + list(folder.glob("work/generator-*/run/averages"))
+
+
+def test_a_stopped_run_goes_on_with_another_sampling_and_in_another_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is a part of a cell's name, so neither may stand in the way of taking it up."""
+
+    def stopped(config: Any) -> None:
+        folder = Path(config.output)
+        with ExitStack() as held:
+            begin(folder, config, folder / "generator", "generator", held)
+            (folder / "metrics.jsonl").touch()
+            interrupted()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(frontier_cells.train_dit, "run", stopped)
+        assert here("--output", str(tmp_path / "run"), *ONE)[0] == 1
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    code, output, error = here("--output", str(moved), *ONE, "--generator.sampling.steps", "4")
+    assert (code, trained(output)) == (0, ["nano/2 on d 2, none, seed 0"]), error
+
+
+@pytest.mark.parametrize("fault", [ValueError("input contains NaN"), UserError("bad latents"), RunError("diverged")])
+def test_a_cell_that_fails_does_not_cost_the_others(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do = frontier.run_unit
+
+    def fails(bench: Any, unit: Any, known: Any) -> dict[str, Any]:
+        if unit.kind == "uniformity":
+            raise fault
+        return do(bench, unit, known)
+
+    monkeypatch.setattr(frontier, "run_unit", fails)
+    code, output, error = here("--output", str(tmp_path / "run"), *ONE)
+    assert code == 1
+    assert f"failed: uniformity d 2, none, seed 0: {fault}" in output and "2 of 3 done" in error.splitlines()[-1]
+    assert (tmp_path / "run/frontier.html").exists()
+
+
+def test_what_nobody_makes_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontier, "_PATIENCE", 0.0)
+    code, output, error = here("--output", str(tmp_path / "run"), *ONE, "--kinds", "[uniformity]")
+    assert code == 0, error
+    assert "1 pieces of work wait for models that nobody is making, first uniformity d 2" in output
+
+
+def test_machines_that_trained_in_other_precisions_are_told_apart(shared: Shared, tmp_path: Path) -> None:
+    target = tmp_path / "run/results"
+    target.mkdir(parents=True)
+    brought = Results(target)
+    for number, path in enumerate(sorted(shared[0].glob("results/generator-*.json"))):
+        content = json.loads(path.read_text())["content"]
+        brought.write(path.stem, content | {"precision": ("fp32", "bf16")[number % 2]})
+    assert here("--output", str(tmp_path / "run"), "--page_only")[0] == 0
+    assert "some generators were trained in bf16, others in fp32" in (tmp_path / "run/frontier.html").read_text()
+    assert "others in" not in (shared[0] / "frontier.html").read_text()

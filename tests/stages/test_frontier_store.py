@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vavae.stages import frontier_store
 from vavae.stages.frontier_store import Claims, Owner, Results
 
 
@@ -70,6 +71,21 @@ def test_another_machine_counts_as_dead_after_ten_silent_minutes(tmp_path: Path)
     os.utime(path, (long_ago, long_ago))
     with claims.holding("a") as mine:
         assert mine
+
+
+def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that slept for an hour finds its cell in other hands when it wakes."""
+    monkeypatch.setattr(frontier_store, "_BEAT", 0.01)
+    claims, path = Claims(tmp_path), tmp_path / "a.lock"
+    with claims.holding("a") as mine:
+        assert mine
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+        time.sleep(0.1)  # a sign of life that was on its way
+        a_while_ago = time.time() - 300
+        os.utime(path, (a_while_ago, a_while_ago))
+        time.sleep(0.2)
+        assert path.stat().st_mtime == pytest.approx(a_while_ago)  # not kept young by the old owner
+    assert claims.owner("a") == Owner("elsewhere", 1)
 
 
 def test_processes_that_race_for_a_dead_owners_claim_get_it_once(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from vavae.config import load_recipe
 from vavae.errors import UserError
 from vavae.stages import frontier_published as paper
 from vavae.stages.frontier import Config
-from vavae.stages.frontier_claims import claims, judge, speed_up
-from vavae.stages.frontier_plan import Grid, TokenizerCell, down_to
+from vavae.stages.frontier_claims import SpeedUp, claims, judge, speed_up
+from vavae.stages.frontier_plan import GeneratorCell, Grid, TokenizerCell, down_to
 from vavae.stages.frontier_store import Results
 from vavae.stages.frontier_tables import Measured, Stat, correlations, table1, table2, table5, table6, to_csv
 
@@ -27,7 +27,7 @@ def config(folder: Path, *overrides: str) -> Config:
     return load_recipe(Config, RECIPE, ["--output", str(folder), *overrides])
 
 
-def measured(folder: Path, values: dict[str, Any], *overrides: str) -> Measured:
+def measured(folder: Path, values: dict[Any, Any], *overrides: str) -> Measured:
     """Results with chosen numbers: `values` maps (kind, dimension, teacher, seed) to numbers by name."""
     recipe = config(folder, *overrides)
     grid, results = Grid(recipe, ("train", "test")), Results(folder / "results")
@@ -36,8 +36,20 @@ def measured(folder: Path, values: dict[str, Any], *overrides: str) -> Measured:
         row = getattr(unit.cell, "row", "rope")
         key = (unit.kind, cell.dimension, cell.teacher, cell.loss, cell.seed, row)
         found = values.get(key) or values.get(key[:-1])
-        if found is not None:
-            records = [{"name": name, "value": value} for name, value in found.items()]
+        if found is None:
+            continue
+        measure = recipe.measure
+        samples = {
+            "tokenizer": measure.reconstructions,
+            "uniformity": measure.latents,
+            "generator": measure.samples,
+            "curve": measure.curve_samples,
+        }[unit.kind]
+        protocol = {"samples": samples, "reference_samples": recipe.measure.reference_images}
+        records = [{"name": name, "value": value, "protocol": protocol} for name, value in found.items()]
+        if unit.kind == "curve":
+            results.write(unit.result, {"points": [{"images": int(r["name"]), "record": r} for r in records]})
+        else:
             results.write(unit.result, {"records": records})
     return Measured(grid, results)
 
@@ -185,23 +197,38 @@ def test_speed_up_at_equal_distance() -> None:
     plain = [(100, 80.0), (200, 40.0)]
     aligned = [(50, 160.0), (100, 20.0), (200, 10.0)]
     # log 160 → log 20 is three halvings over 50 images; 40 is reached after two of them, at 50 + 2/3 · 50.
-    assert speed_up(plain, aligned) == pytest.approx(200 / (50 + 100 / 3))
-    assert speed_up(plain, plain) == pytest.approx(1.0)
+    found = speed_up(plain, aligned)
+    assert found is not None and found.factor == pytest.approx(200 / (50 + 100 / 3)) and not found.at_least
+    same = speed_up(plain, plain)
+    assert same is not None and same.factor == pytest.approx(1.0)
     assert speed_up(plain, [(100, 90.0), (200, 50.0)]) is None
-    assert speed_up(plain, [(100, 30.0)]) == 2.0
+    assert speed_up(plain, [(100, 30.0)]) == SpeedUp(2.0, at_least=True)
+    assert [str(SpeedUp(2.0, at_least)) for at_least in (False, True)] == ["2.00 times", "at least 2.00 times"]
     assert speed_up([], aligned) is None and speed_up(plain, []) is None
 
 
+def stat(*values: float, images: int | None = 5000) -> Stat:
+    return Stat(values, len(values), images)
+
+
 def test_verdicts_follow_the_rule() -> None:
-    low, high, wide = Stat((10.0, 11.0, 12.0), 3), Stat((20.0, 21.0, 22.0), 3), Stat((5.0, 12.0, 25.0), 3)
-    assert judge([(low, high)], True) == "reproduced"
-    assert judge([(high, low)], True) == "not"
-    assert judge([(low, high), (high, low)], True) == "partly (1 of 2)"
-    assert judge([(low, wide)], True) == "open: no difference to speak of"
-    assert judge([(Stat((10.0,), 1), Stat((10.2,), 1))], True) == "open: no difference to speak of, one seed"
-    assert judge([(Stat((10.0,), 1), Stat((10.5,), 1))], True) == "reproduced, one seed"
-    assert judge([(low, high)], False) == "direction as in the paper; too little for a verdict"
-    assert judge([(low, Stat((), 3))], True) == judge([], True) == "not yet measured"
+    low, high, wide = stat(10.0, 11.0, 12.0), stat(20.0, 21.0, 22.0), stat(5.0, 12.0, 25.0)
+    assert judge([(low, high)], 5000) == "reproduced"
+    assert judge([(high, low)], 5000) == "not"
+    assert judge([(low, high), (high, low)], 5000) == "partly (1 of 2)"
+    assert judge([(low, wide)], 5000) == "open: no difference to speak of"
+    assert judge([(stat(10.0), stat(10.2))], 5000) == "open: no difference to speak of, one seed"
+    assert judge([(stat(10.0), stat(10.5))], 5000) == "reproduced, one seed"
+    assert judge([(low, high)], math.inf) == "direction as in the paper; too little for a verdict"
+    assert judge([(low, Stat((), 3))], 5000) == judge([], 5000) == "not yet measured"
+    assert judge([(stat(10.0), stat(10.0))], 5000, limit=True) == "reproduced, one seed"
+    assert judge([(stat(10.1), stat(10.0))], 5000, limit=True) == "not, one seed"
+
+
+@pytest.mark.parametrize("images", [4999, None])
+def test_what_is_behind_a_number_decides_and_not_what_was_asked_for(images: int | None) -> None:
+    few = stat(10.0, images=images)
+    assert judge([(few, stat(20.0))], 5000) == "direction as in the paper; too little for a verdict, one seed"
 
 
 def test_nothing_measured_is_said_so(tmp_path: Path) -> None:
@@ -226,12 +253,14 @@ def test_claims_of_a_grid_that_behaves_as_in_the_paper(tmp_path: Path) -> None:
     values["generator", 4, "none", "none", 0, "dit"] = {"FID": 90.0}
     found = measured(
         tmp_path, values, "--measure.network", "inception", "--measure.samples", "5000",
-        "--measure.reconstructions", "1000",
+        "--measure.reconstructions", "1000", "--measure.reference_images", "5000",
     )  # fmt: skip
     verdicts = [claim.verdict for claim in claims(found)]
     assert verdicts[:4] == ["reproduced, one seed"] * 4
     assert verdicts[4] == "not yet measured"  # no curves
     assert verdicts[5] == verdicts[6] == "reproduced, one seed"
+    assert verdicts[7] == "direction as in the paper; too little for a verdict, one seed"  # four tokenizers
+    assert verdicts[8] == "reproduced, one seed"
     assert "d 2: 30.00; d 4: 50.00" in claims(found)[1].ours
     assert [row.ours["gfid"].mean for row in table5(found).rows] == [50.0, 29.0, 40.0]
     assert [row.ours["gfid"].mean for row in table1(found).rows] == [90.0, 50.0, 29.0]
@@ -241,3 +270,103 @@ def test_claims_of_a_grid_that_behaves_as_in_the_paper(tmp_path: Path) -> None:
     assert over_all.count == len(known) == 4
     assert over_all.pearson == pytest.approx(np.corrcoef(known.T)[0, 1])
     assert over_all.spearman == pytest.approx(0.8)  # ranks 1, 3, 2, 4 beside 1, 2, 3, 4
+
+
+ENOUGH = (
+    "--measure.network", "inception", "--measure.samples", "5000", "--measure.reconstructions", "1000",
+    "--measure.reference_images", "5000", "--measure.curve_samples", "5000",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("aligned", "said", "verdict"),
+    [
+        ({"32": 60.0, "64": 20.0}, "1.46 times", "partly (1 of 2), one seed"),
+        ({"32": 30.0, "64": 20.0}, "at least 2.00 times", "reproduced, one seed"),
+        ({"32": 81.0, "64": 40.1}, "never gets there", "open: no difference to speak of, one seed"),
+        ({"32": 81.0, "64": 39.9}, "1.00 times", "open: no difference to speak of, one seed"),
+        ({"32": 90.0, "64": 50.0}, "never gets there", "not, one seed"),
+    ],
+)
+def test_verdicts_of_convergence(aligned: dict[str, float], said: str, verdict: str, tmp_path: Path) -> None:
+    values: dict[Any, Any] = {
+        ("curve", 4, "none", "none", 0): {"32": 80.0, "64": 40.0},
+        ("curve", 4, DINO, "full", 0): aligned,
+    }
+    seeds = ("--experiments.convergence.seeds", "[0,1]")  # of which one is measured
+    found = next(c for c in claims(measured(tmp_path, values, *ENOUGH, *seeds)) if "convergence" in c.claim)
+    assert said in found.ours
+    assert found.verdict == verdict
+    few = measured(tmp_path / "few", values, *ENOUGH, "--measure.curve_samples", "4999")
+    assert "too little for a verdict" in next(c for c in claims(few) if "convergence" in c.claim).verdict
+
+
+@pytest.mark.parametrize(
+    ("cvs", "verdict"),
+    [
+        ((0.3, 0.2, 0.25, 0.28, 0.22), "reproduced, one seed"),
+        ((0.2, 0.3, 0.25, 0.22, 0.28), "not, one seed"),
+        ((0.25, 0.2, 0.25, 0.2, 0.25), "open: no difference to speak of, one seed"),
+    ],
+)
+def test_verdicts_of_uniformity(cvs: tuple[float, ...], verdict: str, tmp_path: Path) -> None:
+    values: dict[Any, Any] = {}
+    for loss, gfid, cv in zip(
+        ("none", "full", "no-mcos", "no-mdms", "no-margin"), (50, 10, 30, 40, 20), cvs, strict=True
+    ):
+        teacher = "none" if loss == "none" else DINO
+        values["uniformity", 4, teacher, loss, 0] = {"uniformity: density cv": cv}
+        values["generator", 4, teacher, loss, 0] = {"FID": float(gfid)}
+    # tokenizers of other dimensions must not decide
+    values["uniformity", 2, "none", "none", 0] = {"uniformity: density cv": 9.0}
+    values["generator", 2, "none", "none", 0] = {"FID": 1.0}
+    losses = ("--experiments.table5.losses", "[none,full,no-mcos,no-mdms,no-margin]")
+    found = next(c for c in claims(measured(tmp_path, values, *ENOUGH, *losses)) if "uniform" in c.claim)
+    assert found.verdict == verdict
+
+
+def test_the_papers_own_numbers_reproduce_the_paper(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes/frontier/imagenet256.yaml"
+    ladder_too = ["--experiments.ladder.seeds", "[0]", "--experiments.ladder.size", "XL"]
+    asked = load_recipe(Config, recipe, ["--output", str(tmp_path), "--data.images", "demo", *ladder_too])
+    grid, results = Grid(asked, ("train", "test")), Results(tmp_path / "results")
+    protocol = {"samples": 50_000, "reference_samples": 50_000}
+
+    def write(unit: Any, found: dict[str, float]) -> None:
+        records = [{"name": name, "value": value, "protocol": protocol} for name, value in found.items()]
+        results.write(unit.result, {"records": records})
+
+    names = {"rfid": "rFID", "psnr": "PSNR", "cv": "uniformity: density cv"}
+    ladder = {cell: row for row, cell in grid.ladder()}
+    for unit in grid.units:
+        cell = unit.cell if isinstance(unit.cell, TokenizerCell) else unit.cell.tokenizer
+        kind = paper.family(cell.teacher)
+        own = paper.TABLE2.get((cell.dimension, kind)) if cell.loss in ("none", "full") else None
+        table6 = paper.TABLE6.get((cell.dimension, kind)) if cell.loss in ("none", "full") else None
+        if unit.kind == "tokenizer" and own is not None:
+            write(unit, {names[key]: own.values[key] for key in ("rfid", "psnr")})
+        elif unit.kind == "uniformity" and table6 is not None:
+            write(unit, {names["cv"]: table6.values["cv"]})
+        elif unit.kind == "generator" and unit.cell in ladder:
+            write(unit, {"FID": paper.TABLE1[ladder[unit.cell]].values["gfid"]})
+        elif unit.kind == "generator" and isinstance(unit.cell, GeneratorCell):
+            size = unit.cell.size.partition("/")[0]
+            if own is not None:
+                write(unit, {"FID": own.values[f"gfid/{size}"]})
+            elif cell.loss == "full" and kind in paper.TABLE4:
+                write(unit, {"FID": paper.TABLE4[kind].values["gfid"]})
+            elif cell.loss in paper.TABLE5:
+                write(unit, {"FID": paper.TABLE5[cell.loss].values["gfid"]})
+    found = {claim.claim: claim.verdict for claim in claims(Measured(grid, results))}
+    convergence = next(claim for claim in found if "convergence" in claim)
+    assert found.pop(convergence) == "not yet measured"  # the paper prints no curve
+    assert set(found.values()) == {"reproduced, one seed"}, found
+
+
+def test_table_6_has_every_tokenizer(tmp_path: Path) -> None:
+    """Also those whose generators are of another size than the first table's."""
+    values: dict[Any, Any] = {("uniformity", 4, DINO, "no-mcos", 0): {"uniformity: density cv": 0.3}}
+    found = table6(measured(tmp_path, values, "--experiments.table5.size", "nano/1"))
+    row = next(row for row in found.rows if "mcos" in row.labels[1])
+    assert row.ours["cv"].values == (0.3,) and row.ours["gfid"].values == ()
+    assert len(found.rows) == 5

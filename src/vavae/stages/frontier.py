@@ -4,22 +4,25 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vavae.errors import RunError, UserError
 from vavae.progress import format_duration
-from vavae.stages.frontier_cells import Bench, main_values, run_unit, trained_generator, trained_tokenizer
+from vavae.stages.frontier_cells import Bench, main_values, run_unit, tidy, trained_generator, trained_tokenizer
 from vavae.stages.frontier_page import write_everything
 from vavae.stages.frontier_plan import GeneratorCell, Grid, TokenizerCell, Unit
 from vavae.stages.frontier_recipe import KINDS, Config
 from vavae.stages.frontier_status import State, show
 from vavae.stages.frontier_store import Claims, Owner, Results
+from vavae.training.precision import resolve_device
 
 __all__ = ["Config", "run"]
 
 _WAIT = 2.0  # seconds between two looks at what other processes do
+_PATIENCE = 20.0  # seconds in which another process may begin what this one waits for
 
 
 class _Limit:
@@ -118,17 +121,38 @@ class _Runner:
                 rows.append((unit, State.WAITING, ""))
         return rows
 
+    def check(self) -> None:
+        """Load what the measurements need, so that a wrong name is told before hours of training.
+
+        Raises:
+            UserError: The feature network or the teacher of the measurements cannot be had.
+        """
+        kinds = {unit.kind for unit in self.missing()} & set(self.kinds)
+        if kinds & {"tokenizer", "generator", "curve"}:
+            _ = self.bench.network
+        if "tokenizer" in kinds:
+            _ = self.bench.teacher
+
     def work(self) -> None:
         """Until nothing is left that this process can do."""
-        while True:
-            todo = [u for u in self.missing() if u.kind in self.kinds and u.result not in self.failed]
-            if not todo:
+        idle = 0.0
+        while todo := [u for u in self.missing() if u.kind in self.kinds and u.result not in self.failed]:
+            if any(self.attempt(unit) for unit in todo if self.ready(unit)):
+                idle = 0.0
+                continue
+            elsewhere = any(self.claims.owner(_claim(unit)) for unit in self.missing())
+            if self.failed and not elsewhere:
+                return  # what is left needs what failed
+            # Between two cells of another process nobody holds a claim for a moment.
+            idle = 0.0 if elsewhere else idle + _WAIT
+            if idle > _PATIENCE:
+                print(
+                    f"{len(todo)} pieces of work wait for models that nobody is making, first {todo[0].label}: "
+                    "the same command without --kinds makes them",
+                    flush=True,
+                )
                 return
-            if not any(self.attempt(unit) for unit in todo if self.ready(unit)):
-                everything = self.missing()
-                if not any(self.claims.owner(_claim(unit)) for unit in everything):
-                    return  # what they need failed, or is not among this call's kinds
-                time.sleep(_WAIT)
+            time.sleep(_WAIT)
 
     def attempt(self, unit: Unit) -> bool:
         """Do a unit unless somebody else does, or has; whether it was done."""
@@ -139,14 +163,20 @@ class _Runner:
             show(self.states(), unit)
             try:
                 content = run_unit(self.bench, unit, self.results.read(unit.result))
-            except RunError as error:
-                self.failed[unit.result] = str(error)
-                print(f"failed: {unit.label}: {error}", flush=True)
+                if not self.has_result(unit):
+                    self.results.write(unit.result, content)
+            except OSError:
+                raise  # a full disk, say, which is no fault of this unit
+            except Exception as error:
+                # One cell that cannot be trained or measured must not cost the others.
+                if not isinstance(error, (RunError, UserError)):
+                    traceback.print_exc()
+                self.failed[unit.result] = f"{error}" or type(error).__name__
+                print(f"failed: {unit.label}: {self.failed[unit.result]}", flush=True)
                 return True
             finally:
                 self.running = None
-            if not self.has_result(unit):
-                self.results.write(unit.result, content)
+            tidy(self.grid, unit)
             said = ", ".join(f"{name} {value:.4g}" for name, value in main_values(unit.kind, content))
             print(f"done: {unit.label} in {format_duration(content['seconds'])}: {said}", flush=True)
             return True
@@ -167,6 +197,8 @@ def run(config: Config) -> Path:
         KeyboardInterrupt: A stop was asked for; what is finished is kept, and the page shows it.
     """
     folder = Path(config.output)
+    if not config.page_only:
+        resolve_device(config.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("torchrun: start plain processes on one --output instead, one per GPU; they share the cells")
     try:
@@ -187,6 +219,7 @@ def run(config: Config) -> Path:
     if not config.page_only:
         try:
             with limit():
+                runner.check()
                 runner.work()
         except KeyboardInterrupt as interrupt:
             stopped = interrupt

@@ -56,6 +56,13 @@ from vavae.training.tracking import read_metrics, versions
 _SHOWN = 16  # reconstructions
 _ROWS, _COLUMNS = 4, 8  # samples
 _POINTS = 1000  # of a t-SNE picture
+# Folders of what a unit has measured so far.
+_MEASURED: dict[Kind, str] = {
+    "tokenizer": "features",
+    "uniformity": "features-of-latents",
+    "generator": "features",
+    "curve": "features-of-curve",
+}
 
 
 @dataclass(eq=False)
@@ -168,7 +175,10 @@ def run_unit(bench: Bench, unit: Unit, known: dict[str, Any] | None) -> dict[str
     else:
         folder = bench.grid.generator_folder(unit.cell)
         with _timed(folder / f"{unit.kind}.seconds") as seconds:
-            found = _curve(bench, unit.cell, folder) if unit.kind == "curve" else _generator(bench, unit.cell, folder)
+            if unit.kind == "curve":
+                found = _curve(bench, unit.cell, folder, _partial(folder, unit))
+            else:
+                found = _generator(bench, unit.cell, folder)
     return {
         "kind": unit.kind,
         "cell": to_plain(unit.cell),
@@ -176,9 +186,31 @@ def run_unit(bench: Bench, unit: Unit, known: dict[str, Any] | None) -> dict[str
         "name": unit.name,
         "measure": to_plain(bench.config.measure),
         "versions": versions(),
+        "precision": _trained_in(bench, unit),
         "seconds": round(seconds[0], 1),
         **found,
     }
+
+
+def tidy(grid: Grid, unit: Unit) -> None:
+    """Remove what a unit kept to go on from, once its result is on the disk."""
+    folder = grid.work_folder("tokenizer" if isinstance(unit.cell, TokenizerCell) else "generator", unit.name)
+    shutil.rmtree(folder / _MEASURED[unit.kind], ignore_errors=True)
+    if unit.kind == "curve":
+        _partial(folder, unit).unlink(missing_ok=True)
+        shutil.rmtree(folder / "run/averages", ignore_errors=True)
+
+
+def _partial(folder: Path, unit: Unit) -> Path:
+    """Points of a curve so far; the name says how they are measured."""
+    return folder / f"{unit.result}.partial.json"
+
+
+def _trained_in(bench: Bench, unit: Unit) -> str:
+    """What `auto` meant on this machine: a folder that several machines share may hold both."""
+    config = bench.config
+    asked = config.tokenizer.precision if isinstance(unit.cell, TokenizerCell) else config.generator.precision
+    return resolve_precision(asked, bench.device)
 
 
 @contextmanager
@@ -197,8 +229,8 @@ def _timed(path: Path) -> Iterator[list[float]]:
 
 def trained_tokenizer(grid: Grid, cell: TokenizerCell) -> bool:
     """Whether the tokenizer and its latents are there."""
-    folder = grid.tokenizer_folder(cell)
-    return (folder / "run/tokenizer/config.json").exists() and (folder / "latents/index.json").exists()
+    tokenizer = grid.tokenizer_folder(cell) / "run/tokenizer/config.json"
+    return tokenizer.exists() and (grid.latents_folder(cell) / "index.json").exists()
 
 
 def trained_generator(grid: Grid, cell: GeneratorCell, with_averages: bool = False) -> bool:
@@ -214,6 +246,7 @@ def _load_tokenizer(bench: Bench, cell: TokenizerCell) -> Tokenizer:
 def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
     if not (folder / "run/tokenizer/config.json").exists():
         print(f"training {cell.label}", flush=True)
+        _recipe_may_move(folder / "run")
         train_tokenizer.run(bench.grid.placed_tokenizer(cell))
     encode.run(bench.grid.encoding(cell))
     _forget_training(folder / "run")
@@ -223,7 +256,7 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
     config, measure = bench.config, bench.config.measure
     protocol = bench.protocol(tokenizer, len(bench.reconstructed))
     # What belongs to this tokenizer alone is kept until its result is written.
-    work = bench.work(BlockStore(folder / "features"))
+    work = bench.work(BlockStore(folder / _MEASURED["tokenizer"]))
     records, _ = of_tokenizer.reconstruction(
         tokenizer, bench.reconstructed, config.data.size, "strict", [bench.network], bench.perceptual, protocol, work
     )
@@ -239,7 +272,6 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
             test.images, [seen], bench.store, measure.batch_size, Processes(), f"features of {seen.name}", seen.parts
         )[seen.name]
     records += of_tokenizer.meaning_records(train, test, bench.teacher, features, protocol)
-    shutil.rmtree(folder / "features", ignore_errors=True)
     return {
         "recipe": to_plain(bench.grid.tokenizer(cell)),
         "trained": dict(tokenizer.provenance),
@@ -247,6 +279,14 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
         "log": read_metrics(folder / "run"),
         "pictures": {"reconstructions": _reconstructions(bench, tokenizer)},
     }
+
+
+def _recipe_may_move(run: Path) -> None:
+    """Let a stopped run go on with a recipe of other places and samplings.
+
+    All that its numbers depend on is in the folder's name; what the run's own recipe says beyond that may change.
+    """
+    (run / "recipe.yaml").unlink(missing_ok=True)
 
 
 def _forget_training(run: Path) -> None:
@@ -268,7 +308,7 @@ def _uniformity(bench: Bench, cell: TokenizerCell) -> dict[str, Any]:
     """Uniformity as in the paper's table 6, and the first t-SNE for its figure 6."""
     measure = bench.config.measure
     tokenizer = _load_tokenizer(bench, cell)
-    folder = bench.grid.tokenizer_folder(cell) / "features-of-latents"
+    folder = bench.grid.tokenizer_folder(cell) / _MEASURED["uniformity"]
     latents = of_tokenizer.encode(
         tokenizer, bench.test, bench.config.data.size, measure.latents, bench.work(BlockStore(folder))
     )
@@ -285,7 +325,6 @@ def _uniformity(bench: Bench, cell: TokenizerCell) -> dict[str, Any]:
         posterior="mean",
         preprocessing=f"t-SNE, mean of seeds 0 to {measure.tsne_seeds - 1}",
     )
-    shutil.rmtree(folder, ignore_errors=True)
     assert first is not None
     shown = np.array(sorted(evenly(_POINTS, Selection(latents.images.source, np.arange(len(latents.labels))))))
     return {
@@ -303,6 +342,7 @@ def _train_generator(bench: Bench, cell: GeneratorCell, folder: Path, with_avera
     print(f"training {cell.label}", flush=True)
     # What is compiled is kept on the disk; in one process only a few versions of a function may pile up.
     torch.compiler.reset()
+    _recipe_may_move(folder / "run")
     train_dit.run(bench.grid.placed_generator(cell))
     _forget_training(folder / "run")
     if not with_averages:
@@ -312,7 +352,8 @@ def _train_generator(bench: Bench, cell: GeneratorCell, folder: Path, with_avera
 def _generator(bench: Bench, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
     _train_generator(bench, cell, folder, cell in bench.grid.curves and not bench.done("curve", cell))
     generator = Generator.from_pretrained(folder / "run/generator", bench.device)
-    records = _distance(bench, generator, bench.config.measure.samples, folder, "averaged over the last steps")
+    store = BlockStore(folder / _MEASURED["generator"])
+    records = _distance(bench, generator, bench.config.measure.samples, store, "averaged over the last steps")
     return {
         "recipe": to_plain(bench.grid.generator(cell)),
         "trained": dict(generator.provenance),
@@ -327,7 +368,9 @@ def _precision(config: Config) -> Precision:
     return "fp32" if config.generator.fp32_sampling else config.generator.precision
 
 
-def _distance(bench: Bench, generator: Generator, count: int, folder: Path, description: str) -> list[MetricRecord]:
+def _distance(
+    bench: Bench, generator: Generator, count: int, store: BlockStore, description: str
+) -> list[MetricRecord]:
     """The Fréchet distance of samples to the training images; the samples are not kept."""
     config, seed = bench.config, bench.config.measure.seed
     sampling, mode = config.generator.sampling, _precision(config)
@@ -335,7 +378,6 @@ def _distance(bench: Bench, generator: Generator, count: int, folder: Path, desc
     fingerprint = generator_fingerprint(generator)
     labels = choose_labels(count, generator.num_classes, "balanced", seed)
     images = GeneratorBlocks(generator, labels, seed, sampling, mode, fingerprint)
-    store = BlockStore(folder / "features")
     features = extract(images, [bench.network], store, config.measure.batch_size, Processes(), "sampling and measuring")
     protocol = replace(
         sampling_protocol(sampling, count, seed, "balanced"),
@@ -344,27 +386,24 @@ def _distance(bench: Bench, generator: Generator, count: int, folder: Path, desc
         checkpoint=description,
         checkpoint_hash=fingerprint,
     )
-    found = generation_records(features, reference, protocol, Measuring(("frechet",), device=str(bench.device)))
-    shutil.rmtree(folder / "features", ignore_errors=True)
-    return found
+    return generation_records(features, reference, protocol, Measuring(("frechet",), device=str(bench.device)))
 
 
-def _curve(bench: Bench, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
-    """The distance at every stored average of the run; what is measured is kept until all are."""
+def _curve(bench: Bench, cell: GeneratorCell, folder: Path, partial: Path) -> dict[str, Any]:
+    """The distance at every stored average of the run; `partial` keeps what is measured until all are."""
     _train_generator(bench, cell, folder, with_averages=True)
-    partial = folder / "curve.json"
+    store = BlockStore(folder / _MEASURED["curve"])
     done: list[dict[str, Any]] = json.loads(partial.read_text()) if partial.exists() else []
     snapshots = list_snapshots(folder / "run/averages", "transformer")
     base = Generator.from_pretrained(folder / "run/generator", bench.device)
     for snapshot in snapshots[len(done) :]:
         base.transformer.load_state_dict({k: v.to(bench.device) for k, v in load_file(snapshot.path).items()})
         said = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
-        found = _distance(bench, base, bench.config.measure.curve_samples, folder, said)
+        found = _distance(bench, base, bench.config.measure.curve_samples, store, said)
         done.append({"images": snapshot.images, "record": found[0].to_dict()})
         with written_whole(partial) as temporary:
             temporary.write_text(json.dumps(done))
-    partial.unlink()
-    shutil.rmtree(folder / "run/averages")
+        shutil.rmtree(store.folder, ignore_errors=True)
     return {"points": done}
 
 

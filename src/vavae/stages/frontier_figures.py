@@ -118,11 +118,18 @@ def convergence(measured: Measured) -> list[Drawn]:
             points = [(float(images), value) for images, value in measured.curve(cell)]
             name = _name(teacher) + (f", seed {seed}" if len(wanted.seeds) > 1 else "")
             series.append(Series(name, points, style=styles[teacher]))
+    measure = measured.grid.config.measure
+    note = (
+        f"Averaged weights of relative width {measured.grid.config.generator.curve_width:g} along one run each; "
+        f"{measure.curve_samples:,} samples per point"
+    )
+    if measure.curve_samples < measure.samples:
+        note += f", fewer than the {measure.samples:,} of the tables, which makes distances higher"
     return _drawn(
         "figure4-training",
         f"Along training, d {wanted.dimension}, {wanted.size}",
         series,
-        f"Averaged weights of relative width {measured.grid.config.generator.curve_width:g} along one run each.",
+        f"{note}.",
         x="images seen",
         y=f"g{measured.distance}",
         log_y=True,

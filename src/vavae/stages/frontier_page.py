@@ -149,10 +149,12 @@ def _machine(versions: dict[str, str]) -> str:
 def _subtitle(config: Config, measured: Measured) -> str:
     grid = measured.grid
     images = "CIFAR-10" if config.data.images in ("cifar10", "demo") else config.data.images
+    seen = sorted({grid.generator(cell).training.images for cell in grid.generators})
+    latents = f"{seen[0]:,}" + (f" to {seen[-1]:,}" if len(seen) > 1 else "")
     return (
         f"{len(grid.tokenizers)} tokenizers and {len(grid.generators)} generators on {images} images of "
         f"{config.data.size} px; each tokenizer sees {config.tokenizer.images:,} images, each generator "
-        f"{config.generator.images:,}. In the paper: ImageNet at 256 px, 64 million and 82 to 205 million."
+        f"{latents}. In the paper: ImageNet at 256 px, 64 million and 102 to 205 million."
     )
 
 
@@ -174,12 +176,13 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
     if data.images in ("demo", "cifar10"):
         part = "a class-balanced part of CIFAR-10" if data.images == "demo" else "CIFAR-10"
         said.append(f"Images: {part} (A. Krizhevsky, 2009; the data set states no licence).")
-    reference = f"{measure.reference_images:,} training images" if measure.reference_images else "all training images"
-    rebuilt = f"{measure.reconstructions:,} test images" if measure.reconstructions else "all test images"
+    generated, rebuilt = _records(contents, "generator"), _records(contents, "tokenizer")
+    reference = _counts([r.protocol.reference_samples for r in generated], measure.reference_images)
+    shown = _counts([r.protocol.samples for r in rebuilt if r.name == "PSNR"], measure.reconstructions)
     said.append(
-        f"g{measured.distance}: {measure.samples:,} class-balanced samples against {reference}; r{measured.distance}, "
-        f"PSNR, LPIPS, SSIM: {rebuilt}, reconstructed from the posterior’s mean as 8-bit pixels. Feature network: "
-        f"{measure.network}."
+        f"g{measured.distance}: {measure.samples:,} class-balanced samples against {reference} training images; "
+        f"r{measured.distance}, PSNR, LPIPS, SSIM: {shown} test images, reconstructed from the posterior’s mean as "
+        f"8-bit pixels. Feature network: {measure.network}."
     )
     if not measure.is_fid:
         said.append("Distances in this network are no FIDs and must not be set beside published ones.")
@@ -191,9 +194,24 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
     for spec in TEACHERS:
         if spec.name in names or spec.name == measure.teacher:
             said.append(f"{spec.name}: {spec.note + '; ' if spec.note else ''}licence {spec.licence}.")
-    records = [MetricRecord.from_dict(r) for c in contents if c["kind"] == "generator" for r in c["records"]]
-    types = sorted({record.protocol.dtype for record in records if record.protocol.dtype})
+    types = sorted({record.protocol.dtype for record in generated if record.protocol.dtype})
     if types:
-        hashes = sorted({(record.protocol.feature_network_hash or "")[:12] for record in records})
+        hashes = sorted({(record.protocol.feature_network_hash or "")[:12] for record in generated})
         said.append(f"Samples were computed in {', '.join(types)}; feature network {', '.join(hashes)}.")
+    for kind in ("tokenizer", "generator"):
+        trained = sorted({c["precision"] for c in contents if c["kind"] == kind and "precision" in c})
+        if len(trained) > 1:
+            said.append(f"Machines differed: some {kind}s were trained in {trained[0]}, others in {trained[1]}.")
     return said
+
+
+def _records(contents: Sequence[dict[str, Any]], kind: str) -> list[MetricRecord]:
+    return [MetricRecord.from_dict(r) for c in contents if c["kind"] == kind for r in c["records"]]
+
+
+def _counts(measured: Sequence[int | None], asked: int | None) -> str:
+    """How many images there were; what was asked for where nothing is measured yet."""
+    known = sorted({count for count in measured if count is not None})
+    if known:
+        return " to ".join(f"{count:,}" for count in dict.fromkeys((known[0], known[-1])))
+    return f"{asked:,}" if asked else "all"

@@ -19,7 +19,7 @@ from vavae.flow import TimeDistribution
 from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.frontier_recipe import Config, Kind, LadderRow, Loss
-from vavae.stages.train_dit import FlowConfig, TransformerConfig
+from vavae.stages.train_dit import FlowConfig
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.averages import AveragesConfig
@@ -38,6 +38,7 @@ _ASIDE = frozenset(
         "sampling",  # belongs to the measurement
         "compile",
         "data.images",  # their fingerprint says more
+        "data.check",
         "data.workers",
         "teacher.features_folder",
         "teacher.features_on_device",
@@ -165,6 +166,8 @@ class Grid:
         for cell in self.generators:  # a wrong size or teacher is named before anything is trained
             self.generator(cell).transformer.resolve(cell.tokenizer.dimension, self.side, 10)
             self.tokenizer(cell.tokenizer)
+        if config.measure.teacher is not None:
+            self.teacher(config.measure.teacher, "measure.teacher")
 
     @property
     def side(self) -> int:
@@ -235,17 +238,21 @@ class Grid:
 
     # Recipes
 
-    def teacher(self, name: str) -> train_tokenizer.TeacherConfig:
-        """A teacher at the input size that gives the latent's grid, or at the one after its @."""
+    def teacher(self, name: str, key: str = "experiments") -> train_tokenizer.TeacherConfig:
+        """A teacher at the input size that gives the latent's grid, or at the one after its @.
+
+        Raises:
+            UserError: There is none of that name, and `key` asks for it.
+        """
         plain, _, side = name.partition("@")
         spec = next((spec for spec in TEACHERS if spec.name == plain), None)
         if spec is None and "/" not in plain and not Path(plain).is_dir():
             known = ", ".join(spec.name for spec in TEACHERS)
-            raise UserError(f"experiments: teacher '{plain}' is no known name, folder or hub model (names: {known})")
+            raise UserError(f"{key}: teacher '{plain}' is no known name, folder or hub model (names: {known})")
         size: int | None = None
         if side:
             if not side.isdigit():
-                raise UserError(f"experiments: teacher '{name}': {side!r} is no input size")
+                raise UserError(f"{key}: teacher '{name}': {side!r} is no input size")
             size = int(side)
         elif spec is not None and not spec.name.startswith("sam-"):  # SAM takes its own size only
             size = spec.patch * self.side
@@ -296,15 +303,24 @@ class Grid:
         return replace(self.tokenizer(cell), output=str(self.tokenizer_folder(cell) / "run"))
 
     def tokenizer_folder(self, cell: TokenizerCell) -> Path:
-        """Holds `run` and `latents`."""
+        """Holds `run` and the latents."""
         return self.work_folder("tokenizer", self.tokenizer_name(cell))
+
+    @property
+    def _kind_of_latents(self) -> tuple[str, bool, str]:
+        """What latents of one tokenizer may differ in."""
+        return self.config.tokenizer.latent_dtype, self.config.tokenizer.flips, self.config.measure.precision
+
+    def latents_folder(self, cell: TokenizerCell) -> Path:
+        """Latents of the training images; those made in another way lie beside them."""
+        return self.tokenizer_folder(cell) / f"latents-{digest(self._kind_of_latents)[:8]}"
 
     def encoding(self, cell: TokenizerCell) -> encode.Config:
         """Recipe of the latents of the training images."""
         folder = self.tokenizer_folder(cell)
         return encode.Config(
             tokenizer=str(folder / "run" / "tokenizer"),
-            output=str(folder / "latents"),
+            output=str(self.latents_folder(cell)),
             data=self.config.data,
             flips=self.config.tokenizer.flips,
             dtype=self.config.tokenizer.latent_dtype,
@@ -317,16 +333,10 @@ class Grid:
     def generator(self, cell: GeneratorCell) -> train_dit.Config:
         """Recipe of a generator, without its place."""
         recipe = self.config.generator
-        name, _, patch = cell.size.partition("/")
-        if name in recipe.sizes:
-            own = recipe.sizes[name]
-            shape = TransformerConfig(f"S/{patch}", own.width, own.depth, own.heads)
-        else:
-            shape = TransformerConfig(cell.size)
         images = recipe.images_of_size.get(cell.size, recipe.images)
         engine = self._engine(images, recipe.batch_size, cell.tokenizer.seed, recipe.ema_decay)
         full = train_dit.Config(
-            transformer=shape,
+            transformer=recipe.shape(cell.size, "experiments"),
             flip=self.config.tokenizer.flips,
             sampling=recipe.sampling,
             optimizer=recipe.optimizer,
@@ -378,9 +388,8 @@ class Grid:
 
     def generator_name(self, cell: GeneratorCell) -> str:
         """Hash of the recipe, the tokenizer and how its latents are made."""
-        latents = self.config.tokenizer.latent_dtype, self.config.tokenizer.flips, self.config.measure.precision
         own = _telling(to_plain(self.generator(cell)))
-        return digest("generator", own, self.tokenizer_name(cell.tokenizer), latents)
+        return digest("generator", own, self.tokenizer_name(cell.tokenizer), self._kind_of_latents)
 
     def unit(self, kind: Kind, cell: Cell) -> Unit:
         """The unit of a kind for a cell."""

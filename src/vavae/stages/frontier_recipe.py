@@ -1,14 +1,16 @@
 """The recipe of a frontier: data, what all tokenizers and generators share, how they are measured, and the grid."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from vavae.errors import UserError
 from vavae.losses import ObjectiveConfig
 from vavae.pretrained import SamplingConfig
 from vavae.stages.images import ImagesConfig
+from vavae.stages.train_dit import TransformerConfig
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.precision import Precision
+from vavae.transformer.sizes import PATCH_SIZES, SIZES
 
 Kind = Literal["tokenizer", "uniformity", "generator", "curve"]
 KINDS: tuple[Kind, ...] = ("tokenizer", "uniformity", "generator", "curve")
@@ -27,6 +29,21 @@ LadderRow = Literal[
     "rope",
     "aligned",
 ]
+
+
+def _positive(section: str, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{section}.{name}: {value} is less than 1")
+
+
+def _listed(section: str, **values: tuple[Any, ...]) -> None:
+    """Lists of a table: something in each, and nothing twice, for a seed counted twice would look like two."""
+    for name, value in values.items():
+        if not value and name != "seeds":
+            raise UserError(f"experiments.{section}.{name}: is empty; seeds [] leaves the table out")
+        if len(set(value)) < len(value):
+            raise UserError(f"experiments.{section}.{name}: {list(value)} names something twice")
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,9 @@ class TokenizerRecipe:
     flips: bool = True
 
     def __post_init__(self) -> None:
+        _positive("tokenizer", images=self.images, batch_size=self.batch_size, base_channels=self.base_channels)
+        if not self.channel_multipliers:
+            raise UserError("tokenizer.channel_multipliers: is empty; it needs one per resolution level")
         if self.random_crop and self.cache_features:
             raise UserError("tokenizer.random_crop: needs tokenizer.cache_features false")
 
@@ -122,8 +142,27 @@ class GeneratorRecipe:
     fp32_sampling: bool = True
 
     def __post_init__(self) -> None:
+        _positive("generator", images=self.images, batch_size=self.batch_size)
+        for size, images in self.images_of_size.items():
+            _positive("generator.images_of_size", **{size: images})
+            self.shape(size, "generator.images_of_size")
         if self.curve_points < 0 or self.curve_points > self.images // self.batch_size:
-            raise UserError(f"curve_points: {self.curve_points} is not between 0 and the number of steps")
+            raise UserError(f"generator.curve_points: {self.curve_points} is not between 0 and the number of steps")
+
+    def shape(self, size: str, key: str) -> TransformerConfig:
+        """The transformer of a size with its patch; `key` is where it was asked for.
+
+        Raises:
+            UserError: There is no such size.
+        """
+        name, _, patch = size.partition("/")
+        known = [f"{each}/{number}" for each in (*self.sizes, *SIZES) for number in PATCH_SIZES]
+        if size not in known:
+            raise UserError(f"{key}: '{size}' is no size with its patch (sizes: {', '.join(known)})")
+        if name in self.sizes:
+            own = self.sizes[name]
+            return TransformerConfig(f"S/{patch}", own.width, own.depth, own.heads)
+        return TransformerConfig(size)
 
 
 @dataclass(frozen=True)
@@ -190,6 +229,9 @@ class Table2Config:
     sizes: tuple[str, ...] = ("S/1",)
     seeds: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        _listed("table2", dimensions=self.dimensions, teachers=self.teachers, sizes=self.sizes, seeds=self.seeds)
+
 
 @dataclass(frozen=True)
 class Table4Config:
@@ -206,6 +248,9 @@ class Table4Config:
     teachers: tuple[str, ...] = ("none", "dinov2-small-focus", "resnet50", "mobile-sam")
     size: str = "S/1"
     seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _listed("table4", teachers=self.teachers, seeds=self.seeds)
 
 
 @dataclass(frozen=True)
@@ -226,10 +271,13 @@ class Table5Config:
     size: str = "S/1"
     seeds: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        _listed("table5", losses=self.losses, seeds=self.seeds)
+
 
 @dataclass(frozen=True)
 class ConvergenceConfig:
-    """Figure 4 (left): gFID over training, with and without alignment; needs `generator.curve_points`.
+    """Figure 4 (left): gFID over training, with and without alignment; needs two `generator.curve_points` or more.
 
     Attributes:
         dimension: Channels of the latent: the highest shows most.
@@ -242,6 +290,9 @@ class ConvergenceConfig:
     teachers: tuple[str, ...] = ("none", "dinov2-small-focus")
     size: str = "S/1"
     seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _listed("convergence", teachers=self.teachers, seeds=self.seeds)
 
 
 @dataclass(frozen=True)
@@ -261,6 +312,9 @@ class LadderConfig:
     size: str = "S"
     rows: tuple[LadderRow, ...] = get_args(LadderRow)
     seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _listed("ladder", rows=self.rows, seeds=self.seeds)
 
 
 @dataclass(frozen=True)
@@ -321,5 +375,5 @@ class Config:
             raise UserError(f"data.size: {self.data.size} is no multiple of the tokenizers' factor")
         if self.time_limit is not None and self.time_limit <= 0:
             raise UserError(f"time_limit: {self.time_limit} minutes is not positive")
-        if self.experiments.convergence.seeds and not self.generator.curve_points:
-            raise UserError("experiments.convergence: needs generator.curve_points of at least 1")
+        if self.experiments.convergence.seeds and self.generator.curve_points < 2:
+            raise UserError("experiments.convergence: needs generator.curve_points of at least 2")

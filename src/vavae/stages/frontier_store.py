@@ -149,12 +149,17 @@ class Claims:
         finally:
             over.set()
             beating.join()
-            self._path(name).unlink(missing_ok=True)
+            with self._one_at_a_time():
+                if self._is_ours(name):
+                    self._path(name).unlink()
+
+    def _one_at_a_time(self) -> FileLock:
+        """Of two who find a dead owner's claim only one takes it over, and nobody removes what it has just taken."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".taking")
 
     def _take(self, name: str) -> bool:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # One at a time, so that of two who find a dead owner's claim only one takes it over.
-        with FileLock(self.folder / ".taking"):
+        with self._one_at_a_time():
             if self.owner(name) is not None:
                 return False
             path = self._path(name)
@@ -164,7 +169,16 @@ class Claims:
                 json.dump({"host": owner.host, "pid": owner.pid}, file)
             return True
 
+    def _is_ours(self, name: str) -> bool:
+        """Whether nobody took the claim over, from a machine that slept, say."""
+        try:
+            said = json.loads(self._path(name).read_text())
+        except (OSError, ValueError):
+            return False
+        return said == {"host": Owner.this().host, "pid": Owner.this().pid}
+
     def _beat(self, name: str, over: threading.Event) -> None:
         while not over.wait(_BEAT):
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(self._path(name))
+            with self._one_at_a_time():
+                if self._is_ours(name):
+                    os.utime(self._path(name))

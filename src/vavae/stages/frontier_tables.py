@@ -26,7 +26,7 @@ _METRICS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "entropy": ("uniformity", ("uniformity: normalized entropy",)),
     "gfid": ("generator", ("FID", "Fréchet distance")),
 }
-_ROW_NAMES = {
+ROW_NAMES = {
     "dit": "DiT",
     "rectified-flow": "+ rectified flow",
     "batch": "+ batch × 4, learning rate × 2",
@@ -42,6 +42,7 @@ _ABOUT = (
     "Probe: a linear classifier on the latents. Cosine: of the latents, after the best linear map, with the teacher "
     "that all are measured with. The paper has neither. Bold: best of its column."
 )
+EVERY_TOKENIZER = "all tokenizers"
 _LOSS_NAMES = {
     "none": "no alignment",
     "full": "full",
@@ -58,10 +59,13 @@ class Stat:
     Attributes:
         values: One per seed that is finished.
         wanted: How many seeds the recipe has.
+        images: The fewest images behind one of the values, of samples and of those they are measured against; None
+            where that is not known.
     """
 
     values: tuple[float, ...]
     wanted: int
+    images: int | None = None
 
     @property
     def mean(self) -> float | None:
@@ -141,6 +145,13 @@ class Table:
         return tuple(column for column in self.columns if any(column.key in row.published for row in self.rows))
 
 
+def images_behind(record: Mapping[str, Any]) -> int | None:
+    """The fewer of the images measured and of those they are measured against; None where a record does not say."""
+    protocol = record.get("protocol", {})
+    known = [count for key in ("samples", "reference_samples") if (count := protocol.get(key)) is not None]
+    return min(known) if known else None
+
+
 @dataclass(frozen=True, eq=False)
 class Measured:
     """What is finished of a grid.
@@ -157,24 +168,35 @@ class Measured:
         """The result of a cell; None where it is missing."""
         return self.results.read(self.grid.unit(kind, cell).result)
 
-    def value(self, metric: str, cell: GeneratorCell) -> float | None:
-        """A metric of a generator or of its tokenizer; None where it is missing."""
+    def record(self, metric: str, cell: GeneratorCell) -> dict[str, Any] | None:
+        """The record of a metric of a generator or of its tokenizer; None where it is missing."""
         kind, names = _METRICS[metric]
         content = self.content(kind, cell if kind == "generator" else cell.tokenizer)
-        if content is None:
-            return None
-        found = [float(r["value"]) for r in content["records"] if r["name"] in names]
-        return found[0] if found and math.isfinite(found[0]) else None
+        found = [r for r in (content or {"records": ()})["records"] if r["name"] in names]
+        return found[0] if found and math.isfinite(found[0]["value"]) else None
 
     def stat(self, metric: str, cells: Sequence[GeneratorCell]) -> Stat:
         """A metric over cells that differ by their seed."""
-        values = [self.value(metric, cell) for cell in cells]
-        return Stat(tuple(v for v in values if v is not None), len(cells))
+        records = [record for cell in cells if (record := self.record(metric, cell)) is not None]
+        counts = [images_behind(record) for record in records]
+        known = [count for count in counts if count is not None]
+        return Stat(
+            tuple(float(record["value"]) for record in records),
+            len(cells),
+            min(known) if known and len(known) == len(counts) else None,
+        )
 
     def curve(self, cell: GeneratorCell) -> list[tuple[int, float]]:
         """(images, gFID) along a run; empty where it is missing."""
         content = self.content("curve", cell)
         return [] if content is None else [(p["images"], float(p["record"]["value"])) for p in content["points"]]
+
+    def curve_images(self, cell: GeneratorCell) -> int | None:
+        """The fewest images behind a point of a curve; None where that is not known."""
+        content = self.content("curve", cell)
+        counts = [images_behind(p["record"]) for p in (content or {"points": ()})["points"]]
+        known = [count for count in counts if count is not None]
+        return min(known) if known and len(known) == len(counts) else None
 
     @property
     def distance(self) -> str:
@@ -301,10 +323,9 @@ def table6(measured: Measured) -> Table:
     columns = _columns(measured, "cv", "gini", "entropy", "gfid")
     size = measured.first_size
     groups: dict[tuple[int, str, str], list[GeneratorCell]] = {}
-    for cell in measured.grid.generators:
-        if cell.size == size and cell.row == "rope":
-            key = (cell.tokenizer.dimension, cell.tokenizer.teacher, cell.tokenizer.loss)
-            groups.setdefault(key, []).append(cell)
+    for cell in measured.grid.tokenizers:
+        # A tokenizer without a generator of this size has its uniformity all the same.
+        groups.setdefault((cell.dimension, cell.teacher, cell.loss), []).append(GeneratorCell(cell, size))
     dimensions = _first([d for d, _, _ in groups])
     rows = []
     for (dimension, teacher, loss), cells in sorted(groups.items(), key=lambda item: item[0][0]):
@@ -332,7 +353,7 @@ def table1(measured: Measured) -> Table:
         groups.setdefault(row, []).append(cell)
     wanted = measured.grid.config.experiments.ladder
     rows = [
-        _row(measured, (_ROW_NAMES[name],), columns, cells, paper.TABLE1.get(name)) for name, cells in groups.items()
+        _row(measured, (ROW_NAMES[name],), columns, cells, paper.TABLE1.get(name)) for name, cells in groups.items()
     ]
     note = (
         "Patch 2 on latents without alignment up to RoPE; the last row has patch 1 on latents aligned with "
@@ -377,7 +398,7 @@ def correlations(measured: Measured, table: Table) -> list[Correlation]:
     """Over all tokenizers of table 6, and over those of each dimension, where there are at least three."""
     from scipy.stats import pearsonr, spearmanr
 
-    groups = {"all tokenizers": list(table.rows)}
+    groups = {EVERY_TOKENIZER: list(table.rows)}
     groups |= {
         f"d {d}": [row for row in table.rows if row.labels[0] == d] for d in _first([r.labels[0] for r in table.rows])
     }
