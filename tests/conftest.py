@@ -7,6 +7,7 @@ from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
