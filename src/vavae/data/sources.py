@@ -278,21 +278,25 @@ class FolderImages:
     def fingerprint(self) -> str:
         """Digest of relative paths, file sizes and labels; contents are not read again."""
         digest = hashlib.sha256(repr(self.class_names).encode())
-        for path, label in zip(self.paths, self.labels, strict=True):
+        for (path, (size, _)), label in zip(_sizes_and_times(self.paths), self.labels, strict=True):
             relative = path.relative_to(self.root).as_posix()
-            digest.update(f"{relative}\0{path.stat().st_size}\0{label}\n".encode())
+            digest.update(f"{relative}\0{size}\0{label}\n".encode())
         return digest.hexdigest()
 
 
 def _state_of(paths: Sequence[Path], root: Path) -> str:
     """Digest of names, sizes and times of change of files below `root`."""
     digest = hashlib.sha256()
-    blocks = (paths[first : first + 1024] for first in range(0, len(paths), 1024))
-    # Network file systems answer many questions at once.
-    for block, facts in loaded_ahead(blocks, lambda block: [_size_and_time(path) for path in block], 16):
-        for path, fact in zip(block, facts, strict=True):
-            digest.update(f"{path.relative_to(root)}\0{fact}\n".encode())
+    for path, fact in _sizes_and_times(paths):
+        digest.update(f"{path.relative_to(root)}\0{fact}\n".encode())
     return digest.hexdigest()
+
+
+def _sizes_and_times(paths: Sequence[Path]) -> Iterator[tuple[Path, tuple[int, int]]]:
+    """Every path with its size and time of change. Network file systems answer many questions at once."""
+    blocks = (paths[first : first + 1024] for first in range(0, len(paths), 1024))
+    for block, facts in loaded_ahead(blocks, lambda block: [_size_and_time(path) for path in block], 16):
+        yield from zip(block, facts, strict=True)
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
