@@ -87,6 +87,14 @@ def test_two_processes_share_the_cells(shared: Shared) -> None:
     assert not list((folder / "claims").glob("*.lock"))
 
 
+def test_results_tell_nothing_of_where_they_were_made(shared: Shared) -> None:
+    """They go into papers and repositories."""
+    folder = shared[0]
+    for path in folder.glob("results/*.json"):
+        assert str(folder.parent) not in path.read_text(), path
+    assert list((folder / "teacher-features").glob("**/*.safetensors"))
+
+
 def test_nothing_is_trained_twice(shared: Shared) -> None:
     """A cell that was stopped inside its training is taken up, and counts once more; all others once."""
     _, ended, at_first = shared

@@ -256,9 +256,7 @@ class Grid:
             size = int(side)
         elif spec is not None and not spec.name.startswith("sam-"):  # SAM takes its own size only
             size = spec.patch * self.side
-        cached = self.config.tokenizer.cache_features
-        folder = str(self.folder / "teacher-features") if cached else None
-        return train_tokenizer.TeacherConfig(plain, size, cache_features=cached, features_folder=folder)
+        return train_tokenizer.TeacherConfig(plain, size, cache_features=self.config.tokenizer.cache_features)
 
     def _alignment(self, loss: Loss) -> AlignmentConfig:
         base = self.config.tokenizer.objective.alignment
@@ -300,7 +298,11 @@ class Grid:
 
     def placed_tokenizer(self, cell: TokenizerCell) -> train_tokenizer.Config:
         """Recipe of a tokenizer, to be run."""
-        return replace(self.tokenizer(cell), output=str(self.tokenizer_folder(cell) / "run"))
+        recipe = self.tokenizer(cell)
+        if recipe.teacher.cache_features:
+            features = str(self.folder / "teacher-features")
+            recipe = replace(recipe, teacher=replace(recipe.teacher, features_folder=features))
+        return replace(recipe, output=str(self.tokenizer_folder(cell) / "run"))
 
     def tokenizer_folder(self, cell: TokenizerCell) -> Path:
         """Holds `run` and the latents."""
