@@ -45,3 +45,24 @@ def stop_on_signal() -> Iterator[StopRequest]:
             signal.signal(number, handler)
     if request.asked:
         raise KeyboardInterrupt("stopped; what is finished is saved, and the same command goes on")
+
+
+@contextmanager
+def signals_later() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back until the block has ended, and deliver them then.
+
+    For short work in which torch calls Python out of C++, such as a dispatch mode: an exception that comes up there
+    aborts the process. Outside the main thread, where no signal arrives, the block is just run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    former = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        for one in dict.fromkeys(came):
+            signal.raise_signal(one)

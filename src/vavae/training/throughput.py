@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from vavae.training.interrupt import signals_later
+
 # Dense bf16 TFLOP/s of the data sheets, first match of the device's name. Variants with other clocks come first.
 _PEAKS = (
     ("H100 PCIe", 756.0),
@@ -77,7 +79,7 @@ def count_flops(work: Callable[[], object]) -> float:
 
     On the meta device, or with fake tensors, it costs little time and no memory.
     """
-    with _Counter() as counter:
+    with signals_later(), _Counter() as counter:
         work()
     return float(counter.flops)
 
@@ -116,7 +118,7 @@ def count_peak_bytes(work: Callable[[], object]) -> int:
 
     With fake tensors it costs little time and no memory.
     """
-    with _Allocations() as found:
+    with signals_later(), _Allocations() as found:
         work()
     return found.peak
 
