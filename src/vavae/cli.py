@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vavae import __version__
-from vavae.errors import RunError, UserError
+from vavae.errors import RunError, UserError, one_line
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ _FAULTS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EACCES", "EROF
 
 def _machine_fault(error: Exception) -> str | None:
     """One line for a fault of the machine (full disk, no permission, out of memory); None for a defect of ours."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, OSError) and error.errno in _FAULTS:
         return f"{error.strerror}: {error.filename or 'while writing'}; what was finished is kept"
     if "No space left on device" in text or "Disk quota exceeded" in text:  # from libraries with their own errors

@@ -1,5 +1,8 @@
 """Errors that are the user's to mend, told in one line."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad input: a wrong key, a missing file, an image that cannot be read.
@@ -11,3 +14,30 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run failed for a reason other than its input: the loss is not finite, say. Exit code 1, one line."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def told(failure: Callable[[str], str], memory: str) -> Iterator[None]:
+    """Tell in one line of whatever goes wrong in the block: libraries of formats and stores raise what they like.
+
+    Args:
+        failure: The message, given the reason.
+        memory: What too little memory was there for.
+
+    Raises:
+        UserError: Something went wrong; those of the block itself, and its RunErrors, pass as they are.
+        RunError: There was not enough memory.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except MemoryError as error:
+        raise RunError(f"not enough memory to {memory}") from error
+    except Exception as error:
+        raise UserError(failure(one_line(error))) from error

@@ -3,8 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +15,11 @@ from vavae.data.readable import (
     Unreadable,
     find_unreadable,
     image_error,
-    one_line,
     read_rgb,
     reading,
     write_unreadable,
 )
-from vavae.errors import UserError
+from vavae.errors import UserError, told
 
 # What sets call the part for testing. Some (ImageNet) hide the labels of `test`, so a validation part goes first.
 _SPLITS = {"train": ("train", "training"), "test": ("validation", "valid", "val", "test")}
@@ -147,14 +145,9 @@ def _library() -> Any:
     return datasets
 
 
-@contextmanager
-def _naming_set(source: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # of the library, of the hub, of the network
-        raise UserError(f"images: the data set {source} cannot be opened: {one_line(error)}") from error
+def _naming_set(source: str) -> AbstractContextManager[None]:
+    name = f"the data set {source}"
+    return told(lambda reason: f"images: {name} cannot be opened: {reason}", f"open {name}")
 
 
 def _parts(source: str) -> tuple[list[str], Any]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vavae.errors import UserError
+from vavae.errors import UserError, one_line
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
 INDEX_NAME = "index.json"
@@ -224,7 +224,7 @@ class LatentDataset:
                     self._statistics = LatentStatistics.from_dict(stored)
             except Exception as error:
                 name = ours if ours.is_file() else published
-                reason = " ".join(str(error).split())[:200]  # torch explains over many lines
+                reason = one_line(error)[:200]  # torch explains over many lines
                 raise UserError(f"latent statistics {name} cannot be read: {reason}") from error
         if self._statistics is None:
             running = RunningStatistics(self.shape[0])

@@ -9,8 +9,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,7 @@ import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vavae.data.stream import loaded_ahead
-from vavae.errors import RunError, UserError
+from vavae.errors import one_line, told
 from vavae.files import written_whole
 from vavae.progress import track
 
@@ -70,27 +70,9 @@ def remember(path: Path, value: Any) -> None:
             temporary.write_text(json.dumps(value))
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; its kind where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-@contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Tell in one line of whatever goes wrong while `what` is read: `cannot read WHAT: …`.
-
-    Raises:
-        UserError: It cannot be read.
-        RunError: There is not enough memory for it.
-    """
-    try:
-        yield
-    except (UserError, RunError):
-        raise
-    except MemoryError as error:
-        raise RunError(f"not enough memory to decode {what}") from error
-    except Exception as error:  # libraries of formats and of remote stores raise what they like
-        raise UserError(f"cannot read {what}: {one_line(error)}") from error
+def reading(what: str) -> AbstractContextManager[None]:
+    """Tell in one line of whatever goes wrong while `what` is read: `cannot read WHAT: …`; see `told`."""
+    return told(lambda reason: f"cannot read {what}: {reason}", f"decode {what}")
 
 
 def read_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:

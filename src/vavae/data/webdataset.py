@@ -11,9 +11,9 @@ import os
 import re
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,7 +27,6 @@ from vavae.data.readable import (
     cache_folder,
     image_error,
     judge,
-    one_line,
     read_rgb,
     reading,
     recall,
@@ -37,7 +36,7 @@ from vavae.data.readable import (
 )
 from vavae.data.sources import IMAGE_SUFFIXES
 from vavae.data.stream import loaded_ahead
-from vavae.errors import RunError, UserError
+from vavae.errors import RunError, UserError, one_line, told
 from vavae.progress import Bar, track
 
 # Indexing shards of fewer bytes is a matter of seconds, and shows no bar.
@@ -241,16 +240,8 @@ def _indices(addresses: list[str], folder: Path, check: str) -> dict[str, tuple[
     return found
 
 
-@contextmanager
-def _naming_shard(address: str) -> Iterator[None]:
-    try:
-        yield
-    except (UserError, RunError):
-        raise
-    except MemoryError as error:
-        raise RunError(f"not enough memory to index the shard {address}") from error
-    except Exception as error:  # stores of remote files raise what they like
-        raise UserError(f"images: shard {address} cannot be read ({one_line(error)})") from error
+def _naming_shard(address: str) -> AbstractContextManager[None]:
+    return told(lambda reason: f"images: shard {address} cannot be read ({reason})", f"index the shard {address}")
 
 
 class _Sample:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vavae.errors import UserError
+from vavae.errors import UserError, one_line
 
 Array = NDArray[np.floating] | Tensor
 _PRECISION = 1e-11  # of the traces of the covariances: a distance a thousandth of them keeps eight digits
@@ -199,8 +199,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         with np.load(Path(path), allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files if name != "arr_0"}
     except Exception as error:  # a damaged archive fails in a dozen ways: checksums, compression, headers, sizes
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a file of reference statistics (npz with mu and sigma): {reason}") from error
+        said = f"{path} is not a file of reference statistics (npz with mu and sigma): {one_line(error)}"
+        raise UserError(said) from error
 
 
 def stored_count(arrays: Mapping[str, NDArray[Any]], name: str) -> int | None:

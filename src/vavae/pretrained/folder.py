@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vavae.errors import UserError
+from vavae.errors import UserError, one_line
 from vavae.files import written_whole
 from vavae.pretrained.reading import check_finite, check_tensors
 
@@ -52,7 +52,7 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     try:
         return Path(snapshot_download(text))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(f"{text}: no such file or folder here, and the hub does not give it ({reason})") from error
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vavae.errors import UserError
+from vavae.errors import UserError, one_line
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 # The structure of a checkpoint without its numbers; those of the largest published models take under 1 MB.
@@ -139,11 +139,11 @@ def _load(path: Path, mmap: bool) -> Any:
 
 def _short(error: BaseException, most: int = 160) -> str:
     """The informative part of an error, in one line."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     marker = "WeightsUnpickler error: "
     if marker in text:
         text = text[text.index(marker) + len(marker) :]
-    return (text[:most] + "…" if len(text) > most else text) or type(error).__name__
+    return text[:most] + "…" if len(text) > most else text
 
 
 def check_tensors(tensors: Mapping[str, Any], source: str | Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vavae.config import to_plain
 from vavae.data import ArrayImages, ImageSource, load_pixels, open_images, read_rgb, to_uint8
-from vavae.errors import UserError
+from vavae.errors import UserError, one_line
 from vavae.metrics.features import weights_fingerprint
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.stages.evaluate_store import Block, digest, tensor_digest
@@ -229,7 +229,7 @@ def npz_images(path: str | Path) -> ArrayBlocks | None:
                 with tempfile.TemporaryDirectory() as folder:
                     pixels = np.load(archive.extract(member, folder), mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged archive fails in a dozen ways: compression, headers, sizes
-        raise UserError(f"{path}: cannot be read as npz ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: cannot be read as npz ({one_line(error)})") from error
     return ArrayBlocks(pixels, str(path))
 
 

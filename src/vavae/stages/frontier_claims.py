@@ -96,8 +96,13 @@ def judge(pairs: Sequence[tuple[Stat, Stat]], least: float, limit: bool = False)
         return UNMEASURED
     stats = [stat for pair in pairs for stat in pair]
     holding = [pair.keeps if limit else pair.holds for pair in found]
-    enough = all(stat.images is not None and stat.images >= least for stat in stats)
+    enough = _reach([stat.images for stat in stats], least)
     return _verdict(holding, enough, min(len(stat.values) for stat in stats))
+
+
+def _reach(counts: Sequence[int | None], least: float) -> bool:
+    """Whether there are that many images behind every number."""
+    return all(count is not None and count >= least for count in counts)
 
 
 def _verdict(holding: Sequence[bool | None], enough: bool, seeds: int) -> str:
@@ -273,7 +278,7 @@ def _convergence(measured: Measured) -> Claim:
         seeds += bool(compared)
     if not found:
         return Claim(claim, SPEED_UP)
-    enough = all(count is not None and count >= _least(measured) for count in counts)
+    enough = _reach(counts, _least(measured))
     return Claim(claim, SPEED_UP, "; ".join(found), _verdict(holding, enough, seeds))
 
 
@@ -318,9 +323,8 @@ def _uniformity(measured: Measured) -> Claim:
     judged = [c for c in found if c.group != EVERY_TOKENIZER] or found
     holding = [True if c.pearson >= _TOGETHER else False if c.pearson <= 0 else None for c in judged]
     known = [row.ours["gfid"] for row in table.rows if row.ours["gfid"].values]
-    enough = sum(c.count for c in judged) >= ENOUGH_TOKENIZERS and all(
-        stat.images is not None and stat.images >= _least(measured) for stat in known
-    )
+    behind = [stat.images for stat in known]
+    enough = sum(c.count for c in judged) >= ENOUGH_TOKENIZERS and _reach(behind, _least(measured))
     return Claim(claim, published, said, _verdict(holding, enough, min(len(stat.values) for stat in known)))
 
 

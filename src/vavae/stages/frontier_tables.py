@@ -145,11 +145,16 @@ class Table:
         return tuple(column for column in self.columns if any(column.key in row.published for row in self.rows))
 
 
-def images_behind(record: Mapping[str, Any]) -> int | None:
-    """The fewer of the images measured and of those they are measured against; None where a record does not say."""
-    protocol = record.get("protocol", {})
-    known = [count for key in ("samples", "reference_samples") if (count := protocol.get(key)) is not None]
-    return min(known) if known else None
+def _fewest_images(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """The fewest images that records measured or measured against; None where one of them does not say."""
+    counts: list[int] = []
+    for record in records:
+        protocol = record.get("protocol", {})
+        told = [count for key in ("samples", "reference_samples") if (count := protocol.get(key)) is not None]
+        if not told:
+            return None
+        counts += told
+    return min(counts, default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,13 +183,7 @@ class Measured:
     def stat(self, metric: str, cells: Sequence[GeneratorCell]) -> Stat:
         """A metric over cells that differ by their seed."""
         records = [record for cell in cells if (record := self.record(metric, cell)) is not None]
-        counts = [images_behind(record) for record in records]
-        known = [count for count in counts if count is not None]
-        return Stat(
-            tuple(float(record["value"]) for record in records),
-            len(cells),
-            min(known) if known and len(known) == len(counts) else None,
-        )
+        return Stat(tuple(float(record["value"]) for record in records), len(cells), _fewest_images(records))
 
     def curve(self, cell: GeneratorCell) -> list[tuple[int, float]]:
         """(images, gFID) along a run; empty where it is missing."""
@@ -194,9 +193,7 @@ class Measured:
     def curve_images(self, cell: GeneratorCell) -> int | None:
         """The fewest images behind a point of a curve; None where that is not known."""
         content = self.content("curve", cell)
-        counts = [images_behind(p["record"]) for p in (content or {"points": ()})["points"]]
-        known = [count for count in counts if count is not None]
-        return min(known) if known and len(known) == len(counts) else None
+        return _fewest_images([p["record"] for p in (content or {"points": ()})["points"]])
 
     @property
     def distance(self) -> str:

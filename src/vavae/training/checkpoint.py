@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vavae.errors import RunError
+from vavae.errors import RunError, one_line
 from vavae.training.parallel import World
 
 log = logging.getLogger(__name__)
@@ -228,8 +228,7 @@ def _as_fault(error: BaseException, path: Path) -> Exception:
         if isinstance(cause, OSError) and cause.errno is not None:
             return OSError(cause.errno, os.strerror(cause.errno), str(cause.filename or path.parent))
     innermost = list(_causes(error))[-1]
-    told = " ".join(str(innermost).split())[:300]
-    return RunError(f"{path.parent}: the checkpoint could not be written ({told or type(innermost).__name__})")
+    return RunError(f"{path.parent}: the checkpoint could not be written ({one_line(innermost)[:300]})")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

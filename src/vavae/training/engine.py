@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vavae.errors import RunError, UserError
+from vavae.errors import RunError, UserError, one_line
 from vavae.progress import Bar, track
 from vavae.training.averages import build_averages
 from vavae.training.batchnorm import synchronize_batch_norm
@@ -307,7 +307,7 @@ class Engine:
         try:
             self._sums = self._state.restore(checkpoint)
         except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error)[:300]
             raise UserError(
                 f"{self.folder}: its checkpoint does not fit this recipe; use another output folder ({reason})"
             ) from error
