@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,6 +18,20 @@ class StopRequest:
 
 
 @contextmanager
+def _handled_by(handle: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Give SIGINT and SIGTERM to `handle` for the block. None arrives outside the main thread, nor can be caught there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once.
 
@@ -28,21 +42,14 @@ def stop_on_signal() -> Iterator[StopRequest]:
             what follows the block must not go on as if nothing had been said.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
 
     def handle(number: int, frame: FrameType | None) -> None:
         if request.asked:
             raise KeyboardInterrupt
         request.asked = True
 
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled_by(handle):
         yield request
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
     if request.asked:
         raise KeyboardInterrupt("stopped; what is finished is saved, and the same command goes on")
 
@@ -52,17 +59,12 @@ def signals_later() -> Iterator[None]:
     """Hold SIGINT and SIGTERM back until the block has ended, and deliver them then.
 
     For short work in which torch calls Python out of C++, such as a dispatch mode: an exception that comes up there
-    aborts the process. Outside the main thread, where no signal arrives, the block is just run.
+    aborts the process.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
-    former = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with _handled_by(lambda number, _: came.append(number)):
+            yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-        for one in dict.fromkeys(came):
-            signal.raise_signal(one)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
