@@ -19,7 +19,7 @@ class StopRequest:
 
 @contextmanager
 def _handled_by(handle: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Give SIGINT and SIGTERM to `handle` for the block. None arrives outside the main thread, nor can be caught there."""
+    """Give SIGINT and SIGTERM to `handle` for the block; outside the main thread none arrive."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
