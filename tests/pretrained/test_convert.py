@@ -116,15 +116,35 @@ def test_path_and_sampling_go_to_published_files_and_back(path: str, solver: str
     assert (back.path, back.sampling) == (path, sampling)
 
 
+@pytest.mark.parametrize("prediction", ["noise", "score"])
+def test_what_the_network_predicts_goes_to_published_files_and_back(prediction: str) -> None:
+    ours = written_generator(prediction=prediction, sampling=SamplingConfig("euler", 4))
+    assert vavae("convert", "ours", "theirs", "--to", "published") == 0
+    assert read_checkpoint(Path("theirs/lightningdit.pt"))["config"]["transport"]["prediction"] == prediction
+    back = Generator.from_pretrained("theirs")
+    assert back.prediction == prediction
+    assert torch.equal(back([1, 2]), ours([1, 2]))
+
+
+def test_a_published_prediction_that_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = training_checkpoint(golden_dit()[0])
+    checkpoint["config"] = {**checkpoint["config"], "transport": {"prediction": "energy"}}
+    torch.save(checkpoint, "published.pt")
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
+    assert vavae("convert", "published.pt", "ours", *given) == 2
+    assert "transport.prediction: 'energy' is not one of velocity, noise, score" in capsys.readouterr().err
+
+
 def test_what_published_files_cannot_say_is_told_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
     written_generator(sampling=SamplingConfig("euler_maruyama", 9, guidance_scale=2.0))
     assert vavae("convert", "ours", "back", "--to", "published") == 0
     said = capsys.readouterr().out
     assert "the solver euler_maruyama is not taken over" in said and "the guidance is not taken over" in said
     assert Generator.from_pretrained("back").sampling == SamplingConfig("euler", 9)
-    written_generator(prediction="noise")
+    written_generator(prediction="data")
     assert vavae("convert", "ours", "refused", "--to", "published") == 2
-    assert "prediction: noise; files --to published" in capsys.readouterr().err
+    assert "prediction: data; published files know only velocity, noise, score" in capsys.readouterr().err
     assert not Path("refused").exists()
 
 

@@ -158,6 +158,7 @@ def test_every_switch_counts(tmp_path: Path) -> None:
         transport__use_cosine_loss=False,
         transport__use_lognorm=False,
         transport__path_type="GVP",
+        transport__prediction="noise",
         sample__sampling_method="dopri5",
         sample__cfg_scale=1.0,
         sample__timestep_shift=0.0,
@@ -177,6 +178,7 @@ def test_every_switch_counts(tmp_path: Path) -> None:
         False,
     )
     assert config.flow.path == "cosine"
+    assert config.flow.prediction == "noise"
     assert config.flow.times.kind == "uniform"
     assert config.flow.direction_weight == 0
     assert config.sampling.solver == "dopri5"
@@ -226,7 +228,7 @@ def test_a_later_stage_starts_from_its_weights(tmp_path: Path) -> None:
         ),
         (VA_VAE, {"model__params__use_vf": "clip"}, "use_vf: 'clip' is not one of dinov2, mae"),
         (VA_VAE, {"model__params__embed_dim": 16}, "embed_dim 16 is not ddconfig.z_channels 32"),
-        (LIGHTNINGDIT, {"transport__prediction": "noise"}, "transport.prediction: 'noise'"),
+        (LIGHTNINGDIT, {"transport__prediction": "score"}, "transport.prediction: the score has no bound"),
         (LIGHTNINGDIT, {"transport__path_type": "cubic"}, "transport.path_type: 'cubic' is not one of linear, gvp, vp"),
         (LIGHTNINGDIT, {"sample__sampling_method": "adams"}, "sample.sampling_method: 'adams'"),
         (LIGHTNINGDIT, {"train__max_steps": "many"}, "train.max_steps is 'many', not a int"),

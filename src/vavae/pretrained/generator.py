@@ -386,9 +386,10 @@ class Generator:
             settings, report = read_settings(path), loaded.report
             sampling = from_plain(SamplingConfig, settings.sampling)
             flow_path, names = settings.path, settings.class_names
+            prediction: Prediction = "velocity"  # the only one a pipeline is written for
             tokenizer = files.part(path, "vae") if tokenizer is None else tokenizer
         else:
-            from vavae.pretrained.published_recipes import published_path, published_sampling
+            from vavae.pretrained.published_recipes import published_path, published_prediction, published_sampling
 
             report = loaded.report
             try:
@@ -397,6 +398,7 @@ class Generator:
                 sampling = SamplingConfig()
                 report = dataclasses.replace(report, notes=(*report.notes, f"sampling defaults are ours: {error}"))
             flow_path, names = published_path(loaded.training), ()
+            prediction = published_prediction(loaded.training)
             if tokenizer is None and (path / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
                 tokenizer = path / "tokenizer"
         if tokenizer is None:
@@ -413,6 +415,7 @@ class Generator:
             flow_path,
             names,
             {"converted_from": path.name},
+            prediction,
         )
         generator.report = report
         return generator

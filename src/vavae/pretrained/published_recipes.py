@@ -8,10 +8,11 @@ from typing import Any, Literal
 import yaml
 
 from vavae.errors import UserError
-from vavae.flow import PathName
+from vavae.flow import PathName, Prediction
 from vavae.pretrained.published import LeftAside
 
 _PATHS: dict[str, PathName] = {"linear": "linear", "gvp": "cosine", "vp": "vp"}
+_PREDICTIONS: dict[str, Prediction] = {"velocity": "velocity", "noise": "noise", "score": "score"}
 _SOLVERS = {name: name for name in ("euler", "midpoint", "rk4", "dopri5")} | {"heun2": "heun"}
 _PUBLISHED_PATHS: dict[PathName, str] = {"linear": "Linear", "cosine": "GVP", "vp": "VP"}
 _TEACHERS = {"dinov2": "dinov2-large", "mae": "mae-large"}
@@ -116,16 +117,31 @@ def published_path(training: Mapping[str, Any]) -> PathName:
     return section.choose("path_type", "Linear", _PATHS)
 
 
-def published_training(sampling: Mapping[str, Any], path: PathName) -> tuple[dict[str, Any], list[str]]:
-    """What `published_sampling` and `published_path` read, to lie beside the weights of a checkpoint.
+def published_prediction(training: Mapping[str, Any]) -> Prediction:
+    """What the network predicts, out of a configuration of LightningDiT; velocity where it says nothing."""
+    section = _Section(training.get("transport"), "transport.", "config")
+    return section.choose("prediction", "velocity", _PREDICTIONS)
+
+
+def published_training(
+    sampling: Mapping[str, Any], path: PathName, prediction: Prediction = "velocity"
+) -> tuple[dict[str, Any], list[str]]:
+    """What `published_sampling`, `published_path` and `published_prediction` read, to lie beside weights.
 
     Args:
         sampling: Values of a `SamplingConfig`.
         path: The path between noise and data.
+        prediction: What the network predicts.
 
     Returns:
         A part of a published configuration, and notes on what it cannot say.
+
+    Raises:
+        UserError: The published sampler knows no network that predicts this.
     """
+    if prediction not in _PREDICTIONS.values():
+        known = ", ".join(_PREDICTIONS)
+        raise UserError(f"prediction: {prediction}; published files know only {known}")
     solvers = {ours: theirs for theirs, ours in _SOLVERS.items()}
     solver, scale, notes = sampling["solver"], sampling["guidance_scale"], []
     if solver not in solvers:
@@ -143,7 +159,7 @@ def published_training(sampling: Mapping[str, Any], path: PathName) -> tuple[dic
         "cfg_scale": scale if as_published else 1.0,
         "cfg_interval_start": sampling["guidance_start"],
     }
-    return {"transport": {"path_type": _PUBLISHED_PATHS[path], "prediction": "velocity"}, "sample": sample}, notes
+    return {"transport": {"path_type": _PUBLISHED_PATHS[path], "prediction": prediction}, "sample": sample}, notes
 
 
 def _sampling(sample: _Section) -> dict[str, Any]:
@@ -163,9 +179,12 @@ def _transformer(root: _Section) -> ConvertedRecipe:
     data, vae, model = root.section("data"), root.section("vae"), root.section("model")
     train, optimizer, transport = root.section("train"), root.section("optimizer"), root.section("transport")
     sample = root.section("sample")
-    prediction = transport.get("prediction", "velocity")
-    if prediction != "velocity":
-        raise UserError(f"{root.source}: transport.prediction: {prediction!r}; only velocity can be trained")
+    prediction: Prediction = transport.choose("prediction", "velocity", _PREDICTIONS)
+    if prediction == "score":
+        raise UserError(
+            f"{root.source}: transport.prediction: the score has no bound near data; train the noise, which is the "
+            "score times -sigma"
+        )
     batch = train.get("global_batch_size", 1024)
     clip = optimizer.get("max_grad_norm", 0.0)
     multiplier = data.get("latent_multiplier", 1.0)
@@ -188,6 +207,7 @@ def _transformer(root: _Section) -> ConvertedRecipe:
         },
         "flow": {
             "path": transport.choose("path_type", "Linear", _PATHS),
+            "prediction": prediction,
             "times": {"kind": "logit_normal" if transport.get("use_lognorm", False) else "uniform"},
             "direction_weight": 1.0 if transport.get("use_cosine_loss", False) else 0.0,
         },

@@ -201,12 +201,8 @@ def _generator(config: Config, source: Path, output: Path) -> None:
             print(f"  the pipeline takes Euler steps; the solver {generator.sampling.solver} is not taken over")
         generator.save_diffusers(output)
     else:
-        if generator.prediction != "velocity":
-            raise UserError(
-                f"prediction: {generator.prediction}; files --to published can be written for velocity only"
-            )
         tokenizer = generator.tokenizer
-        training, notes = published_training(to_plain(generator.sampling), generator.path)
+        training, notes = published_training(to_plain(generator.sampling), generator.path, generator.prediction)
         for note in notes:
             print(f"  {note}")
         state = {"ema": dict(generator.transformer.state_dict()), "config": training}
