@@ -101,6 +101,44 @@ def test_the_tokenizers_distance_is_that_of_reconstructions_of_test_images(
         ReconstructionDistance(recipe.frechet, recipe.data.open("test"), 16, torch.device("cpu"), World(size=30))
 
 
+def test_a_distance_that_takes_too_much_memory_is_measured_in_smaller_parts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples, reference and reconstructions; and the distances are those of the larger parts."""
+    room, sizes = 100, []
+
+    def small(pixels: Tensor) -> Tensor:
+        sizes.append(len(pixels))
+        if len(pixels) > room:
+            raise torch.OutOfMemoryError("no room")
+        return colours(pixels)
+
+    def network(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
+        return FeatureNetwork(name, "none", torch.device(device), small)
+
+    monkeypatch.setattr(validation, "load_feature_network", network)
+    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    source = measured_tokenizer_recipe(tmp_path).data.open("test")
+    tokenizer = train_tokenizer.run(measured_tokenizer_recipe(tmp_path / "tokenizer"))
+    frechet = FrechetConfig(20, "tiny", "demo", steps=3, batch_size=16)
+    recipe = replace(transformer_recipe(tmp_path / "generator", data, validation_images=96), frechet=frechet)
+    generator = train_dit.run(recipe)
+    reconstructions = ReconstructionFrechetConfig(20, "tiny", batch_size=16)
+    arguments = (16, torch.device("cpu"), World())
+
+    def measured() -> list[float]:
+        sizes.clear()
+        rebuilt = ReconstructionDistance(reconstructions, source, *arguments)(tokenizer.autoencoder)
+        drawn = validation.SampleDistance(frechet, 8, torch.device("cpu"), "fp32", World())(generator, 0)
+        return [float(rebuilt), float(drawn)]
+
+    whole = measured()
+    assert max(sizes) == 16
+    room = 5
+    assert measured() == pytest.approx(whole, rel=1e-4)
+    assert sorted(set(sizes)) == [4, 8, 16]
+
+
 def test_a_reference_of_another_network_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "load_feature_network", tiny_network)
     wrong = RunningMoments(5)

@@ -3,7 +3,7 @@
 from vavae.metrics.alignment import cknna, distance_matrix_similarity, mapped_cosine
 from vavae.metrics.bootstrap import bootstrap_interval, bootstrap_mean
 from vavae.metrics.distribution import PrecisionRecall, kernel_distance, precision_recall
-from vavae.metrics.features import FeatureNetwork, extract_features, feature_moments, load_feature_network
+from vavae.metrics.features import FeatureNetwork, extract_features, feature_moments, load_feature_network, moments_of
 from vavae.metrics.frechet import RunningMoments, frechet_distance
 from vavae.metrics.images import Convention, fidelity, psnr, published_psnr, ssim
 from vavae.metrics.inception import FIDInception
@@ -50,6 +50,7 @@ __all__ = [
     "load_feature_network",
     "mapped_cosine",
     "mean_uniformity",
+    "moments_of",
     "nearest_neighbours",
     "neighbour_uniformity",
     "one_position_each",

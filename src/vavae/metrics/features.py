@@ -140,12 +140,20 @@ def feature_moments(network: FeatureNetwork, batches: Iterable[Tensor]) -> Runni
         network: The feature network.
         batches: Pixels, (B, H, W, 3) uint8 each.
     """
+    return moments_of(network(pixels) for pixels in batches)
+
+
+def moments_of(features: Iterable[Tensor]) -> RunningMoments:
+    """Mean and covariance of (B, D) features that come in parts.
+
+    Raises:
+        UserError: There are none.
+    """
     moments: RunningMoments | None = None
-    for pixels in batches:
-        features = network(pixels)
+    for part in features:
         if moments is None:
-            moments = RunningMoments(features.shape[1])
-        moments.update(features)
+            moments = RunningMoments(part.shape[1])
+        moments.update(part)
     if moments is None:
-        raise UserError(f"there are no images to compute {network.name} features of")
+        raise UserError("there are no images to compute features of")
     return moments

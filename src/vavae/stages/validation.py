@@ -1,20 +1,20 @@
 """A Fréchet distance of few samples while training goes on: to see a run improve, not to compare it with others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vavae.data import ImageSource, load_pixels, to_tensor, to_uint8
 from vavae.errors import UserError
-from vavae.metrics import FeatureNetwork, RunningMoments, feature_moments, load_feature_network
+from vavae.metrics import FeatureNetwork, RunningMoments, load_feature_network, moments_of
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import choose_labels
 from vavae.tokenizer import AutoencoderKL
+from vavae.training.microbatch import Portions
 from vavae.training.parallel import World
 from vavae.training.precision import autocast
 
@@ -33,7 +33,7 @@ class FrechetConfig:
         reference: Real images as in `data.images` (at most 10,000 are used), or an npz of their statistics, as
             `vavae evaluate --save_reference` writes it.
         steps: Grid points of the solver.
-        batch_size: Samples drawn at once.
+        batch_size: Samples drawn at once; halved where memory runs out.
     """
 
     samples: int = 0
@@ -57,7 +57,7 @@ class ReconstructionFrechetConfig:
     Attributes:
         samples: How many test images, the first of them; 0 measures nothing.
         network: Feature network: `inception`, or `teacher:NAME`.
-        batch_size: Images reconstructed at once.
+        batch_size: Images reconstructed at once; halved where memory runs out.
     """
 
     samples: int = 0
@@ -81,9 +81,12 @@ def check_rhythm(samples: int, validation_images: int | None) -> None:
         raise UserError("frechet.samples: needs training.validation_images, which says how often to measure")
 
 
-def _moments(network: FeatureNetwork, batches: Iterator[Tensor], world: World) -> RunningMoments:
-    """Of the images of all processes; every one must call it, with at least one batch."""
-    parts = world.gather(feature_moments(network, batches))
+def _moments(
+    network: FeatureNetwork, pixels: Callable[[Tensor], Tensor], own: Tensor, portions: Portions, world: World
+) -> RunningMoments:
+    """Of the features of `pixels(indices)` over all processes; every one must call it, with at least one index."""
+    features = (found for _, found in portions.over((own,), lambda part: network(pixels(part[0]))))
+    parts = world.gather(moments_of(features))
     for part in parts[1:]:
         parts[0].merge(part)
     return parts[0]
@@ -112,15 +115,18 @@ class SampleDistance:
         self.precision = precision
         self.world = world
         self._network: FeatureNetwork = load_feature_network(config.network, device)
+        self._portions = Portions(config.batch_size)
         self._real = self._reference(image_size)
 
     def _reference(self, size: int) -> RunningMoments:
         if self.config.reference.endswith(".npz"):
             return RunningMoments.load(self.config.reference)
         source = ImagesConfig(self.config.reference, size, limit=_REFERENCE_IMAGES).open("train")
-        own = torch.from_numpy(np.arange(len(source))[self.world.rank :: self.world.size])
-        parts = own.split(self.config.batch_size)
-        return _moments(self._network, (load_pixels(source, part, size) for part in parts), self.world)
+        own = torch.arange(len(source))[self.world.rank :: self.world.size]
+        return self._moments(lambda indices: load_pixels(source, indices, size), own)
+
+    def _moments(self, pixels: Callable[[Tensor], Tensor], own: Tensor) -> RunningMoments:
+        return _moments(self._network, pixels, own, self._portions, self.world)
 
     @torch.inference_mode()
     def __call__(self, generator: Generator, seed: int) -> Tensor:
@@ -131,16 +137,15 @@ class SampleDistance:
         labels = choose_labels(self.config.samples, generator.num_classes, "random", seed)
         sampling = SamplingConfig(steps=self.config.steps, shift=generator.sampling.shift)
         device = generator.tokenizer.device
-        own = range(self.world.rank, self.config.samples, self.world.size)
+        own = torch.arange(self.config.samples)[self.world.rank :: self.world.size]
 
-        def batches() -> Iterator[Tensor]:
-            for first in range(0, len(own), self.config.batch_size):
-                indices = own[first : first + self.config.batch_size]
-                with autocast(self.precision, device):
-                    latents = generator.latents([labels[i] for i in indices], seed, indices, sampling)
-                yield to_uint8(generator.tokenizer.decode(latents.float()))
+        def drawn_pixels(own: Tensor) -> Tensor:
+            indices = own.tolist()
+            with autocast(self.precision, device):
+                latents = generator.latents([labels[i] for i in indices], seed, indices, sampling)
+            return to_uint8(generator.tokenizer.decode(latents.float()))
 
-        drawn = _moments(self._network, batches(), self.world)
+        drawn = self._moments(drawn_pixels, own)
         if len(drawn.mean) != len(self._real.mean):
             raise UserError(
                 f"frechet.reference: {self.config.reference} holds {len(self._real.mean)} features, "
@@ -181,10 +186,14 @@ class ReconstructionDistance:
         self.world = world
         self._own = torch.arange(count)[world.rank :: world.size]
         self._network: FeatureNetwork = load_feature_network(config.network, device)
-        self._real = _moments(self._network, self._pixels(), world)
+        self._portions = Portions(config.batch_size)
+        self._real = self._moments(self._pixels)
 
-    def _pixels(self) -> Iterator[Tensor]:
-        return (load_pixels(self.source, part, self.image_size) for part in self._own.split(self.config.batch_size))
+    def _pixels(self, indices: Tensor) -> Tensor:
+        return load_pixels(self.source, indices, self.image_size)
+
+    def _moments(self, pixels: Callable[[Tensor], Tensor]) -> RunningMoments:
+        return _moments(self._network, pixels, self._own, self._portions, self.world)
 
     @torch.inference_mode()
     def __call__(self, model: AutoencoderKL) -> Tensor:
@@ -192,7 +201,9 @@ class ReconstructionDistance:
 
         All processes must call it, with the same model.
         """
-        rebuilt = (
-            to_uint8(model.decode(model.encode(to_tensor(pixels.to(self.device))).mode())) for pixels in self._pixels()
-        )
-        return torch.tensor(_moments(self._network, rebuilt, self.world).distance(self._real), device=self.device)
+
+        def rebuilt(indices: Tensor) -> Tensor:
+            images = to_tensor(self._pixels(indices).to(self.device))
+            return to_uint8(model.decode(model.encode(images).mode()))
+
+        return torch.tensor(self._moments(rebuilt).distance(self._real), device=self.device)
