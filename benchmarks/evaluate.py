@@ -30,10 +30,10 @@ from vavae.files import written_whole
 from vavae.metrics import RunningMoments, load_feature_network
 from vavae.pretrained import Generator
 from vavae.stages.evaluate_images import GeneratorBlocks, SourceBlocks, generator_fingerprint
-from vavae.stages.evaluate_processes import Processes
 from vavae.stages.evaluate_store import BlockStore, extract
 from vavae.stages.images import Selection
 from vavae.stages.sample import choose_labels, draw
+from vavae.training.parallel import World
 from vavae.training.precision import resolve_device
 from vavae.training.tracking import versions
 
@@ -70,7 +70,7 @@ def cifar_distance(device: torch.device, limit: int | None, batch_size: int, fol
             source = Cifar10Images("train" if split == "train" else "test")
             chosen = Selection(source, torch.arange(min(limit or len(source), len(source))).numpy())
             images = SourceBlocks(chosen, 32)
-            features = extract(images, [network], store, batch_size, Processes(), f"CIFAR-10 {split}")
+            features = extract(images, [network], store, batch_size, World(), f"CIFAR-10 {split}")
             moments.append(features["inception"].moments())
             found[f"{split} images"] = images.count
         found["FID"] = moments[0].distance(moments[1])
@@ -126,7 +126,7 @@ def whole_evaluation(
     blocks = GeneratorBlocks(generator, labels, 0, generator.sampling, "fp32", generator_fingerprint(generator))
     store = CountingStore(store_folder)
     began = finish(device)
-    features = extract(blocks, [network], store, batch_size, Processes(), "samples", ("pool", "spatial"))["inception"]
+    features = extract(blocks, [network], store, batch_size, World(), "samples", ("pool", "spatial"))["inception"]
     features.moments()
     features.moments("spatial")
     whole = finish(device) - began

@@ -30,10 +30,10 @@ from vavae.metrics import RunningMoments, kernel_distance, load_feature_network
 from vavae.pretrained import Generator
 from vavae.stages import evaluate_store
 from vavae.stages.evaluate_images import GeneratorBlocks, SourceBlocks, generator_fingerprint
-from vavae.stages.evaluate_processes import Processes
 from vavae.stages.evaluate_store import BlockStore, extract
 from vavae.stages.images import Selection, evenly
 from vavae.stages.sample import choose_labels
+from vavae.training.parallel import World
 from vavae.training.tracking import versions
 
 _RESIZES = ("inception", "inception-pytorch-fid", "inception-clean")
@@ -94,7 +94,7 @@ def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) 
     for scale, channels in _SETTINGS:
         sampling = replace(generator.sampling, guidance_scale=scale, guidance_channels=channels)
         blocks = GeneratorBlocks(generator, labels, 0, sampling, "fp32", fingerprint)
-        features = extract(blocks, [network], store, 10, Processes(), f"scale {scale}, channels {channels or 'all'}")
+        features = extract(blocks, [network], store, 10, World(), f"scale {scale}, channels {channels or 'all'}")
         name = f"scale {scale:g}, {channels or 'all'} channels" if scale != 1 else "none (scale 1)"
         found[name] = distance(features["inception"].all(), test)
         yield dict(found)
@@ -189,7 +189,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[tuple[str, object]]:
         if split == "train":
             labels = torch.tensor([chosen.label(i) for i in range(len(chosen))])
         networks = [load_feature_network(name) for name in _RESIZES]
-        stored = extract(SourceBlocks(chosen, 32), networks, store, 10, Processes(), f"{split} images")
+        stored = extract(SourceBlocks(chosen, 32), networks, store, 10, World(), f"{split} images")
         features |= {(name, split): stored[name].all() for name in _RESIZES}
     train, test = features["inception", "train"], features["inception", "test"]
     half = arguments.count // 2

@@ -10,8 +10,8 @@ from vavae.config import load_recipe
 from vavae.metrics import FeatureNetwork
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.stages import evaluate, evaluate_store
-from vavae.stages.evaluate_processes import processes
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.training.parallel import sharing_processes
 from vavae.transformer import LightningDiT
 
 BLOCK = 40  # images; small blocks so that few images are several
@@ -69,6 +69,6 @@ if __name__ == "__main__":
     use_colours()
     evaluate_store.BLOCK = BLOCK
 
-    with processes():
+    with sharing_processes():
         for recipe in sys.argv[1:]:
             evaluate.run(load_recipe(evaluate.Config, Path(recipe)))

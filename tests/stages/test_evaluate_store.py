@@ -14,9 +14,9 @@ from vavae.errors import RunError, UserError
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.stages import evaluate_store
 from vavae.stages.evaluate_images import SourceBlocks
-from vavae.stages.evaluate_processes import Processes
 from vavae.stages.evaluate_store import Block, BlockStore, extract
 from vavae.stages.images import Selection
+from vavae.training.parallel import World
 
 TEST = DemoImages("test")
 PIXELS = torch.tensor(TEST.pixels)
@@ -52,7 +52,7 @@ class Counting:
 
 
 def run(store: BlockStore, networks: Sequence[FeatureNetwork], count: int = 100, parts: Sequence[str] = ("pool",)):
-    return extract(images(count), networks, store, 8, Processes(), "test", parts)
+    return extract(images(count), networks, store, 8, World(), "test", parts)
 
 
 def test_features_are_in_order_whatever_the_blocks(tmp_path):
@@ -101,7 +101,7 @@ def test_content_decides_not_names(tmp_path):
     store, network = BlockStore(tmp_path), Counting()
     a = run(store, [network.network], 60)["counting"]
     other = SourceBlocks(Selection(TEST, torch.arange(60).flip(0).numpy()), 32)
-    b = extract(other, [network.network], store, 8, Processes(), "test")["counting"]
+    b = extract(other, [network.network], store, 8, World(), "test")["counting"]
     assert a.content != b.content and network.calls == 16
     assert torch.equal(b.all(), a.all().flip(0))
 
@@ -178,7 +178,7 @@ def test_the_next_images_are_made_while_the_network_works(tmp_path):
         return torch.zeros(len(pixels), 2)
 
     network = FeatureNetwork("slow", "slow", torch.device("cpu"), compute)
-    extract(source, [network], BlockStore(tmp_path), 4, Processes(), "test")
+    extract(source, [network], BlockStore(tmp_path), 4, World(), "test")
     assert len(source.made) == len(began) == 6
     # While the first batch is in the network, the second and third are made already.
     assert source.made[1] < began[1] - 0.03 and source.made[2] < began[1] - 0.03
@@ -189,7 +189,7 @@ def test_errors_and_stops_leave_no_thread_behind(tmp_path):
     source = Slow()
     source.fail_at = 3
     with pytest.raises(UserError, match="broken image"):
-        extract(source, [colour_network()], BlockStore(tmp_path), 4, Processes(), "test")
+        extract(source, [colour_network()], BlockStore(tmp_path), 4, World(), "test")
     with pytest.raises(KeyboardInterrupt):
         run(BlockStore(tmp_path), [Counting(limit=0).network])
     assert threading.active_count() == before

@@ -13,13 +13,13 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch.distributed as dist
-from {module} import processes
+from vavae.training.parallel import {start}
 
 def names():
     return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 try:
-    with processes({arguments}):
+    with {start}({arguments}):
         import torch._dynamo
         dist.all_gather_object([None, None], dict(enumerate(range(200))))
         assert any("gloo" in name for name in names()), "the threads have other names"
@@ -35,19 +35,19 @@ sys.exit(len(left))
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads are read from /proc")
 @pytest.mark.parametrize(
-    "module, arguments, how",
+    "start, arguments, how",
     [
-        ("vavae.stages.evaluate_processes", "", "end"),
-        ("vavae.stages.evaluate_processes", "", "fail"),
-        ("vavae.training.parallel", '"cpu"', "end"),
+        ("sharing_processes", "", "end"),
+        ("sharing_processes", "", "fail"),
+        ("processes", '"cpu"', "end"),
     ],
 )
-def test_no_thread_of_the_group_is_left(module: str, arguments: str, how: str) -> None:
+def test_no_thread_of_the_group_is_left(start: str, arguments: str, how: str) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    program = PROGRAM.format(module=module, arguments=arguments)
+    program = PROGRAM.format(start=start, arguments=arguments)
     running = [
         subprocess.Popen(
             [sys.executable, "-c", program, how],

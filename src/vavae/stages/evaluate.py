@@ -31,14 +31,14 @@ from vavae.stages.evaluate_images import (
     npz_images,
     tokenizer_fingerprint,
 )
-from vavae.stages.evaluate_processes import Processes, processes
 from vavae.stages.evaluate_records import check_writable, sampling_protocol, write_records
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
 from vavae.stages.evaluate_table import plot, print_table
 from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import choose_labels
 from vavae.teachers import load_teacher
-from vavae.training.precision import Precision, resolve_precision
+from vavae.training.parallel import World, sharing_processes
+from vavae.training.precision import Precision, resolve_device, resolve_precision
 from vavae.training.tracking import versions
 
 
@@ -148,8 +148,8 @@ def _store(config: Config) -> BlockStore:
     return BlockStore(assets.cache_folder() / "features")
 
 
-def _networks(config: Config, names: tuple[str, ...], together: Processes) -> list[FeatureNetwork]:
-    device = together.device(config.device)
+def _networks(config: Config, names: tuple[str, ...]) -> list[FeatureNetwork]:
+    device = resolve_device(config.device)
     return [load_feature_network(name, device) for name in names]
 
 
@@ -174,7 +174,7 @@ def _side(generator: Generator) -> int:
     return generator.latent_shape[1] * generator.tokenizer.factor
 
 
-def _open_reference(config: Config, store: BlockStore, together: Processes, samples: int) -> _Against:
+def _open_reference(config: Config, store: BlockStore, together: World, samples: int) -> _Against:
     """What is measured against; `samples` is the number in the smallest set of them."""
     metrics = tuple(config.metrics) or METRICS
 
@@ -184,7 +184,7 @@ def _open_reference(config: Config, store: BlockStore, together: Processes, samp
     # An npz is read alone: `data` may not even exist beside it.
     source = images(config.split) if config.reference is None else None
     other = images(config.real_split) if config.real_split is not None else None
-    networks = _networks(config, config.networks, together)
+    networks = _networks(config, config.networks)
     reference = open_reference(
         source, config.reference, networks, metrics, store, config.batch_size, together, config.metrics, samples
     )
@@ -201,7 +201,7 @@ def _open_reference(config: Config, store: BlockStore, together: Processes, samp
 
 
 def _measure(
-    images: ImageBlocks, against: _Against, protocol: Protocol, config: Config, store: BlockStore, together: Processes
+    images: ImageBlocks, against: _Against, protocol: Protocol, config: Config, store: BlockStore, together: World
 ) -> list[MetricRecord]:
     _check_side(images.name, images.side, against.reference.side)
     parts = parts_for(against.measuring.metrics)
@@ -265,8 +265,8 @@ def _check_outputs(config: Config, store: BlockStore) -> None:
             raise UserError(f"output: {config.output} is where the plot would go; name a .json file")
 
 
-def _generator(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
-    device = together.device(config.device)
+def _generator(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
+    device = resolve_device(config.device)
     against = _open_reference(config, store, together, config.count)
     for path in config.model:
         generator = Generator.from_pretrained(path, device)
@@ -284,7 +284,7 @@ def _generator(config: Config, store: BlockStore, together: Processes) -> Iterat
             yield from _measure(images, against, protocol, config, store, together)
 
 
-def _samples(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
+def _samples(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
     sets = [_sample_images(path) for path in config.model]
     against = _open_reference(config, store, together, min(images.count for images in sets))
     for path, images in zip(config.model, sets, strict=True):
@@ -300,8 +300,8 @@ def _as_published(network: str) -> str:
     return f"inception-pytorch-fid:{file}" if file else "inception-pytorch-fid"
 
 
-def _tokenizer(config: Config, store: BlockStore, together: Processes) -> Iterator[MetricRecord]:
-    device = together.device(config.device)
+def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
+    device = resolve_device(config.device)
     size = config.data.size
     work = of_tokenizer.Work(
         store, together, config.batch_size, config.precision, config.seed, config.bootstrap, config.data.workers
@@ -311,10 +311,10 @@ def _tokenizer(config: Config, store: BlockStore, together: Processes) -> Iterat
     train_source = config.data.open("train") if probes else None
     perceptual = of_tokenizer.perceptual_networks(device) if config.conventions else {}
     as_published = tuple(dict.fromkeys(_as_published(name) for name in config.networks))
-    strict = _networks(config, config.networks, together)
+    strict = _networks(config, config.networks)
     named = {"strict": strict, "published": strict}
     if "published" in config.conventions and as_published != config.networks:
-        named["published"] = _networks(config, as_published, together)
+        named["published"] = _networks(config, as_published)
     teacher = None
     if config.teacher is not None:
         teacher = load_teacher(config.teacher, input_size=config.teacher_size).to(device)
@@ -386,7 +386,7 @@ def run(config: Config) -> list[MetricRecord]:
     store = _store(config)
     _check_outputs(config, store)
     _check_models(config)
-    with processes() as together:
+    with sharing_processes() as together:
         try:
             records = list(measure(config, store, together))
         except KeyboardInterrupt:

@@ -24,8 +24,8 @@ from vavae.metrics import (
 )
 from vavae.metrics.frechet import read_npz, stored_count
 from vavae.stages.evaluate_images import npz_images
-from vavae.stages.evaluate_processes import Processes
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
+from vavae.training.parallel import World
 
 Metric = Literal["frechet", "sfid", "inception_score", "precision_recall", "kid"]
 METRICS: tuple[Metric, ...] = ("frechet", "sfid", "inception_score", "precision_recall", "kid")
@@ -150,7 +150,7 @@ def open_reference(
     metrics: Sequence[Metric],
     store: BlockStore,
     batch_size: int,
-    processes: Processes,
+    processes: World,
     required: Sequence[Metric] = (),
     samples: int | None = None,
 ) -> Reference:

@@ -25,7 +25,7 @@ from vavae.files import written_whole
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.metrics.inception import full_precision
 from vavae.progress import track
-from vavae.stages.evaluate_processes import Processes
+from vavae.training.parallel import World
 
 BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
 _WAITING = 3  # batches of pixels that may wait for the networks
@@ -179,7 +179,7 @@ def extract(
     networks: Sequence[FeatureNetwork],
     store: BlockStore,
     batch_size: int,
-    processes: Processes,
+    processes: World,
     description: str,
     parts: Sequence[str] = ("pool",),
 ) -> dict[str, StoredFeatures]:
@@ -213,7 +213,7 @@ def extract(
     if twice is not None:
         raise UserError(f"network: {twice} is named twice")
     starts = list(range(0, images.count, BLOCK))
-    mine = starts[processes.rank :: processes.world]
+    mine = starts[processes.rank :: processes.size]
     wanted = {network.name: [part for part in dict.fromkeys(parts) if part in network.parts] for network in networks}
     keys: dict[int, str] = {}
     total = sum(_length(images, start) for start in mine)

@@ -28,7 +28,6 @@ from vavae.metrics import (
 from vavae.pretrained import Tokenizer
 from vavae.stages.evaluate_generation import Measuring, Reference, generation_records
 from vavae.stages.evaluate_images import LatentBlocks, SourceBlocks, tokenizer_fingerprint
-from vavae.stages.evaluate_processes import Processes
 from vavae.stages.evaluate_reconstruction import Originals, Reconstructions
 from vavae.stages.evaluate_records import (
     EncodedImages,
@@ -40,6 +39,7 @@ from vavae.stages.evaluate_records import (
 from vavae.stages.evaluate_store import BlockStore, StoredFeatures, digest, extract
 from vavae.stages.images import Selection, evenly
 from vavae.teachers import Teacher, resample_grid
+from vavae.training.parallel import World
 from vavae.training.precision import Precision, autocast, resolve_precision
 
 
@@ -58,7 +58,7 @@ class Work:
     """
 
     store: BlockStore
-    processes: Processes
+    processes: World
     batch_size: int
     precision: Precision
     seed: int = 0

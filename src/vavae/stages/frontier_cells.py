@@ -40,7 +40,6 @@ from vavae.stages.evaluate_images import (
     generator_fingerprint,
     tokenizer_fingerprint,
 )
-from vavae.stages.evaluate_processes import Processes
 from vavae.stages.evaluate_records import sampling_protocol, uniformity_records
 from vavae.stages.evaluate_store import BlockStore, extract
 from vavae.stages.frontier_plan import Cell, GeneratorCell, Grid, TokenizerCell, Unit
@@ -49,6 +48,7 @@ from vavae.stages.frontier_store import Results
 from vavae.stages.images import Selection, evenly
 from vavae.stages.sample import choose_labels, draw
 from vavae.teachers import Teacher, load_teacher
+from vavae.training.parallel import World
 from vavae.training.posthoc import list_snapshots
 from vavae.training.precision import Precision, resolve_device, resolve_precision
 from vavae.training.tracking import read_metrics, versions
@@ -132,12 +132,12 @@ class Bench:
         """What samples are measured against."""
         images = SourceBlocks(_part(self.train, self.config.measure.reference_images), self.config.data.size)
         batch = self.config.measure.batch_size
-        return open_reference(images, None, [self.network], ("frechet",), self.store, batch, Processes())
+        return open_reference(images, None, [self.network], ("frechet",), self.store, batch, World())
 
     def work(self, store: BlockStore) -> of_tokenizer.Work:
         """How tokenizers are measured."""
         measure = self.config.measure
-        return of_tokenizer.Work(store, Processes(), measure.batch_size, measure.precision, measure.seed)
+        return of_tokenizer.Work(store, World(), measure.batch_size, measure.precision, measure.seed)
 
     def protocol(self, tokenizer: Tokenizer, samples: int) -> Protocol:
         """Of a tokenizer's numbers."""
@@ -269,7 +269,7 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
         side = bench.grid.side
         seen = of_tokenizer.grid_network(bench.teacher, (side, side))
         features = extract(
-            test.images, [seen], bench.store, measure.batch_size, Processes(), f"features of {seen.name}", seen.parts
+            test.images, [seen], bench.store, measure.batch_size, World(), f"features of {seen.name}", seen.parts
         )[seen.name]
     records += of_tokenizer.meaning_records(train, test, bench.teacher, features, protocol)
     return {
@@ -378,7 +378,7 @@ def _distance(
     fingerprint = generator_fingerprint(generator)
     labels = choose_labels(count, generator.num_classes, "balanced", seed)
     images = GeneratorBlocks(generator, labels, seed, sampling, mode, fingerprint)
-    features = extract(images, [bench.network], store, config.measure.batch_size, Processes(), "sampling and measuring")
+    features = extract(images, [bench.network], store, config.measure.batch_size, World(), "sampling and measuring")
     protocol = replace(
         sampling_protocol(sampling, count, seed, "balanced"),
         dtype=resolve_precision(mode, bench.device),

@@ -22,9 +22,9 @@ from vavae.flow import SolverName
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.stages.evaluate_processes import processes
 from vavae.stages.run_folder import exclusive
-from vavae.training.precision import Precision, autocast, resolve_precision
+from vavae.training.parallel import sharing_processes
+from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def run(config: Config) -> Path:
     from vavae.stages.evaluate_images import generator_fingerprint
 
     folder = Path(config.output)
-    with processes() as together, ExitStack() as held:
-        generator = Generator.from_pretrained(config.generator, together.device(config.device))
+    with sharing_processes() as together, ExitStack() as held:
+        generator = Generator.from_pretrained(config.generator, resolve_device(config.device))
         sampling = config.sampling(generator.sampling)
         labels = list(config.labels) or choose_labels(
             config.count, generator.num_classes, config.label_protocol, config.seed
@@ -141,18 +141,14 @@ def run(config: Config) -> Path:
             "precision": config.precision,
             "size": to_plain(config.size),
         }
-        found: list[int] | UserError = []
-        if together.first:
-            try:
-                held.enter_context(exclusive(folder))
-                found = _claim(folder, protocol, labels)
-            except UserError as error:
-                found = error
-        waiting = together.gather(found)[0]
-        if isinstance(waiting, UserError):  # in all processes, so that none waits for the first
-            raise waiting
-        mine = waiting[together.rank :: together.world]
-        done = (len(labels) - len(waiting)) // together.world
+
+        def claim() -> list[int]:
+            held.enter_context(exclusive(folder))
+            return _claim(folder, protocol, labels)
+
+        waiting = together.once(claim)
+        mine = waiting[together.rank :: together.size]
+        done = (len(labels) - len(waiting)) // together.size
         stream = None if together.first else io.StringIO()
         with track("sampling", done + len(mine), "images", start=done, stream=stream) as bar:
             for start in range(0, len(mine), config.batch_size):
@@ -163,7 +159,7 @@ def run(config: Config) -> Path:
                     with written_whole(_file(folder, i)) as temporary:
                         Image.fromarray(pixels).save(temporary, format="PNG")
                 bar.advance(len(indices))
-        together.gather(None)  # now all images are there
+        together.wait()  # now all images are there
         if together.first:
             _collect(folder, config, len(labels))
             print(f"samples: {folder}")

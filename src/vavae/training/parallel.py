@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 # Gradients are averaged in flat buffers of about this size: large enough to fill a link, small enough to overlap.
 _BUCKET_BYTES = 64 * 2**20
+# One process may work alone for hours (statistics, t-SNE, a report) while the others wait for it.
 _PATIENCE = timedelta(days=2)
 
 
@@ -38,7 +39,7 @@ class World:
     Attributes:
         rank: This process, in [0, size).
         size: Number of processes.
-        host: Group for numbers and objects in host memory; None for one process.
+        host: Group for numbers and objects in host memory; None is the default group.
         saving: Group for the thread that writes checkpoints, which must not meet the other's messages.
     """
 
@@ -166,8 +167,26 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
+def sharing_processes() -> Iterator[World]:
+    """Join the processes that `torchrun` started, through gloo, to share files and numbers but no tensors.
+
+    Without torchrun, one process alone. Within another such block, the processes are those that have joined already.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+    elif dist.is_initialized():
+        yield World(dist.get_rank(), dist.get_world_size())
+    else:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        try:
+            yield World(dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
 def processes(device: str) -> Iterator[World]:
-    """Join the processes that `torchrun` started; one process alone without it.
+    """Join the processes that `torchrun` started to train together; one process alone without it.
 
     Args:
         device: As in a recipe. A GPU run talks through NCCL, a CPU run through gloo.
@@ -187,7 +206,6 @@ def processes(device: str) -> Iterator[World]:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen)
     else:
         dist.init_process_group("gloo")
-    # One process may work alone for hours (statistics, a report) while the others wait for it.
     groups = [dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2)]
     yield World(dist.get_rank(), dist.get_world_size(), *groups)
     # After an error nothing is taken down: that would wait for processes which wait for this one. Its end tells them.
