@@ -262,6 +262,7 @@ def test_claims_of_a_grid_that_behaves_as_in_the_paper(tmp_path: Path) -> None:
     assert verdicts[7] == "direction as in the paper; too little for a verdict, one seed"  # four tokenizers
     assert verdicts[8] == "reproduced, one seed"
     assert "d 2: 30.00; d 4: 50.00" in claims(found)[1].ours
+    assert claims(found)[8].ours == "DiT: 90.00; + RoPE: 50.00; + patch 1, aligned tokenizer: 29.00"
     assert [row.ours["gfid"].mean for row in table5(found).rows] == [50.0, 29.0, 40.0]
     assert [row.ours["gfid"].mean for row in table1(found).rows] == [90.0, 50.0, 29.0]
     rows = [(row.ours["cv"].mean, row.ours["gfid"].mean) for row in table6(found).rows]

@@ -306,7 +306,7 @@ def _best(measured: Measured, table: Table, favoured: Callable[[Row], bool], cla
     """That the favoured rows of a table have a lower gFID than every other."""
     best = [row for row in table.rows if favoured(row)]
     rest = [row for row in table.rows if row not in best]
-    said = "; ".join(f"{r.labels[0]}: {read(r.ours['gfid'], 2)}" for r in table.rows if r.ours["gfid"].values)
+    said = _by_label(table)
     pairs = [(b.ours["gfid"], r.ours["gfid"]) for b in best for r in rest]
     return Claim(claim, published, said or UNMEASURED, judge(pairs, _least(measured)))
 
@@ -328,10 +328,15 @@ def _uniformity(measured: Measured) -> Claim:
     return Claim(claim, published, said, _verdict(holding, enough, min(len(stat.values) for stat in known)))
 
 
+def _by_label(table: Table) -> str:
+    """The gFIDs of a table that are there, by what its rows are called."""
+    known = [row for row in table.rows if row.ours["gfid"].values]
+    return "; ".join(f"{row.labels[0]}: {read(row.ours['gfid'], 2)}" for row in known)
+
+
 def _ladder(measured: Measured) -> Claim:
     table = table1(measured)
-    known = [row for row in table.rows if row.ours["gfid"].values]
-    said = ", ".join(read(row.ours["gfid"], 2) for row in known)
+    said = _by_label(table)
     pairs = [(b.ours["gfid"], a.ours["gfid"]) for a, b in pairwise(table.rows) if b.labels != (ROW_NAMES[_NO_STEP],)]
     return Claim(
         "Each step from DiT to LightningDiT pays, but β₂",
