@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from scipy.stats import pearsonr, spearmanr
 
 from vavae.stages.frontier_store import Results
 
@@ -37,6 +38,34 @@ def rows() -> list[str]:
 @pytest.mark.parametrize("row", rows())
 def test_the_table_of_tokenizers_is_that_of_the_run(row: str) -> None:
     assert row in PAGE.splitlines()
+
+
+def cells_of_table(name: str) -> list[tuple[str, dict[str, float]]]:
+    """Last label and measured numbers of each row."""
+    return [
+        (list(row["labels"].values())[-1], {key.partition("/")[0]: stat["mean"] for key, stat in row["ours"].items()})
+        for row in TABLES["tables"][name]["rows"]
+    ]
+
+
+@pytest.mark.parametrize("loss, ours", cells_of_table("table5")[1:])
+def test_the_table_of_losses_is_that_of_the_run(loss: str, ours: dict[str, float]) -> None:
+    dino = "dinov2-small-focus" + ("" if loss == "full" else f" ({loss})")
+    dimension = str(TABLES["recipe"]["experiments"]["table5"]["dimension"])
+    cv = next(
+        row["ours"]["cv"]["mean"]
+        for row in TABLES["tables"]["table6"]["rows"]
+        if list(row["labels"].values()) == [dimension, dino]
+    )
+    numbers = f"{ours['rfid']:.1f} | {ours['psnr']:.2f} | {ours['probe']:.3f} | {ours['gfid']:.1f} | {cv:.3f}"
+    assert f"| {loss} | {numbers} |" in PAGE.splitlines()
+
+
+def test_the_correlation_with_the_probe_is_that_of_the_run() -> None:
+    tokenizers = dict(cells_of_table("table4")) | dict(cells_of_table("table5")[2:])  # none and full stand in both
+    probe, gfid = ([ours[key] for ours in tokenizers.values()] for key in ("probe", "gfid"))
+    found = f"r {pearsonr(probe, gfid)[0]:.2f}, rank {spearmanr(probe, gfid)[0]:.2f}".replace("-", "−")
+    assert len(tokenizers) == 7 and f"({found} over the seven)" in " ".join(PAGE.split())
 
 
 def test_the_results_are_whole_and_the_tables_are_theirs(capsys: pytest.CaptureFixture[str]) -> None:
