@@ -2,13 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from vavae.report.figures import _CLASSES, _DASHES, _SURFACE, MARKERS, _svg, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+_NOTE_SIZE = 9  # printer's points
+_GAP = 6  # from a point to its note
+# Right, left or centred; above, below or beside: the first that covers least is taken.
+_PLACES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ def series_figure(
             else:
                 axis.get_major_locator().set_params(nbins=5)  # type: ignore[call-arg]
             axis.set_major_formatter(lambda value, _: short(value))
+        _write_notes(axes, series)
 
     return _svg(draw, 5.2, 3.5)
 
@@ -107,12 +117,76 @@ def _draw(axes: "Axes", one: Series) -> None:
     for (px, py), spread in zip(one.points, one.spreads, strict=False):
         if spread:
             axes.plot((px, px), (py - spread, py + spread), color=colour, linewidth=1.2)
-    for (px, py), note in zip(one.points, one.notes, strict=False):
-        axes.annotate(
-            note,
-            (px, py),
-            xytext=(5, 6 if one.style % 2 == 0 else -12),
-            textcoords="offset points",
-            fontsize=9,
-            color=colour,
+
+
+def _write_notes(axes: "Axes", series: Sequence[Series]) -> None:
+    """Each note where it covers least: of lines, markers, other notes. Everything else must be drawn and scaled."""
+    axes.autoscale_view()  # a point's place on paper is otherwise that of the former scale
+    lines = [_on_paper(axes, one.points) for one in series if one.points]
+    covered = np.concatenate([_along(line) for line in lines]) if lines else np.empty((0, 2))
+    markers = np.concatenate(lines) if lines else np.empty((0, 2))
+    (left, bottom), (right, top) = _on_paper(axes, list(zip(axes.get_xlim(), axes.get_ylim(), strict=True)))
+    written: list[_Box] = []
+    for one in series:
+        for point, at, note in zip(one.points, _on_paper(axes, one.points), one.notes, strict=False):
+
+            def cost(place: tuple[int, int], at: np.ndarray = at, note: str = note) -> float:
+                box = _Box.beside(at, place, note)
+                outside = box.left < left or box.right > right or box.bottom < bottom or box.top > top
+                others = sum(box.meets(other) for other in written)
+                return box.holds(covered) + 10 * box.holds(markers, 4.0) + 20 * others + 30 * outside
+
+            place = min(_PLACES, key=cost)
+            written.append(_Box.beside(at, place, note))
+            axes.annotate(
+                note,
+                point,
+                xytext=(_GAP * place[0], _GAP * place[1]),
+                textcoords="offset points",
+                ha=("right", "center", "left")[place[0] + 1],
+                va=("top", "center", "bottom")[place[1] + 1],
+                fontsize=_NOTE_SIZE,
+                color=_CLASSES[one.style % len(_CLASSES)],
+            )
+
+
+def _on_paper(axes: "Axes", points: Sequence[tuple[float, float]]) -> np.ndarray:
+    """(N, 2) data coordinates in printer's points."""
+    return np.asarray(axes.transData.transform(points)) * (72 / axes.figure.dpi)
+
+
+def _along(line: np.ndarray) -> np.ndarray:
+    """Points on a line, about 3 printer's points apart."""
+    pieces = [
+        start + np.linspace(0, 1, max(2, int(np.hypot(*(end - start)) / 3)))[:, None] * (end - start)
+        for start, end in pairwise(line)
+    ]
+    return np.concatenate(pieces) if pieces else line
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where a note is written, in printer's points."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    @classmethod
+    def beside(cls, at: np.ndarray, place: tuple[int, int], note: str) -> "_Box":
+        width, height = 0.6 * _NOTE_SIZE * len(note), 1.1 * _NOTE_SIZE
+        left = at[0] + _GAP * place[0] + width * (place[0] - 1) / 2
+        bottom = at[1] + _GAP * place[1] + height * (place[1] - 1) / 2
+        return cls(left, bottom, left + width, bottom + height)
+
+    def holds(self, points: np.ndarray, margin: float = 0.0) -> int:
+        """How many of the (N, 2) points are inside, or within a margin of it."""
+        x, y = points.T
+        inside = (x > self.left - margin) & (x < self.right + margin)
+        return int((inside & (y > self.bottom - margin) & (y < self.top + margin)).sum())
+
+    def meets(self, other: "_Box") -> bool:
+        return (
+            self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
         )
