@@ -1,5 +1,6 @@
 """The model that comes with the package: small, whole, offline, and as good as its card says."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from vavae.errors import UserError
 from vavae.metrics import linear_probe, psnr
 from vavae.pretrained import Generator
 from vavae.pretrained.folder import SHIPPED, resolve
+from vavae.stages.evaluate_images import generator_fingerprint
 
 FOLDER = Path(vavae.__file__).parent / "pretrained" / "demo"
 CARD = (FOLDER / "README.md").read_text()
@@ -29,6 +31,16 @@ def test_it_is_small_and_holds_nothing_but_safe_files() -> None:
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 25_000_000
     assert {path.suffix for path in files} == {".json", ".md", ".safetensors"}
+
+
+def test_its_fid_is_the_one_that_was_measured_with_its_defaults(generator: Generator) -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-22-demo-model-fid.json"
+    (record,) = json.loads(results.read_text())["records"]
+    protocol, defaults = record["protocol"], generator.sampling
+    assert record["name"] == "FID" and f"images: {record['value']:.1f}." in CARD
+    assert (protocol["samples"], protocol["reference_samples"]) == (5_000, 10_000)
+    assert (protocol["steps"], protocol["guidance_scale"]) == (defaults.steps, defaults.guidance_scale)
+    assert protocol["checkpoint_hash"] == generator_fingerprint(generator)
 
 
 def test_it_says_how_it_was_trained(generator: Generator) -> None:
