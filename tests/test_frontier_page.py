@@ -19,51 +19,50 @@ def test_the_claims_are_those_of_the_run() -> None:
     assert (FOLDER / "claims.md").read_text() in PAGE
 
 
-def rows() -> list[str]:
-    """Every tokenizer of the tables whose generator is measured, as the page shows it."""
-    evenness = {tuple(r["labels"].values()): r["ours"] for r in TABLES["tables"]["table6"]["rows"]}
-    found = {}
-    for table in ("table2", "table4"):
-        for row in TABLES["tables"].get(table, {"rows": []})["rows"]:
-            dimension = row["labels"].get("d", str(TABLES["recipe"]["experiments"]["table4"]["dimension"]))
-            teacher = row["labels"]["teacher"]
-            ours = {key.partition("/")[0]: stat["mean"] for key, stat in row["ours"].items()}
-            cv = evenness[dimension, teacher]["cv"]["mean"]
-            if ours["gfid"] is not None and (dimension, teacher) not in found:
-                numbers = f"{ours['rfid']:.1f} | {ours['psnr']:.2f} | {ours['probe']:.3f} | {ours['gfid']:.1f}"
-                found[dimension, teacher] = f"| {dimension} | {TEACHERS[teacher]} | {numbers} | {cv:.3f} |"
-    return list(found.values())
+EVENNESS = {tuple(row["labels"].values()): row["ours"]["cv"]["mean"] for row in TABLES["tables"]["table6"]["rows"]}
 
 
-@pytest.mark.parametrize("row", rows())
-def test_the_table_of_tokenizers_is_that_of_the_run(row: str) -> None:
-    assert row in PAGE.splitlines()
-
-
-def cells_of_table(name: str) -> list[tuple[str, dict[str, float]]]:
-    """Last label and measured numbers of each row."""
+def measured(table: str) -> list[tuple[dict[str, str], dict[str, float]]]:
+    """Labels and measured numbers of each row; none for a table that is not there."""
     return [
-        (list(row["labels"].values())[-1], {key.partition("/")[0]: stat["mean"] for key, stat in row["ours"].items()})
-        for row in TABLES["tables"][name]["rows"]
+        (row["labels"], {key.partition("/")[0]: stat["mean"] for key, stat in row["ours"].items()})
+        for row in TABLES["tables"].get(table, {"rows": []})["rows"]
     ]
 
 
-@pytest.mark.parametrize("loss, ours", cells_of_table("table5")[1:])
-def test_the_table_of_losses_is_that_of_the_run(loss: str, ours: dict[str, float]) -> None:
-    dino = "dinov2-small-focus" + ("" if loss == "full" else f" ({loss})")
-    dimension = str(TABLES["recipe"]["experiments"]["table5"]["dimension"])
-    cv = next(
-        row["ours"]["cv"]["mean"]
-        for row in TABLES["tables"]["table6"]["rows"]
-        if list(row["labels"].values()) == [dimension, dino]
-    )
-    numbers = f"{ours['rfid']:.1f} | {ours['psnr']:.2f} | {ours['probe']:.3f} | {ours['gfid']:.1f} | {cv:.3f}"
-    assert f"| {loss} | {numbers} |" in PAGE.splitlines()
+def dimension_of(table: str) -> str:
+    return str(TABLES["recipe"]["experiments"][table]["dimension"])
+
+
+def shown(name: str, ours: dict[str, float], cv: float) -> str:
+    """A row as the page writes it."""
+    return f"| {name} | {ours['rfid']:.1f} | {ours['psnr']:.2f} | {ours['probe']:.3f} | {ours['gfid']:.1f} | {cv:.3f} |"
+
+
+def rows() -> list[str]:
+    """Every tokenizer of tables 2 and 4 whose generator is measured, and every loss of table 5 but none at all."""
+    found = {}
+    for table in ("table2", "table4"):
+        for labels, ours in measured(table):
+            tokenizer = labels.get("d") or dimension_of("table4"), labels["teacher"]
+            if ours["gfid"] is not None and tokenizer not in found:
+                name = f"{tokenizer[0]} | {TEACHERS[tokenizer[1]]}"
+                found[tokenizer] = shown(name, ours, EVENNESS[tokenizer])
+    losses = []
+    for labels, ours in measured("table5")[1:]:
+        teacher = "dinov2-small-focus" + ("" if labels["loss"] == "full" else f" ({labels['loss']})")
+        losses.append(shown(labels["loss"], ours, EVENNESS[dimension_of("table5"), teacher]))
+    return [*found.values(), *losses]
+
+
+@pytest.mark.parametrize("row", rows())
+def test_the_tables_of_tokenizers_are_those_of_the_run(row: str) -> None:
+    assert row in PAGE.splitlines()
 
 
 def test_the_correlation_with_the_probe_is_that_of_the_run() -> None:
-    tokenizers = dict(cells_of_table("table4")) | dict(cells_of_table("table5")[2:])  # none and full stand in both
-    probe, gfid = ([ours[key] for ours in tokenizers.values()] for key in ("probe", "gfid"))
+    tokenizers = [ours for _, ours in measured("table4") + measured("table5")[2:]]  # none and full stand in both
+    probe, gfid = ([ours[key] for ours in tokenizers] for key in ("probe", "gfid"))
     found = f"r {pearsonr(probe, gfid)[0]:.2f}, rank {spearmanr(probe, gfid)[0]:.2f}".replace("-", "−")
     assert len(tokenizers) == 7 and f"({found} over the seven)" in " ".join(PAGE.split())
 

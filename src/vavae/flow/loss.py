@@ -10,6 +10,8 @@ from vavae.errors import UserError
 from vavae.flow.paths import LinearPath, Path, Prediction
 from vavae.flow.times import TimeDistribution
 
+NO_SCORE = "the score has no bound near data; train the noise, which is the score times -sigma"
+
 # Below this norm a predicted velocity counts as having this norm, in the cosine only. The network starts by
 # predicting exactly zero, where the usual 1e-8 makes the first gradient 10^7 times too large, and that stays in
 # Adam's second moments for hundreds of steps. Velocities of normalised latents are hundreds of times longer.
@@ -57,9 +59,7 @@ def flow_matching_loss(
         UserError: The score is to be predicted, whose size has no bound near data.
     """
     if prediction == "score":
-        raise UserError(
-            "prediction: the score has no bound near data; train the noise, which is the score times -sigma"
-        )
+        raise UserError(f"prediction: {NO_SCORE}")
     path = LinearPath() if path is None else path
     times = TimeDistribution() if times is None else times
     if noise is None:

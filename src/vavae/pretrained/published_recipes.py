@@ -9,6 +9,7 @@ import yaml
 
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction
+from vavae.flow.loss import NO_SCORE
 from vavae.pretrained.published import LeftAside
 
 _PATHS: dict[str, PathName] = {"linear": "linear", "gvp": "cosine", "vp": "vp"}
@@ -181,10 +182,7 @@ def _transformer(root: _Section) -> ConvertedRecipe:
     sample = root.section("sample")
     prediction: Prediction = transport.choose("prediction", "velocity", _PREDICTIONS)
     if prediction == "score":
-        raise UserError(
-            f"{root.source}: transport.prediction: the score has no bound near data; train the noise, which is the "
-            "score times -sigma"
-        )
+        raise UserError(f"{root.source}: transport.prediction: {NO_SCORE}")
     batch = train.get("global_batch_size", 1024)
     clip = optimizer.get("max_grad_norm", 0.0)
     multiplier = data.get("latent_multiplier", 1.0)

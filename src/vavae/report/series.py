@@ -127,17 +127,17 @@ def _write_notes(axes: "Axes", series: Sequence[Series]) -> None:
     markers = np.concatenate(lines) if lines else np.empty((0, 2))
     (left, bottom), (right, top) = _on_paper(axes, list(zip(axes.get_xlim(), axes.get_ylim(), strict=True)))
     written: list[_Box] = []
+
+    def cost(box: _Box) -> float:
+        outside = box.left < left or box.right > right or box.bottom < bottom or box.top > top
+        others = sum(box.meets(other) for other in written)
+        return box.holds(covered) + 10 * box.holds(markers, 4.0) + 20 * others + 30 * outside
+
     for one in series:
         for point, at, note in zip(one.points, _on_paper(axes, one.points), one.notes, strict=False):
-
-            def cost(place: tuple[int, int], at: np.ndarray = at, note: str = note) -> float:
-                box = _Box.beside(at, place, note)
-                outside = box.left < left or box.right > right or box.bottom < bottom or box.top > top
-                others = sum(box.meets(other) for other in written)
-                return box.holds(covered) + 10 * box.holds(markers, 4.0) + 20 * others + 30 * outside
-
-            place = min(_PLACES, key=cost)
-            written.append(_Box.beside(at, place, note))
+            boxes = {place: _Box.beside(at, place, note) for place in _PLACES}
+            place = min(boxes, key=lambda place: cost(boxes[place]))
+            written.append(boxes[place])
             axes.annotate(
                 note,
                 point,

@@ -81,15 +81,21 @@ def check_rhythm(samples: int, validation_images: int | None) -> None:
         raise UserError("frechet.samples: needs training.validation_images, which says how often to measure")
 
 
-def _moments(
-    network: FeatureNetwork, pixels: Callable[[Tensor], Tensor], own: Tensor, portions: Portions, world: World
-) -> RunningMoments:
-    """Of the features of `pixels(indices)` over all processes; every one must call it, with at least one index."""
-    features = (found for _, found in portions.over((own,), lambda part: network(pixels(part[0]))))
-    parts = world.gather(moments_of(features))
-    for part in parts[1:]:
-        parts[0].merge(part)
-    return parts[0]
+class _Moments:
+    """Moments of a network's features of the images of all processes, in parts that fit into memory."""
+
+    def __init__(self, network: str, batch_size: int, device: torch.device, world: World) -> None:
+        self._network: FeatureNetwork = load_feature_network(network, device)
+        self._portions = Portions(batch_size)
+        self._world = world
+
+    def __call__(self, pixels: Callable[[Tensor], Tensor], own: Tensor) -> RunningMoments:
+        """Of `pixels(indices)`; every process must call it, with at least one index of its own."""
+        features = (found for _, found in self._portions.over((own,), lambda part: self._network(pixels(part[0]))))
+        parts = self._world.gather(moments_of(features))
+        for part in parts[1:]:
+            parts[0].merge(part)
+        return parts[0]
 
 
 class SampleDistance:
@@ -114,8 +120,7 @@ class SampleDistance:
         self.config = config
         self.precision = precision
         self.world = world
-        self._network: FeatureNetwork = load_feature_network(config.network, device)
-        self._portions = Portions(config.batch_size)
+        self._moments = _Moments(config.network, config.batch_size, device, world)
         self._real = self._reference(image_size)
 
     def _reference(self, size: int) -> RunningMoments:
@@ -124,9 +129,6 @@ class SampleDistance:
         source = ImagesConfig(self.config.reference, size, limit=_REFERENCE_IMAGES).open("train")
         own = torch.arange(len(source))[self.world.rank :: self.world.size]
         return self._moments(lambda indices: load_pixels(source, indices, size), own)
-
-    def _moments(self, pixels: Callable[[Tensor], Tensor], own: Tensor) -> RunningMoments:
-        return _moments(self._network, pixels, own, self._portions, self.world)
 
     @torch.inference_mode()
     def __call__(self, generator: Generator, seed: int) -> Tensor:
@@ -185,15 +187,11 @@ class ReconstructionDistance:
         self.device = device
         self.world = world
         self._own = torch.arange(count)[world.rank :: world.size]
-        self._network: FeatureNetwork = load_feature_network(config.network, device)
-        self._portions = Portions(config.batch_size)
-        self._real = self._moments(self._pixels)
+        self._moments = _Moments(config.network, config.batch_size, device, world)
+        self._real = self._moments(self._pixels, self._own)
 
     def _pixels(self, indices: Tensor) -> Tensor:
         return load_pixels(self.source, indices, self.image_size)
-
-    def _moments(self, pixels: Callable[[Tensor], Tensor]) -> RunningMoments:
-        return _moments(self._network, pixels, self._own, self._portions, self.world)
 
     @torch.inference_mode()
     def __call__(self, model: AutoencoderKL) -> Tensor:
@@ -206,4 +204,4 @@ class ReconstructionDistance:
             images = to_tensor(self._pixels(indices).to(self.device))
             return to_uint8(model.decode(model.encode(images).mode()))
 
-        return torch.tensor(self._moments(rebuilt).distance(self._real), device=self.device)
+        return torch.tensor(self._moments(rebuilt, self._own).distance(self._real), device=self.device)
