@@ -48,6 +48,7 @@ from vavae.stages.frontier_store import Results
 from vavae.stages.images import Selection, evenly
 from vavae.stages.sample import choose_labels, draw
 from vavae.teachers import Teacher, load_teacher
+from vavae.training.compilation import compile_network
 from vavae.training.parallel import World
 from vavae.training.posthoc import list_snapshots
 from vavae.training.precision import Precision, resolve_device, resolve_precision
@@ -246,6 +247,7 @@ def _load_tokenizer(bench: Bench, cell: TokenizerCell) -> Tokenizer:
 def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
     if not (folder / "run/tokenizer/config.json").exists():
         print(f"training {cell.label}", flush=True)
+        torch.compiler.reset()
         _recipe_may_move(folder / "run")
         train_tokenizer.run(bench.grid.placed_tokenizer(cell))
     encode.run(bench.grid.encoding(cell))
@@ -349,9 +351,17 @@ def _train_generator(bench: Bench, cell: GeneratorCell, folder: Path, with_avera
         shutil.rmtree(folder / "run/averages", ignore_errors=True)
 
 
+def _load_generator(bench: Bench, folder: Path) -> Generator:
+    generator = Generator.from_pretrained(folder / "run/generator", bench.device)
+    if bench.config.generator.compile:
+        torch.compiler.reset()  # else the batches of the training before would make those of the samples "dynamic"
+        compile_network(generator.transformer, list(generator.transformer.blocks), "blocks")
+    return generator
+
+
 def _generator(bench: Bench, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
     _train_generator(bench, cell, folder, cell in bench.grid.curves and not bench.done("curve", cell))
-    generator = Generator.from_pretrained(folder / "run/generator", bench.device)
+    generator = _load_generator(bench, folder)
     store = BlockStore(folder / _MEASURED["generator"])
     records = _distance(bench, generator, bench.config.measure.samples, store, "averaged over the last steps")
     return {
@@ -395,7 +405,7 @@ def _curve(bench: Bench, cell: GeneratorCell, folder: Path, partial: Path) -> di
     store = BlockStore(folder / _MEASURED["curve"])
     done: list[dict[str, Any]] = json.loads(partial.read_text()) if partial.exists() else []
     snapshots = list_snapshots(folder / "run/averages", "transformer")
-    base = Generator.from_pretrained(folder / "run/generator", bench.device)
+    base = _load_generator(bench, folder)
     for snapshot in snapshots[len(done) :]:
         base.transformer.load_state_dict({k: v.to(bench.device) for k, v in load_file(snapshot.path).items()})
         said = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
@@ -412,7 +422,10 @@ def _samples(bench: Bench, generator: Generator) -> str:
     classes = min(_ROWS, max(generator.num_classes, 1))
     labels = [label for label in range(classes) for _ in range(_ROWS * _COLUMNS // classes)]
     sampling: SamplingConfig = bench.config.generator.sampling
-    pixels = draw(generator, labels, range(len(labels)), bench.config.measure.seed, sampling, _precision(bench.config))
+    with torch.compiler.set_stance("force_eager"):  # one batch of another size is not worth a compilation
+        pixels = draw(
+            generator, labels, range(len(labels)), bench.config.measure.seed, sampling, _precision(bench.config)
+        )
     return image_uri(image_grid(pixels, columns=_COLUMNS, padding=1))
 
 

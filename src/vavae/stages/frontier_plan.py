@@ -294,6 +294,7 @@ class Grid:
             optimizer=recipe.optimizer,
             discriminator_optimizer=recipe.discriminator_optimizer,
             training=replace(engine, precision=recipe.precision),
+            compile=recipe.compile,
         )
 
     def placed_tokenizer(self, cell: TokenizerCell) -> train_tokenizer.Config:

@@ -8,6 +8,7 @@ from vavae.losses import ObjectiveConfig
 from vavae.pretrained import SamplingConfig
 from vavae.stages.images import ImagesConfig
 from vavae.stages.train_dit import TransformerConfig
+from vavae.training.compilation import Compilation
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.precision import Precision
 from vavae.transformer.sizes import PATCH_SIZES, SIZES
@@ -61,6 +62,7 @@ class TokenizerRecipe:
         optimizer: Of autoencoder and projection.
         discriminator_optimizer: Of the discriminator.
         ema_decay: Decay of the averaged weights, which are what is measured; null keeps none.
+        compile: Compile encoder, decoder and LPIPS.
         precision: Compute precision of training.
         random_crop: Train on random crops, as published, where images are larger than `data.size`; everything else
             takes the centre. Needs `cache_features` false.
@@ -79,6 +81,7 @@ class TokenizerRecipe:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     ema_decay: float | None = None
+    compile: bool = False
     precision: Precision = "auto"
     random_crop: bool = False
     cache_features: bool = True
@@ -123,7 +126,8 @@ class GeneratorRecipe:
         sampling: How samples are drawn for the tables and figures; the paper's are without guidance.
         curve_points: How often along the run averaged weights are kept for the curves of gFID; 0 never.
         curve_width: Length of these averages, relative to the run so far (arXiv 2312.02696).
-        compile: Compile the transformer.
+        compile: Compile the transformer, `true` as one graph or `blocks` each block; samples are drawn with compiled
+            blocks too.
         precision: Compute precision of training.
         fp32_sampling: Draw samples in float32, as published, rather than in the precision of training.
     """
@@ -137,7 +141,7 @@ class GeneratorRecipe:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     curve_points: int = 0
     curve_width: float = 0.1
-    compile: bool = False
+    compile: Compilation = False
     precision: Precision = "auto"
     fp32_sampling: bool = True
 

@@ -1,0 +1,82 @@
+"""Compiled blocks: one graph for all of them, for other networks of such blocks too, and the numbers of plain ones."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from vavae.training.activation import Recomputation, set_recomputation
+from vavae.training.compilation import compile_network
+from vavae.transformer import LightningDiT
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+    found = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=found))
+    plain = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: plain(self, backend=found, **options))
+    return found
+
+
+def network(depth: int = 4, channels: int = 3, seed: int = 0) -> LightningDiT:
+    torch.manual_seed(seed)
+    model = LightningDiT(
+        latent_size=4, latent_channels=channels, width=24, depth=depth, heads=2, num_classes=5, label_dropout=0.0
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def step(called: nn.Module, model: LightningDiT) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, model.config.latent_channels, 4, 4, generator=generator)
+    model.zero_grad()
+    velocity = called(x, torch.rand(3, generator=generator), torch.tensor([0, 4, 5]))
+    velocity.square().mean().backward()
+    return velocity.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("recompute", ["none", "full", "selective"])
+def test_one_graph_serves_every_block(counter: CompileCounterWithBackend, recompute: Recomputation) -> None:
+    model = network()
+    names = list(model.state_dict())
+    expected, grads = step(model, model)
+    set_recomputation(list(model.blocks), recompute)
+    called = compile_network(model, list(model.blocks), "blocks")
+    found, compiled_grads = step(called, model)
+    assert counter.frame_count == 1
+    assert list(called.state_dict()) == names
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(compiled_grads, grads)
+
+
+def test_the_graph_of_a_block_serves_networks_of_other_depths_and_channels(counter: CompileCounterWithBackend) -> None:
+    for depth, channels in ((2, 3), (5, 3), (3, 7)):
+        model = network(depth, channels, seed=depth)
+        expected, grads = step(model, model)
+        found, compiled_grads = step(compile_network(model, list(model.blocks), "blocks"), model)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(compiled_grads, grads)
+    assert counter.frame_count == 1
+
+
+def test_a_whole_network_is_one_graph(counter: CompileCounterWithBackend) -> None:
+    model = network()
+    expected, _ = step(model, model)
+    found, _ = step(compile_network(model, list(model.blocks), True), model)
+    torch.testing.assert_close(found, expected)
+    assert counter.frame_count == 1
+    assert compile_network(model, list(model.blocks), False) is model
