@@ -1,6 +1,7 @@
 """All measurements that wait for a GPU, in pieces of at most nine minutes each.
 
-    python benchmarks/gpu.py transformer        # XL/1 and B/1: images/s, MFU, graph breaks; largest batch that fits
+    python benchmarks/gpu.py frontier           # steps of recipes/frontier/cifar10.yaml, compiled or not
+    python benchmarks/gpu.py transformer        # XL/1 and B/1: images/s, MFU, graph breaks; compiled blocks and whole
     python benchmarks/gpu.py memory             # peak memory of each size, with and without activation checkpointing
     python benchmarks/gpu.py tokenizer          # f16d32 with a ViT-L teacher and LPIPS at 256 px, beside the plain step
     python benchmarks/gpu.py precision          # XL/1 in fp32, bf16 and fp8 (torchao); optimizers
@@ -25,12 +26,15 @@ import torch._dynamo
 
 from plain import tokenizer_step
 from vavae import counter
+from vavae.config import load_recipe
 from vavae.errors import UserError
 from vavae.flow import Guidance, flow_matching_loss, sample
 from vavae.losses import LPIPS, AdversarialConfig, ObjectiveConfig, TokenizerObjective
+from vavae.stages.frontier_recipe import Config
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.activation import Recomputation, set_recomputation
 from vavae.training.averages import MovingAverage, exponential
+from vavae.training.compilation import Compilation, compile_methods, compile_network
 from vavae.training.float8 import use_float8
 from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices
 from vavae.training.precision import Precision, autocast
@@ -40,6 +44,7 @@ from vavae.transformer import LightningDiT
 
 DEVICE = torch.device("cuda")
 LATENT = (32, 16, 16)
+RECIPE = Path(__file__).parents[1] / "recipes/frontier/cifar10.yaml"
 
 
 class Record:
@@ -70,9 +75,12 @@ def clear() -> None:
 
 
 def rate(step: Callable[[], object], batch: int, repeats: int = 10) -> dict[str, float]:
-    """Images per second of the median step, after three to warm up, and the peak memory."""
+    """Images per second of the median step, after three to warm up, the seconds of these, and the peak memory."""
+    began = time.perf_counter()
     for _ in range(3):
         step()
+    torch.cuda.synchronize()
+    warm_up = time.perf_counter() - began
     times = []
     for _ in range(repeats):
         torch.cuda.synchronize()
@@ -84,14 +92,15 @@ def rate(step: Callable[[], object], batch: int, repeats: int = 10) -> dict[str,
         "images_per_second": batch / statistics.median(times),
         "slowest": batch / max(times),
         "fastest": batch / min(times),
+        "warm_up_seconds": warm_up,
         "memory_gb": torch.cuda.max_memory_allocated() / 1e9,
     }
 
 
-def flops_per_image(size: str) -> float:
+def flops_per_image(size: str, latent: tuple[int, int, int] = LATENT) -> float:
     with torch.device("meta"):
-        model = LightningDiT.from_size(size)
-        x, t, y = torch.empty(1, *LATENT), torch.empty(1), torch.zeros(1, dtype=torch.int64)
+        model = LightningDiT.from_size(size, latent_channels=latent[0], latent_size=latent[1])
+        x, t, y = torch.empty(1, *latent), torch.empty(1), torch.zeros(1, dtype=torch.int64)
     return count_flops(lambda: model(x, t, y).sum().backward())
 
 
@@ -100,26 +109,27 @@ def transformer_step(
     batch: int,
     precision: Precision = "bf16",
     recompute: Recomputation = "none",
-    compiled: bool = True,
+    compiled: Compilation = True,
     fp8: bool = False,
     optimizer: OptimizerConfig | None = None,
+    latent: tuple[int, int, int] = LATENT,
 ) -> Callable[[], None]:
     """A whole training step: noise and times by position, loss, gradients, clipping, optimizer, average."""
     torch.manual_seed(0)
-    model = LightningDiT.from_size(size).to(DEVICE)
+    model = LightningDiT.from_size(size, latent_channels=latent[0], latent_size=latent[1]).to(DEVICE)
     set_recomputation(list(model.blocks), recompute)
     if fp8:
         use_float8(list(model.blocks), DEVICE)
-    called = torch.compile(model, fullgraph=True) if compiled else model
+    called = compile_network(model, list(model.blocks), compiled)
     config = optimizer or OptimizerConfig(gradient_clip=1.0)
     steps = Optimizer(config, list(model.parameters()), linear_matrices([model]))
     average = MovingAverage(model, exponential(0.9999))
-    latents = counter.normal(0, "latents", range(batch), LATENT, DEVICE)
+    latents = counter.normal(0, "latents", range(batch), latent, DEVICE)
     labels = torch.arange(batch, device=DEVICE) % 1000
     positions = torch.arange(batch)
 
     def step() -> None:
-        noise = counter.normal(0, "noise", positions, LATENT, DEVICE)
+        noise = counter.normal(0, "noise", positions, latent, DEVICE)
         drop = counter.uniform(0, "drop", positions, device=DEVICE) < 0.1
         t = torch.sigmoid(counter.normal(0, "t", positions, (1,), DEVICE)[:, 0])
         with autocast("fp32" if precision == "fp32" else "bf16", DEVICE):
@@ -145,22 +155,81 @@ def measured(record: Record, size: str, batch: int, repeats: int = 10, **options
     except UserError as error:
         record.add(size=size, batch=batch, **said, refused=str(error))
         return False
-    tflops = numbers["images_per_second"] * flops_per_image(size) / 1e12
+    tflops = numbers["images_per_second"] * flops_per_image(size, options.get("latent", LATENT)) / 1e12
     peak = peak_tflops(DEVICE)
     record.add(size=size, batch=batch, **said, **numbers, tflops=tflops, mfu=tflops / peak if peak else None)
     return True
 
 
 def transformer(record: Record) -> None:
-    for size, batches in (("XL/1", (256, 512, 128)), ("B/1", (1024, 256))):
-        for batch in batches:
-            measured(record, size, batch)
-    measured(record, "XL/1", 256, compiled=False)
+    every: list[tuple[str, int, Compilation]] = [
+        ("XL/1", 256, "blocks"),
+        ("B/1", 1024, "blocks"),
+        ("XL/1", 256, False),
+        ("XL/1", 256, True),
+        ("XL/1", 512, "blocks"),
+        ("XL/1", 128, "blocks"),
+        ("B/1", 1024, True),
+        ("B/1", 256, "blocks"),
+    ]
+    for size, batch, compiled in every:
+        measured(record, size, batch, compiled=compiled)
     clear()
     model = LightningDiT.from_size("XL/1").to(DEVICE)
     x, t = torch.randn(2, *LATENT, device=DEVICE), torch.rand(2, device=DEVICE)
     explained = torch._dynamo.explain(model)(x, t, torch.zeros(2, dtype=torch.int64, device=DEVICE))
     record.add(size="XL/1", graphs=explained.graph_count, graph_breaks=explained.graph_break_count)
+
+
+def frontier_tokenizer(config: Config, compiled: bool, adversarial: bool) -> Callable[[], None]:
+    """A step of the recipe's tokenizer with 16 channels, aligned with the features of a ViT-S."""
+    recipe, batch = config.tokenizer, config.tokenizer.batch_size
+    torch.manual_seed(0)
+    shape = AutoencoderConfig(
+        16, recipe.base_channels, recipe.channel_multipliers, recipe.blocks_per_level, recipe.attention_levels
+    )
+    start = replace(recipe.objective.adversarial, start_images=0 if adversarial else 10**12)
+    objective = TokenizerObjective(replace(recipe.objective, adversarial=start), 16, 384, LPIPS())
+    model = AutoencoderKL.from_config(shape)
+    for module in (model, objective):
+        module.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        compile_methods(model.encoder, "features")
+        compile_methods(model.decoder, "features")
+        assert objective.perceptual is not None
+        compile_methods(objective.perceptual, "extract", "distance")
+    groups = [[*model.parameters(), *objective.projection_parameters()], objective.discriminator_parameters()]
+    kinds = (recipe.optimizer, recipe.discriminator_optimizer)
+    optimizers = [Optimizer(kind, group, set()) for kind, group in zip(kinds, groups, strict=True)]
+    average = MovingAverage(model, exponential(0.999))
+    images = counter.uniform(0, "images", range(batch), (3, config.data.size, config.data.size), DEVICE) * 2 - 1
+    images = images.contiguous(memory_format=torch.channels_last)
+    side = config.data.size // shape.factor
+    features = counter.normal(0, "features", range(batch), (384, side, side), DEVICE)
+    positions, fine = torch.arange(batch), torch.zeros((), dtype=torch.bool, device=DEVICE)
+
+    def step() -> None:
+        noise = counter.normal(0, "noise", positions, (16, side, side), DEVICE)
+        objective.accumulate_gradients(model, images, noise, features, 0, compute_dtype=torch.bfloat16)
+        for optimizer in optimizers:
+            optimizer.clip()
+            optimizer.step(1.0, fine)
+        average.update(1)
+
+    return step
+
+
+def frontier(record: Record) -> None:
+    config = load_recipe(Config, RECIPE)
+    side = config.data.size // 2 ** (len(config.tokenizer.channel_multipliers) - 1)
+    every: list[Compilation] = ["blocks", False, True]
+    for compiled in every:
+        measured(record, "S/1", config.generator.batch_size, 50, compiled=compiled, latent=(16, side, side))
+    for compiled in (True, False):
+        for adversarial in (False, True):
+            clear()
+            numbers = rate(frontier_tokenizer(config, compiled, adversarial), config.tokenizer.batch_size, 50)
+            record.add(tokenizer="d 16", compiled=compiled, adversarial=adversarial, **numbers)
 
 
 def memory(record: Record) -> None:
@@ -244,7 +313,7 @@ def sampling(record: Record) -> None:
         record.add(size="XL/1", batch=batch, steps=50, guidance_start=start, **rate(step, batch, 3))
 
 
-PIECES = {f.__name__: f for f in (transformer, memory, tokenizer, precision, sampling)}
+PIECES = {f.__name__: f for f in (frontier, transformer, memory, tokenizer, precision, sampling)}
 
 
 def main() -> None:
