@@ -90,7 +90,7 @@ def numbers(record: Record) -> Iterator[str]:
     """Any other list of results: their numbers and words."""
     results = [entry for entry in record["results"] if isinstance(entry, dict)]
     names = list(dict.fromkeys(key for entry in results for key, value in entry.items() if plain(value)))
-    yield from table(names, [[shown(entry.get(name)) for name in names] for entry in results])
+    yield from table([name.replace("_", " ") for name in names], [[shown(entry.get(name)) for name in names] for entry in results])
 
 
 def plain(value: object) -> bool:
@@ -100,14 +100,16 @@ def plain(value: object) -> bool:
 
 def shown(value: object) -> str:
     """A number with four digits; words as they are."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return "" if value is None else str(value)
 
 
 def section(kind: str, path: Path, record: Record) -> Iterator[str]:
     """Heading, circumstances, command and table of one result."""
-    yield f"## {kind.replace('-', ' ').capitalize()}"
+    yield f"## {kind.replace('-', ' ').capitalize().replace('Gpu', 'GPU:')}"
     yield ""
     yield circumstances(record)
     yield ""
