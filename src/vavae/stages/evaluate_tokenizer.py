@@ -55,6 +55,7 @@ class Work:
         seed: Of the posterior's samples and the bootstrap.
         bootstrap: Repetitions for intervals; 0 for none.
         workers: Threads that decode images.
+        originals: Where features of the original images are kept, if elsewhere.
     """
 
     store: BlockStore
@@ -64,6 +65,7 @@ class Work:
     seed: int = 0
     bootstrap: int = 0
     workers: int = 4
+    originals: BlockStore | None = None
 
 
 def perceptual_networks(device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -88,7 +90,8 @@ def reconstruction(
     """
     originals = Originals(source, size, convention, work.workers)
     rebuilt = Reconstructions(originals, tokenizer, perceptual, work.store, work.precision, work.seed)
-    real = extract(originals, networks, work.store, work.batch_size, work.processes, f"originals, {convention}")
+    store = work.originals or work.store
+    real = extract(originals, networks, store, work.batch_size, work.processes, f"originals, {convention}")
     # One network at least, so that there is always something to store the blocks' keys under.
     made = extract(
         rebuilt,

@@ -17,6 +17,7 @@ from vavae.stages.frontier_plan import GeneratorCell, Grid, TokenizerCell, Unit
 from vavae.stages.frontier_recipe import KINDS, Config
 from vavae.stages.frontier_status import State, show
 from vavae.stages.frontier_store import Claims, Owner, Results
+from vavae.stages.frontier_workers import work_together
 from vavae.training.precision import resolve_device
 
 __all__ = ["Config", "run"]
@@ -62,6 +63,7 @@ class _Runner:
         self.bench = Bench(config, grid, self.results)
         self.failed: dict[str, str] = {}
         self.running: str | None = None
+        self._seen: list[State] = []
 
     def has_result(self, unit: Unit) -> bool:
         """Whether a unit is measured."""
@@ -120,6 +122,13 @@ class _Runner:
             else:
                 rows.append((unit, State.WAITING, ""))
         return rows
+
+    def look(self) -> None:
+        """Show the states where they changed: other processes do the work."""
+        states = self.states()
+        if [state for _, state, _ in states] != self._seen:
+            self._seen = [state for _, state, _ in states]
+            show(states, None)
 
     def check(self) -> None:
         """Load what the measurements need, so that a wrong name is told before hours of training.
@@ -193,7 +202,7 @@ def run(config: Config) -> Path:
 
     Raises:
         UserError: Images, a size, a teacher or an experiment is wrong.
-        RunError: A cell failed; the others were done.
+        RunError: A cell or a process failed; the others were done.
         KeyboardInterrupt: A stop was asked for; what is finished is kept, and the page shows it.
     """
     folder = Path(config.output)
@@ -215,22 +224,29 @@ def run(config: Config) -> Path:
         flush=True,
     )
     runner, limit = _Runner(config, grid), _Limit(config.time_limit)
-    stopped: KeyboardInterrupt | None = None
+    stopped: KeyboardInterrupt | RunError | None = None
     if not config.page_only:
         try:
-            with limit():
-                runner.check()
-                runner.work()
-        except KeyboardInterrupt as interrupt:
-            stopped = interrupt
+            if config.workers > 1:
+                work_together(config, runner.look)
+            else:
+                with limit():
+                    runner.check()
+                    runner.work()
+        except (KeyboardInterrupt, RunError) as error:
+            stopped = error
     states = runner.states()
     show(states, None)
     page = write_everything(config, grid, runner.results, states)
     finished = sum(state is State.DONE for _, state, _ in states)
     summary = f"{finished} of {len(states)} done; page: {page}"
+    if isinstance(stopped, RunError):
+        raise RunError(f"{stopped}; {summary}")
     if stopped is not None and not limit.reached:
         raise KeyboardInterrupt(f"stopped; {summary}; the same command goes on")
-    if limit.reached and finished < len(states):
+    # Several processes are told the limit each; without a complaint of theirs it is what left work undone.
+    reached = limit.reached or (config.workers > 1 and config.time_limit is not None)
+    if reached and finished < len(states) and not config.page_only:
         print(f"time limit reached; {summary}; the same command goes on")
         return page
     if runner.failed:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -40,6 +41,7 @@ from vavae.stages.evaluate_images import (
     generator_fingerprint,
     tokenizer_fingerprint,
 )
+from vavae.stages.evaluate_reconstruction import Originals
 from vavae.stages.evaluate_records import sampling_protocol, uniformity_records
 from vavae.stages.evaluate_store import BlockStore, extract
 from vavae.stages.frontier_plan import Cell, GeneratorCell, Grid, TokenizerCell, Unit
@@ -128,17 +130,33 @@ class Bench:
         """Features of real images, which all cells share."""
         return BlockStore(self.grid.folder / "features")
 
+    @contextmanager
+    def sharing(self) -> Iterator[BlockStore]:
+        """`store`, for one process at a time: the others find there what the first one computed."""
+        self.store.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.store.folder / ".lock"):
+            yield self.store
+
     @cached_property
     def reference(self) -> Reference:
         """What samples are measured against."""
         images = SourceBlocks(_part(self.train, self.config.measure.reference_images), self.config.data.size)
         batch = self.config.measure.batch_size
-        return open_reference(images, None, [self.network], ("frechet",), self.store, batch, World())
+        with self.sharing() as store:
+            return open_reference(images, None, [self.network], ("frechet",), store, batch, World())
+
+    def see_originals(self) -> None:
+        """Features of the images that are reconstructed; `work` finds them."""
+        with self.sharing() as store:
+            originals = Originals(self.reconstructed, self.config.data.size, "strict")
+            extract(originals, [self.network], store, self.config.measure.batch_size, World(), "originals")
 
     def work(self, store: BlockStore) -> of_tokenizer.Work:
         """How tokenizers are measured."""
         measure = self.config.measure
-        return of_tokenizer.Work(store, World(), measure.batch_size, measure.precision, measure.seed)
+        return of_tokenizer.Work(
+            store, World(), measure.batch_size, measure.precision, measure.seed, originals=self.store
+        )
 
     def protocol(self, tokenizer: Tokenizer, samples: int) -> Protocol:
         """Of a tokenizer's numbers."""
@@ -259,6 +277,7 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
     protocol = bench.protocol(tokenizer, len(bench.reconstructed))
     # What belongs to this tokenizer alone is kept until its result is written.
     work = bench.work(BlockStore(folder / _MEASURED["tokenizer"]))
+    bench.see_originals()
     records, _ = of_tokenizer.reconstruction(
         tokenizer, bench.reconstructed, config.data.size, "strict", [bench.network], bench.perceptual, protocol, work
     )
@@ -270,9 +289,10 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
     if bench.teacher is not None:
         side = bench.grid.side
         seen = of_tokenizer.grid_network(bench.teacher, (side, side))
-        features = extract(
-            test.images, [seen], bench.store, measure.batch_size, World(), f"features of {seen.name}", seen.parts
-        )[seen.name]
+        with bench.sharing() as store:
+            features = extract(
+                test.images, [seen], store, measure.batch_size, World(), f"features of {seen.name}", seen.parts
+            )[seen.name]
     records += of_tokenizer.meaning_records(train, test, bench.teacher, features, protocol)
     return {
         "recipe": to_plain(bench.grid.tokenizer(cell)),

@@ -354,6 +354,8 @@ class Config:
         measure: How they are measured.
         experiments: The grid.
         device: auto, cpu, cuda, cuda:1, …
+        workers: Processes that share the cells of this call. Where small models do not fill a GPU, several at once use
+            it better; several GPUs are dealt out in turn.
         time_limit: Minutes after which this call saves its state, writes the page and ends; null has no limit.
         kinds: Work on these cells only: tokenizer, uniformity (t-SNE, which needs no GPU), generator, curve; empty is
             all.
@@ -368,6 +370,7 @@ class Config:
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)
     device: str = "auto"
+    workers: int = 1
     time_limit: float | None = None
     kinds: tuple[Kind, ...] = ()
     page_only: bool = False
@@ -377,6 +380,8 @@ class Config:
             raise UserError("data: tokenizers, latents and metrics take the same images: crop center, flip false")
         if self.data.size % 2 ** (len(self.tokenizer.channel_multipliers) - 1):
             raise UserError(f"data.size: {self.data.size} is no multiple of the tokenizers' factor")
+        if self.workers < 1:
+            raise UserError(f"workers: {self.workers} is less than 1")
         if self.time_limit is not None and self.time_limit <= 0:
             raise UserError(f"time_limit: {self.time_limit} minutes is not positive")
         if self.experiments.convergence.seeds and self.generator.curve_points < 2:
