@@ -16,7 +16,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,30 @@ def rate(step: Callable[[], object], batch: int, repeats: int = 10) -> dict[str,
     }
 
 
+def captured(work: Callable[[], torch.Tensor], parameters: Sequence[torch.nn.Parameter]) -> Callable[[], torch.Tensor]:
+    """`work`, which fills the gradients of `parameters`, as one CUDA graph: its kernels start without the host."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            work()
+            for parameter in parameters:
+                parameter.grad = None
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work()
+    grads = [parameter.grad for parameter in parameters]
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad  # the optimizer drops it after each step
+        return result
+
+    return replay
+
+
 def flops_per_image(size: str, latent: tuple[int, int, int] = LATENT) -> float:
     with torch.device("meta"):
         model = LightningDiT.from_size(size, latent_channels=latent[0], latent_size=latent[1])
@@ -113,6 +137,7 @@ def transformer_step(
     fp8: bool = False,
     optimizer: OptimizerConfig | None = None,
     latent: tuple[int, int, int] = LATENT,
+    graph: bool = False,
 ) -> Callable[[], None]:
     """A whole training step: noise and times by position, loss, gradients, clipping, optimizer, average."""
     torch.manual_seed(0)
@@ -126,9 +151,9 @@ def transformer_step(
     average = MovingAverage(model, exponential(0.9999))
     latents = counter.normal(0, "latents", range(batch), latent, DEVICE)
     labels = torch.arange(batch, device=DEVICE) % 1000
-    positions = torch.arange(batch)
+    positions = torch.arange(batch, device=DEVICE if graph else None)
 
-    def step() -> None:
+    def gradients() -> torch.Tensor:
         noise = counter.normal(0, "noise", positions, latent, DEVICE)
         drop = counter.uniform(0, "drop", positions, device=DEVICE) < 0.1
         t = torch.sigmoid(counter.normal(0, "t", positions, (1,), DEVICE)[:, 0])
@@ -136,8 +161,14 @@ def transformer_step(
             terms = flow_matching_loss(called, latents, labels, noise=noise, t=t, label_drop=drop)
         total = terms["total"].mean()
         total.backward()
+        return total.detach()
+
+    fill = captured(gradients, list(model.parameters())) if graph else gradients
+
+    def step() -> None:
+        total = fill()
         norm = steps.clip()
-        steps.step(1.0, ~torch.isfinite(norm + total.detach()))
+        steps.step(1.0, ~torch.isfinite(norm + total))
         average.update(1)
 
     return step
@@ -181,7 +212,7 @@ def transformer(record: Record) -> None:
     record.add(size="XL/1", graphs=explained.graph_count, graph_breaks=explained.graph_break_count)
 
 
-def frontier_tokenizer(config: Config, compiled: bool, adversarial: bool) -> Callable[[], None]:
+def frontier_tokenizer(config: Config, compiled: bool, adversarial: bool, graph: bool) -> Callable[[], None]:
     """A step of the recipe's tokenizer with 16 channels, aligned with the features of a ViT-S."""
     recipe, batch = config.tokenizer, config.tokenizer.batch_size
     torch.manual_seed(0)
@@ -206,11 +237,18 @@ def frontier_tokenizer(config: Config, compiled: bool, adversarial: bool) -> Cal
     images = images.contiguous(memory_format=torch.channels_last)
     side = config.data.size // shape.factor
     features = counter.normal(0, "features", range(batch), (384, side, side), DEVICE)
-    positions, fine = torch.arange(batch), torch.zeros((), dtype=torch.bool, device=DEVICE)
+    positions = torch.arange(batch, device=DEVICE if graph else None)
+    fine = torch.zeros((), dtype=torch.bool, device=DEVICE)
+
+    def gradients() -> torch.Tensor:
+        noise = counter.normal(0, "noise", positions, (16, side, side), DEVICE)
+        terms = objective.accumulate_gradients(model, images, noise, features, 0, compute_dtype=torch.bfloat16)
+        return terms["total"]
+
+    fill = captured(gradients, [*groups[0], *groups[1]]) if graph else gradients
 
     def step() -> None:
-        noise = counter.normal(0, "noise", positions, (16, side, side), DEVICE)
-        objective.accumulate_gradients(model, images, noise, features, 0, compute_dtype=torch.bfloat16)
+        fill()
         for optimizer in optimizers:
             optimizer.clip()
             optimizer.step(1.0, fine)
@@ -222,14 +260,23 @@ def frontier_tokenizer(config: Config, compiled: bool, adversarial: bool) -> Cal
 def frontier(record: Record) -> None:
     config = load_recipe(Config, RECIPE)
     side = config.data.size // 2 ** (len(config.tokenizer.channel_multipliers) - 1)
-    every: list[Compilation] = ["blocks", False, True]
-    for compiled in every:
-        measured(record, "S/1", config.generator.batch_size, 50, compiled=compiled, latent=(16, side, side))
-    for compiled in (True, False):
+    ways: list[tuple[Compilation, bool]] = [
+        ("blocks", False),
+        ("blocks", True),
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    ]
+    latent = (16, side, side)
+    for compiled, graph in ways:
+        measured(record, "S/1", config.generator.batch_size, 50, compiled=compiled, graph=graph, latent=latent)
+    for compiled, graph in ((False, False), (False, True), (True, False), (True, True)):
         for adversarial in (False, True):
             clear()
-            numbers = rate(frontier_tokenizer(config, compiled, adversarial), config.tokenizer.batch_size, 50)
-            record.add(tokenizer="d 16", compiled=compiled, adversarial=adversarial, **numbers)
+            step = frontier_tokenizer(config, compiled, adversarial, graph)
+            numbers = rate(step, config.tokenizer.batch_size, 50)
+            record.add(tokenizer="d 16", compiled=compiled, graph=graph, adversarial=adversarial, **numbers)
 
 
 def memory(record: Record) -> None:

@@ -90,7 +90,9 @@ def numbers(record: Record) -> Iterator[str]:
     """Any other list of results: their numbers and words."""
     results = [entry for entry in record["results"] if isinstance(entry, dict)]
     names = list(dict.fromkeys(key for entry in results for key, value in entry.items() if plain(value)))
-    yield from table([name.replace("_", " ") for name in names], [[shown(entry.get(name)) for name in names] for entry in results])
+    yield from table(
+        [name.replace("_", " ") for name in names], [[shown(entry.get(name)) for name in names] for entry in results]
+    )
 
 
 def plain(value: object) -> bool:

@@ -1,7 +1,9 @@
 """Settings of all tests: threads per worker, and no deadline of hypothesis, which a busy machine would miss."""
 
+import importlib.util
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,3 +13,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# Tests of extras. `make test` installs these; a GPU machine without a network may lack them and still run its tests.
+_OF_EXTRAS = {
+    "data/test_shards_and_hub.py": "datasets",
+    "pretrained/test_diffusers_exchange.py": "diffusers",
+    "serve/test_serve_page.py": "gradio",
+}
+collect_ignore = [path for path, extra in _OF_EXTRAS.items() if importlib.util.find_spec(extra) is None]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is left out."""
+    return [f"left out for want of {_OF_EXTRAS[path]}: {path}" for path in collect_ignore]
