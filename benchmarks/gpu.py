@@ -1,6 +1,7 @@
-"""All measurements that wait for a GPU, in pieces of at most nine minutes each.
+"""Measurements on a GPU, in pieces of at most nine minutes each.
 
     python benchmarks/gpu.py frontier           # steps of recipes/frontier/cifar10.yaml, compiled or not
+    python benchmarks/gpu.py graphs             # the same steps as CUDA graphs
     python benchmarks/gpu.py transformer        # XL/1 and B/1: images/s, MFU, graph breaks; compiled blocks and whole
     python benchmarks/gpu.py memory             # peak memory of each size, with and without activation checkpointing
     python benchmarks/gpu.py tokenizer          # f16d32 with a ViT-L teacher and LPIPS at 256 px, beside the plain step
@@ -74,9 +75,10 @@ def clear() -> None:
     torch.cuda.reset_peak_memory_stats()
 
 
-def rate(step: Callable[[], object], batch: int, repeats: int = 10) -> dict[str, float]:
-    """Images per second of the median step, after three to warm up, the seconds of these, and the peak memory."""
+def rate(make: Callable[[], Callable[[], object]], batch: int, repeats: int = 10) -> dict[str, float]:
+    """Images per second of the median step, the seconds to make it and to warm it up three times, and peak memory."""
     began = time.perf_counter()
+    step = make()
     for _ in range(3):
         step()
     torch.cuda.synchronize()
@@ -178,13 +180,18 @@ def measured(record: Record, size: str, batch: int, repeats: int = 10, **options
     """Measure one setting; false where it does not fit into memory."""
     clear()
     said = {name: value.kind if isinstance(value, OptimizerConfig) else value for name, value in options.items()}
+    if "latent" in said:
+        said["latent"] = "×".join(map(str, said["latent"]))
     try:
-        numbers = rate(transformer_step(size, batch, **options), batch, repeats)
+        numbers = rate(lambda: transformer_step(size, batch, **options), batch, repeats)
     except torch.OutOfMemoryError:
         record.add(size=size, batch=batch, **said, fits=False)
         return False
     except UserError as error:
         record.add(size=size, batch=batch, **said, refused=str(error))
+        return False
+    except RuntimeError as error:  # a graph that cannot be captured must not cost the measurements after it
+        record.add(size=size, batch=batch, **said, failed=str(error).splitlines()[0])
         return False
     tflops = numbers["images_per_second"] * flops_per_image(size, options.get("latent", LATENT)) / 1e12
     peak = peak_tflops(DEVICE)
@@ -257,26 +264,38 @@ def frontier_tokenizer(config: Config, compiled: bool, adversarial: bool, graph:
     return step
 
 
+def measured_tokenizer(record: Record, config: Config, compiled: bool, adversarial: bool, graph: bool) -> None:
+    clear()
+    said: dict[str, Any] = {"tokenizer": "d 16", "compiled": compiled, "graph": graph, "adversarial": adversarial}
+    batch = config.tokenizer.batch_size
+    try:
+        record.add(**said, **rate(lambda: frontier_tokenizer(config, compiled, adversarial, graph), batch, 50))
+    except RuntimeError as error:
+        record.add(**said, failed=str(error).splitlines()[0])
+
+
 def frontier(record: Record) -> None:
     config = load_recipe(Config, RECIPE)
     side = config.data.size // 2 ** (len(config.tokenizer.channel_multipliers) - 1)
-    ways: list[tuple[Compilation, bool]] = [
-        ("blocks", False),
-        ("blocks", True),
-        (False, False),
-        (False, True),
-        (True, False),
-        (True, True),
-    ]
-    latent = (16, side, side)
-    for compiled, graph in ways:
-        measured(record, "S/1", config.generator.batch_size, 50, compiled=compiled, graph=graph, latent=latent)
-    for compiled, graph in ((False, False), (False, True), (True, False), (True, True)):
+    ways: list[Compilation] = ["blocks", False, True]
+    for compiled in ways:
+        measured(record, "S/1", config.generator.batch_size, 50, compiled=compiled, latent=(16, side, side))
+    for compiled in (False, True):
         for adversarial in (False, True):
-            clear()
-            step = frontier_tokenizer(config, compiled, adversarial, graph)
-            numbers = rate(step, config.tokenizer.batch_size, 50)
-            record.add(tokenizer="d 16", compiled=compiled, graph=graph, adversarial=adversarial, **numbers)
+            measured_tokenizer(record, config, compiled, adversarial, graph=False)
+
+
+def graphs(record: Record) -> None:
+    """The same steps, whose gradients are one CUDA graph."""
+    config = load_recipe(Config, RECIPE)
+    side = config.data.size // 2 ** (len(config.tokenizer.channel_multipliers) - 1)
+    ways: list[Compilation] = [False, "blocks", True]
+    for compiled in ways:
+        latent = (16, side, side)
+        measured(record, "S/1", config.generator.batch_size, 50, compiled=compiled, graph=True, latent=latent)
+    for compiled in (False, True):
+        for adversarial in (False, True):
+            measured_tokenizer(record, config, compiled, adversarial, graph=True)
 
 
 def memory(record: Record) -> None:
@@ -339,7 +358,7 @@ def tokenizer(record: Record) -> None:
                 torch.cuda.reset_peak_memory_stats()
                 said = {"step": name, "dtype": str(dtype), "batch": batch}
                 try:
-                    record.add(**said, **rate(steps[name], batch, 5))
+                    record.add(**said, **rate(lambda step=steps[name]: step, batch, 5))
                 except torch.OutOfMemoryError:
                     record.add(**said, fits=False)
 
@@ -357,10 +376,10 @@ def sampling(record: Record) -> None:
             with autocast("bf16", DEVICE):
                 sample(compiled, noise, labels, steps=50, guidance=guidance, null_label=1000)
 
-        record.add(size="XL/1", batch=batch, steps=50, guidance_start=start, **rate(step, batch, 3))
+        record.add(size="XL/1", batch=batch, steps=50, guidance_start=start, **rate(lambda step=step: step, batch, 3))
 
 
-PIECES = {f.__name__: f for f in (frontier, transformer, memory, tokenizer, precision, sampling)}
+PIECES = {f.__name__: f for f in (frontier, graphs, transformer, memory, tokenizer, precision, sampling)}
 
 
 def main() -> None:

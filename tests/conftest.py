@@ -23,6 +23,7 @@ _OF_EXTRAS = {
 collect_ignore = [path for path, extra in _OF_EXTRAS.items() if importlib.util.find_spec(extra) is None]
 
 
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say what is left out."""
-    return [f"left out for want of {_OF_EXTRAS[path]}: {path}" for path in collect_ignore]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what is left out, whatever the verbosity."""
+    for path in collect_ignore:
+        terminalreporter.write_line(f"left out for want of {_OF_EXTRAS[path]}: tests/{path}")

@@ -42,7 +42,7 @@ def _switches(config_class: type, prefix: str = "") -> set[str]:
     """Dotted names of the boolean fields of a tree of dataclasses."""
     found: set[str] = set()
     for name, kind in get_type_hints(config_class).items():
-        if kind is bool:
+        if kind is bool or (get_origin(kind) in (Union, UnionType) and bool in get_args(kind)):
             found.add(prefix + name)
         elif dataclasses.is_dataclass(kind):
             found |= _switches(kind, f"{prefix}{name}.")  # type: ignore[arg-type]

@@ -1,25 +1,32 @@
 """`--workers`: several processes started by one command share the grid, stop together, and tell what is wrong once."""
 
-import json
+import contextlib
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from vavae.cli import run
 from vavae.config import load_recipe
 from vavae.errors import UserError
-from vavae.stages import frontier_workers
+from vavae.stages import frontier, frontier_workers
+from vavae.stages.frontier_plan import Grid
 from vavae.stages.frontier_recipe import Config
+from vavae.stages.frontier_workers import Outcome, failures_of_call
 
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]
-COMMAND = [sys.executable, "-m", "vavae", "frontier", RECIPE, *ONLY, "--kinds", "[tokenizer,generator]"]
-UNITS = 8  # four tokenizers and four generators
+FEW = ["--experiments.table2.dimensions", "[4]"]
+COMMAND = [sys.executable, "-m", "vavae", "frontier", RECIPE, *ONLY, "--kinds", "[tokenizer,generator]", *FEW]
+UNITS = 4  # two tokenizers and two generators
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -32,10 +39,15 @@ def results(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob("*.json")}
 
 
+def logs_of(folder: Path) -> list[str]:
+    """What each process of the last call said."""
+    (call,) = (folder / "workers").iterdir()
+    return [path.read_text() for path in sorted(call.glob("*.log"))]
+
+
 def trainings(folder: Path) -> list[str]:
     """What the processes of the last call began to train."""
-    said = "\n".join(path.read_text() for path in folder.glob("workers/*.log"))
-    return re.findall("^training .*", said, re.MULTILINE)
+    return re.findall("^training .*", "\n".join(logs_of(folder)), re.MULTILINE)
 
 
 def workers_of(folder: Path) -> list[int]:
@@ -43,27 +55,34 @@ def workers_of(folder: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            said = path.read_bytes().split(b"\0")
+            said = path.read_bytes()
         except OSError:
             continue
-        if str(folder / "workers/recipe.yaml").encode() in said:
+        if b"end_with_parent" in said and str(folder / "workers").encode() in said:
             found.append(int(path.parent.name))
     return found
+
+
+def begun(running: subprocess.Popen[str], folder: Path) -> None:
+    """Wait until both processes of a call have a cell."""
+    while running.poll() is None and len(list(folder.glob("claims/tokenizer-*.lock"))) < 2:
+        time.sleep(0.05)
 
 
 def test_one_command_stopped_and_given_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ("--output", str(folder), "--workers", "2")
     first = start(*arguments)
-    while first.poll() is None and len(results(folder)) < 2:
+    while first.poll() is None and len(results(folder)) < 1:
         time.sleep(0.05)
     first.send_signal(signal.SIGINT)
     output, error = first.communicate()
     assert first.returncode == 1, error
     assert "Traceback" not in error and "the same command goes on" in error.splitlines()[-1]
+    assert "stopping: the processes save their state" in output
     assert not workers_of(folder)
     before = results(folder)
-    assert 2 <= len(before) < UNITS and (folder / "frontier.html").exists()
+    assert 1 <= len(before) < UNITS and (folder / "frontier.html").exists()
     trained = trainings(folder)
 
     second = start(*arguments)
@@ -73,12 +92,15 @@ def test_one_command_stopped_and_given_again(tmp_path: Path) -> None:
     after = results(folder)
     assert len(after) == UNITS
     assert {name: at for name, at in after.items() if name in before} == before  # nothing is done again
-    logs = [(folder / f"workers/{number}.log").read_text() for number in range(2)]
-    done = [set(re.findall(r"^done: (.*) in \d", log, re.MULTILINE)) for log in logs]
+    done = [set(re.findall(r"^done: (.*) in \d", log, re.MULTILINE)) for log in logs_of(folder)]
     assert not done[0] & done[1] and len(done[0] | done[1]) == UNITS - len(before)
     trained += trainings(folder)
     assert len(set(trained)) == UNITS and len(trained) <= UNITS + 2  # two were stopped in their training
-    assert all(json.loads(path.read_text())["format"] for path in folder.glob("results/*.json"))
+    assert not list(folder.glob("claims/*.lock"))
+
+    third = start(*arguments)  # nothing is left: no process is started
+    output, _ = third.communicate()
+    assert third.returncode == 0 and "processes" not in output
 
 
 def test_a_wrong_recipe_is_told_once(tmp_path: Path) -> None:
@@ -91,30 +113,87 @@ def test_a_wrong_recipe_is_told_once(tmp_path: Path) -> None:
 def test_processes_that_die_fail_the_run_and_a_page_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     running = start("--output", str(folder), "--workers", "2")
-    while running.poll() is None and len(list(folder.glob("claims/*.lock"))) < 2:
-        time.sleep(0.05)
+    begun(running, folder)
     for process in workers_of(folder):
         os.kill(process, signal.SIGKILL)
-    _, error = running.communicate()
+    output, error = running.communicate()
     assert running.returncode == 1
-    assert error.startswith("vavae: 2 of 2 processes failed") and len(error.splitlines()) == 1
+    assert "process 0.log: killed by signal 9" in output  # said at once
+    assert error.startswith("vavae: 2 of 2 processes failed, 0.log: killed by signal 9; ")
+    assert len(error.splitlines()) == 1
     assert (folder / "frontier.html").exists() and not workers_of(folder)
 
 
+def test_processes_stop_when_the_command_is_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    running = start("--output", str(folder), "--workers", "2")
+    begun(running, folder)
+    running.kill()
+    running.communicate()
+    until = time.monotonic() + 60
+    while workers_of(folder) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not workers_of(folder)
+    assert all("the same command goes on" in log.splitlines()[-1] for log in logs_of(folder))
+
+
+def here(monkeypatch: pytest.MonkeyPatch, together: Callable[..., Outcome], *arguments: str) -> tuple[int, str, str]:
+    """The command in this process, with something else in place of its processes."""
+    monkeypatch.setattr(frontier, "work_together", together)
+    output, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
+        code = run(["frontier", RECIPE, *ONLY, *FEW, "--workers", "2", *arguments])
+    return code, output.getvalue(), error.getvalue()
+
+
+def test_a_cell_that_failed_in_one_process_is_told_by_the_command_and_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def together(config: Config, folder: Path, look: Callable[[], None]) -> Outcome:
+        folder.mkdir(parents=True)
+        monkeypatch.setenv("VAVAE_FRONTIER_CALL", str(folder))  # as a process of the call has it
+        grid = Grid(config, tuple(config.data.open(split).fingerprint() for split in ("train", "test")))
+        failures_of_call().add(grid.units[0].result, "no memory left")
+        assert failures_of_call().read() == {grid.units[0].result: "no memory left"}  # another process of the call
+        look()
+        return Outcome(["0.log: 1 failed, first no memory left; 0 of 8 done"])
+
+    code, output, error = here(monkeypatch, together, "--output", str(tmp_path))
+    assert code == 1
+    assert error.startswith("vavae: 1 failed, first no memory left; 0 of ") and error.count("done; page") == 1
+    assert "1 failed" in output
+    assert "no memory left" in (tmp_path / "frontier.html").read_text()
+
+
+def test_work_that_waits_for_models_is_no_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("--output", str(tmp_path), "--kinds", "[uniformity]", "--time_limit", "60")
+    code, output, error = here(monkeypatch, lambda *_: Outcome(), *arguments)
+    assert (code, error) == (0, "")
+    assert "time limit" not in output and "2 pieces of work wait for models that nobody is making" in output
+
+
+def test_a_limit_that_is_over_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def together(*_: object) -> Outcome:
+        time.sleep(0.2)
+        return Outcome()
+
+    code, output, _ = here(monkeypatch, together, "--output", str(tmp_path), "--time_limit", "0.003")
+    assert code == 0 and output.splitlines()[-1].startswith("time limit reached; 0 of ")
+
+
 def test_gpus_are_dealt_out_and_cores_divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_recipe(Config, RECIPE, ["--workers", "3"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(frontier_workers.os, "sched_getaffinity", lambda _: range(8), raising=False)
-    monkeypatch.setattr(frontier_workers.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(frontier_workers.torch.cuda, "device_count", lambda: 2)
-    shares = frontier_workers._shares(config)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    shares = frontier_workers.shares(3, torch.device("cuda"))
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["0", "1", "0"]
     assert {share["OMP_NUM_THREADS"] for share in shares} == {"2"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert [share["CUDA_VISIBLE_DEVICES"] for share in frontier_workers._shares(config)] == ["5", "7", "5"]
-    monkeypatch.setattr(frontier_workers.torch.cuda, "is_available", lambda: False)
-    assert all("CUDA_VISIBLE_DEVICES" not in share for share in frontier_workers._shares(config))
+    shares = frontier_workers.shares(3, torch.device("cuda"))
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["5", "7", "5"]
+    for device in ("cpu", "cuda:1"):
+        assert all("CUDA_VISIBLE_DEVICES" not in share for share in frontier_workers.shares(3, torch.device(device)))
 
 
 def test_fewer_than_one_is_refused() -> None:

@@ -5,8 +5,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vavae.errors import RunError, UserError
@@ -16,13 +16,14 @@ from vavae.stages.frontier_page import write_everything
 from vavae.stages.frontier_plan import GeneratorCell, Grid, TokenizerCell, Unit
 from vavae.stages.frontier_recipe import KINDS, Config
 from vavae.stages.frontier_status import State, show
-from vavae.stages.frontier_store import Claims, Owner, Results
-from vavae.stages.frontier_workers import work_together
+from vavae.stages.frontier_store import Claims, Failures, Owner, Results
+from vavae.stages.frontier_workers import Outcome, call_folder, check_recipe, failures_of_call, work_together
 from vavae.training.precision import resolve_device
 
 __all__ = ["Config", "run"]
 
 _WAIT = 2.0  # seconds between two looks at what other processes do
+_STARTING = "starting-"  # of claims of processes that load what they need
 _PATIENCE = 20.0  # seconds in which another process may begin what this one waits for
 
 
@@ -55,13 +56,13 @@ class _Limit:
 class _Runner:
     """Takes one unit after the other that nobody else has, until there is none."""
 
-    def __init__(self, config: Config, grid: Grid) -> None:
+    def __init__(self, config: Config, grid: Grid, failures: Failures) -> None:
         self.grid = grid
         self.kinds = config.kinds or KINDS
         self.results = Results(grid.folder / "results")
         self.claims = Claims(grid.folder / "claims")
         self.bench = Bench(config, grid, self.results)
-        self.failed: dict[str, str] = {}
+        self.failures = failures
         self.running: str | None = None
         self._seen: list[State] = []
 
@@ -107,6 +108,7 @@ class _Runner:
     def states(self) -> list[tuple[Unit, State, str]]:
         """Every unit with its state and its main numbers."""
         rows = []
+        failed = self.failures.read()
         for unit in self.grid.units:
             content = self.results.read(unit.result)
             if content is not None:
@@ -114,8 +116,8 @@ class _Runner:
                 rows.append((unit, State.DONE, said))
             elif unit.result == self.running:
                 rows.append((unit, State.RUNNING, ""))
-            elif unit.result in self.failed:
-                rows.append((unit, State.FAILED, self.failed[unit.result]))
+            elif unit.result in failed:
+                rows.append((unit, State.FAILED, failed[unit.result]))
             elif (owner := self.claims.owner(_claim(unit))) not in (None, Owner.this()):
                 assert owner is not None
                 rows.append((unit, State.ELSEWHERE, f"process {owner.pid} on {owner.host}"))
@@ -123,12 +125,23 @@ class _Runner:
                 rows.append((unit, State.WAITING, ""))
         return rows
 
+    def todo(self) -> list[Unit]:
+        """What is left of the kinds asked for, without what failed."""
+        failed = self.failures.read()
+        return [unit for unit in self.missing() if unit.kind in self.kinds and unit.result not in failed]
+
     def look(self) -> None:
         """Show the states where they changed: other processes do the work."""
         states = self.states()
         if [state for _, state, _ in states] != self._seen:
             self._seen = [state for _, state, _ in states]
             show(states, None)
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Let others know that this process is about to begin, so that they wait for what it may make."""
+        with self.claims.holding(f"{_STARTING}{os.getpid()}"):
+            yield
 
     def check(self) -> None:
         """Load what the measurements need, so that a wrong name is told before hours of training.
@@ -145,21 +158,18 @@ class _Runner:
     def work(self) -> None:
         """Until nothing is left that this process can do."""
         idle = 0.0
-        while todo := [u for u in self.missing() if u.kind in self.kinds and u.result not in self.failed]:
+        while todo := self.todo():
             if any(self.attempt(unit) for unit in todo if self.ready(unit)):
                 idle = 0.0
                 continue
             elsewhere = any(self.claims.owner(_claim(unit)) for unit in self.missing())
-            if self.failed and not elsewhere:
+            elsewhere = elsewhere or self.claims.others(_STARTING)
+            if self.failures.read() and not elsewhere:
                 return  # what is left needs what failed
             # Between two cells of another process nobody holds a claim for a moment.
             idle = 0.0 if elsewhere else idle + _WAIT
             if idle > _PATIENCE:
-                print(
-                    f"{len(todo)} pieces of work wait for models that nobody is making, first {todo[0].label}: "
-                    "the same command without --kinds makes them",
-                    flush=True,
-                )
+                print(_waiting(todo), flush=True)
                 return
             time.sleep(_WAIT)
 
@@ -180,8 +190,9 @@ class _Runner:
                 # One cell that cannot be trained or measured must not cost the others.
                 if not isinstance(error, (RunError, UserError)):
                     traceback.print_exc()
-                self.failed[unit.result] = f"{error}" or type(error).__name__
-                print(f"failed: {unit.label}: {self.failed[unit.result]}", flush=True)
+                said = f"{error}" or type(error).__name__
+                self.failures.add(unit.result, said)
+                print(f"failed: {unit.label}: {said}", flush=True)
                 return True
             finally:
                 self.running = None
@@ -189,6 +200,13 @@ class _Runner:
             said = ", ".join(f"{name} {value:.4g}" for name, value in main_values(unit.kind, content))
             print(f"done: {unit.label} in {format_duration(content['seconds'])}: {said}", flush=True)
             return True
+
+
+def _waiting(todo: Sequence[Unit]) -> str:
+    return (
+        f"{len(todo)} pieces of work wait for models that nobody is making, first {todo[0].label}: "
+        "the same command without --kinds makes them"
+    )
 
 
 def _claim(unit: Unit) -> str:
@@ -223,33 +241,62 @@ def run(config: Config) -> Path:
         f"{len(grid.tokenizers)} tokenizers, {len(grid.generators)} generators, {len(grid.units)} units of work",
         flush=True,
     )
-    runner, limit = _Runner(config, grid), _Limit(config.time_limit)
-    stopped: KeyboardInterrupt | RunError | None = None
+    together = config.workers > 1 and not config.page_only
+    called = call_folder(config.output) if together else None
+    runner, limit = _Runner(config, grid, failures_of_call(called)), _Limit(config.time_limit)
+    stopped: KeyboardInterrupt | None = None
+    outcome, began = Outcome(), time.monotonic()
     if not config.page_only:
         try:
-            if config.workers > 1:
-                work_together(config, runner.look)
-            else:
+            if called is None:
                 with limit():
-                    runner.check()
+                    with runner.starting():
+                        runner.check()
                     runner.work()
-        except (KeyboardInterrupt, RunError) as error:
-            stopped = error
+            elif runner.todo():
+                outcome = _work_together(config, called, runner)
+        except KeyboardInterrupt as interrupt:
+            stopped = interrupt
     states = runner.states()
     show(states, None)
     page = write_everything(config, grid, runner.results, states)
     finished = sum(state is State.DONE for _, state, _ in states)
     summary = f"{finished} of {len(states)} done; page: {page}"
-    if isinstance(stopped, RunError):
-        raise RunError(f"{stopped}; {summary}")
     if stopped is not None and not limit.reached:
         raise KeyboardInterrupt(f"stopped; {summary}; the same command goes on")
-    # Several processes are told the limit each; without a complaint of theirs it is what left work undone.
-    reached = limit.reached or (config.workers > 1 and config.time_limit is not None)
-    if reached and finished < len(states) and not config.page_only:
+    left = runner.todo() if together else []
+    # Each of several processes has the limit itself, and a little later than this one.
+    over = bool(left) and config.time_limit is not None and time.monotonic() - began > config.time_limit * 60
+    if (limit.reached or over) and finished < len(states) and not outcome.complaints:
         print(f"time limit reached; {summary}; the same command goes on")
         return page
-    if runner.failed:
-        raise RunError(f"{len(runner.failed)} failed, first {next(iter(runner.failed.values()))}; {summary}")
+    if failed := runner.failures.read():
+        raise RunError(f"{len(failed)} failed, first {next(iter(failed.values()))}; {summary}")
+    if left and outcome.complaints:
+        raise RunError(
+            f"{len(outcome.complaints)} of {config.workers} processes failed, {outcome.complaints[0]}; {summary}"
+        )
+    if left:
+        print(_waiting(left))
     print(summary)
     return page
+
+
+def _work_together(config: Config, called: Path, runner: _Runner) -> Outcome:
+    """Have several processes do it; others who wait for their models see that they begin.
+
+    Raises:
+        UserError: All of them say that the recipe is wrong.
+        KeyboardInterrupt: A stop was asked for.
+    """
+    with ExitStack() as starting:
+        starting.enter_context(runner.starting())
+
+        def look() -> None:
+            runner.look()
+            if any(state is State.ELSEWHERE for _, state, _ in runner.states()):
+                starting.close()
+
+        outcome = work_together(config, called, look)
+    check_recipe(outcome)
+    return outcome

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -131,23 +131,32 @@ class Bench:
         return BlockStore(self.grid.folder / "features")
 
     @contextmanager
-    def sharing(self) -> Iterator[BlockStore]:
-        """`store`, for one process at a time: the others find there what the first one computed."""
+    def sharing(self, what: str) -> Iterator[BlockStore]:
+        """`store`, after another process that is at `what` at this moment: it leaves there what it computed."""
         self.store.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.store.folder / ".lock"):
+        lock = FileLock(self.store.folder / f".{what.replace(' ', '-')}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for {what}, which another process computes", flush=True)
+            with lock:  # and no longer: all who waited read at the same time
+                pass
+        try:
             yield self.store
+        finally:
+            lock.release()
 
     @cached_property
     def reference(self) -> Reference:
         """What samples are measured against."""
         images = SourceBlocks(_part(self.train, self.config.measure.reference_images), self.config.data.size)
         batch = self.config.measure.batch_size
-        with self.sharing() as store:
+        with self.sharing("features of training images") as store:
             return open_reference(images, None, [self.network], ("frechet",), store, batch, World())
 
     def see_originals(self) -> None:
         """Features of the images that are reconstructed; `work` finds them."""
-        with self.sharing() as store:
+        with self.sharing("features of test images") as store:
             originals = Originals(self.reconstructed, self.config.data.size, "strict")
             extract(originals, [self.network], store, self.config.measure.batch_size, World(), "originals")
 
@@ -289,7 +298,7 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
     if bench.teacher is not None:
         side = bench.grid.side
         seen = of_tokenizer.grid_network(bench.teacher, (side, side))
-        with bench.sharing() as store:
+        with bench.sharing("the teacher's features of test images") as store:
             features = extract(
                 test.images, [seen], store, measure.batch_size, World(), f"features of {seen.name}", seen.parts
             )[seen.name]

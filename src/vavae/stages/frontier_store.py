@@ -108,6 +108,33 @@ class Results:
             temporary.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
+class Failures:
+    """Units that failed in this call, with the reason. None of its processes tries again what another could not do.
+
+    Args:
+        path: A file that the processes of the call share; None for one process.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._own: dict[str, str] = {}
+
+    def add(self, name: str, said: str) -> None:
+        """Remember a failure."""
+        self._own[name] = said
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"name": name, "said": said}) + "\n")
+
+    def read(self) -> dict[str, str]:
+        """All failures, by name, in the order in which they came."""
+        if self._path is None or not self._path.exists():
+            return self._own
+        # A line without its end is being written at this moment.
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return {(one := json.loads(line))["name"]: one["said"] for line in lines if line.endswith("\n")}
+
+
 class Claims:
     """The claims of a folder.
 
@@ -152,6 +179,11 @@ class Claims:
             with self._one_at_a_time():
                 if self._is_ours(name):
                     self._path(name).unlink()
+
+    def others(self, prefix: str) -> bool:
+        """Whether other processes hold claims whose names begin so."""
+        names = [path.stem for path in self.folder.glob(f"{prefix}*.lock")]
+        return any(self.owner(name) not in (None, Owner.this()) for name in names)
 
     def _one_at_a_time(self) -> FileLock:
         """Of two who find a dead owner's claim only one takes it over, and nobody removes what it has just taken."""

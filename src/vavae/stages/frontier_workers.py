@@ -1,107 +1,201 @@
-"""Several processes for one grid: on one GPU that a small model does not fill, on several GPUs, or on many cores."""
+"""Several processes for one grid: on one GPU that a small model does not fill, on several GPUs, or on many cores.
 
+Each call has a folder `workers/HOST-PID` of its own with the recipe of its processes, what each of them says, and the
+cells that failed in one of them, which the others then leave alone.
+"""
+
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from vavae.config import to_yaml
-from vavae.errors import RunError, UserError
+from vavae.errors import UserError
 from vavae.files import written_whole
 from vavae.stages.frontier_recipe import Config
+from vavae.stages.frontier_store import Failures, Owner
 from vavae.training.interrupt import stop_on_signal
 from vavae.training.precision import resolve_device
 
 _LOOK = 1.0  # seconds between two looks at the processes
+_SAVING = 60.0  # seconds they have to save their state when the call ends by an error
+_FAILURES = "failed.jsonl"
+# Names the folder of the call to its processes.
+_CALL = "VAVAE_FRONTIER_CALL"
+_PROGRAM = """
+from vavae.stages.frontier_workers import end_with_parent
+end_with_parent()
+from vavae.cli import main
+main()
+"""
 
 
-def work_together(config: Config, look: Callable[[], None]) -> None:
-    """Run `config.workers` processes on the grid until all have ended; each writes to `workers/N.log`.
+@dataclass
+class Outcome:
+    """How the processes of a call ended.
 
-    A stop is passed on once, and the processes save their state; a second one ends them at once.
+    Attributes:
+        complaints: The last words of those that ended badly, `2.log: out of memory`.
+        wrong_recipe: What is wrong with the recipe, where all of them say so.
+    """
+
+    complaints: list[str] = field(default_factory=list)
+    wrong_recipe: str | None = None
+
+
+def call_folder(output: str) -> Path:
+    """Of this process's call; those of calls whose process is dead are removed."""
+    this = Owner.this()
+    folder = Path(output) / "workers"
+    for old in folder.glob(f"{this.host}-*"):
+        pid = old.name.removeprefix(f"{this.host}-")
+        if pid.isdigit() and (Owner(this.host, int(pid)).dead or int(pid) == this.pid):
+            shutil.rmtree(old, ignore_errors=True)
+    return folder / f"{this.host}-{this.pid}"
+
+
+def failures_of_call(folder: Path | None = None) -> Failures:
+    """What failed in the call whose folder is given, or of which this process is one; in memory where there is none."""
+    named = os.environ.get(_CALL)
+    place = folder or (Path(named) if named else None)
+    return Failures(place / _FAILURES if place is not None else None)
+
+
+def work_together(config: Config, folder: Path, look: Callable[[], None]) -> Outcome:
+    """Run `config.workers` processes on the grid until all have ended; each writes to `<folder>/N.log`.
+
+    A stop is passed on once, and the processes save their state; a second one ends them at once. They also stop, with
+    their state saved, when this process dies.
 
     Args:
         config: The recipe.
+        folder: Of this call.
         look: Called now and then meanwhile.
 
     Raises:
-        UserError: A process says that the recipe is wrong.
-        RunError: A process failed.
         KeyboardInterrupt: A stop was asked for.
     """
-    folder = Path(config.output) / "workers"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    device = resolve_device(config.device)
     recipe = folder / "recipe.yaml"
     with written_whole(recipe) as temporary:
-        temporary.write_text(to_yaml(replace(config, workers=1)))
+        # The device by name: a process that sees no GPU must not go on without.
+        temporary.write_text(to_yaml(replace(config, workers=1, device=str(device))), encoding="utf-8")
     logs = [folder / f"{number}.log" for number in range(config.workers)]
     print(f"{config.workers} processes; what each says is in {folder}", flush=True)
+    processes: list[subprocess.Popen[bytes]] = []
     with ExitStack() as held, stop_on_signal() as stop:
-        processes = [_start(recipe, log, environment) for log, environment in zip(logs, _shares(config), strict=True)]
-        held.callback(_end, processes)
-        told = False
-        while any(process.poll() is None for process in processes):
-            if stop and not told:
-                told = True
+        held.callback(lambda: _end(processes, at_once=bool(stop)))
+        for log, share in zip(logs, shares(config.workers, device), strict=True):
+            processes.append(_start(recipe, log, share | {_CALL: str(folder)}))
+        told: set[int] = set()
+        stopping = False
+        while True:
+            alive = any(process.poll() is None for process in processes)
+            if stop and not stopping:
+                stopping = True
+                print("stopping: the processes save their state; a second Ctrl-C ends them at once", flush=True)
                 for process in processes:
-                    if process.poll() is None:
-                        process.send_signal(signal.SIGINT)
+                    _interrupt(process)
+            for number, (process, log) in enumerate(zip(processes, logs, strict=True)):
+                if process.returncode and number not in told and not stopping:
+                    told.add(number)
+                    print(f"process {log.name}: {_last_words(process.returncode, log)}", flush=True)
             look()
+            if not alive:
+                break
             time.sleep(_LOOK)
-        if not stop:
-            _judge(processes, logs)
+    return _outcome(processes, logs)
 
 
-def _shares(config: Config) -> list[dict[str, str]]:
+def shares(workers: int, device: torch.device) -> list[dict[str, str]]:
     """What the environment says to each process: its share of the cores, and its GPU where there are several."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // config.workers)))
-    device = resolve_device(config.device)
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
     gpus: list[str] = []
     if device.type == "cuda" and device.index is None:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = seen.split(",") if seen else [str(number) for number in range(torch.cuda.device_count())]
     return [
         {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
-        for number in range(config.workers)
+        for number in range(workers)
     ]
 
 
+def end_with_parent() -> None:
+    """Stop this process, as Ctrl-C would, when the one that started it is gone: its end of our input closes then."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):
+                continue
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _start(recipe: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    # A session of its own: Ctrl-C in a terminal would reach it too, and a second time from here.
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "vavae", "frontier", str(recipe)],
-            stdin=subprocess.DEVNULL,
+            # -P: no file of the current folder may stand in for a module.
+            [sys.executable, "-P", "-c", _PROGRAM, "frontier", str(recipe)],
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C in a terminal would reach it too, and a second time from here
         )
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]], at_once: bool) -> None:
+    """No process of this call is left behind."""
+    deadline = time.monotonic() + _SAVING
+    for process in processes if not at_once else ():
+        _interrupt(process)
     for process in processes:
-        if process.poll() is None:
-            process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0 if at_once else max(0.0, deadline - time.monotonic()))
+        process.kill()
         process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
-def _judge(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path]) -> None:
-    """Tell the first complaint, a wrong recipe before a failed run."""
-    failed = [(process.returncode, log) for process, log in zip(processes, logs, strict=True) if process.returncode]
-    if not failed:
-        return
-    code, log = min(failed, key=lambda pair: pair[0] != 2)
-    lines = log.read_text(errors="replace").strip().splitlines() or [f"ended with {code}"]
-    said = lines[-1].removeprefix("vavae: ")
-    if code == 2:
-        raise UserError(said)
-    raise RunError(f"{len(failed)} of {len(logs)} processes failed, see {log.parent}; {log.name}: {said}")
+def _last_words(code: int, log: Path) -> str:
+    if code < 0:
+        return f"killed by signal {-code}"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = next((line for line in reversed(lines) if line.startswith("vavae: ")), f"ended with code {code}")
+    return said.removeprefix("vavae: ")
+
+
+def _outcome(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path]) -> Outcome:
+    bad = [(process.returncode, log) for process, log in zip(processes, logs, strict=True) if process.returncode]
+    if len(bad) == len(logs) and all(code == 2 for code, _ in bad):
+        return Outcome(wrong_recipe=_last_words(*bad[0]))
+    return Outcome([f"{log.name}: {_last_words(code, log)}" for code, log in bad])
+
+
+def check_recipe(outcome: Outcome) -> None:
+    """Raise what all processes say of the recipe.
+
+    Raises:
+        UserError: It is wrong.
+    """
+    if outcome.wrong_recipe is not None:
+        raise UserError(outcome.wrong_recipe)

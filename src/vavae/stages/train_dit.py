@@ -132,7 +132,7 @@ class Config:
         optimizer: Optimizer of the transformer.
         training: How long and how.
         compile: Compile with torch.compile: `true` the whole transformer as one graph; `blocks` each block, which takes
-            a fraction of the time to compile and runs a little slower.
+            a fraction of the time to compile and goes with `training.parallel shard`.
         fp8: Matrix products of the blocks in fp8 (extra `fp8`; Ada, Hopper or newer GPUs).
         latents_on_device: Keep all latents in the GPU's memory; null does so where they fit into half of what is free.
         validation_latents: Folder of latents to measure the validation loss on; null has none.
@@ -161,6 +161,9 @@ class Config:
         check_rhythm(self.frechet.samples, self.training.validation_images)
         if self.validation_latents is not None and self.training.validation_images is None:
             raise UserError("validation_latents: needs training.validation_images, which says how often to measure")
+        if self.compile is True and self.training.parallel == "shard":
+            # What FSDP2 does before and after a block cannot be part of a graph.
+            raise UserError("compile: true makes one graph of all, which training.parallel shard forbids; use blocks")
 
 
 # Gradients are means over images, so that parts of a batch add up to the batch but for rounding.

@@ -32,8 +32,10 @@ def compile_network(network: nn.Module, blocks: Sequence[nn.Module], how: Compil
         network: The network.
         blocks: Its repeated parts, alike in everything but their parameters.
         how: False compiles nothing; True makes one graph of all, without breaks; "blocks" makes one of each block,
-            in place: as they are alike, the first one's serves them all, so compiling takes a fraction of the time,
-            whatever the depth, and a graph serves every network of such blocks.
+            in place: as they are alike, the first one's graph serves them all, so compiling takes a fraction of the
+            time, whatever the depth, and a graph serves every network of blocks of that width. In one process torch
+            keeps eight graphs of one function (`torch._dynamo.config.recompile_limit`): blocks of many widths, or many
+            kinds of batches, need `torch.compiler.reset()` in between.
     """
     if how == "blocks":
         for block in blocks:

@@ -1,0 +1,113 @@
+"""What all cells of a frontier share is computed once, for all tokenizers and by one of several processes."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from vavae.cli import run
+from vavae.config import load_recipe
+from vavae.metrics import FeatureNetwork
+from vavae.stages import frontier_cells
+from vavae.stages.frontier_cells import Bench
+from vavae.stages.frontier_plan import Grid
+from vavae.stages.frontier_recipe import Config
+from vavae.stages.frontier_store import Results
+
+RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
+ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]
+PLAIN = ["--experiments.table2.teachers=[none]", "--measure.teacher=null"]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images the feature network was shown, call by call."""
+    shown: list[int] = []
+
+    def features(pixels: Tensor) -> Tensor:
+        shown.append(len(pixels))
+        return pixels.float().flatten(1)[:, :4]
+
+    network = FeatureNetwork("four pixels", "1", torch.device("cpu"), features)
+    monkeypatch.setattr(frontier_cells, "load_feature_network", lambda *_: network)
+    return shown
+
+
+def bench(folder: Path) -> Bench:
+    config = load_recipe(Config, RECIPE, ["--output", str(folder), *ONLY, *PLAIN])
+    grid = Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
+    return Bench(config, grid, Results(folder / "results"))
+
+
+def test_originals_are_seen_once_for_all_tokenizers(tmp_path: Path, seen: list[int]) -> None:
+    """Two tokenizers: 10 originals, and 10 reconstructions of each."""
+    arguments = ["frontier", RECIPE, *ONLY, *PLAIN, "--output", str(tmp_path), "--kinds", "[tokenizer]"]
+    assert run(arguments) == 0
+    assert len(list((tmp_path / "results").glob("tokenizer-*.json"))) == 2
+    assert sum(seen) == 10 + 2 * 10
+
+
+def test_a_second_process_waits_and_finds_what_the_first_computed(
+    tmp_path: Path, seen: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = bench(tmp_path), bench(tmp_path)
+    first.see_originals()
+    assert sum(seen) == 10
+    (lock,) = first.store.folder.glob(".*test*.lock")
+    held = FileLock(lock, thread_local=False)
+    held.acquire()
+    waiting = threading.Thread(target=second.see_originals)
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive()
+    held.release()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert sum(seen) == 10
+    assert "waiting for features of test images" in capsys.readouterr().out
+
+
+def test_those_who_waited_read_at_the_same_time(tmp_path: Path, seen: list[int]) -> None:
+    """The lock is for computing: who had to wait does not hold it while it reads."""
+    one = bench(tmp_path)
+    lock = FileLock(one.store.folder / ".something.lock", thread_local=False)
+    one.store.folder.mkdir(parents=True)
+    lock.acquire()
+    entered = []
+
+    def enter() -> None:
+        with bench(tmp_path).sharing("something"):
+            entered.append(FileLock(lock.lock_file).acquire(timeout=1) is not None)
+
+    waiting = threading.Thread(target=enter)
+    waiting.start()
+    time.sleep(0.2)
+    lock.release()
+    waiting.join(30)
+    assert entered == [True]
+
+
+def test_generators_are_compiled_block_by_block(
+    tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training and for the samples that are measured; the numbers are those of a plain run."""
+    compiled: list[str] = []
+
+    def compile_block(self: torch.nn.Module, *, fullgraph: bool) -> None:
+        assert fullgraph
+        compiled.append(type(self).__name__)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_block)
+    few = ["--experiments.table2.dimensions=[2]", "--kinds=[tokenizer,generator]", "--tokenizer.images=16"]
+    arguments = ["frontier", RECIPE, *ONLY, *PLAIN, *few, "--output", str(tmp_path)]
+    assert run([*arguments, "--generator.compile", "blocks"]) == 0
+    assert compiled == ["Block", "Block"]  # one block: in training, and for the samples
+    (result,) = (tmp_path / "results").glob("generator-*.json")
+    result.unlink()
+    compiled.clear()
+    assert run(arguments) == 0  # the same cell: compiling tells no two apart
+    assert result.exists() and not compiled
