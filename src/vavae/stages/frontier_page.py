@@ -137,7 +137,7 @@ def _view(config: Config, measured: Measured, states: States) -> View:
         galleries=_galleries(measured, states),
         sampling=f"{sampling.steps} {sampling.solver} grid points, {guided}",
         how=tuple(_how(config, measured, contents)),
-        command=command_line(),
+        command=command_line(without="--page_only"),
         units=states,
     )
 
