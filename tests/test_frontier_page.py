@@ -83,3 +83,36 @@ def test_the_results_are_whole_and_the_tables_are_theirs(capsys: pytest.CaptureF
     }
     assert len(shown) > 20 and shown <= values
     assert capsys.readouterr().out == ""  # nothing was set aside
+
+
+GPU = DOCS / "frontier" / "cifar10"
+ON_GPU = json.loads((GPU / "tables.json").read_text())["tables"]
+DECIMALS = {"rfid": 1, "psnr": 2, "lpips": 3, "ssim": 3, "probe": 3, "agreement": 3}
+
+
+def test_the_tokenizers_made_on_a_gpu_are_those_of_the_run() -> None:
+    evenness = {tuple(row["labels"].values()): row["ours"]["cv"]["mean"] for row in ON_GPU["table6"]["rows"]}
+    rows = ON_GPU["table2"]["rows"]
+    assert len(rows) == 6
+    for row in rows:
+        ours, d, teacher = row["ours"], row["labels"]["d"], row["labels"]["teacher"]
+        numbers = [f"{ours[name]['mean']:.{decimals}f}" for name, decimals in DECIMALS.items()]
+        line = " | ".join([f"| {d}", TEACHERS[teacher], *numbers, f"{evenness[d, teacher]:.3f} |"])
+        assert line in PAGE.splitlines(), line
+
+
+def test_the_claims_that_a_gpu_measured_are_those_of_the_run() -> None:
+    measured_there = [line for line in (GPU / "claims.md").read_text().splitlines() if "not yet measured" not in line]
+    lines = PAGE.splitlines()
+    assert len(measured_there) == 4  # two of the head
+    for line in measured_there[2:]:
+        claim, _, found, verdict = line.strip("| ").split(" | ")
+        assert f"| {claim} | {found} | {verdict} |" in lines, line
+
+
+def test_the_results_of_a_gpu_are_whole_and_say_where_they_were_made() -> None:
+    results = Results(GPU / "results")
+    names = [path.stem for path in results.folder.glob("*.json")]
+    contents = [results.read(name) for name in names]
+    assert len(contents) == 12 and all(contents)
+    assert {content["versions"]["gpu"] for content in contents if content} == {"NVIDIA H200"}

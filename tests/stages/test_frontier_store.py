@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vavae.stages import frontier_store
-from vavae.stages.frontier_store import Claims, Owner, Results
+from vavae.stages.frontier_store import Claims, Failures, Owner, Results
 
 
 def test_a_result_comes_back(tmp_path: Path) -> None:
@@ -106,3 +106,32 @@ def test_processes_that_race_for_a_dead_owners_claim_get_it_once(tmp_path: Path)
     for racer in racers:
         racer.communicate("")
     assert sum(won) == 1
+
+
+def test_failures_of_one_process_are_known_to_another(tmp_path: Path) -> None:
+    path = tmp_path / "failed.jsonl"
+    one, other = Failures(path), Failures(path)
+    assert one.read() == other.read() == {}
+    one.add("tokenizer-a", "out of memory\nafter a while")
+    other.add("generator-b", "π is no number")
+    expected = {"tokenizer-a": "out of memory\nafter a while", "generator-b": "π is no number"}
+    assert one.read() == other.read() == expected
+    with path.open("a") as file:
+        file.write('{"name": "half')  # as another process finds it that reads at the wrong moment
+    assert one.read() == expected
+
+
+def test_without_a_file_failures_are_remembered() -> None:
+    alone = Failures(None)
+    alone.add("a", "why")
+    assert alone.read() == {"a": "why"}
+
+
+def test_who_else_begins(tmp_path: Path) -> None:
+    """A process's own claim and that of its parent are nobody else's: waiting for them would never end."""
+    claims = Claims(tmp_path)
+    assert not claims.others("starting-")
+    for process, others in ((os.getpid(), False), (os.getppid(), False), (1, True)):
+        (tmp_path / "starting-x.lock").write_text(json.dumps({"host": Owner.this().host, "pid": process}))
+        assert claims.others("starting-") is others
+    assert not claims.others("tokenizer-")

@@ -181,9 +181,11 @@ class Claims:
                     self._path(name).unlink()
 
     def others(self, prefix: str) -> bool:
-        """Whether other processes hold claims whose names begin so."""
+        """Whether processes other than this one and the one that started it hold claims whose names begin so."""
         names = [path.stem for path in self.folder.glob(f"{prefix}*.lock")]
-        return any(self.owner(name) not in (None, Owner.this()) for name in names)
+        this = Owner.this()
+        near = (None, this, Owner(this.host, os.getppid()))
+        return any(self.owner(name) not in near for name in names)
 
     def _one_at_a_time(self) -> FileLock:
         """Of two who find a dead owner's claim only one takes it over, and nobody removes what it has just taken."""
