@@ -33,6 +33,17 @@ def test_the_same_recipe_is_taken_up_again(tmp_path: Path) -> None:
     claim(tmp_path, Recipe(output="y", training=Training(device="cuda")))  # where it runs may change
 
 
+@dataclass(frozen=True)
+class Compiled(Recipe):
+    compile: bool = False
+
+
+def test_a_run_may_be_compiled_from_some_point_on(tmp_path: Path) -> None:
+    claim(tmp_path, Compiled())
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    claim(tmp_path, Compiled(compile=True))
+
+
 @pytest.mark.parametrize(
     ("other", "named"),
     [(Recipe(seed=3), "seed = 0, not 3"), (Recipe(training=Training(images=9)), "training.images = 10, not 9")],

@@ -21,6 +21,7 @@ from vavae.training.tracking import write_run_header
 _FREE = frozenset(
     {
         "output",
+        "compile",  # as on another device, but for rounding
         "training.device",
         "training.keep_checkpoints",
         "training.checkpoint_images",
