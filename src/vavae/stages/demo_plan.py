@@ -53,10 +53,10 @@ class Budget:
 
 DEFAULT = Budget()
 QUICK = Budget(
-    train_images=500,
+    train_images=300,
     test_images=100,
-    tokenizer_images=1_536,
-    adversarial_from=1_024,
+    tokenizer_images=1_024,
+    adversarial_from=768,
     generator_images=2_560,
     width=128,
     depth=3,
