@@ -31,11 +31,13 @@ from vavae.config import load_recipe
 from vavae.errors import UserError
 from vavae.flow import Guidance, flow_matching_loss, sample
 from vavae.losses import LPIPS, AdversarialConfig, ObjectiveConfig, TokenizerObjective
+from vavae.stages.frontier_plan import Grid, TokenizerCell
 from vavae.stages.frontier_recipe import Config
+from vavae.stages.train_tokenizer import compile_tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.activation import Recomputation, set_recomputation
 from vavae.training.averages import MovingAverage, exponential
-from vavae.training.compilation import Compilation, compile_methods, compile_network
+from vavae.training.compilation import Compilation, compile_network
 from vavae.training.float8 import use_float8
 from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices
 from vavae.training.precision import Precision, autocast
@@ -75,10 +77,12 @@ def clear() -> None:
     torch.cuda.reset_peak_memory_stats()
 
 
-def rate(make: Callable[[], Callable[[], object]], batch: int, repeats: int = 10) -> dict[str, float]:
-    """Images per second of the median step, the seconds to make it and to warm it up three times, and peak memory."""
-    began = time.perf_counter()
-    step = make()
+def rate(step: Callable[[], object], batch: int, repeats: int = 10, began: float | None = None) -> dict[str, float]:
+    """Images per second of the median step, after three to warm up, the seconds of these, and the peak memory.
+
+    `began` is when the making of the step began, where that may compile already.
+    """
+    began = time.perf_counter() if began is None else began
     for _ in range(3):
         step()
     torch.cuda.synchronize()
@@ -183,7 +187,8 @@ def measured(record: Record, size: str, batch: int, repeats: int = 10, **options
     if "latent" in said:
         said["latent"] = "×".join(map(str, said["latent"]))
     try:
-        numbers = rate(lambda: transformer_step(size, batch, **options), batch, repeats)
+        began = time.perf_counter()
+        numbers = rate(transformer_step(size, batch, **options), batch, repeats, began)
     except torch.OutOfMemoryError:
         record.add(size=size, batch=batch, **said, fits=False)
         return False
@@ -219,30 +224,24 @@ def transformer(record: Record) -> None:
     record.add(size="XL/1", graphs=explained.graph_count, graph_breaks=explained.graph_break_count)
 
 
-def frontier_tokenizer(config: Config, compiled: bool, adversarial: bool, graph: bool) -> Callable[[], None]:
+def frontier_tokenizer(grid: Grid, compiled: bool, adversarial: bool, graph: bool) -> Callable[[], None]:
     """A step of the recipe's tokenizer with 16 channels, aligned with the features of a ViT-S."""
-    recipe, batch = config.tokenizer, config.tokenizer.batch_size
+    recipe = grid.tokenizer(TokenizerCell(16, "dinov2-small-focus", "full", 0))
+    batch, size, side = recipe.training.batch_size, recipe.data.size, grid.side
     torch.manual_seed(0)
-    shape = AutoencoderConfig(
-        16, recipe.base_channels, recipe.channel_multipliers, recipe.blocks_per_level, recipe.attention_levels
-    )
     start = replace(recipe.objective.adversarial, start_images=0 if adversarial else 10**12)
     objective = TokenizerObjective(replace(recipe.objective, adversarial=start), 16, 384, LPIPS())
-    model = AutoencoderKL.from_config(shape)
+    model = AutoencoderKL.from_config(recipe.tokenizer)
     for module in (model, objective):
         module.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
-        compile_methods(model.encoder, "features")
-        compile_methods(model.decoder, "features")
-        assert objective.perceptual is not None
-        compile_methods(objective.perceptual, "extract", "distance")
+        compile_tokenizer(model, objective)
     groups = [[*model.parameters(), *objective.projection_parameters()], objective.discriminator_parameters()]
     kinds = (recipe.optimizer, recipe.discriminator_optimizer)
     optimizers = [Optimizer(kind, group, set()) for kind, group in zip(kinds, groups, strict=True)]
     average = MovingAverage(model, exponential(0.999))
-    images = counter.uniform(0, "images", range(batch), (3, config.data.size, config.data.size), DEVICE) * 2 - 1
+    images = counter.uniform(0, "images", range(batch), (3, size, size), DEVICE) * 2 - 1
     images = images.contiguous(memory_format=torch.channels_last)
-    side = config.data.size // shape.factor
     features = counter.normal(0, "features", range(batch), (384, side, side), DEVICE)
     positions = torch.arange(batch, device=DEVICE if graph else None)
     fine = torch.zeros((), dtype=torch.bool, device=DEVICE)
@@ -264,38 +263,27 @@ def frontier_tokenizer(config: Config, compiled: bool, adversarial: bool, graph:
     return step
 
 
-def measured_tokenizer(record: Record, config: Config, compiled: bool, adversarial: bool, graph: bool) -> None:
-    clear()
-    said: dict[str, Any] = {"tokenizer": "d 16", "compiled": compiled, "graph": graph, "adversarial": adversarial}
-    batch = config.tokenizer.batch_size
-    try:
-        record.add(**said, **rate(lambda: frontier_tokenizer(config, compiled, adversarial, graph), batch, 50))
-    except RuntimeError as error:
-        record.add(**said, failed=str(error).splitlines()[0])
-
-
-def frontier(record: Record) -> None:
-    config = load_recipe(Config, RECIPE)
-    side = config.data.size // 2 ** (len(config.tokenizer.channel_multipliers) - 1)
+def frontier(record: Record, graph: bool = False) -> None:
+    grid = Grid(load_recipe(Config, RECIPE), ("", ""))
     ways: list[Compilation] = ["blocks", False, True]
+    latent = (16, grid.side, grid.side)
     for compiled in ways:
-        measured(record, "S/1", config.generator.batch_size, 50, compiled=compiled, latent=(16, side, side))
+        measured(record, "S/1", grid.config.generator.batch_size, 50, compiled=compiled, graph=graph, latent=latent)
     for compiled in (False, True):
         for adversarial in (False, True):
-            measured_tokenizer(record, config, compiled, adversarial, graph=False)
+            clear()
+            said = {"tokenizer": "d 16", "compiled": compiled, "graph": graph, "adversarial": adversarial}
+            try:
+                began = time.perf_counter()
+                step = frontier_tokenizer(grid, compiled, adversarial, graph)
+                record.add(**said, **rate(step, grid.config.tokenizer.batch_size, 50, began))
+            except RuntimeError as error:
+                record.add(**said, failed=str(error).splitlines()[0])
 
 
 def graphs(record: Record) -> None:
     """The same steps, whose gradients are one CUDA graph."""
-    config = load_recipe(Config, RECIPE)
-    side = config.data.size // 2 ** (len(config.tokenizer.channel_multipliers) - 1)
-    ways: list[Compilation] = [False, "blocks", True]
-    for compiled in ways:
-        latent = (16, side, side)
-        measured(record, "S/1", config.generator.batch_size, 50, compiled=compiled, graph=True, latent=latent)
-    for compiled in (False, True):
-        for adversarial in (False, True):
-            measured_tokenizer(record, config, compiled, adversarial, graph=True)
+    frontier(record, graph=True)
 
 
 def memory(record: Record) -> None:
@@ -358,7 +346,7 @@ def tokenizer(record: Record) -> None:
                 torch.cuda.reset_peak_memory_stats()
                 said = {"step": name, "dtype": str(dtype), "batch": batch}
                 try:
-                    record.add(**said, **rate(lambda step=steps[name]: step, batch, 5))
+                    record.add(**said, **rate(steps[name], batch, 5))
                 except torch.OutOfMemoryError:
                     record.add(**said, fits=False)
 
@@ -376,7 +364,7 @@ def sampling(record: Record) -> None:
             with autocast("bf16", DEVICE):
                 sample(compiled, noise, labels, steps=50, guidance=guidance, null_label=1000)
 
-        record.add(size="XL/1", batch=batch, steps=50, guidance_start=start, **rate(lambda step=step: step, batch, 3))
+        record.add(size="XL/1", batch=batch, steps=50, guidance_start=start, **rate(step, batch, 3))
 
 
 PIECES = {f.__name__: f for f in (frontier, graphs, transformer, memory, tokenizer, precision, sampling)}

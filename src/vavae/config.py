@@ -38,11 +38,16 @@ def _parser(config_class: type, prog: str, description: str, positionals: Sequen
     return parser
 
 
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, and of anything else that type alone."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
 def _switches(config_class: type, prefix: str = "") -> set[str]:
     """Dotted names of the boolean fields of a tree of dataclasses."""
     found: set[str] = set()
     for name, kind in get_type_hints(config_class).items():
-        if kind is bool or (get_origin(kind) in (Union, UnionType) and bool in get_args(kind)):
+        if bool in _alternatives(kind):
             found.add(prefix + name)
         elif dataclasses.is_dataclass(kind):
             found |= _switches(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
@@ -64,7 +69,7 @@ def _lists(config_class: type, prefix: str = "") -> dict[str, bool]:
     """Dotted names of the fields that are lists, in a tree of dataclasses, and whether they hold free text."""
     found: dict[str, bool] = {}
     for name, kind in get_type_hints(config_class).items():
-        for one in (kind, *get_args(kind)) if get_origin(kind) in (Union, UnionType) else (kind,):
+        for one in _alternatives(kind):
             if get_origin(one) in (list, tuple):
                 found[prefix + name] = str in get_args(one)
             elif dataclasses.is_dataclass(one):

@@ -55,20 +55,20 @@ def test_a_second_process_waits_and_finds_what_the_first_computed(
     tmp_path: Path, seen: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = bench(tmp_path), bench(tmp_path)
-    first.see_originals()
-    assert sum(seen) == 10
-    (lock,) = first.store.folder.glob(".*test*.lock")
+    _ = first.reference
+    assert sum(seen) == 20
+    (lock,) = first.store.folder.glob(".*training*.lock")
     held = FileLock(lock, thread_local=False)
     held.acquire()
-    waiting = threading.Thread(target=second.see_originals)
+    waiting = threading.Thread(target=lambda: second.reference)
     waiting.start()
     time.sleep(0.3)
     assert waiting.is_alive()
     held.release()
     waiting.join(30)
     assert not waiting.is_alive()
-    assert sum(seen) == 10
-    assert "waiting for features of test images" in capsys.readouterr().out
+    assert sum(seen) == 20
+    assert "waiting for features of training images" in capsys.readouterr().out
 
 
 def test_those_who_waited_read_at_the_same_time(tmp_path: Path, seen: list[int]) -> None:

@@ -20,10 +20,11 @@ from vavae.errors import UserError
 from vavae.stages import frontier, frontier_workers
 from vavae.stages.frontier_plan import Grid
 from vavae.stages.frontier_recipe import Config
-from vavae.stages.frontier_workers import Outcome, failures_of_call
+from vavae.stages.frontier_workers import failures_of_call
 
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]
+LONG = ["--tokenizer.images", "100000"]  # neither process ends its first cell before the other begins
 FEW = ["--experiments.table2.dimensions", "[4]"]
 COMMAND = [sys.executable, "-m", "vavae", "frontier", RECIPE, *ONLY, "--kinds", "[tokenizer,generator]", *FEW]
 UNITS = 4  # two tokenizers and two generators
@@ -112,7 +113,7 @@ def test_a_wrong_recipe_is_told_once(tmp_path: Path) -> None:
 
 def test_processes_that_die_fail_the_run_and_a_page_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    running = start("--output", str(folder), "--workers", "2")
+    running = start("--output", str(folder), "--workers", "2", *LONG)
     begun(running, folder)
     for process in workers_of(folder):
         os.kill(process, signal.SIGKILL)
@@ -126,7 +127,7 @@ def test_processes_that_die_fail_the_run_and_a_page_is_written(tmp_path: Path) -
 
 def test_processes_stop_when_the_command_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    running = start("--output", str(folder), "--workers", "2")
+    running = start("--output", str(folder), "--workers", "2", *LONG)
     begun(running, folder)
     running.kill()
     running.communicate()
@@ -137,7 +138,7 @@ def test_processes_stop_when_the_command_is_killed(tmp_path: Path) -> None:
     assert all("the same command goes on" in log.splitlines()[-1] for log in logs_of(folder))
 
 
-def here(monkeypatch: pytest.MonkeyPatch, together: Callable[..., Outcome], *arguments: str) -> tuple[int, str, str]:
+def here(monkeypatch: pytest.MonkeyPatch, together: Callable[..., list[str]], *arguments: str) -> tuple[int, str, str]:
     """The command in this process, with something else in place of its processes."""
     monkeypatch.setattr(frontier, "work_together", together)
     output, error = io.StringIO(), io.StringIO()
@@ -149,14 +150,14 @@ def here(monkeypatch: pytest.MonkeyPatch, together: Callable[..., Outcome], *arg
 def test_a_cell_that_failed_in_one_process_is_told_by_the_command_and_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def together(config: Config, folder: Path, look: Callable[[], None]) -> Outcome:
+    def together(config: Config, folder: Path, look: Callable[[], None]) -> list[str]:
         folder.mkdir(parents=True)
         monkeypatch.setenv("VAVAE_FRONTIER_CALL", str(folder))  # as a process of the call has it
         grid = Grid(config, tuple(config.data.open(split).fingerprint() for split in ("train", "test")))
         failures_of_call().add(grid.units[0].result, "no memory left")
         assert failures_of_call().read() == {grid.units[0].result: "no memory left"}  # another process of the call
         look()
-        return Outcome(["0.log: 1 failed, first no memory left; 0 of 8 done"])
+        return ["0.log: 1 failed, first no memory left; 0 of 8 done"]
 
     code, output, error = here(monkeypatch, together, "--output", str(tmp_path))
     assert code == 1
@@ -167,15 +168,15 @@ def test_a_cell_that_failed_in_one_process_is_told_by_the_command_and_the_page(
 
 def test_work_that_waits_for_models_is_no_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("--output", str(tmp_path), "--kinds", "[uniformity]", "--time_limit", "60")
-    code, output, error = here(monkeypatch, lambda *_: Outcome(), *arguments)
+    code, output, error = here(monkeypatch, lambda *_: [], *arguments)
     assert (code, error) == (0, "")
     assert "time limit" not in output and "2 pieces of work wait for models that nobody is making" in output
 
 
 def test_a_limit_that_is_over_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def together(*_: object) -> Outcome:
+    def together(*_: object) -> list[str]:
         time.sleep(0.2)
-        return Outcome()
+        return []
 
     code, output, _ = here(monkeypatch, together, "--output", str(tmp_path), "--time_limit", "0.003")
     assert code == 0 and output.splitlines()[-1].startswith("time limit reached; 0 of ")

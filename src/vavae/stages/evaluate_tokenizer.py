@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Work:
         seed: Of the posterior's samples and the bootstrap.
         bootstrap: Repetitions for intervals; 0 for none.
         workers: Threads that decode images.
-        originals: Where features of the original images are kept, if elsewhere.
+        originals: Opens the store of the original images' features, if that is another one.
     """
 
     store: BlockStore
@@ -65,7 +66,7 @@ class Work:
     seed: int = 0
     bootstrap: int = 0
     workers: int = 4
-    originals: BlockStore | None = None
+    originals: Callable[[], AbstractContextManager[BlockStore]] | None = None
 
 
 def perceptual_networks(device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -90,8 +91,8 @@ def reconstruction(
     """
     originals = Originals(source, size, convention, work.workers)
     rebuilt = Reconstructions(originals, tokenizer, perceptual, work.store, work.precision, work.seed)
-    store = work.originals or work.store
-    real = extract(originals, networks, store, work.batch_size, work.processes, f"originals, {convention}")
+    with work.originals() if work.originals is not None else nullcontext(work.store) as store:
+        real = extract(originals, networks, store, work.batch_size, work.processes, f"originals, {convention}")
     # One network at least, so that there is always something to store the blocks' keys under.
     made = extract(
         rebuilt,

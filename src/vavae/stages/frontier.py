@@ -1,5 +1,6 @@
 """The paper's tables as one run: a grid of tokenizers and generators, trained, measured and written up."""
 
+import math
 import os
 import signal
 import threading
@@ -17,14 +18,14 @@ from vavae.stages.frontier_plan import GeneratorCell, Grid, TokenizerCell, Unit
 from vavae.stages.frontier_recipe import KINDS, Config
 from vavae.stages.frontier_status import State, show
 from vavae.stages.frontier_store import Claims, Failures, Owner, Results
-from vavae.stages.frontier_workers import Outcome, call_folder, check_recipe, failures_of_call, work_together
+from vavae.stages.frontier_workers import call_folder, failures_of_call, work_together
 from vavae.training.precision import resolve_device
 
 __all__ = ["Config", "run"]
 
 _WAIT = 2.0  # seconds between two looks at what other processes do
-_STARTING = "starting-"  # of claims of processes that load what they need
 _PATIENCE = 20.0  # seconds in which another process may begin what this one waits for
+_STARTING = "starting-"  # begins the names of claims of processes that load what they need
 
 
 class _Limit:
@@ -32,8 +33,14 @@ class _Limit:
 
     def __init__(self, minutes: float | None) -> None:
         self.reached = False
+        self._deadline = time.monotonic() + minutes * 60 if minutes is not None else math.inf
         self._over = False
         self._timer = threading.Timer(minutes * 60, self._reach) if minutes is not None else None
+
+    @property
+    def passed(self) -> bool:
+        """Whether so many minutes have passed; each of several processes keeps the limit itself, a little later."""
+        return time.monotonic() > self._deadline
 
     def _reach(self) -> None:
         if not self._over:
@@ -130,12 +137,14 @@ class _Runner:
         failed = self.failures.read()
         return [unit for unit in self.missing() if unit.kind in self.kinds and unit.result not in failed]
 
-    def look(self) -> None:
-        """Show the states where they changed: other processes do the work."""
-        states = self.states()
-        if [state for _, state, _ in states] != self._seen:
-            self._seen = [state for _, state, _ in states]
-            show(states, None)
+    def look(self) -> bool:
+        """Show the states where they changed, since other processes do the work; whether one has a unit now."""
+        rows = self.states()
+        states = [state for _, state, _ in rows]
+        if states != self._seen:
+            self._seen = states
+            show(rows, None)
+        return State.ELSEWHERE in states
 
     @contextmanager
     def starting(self) -> Iterator[None]:
@@ -241,11 +250,10 @@ def run(config: Config) -> Path:
         f"{len(grid.tokenizers)} tokenizers, {len(grid.generators)} generators, {len(grid.units)} units of work",
         flush=True,
     )
-    together = config.workers > 1 and not config.page_only
-    called = call_folder(config.output) if together else None
+    called = call_folder(config.output) if config.workers > 1 and not config.page_only else None
     runner, limit = _Runner(config, grid, failures_of_call(called)), _Limit(config.time_limit)
     stopped: KeyboardInterrupt | None = None
-    outcome, began = Outcome(), time.monotonic()
+    complaints: list[str] = []
     if not config.page_only:
         try:
             if called is None:
@@ -254,7 +262,7 @@ def run(config: Config) -> Path:
                         runner.check()
                     runner.work()
             elif runner.todo():
-                outcome = _work_together(config, called, runner)
+                complaints = _work_together(config, called, runner)
         except KeyboardInterrupt as interrupt:
             stopped = interrupt
     states = runner.states()
@@ -264,39 +272,27 @@ def run(config: Config) -> Path:
     summary = f"{finished} of {len(states)} done; page: {page}"
     if stopped is not None and not limit.reached:
         raise KeyboardInterrupt(f"stopped; {summary}; the same command goes on")
-    left = runner.todo() if together else []
-    # Each of several processes has the limit itself, and a little later than this one.
-    over = bool(left) and config.time_limit is not None and time.monotonic() - began > config.time_limit * 60
-    if (limit.reached or over) and finished < len(states) and not outcome.complaints:
+    left = runner.todo() if called is not None else []
+    if (limit.reached or (left and limit.passed and not complaints)) and finished < len(states):
         print(f"time limit reached; {summary}; the same command goes on")
         return page
     if failed := runner.failures.read():
         raise RunError(f"{len(failed)} failed, first {next(iter(failed.values()))}; {summary}")
-    if left and outcome.complaints:
-        raise RunError(
-            f"{len(outcome.complaints)} of {config.workers} processes failed, {outcome.complaints[0]}; {summary}"
-        )
+    if left and complaints:
+        raise RunError(f"{len(complaints)} of {config.workers} processes failed, {complaints[0]}; {summary}")
     if left:
         print(_waiting(left))
     print(summary)
     return page
 
 
-def _work_together(config: Config, called: Path, runner: _Runner) -> Outcome:
-    """Have several processes do it; others who wait for their models see that they begin.
-
-    Raises:
-        UserError: All of them say that the recipe is wrong.
-        KeyboardInterrupt: A stop was asked for.
-    """
+def _work_together(config: Config, called: Path, runner: _Runner) -> list[str]:
+    """`work_together`; until its processes have cells, others who wait for their models see that they begin."""
     with ExitStack() as starting:
         starting.enter_context(runner.starting())
 
         def look() -> None:
-            runner.look()
-            if any(state is State.ELSEWHERE for _, state, _ in runner.states()):
+            if runner.look():
                 starting.close()
 
-        outcome = work_together(config, called, look)
-    check_recipe(outcome)
-    return outcome
+        return work_together(config, called, look)

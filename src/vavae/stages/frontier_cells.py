@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ from vavae.stages.evaluate_images import (
     generator_fingerprint,
     tokenizer_fingerprint,
 )
-from vavae.stages.evaluate_reconstruction import Originals
 from vavae.stages.evaluate_records import sampling_protocol, uniformity_records
 from vavae.stages.evaluate_store import BlockStore, extract
 from vavae.stages.frontier_plan import Cell, GeneratorCell, Grid, TokenizerCell, Unit
@@ -154,17 +153,12 @@ class Bench:
         with self.sharing("features of training images") as store:
             return open_reference(images, None, [self.network], ("frechet",), store, batch, World())
 
-    def see_originals(self) -> None:
-        """Features of the images that are reconstructed; `work` finds them."""
-        with self.sharing("features of test images") as store:
-            originals = Originals(self.reconstructed, self.config.data.size, "strict")
-            extract(originals, [self.network], store, self.config.measure.batch_size, World(), "originals")
-
     def work(self, store: BlockStore) -> of_tokenizer.Work:
         """How tokenizers are measured."""
         measure = self.config.measure
+        originals = partial(self.sharing, "features of test images")
         return of_tokenizer.Work(
-            store, World(), measure.batch_size, measure.precision, measure.seed, originals=self.store
+            store, World(), measure.batch_size, measure.precision, measure.seed, originals=originals
         )
 
     def protocol(self, tokenizer: Tokenizer, samples: int) -> Protocol:
@@ -286,7 +280,6 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
     protocol = bench.protocol(tokenizer, len(bench.reconstructed))
     # What belongs to this tokenizer alone is kept until its result is written.
     work = bench.work(BlockStore(folder / _MEASURED["tokenizer"]))
-    bench.see_originals()
     records, _ = of_tokenizer.reconstruction(
         tokenizer, bench.reconstructed, config.data.size, "strict", [bench.network], bench.perceptual, protocol, work
     )

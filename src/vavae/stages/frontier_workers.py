@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,19 +40,6 @@ main()
 """
 
 
-@dataclass
-class Outcome:
-    """How the processes of a call ended.
-
-    Attributes:
-        complaints: The last words of those that ended badly, `2.log: out of memory`.
-        wrong_recipe: What is wrong with the recipe, where all of them say so.
-    """
-
-    complaints: list[str] = field(default_factory=list)
-    wrong_recipe: str | None = None
-
-
 def call_folder(output: str) -> Path:
     """Of this process's call; those of calls whose process is dead are removed."""
     this = Owner.this()
@@ -71,7 +58,7 @@ def failures_of_call(folder: Path | None = None) -> Failures:
     return Failures(place / _FAILURES if place is not None else None)
 
 
-def work_together(config: Config, folder: Path, look: Callable[[], None]) -> Outcome:
+def work_together(config: Config, folder: Path, look: Callable[[], None]) -> list[str]:
     """Run `config.workers` processes on the grid until all have ended; each writes to `<folder>/N.log`.
 
     A stop is passed on once, and the processes save their state; a second one ends them at once. They also stop, with
@@ -82,7 +69,11 @@ def work_together(config: Config, folder: Path, look: Callable[[], None]) -> Out
         folder: Of this call.
         look: Called now and then meanwhile.
 
+    Returns:
+        The last words of the processes that ended badly, `2.log: out of memory`.
+
     Raises:
+        UserError: All of them say that the recipe is wrong.
         KeyboardInterrupt: A stop was asked for.
     """
     folder.mkdir(parents=True)
@@ -98,24 +89,26 @@ def work_together(config: Config, folder: Path, look: Callable[[], None]) -> Out
         held.callback(lambda: _end(processes, at_once=bool(stop)))
         for log, share in zip(logs, shares(config.workers, device), strict=True):
             processes.append(_start(recipe, log, share | {_CALL: str(folder)}))
-        told: set[int] = set()
+        complaints: dict[int, str] = {}
         stopping = False
         while True:
-            alive = any(process.poll() is None for process in processes)
+            alive = [process.poll() is None for process in processes]
             if stop and not stopping:
                 stopping = True
                 print("stopping: the processes save their state; a second Ctrl-C ends them at once", flush=True)
                 for process in processes:
                     _interrupt(process)
             for number, (process, log) in enumerate(zip(processes, logs, strict=True)):
-                if process.returncode and number not in told and not stopping:
-                    told.add(number)
-                    print(f"process {log.name}: {_last_words(process.returncode, log)}", flush=True)
+                if process.returncode and number not in complaints and not stopping:
+                    complaints[number] = _last_words(process.returncode, log)
+                    print(f"process {log.name}: {complaints[number]}", flush=True)
             look()
-            if not alive:
+            if not any(alive):
                 break
             time.sleep(_LOOK)
-    return _outcome(processes, logs)
+    if all(process.returncode == 2 for process in processes):
+        raise UserError(complaints[0])
+    return [f"{logs[number].name}: {said}" for number, said in sorted(complaints.items())]
 
 
 def shares(workers: int, device: torch.device) -> list[dict[str, str]]:
@@ -182,20 +175,3 @@ def _last_words(code: int, log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = next((line for line in reversed(lines) if line.startswith("vavae: ")), f"ended with code {code}")
     return said.removeprefix("vavae: ")
-
-
-def _outcome(processes: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path]) -> Outcome:
-    bad = [(process.returncode, log) for process, log in zip(processes, logs, strict=True) if process.returncode]
-    if len(bad) == len(logs) and all(code == 2 for code, _ in bad):
-        return Outcome(wrong_recipe=_last_words(*bad[0]))
-    return Outcome([f"{log.name}: {_last_words(code, log)}" for code, log in bad])
-
-
-def check_recipe(outcome: Outcome) -> None:
-    """Raise what all processes say of the recipe.
-
-    Raises:
-        UserError: It is wrong.
-    """
-    if outcome.wrong_recipe is not None:
-        raise UserError(outcome.wrong_recipe)

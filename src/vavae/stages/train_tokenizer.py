@@ -175,6 +175,19 @@ class _Batch:
     features: Tensor | None  # (B, D, h, w)
 
 
+def compile_tokenizer(autoencoder: AutoencoderKL, objective: TokenizerObjective) -> None:
+    """Compile what takes the time.
+
+    The last layers of encoder and decoder stay outside the graphs: adaptive weights ask for gradients at them alone,
+    and a graph gives all of its gradients or none. For the same reason the discriminator is not compiled: it is passed
+    back once for the images and once for its parameters.
+    """
+    compile_methods(autoencoder.encoder, "features")
+    compile_methods(autoencoder.decoder, "features")
+    if objective.perceptual is not None:
+        compile_methods(objective.perceptual, "extract", "distance")
+
+
 class TokenizerTask(Task):
     """What the engine trains in stage 1."""
 
@@ -200,24 +213,12 @@ class TokenizerTask(Task):
             module.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.modules: Mapping[str, nn.Module] = {"autoencoder": self.autoencoder, "objective": self.objective}
         if config.compile:
-            self._compile()
+            compile_tokenizer(self.autoencoder, self.objective)
 
     def begin(self) -> None:
         """Load the recipe's starting weights."""
         if self.config.initial is not None:
             load_initial(self.config.initial, self.autoencoder, self.objective)
-
-    def _compile(self) -> None:
-        """Compile what takes the time.
-
-        The last layers of encoder and decoder stay outside the graphs: adaptive weights ask for gradients at them
-        alone, and a graph gives all of its gradients or none. For the same reason the discriminator is not compiled:
-        it is passed back once for the images and once for its parameters.
-        """
-        compile_methods(self.autoencoder.encoder, "features")
-        compile_methods(self.autoencoder.decoder, "features")
-        if self.objective.perceptual is not None:
-            compile_methods(self.objective.perceptual, "extract", "distance")
 
     def _prepare_teacher(self, folder: Path) -> tuple[Teacher | None, FeatureCache | None]:
         config = self.config
