@@ -66,8 +66,9 @@ def test_between_two_seeds(studio: Studio) -> None:
     for frame, seed in ((frames[0], 10), (frames[-1], 11)):
         end = studio.sample([3], seed, FEW)[0]
         assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1
-    same = torch.randn(3, 4, 4)
-    assert torch.equal(spherical(same, same, 2), torch.stack([same, same]))
+    for seed in range(100):  # a fifth of them has a cosine with itself that rounds to less than 1
+        same = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(spherical(same, same, 2), torch.stack([same, same])), seed
     with pytest.raises(UserError, match="solver: between two noises one of euler, heun"):
         studio.between_seeds(3, 10, 11, 3, replace(FEW, solver="euler_maruyama"))
 
