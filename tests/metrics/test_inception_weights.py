@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from plain_inception import plain_forward, published_state
 from rules import inception_rule_weights, inception_shapes
 from safetensors.torch import save_file
@@ -111,6 +112,16 @@ def test_resizes_of_a_ramp():
     inner = slice(20, 279)  # a bicubic overshoots at borders
     cubic = clean_input(ramp)[0, 0, 0] * 128 + 128
     torch.testing.assert_close(cubic[inner], 3 * centres[inner], rtol=0, atol=1e-2)
+
+
+def test_the_clean_resize_cuts_off_what_the_cubic_overshoots():
+    """As clean-fid: edges stay within 0 and 255, everything else is Pillow's bicubic."""
+    blocks = (torch.arange(64) // 16 % 2 * 255).to(torch.uint8).view(1, 64, 1, 1).expand(1, 64, 64, 3)
+    found = clean_input(blocks)[0, 0] * 128 + 128
+    plane = Image.fromarray(blocks[0, ..., 0].float().numpy())
+    expected = torch.from_numpy(np.array(plane.resize((299, 299), Image.Resampling.BICUBIC)))
+    assert expected.min() < -10 and expected.max() > 265
+    torch.testing.assert_close(found, expected.clamp(0, 255), rtol=0, atol=1e-4)
 
 
 def test_only_the_clean_resize_filters_when_it_shrinks():

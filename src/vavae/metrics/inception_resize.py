@@ -27,7 +27,10 @@ def pytorch_fid_input(pixels: Tensor) -> Tensor:
 
 
 def clean_input(pixels: Tensor) -> Tensor:
-    """As the program clean-fid (arXiv 2104.11222): Pillow's anti-aliased bicubic on floats, then (x - 128) / 128."""
+    """As the program clean-fid (arXiv 2104.11222): Pillow's anti-aliased bicubic on floats, then (x - 128) / 128.
+
+    As since its version 0.1.35, what the cubic overshoots at edges is cut off at 0 and 255.
+    """
     import numpy as np
     from PIL import Image
 
@@ -36,13 +39,19 @@ def clean_input(pixels: Tensor) -> Tensor:
         for channel in range(3):
             plane = Image.fromarray(image[..., channel])
             target[channel] = np.asarray(plane.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    return (torch.from_numpy(resized).to(pixels.device) - 128.0) / 128.0
+    return (torch.from_numpy(resized.clip(0.0, 255.0)).to(pixels.device) - 128.0) / 128.0
 
 
 RESIZES: dict[Resize, Callable[[Tensor], Tensor]] = {
     "tensorflow": tensorflow_input,
     "pytorch-fid": pytorch_fid_input,
     "clean": clean_input,
+}
+# What a resize is called where features are kept: another text whenever its numbers change.
+RESIZE_VERSIONS: dict[Resize, str] = {
+    "tensorflow": "tensorflow",
+    "pytorch-fid": "pytorch-fid",
+    "clean": "clean, cut off at 0 and 255",
 }
 
 
