@@ -99,6 +99,48 @@ def test_a_run_goes_back_once_and_takes_another_order(tmp_path: Path) -> None:
     assert all(line["skipped/body"] == 0 for line in read_metrics(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("every", "keep", "back"),
+    [
+        (40, 2, 480),  # written when all before was known to be good
+        (8, 2, 480),  # those within the bad interval do not push it out
+        (200, 2, 400),
+        (24, 5, 480),
+    ],
+)
+def test_a_run_goes_back_no_further_than_it_must(every: int, keep: int, back: int, tmp_path: Path) -> None:
+    task = Regression()
+    task.bad_steps = {(0, p) for p in range(480, 560, 8)}
+    Engine(task, replace(CONFIG, checkpoint_images=every, keep_checkpoints=keep), tmp_path).run("back")
+    event = json.loads((tmp_path / "events.jsonl").read_text())
+    assert event["images"] == 520 and f"back to {back}, data order 1" in event["event"]
+
+
+def test_a_skipped_step_hides_no_other(tmp_path: Path) -> None:
+    """Means are over the steps that were taken, so a spike in the same interval is seen."""
+    steady = replace(CONFIG, stability=StabilityConfig(spike=20.0, history=8))
+    task = Regression()
+    task.bad_steps = {(0, 480)}
+    Engine(task, steady, tmp_path / "skipped").run("skipped")
+    lines = {line["images"]: line for line in read_metrics(tmp_path / "skipped")}
+    assert lines[520]["skipped/body"] == pytest.approx(1 / 5)
+    assert lines[520]["total"] is not None and lines[520]["gradient_norm/body"] is not None
+    plain = Regression()
+    Engine(plain, steady, tmp_path / "plain").run("plain")
+    assert lines[480] == next(line for line in read_metrics(tmp_path / "plain") if line["images"] == 480)
+    spiked = Regression()
+    original = spiked.step
+
+    def step(batch: Any, images_seen: int, scale: float) -> dict[str, Tensor]:
+        terms = original(batch, images_seen, scale)
+        return {name: value * 1000 for name, value in terms.items()} if 480 <= images_seen < 520 else terms
+
+    spiked.step = step  # type: ignore[method-assign]
+    spiked.bad_steps = {(order, 480) for order in range(3)}
+    with pytest.raises(RunError, match="total jumped to"):
+        Engine(spiked, steady, tmp_path / "spiked").run("spiked")
+
+
 def test_a_run_that_stays_bad_stops_with_a_folder_that_repeats_it(tmp_path: Path) -> None:
     def bad() -> Regression:
         task = Regression()
@@ -130,6 +172,7 @@ def test_a_spike_is_seen_against_its_own_history_only() -> None:
     assert "total jumped to 9" in str(watch.judge({"total": 9.0, "gradient_norm/a": 2.0}, 0))
     assert watch.judge({"total": 9.0, "gradient_norm/a": 2.0}, 1) is None  # another objective begins
     assert watch.history["total"] == [9.0]
+    assert watch.judge({"total": float("nan")}, 1) is None and watch.history["total"] == [9.0]
 
 
 def test_milestones_stay(tmp_path: Path) -> None:
@@ -339,7 +382,7 @@ def test_latents_of_another_tokenizer_are_refused(data: Path, tmp_path: Path) ->
 
 def test_a_switch_of_the_times_is_no_spike(data: Path, tmp_path: Path) -> None:
     task = task_of(data, tmp_path, flow=FlowConfig(uniform_after_images=480))
-    assert [task.regime(images) for images in (0, 480, 481, 960)] == [0, 0, 1, 1]
+    assert [task.regime(images) for images in (0, 479, 480, 960)] == [0, 0, 1, 1]
 
 
 def test_help_does_not_wait_for_distributed_training() -> None:

@@ -368,7 +368,7 @@ class TransformerTask(Task):
 
     def regime(self, images_seen: int) -> int:
         switch = self.config.flow.uniform_after_images
-        return int(switch is not None and images_seen > switch)
+        return int(switch is not None and images_seen >= switch)
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a grid of samples, four of each of the first classes, with few steps."""

@@ -96,7 +96,12 @@ class CheckpointFolder:
         return sorted(self.folder.glob(f"{_PREFIX}*")) if self.folder.is_dir() else []
 
     def save(
-        self, images: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], milestone: bool = False
+        self,
+        images: int,
+        tensors: Mapping[str, Tensor],
+        numbers: Mapping[str, Any],
+        milestone: bool = False,
+        judged: int | None = None,
     ) -> None:
         """Begin to write the state after `images` images; it is copied at once and written in the background.
 
@@ -105,6 +110,8 @@ class CheckpointFolder:
             tensors: The state by name; the same names in all processes, values plain and equal, or sharded.
             numbers: What JSON can hold.
             milestone: Keep this one for good.
+            judged: Up to how many images the run is known to be good; the newest checkpoint up to there is kept as
+                well. By default up to `images`.
 
         Raises:
             OSError: A former save failed (the disk is full, say). Older checkpoints are untouched.
@@ -125,7 +132,8 @@ class CheckpointFolder:
             no_dist=self.world.size == 1,
         )
         manifest = {"numbers": dict(numbers), "milestone": milestone}
-        self._pending = self._finisher.submit(self._finish, written, partial, images, manifest)
+        judged = images if judged is None else judged
+        self._pending = self._finisher.submit(self._finish, written, partial, images, manifest, judged)
 
     def wait(self) -> None:
         """Until the checkpoint in the making is complete in all processes.
@@ -139,11 +147,12 @@ class CheckpointFolder:
             pending.result()
             self.world.wait()
 
-    def _finish(self, written: Any, partial: Path, images: int, manifest: dict[str, Any]) -> None:
+    def _finish(self, written: Any, partial: Path, images: int, manifest: dict[str, Any], judged: int) -> None:
         try:
             written.result()
             if self.world.first:
                 self._name(partial, self.folder / f"{_PREFIX}{images:012d}", manifest)
+                self._prune(judged)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise _as_fault(error, partial) from error
@@ -157,18 +166,22 @@ class CheckpointFolder:
             shutil.rmtree(target)
         partial.replace(target)
         _sync(self.folder)
-        for old in self.list()[: -self.keep]:
-            if not _is_milestone(old):
+
+    def _prune(self, judged: int) -> None:
+        complete = self.list()
+        good = [path for path in complete if images_of(path) <= judged]
+        for old in complete[: -self.keep]:
+            if old not in good[-1:] and not _is_milestone(old):
                 shutil.rmtree(old)
 
-    def newest(self, before: int | None = None) -> Checkpoint | None:
-        """The newest good checkpoint, of fewer than `before` images where that is given; None where there is none.
+    def newest(self, upto: int | None = None) -> Checkpoint | None:
+        """The newest good checkpoint, of at most `upto` images where that is given; None where there is none.
 
         All processes must call it; they read each file once between them.
         """
         self.wait()
         for path in reversed(self.list()):
-            if before is not None and images_of(path) >= before:
+            if upto is not None and images_of(path) > upto:
                 continue
             problem = self._problem(path)
             if self.world.any(problem is not None):
@@ -201,11 +214,12 @@ class CheckpointFolder:
         try:
             manifest = json.loads((path / _MANIFEST).read_text())
             files = sorted(manifest["files"].items())
-            assert isinstance(manifest["numbers"], dict)
+            if not isinstance(manifest["numbers"], dict):
+                return f"{_MANIFEST} holds no numbers"
             for name, digest in files[self.world.rank :: self.world.size]:
                 if sha256_file(path / name) != digest:
                     return f"the sha256 of {name} is not the one that was written"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return str(error) or type(error).__name__
         return None
 

@@ -5,6 +5,7 @@ processes, optimizer steps, averages, logs, checkpoints, resume, going back, and
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,16 @@ __all__ = ["Engine", "EngineConfig", "Task"]
 
 
 class _WentWrong(Exception):
-    """An interval that must be taken back."""
+    """An interval that must be taken back.
+
+    Args:
+        what: What is wrong with it.
+        began: Images seen when it began.
+    """
+
+    def __init__(self, what: str, began: int) -> None:
+        super().__init__(what)
+        self.began = began
 
 
 class Engine:
@@ -114,7 +124,7 @@ class Engine:
                     try:
                         self._loop(tracker, bar, stop)
                     except _WentWrong as wrong:
-                        self._go_back(str(wrong), tracker, bar)
+                        self._go_back(wrong, tracker, bar)
                 self._checkpoints.wait()
         finally:
             tracker.close()
@@ -234,9 +244,15 @@ class Engine:
         for averages in self._state.averages.values():
             for average in averages.values():
                 average.update(self.steps_done)
-        for name, value in numbers.items():
-            value = value.double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._add(numbers)
+
+    def _add(self, numbers: Mapping[str, Tensor]) -> None:
+        """Sum of each number over the steps in which it was finite, and their count: a skipped step hides no other."""
+        values = torch.stack(list(numbers.values())).double()
+        finite = torch.isfinite(values)
+        rows = torch.stack((values.where(finite, 0.0), finite), dim=1)
+        for name, row in zip(numbers, rows, strict=True):
+            self._sums[name] = self._sums[name] + row if name in self._sums else row
         self._summed_steps += 1
 
     def _log(self, tracker: Tracker, rate: float) -> dict[str, float]:
@@ -244,7 +260,7 @@ class Engine:
         # Sorted, as a resumed run has the names in the order of its checkpoint. One transfer for all.
         names = sorted(self._sums)
         values = torch.stack([self._sums[name] for name in names]).tolist()
-        means = {name: value / count for name, value in zip(names, values, strict=True)}
+        means = {n: total / finite if finite else math.nan for n, (total, finite) in zip(names, values, strict=True)}
         self._sums, self._summed_steps = {}, 0
         before = self.images_seen - count * self.config.batch_size
         numbers = {"step": float(self.steps_done), **means}
@@ -254,11 +270,11 @@ class Engine:
         # One judge: processes that disagreed would wait for each other for ever.
         wrong, self._watch.regime, self._watch.history = self.world.once(lambda: self._judge(means))
         if wrong is not None:
-            raise _WentWrong(f"{wrong}, in the {count} steps before {self.images_seen:,} images")
+            raise _WentWrong(f"{wrong}, in the {count} steps before {self.images_seen:,} images", before)
         return {"loss": means["total"]}
 
     def _judge(self, means: Mapping[str, float]) -> tuple[str | None, int, dict[str, list[float]]]:
-        wrong = self._watch.judge(means, self.task.regime(self.images_seen))
+        wrong = self._watch.judge(means, self.task.regime(self.images_seen - self.config.batch_size))
         return wrong, self._watch.regime, self._watch.history
 
     def _validate(self) -> dict[str, float]:
@@ -299,7 +315,8 @@ class Engine:
             "regime": self._watch.regime,
             "history": self._watch.history,
         }
-        self._checkpoints.save(self.images_seen, self._state.tensors(self._sums), numbers, milestone)
+        judged = self.images_seen - self._summed_steps * self.config.batch_size
+        self._checkpoints.save(self.images_seen, self._state.tensors(self._sums), numbers, milestone, judged)
 
     def _resume(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
@@ -316,16 +333,16 @@ class Engine:
         self._summed_steps, self.seconds, self.order = numbers["summed_steps"], numbers["seconds"], numbers["order"]
         self._watch.regime, self._watch.history = numbers["regime"], numbers["history"]
 
-    def _go_back(self, wrong: str, tracker: Tracker, bar: Bar | None) -> None:
+    def _go_back(self, interval: _WentWrong, tracker: Tracker, bar: Bar | None) -> None:
         """Go on from the last checkpoint before the interval that went wrong, with the next order of the data.
 
         Raises:
             RunError: There is none, or the run has gone back often enough. `failure/` then holds a run folder
                 that goes from the last good checkpoint to the same step.
         """
-        seen, order = self.images_seen, self.order
+        wrong, seen, order = str(interval), self.images_seen, self.order
         # A checkpoint within the interval may hold the damage already.
-        good = self._checkpoints.newest(before=max(seen - self.config.log_images, 1))
+        good = self._checkpoints.newest(upto=interval.began)
         if good is None:
             raise RunError(f"{wrong}; there is no checkpoint to go back to. See {self.folder / 'metrics.jsonl'}")
         if order >= self.config.stability.rollbacks:

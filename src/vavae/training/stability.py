@@ -1,5 +1,6 @@
 """When a run has gone wrong: too many skipped steps, or a spike of loss or gradient."""
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -58,7 +59,11 @@ class Watch:
             return None
         if regime != self.regime:
             self.regime, self.history = regime, {}
-        watched = {n: v for n, v in means.items() if n == "total" or n.startswith("gradient_norm/")}
+        watched = {
+            name: value
+            for name, value in means.items()
+            if (name == "total" or name.startswith("gradient_norm/")) and math.isfinite(value)
+        }
         for name, value in watched.items():
             past = self.history.get(name, [])
             if len(past) * 4 >= self.config.history and _distance(value, past) > self.config.spike:

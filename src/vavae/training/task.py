@@ -69,7 +69,7 @@ class Task(ABC):
         return ()
 
     def regime(self, images_seen: int) -> int:
-        """Which objective is in force; a change is no spike."""
+        """Which objective is in force in the step that begins after `images_seen` images; a change is no spike."""
         return 0
 
     def work(self) -> Work:
