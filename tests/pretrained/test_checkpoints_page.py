@@ -50,7 +50,6 @@ def make_published_files() -> None:
     folder.mkdir()
     save_file(to_diffusers_names(sd, 4), folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     config = diffusers_config(SD_VAE, scaling_statistics(4, 0.18215))
-    del config["latents_mean"], config["latents_std"]
     (folder / "config.json").write_text(json.dumps(config))
     Path("lightningdit_xl.yaml").write_text(LIGHTNINGDIT)
 

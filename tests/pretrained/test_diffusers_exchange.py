@@ -82,6 +82,22 @@ def test_an_autoencoder_made_by_diffusers_loads_here() -> None:
     torch.testing.assert_close(ours.statistics.normalize(latents), (latents - 0.25) * 0.5)
 
 
+def test_a_factor_comes_on_top_of_means_and_deviations() -> None:
+    """As diffusers' SDXL pipelines compute: latents · std / scaling_factor + mean is what the decoder takes."""
+    mean, std, factor = (0.5, -1.0, 2.0, 0.0), (1.0, 2.0, 4.0, 8.0), 0.5
+    theirs = diffusers.AutoencoderKL(
+        block_out_channels=(32,), latent_channels=4, scaling_factor=factor, latents_mean=mean, latents_std=std
+    )
+    ours = Tokenizer.from_diffusers(theirs)
+    latents = torch.randn(2, 4, 3, 3)
+    expected = latents * torch.tensor(std).view(1, -1, 1, 1) / factor + torch.tensor(mean).view(1, -1, 1, 1)
+    torch.testing.assert_close(ours.statistics.denormalize(latents), expected)
+    # What is written says the same once, whichever of the two forms a reader understands.
+    config = diffusers_config(ours.autoencoder.config, ours.statistics)
+    assert config["scaling_factor"] == 1.0
+    torch.testing.assert_close(torch.tensor(config["latents_std"]), torch.tensor(std) / factor)
+
+
 def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """As SD-VAE is published: saved by an early diffusers."""
     renamed = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -99,7 +115,7 @@ def test_sd_vae_as_it_is_published(stated: bool, tmp_path: Path) -> None:
     config = diffusers_config(SD_VAE, scaling_statistics(4, 0.18215))
     assert config["scaling_factor"] == 0.18215
     assert config["shift_factor"] is None
-    del config["latents_mean"], config["latents_std"]
+    assert "latents_mean" not in config and "latents_std" not in config  # a factor would come on top of them
     if not stated:  # its configuration says nothing, and diffusers then takes the same number
         del config["scaling_factor"]
     theirs = diffusers.AutoencoderKL.from_config(config)

@@ -159,6 +159,53 @@ def test_a_published_generator_gives_the_golden_samples(tmp_path: Path, stats: P
     torch.testing.assert_close(generator.latents([0, 2]), golden["guided"], rtol=1e-4, atol=1e-4)
 
 
+PLAIN = {"mean": torch.zeros(8), "std": torch.ones(8)}
+
+
+@pytest.mark.parametrize(
+    ("data", "mean", "std"),
+    [
+        ({"latent_norm": True, "latent_multiplier": 1.0}, 0.0, 1.0),
+        ({"latent_norm": True, "latent_multiplier": 0.5}, 0.0, 2.0),
+        ({"latent_norm": True}, 0.0, 1 / 0.18215),
+        ({"latent_norm": False, "latent_multiplier": 0.5}, 0.0, 2.0),
+        ({"num_classes": 10}, 0.0, 1 / 0.18215),
+        (None, 3.0, 7.0),
+    ],
+)
+def test_latents_are_scaled_as_the_configuration_says(
+    data: dict[str, object] | None, mean: float, std: float, tmp_path: Path
+) -> None:
+    """The published sampler decodes z · std / latent_multiplier + mean; statistics are those of the training latents."""
+    content = training_checkpoint(golden_dit()[0])
+    content["config"] = {name: part for name, part in content["config"].items() if name != "data"}
+    own = LatentStatistics(torch.full((8,), 3.0), torch.full((8,), 7.0))
+    if data is not None:
+        content["config"]["data"] = data
+        torch.save(PLAIN, tmp_path / "latents_stats.pt")
+    torch.save(content, tmp_path / "lightningdit.pt")
+    tokenizer = Tokenizer(autoencoder()[0], own)
+    generator = Generator.from_pretrained(tmp_path, tokenizer=tokenizer)
+    found = generator.tokenizer.statistics
+    torch.testing.assert_close((found.mean, found.std), (torch.full((8,), mean), torch.full((8,), std)))
+    assert ("latent_multiplier" in str(generator.report)) == (std not in (1.0, 7.0))
+    # Given ones go before those that lie there.
+    given = Generator.from_pretrained(tmp_path, tokenizer=tokenizer, statistics=own).tokenizer.statistics
+    factor = 1.0 if data is None or not data.get("latent_norm") else float(str(data.get("latent_multiplier", 0.18215)))
+    torch.testing.assert_close((given.mean, given.std), (own.mean, own.std / factor))
+
+
+def test_a_generator_keeps_its_statistics_with_another_tokenizer(tmp_path: Path) -> None:
+    """Those of the latents it was trained on lie in its folder; another tokenizer's own are of other images."""
+    trained = LatentStatistics(torch.full((8,), 3.0), torch.full((8,), 7.0))
+    other = Tokenizer(autoencoder()[0], LatentStatistics(torch.zeros(8), torch.ones(8)))
+    Generator(golden_dit()[0], other, trained).save_pretrained(tmp_path)
+    read = Generator.from_pretrained(tmp_path, tokenizer=other).tokenizer.statistics
+    assert torch.equal(read.mean, trained.mean) and torch.equal(read.std, trained.std)
+    given = Generator.from_pretrained(tmp_path, tokenizer=other, statistics=other.statistics).tokenizer.statistics
+    assert torch.equal(given.std, other.statistics.std)
+
+
 def test_either_set_of_weights_can_be_asked_for(tmp_path: Path) -> None:
     model, _ = golden_dit()
     path = tmp_path / "a.pt"

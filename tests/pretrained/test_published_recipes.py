@@ -190,6 +190,12 @@ def test_every_switch_counts(tmp_path: Path) -> None:
     assert any("0.18215 must be the tokenizer's" in part.why for part in recipe.left_aside)
 
 
+def test_without_a_word_on_latents_the_published_defaults_hold(tmp_path: Path) -> None:
+    recipe = converted(tmp_path, LIGHTNINGDIT, data={"data_path": "latents"})
+    assert recipe.values["normalisation"] == "tokenizer"
+    assert any("0.18215 must be the tokenizer's" in part.why for part in recipe.left_aside)
+
+
 def test_the_tokenizer_recipe_is_ours(tmp_path: Path) -> None:
     recipe = converted(tmp_path, VA_VAE)
     assert recipe.command == "train-tokenizer"
@@ -233,6 +239,8 @@ def test_a_later_stage_starts_from_its_weights(tmp_path: Path) -> None:
         (LIGHTNINGDIT, {"sample__sampling_method": "adams"}, "sample.sampling_method: 'adams'"),
         (LIGHTNINGDIT, {"train__max_steps": "many"}, "train.max_steps is 'many', not a int"),
         (LIGHTNINGDIT, {"data__latent_multiplier": 0.5}, "data.latent_multiplier: 0.5"),
+        # What the published code takes where a configuration does not say.
+        (LIGHTNINGDIT, {"data": {"latent_norm": True}}, "data.latent_multiplier: 0.18215"),
         (LIGHTNINGDIT, {"train": 3}, "train holds 3, not keys"),
     ],
 )

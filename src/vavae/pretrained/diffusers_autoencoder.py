@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vavae.errors import UserError
-from vavae.pretrained.latent_statistics import scaling_statistics
+from vavae.pretrained.latent_statistics import multiplied, scaling_statistics
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
 # What diffusers takes where a configuration does not say.
@@ -113,8 +113,8 @@ def to_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> dict[str, 
 def diffusers_config(config: AutoencoderConfig, statistics: LatentStatistics) -> dict[str, Any]:
     """The `config.json` of diffusers' `AutoencoderKL`.
 
-    Statistics go in as `latents_mean` and `latents_std`, and where all channels share them also as
-    `scaling_factor` and `shift_factor`.
+    Statistics go in as `scaling_factor` and `shift_factor` where all channels share them, else as `latents_mean` and
+    `latents_std`: never both, as a factor comes on top of means and deviations.
 
     Raises:
         UserError: diffusers cannot build such an autoencoder.
@@ -137,24 +137,23 @@ def diffusers_config(config: AutoencoderConfig, statistics: LatentStatistics) ->
         "force_upcast": True,
         "in_channels": 3,
         "latent_channels": config.latent_channels,
-        "latents_mean": statistics.mean.tolist(),
-        "latents_std": statistics.std.tolist(),
         "layers_per_block": config.blocks_per_level,
         "mid_block_add_attention": True,
         "norm_num_groups": groups.pop(),
         "out_channels": 3,
         "sample_size": 16 * config.factor,
-        **_shared_scaling(statistics),
+        **_scaling(statistics),
         "up_block_types": ["AttnUpDecoderBlock2D" if has else "UpDecoderBlock2D" for has in upward],
         "use_post_quant_conv": True,
         "use_quant_conv": True,
     }
 
 
-def _shared_scaling(statistics: LatentStatistics) -> dict[str, Any]:
+def _scaling(statistics: LatentStatistics) -> dict[str, Any]:
     mean, std = statistics.mean, statistics.std
     if not bool((mean == mean[0]).all() and (std == std[0]).all()):
-        return {"scaling_factor": 1.0, "shift_factor": None}
+        whole = {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
+        return whole | {"scaling_factor": 1.0, "shift_factor": None}
     # To seven digits, so that 0.18215, which came as a float32 of its inverse, goes as 0.18215.
     shift = float(mean[0])
     return {"scaling_factor": float(f"{1.0 / float(std[0]):.7g}"), "shift_factor": shift if shift != 0 else None}
@@ -176,13 +175,14 @@ def check_diffusers_config(config: Mapping[str, Any], shape: AutoencoderConfig, 
 def diffusers_statistics(config: Mapping[str, Any], channels: int, source: str | Path) -> LatentStatistics:
     """Statistics that stand for what a configuration of diffusers says of its latents.
 
-    diffusers feeds its networks (latents − shift_factor) · scaling_factor, or (latents − latents_mean) / latents_std.
+    diffusers feeds its networks (latents − shift_factor) · scaling_factor, or, where the configuration has means and
+    deviations, (latents − latents_mean) · scaling_factor / latents_std.
     """
     mean, std = config.get("latents_mean"), config.get("latents_std")
     try:
+        scaling, shift = float(config.get("scaling_factor", _DEFAULT_SCALING)), config.get("shift_factor") or 0.0
         if mean is not None and std is not None:
-            return LatentStatistics(torch.tensor(mean), torch.tensor(std))
-        scaling, shift = config.get("scaling_factor", _DEFAULT_SCALING), config.get("shift_factor") or 0.0
-        return scaling_statistics(channels, float(scaling), float(shift))
+            return multiplied(LatentStatistics(torch.tensor(mean), torch.tensor(std)), scaling)
+        return scaling_statistics(channels, scaling, float(shift))
     except (TypeError, ValueError, UserError) as error:
         raise UserError(f"{source}: latents_mean, latents_std, scaling_factor or shift_factor: {error}") from error

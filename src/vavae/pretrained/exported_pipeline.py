@@ -16,7 +16,8 @@ class LightningDiTPipeline(DiffusionPipeline):
 
     Args:
         transformer: Predicts the velocity of straight paths from noise (time 0) to data (time 1).
-        vae: Decodes latents; its configuration holds their mean and standard deviation per channel.
+        vae: Decodes latents; its configuration holds their mean and standard deviation per channel, or those that all
+            channels share as a shift and a factor.
         scheduler: Takes the steps; it counts noise from 1 to 0.
         sampling: Defaults: steps (grid points, one more than evaluations), shift, guidance_scale, guidance_start,
             guidance_stop, guidance_channels.
@@ -127,8 +128,9 @@ class LightningDiTPipeline(DiffusionPipeline):
         if output_type == "latent":
             images = latents
         else:
-            mean = torch.tensor(self.vae.config.latents_mean, device=device).view(1, -1, 1, 1)
-            std = torch.tensor(self.vae.config.latents_std, device=device).view(1, -1, 1, 1)
+            stored = self.vae.config
+            std = torch.tensor(stored.latents_std or [1.0], device=device).view(1, -1, 1, 1) / stored.scaling_factor
+            mean = torch.tensor(stored.latents_mean or [stored.shift_factor or 0.0], device=device).view(1, -1, 1, 1)
             images = self.vae.decode((latents * std + mean).to(self.vae.dtype)).sample
             images = self.image_processor.postprocess(images.float(), output_type=output_type)
         self.maybe_free_model_hooks()

@@ -16,8 +16,8 @@ from vavae.config import from_plain, to_plain
 from vavae.errors import UserError
 from vavae.flow import Guidance, PathName, Prediction, SolverName, counter_noise, path_by_name, sample
 from vavae.pretrained import folder as files
-from vavae.pretrained.latent_statistics import read_statistics
-from vavae.pretrained.loading import load_transformer
+from vavae.pretrained.latent_statistics import multiplied, read_statistics, scaling_statistics, statistics_beside
+from vavae.pretrained.loading import LoadedTransformer, load_transformer
 from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.reading import read_safetensors
 from vavae.pretrained.tokenizer import StatisticsSource, Tokenizer
@@ -115,7 +115,7 @@ class Generator:
             )
         self.transformer = transformer.eval()
         self.tokenizer = tokenizer
-        if statistics is not None:
+        if statistics is not None and not statistics.equals(tokenizer.statistics):
             self.tokenizer = Tokenizer(tokenizer.autoencoder, statistics, tokenizer.provenance)
         self.sampling = sampling
         self.path: PathName = path
@@ -320,8 +320,9 @@ class Generator:
             device: Where to put both networks.
             tokenizer: The tokenizer the transformer was trained on, or where it is, in any form that
                 `Tokenizer.from_pretrained` reads. Published transformers need it; other folders hold theirs.
-            statistics: The statistics the latents of its training were normalised with, `latents_stats.pt` say;
-                by default the tokenizer's.
+            statistics: The statistics the latents of its training were normalised with, `latents_stats.pt` say; by
+                default those that lie with the transformer, and where there are none the tokenizer's. A
+                `latent_multiplier` in a published configuration comes on top.
             weights: Which weights of a checkpoint with several: averaged ("ema") or not ("model").
             heads: Number of attention heads of a published transformer, where its shapes do not tell.
             positions: How the transformer places other grids than its own; by default as it is saved, and
@@ -358,10 +359,11 @@ class Generator:
         with torch.device("meta"):
             transformer = LightningDiT.from_config(shape)
         files.load_strictly(transformer, read_safetensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
+        trained = statistics_beside(folder / "tokenizer") if statistics is None else read_statistics(statistics)
         return cls(
             transformer,
-            _tokenizer(files.part(folder, "tokenizer") if tokenizer is None else tokenizer, statistics),
-            None if statistics is None else read_statistics(statistics),
+            _tokenizer(files.part(folder, "tokenizer") if tokenizer is None else tokenizer, trained),
+            trained,
             sampling,
             config.get("path", "linear"),
             names,
@@ -380,6 +382,8 @@ class Generator:
         heads: int | None,
     ) -> Self:
         loaded = load_transformer(path, weights, heads)
+        trained = None if statistics is None else read_statistics(statistics)
+        multiplier = 1.0
         if pipeline:
             from vavae.pretrained.diffusers_pipeline import read_settings
 
@@ -387,9 +391,16 @@ class Generator:
             sampling = from_plain(SamplingConfig, settings.sampling)
             flow_path, names = settings.path, settings.class_names
             prediction: Prediction = "velocity"  # the only one a pipeline is written for
-            tokenizer = files.part(path, "vae") if tokenizer is None else tokenizer
+            own = files.part(path, "vae")
+            if trained is None and tokenizer is not None:
+                trained = Tokenizer.from_pretrained(own).statistics
+            tokenizer = own if tokenizer is None else tokenizer
         else:
-            from vavae.pretrained.published_recipes import published_path, published_prediction, published_sampling
+            from vavae.pretrained.published_recipes import (
+                published_path,
+                published_prediction,
+                published_sampling,
+            )
 
             report = loaded.report
             try:
@@ -401,16 +412,19 @@ class Generator:
             prediction = published_prediction(loaded.training)
             if tokenizer is None and (path / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
                 tokenizer = path / "tokenizer"
+            trained, multiplier, said = _published_latents(path, loaded, trained)
+            report = dataclasses.replace(report, notes=(*report.notes, *said))
         if tokenizer is None:
             raise UserError(
                 f"{path}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer it was "
                 "trained on, and statistics, the latents_stats.pt of its training latents ('vavae convert' keeps all "
                 "three together)"
             )
+        tokenizer = _tokenizer(tokenizer, trained)
         generator = cls(
             loaded.model,
-            _tokenizer(tokenizer, statistics),
-            None if statistics is None else read_statistics(statistics),
+            tokenizer,
+            multiplied(trained or tokenizer.statistics, multiplier),
             sampling,
             flow_path,
             names,
@@ -432,6 +446,26 @@ class Generator:
             "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n"
             + (f"\n## Training\n\n{trained}\n" if trained else "")
         )
+
+
+def _published_latents(
+    path: Path, loaded: LoadedTransformer, given: LatentStatistics | None
+) -> tuple[LatentStatistics | None, float, tuple[str, ...]]:
+    """The statistics of the latents that a published transformer was trained on, what comes on top, and notes.
+
+    None stands for the tokenizer's. Training fed (latents − mean) / std · latent_multiplier, or, without
+    `latent_norm`, latents · latent_multiplier.
+    """
+    from vavae.pretrained.published_recipes import published_scaling
+
+    normalised, multiplier = published_scaling(loaded.training) or (True, 1.0)
+    note = f"latent_multiplier {multiplier:g} of its configuration is in the statistics of the latents"
+    notes = (note,) if multiplier != 1.0 else ()
+    if normalised:
+        return given or (statistics_beside(path) if path.is_dir() else None), multiplier, notes
+    if given is not None:
+        return given, 1.0, ()
+    return scaling_statistics(loaded.model.config.latent_channels, multiplier), 1.0, notes
 
 
 def _tokenizer(source: Tokenizer | str | Path, statistics: StatisticsSource | None = None) -> Tokenizer:

@@ -40,6 +40,28 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
         raise UserError(f"{path}: {error}") from error
 
 
+def statistics_beside(path: Path) -> LatentStatistics | None:
+    """The statistics that lie in a folder with the weights of a transformer; None where there are none.
+
+    Raises:
+        UserError: They cannot be read.
+    """
+    if not any((path / name).is_file() for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME)):
+        return None
+    return read_statistics(path)
+
+
+def multiplied(statistics: LatentStatistics, factor: float) -> LatentStatistics:
+    """Statistics that stand for (latents − mean) / std · factor.
+
+    Raises:
+        UserError: The factor is not positive.
+    """
+    if not factor > 0:
+        raise UserError(f"{factor} as the factor of latents is not positive")
+    return LatentStatistics(statistics.mean, statistics.std / factor, statistics.count)
+
+
 def scaling_statistics(channels: int, scaling_factor: float, shift: float = 0.0) -> LatentStatistics:
     """Statistics that stand for (latents − shift) · scaling_factor, the same in all channels, as SD-VAE's 0.18215."""
     if not scaling_factor > 0:

@@ -19,6 +19,8 @@ _PUBLISHED_PATHS: dict[PathName, str] = {"linear": "Linear", "cosine": "GVP", "v
 _TEACHERS = {"dinov2": "dinov2-large", "mae": "mae-large"}
 # The published image set: ImageNet's training images without one file.
 _IMAGENET = 1_281_166
+# What latents are multiplied with where a configuration does not say.
+PUBLISHED_MULTIPLIER = 0.18215
 # Guidance acts on these leading channels in the published sampler, whatever the number of channels.
 _GUIDED_CHANNELS = 3
 
@@ -112,6 +114,17 @@ def published_sampling(training: Mapping[str, Any]) -> dict[str, Any]:
     return _sampling(_Section(training.get("sample"), "sample.", "config"))
 
 
+def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
+    """Whether the latents of a training were normalised by statistics, and what they were multiplied with then.
+
+    None where the configuration says nothing of its latents.
+    """
+    if not isinstance(training.get("data"), Mapping):
+        return None
+    data = _Section(training["data"], "data.", "config")
+    return data.get("latent_norm", False), data.get("latent_multiplier", PUBLISHED_MULTIPLIER)
+
+
 def published_path(training: Mapping[str, Any]) -> PathName:
     """The path out of a configuration of LightningDiT; straight lines where it says nothing."""
     section = _Section(training.get("transport"), "transport.", "config")
@@ -185,10 +198,13 @@ def _transformer(root: _Section) -> ConvertedRecipe:
         raise UserError(f"{root.source}: transport.prediction: {NO_SCORE}")
     batch = train.get("global_batch_size", 1024)
     clip = optimizer.get("max_grad_norm", 0.0)
-    multiplier = data.get("latent_multiplier", 1.0)
-    normalised = data.get("latent_norm", True)
+    multiplier = data.get("latent_multiplier", PUBLISHED_MULTIPLIER)
+    normalised = data.get("latent_norm", False)
     if normalised and multiplier != 1.0:
-        raise UserError(f"{root.source}: data.latent_multiplier: {multiplier} on top of latent_norm cannot be done")
+        raise UserError(
+            f"{root.source}: data.latent_multiplier: {multiplier} on top of latent_norm cannot be trained with "
+            f"({PUBLISHED_MULTIPLIER} is the published default; write 1.0 for none)"
+        )
     name = Path(train.get("output_dir", "output")) / train.get("exp_name", Path(root.source).stem)
     values = {
         "output": str(name),

@@ -205,7 +205,8 @@ class Tokenizer:
     def save_diffusers(self, path: str | Path) -> None:
         """Write the folder that `diffusers.AutoencoderKL.from_pretrained` reads.
 
-        Its latents are the raw ones; the statistics are in its configuration, as `latents_mean` and `latents_std`.
+        Its latents are the raw ones; the statistics are in its configuration, as `latents_mean` and `latents_std`, or
+        as `scaling_factor` and `shift_factor` where all channels share them.
 
         Raises:
             UserError: diffusers cannot build such an autoencoder.

@@ -185,11 +185,13 @@ def _tokenizer(config: Config, source: Path, output: Path) -> None:
 
 def _generator(config: Config, source: Path, output: Path) -> None:
     tokenizer = None if config.tokenizer is None else _read_tokenizer(config, files.resolve(config.tokenizer))
-    statistics = None if tokenizer is None else tokenizer.statistics
+    statistics: LatentStatistics | str | None = config.statistics
+    if tokenizer is not None and config.scaling_factor is not None:
+        statistics = tokenizer.statistics
     generator = Generator.from_pretrained(
         source,
         tokenizer=tokenizer,
-        statistics=statistics or config.statistics,
+        statistics=statistics,
         weights=config.weights,
         heads=config.heads,
     )

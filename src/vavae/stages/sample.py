@@ -39,7 +39,8 @@ class Config:
         count: Number of images when `labels` is empty.
         label_protocol: `balanced` gives each class the same number; `random` draws labels, as published.
         seed: Seed of noise and random labels.
-        batch_size: Images drawn at once; the images do not depend on it.
+        batch_size: Images drawn at once. Only dopri5, which chooses its steps for all of them together, makes images
+            depend on it, in the last digits.
         size: Height and width of the images in pixels; null is the size the generator was trained on.
         npz: Also write `samples.npz` with `arr_0` (N, H, W, 3) uint8, for the ADM evaluator.
         grid_columns: Columns of `grid.png`; 0 writes none.

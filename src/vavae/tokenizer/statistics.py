@@ -41,6 +41,10 @@ class LatentStatistics:
         """Number of latent channels."""
         return self.mean.numel()
 
+    def equals(self, other: "LatentStatistics") -> bool:
+        """Whether both normalise alike, whatever images they were computed over."""
+        return torch.equal(self.mean, other.mean) and torch.equal(self.std, other.std)
+
     def normalize(self, latents: Tensor) -> Tensor:
         """(latents − mean) / std: what the transformer is trained on. (B, C, h, w), type and device kept."""
         _check(latents, self.channels)
