@@ -104,7 +104,13 @@ def lightning_checkpoint(model: AutoencoderKL, projection: dict[str, Tensor]) ->
 
 
 PUBLISHED_TRAINING: dict[str, Any] = {
-    "data": {"data_path": "/data/latents", "image_size": 64, "num_classes": 10, "latent_norm": True, "latent_multiplier": 1.0},
+    "data": {
+        "data_path": "/data/latents",
+        "image_size": 64,
+        "num_classes": 10,
+        "latent_norm": True,
+        "latent_multiplier": 1.0,
+    },
     "transport": {"path_type": "Linear", "prediction": "velocity", "use_cosine_loss": True, "use_lognorm": True},
     "sample": {
         "sampling_method": "euler",

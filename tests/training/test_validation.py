@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_l
 from torch import Tensor
 
 from vavae import counter
-from vavae.data import load_pixels, to_tensor, to_uint8
+from vavae.data import LatentDataset, load_pixels, to_tensor, to_uint8
 from vavae.errors import UserError
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.stages import bench, train_dit, train_tokenizer, validation
-from vavae.stages.images import ImagesConfig
+from vavae.stages.images import ImagesConfig, spread
 from vavae.stages.validation import FrechetConfig, ReconstructionDistance, ReconstructionFrechetConfig
 from vavae.training.parallel import World
 from vavae.training.throughput import count_flops, measured_tflops
@@ -87,7 +88,8 @@ def test_the_tokenizers_distance_is_that_of_reconstructions_of_test_images(
     found = [line["validation/frechet"] for line in lines if "validation/frechet" in line]
     assert [line["images"] for line in lines if "validation/frechet" in line] == [16, 32] and found[0] != found[1]
 
-    pixels = load_pixels(recipe.data.open("test"), range(20), 16)
+    test = recipe.data.open("test")
+    pixels = load_pixels(test, spread(20, len(test)), 16)
     with torch.inference_mode():
         rebuilt = to_uint8(tokenizer.autoencoder(to_tensor(pixels)))
     assert found[1] == pytest.approx(moments(rebuilt).distance(moments(pixels)), rel=1e-3)
@@ -158,6 +160,25 @@ def test_the_validation_loss_is_of_the_given_latents(data: Path, tmp_path: Path)
     assert [line["images"] for line in found] == [48, 96]
     assert found[1]["validation/total"] != found[0]["validation/total"]
     assert found[1]["validation/total"] == pytest.approx(found[1]["total"], rel=0.3)
+
+
+def test_the_validation_sees_some_of_every_class(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images and latents lie in the order of their classes, so the first of them are of one class only."""
+    monkeypatch.setattr(train_dit, "_VALIDATION_LATENTS", 4)
+    seen: list[int] = []
+    original = LatentDataset.get
+
+    def get(self: LatentDataset, positions: Tensor, *arguments: Any, **options: Any) -> Any:
+        if not arguments:  # training asks for mirrored ones as well
+            seen.extend(positions.tolist())
+        return original(self, positions, *arguments, **options)
+
+    monkeypatch.setattr(LatentDataset, "get", get)
+    count = len(LatentDataset(data / "latents"))
+    recipe = transformer_recipe(tmp_path, data, validation_images=96)
+    train_dit.run(replace(recipe, validation_latents=str(data / "latents")))
+    assert seen == [0, round((count - 1) / 3), round((count - 1) * 2 / 3), count - 1]
+    assert spread(5, 5).tolist() == [0, 1, 2, 3, 4] and spread(1, 9).tolist() == [0]
 
 
 def test_a_run_says_beforehand_what_it_needs(

@@ -25,6 +25,7 @@ from vavae.metrics import (
 from vavae.metrics.frechet import read_npz, stored_count
 from vavae.stages.evaluate_images import npz_images
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
+from vavae.stages.images import spread
 from vavae.training.parallel import World
 
 Metric = Literal["frechet", "sfid", "inception_score", "precision_recall", "kid"]
@@ -349,8 +350,7 @@ def _neighbourhoods(
     records = []
     if "precision_recall" in wanted:
         kept = min(measuring.manifold_reference, len(real))
-        spread = torch.linspace(0, len(real) - 1, kept, dtype=torch.float64).round().long()
-        found = precision_recall(real[spread.to(real.device)], fake, k=3)
+        found = precision_recall(real[spread(kept, len(real)).to(real.device)], fake, k=3)
         own = replace(protocol, reference_samples=kept)
         records.append(MetricRecord("precision", found.precision, own, higher_is_better=True))
         records.append(MetricRecord("recall", found.recall, own, higher_is_better=True))

@@ -67,7 +67,7 @@ class ImagesConfig:
             held = max(1, round(len(source) * self.holdout))
             source = Selection(source, np.sort(order[:held] if split == "test" else order[held:]))
         if self.limit is not None and len(source) > self.limit:
-            source = Selection(source, np.linspace(0, len(source) - 1, self.limit).round().astype(np.int64))
+            source = Selection(source, spread(self.limit, len(source)).numpy())
         if len(source) == 0:
             raise UserError(f"{self.images}: no images are left for {split}; give more images or a smaller holdout")
         return source
@@ -104,6 +104,11 @@ class Selection:
         import hashlib
 
         return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+
+
+def spread(count: int, length: int) -> torch.Tensor:
+    """`count` of the numbers 0 … `length` − 1, evenly apart: some of every class where they lie in its order."""
+    return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()
 
 
 def evenly(count: int, source: ImageSource) -> list[int]:

@@ -21,6 +21,7 @@ from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
+from vavae.stages.images import spread
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
 from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm
@@ -168,6 +169,8 @@ class Config:
 
 # Gradients are means over images, so that parts of a batch add up to the batch but for rounding.
 _FREE = ("training.micro_batch",)
+# The validation loss is of so many latents at most.
+_VALIDATION_LATENTS = 2048
 
 
 @dataclass(frozen=True)
@@ -298,8 +301,8 @@ class TransformerTask(Task):
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
     def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:
-        """Terms on at most 2,048 latents of the validation folder, with the same noise and times each time."""
-        count = min(len(self._validation), 2048) // self.world.size
+        """Terms on some latents of all the validation folder, with the same noise and times each time."""
+        count = min(len(self._validation), _VALIDATION_LATENTS) // self.world.size
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
             latents, labels = self._validation.get(part[0], normalize=False)
@@ -310,8 +313,8 @@ class TransformerTask(Task):
         portions = Portions(at_once or self.config.training.batch_size // self.world.size, halve=not self._sharded)
         self.transformer.eval()
         sums: dict[str, Tensor] = {}
-        first = self.world.rank * count
-        for (positions,), terms in portions.over((torch.arange(first, first + count),), measure):
+        own = spread(count * self.world.size, len(self._validation))[self.world.rank :: self.world.size]
+        for (positions,), terms in portions.over((own,), measure):
             for name, value in terms.items():
                 sums[name] = sums.get(name, value.new_zeros(())) + value * (len(positions) / count)
         self.transformer.train()

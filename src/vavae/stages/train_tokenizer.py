@@ -29,7 +29,7 @@ from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
 from vavae.pretrained import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.stages.images import ImagesConfig
+from vavae.stages.images import ImagesConfig, spread
 from vavae.stages.initial import load_initial
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.validation import ReconstructionDistance, ReconstructionFrechetConfig, check_rhythm
@@ -47,6 +47,8 @@ from vavae.training.throughput import Work, count_flops, count_peak_bytes
 _IN_MEMORY_BYTES = 2_000_000_000
 # What is worked on at once without gradients: 32 images of 256 px, about 5 GB in the published autoencoder.
 _PIXELS_AT_ONCE = 32 * 256**2
+# The validation terms are of so many test images at most.
+_VALIDATION_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -339,8 +341,8 @@ class TokenizerTask(Task):
         return Portions(min(at_once or share, max(1, _PIXELS_AT_ONCE // self.config.data.size**2)))
 
     def _validation_terms(self, at_once: int | None) -> dict[str, Tensor]:
-        """Terms of the present model on at most 512 test images."""
-        count = min(len(self._validation), 512) // self.world.size
+        """Terms of the present model on some of all the test images."""
+        count = min(len(self._validation), _VALIDATION_IMAGES) // self.world.size
         if count == 0:
             return {}
 
@@ -353,8 +355,8 @@ class TokenizerTask(Task):
 
         self.autoencoder.eval()
         sums: dict[str, Tensor] = {}
-        first = self.world.rank * count
-        for (indices,), terms in self._portions(at_once).over((torch.arange(first, first + count),), measure):
+        own = spread(count * self.world.size, len(self._validation))[self.world.rank :: self.world.size]
+        for (indices,), terms in self._portions(at_once).over((own,), measure):
             for name, value in terms.items():
                 sums[name] = sums.get(name, value.new_zeros(())) + value * (len(indices) / count)
         self.autoencoder.train()

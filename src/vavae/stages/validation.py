@@ -11,7 +11,7 @@ from vavae.data import ImageSource, load_pixels, to_tensor, to_uint8
 from vavae.errors import UserError
 from vavae.metrics import FeatureNetwork, RunningMoments, load_feature_network, moments_of
 from vavae.pretrained import Generator, SamplingConfig
-from vavae.stages.images import ImagesConfig
+from vavae.stages.images import ImagesConfig, spread
 from vavae.stages.sample import choose_labels
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.microbatch import Portions
@@ -55,7 +55,7 @@ class ReconstructionFrechetConfig:
     Few samples bias the distance upwards: compare it within one run only.
 
     Attributes:
-        samples: How many test images, the first of them; 0 measures nothing.
+        samples: How many test images, evenly spread over the set; 0 measures nothing.
         network: Feature network: `inception`, or `teacher:NAME`.
         batch_size: Images reconstructed at once; halved where memory runs out.
     """
@@ -157,7 +157,7 @@ class SampleDistance:
 
 
 class ReconstructionDistance:
-    """Measures tokenizers on the first images of one set, whose features are computed once.
+    """Measures tokenizers on some images of one set, whose features are computed once.
 
     Args:
         config: What to measure.
@@ -186,7 +186,7 @@ class ReconstructionDistance:
         self.image_size = image_size
         self.device = device
         self.world = world
-        self._own = torch.arange(count)[world.rank :: world.size]
+        self._own = spread(count, len(source))[world.rank :: world.size]
         self._moments = _Moments(config.network, config.batch_size, device, world)
         self._real = self._moments(self._pixels, self._own)
 
