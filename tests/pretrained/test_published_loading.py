@@ -176,7 +176,7 @@ PLAIN = {"mean": torch.zeros(8), "std": torch.ones(8)}
 def test_latents_are_scaled_as_the_configuration_says(
     data: dict[str, object] | None, mean: float, std: float, tmp_path: Path
 ) -> None:
-    """The published sampler decodes z · std / latent_multiplier + mean; statistics are those of the training latents."""
+    """The published sampler decodes z · std / latent_multiplier + mean, with the statistics of the training latents."""
     content = training_checkpoint(golden_dit()[0])
     content["config"] = {name: part for name, part in content["config"].items() if name != "data"}
     own = LatentStatistics(torch.full((8,), 3.0), torch.full((8,), 7.0))

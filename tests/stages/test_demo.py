@@ -65,7 +65,7 @@ def test_progress_without_a_terminal_is_plain_lines(
 ) -> None:
     error = demo[1].stderr
     assert "\x1b" not in error and "\r" not in error
-    assert re.search(r"^tokenizer: \d+/1024 images \(\d+\.\d/s.*\)  loss \S+$", error, re.MULTILINE)
+    assert re.search(r"^tokenizer: \d+/512 images \(\d+\.\d/s.*\)  loss \S+$", error, re.MULTILINE)
 
 
 def test_every_number_is_in_results(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -83,8 +83,8 @@ def test_every_number_is_in_results(demo: tuple[Path, subprocess.CompletedProces
 
 def test_losses_are_finite_and_fall(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     for stage, terms, images in (
-        ("tokenizer", ("total", "pixel", "perceptual"), 1024),
-        ("generator", ("total", "mse", "direction"), 2560),
+        ("tokenizer", ("total", "pixel", "perceptual"), 512),
+        ("generator", ("total", "mse", "direction"), 1280),
     ):
         lines = [json.loads(line) for line in (demo[0] / "aligned" / stage / "metrics.jsonl").read_text().splitlines()]
         seen = [line["images"] for line in lines]

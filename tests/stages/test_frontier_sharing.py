@@ -78,16 +78,17 @@ def test_those_who_waited_read_at_the_same_time(tmp_path: Path, seen: list[int])
     one.store.folder.mkdir(parents=True)
     lock.acquire()
     entered = []
+    other = bench(tmp_path)
 
     def enter() -> None:
-        with bench(tmp_path).sharing("something"):
+        with other.sharing("something"):
             entered.append(FileLock(lock.lock_file).acquire(timeout=1) is not None)
 
     waiting = threading.Thread(target=enter)
     waiting.start()
     time.sleep(0.2)
     lock.release()
-    waiting.join(30)
+    waiting.join(120)
     assert entered == [True]
 
 
