@@ -114,8 +114,9 @@ class WebDatasetImages:
         unreadable: (shard: member, reason) of each image left out, as it cannot be read.
 
     Raises:
-        UserError: A shard cannot be opened, is no tar file or not a whole one, a sample of several images does not say which one it
-            is, a label is no class number, some images have labels and others none, or there are no images.
+        UserError: A shard cannot be opened, is no tar file or not a whole one, a sample of several images does not
+            say which one it is, a label is no class number, some images have labels and others none, or there are no
+            images.
         RunError: There is not enough memory to decode an image.
     """
 

@@ -437,8 +437,12 @@ def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenize
         )
 
 
-def run(config: Config) -> Generator:
+def run(config: Config, any_recipe: bool = False) -> Generator:
     """Train to the end and write the generator to `<output>/generator`.
+
+    Args:
+        config: The recipe.
+        any_recipe: See `begin`.
 
     Raises:
         UserError: Latents, tokenizer or recipe are wrong.
@@ -449,7 +453,7 @@ def run(config: Config) -> Generator:
     device = resolve_device(config.training.device)
     with ExitStack() as held:
         world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: begin(folder, config, done, "generator", held, _FREE)):
+        if world.once(lambda: begin(folder, config, done, "generator", held, _FREE, any_recipe)):
             return Generator.from_pretrained(done, device)
         latents, tokenizer = LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer)
         task = TransformerTask(config, latents, tokenizer, world)
