@@ -522,3 +522,11 @@ def test_the_averages_of_a_checkpoint_can_be_had_afterwards(tmp_path: Path) -> N
         decayed(tmp_path, "head", 0.99)
     with pytest.raises(UserError, match="no good checkpoint"):
         decayed(tmp_path / "nowhere", "head", 0.9)
+
+
+def test_what_a_fault_left_in_a_log_is_no_line_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"images": 8, "total": 1.0}\n5\n{"images": 16, "to\xff": 0}\n\xff\xfe\n{"images": 16, "tot')
+    assert read_metrics(tmp_path) == [{"images": 8, "total": 1.0}]
+    Tracker(tmp_path, 16, CONFIG).close()
+    assert log.read_bytes() == b'{"images": 8, "total": 1.0}\n'
