@@ -280,9 +280,9 @@ class TransformerTask(Task):
         return {name: value.mean() for name, value in terms.items()}
 
     def prepare_validation(self) -> None:
-        """Open the validation latents; and the feature network and its reference, if a distance is asked for."""
+        """Open and check the validation latents; and, if asked for, the feature network and its reference."""
         if self.config.validation_latents is not None:
-            _ = self._validation
+            self.world.once(self._validation.verify)
         if self.config.frechet.samples:
             _ = self._distance
 
@@ -456,6 +456,7 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         if world.once(lambda: begin(folder, config, done, "generator", held, _FREE, any_recipe)):
             return Generator.from_pretrained(done, device)
         latents, tokenizer = LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer)
+        world.once(latents.verify)
         task = TransformerTask(config, latents, tokenizer, world)
         world.once(lambda: same_data(folder, task.identity()))
         engine = Engine(task, config.training, folder, world)
