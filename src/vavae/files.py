@@ -1,9 +1,29 @@
 """Files written whole or not at all."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from vavae.errors import UserError, one_line
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON.
+
+    Raises:
+        UserError: It holds something else; the message names it.
+        OSError: It cannot be got at.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # of UTF-8 too
+        raise UserError(f"{path} is damaged: {one_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds no object of JSON")
+    return found
 
 
 @contextlib.contextmanager

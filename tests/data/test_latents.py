@@ -271,16 +271,6 @@ def test_damaged_shards_are_named(folder, damage):
         LatentDataset(folder)
 
 
-def test_silent_damage_is_found_by_verify(folder):
-    path = folder / "latents_rank00_shard003.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 64
-    path.write_bytes(content)
-    dataset = LatentDataset(folder)
-    with pytest.raises(UserError, match=r"latents_rank00_shard003\.safetensors is damaged"):
-        dataset.verify()
-
-
 def test_damaged_index_and_statistics_are_named(folder):
     (folder / "statistics.safetensors").write_bytes(b"xx")
     with pytest.raises(UserError, match=r"statistics\.safetensors cannot be read"):
@@ -356,8 +346,7 @@ def test_published_folder_is_read(tmp_path):
     mean, std = torch.tensor([0.0, 5, -1, 2]).view(4, 1, 1), torch.tensor([1.0, 2, 3, 0.5]).view(4, 1, 1)
     torch.testing.assert_close(latents, (raw - mean) / std, rtol=1e-6, atol=1e-6)
     assert torch.equal(labels, order % 3) and dataset.settings is None and dataset.num_classes == 3
-    with pytest.raises(UserError, match=r"no index\.json"):
-        dataset.verify()
+    dataset.verify()  # there is nothing to compare with
 
 
 def test_published_folder_without_statistics(tmp_path):

@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
+import subprocess
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -187,6 +189,55 @@ def test_a_shard_that_was_cut_is_told(tmp_path: Path) -> None:
     os.truncate(path, 600)
     with pytest.raises(UserError, match=r"cannot read image 1 of .*a\.tar: 0 bytes came back"):
         images.image(1)
+
+
+def damaged(whole: bytes, damage: str, at: tarfile.TarInfo) -> bytes:
+    """The bytes of a shard with a fault at one of its members."""
+    head, offset = whole[: at.offset], at.offset
+    return {
+        "a broken header": head + b"\xff" * 100 + whole[offset + 100 :],
+        "a header of zeros": head + bytes(512) + whole[offset + 512 :],
+        "cut before a member": head,
+        "cut in a header": whole[: offset + 300],
+        "cut after a header": whole[: at.offset_data],
+        "cut in an image": whole[: at.offset_data + 20],
+        "space reserved for the rest": head + bytes(2**21),
+        "another archive behind": whole + whole,
+    }[damage]
+
+
+DAMAGES = [
+    *("a broken header", "a header of zeros", "cut before a member", "cut in a header", "cut after a header"),
+    *("cut in an image", "space reserved for the rest", "another archive behind"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_shard_of_which_a_part_is_lost_is_refused(damage: str, tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", labelled([0, 1, 0, 1]))
+    with tarfile.open(path) as archive:
+        member = archive.getmembers()[4]
+    path.write_bytes(damaged(path.read_bytes(), damage, member))
+    for _ in range(2):  # nothing is stored of it
+        with pytest.raises(UserError, match=rf"shard {path} (is damaged or incomplete: at byte \d+|cannot be read)"):
+            WebDatasetImages(str(path), tmp_path / "cache")
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs tar")
+@pytest.mark.parametrize("options", [[], ["--format=posix"], ["--blocking-factor=2048"]])
+def test_shards_of_gnu_tar_are_whole(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(png(1))
+    subprocess.run(["tar", "-cf", "a.tar", *options, "1.png"], cwd=tmp_path, check=True)
+    assert len(WebDatasetImages(str(tmp_path / "a.tar"), tmp_path / "cache")) == 1
+
+
+def test_a_shard_that_ends_with_one_block_of_zeros_is_whole(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", labelled([0, 1]))
+    with tarfile.open(path) as archive:
+        archive.getmembers()
+        end = archive.offset
+    os.truncate(path, end + 512)
+    assert len(WebDatasetImages(str(path), tmp_path / "cache")) == 2
 
 
 def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:

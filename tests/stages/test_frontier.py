@@ -292,7 +292,7 @@ def test_a_stopped_run_goes_on_with_another_sampling_and_in_another_place(
 ) -> None:
     """Neither is a part of a cell's name, so neither may stand in the way of taking it up."""
 
-    def stopped(config: Any) -> None:
+    def stopped(config: Any, **_: object) -> None:
         folder = Path(config.output)
         with ExitStack() as held:
             begin(folder, config, folder / "generator", "generator", held)

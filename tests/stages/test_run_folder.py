@@ -1,5 +1,6 @@
 """One recipe per run folder, one process at a time."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from vavae.errors import UserError
-from vavae.stages.run_folder import claim, exclusive, same_data
+from vavae.stages.run_folder import begin, claim, exclusive, same_data
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.schedule import ScheduleConfig
 
@@ -148,3 +149,67 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"), exclusive(tmp_path / "file" / "run"):
         pass
+
+
+def take_up(folder: Path, recipe: Recipe, any_recipe: bool = False) -> bool:
+    with ExitStack() as held:
+        return begin(folder, recipe, folder / "generator", "generator", held, any_recipe=any_recipe)
+
+
+@pytest.mark.parametrize("made", ["checkpoints/images-000000000048", "generator"])
+def test_a_run_without_its_recipe_is_nobodys(made: str, tmp_path: Path) -> None:
+    take_up(tmp_path, Recipe())
+    (tmp_path / made).mkdir(parents=True)
+    (tmp_path / "recipe.yaml").unlink()
+    with pytest.raises(UserError, match=rf"{tmp_path} holds a run, but no recipe\.yaml"):
+        take_up(tmp_path, Recipe(seed=1))
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
+def test_a_caller_that_knows_the_run_takes_it_up_with_any_recipe(tmp_path: Path) -> None:
+    take_up(tmp_path, Recipe())
+    (tmp_path / "checkpoints/images-000000000048").mkdir(parents=True)
+    take_up(tmp_path, Recipe(seed=1), any_recipe=True)
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"seed: [", b"- 1\n- 2\n", b"seed: \xff\xfe\n", b"seed: \0\n"])
+def test_a_damaged_recipe_is_named(damage: bytes, tmp_path: Path) -> None:
+    claim(tmp_path, Recipe())
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "recipe.yaml").write_bytes(damage)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml: no[^\n]*$"):
+        claim(tmp_path, Recipe())
+
+
+def test_a_damaged_number_of_images_is_another_run(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("training: {images: 1x}\n")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"training\.images = 1x, not 10"):
+        claim(tmp_path, Recipe())
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"images": "o', b"[]", b"\xff\xfe"])
+def test_a_damaged_note_of_the_data_is_named(damage: bytes, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_bytes(damage)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/data\.json is damaged: [^\n]*$"):
+        same_data(tmp_path, {"images": "one"})
+
+
+@pytest.mark.parametrize("damage", ["", '{"provenance": {"ima', "[]", '{"provenance": 3}'])
+def test_a_damaged_result_is_made_again(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "generator").mkdir()
+    result = tmp_path / "generator/config.json"
+    claim(tmp_path, Recipe())
+    result.write_text('{"provenance": {"images_seen": 10}}')
+    assert take_up(tmp_path, Recipe())
+    result.write_text(damage)
+    assert not take_up(tmp_path, Recipe())
+    assert f"{result}: damaged, so the result is made again" in capsys.readouterr().out
+
+
+def test_what_a_killed_call_left_is_removed(tmp_path: Path) -> None:
+    for name in (".samples.npz.4711.tmp", ".grid.png.12.ab3.tmp", ".own.tmp", "samples.12.tmp"):
+        (tmp_path / name).write_text("half")
+    with exclusive(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", ".own.tmp", "samples.12.tmp"}

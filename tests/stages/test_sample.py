@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_a_record_without_images_counts_for_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "named"), [('{"generator": "x", "la', "damaged"), ("[]", "no record"), ('{"seed": 0}', "no record")]
+    ("content", "named"), [('{"generator": "x", "la', "damaged"), ("[]", "damaged"), ('{"seed": 0}', "no record")]
 )
 def test_a_record_that_cannot_be_read_is_named(
     content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -134,6 +135,32 @@ def test_the_npz_is_what_numpy_writes(folder: Path) -> None:
     np.testing.assert_array_equal(np.load(folder / "samples.npz")["arr_0"], images)
     mapped = npz_images(folder / "samples.npz")
     assert mapped is not None and mapped.count == 3
+
+
+def test_damaged_images_are_drawn_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--count", "4", "--batch_size", "1")
+    assert sample(folder, *options) == 0
+    before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    (folder / "000001.png").write_bytes(b"")
+    (folder / "000002.png").write_bytes(before["000002.png"][:-100])
+    kept = (folder / "000003.png").stat().st_mtime_ns
+    assert sample(folder, *options, "--npz") == 0
+    assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == before
+    assert (folder / "000003.png").stat().st_mtime_ns == kept
+    assert np.load(folder / "samples.npz")["arr_0"].shape == (4, 32, 32, 3)
+    assert f"{folder / '000001.png'}: damaged, so it is drawn again" in capsys.readouterr().out
+
+
+def test_a_call_that_was_killed_leaves_nothing_half_written(folder: Path) -> None:
+    """By a signal that Python does not catch, while the npz is being written."""
+    dies = "import os, signal; from vavae.stages import sample; "
+    dies += "sample._write_npz.__globals__['np'].lib.format.write_array_header_1_0 = "
+    dies += "lambda *_: os.kill(os.getpid(), signal.SIGKILL); from vavae.cli import main; main()"
+    given = ["--generator", str(folder.parent / "generator"), "--output", str(folder), "--device", "cpu"]
+    killed = subprocess.run([sys.executable, "-c", dies, "sample", *given, "--count", "2", "--npz"], check=False)
+    assert killed.returncode == -signal.SIGKILL and len(list(folder.glob(".samples.npz.*.tmp"))) == 1
+    assert sample(folder, "--count", "2", "--npz") == 0
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_an_npz_of_images_of_several_sizes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

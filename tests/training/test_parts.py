@@ -18,7 +18,7 @@ from vavae.cli import run
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
 from vavae.errors import RunError, UserError
 from vavae.pretrained import Tokenizer
-from vavae.stages import train_tokenizer
+from vavae.stages import train_dit, train_tokenizer
 from vavae.stages.encode import fingerprint
 from vavae.stages.train_dit import FlowConfig, TransformerTask
 from vavae.stages.train_tokenizer import TokenizerTask
@@ -522,3 +522,24 @@ def test_the_averages_of_a_checkpoint_can_be_had_afterwards(tmp_path: Path) -> N
         decayed(tmp_path, "head", 0.99)
     with pytest.raises(UserError, match="no good checkpoint"):
         decayed(tmp_path / "nowhere", "head", 0.9)
+
+
+@pytest.mark.parametrize("key", ["latents", "validation_latents"])
+def test_damaged_latents_are_not_trained_on(key: str, data: Path, tmp_path: Path) -> None:
+    copy = write_latents(tmp_path) / "latents"
+    recipe = transformer_recipe(tmp_path / "run", data, validation_images=48)
+    (shard,) = copy.glob("latents_*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{shard} is damaged"):
+        train_dit.run(replace(recipe, **{key: str(copy)}))
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_what_a_fault_left_in_a_log_is_no_line_of_it(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"images": 8, "total": 1.0}\n5\n{"images": 16, "to\xff": 0}\n\xff\xfe\n{"images": 16, "tot')
+    assert read_metrics(tmp_path) == [{"images": 8, "total": 1.0}]
+    Tracker(tmp_path, 16, CONFIG).close()
+    assert log.read_bytes() == b'{"images": 8, "total": 1.0}\n'

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vavae.data.latent_check import file_sha256, file_state, remember_checked
 from vavae.data.latents import (
     FORMAT,
     INDEX_NAME,
@@ -21,7 +22,6 @@ from vavae.data.latents import (
     LatentDataset,
     LatentSettings,
     ShardRecord,
-    file_sha256,
 )
 from vavae.errors import UserError
 from vavae.files import written_whole
@@ -49,15 +49,19 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class _Note:
-    """What is written beside a finished shard, so that any process of a later run knows it."""
+    """What is written beside a finished shard, so that any process of a later run knows it.
+
+    `state` is that of the file when it had its hash; None in notes of former versions.
+    """
 
     record: ShardRecord
     settings: dict[str, Any]
     statistics: RunningStatistics
+    state: list[int] | None
 
     def save(self, path: Path) -> None:
         sums = {key: value.tolist() for key, value in self.statistics.to_dict().items()}
-        note = {"shard": asdict(self.record), "settings": self.settings, "statistics": sums}
+        note = {"shard": asdict(self.record), "settings": self.settings, "statistics": sums, "state": self.state}
         with written_whole(path) as temporary:
             temporary.write_text(json.dumps(note))
 
@@ -69,7 +73,8 @@ class _Note:
             sums = note["statistics"]
             tensors = {key: torch.tensor(sums[key]) for key in ("images", "values")}
             tensors |= {key: torch.tensor(sums[key], dtype=torch.float64) for key in ("mean", "squares")}
-            loaded = cls(ShardRecord(**note["shard"]), note["settings"], RunningStatistics.from_dict(tensors))
+            statistics = RunningStatistics.from_dict(tensors)
+            loaded = cls(ShardRecord(**note["shard"]), note["settings"], statistics, note.get("state"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return loaded if (path.parent / loaded.record.file).is_file() else None
@@ -151,7 +156,15 @@ class LatentWriter:
         return [shard for shard in self._own if not self._is_sound(notes.get(shard.number))]
 
     def _is_sound(self, note: _Note | None) -> bool:
-        return note is not None and file_sha256(self.folder / note.record.file) == note.record.sha256
+        if note is None:
+            return False
+        path = self.folder / note.record.file
+        state = file_state(path)
+        if file_sha256(path) != note.record.sha256:
+            return False
+        if note.state != state:  # it was copied, say
+            replace(note, state=state).save(path.with_suffix(".json"))
+        return True
 
     def write(self, shard: Shard, batches: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> None:
         """Store one shard.
@@ -194,7 +207,7 @@ class LatentWriter:
             _save_deterministic(tensors, temporary, metadata)
             sha256 = file_sha256(temporary)
         record = ShardRecord(path.name, shard.first, shard.count, sha256)
-        _Note(record, self._description, statistics).save(path.with_suffix(".json"))
+        _Note(record, self._description, statistics, file_state(path)).save(path.with_suffix(".json"))
 
     def _collect(self, batches: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> dict[str, Tensor]:
         """Bring batches to the CPU one by one, so that the encoder's device holds one at a time."""
@@ -226,16 +239,22 @@ class LatentWriter:
         for note in ordered:
             total.merge(note.statistics)
         statistics = total.finalize()
-        with written_whole(self.folder / STATISTICS_NAME) as temporary:
+        path = self.folder / STATISTICS_NAME
+        with written_whole(path) as temporary:
             save_file(statistics.to_dict(), temporary)
+            sha256 = file_sha256(temporary)
         index = {
             "format": FORMAT,
             "total": self.total,
             "settings": asdict(self.settings),
             "shards": [asdict(note.record) for note in ordered],
+            "statistics_sha256": sha256,
         }
         with written_whole(self.folder / INDEX_NAME) as temporary:
             temporary.write_text(json.dumps(index, indent=1) + "\n")
+        hashes = {note.record.file: note.record.sha256 for note in ordered} | {path.name: sha256}
+        states = {note.record.file: note.state for note in ordered if note.state is not None}
+        remember_checked(self.folder, hashes, states | {path.name: file_state(path)})
         return statistics
 
 

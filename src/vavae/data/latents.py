@@ -7,8 +7,8 @@ A folder of latents holds safetensors shards `latents_rank{RR}_shard{SSS}.safete
     labels        (n,) int64
 
 which is the layout of the published extractor, and beside them `index.json` (settings, and count and sha256 of
-each shard) and `statistics.safetensors` (mean and standard deviation per channel). Folders of the published
-extractor, with `latents_stats.pt` and no index, are read too.
+each shard), `statistics.safetensors` (mean and standard deviation per channel) and `checked.json` (which files are
+known to have their sha256). Folders of the published extractor, with `latents_stats.pt` and no index, are read too.
 """
 
 import hashlib
@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vavae.data.latent_check import check_files
 from vavae.errors import UserError, one_line
+from vavae.files import read_json_object
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
 INDEX_NAME = "index.json"
@@ -156,8 +158,9 @@ class LatentDataset:
             raise UserError(f"no such folder of latents: {self.folder}")
         self.settings: LatentSettings | None = None
         self._records: list[ShardRecord] = []
+        self._hashes: dict[str, str] = {}
         if (self.folder / INDEX_NAME).is_file():
-            self.settings, self._records = self._read_index()
+            self.settings, self._records, self._hashes = self._read_index()
             paths = [self.folder / record.file for record in self._records]
         else:
             paths = sorted(self.folder.glob("latents*.safetensors"))
@@ -187,15 +190,20 @@ class LatentDataset:
         )
         self._statistics: LatentStatistics | None = None
 
-    def _read_index(self) -> tuple[LatentSettings, list[ShardRecord]]:
+    def _read_index(self) -> tuple[LatentSettings, list[ShardRecord], dict[str, str]]:
+        """Settings, shards, and the sha256 of each file that has one."""
         path = self.folder / INDEX_NAME
+        index = read_json_object(path)
         try:
-            index = json.loads(path.read_text())
             known = {field.name for field in fields(LatentSettings)}
             stored = {key: value for key, value in index["settings"].items() if key in known}
             settings = LatentSettings(**stored | {"class_names": tuple(stored["class_names"])})
-            return settings, [ShardRecord(**record) for record in index["shards"]]
-        except (ValueError, KeyError, TypeError) as error:
+            records = [ShardRecord(**record) for record in index["shards"]]
+            hashes = {record.file: record.sha256 for record in records}
+            if "statistics_sha256" in index:  # former versions did not note it
+                hashes[STATISTICS_NAME] = index["statistics_sha256"]
+            return settings, records, hashes
+        except (KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
 
     def __len__(self) -> int:
@@ -298,13 +306,14 @@ class LatentDataset:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Read every shard and compare its sha256 with the index; UserError names the first that differs."""
-        if not self._records:
-            raise UserError(f"{self.folder} has no {INDEX_NAME}, so there are no hashes to verify")
-        for record in self._records:
-            path = self.folder / record.file
-            if file_sha256(path) != record.sha256:
-                raise UserError(f"latent shard {path} is damaged: its sha256 is not that of {INDEX_NAME}")
+        """Compare the files with the sha256 in the index: once, and again those that changed or were copied.
+
+        Folders without an index have nothing to compare with.
+
+        Raises:
+            UserError: A file is damaged or missing; the message names it.
+        """
+        check_files(self.folder, self._hashes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,11 +345,3 @@ class ResidentLatents:
             mask = flip_mask.to(latents.device, torch.bool).view(-1, 1, 1, 1)
             latents = torch.where(mask, self.flipped[indices].to(torch.float32), latents)
         return (self.statistics.normalize(latents) if normalize else latents), self.labels[indices]
-
-
-def file_sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"latent shard {path} cannot be read: {error.strerror}") from error

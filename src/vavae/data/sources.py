@@ -57,7 +57,10 @@ class ImageSource(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A hex digest that changes when the images, their order or their labels change."""
+        """A hex digest that changes when images come or go, or their order, labels or sizes in bytes change.
+
+        Sources in memory go by contents, those of the datasets library by its own digest; files are not read for it.
+        """
         ...
 
 
@@ -276,7 +279,12 @@ class FolderImages:
         return int(self.labels[index])
 
     def fingerprint(self) -> str:
-        """Digest of relative paths, file sizes and labels; contents are not read again."""
+        """Digest of relative paths, file sizes and labels.
+
+        Neither contents nor times count: the first would cost millions of reads at each start on a network file
+        system, and by the second a copied set would be another one. So files of the same names, sizes and labels count
+        as the same images. Compressed ones of equal size are all but never others; uncompressed ones (BMP, PPM) may be.
+        """
         digest = hashlib.sha256(repr(self.class_names).encode())
         for (path, (size, _)), label in zip(_sizes_and_times(self.paths), self.labels, strict=True):
             relative = path.relative_to(self.root).as_posix()

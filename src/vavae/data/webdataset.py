@@ -41,6 +41,8 @@ from vavae.progress import Bar, track
 
 # Indexing shards of fewer bytes is a matter of seconds, and shows no bar.
 _WORTH_SHOWING = 200e6
+# An archive ends with blocks of zeros, which fill up its last record: of 10 KiB as a rule, of 1 MiB at most.
+_BLOCK, _LONGEST_END = 512, 2**20 + 1024
 
 
 class _Entry(NamedTuple):
@@ -112,8 +114,9 @@ class WebDatasetImages:
         unreadable: (shard: member, reason) of each image left out, as it cannot be read.
 
     Raises:
-        UserError: A shard cannot be opened or is no tar file, a sample of several images does not say which one it
-            is, a label is no class number, some images have labels and others none, or there are no images.
+        UserError: A shard cannot be opened, is no tar file or not a whole one, a sample of several images does not
+            say which one it is, a label is no class number, some images have labels and others none, or there are no
+            images.
         RunError: There is not enough memory to decode an image.
     """
 
@@ -207,7 +210,7 @@ def _indices(addresses: list[str], folder: Path, check: str) -> dict[str, tuple[
     def known(address: str) -> tuple[RangedFile, Path, _Index | None]:
         with _naming_shard(address):
             file = RangedFile.find(address)
-        key = hashlib.sha256(f"3\0{check}\0{judge()}\0{file.identity}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"4\0{check}\0{judge()}\0{file.identity}".encode()).hexdigest()[:24]
         path = folder / f"{key}.json"
         return file, path, _Index.load(path)
 
@@ -322,8 +325,24 @@ def _scan(file: Any, address: str, decode: bool, passed: Callable[[int], None]) 
             elif extension in ("cls", "json"):
                 said = _label(content.read(), extension, f"{address}: {member.name}")
                 sample.label = sample.label if said is None else said
+    _check_end(file, archive.offset, address)
     finish(sample)
     return _Index(entries, only_labelled)
+
+
+def _check_end(file: Any, offset: int, address: str) -> None:
+    """Refuse a shard of which tarfile read a part only: at a member it cannot make out it ends without a word.
+
+    Raises:
+        UserError: What follows the last member, at `offset`, is not the end of an archive.
+    """
+    file.seek(offset)
+    rest = file.read(_LONGEST_END + 1)
+    if not _BLOCK <= len(rest) <= _LONGEST_END or any(rest):
+        raise UserError(
+            f"images: shard {address} is damaged or incomplete: at byte {offset} there is neither a member nor the "
+            "archive's end"
+        )
 
 
 def _label(content: bytes, extension: str, where: str) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vavae.config import to_plain
 from vavae.errors import UserError
-from vavae.files import written_whole
+from vavae.files import read_json_object, written_whole
 from vavae.pretrained import Generator, Tokenizer, assets
 from vavae.progress import format_duration
 from vavae.report import StepTiming
@@ -56,27 +56,37 @@ class Config:
 
 
 class _Steps:
-    """How long each step took, over all calls on the folder."""
+    """How long each step took, over all calls on the folder as far as they can be read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._done: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
+        self._done = {timing.name: timing for timing in _former_timings(path)}
 
     @contextmanager
     def __call__(self, name: str, detail: str = "") -> Iterator[None]:
-        former = float(self._done.get(name, {}).get("seconds", 0.0))  # type: ignore[arg-type]
+        former = self._done[name].seconds if name in self._done else 0.0
         began = time.perf_counter()
         print(f"-- {name}", flush=True)
         try:
             yield
         finally:
-            self._done[name] = {"seconds": former + time.perf_counter() - began, "detail": detail}
+            self._done[name] = StepTiming(name, former + time.perf_counter() - began, detail)
+            rows = {step.name: {"seconds": step.seconds, "detail": step.detail} for step in self.timings}
             with written_whole(self._path) as temporary:
-                temporary.write_text(json.dumps(self._done, indent=1))
+                temporary.write_text(json.dumps(rows, indent=1))
 
     @property
     def timings(self) -> list[StepTiming]:
-        return [StepTiming(name, float(row["seconds"]), str(row["detail"])) for name, row in self._done.items()]  # type: ignore[arg-type]
+        return list(self._done.values())
+
+
+def _former_timings(path: Path) -> list[StepTiming]:
+    """What former calls noted; nothing where that is damaged, since no result depends on it."""
+    try:
+        rows = read_json_object(path) if path.exists() else {}
+        return [StepTiming(name, float(row["seconds"]), str(row["detail"])) for name, row in rows.items()]
+    except (UserError, KeyError, TypeError, ValueError):
+        return []
 
 
 def run(config: Config) -> Path:

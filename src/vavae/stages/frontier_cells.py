@@ -269,8 +269,8 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
     if not (folder / "run/tokenizer/config.json").exists():
         print(f"training {cell.label}", flush=True)
         torch.compiler.reset()
-        _recipe_may_move(folder / "run")
-        train_tokenizer.run(bench.grid.placed_tokenizer(cell))
+        # All that the numbers depend on is in the folder's name; places and samplings in the recipe may change.
+        train_tokenizer.run(bench.grid.placed_tokenizer(cell), any_recipe=True)
     encode.run(bench.grid.encoding(cell))
     _forget_training(folder / "run")
     if known is not None:
@@ -303,14 +303,6 @@ def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str,
         "log": read_metrics(folder / "run"),
         "pictures": {"reconstructions": _reconstructions(bench, tokenizer)},
     }
-
-
-def _recipe_may_move(run: Path) -> None:
-    """Let a stopped run go on with a recipe of other places and samplings.
-
-    All that its numbers depend on is in the folder's name; what the run's own recipe says beyond that may change.
-    """
-    (run / "recipe.yaml").unlink(missing_ok=True)
 
 
 def _forget_training(run: Path) -> None:
@@ -366,8 +358,7 @@ def _train_generator(bench: Bench, cell: GeneratorCell, folder: Path, with_avera
     print(f"training {cell.label}", flush=True)
     # What is compiled is kept on the disk; in one process only a few versions of a function may pile up.
     torch.compiler.reset()
-    _recipe_may_move(folder / "run")
-    train_dit.run(bench.grid.placed_generator(cell))
+    train_dit.run(bench.grid.placed_generator(cell), any_recipe=True)  # as for tokenizers
     _forget_training(folder / "run")
     if not with_averages:
         shutil.rmtree(folder / "run/averages", ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from vavae import counter
 from vavae.config import to_plain, to_yaml
-from vavae.errors import UserError
-from vavae.files import written_whole
+from vavae.errors import UserError, one_line
+from vavae.files import read_json_object, written_whole
 from vavae.pretrained import Generator, Tokenizer
 from vavae.training.tracking import write_run_header
 
@@ -41,6 +42,8 @@ _FREE = frozenset(
 
 # What a call leaves that failed before it made anything, over a wrong path, say.
 _BEGINNINGS = frozenset({".lock", "recipe.yaml", "versions.json", "data.json", "steps.json", "unreadable.txt"})
+# How `written_whole` calls its temporary files.
+_UNFINISHED = re.compile(r"\..+\.\d+.*\.tmp")
 # Schedules that know where a run ends.
 _LENGTH = "training.images"
 _FALLING = frozenset({"cosine", "linear"})
@@ -72,18 +75,15 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
         free: Further keys that may differ, since this stage's numbers do not depend on them.
 
     Raises:
-        UserError: It holds a run with another recipe (the message names the first key that differs), or it
-            cannot be written.
+        UserError: It holds a run with another recipe (the message names the first key that differs) or with one that
+            cannot be read, or it cannot be written.
     """
     recipe = folder / "recipe.yaml"
     if recipe.exists() and {path.name for path in folder.iterdir()} <= _BEGINNINGS:
         for name in _BEGINNINGS - {".lock"}:
             (folder / name).unlink(missing_ok=True)
     if recipe.exists():
-        try:
-            former = _flat(to_plain(type(config)())) | _flat(yaml.safe_load(recipe.read_text()))
-        except yaml.YAMLError as error:
-            raise UserError(f"{recipe}: not YAML; is {folder} a run folder?") from error
+        former = _flat(to_plain(type(config)())) | _flat(_read_recipe(recipe))
         present = _flat(to_plain(config))
         changed = [key for key in [*present, *former] if former.get(key) != present.get(key)]
         for key in changed:
@@ -100,10 +100,20 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
         raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
 
 
+def _read_recipe(path: Path) -> Mapping[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError) as error:  # ValueError of UTF-8
+        raise UserError(f"{path}: not YAML; is {path.parent} a run folder? ({one_line(error)})") from error
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: no recipe; bring it back, choose another --output, or delete the folder")
+    return found
+
+
 def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
     """Refuse a recipe in which `key` differs, unless it makes a run longer that does not know its end."""
     why = _WHY.get(key, "")
-    if key == _LENGTH and former[key] < present[key]:
+    if key == _LENGTH and isinstance(former[key], int) and former[key] < present[key]:
         falling = [name for name, kind in present.items() if name.endswith("schedule.kind") and kind in _FALLING]
         if not falling:
             return
@@ -124,10 +134,11 @@ def same_data(folder: Path, found: Mapping[str, str]) -> None:
         found: Keys of the recipe -> fingerprints of what they name.
 
     Raises:
-        UserError: The run began with something else; the message names the first such key.
+        UserError: The run began with something else (the message names the first such key), or what it began with
+            cannot be read.
     """
     path = folder / "data.json"
-    former = json.loads(path.read_text()) if path.exists() else {}
+    former = read_json_object(path) if path.exists() else {}
     for key, fingerprint in found.items():
         if former.get(key, fingerprint) != fingerprint:
             raise UserError(
@@ -141,7 +152,7 @@ def same_data(folder: Path, found: Mapping[str, str]) -> None:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a run folder alone; two processes writing one run would spoil it.
+    """Hold a run folder alone; two processes writing one run would spoil it. What a killed one left is removed.
 
     Raises:
         UserError: Another process has it.
@@ -156,12 +167,28 @@ def exclusive(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise UserError(f"{folder}: another process is working in this run folder") from error
     try:
+        _drop_unfinished(folder)
         yield
     finally:
         lock.release()
 
 
-def begin(folder: Path, config: Any, done: Path, what: str, held: ExitStack, free: Collection[str] = ()) -> bool:
+def _drop_unfinished(folder: Path) -> None:
+    """Remove temporary files of `written_whole`: who could still be writing one would have the folder."""
+    for path in folder.glob(".*.tmp"):
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def begin(
+    folder: Path,
+    config: Any,
+    done: Path,
+    what: str,
+    held: ExitStack,
+    free: Collection[str] = (),
+    any_recipe: bool = False,
+) -> bool:
     """Take a training run's folder for as long as `held` lasts; true if its result `done` is there already.
 
     Args:
@@ -171,22 +198,37 @@ def begin(folder: Path, config: Any, done: Path, what: str, held: ExitStack, fre
         what: What it is called.
         held: Gives the folder back in the end.
         free: As for `claim`.
+        any_recipe: Take up a run whatever its recipe says; the caller knows that it is this one.
 
     Raises:
-        UserError: See `exclusive` and `claim`.
+        UserError: See `exclusive` and `claim`; or it holds a run and no recipe that says which.
     """
     held.enter_context(exclusive(folder))
+    recipe = folder / "recipe.yaml"
+    if any_recipe:
+        recipe.unlink(missing_ok=True)
+    elif not recipe.exists() and (done.exists() or any(folder.glob("checkpoints/[!.]*"))):
+        raise UserError(
+            f"{folder} holds a run, but no {recipe.name} that says which: bring it back, choose another --output, or "
+            "delete the folder"
+        )
     claim(folder, config, free)
-    finished = (done / "config.json").exists() and _images_of(done) >= config.training.images
+    finished = _images_of(done) >= config.training.images
     if finished:
         print(f"{what}: {done} is there already")
     return finished
 
 
 def _images_of(done: Path) -> float:
-    """Images that a result has seen; infinitely many where it does not say."""
-    provenance = json.loads((done / "config.json").read_text()).get("provenance", {})
-    return float(provenance.get("images_seen", math.inf))
+    """Images that a result has seen; none where it is missing or damaged, infinitely many where it does not say."""
+    config = done / "config.json"
+    if not config.exists():
+        return 0.0
+    try:
+        return float(read_json_object(config).get("provenance", {}).get("images_seen", math.inf))
+    except (UserError, AttributeError, TypeError, ValueError) as error:
+        print(f"{config}: damaged, so the result is made again ({one_line(error)})")
+        return 0.0
 
 
 def finish(model: Tokenizer | Generator, done: Path, what: str) -> None:

@@ -16,8 +16,9 @@ from PIL import Image
 from vavae import counter
 from vavae.config import to_plain
 from vavae.data import to_uint8
+from vavae.data.readable import find_unreadable, image_error
 from vavae.errors import UserError
-from vavae.files import written_whole
+from vavae.files import read_json_object, written_whole
 from vavae.flow import SolverName
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.progress import track
@@ -172,7 +173,7 @@ def _file(folder: Path, index: int) -> Path:
 
 
 def _claim(folder: Path, protocol: dict[str, Any], labels: list[int]) -> list[int]:
-    """Make `folder` that of these samples; returns the numbers of those that are not there yet.
+    """Make `folder` that of these samples; returns the numbers of those that are not there yet, or damaged.
 
     A record without images counts for nothing, so that a first call that failed does not cost the folder.
 
@@ -198,20 +199,32 @@ def _claim(folder: Path, protocol: dict[str, Any], labels: list[int]) -> list[in
         told = labels
     with written_whole(record) as temporary:
         temporary.write_text(json.dumps({**protocol, "labels": told}) + "\n")
-    return [i for i in range(len(labels)) if _file(folder, i).name not in present]
+    files = [_file(folder, i) for i in range(len(labels))]
+    there = [file for file in files if file.name in present]
+    kept = set(there) - _damaged(there)
+    return [i for i, file in enumerate(files) if file not in kept]
+
+
+def _damaged(files: Sequence[Path]) -> set[Path]:
+    """Those of the images that cannot be read, by a fault of the disk, say; told of, as they are drawn again."""
+    states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
+    reasons = find_unreadable(len(files), lambda n: image_error(files[n]), lambda n: files[n], ("samples", states))
+    for number, reason in reasons.items():
+        print(f"{files[number]}: damaged, so it is drawn again ({reason})")
+    return {files[number] for number in reasons}
 
 
 def _read_record(record: Path) -> dict[str, Any]:
     """What `samples.json` says of the images beside it."""
     try:
-        former = json.loads(record.read_text())
+        former = read_json_object(record)
     except FileNotFoundError as error:
         raise UserError(
             f"{record.parent}: holds numbered images, but no {record.name} that says whose; choose another --output"
         ) from error
-    except ValueError as error:
-        raise UserError(f"{record}: damaged ({error}); choose another --output") from error
-    if not isinstance(former, dict) or not isinstance(former.get("labels"), list):
+    except UserError as error:
+        raise UserError(f"{error}; choose another --output") from error
+    if not isinstance(former.get("labels"), list):
         raise UserError(f"{record}: is no record of samples; choose another --output")
     return former
 

@@ -280,9 +280,9 @@ class TransformerTask(Task):
         return {name: value.mean() for name, value in terms.items()}
 
     def prepare_validation(self) -> None:
-        """Open the validation latents; and the feature network and its reference, if a distance is asked for."""
+        """Open and check the validation latents; and, if asked for, the feature network and its reference."""
         if self.config.validation_latents is not None:
-            _ = self._validation
+            self.world.once(self._validation.verify)
         if self.config.frechet.samples:
             _ = self._distance
 
@@ -437,8 +437,12 @@ def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenize
         )
 
 
-def run(config: Config) -> Generator:
+def run(config: Config, any_recipe: bool = False) -> Generator:
     """Train to the end and write the generator to `<output>/generator`.
+
+    Args:
+        config: The recipe.
+        any_recipe: See `begin`.
 
     Raises:
         UserError: Latents, tokenizer or recipe are wrong.
@@ -449,9 +453,10 @@ def run(config: Config) -> Generator:
     device = resolve_device(config.training.device)
     with ExitStack() as held:
         world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: begin(folder, config, done, "generator", held, _FREE)):
+        if world.once(lambda: begin(folder, config, done, "generator", held, _FREE, any_recipe)):
             return Generator.from_pretrained(done, device)
         latents, tokenizer = LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer)
+        world.once(latents.verify)
         task = TransformerTask(config, latents, tokenizer, world)
         world.once(lambda: same_data(folder, task.identity()))
         engine = Engine(task, config.training, folder, world)

@@ -456,8 +456,12 @@ class TokenizerTask(Task):
         return whole.finalize()
 
 
-def run(config: Config) -> Tokenizer:
+def run(config: Config, any_recipe: bool = False) -> Tokenizer:
     """Train to the end and write the tokenizer to `<output>/tokenizer`.
+
+    Args:
+        config: The recipe.
+        any_recipe: See `begin`.
 
     Raises:
         UserError: Images, teacher or recipe are wrong.
@@ -468,7 +472,7 @@ def run(config: Config) -> Tokenizer:
     device = resolve_device(config.training.device)
     with ExitStack() as held:
         world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: begin(folder, config, done, "tokenizer", held)):
+        if world.once(lambda: begin(folder, config, done, "tokenizer", held, any_recipe=any_recipe)):
             return Tokenizer.from_pretrained(done, device)
         source = world.first_alone(lambda: config.data.open("train", folder if world.first else None))
         world.once(lambda: same_data(folder, {"data.images": source.fingerprint()}))

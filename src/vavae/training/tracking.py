@@ -36,8 +36,10 @@ def versions() -> dict[str, str]:
 def write_run_header(folder: Path, config: Any) -> None:
     """Write `recipe.yaml` (resolved) and `versions.json` into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(to_yaml(config))
-    (folder / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
+    with written_whole(folder / "versions.json") as temporary:
+        temporary.write_text(json.dumps(versions(), indent=1) + "\n")
+    with written_whole(folder / "recipe.yaml") as temporary:
+        temporary.write_text(to_yaml(config))
 
 
 class Tracker:
@@ -136,20 +138,24 @@ def _wandb_id(folder: Path) -> str:
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
     """Lines of a run's `metrics.jsonl`, oldest first; empty where there is none."""
-    path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in _whole_lines(folder / "metrics.jsonl")]
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """Lines of a log, without what a kill or a fault of the disk left of others; none where there is no log."""
+
+    def is_whole(line: bytes) -> bool:
+        try:
+            return isinstance(json.loads(line)["images"], int)
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    return [line for line in path.read_bytes().splitlines() if is_whole(line)] if path.exists() else []
 
 
 def _cut(path: Path, images: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["images"] <= images:
-                kept.append(line)
-        except (ValueError, KeyError):  # a line that a kill left half-written
-            continue
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    partial.replace(path)
+    kept = [line for line in _whole_lines(path) if json.loads(line)["images"] <= images]
+    with written_whole(path) as temporary:
+        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
