@@ -61,7 +61,7 @@ class Engine:
         world: The processes of the run.
 
     Raises:
-        UserError: The task cannot be sharded.
+        UserError: The task cannot be sharded, or the run folder is damaged.
     """
 
     def __init__(self, task: Task, config: EngineConfig, folder: Path, world: World | None = None) -> None:
@@ -85,7 +85,7 @@ class Engine:
         self._sums: dict[str, Tensor] = {}
         self._summed_steps = 0
         self._watch = Watch(config.stability)
-        self._micro = MicroBatch(folder, config.micro_batch)
+        self._micro = self.world.once(lambda: MicroBatch(folder, config.micro_batch))
 
     def averaged_state(self, name: str, label: str | None = None) -> dict[str, Tensor]:
         """An averaged state dict of module `name`, whole; its present one where no average is kept.
