@@ -323,12 +323,14 @@ class Engine:
             return
         try:
             self._sums = self._state.restore(checkpoint)
+            self._take(checkpoint.numbers)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = one_line(error)[:300]
             raise UserError(
                 f"{self.folder}: its checkpoint does not fit this recipe; use another output folder ({reason})"
             ) from error
-        numbers = checkpoint.numbers
+
+    def _take(self, numbers: Mapping[str, Any]) -> None:
         self.images_seen, self.steps_done = numbers["images_seen"], numbers["steps_done"]
         self._summed_steps, self.seconds, self.order = numbers["summed_steps"], numbers["seconds"], numbers["order"]
         self._watch.regime, self._watch.history = numbers["regime"], numbers["history"]
