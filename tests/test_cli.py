@@ -1,6 +1,7 @@
 """The command line: help, exit codes, one clear line for a user's mistake."""
 
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -184,6 +185,10 @@ FAULTS = {
     "file for a folder": (FileExistsError(errno.EEXIST, "File exists", "runs/x"), "File exists: runs/x"),
     "file above a folder": (NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs/x"), "Not a directory: runs/x"),
     "folder for a file": (IsADirectoryError(errno.EISDIR, "Is a directory", "runs/x"), "Is a directory: runs/x"),
+    **{
+        name: (OSError(getattr(errno, name), os.strerror(getattr(errno, name)), "runs/x"), "runs/x; what was finished")
+        for name in ("EFBIG", "EIO", "ESTALE", "EMFILE", "ENFILE", "EBUSY", "ENOTCONN", "ETIMEDOUT", "EPERM", "ENOENT")
+    },
     "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "smaller batch"),
     "failed run": (RunError("the loss was not finite"), "the loss was not finite"),
     "stop": (KeyboardInterrupt("stopped after 3 images; the same command goes on from there"), "goes on from there"),
@@ -203,6 +208,56 @@ def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
     assert run(["doctor"]) == 1
     told = capsys.readouterr().err.strip()
     assert named in told and len(told.splitlines()) == 1
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
+
+
+@pytest.mark.parametrize("error", [RuntimeError(GLOO), RunError(f"x: the checkpoint could not be written ({GLOO})")])
+def test_the_end_of_another_process_is_one_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vavae.stages.doctor.run", fail)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["doctor"]) == 1
+    assert capsys.readouterr().err == (
+        "vavae: another process of this run has ended, or no longer answers; see its message\n"
+    )
+
+
+def test_a_collective_out_of_step_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: object) -> None:
+        raise RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc:474] op.preamble.length <= op.nbytes. 8 vs 4")
+
+    monkeypatch.setattr("vavae.stages.doctor.run", fail)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError):
+        run(["doctor"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_in_the_thread_of_tensorboard_is_told_without_a_traceback(tmp_path: Path) -> None:
+    program = """
+import sys
+from tensorboard.summary.writer import event_file_writer
+from vavae import cli
+from vavae.stages import doctor
+
+def run(config):
+    writer = event_file_writer._AsyncWriter(open("/dev/full", "wb", buffering=0))
+    writer.write(b"x")
+    writer._worker.join()
+    writer.write(b"x")
+
+doctor.run = run
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program, "doctor"], capture_output=True, text=True)
+    told = "vavae: No space left on device: while reading or writing; what was finished is kept"
+    assert done.returncode == 1 and set(done.stderr.splitlines()) == {told}
 
 
 def test_a_stop_while_modules_are_read_is_one_line(

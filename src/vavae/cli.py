@@ -3,9 +3,13 @@
 Exit codes: 0 done, 1 the run failed or was interrupted, 2 bad input.
 """
 
+import atexit
 import errno
 import importlib
+import os
+import re
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,15 +67,41 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-# A full disk, no permission, and a file where a folder should be or the other way round.
-_FAULTS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EACCES", "EROFS", "EEXIST", "ENOTDIR", "EISDIR")}
+# A full disk, no permission, a folder that is gone or a file in its place, a disk or a server that fails, and limits.
+_FAULTS = {
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EEXIST", "ENOENT", "ENOTDIR", "EISDIR", "EBUSY"),
+        *("EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EMFILE", "ENFILE"),
+    )
+}
+# What gloo and NCCL say when another process is gone or does not answer.
+_LOST = re.compile(
+    r"gloo.*(closed by peer|reset by peer|broken pipe|timed out|timeout|connectFullMesh)|NCCL.*remote process exited",
+    re.IGNORECASE,
+)
 
 
-def _machine_fault(error: Exception) -> str | None:
+def _processes() -> int:
+    """How many processes `torchrun` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _lost_process(error: Exception) -> str | None:
+    """One line for an error that only tells that another process of the run has gone wrong; None for any other."""
+    if _processes() == 1:
+        return None
+    # The store, in which processes find each other, has exceptions of its own.
+    if type(error).__name__ in ("DistNetworkError", "DistStoreError") or _LOST.search(one_line(error)):
+        return "another process of this run has ended, or no longer answers; see its message"
+    return None
+
+
+def _machine_fault(error: BaseException) -> str | None:
     """One line for a fault of the machine (full disk, no permission, out of memory); None for a defect of ours."""
     text = one_line(error)
     if isinstance(error, OSError) and error.errno in _FAULTS:
-        return f"{error.strerror}: {error.filename or 'while writing'}; what was finished is kept"
+        return f"{error.strerror}: {error.filename or 'while reading or writing'}; what was finished is kept"
     if "No space left on device" in text or "Disk quota exceeded" in text:  # from libraries with their own errors
         return f"no space left on the disk ({text[:200]}); what was finished is kept"
     if type(error).__name__ == "OutOfMemoryError":
@@ -104,7 +134,7 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         return _fail(str(error), 2)
     except RunError as error:
-        return _fail(str(error), 1)
+        return _fail(_lost_process(error) or str(error), 1)
     except KeyboardInterrupt as interrupt:
         # The engine raises this after it has saved; its text says how to go on.
         return _fail(
@@ -115,13 +145,35 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
-        told = _machine_fault(error)
+        told = _lost_process(error) or _machine_fault(error)
         if told is None:
             raise
         return _fail(told, 1)
     return 0
 
 
+def _fail_in_thread(failure: threading.ExceptHookArgs) -> None:
+    """One line for a fault of the machine that a library's thread meets (TensorBoard's, say), as in `run`."""
+    told = None if failure.exc_value is None else _machine_fault(failure.exc_value)
+    if told is None:
+        threading.__excepthook__(failure)
+    else:
+        _fail(told, 1)
+
+
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    threading.excepthook = _fail_in_thread
+    code = 1
+
+    def leave() -> None:
+        if code:
+            sys.stdout.flush()
+            os._exit(code)
+
+    if _processes() > 1:
+        # A group that failed is not taken down, and its threads could abort an interpreter that ends in order.
+        # Registered before all others, so called after them.
+        atexit.register(leave)
+    code = run(sys.argv[1:])
+    sys.exit(code)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def written_whole(path: Path) -> Iterator[Path]:
     The bytes are on the disk before the name appears. The mode is what the user's mask grants: some libraries
     would leave their files to the owner alone.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Drawn anew: processes of two machines or containers may have the same number, and one folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode

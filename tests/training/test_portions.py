@@ -1,5 +1,7 @@
 """Work without gradients in parts that fit: statistics and validation of both stages."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_l
 from torch import Tensor
 
 from vavae.data import LatentDataset
+from vavae.errors import UserError
 from vavae.pretrained import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderKL
-from vavae.training.microbatch import Portions
+from vavae.training.microbatch import MicroBatch, Portions
 
 
 def lengths_that_fit(fits: int) -> tuple[list[int], Any]:
@@ -141,3 +144,29 @@ def test_a_run_hands_its_micro_batch_on(tmp_path: Path, encoded: list[int], monk
     monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
     train_tokenizer.run(tokenizer_recipe(tmp_path, images=16, micro_batch=2, validation_images=16))
     assert max(encoded) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[1]", '{"micro_batch": 0}', '{"micro_batch": null}', '{"micro_batch": 1']
+)
+def test_a_damaged_memory_of_the_micro_batch_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "micro_batch.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"micro_batch.json: is damaged; remove it"):
+        MicroBatch(tmp_path, None)
+    assert MicroBatch(tmp_path, 4).size == 4
+
+
+def test_a_full_disk_leaves_the_former_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    micro = MicroBatch(tmp_path, None)
+    assert micro.halve(16)
+
+    def full(path: Path, text: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            micro.halve(16)
+    assert MicroBatch(tmp_path, None).size == 8 and len(list(tmp_path.iterdir())) == 1

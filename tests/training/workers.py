@@ -1,5 +1,6 @@
 """What the processes of the tests do; each function is called in every process."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from vavae.errors import RunError, UserError
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.images import ImagesConfig
+from vavae.training import checkpoint
 from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
 from vavae.training.engine import Engine, EngineConfig
 from vavae.training.parallel import processes
@@ -120,6 +122,25 @@ def mistake() -> None:
             assert world.first
         except SystemExit as leave:
             assert not world.first and leave.code == 2
+        else:
+            raise AssertionError("nobody noticed")
+
+
+def unreadable_in_one(folder: str) -> None:
+    """The second process cannot read its part of a checkpoint: it says so, and the first leaves without a word."""
+    original = checkpoint.sha256_file
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with processes("cpu") as world:
+        checkpoint.sha256_file = original if world.first else fail
+        try:
+            checkpoint.CheckpointFolder(Path(folder), world=world).newest()
+        except OSError as error:
+            assert not world.first and error.errno == errno.EIO
+        except SystemExit as leave:
+            assert world.first and leave.code == 1
         else:
             raise AssertionError("nobody noticed")
 

@@ -2,10 +2,12 @@
 
 A checkpoint is a folder `images-000000640000` written by `torch.distributed.checkpoint`: each process writes its
 part of the tensors, from a copy and in the background, so training goes on meanwhile. The parts lie in a folder
-of another name until the first process has hashed them, written `manifest.json` (numbers and the sha256 of every
-file) and flushed all; then the folder gets its name. So a folder with a checkpoint's name is always complete. A
-damaged one is reported, set aside under the name `damaged-…`, and the one before is used. Tensors are stored by
-name and global shape: another number of processes reads them as well.
+of another name until the first process has hashed them, written `manifest.json` (numbers, the sha256 of every file
+and its own) and flushed all; then the folder gets its name. So a folder with a checkpoint's name is always complete.
+A damaged one is reported, set aside under the name `damaged-…`, and the one before is used; where none is left, the
+run ends rather than begin anew. A file that cannot be got at (no permission, a failing disk) is no damage: it ends the
+call, and the next may find it. Tensors are stored by name and global shape: another number of processes reads them as
+well.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vavae.errors import RunError, one_line
+from vavae.errors import RunError, UserError, one_line
 from vavae.training.parallel import World
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,9 @@ log = logging.getLogger(__name__)
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 _PREFIX = "images-"
+_DAMAGED = "damaged-"
 _MANIFEST = "manifest.json"
+_OWN_HASH = "sha256"  # key of the manifest
 
 
 def sha256_file(path: Path) -> str:
@@ -68,11 +72,21 @@ class Checkpoint:
     world: World
 
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill `tensors`, plain or sharded, with the values of their names. All processes must call it."""
+        """Fill `tensors`, plain or sharded, with the values of their names. All processes must call it.
+
+        Raises:
+            OSError: A file could not be read.
+            RunError: Reading failed for another reason.
+        """
         import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.api import CheckpointException
 
         reader = dcp.FileSystemReader(self.path)
-        dcp.load(dict(tensors), storage_reader=reader, process_group=self.world.host, no_dist=self.world.size == 1)
+        alone = self.world.size == 1
+        try:
+            dcp.load(dict(tensors), storage_reader=reader, process_group=self.world.host, no_dist=alone)
+        except (CheckpointException, RuntimeError) as error:
+            raise _as_fault(error, self.path, "read") from error
 
 
 class CheckpointFolder:
@@ -92,8 +106,12 @@ class CheckpointFolder:
         self._pending: Future[None] | None = None
 
     def list(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(self.folder.glob(f"{_PREFIX}*")) if self.folder.is_dir() else []
+        """Complete checkpoints, oldest first.
+
+        Raises:
+            OSError: The folder is there and cannot be read.
+        """
+        return [path for path in _named(self.folder, _PREFIX) if path.name.removeprefix(_PREFIX).isdigit()]
 
     def save(
         self,
@@ -155,11 +173,11 @@ class CheckpointFolder:
                 self._prune(judged)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise _as_fault(error, partial) from error
+            raise _as_fault(error, self.folder, "written") from error
 
     def _name(self, partial: Path, target: Path, manifest: dict[str, Any]) -> None:
         files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
-        (partial / _MANIFEST).write_text(json.dumps({"files": files, **manifest}, indent=1))
+        _write_manifest(partial, {"files": files, **manifest})
         for path in (*partial.iterdir(), partial):
             _sync(path)
         if target.exists():
@@ -171,27 +189,43 @@ class CheckpointFolder:
         complete = self.list()
         good = [path for path in complete if images_of(path) <= judged]
         for old in complete[: -self.keep]:
-            if old not in good[-1:] and not _is_milestone(old):
+            if old not in good[-1:] and not _may_be_milestone(old):
                 shutil.rmtree(old)
 
     def newest(self, upto: int | None = None) -> Checkpoint | None:
         """The newest good checkpoint, of at most `upto` images where that is given; None where there is none.
 
         All processes must call it; they read each file once between them.
+
+        Raises:
+            OSError: One could not be got at, which says nothing about it.
+            UserError: There were checkpoints, and all are damaged; not where `upto` is given.
         """
         self.wait()
-        for path in reversed(self.list()):
+        for path in reversed(self.world.once(self.list)):
             if upto is not None and images_of(path) > upto:
                 continue
-            problem = self._problem(path)
-            if self.world.any(problem is not None):
-                if self.world.first:
-                    _set_aside(path, problem or "another process could not read it")
-                self.world.wait()
-                continue
-            numbers = json.loads((path / _MANIFEST).read_text())["numbers"]
-            return Checkpoint(path, numbers, *_stored_tensors(path), self.world)
+            if (found := self._opened(path)) is not None:
+                return found
+        if upto is None:
+            self.world.once(self._check_none_is_damaged)
         return None
+
+    def _opened(self, path: Path) -> Checkpoint | None:
+        """A checkpoint that is good; None of one that is damaged, and set aside."""
+        world = self.world
+        found = world.gather(world.each(lambda: self._problem(path)))
+        problems = [problem for problem in found if problem is not None]
+        if problems:
+            world.once(lambda: _set_aside(path, problems[0]))
+            return None
+        return world.each(lambda: Checkpoint(path, _read_manifest(path)["numbers"], *_stored_tensors(path), world))
+
+    def _check_none_is_damaged(self) -> None:
+        if _named(self.folder, _DAMAGED):
+            raise UserError(
+                f"{self.folder}: all its checkpoints are damaged ({_DAMAGED}…); remove this folder to begin anew"
+            )
 
     def load_newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Whole tensors, on the CPU, and numbers of the newest good checkpoint; None where there is none."""
@@ -210,17 +244,19 @@ class CheckpointFolder:
         self.world.wait()
 
     def _problem(self, path: Path) -> str | None:
-        """What is wrong with this process's share of the files."""
+        """What is wrong with this process's share of the files.
+
+        Raises:
+            OSError: One could not be got at.
+        """
         try:
-            manifest = json.loads((path / _MANIFEST).read_text())
+            manifest = _read_manifest(path)
             files = sorted(manifest["files"].items())
-            if not isinstance(manifest["numbers"], dict):
-                return f"{_MANIFEST} holds no numbers"
             for name, digest in files[self.world.rank :: self.world.size]:
                 if sha256_file(path / name) != digest:
                     return f"the sha256 of {name} is not the one that was written"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return str(error) or type(error).__name__
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return one_line(error)
         return None
 
     def drop_after(self, images: int) -> None:
@@ -232,17 +268,17 @@ class CheckpointFolder:
         self.world.wait()
 
 
-def _as_fault(error: BaseException, path: Path) -> Exception:
-    """What kept a checkpoint from being written: the file system's own error where there is one, with its number.
+def _as_fault(error: BaseException, path: Path, done: str) -> Exception:
+    """What kept a checkpoint from being written or read: the file system's own error, with its number, if there is one.
 
     torch tells failures of any process as one exception that is no `Exception`, and its writer hides a full disk
     behind an error of its own.
     """
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno is not None:
-            return OSError(cause.errno, os.strerror(cause.errno), str(cause.filename or path.parent))
+            return OSError(cause.errno, os.strerror(cause.errno), str(cause.filename or path))
     innermost = list(_causes(error))[-1]
-    return RunError(f"{path.parent}: the checkpoint could not be written ({one_line(innermost)[:300]})")
+    return RunError(f"{path}: the checkpoint could not be {done} ({one_line(innermost)[:300]})")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -255,6 +291,14 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
+def _named(folder: Path, prefix: str) -> list[Path]:
+    """What lies in a folder under such names. One that cannot be read is not empty: it raises an OSError."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.startswith(prefix))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def images_of(path: Path) -> int:
     """Images seen by the checkpoint in folder `path`."""
     return int(path.name.removeprefix(_PREFIX))
@@ -265,10 +309,38 @@ def copy_checkpoint(source: Path, folder: Path, **numbers: Any) -> Path:
     target = folder / source.name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
-    manifest = json.loads((target / _MANIFEST).read_text())
+    manifest = _read_manifest(target)
     manifest["numbers"] |= numbers
-    (target / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+    _write_manifest(target, manifest)
     return target
+
+
+def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a manifest with the sha256 of all else in it."""
+    signed = {**manifest, _OWN_HASH: _manifest_sha256(manifest)}
+    (folder / _MANIFEST).write_text(json.dumps(signed, indent=1))
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint in folder `path`, without its own hash, which older ones lack.
+
+    Raises:
+        OSError: It could not be read.
+        ValueError: It is damaged.
+    """
+    manifest = json.loads((path / _MANIFEST).read_text())
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("numbers"), dict):
+        raise ValueError(f"{_MANIFEST} holds no numbers")
+    digest = manifest.pop(_OWN_HASH, None)
+    if digest is not None and digest != _manifest_sha256(manifest):
+        raise ValueError(f"the sha256 of {_MANIFEST} is not the one that was written")
+    if manifest["numbers"].get("images_seen", images_of(path)) != images_of(path):
+        raise ValueError(f"{_MANIFEST} tells of another number of images")
+    return manifest
 
 
 def _stored_tensors(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
@@ -282,15 +354,16 @@ def _stored_tensors(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, t
     return shapes, {name: entry.properties.dtype for name, entry in stored.items()}
 
 
-def _is_milestone(path: Path) -> bool:
+def _may_be_milestone(path: Path) -> bool:
+    """Whether a checkpoint is to be kept for good, or does not tell."""
     try:
-        return bool(json.loads((path / _MANIFEST).read_text())["milestone"])
-    except (OSError, ValueError, KeyError):
-        return False
+        return bool(_read_manifest(path).get("milestone"))
+    except (OSError, ValueError):
+        return True
 
 
 def _set_aside(path: Path, problem: str) -> None:
-    aside = path.with_name(f"damaged-{path.name}")
+    aside = path.with_name(f"{_DAMAGED}{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     path.replace(aside)
     log.warning("checkpoint %s is damaged (%s): set aside as %s", path, problem, aside.name)

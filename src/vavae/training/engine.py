@@ -61,7 +61,7 @@ class Engine:
         world: The processes of the run.
 
     Raises:
-        UserError: The task cannot be sharded.
+        UserError: The task cannot be sharded, or the run folder is damaged.
     """
 
     def __init__(self, task: Task, config: EngineConfig, folder: Path, world: World | None = None) -> None:
@@ -85,7 +85,7 @@ class Engine:
         self._sums: dict[str, Tensor] = {}
         self._summed_steps = 0
         self._watch = Watch(config.stability)
-        self._micro = MicroBatch(folder, config.micro_batch)
+        self._micro = self.world.once(lambda: MicroBatch(folder, config.micro_batch))
 
     def averaged_state(self, name: str, label: str | None = None) -> dict[str, Tensor]:
         """An averaged state dict of module `name`, whole; its present one where no average is kept.
@@ -323,12 +323,14 @@ class Engine:
             return
         try:
             self._sums = self._state.restore(checkpoint)
+            self._take(checkpoint.numbers)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = one_line(error)[:300]
             raise UserError(
                 f"{self.folder}: its checkpoint does not fit this recipe; use another output folder ({reason})"
             ) from error
-        numbers = checkpoint.numbers
+
+    def _take(self, numbers: Mapping[str, Any]) -> None:
         self.images_seen, self.steps_done = numbers["images_seen"], numbers["steps_done"]
         self._summed_steps, self.seconds, self.order = numbers["summed_steps"], numbers["seconds"], numbers["order"]
         self._watch.regime, self._watch.history = numbers["regime"], numbers["history"]

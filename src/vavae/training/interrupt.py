@@ -1,10 +1,17 @@
 """A stop that is asked for (Ctrl-C, SIGTERM) ends a run between two steps, with its state saved."""
 
+import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+# Seconds that a second signal leaves to the way out.
+_GRACE = 5.0
 
 
 class StopRequest:
@@ -23,7 +30,7 @@ def _handled_by(handle: Callable[[int, FrameType | None], object]) -> Iterator[N
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, handle) for number in _STOPS}
     try:
         yield
     finally:
@@ -68,3 +75,35 @@ def signals_later() -> Iterator[None]:
     finally:
         for number in dict.fromkeys(came):
             signal.raise_signal(number)
+
+
+@contextmanager
+def ended_by_second_signal() -> Iterator[None]:
+    """Within the block a second SIGINT or SIGTERM ends the process, wherever it waits, after some seconds at most.
+
+    For processes that wait for each other: no handler in Python runs while one of them waits in C++. What runs at once
+    is the interpreter's own, which tells a thread here of every signal. After an error the thread goes on, as the way
+    out may wait as well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+    former = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second, args=(told, tells), name="second signal", daemon=True).start()
+    yield
+    signal.set_wakeup_fd(former)
+    tells.shutdown(socket.SHUT_WR)
+
+
+def _end_at_second(told: socket.socket, tells: socket.socket) -> None:
+    """Read the signals that come until there are two, or no more can come; both ends are kept open meanwhile."""
+    with told, tells:
+        came = 0
+        while numbers := told.recv(64):
+            came += sum(number in _STOPS for number in numbers)
+            if came > 1:
+                time.sleep(_GRACE)
+                os.write(2, b"vavae: ended at once by a second signal; what was finished is kept\n")
+                os._exit(1)

@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from vavae.errors import UserError
+from vavae.files import written_whole
+
 T = TypeVar("T")
 
 
@@ -102,13 +105,16 @@ class MicroBatch:
     Args:
         folder: The run folder.
         given: The recipe's number; None begins with the whole batch.
+
+    Raises:
+        UserError: What was remembered cannot be read.
     """
 
     def __init__(self, folder: Path, given: int | None) -> None:
         self._path = folder / "micro_batch.json"
         self.size = given
         if given is None and self._path.exists():
-            self.size = int(json.loads(self._path.read_text())["micro_batch"])
+            self.size = _remembered(self._path)
 
     def halve(self, length: int) -> bool:
         """Take half of what did not fit, of a batch of `length`; False where a single image did not fit."""
@@ -117,9 +123,20 @@ class MicroBatch:
             return False
         self.size = -(-tried // 2)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps({"micro_batch": self.size}) + "\n")
+        with written_whole(self._path) as temporary:
+            temporary.write_text(json.dumps({"micro_batch": self.size}) + "\n")
         _free()
         return True
+
+
+def _remembered(path: Path) -> int:
+    try:
+        size = json.loads(path.read_text())["micro_batch"]
+    except (ValueError, KeyError, TypeError):
+        size = None
+    if type(size) is not int or size < 1:
+        raise UserError(f"{path}: is damaged; remove it, and the micro-batch is found anew")
+    return size
 
 
 def _free() -> None:

@@ -22,6 +22,7 @@ import torch.distributed.nn
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.training.interrupt import ended_by_second_signal
 from vavae.training.precision import resolve_device
 
 T = TypeVar("T")
@@ -30,6 +31,10 @@ T = TypeVar("T")
 _BUCKET_BYTES = 64 * 2**20
 # One process may work alone for hours (statistics, t-SNE, a report) while the others wait for it.
 _PATIENCE = timedelta(days=2)
+# In a step, and while a checkpoint's parts are written, a process that is silent for this long is given up. Validations
+# are shared, and a checkpoint is written beside the steps: at most a compilation, a preview or a snapshot of the
+# averages keeps one alone, for minutes.
+_STEP_PATIENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class World:
     Attributes:
         rank: This process, in [0, size).
         size: Number of processes.
-        host: Group for numbers and objects in host memory; None is the default group.
+        host: Group for numbers and objects in host memory that one process may be long about; None is the default
+            group, which the steps use.
         saving: Group for the thread that writes checkpoints, which must not meet the other's messages.
     """
 
@@ -86,11 +92,11 @@ class World:
             torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in any process. All must call it."""
+        """Whether `flag` holds in any process. All must call it, within the patience of a step."""
         if self.size == 1:
             return flag
         shared = torch.tensor([int(flag)])
-        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.host)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
         return bool(shared.item())
 
     def wait(self) -> None:
@@ -106,15 +112,33 @@ class World:
         """
         if self.size == 1:
             return action()
-        told: list[Any] = [None, False]
+        told: list[Any] = [None, 1]  # the result, and with which code the others leave
         try:
             if self.first:
-                told = [action(), True]
+                told = [action(), 0]
+        except UserError:
+            told[1] = 2
+            raise
         finally:
             dist.broadcast_object_list(told, 0, group=self.host)
-        if not told[1]:
-            raise SystemExit(2)
+        if told[1]:
+            raise SystemExit(told[1])
         return told[0]
+
+    def each(self, action: Callable[[], T]) -> T:
+        """What `action` returns in this process; all must call it.
+
+        An error of any process ends all of them: there as itself, elsewhere as a silent exit.
+        """
+        made: list[T] = []
+        fine: list[bool] = []
+        try:
+            made.append(action())
+        finally:
+            fine = self.gather(bool(made))
+        if not all(fine):
+            raise SystemExit(1)
+        return made[0]
 
     def first_alone(self, action: Callable[[], T]) -> T:
         """What `action` returns in each process; the first one is through before the others begin.
@@ -177,11 +201,12 @@ def sharing_processes() -> Iterator[World]:
     elif dist.is_initialized():
         yield World(dist.get_rank(), dist.get_world_size())
     else:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
-        try:
-            yield World(dist.get_rank(), dist.get_world_size())
-        finally:
-            dist.destroy_process_group()
+        with ended_by_second_signal():
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+            try:
+                yield World(dist.get_rank(), dist.get_world_size())
+            finally:
+                dist.destroy_process_group()
 
 
 @contextmanager
@@ -197,16 +222,21 @@ def processes(device: str) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
-    chosen = resolve_device(device)
-    if chosen.type == "cuda":
+    with ended_by_second_signal():
+        _join(resolve_device(device))
+        groups = [dist.new_group(backend="gloo", timeout=patience) for patience in (_PATIENCE, _STEP_PATIENCE)]
+        yield World(dist.get_rank(), dist.get_world_size(), *groups)
+        # After an error nothing is taken down: that would wait for processes which wait for this one. Its end tells
+        # them.
+        dist.destroy_process_group()
+
+
+def _join(device: torch.device) -> None:
+    if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise UserError(f"torchrun started more processes than this machine's {torch.cuda.device_count()} GPUs")
-        torch.cuda.set_device(chosen)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=chosen)
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_STEP_PATIENCE)
     else:
-        dist.init_process_group("gloo")
-    groups = [dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2)]
-    yield World(dist.get_rank(), dist.get_world_size(), *groups)
-    # After an error nothing is taken down: that would wait for processes which wait for this one. Its end tells them.
-    dist.destroy_process_group()
+        dist.init_process_group("gloo", timeout=_STEP_PATIENCE)

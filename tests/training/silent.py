@@ -1,0 +1,67 @@
+"""A process of test_silent_process.py: one of two that ends, or falls silent, while the other waits for it."""
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import distributed_c10d
+
+from vavae import cli
+from vavae.errors import UserError
+from vavae.stages import doctor
+from vavae.training import interrupt
+from vavae.training.interrupt import stop_on_signal
+from vavae.training.parallel import World, processes
+
+
+def vanish(world: World) -> None:
+    """The second process stops, and a step is patient for a moment only."""
+    distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+    if not world.first:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    world.any(False)
+
+
+def wait_for_ever(world: World) -> None:
+    """The second process stops, and the first waits in C++, with the handlers of a run."""
+    if not world.first:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    interrupt._GRACE = 0.1
+    with stop_on_signal():
+        Path(ARGUMENTS[1]).touch()
+        world.wait()
+
+
+def fail(world: World) -> None:
+    """The second process meets a user's mistake."""
+    if not world.first:
+        raise UserError("cannot read image x.png")
+    world.any(False)
+
+
+def die(world: World) -> None:
+    """The second process is killed."""
+    if not world.first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.wait()
+
+
+def be_long(world: World) -> None:
+    """The first process works alone for longer than a step may take."""
+    distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+    world.once(lambda: time.sleep(2))
+
+
+def work(config: object) -> None:
+    with processes("cpu") as world:
+        world.wait()
+        globals()[ARGUMENTS[0]](world)
+
+
+if __name__ == "__main__":
+    doctor.run = work  # type: ignore[assignment]
+    ARGUMENTS, sys.argv[1:] = sys.argv[1:], ["doctor"]
+    cli.main()
