@@ -26,6 +26,7 @@ from torch import Tensor
 
 from vavae.errors import UserError, one_line
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
+from vavae.unfinished import UNFINISHED
 
 INDEX_NAME = "index.json"
 STATISTICS_NAME = "statistics.safetensors"
@@ -154,6 +155,8 @@ class LatentDataset:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"no such folder of latents: {self.folder}")
+        if (self.folder / UNFINISHED).is_file():
+            raise UserError(f"{self.folder} was not written to its end: write it again")
         self.settings: LatentSettings | None = None
         self._records: list[ShardRecord] = []
         if (self.folder / INDEX_NAME).is_file():
