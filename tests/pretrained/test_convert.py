@@ -1,5 +1,8 @@
 """`vavae convert`: every form to every other, and round trips that leave each weight bit-identical."""
 
+import errno
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +21,14 @@ from published_files import (
 )
 from safetensors.torch import load_file, save_file
 
+from machine_faults import limited
 from vavae.cli import run
-from vavae.data import LatentDataset
+from vavae.data import LatentDataset, latent_writer
+from vavae.errors import UserError
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer, read_statistics
 from vavae.pretrained.reading import read_checkpoint
+from vavae.stages import convert
+from vavae.stages.convert import Config
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
 
@@ -243,6 +250,51 @@ def test_published_latents_are_read_as_they_are_and_ours_are_written_like_them(
     shard = load_file("written/latents_rank00_shard000.safetensors")
     assert same_weights(shard, tensors)
     assert torch.equal(read_checkpoint(Path("written/latents_stats.pt"))["mean"], stats["mean"])
+
+
+def test_latents_whose_conversion_was_killed_are_refused_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = published_latents(Path("published"))
+    save = latent_writer._save_deterministic
+
+    def killed(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save(tensors, path, metadata)
+        if "shard001" in path.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(latent_writer, "_save_deterministic", killed)
+        latent_writer.write_published_layout(LatentDataset("published"), "written", shard_size=3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert Path("written/latents_rank00_shard000.safetensors").is_file()
+    with pytest.raises(UserError, match="written was not written to its end"):
+        LatentDataset("written")
+    Path("written/latents_rank00_shard007.safetensors").touch()  # of a conversion with more shards
+    assert vavae("convert", "published", "written", "--to", "published") == 0
+    assert {path.name for path in Path("written").iterdir()} == {
+        "latents_rank00_shard000.safetensors",
+        "latents_stats.pt",
+    }
+    assert same_weights(load_file("written/latents_rank00_shard000.safetensors"), tensors)
+    assert vavae("convert", "published", "written", "--to", "published") == 2
+    assert "output: written is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["native", "published", "diffusers"])
+def test_a_full_disk_leaves_nothing_that_is_in_the_way(to: str) -> None:
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    config = Config(source="vavae.pt", output="out", to=to, statistics="latents_stats.pt")  # type: ignore[arg-type]
+    full = OSError if to == "published" else Exception  # safetensors has errors of its own
+    with limited("FSIZE", 20_000), pytest.raises(full, match="File too large") as told:
+        convert.run(config)
+    if isinstance(told.value, OSError):
+        assert (told.value.errno, told.value.filename) == (errno.EFBIG, str(Path("out/autoencoder.pt")))
+    assert not Path("out").exists()
+    convert.run(config)
+    assert Path("out").is_dir() and not Path("out/.unfinished").exists()
 
 
 def test_latents_we_encode_with_a_published_tokenizer_give_its_statistics(capsys: pytest.CaptureFixture[str]) -> None:

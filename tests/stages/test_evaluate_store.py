@@ -9,6 +9,7 @@ import torch
 from evaluate_models import colour_network
 from safetensors.torch import load_file, save_file
 
+from machine_faults import limited
 from vavae.data import DemoImages
 from vavae.errors import RunError, UserError
 from vavae.metrics import FeatureNetwork, RunningMoments
@@ -116,6 +117,28 @@ def test_damaged_files_are_named(tmp_path):
         found.all()
     with pytest.raises(UserError, match="no images"):
         run(store, [network], 0)
+
+
+def test_zeroed_features_are_named(tmp_path):
+    store, network = BlockStore(tmp_path), colour_network()
+    found = run(store, [network], 30)[network.name]
+    (file,) = tmp_path.rglob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-200] + bytes(200))
+    with pytest.raises(UserError, match=rf"{file.name}: stored features are damaged \(not what was written\)"):
+        found.all()
+    file.write_bytes(whole)
+    expected = found.all()
+    save_file({"pool": expected}, file)  # as a former version wrote it
+    assert torch.equal(found.all(), expected)
+
+
+def test_features_that_cannot_be_read_now_are_not_called_damaged(tmp_path):
+    store, network = BlockStore(tmp_path), colour_network()
+    found = run(store, [network], 30)[network.name]
+    with limited("NOFILE"), pytest.raises(OSError, match=r"Too many open files: .*safetensors"):
+        found.all()
+    assert len(found.all()) == 30
 
 
 def test_networks_of_one_name_are_refused(tmp_path):

@@ -11,14 +11,19 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from html_page import Page
 from vavae.cli import run
+from vavae.config import load_recipe
 from vavae.errors import RunError, UserError
 from vavae.stages import frontier, frontier_cells
+from vavae.stages.frontier_plan import Grid
+from vavae.stages.frontier_recipe import Config
 from vavae.stages.frontier_store import Results
 from vavae.stages.run_folder import begin
 
@@ -261,7 +266,7 @@ def test_points_of_a_curve_measured_in_another_way_are_not_taken(
     with monkeypatch.context() as patched:
         patched.setattr(frontier_cells, "_distance", stop_at_the_third)
         assert here("--output", str(folder), *CURVE)[0] == 1
-    assert len(json.loads(one_file(folder, "work/generator-*/*.partial.json").read_text())) == 1
+    assert len(json.loads(one_file(folder, "work/generator-*/*.partial.json").read_text())["content"]["points"]) == 1
     code, output, error = here("--output", str(folder), *CURVE, "--measure.curve_samples", "12")
     assert (code, trained(output)) == (0, []), error
     points = json.loads(one_file(folder, "results/curve-*.json").read_text())["content"]["points"]
@@ -285,6 +290,22 @@ def test_a_curve_whose_result_could_not_be_written_is_not_trained_again(
     code, output, error = here("--output", str(folder), *CURVE)
     assert (code, trained(output)) == (0, []), error
     assert not list(folder.glob("work/generator-*/*.partial.json")) + list(folder.glob("work/generator-*/run/averages"))
+
+
+def test_a_run_folder_that_another_process_has_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = (*ONE, "--tokenizer.images", "16", "--measure.teacher", "null")
+    config = load_recipe(Config, RECIPE, ["--output", str(tmp_path), *quick])
+    grid = Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
+    run_folder = grid.tokenizer_folder(grid.tokenizers[0]) / "run"
+    run_folder.mkdir(parents=True)
+    other = FileLock(run_folder / ".lock")
+    other.acquire()
+    # Instead of waiting, the other process ends.
+    monkeypatch.setattr(frontier, "time", SimpleNamespace(sleep=lambda _: other.release(), monotonic=time.monotonic))
+    code, output, error = here("--output", str(tmp_path), *quick, "--kinds", "[tokenizer]")
+    assert code == 0, error
+    assert output.count("another process is working in this run folder") == 1 and "failed" not in output
+    assert len(list((tmp_path / "results").glob("tokenizer-*.json"))) == 1
 
 
 def test_a_stopped_run_goes_on_with_another_sampling_and_in_another_place(

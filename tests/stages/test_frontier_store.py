@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from machine_faults import limited
 from vavae.stages import frontier_store
 from vavae.stages.frontier_store import Claims, Failures, Owner, Results
 
@@ -36,6 +38,13 @@ def test_a_damaged_result_is_set_aside_and_named(
     assert not path.exists() and (tmp_path / "damaged-a.json").exists()
 
 
+def test_a_result_that_cannot_be_read_now_is_left_alone(tmp_path: Path) -> None:
+    Results(tmp_path).write("a", {"value": 1.5})
+    with limited("NOFILE"), pytest.raises(OSError, match=r"Too many open files.*a\.json"):
+        Results(tmp_path).read("a")
+    assert Results(tmp_path).read("a") == {"value": 1.5}
+
+
 def test_a_number_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         Results(tmp_path).write("a", {"value": float("nan")})
@@ -61,16 +70,93 @@ def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
         assert mine and json.loads((tmp_path / "a.lock").read_text())["pid"] == os.getpid()
 
 
-def test_another_machine_counts_as_dead_after_ten_silent_minutes(tmp_path: Path) -> None:
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """Another process, which holds claim `a`."""
+    code = (
+        "import sys; from pathlib import Path; from vavae.stages.frontier_store import Claims\n"
+        "with Claims(Path(sys.argv[1])).holding('a') as mine:\n"
+        "    print(int(mine), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_who_lives_keeps_a_claim_whatever_numbers_and_clocks_say(tmp_path: Path) -> None:
+    """A process of another container of this machine, or one that slept: its number is nobody's here, its file is old.
+
+    Once it is dead its claim is free at once, though its number is that of another process and its file of tomorrow.
+    """
+    other = holder(tmp_path)
+    assert other.stdout is not None and other.stdout.readline() == "1\n"
     claims, path = Claims(tmp_path), tmp_path / "a.lock"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {"pid": 2**22 + 1}))
+    os.utime(path, (1.0, 1.0))
+    owner = claims.owner("a")
+    assert owner is not None and owner.token == said["token"]
     with claims.holding("a") as mine:
         assert not mine
-    assert claims.owner("a") == Owner("elsewhere", 1)
-    long_ago = time.time() - 601
-    os.utime(path, (long_ago, long_ago))
+    path.write_text(json.dumps(said | {"pid": os.getpid()}))
+    other.kill()
+    other.communicate()
+    tomorrow = time.time() + 86400
+    os.utime(path, (tomorrow, tomorrow))
     with claims.holding("a") as mine:
         assert mine
+
+
+@pytest.mark.parametrize("said", [{}, {"token": "b", "locked": True}], ids=["former version", "locked there"])
+def test_another_machine_counts_as_dead_after_ten_silent_minutes(
+    said: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As this process sees them pass: what the other machine's clock says, tomorrow, does not matter."""
+    now = 0.0
+    monkeypatch.setattr(frontier_store, "time", SimpleNamespace(monotonic=lambda: now))
+    claims, path = Claims(tmp_path), tmp_path / "a.lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1} | said))
+    os.utime(path, (2**31, 2**31))
+    assert claims.owner("a") == Owner("elsewhere", 1, str(said.get("token", "")))
+    now = 500.0
+    os.utime(path, (2**31 - 1, 2**31 - 1))  # a sign of life, though the clock went back
+    with claims.holding("a") as mine:
+        assert not mine
+    now = 1000.0
+    with claims.holding("a") as mine:
+        assert not mine
+    now = 1101.0
+    with claims.holding("a") as mine:
+        assert mine
+
+
+def test_a_claim_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    with limited("FSIZE"), pytest.raises(OSError, match="File too large"), claims.holding("a"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {".taking"}
+    with claims.holding("a") as mine:
+        assert mine
+
+
+@pytest.mark.parametrize("left", ["", "[]", '{"host": "x"'])
+def test_half_a_claim_is_nobodys(left: str, tmp_path: Path) -> None:
+    (tmp_path / "a.lock").write_text(left)
+    with Claims(tmp_path).holding("a") as mine:
+        assert mine
+
+
+def test_without_locks_numbers_of_processes_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontier_store, "fcntl", None)
+    claims = Claims(tmp_path)
+    with claims.holding("a") as mine, claims.holding("a") as second:
+        assert (mine, second) == (True, False)
+        said = json.loads((tmp_path / "a.lock").read_text())
+    assert not said["locked"] and not list(tmp_path.glob("*.lock"))
+    for process, free in ((os.getppid(), False), (2**22 + 1, True)):
+        (tmp_path / "a.lock").write_text(json.dumps(said | {"token": "another", "pid": process}))
+        with claims.holding("a") as mine:
+            assert mine is free
 
 
 def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,18 +176,7 @@ def test_a_claim_that_was_taken_over_is_left_to_its_new_owner(tmp_path: Path, mo
 
 def test_processes_that_race_for_a_dead_owners_claim_get_it_once(tmp_path: Path) -> None:
     (tmp_path / "a.lock").write_text(json.dumps({"host": Owner.this().host, "pid": 2**22 + 1}))
-    code = (
-        "import sys, time; from pathlib import Path; from vavae.stages.frontier_store import Claims\n"
-        "with Claims(Path(sys.argv[1])).holding('a') as mine:\n"
-        "    print(int(mine), flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
+    racers = [holder(tmp_path) for _ in range(4)]
     won = [int(racer.stdout.readline()) for racer in racers]  # type: ignore[union-attr]
     for racer in racers:
         racer.communicate("")
@@ -119,6 +194,8 @@ def test_failures_of_one_process_are_known_to_another(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"name": "half')  # as another process finds it that reads at the wrong moment
     assert one.read() == expected
+    other.add("curve-c", "killed while it wrote the line before")
+    assert one.read() == expected | {"curve-c": "killed while it wrote the line before"}
 
 
 def test_without_a_file_failures_are_remembered() -> None:
@@ -131,7 +208,9 @@ def test_who_else_begins(tmp_path: Path) -> None:
     """A process's own claim and that of its parent are nobody else's: waiting for them would never end."""
     claims = Claims(tmp_path)
     assert not claims.others("starting-")
-    for process, others in ((os.getpid(), False), (os.getppid(), False), (1, True)):
+    with claims.holding("starting-own"):
+        assert not claims.others("starting-")
+    for process, others in ((os.getppid(), False), (1, True)):
         (tmp_path / "starting-x.lock").write_text(json.dumps({"host": Owner.this().host, "pid": process}))
         assert claims.others("starting-") is others
     assert not claims.others("tokenizer-")

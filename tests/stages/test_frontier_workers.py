@@ -20,7 +20,8 @@ from vavae.errors import UserError
 from vavae.stages import frontier, frontier_workers
 from vavae.stages.frontier_plan import Grid
 from vavae.stages.frontier_recipe import Config
-from vavae.stages.frontier_workers import failures_of_call
+from vavae.stages.frontier_store import Claims, Owner
+from vavae.stages.frontier_workers import call_folder, failures_of_call
 
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]
@@ -145,6 +146,19 @@ def here(monkeypatch: pytest.MonkeyPatch, together: Callable[..., list[str]], *a
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
         code = run(["frontier", RECIPE, *ONLY, *FEW, "--workers", "2", *arguments])
     return code, output.getvalue(), error.getvalue()
+
+
+def test_folders_of_calls_that_are_over_are_removed(tmp_path: Path) -> None:
+    """And no others, though their process may have the number of this one: containers share a host's name."""
+    claims, this = Claims(tmp_path / "claims"), Owner.this()
+    other = tmp_path / "workers" / f"{this.host}-{this.pid}-another"
+    other.mkdir(parents=True)
+    with claims.holding(f"call-{other.name}"), call_folder(tmp_path, claims) as own:
+        assert other.is_dir() and own.parent == other.parent and own != other
+    own.mkdir()
+    with call_folder(tmp_path, claims) as again:
+        assert not other.exists() and again == own and not own.exists()
+    assert not list((tmp_path / "claims").glob("*.lock"))
 
 
 def test_a_cell_that_failed_in_one_process_is_told_by_the_command_and_the_page(

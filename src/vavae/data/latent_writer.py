@@ -26,6 +26,8 @@ from vavae.data.latents import (
 from vavae.errors import UserError
 from vavae.files import written_whole
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
+from vavae.torch_file import save_whole
+from vavae.unfinished import whole_folder
 
 
 @dataclass(frozen=True)
@@ -263,26 +265,32 @@ def write_published_layout(dataset: LatentDataset, folder: str | os.PathLike[str
 
     Args:
         dataset: Latents with those of mirrored images, which the published training expects.
-        folder: Where to write; must be empty or missing.
+        folder: Where to write; must be empty, missing, or left by such a call that was killed.
         shard_size: Images per shard; 10,000 as published.
+
+    Raises:
+        UserError: The folder holds something else, or there are no latents of mirrored images.
     """
-    target = Path(folder)
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} is not empty")
     if not dataset.has_flips:
         raise UserError(f"{dataset.folder} holds no latents of mirrored images, which the published training needs")
-    target.mkdir(parents=True, exist_ok=True)
+    with whole_folder(Path(folder)):
+        _write_published(dataset, Path(folder), shard_size)
+
+
+def _write_published(dataset: LatentDataset, folder: Path, shard_size: int) -> None:
     for number, indices in enumerate(torch.arange(len(dataset)).split(shard_size)):
         latents, labels = dataset.get(indices, normalize=False)
         flipped, _ = dataset.get(indices, torch.ones(len(indices), dtype=torch.bool), normalize=False)
         tensors = {"latents": latents, "latents_flip": flipped, "labels": labels}
         metadata = {"total_size": str(len(indices)), "dtype": "torch.float32", "device": "cpu"}
-        with written_whole(target / f"latents_rank00_shard{number:03d}.safetensors") as temporary:
+        with written_whole(folder / f"latents_rank00_shard{number:03d}.safetensors") as temporary:
             _save_deterministic(tensors, temporary, metadata)
-    statistics = dataset.statistics
-    stored = {"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}
-    with written_whole(target / PUBLISHED_STATISTICS_NAME) as temporary:
-        torch.save(stored, temporary)
+    write_published_statistics(folder / PUBLISHED_STATISTICS_NAME, dataset.statistics)
+
+
+def write_published_statistics(path: Path, statistics: LatentStatistics) -> None:
+    """Write mean and standard deviation per channel as `latents_stats.pt` of the published extractor has them."""
+    save_whole({"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}, path)
 
 
 def _save_deterministic(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

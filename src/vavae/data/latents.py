@@ -28,6 +28,7 @@ from vavae.data.latent_check import check_files
 from vavae.errors import UserError, one_line
 from vavae.files import read_json_object
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
+from vavae.unfinished import UNFINISHED
 
 INDEX_NAME = "index.json"
 STATISTICS_NAME = "statistics.safetensors"
@@ -156,6 +157,8 @@ class LatentDataset:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"no such folder of latents: {self.folder}")
+        if (self.folder / UNFINISHED).is_file():
+            raise UserError(f"{self.folder} was not written to its end: write it again")
         self.settings: LatentSettings | None = None
         self._records: list[ShardRecord] = []
         self._hashes: dict[str, str] = {}

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from vavae.errors import UserError, one_line
 from vavae.files import written_whole
 from vavae.pretrained.reading import check_finite, check_tensors
+from vavae.unfinished import UNFINISHED
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 PIPELINE = "model_index.json"
 DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-# Lies in a folder that is being written, so that what a kill leaves is not taken for a published checkpoint.
-UNFINISHED = ".unfinished"
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
 # Models that come with the package, by name; see the card in each folder.

@@ -12,16 +12,20 @@ import yaml
 
 from vavae.config import from_plain, to_plain
 from vavae.data import LatentDataset, write_published_layout
+from vavae.data.latent_writer import write_published_statistics
+from vavae.data.latents import PUBLISHED_STATISTICS_NAME
 from vavae.errors import UserError
+from vavae.files import written_whole
 from vavae.pretrained import Generator, Tokenizer, read_statistics, scaling_statistics
 from vavae.pretrained import folder as files
 from vavae.pretrained.loading import open_checkpoint
 from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.published_recipes import ConvertedRecipe, convert_recipe, published_training
 from vavae.tokenizer import LatentStatistics
+from vavae.torch_file import save_whole
+from vavae.unfinished import is_free, whole_folder
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_PUBLISHED_STATISTICS = "latents_stats.pt"
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Config:
     Attributes:
         source: What to convert: a checkpoint (.pt, .pth, .ckpt, .safetensors), `latents_stats.pt`, a folder of a
             tokenizer, generator or latents, a folder of diffusers, a hub id, or a published YAML configuration.
-        output: The folder to write, which must be empty; a file for a recipe and for statistics.
+        output: The folder to write, which must be empty, or left by such a call that was killed; a file for a recipe
+            and for statistics.
         to: `native` is our folder, `published` files that the published code loads, `diffusers` a folder that
             diffusers loads.
         dtype: Type in which a native folder's weights are stored; float16 and bfloat16 halve them, and are widened
@@ -76,7 +81,7 @@ def run(config: Config) -> Path:
             f"{'source' if config.source is None else 'output'}: missing; it is 'vavae convert SOURCE OUTPUT'"
         )
     source, output = files.resolve(config.source), Path(config.output).expanduser()
-    if output.exists() and (output.is_file() or any(output.iterdir())):
+    if not is_free(output):
         raise UserError(f"output: {output} is there already")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -175,12 +180,13 @@ def _read_tokenizer(config: Config, source: Path) -> Tokenizer:
 
 def _tokenizer(config: Config, source: Path, output: Path) -> None:
     tokenizer = _read_tokenizer(config, source)
-    if config.to == "native":
-        tokenizer.save_pretrained(output, _DTYPES[config.dtype])
-    elif config.to == "diffusers":
-        tokenizer.save_diffusers(output)
-    else:
-        _write_published(output / "autoencoder.pt", tokenizer.autoencoder.state_dict(), tokenizer.statistics)
+    with whole_folder(output):
+        if config.to == "native":
+            tokenizer.save_pretrained(output, _DTYPES[config.dtype])
+        elif config.to == "diffusers":
+            tokenizer.save_diffusers(output)
+        else:
+            _write_published(output / "autoencoder.pt", tokenizer.autoencoder.state_dict(), tokenizer.statistics)
 
 
 def _generator(config: Config, source: Path, output: Path) -> None:
@@ -196,6 +202,11 @@ def _generator(config: Config, source: Path, output: Path) -> None:
         heads=config.heads,
     )
     _tell(generator.report)
+    with whole_folder(output):
+        _write_generator(config, generator, output)
+
+
+def _write_generator(config: Config, generator: Generator, output: Path) -> None:
     if config.to == "native":
         generator.save_pretrained(output, _DTYPES[config.dtype])
     elif config.to == "diffusers":
@@ -216,14 +227,8 @@ def _generator(config: Config, source: Path, output: Path) -> None:
 
 def _write_published(path: Path, content: Any, statistics: LatentStatistics) -> None:
     """Weights as the published code loads them, and the statistics beside."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(content), path)
-    _write_published_statistics(path.parent / _PUBLISHED_STATISTICS, statistics)
-
-
-def _write_published_statistics(path: Path, statistics: LatentStatistics) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}, path)
+    save_whole(dict(content), path)
+    write_published_statistics(path.parent / PUBLISHED_STATISTICS_NAME, statistics)
 
 
 def _statistics(config: Config, source: Path, output: Path) -> None:
@@ -231,7 +236,7 @@ def _statistics(config: Config, source: Path, output: Path) -> None:
     if config.to == "native":
         files.write_tensors(output, statistics.to_dict())
     elif config.to == "published":
-        _write_published_statistics(output, statistics)
+        write_published_statistics(output, statistics)
     else:
         raise UserError("to: diffusers keeps statistics in the configuration of an autoencoder; convert that")
 
@@ -261,7 +266,8 @@ def _recipe(config: Config, source: Path, output: Path) -> None:
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
     body = yaml.safe_dump(to_plain(recipe.values), sort_keys=False, default_flow_style=None, width=110)
-    output.write_text("\n".join(lines) + "\n" + body)
+    with written_whole(output) as temporary:
+        temporary.write_text("\n".join(lines) + "\n" + body)
     print(f"{source}: a recipe for 'vavae {recipe.command}'")
     for part in recipe.left_aside:
         print(f"  left aside {part}")

@@ -10,14 +10,14 @@ import io
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vavae.errors import RunError, UserError
@@ -64,37 +64,56 @@ class BlockStore:
 
         Raises:
             UserError: The file is damaged; the message names it.
+            OSError: It cannot be read now.
         """
         path = self._path(key)
         if not path.is_file():
             return None
-        try:
-            with safe_open(path, "pt") as stored:
-                return stored.get_slice(name).get_shape()[0] if name in stored.keys() else None  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, error) from error
+        with _opened(path) as stored:
+            return stored.get_slice(name).get_shape()[0] if name in stored.keys() else None  # noqa: SIM118
 
     def read(self, key: str) -> dict[str, Tensor]:
         """The tensors under `key`.
 
         Raises:
             UserError: The file is missing or damaged; the message names it.
+            OSError: It cannot be read now.
         """
         path = self._path(key)
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, error) from error
+        with _opened(path) as stored:
+            said = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        # Files of former versions have no digest.
+        if "sha256" in said and said["sha256"] != _content(tensors):
+            raise _damaged(path, "not what was written")
+        return tensors
 
     def write(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store tensors under `key`."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
+        plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with written_whole(path) as partial:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+            save_file(plain, partial, {"sha256": _content(plain)})
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    """A file of tensors. Only what is wrong with the file itself is damage: too many open files, say, is not."""
+    try:
+        with path.open("rb"):  # the library calls whatever it cannot open missing
+            pass
+        with safe_open(path, "pt") as stored:
+            yield stored
+    except (SafetensorError, FileNotFoundError) as error:
+        raise _damaged(path, error) from error
+
+
+def _content(tensors: dict[str, Tensor]) -> str:
+    return digest(*(f"{name} {tensor_digest(tensors[name])}" for name in sorted(tensors)))
+
+
+def _damaged(path: Path, error: Exception | str) -> UserError:
     return UserError(f"{path}: stored features are damaged ({error}): remove the file")
 
 

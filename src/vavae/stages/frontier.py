@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from filelock import Timeout
+
 from vavae.errors import RunError, UserError
 from vavae.progress import format_duration
 from vavae.stages.frontier_cells import Bench, main_values, run_unit, tidy, trained_generator, trained_tokenizer
@@ -72,6 +74,7 @@ class _Runner:
         self.failures = failures
         self.running: str | None = None
         self._seen: list[State] = []
+        self._occupied: set[str] = set()
 
     def has_result(self, unit: Unit) -> bool:
         """Whether a unit is measured."""
@@ -149,7 +152,7 @@ class _Runner:
     @contextmanager
     def starting(self) -> Iterator[None]:
         """Let others know that this process is about to begin, so that they wait for what it may make."""
-        with self.claims.holding(f"{_STARTING}{os.getpid()}"):
+        with self.claims.holding(f"{_STARTING}{Owner.this().name}"):
             yield
 
     def check(self) -> None:
@@ -168,11 +171,12 @@ class _Runner:
         """Until nothing is left that this process can do."""
         idle = 0.0
         while todo := self.todo():
+            self._occupied.clear()
             if any(self.attempt(unit) for unit in todo if self.ready(unit)):
                 idle = 0.0
                 continue
             elsewhere = any(self.claims.owner(_claim(unit)) for unit in self.missing())
-            elsewhere = elsewhere or self.claims.others(_STARTING)
+            elsewhere = elsewhere or bool(self._occupied) or self.claims.others(_STARTING)
             if self.failures.read() and not elsewhere:
                 return  # what is left needs what failed
             # Between two cells of another process nobody holds a claim for a moment.
@@ -180,7 +184,7 @@ class _Runner:
             if idle > _PATIENCE:
                 print(_waiting(todo), flush=True)
                 return
-            time.sleep(_WAIT)
+            time.sleep(_PATIENCE if self._occupied else _WAIT)
 
     def attempt(self, unit: Unit) -> bool:
         """Do a unit unless somebody else does, or has; whether it was done."""
@@ -196,6 +200,10 @@ class _Runner:
             except OSError:
                 raise  # a full disk, say, which is no fault of this unit
             except Exception as error:
+                if isinstance(error.__cause__, Timeout):  # of a run folder's lock
+                    self._occupied.add(unit.result)
+                    print(f"waiting: {unit.label}: {error}", flush=True)
+                    return False
                 # One cell that cannot be trained or measured must not cost the others.
                 if not isinstance(error, (RunError, UserError)):
                     traceback.print_exc()
@@ -250,7 +258,14 @@ def run(config: Config) -> Path:
         f"{len(grid.tokenizers)} tokenizers, {len(grid.generators)} generators, {len(grid.units)} units of work",
         flush=True,
     )
-    called = call_folder(config.output) if config.workers > 1 and not config.page_only else None
+    if config.workers == 1 or config.page_only:
+        return _run(config, grid, None)
+    with call_folder(folder, Claims(folder / "claims")) as called:
+        return _run(config, grid, called)
+
+
+def _run(config: Config, grid: Grid, called: Path | None) -> Path:
+    """`run` of a grid; `called` is the folder of a call with several processes."""
     runner, limit = _Runner(config, grid, failures_of_call(called)), _Limit(config.time_limit)
     stopped: KeyboardInterrupt | None = None
     complaints: list[str] = []

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -198,7 +198,7 @@ def run_unit(bench: Bench, unit: Unit, known: dict[str, Any] | None) -> dict[str
         folder = bench.grid.generator_folder(unit.cell)
         with _timed(folder / f"{unit.kind}.seconds") as seconds:
             if unit.kind == "curve":
-                found = _curve(bench, unit.cell, folder, _partial(folder, unit))
+                found = _curve(bench, unit.cell, folder, unit)
             else:
                 found = _generator(bench, unit.cell, folder)
     return {
@@ -219,13 +219,33 @@ def tidy(grid: Grid, unit: Unit) -> None:
     folder = grid.work_folder("tokenizer" if isinstance(unit.cell, TokenizerCell) else "generator", unit.name)
     shutil.rmtree(folder / _MEASURED[unit.kind], ignore_errors=True)
     if unit.kind == "curve":
-        _partial(folder, unit).unlink(missing_ok=True)
-        shutil.rmtree(folder / "run/averages", ignore_errors=True)
+        Results(folder).path(_partial(unit)).unlink(missing_ok=True)
+        _remove_averages(folder / "run")
 
 
-def _partial(folder: Path, unit: Unit) -> Path:
-    """Points of a curve so far; the name says how they are measured."""
-    return folder / f"{unit.result}.partial.json"
+def _remove_averages(run: Path) -> None:
+    """Remove a run's averages all at once, as it looks: a part of them would count as a shorter curve."""
+    gone = run / "averages.gone"
+    shutil.rmtree(gone, ignore_errors=True)  # what a former call was stopped in
+    with suppress(FileNotFoundError):
+        (run / "averages").rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _partial(unit: Unit) -> str:
+    """What the points of a curve so far are stored as; the name says how they are measured."""
+    return f"{unit.result}.partial"
+
+
+def _points_so_far(folder: Path, unit: Unit) -> list[dict[str, Any]]:
+    """What is measured of a curve already; nothing where that is damaged."""
+    stored = Results(folder)
+    with suppress(OSError, ValueError):
+        former = json.loads(stored.path(_partial(unit)).read_text(encoding="utf-8"))
+        if isinstance(former, list):  # as a former version left it
+            return former
+    found = stored.read(_partial(unit))
+    return [] if found is None else found["points"]
 
 
 def _trained_in(bench: Bench, unit: Unit) -> str:
@@ -239,7 +259,9 @@ def _trained_in(bench: Bench, unit: Unit) -> str:
 def _timed(path: Path) -> Iterator[list[float]]:
     """Seconds of all calls that worked on a unit; filled when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    former = float(path.read_text()) if path.exists() else 0.0
+    former = 0.0
+    with suppress(OSError, ValueError):  # damaged, it costs no more than the time that it told of
+        former = float(path.read_text())
     seconds, began = [former], time.perf_counter()
     try:
         yield seconds
@@ -361,7 +383,7 @@ def _train_generator(bench: Bench, cell: GeneratorCell, folder: Path, with_avera
     train_dit.run(bench.grid.placed_generator(cell), any_recipe=True)  # as for tokenizers
     _forget_training(folder / "run")
     if not with_averages:
-        shutil.rmtree(folder / "run/averages", ignore_errors=True)
+        _remove_averages(folder / "run")
 
 
 def _load_generator(bench: Bench, folder: Path) -> Generator:
@@ -412,11 +434,11 @@ def _distance(
     return generation_records(features, reference, protocol, Measuring(("frechet",), device=str(bench.device)))
 
 
-def _curve(bench: Bench, cell: GeneratorCell, folder: Path, partial: Path) -> dict[str, Any]:
-    """The distance at every stored average of the run; `partial` keeps what is measured until all are."""
+def _curve(bench: Bench, cell: GeneratorCell, folder: Path, unit: Unit) -> dict[str, Any]:
+    """The distance at every stored average of the run; what is measured is kept until all are."""
     _train_generator(bench, cell, folder, with_averages=True)
     store = BlockStore(folder / _MEASURED["curve"])
-    done: list[dict[str, Any]] = json.loads(partial.read_text()) if partial.exists() else []
+    done = _points_so_far(folder, unit)
     snapshots = list_snapshots(folder / "run/averages", "transformer")
     base = _load_generator(bench, folder)
     for snapshot in snapshots[len(done) :]:
@@ -424,8 +446,7 @@ def _curve(bench: Bench, cell: GeneratorCell, folder: Path, partial: Path) -> di
         said = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
         found = _distance(bench, base, bench.config.measure.curve_samples, store, said)
         done.append({"images": snapshot.images, "record": found[0].to_dict()})
-        with written_whole(partial) as temporary:
-            temporary.write_text(json.dumps(done))
+        Results(folder).write(_partial(unit), {"points": done})
         shutil.rmtree(store.folder, ignore_errors=True)
     return {"points": done}
 

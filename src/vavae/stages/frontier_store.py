@@ -1,8 +1,10 @@
 """Results and claims of a frontier's cells on the disk, so that several processes share one folder.
 
 A result is one JSON file with everything about a cell, written whole, with the sha256 of its content: that it is there
-and good is what "done" means. A claim is a file that its owner creates, keeps young, and removes; one whose owner is
-dead, or that nobody has touched for ten minutes, is taken over.
+and good is what "done" means. A claim is a file that its owner creates, locks, touches every half minute, and removes.
+On one machine the lock, which the kernel takes from the dead, tells whether the owner lives: numbers of processes,
+which containers share, and clocks, which jump, do not matter. Where a lock may not reach, a claim counts as long as it
+is seen to be touched: one that was not for ten minutes is taken over.
 """
 
 import contextlib
@@ -12,18 +14,25 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock
 
 from vavae.files import written_whole
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT = "vavae frontier 1"
 _BEAT = 30.0  # seconds between two signs of life
-_SILENCE = 600.0  # seconds without one after which an owner counts as dead
+_SILENCE = 600.0  # seconds without one after which an owner whose lock tells nothing counts as dead
+_TOKEN = uuid.uuid4().hex  # of this process
 
 
 def _digest(content: Any) -> str:
@@ -37,20 +46,27 @@ class Owner:
     Attributes:
         host: Its machine.
         pid: Its process.
+        token: What no other process has; empty where a former version wrote the claim.
     """
 
     host: str
     pid: int
+    token: str = ""
 
     @classmethod
     def this(cls) -> "Owner":
         """This process."""
-        return cls(socket.gethostname(), os.getpid())
+        return cls(socket.gethostname(), os.getpid(), _TOKEN)
 
     @property
-    def dead(self) -> bool:
-        """Whether it is known to be: a process of another machine is not."""
-        if self.host != socket.gethostname():
+    def name(self) -> str:
+        """For files and folders."""
+        return f"{self.host}-{self.pid}-{self.token[:8]}"
+
+    @property
+    def vanished(self) -> bool:
+        """Whether this machine has no such process. One in another container, or on another machine, is not seen."""
+        if self.host != socket.gethostname() or os.name == "nt":  # there the question would stop the process
             return False
         try:
             os.kill(self.pid, 0)
@@ -77,7 +93,11 @@ class Results:
         return self.folder / f"{name}.json"
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A result; None where there is none. A damaged one is set aside under the name `damaged-…` and named."""
+        """A result; None where there is none. A damaged one is set aside under the name `damaged-…` and named.
+
+        Raises:
+            OSError: It cannot be read now, which says nothing about what is in it; the error names the file.
+        """
         path = self.path(name)
         try:
             changed = path.stat().st_mtime_ns
@@ -88,7 +108,9 @@ class Results:
             good = stored["format"] == FORMAT and stored["sha256"] == _digest(content)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # reading itself names no file
+        except (ValueError, KeyError, TypeError):
             good = False
         if not good:
             aside = path.with_name(f"damaged-{path.name}")
@@ -124,15 +146,19 @@ class Failures:
         self._own[name] = said
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"name": name, "said": said}) + "\n")
+                # On a line of its own, whatever a process left that was killed while it wrote.
+                file.write("\n" + json.dumps({"name": name, "said": said}) + "\n")
 
     def read(self) -> dict[str, str]:
         """All failures, by name, in the order in which they came."""
         if self._path is None or not self._path.exists():
             return self._own
-        # A line without its end is being written at this moment.
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return {(one := json.loads(line))["name"]: one["said"] for line in lines if line.endswith("\n")}
+        found = {}
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # half a line, or none
+                one = json.loads(line)
+                found[one["name"]] = one["said"]
+        return found
 
 
 class Claims:
@@ -144,75 +170,141 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._seen: dict[str, tuple[object, float]] = {}
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.lock"
 
     def owner(self, name: str) -> Owner | None:
         """Who holds a claim now; None where nobody who lives does."""
-        path, age = self._path(name), 0.0
+        owner, touched, lives = Owner("unknown", 0), 0, None
         try:
-            age = time.time() - path.stat().st_mtime
-            said = json.loads(path.read_text())
-            owner = Owner(str(said["host"]), int(said["pid"]))
+            with self._path(name).open(encoding="utf-8") as file:
+                touched = os.fstat(file.fileno()).st_mtime_ns
+                said = json.load(file)
+                owner = Owner(str(said["host"]), int(said["pid"]), str(said.get("token", "")))
+                lives = _lives(owner, file, bool(said.get("locked", False)))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
-            # Being written at this moment, or left half-written by a crash of the machine.
-            return Owner("unknown", 0) if path.exists() and age < _SILENCE else None
-        return None if owner.dead or age > _SILENCE else owner
+        except OSError:
+            pass  # it may pass: until then somebody may be there
+        except (ValueError, KeyError, TypeError):
+            return None  # claims appear whole: a crash of the machine left this one
+        if lives is None:
+            lives = not self._silent(name, (owner, touched))
+        return owner if lives else None
+
+    def _silent(self, name: str, sign: object) -> bool:
+        """Whether a claim has shown no other sign of life for so long, by this process's clock, which never jumps."""
+        now = time.monotonic()
+        former, since = self._seen.get(name, (None, now))
+        if former != sign:
+            self._seen[name] = sign, now
+            return False
+        return now - since > _SILENCE
 
     @contextlib.contextmanager
     def holding(self, name: str) -> Iterator[bool]:
         """Hold a claim for the block, which is told whether it got it."""
-        if not self._take(name):
+        file = self._take(name)
+        if file is None:
             yield False
             return
         over = threading.Event()
         beating = threading.Thread(target=self._beat, args=(name, over), daemon=True)
-        beating.start()
-        try:
-            yield True
-        finally:
-            over.set()
-            beating.join()
-            with self._one_at_a_time():
-                if self._is_ours(name):
-                    self._path(name).unlink()
+        with contextlib.closing(file):
+            beating.start()
+            try:
+                yield True
+            finally:
+                over.set()
+                beating.join()
+                with self._one_at_a_time():
+                    if self._is_ours(name):
+                        self._path(name).unlink()
 
     def others(self, prefix: str) -> bool:
         """Whether processes other than this one and the one that started it hold claims whose names begin so."""
-        names = [path.stem for path in self.folder.glob(f"{prefix}*.lock")]
         this = Owner.this()
-        near = (None, this, Owner(this.host, os.getppid()))
-        return any(self.owner(name) not in near for name in names)
+        owners = [self.owner(path.stem) for path in self.folder.glob(f"{prefix}*.lock")]
+        return any(
+            owner is not None and owner != this and (owner.host, owner.pid) != (this.host, os.getppid())
+            for owner in owners
+        )
 
     def _one_at_a_time(self) -> FileLock:
         """Of two who find a dead owner's claim only one takes it over, and nobody removes what it has just taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".taking")
 
-    def _take(self, name: str) -> bool:
+    def _take(self, name: str) -> IO[str] | None:
+        """The claim's file, which holds its lock; None where somebody else has the claim."""
         with self._one_at_a_time():
             if self.owner(name) is not None:
-                return False
-            path = self._path(name)
-            path.unlink(missing_ok=True)
-            owner = Owner.this()
-            with path.open("x") as file:
-                json.dump({"host": owner.host, "pid": owner.pid}, file)
-            return True
+                return None
+            # Under its name it appears whole and locked, or not at all.
+            aside = self.folder / f".{name}.{_TOKEN}.tmp"
+            file = aside.open("w", encoding="utf-8")
+            try:
+                locked = _lock(file)
+                json.dump(asdict(Owner.this()) | {"locked": locked}, file)
+                file.flush()
+                os.fsync(file.fileno())
+                if not locked:
+                    file.close()  # Windows renames no open file
+                aside.replace(self._path(name))
+            except BaseException:
+                with contextlib.suppress(OSError):  # what could not be written is written once more
+                    file.close()
+                aside.unlink(missing_ok=True)
+                raise
+            return file
 
     def _is_ours(self, name: str) -> bool:
         """Whether nobody took the claim over, from a machine that slept, say."""
         try:
-            said = json.loads(self._path(name).read_text())
-        except (OSError, ValueError):
+            return bool(json.loads(self._path(name).read_text(encoding="utf-8"))["token"] == _TOKEN)
+        except (OSError, ValueError, KeyError, TypeError):
             return False
-        return said == {"host": Owner.this().host, "pid": Owner.this().pid}
 
     def _beat(self, name: str, over: threading.Event) -> None:
         while not over.wait(_BEAT):
-            with self._one_at_a_time():
+            # A network that is away for a while must not end the signs of life.
+            with contextlib.suppress(OSError), self._one_at_a_time():
                 if self._is_ours(name):
                     os.utime(self._path(name))
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a new claim for as long as its file is open; false where the file system, or Windows, has no such lock."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _lives(owner: Owner, file: IO[str], locked: bool) -> bool | None:
+    """Whether the owner of a claim lives; None where this cannot be told.
+
+    Args:
+        owner: The owner.
+        file: The claim.
+        locked: Whether its owner had the lock when it took the claim.
+    """
+    if owner.token == _TOKEN:
+        return True
+    if not locked:
+        return False if owner.vanished else None
+    here = owner.host == socket.gethostname()
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False if here else None  # another machine's lock may not reach this one

@@ -1,7 +1,7 @@
 """Several processes for one grid: on one GPU that a small model does not fill, on several GPUs, or on many cores.
 
-Each call has a folder `workers/HOST-PID` of its own with the recipe of its processes, what each of them says, and the
-cells that failed in one of them, which the others then leave alone.
+Each call has a folder `workers/HOST-PID-TOKEN` of its own with the recipe of its processes, what each of them says, and
+the cells that failed in one of them, which the others then leave alone.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from vavae.config import to_yaml
 from vavae.errors import UserError
 from vavae.files import written_whole
 from vavae.stages.frontier_recipe import Config
-from vavae.stages.frontier_store import Failures, Owner
+from vavae.stages.frontier_store import Claims, Failures, Owner
 from vavae.training.interrupt import stop_on_signal
 from vavae.training.precision import resolve_device
 
@@ -40,15 +40,25 @@ main()
 """
 
 
-def call_folder(output: str) -> Path:
-    """Of this process's call; those of calls whose process is dead are removed."""
-    this = Owner.this()
-    folder = Path(output) / "workers"
+@contextlib.contextmanager
+def call_folder(output: Path, claims: Claims) -> Iterator[Path]:
+    """Of this process's call, which it claims for the block; those of calls on this machine that are over are removed.
+
+    Args:
+        output: The frontier's folder.
+        claims: Its claims.
+    """
+    this, folder = Owner.this(), output / "workers"
     for old in folder.glob(f"{this.host}-*"):
-        pid = old.name.removeprefix(f"{this.host}-")
-        if pid.isdigit() and (Owner(this.host, int(pid)).dead or int(pid) == this.pid):
-            shutil.rmtree(old, ignore_errors=True)
-    return folder / f"{this.host}-{this.pid}"
+        with claims.holding(_claim(old.name)) as over:
+            if over:
+                shutil.rmtree(old, ignore_errors=True)
+    with claims.holding(_claim(this.name)):
+        yield folder / this.name
+
+
+def _claim(call: str) -> str:
+    return f"call-{call}"
 
 
 def failures_of_call(folder: Path | None = None) -> Failures:

@@ -1,0 +1,90 @@
+"""What a unit keeps to go on from: a stop or damage there costs no more than that work."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vavae.config import load_recipe
+from vavae.stages import frontier_cells
+from vavae.stages.frontier_cells import tidy, trained_generator
+from vavae.stages.frontier_plan import GeneratorCell, Grid, Unit
+from vavae.stages.frontier_recipe import Config
+from vavae.stages.frontier_store import Results
+
+RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
+POINTS = [{"images": 32, "record": {"value": 1.5}}]
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    config = load_recipe(Config, RECIPE, ["--output", str(tmp_path)])
+    return Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
+
+
+@pytest.fixture
+def curve(grid: Grid) -> Unit:
+    """A curve whose generator is trained."""
+    unit = next(unit for unit in grid.units if unit.kind == "curve")
+    assert isinstance(unit.cell, GeneratorCell)
+    run = grid.generator_folder(unit.cell) / "run"
+    for name in ("generator/config.json", "averages/a.safetensors", "averages/b.safetensors"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    return unit
+
+
+def test_a_part_of_a_curves_averages_never_counts_as_all(
+    grid: Grid, curve: Unit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(curve.cell, GeneratorCell)
+    run, remove = grid.generator_folder(curve.cell) / "run", shutil.rmtree
+
+    def stopped(path: Path, **_: Any) -> None:
+        if path.name.startswith("averages") and path.exists():
+            next(path.iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    assert trained_generator(grid, curve.cell, with_averages=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(frontier_cells.shutil, "rmtree", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tidy(grid, curve)
+    assert shutil.rmtree is remove
+    assert len(list(run.glob("averages*/*"))) == 1
+    assert trained_generator(grid, curve.cell)
+    assert not trained_generator(grid, curve.cell, with_averages=True)
+    tidy(grid, curve)
+    assert not list(run.glob("averages*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "bytes"])
+def test_damaged_points_of_a_curve_are_measured_again(damage: str, curve: Unit, tmp_path: Path) -> None:
+    name = f"{curve.result}.partial"
+    Results(tmp_path).write(name, {"points": POINTS})
+    assert frontier_cells._points_so_far(tmp_path, curve) == POINTS
+    path = tmp_path / f"{name}.json"
+    whole = path.read_bytes()
+    damaged = {"cut": whole[:-20], "changed": whole.replace(b"1.5", b"1.4"), "empty": b"", "bytes": b"\xff" * 9}
+    path.write_bytes(damaged[damage])
+    assert frontier_cells._points_so_far(tmp_path, curve) == []
+
+
+def test_points_that_a_former_version_left_count(curve: Unit, tmp_path: Path) -> None:
+    (tmp_path / f"{curve.result}.partial.json").write_text(json.dumps(POINTS))
+    assert frontier_cells._points_so_far(tmp_path, curve) == POINTS
+
+
+@pytest.mark.parametrize("damaged", [b"", b"12.5.", b"\xff\xfe"])
+def test_damaged_seconds_cost_the_time_they_told_of(damaged: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "curve.seconds"
+    path.write_bytes(damaged)
+    with frontier_cells._timed(path) as seconds:
+        pass
+    assert 0 <= seconds[0] < 5 and float(path.read_text()) == seconds[0]
+    path.write_text("100.0\n")
+    with frontier_cells._timed(path) as seconds:
+        pass
+    assert seconds[0] > 100
