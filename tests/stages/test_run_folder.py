@@ -209,7 +209,7 @@ def test_a_damaged_result_is_made_again(damage: str, tmp_path: Path, capsys: pyt
 
 
 def test_what_a_killed_call_left_is_removed(tmp_path: Path) -> None:
-    for name in (".samples.npz.4711.tmp", ".grid.png.12.ab3.tmp", ".own.tmp", "samples.12.tmp"):
+    for name in (".samples.npz.4711.tmp", ".grid.png.0ab3.tmp", ".own.tmp", "samples.12.tmp"):
         (tmp_path / name).write_text("half")
     with exclusive(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {".lock", ".own.tmp", "samples.12.tmp"}

@@ -43,7 +43,7 @@ _FREE = frozenset(
 # What a call leaves that failed before it made anything, over a wrong path, say.
 _BEGINNINGS = frozenset({".lock", "recipe.yaml", "versions.json", "data.json", "steps.json", "unreadable.txt"})
 # How `written_whole` calls its temporary files.
-_UNFINISHED = re.compile(r"\..+\.\d+.*\.tmp")
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 # Schedules that know where a run ends.
 _LENGTH = "training.images"
 _FALLING = frozenset({"cosine", "linear"})
