@@ -234,7 +234,8 @@ def main() -> None:
     evaluate_store.BLOCK = 50
     command = f"python benchmarks/evaluation_pitfalls.py --count {arguments.count} --threads {arguments.threads}"
     if arguments.generator is not None:
-        command += f" --samples {arguments.samples} --generator FOLDER"
+        # A path of this machine says nothing to others; `demo` comes with the package.
+        command += f" --samples {arguments.samples} --generator {'demo' if arguments.generator == 'demo' else 'FOLDER'}"
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "command": command,

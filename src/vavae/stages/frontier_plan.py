@@ -19,6 +19,7 @@ from vavae.flow import TimeDistribution
 from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.frontier_recipe import Config, Kind, LadderRow, Loss
+from vavae.stages.run_folder import FREE
 from vavae.stages.train_dit import FlowConfig
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderConfig
@@ -29,26 +30,24 @@ NONE = "none"
 ROWS: tuple[LadderRow, ...] = (
     "dit", "rectified-flow", "batch", "beta2", "lognorm", "direction", "swiglu", "rmsnorm", "rope", "aligned",
 )  # fmt: skip
-# Where things lie and how they are run: no number depends on it.
-_ASIDE = frozenset(
+# What a run may change on its way and the runner never sets: in the names of cells since the first results.
+_NEVER_SET = frozenset(
     {
-        "output",
-        "latents",
-        "tokenizer",
-        "sampling",  # belongs to the measurement
-        "compile",
-        "data.images",  # their fingerprint says more
-        "data.check",
-        "data.workers",
-        "teacher.features_folder",
-        "teacher.features_on_device",
-        "training.device",
-        "training.log_images",
-        "training.checkpoint_images",
-        "training.keep_checkpoints",
-        "training.tensorboard",
+        "latents_on_device",
+        "training.milestone_images",
+        "training.parallel",
+        "training.preview_images",
+        "training.wandb",
     }
 )
+# Where things lie and how they are run: no number depends on it.
+_ASIDE = (FREE - _NEVER_SET) | {
+    "latents",
+    "tokenizer",
+    "sampling",  # belongs to the measurement
+    "data.images",  # their fingerprint says more
+    "training.log_images",
+}
 
 
 @dataclass(frozen=True)

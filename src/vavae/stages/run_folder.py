@@ -19,7 +19,7 @@ from vavae.pretrained import Generator, Tokenizer
 from vavae.training.tracking import write_run_header
 
 # What may differ between two calls on one folder: it changes neither the numbers nor their meaning.
-_FREE = frozenset(
+FREE = frozenset(
     {
         "output",
         "compile",  # as on another device, but for rounding
@@ -87,7 +87,7 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
         present = _flat(to_plain(config))
         changed = [key for key in [*present, *former] if former.get(key) != present.get(key)]
         for key in changed:
-            if key not in _FREE | set(free):
+            if key not in FREE | set(free):
                 _check_longer(folder, key, former, present)
         if _LENGTH in changed:
             with written_whole(recipe) as temporary:
