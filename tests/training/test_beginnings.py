@@ -48,19 +48,30 @@ def begins_with(engine: Engine, weights: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(live[name], value) and torch.equal(average[name], value) for name, value in weights.items())
 
 
-@pytest.mark.parametrize("left", ["nothing", "a folder", "a half-written checkpoint", "a damaged checkpoint"])
+@pytest.mark.parametrize("left", ["nothing", "a folder", "a half-written checkpoint"])
 def test_starting_weights_are_loaded_wherever_no_good_checkpoint_is(left: str, tmp_path: Path) -> None:
     torch.manual_seed(11)
     model = AutoencoderKL.from_config(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
     config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
     checkpoints = tmp_path / "run/checkpoints"
-    if left == "a damaged checkpoint":
-        train_tokenizer.run(config)
-        (newest,) = CheckpointFolder(checkpoints).list()
-        (newest / "__0_0.distcp").write_bytes(b"damaged")
-    elif left != "nothing":
+    if left != "nothing":
         (checkpoints / (".partial-000000000016" if "half" in left else "")).mkdir(parents=True)
+    assert begins_with(begun(config), model.state_dict())
+
+
+def test_a_run_whose_checkpoint_is_damaged_begins_anew_only_when_told(tmp_path: Path) -> None:
+    model = AutoencoderKL.from_config(AUTOENCODER)
+    Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
+    config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
+    checkpoints = tmp_path / "run/checkpoints"
+    train_tokenizer.run(config)
+    (newest,) = CheckpointFolder(checkpoints).list()
+    (newest / "__0_0.distcp").write_bytes(b"damaged")
+    for _ in range(2):
+        with pytest.raises(UserError, match="all its checkpoints are damaged .* remove this folder to begin anew"):
+            begun(config)
+    shutil.rmtree(checkpoints)
     assert begins_with(begun(config), model.state_dict())
 
 
