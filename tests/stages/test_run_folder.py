@@ -1,5 +1,7 @@
 """One recipe per run folder, one process at a time."""
 
+import errno
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,6 +140,46 @@ def test_a_call_that_made_nothing_does_not_cost_its_folder(tmp_path: Path) -> No
     assert not (tmp_path / "steps.json").exists()
 
 
+@pytest.mark.parametrize("any_recipe", [False, True])
+@pytest.mark.parametrize("beside", [(), ("notes.txt",), ("data.json",)])
+def test_a_recipe_of_the_users_own_is_kept(beside: tuple[str, ...], any_recipe: bool, tmp_path: Path) -> None:
+    for name in ("recipe.yaml", *beside):
+        (tmp_path / name).write_text("# notes\noutput: x\n")
+    for call in (lambda: claim(tmp_path, Recipe()), lambda: take_up(tmp_path, Recipe(), any_recipe)):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml is no recipe of a run.*another name[^\n]*$"):
+            call()
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", *beside}
+    assert all(path.read_text() == "# notes\noutput: x\n" for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("last", ["recipe.yaml", "data.json", "steps.json", "versions.json"])
+def test_a_recipe_is_ours_at_every_moment_of_a_new_start(
+    last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever removal a kill comes after, the next call goes on."""
+    claim(tmp_path, Recipe())
+    removed = Path.unlink
+
+    def dies_after(path: Path, missing_ok: bool = False) -> None:
+        removed(path, missing_ok=missing_ok)
+        if path.name == last:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", dies_after)
+    with pytest.raises(KeyboardInterrupt):
+        claim(tmp_path, Recipe(seed=1))
+    monkeypatch.setattr(Path, "unlink", removed)
+    claim(tmp_path, Recipe(seed=1))
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["seed"] == 1
+
+
+def test_data_of_the_users_own_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('{"own": 1}')
+    claim(tmp_path, Recipe())
+    same_data(tmp_path, {"images": "one"})
+    assert (tmp_path / "data.json").read_text() == '{"own": 1}'
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     with exclusive(tmp_path), pytest.raises(UserError, match="another process"), exclusive(tmp_path):
         raise AssertionError("entered twice")
@@ -149,6 +191,21 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"), exclusive(tmp_path / "file" / "run"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refuses(path: str, *arguments: int, **options: int) -> int:
+        if str(path) == str(tmp_path / ".lock"):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuses)
+    told = rf"^output: {tmp_path} cannot be written \({os.strerror(number)}\)$"
+    with pytest.raises(UserError, match=told), exclusive(tmp_path):
+        raise AssertionError("entered")
 
 
 def take_up(folder: Path, recipe: Recipe, any_recipe: bool = False) -> bool:

@@ -118,11 +118,41 @@ def test_a_record_without_a_fingerprint_vouches_for_no_model(folder: Path, capsy
 def test_images_of_somebody_else_are_no_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.mkdir()
     Image.new("RGB", (7, 7)).save(folder / "000001.png")
-    assert f"{folder}: holds numbered images, but no samples.json" in refused(folder, capsys, "--count", "2")
+    assert f"{folder} holds 000001.png, but no samples.json" in refused(folder, capsys, "--count", "2")
     (folder / "000001.png").unlink()
     assert sample(folder, "--count", "2") == 0
     Image.new("RGB", (7, 7)).save(folder / "000002.png")
     assert f"{folder / '000002.png'}: no sample that samples.json tells of" in refused(folder, capsys, "--count", "3")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("grid.png", "mine", "holds grid.png, but no samples.json"),
+        ("cats/1.png", "mine", "holds cats, but no samples.json"),
+        ("config.json", "{}", "holds config.json, but no samples.json"),
+        ("samples.npz", "mine", "holds samples.npz, but no samples.json"),
+        ("samples.json", '{"labels": [1]}', "samples.json: is no record"),
+        ("samples.json", "[1, 2]", "samples.json is damaged"),
+    ],
+)
+def test_files_of_somebody_else_are_left_alone(
+    name: str, content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text(content)
+    assert sample(folder, "--count", "2", "--npz") == 2
+    error = capsys.readouterr().err.strip()
+    assert str(folder) in error and named in error and len(error.splitlines()) == 1
+    assert (folder / name).read_text() == content
+    assert [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()] == [Path(name)]
+
+
+def test_what_a_call_left_that_drew_nothing_does_not_cost_the_folder(folder: Path) -> None:
+    folder.mkdir()
+    for name in (".lock", ".samples.json.0ab3.tmp"):
+        (folder / name).write_text("")
+    assert sample(folder, "--count", "2") == 0
 
 
 def test_the_npz_is_what_numpy_writes(folder: Path) -> None:

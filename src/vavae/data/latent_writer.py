@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vavae.data.latent_check import file_sha256, file_state, remember_checked
+from vavae.data.latent_check import CHECKED_NAME, file_sha256, file_state, remember_checked
 from vavae.data.latents import (
     FORMAT,
     INDEX_NAME,
@@ -24,10 +25,15 @@ from vavae.data.latents import (
     ShardRecord,
 )
 from vavae.errors import UserError
-from vavae.files import written_whole
+from vavae.files import read_json_object, written_whole
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 from vavae.torch_file import save_whole
 from vavae.unfinished import whole_folder
+
+# Names of what is written beside finished shards.
+_NOTE = re.compile(r"latents_rank\d+_shard(\d+)\.json")
+# What may be left of latents of which somebody removed the shards.
+LEFT_OVER = frozenset({STATISTICS_NAME, CHECKED_NAME})
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,31 @@ class _Note:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return loaded if (path.parent / loaded.record.file).is_file() else None
+
+
+def holds_latents(folder: Path) -> bool:
+    """Whether `LatentWriter` wrote latents in a folder, or a part of them: these it may replace."""
+    if any(_NOTE.fullmatch(path.name) for path in folder.glob("latents_rank*.json")):
+        return True
+    if _format_of_index(folder / INDEX_NAME) == FORMAT:
+        return True
+    # A kill may come between a shard and its note.
+    return any(_format_of_shard(path) == FORMAT for path in folder.glob("latents_rank*_shard*.safetensors"))
+
+
+def _format_of_index(path: Path) -> Any:
+    try:
+        return read_json_object(path).get("format")
+    except (UserError, OSError):
+        return None
+
+
+def _format_of_shard(path: Path) -> str | None:
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format")
+    except (SafetensorError, OSError):
+        return None
 
 
 class LatentWriter:
@@ -146,7 +177,7 @@ class LatentWriter:
         """Notes of all finished shards, by shard number."""
         notes = {}
         for path in sorted(self.folder.glob("latents_rank*_shard*.json")):
-            named = re.fullmatch(r"latents_rank\d+_shard(\d+)", path.stem)
+            named = _NOTE.fullmatch(path.name)
             note = _Note.load(path) if named else None
             if named and note is not None:
                 notes[int(named[1])] = note

@@ -18,7 +18,7 @@ from vavae.stages.demo_measure import Measured, Reference, measure, shipped_gall
 from vavae.stages.demo_page import headline, write_report
 from vavae.stages.demo_plan import ALIGNED, DEFAULT, QUICK, TOKENIZER_BATCH, UNALIGNED, Plan
 from vavae.stages.invocation import command_line
-from vavae.stages.run_folder import claim, exclusive
+from vavae.stages.run_folder import BEGINNINGS, check_no_own_recipe, check_not_foreign, claim, exclusive
 from vavae.teachers import load_teacher
 from vavae.training.precision import resolve_device
 from vavae.training.tracking import versions
@@ -93,7 +93,7 @@ def run(config: Config) -> Path:
     """Run the demo; returns the path of the page.
 
     Raises:
-        UserError: Images or teacher are wrong, or the folder holds a demo with other settings.
+        UserError: Images or teacher are wrong, or the folder holds a demo with other settings, or something else.
         KeyboardInterrupt: A stop was asked for; the same command goes on.
     """
     folder = Path(config.output)
@@ -106,6 +106,9 @@ def run(config: Config) -> Path:
         config.seed,
         config.device,
     )
+    check_no_own_recipe(folder)
+    check_not_foreign(folder, lambda it: (it / "versions.json").exists(), "demo", BEGINNINGS)
+    _check_images(plan)  # before the folder is claimed: a mistake must not leave anything in it
     with exclusive(folder):
         claim(folder, config)
         try:
@@ -115,12 +118,17 @@ def run(config: Config) -> Path:
             raise KeyboardInterrupt(message) from interrupt
 
 
+def _check_images(plan: Plan) -> None:
+    plan.data("train").open("train")
+    test = plan.data("test").open("test")
+    if len(test) < 2:
+        raise UserError(f"{plan.images}: {len(test)} test image is too few to measure on; give 15 images or more")
+
+
 def _run(config: Config, plan: Plan) -> Path:
     steps = _Steps(plan.folder / "steps.json")
     budget = plan.budget
     train, test = plan.data("train").open("train", plan.folder), plan.data("test").open("test")
-    if len(test) < 2:
-        raise UserError(f"{plan.images}: {len(test)} test image is too few to measure on; give 15 images or more")
     print(f"images: {len(train):,} to train on, {len(test):,} to test on, {train.num_classes} classes, {plan.size} px")
     with steps("fetch the pretrained weights", f"LPIPS and {plan.teacher}"):
         assets.fetch("lpips-vgg16")

@@ -21,11 +21,12 @@ from vavae.data import (
     load_images,
     loaded_ahead,
 )
+from vavae.data.latent_writer import LEFT_OVER, holds_latents
 from vavae.errors import UserError
 from vavae.pretrained import Tokenizer
 from vavae.progress import Bar, track
 from vavae.stages.images import ImagesConfig
-from vavae.stages.run_folder import exclusive
+from vavae.stages.run_folder import check_not_foreign, exclusive
 from vavae.training.interrupt import StopRequest, stop_on_signal
 from vavae.training.parallel import processes
 from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
@@ -118,7 +119,7 @@ def run(config: Config) -> LatentDataset:
     """Encode what is missing and write index and statistics. Under torchrun the processes share the shards.
 
     Raises:
-        UserError: Wrong tokenizer or images, or a folder with latents of other settings.
+        UserError: Wrong tokenizer or images, or a folder with latents of other settings, or with something else.
         KeyboardInterrupt: A stop was asked for; whole shards are kept.
     """
     folder = Path(config.output)
@@ -128,7 +129,7 @@ def run(config: Config) -> LatentDataset:
         raise UserError(f"data.size: {config.data.size} is no multiple of the tokenizer's factor {tokenizer.factor}")
     with ExitStack() as held:
         world = held.enter_context(processes(config.device))
-        world.once(lambda: held.enter_context(exclusive(folder)))
+        world.once(lambda: _claim(folder, held))
         source = world.first_alone(lambda: config.data.open(config.split, folder if world.first else None))
         settings = LatentSettings(
             image_size=config.data.size,
@@ -152,6 +153,11 @@ def run(config: Config) -> LatentDataset:
         world.wait()
         world.once(lambda: _finish(writer, folder))
         return LatentDataset(folder)
+
+
+def _claim(folder: Path, held: ExitStack) -> None:
+    check_not_foreign(folder, holds_latents, "latents of this command", {*LEFT_OVER, "unreadable.txt"})
+    held.enter_context(exclusive(folder))
 
 
 def _finish(writer: LatentWriter, folder: Path) -> None:

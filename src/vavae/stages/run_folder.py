@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,12 @@ FREE = frozenset(
 )
 
 
-# What a call leaves that failed before it made anything, over a wrong path, say.
-_BEGINNINGS = frozenset({".lock", "recipe.yaml", "versions.json", "data.json", "steps.json", "unreadable.txt"})
+# What a call leaves that failed before it made anything, over a wrong path, say. In the order in which it is removed:
+# a recipe without versions would be taken for the user's own.
+_HEADER = ("recipe.yaml", "data.json", "steps.json", "unreadable.txt", "versions.json")
+BEGINNINGS = frozenset({".lock", *_HEADER})
+# Beside a recipe that vavae wrote lies one of these; the first is written before the recipe.
+_RUN_MARKS = ("versions.json", "metrics.jsonl", "checkpoints")
 # How `written_whole` calls its temporary files.
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 # Schedules that know where a run ends.
@@ -62,6 +66,39 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def check_no_own_recipe(folder: Path) -> None:
+    """Refuse a folder whose `recipe.yaml` is the user's own, which a run's would replace.
+
+    Raises:
+        UserError: It is.
+    """
+    recipe = folder / "recipe.yaml"
+    if recipe.exists() and not any((folder / name).exists() for name in _RUN_MARKS):
+        raise UserError(
+            f"{recipe} is no recipe of a run, and a run there would replace it: give it another name or place, or "
+            "choose another --output"
+        )
+
+
+def check_not_foreign(folder: Path, ours: Callable[[Path], bool], what: str, beginnings: Collection[str] = ()) -> None:
+    """Refuse a folder of somebody else's files, which could be replaced, or be taken for results later.
+
+    Hidden files count for nothing: neither a lock nor what a killed call was writing belongs to anybody.
+
+    Args:
+        folder: The folder, which may be missing.
+        ours: Whether a folder is one that this stage may write to though it is not empty.
+        what: What such a folder holds.
+        beginnings: Names of files that a call leaves that was stopped before it made anything.
+
+    Raises:
+        UserError: It holds something and none of `what`.
+    """
+    names = {path.name for path in folder.glob("[!.]*")} - set(beginnings)
+    if names and not ours(folder):
+        raise UserError(f"{folder} holds {min(names)}, but no {what}: choose another --output, or an empty folder")
+
+
 def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
     """Make `folder` the run folder of `config`; a folder with the same recipe is taken up again.
 
@@ -76,11 +113,12 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
 
     Raises:
         UserError: It holds a run with another recipe (the message names the first key that differs) or with one that
-            cannot be read, or it cannot be written.
+            cannot be read, or a recipe of the user's own, or it cannot be written.
     """
+    check_no_own_recipe(folder)
     recipe = folder / "recipe.yaml"
-    if recipe.exists() and {path.name for path in folder.iterdir()} <= _BEGINNINGS:
-        for name in _BEGINNINGS - {".lock"}:
+    if recipe.exists() and {path.name for path in folder.iterdir()} <= BEGINNINGS:
+        for name in _HEADER:
             (folder / name).unlink(missing_ok=True)
     if recipe.exists():
         former = _flat(to_plain(type(config)())) | _flat(_read_recipe(recipe))
@@ -94,7 +132,8 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
                 temporary.write_text(to_yaml(config))
         return
     try:
-        (folder / "data.json").unlink(missing_ok=True)  # it belongs to the recipe
+        if (folder / "versions.json").exists():  # a run was here; what it was trained on belongs to its recipe
+            (folder / "data.json").unlink(missing_ok=True)
         write_run_header(folder, config)
     except OSError as error:
         raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
@@ -155,7 +194,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Hold a run folder alone; two processes writing one run would spoil it. What a killed one left is removed.
 
     Raises:
-        UserError: Another process has it.
+        UserError: Another process has it, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +205,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"{folder}: another process is working in this run folder") from error
+    except OSError as error:
+        raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
     try:
         _drop_unfinished(folder)
         yield
@@ -203,6 +244,7 @@ def begin(
     Raises:
         UserError: See `exclusive` and `claim`; or it holds a run and no recipe that says which.
     """
+    check_no_own_recipe(folder)  # before a lock is left beside it
     held.enter_context(exclusive(folder))
     recipe = folder / "recipe.yaml"
     if any_recipe:

@@ -23,9 +23,11 @@ from vavae.flow import SolverName
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.stages.run_folder import exclusive
+from vavae.stages.run_folder import check_not_foreign, exclusive
 from vavae.training.parallel import sharing_processes
 from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
+
+_RECORD = "samples.json"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def run(config: Config) -> Path:
 
     Raises:
         UserError: No such generator, a label or size it cannot draw, or a folder with samples of another generator
-            or of other settings, or with images of somebody else.
+            or of other settings, or with files of somebody else.
     """
     # Evaluation draws by this module.
     from vavae.stages.evaluate_images import generator_fingerprint
@@ -145,6 +147,7 @@ def run(config: Config) -> Path:
         }
 
         def claim() -> list[int]:
+            check_not_foreign(folder, _has_record, f"{_RECORD} that says whose")
             held.enter_context(exclusive(folder))
             return _claim(folder, protocol, labels)
 
@@ -180,7 +183,7 @@ def _claim(folder: Path, protocol: dict[str, Any], labels: list[int]) -> list[in
     Raises:
         UserError: It holds other images, or its record cannot be read.
     """
-    record = folder / "samples.json"
+    record = folder / _RECORD
     present = {path.name for path in folder.glob("[0-9]*.png")}  # what evaluation takes for samples
     if present:
         former = _read_record(record)
@@ -214,17 +217,19 @@ def _damaged(files: Sequence[Path]) -> set[Path]:
     return {files[number] for number in reasons}
 
 
+def _has_record(folder: Path) -> bool:
+    """Whether a call wrote its record there, which it does first; refuses somebody else's of that name."""
+    record = folder / _RECORD
+    return record.exists() and bool(_read_record(record))
+
+
 def _read_record(record: Path) -> dict[str, Any]:
     """What `samples.json` says of the images beside it."""
     try:
         former = read_json_object(record)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{record.parent}: holds numbered images, but no {record.name} that says whose; choose another --output"
-        ) from error
     except UserError as error:
         raise UserError(f"{error}; choose another --output") from error
-    if not isinstance(former.get("labels"), list):
+    if not isinstance(former.get("labels"), list) or "generator" not in former:
         raise UserError(f"{record}: is no record of samples; choose another --output")
     return former
 

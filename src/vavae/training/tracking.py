@@ -36,6 +36,7 @@ def versions() -> dict[str, str]:
 def write_run_header(folder: Path, config: Any) -> None:
     """Write `recipe.yaml` (resolved) and `versions.json` into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    # The versions first: a recipe without them counts as the user's own.
     with written_whole(folder / "versions.json") as temporary:
         temporary.write_text(json.dumps(versions(), indent=1) + "\n")
     with written_whole(folder / "recipe.yaml") as temporary:

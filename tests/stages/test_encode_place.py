@@ -1,0 +1,108 @@
+"""`vavae encode` writes where nothing is, or latents of its own: somebody else's files are never replaced."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from evaluate_models import make_generator, make_tokenizer
+from PIL import Image
+from safetensors.torch import save_file
+
+from vavae.cli import run
+from vavae.data import LatentDataset, write_published_layout
+
+
+def encode(folder: Path) -> int:
+    """Encode 6 images in two shards; the tokenizer is beside `folder`."""
+    tokenizer = folder.parent / "tokenizer"
+    if not tokenizer.exists():
+        make_tokenizer().save_pretrained(tokenizer)
+    more = ["--shard_size", "3", "--device", "cpu"]
+    data = ["--data.images", "demo", "--data.size", "32", "--data.limit", "6"]
+    return run(["encode", "--tokenizer", str(tokenizer), "--output", str(folder), *data, *more])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tokenizer_folder(folder: Path) -> None:
+    make_tokenizer().save_pretrained(folder)
+
+
+def generator_folder(folder: Path) -> None:
+    make_generator().save_pretrained(folder)
+
+
+def foreign_index(folder: Path) -> None:
+    (folder / "index.json").write_text('{"weight_map": {}}')
+
+
+def class_folders(folder: Path) -> None:
+    (folder / "cats").mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "cats/1.png")
+
+
+def published_latents(folder: Path) -> None:
+    encode(folder.parent / "others")
+    folder.rmdir()
+    write_published_layout(LatentDataset(folder.parent / "others"), folder)
+
+
+def foreign_shard(folder: Path) -> None:
+    save_file({"latents": torch.zeros(1)}, folder / "latents_rank00_shard000.safetensors")
+
+
+@pytest.mark.parametrize(
+    "make", [tokenizer_folder, generator_folder, foreign_index, class_folders, published_latents, foreign_shard]
+)
+def test_files_of_somebody_else_are_left_alone(
+    make: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    make(folder)
+    before = content(folder)
+    capsys.readouterr()
+    assert encode(folder) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"{folder} holds {min(path.name for path in folder.iterdir())}" in error and len(error.splitlines()) == 1
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        (),
+        ("latents_rank00_shard000.json",),
+        ("latents_rank00_shard000.safetensors",),
+        ("latents_rank00_shard001.safetensors", "latents_rank00_shard001.json"),
+        ("index.json",),
+        ("statistics.safetensors", "checked.json"),
+    ],
+)
+def test_what_a_stopped_call_left_is_gone_on_from(left: tuple[str, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    assert encode(folder) == 0
+    whole = content(folder)
+    for path in folder.iterdir():
+        if path.name not in left:
+            path.unlink()
+    (folder / ".latents_rank00_shard001.safetensors.0ab3.tmp").write_bytes(b"half")
+    (folder / "unreadable.txt").write_text("1.png\tcut off\n")
+    assert encode(folder) == 0
+    made = content(folder)
+    assert {name for name in made if name != "unreadable.txt"} == set(whole)
+    assert made["statistics.safetensors"] == whole["statistics.safetensors"]
+    assert json.loads(made["index.json"]) == json.loads(whole["index.json"])
+
+
+def test_damaged_notes_are_still_latents_of_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    assert encode(folder) == 0
+    for path in folder.glob("*.json"):
+        path.write_bytes(b"")
+    assert encode(folder) == 0
+    assert len(LatentDataset(folder)) == 6
