@@ -47,6 +47,18 @@ def test_a_command_resolves(
     assert code == 0, capsys.readouterr().err
 
 
+def test_the_readme_keeps_the_same_images_for_testing_all_along(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what training never saw is encoded and trained on by the next command, or measured as if it were new."""
+    monkeypatch.chdir(ROOT)
+    lines = [line for page, line in ALL if page == "README.md" and "--data.images my-images" in line]
+    assert [line.split()[1] for line in lines] == ["train-tokenizer", "encode", "evaluate"]
+    for line in lines:
+        assert run([*shlex.split(line)[1:], "--print_config"]) == 0
+        assert "holdout: 0.1\n" in capsys.readouterr().out, line
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):

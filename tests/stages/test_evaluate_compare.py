@@ -9,6 +9,7 @@ from vavae.errors import UserError
 from vavae.metrics import MetricRecord, Protocol
 from vavae.stages.evaluate_compare import compare_files, pair_records, read_records
 from vavae.stages.evaluate_records import write_records
+from vavae.stages.evaluate_table import draw, telling_names
 
 PROTOCOL = Protocol(
     samples=50_000, label_protocol="random", guidance_scale=1.0, feature_network="inception", checkpoint="a"
@@ -52,6 +53,45 @@ def test_unlike_results_are_refused_and_named(files, capsys):
     assert run(["evaluate", "compare", a, b, "--force"]) == 0
     out = capsys.readouterr().out
     assert "not alike" in out and "label_protocol: random against balanced" in out and "-0.2000" in out
+
+
+def test_rows_and_columns_are_told_apart(files, tmp_path, capsys):
+    """PSNR in two conventions, a distance by two networks; and two files of one name in two folders."""
+    records = [
+        changed(FID, 1.0, convention="strict"),
+        changed(FID, 2.0, convention="published"),
+        changed(FID, 3.0, convention="strict", feature_network="teacher:x"),
+    ]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    assert run(["evaluate", "compare", files("a/r.json", *records), files("b/r.json", *records)]) == 0
+    heading, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert heading == ["metric", "convention", "network", "a/r", "b/r", "difference"]
+    assert [row[:4] for row in rows] == [
+        ["FID", "strict", "inception", "1.0000"],
+        ["FID", "published", "inception", "2.0000"],
+        ["FID", "strict", "teacher:x", "3.0000"],
+    ]
+
+
+def test_paths_are_named_by_what_tells_them_apart():
+    same_end = telling_names(["/runs/a/generator", "/runs/b/generator"])
+    assert list(same_end.values()) == ["a/generator", "b/generator"]
+    assert telling_names(["/runs/a/flat", "s1", "s1"]) == {"/runs/a/flat": "flat", "s1": "s1"}
+    assert telling_names(["r", "./r"]) == {"r": "r", "./r": "./r"} and telling_names([]) == {}
+
+
+def test_lines_are_drawn_where_the_axis_is_a_number_only():
+    sets = [changed(FID, value, checkpoint=name) for name, value in (("flat", 3.0), ("s1", 2.0), ("s2", 4.0))]
+    (axes,) = draw(sets).axes
+    assert [line.get_linestyle() for line in axes.lines] == ["None"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["flat", "s1", "s2"]
+    scales = [changed(record, 1.0, guidance_scale=scale) for record in sets for scale in (1.0, 2.0)]
+    (axes,) = draw(scales).axes
+    assert [line.get_linestyle() for line in axes.lines] == ["-"] * 3
+    # Numbers of two conventions are in two panels.
+    assert len(draw([changed(r, 1.0, convention=c) for r in sets for c in ("strict", "published")]).axes) == 2
+    assert draw(sets[:1]) is None
 
 
 def test_of_several_scales_like_meets_like():

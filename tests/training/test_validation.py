@@ -217,6 +217,26 @@ def test_bench_reports_every_stage_with_its_share_of_the_peak(tmp_path: Path) ->
         assert (result["tflops"] > 0) == (name != "latent reading") == (0 < result["mfu"] < 2)
 
 
+@pytest.mark.parametrize(
+    "name, content", [("photo.png", b"\x89PNG"), ("a.json", b'{"a": 1}'), ("b.json", b"[]"), ("c.json", b"")]
+)
+def test_bench_replaces_nothing_but_its_own_records(
+    name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "measure", lambda config: [])
+    (tmp_path / name).write_bytes(content)
+    config = bench.Config(device="cpu", output=str(tmp_path / name))
+    with pytest.raises(UserError, match=name):
+        bench.run(config)
+    assert (tmp_path / name).read_bytes() == content
+    with pytest.raises(UserError, match=r"new\.txt does not end in \.json"):
+        bench.run(replace(config, output=str(tmp_path / "new.txt")))
+    own = tmp_path / "new.json"
+    for repeats in (1, 2):
+        bench.run(replace(config, repeats=repeats, output=str(own)))
+        assert json.loads(own.read_text())["config"]["repeats"] == repeats
+
+
 def test_a_distance_that_would_never_be_measured_is_refused(data: Path, tmp_path: Path) -> None:
     for recipe, frechet in (
         (tokenizer_recipe(tmp_path), ReconstructionFrechetConfig(20)),

@@ -16,6 +16,7 @@ from vavae import counter
 from vavae.config import to_plain
 from vavae.data import LatentDataset, LatentSettings, LatentWriter, load_images, open_images
 from vavae.errors import UserError
+from vavae.files import read_json_object, written_whole
 from vavae.flow import Guidance, flow_matching_loss, sample
 from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.stages.evaluate_records import check_writable
@@ -39,7 +40,7 @@ class Config:
         repeats: Timed steps of each stage, after two for warming up; the median counts.
         device: auto, cpu, cuda, …
         precision: Compute precision.
-        output: JSON file to write; null prints only.
+        output: JSON file to write, new or with an earlier record; null prints only.
     """
 
     scale: Literal["small", "published"] = "small"
@@ -206,17 +207,35 @@ def measure(config: Config) -> list[Result]:
     return results
 
 
+def _check_output(output: str) -> None:
+    """Raise UserError where the record could not be written, or something else would be lost by it."""
+    check_writable("output", output)
+    path = Path(output)
+    if path.suffix != ".json":
+        raise UserError(f"output: {output} does not end in .json")
+    if path.exists() and not _is_record(path):
+        raise UserError(f"output: {output} is no record of 'vavae bench', and is not replaced; name another file")
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        return str(read_json_object(path).get("command")).startswith("vavae bench")
+    except UserError:
+        return False
+
+
 def run(config: Config) -> None:
     """Measure, print a table, and write the JSON.
 
     Raises:
-        UserError: The device does not exist, the size is unknown, or `output` cannot be written.
+        UserError: The device does not exist, the size is unknown, `output` cannot be written, or it is a file of
+            another kind.
     """
     from rich.console import Console
     from rich.table import Table
 
     if config.output is not None:
-        check_writable("output", config.output)
+        _check_output(config.output)
     results = measure(config)
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "images/s", "slowest", "fastest", "peak memory", "TFLOP/s", "MFU"):
@@ -243,5 +262,6 @@ def run(config: Config) -> None:
         }
         path = Path(config.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        with written_whole(path) as partial:
+            partial.write_text(json.dumps(record, indent=1) + "\n")
         print(f"results: {path}")

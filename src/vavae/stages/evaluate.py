@@ -29,6 +29,7 @@ from vavae.stages.evaluate_images import (
     SourceBlocks,
     generator_fingerprint,
     npz_images,
+    one_part,
     tokenizer_fingerprint,
 )
 from vavae.stages.evaluate_records import check_writable, sampling_protocol, write_records
@@ -53,7 +54,8 @@ class Config:
         model: Folders or hub ids of the models; for `samples` folders of images or npz files; for `compare` two JSON
             files.
         data: Images: those to reconstruct, or the reference of generated ones.
-        split: Part of the images that is reconstructed or is the reference; the probe is fitted on `train`.
+        split: Part of the images that is reconstructed or is the reference; the probe is fitted on `train`, and left
+            out where both parts are the same images.
         reference: An npz instead of `data` as the reference: statistics (`mu`, `sigma`, `mu_s`, `sigma_s`), images
             (`arr_0`), or both.
         save_reference: Write the statistics of the first network on the reference images to this npz.
@@ -184,6 +186,11 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
     # An npz is read alone: `data` may not even exist beside it.
     source = images(config.split) if config.reference is None else None
     other = images(config.real_split) if config.real_split is not None else None
+    if source is not None and other is not None and one_part(config.data):
+        raise UserError(
+            f"real_split: {config.data.images} has no test part, so that train and test are the same images; keep some "
+            "for testing with --data.holdout 0.1, here and in training"
+        )
     networks = _networks(config, config.networks)
     reference = open_reference(
         source, config.reference, networks, metrics, store, config.batch_size, together, config.metrics, samples
@@ -307,7 +314,16 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
         store, together, config.batch_size, config.precision, config.seed, config.bootstrap, config.data.workers
     )
     source = config.data.open(config.split)
-    probes = config.split == "test" and source.num_classes > 1
+    part: str = config.split
+    if part == "test" and one_part(config.data):
+        # A probe would see its own answers, and what may have been trained on is no test.
+        part = "all"
+        if together.first:
+            print(
+                f"linear probe and k-NN are left out: {config.data.images} has no test part. --data.holdout 0.1, here "
+                "and in training, keeps images for one"
+            )
+    probes = part == "test" and source.num_classes > 1
     train_source = config.data.open("train") if probes else None
     perceptual = of_tokenizer.perceptual_networks(device) if config.conventions else {}
     as_published = tuple(dict.fromkeys(_as_published(name) for name in config.networks))
@@ -324,7 +340,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
             raise UserError(f"data.size: {size} is no multiple of the tokenizer's factor {tokenizer.factor}")
         protocol = Protocol(
             samples=len(source),
-            split=f"{source.name} ({config.split})",
+            split=f"{source.name} ({part})",
             dtype=resolve_precision(config.precision, device),
             image_size=size,
             checkpoint=path,

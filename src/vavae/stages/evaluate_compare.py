@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vavae.errors import UserError
 from vavae.metrics import MetricRecord
+from vavae.stages.evaluate_table import telling_columns, telling_names, wide_console
 
 
 @dataclass(frozen=True)
@@ -102,23 +103,29 @@ def compare_files(first: str | Path, second: str | Path, force: bool = False) ->
 
 
 def print_comparison(pairs: Sequence[Comparison], first: str, second: str) -> None:
-    """A table of both numbers and their difference, and below it what differs in the protocols."""
-    from rich.console import Console
+    """A table of both numbers and their difference, and below it what differs in the protocols.
+
+    Columns are named by what tells the paths apart; what tells rows of one name apart has columns of its own.
+    """
     from rich.table import Table
 
+    names = telling_names([first, second])
+    shown = telling_columns([pair.first for pair in pairs])
     table = Table(box=None, pad_edge=False)
-    table.add_column("metric")
-    for heading in (Path(first).stem, Path(second).stem, "difference"):
+    for heading in ("metric", *shown):
+        table.add_column(heading)
+    for heading in (names[first].removesuffix(".json"), names[second].removesuffix(".json"), "difference"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    for pair in pairs:
+    for row, pair in enumerate(pairs):
         higher = pair.first.higher_is_better
         verdict = ""
         if higher is not None and pair.difference != 0:
             verdict = "better" if (pair.difference > 0) == higher else "worse"
         values = (f"{pair.first.value:.4f}", f"{pair.second.value:.4f}", f"{pair.difference:+.4f}")
-        table.add_row(pair.first.name, *values, "not alike" if pair.obstacles else verdict)
-    console = Console(highlight=False)
+        told = (cells[row] for cells in shown.values())
+        table.add_row(pair.first.name, *told, *values, "not alike" if pair.obstacles else verdict)
+    console = wide_console()
     console.print(table)
     for reason in dict.fromkeys(reason for pair in pairs for reason in pair.reasons()):
-        console.print(f"differs: {reason}", markup=False)
+        console.print(f"differs: {reason}")

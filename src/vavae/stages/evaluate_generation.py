@@ -269,6 +269,9 @@ def generation_records(
         protocol: What is known already of how it was measured.
         measuring: Which metrics.
         real: Features of other real images, whose distance to the reference is the unit of FDr.
+
+    Raises:
+        UserError: A set holds too few images, or `real` are the images of the reference.
     """
     records: list[MetricRecord] = []
     ratios = []
@@ -283,6 +286,8 @@ def generation_records(
         if "frechet" in measuring.metrics:
             records += _distances(features, reference, own, measuring, "pool")
             if real is not None:
+                if _is_reference(real[name], reference):
+                    raise UserError(f"real_split: its images are those of the reference {reference.name} itself")
                 floor = _distances(real[name], reference, own, replace(measuring, bootstrap=0), "pool")
                 ratios.append(records[-1].value / floor[0].value)
         if "sfid" in measuring.metrics and "spatial" in features.parts:
@@ -311,6 +316,12 @@ def generation_records(
         )
         records.append(MetricRecord("FDr", value, own, higher_is_better=False))
     return records
+
+
+def _is_reference(images: StoredFeatures, reference: Reference) -> bool:
+    """Whether the reference is of the same images, be it their statistics only."""
+    known = reference.moments(images.network.name)
+    return known is not None and torch.equal(known[0].mean, images.moments("pool").mean)
 
 
 def _distances(

@@ -12,13 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae.config import to_plain
-from vavae.data import ArrayImages, ImageSource, load_pixels, open_images, read_rgb, to_uint8
+from vavae.data import ArrayImages, ImageSource, has_test_part, load_pixels, open_images, read_rgb, to_uint8
 from vavae.errors import UserError, one_line
 from vavae.metrics.features import weights_fingerprint
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.stages.evaluate_store import Block, digest, tensor_digest
+from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import draw
 from vavae.training.precision import Precision, autocast, resolve_precision
+
+
+def one_part(data: ImagesConfig) -> bool:
+    """Whether training and test part are the same images: there is no test part, and none are held out.
+
+    Raises:
+        UserError: A Hugging Face set that cannot be opened.
+    """
+    return data.holdout == 0 and not has_test_part(data.images)
 
 
 class SourceBlocks:
