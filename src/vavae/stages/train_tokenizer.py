@@ -25,7 +25,7 @@ from vavae.data import (
 )
 from vavae.data.transforms import flip_horizontally, published_random_crop
 from vavae.errors import UserError
-from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
+from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective, smallest_side
 from vavae.pretrained import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
@@ -139,6 +139,12 @@ class Config:
         if self.data.size % self.tokenizer.factor:
             raise UserError(
                 f"data.size: {self.data.size} is no multiple of the tokenizer's factor {self.tokenizer.factor}"
+            )
+        perceptual = self.objective.perceptual
+        if perceptual.weight > 0 and self.data.size < smallest_side(perceptual.network):
+            raise UserError(
+                f"data.size: {self.data.size} is too small for objective.perceptual with {perceptual.network}, which "
+                f"needs {smallest_side(perceptual.network)}; objective.perceptual.weight 0 does without"
             )
         if self.teacher.cache_features and (self.data.crop == "random" or self.data.flip):
             raise UserError("teacher.cache_features: needs data.crop center and data.flip false")
