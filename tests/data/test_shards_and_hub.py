@@ -329,7 +329,7 @@ def hub_set(contents: list[bytes], labels: list[int]) -> datasets.Dataset:
 
 def test_a_hub_set_without_a_name_is_told() -> None:
     for split in ("train", "test"):
-        with pytest.raises(UserError, match="^images: hf: names no data set"):
+        with pytest.raises(UserError, match=r"^images: hf: names no data set"):
             open_images("hf:", split)
 
 
