@@ -10,7 +10,8 @@ from scipy.signal import correlate
 from torch import Tensor
 
 from vavae.errors import UserError
-from vavae.losses import LPIPS, PerceptualConfig, smallest_side
+from vavae.losses import LPIPS, PerceptualConfig
+from vavae.losses.perceptual import smallest_side
 
 Array = NDArray[np.float64]
 

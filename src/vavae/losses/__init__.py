@@ -17,7 +17,7 @@ from vavae.losses.alignment import (
 )
 from vavae.losses.kl import KLConfig, kl_loss
 from vavae.losses.objective import ObjectiveConfig, TokenizerObjective
-from vavae.losses.perceptual import LPIPS, PerceptualConfig, smallest_side
+from vavae.losses.perceptual import LPIPS, PerceptualConfig
 from vavae.losses.pixel import PixelConfig, pixel_error
 
 __all__ = [
@@ -40,5 +40,4 @@ __all__ = [
     "kl_loss",
     "pixel_error",
     "resample_grid",
-    "smallest_side",
 ]

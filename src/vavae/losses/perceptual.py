@@ -31,6 +31,18 @@ class PerceptualConfig:
         if self.network not in ("vgg16", "alexnet"):
             raise UserError(f"perceptual.network: {self.network!r} is neither 'vgg16' nor 'alexnet'")
 
+    def check_side(self, side: int) -> None:
+        """Check that square images of a run are large enough for the network.
+
+        Raises:
+            UserError: They are not.
+        """
+        if self.weight > 0 and side < smallest_side(self.network):
+            raise UserError(
+                f"data.size: {side} is too small for objective.perceptual with {self.network}, which needs "
+                f"{smallest_side(self.network)}; objective.perceptual.weight 0 does without"
+            )
+
 
 @dataclass(frozen=True)
 class _Layer:

@@ -34,6 +34,7 @@ from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, fits_on, resolve_device, resolve_precision
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
+from vavae.training.tracking import check_loggers
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 
@@ -469,6 +470,7 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         world = held.enter_context(processes(config.training.device))
         if world.once(lambda: begin(folder, config, done, "generator", held, _FREE, any_recipe)):
             return Generator.from_pretrained(done, device)
+        check_loggers(config.training)
         latents, tokenizer = LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer)
         world.once(latents.verify)
         task = TransformerTask(config, latents, tokenizer, world)
