@@ -85,7 +85,7 @@ MISTAKES = {
     "fetch nothing": (["assets", "fetch"], "which?"),
     "wrong factor": (["train-tokenizer", "--data.size", "40"], "data.size: 40"),
     "small images": (
-        [*"train-tokenizer --data.size 8 --tokenizer.channel_multipliers 1,2 --tokenizer.attention_levels 1".split()],
+        ["train-tokenizer", "--data.size=8", "--tokenizer.channel_multipliers=1,2", "--tokenizer.attention_levels=1"],
         "data.size: 8 is too small for objective.perceptual with vgg16, which needs 16",
     ),
     "negative weight": (["train-dit", "--flow.direction_weight", "-3"], "flow.direction_weight: -3.0 is negative"),
