@@ -60,6 +60,7 @@ def test_the_printed_recipe_can_be_read_back(name: str, capsys: pytest.CaptureFi
 
 MISTAKES = {
     "unknown command": (["tran-dit"], "did you mean 'train-dit'"),
+    "unlike any command": (["xyz"], "unknown command 'xyz'; 'vavae --help' lists the commands"),
     "unknown key": (["demo", "--colour", "red"], "--colour"),
     "wrong type": (["demo", "--size", "big"], "size"),
     "wrong value": (["demo", "--size", "33"], "size: 33"),
@@ -83,6 +84,24 @@ MISTAKES = {
     "asset not in the cache": (["assets", "verify", "cifar10"], "asset 'cifar10' is not in the cache"),
     "fetch nothing": (["assets", "fetch"], "which?"),
     "wrong factor": (["train-tokenizer", "--data.size", "40"], "data.size: 40"),
+    "small images": (
+        ["train-tokenizer", "--data.size=8", "--tokenizer.channel_multipliers=1,2", "--tokenizer.attention_levels=1"],
+        "data.size: 8 is too small for objective.perceptual with vgg16, which needs 16",
+    ),
+    "negative weight": (["train-dit", "--flow.direction_weight", "-3"], "flow.direction_weight: -3.0 is negative"),
+    "weight that is no number": (["train-dit", "--flow.direction_weight", ".nan"], "flow.direction_weight: nan"),
+    "negative switch": (
+        ["train-dit", "--flow.uniform_after_images", "-5"],
+        "flow.uniform_after_images: -5 is negative",
+    ),
+    "guidance without its label": (
+        ["train-dit", "--transformer.label_dropout", "0", "--sampling.guidance_scale", "3"],
+        "sampling.guidance_scale: 3.0 needs samples without a label, which transformer.label_dropout 0 never trains",
+    ),
+    "muon in shards": (
+        ["train-dit", "--optimizer.kind", "muon", "--training.parallel", "shard"],
+        "optimizer.kind: muon needs whole matrices",
+    ),
     "conflict": (["train-tokenizer", "--teacher.cache_features", "--data.flip"], "teacher.cache_features"),
 }
 
@@ -189,6 +208,7 @@ FAULTS = {
         name: (OSError(getattr(errno, name), os.strerror(getattr(errno, name)), "runs/x"), "runs/x; what was finished")
         for name in ("EFBIG", "EIO", "ESTALE", "EMFILE", "ENFILE", "EBUSY", "ENOTCONN", "ETIMEDOUT", "EPERM", "ENOENT")
     },
+    "memory of the machine": (MemoryError("Unable to allocate 9 GiB"), "smaller batch"),
     "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "smaller batch"),
     "failed run": (RunError("the loss was not finite"), "the loss was not finite"),
     "stop": (KeyboardInterrupt("stopped after 3 images; the same command goes on from there"), "goes on from there"),
@@ -208,6 +228,16 @@ def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
     assert run(["doctor"]) == 1
     told = capsys.readouterr().err.strip()
     assert named in told and len(told.splitlines()) == 1
+
+
+def test_too_little_memory_of_a_cpu_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More than any machine can address, so that it fails where memory is overcommitted too.
+    monkeypatch.setattr("vavae.stages.doctor.run", lambda config: torch.empty(2**60, dtype=torch.uint8))
+    assert run(["doctor"]) == 1
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("vavae: out of memory: ") and len(told.splitlines()) == 1
 
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"

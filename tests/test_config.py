@@ -6,6 +6,7 @@ import pytest
 
 from vavae.config import parse_command_line
 from vavae.errors import UserError
+from vavae.stages import evaluate, train_dit, train_tokenizer
 from vavae.stages.sample import Config
 
 
@@ -23,3 +24,45 @@ def test_a_file_that_is_no_recipe_is_named_however_it_is_given(form: str, tmp_pa
         parse_command_line(Config, given(tmp_path / "none.yaml", form), "vavae sample")
     recipe.write_text("count: 3\n")
     assert parse_command_line(Config, [*given(recipe, form), "--seed=2"], "vavae sample") == Config(count=3, seed=2)
+
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "small"
+MISTAKES: list[tuple[type, str, str]] = [
+    (Config, "--size 32", "size: expected 2 values, each a whole number, or null; got [32]"),
+    (Config, "--labels a,b", "labels: expected a list, each item a whole number; got a"),
+    (Config, "--size 256 256", "size: expected 2 values, each a whole number, or null; got [256]"),
+    (Config, "--seed 1 word", "unexpected argument 'word': a recipe, or other words, must stand before all options"),
+    (Config, "--colour red", "unknown option --colour; see 'vavae x --help'"),
+    (evaluate.Config, "--data.limit x", "data.limit: expected a whole number or null; got x"),
+    (train_dit.Config, "--flow.path bent", "flow.path: expected one of linear, cosine, vp; got bent"),
+    (train_tokenizer.Config, "--training.batch_size four", "training.batch_size: expected a whole number; got four"),
+    (train_tokenizer.Config, "--training x", "training: expected a group of keys (images, batch_size, seed, …); got x"),
+    (train_tokenizer.Config, "--teacher.cache_features x", "teacher.cache_features: expected true or false; got x"),
+    (train_tokenizer.Config, "--data.imagez x", "unknown option --data.imagez; did you mean '--data.images'?"),
+    (
+        train_tokenizer.Config,
+        f"--print_config {RECIPES}/tokenizer.yaml",
+        f"unexpected argument '{RECIPES}/tokenizer.yaml': a recipe, or other words, must stand before all options",
+    ),
+    (
+        train_tokenizer.Config,
+        f"{RECIPES}/transformer.yaml",
+        f"{RECIPES}/transformer.yaml: 'vavae x' has no key latents, transformer, sampling; "
+        "is it a recipe of another command?",
+    ),
+]
+
+
+@pytest.mark.parametrize("config_class, options, told", MISTAKES, ids=[options for _, options, _ in MISTAKES])
+def test_a_mistake_is_told_without_the_parsers_words(config_class: type, options: str, told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_command_line(config_class, options.split(), "vavae x")
+    assert str(refused.value) == told
+
+
+def test_a_key_misspelt_in_a_group_of_a_recipe_is_named_with_its_neighbour(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("training: {images: 100, bacth_size: 8}\n")
+    told = f"^{recipe}: 'vavae x' has no key training.bacth_size; did you mean 'training.batch_size'"
+    with pytest.raises(UserError, match=told):
+        parse_command_line(train_tokenizer.Config, [str(recipe)], "vavae x")

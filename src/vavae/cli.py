@@ -104,7 +104,8 @@ def _machine_fault(error: BaseException) -> str | None:
         return f"{error.strerror}: {error.filename or 'while reading or writing'}; what was finished is kept"
     if "No space left on device" in text or "Disk quota exceeded" in text:  # from libraries with their own errors
         return f"no space left on the disk ({text[:200]}); what was finished is kept"
-    if type(error).__name__ == "OutOfMemoryError":
+    # On a CPU torch raises a plain RuntimeError of its allocator.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
         return f"out of memory: use a smaller batch or image size ({text[:200]})"
     return None
 
@@ -123,7 +124,7 @@ def run(arguments: Sequence[str]) -> int:
 
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        return _fail(f"unknown command '{name}'{hint} 'vavae --help' lists the commands", 2)
+        return _fail(f"unknown command '{name}'{hint}; 'vavae --help' lists the commands", 2)
     command = COMMANDS[name]
     try:
         from vavae.config import parse_command_line

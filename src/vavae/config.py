@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
+from vavae.config_errors import alternatives, explain
 from vavae.errors import UserError
 
 C = TypeVar("C")
@@ -38,16 +38,11 @@ def _parser(config_class: type, prog: str, description: str, positionals: Sequen
     return parser
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, and of anything else that type alone."""
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-
-
 def _switches(config_class: type, prefix: str = "") -> set[str]:
     """Dotted names of the boolean fields of a tree of dataclasses."""
     found: set[str] = set()
     for name, kind in get_type_hints(config_class).items():
-        if bool in _alternatives(kind):
+        if bool in alternatives(kind):
             found.add(prefix + name)
         elif dataclasses.is_dataclass(kind):
             found |= _switches(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
@@ -69,7 +64,7 @@ def _lists(config_class: type, prefix: str = "") -> dict[str, bool]:
     """Dotted names of the fields that are lists, in a tree of dataclasses, and whether they hold free text."""
     found: dict[str, bool] = {}
     for name, kind in get_type_hints(config_class).items():
-        for one in _alternatives(kind):
+        for one in alternatives(kind):
             if get_origin(one) in (list, tuple):
                 found[prefix + name] = str in get_args(one)
             elif dataclasses.is_dataclass(one):
@@ -137,16 +132,18 @@ def parse_command_line(
         # A list is given whole: the parser appends with `--name+` to lists, not to tuples.
         named += [f"--{name[:-1]}", json.dumps(words[i:])] if name.endswith("+") else [f"--{name}", words[i]]
     options = _with_brackets(config_class, _with_flag_values(config_class, arguments[leading:]))
+    recipes = []
     for option, following in pairwise([*named, *options, ""]):
         name, equals, value = option.partition("=")
         if name == "--config":
-            _check_recipe(value if equals else following)
+            recipes.append(value if equals else following)
+            _check_recipe(recipes[-1])
     parser = _parser(config_class, prog, description, positionals)
     try:
         parsed = parser.instantiate(parser.parse_args(named + options))
         return config_class(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
     except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
-        raise UserError(_one_line(str(error))) from error
+        raise UserError(explain(_one_line(str(error)), config_class, prog, recipes)) from error
 
 
 def load_recipe(config_class: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
@@ -187,4 +184,5 @@ def from_plain(config_class: type[C], values: Mapping[str, Any]) -> C:
         parsed = parser.instantiate(parser.parse_object(dict(values)))
         return config_class(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
     except (ArgumentError, TypeError, ValueError) as error:
-        raise UserError(f"{config_class.__name__}: {_one_line(str(error))}") from error
+        name = config_class.__name__
+        raise UserError(f"{name}: {explain(_one_line(str(error)), config_class, name)}") from error

@@ -327,6 +327,12 @@ def hub_set(contents: list[bytes], labels: list[int]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=kinds)
 
 
+def test_a_hub_set_without_a_name_is_told() -> None:
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=r"^images: hf: names no data set"):
+            open_images("hf:", split)
+
+
 def test_hub_sets_saved_to_disk(tmp_path: Path) -> None:
     hub_set([png(n) for n in range(4)], [0, 1, 1, 0]).save_to_disk(str(tmp_path / "set"))
     images = open_images(f"hf:{tmp_path / 'set'}")

@@ -1,5 +1,7 @@
 """LPIPS with its published weights against an independent computation with scipy in float64."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from vavae.errors import UserError
 from vavae.losses import LPIPS, PerceptualConfig
+from vavae.losses.perceptual import smallest_side
 
 Array = NDArray[np.float64]
 
@@ -133,3 +136,12 @@ def test_an_unknown_network_is_refused() -> None:
         LPIPS("squeeze")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="squeeze"):
         PerceptualConfig(network="squeeze")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("network, side", [("vgg16", 16), ("alexnet", 31)])
+def test_images_too_small_for_the_network_are_refused(network: Literal["vgg16", "alexnet"], side: int) -> None:
+    assert smallest_side(network) == side
+    model = LPIPS(network)
+    assert model(torch.zeros(1, 3, side, side), torch.zeros(1, 3, side, side)).shape == (1,)
+    with pytest.raises(UserError, match=rf"^data\.size: images of {side} x {side - 1} pixels .* {network}, .* {side}$"):
+        model.extract(torch.zeros(1, 3, side, side - 1))

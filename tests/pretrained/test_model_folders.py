@@ -1,6 +1,8 @@
 """Folders of tokenizers and generators, the hub, and what a generator draws."""
 
 import dataclasses
+import errno
+import io
 import json
 import math
 import re
@@ -373,3 +375,27 @@ def test_a_gpu_draws_the_same_images(generator: Generator, tmp_path: Path) -> No
         sampling = dataclasses.replace(FEW, solver=solver)
         latents = there.latents([1, 2], seed=3, sampling=sampling)
         torch.testing.assert_close(latents.cpu(), generator.latents([1, 2], 3, sampling=sampling), rtol=1e-3, atol=1e-3)
+
+
+def test_files_that_may_not_be_read_are_told_as_such(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator.save_pretrained(tmp_path)
+    plain_open = io.open
+    for name in ("model.safetensors", "config.json"):
+
+        def refuse(file: Any, *arguments: Any, forbidden: str = name, **options: Any) -> Any:
+            if str(file).endswith(forbidden):
+                raise PermissionError(errno.EACCES, "Permission denied", str(file))
+            return plain_open(file, *arguments, **options)
+
+        monkeypatch.setattr(io, "open", refuse)
+        with pytest.raises(UserError, match=rf"{re.escape(name)}: cannot be read \(Permission denied\)$"):
+            Generator.from_pretrained(tmp_path)
+
+
+def test_latents_are_no_model(tmp_path: Path) -> None:
+    (tmp_path / "latents_rank00_shard000.safetensors").write_bytes(b"")
+    for model, name in ((Generator, "generator"), (Tokenizer, "tokenizer")):
+        with pytest.raises(UserError, match=f"^{tmp_path}: holds latents, not a {name}$"):
+            model.from_pretrained(tmp_path)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,14 @@ def test_a_mistake_does_not_cost_the_folder(
     refused(folder, capsys, *mistake)
     assert not (folder / "samples.json").exists()
     assert sample(folder, "--labels", "1") == 0
+
+
+def test_guidance_needs_a_generator_that_knows_no_label(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = make_generator()
+    generator.transformer.config = replace(generator.transformer.config, label_dropout=0.0)
+    generator.save_pretrained(folder.parent / "generator")
+    assert "guidance_scale: this generator was trained without label_dropout" in refused(folder, capsys, "--count", "1")
+    assert sample(folder, "--count", "1", "--guidance_scale", "1") == 0
 
 
 def test_a_record_without_images_counts_for_nothing(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """How runs of both stages begin and are taken up again: starting weights, the same data, what validation needs."""
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,16 @@ def test_test_images_are_opened_before_the_first_step(tmp_path: Path, monkeypatc
 def test_validation_latents_without_a_rhythm_are_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"validation_latents: needs training\.validation_images"):
         replace(transformer_recipe(tmp_path, data), validation_latents=str(data / "latents"))
+
+
+def test_a_logger_that_is_missing_is_told_before_the_work(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for stage, task, recipe in (
+        (train_tokenizer, "TokenizerTask", tokenizer_recipe(tmp_path / "tokenizer", wandb="project")),
+        (train_dit, "TransformerTask", transformer_recipe(tmp_path / "generator", data, wandb="project")),
+    ):
+        monkeypatch.setattr(stage, task, lambda *_: pytest.fail("work was done"))
+        with pytest.raises(UserError, match=r"^training\.wandb: needs the extra"):
+            stage.run(recipe)

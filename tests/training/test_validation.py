@@ -20,6 +20,7 @@ from vavae.pretrained import Generator, SamplingConfig
 from vavae.stages import bench, train_dit, train_tokenizer, validation
 from vavae.stages.images import ImagesConfig, spread
 from vavae.stages.validation import FrechetConfig, ReconstructionDistance, ReconstructionFrechetConfig
+from vavae.training import throughput
 from vavae.training.parallel import World
 from vavae.training.throughput import count_flops, measured_tflops
 from vavae.training.tracking import read_metrics
@@ -184,17 +185,24 @@ def test_the_validation_sees_some_of_every_class(data: Path, tmp_path: Path, mon
 def test_a_run_says_beforehand_what_it_needs(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Steps, memory of the state, disk, and hours: operations over 40 % of what one matrix product reaches."""
+    """Steps, memory of the state, disk, and time: operations over 40 % of what one matrix product reaches."""
     monkeypatch.setattr("vavae.training.throughput.measured_tflops", lambda *_: 1e-6)
     train_dit.run(transformer_recipe(tmp_path, data))
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("transformer: "))
     assert "12 steps of 8 images" in line and "of parameters, averages and optimizer" in line and "free)" in line
     assert re.search(r"; an estimated [1-9]\d* MB more for a step of 8 images at once; ", line)
     gflop = float(line.partition(" GFLOP per image")[0].rpartition("; ")[2])
-    hours = float(line.partition(" hours on 1 x CPU")[0].rpartition("about ")[2])
-    assert hours == pytest.approx(96 * gflop * 1e9 / (0.4 * 1e-6 * 1e12) / 3600, rel=0.1)
+    time = re.search(r"about ([\d.]+) (hours|minutes) on 1 x CPU", line)
+    assert time is not None
+    seconds = float(time[1]) * {"hours": 3600, "minutes": 60}[time[2]]
+    assert seconds == pytest.approx(96 * gflop * 1e9 / (0.4 * 1e-6 * 1e12), rel=0.1)
     timing = (tmp_path / "timing.jsonl").read_text().splitlines()[-1]
     assert all(f'"{name}"' in timing for name in ("images_per_second", "tokens_per_second", "memory_gb", "tflops"))
+
+
+def test_the_time_a_run_takes_is_told_in_the_unit_that_suits_it() -> None:
+    times = [throughput._time(seconds) for seconds in (0.04, 59.0, 90.0, 5400.0, 3600 * 1234.0)]
+    assert times == ["less than a minute"] * 2 + ["about 1.5 minutes", "about 1.5 hours", "about 1,200 hours"]
 
 
 def test_a_matrix_product_counts_its_operations() -> None:

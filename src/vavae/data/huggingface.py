@@ -154,6 +154,8 @@ def _parts(source: str) -> tuple[list[str], Any]:
     """Names of a set's parts, and what is on disk: its parts by name, one set alone, or None for one of the hub."""
     import datasets
 
+    if not source:
+        raise UserError("images: hf: names no data set; give its name on the hub or its folder, as hf:cifar10")
     names = ("state.json", "dataset_dict.json")
     local = Path(source).is_dir() and any((Path(source) / name).exists() for name in names)
     if not local:

@@ -31,6 +31,18 @@ class PerceptualConfig:
         if self.network not in ("vgg16", "alexnet"):
             raise UserError(f"perceptual.network: {self.network!r} is neither 'vgg16' nor 'alexnet'")
 
+    def check_side(self, side: int) -> None:
+        """Check that square images of a run are large enough for the network.
+
+        Raises:
+            UserError: They are not.
+        """
+        if self.weight > 0 and side < smallest_side(self.network):
+            raise UserError(
+                f"data.size: {side} is too small for objective.perceptual with {self.network}, which needs "
+                f"{smallest_side(self.network)}; objective.perceptual.weight 0 does without"
+            )
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -68,6 +80,17 @@ def _alexnet() -> list[_Layer]:
 
 _NETWORKS = {"vgg16": _vgg16, "alexnet": _alexnet}
 
+
+def smallest_side(network: Network) -> int:
+    """Side in pixels of the smallest images of which every layer sees at least one position."""
+    side = 1
+    for layer in reversed(_NETWORKS[network]()):
+        side = max(1, (side - 1) * layer.stride + layer.kernel - 2 * layer.padding)
+        if layer.pool:
+            side = (side - 1) * 2 + layer.pool
+    return side
+
+
 # ImageNet's mean and standard deviation, moved from [0, 1] to [-1, 1]
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
@@ -92,6 +115,8 @@ class LPIPS(nn.Module):
         super().__init__()
         if network not in _NETWORKS:
             raise UserError(f"network: {network!r} is neither 'vgg16' nor 'alexnet'")
+        self._network: Network = network
+        self._smallest = smallest_side(network)
         self.layers = _NETWORKS[network]()
         self.features = nn.ModuleList(
             nn.Conv2d(a.in_channels, a.out_channels, a.kernel, a.stride, a.padding) for a in self.layers
@@ -117,7 +142,15 @@ class LPIPS(nn.Module):
         """Unit-length features of (B, 3, H, W) images in [-1, 1]: one (B, C, h, w) per compared layer.
 
         The convolutions follow autocast; the features are float32 at least.
+
+        Raises:
+            UserError: The images are too small for the network.
         """
+        if min(images.shape[2:]) < self._smallest:
+            raise UserError(
+                f"data.size: images of {images.shape[2]} x {images.shape[3]} pixels are too small for LPIPS with "
+                f"{self._network}, which needs {self._smallest}"
+            )
         h = (images - self.shift) / self.scale
         taps = []
         for layer, convolution in zip(self.layers, self.features, strict=True):

@@ -82,6 +82,12 @@ def form_of(path: Path) -> Form:
     raise UserError(f"{path}: holds no {CONFIG}, no checkpoint and no latents")
 
 
+def named(form: Form) -> str:
+    """A form with its article, for messages."""
+    articles: dict[Form, str] = {"latents": "", "diffusers": "an autoencoder of "}
+    return articles.get(form, "a ") + form
+
+
 def holds_generator(path: Path) -> bool:
     """Whether a folder is a generator's, ours or one exported for diffusers; a pipeline of others is not.
 
@@ -126,7 +132,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds a {type(config).__name__}, not a configuration")

@@ -161,16 +161,21 @@ class Generator:
             raise UserError(f"size: {'x'.join(map(str, size))} is not a height and a width in multiples of {unit}")
         return self.latent_shape[0], size[0] // self.tokenizer.factor, size[1] // self.tokenizer.factor
 
-    def check(self, labels: Sequence[int], size: tuple[int, int] | None = None) -> None:
+    def check(
+        self, labels: Sequence[int], size: tuple[int, int] | None = None, sampling: SamplingConfig | None = None
+    ) -> None:
         """Check what is to be drawn, before any time is spent on it.
 
         Raises:
-            UserError: A label out of range, or a size that does not divide.
+            UserError: A label out of range, a size that does not divide, or guidance by "no label", which was never
+                trained.
         """
         wrong = [label for label in labels if not 0 <= label <= self.num_classes]
         if wrong:
             raise UserError(f"labels: {wrong[0]} is not in 0..{self.num_classes - 1} ({self.num_classes} is no label)")
         self._shape_for(size)
+        if sampling is not None and sampling.guidance is not None and self.transformer.config.label_dropout == 0:
+            raise UserError("guidance_scale: this generator was trained without label_dropout, so only 1 has a meaning")
 
     def latents(
         self,
@@ -188,12 +193,12 @@ class Generator:
         indices = range(len(labels)) if indices is None else indices
         if len(indices) != len(labels):
             raise UserError(f"indices: {len(indices)} for {len(labels)} labels")
-        self.check(labels, size)
+        settings = sampling or self.sampling
+        self.check(labels, size, settings if weak_model is None else None)
         if noise is None:
             noise = self.noise(indices, seed, size)
         elif noise.shape != (len(labels), *self._shape_for(size)):
             raise UserError(f"noise: {tuple(noise.shape)} is not {(len(labels), *self._shape_for(size))}")
-        settings = sampling or self.sampling
         return sample(
             self.transformer,
             noise.to(self.tokenizer.device),
@@ -234,7 +239,7 @@ class Generator:
             noise: Standard normal noise (B, C, h, w) to start from, instead of that of `seed` and `indices`.
 
         Raises:
-            UserError: A label out of range, a size that does not divide, or noise of another shape.
+            UserError: See `check`; or noise of another shape.
         """
         latents = self.latents(labels, seed, indices, sampling, size=size, weak_model=weak_model, noise=noise)
         return self.tokenizer.decode(latents)
@@ -338,7 +343,7 @@ class Generator:
         elif form in ("checkpoint", "pipeline"):
             generator = cls._from_published(path, form == "pipeline", tokenizer, statistics, weights, heads)
         else:
-            raise UserError(f"{path}: holds a {form}, not a generator")
+            raise UserError(f"{path}: holds {files.named(form)}, not a generator")
         if positions is not None:
             generator.transformer.config = dataclasses.replace(generator.transformer.config, positions=positions)
         return generator.to(device)

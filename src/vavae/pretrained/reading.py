@@ -62,9 +62,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         UserError: It is missing, cut off or damaged.
     """
     try:
+        path.open("rb").close()  # safetensors calls a file that may not be read one that is not there
         return load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or cut off ({_short(error)})") from error
 

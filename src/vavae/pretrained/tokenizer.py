@@ -173,7 +173,7 @@ class Tokenizer:
         elif form in ("checkpoint", "diffusers", "pipeline"):
             tokenizer = cls._from_published(path, statistics, weights)
         else:
-            raise UserError(f"{path}: holds a {form}, not a tokenizer")
+            raise UserError(f"{path}: holds {files.named(form)}, not a tokenizer")
         return tokenizer.to(device)
 
     @classmethod

@@ -135,7 +135,7 @@ def run(config: Config) -> Path:
         labels = list(config.labels) or choose_labels(
             config.count, generator.num_classes, config.label_protocol, config.seed
         )
-        generator.check(labels, config.size)  # before the folder is claimed: a mistake must not cost it
+        generator.check(labels, config.size, sampling)  # before the folder is claimed: a mistake must not cost it
         protocol = {
             "generator": config.generator,
             "fingerprint": generator_fingerprint(generator),

@@ -34,6 +34,7 @@ from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, fits_on, resolve_device, resolve_precision
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
+from vavae.training.tracking import check_loggers
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 
@@ -107,6 +108,12 @@ class FlowConfig:
     direction_weight: float = 1.0
     uniform_after_images: int | None = None
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.direction_weight < math.inf:
+            raise UserError(f"flow.direction_weight: {self.direction_weight} is negative or no number")
+        if self.uniform_after_images is not None and self.uniform_after_images < 0:
+            raise UserError(f"flow.uniform_after_images: {self.uniform_after_images} is negative; null is never")
+
     def draw_times(self, seed: int, positions: Tensor, device: torch.device) -> Tensor:
         """(B,) float32 times of the images at `positions` of the run, each a function of (seed, position)."""
         times = self.times.at(seed, positions, device=device)
@@ -165,6 +172,13 @@ class Config:
         if self.compile is True and self.training.parallel == "shard":
             # What FSDP2 does before and after a block cannot be part of a graph.
             raise UserError("compile: true makes one graph of all, which training.parallel shard forbids; use blocks")
+        if self.sampling.guidance is not None and self.transformer.label_dropout == 0:
+            raise UserError(
+                f"sampling.guidance_scale: {self.sampling.guidance_scale} needs samples without a label, which "
+                "transformer.label_dropout 0 never trains"
+            )
+        if self.optimizer.kind == "muon" and self.training.parallel == "shard":
+            raise UserError("optimizer.kind: muon needs whole matrices; train with training.parallel replicate")
 
 
 # Gradients are means over images, so that parts of a batch add up to the batch but for rounding.
@@ -377,7 +391,8 @@ class TransformerTask(Task):
         """Write a grid of samples, four of each of the first classes, with few steps."""
         generator = self.generator(states["transformer"], {})
         labels = choose_labels(min(32, 4 * max(generator.num_classes, 1)), generator.num_classes, "balanced", 0)
-        sampling = SamplingConfig(steps=min(50, self.config.sampling.steps), guidance_scale=2.0)
+        scale = 2.0 if self.config.transformer.label_dropout > 0 else 1.0
+        sampling = SamplingConfig(steps=min(50, self.config.sampling.steps), guidance_scale=scale)
         with autocast(self.precision, self.device):
             latents = generator.latents(sorted(labels), sampling=sampling)
         image_grid(to_uint8(generator.tokenizer.decode(latents.float())).cpu().numpy(), columns=8).save(path)
@@ -455,6 +470,7 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         world = held.enter_context(processes(config.training.device))
         if world.once(lambda: begin(folder, config, done, "generator", held, _FREE, any_recipe)):
             return Generator.from_pretrained(done, device)
+        check_loggers(config.training)
         latents, tokenizer = LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer)
         world.once(latents.verify)
         task = TransformerTask(config, latents, tokenizer, world)

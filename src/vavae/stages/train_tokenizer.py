@@ -42,6 +42,7 @@ from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, fits_on, image_memory_format, resolve_device, resolve_precision
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
+from vavae.training.tracking import check_loggers
 
 # A set up to this size is decoded once and kept in memory.
 _IN_MEMORY_BYTES = 2_000_000_000
@@ -140,6 +141,7 @@ class Config:
             raise UserError(
                 f"data.size: {self.data.size} is no multiple of the tokenizer's factor {self.tokenizer.factor}"
             )
+        self.objective.perceptual.check_side(self.data.size)
         if self.teacher.cache_features and (self.data.crop == "random" or self.data.flip):
             raise UserError("teacher.cache_features: needs data.crop center and data.flip false")
         if any(a.from_images >= b.from_images for a, b in pairwise(self.stages)):
@@ -474,6 +476,7 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
         world = held.enter_context(processes(config.training.device))
         if world.once(lambda: begin(folder, config, done, "tokenizer", held, any_recipe=any_recipe)):
             return Tokenizer.from_pretrained(done, device)
+        check_loggers(config.training)
         source = world.first_alone(lambda: config.data.open("train", folder if world.first else None))
         world.once(lambda: same_data(folder, {"data.images": source.fingerprint()}))
         if len(source) * 3 * config.data.size**2 <= _IN_MEMORY_BYTES and config.data.crop == "center":

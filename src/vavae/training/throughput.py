@@ -185,10 +185,10 @@ def estimate(
     processes: int,
     folder: Path,
 ) -> str:
-    """What a run will need, in one line, before its first step: steps, memory, disk, hours.
+    """What a run will need, in one line, before its first step: steps, memory, disk, time.
 
-    The memory of a step (`step_bytes`, for `at_once` images) is an estimate, beside that of the state. The hours are
-    those of the operations alone, at the share of the device's peak that such training usually gets.
+    The memory of a step (`step_bytes`, for `at_once` images) is an estimate, beside that of the state. The time is
+    that of the operations alone, at the share of the device's peak that such training usually gets.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -201,17 +201,24 @@ def estimate(
         parts.insert(2, f"an estimated {_size(step_bytes)} more for a step of {at_once:,} images at once")
     if work.flops is not None:
         peak = peak_tflops(device) or measured_tflops(device, dtype)
-        hours = steps * batch_size * work.flops / (_USUAL_SHARE * peak * 1e12) / 3600
+        seconds = steps * batch_size * work.flops / (_USUAL_SHARE * peak * 1e12) / processes
         parts.append(f"{work.flops / 1e9:,.3g} GFLOP per image")
         parts.append(
-            f"about {hours / processes:,.2g} hours on {processes} x {_device_name(device)} "
-            f"at {_USUAL_SHARE:.0%} of {peak:,.3g} TFLOP/s"
+            f"{_time(seconds)} on {processes} x {_device_name(device)} at {_USUAL_SHARE:.0%} of {peak:,.3g} TFLOP/s"
         )
     return "; ".join(parts)
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _time(seconds: float) -> str:
+    """A duration to two digits, in the unit that suits it."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= size:
+            return f"about {float(f'{seconds / size:.2g}'):,g} {unit}"
+    return "less than a minute"
 
 
 def _size(count: float) -> str:

@@ -111,11 +111,24 @@ class Tracker:
             self._wandb.finish()
 
 
-def _start_wandb(config: EngineConfig, folder: Path) -> Any:
+def check_loggers(config: EngineConfig) -> None:
+    """Check that the loggers a recipe asks for are there, before any work is done.
+
+    Raises:
+        UserError: wandb is asked for and not installed.
+    """
+    if config.wandb is None:
+        return
     try:
-        import wandb
+        import wandb  # noqa: F401
     except ImportError as error:
         raise UserError("training.wandb: needs the extra: pip install 'vavae[wandb]'") from error
+
+
+def _start_wandb(config: EngineConfig, folder: Path) -> Any:
+    check_loggers(config)
+    import wandb
+
     run = wandb.init(
         project=config.wandb,
         name=folder.name,
