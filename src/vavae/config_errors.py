@@ -36,7 +36,7 @@ def explain(message: str, config_class: type, prog: str, recipes: Sequence[str] 
     if message.startswith("unrecognized arguments: "):
         return _unrecognized(message.removeprefix("unrecognized arguments: ").split()[0], config_class, prog)
     found = re.match(r'Parser key "([^"]+)": (.*)$', message)
-    return _wrong_value(*found.groups(), config_class) if found else message
+    return _wrong_value(found[1], found[2], config_class) if found else message
 
 
 def _near(unknown: Sequence[str], config_class: type) -> str:
@@ -65,7 +65,8 @@ def _wrong_value(key: str, complaint: str, config_class: type) -> str:
 def _fields(config_class: type) -> Iterator[tuple[str, Any, type | None]]:
     """Name and type of each field, and the dataclass it holds, if it does."""
     for name, kind in get_type_hints(config_class).items():
-        yield name, kind, next((one for one in alternatives(kind) if dataclasses.is_dataclass(one)), None)
+        groups = (one for one in alternatives(kind) if isinstance(one, type) and dataclasses.is_dataclass(one))
+        yield name, kind, next(groups, None)
 
 
 def _keys(config_class: type, prefix: str = "") -> Iterator[str]:
@@ -111,4 +112,4 @@ def _named(kind: Any) -> str:
         return f"{len(parts)} values, each {' or '.join(dict.fromkeys(map(_named, parts)))}"
     if dataclasses.is_dataclass(kind):
         return f"a group of keys ({', '.join(field.name for field in dataclasses.fields(kind)[:3])}, …)"
-    return _NAMES.get(kind) or getattr(kind, "__name__", str(kind))
+    return _NAMES.get(kind) or str(getattr(kind, "__name__", kind))
