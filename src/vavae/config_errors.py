@@ -36,7 +36,7 @@ def explain(message: str, config_class: type, prog: str, recipes: Sequence[str] 
     if message.startswith("unrecognized arguments: "):
         return _unrecognized(message.removeprefix("unrecognized arguments: ").split()[0], config_class, prog)
     found = re.match(r'Parser key "([^"]+)": (.*)$', message)
-    return _wrong_value(*found.groups(), config_class) if found else message
+    return _wrong_value(found[1], found[2], config_class) if found else message
 
 
 def _near(unknown: Sequence[str], config_class: type) -> str:
@@ -62,7 +62,7 @@ def _wrong_value(key: str, complaint: str, config_class: type) -> str:
     return f"{key}: expected {_named(kind)}; got {value[1] or 'nothing'}"
 
 
-def _fields(config_class: type) -> Iterator[tuple[str, Any, type | None]]:
+def _fields(config_class: type) -> Iterator[tuple[str, Any, Any]]:
     """Name and type of each field, and the dataclass it holds, if it does."""
     for name, kind in get_type_hints(config_class).items():
         yield name, kind, next((one for one in alternatives(kind) if dataclasses.is_dataclass(one)), None)
@@ -111,4 +111,4 @@ def _named(kind: Any) -> str:
         return f"{len(parts)} values, each {' or '.join(dict.fromkeys(map(_named, parts)))}"
     if dataclasses.is_dataclass(kind):
         return f"a group of keys ({', '.join(field.name for field in dataclasses.fields(kind)[:3])}, …)"
-    return _NAMES.get(kind) or getattr(kind, "__name__", str(kind))
+    return _NAMES.get(kind) or str(getattr(kind, "__name__", kind))
