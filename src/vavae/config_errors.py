@@ -62,7 +62,7 @@ def _wrong_value(key: str, complaint: str, config_class: type) -> str:
     return f"{key}: expected {_named(kind)}; got {value[1] or 'nothing'}"
 
 
-def _fields(config_class: type) -> Iterator[tuple[str, Any, type | None]]:
+def _fields(config_class: type) -> Iterator[tuple[str, Any, Any]]:
     """Name and type of each field, and the dataclass it holds, if it does."""
     for name, kind in get_type_hints(config_class).items():
         groups = (one for one in alternatives(kind) if isinstance(one, type) and dataclasses.is_dataclass(one))
