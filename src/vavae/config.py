@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
-from vavae.config_errors import alternatives, explain
+from vavae.config_errors import alternatives, explain, fields_of
 from vavae.errors import UserError
 
 C = TypeVar("C")
@@ -38,20 +38,9 @@ def _parser(config_class: type, prog: str, description: str, positionals: Sequen
     return parser
 
 
-def _switches(config_class: type, prefix: str = "") -> set[str]:
-    """Dotted names of the boolean fields of a tree of dataclasses."""
-    found: set[str] = set()
-    for name, kind in get_type_hints(config_class).items():
-        if bool in alternatives(kind):
-            found.add(prefix + name)
-        elif dataclasses.is_dataclass(kind):
-            found |= _switches(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
-    return found
-
-
 def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
     """`--compare` alone means `--compare true`."""
-    switches = {f"--{name}" for name in _switches(config_class)}
+    switches = {f"--{name}" for name, kind in fields_of(config_class).items() if bool in alternatives(kind)}
     completed = []
     for option, following in zip(options, [*options, "--"][1:], strict=True):
         completed.append(option)
@@ -60,21 +49,14 @@ def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
     return completed
 
 
-def _lists(config_class: type, prefix: str = "") -> dict[str, bool]:
-    """Dotted names of the fields that are lists, in a tree of dataclasses, and whether they hold free text."""
-    found: dict[str, bool] = {}
-    for name, kind in get_type_hints(config_class).items():
-        for one in alternatives(kind):
-            if get_origin(one) in (list, tuple):
-                found[prefix + name] = str in get_args(one)
-            elif dataclasses.is_dataclass(one):
-                found |= _lists(one, f"{prefix}{name}.")  # type: ignore[arg-type]
-    return found
-
-
 def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
     """`--labels 3` means `--labels [3]`, and `--labels 3,4` means `--labels [3,4]`; free text may hold commas."""
-    lists = {f"--{name}": free_text for name, free_text in _lists(config_class).items()}
+    lists = {
+        f"--{name}": str in get_args(one)  # whether it is of free text
+        for name, kind in fields_of(config_class).items()
+        for one in alternatives(kind)
+        if get_origin(one) in (list, tuple)
+    }
 
     def bracketed(option: str, value: str) -> str:
         if option not in lists or value.lstrip().startswith("[") or value in ("", "null"):

@@ -20,6 +20,17 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
+def fields_of(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> type of every field in a tree of dataclasses, groups of fields among them."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(config_class).items():
+        found[prefix + name] = kind
+        for one in alternatives(kind):
+            if isinstance(one, type) and dataclasses.is_dataclass(one):
+                found |= fields_of(one, f"{prefix}{name}.")
+    return found
+
+
 def explain(message: str, config_class: type, prog: str, recipes: Sequence[str] = ()) -> str:
     """One line that names the key, option or recipe which the parser's `message` complains of.
 
@@ -29,73 +40,47 @@ def explain(message: str, config_class: type, prog: str, recipes: Sequence[str] 
         prog: The command.
         recipes: Paths of the recipes that were read; each is a YAML mapping.
     """
+    known = fields_of(config_class)
     for path in recipes:
-        unknown = list(_unknown_keys(config_class, yaml.safe_load(Path(path).read_text(encoding="utf-8"))))
+        unknown = list(_unknown_keys(known, yaml.safe_load(Path(path).read_text(encoding="utf-8"))))
         if unknown:
-            return f"{path}: '{prog}' has no key {', '.join(unknown[:5])}{_near(unknown, config_class)}"
+            return f"{path}: '{prog}' has no key {', '.join(unknown[:5])}{_near(unknown, known)}"
     if message.startswith("unrecognized arguments: "):
-        return _unrecognized(message.removeprefix("unrecognized arguments: ").split()[0], config_class, prog)
+        return _unrecognized(message.removeprefix("unrecognized arguments: ").split()[0], known, prog)
     found = re.match(r'Parser key "([^"]+)": (.*)$', message)
-    return _wrong_value(found[1], found[2], config_class) if found else message
+    return _wrong_value(found[1], found[2], known) if found else message
 
 
-def _near(unknown: Sequence[str], config_class: type) -> str:
-    near = difflib.get_close_matches(unknown[0], list(_keys(config_class)), n=1, cutoff=_CLOSE)
+def _near(unknown: Sequence[str], known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=_CLOSE)
     if len(unknown) == 1 and near:
         return f"; did you mean '{near[0]}'?"
     return "; is it a recipe of another command?"
 
 
-def _unrecognized(argument: str, config_class: type, prog: str) -> str:
+def _unrecognized(argument: str, known: Mapping[str, Any], prog: str) -> str:
     if not argument.startswith("-"):
         return f"unexpected argument '{argument}': a recipe, or other words, must stand before all options"
     option = argument.partition("=")[0]
-    near = difflib.get_close_matches(option.lstrip("-"), list(_keys(config_class)), n=1, cutoff=_CLOSE)
+    near = difflib.get_close_matches(option.lstrip("-"), known, n=1, cutoff=_CLOSE)
     hint = f"did you mean '--{near[0]}'?" if near else f"see '{prog} --help'"
     return f"unknown option {option}; {hint}"
 
 
-def _wrong_value(key: str, complaint: str, config_class: type) -> str:
-    kind, value = _kind_of(key, config_class), _VALUE.search(complaint)
+def _wrong_value(key: str, complaint: str, known: Mapping[str, Any]) -> str:
+    kind, value = known.get(key), _VALUE.search(complaint)
     if kind is None or value is None:
         return f"{key}: {complaint}"
     return f"{key}: expected {_named(kind)}; got {value[1] or 'nothing'}"
 
 
-def _fields(config_class: type) -> Iterator[tuple[str, Any, Any]]:
-    """Name and type of each field, and the dataclass it holds, if it does."""
-    for name, kind in get_type_hints(config_class).items():
-        groups = (one for one in alternatives(kind) if isinstance(one, type) and dataclasses.is_dataclass(one))
-        yield name, kind, next(groups, None)
-
-
-def _keys(config_class: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all keys."""
-    for name, _, group in _fields(config_class):
-        yield prefix + name
-        if group is not None:
-            yield from _keys(group, f"{prefix}{name}.")
-
-
-def _unknown_keys(config_class: type, values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    groups = {name: group for name, _, group in _fields(config_class)}
+def _unknown_keys(known: Mapping[str, Any], values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
-        name = str(key)
-        if name.partition(".")[0] not in groups:
-            yield prefix + name
-        elif isinstance(value, Mapping) and (group := groups.get(name)) is not None:
-            yield from _unknown_keys(group, value, f"{prefix}{name}.")
-
-
-def _kind_of(key: str, config_class: type) -> Any:
-    """Type of the field with a dotted name; None where there is none."""
-    name, _, rest = key.partition(".")
-    for field, kind, group in _fields(config_class):
-        if field == name and not rest:
-            return kind
-        if field == name and group is not None:
-            return _kind_of(rest, group)
-    return None
+        name = f"{prefix}{key}"
+        if prefix + str(key).partition(".")[0] not in known:
+            yield name
+        elif isinstance(value, Mapping) and any(map(dataclasses.is_dataclass, alternatives(known.get(name)))):
+            yield from _unknown_keys(known, value, f"{name}.")
 
 
 def _named(kind: Any) -> str:

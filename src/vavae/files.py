@@ -1,6 +1,7 @@
 """Files written whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -9,6 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from vavae.errors import UserError, one_line
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

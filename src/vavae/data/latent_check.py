@@ -1,6 +1,5 @@
 """Whether latents on disk are what was written: hashed once, and known by size and times from then on."""
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from vavae.data.readable import recall, remember
 from vavae.data.stream import loaded_ahead
 from vavae.errors import UserError
+from vavae.files import sha256_file
 from vavae.progress import track
 
 # Beside the latents: file name -> sha256 and `file_state` of when it had that hash.
@@ -40,8 +40,7 @@ def file_sha256(path: Path) -> str:
         UserError: It cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from vavae.data.latents import (
     LatentDataset,
     LatentSettings,
     ShardRecord,
+    read_header,
 )
 from vavae.errors import UserError
 from vavae.files import read_json_object, written_whole
@@ -107,9 +107,8 @@ def _format_of_index(path: Path) -> Any:
 
 def _format_of_shard(path: Path) -> str | None:
     try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("format")
-    except (SafetensorError, OSError):
+        return str(read_header(path)[0]["__metadata__"]["format"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

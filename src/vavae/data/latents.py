@@ -89,7 +89,7 @@ class _MappedShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            header, begin, size = _read_header(path)
+            header, begin, size = read_header(path)
             self.format: str | None = header.get("__metadata__", {}).get("format")
             # A private mapping (nothing is ever written to the file), which keeps no file descriptor open.
             content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
@@ -106,7 +106,7 @@ class _MappedShard:
         return len(self.labels)
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     """Header of a safetensors file, where its data begins, and the size of the file."""
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -283,7 +283,7 @@ class FolderImages:
 
         Neither contents nor times count: the first would cost millions of reads at each start on a network file
         system, and by the second a copied set would be another one. So files of the same names, sizes and labels count
-        as the same images. Compressed ones of equal size are all but never others; uncompressed ones (BMP, PPM) may be.
+        as the same images. Compressed images of one size are hardly ever different ones; BMP and PPM may be.
         """
         digest = hashlib.sha256(repr(self.class_names).encode())
         for (path, (size, _)), label in zip(_sizes_and_times(self.paths), self.labels, strict=True):

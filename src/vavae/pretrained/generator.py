@@ -16,7 +16,8 @@ from vavae.config import from_plain, to_plain
 from vavae.errors import UserError
 from vavae.flow import Guidance, PathName, Prediction, SolverName, counter_noise, path_by_name, sample
 from vavae.pretrained import folder as files
-from vavae.pretrained.latent_statistics import multiplied, read_statistics, scaling_statistics, statistics_beside
+from vavae.pretrained.diffusers_autoencoder import diffusers_statistics
+from vavae.pretrained.latent_statistics import multiplied, read_statistics, scaling_statistics, statistics_file
 from vavae.pretrained.loading import LoadedTransformer, load_transformer
 from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.reading import read_safetensors
@@ -364,7 +365,7 @@ class Generator:
         with torch.device("meta"):
             transformer = LightningDiT.from_config(shape)
         files.load_strictly(transformer, read_safetensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
-        trained = statistics_beside(folder / "tokenizer") if statistics is None else read_statistics(statistics)
+        trained = _read(statistics_file(folder / "tokenizer") if statistics is None else statistics)
         return cls(
             transformer,
             _tokenizer(files.part(folder, "tokenizer") if tokenizer is None else tokenizer, trained),
@@ -387,8 +388,7 @@ class Generator:
         heads: int | None,
     ) -> Self:
         loaded = load_transformer(path, weights, heads)
-        trained = None if statistics is None else read_statistics(statistics)
-        multiplier = 1.0
+        trained, multiplier = _read(statistics), 1.0
         if pipeline:
             from vavae.pretrained.diffusers_pipeline import read_settings
 
@@ -397,8 +397,9 @@ class Generator:
             flow_path, names = settings.path, settings.class_names
             prediction: Prediction = "velocity"  # the only one a pipeline is written for
             own = files.part(path, "vae")
-            if trained is None and tokenizer is not None:
-                trained = Tokenizer.from_pretrained(own).statistics
+            if trained is None:
+                channels = loaded.model.config.latent_channels
+                trained = diffusers_statistics(files.read_config(own), channels, own / files.CONFIG)
             tokenizer = own if tokenizer is None else tokenizer
         else:
             from vavae.pretrained.published_recipes import (
@@ -467,10 +468,14 @@ def _published_latents(
     note = f"latent_multiplier {multiplier:g} of its configuration is in the statistics of the latents"
     notes = (note,) if multiplier != 1.0 else ()
     if normalised:
-        return given or (statistics_beside(path) if path.is_dir() else None), multiplier, notes
+        return given or _read(statistics_file(path)), multiplier, notes
     if given is not None:
         return given, 1.0, ()
     return scaling_statistics(loaded.model.config.latent_channels, multiplier), 1.0, notes
+
+
+def _read(statistics: StatisticsSource | None) -> LatentStatistics | None:
+    return None if statistics is None else read_statistics(statistics)
 
 
 def _tokenizer(source: Tokenizer | str | Path, statistics: StatisticsSource | None = None) -> Tokenizer:

@@ -24,10 +24,10 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
         return source
     path = Path(source).expanduser()
     if path.is_dir():
-        found = [path / name for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME) if (path / name).is_file()]
-        if not found:
+        found = statistics_file(path)
+        if found is None:
             raise UserError(f"{path}: holds neither {STATISTICS_NAME} nor {PUBLISHED_STATISTICS_NAME}")
-        path = found[0]
+        path = found
     content = read_checkpoint(path)
     if not isinstance(content, dict) or not all(
         isinstance(content.get(name), torch.Tensor) for name in ("mean", "std")
@@ -40,15 +40,10 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
         raise UserError(f"{path}: {error}") from error
 
 
-def statistics_beside(path: Path) -> LatentStatistics | None:
-    """The statistics that lie in a folder with the weights of a transformer; None where there are none.
-
-    Raises:
-        UserError: They cannot be read.
-    """
-    if not any((path / name).is_file() for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME)):
-        return None
-    return read_statistics(path)
+def statistics_file(folder: Path) -> Path | None:
+    """The file of statistics in a folder, ours before a published one; None where there is none, or no folder."""
+    files = (folder / name for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME))
+    return next((file for file in files if file.is_file()), None)
 
 
 def multiplied(statistics: LatentStatistics, factor: float) -> LatentStatistics:

@@ -121,8 +121,7 @@ def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
     """
     if not isinstance(training.get("data"), Mapping):
         return None
-    data = _Section(training["data"], "data.", "config")
-    return data.get("latent_norm", False), data.get("latent_multiplier", PUBLISHED_MULTIPLIER)
+    return _scaling(_Section(training["data"], "data.", "config"))
 
 
 def published_path(training: Mapping[str, Any]) -> PathName:
@@ -176,6 +175,10 @@ def published_training(
     return {"transport": {"path_type": _PUBLISHED_PATHS[path], "prediction": prediction}, "sample": sample}, notes
 
 
+def _scaling(data: _Section) -> tuple[bool, float]:
+    return data.get("latent_norm", False), data.get("latent_multiplier", PUBLISHED_MULTIPLIER)
+
+
 def _sampling(sample: _Section) -> dict[str, Any]:
     scale = sample.get("cfg_scale", 1.0)
     sampling = {
@@ -198,8 +201,7 @@ def _transformer(root: _Section) -> ConvertedRecipe:
         raise UserError(f"{root.source}: transport.prediction: {NO_SCORE}")
     batch = train.get("global_batch_size", 1024)
     clip = optimizer.get("max_grad_norm", 0.0)
-    multiplier = data.get("latent_multiplier", PUBLISHED_MULTIPLIER)
-    normalised = data.get("latent_norm", False)
+    normalised, multiplier = _scaling(data)
     if normalised and multiplier != 1.0:
         raise UserError(
             f"{root.source}: data.latent_multiplier: {multiplier} on top of latent_norm cannot be trained with "

@@ -17,7 +17,7 @@ from vavae.pretrained.diffusers_autoencoder import (
     from_diffusers_names,
     to_diffusers_names,
 )
-from vavae.pretrained.latent_statistics import read_statistics
+from vavae.pretrained.latent_statistics import read_statistics, statistics_file
 from vavae.pretrained.loading import load_autoencoder
 from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.reading import read_safetensors
@@ -275,10 +275,8 @@ def _published_statistics(path: Path) -> Path:
     Raises:
         UserError: There are none.
     """
-    if path.is_dir():
-        for name in (files.STATISTICS, "latents_stats.pt"):
-            if (path / name).is_file():
-                return path / name
+    if (found := statistics_file(path)) is not None:
+        return found
     raise UserError(
         f"{path}: comes without the statistics of its latents, which normalisation needs: pass statistics (or "
         "'vavae convert ... --statistics'), either the published latents_stats.pt or the folder that "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vavae.config import to_plain
+from vavae.data import ImageSource
 from vavae.errors import UserError
 from vavae.files import read_json_object, written_whole
 from vavae.pretrained import Generator, Tokenizer, assets
@@ -108,27 +109,27 @@ def run(config: Config) -> Path:
     )
     check_no_own_recipe(folder)
     check_not_foreign(folder, lambda it: (it / "versions.json").exists(), "demo", BEGINNINGS)
-    _check_images(plan)  # before the folder is claimed: a mistake must not leave anything in it
+    test = _test_images(plan)  # before the folder is claimed: a mistake must not leave anything in it
     with exclusive(folder):
         claim(folder, config)
         try:
-            return _run(config, plan)
+            return _run(config, plan, test)
         except KeyboardInterrupt as interrupt:
             message = str(interrupt) or f"stopped; what is finished is in {folder}, and the same command goes on"
             raise KeyboardInterrupt(message) from interrupt
 
 
-def _check_images(plan: Plan) -> None:
-    plan.data("train").open("train")
+def _test_images(plan: Plan) -> ImageSource:
     test = plan.data("test").open("test")
     if len(test) < 2:
         raise UserError(f"{plan.images}: {len(test)} test image is too few to measure on; give 15 images or more")
+    return test
 
 
-def _run(config: Config, plan: Plan) -> Path:
+def _run(config: Config, plan: Plan, test: ImageSource) -> Path:
     steps = _Steps(plan.folder / "steps.json")
     budget = plan.budget
-    train, test = plan.data("train").open("train", plan.folder), plan.data("test").open("test")
+    train = plan.data("train").open("train", plan.folder)
     print(f"images: {len(train):,} to train on, {len(test):,} to test on, {train.num_classes} classes, {plan.size} px")
     with steps("fetch the pretrained weights", f"LPIPS and {plan.teacher}"):
         assets.fetch("lpips-vgg16")

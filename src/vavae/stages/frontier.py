@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import Timeout
-
 from vavae.errors import RunError, UserError
 from vavae.progress import format_duration
 from vavae.stages.frontier_cells import Bench, main_values, run_unit, tidy, trained_generator, trained_tokenizer
@@ -21,6 +19,7 @@ from vavae.stages.frontier_recipe import KINDS, Config
 from vavae.stages.frontier_status import State, show
 from vavae.stages.frontier_store import Claims, Failures, Owner, Results
 from vavae.stages.frontier_workers import call_folder, failures_of_call, work_together
+from vavae.stages.run_folder import OccupiedError
 from vavae.training.precision import resolve_device
 
 __all__ = ["Config", "run"]
@@ -199,11 +198,11 @@ class _Runner:
                     self.results.write(unit.result, content)
             except OSError:
                 raise  # a full disk, say, which is no fault of this unit
+            except OccupiedError as error:
+                self._occupied.add(unit.result)
+                print(f"waiting: {unit.label}: {error}", flush=True)
+                return False
             except Exception as error:
-                if isinstance(error.__cause__, Timeout):  # of a run folder's lock
-                    self._occupied.add(unit.result)
-                    print(f"waiting: {unit.label}: {error}", flush=True)
-                    return False
                 # One cell that cannot be trained or measured must not cost the others.
                 if not isinstance(error, (RunError, UserError)):
                     traceback.print_exc()

@@ -246,7 +246,7 @@ class Claims:
             aside = self.folder / f".{name}.{_TOKEN}.tmp"
             file = aside.open("w", encoding="utf-8")
             try:
-                locked = _lock(file)
+                locked = bool(_lock(file))
                 json.dump(asdict(Owner.this()) | {"locked": locked}, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -275,14 +275,19 @@ class Claims:
                     os.utime(self._path(name))
 
 
-def _lock(file: IO[str]) -> bool:
-    """Lock a new claim for as long as its file is open; false where the file system, or Windows, has no such lock."""
+def _lock(file: IO[str], shared: bool = False) -> bool | None:
+    """Lock a claim for as long as its file is open; false where somebody else has the lock, None where there is none.
+
+    Windows and some file systems have no such lock.
+    """
     if fcntl is None:
-        return False
+        return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 
@@ -298,13 +303,7 @@ def _lives(owner: Owner, file: IO[str], locked: bool) -> bool | None:
         return True
     if not locked:
         return False if owner.vanished else None
-    here = owner.host == socket.gethostname()
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    return False if here else None  # another machine's lock may not reach this one
+    free = _lock(file, shared=True)
+    if free and owner.host != socket.gethostname():
+        return None  # another machine's lock may not reach this one
+    return None if free is None else not free

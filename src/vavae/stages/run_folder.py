@@ -56,6 +56,10 @@ _WHY = {
 }
 
 
+class OccupiedError(UserError):
+    """Another process is working in a run folder; it may end."""
+
+
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, Mapping):
         return {prefix: values}
@@ -194,7 +198,8 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Hold a run folder alone; two processes writing one run would spoil it. What a killed one left is removed.
 
     Raises:
-        UserError: Another process has it, or it cannot be written.
+        OccupiedError: Another process has it.
+        UserError: It cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +209,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise UserError(f"{folder}: another process is working in this run folder") from error
+        raise OccupiedError(f"{folder}: another process is working in this run folder") from error
     except OSError as error:
         raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
     try:

@@ -21,10 +21,9 @@ from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
-from vavae.stages.images import spread
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
-from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm
+from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, own_part
 from vavae.training.activation import Recomputation, set_recomputation
 from vavae.training.compilation import Compilation, compile_network
 from vavae.training.engine import Engine, EngineConfig, Task
@@ -316,7 +315,6 @@ class TransformerTask(Task):
 
     def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:
         """Terms on some latents of all the validation folder, with the same noise and times each time."""
-        count = min(len(self._validation), _VALIDATION_LATENTS) // self.world.size
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
             latents, labels = self._validation.get(part[0], normalize=False)
@@ -326,13 +324,9 @@ class TransformerTask(Task):
         # Processes that share the parameters gather them together, so all must take the same number of parts.
         portions = Portions(at_once or self.config.training.batch_size // self.world.size, halve=not self._sharded)
         self.transformer.eval()
-        sums: dict[str, Tensor] = {}
-        own = spread(count * self.world.size, len(self._validation))[self.world.rank :: self.world.size]
-        for (positions,), terms in portions.over((own,), measure):
-            for name, value in terms.items():
-                sums[name] = sums.get(name, value.new_zeros(())) + value * (len(positions) / count)
+        terms = mean_terms(portions, own_part(_VALIDATION_LATENTS, len(self._validation), self.world), measure)
         self.transformer.train()
-        return sums
+        return terms
 
     @cached_property
     def _validation(self) -> LatentDataset:

@@ -29,10 +29,16 @@ from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
 from vavae.pretrained import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.stages.images import ImagesConfig, spread
+from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
-from vavae.stages.validation import ReconstructionDistance, ReconstructionFrechetConfig, check_rhythm
+from vavae.stages.validation import (
+    ReconstructionDistance,
+    ReconstructionFrechetConfig,
+    check_rhythm,
+    mean_terms,
+    own_part,
+)
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
 from vavae.training.compilation import compile_methods
@@ -344,9 +350,6 @@ class TokenizerTask(Task):
 
     def _validation_terms(self, at_once: int | None) -> dict[str, Tensor]:
         """Terms of the present model on some of all the test images."""
-        count = min(len(self._validation), _VALIDATION_IMAGES) // self.world.size
-        if count == 0:
-            return {}
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
             images = to_tensor(load_pixels(self._validation, part[0], self.config.data.size)).to(self.device)
@@ -356,13 +359,10 @@ class TokenizerTask(Task):
             return self.objective.evaluate(self.autoencoder, images, features, compute_dtype=self.compute_dtype)
 
         self.autoencoder.eval()
-        sums: dict[str, Tensor] = {}
-        own = spread(count * self.world.size, len(self._validation))[self.world.rank :: self.world.size]
-        for (indices,), terms in self._portions(at_once).over((own,), measure):
-            for name, value in terms.items():
-                sums[name] = sums.get(name, value.new_zeros(())) + value * (len(indices) / count)
+        own = own_part(_VALIDATION_IMAGES, len(self._validation), self.world)
+        terms = mean_terms(self._portions(at_once), own, measure)
         self.autoencoder.train()
-        return sums
+        return terms
 
     @cached_property
     def _validation(self) -> ImageSource:

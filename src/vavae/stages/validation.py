@@ -81,6 +81,26 @@ def check_rhythm(samples: int, validation_images: int | None) -> None:
         raise UserError("frechet.samples: needs training.validation_images, which says how often to measure")
 
 
+def own_part(most: int, length: int, world: World) -> Tensor:
+    """Which of `length` images this process validates on: its share of at most `most` that are spread evenly.
+
+    Processes that compute in step must take the same number, so all have as many; none where they are too few.
+    """
+    count = min(most, length) // world.size
+    return spread(count * world.size, length)[world.rank :: world.size]
+
+
+def mean_terms(
+    portions: Portions, own: Tensor, measure: Callable[[tuple[Tensor]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Means over the images numbered `own` of the terms that `measure` returns of a part of them."""
+    sums: dict[str, Tensor] = {}
+    for (part,), terms in portions.over((own,), measure):
+        for name, value in terms.items():
+            sums[name] = sums.get(name, value.new_zeros(())) + value * (len(part) / len(own))
+    return sums
+
+
 class _Moments:
     """Moments of a network's features of the images of all processes, in parts that fit into memory."""
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from vavae.errors import RunError, UserError, one_line
+from vavae.files import sha256_file
 from vavae.training.parallel import World
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,6 @@ _PREFIX = "images-"
 _DAMAGED = "damaged-"
 _MANIFEST = "manifest.json"
 _OWN_HASH = "sha256"  # key of the manifest
-
-
-def sha256_file(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

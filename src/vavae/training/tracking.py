@@ -4,6 +4,7 @@ import json
 import math
 import platform
 import uuid
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -152,24 +153,24 @@ def _wandb_id(folder: Path) -> str:
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
     """Lines of a run's `metrics.jsonl`, oldest first; empty where there is none."""
-    return [json.loads(line) for line in _whole_lines(folder / "metrics.jsonl")]
+    return [values for _, values in _whole_lines(folder / "metrics.jsonl")]
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """Lines of a log, without what a kill or a fault of the disk left of others; none where there is no log."""
-
-    def is_whole(line: bytes) -> bool:
+def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Lines of a log, and what they say, without what a kill or a fault of the disk left of others."""
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            return isinstance(json.loads(line)["images"], int)
+            values = json.loads(line)
+            whole = isinstance(values["images"], int)
         except (ValueError, KeyError, TypeError):
-            return False
-
-    return [line for line in path.read_bytes().splitlines() if is_whole(line)] if path.exists() else []
+            continue
+        if whole:
+            yield line, values
 
 
 def _cut(path: Path, images: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in _whole_lines(path) if json.loads(line)["images"] <= images]
+    kept = [line for line, values in _whole_lines(path) if values["images"] <= images]
     with written_whole(path) as temporary:
         temporary.write_bytes(b"".join(line + b"\n" for line in kept))
