@@ -113,9 +113,9 @@ def print_comparison(pairs: Sequence[Comparison], first: str, second: str) -> No
     shown = telling_columns([pair.first for pair in pairs])
     table = Table(box=None, pad_edge=False)
     for heading in ("metric", *shown):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # in a narrow terminal nothing is cut off
     for heading in (names[first].removesuffix(".json"), names[second].removesuffix(".json"), "difference"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for row, pair in enumerate(pairs):
         higher = pair.first.higher_is_better

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from vavae.files import written_whole
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.console import Console
+
+
+# Characters that fit over a panel.
+_TITLE = 42
 
 
 def telling_names(paths: Iterable[str]) -> dict[str, str]:
@@ -121,11 +126,11 @@ def draw(records: Sequence[MetricRecord]) -> "Figure | None":
         chosen = [r for r in records if _panel(r) == panel]
         (_draw_scales if len(scales) > 1 else _draw_checkpoints)(axes, chosen, short)
         axes.ticklabel_format(axis="y", useOffset=False)
-        direction = {True: ", higher is better", False: ", lower is better", None: ""}[chosen[0].higher_is_better]
+        direction = {True: "higher is better", False: "lower is better", None: ""}[chosen[0].higher_is_better]
         name, *details = panel
         told = ", ".join(detail for detail in details if detail)
-        axes.set_title(f"{name} ({told})" if told else name, fontsize="medium")
-        axes.set_ylabel(f"{name}{direction}", fontsize="small")
+        axes.set_title(fill(f"{name} ({told})" if told else name, _TITLE), fontsize="medium")
+        axes.set_ylabel(direction, fontsize="small")
     return figure
 
 
