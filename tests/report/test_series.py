@@ -1,6 +1,7 @@
 """Figures of series: where the notes beside the points go, by matplotlib's own measure of the text."""
 
 from itertools import combinations
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from vavae.report import series as module
+from vavae.report.figures import standalone
 from vavae.report.series import Series, series_figure
 from vavae.stages import frontier_published as paper
 
@@ -61,3 +63,19 @@ def test_each_note_stands_by_its_point(monkeypatch: pytest.MonkeyPatch) -> None:
     series_figure(PUBLISHED, "x", "y")
     wanted = [pair for one in PUBLISHED for pair in zip(one.notes, one.points, strict=True)]
     assert sorted(found) == sorted(wanted)
+
+
+def test_a_figure_as_a_file_names_its_series_and_needs_no_page() -> None:
+    svg = series_figure(PUBLISHED, "rFID", "gFID")
+    file = standalone(svg, "M & S", [(0, "●", "none"), (1, "▲", "a < b")])
+    assert "var(--" in svg and "var(" not in file
+    root = ElementTree.fromstring(file)
+    names = ["".join(text.itertext()) for text in root.findall("{http://www.w3.org/2000/svg}text")]
+    assert names == ["M & S", "●none▲a < b"]
+    colours = [span.get("fill") for span in root.iter("{http://www.w3.org/2000/svg}tspan")]
+    drawn = {path.get("style", "") for path in root.iter("{http://www.w3.org/2000/svg}path")}
+    assert all(any(f"stroke: {colour}" in style for style in drawn) for colour in colours[::2])
+    inner = root.find("{http://www.w3.org/2000/svg}svg")
+    assert inner is not None and inner.get("y") == "44"
+    below = float((root.get("viewBox") or "").split()[3]) - float(inner.get("height") or 0)
+    assert below == 44

@@ -211,6 +211,17 @@ def test_gpus_are_dealt_out_and_cores_divided(monkeypatch: pytest.MonkeyPatch) -
         assert all("CUDA_VISIBLE_DEVICES" not in share for share in frontier_workers.shares(3, torch.device(device)))
 
 
+def test_processes_that_share_a_gpu_are_told_of_mps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    gpus = [{"CUDA_VISIBLE_DEVICES": number} for number in "010"]
+    cuda, one = torch.device("cuda"), torch.device("cuda:1")
+    assert frontier_workers.take_turns(gpus, cuda) and not frontier_workers.take_turns(gpus[:2], cuda)
+    assert frontier_workers.take_turns([{}, {}], one) and not frontier_workers.take_turns([{}], one)
+    assert not frontier_workers.take_turns([{}, {}], torch.device("cpu"))
+    (tmp_path / "control").touch()
+    assert not frontier_workers.take_turns(gpus, cuda)
+
+
 def test_fewer_than_one_is_refused() -> None:
     with pytest.raises(UserError, match="workers: 0 is less than 1"):
         load_recipe(Config, RECIPE, ["--workers", "0"])

@@ -1,14 +1,15 @@
 """Figures as SVG whose colours the page decides, so that they read on light and on dark.
 
 Matplotlib draws with placeholder colours; in the SVG each becomes a CSS variable with a fallback, as in
-`var(--ink, #525c69)`. Alone, a figure shows its fallbacks (made for white); inside a page it follows the
-page's variables and font.
+`var(--ink, #525c69)`. Inside a page a figure follows the page's variables and font; for a file of its own, `standalone`
+puts the fallbacks (made for white) in their place.
 """
 
 import io
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -218,6 +219,34 @@ def _clean(svg: str) -> str:
     for placeholder, (variable, colour) in _VARIABLES.items():
         svg = svg.replace(placeholder, f"var({variable}, {colour})")
     return svg
+
+
+def standalone(svg: str, title: str, legend: Sequence[tuple[int, str, str]] = ()) -> str:
+    """A figure as a file of its own: under its title and legend, on white, in colours that no page decides.
+
+    Args:
+        svg: The figure, as this module and `series` draw them.
+        title: Heading.
+        legend: Colour number, sign and name of each series.
+    """
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert found is not None
+    width, height = float(found[1]), float(found[2])
+    above = 44 if legend else 26
+    colours = [colour for variable, colour in _VARIABLES.values() if variable.startswith("--class-")]
+    names = "".join(
+        f'<tspan dx="{14 if number else 0}" fill="{colours[colour]}">{sign}</tspan><tspan dx="4">{escape(name)}</tspan>'
+        for number, (colour, sign, name) in enumerate(legend)
+    )
+    plain = re.sub(r"var\(--[\w-]+, (#[0-9a-f]{6})\)", r"\1", svg)
+    inner = plain.replace("<svg", f'<svg x="0" y="{above}" width="{found[1]}" height="{found[2]}"', 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {found[1]} {height + above:g}" '
+        f'width="{width * 1.5:g}" height="{(height + above) * 1.5:g}" font-family="sans-serif" fill="#1b222c">\n'
+        '<rect width="100%" height="100%" fill="#ffffff"/>\n'
+        f'<text x="10" y="19" font-size="13" font-weight="bold">{escape(title)}</text>\n'
+        f'<text x="10" y="38" font-size="11">{names}</text>\n{inner}\n</svg>\n'
+    )
 
 
 def _rounded(attribute: re.Match[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from vavae.config import to_plain
 from vavae.files import written_whole
 from vavae.metrics import MetricRecord
+from vavae.report.figures import standalone
 from vavae.report.page import page_environment
 from vavae.stages import frontier_figures as figures
 from vavae.stages.frontier_claims import ENOUGH_SAMPLES, Claim, claims
@@ -68,7 +69,8 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
     for table in view.tables:
         _write(folder / f"{table.name}.csv", to_csv(table))
     for drawn in (*view.frontier, *view.convergence, *view.maps):
-        _write(folder / f"{drawn.name}.svg", drawn.svg)
+        legend = [(line.colour, line.sign, line.name) for line in drawn.legend]
+        _write(folder / f"{drawn.name}.svg", standalone(drawn.svg, drawn.title, legend))
     everything = {
         "title": config.title,
         "recipe": to_plain(config),

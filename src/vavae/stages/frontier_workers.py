@@ -30,6 +30,10 @@ from vavae.training.precision import resolve_device
 _LOOK = 1.0  # seconds between two looks at the processes
 _SAVING = 60.0  # seconds they have to save their state when the call ends by an error
 _FAILURES = "failed.jsonl"
+_TURNS = (
+    "note: processes on one GPU take turns; `nvidia-cuda-mps-control -d` before this command lets their kernels run "
+    "side by side (docs/frontier.md)"
+)
 # Names the folder of the call to its processes.
 _CALL = "VAVAE_FRONTIER_CALL"
 _PROGRAM = """
@@ -94,11 +98,14 @@ def work_together(config: Config, folder: Path, look: Callable[[], None]) -> lis
         temporary.write_text(to_yaml(replace(config, workers=1, device=str(device))), encoding="utf-8")
     logs = [folder / f"{number}.log" for number in range(config.workers)]
     print(f"{config.workers} processes; what each says is in {folder}", flush=True)
+    environments = shares(config.workers, device)
+    if take_turns(environments, device):
+        print(_TURNS, flush=True)
     processes: list[subprocess.Popen[bytes]] = []
     with ExitStack() as held, stop_on_signal() as stop:
         held.callback(lambda: _end(processes, at_once=bool(stop)))
-        for log, share in zip(logs, shares(config.workers, device), strict=True):
-            processes.append(_start(recipe, log, share | {_CALL: str(folder)}))
+        for log, environment in zip(logs, environments, strict=True):
+            processes.append(_start(recipe, log, environment | {_CALL: str(folder)}))
         complaints: dict[int, str] = {}
         stopping = False
         while True:
@@ -133,6 +140,19 @@ def shares(workers: int, device: torch.device) -> list[dict[str, str]]:
         {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
         for number in range(workers)
     ]
+
+
+def take_turns(environments: Sequence[dict[str, str]], device: torch.device) -> bool:
+    """Whether processes share a GPU without NVIDIA's MPS, so that the kernels of one at a time run on it.
+
+    Args:
+        environments: As `shares` gives them.
+        device: That of the recipe.
+    """
+    gpus = {environment.get("CUDA_VISIBLE_DEVICES", "the same") for environment in environments}
+    # Where its control daemon listens unless it is told otherwise (NVIDIA's guide to MPS).
+    pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
+    return device.type == "cuda" and len(gpus) < len(environments) and not (pipes / "control").exists()
 
 
 def end_with_parent() -> None:
