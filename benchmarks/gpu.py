@@ -1,7 +1,6 @@
 """Measurements on a GPU, in pieces of at most nine minutes each.
 
     python benchmarks/gpu.py frontier           # steps of recipes/frontier/cifar10.yaml, compiled or not
-    python benchmarks/gpu.py graphs             # the same steps as CUDA graphs
     python benchmarks/gpu.py transformer        # XL/1 and B/1: images/s, MFU, graph breaks; compiled blocks and whole
     python benchmarks/gpu.py memory             # peak memory of each size, with and without activation checkpointing
     python benchmarks/gpu.py tokenizer          # f16d32 with a ViT-L teacher and LPIPS at 256 px, beside the plain step
@@ -17,7 +16,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,30 +102,6 @@ def rate(step: Callable[[], object], batch: int, repeats: int = 10, began: float
     }
 
 
-def captured(work: Callable[[], torch.Tensor], parameters: Sequence[torch.nn.Parameter]) -> Callable[[], torch.Tensor]:
-    """`work`, which fills the gradients of `parameters`, as one CUDA graph: its kernels start without the host."""
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(3):
-            work()
-            for parameter in parameters:
-                parameter.grad = None
-    torch.cuda.current_stream().wait_stream(beside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work()
-    grads = [parameter.grad for parameter in parameters]
-
-    def replay() -> torch.Tensor:
-        graph.replay()
-        for parameter, grad in zip(parameters, grads, strict=True):
-            parameter.grad = grad  # the optimizer drops it after each step
-        return result
-
-    return replay
-
-
 def flops_per_image(size: str, latent: tuple[int, int, int] = LATENT) -> float:
     with torch.device("meta"):
         model = LightningDiT.from_size(size, latent_channels=latent[0], latent_size=latent[1])
@@ -143,7 +118,6 @@ def transformer_step(
     fp8: bool = False,
     optimizer: OptimizerConfig | None = None,
     latent: tuple[int, int, int] = LATENT,
-    graph: bool = False,
 ) -> Callable[[], None]:
     """A whole training step: noise and times by position, loss, gradients, clipping, optimizer, average."""
     torch.manual_seed(0)
@@ -157,9 +131,9 @@ def transformer_step(
     average = MovingAverage(model, exponential(0.9999))
     latents = counter.normal(0, "latents", range(batch), latent, DEVICE)
     labels = torch.arange(batch, device=DEVICE) % 1000
-    positions = torch.arange(batch, device=DEVICE if graph else None)
+    positions = torch.arange(batch)
 
-    def gradients() -> torch.Tensor:
+    def step() -> None:
         noise = counter.normal(0, "noise", positions, latent, DEVICE)
         drop = counter.uniform(0, "drop", positions, device=DEVICE) < 0.1
         t = torch.sigmoid(counter.normal(0, "t", positions, (1,), DEVICE)[:, 0])
@@ -167,14 +141,8 @@ def transformer_step(
             terms = flow_matching_loss(called, latents, labels, noise=noise, t=t, label_drop=drop)
         total = terms["total"].mean()
         total.backward()
-        return total.detach()
-
-    fill = captured(gradients, list(model.parameters())) if graph else gradients
-
-    def step() -> None:
-        total = fill()
         norm = steps.clip()
-        steps.step(1.0, ~torch.isfinite(norm + total))
+        steps.step(1.0, ~torch.isfinite(norm + total.detach()))
         average.update(1)
 
     return step
@@ -194,9 +162,6 @@ def measured(record: Record, size: str, batch: int, repeats: int = 10, **options
         return False
     except UserError as error:
         record.add(size=size, batch=batch, **said, refused=str(error))
-        return False
-    except RuntimeError as error:  # a graph that cannot be captured must not cost the measurements after it
-        record.add(size=size, batch=batch, **said, failed=str(error).splitlines()[0])
         return False
     tflops = numbers["images_per_second"] * flops_per_image(size, options.get("latent", LATENT)) / 1e12
     peak = peak_tflops(DEVICE)
@@ -224,7 +189,7 @@ def transformer(record: Record) -> None:
     record.add(size="XL/1", graphs=explained.graph_count, graph_breaks=explained.graph_break_count)
 
 
-def frontier_tokenizer(grid: Grid, compiled: bool, adversarial: bool, graph: bool) -> Callable[[], None]:
+def frontier_tokenizer(grid: Grid, compiled: bool, adversarial: bool) -> Callable[[], None]:
     """A step of the recipe's tokenizer with 16 channels, aligned with the features of a ViT-S."""
     recipe = grid.tokenizer(TokenizerCell(16, "dinov2-small-focus", "full", 0))
     batch, size, side = recipe.training.batch_size, recipe.data.size, grid.side
@@ -243,18 +208,12 @@ def frontier_tokenizer(grid: Grid, compiled: bool, adversarial: bool, graph: boo
     images = counter.uniform(0, "images", range(batch), (3, size, size), DEVICE) * 2 - 1
     images = images.contiguous(memory_format=torch.channels_last)
     features = counter.normal(0, "features", range(batch), (384, side, side), DEVICE)
-    positions = torch.arange(batch, device=DEVICE if graph else None)
+    positions = torch.arange(batch)
     fine = torch.zeros((), dtype=torch.bool, device=DEVICE)
 
-    def gradients() -> torch.Tensor:
-        noise = counter.normal(0, "noise", positions, (16, side, side), DEVICE)
-        terms = objective.accumulate_gradients(model, images, noise, features, 0, compute_dtype=torch.bfloat16)
-        return terms["total"]
-
-    fill = captured(gradients, [*groups[0], *groups[1]]) if graph else gradients
-
     def step() -> None:
-        fill()
+        noise = counter.normal(0, "noise", positions, (16, side, side), DEVICE)
+        objective.accumulate_gradients(model, images, noise, features, 0, compute_dtype=torch.bfloat16)
         for optimizer in optimizers:
             optimizer.clip()
             optimizer.step(1.0, fine)
@@ -263,27 +222,18 @@ def frontier_tokenizer(grid: Grid, compiled: bool, adversarial: bool, graph: boo
     return step
 
 
-def frontier(record: Record, graph: bool = False) -> None:
+def frontier(record: Record) -> None:
     grid = Grid(load_recipe(Config, RECIPE), ("", ""))
     ways: list[Compilation] = ["blocks", False, True]
     latent = (16, grid.side, grid.side)
     for compiled in ways:
-        measured(record, "S/1", grid.config.generator.batch_size, 50, compiled=compiled, graph=graph, latent=latent)
+        measured(record, "S/1", grid.config.generator.batch_size, 50, compiled=compiled, latent=latent)
     for compiled in (False, True):
         for adversarial in (False, True):
             clear()
-            said = {"tokenizer": "d 16", "compiled": compiled, "graph": graph, "adversarial": adversarial}
-            try:
-                began = time.perf_counter()
-                step = frontier_tokenizer(grid, compiled, adversarial, graph)
-                record.add(**said, **rate(step, grid.config.tokenizer.batch_size, 50, began))
-            except RuntimeError as error:
-                record.add(**said, failed=str(error).splitlines()[0])
-
-
-def graphs(record: Record) -> None:
-    """The same steps, whose gradients are one CUDA graph."""
-    frontier(record, graph=True)
+            began = time.perf_counter()
+            numbers = rate(frontier_tokenizer(grid, compiled, adversarial), grid.config.tokenizer.batch_size, 50, began)
+            record.add(tokenizer="d 16", compiled=compiled, adversarial=adversarial, **numbers)
 
 
 def memory(record: Record) -> None:
@@ -367,7 +317,7 @@ def sampling(record: Record) -> None:
         record.add(size="XL/1", batch=batch, steps=50, guidance_start=start, **rate(step, batch, 3))
 
 
-PIECES = {f.__name__: f for f in (frontier, graphs, transformer, memory, tokenizer, precision, sampling)}
+PIECES = {f.__name__: f for f in (frontier, transformer, memory, tokenizer, precision, sampling)}
 
 
 def main() -> None:
