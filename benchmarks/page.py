@@ -124,6 +124,8 @@ def section(kind: str, path: Path, record: Record) -> Iterator[str]:
         form = kill_test
     yield from form(record)
     yield ""
+    if "note" in record:
+        yield from (record["note"], "")
     yield f"[{path.name}](../benchmarks/results/{path.name})"
     yield ""
 
