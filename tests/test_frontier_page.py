@@ -121,6 +121,19 @@ def test_the_claims_that_a_gpu_measured_are_those_of_the_run() -> None:
     assert (GPU / "claims.md").read_text() in PAGE
 
 
+def verdicts(folder: Path) -> dict[str, str]:
+    """Claim, without what it was measured on, and verdict."""
+    rows = [line.strip("| ").split(" | ") for line in (folder / "claims.md").read_text().splitlines()[2:]]
+    return {row[0].partition(" (")[0]: row[3] for row in rows}
+
+
+def test_the_verdicts_side_by_side_are_those_of_the_runs() -> None:
+    on_gpu, on_cpu = verdicts(GPU), verdicts(FOLDER)
+    assert len(on_gpu) == 9 and list(on_gpu) == list(on_cpu)
+    for claim, verdict in on_gpu.items():
+        assert f"| {claim} | {verdict} | {on_cpu[claim]} |" in PAGE.splitlines()
+
+
 def test_the_results_of_a_gpu_are_whole_and_say_where_they_were_made() -> None:
     results = Results(GPU / "results")
     names = [path.stem for path in results.folder.glob("*.json")]
