@@ -4,7 +4,14 @@ The names below load on first use, so that `import vavae` costs nothing.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vavae import data, flow, losses, metrics, pretrained, teachers, tokenizer, transformer
+    from vavae.errors import UserError
+    from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+    from vavae.tokenizer import AutoencoderKL
+    from vavae.transformer import LightningDiT
 
 __version__ = "0.1.0"
 
@@ -13,10 +20,28 @@ _EXPORTS = {
     "LightningDiT": "vavae.transformer",
     "Tokenizer": "vavae.pretrained",
     "Generator": "vavae.pretrained",
+    "SamplingConfig": "vavae.pretrained",
+    "UserError": "vavae.errors",
 }
 _ROOMS = ("tokenizer", "teachers", "losses", "transformer", "flow", "data", "metrics", "pretrained")
 
-__all__ = ["AutoencoderKL", "Generator", "LightningDiT", "Tokenizer", "__version__", *_ROOMS]
+__all__ = [
+    "AutoencoderKL",
+    "Generator",
+    "LightningDiT",
+    "SamplingConfig",
+    "Tokenizer",
+    "UserError",
+    "__version__",
+    "data",
+    "flow",
+    "losses",
+    "metrics",
+    "pretrained",
+    "teachers",
+    "tokenizer",
+    "transformer",
+]
 
 
 def __getattr__(name: str) -> Any:

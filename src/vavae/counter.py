@@ -11,6 +11,7 @@ exact on every device; the normal transform agrees up to the rounding of `log` a
 
 import hashlib
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -33,8 +34,8 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def stream_key(seed: int, stream: str) -> int:
-    """A signed 64-bit key for `stream` under `seed`; any text names a stream."""
-    digest = hashlib.blake2b(f"{seed}/{stream}".encode(), digest_size=8).digest()
+    """A signed 64-bit key for `stream` under `seed`, an integer; any text names a stream."""
+    digest = hashlib.blake2b(f"{operator.index(seed)}/{stream}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
@@ -47,7 +48,12 @@ def _bits(seed: int, stream: str, indices: Tensor, count: int, device: torch.dev
 
 
 def _as_indices(indices: Tensor | Sequence[int]) -> Tensor:
-    return indices if isinstance(indices, Tensor) else torch.tensor(indices, dtype=torch.int64)
+    found = indices if isinstance(indices, Tensor) else torch.tensor(indices)
+    if found.is_floating_point():
+        if found.numel():
+            raise TypeError(f"indices: integers are needed, not {found.dtype}")
+        return found.to(torch.int64)  # what an empty list becomes
+    return found
 
 
 def uniform(

@@ -155,3 +155,10 @@ def test_fast_path_equals_the_slow_one():
     assert (fast.numpy() == slow).all()
     fast += 1  # a copy: the shared array must not change
     assert (load_pixels(DEMO, [7, 3], 32).numpy() == slow).all()
+
+
+def test_pixels_taken_for_images_are_refused():
+    with pytest.raises(ValueError, match="images must be"):
+        to_uint8(torch.zeros(2, 8, 8, 3))
+    with pytest.raises(ValueError, match="images must be"):
+        to_uint8(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))

@@ -142,3 +142,11 @@ def test_the_score_is_not_trained() -> None:
         flow_matching_loss(
             lambda x, t, y: x, torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), prediction="score"
         )
+
+
+def test_what_no_loss_can_be_taken_of_is_named() -> None:
+    data = torch.randn(2, 4, 3, 3)
+    with pytest.raises(UserError, match="prediction: 'foo' is none of"):
+        flow_matching_loss(lambda x, t, y: x, data, torch.zeros(2, dtype=torch.long), prediction="foo")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"labels: expected 2, one per sample, got shape \(1,\)"):
+        flow_matching_loss(lambda x, t, y: x, data, torch.zeros(1, dtype=torch.long))

@@ -316,3 +316,31 @@ def test_compiled_network_samples_the_same() -> None:
     torch.testing.assert_close(
         sample(compiled, latents(2), labels, **options), sample(model, latents(2), labels, **options)
     )
+
+
+class _Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.norm(self.linear(x))
+
+
+def test_every_module_samples_in_eval_mode_and_has_its_own_mode_after() -> None:
+    model, noise, labels = _Normed(), torch.randn(4, 2, 3, 3), torch.zeros(4, dtype=torch.long)
+    model.norm.eval()  # frozen while the rest is trained
+    sample(model, noise, labels, steps=3)
+    assert model.training and model.linear.training and not model.norm.training
+    model.eval()
+    model.norm.train()
+    before = model.norm.running_mean.clone()
+    sample(model, noise, labels, steps=3)
+    assert model.norm.training and not model.training
+    assert torch.equal(model.norm.running_mean, before)
+
+
+@pytest.mark.parametrize("shift", [math.nan, math.inf, -1.0])
+def test_a_shift_that_is_none_is_named(shift: float) -> None:
+    with pytest.raises(UserError, match=r"shift: .* is not a number from 0 on"):
+        sample(_Normed(), torch.randn(1, 2, 3, 3), torch.zeros(1, dtype=torch.long), shift=shift)

@@ -210,3 +210,9 @@ def test_the_adaptive_weight_has_no_gradient_and_bears_zero() -> None:
     assert not weight.requires_grad
     assert weight == 1e4
     assert adaptive_weight(torch.zeros(3), torch.ones(3), 1e4) == 0
+
+
+def test_features_come_to_the_grid_as_teachers_bring_them() -> None:
+    features = torch.randn(1, 8, 16, 16)
+    _, own = AlignmentLoss(AlignmentConfig(), 4, 8).project(torch.randn(1, 4, 8, 8), features)
+    assert torch.equal(own, torch.nn.functional.avg_pool2d(features, 2))

@@ -156,3 +156,17 @@ def test_moments_on_disk(tmp_path):
     ):
         with pytest.raises(UserError, match=reason):
             RunningMoments.load(tmp_path / f"{name}.npz")
+
+
+def test_matrices_that_are_no_covariances_are_refused():
+    for matrix in (-np.eye(2), np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([[1.0, 0.9], [0.0, 1.0]])):
+        with pytest.raises(ValueError, match="cov2 is not symmetric and positive semi-definite"):
+            frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), matrix)
+
+
+def test_covariances_of_few_samples_kept_in_float32_pass():
+    samples = np.random.default_rng(0).normal(size=(20, 64)) @ np.random.default_rng(1).normal(size=(64, 64))
+    covariance = np.cov(samples, rowvar=False)
+    exact = frechet_distance(np.zeros(64), covariance, np.zeros(64), np.eye(64))
+    stored = frechet_distance(np.zeros(64), covariance.astype(np.float32), np.zeros(64), np.eye(64))
+    assert stored == pytest.approx(exact, rel=1e-4)

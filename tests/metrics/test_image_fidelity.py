@@ -126,3 +126,13 @@ def test_conventions_differ_in_what_they_state():
     assert strict["lpips"].dtype == torch.float64
     small = fidelity(originals[..., :8], decoded[..., :8], "strict", {})
     assert set(small) == {"psnr"}
+
+
+def test_misspelt_choices_are_refused():
+    images = torch.zeros(1, 3, 16, 16)
+    with pytest.raises(ValueError, match="convention: 'stric'"):
+        fidelity(images, images, "stric", {})
+    with pytest.raises(ValueError, match="border: 'reflct'"):
+        ssim(images, images, border="reflct")
+    with pytest.raises(ValueError, match="window: 10 is even"):
+        ssim(images, images, window=10)

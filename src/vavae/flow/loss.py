@@ -56,10 +56,14 @@ def flow_matching_loss(
         "mse", "direction" and "total" = mse + direction_weight · direction: (B,) float32 each.
 
     Raises:
-        UserError: The score is to be predicted, whose size has no bound near data.
+        UserError: No such prediction; the score, whose size has no bound near data; labels that are not one per sample.
     """
     if prediction == "score":
         raise UserError(f"prediction: {NO_SCORE}")
+    if prediction not in ("velocity", "noise", "data"):
+        raise UserError(f"prediction: {prediction!r} is none of velocity, noise, data")
+    if labels.shape != (len(data),):
+        raise UserError(f"labels: expected {len(data)}, one per sample, got shape {tuple(labels.shape)}")
     path = LinearPath() if path is None else path
     times = TimeDistribution() if times is None else times
     if noise is None:

@@ -13,10 +13,11 @@ from vavae.flow.solvers import Solver, StepCallback, StepNoise, solver_by_name
 from vavae.flow.times import shifted_times
 
 SampleCallback = Callable[[int, float, Tensor, Tensor], None]
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def sample(
-    model: nn.Module,
+    model: Network,
     noise: Tensor,
     labels: Tensor,
     *,
@@ -24,7 +25,7 @@ def sample(
     steps: int = 250,
     shift: float = 0.3,
     guidance: Guidance | None = None,
-    weak_model: nn.Module | None = None,
+    weak_model: Network | None = None,
     path: Path | None = None,
     prediction: Prediction = "velocity",
     step_noise: StepNoise | None = None,
@@ -33,7 +34,7 @@ def sample(
 ) -> Tensor:
     """Carry noise to data.
 
-    Runs without gradients and with the network in eval mode. With fixed steps, a sample depends on its own
+    Runs without gradients and with all of the network in eval mode. With fixed steps, a sample depends on its own
     noise and label only.
 
     Args:
@@ -93,16 +94,18 @@ def sample(
 
 
 @contextmanager
-def _evaluating(*models: nn.Module | None) -> Iterator[None]:
-    """Eval mode inside, the former mode of each model after."""
-    training = [model for model in models if isinstance(model, nn.Module) and model.training]
-    for model in training:
-        model.eval()
+def _evaluating(*models: Network | None) -> Iterator[None]:
+    """Eval mode inside, the former mode of each of their modules after: some may be frozen in eval mode."""
+    training = [
+        module for model in models if isinstance(model, nn.Module) for module in model.modules() if module.training
+    ]
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
-        for model in training:
-            model.train()
+        for module in training:
+            module.training = True
 
 
 def _check_labels(labels: Tensor, count: int, highest: int | None) -> None:

@@ -33,12 +33,12 @@ def shifted_times(steps: int, shift: float) -> Tensor:
         (steps,) float32 (as published, to the bit) on the CPU, rising from 0 to 1.
 
     Raises:
-        UserError: Fewer than two steps, or a negative shift.
+        UserError: Fewer than two steps, or a shift that is negative or no finite number.
     """
     if steps < 2:
         raise UserError(f"steps: {steps} grid points are too few; there must be at least 2")
-    if shift < 0:
-        raise UserError(f"shift: {shift} is negative")
+    if not 0 <= shift < math.inf:
+        raise UserError(f"shift: {shift} is not a number from 0 on")
     even = torch.linspace(0, 1, steps, dtype=torch.float32, device="cpu")
     if shift == 0:
         return even

@@ -1,5 +1,6 @@
 """What tokenizer training minimises: reconstruction, KL, adversarial, and alignment (the VF loss)."""
 
+from vavae.grids import resample_grid
 from vavae.losses.adaptive import adaptive_weight
 from vavae.losses.adversarial import (
     AdversarialConfig,
@@ -13,7 +14,6 @@ from vavae.losses.alignment import (
     AlignmentLoss,
     cosine_alignment,
     distance_matrix_alignment,
-    resample_grid,
 )
 from vavae.losses.kl import KLConfig, kl_loss
 from vavae.losses.objective import ObjectiveConfig, TokenizerObjective

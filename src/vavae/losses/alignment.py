@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.grids import resample_grid
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,6 @@ def distance_matrix_alignment(z: Tensor, f: Tensor, margin: float = 0.0) -> Tens
         tokens = F.normalize(x.flatten(2), dim=1, eps=1e-12)  # (B, C, h*w)
         similarities.append(tokens.transpose(1, 2) @ tokens)  # (B, h*w, h*w)
     return F.relu((similarities[0] - similarities[1]).abs() - margin).mean()
-
-
-def resample_grid(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, h', w') features on an (h, w) grid: bilinear, averaging where it shrinks; unchanged if equal."""
-    if tuple(features.shape[2:]) == tuple(size):
-        return features
-    return F.interpolate(features, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
 class AlignmentLoss(nn.Module):

@@ -148,7 +148,7 @@ class LPIPS(nn.Module):
         """
         if min(images.shape[2:]) < self._smallest:
             raise UserError(
-                f"data.size: images of {images.shape[2]} x {images.shape[3]} pixels are too small for LPIPS with "
+                f"images of {images.shape[2]} x {images.shape[3]} pixels are too small for LPIPS with "
                 f"{self._network}, which needs {self._smallest}"
             )
         h = (images - self.shift) / self.scale

@@ -29,5 +29,7 @@ class PixelConfig:
 
 def pixel_error(images: Tensor, reconstruction: Tensor, kind: Literal["l1", "l2"] = "l1") -> Tensor:
     """|images − reconstruction| or its square, element by element, in the inputs' shape."""
+    if kind not in ("l1", "l2"):
+        raise UserError(f"kind: {kind!r} is neither 'l1' nor 'l2'")
     difference = images - reconstruction
     return difference.abs() if kind == "l1" else difference.square()

@@ -49,12 +49,12 @@ class FeatureNetwork:
         """The name without a file of weights: "inception" of "inception:FILE"; "teacher" of a teacher."""
         return self.name.partition(":")[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # what is made under inference mode cannot enter a training
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels (B, H, W, 3) uint8 -> features (B, d) float32, on the CPU."""
         return self.compute(pixels.to(self.device)).float().cpu()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def all_parts(self, pixels: Tensor) -> dict[str, Tensor]:
         """Pixels (B, H, W, 3) uint8 -> (B, d) float32 by name, on `device`."""
         pixels = pixels.to(self.device, non_blocking=True)

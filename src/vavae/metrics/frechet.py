@@ -14,6 +14,7 @@ from torch import Tensor
 from vavae.errors import UserError, one_line
 
 Array = NDArray[np.floating] | Tensor
+_TOLERANCE = 1e-3  # of a covariance that its factor may miss
 _PRECISION = 1e-11  # of the traces of the covariances: a distance a thousandth of them keeps eight digits
 
 
@@ -37,6 +38,15 @@ def _factor(covariance: Tensor) -> Tensor:
     factor = np.empty((len(symmetric), rank))
     factor[pivots - 1] = np.tril(lower)[:, :rank]
     return torch.from_numpy(factor)
+
+
+def _checked_factor(covariance: Tensor, name: str) -> Tensor:
+    """`_factor`, which is one for positive semi-definite matrices only; statistics stored in float32 pass."""
+    factor = _factor(covariance)
+    missed = torch.linalg.norm(covariance.cpu() - factor @ factor.T)
+    if missed > _TOLERANCE * torch.linalg.norm(covariance.cpu()):
+        raise ValueError(f"{name} is not symmetric and positive semi-definite, as covariances are")
+    return factor
 
 
 def _nuclear_norm(matrix: Tensor, needed: float) -> Tensor:
@@ -73,7 +83,7 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
         The distance, at least 0, computed in float64.
 
     Raises:
-        ValueError: Shapes differ, or a number is not finite.
+        ValueError: Shapes differ, a number is not finite, or a matrix is no covariance.
     """
     m1, c1, m2, c2 = (_as_double(values) for values in (mean1, cov1, mean2, cov2))
     size = m1.numel()
@@ -84,7 +94,8 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds numbers that are not finite")
     spread = float((m1 - m2).square().sum() + c1.trace() + c2.trace())
-    overlap = float(_nuclear_norm(_factor(c1).T @ _factor(c2), _PRECISION * spread))
+    root1, root2 = _checked_factor(c1, "cov1"), _checked_factor(c2, "cov2")
+    overlap = float(_nuclear_norm(root1.T @ root2, _PRECISION * spread))
     distance = spread - 2 * overlap
     return max(distance, 0.0)
 

@@ -78,6 +78,10 @@ def ssim(
         (B,) float64, at most 1.
     """
     _check_pair(images, references)
+    if border not in ("valid", "reflect"):
+        raise ValueError(f"border: {border!r} is neither 'valid' nor 'reflect'")
+    if window % 2 == 0:
+        raise ValueError(f"window: {window} is even")
     channels = images.shape[1]
     if min(images.shape[2:]) < window:
         raise ValueError(f"images of {images.shape[2]} x {images.shape[3]} are smaller than the window {window}")
@@ -123,6 +127,8 @@ def fidelity(
         float64 each.
     """
     _check_pair(decoded, originals)
+    if convention not in ("strict", "published"):
+        raise ValueError(f"convention: {convention!r} is neither 'strict' nor 'published'")
     stored, reference = to_uint8(decoded), to_uint8(originals)
     values = {"psnr": published_psnr(stored, reference)}
     large = min(originals.shape[2:]) >= _WINDOW

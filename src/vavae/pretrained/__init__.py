@@ -1,7 +1,13 @@
 """Checkpoints and assets of others, and the folders our own models are saved in."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vavae.pretrained.generator import Generator, SamplingConfig
+    from vavae.pretrained.latent_statistics import read_statistics, scaling_statistics
+    from vavae.pretrained.published import LoadReport
+    from vavae.pretrained.tokenizer import Tokenizer
 
 _EXPORTS = {
     "Tokenizer": "vavae.pretrained.tokenizer",
@@ -20,3 +26,7 @@ def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'vavae.pretrained' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

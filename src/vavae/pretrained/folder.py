@@ -170,11 +170,13 @@ def stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The state dict as it is written: as `dtype`, if one is given.
 
     Raises:
-        UserError: A weight is too large for `dtype`.
+        UserError: A weight is too large for `dtype`, or it is no type of weights.
     """
     tensors = model.state_dict()
     if dtype is None:
         return tensors
+    if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise UserError(f"dtype: {str(dtype).removeprefix('torch.')} does not hold weights")
     check_finite(tensors, "weights")
     narrow = {name: value.to(dtype) for name, value in tensors.items()}
     for name, value in narrow.items():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from vavae.pretrained.latent_statistics import multiplied, read_statistics, scal
 from vavae.pretrained.loading import LoadedTransformer, load_transformer
 from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.reading import read_safetensors
-from vavae.pretrained.tokenizer import StatisticsSource, Tokenizer
+from vavae.pretrained.tokenizer import StatisticsSource, Tokenizer, device_only
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.positions import Positions
+
+Labels = Sequence[int | str] | Sequence[int] | Sequence[str] | Tensor
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,19 @@ class Generator:
         return self.transformer.config.latent_channels, *self.transformer.config.latent_hw
 
     def to(self, device: torch.device | str) -> Self:
-        """Move both networks to `device`."""
-        self.transformer.to(device)
+        """Move both networks to `device`; they stay float32, and `torch.autocast` makes them faster.
+
+        Raises:
+            UserError: A type instead of a device.
+        """
+        self.transformer.to(device_only(device))
         self.tokenizer.to(device)
         return self
+
+    def __repr__(self) -> str:
+        config = self.transformer.config
+        shape = f"depth {config.depth}, width {config.width}, {self.num_classes} classes"
+        return f"Generator({shape}, latents {'x'.join(map(str, self.latent_shape))}, {self.tokenizer.device})"
 
     def noise(self, indices: Sequence[int], seed: int = 0, size: tuple[int, int] | None = None) -> Tensor:
         """The starting noise (B, C, h, w) of samples number `indices`: a function of (seed, index, size) alone.
@@ -173,14 +185,24 @@ class Generator:
         """
         wrong = [label for label in labels if not 0 <= label <= self.num_classes]
         if wrong:
-            raise UserError(f"labels: {wrong[0]} is not in 0..{self.num_classes - 1} ({self.num_classes} is no label)")
+            known = f"0..{self.num_classes - 1}" if self.num_classes else "the classes: it knows none"
+            raise UserError(f"labels: {wrong[0]} is not in {known} ({self.num_classes} is no label)")
         self._shape_for(size)
         if sampling is not None and sampling.guidance is not None and self.transformer.config.label_dropout == 0:
             raise UserError("guidance_scale: this generator was trained without label_dropout, so only 1 has a meaning")
 
+    def _numbers(self, labels: Labels) -> list[int]:
+        """Labels as numbers; names are those of `class_names`."""
+        unknown = [label for label in labels if isinstance(label, str) and label not in self.class_names]
+        if unknown:
+            names = ", ".join(self.class_names[:20])
+            known = f"none of {names}" if names else "a name, and it knows no names"
+            raise UserError(f"labels: {unknown[0]!r} is {known}")
+        return [self.class_names.index(label) if isinstance(label, str) else operator.index(label) for label in labels]
+
     def latents(
         self,
-        labels: Sequence[int],
+        labels: Labels,
         seed: int = 0,
         indices: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
@@ -191,6 +213,7 @@ class Generator:
         noise: Tensor | None = None,
     ) -> Tensor:
         """Normalised latents (B, C, h, w), one per label; see `__call__`."""
+        labels = self._numbers(labels)
         indices = range(len(labels)) if indices is None else indices
         if len(indices) != len(labels):
             raise UserError(f"indices: {len(indices)} for {len(labels)} labels")
@@ -202,8 +225,8 @@ class Generator:
             raise UserError(f"noise: {tuple(noise.shape)} is not {(len(labels), *self._shape_for(size))}")
         return sample(
             self.transformer,
-            noise.to(self.tokenizer.device),
-            torch.tensor(list(labels), device=self.tokenizer.device),
+            noise.to(self.tokenizer.device, torch.float32),
+            torch.tensor(labels, dtype=torch.int64, device=self.tokenizer.device),
             solver=settings.solver,
             steps=settings.steps,
             shift=settings.shift,
@@ -217,7 +240,7 @@ class Generator:
 
     def __call__(
         self,
-        labels: Sequence[int],
+        labels: Labels,
         seed: int = 0,
         indices: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
@@ -229,10 +252,10 @@ class Generator:
         """Images (B, 3, H, W) in [-1, 1], one per label.
 
         Args:
-            labels: Class of each image; `num_classes` means no label.
+            labels: Class of each image, its number or one of `class_names`; `num_classes` means no label.
             seed: Seed of the noise.
             indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample number i is the same image
-                whatever else is in the batch.
+                whatever else is in the batch, up to rounding; not with "dopri5", which chooses its steps for a batch.
             sampling: Other settings than the generator's defaults.
             size: Height and width in pixels; by default those the transformer was trained on. How it places
                 other grids is its `positions` (see `vavae.transformer.positions`, and `from_pretrained`).

@@ -70,12 +70,24 @@ class Tokenizer:
         """Where the network is."""
         return next(self.autoencoder.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights."""
+        return next(self.autoencoder.parameters()).dtype
+
     def to(self, device: torch.device | str) -> Self:
-        """Move the network to `device`."""
-        self.autoencoder.to(device)
+        """Move the network to `device`; it stays float32, and `torch.autocast` makes it faster.
+
+        Raises:
+            UserError: A type instead of a device.
+        """
+        self.autoencoder.to(device_only(device))
         return self
 
-    @torch.inference_mode()
+    def __repr__(self) -> str:
+        return f"Tokenizer(f{self.factor} d{self.latent_channels}, {self.device})"
+
+    @torch.no_grad()  # what is made under inference mode cannot enter a training
     def encode(self, images: Tensor, mode: Literal["mean", "sample"] = "mean", noise: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> normalised latents (B, C, H/f, W/f).
 
@@ -83,18 +95,21 @@ class Tokenizer:
         shape, where it is given.
 
         Raises:
-            UserError: No such mode.
+            UserError: No such mode, or images of integers.
         """
+        if not images.is_floating_point():
+            raise UserError(f"images: {images.dtype} is not in [-1, 1]; vavae.data.to_tensor makes it so")
         if mode not in ("mean", "sample"):
             raise UserError(f"mode: {mode!r} is neither 'mean' nor 'sample'")
-        posterior = self.autoencoder.encode(images.to(self.device))
+        posterior = self.autoencoder.encode(images.to(self.device, self.dtype))
         latents = posterior.mode() if mode == "mean" else posterior.sample(noise=noise)
         return self.statistics.normalize(latents)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, h, w) -> images (B, 3, h·f, w·f), clamped to [-1, 1]."""
-        return self.autoencoder.decode(self.statistics.denormalize(latents.to(self.device))).clamp(-1.0, 1.0)
+        latents = latents.to(self.device, self.dtype)
+        return self.autoencoder.decode(self.statistics.denormalize(latents)).clamp(-1.0, 1.0)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Encode (posterior mean) and decode."""
@@ -267,6 +282,17 @@ class Tokenizer:
             "latents = tokenizer.encode(images)  # images: (B, 3, H, W) in [-1, 1]\n"
             "images = tokenizer.decode(latents)\n```\n" + (f"\n## Training\n\n{trained}\n" if trained else "")
         )
+
+
+def device_only(device: torch.device | str) -> torch.device | str:
+    """`device`, unless it is a type, which torch's `to` would take as well.
+
+    Raises:
+        UserError: It is a type.
+    """
+    if isinstance(device, torch.dtype):
+        raise UserError(f"to: {device} is no device; the weights stay float32, and torch.autocast computes in less")
+    return device
 
 
 def _published_statistics(path: Path) -> Path:

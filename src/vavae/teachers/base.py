@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vavae.teachers.grid import resample_grid
+from vavae.errors import UserError
+from vavae.grids import resample_grid
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Teacher(nn.Module):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize (bilinear) and normalise images (B, 3, H, W) in [-1, 1]; float32."""
+        if not images.is_floating_point():
+            raise UserError(f"images: {images.dtype} is not in [-1, 1]; vavae.data.to_tensor makes it so")
         pixels = images.float()
         if tuple(pixels.shape[-2:]) != self.input_size:
             antialias = self.normalisation is not PUBLISHED

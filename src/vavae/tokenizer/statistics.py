@@ -29,8 +29,8 @@ class LatentStatistics:
     count: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", self.mean.detach().to(torch.float32).flatten())
-        object.__setattr__(self, "std", self.std.detach().to(torch.float32).flatten())
+        object.__setattr__(self, "mean", self.mean.detach().to(torch.float32, copy=True).flatten())
+        object.__setattr__(self, "std", self.std.detach().to(torch.float32, copy=True).flatten())
         if self.mean.shape != self.std.shape:
             raise UserError(f"latent statistics: {self.mean.numel()} means but {self.std.numel()} standard deviations")
         if not bool(torch.isfinite(self.mean).all()) or not bool((self.std > 0).all() & self.std.isfinite().all()):

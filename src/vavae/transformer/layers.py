@@ -46,7 +46,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     batch, channels, height, width = images.shape
     p = patch_size
     grid = images.reshape(batch, channels, height // p, p, width // p, p)
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * channels)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // p) * (width // p), p * p * channels)
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:

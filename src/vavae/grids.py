@@ -1,4 +1,4 @@
-"""Resample feature grids."""
+"""Grids of features, resampled."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,0 +1,84 @@
+"""The entry points in a notebook: own pictures in, names as labels, and what comes out goes into a training."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import vavae
+from vavae import Generator, SamplingConfig, UserError
+from vavae.data import center_crop, to_tensor
+
+FEW = SamplingConfig(steps=3)
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator.from_pretrained("demo")
+
+
+def test_what_comes_out_can_be_trained_on(generator: Generator) -> None:
+    images = generator([1], sampling=FEW)
+    latents = generator.tokenizer.encode(images)
+    layers = nn.Conv2d(3, 2, 1), nn.Conv2d(generator.tokenizer.latent_channels, 2, 1)
+    for layer, value in zip(layers, (images, latents), strict=True):
+        layer(value).sum().backward()
+        assert layer.weight.grad is not None and bool(layer.weight.grad.any())
+    images.add_(1)
+
+
+def test_names_are_labels(generator: Generator) -> None:
+    assert generator.class_names[3] == "cat"
+    assert torch.equal(generator(["cat", 10], sampling=FEW), generator([3, 10], sampling=FEW))
+    assert torch.equal(generator(torch.tensor([3, 10]), sampling=FEW), generator([3, 10], sampling=FEW))
+    with pytest.raises(UserError, match="labels: 'unicorn' is none of airplane, automobile"):
+        generator(["unicorn"], sampling=FEW)
+
+
+def test_no_labels_are_no_images(generator: Generator) -> None:
+    assert generator([], sampling=FEW).shape == (0, 3, 32, 32)
+
+
+def test_seeds_are_integers(generator: Generator) -> None:
+    expected = generator.noise([0, 2], seed=1)
+    assert torch.equal(generator.noise([0, 2], seed=True), expected)
+    assert torch.equal(generator.noise(np.array([0, 2]), seed=np.int64(1)), expected)
+    for seed in (None, 1.0, "1"):
+        with pytest.raises(TypeError):
+            generator.noise([0], seed=seed)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="indices: integers are needed"):
+        generator.noise([0.5])  # type: ignore[list-item]
+
+
+def test_own_pictures(generator: Generator) -> None:
+    picture = Image.effect_mandelbrot((70, 50), (-2, -1, 1, 1), 20).convert("RGB")
+    images = to_tensor(center_crop(picture, 32))[None]
+    expected = generator.tokenizer.encode(images)
+    assert expected.shape == (1, 16, 8, 8)
+    mirrored = to_tensor(np.asarray(center_crop(picture, 32))[:, ::-1])
+    assert torch.equal(mirrored, images[0].flip(-1))
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.testing.assert_close(generator.tokenizer.encode(images.to(dtype)), expected, atol=0.1, rtol=0.1)
+    with pytest.raises(UserError, match=r"images: torch\.uint8 is not in"):
+        generator.tokenizer.encode(((images + 1) * 127.5).to(torch.uint8))
+
+
+def test_noise_of_another_type_and_a_type_for_a_device(generator: Generator) -> None:
+    noise = generator.noise([0])
+    drawn = generator([1], sampling=FEW, noise=noise.double())
+    assert torch.equal(drawn, generator([1], sampling=FEW, noise=noise))
+    for model in (generator, generator.tokenizer):
+        with pytest.raises(UserError, match=r"torch\.bfloat16 is no device"):
+            model.to(torch.bfloat16)  # type: ignore[arg-type]
+
+
+def test_they_say_what_they_are(generator: Generator) -> None:
+    assert repr(generator) == "Generator(depth 6, width 256, 10 classes, latents 16x8x8, cpu)"
+    assert repr(generator.tokenizer) == "Tokenizer(f4 d16, cpu)"
+
+
+def test_public_names_are_listed() -> None:
+    for module in (vavae, vavae.pretrained):
+        assert set(module.__all__) == set(dir(module))
+        assert all(getattr(module, name) is not None for name in module.__all__)
