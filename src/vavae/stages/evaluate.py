@@ -42,6 +42,8 @@ from vavae.training.parallel import World, sharing_processes
 from vavae.training.precision import Precision, resolve_device, resolve_precision
 from vavae.training.tracking import versions
 
+_DEMO_SIDE = 32  # of the embedded images
+
 
 @dataclass(frozen=True)
 class Config:
@@ -228,6 +230,7 @@ def _check_models(config: Config) -> None:
             for that are not of such models; or a generator cannot be sampled with these settings.
     """
     if config.what == "tokenizer":
+        _check_images(config)
         if config.metrics:
             raise UserError(f"metrics: {config.metrics[0]} is of generated images, not of a tokenizer")
         for path in config.model:
@@ -250,6 +253,17 @@ def _check_models(config: Config) -> None:
             _check_side(path, _side(generator), size)
         else:
             _check_side(path, _sample_images(path).side, size)
+    if config.reference is None:
+        _check_images(config)
+
+
+def _check_images(config: Config) -> None:
+    """Refuse enlarged demo images: who names no images would measure a model of others with them."""
+    if config.data.images == "demo" and config.data.size != _DEMO_SIDE:
+        raise UserError(
+            f"data.images: the demo's are of {_DEMO_SIDE} px, not {config.data.size}; name the images to measure with, "
+            f"or give --data.size {_DEMO_SIDE}"
+        )
 
 
 def _sample_images(path: str) -> ImageBlocks:

@@ -27,7 +27,7 @@ from vavae.training.precision import resolve_device
 
 T = TypeVar("T")
 
-# Gradients are averaged in flat buffers of about this size: large enough to fill a link, small enough to overlap.
+# Gradients are averaged in flat buffers of about this size, after the backward pass: large enough to fill a link.
 _BUCKET_BYTES = 64 * 2**20
 # One process may work alone for hours (statistics, t-SNE, a report) while the others wait for it.
 _PATIENCE = timedelta(days=2)
