@@ -183,7 +183,7 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
     metrics = tuple(config.metrics) or METRICS
 
     def images(split: Literal["train", "test"]) -> SourceBlocks:
-        return SourceBlocks(config.data.open(split), config.data.size, config.data.workers)
+        return SourceBlocks(together.once(lambda: config.data.open(split)), config.data.size, config.data.workers)
 
     # An npz is read alone: `data` may not even exist beside it.
     source = images(config.split) if config.reference is None else None
@@ -327,7 +327,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
     work = of_tokenizer.Work(
         store, together, config.batch_size, config.precision, config.seed, config.bootstrap, config.data.workers
     )
-    source = config.data.open(config.split)
+    source = together.once(lambda: config.data.open(config.split))
     part: str = config.split
     if part == "test" and one_part(config.data):
         # A probe would see its own answers, and what may have been trained on is no test.
@@ -338,7 +338,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
                 "and in training, keeps images for one"
             )
     probes = part == "test" and source.num_classes > 1
-    train_source = config.data.open("train") if probes else None
+    train_source = together.once(lambda: config.data.open("train")) if probes else None
     perceptual = of_tokenizer.perceptual_networks(device) if config.conventions else {}
     as_published = tuple(dict.fromkeys(_as_published(name) for name in config.networks))
     strict = _networks(config, config.networks)

@@ -140,15 +140,6 @@ class World:
             raise SystemExit(1)
         return made[0]
 
-    def first_alone(self, action: Callable[[], T]) -> T:
-        """What `action` returns in each process; the first one is through before the others begin.
-
-        For what the first keeps in a cache, where the others find it. Its errors end all, as in `once`.
-        """
-        made: list[T] = []
-        self.once(lambda: made.append(action()))
-        return made[0] if made else action()
-
     def gather(self, value: T) -> list[T]:
         """`value` of every process, by rank."""
         if self.size == 1:
