@@ -1,0 +1,65 @@
+"""The page of a frontier as HTML, from results that nobody had to compute."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from html_page import Page
+from vavae.config import load_recipe
+from vavae.metrics import MetricRecord, Protocol
+from vavae.stages.frontier_page import write_everything
+from vavae.stages.frontier_plan import Grid, Unit
+from vavae.stages.frontier_recipe import Config
+from vavae.stages.frontier_status import State
+from vavae.stages.frontier_store import Results
+
+RECIPE = Path(__file__).with_name("frontier_grid.yaml")
+NAMES = {
+    "tokenizer": ("rFID", "PSNR", "LPIPS", "SSIM", "linear probe", "alignment: cosine after the best linear map"),
+    "uniformity": ("uniformity: density cv", "uniformity: Gini", "uniformity: normalized entropy"),
+    "generator": ("FID",),
+}
+
+
+def content(unit: Unit, number: int) -> dict[str, Any]:
+    """What a result file of a unit has in it, with numbers that differ from unit to unit."""
+    protocol = Protocol(samples=20, reference_samples=20)
+
+    def record(name: str) -> dict[str, Any]:
+        return MetricRecord(name, 1.0 + number, protocol).to_dict()
+
+    own: dict[str, dict[str, Any]] = {
+        "tokenizer": {"pictures": {"reconstructions": "data:,"}},
+        "uniformity": {"points": [[0.0, 1.0], [2.0, 3.0]], "labels": [0, 7]},
+        "generator": {"pictures": {"samples": "data:,"}, "parameters": 12_345_678},
+        "curve": {"points": [{"images": images, "record": record("FID")} for images in (32, 64)]},
+    }
+    common = {"kind": unit.kind, "seconds": 1.0, "versions": {"machine": "x86_64"}}
+    return {**common, "records": [record(name) for name in NAMES.get(unit.kind, ())], **own[unit.kind]}
+
+
+def written(folder: Path, *overrides: str) -> str:
+    """The HTML of a grid of which everything is finished."""
+    config = load_recipe(Config, RECIPE, ["--output", str(folder), *overrides])
+    grid, results = Grid(config, ("train", "test")), Results(folder / "results")
+    for number, unit in enumerate(grid.units):
+        results.write(unit.result, content(unit, number))
+    states = [(unit, State.DONE, "") for unit in grid.units]
+    return write_everything(config, grid, results, states).read_text()
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("frontier"))
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_labels_of_rows_stay_while_numbers_are_scrolled(page: Page) -> None:
+    rows = [attributes for attributes in page.all("th") if attributes.get("scope") == "row"]
+    rows = [attributes for attributes in rows if "label" in attributes.get("class", "")]
+    assert len(rows) > 15 and all("stay" in attributes["class"].split() for attributes in rows)
