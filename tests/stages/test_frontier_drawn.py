@@ -63,3 +63,12 @@ def test_labels_of_rows_stay_while_numbers_are_scrolled(page: Page) -> None:
     rows = [attributes for attributes in page.all("th") if attributes.get("scope") == "row"]
     rows = [attributes for attributes in rows if "label" in attributes.get("class", "")]
     assert len(rows) > 15 and all("stay" in attributes["class"].split() for attributes in rows)
+
+
+def test_captions_name_what_is_drawn(page: Page, tmp_path: Path) -> None:
+    assert "spread of the seeds." not in page.text
+    assert "t-SNE over one seed." in page.text and "Uniformity: one t-SNE run of test latents" in page.text
+    seeds = ("--experiments.table2.seeds", "[0,1]", "--measure.tsne_seeds", "2")
+    several = Page(written(tmp_path, *seeds)).text
+    assert "Down and left is better; bars are the spread of the seeds." in several
+    assert "t-SNE over 2 seeds." in several and "means over 2 t-SNE runs" in several

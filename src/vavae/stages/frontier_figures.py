@@ -68,6 +68,11 @@ def _pairs(xs: Sequence[float | None], stats: Sequence[Stat]) -> tuple[list[tupl
     return [(x, y) for x, y, _ in known], [spread for _, _, spread in known]
 
 
+def _better(series: Sequence[Series]) -> str:
+    bars = any(spread for one in series for spread in one.spreads)
+    return "Down and left is better" + ("; bars are the spread of the seeds." if bars else ".")
+
+
 def frontier(measured: Measured) -> list[Drawn]:
     """Figure 2: reconstruction against generation, a line per teacher; and the paper's own."""
     wanted = measured.grid.config.experiments.table2
@@ -91,7 +96,7 @@ def frontier(measured: Measured) -> list[Drawn]:
             f"figure2-{size.replace('/', '-')}",
             f"Ours, {size}",
             series,
-            "Down and left is better; bars are the spread of the seeds.",
+            _better(series),
             x=f"r{distance}",
             y=f"g{distance}",
         )

@@ -188,9 +188,10 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
     )
     if not measure.is_fid:
         said.append("Distances in this network are no FIDs and must not be set beside published ones.")
+    seeds = "one seed" if measure.tsne_seeds == 1 else f"{measure.tsne_seeds} seeds"
     said.append(
-        f"Uniformity, linear probe and cosine: {measure.latents:,} latents at most; t-SNE over {measure.tsne_seeds} "
-        "seeds. A seed trains its own tokenizer and its own generators."
+        f"Uniformity, linear probe and cosine: {measure.latents:,} latents at most; t-SNE over {seeds}. A seed trains "
+        "its own tokenizer and its own generators."
     )
     names = {cell.teacher.partition("@")[0] for cell in measured.grid.tokenizers}
     for spec in TEACHERS:

@@ -334,9 +334,11 @@ def table6(measured: Measured) -> Table:
         found = paper.TABLE6.get((same, paper.family(teacher))) if same and loss in ("full", "none") else None
         said = "" if loss in ("full", "none") else f" ({_LOSS_NAMES[loss]})"
         rows.append(_row(measured, (str(dimension), f"{teacher}{said}"), columns, cells, found))
+    seeds = measured.grid.config.measure.tsne_seeds
+    runs = "one t-SNE run" if seeds == 1 else f"means over {seeds} t-SNE runs"
     note = (
-        "Uniformity: means over t-SNE runs of test latents, one random position each. The paper has no more than that; "
-        f"the other columns show which number of a tokenizer foretells g{measured.distance}."
+        f"Uniformity: {runs} of test latents, one random position each. The paper has no more than that; the other "
+        f"columns show which number of a tokenizer foretells g{measured.distance}."
     )
     return Table(
         "table6",
