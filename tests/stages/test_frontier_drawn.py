@@ -72,3 +72,8 @@ def test_captions_name_what_is_drawn(page: Page, tmp_path: Path) -> None:
     several = Page(written(tmp_path, *seeds)).text
     assert "Down and left is better; bars are the spread of the seeds." in several
     assert "t-SNE over 2 seeds." in several and "means over 2 t-SNE runs" in several
+
+
+def test_sizes_are_explained(page: Page) -> None:
+    assert "Size nano/2: width 32, depth 1, patch 2, 12.3 million parameters." in page.text
+    assert "Size nano/1: width 32, depth 1, patch 1, 12.3 million parameters." in page.text

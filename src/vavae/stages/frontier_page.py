@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,7 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
         f"Uniformity, linear probe and cosine: {measure.latents:,} latents at most; t-SNE over {seeds}. A seed trains "
         "its own tokenizer and its own generators."
     )
+    said += _sizes(measured)
     names = {cell.teacher.partition("@")[0] for cell in measured.grid.tokenizers}
     for spec in TEACHERS:
         if spec.name in names or spec.name == measure.teacher:
@@ -206,6 +207,19 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
         if len(trained) > 1:
             said.append(f"Machines differed: some {kind}s were trained in {trained[0]}, others in {trained[1]}.")
     return said
+
+
+def _sizes(measured: Measured) -> Iterator[str]:
+    """The shape behind the name of each size, with its parameters where one is measured: latents and rows differ."""
+    grid = measured.grid
+    for size in dict.fromkeys(cell.size for cell in grid.generators):
+        cells = [cell for cell in grid.generators if cell.size == size]
+        shape = grid.generator(cells[0]).transformer.resolve(cells[0].tokenizer.dimension, grid.side, 10)
+        contents = [content for cell in cells if (content := measured.content("generator", cell)) is not None]
+        millions = sorted(content["parameters"] / 1e6 for content in contents)
+        shown = dict.fromkeys(f"{count:.3g}" for count in (*millions[:1], *millions[-1:]))
+        parameters = f", {' to '.join(shown)} million parameters" if shown else ""
+        yield f"Size {size}: width {shape.width}, depth {shape.depth}, patch {shape.patch_size}{parameters}."
 
 
 def _records(contents: Sequence[dict[str, Any]], kind: str) -> list[MetricRecord]:
