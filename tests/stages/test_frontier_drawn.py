@@ -1,5 +1,6 @@
 """The page of a frontier as HTML, from results that nobody had to compute."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,16 @@ def test_captions_name_what_is_drawn(page: Page, tmp_path: Path) -> None:
 def test_sizes_are_explained(page: Page) -> None:
     assert "Size nano/2: width 32, depth 1, patch 2, 12.3 million parameters." in page.text
     assert "Size nano/1: width 32, depth 1, patch 1, 12.3 million parameters." in page.text
+
+
+def test_figures_are_said_and_their_ids_are_their_own(page: Page) -> None:
+    figures = page.all("svg")
+    assert len(figures) == 3 + 5 and all(svg["role"] == "img" for svg in figures)
+    assert "Ours, nano/2: gFD over rFD; no alignment, dinov2-small-focus@28" in [svg["aria-label"] for svg in figures]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids), "an id is used twice"
+    for _, attributes in page.elements:
+        named = re.findall(r"url\(#([^)]*)\)", " ".join(attributes.values()))
+        targets = [attributes.get(name, "") for name in ("href", "xlink:href")]
+        named += [target[1:] for target in targets if target.startswith("#")]
+        assert all(name in ids for name in named), named

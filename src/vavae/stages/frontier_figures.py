@@ -29,6 +29,7 @@ class Drawn:
         name: Stem of its file.
         title: Heading.
         svg: The figure.
+        said: What it shows, for those who do not see it.
         legend: Its series.
         note: What a reader must know.
     """
@@ -36,11 +37,14 @@ class Drawn:
     name: str
     title: str
     svg: str
+    said: str
     legend: tuple[LegendLine, ...] = ()
     note: str = ""
 
 
-def _drawn(name: str, title: str, series: Sequence[Series], note: str = "", **axes: object) -> list[Drawn]:
+def _drawn(
+    name: str, title: str, series: Sequence[Series], note: str = "", *, x: str, y: str, **scales: bool
+) -> list[Drawn]:
     if not any(one.points for one in series):
         return []
     legend = tuple(
@@ -48,7 +52,8 @@ def _drawn(name: str, title: str, series: Sequence[Series], note: str = "", **ax
         for one in series
         if one.points
     )
-    return [Drawn(name, title, series_figure(series, **axes), legend, note)]  # type: ignore[arg-type]
+    said = f"{title}: {y} over {x}; {', '.join(line.name for line in legend)}"
+    return [Drawn(name, title, series_figure(series, x, y, **scales), said, legend, note)]
 
 
 def _styles(measured: Measured) -> dict[str, int]:
@@ -188,5 +193,6 @@ def maps(measured: Measured) -> list[Drawn]:
             continue
         title = cell.label if len(seeds) > 1 else cell.label.rpartition(",")[0]
         svg = scatter_figure(np.array(content["points"]), content["labels"])
-        found.append(Drawn(f"figure6-d{cell.dimension}-{cell.teacher}-{cell.loss}".replace("/", "-"), title, svg))
+        said = f"t-SNE map of {len(content['points'])} latents: {title}"
+        found.append(Drawn(f"figure6-d{cell.dimension}-{cell.teacher}-{cell.loss}".replace("/", "-"), title, svg, said))
     return found

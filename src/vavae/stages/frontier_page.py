@@ -11,7 +11,7 @@ from vavae.config import to_plain
 from vavae.files import written_whole
 from vavae.metrics import MetricRecord
 from vavae.report.figures import standalone
-from vavae.report.page import page_environment
+from vavae.report.page import Embedder, page_environment
 from vavae.stages import frontier_figures as figures
 from vavae.stages.frontier_claims import ENOUGH_SAMPLES, Claim, claims
 from vavae.stages.frontier_figures import Drawn
@@ -84,7 +84,8 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
     page = folder / "frontier.html"
     environment = page_environment()
     environment.filters |= {"fixed": _fixed, "signed": lambda value: f"{value:+.2f}".replace("-", "−")}
-    _write(page, environment.get_template("frontier.html.j2").render(view=view, best=_best))
+    template = environment.get_template("frontier.html.j2")
+    _write(page, template.render(view=view, best=_best, embed=Embedder()))
     return page
 
 
