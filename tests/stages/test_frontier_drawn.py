@@ -91,3 +91,9 @@ def test_figures_are_said_and_their_ids_are_their_own(page: Page) -> None:
         targets = [attributes.get(name, "") for name in ("href", "xlink:href")]
         named += [target[1:] for target in targets if target.startswith("#")]
         assert all(name in ids for name in named), named
+
+
+def test_classes_on_the_maps_have_their_names(html: str, page: Page, tmp_path: Path) -> None:
+    maps = html[html.index('id="maps"') :]
+    assert "airplane" in maps and "horse" in maps and "truck" not in maps  # labels 0 and 7
+    assert "airplane" not in written(tmp_path, "--data.images", "imagefolder:somewhere")

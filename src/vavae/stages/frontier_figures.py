@@ -196,3 +196,19 @@ def maps(measured: Measured) -> list[Drawn]:
         said = f"t-SNE map of {len(content['points'])} latents: {title}"
         found.append(Drawn(f"figure6-d{cell.dimension}-{cell.teacher}-{cell.loss}".replace("/", "-"), title, svg, said))
     return found
+
+
+def classes(measured: Measured, names: Sequence[str]) -> tuple[LegendLine, ...]:
+    """The classes on the maps; none where they have no names.
+
+    Args:
+        measured: What is finished.
+        names: One per class, in label order.
+    """
+    contents = [measured.content("uniformity", cell) for cell in measured.grid.tokenizers]
+    seen = sorted({int(label) for content in contents if content is not None for label in content["labels"]})
+    return tuple(
+        LegendLine(label % 10, MARKER_SIGNS[label % len(MARKER_SIGNS)], names[label])
+        for label in seen
+        if label < len(names)
+    )

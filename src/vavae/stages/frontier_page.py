@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from vavae.config import to_plain
+from vavae.data import DemoImages
 from vavae.files import written_whole
 from vavae.metrics import MetricRecord
 from vavae.report.figures import standalone
 from vavae.report.page import Embedder, page_environment
 from vavae.stages import frontier_figures as figures
 from vavae.stages.frontier_claims import ENOUGH_SAMPLES, Claim, claims
-from vavae.stages.frontier_figures import Drawn
+from vavae.stages.frontier_figures import Drawn, LegendLine
 from vavae.stages.frontier_plan import Grid, Unit
 from vavae.stages.frontier_recipe import Config
 from vavae.stages.frontier_status import State
@@ -33,6 +34,7 @@ from vavae.stages.frontier_tables import (
 from vavae.stages.invocation import command_line
 from vavae.teachers.registry import TEACHERS
 
+_CIFAR10 = ("cifar10", "demo")  # image sources that are CIFAR-10, or a part of it
 States = Sequence[tuple[Unit, State, str]]
 
 
@@ -54,6 +56,7 @@ class View:
     frontier: tuple[Drawn, ...]
     convergence: tuple[Drawn, ...]
     maps: tuple[Drawn, ...]
+    classes: tuple[LegendLine, ...]
     galleries: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     sampling: str
     how: tuple[str, ...]
@@ -137,6 +140,7 @@ def _view(config: Config, measured: Measured, states: States) -> View:
         frontier=tuple(figures.frontier(measured)),
         convergence=(*figures.convergence(measured), *figures.by_size(measured)),
         maps=tuple(figures.maps(measured)),
+        classes=figures.classes(measured, DemoImages("test").class_names if config.data.images in _CIFAR10 else ()),
         galleries=_galleries(measured, states),
         sampling=f"{sampling.steps} {sampling.solver} grid points, {guided}",
         how=tuple(_how(config, measured, contents)),
@@ -151,7 +155,7 @@ def _machine(versions: dict[str, str]) -> str:
 
 def _subtitle(config: Config, measured: Measured) -> str:
     grid = measured.grid
-    images = "CIFAR-10" if config.data.images in ("cifar10", "demo") else config.data.images
+    images = "CIFAR-10" if config.data.images in _CIFAR10 else config.data.images
     seen = sorted({grid.generator(cell).training.images for cell in grid.generators})
     latents = f"{seen[0]:,}" + (f" to {seen[-1]:,}" if len(seen) > 1 else "")
     return (
@@ -176,7 +180,7 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
     """What every number depends on, as sentences."""
     measure, data = config.measure, config.data
     said = []
-    if data.images in ("demo", "cifar10"):
+    if data.images in _CIFAR10:
         part = "a class-balanced part of CIFAR-10" if data.images == "demo" else "CIFAR-10"
         said.append(f"Images: {part} (A. Krizhevsky, 2009; the data set states no licence).")
     generated, rebuilt = _records(contents, "generator"), _records(contents, "tokenizer")
