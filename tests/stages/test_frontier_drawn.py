@@ -97,3 +97,33 @@ def test_classes_on_the_maps_have_their_names(html: str, page: Page, tmp_path: P
     maps = html[html.index('id="maps"') :]
     assert "airplane" in maps and "horse" in maps and "truck" not in maps  # labels 0 and 7
     assert "airplane" not in written(tmp_path, "--data.images", "imagefolder:somewhere")
+
+
+def test_pictures_and_maps_are_called_as_rows_of_the_tables(page: Page) -> None:
+    described = [image["alt"] for image in page.all("img")]
+    assert "Reconstructions of d 4, dinov2-small-focus@28, without mcos" in described
+    assert "Samples of nano/2 on d 4, none: DiT" in described
+    assert "Samples of nano/2 on d 4, none: + RoPE" in described
+    assert "Samples of nano/1 on d 4, dinov2-small-focus@28: + patch 1, aligned tokenizer" in described
+    assert "no-mcos" not in page.text and "(dit)" not in page.text and "seed 0" not in page.text
+
+
+def test_seeds_are_told_apart_where_there_are_several(tmp_path: Path) -> None:
+    several = Page(written(tmp_path, "--experiments.table2.seeds", "[0,1]"))
+    described = [image["alt"] for image in several.all("img")]
+    assert {f"Reconstructions of d 2, none, seed {seed}" for seed in (0, 1)} <= set(described)
+
+
+def test_every_table_has_a_heading_and_a_link(page: Page) -> None:
+    sections = [attributes["id"] for attributes in page.all("section")]
+    links = [attributes["href"] for attributes in page.all("a")]
+    tables = [f"table{number}" for number in (2, 4, 5, 6, 1)]
+    assert [name for name in sections if name.startswith("table")] == tables
+    assert [link for link in links if link.startswith("#table")] == [f"#{name}" for name in tables]
+    assert len(page.all("h2")) == len(sections)
+
+
+def test_verdicts_are_bold(html: str) -> None:
+    """The rule for them must come after that of all cells."""
+    cells, verdicts = "table.claims th, table.claims td {", "table.claims td.verdict { font-weight: 600; }"
+    assert 0 < html.index(cells) < html.index(verdicts)

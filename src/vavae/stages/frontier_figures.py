@@ -8,6 +8,7 @@ import numpy as np
 from vavae.report.figures import MARKER_SIGNS, scatter_figure
 from vavae.report.series import Series, series_figure
 from vavae.stages import frontier_published as paper
+from vavae.stages.frontier_names import shown_name
 from vavae.stages.frontier_plan import NONE, GeneratorCell, TokenizerCell
 from vavae.stages.frontier_tables import Measured, Stat
 
@@ -184,14 +185,13 @@ def _parameters(measured: Measured, cells: Sequence[GeneratorCell]) -> float | N
 def maps(measured: Measured) -> list[Drawn]:
     """Figure 6: the latents of each tokenizer of the first seed, laid out by t-SNE."""
     found: list[Drawn] = []
-    seeds = {cell.seed for cell in measured.grid.tokenizers}
     first = next(iter(cell.seed for cell in measured.grid.tokenizers), 0)
     ordered = sorted((cell for cell in measured.grid.tokenizers if cell.seed == first), key=lambda c: c.dimension)
     for cell in ordered:
         content = measured.content("uniformity", cell)
         if content is None:
             continue
-        title = cell.label if len(seeds) > 1 else cell.label.rpartition(",")[0]
+        title = shown_name(measured.grid, cell)
         svg = scatter_figure(np.array(content["points"]), content["labels"])
         said = f"t-SNE map of {len(content['points'])} latents: {title}"
         found.append(Drawn(f"figure6-d{cell.dimension}-{cell.teacher}-{cell.loss}".replace("/", "-"), title, svg, said))

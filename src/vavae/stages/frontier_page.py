@@ -16,6 +16,7 @@ from vavae.report.page import Embedder, page_environment
 from vavae.stages import frontier_figures as figures
 from vavae.stages.frontier_claims import ENOUGH_SAMPLES, Claim, claims
 from vavae.stages.frontier_figures import Drawn, LegendLine
+from vavae.stages.frontier_names import shown_name
 from vavae.stages.frontier_plan import Grid, Unit
 from vavae.stages.frontier_recipe import Config
 from vavae.stages.frontier_status import State
@@ -61,7 +62,7 @@ class View:
     sampling: str
     how: tuple[str, ...]
     command: str
-    units: States
+    units: tuple[tuple[str, str, str, str], ...]
 
 
 def write_everything(config: Config, grid: Grid, results: Results, states: States) -> Path:
@@ -145,7 +146,7 @@ def _view(config: Config, measured: Measured, states: States) -> View:
         sampling=f"{sampling.steps} {sampling.solver} grid points, {guided}",
         how=tuple(_how(config, measured, contents)),
         command=command_line(without="--page_only"),
-        units=states,
+        units=tuple((unit.kind, shown_name(measured.grid, unit.cell), state.value, it) for unit, state, it in states),
     )
 
 
@@ -172,7 +173,7 @@ def _galleries(measured: Measured, states: States) -> tuple[tuple[str, tuple[tup
         for heading, key in (("Reconstructions", "reconstructions"), ("Samples", "samples")):
             uri = (content or {}).get("pictures", {}).get(key)
             if uri is not None:
-                found[heading].append((unit.cell.label, uri))
+                found[heading].append((shown_name(measured.grid, unit.cell), uri))
     return tuple((heading, tuple(group)) for heading, group in found.items() if group)
 
 
