@@ -80,7 +80,7 @@ def make_report() -> Callable[..., DemoReport]:
             teacher_features=np.random.default_rng(0).normal(size=(10, 4, 4, 12)),
             runs=(make_run("aligned", True, originals, 1), make_run("unaligned", False, originals, 2)),
             headline=(
-                Headline("Cosine", 0.7123456, "", "higher is better", {"unaligned": 0.0987}),
+                Headline("Cosine", 0.7123456, "", "higher is better", {"unaligned": 0.0987}, "aligned"),
                 Headline("Time", "1 min 20 s"),
             ),
             metrics=(

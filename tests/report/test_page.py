@@ -70,7 +70,7 @@ def test_every_number_is_there_in_full(full: tuple[DemoReport, Page]) -> None:
         "131.2",
         "22.46",
         "0.712",
-        "unaligned 0.099",
+        "0.712 aligned 0.099 unaligned",
         "1 min 15 s",
         "4.2 s",
         "1 min 20 s",

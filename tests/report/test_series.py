@@ -79,3 +79,11 @@ def test_a_figure_as_a_file_names_its_series_and_needs_no_page() -> None:
     assert inner is not None and inner.get("y") == "44"
     below = float((root.get("viewBox") or "").split()[3]) - float(inner.get("height") or 0)
     assert below == 44
+
+
+def test_notes_are_written_in_the_ink_of_text() -> None:
+    """Colours of classes are made for lines and markers: some are too light for letters."""
+    texts = ElementTree.fromstring(series_figure(PUBLISHED, "x", "y")).iter("{http://www.w3.org/2000/svg}text")
+    notes = [text for text in texts if (text.text or "").startswith("d ")]
+    assert len(notes) == 9
+    assert all("var(--figure-ink" in ElementTree.tostring(note, "unicode") for note in notes)

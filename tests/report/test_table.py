@@ -122,6 +122,7 @@ def test_numbers_as_text() -> None:
     expected = ["12,346", "0.1235", "3", "1,234,567", "–", "–", "0", "24.81", "−0.0500", "1.500e−07", "text"]
     assert found == expected
     assert number(98.7, decimals=2) == "98.70"
+    assert number(-0.0004, decimals=3) == "0.000"
     assert number(0.7123, 3) == "0.712"
     assert number(0.00042, 3) == "0.00042"
 

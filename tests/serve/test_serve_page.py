@@ -181,3 +181,21 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert run(["serve"]) == 2
     assert "pip install 'vavae[gradio]'" in capsys.readouterr().err
+
+
+def luminance(colour: str) -> float:
+    """Relative, as in WCAG 2, of a colour such as #2563eb."""
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"button_primary_background_fill{suffix}" for suffix in ("", "_hover", "_dark", "_hover_dark")] + ["color_accent"],
+)
+def test_white_letters_on_the_colours_of_the_page_can_be_read(name: str) -> None:
+    ours = theme()
+    assert ours.button_primary_text_color == ours.button_primary_text_color_dark == "white"
+    colour = getattr(ours, getattr(ours, name).removeprefix("*"))
+    assert 1.05 / (luminance(colour) + 0.05) >= 4.5

@@ -94,10 +94,25 @@ def test_published_numbers() -> None:
     assert paper.TABLE6[64, "dinov2"].values == {"cv": 0.251, "gini": 0.141, "entropy": 0.996}
     names = ("none", "dinov2-small-focus@112", "mobile-sam", "sam-large", "mae-large", "clip-large14", "resnet50")
     assert [paper.family(name) for name in names] == ["none", "dinov2", "sam", "sam", "mae", "clip", ""]
-    assert [paper.counterpart(d, (4, 16, 64)) for d in (4, 16, 64)] == [16, 32, 64]
-    assert [paper.counterpart(d, (16, 32)) for d in (16, 32)] == [16, 32]  # the same, not the same rank
-    assert paper.counterpart(4, (4,)) is None
     assert paper.size_counterpart("XL/1", ("B/1", "XL/1")) == "XL"
+
+
+@pytest.mark.parametrize(
+    ("ours", "published"),
+    [
+        ((16, 32, 64), (16, 32, 64)),
+        ((16, 32), (16, 32)),  # the same, not the same rank
+        ((4, 32), (16, 32)),
+        ((32, 128), (32, 64)),
+        ((64, 4, 16), (64, 16, 32)),  # beside 16 there is no room for both 4 and 16
+        ((4, 16), (16, 64)),
+        ((2, 4, 8), (16, 32, 64)),
+        ((4, 16, 32, 64), (None, 16, 32, 64)),
+        ((4,), (None,)),
+    ],
+)
+def test_published_dimensions_beside_ours(ours: tuple[int, ...], published: tuple[int | None, ...]) -> None:
+    assert tuple(paper.counterpart(d, ours) for d in ours) == published
 
 
 def test_the_cells_of_several_tables_are_one(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Headline:
         unit: "dB", "images/s"; printed after the value.
         explanation: One sentence below it.
         beside: The same number of other runs, by name of the run: shown below the value, in their colours.
+        run: Name of the run that the value belongs to; "" where that need not be said.
     """
 
     label: str
@@ -45,6 +46,7 @@ class Headline:
     unit: str = ""
     explanation: str = ""
     beside: Mapping[str, float | int | str] = field(default_factory=dict)
+    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def number(value: float | int | str | None, digits: int = 4, decimals: int | Non
         if value != 0 and abs(value) < 1e-4:
             return f"{value:.{digits - 1}e}".replace("-", "−")
         decimals = places(value, digits)
-    return f"{value:,.{decimals}f}".replace("-", "−")
+    return f"{value:z,.{decimals}f}".replace("-", "−")
 
 
 def places(value: float | int, digits: int = 4) -> int:

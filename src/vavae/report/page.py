@@ -191,7 +191,7 @@ class View:
 
 def _view(report: DemoReport) -> View:
     runs = report.runs
-    embed = _Embedder()
+    embed = Embedder()
     names = tuple(run.name for run in runs)
     columns, lines = metric_lines(report.metrics, names)
     shown = [a for run in runs for a in (run.reconstructions, run.samples, *(f for _, f in run.formation))]
@@ -222,8 +222,11 @@ def _view(report: DemoReport) -> View:
     )
 
 
-class _Embedder:
-    """Puts SVGs into one page: ids are made unique, and each gets a text for those who do not see it."""
+class Embedder:
+    """Puts SVGs into one page: ids are made unique, and each gets a text for those who do not see it.
+
+    A page has one, called with each SVG and its text.
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -333,7 +336,7 @@ def _formation(index: int, run: RunReport) -> Formation:
     return Formation(index, run.name, run.formation_note, times, strips, _ratio(first))
 
 
-def _scatter(report: DemoReport, embed: _Embedder) -> tuple[Figure, ...]:
+def _scatter(report: DemoReport, embed: Embedder) -> tuple[Figure, ...]:
     return tuple(
         Figure(
             embed(
@@ -356,7 +359,7 @@ def _legend(report: DemoReport) -> tuple[LegendEntry, ...]:
     )
 
 
-def _curves(names: Sequence[str], panels: tuple[list[Panel], list[str]], embed: _Embedder) -> Curves:
+def _curves(names: Sequence[str], panels: tuple[list[Panel], list[str]], embed: Embedder) -> Curves:
     drawn, off = panels
     figures = [(panel.term.detail, _curve(names, panel, embed)) for panel in drawn]
     return Curves(
@@ -366,7 +369,7 @@ def _curves(names: Sequence[str], panels: tuple[list[Panel], list[str]], embed: 
     )
 
 
-def _curve(names: Sequence[str], panel: Panel, embed: _Embedder) -> Figure:
+def _curve(names: Sequence[str], panel: Panel, embed: Embedder) -> Figure:
     ends = tuple((curve.run, names[curve.run], curve.last) for curve in panel.curves)
     label = f"{panel.term.title} against images seen. At the end: " + ", ".join(
         f"{name} {number(value)}" for _, name, value in ends

@@ -146,7 +146,6 @@ def _write_notes(axes: "Axes", series: Sequence[Series]) -> None:
                 ha=("right", "center", "left")[place[0] + 1],
                 va=("top", "center", "bottom")[place[1] + 1],
                 fontsize=_NOTE_SIZE,
-                color=_CLASSES[one.style % len(_CLASSES)],
             )
 
 

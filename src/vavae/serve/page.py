@@ -23,6 +23,7 @@ CSS = """
 .small img { image-rendering: pixelated; }
 .picture img { width: 100% !important; height: 100% !important; object-fit: contain; }
 footer { display: none !important; }
+.dark { --color-accent: var(--primary-400); }
 """
 _SMALL = 128
 _HEIGHT = 260
@@ -31,8 +32,14 @@ _PROGRESS = gr.Progress()  # gradio knows it by its place among the defaults
 
 
 def theme() -> Any:
-    """Fonts of the system: the page asks no other machine for anything."""
-    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    """Fonts of the system: the page asks no other machine for anything. Blue dark enough for white letters on it."""
+    fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
+    return gr.themes.Default(primary_hue="blue", font=fonts, font_mono=mono).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_border_color="*primary_600",
+        color_accent="*primary_600",
+    )
 
 
 def build(studio: Studio, name: str) -> Any:

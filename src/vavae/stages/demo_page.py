@@ -1,16 +1,18 @@
 """The demo's page, and the sentences and numbers on it."""
 
 import math
-import os
 import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from vavae.metrics import MetricRecord
 from vavae.pretrained import assets
 from vavae.report import DemoReport, Gallery, Headline, MetricRow, RunReport, StepTiming, write_page
+from vavae.report.numbers import duration
 from vavae.stages.demo_measure import Measured, Reference, guidance_said
 from vavae.stages.demo_plan import SAMPLING, Plan
 from vavae.training.precision import resolve_device, resolve_precision
@@ -41,14 +43,22 @@ def headline(runs: Sequence[Measured]) -> list[Headline]:
             unit,
             explanation,
             {other.name: _shown(other.value(name), digits) for other in others},
+            first.name if others else "",
         )
         for label, name, unit, digits, explanation in rows
         if first.value(name) is not None
     ]
 
 
-def findings(plan: Plan, reference: Reference, runs: Sequence[Measured]) -> list[str]:
-    """What the numbers say, sentence by sentence; nothing that was not measured."""
+def findings(plan: Plan, reference: Reference, runs: Sequence[Measured], seconds: float | None) -> list[str]:
+    """What the numbers say, sentence by sentence; nothing that was not measured.
+
+    Args:
+        plan: What was asked for.
+        reference: What the runs are measured against.
+        runs: The aligned run, and perhaps others.
+        seconds: How long the first run's transformer was trained; None where that is not known.
+    """
     first, *others = runs
     said = []
     for other in others:
@@ -62,17 +72,18 @@ def findings(plan: Plan, reference: Reference, runs: Sequence[Measured]) -> list
             if a is not None and b is not None:
                 said.append(
                     f"{words}: {a:.{digits}f}{unit} {first.name}, {b:.{digits}f}{unit} {other.name} "
-                    f"(difference {a - b:+.{digits}f})."
+                    f"(difference {a - b:+z.{digits}f})."
                 )
     floor = reference.records[0]
     said.append(
         f"Real training images, as many as samples, are {floor.value:.0f} from the test images in the same Fréchet "
         "distance: what no generator can be expected to beat."
     )
+    took = f" in {duration(seconds)}" if seconds is not None else ""
     said.append(
-        f"The transformer saw {plan.budget.generator_images:,} latents, minutes on a CPU; published models "
-        "see eighty million and more. The Fréchet distance uses few samples and the network that the aligned "
-        "tokenizer was trained with, so it compares runs roughly and must not be set beside published FIDs."
+        f"The transformer saw {plan.budget.generator_images:,} latents{took}; published models see eighty "
+        "million and more. The Fréchet distance uses few samples and the network that the aligned tokenizer was "
+        "trained with, so it compares runs roughly and must not be set beside published FIDs."
     )
     return said
 
@@ -120,8 +131,14 @@ def _teacher_note(plan: Plan, reference: Reference) -> str:
     known = {state.name: state for state in assets.list_assets()}
     said = f"{plan.teacher} at {reference.teacher.input_size[0]} px"
     if plan.teacher in known:
-        said += f": {known[plan.teacher].description} Licence: {known[plan.teacher].licence}"
+        said += f": {known[plan.teacher].description.rstrip('.')}. Licence: {known[plan.teacher].licence}"
     return said
+
+
+def _threads() -> str:
+    """What the process computes with, which may be less than the machine has."""
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count != 1 else ''}"
 
 
 def write_report(
@@ -139,9 +156,10 @@ def write_report(
     found = versions()
     machine = {
         "system": f"{platform.system()} {found['machine']}",
-        "device": found.get("gpu", "CPU") if device.type == "cuda" else f"CPU, {os.cpu_count()} cores",
+        "device": found.get("gpu", "CPU") if device.type == "cuda" else f"CPU, {_threads()}",
         "precision": resolve_precision("auto", device),
     }
+    trained = [step.seconds for step in steps if step.name == f"train the transformer on {runs[0].name} latents"]
     compared = ", beside one without alignment" if len(runs) > 1 else ""
     report = DemoReport(
         title="vavae demo",
@@ -163,7 +181,7 @@ def write_report(
         runs=tuple(_run_report(run) for run in runs),
         headline=tuple(headline(runs)),
         metrics=tuple(metric_rows(reference, runs)),
-        findings=tuple(findings(plan, reference, runs)),
+        findings=tuple(findings(plan, reference, runs, next(iter(trained), None))),
         gallery=gallery,
     )
     write_page(path, report)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from vavae.stages.frontier_names import ROW_NAMES
 from vavae.stages.frontier_plan import NONE, GeneratorCell, TokenizerCell
 from vavae.stages.frontier_published import SPEED_UP, family
 from vavae.stages.frontier_tables import (
     EVERY_TOKENIZER,
-    ROW_NAMES,
     Measured,
     Row,
     Stat,

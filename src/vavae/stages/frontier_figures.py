@@ -8,6 +8,7 @@ import numpy as np
 from vavae.report.figures import MARKER_SIGNS, scatter_figure
 from vavae.report.series import Series, series_figure
 from vavae.stages import frontier_published as paper
+from vavae.stages.frontier_names import shown_name
 from vavae.stages.frontier_plan import NONE, GeneratorCell, TokenizerCell
 from vavae.stages.frontier_tables import Measured, Stat
 
@@ -29,6 +30,7 @@ class Drawn:
         name: Stem of its file.
         title: Heading.
         svg: The figure.
+        said: What it shows, for those who do not see it.
         legend: Its series.
         note: What a reader must know.
     """
@@ -36,11 +38,14 @@ class Drawn:
     name: str
     title: str
     svg: str
+    said: str
     legend: tuple[LegendLine, ...] = ()
     note: str = ""
 
 
-def _drawn(name: str, title: str, series: Sequence[Series], note: str = "", **axes: object) -> list[Drawn]:
+def _drawn(
+    name: str, title: str, series: Sequence[Series], note: str = "", *, x: str, y: str, **scales: bool
+) -> list[Drawn]:
     if not any(one.points for one in series):
         return []
     legend = tuple(
@@ -48,7 +53,8 @@ def _drawn(name: str, title: str, series: Sequence[Series], note: str = "", **ax
         for one in series
         if one.points
     )
-    return [Drawn(name, title, series_figure(series, **axes), legend, note)]  # type: ignore[arg-type]
+    said = f"{title}: {y} over {x}; {', '.join(line.name for line in legend)}"
+    return [Drawn(name, title, series_figure(series, x, y, **scales), said, legend, note)]
 
 
 def _styles(measured: Measured) -> dict[str, int]:
@@ -66,6 +72,11 @@ def _pairs(xs: Sequence[float | None], stats: Sequence[Stat]) -> tuple[list[tupl
     """The points where both numbers are known, and their spreads."""
     known = [(x, s.mean, s.spread) for x, s in zip(xs, stats, strict=True) if x is not None and s.mean is not None]
     return [(x, y) for x, y, _ in known], [spread for _, _, spread in known]
+
+
+def _better(series: Sequence[Series]) -> str:
+    bars = any(spread for one in series for spread in one.spreads)
+    return "Down and left is better" + ("; bars are the spread of the seeds." if bars else ".")
 
 
 def frontier(measured: Measured) -> list[Drawn]:
@@ -91,7 +102,7 @@ def frontier(measured: Measured) -> list[Drawn]:
             f"figure2-{size.replace('/', '-')}",
             f"Ours, {size}",
             series,
-            "Down and left is better; bars are the spread of the seeds.",
+            _better(series),
             x=f"r{distance}",
             y=f"g{distance}",
         )
@@ -174,14 +185,30 @@ def _parameters(measured: Measured, cells: Sequence[GeneratorCell]) -> float | N
 def maps(measured: Measured) -> list[Drawn]:
     """Figure 6: the latents of each tokenizer of the first seed, laid out by t-SNE."""
     found: list[Drawn] = []
-    seeds = {cell.seed for cell in measured.grid.tokenizers}
     first = next(iter(cell.seed for cell in measured.grid.tokenizers), 0)
     ordered = sorted((cell for cell in measured.grid.tokenizers if cell.seed == first), key=lambda c: c.dimension)
     for cell in ordered:
         content = measured.content("uniformity", cell)
         if content is None:
             continue
-        title = cell.label if len(seeds) > 1 else cell.label.rpartition(",")[0]
+        title = shown_name(measured.grid, cell)
         svg = scatter_figure(np.array(content["points"]), content["labels"])
-        found.append(Drawn(f"figure6-d{cell.dimension}-{cell.teacher}-{cell.loss}".replace("/", "-"), title, svg))
+        said = f"t-SNE map of {len(content['points'])} latents: {title}"
+        found.append(Drawn(f"figure6-d{cell.dimension}-{cell.teacher}-{cell.loss}".replace("/", "-"), title, svg, said))
     return found
+
+
+def classes(measured: Measured, names: Sequence[str]) -> tuple[LegendLine, ...]:
+    """The classes on the maps; none where they have no names.
+
+    Args:
+        measured: What is finished.
+        names: One per class, in label order.
+    """
+    contents = [measured.content("uniformity", cell) for cell in measured.grid.tokenizers]
+    seen = sorted({int(label) for content in contents if content is not None for label in content["labels"]})
+    return tuple(
+        LegendLine(label % 10, MARKER_SIGNS[label % len(MARKER_SIGNS)], names[label])
+        for label in seen
+        if label < len(names)
+    )

@@ -2,19 +2,21 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vavae.config import to_plain
+from vavae.data import DemoImages
 from vavae.files import written_whole
 from vavae.metrics import MetricRecord
 from vavae.report.figures import standalone
-from vavae.report.page import page_environment
+from vavae.report.page import Embedder, page_environment
 from vavae.stages import frontier_figures as figures
 from vavae.stages.frontier_claims import ENOUGH_SAMPLES, Claim, claims
-from vavae.stages.frontier_figures import Drawn
+from vavae.stages.frontier_figures import Drawn, LegendLine
+from vavae.stages.frontier_names import shown_name
 from vavae.stages.frontier_plan import Grid, Unit
 from vavae.stages.frontier_recipe import Config
 from vavae.stages.frontier_status import State
@@ -33,6 +35,7 @@ from vavae.stages.frontier_tables import (
 from vavae.stages.invocation import command_line
 from vavae.teachers.registry import TEACHERS
 
+_CIFAR10 = ("cifar10", "demo")  # image sources that are CIFAR-10, or a part of it
 States = Sequence[tuple[Unit, State, str]]
 
 
@@ -54,11 +57,12 @@ class View:
     frontier: tuple[Drawn, ...]
     convergence: tuple[Drawn, ...]
     maps: tuple[Drawn, ...]
+    classes: tuple[LegendLine, ...]
     galleries: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
     sampling: str
     how: tuple[str, ...]
     command: str
-    units: States
+    units: tuple[tuple[str, str, str, str], ...]
 
 
 def write_everything(config: Config, grid: Grid, results: Results, states: States) -> Path:
@@ -84,7 +88,8 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
     page = folder / "frontier.html"
     environment = page_environment()
     environment.filters |= {"fixed": _fixed, "signed": lambda value: f"{value:+.2f}".replace("-", "−")}
-    _write(page, environment.get_template("frontier.html.j2").render(view=view, best=_best))
+    template = environment.get_template("frontier.html.j2")
+    _write(page, template.render(view=view, best=_best, embed=Embedder()))
     return page
 
 
@@ -136,11 +141,12 @@ def _view(config: Config, measured: Measured, states: States) -> View:
         frontier=tuple(figures.frontier(measured)),
         convergence=(*figures.convergence(measured), *figures.by_size(measured)),
         maps=tuple(figures.maps(measured)),
+        classes=figures.classes(measured, DemoImages("test").class_names if config.data.images in _CIFAR10 else ()),
         galleries=_galleries(measured, states),
         sampling=f"{sampling.steps} {sampling.solver} grid points, {guided}",
         how=tuple(_how(config, measured, contents)),
         command=command_line(without="--page_only"),
-        units=states,
+        units=tuple((unit.kind, shown_name(measured.grid, unit.cell), state.value, it) for unit, state, it in states),
     )
 
 
@@ -150,7 +156,7 @@ def _machine(versions: dict[str, str]) -> str:
 
 def _subtitle(config: Config, measured: Measured) -> str:
     grid = measured.grid
-    images = "CIFAR-10" if config.data.images in ("cifar10", "demo") else config.data.images
+    images = "CIFAR-10" if config.data.images in _CIFAR10 else config.data.images
     seen = sorted({grid.generator(cell).training.images for cell in grid.generators})
     latents = f"{seen[0]:,}" + (f" to {seen[-1]:,}" if len(seen) > 1 else "")
     return (
@@ -167,7 +173,7 @@ def _galleries(measured: Measured, states: States) -> tuple[tuple[str, tuple[tup
         for heading, key in (("Reconstructions", "reconstructions"), ("Samples", "samples")):
             uri = (content or {}).get("pictures", {}).get(key)
             if uri is not None:
-                found[heading].append((unit.cell.label, uri))
+                found[heading].append((shown_name(measured.grid, unit.cell), uri))
     return tuple((heading, tuple(group)) for heading, group in found.items() if group)
 
 
@@ -175,7 +181,7 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
     """What every number depends on, as sentences."""
     measure, data = config.measure, config.data
     said = []
-    if data.images in ("demo", "cifar10"):
+    if data.images in _CIFAR10:
         part = "a class-balanced part of CIFAR-10" if data.images == "demo" else "CIFAR-10"
         said.append(f"Images: {part} (A. Krizhevsky, 2009; the data set states no licence).")
     generated, rebuilt = _records(contents, "generator"), _records(contents, "tokenizer")
@@ -188,10 +194,12 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
     )
     if not measure.is_fid:
         said.append("Distances in this network are no FIDs and must not be set beside published ones.")
+    seeds = "one seed" if measure.tsne_seeds == 1 else f"{measure.tsne_seeds} seeds"
     said.append(
-        f"Uniformity, linear probe and cosine: {measure.latents:,} latents at most; t-SNE over {measure.tsne_seeds} "
-        "seeds. A seed trains its own tokenizer and its own generators."
+        f"Uniformity, linear probe and cosine: {measure.latents:,} latents at most; t-SNE over {seeds}. A seed trains "
+        "its own tokenizer and its own generators."
     )
+    said += _sizes(measured)
     names = {cell.teacher.partition("@")[0] for cell in measured.grid.tokenizers}
     for spec in TEACHERS:
         if spec.name in names or spec.name == measure.teacher:
@@ -205,6 +213,19 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
         if len(trained) > 1:
             said.append(f"Machines differed: some {kind}s were trained in {trained[0]}, others in {trained[1]}.")
     return said
+
+
+def _sizes(measured: Measured) -> Iterator[str]:
+    """The shape behind the name of each size, with its parameters where one is measured: latents and rows differ."""
+    grid = measured.grid
+    for size in dict.fromkeys(cell.size for cell in grid.generators):
+        cells = [cell for cell in grid.generators if cell.size == size]
+        shape = grid.generator(cells[0]).transformer.resolve(cells[0].tokenizer.dimension, grid.side, 10)
+        contents = [content for cell in cells if (content := measured.content("generator", cell)) is not None]
+        millions = sorted(content["parameters"] / 1e6 for content in contents)
+        shown = dict.fromkeys(f"{count:.3g}" for count in (*millions[:1], *millions[-1:]))
+        parameters = f", {' to '.join(shown)} million parameters" if shown else ""
+        yield f"Size {size}: width {shape.width}, depth {shape.depth}, patch {shape.patch_size}{parameters}."
 
 
 def _records(contents: Sequence[dict[str, Any]], kind: str) -> list[MetricRecord]:

@@ -110,12 +110,16 @@ def family(teacher: str) -> str:
 
 
 def counterpart(ours: int, all_ours: Sequence[int]) -> int | None:
-    """The paper's dimension that plays the part of ours: the same, or that of the same rank among three or two."""
-    if all(d in DIMENSIONS for d in all_ours):
-        return ours
+    """The paper's dimension that plays the part of ours; None for none.
+
+    Ours that the paper has too stand beside the same number, the others beside that of the same rank among three or
+    two. Where two of ours would so stand beside one of the paper's, all go by rank.
+    """
     ranks = sorted(set(all_ours))
-    paper = {3: DIMENSIONS, 2: (DIMENSIONS[0], DIMENSIONS[-1])}.get(len(ranks))
-    return None if paper is None else paper[ranks.index(ours)]
+    by_rank = dict(zip(ranks, {3: DIMENSIONS, 2: (DIMENSIONS[0], DIMENSIONS[-1])}.get(len(ranks), ()), strict=False))
+    found = {d: d if d in DIMENSIONS else by_rank.get(d) for d in ranks}
+    beside = [d for d in found.values() if d is not None]
+    return (found if len(set(beside)) == len(beside) else by_rank).get(ours)
 
 
 def size_counterpart(ours: str, all_ours: Sequence[str]) -> str | None:

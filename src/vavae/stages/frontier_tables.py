@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vavae.stages import frontier_published as paper
+from vavae.stages.frontier_names import LOSS_NAMES, ROW_NAMES
 from vavae.stages.frontier_plan import Cell, GeneratorCell, Grid, TokenizerCell
 from vavae.stages.frontier_recipe import Kind
 from vavae.stages.frontier_store import Results
@@ -26,30 +27,11 @@ _METRICS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "entropy": ("uniformity", ("uniformity: normalized entropy",)),
     "gfid": ("generator", ("FID", "Fréchet distance")),
 }
-ROW_NAMES = {
-    "dit": "DiT",
-    "rectified-flow": "+ rectified flow",
-    "batch": "+ batch × 4, learning rate × 2",
-    "beta2": "+ AdamW β₂ 0.95",
-    "lognorm": "+ logit-normal times",
-    "direction": "+ velocity direction loss",
-    "swiglu": "+ SwiGLU",
-    "rmsnorm": "+ RMSNorm",
-    "rope": "+ RoPE",
-    "aligned": "+ patch 1, aligned tokenizer",
-}
 _ABOUT = (
     "Probe: a linear classifier on the latents. Cosine: of the latents, after the best linear map, with the teacher "
     "that all are measured with. The paper has neither. Bold: best of its column."
 )
 EVERY_TOKENIZER = "all tokenizers"
-_LOSS_NAMES = {
-    "none": "no alignment",
-    "full": "full",
-    "no-mcos": "without mcos",
-    "no-mdms": "without mdms",
-    "no-margin": "without margins",
-}
 
 
 @dataclass(frozen=True)
@@ -299,7 +281,7 @@ def table5(measured: Measured) -> Table:
             GeneratorCell(TokenizerCell.of(wanted.dimension, wanted.teacher, loss, s), wanted.size)
             for s in wanted.seeds
         ]
-        rows.append(_row(measured, (_LOSS_NAMES[loss],), columns, cells, paper.TABLE5.get(loss)))
+        rows.append(_row(measured, (LOSS_NAMES[loss],), columns, cells, paper.TABLE5.get(loss)))
     title = f"Table 5: parts of the alignment loss (d {wanted.dimension}, {wanted.teacher}, {wanted.size})"
     return Table("table5", title, ("loss",), columns, tuple(rows), "A single term has half the weight, as published.")
 
@@ -332,11 +314,13 @@ def table6(measured: Measured) -> Table:
         # The paper's d 32 and d 64 are its two dimensions here; nothing else is matched with them.
         same = dimension if all(d in paper.DIMENSIONS for d in dimensions) else None
         found = paper.TABLE6.get((same, paper.family(teacher))) if same and loss in ("full", "none") else None
-        said = "" if loss in ("full", "none") else f" ({_LOSS_NAMES[loss]})"
+        said = "" if loss in ("full", "none") else f" ({LOSS_NAMES[loss]})"
         rows.append(_row(measured, (str(dimension), f"{teacher}{said}"), columns, cells, found))
+    seeds = measured.grid.config.measure.tsne_seeds
+    runs = "one t-SNE run" if seeds == 1 else f"means over {seeds} t-SNE runs"
     note = (
-        "Uniformity: means over t-SNE runs of test latents, one random position each. The paper has no more than that; "
-        f"the other columns show which number of a tokenizer foretells g{measured.distance}."
+        f"Uniformity: {runs} of test latents, one random position each. The paper has no more than that; the other "
+        f"columns show which number of a tokenizer foretells g{measured.distance}."
     )
     return Table(
         "table6",
