@@ -27,9 +27,11 @@ def commands(text: str) -> list[str]:
 
 
 def headed_commands(path: Path) -> list[str]:
-    """`vavae …` commands in the comment at the top of a recipe."""
-    head = [line[1:] for line in path.read_text().splitlines() if line.startswith("#")]
-    return [re.sub(r"^\s*(Run:)?\s*", "", line) for line in head if re.match(r"\s*(Run:)?\s*vavae \S", line)]
+    """`vavae …` commands in the comment at the top of a recipe, continued lines joined."""
+    comment = "\n".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
+    head = comment.replace("\\\n", " ").splitlines()
+    named = r"\s*(Run:|Measure:)?\s*"
+    return [re.sub(f"^{named}", "", line) for line in head if re.match(rf"{named}vavae \S", line)]
 
 
 ALL = [(page.name, line) for page in PAGES for line in commands(page.read_text())] + [

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shlex
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from vavae.config import load_recipe, to_plain
+from vavae.cli import COMMANDS
+from vavae.config import load_recipe, parse_command_line, to_plain
 from vavae.losses import TokenizerObjective
-from vavae.stages import encode, frontier, train_dit, train_tokenizer
+from vavae.stages import encode, evaluate, frontier, train_dit, train_tokenizer
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig
@@ -137,6 +139,31 @@ def test_transformers_build_with_the_published_parameter_counts(path: Path) -> N
         norms = 57 * 1152
         expected = swapped - (0 if config.transformer.swiglu else swiglu - gelu)
         assert count == expected - (0 if config.transformer.rmsnorm else norms)
+
+
+@pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
+def test_a_generator_is_measured_as_its_published_number(path: Path) -> None:
+    """With random labels against ADM's reference, as many samples, and without guidance where the number has none."""
+    text = path.read_text()
+    (command,) = re.findall(r"^# Measure: vavae (evaluate .*?[^\\])\n", text, re.MULTILINE | re.DOTALL)
+    arguments = shlex.split(command.replace("\\\n#", " "))
+    measured = parse_command_line(evaluate.Config, arguments[1:], "", "", COMMANDS["evaluate"].positionals)
+    config = recipe(path)
+    assert (measured.what, measured.model) == ("generator", [f"{config.output}/generator"])
+    assert (measured.label_protocol, measured.reference) == ("random", "VIRTUAL_imagenet256_labeled.npz")
+    assert measured.count == (10_000 if "FID-10k" in text else 50_000)
+    assert (measured.guidance_scales or [1.0])[0] == 1.0
+    assert (measured.guidance_scales or [1.0])[-1] == config.sampling.guidance_scale
+    assert ("IS 130.2" in text or "IS 205.6" in text) <= (measured.networks[0] != "inception")
+
+
+@pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
+def test_a_transformer_saves_often_and_keeps_few(path: Path) -> None:
+    """A machine that dies costs minutes of eight GPUs, and what stays on the disk is ten checkpoints or so."""
+    training = recipe(path).training
+    assert training.checkpoint_images == 2_048_000
+    assert training.milestone_images % training.checkpoint_images == 0
+    assert training.images <= 10 * training.milestone_images
 
 
 def test_the_first_row_is_dit() -> None:
