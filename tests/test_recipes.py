@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from vavae.cli import COMMANDS
@@ -222,6 +223,10 @@ def test_one_recipe_holds_the_three_stages() -> None:
         begin += stage.training.images
         assert whole.objective_at(begin - 1).alignment == stage.objective.alignment
     assert whole.training.images == begin
+    page = (ROOT / "docs" / "training.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(objective:.*?)```", page, re.DOTALL)
+    text = (ROOT / "recipes" / "imagenet256" / "tokenizer-f16d32-dinov2-final.yaml").read_text()
+    assert yaml.safe_load(shown)["stages"] == yaml.safe_load(text)["stages"]
     training = replace(whole.training, images=chained[0].training.images, milestone_images=None)
     assert replace(whole, output=chained[0].output, stages=(), training=training) == chained[0]
 
