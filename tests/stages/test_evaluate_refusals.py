@@ -151,6 +151,7 @@ LACKING = {
     "one reference image": ({"data": ImagesConfig("demo", 32, limit=1)}, "one image only"),
     "Fréchet distance": ({"metrics": ["kid"], "real_split": "train"}, "real_split: FDr is a ratio of Fréchet"),
     "generated images": ({"what": "tokenizer", "metrics": ["kid"]}, "kid is of generated images"),
+    "enlarged": ({"what": "tokenizer", "data": ImagesConfig()}, "data.images: the demo's are of 32 px, not 256"),
     "guidance": ({"guidance_scales": [-1.0]}, "guidance_scale: -1.0"),
 }
 

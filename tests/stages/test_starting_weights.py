@@ -6,14 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from vavae.data import LatentDataset
 from vavae.errors import UserError
 from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.losses.adversarial import AdversarialConfig, DiscriminatorConfig
 from vavae.pretrained import Generator, Tokenizer
+from vavae.stages import encode, train_dit
+from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
 from vavae.stages.train_dit import FlowConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
+from vavae.training.engine import EngineConfig
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 SHAPE = AutoencoderConfig(4, 16, (1, 2), attention_levels=(1,))
@@ -32,11 +36,12 @@ def same(a: nn.Module | None, b: nn.Module | None) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def as_run_folder(folder: Path, autoencoder: nn.Module, objective: nn.Module) -> None:
+def as_run_folder(folder: Path, autoencoder: nn.Module, objective: nn.Module, wanted: int = 100) -> None:
     tensors = {f"model/autoencoder/{name}": value for name, value in autoencoder.state_dict().items()}
     tensors |= {f"model/objective/{name}": value for name, value in objective.state_dict().items()}
     checkpoints = CheckpointFolder(folder / "checkpoints")
-    checkpoints.save(100, tensors, {})
+    checkpoints.save(100, tensors, {"images_seen": 100})
+    (folder / "recipe.yaml").write_text(f"training: {{images: {wanted}}}\n")
     assert checkpoints.load_newest() is not None
 
 
@@ -86,6 +91,12 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         load_initial(str(tmp_path / "empty"), *make(1))
 
 
+def test_a_run_that_was_stopped_on_its_way_is_refused(tmp_path: Path) -> None:
+    as_run_folder(tmp_path / "run", *make(0), wanted=1200)
+    with pytest.raises(UserError, match="was stopped after 100 of 1,200 images: let it end first"):
+        load_initial(str(tmp_path / "run"), *make(1))
+
+
 def test_times_become_uniform_late_in_the_run() -> None:
     flow, cpu = FlowConfig(uniform_after_images=1000), torch.device("cpu")
     early, late = torch.arange(0, 1000), torch.arange(1000, 9000)
@@ -98,3 +109,22 @@ def test_times_become_uniform_late_in_the_run() -> None:
     # A batch that straddles the switch is the two parts side by side.
     both = flow.draw_times(3, torch.arange(990, 1010), cpu)
     assert torch.equal(both, torch.cat((flow.draw_times(3, early[990:], cpu), flow.draw_times(3, late[:10], cpu))))
+
+
+def test_a_published_tokenizer_has_the_statistics_of_the_latents(tmp_path: Path) -> None:
+    """A file alone has none; `vavae encode` takes it, and so does the training on what came of it."""
+    autoencoder, _ = make(0)
+    torch.save({"state_dict": autoencoder.state_dict()}, tmp_path / "vavae.pt")
+    images = ImagesConfig("demo", 32, limit=32, workers=0)
+    encode.run(
+        encode.Config(tokenizer=str(tmp_path / "vavae.pt"), output=str(tmp_path / "latents"), data=images, device="cpu")
+    )
+    config = train_dit.Config(
+        latents=str(tmp_path / "latents"),
+        tokenizer=str(tmp_path / "vavae.pt"),
+        output=str(tmp_path / "run"),
+        transformer=train_dit.TransformerConfig(width=32, depth=1, heads=2, patch_size=4),
+        training=EngineConfig(images=16, batch_size=8, device="cpu", tensorboard=False),
+    )
+    generator = train_dit.run(config)
+    assert generator.tokenizer.statistics.equals(LatentDataset(tmp_path / "latents").statistics)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vavae.training.interrupt import signals_later
+from vavae.training import interrupt
+from vavae.training.interrupt import signals_later, stop_on_signal
 from vavae.training.throughput import count_flops, count_peak_bytes
 
 
@@ -35,3 +36,27 @@ def test_signals_are_delivered_once_and_to_whom_they_were_for() -> None:
         assert came == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+def test_the_copy_that_torchrun_passes_on_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler, or Ctrl-C, reaches the processes of torchrun themselves, and torchrun tells them once more."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    now = [100.0]
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt, match="stopped; what is finished is saved"), stop_on_signal() as stop:
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            signal.raise_signal(signal_number)
+        assert stop
+    with pytest.raises(KeyboardInterrupt, match=r"^$"), stop_on_signal():
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += 11
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("a signal that came later must end the block at once")
+
+
+def test_without_torchrun_a_second_signal_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"), stop_on_signal():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("a second signal must end the block at once")

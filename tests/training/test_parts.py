@@ -23,7 +23,7 @@ from vavae.stages.encode import fingerprint
 from vavae.stages.train_dit import FlowConfig, TransformerTask
 from vavae.stages.train_tokenizer import TokenizerTask
 from vavae.training.activation import set_recomputation
-from vavae.training.averages import AveragesConfig, power, power_exponent
+from vavae.training.averages import AveragesConfig, MovingAverage, exponential, power, power_exponent
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.engine import Engine, EngineConfig
 from vavae.training.float8 import use_float8
@@ -241,6 +241,22 @@ def test_schedules() -> None:
     assert [learning_rate_factor(late, n, 10, 300) for n in (0, 10, 150, 200, 250, 300)] == [0.5, 1, 1, 1, 0.5, 0]
     with pytest.raises(UserError, match="need 3 factors"):
         ScheduleConfig("staged", boundaries=(1, 2), factors=(1.0,))
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+def test_decays_are_smaller_at_first_unless_as_published(warmup: bool) -> None:
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.zeros_(model.weight)
+    average = MovingAverage(model, exponential(0.9, warmup))
+    nn.init.ones_(model.weight)
+    expected = 0.0
+    for step in range(200):
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step)) if warmup else 0.9
+        expected = decay * expected + 1 - decay
+        assert float(average.values["weight"]) == pytest.approx(expected, abs=1e-12)
+        if not warmup:
+            assert expected == pytest.approx(1 - 0.9 ** (step + 1), abs=1e-12)
 
 
 def test_power_function_averages_weigh_steps_by_a_power() -> None:

@@ -92,6 +92,12 @@ def stopped_transformer(folder: str, data: str, parallel: str) -> None:
 def encode_images(folder: str, tokenizer: str) -> None:
     """Encode embedded images in four shards."""
     data = ImagesConfig("demo", size=16, limit=40)
+    if os.environ["RANK"] != "0":
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("the first process lists and checks the images for all")
+
+        ImagesConfig.open = refuse  # type: ignore[assignment,method-assign]
     encode.run(encode.Config(tokenizer, folder, data, shard_size=10, batch_size=4, device="cpu"))
 
 

@@ -240,6 +240,7 @@ def _transformer(root: _Section) -> ConvertedRecipe:
             "seed": train.get("global_seed", 0),
             "precision": "bf16",
             "ema_decay": 0.9999,
+            "ema_warmup": False,
             "log_images": train.get("log_every", 100) * batch,
             "checkpoint_images": train.get("ckpt_every", 20_000) * batch,
         },

@@ -130,7 +130,7 @@ def run(config: Config) -> LatentDataset:
     with ExitStack() as held:
         world = held.enter_context(processes(config.device))
         world.once(lambda: _claim(folder, held))
-        source = world.first_alone(lambda: config.data.open(config.split, folder if world.first else None))
+        source = world.once(lambda: config.data.open(config.split, folder))
         settings = LatentSettings(
             image_size=config.data.size,
             posterior=config.posterior,
@@ -138,7 +138,7 @@ def run(config: Config) -> LatentDataset:
             dtype=config.dtype,
             flips=config.flips,
             tokenizer=fingerprint(tokenizer),
-            source=source.fingerprint(),
+            source=world.once(source.fingerprint),
             class_names=source.class_names,
         )
         writer = LatentWriter(folder, len(source), settings, config.shard_size, world.rank, world.size)

@@ -42,6 +42,8 @@ from vavae.training.parallel import World, sharing_processes
 from vavae.training.precision import Precision, resolve_device, resolve_precision
 from vavae.training.tracking import versions
 
+_DEMO_SIDE = 32  # of the embedded images
+
 
 @dataclass(frozen=True)
 class Config:
@@ -181,7 +183,7 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
     metrics = tuple(config.metrics) or METRICS
 
     def images(split: Literal["train", "test"]) -> SourceBlocks:
-        return SourceBlocks(config.data.open(split), config.data.size, config.data.workers)
+        return SourceBlocks(together.once(lambda: config.data.open(split)), config.data.size, config.data.workers)
 
     # An npz is read alone: `data` may not even exist beside it.
     source = images(config.split) if config.reference is None else None
@@ -228,6 +230,7 @@ def _check_models(config: Config) -> None:
             for that are not of such models; or a generator cannot be sampled with these settings.
     """
     if config.what == "tokenizer":
+        _check_images(config)
         if config.metrics:
             raise UserError(f"metrics: {config.metrics[0]} is of generated images, not of a tokenizer")
         for path in config.model:
@@ -250,6 +253,17 @@ def _check_models(config: Config) -> None:
             _check_side(path, _side(generator), size)
         else:
             _check_side(path, _sample_images(path).side, size)
+    if config.reference is None:
+        _check_images(config)
+
+
+def _check_images(config: Config) -> None:
+    """Refuse enlarged demo images: who names no images would measure a model of others with them."""
+    if config.data.images == "demo" and config.data.size != _DEMO_SIDE:
+        raise UserError(
+            f"data.images: the demo's are of {_DEMO_SIDE} px, not {config.data.size}; name the images to measure with, "
+            f"or give --data.size {_DEMO_SIDE}"
+        )
 
 
 def _sample_images(path: str) -> ImageBlocks:
@@ -313,7 +327,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
     work = of_tokenizer.Work(
         store, together, config.batch_size, config.precision, config.seed, config.bootstrap, config.data.workers
     )
-    source = config.data.open(config.split)
+    source = together.once(lambda: config.data.open(config.split))
     part: str = config.split
     if part == "test" and one_part(config.data):
         # A probe would see its own answers, and what may have been trained on is no test.
@@ -324,7 +338,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
                 "and in training, keeps images for one"
             )
     probes = part == "test" and source.num_classes > 1
-    train_source = config.data.open("train") if probes else None
+    train_source = together.once(lambda: config.data.open("train")) if probes else None
     perceptual = of_tokenizer.perceptual_networks(device) if config.conventions else {}
     as_published = tuple(dict.fromkeys(_as_published(name) for name in config.networks))
     strict = _networks(config, config.networks)

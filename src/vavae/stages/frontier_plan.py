@@ -42,6 +42,7 @@ _NEVER_SET = frozenset(
 )
 # Where things lie and how they are run: no number depends on it.
 _ASIDE = (FREE - _NEVER_SET) | {
+    "training.ema_warmup",  # the runner never sets it, and it is younger than the first results
     "latents",
     "tokenizer",
     "sampling",  # belongs to the measurement

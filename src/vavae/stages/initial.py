@@ -1,6 +1,7 @@
 """Starting weights of a tokenizer training: from an earlier run, a tokenizer's folder, or a published checkpoint."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from vavae.losses import TokenizerObjective
 from vavae.pretrained import Tokenizer
 from vavae.pretrained import folder as files
 from vavae.pretrained.loading import load_autoencoder
+from vavae.stages.run_folder import read_recipe
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.checkpoint import CheckpointFolder
 
@@ -28,7 +30,7 @@ def load_initial(source: str, autoencoder: AutoencoderKL, objective: TokenizerOb
         objective: Parts that the source lacks stay as they are.
 
     Raises:
-        UserError: The source cannot be read, or has another shape.
+        UserError: The source cannot be read, has another shape, or is a run that has not ended.
     """
     weights, training = _read(source)
     files.load_strictly(autoencoder, weights, f"initial: {source}")
@@ -55,6 +57,7 @@ def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         found = CheckpointFolder(path / "checkpoints").load_newest()
         if found is None:
             raise UserError(f"initial: {source} holds no good checkpoint")
+        _check_ended(path, source, found[1].get("images_seen", 0))
         return _under(found[0], "model/autoencoder/"), _under(found[0], "model/objective/")
     if files.form_of(path) in ("tokenizer", "generator"):
         return Tokenizer.from_pretrained(path).autoencoder.state_dict(), {}
@@ -66,6 +69,20 @@ def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if name.startswith(theirs)
     }
     return loaded.model.state_dict(), training
+
+
+def _check_ended(run: Path, source: str, seen: int) -> None:
+    """Refuse a run that was stopped on its way: the stage after it would begin from other weights than meant.
+
+    Raises:
+        UserError: It has seen fewer images than its recipe says.
+    """
+    recipe = run / "recipe.yaml"
+    if recipe.exists() and seen < (wanted := read_recipe(recipe)["training"]["images"]):
+        raise UserError(
+            f"initial: {source} was stopped after {seen:,} of {wanted:,} images: let it end first, by the command that "
+            "began it"
+        )
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

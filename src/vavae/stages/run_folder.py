@@ -125,7 +125,7 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
         for name in _HEADER:
             (folder / name).unlink(missing_ok=True)
     if recipe.exists():
-        former = _flat(to_plain(type(config)())) | _flat(_read_recipe(recipe))
+        former = _flat(to_plain(type(config)())) | _flat(read_recipe(recipe))
         present = _flat(to_plain(config))
         changed = [key for key in [*present, *former] if former.get(key) != present.get(key)]
         for key in changed:
@@ -143,7 +143,12 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
         raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
 
 
-def _read_recipe(path: Path) -> Mapping[str, Any]:
+def read_recipe(path: Path) -> Mapping[str, Any]:
+    """The plain values of a run's recipe.
+
+    Raises:
+        UserError: It cannot be read as one.
+    """
     try:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, ValueError) as error:  # ValueError of UTF-8
@@ -209,7 +214,10 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise OccupiedError(f"{folder}: another process is working in this run folder") from error
+        raise OccupiedError(
+            f"{folder}: another process is working in this run folder (where none is, on any machine, a dead one left "
+            f"{lock.lock_file}: remove it)"
+        ) from error
     except OSError as error:
         raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
     try:

@@ -465,7 +465,10 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         if world.once(lambda: begin(folder, config, done, "generator", held, _FREE, any_recipe)):
             return Generator.from_pretrained(done, device)
         check_loggers(config.training)
-        latents, tokenizer = LatentDataset(config.latents), Tokenizer.from_pretrained(config.tokenizer)
+        latents = LatentDataset(config.latents)
+        # A published tokenizer may come without statistics: the latents have them.
+        statistics = latents.statistics if config.normalisation == "latents" else None
+        tokenizer = Tokenizer.from_pretrained(config.tokenizer, statistics=statistics)
         world.once(latents.verify)
         task = TransformerTask(config, latents, tokenizer, world)
         world.once(lambda: same_data(folder, task.identity()))

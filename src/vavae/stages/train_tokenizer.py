@@ -243,7 +243,7 @@ class TokenizerTask(Task):
         if not config.teacher.cache_features:
             return teacher, None
         grid = config.latent_shape[1:]
-        images = f"{self.source.fingerprint()} at {config.data.size}"
+        images = f"{self.world.once(self.source.fingerprint)} at {config.data.size}"
         kept = Path(config.teacher.features_folder or folder / "teacher-features")
         cache = FeatureCache(kept, teacher, grid, images, len(self.source))
         size = config.data.size
@@ -477,7 +477,8 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
         if world.once(lambda: begin(folder, config, done, "tokenizer", held, any_recipe=any_recipe)):
             return Tokenizer.from_pretrained(done, device)
         check_loggers(config.training)
-        source = world.first_alone(lambda: config.data.open("train", folder if world.first else None))
+        # The first process lists and checks them for all: a set may have millions, and each node its own cache.
+        source = world.once(lambda: config.data.open("train", folder))
         world.once(lambda: same_data(folder, {"data.images": source.fingerprint()}))
         if len(source) * 3 * config.data.size**2 <= _IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)

@@ -43,11 +43,13 @@ class AveragesConfig:
             raise UserError("averages: widths and snapshot_images go together")
 
 
-def exponential(decay: float) -> Rate:
-    """Weight of the new value at step n: 1 - min(decay, (1 + n) / (10 + n)).
+def exponential(decay: float, warmup: bool = True) -> Rate:
+    """Weight of the new value at step n: 1 - min(decay, (1 + n) / (10 + n)), or 1 - decay without `warmup`.
 
-    The second term keeps short runs from being averages of their beginning.
+    The second term keeps short runs from being averages of their beginning; the published averages do without.
     """
+    if not warmup:
+        return lambda _: 1.0 - decay
     return lambda steps_done: 1.0 - min(decay, (1 + steps_done) / (10 + steps_done))
 
 
@@ -95,9 +97,13 @@ class MovingAverage:
 
 
 def build_averages(
-    modules: Mapping[str, nn.Module], names: Sequence[str], decay: float | None, config: AveragesConfig
+    modules: Mapping[str, nn.Module],
+    names: Sequence[str],
+    decay: float | None,
+    config: AveragesConfig,
+    warmup: bool = True,
 ) -> dict[str, dict[str, MovingAverage]]:
     """Label -> module name -> average. The label of an exponential one is its decay, of a power one `width …`."""
-    rates = {str(d): exponential(d) for d in ((decay,) if decay is not None else ()) + config.decays}
+    rates = {str(d): exponential(d, warmup) for d in ((decay,) if decay is not None else ()) + config.decays}
     rates |= {f"width {width}": power(width) for width in config.widths}
     return {label: {n: MovingAverage(modules[n], rate) for n in names} for label, rate in rates.items()}

@@ -80,7 +80,7 @@ class Engine:
         _spread(task, config, self.world)
         matrices = linear_matrices(list(task.modules.values()))
         optimizers = {name: Optimizer(*recipe, matrices) for name, recipe in task.optimizers().items()}
-        averages = build_averages(task.modules, task.averaged, config.ema_decay, config.averages)
+        averages = build_averages(task.modules, task.averaged, config.ema_decay, config.averages, config.ema_warmup)
         self._state = RunState(task.modules, averages, optimizers)
         self._sums: dict[str, Tensor] = {}
         self._summed_steps = 0

@@ -12,6 +12,24 @@ from types import FrameType
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 # Seconds that a second signal leaves to the way out.
 _GRACE = 5.0
+# Seconds within which torchrun passes on to its processes a signal that a scheduler or a terminal gave to all of them.
+_ECHO = 10.0
+
+
+class _Signals:
+    """Tells the first signal to stop from a second one, and from torchrun's copy of the first."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def second(self, number: int) -> bool:
+        """Whether a signal that came just now is one more than the first."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            return False
+        copied = number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ
+        return not copied or now - self._first > _ECHO
 
 
 class StopRequest:
@@ -40,7 +58,7 @@ def _handled_by(handle: Callable[[int, FrameType | None], object]) -> Iterator[N
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once.
+    """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once, unless it is torchrun's copy.
 
     Outside the main thread signals cannot be caught, and the request stays false.
 
@@ -48,10 +66,10 @@ def stop_on_signal() -> Iterator[StopRequest]:
         KeyboardInterrupt: When the block has ended and nobody acted on the request: it came with the last step, and
             what follows the block must not go on as if nothing had been said.
     """
-    request = StopRequest()
+    request, came = StopRequest(), _Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.asked:
+        if came.second(number):
             raise KeyboardInterrupt
         request.asked = True
 
@@ -100,10 +118,9 @@ def ended_by_second_signal() -> Iterator[None]:
 def _end_at_second(told: socket.socket, tells: socket.socket) -> None:
     """Read the signals that come until there are two, or no more can come; both ends are kept open meanwhile."""
     with told, tells:
-        came = 0
+        came = _Signals()
         while numbers := told.recv(64):
-            came += sum(number in _STOPS for number in numbers)
-            if came > 1:
+            if sum(came.second(number) for number in numbers if number in _STOPS):
                 time.sleep(_GRACE)
                 os.write(2, b"vavae: ended at once by a second signal; what was finished is kept\n")
                 os._exit(1)

@@ -27,7 +27,7 @@ from vavae.training.precision import resolve_device
 
 T = TypeVar("T")
 
-# Gradients are averaged in flat buffers of about this size: large enough to fill a link, small enough to overlap.
+# Gradients are averaged in flat buffers of about this size, after the backward pass: large enough to fill a link.
 _BUCKET_BYTES = 64 * 2**20
 # One process may work alone for hours (statistics, t-SNE, a report) while the others wait for it.
 _PATIENCE = timedelta(days=2)
@@ -139,15 +139,6 @@ class World:
         if not all(fine):
             raise SystemExit(1)
         return made[0]
-
-    def first_alone(self, action: Callable[[], T]) -> T:
-        """What `action` returns in each process; the first one is through before the others begin.
-
-        For what the first keeps in a cache, where the others find it. Its errors end all, as in `once`.
-        """
-        made: list[T] = []
-        self.once(lambda: made.append(action()))
-        return made[0] if made else action()
 
     def gather(self, value: T) -> list[T]:
         """`value` of every process, by rank."""

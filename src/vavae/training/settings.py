@@ -24,6 +24,8 @@ class EngineConfig:
         micro_batch: Images per process that are worked on at once; gradients add up over the batch. Null takes the
             whole batch, and halves that whenever memory runs out.
         ema_decay: Decay per step of the averaged weights; null keeps none.
+        ema_warmup: Let this decay, and those of `averages`, be smaller at first: min(ema_decay, (1 + n) / (10 + n)) at
+            step n, below 0.9999 up to step 89,990. The published averages have one decay from the first step on.
         averages: Further averages.
         stability: What counts as a run gone wrong.
         log_images: Write one log line per this many images.
@@ -44,6 +46,7 @@ class EngineConfig:
     parallel: Literal["replicate", "shard"] = "replicate"
     micro_batch: int | None = None
     ema_decay: float | None = None
+    ema_warmup: bool = True
     averages: AveragesConfig = field(default_factory=AveragesConfig)
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     log_images: int = 25_600
