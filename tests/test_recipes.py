@@ -254,6 +254,7 @@ def test_transformer_recipes_differ_by_size_and_length() -> None:
             assert config.flow.uniform_after_images == (480 * DIT_EPOCH if epochs == 800 else None)
             assert config.optimizer == OptimizerConfig("adamw", 2e-4, (0.9, 0.95))
             assert (config.training.batch_size, config.training.ema_decay) == (1024, 0.9999)
+            assert not config.training.ema_warmup
     short, long = (imagenet(f"lightningdit-xl-{epochs}ep").sampling for epochs in (64, 800))
     assert (short.guidance_scale, short.guidance_start, short.guidance_channels) == (10.0, 0.10, 3)
     assert (long.guidance_scale, long.guidance_start, long.guidance_channels) == (6.7, 0.125, 3)
