@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vavae.cli import run
 
@@ -13,17 +14,24 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 
 
+# What starts several processes of a command.
+LAUNCHER = re.compile(r"(torchrun .*--no-python\s+vavae|sbatch examples/slurm\.sh) ")
+
+
 def commands(text: str) -> list[str]:
-    """`vavae …` lines of fenced shell blocks, continued lines joined."""
+    """`vavae …` lines of fenced shell blocks, continued lines joined, and what torchrun and SLURM are to start."""
     blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip().removeprefix("$ ") for line in lines if re.match(r"\s*(\$ )?vavae ", line)]
+    lines = [LAUNCHER.sub("vavae ", line.strip().removeprefix("$ ")) for line in lines]
+    return [line for line in lines if line.startswith("vavae ")]
 
 
 def headed_commands(path: Path) -> list[str]:
-    """`vavae …` commands in the comment at the top of a recipe."""
-    head = [line[1:] for line in path.read_text().splitlines() if line.startswith("#")]
-    return [re.sub(r"^\s*(Run:)?\s*", "", line) for line in head if re.match(r"\s*(Run:)?\s*vavae \S", line)]
+    """`vavae …` commands in the comment at the top of a recipe, continued lines joined."""
+    comment = "\n".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
+    head = comment.replace("\\\n", " ").splitlines()
+    named = r"\s*(Run:|Measure:)?\s*"
+    return [re.sub(f"^{named}", "", line) for line in head if re.match(rf"{named}vavae \S", line)]
 
 
 ALL = [(page.name, line) for page in PAGES for line in commands(page.read_text())] + [
@@ -57,6 +65,29 @@ def test_the_readme_keeps_the_same_images_for_testing_all_along(
     for line in lines:
         assert run([*shlex.split(line)[1:], "--print_config"]) == 0
         assert "holdout: 0.1\n" in capsys.readouterr().out, line
+
+
+def test_the_job_on_kubernetes_resolves(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, job = yaml.safe_load_all((ROOT / "examples" / "kubernetes.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    command = container["command"]
+    monkeypatch.chdir(ROOT)
+    assert run([*command[command.index("vavae") + 1 :], "--print_config"]) == 0, capsys.readouterr().err
+
+
+def test_the_examples_leave_time_to_save_and_share_a_cache() -> None:
+    """torchrun must kill its processes before the cluster does, and 30 s after SIGTERM is too early."""
+    slurm = (ROOT / "examples" / "slurm.sh").read_text()
+    given = int(re.findall(r"^#SBATCH --signal=B:TERM@(\d+)$", slurm, re.MULTILINE)[0])
+    assert 30 < int(re.findall(r"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=(\d+)", slurm)[0]) < given
+    assert "export VAVAE_CACHE" in slurm
+    _, job = yaml.safe_load_all((ROOT / "examples" / "kubernetes.yaml").read_text())
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert 30 < int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) < pod["terminationGracePeriodSeconds"]
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert str(Path(environment["VAVAE_CACHE"]).parent) in mounts
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

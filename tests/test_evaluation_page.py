@@ -38,6 +38,15 @@ def test_a_command_in_the_text_resolves(line: str, capsys: pytest.CaptureFixture
     assert run([*shlex.split(line)[1:], "--print_config"]) == 0, capsys.readouterr().err
 
 
+def test_no_command_measures_on_the_embedded_images() -> None:
+    """They are the default, and mean nothing to another model than the demo's."""
+    text = PAGE.read_text().replace("\\\n", " ")
+    lines = re.findall(r"vavae evaluate (?:tokenizer|generator|samples) [^`\n]+", text)
+    assert len(lines) > len(INLINE)
+    for line in lines:
+        assert "--data.images" in line or "--reference" in line, line
+
+
 def test_the_row_of_published_numbers_names_weights_with_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are fetched have none, and without them there is no Inception Score."""
     row = next(row for row in PAGE.read_text().splitlines() if row.startswith("|") and "Inception Score" in row)

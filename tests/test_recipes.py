@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shlex
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
-from vavae.config import load_recipe, to_plain
+from vavae.cli import COMMANDS
+from vavae.config import load_recipe, parse_command_line, to_plain
 from vavae.losses import TokenizerObjective
-from vavae.stages import encode, frontier, train_dit, train_tokenizer
+from vavae.stages import encode, evaluate, frontier, train_dit, train_tokenizer
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig
@@ -139,6 +142,45 @@ def test_transformers_build_with_the_published_parameter_counts(path: Path) -> N
         assert count == expected - (0 if config.transformer.rmsnorm else norms)
 
 
+def measuring(path: Path) -> evaluate.Config:
+    """The command of a header that measures what the recipe makes."""
+    (command,) = re.findall(r"^# Measure: vavae (evaluate .*?[^\\])\n", path.read_text(), re.MULTILINE | re.DOTALL)
+    arguments = shlex.split(command.replace("\\\n#", " "))
+    return parse_command_line(evaluate.Config, arguments[1:], "", "", COMMANDS["evaluate"].positionals)
+
+
+@pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
+def test_a_generator_is_measured_as_its_published_number(path: Path) -> None:
+    """With random labels against ADM's reference, as many samples, and without guidance where the number has none."""
+    text, config, measured = path.read_text(), recipe(path), measuring(path)
+    assert (measured.what, measured.model) == ("generator", [f"{config.output}/generator"])
+    assert (measured.label_protocol, measured.reference) == ("random", "VIRTUAL_imagenet256_labeled.npz")
+    assert measured.count == (10_000 if "FID-10k" in text else 50_000)
+    assert (measured.guidance_scales or [1.0])[0] == 1.0
+    assert (measured.guidance_scales or [1.0])[-1] == config.sampling.guidance_scale
+    if "(sFID" in text:  # the Inception Score needs logits
+        assert measured.networks[0].startswith("inception:")
+
+
+@pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_tokenizer], ids=ident)
+def test_a_tokenizer_is_measured_as_its_published_numbers(path: Path) -> None:
+    if path.stem.endswith(("final-1", "final-2")):  # their numbers are those of the third stage
+        return
+    measured = measuring(path)
+    assert (measured.what, measured.model) == ("tokenizer", [f"{recipe(path).output}/tokenizer"])
+    assert measured.conventions == ["published"]
+    assert (measured.data.images, measured.data.size, measured.split) == ("/data/imagenet", 256, "test")
+
+
+@pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
+def test_a_transformer_saves_often_and_keeps_few(path: Path) -> None:
+    """A machine that dies costs minutes of eight GPUs, and what stays on the disk is ten checkpoints or so."""
+    training = recipe(path).training
+    assert training.checkpoint_images == 2_048_000
+    assert training.milestone_images % training.checkpoint_images == 0
+    assert training.images <= 10 * training.milestone_images
+
+
 def test_the_first_row_is_dit() -> None:
     """With its learned variances, DiT-XL/2 has 675,129,632 parameters (arXiv 2212.09748, its released code)."""
     assert parameters(build(imagenet("table1-01-dit"), 4, 32, learn_sigma=True)) == 675_129_632
@@ -195,6 +237,10 @@ def test_one_recipe_holds_the_three_stages() -> None:
         begin += stage.training.images
         assert whole.objective_at(begin - 1).alignment == stage.objective.alignment
     assert whole.training.images == begin
+    page = (ROOT / "docs" / "training.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(objective:.*?)```", page, re.DOTALL)
+    text = (ROOT / "recipes" / "imagenet256" / "tokenizer-f16d32-dinov2-final.yaml").read_text()
+    assert yaml.safe_load(shown)["stages"] == yaml.safe_load(text)["stages"]
     training = replace(whole.training, images=chained[0].training.images, milestone_images=None)
     assert replace(whole, output=chained[0].output, stages=(), training=training) == chained[0]
 
@@ -208,6 +254,7 @@ def test_transformer_recipes_differ_by_size_and_length() -> None:
             assert config.flow.uniform_after_images == (480 * DIT_EPOCH if epochs == 800 else None)
             assert config.optimizer == OptimizerConfig("adamw", 2e-4, (0.9, 0.95))
             assert (config.training.batch_size, config.training.ema_decay) == (1024, 0.9999)
+            assert not config.training.ema_warmup
     short, long = (imagenet(f"lightningdit-xl-{epochs}ep").sampling for epochs in (64, 800))
     assert (short.guidance_scale, short.guidance_start, short.guidance_channels) == (10.0, 0.10, 3)
     assert (long.guidance_scale, long.guidance_start, long.guidance_channels) == (6.7, 0.125, 3)
