@@ -135,7 +135,7 @@ def test_the_transformer_recipe_is_ours(tmp_path: Path) -> None:
     for name in ("transformer", "flow", "sampling", "normalisation", "flip"):
         assert getattr(config, name) == getattr(ours, name), name
     assert config.optimizer == ours.optimizer
-    for name in ("images", "batch_size", "seed", "ema_decay", "precision"):
+    for name in ("images", "batch_size", "seed", "ema_decay", "ema_warmup", "precision"):
         assert getattr(config.training, name) == getattr(ours.training, name), name
     assert (config.latents, config.output) == ("/data/latents/train_256", "output/lightningdit_xl")
     said = {part.what: part.why for part in recipe.left_aside}
