@@ -186,7 +186,14 @@ class StoredFeatures:
 
     def all(self, part: str = "pool") -> Tensor:
         """All features, (N, d) float32."""
-        return torch.cat(list(self.blocks(part)))
+        found = torch.empty(0)
+        filled = 0
+        # Not a list of blocks put together, which would hold all of them twice.
+        for block in self.blocks(part):
+            found = found if filled else block.new_empty(self.count, *block.shape[1:])
+            found[filled : filled + len(block)] = block
+            filled += len(block)
+        return found
 
 
 def _file_key(content: str, network: FeatureNetwork, part: str) -> str:
