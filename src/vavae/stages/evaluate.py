@@ -39,7 +39,7 @@ from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import choose_labels
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
-from vavae.training.precision import Precision, resolve_device, resolve_precision
+from vavae.training.precision import InferencePrecision, resolve_device, resolve_precision
 from vavae.training.tracking import versions
 
 
@@ -85,7 +85,8 @@ class Config:
         output: JSON file for the records; per-image values, spectrum and plot go beside it. null prints only.
         force: Compare numbers of unlike protocols too.
         device: auto, cpu, cuda, …
-        precision: Compute precision of tokenizer and generator.
+        precision: Compute precision of tokenizer and generator: auto, fp32, bf16, or tf32, which is float32 with TF32
+            products on GPUs, as the published samples. Features are fp32.
     """
 
     what: Literal["tokenizer", "generator", "samples", "compare"] = "tokenizer"
@@ -118,7 +119,7 @@ class Config:
     output: str | None = None
     force: bool = False
     device: str = "auto"
-    precision: Precision = "fp32"
+    precision: InferencePrecision = "fp32"
 
     def __post_init__(self) -> None:
         if self.count < 2 or self.batch_size < 1:

@@ -26,6 +26,7 @@ from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.metrics.inception import full_precision
 from vavae.progress import track
 from vavae.training.parallel import World
+from vavae.training.precision import without_tf32
 
 BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
 _WAITING = 3  # batches of pixels that may wait for the networks
@@ -254,7 +255,8 @@ def extract(
             found: dict[str, dict[str, list[Tensor]]] = {n.name: {p: [] for p in wanted[n.name]} for n in missing}
             for pixels in blocks.pixels():
                 for network in missing:
-                    said = network.all_parts(pixels)
+                    with without_tf32():
+                        said = network.all_parts(pixels)
                     for part in wanted[network.name]:
                         found[network.name][part].append(said[part].cpu())
                 bar.advance(len(pixels))
