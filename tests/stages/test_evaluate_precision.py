@@ -1,13 +1,19 @@
 """The precision that models compute in is part of what is recorded and of what is found again."""
 
+import time
+from dataclasses import replace
+
 import pytest
 import torch
-from evaluate_models import make_generator, use_colours
+from evaluate_models import colour_network, make_generator, use_colours
 
 from vavae.stages import evaluate
 from vavae.stages.evaluate_images import GeneratorBlocks, LatentBlocks, generator_fingerprint
+from vavae.stages.evaluate_store import Block, BlockStore, extract
 from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import draw
+from vavae.training.parallel import World
+from vavae.training.precision import autocast
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +55,6 @@ def test_stored_features_of_tf32_are_not_those_of_fp32():
 def test_decoder_and_transformer_compute_in_tf32(monkeypatch):
     """Both are asked in it; the switch itself is told of a GPU here, where there may be none."""
     from vavae.stages import sample
-    from vavae.training.precision import autocast
 
     monkeypatch.setattr(sample, "autocast", lambda mode, device: autocast(mode, torch.device("cuda")))
     generator, seen = make_generator(), []
@@ -68,3 +73,29 @@ def test_no_precision_is_held_between_batches():
     blocks = LatentBlocks(generator.tokenizer, torch.zeros(2, 4, 8, 8), "bf16", "decoded")
     for _ in blocks.open(range(2)).batches(1):
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_features_are_not_computed_in_the_tf32_of_the_drawing_thread(tmp_path):
+    seen = []
+
+    class Drawn:
+        name, count, side = "drawn", 40, 8
+
+        def open(self, indices):
+            def batches(batch_size):
+                for _ in range(0, len(indices), batch_size):
+                    with autocast("tf32", torch.device("cuda")):
+                        time.sleep(0.01)
+                    yield torch.zeros(batch_size, 8, 8, 3, dtype=torch.uint8)
+
+            return Block("drawn", batches)
+
+    def features(pixels):
+        for _ in range(5):
+            seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+            time.sleep(0.002)
+        return torch.zeros(len(pixels), 2)
+
+    network = replace(colour_network(), compute=features, compute_parts=None, parts=("pool",))
+    extract(Drawn(), [network], BlockStore(tmp_path), 1, World(), "drawn")
+    assert set(seen) == {("none", "ieee")}
