@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vavae.metrics import distribution, kernel_distance, precision_recall
 
@@ -68,6 +69,31 @@ def test_splitting_rows_changes_nothing(monkeypatch):
     monkeypatch.setattr(distribution, "_ROWS", 7)
     assert kernel_distance(a, b) == pytest.approx(whole[0], rel=1e-9)
     assert precision_recall(a, b) == whole[1]
+
+
+class LargestOutput(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = func(*args, **(kwargs or {}))
+        for value in given if isinstance(given, tuple | list) else (given,):
+            # What shares its memory with the features is no memory beside them.
+            if isinstance(value, torch.Tensor) and not any(r.alias_info for r in func._schema.returns):
+                self.elements = max(self.elements, value.numel())
+        return given
+
+
+def test_nothing_of_the_size_of_all_features_is_held_beside_them(monkeypatch):
+    monkeypatch.setattr(distribution, "_ROWS", 16)
+    a, b = torch.randn(2, 400, 32, generator=torch.Generator().manual_seed(2))
+    for measured in (kernel_distance, precision_recall):
+        with LargestOutput() as largest:
+            measured(a, b)
+        assert 16 * 16 <= largest.elements < 16 * 64  # one row of either matrix has 400
 
 
 def test_too_few_samples_are_refused():

@@ -68,6 +68,7 @@ def test_images_of_a_former_model_are_not_kept(folder: Path, capsys: pytest.Capt
         (("--size", "[32, 64]"), "another size"),
         (("--label_protocol", "random"), "another label_protocol"),
         (("--precision", "bf16"), "another precision"),
+        (("--precision", "tf32"), "another precision (fp32, not tf32)"),
     ],
 )
 def test_what_differs_is_named(

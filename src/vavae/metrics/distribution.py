@@ -1,11 +1,12 @@
 """Other distances between sets of features: kernel distance for small sets, precision and recall."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_ROWS = 2048  # rows of a distance or kernel matrix held at once
+_ROWS = 2048  # samples on either side of the part of a distance or kernel matrix that is held at once
 
 
 def _check_features(first: Tensor, second: Tensor, fewest: int) -> tuple[Tensor, Tensor]:
@@ -13,32 +14,48 @@ def _check_features(first: Tensor, second: Tensor, fewest: int) -> tuple[Tensor,
         raise ValueError(f"features (N, d) and (M, d) are needed, not {tuple(first.shape)}, {tuple(second.shape)}")
     if min(len(first), len(second)) < fewest:
         raise ValueError(f"at least {fewest} samples on each side are needed, not {len(first)} and {len(second)}")
-    a = first.detach().double()
-    return a, second.detach().to(a)
+    return first.detach(), second.detach().to(first.device)
+
+
+def _parts(features: Tensor) -> Iterator[Tensor]:
+    """The samples in float64, some at a time: a whole copy of a million would take as much again twice."""
+    return (rows.double() for rows in features.split(_ROWS))
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> float:
     """Kernel distance (KID, arXiv 1801.01401): unbiased squared MMD with the kernel (x · y / d + 1)³.
 
     Unlike the Fréchet distance it does not depend on the number of samples on average, so it suits small sets; it may
-    be slightly negative. All samples enter at once, where other programs average over random subsets.
+    be slightly negative. All samples enter at once, where other programs average over random subsets: (N + M)² · d
+    floating-point operations, in memory that does not grow with their number beside the features.
 
     Args:
         first: (N, d) features, at least 2.
         second: (M, d) features, at least 2.
     """
     a, b = _check_features(first, second, 2)
-
-    def kernel_sum(x: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([((rows @ y.T / x.shape[1] + 1) ** 3).sum() for rows in x.split(_ROWS)]).sum()
-
-    def diagonal_sum(x: Tensor) -> Tensor:
-        return ((x.square().sum(1) / x.shape[1] + 1) ** 3).sum()
-
     n, m = len(a), len(b)
-    within_a = (kernel_sum(a, a) - diagonal_sum(a)) / (n * (n - 1))
-    within_b = (kernel_sum(b, b) - diagonal_sum(b)) / (m * (m - 1))
-    return float(within_a + within_b - 2 * kernel_sum(a, b) / (n * m))
+    across = sum((_kernel(rows, columns).sum() for rows in _parts(a) for columns in _parts(b)), _zero(a))
+    return float(_kernel_within(a) / (n * (n - 1)) + _kernel_within(b) / (m * (m - 1)) - 2 * across / (n * m))
+
+
+def _zero(features: Tensor) -> Tensor:
+    return torch.zeros((), dtype=torch.double, device=features.device)
+
+
+def _kernel(rows: Tensor, columns: Tensor) -> Tensor:
+    return (rows @ columns.T).div_(rows.shape[1]).add_(1).pow_(3)
+
+
+def _kernel_within(samples: Tensor) -> Tensor:
+    """Sum of the kernel over all ordered pairs of different samples."""
+    total = _zero(samples)
+    for number, rows in enumerate(_parts(samples)):
+        own = _kernel(rows, rows)
+        total += own.sum() - own.trace()
+        for columns in _parts(samples[(number + 1) * _ROWS :]):
+            total += 2 * _kernel(rows, columns).sum()
+    return total
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,23 @@ def precision_recall(reference: Tensor, generated: Tensor, k: int = 3) -> Precis
 
 def _share_inside(manifold: Tensor, points: Tensor, k: int) -> float:
     """Share of `points` inside the manifold of another set."""
-    # The nearest is the sample itself, at distance 0.
-    radii = torch.cat([torch.cdist(rows, manifold).kthvalue(k + 1, dim=1).values for rows in manifold.split(_ROWS)])
-    inside = sum(int((torch.cdist(rows, manifold) <= radii).any(dim=1).sum()) for rows in points.split(_ROWS))
+    radii = _radii(manifold, k)
+    inside = 0
+    for rows in _parts(points):
+        within = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        for columns, widths in zip(_parts(manifold), radii.split(_ROWS), strict=True):
+            within |= (torch.cdist(rows, columns) <= widths).any(dim=1)
+        inside += int(within.sum())
     return inside / len(points)
+
+
+def _radii(samples: Tensor, k: int) -> Tensor:
+    """Distance of each sample to its k-th nearest neighbour."""
+    radii = []
+    for rows in _parts(samples):
+        nearest = rows.new_empty(len(rows), 0)
+        for columns in _parts(samples):
+            known = torch.cat([nearest, torch.cdist(rows, columns)], dim=1)
+            nearest = known.topk(min(k + 1, known.shape[1]), dim=1, largest=False).values
+        radii.append(nearest[:, k])  # the nearest is the sample itself, at distance 0
+    return torch.cat(radii)

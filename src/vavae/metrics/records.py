@@ -22,7 +22,7 @@ class Protocol:
         guidance_interval: Times between which guidance acts.
         guidance_channels: Number of leading channels it acts on; None is all.
         seed: Seed of the samples, be it of a generator or of the tokenizer's posterior.
-        dtype: Compute type of the generator or tokenizer.
+        dtype: Compute type of the generator or tokenizer: fp32, tf32 (float32 with TF32 products on GPUs) or bf16.
         posterior: "sample" or "mean" of the tokenizer's posterior.
         image_size: Side of the images in pixels.
         preprocessing: How images were cropped and quantised.

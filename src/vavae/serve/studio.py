@@ -21,7 +21,7 @@ from vavae.flow import DETERMINISTIC_SOLVERS
 from vavae.metrics import psnr, ssim
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.pca import pca_maps
-from vavae.training.precision import Precision, autocast, resolve_precision
+from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 LARGEST_SIDE = 1024
 MOST_IMAGES = 64
@@ -61,7 +61,9 @@ class Studio:
         precision: Compute precision of the transformer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, generator: Generator | None = None, precision: Precision = "fp32") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, generator: Generator | None = None, precision: InferencePrecision = "fp32"
+    ) -> None:
         self.tokenizer = tokenizer
         self.generator = generator
         self.precision = resolve_precision(precision, tokenizer.device)

@@ -39,7 +39,7 @@ from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import choose_labels
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
-from vavae.training.precision import Precision, resolve_device, resolve_precision
+from vavae.training.precision import InferencePrecision, resolve_device, resolve_precision
 from vavae.training.tracking import versions
 
 _DEMO_SIDE = 32  # of the embedded images
@@ -65,7 +65,7 @@ class Config:
         network: Feature networks, separated by commas: `inception`, `inception-pytorch-fid`, `inception-clean`, each
             with `:FILE` for weights in a file, and `teacher:NAME`; null computes no distances.
         metrics: Which generation metrics: frechet, sfid, inception_score, precision_recall, kid; empty is all that
-            the network and the reference allow.
+            the network and the reference allow, but for those that would take hours with so many images.
         count: Samples to draw from a generator.
         label_protocol: Labels of those samples: `balanced` over the classes, or `random` as published.
         guidance_scales: Scales of classifier-free guidance to measure, in turn; empty is the generator's own.
@@ -87,7 +87,8 @@ class Config:
         output: JSON file for the records; per-image values, spectrum and plot go beside it. null prints only.
         force: Compare numbers of unlike protocols too.
         device: auto, cpu, cuda, …
-        precision: Compute precision of tokenizer and generator.
+        precision: Compute precision of tokenizer and generator: auto, fp32, bf16, or tf32, which is float32 with TF32
+            products on GPUs, as the published samples. Features are fp32.
     """
 
     what: Literal["tokenizer", "generator", "samples", "compare"] = "tokenizer"
@@ -120,7 +121,7 @@ class Config:
     output: str | None = None
     force: bool = False
     device: str = "auto"
-    precision: Precision = "fp32"
+    precision: InferencePrecision = "fp32"
 
     def __post_init__(self) -> None:
         if self.count < 2 or self.batch_size < 1:
@@ -205,21 +206,23 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
     real = None
     if other is not None:
         real = extract(other, networks, store, config.batch_size, together, "real images")
-    measuring = Measuring(metrics, bootstrap=config.bootstrap, seed=config.seed, device=str(networks[0].device))
+    measuring = Measuring(
+        metrics, tuple(config.metrics), bootstrap=config.bootstrap, seed=config.seed, device=str(networks[0].device)
+    )
     return _Against(networks, reference, real, measuring)
 
 
 def _measure(
     images: ImageBlocks, against: _Against, protocol: Protocol, config: Config, store: BlockStore, together: World
-) -> list[MetricRecord]:
+) -> Iterator[MetricRecord]:
     _check_side(images.name, images.side, against.reference.side)
     parts = parts_for(against.measuring.metrics)
     features = extract(images, against.networks, store, config.batch_size, together, images.name, parts)
     if not together.first:
-        return []
+        return
     if protocol.checkpoint_hash is None:
         protocol = replace(protocol, checkpoint_hash=next(iter(features.values())).content)
-    return generation_records(features, against.reference, protocol, against.measuring, against.real)
+    yield from generation_records(features, against.reference, protocol, against.measuring, against.real)
 
 
 def _check_models(config: Config) -> None:
@@ -396,6 +399,8 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
 def run(config: Config) -> list[MetricRecord]:
     """Measure, print a table, and write JSON and plot; or compare two results.
 
+    Where an error or Ctrl-C stops it, what is measured by then is printed and written all the same.
+
     Returns:
         The records; empty for `compare`, and on all processes but the first.
 
@@ -417,21 +422,30 @@ def run(config: Config) -> list[MetricRecord]:
     _check_outputs(config, store)
     _check_models(config)
     with sharing_processes() as together:
-        try:
-            records = list(measure(config, store, together))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"stopped; finished features are in {store.folder}, and the same command goes on"
-            ) from None
-        if not together.first:
-            return []
+        records: list[MetricRecord] = []
         found = versions()
-        records = [replace(record, versions=found) for record in records]
-        print_table(records)
-        if config.output is not None:
-            output = Path(config.output)
-            write_records(output, records)
-            print(f"records: {output}")
-            if plot(records, output.with_suffix(".png")):
-                print(f"plot: {output.with_suffix('.png')}")
+        try:
+            for record in measure(config, store, together):
+                records.append(replace(record, versions=found))
+        except BaseException as error:
+            if records:  # they may have taken hours
+                _report(config, records)
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(
+                    f"stopped; finished features are in {store.folder}, and the same command goes on"
+                ) from None
+            raise
+        if together.first:
+            _report(config, records)
     return records
+
+
+def _report(config: Config, records: list[MetricRecord]) -> None:
+    """Print a table, and write JSON and plot where they are wanted."""
+    print_table(records)
+    if config.output is not None:
+        output = Path(config.output)
+        write_records(output, records)
+        print(f"records: {output}")
+        if plot(records, output.with_suffix(".png")):
+            print(f"plot: {output.with_suffix('.png')}")

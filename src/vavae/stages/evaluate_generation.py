@@ -1,7 +1,7 @@
 """How generated images compare with real ones: FID, sFID, Inception Score, precision and recall, KID, FDr."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,9 @@ Metric = Literal["frechet", "sfid", "inception_score", "precision_recall", "kid"
 METRICS: tuple[Metric, ...] = ("frechet", "sfid", "inception_score", "precision_recall", "kid")
 _PARTS: dict[Metric, str] = {"sfid": "spatial", "inception_score": "logits"}
 _OF_NEIGHBOURS: tuple[Metric, ...] = ("precision_recall", "kid")
+# Images on both sides together up to which each is compared with each unasked: on a CPU that is 8e13 float64 operations
+# of 2,048 features and an hour on two cores, on a GPU 8e15 and two minutes to two hours.
+_COMPARED = {"cpu": 200_000, "cuda": 2_000_000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +237,7 @@ class Measuring:
 
     Attributes:
         metrics: Which metrics.
+        required: Those of them that are measured however long it takes.
         manifold_reference: Reference images for precision and recall, spread evenly; 10,000 in ADM's protocol.
         bootstrap: Repetitions for an interval of Fréchet distances; 0 for none.
         seed: Of the bootstrap.
@@ -241,6 +245,7 @@ class Measuring:
     """
 
     metrics: tuple[Metric, ...] = METRICS
+    required: tuple[Metric, ...] = ()
     manifold_reference: int = 10_000
     bootstrap: int = 0
     seed: int = 0
@@ -260,8 +265,8 @@ def generation_records(
     protocol: Protocol,
     measuring: Measuring,
     real: dict[str, StoredFeatures] | None = None,
-) -> list[MetricRecord]:
-    """All metrics that the features allow.
+) -> Iterator[MetricRecord]:
+    """All metrics that the features allow, each when it is known: what may take hours, or all memory, comes last.
 
     Args:
         samples: Features of the samples by network.
@@ -273,49 +278,55 @@ def generation_records(
     Raises:
         UserError: A set holds too few images, or `real` are the images of the reference.
     """
-    records: list[MetricRecord] = []
-    ratios = []
-    for name, features in samples.items():
-        own = replace(
+    if "frechet" in measuring.metrics and any(_is_reference(images, reference) for images in (real or {}).values()):
+        raise UserError(f"real_split: its images are those of the reference {reference.name} itself")
+    protocols = {
+        name: replace(
             protocol,
             samples=features.count,
             feature_network=name,
             feature_network_hash=features.network.fingerprint,
             reference=reference.name,
         )
+        for name, features in samples.items()
+    }
+    distances = {}
+    for name, features in samples.items():
+        own = protocols[name]
         if "frechet" in measuring.metrics:
-            records += _distances(features, reference, own, measuring, "pool")
-            if real is not None:
-                if _is_reference(real[name], reference):
-                    raise UserError(f"real_split: its images are those of the reference {reference.name} itself")
-                floor = _distances(real[name], reference, own, replace(measuring, bootstrap=0), "pool")
-                ratios.append(records[-1].value / floor[0].value)
+            (distances[name],) = _distances(features, reference, own, measuring, "pool")
+            yield distances[name]
         if "sfid" in measuring.metrics and "spatial" in features.parts:
-            records += _distances(features, reference, own, measuring, "spatial")
+            yield from _distances(features, reference, own, measuring, "spatial")
         if "inception_score" in measuring.metrics and "logits" in features.parts:
             score = InceptionScore()
             for logits in features.blocks("logits"):
                 score.update(logits)
             bare = replace(own, reference=None)
-            records.append(MetricRecord("Inception Score", score.compute(), bare, higher_is_better=True))
+            yield MetricRecord("Inception Score", score.compute(), bare, higher_is_better=True)
+    if real is not None and distances:
+        yield _ratio(distances, real, reference, measuring)
+    for name, features in samples.items():
         if name in reference.features:
-            records += _neighbourhoods(features, reference.features[name], own, measuring)
-    if ratios:
-        value = float(np.mean(ratios))
-        networks = ", ".join(samples)
-        hashes = hashlib.sha256(
-            "".join(features.network.fingerprint for features in samples.values()).encode()
-        ).hexdigest()
-        assert real is not None
-        first = next(iter(real.values()))
-        own = replace(
-            records[0].protocol,
-            feature_network=networks,
-            feature_network_hash=hashes,
-            split=f"unit: {first.count:,} real images {first.content[:12]}",
-        )
-        records.append(MetricRecord("FDr", value, own, higher_is_better=False))
-    return records
+            yield from _neighbourhoods(features, reference.features[name], protocols[name], measuring)
+
+
+def _ratio(
+    distances: dict[str, MetricRecord], real: dict[str, StoredFeatures], reference: Reference, measuring: Measuring
+) -> MetricRecord:
+    """FDr: the mean over networks of `distances`, each in units of the distance of `real` to the same reference."""
+    plain = replace(measuring, bootstrap=0)
+    units = {name: _distances(real[name], reference, d.protocol, plain, "pool")[0] for name, d in distances.items()}
+    first = next(iter(real.values()))
+    hashes = "".join(features.network.fingerprint for features in real.values())
+    protocol = replace(
+        next(iter(distances.values())).protocol,
+        feature_network=", ".join(distances),
+        feature_network_hash=hashlib.sha256(hashes.encode()).hexdigest(),
+        split=f"unit: {first.count:,} real images {first.content[:12]}",
+    )
+    value = float(np.mean([distance.value / units[name].value for name, distance in distances.items()]))
+    return MetricRecord("FDr", value, protocol, higher_is_better=False)
 
 
 def _is_reference(images: StoredFeatures, reference: Reference) -> bool:
@@ -351,20 +362,35 @@ def _distances(
 
 def _neighbourhoods(
     features: StoredFeatures, reference: StoredFeatures, protocol: Protocol, measuring: Measuring
-) -> list[MetricRecord]:
+) -> Iterator[MetricRecord]:
     """Precision, recall and kernel distance, which need the features themselves."""
-    wanted = set(_OF_NEIGHBOURS) & set(measuring.metrics)
-    if not wanted or min(features.count, reference.count) < 4:
-        return []
-    fake, real = features.all().to(measuring.device), reference.all().to(measuring.device)
-    protocol = replace(protocol, reference_hash=reference.content, reference_samples=reference.count)
-    records = []
+    kept = min(measuring.manifold_reference, reference.count)
+    against: dict[Metric, int] = {"precision_recall": kept, "kid": reference.count}
+    wanted = [metric for metric in _OF_NEIGHBOURS if metric in measuring.metrics]
+    if min(features.count, reference.count) >= 4:
+        wanted = [metric for metric in wanted if _affordable(metric, features.count + against[metric], measuring)]
+    else:
+        wanted = []
+    if not wanted:
+        return
+    protocol = replace(protocol, reference_hash=reference.content)
+    real, fake = reference.all(), features.all().to(measuring.device)
     if "precision_recall" in wanted:
-        kept = min(measuring.manifold_reference, len(real))
-        found = precision_recall(real[spread(kept, len(real)).to(real.device)], fake, k=3)
+        found = precision_recall(real[spread(kept, len(real))].to(fake.device), fake, k=3)
         own = replace(protocol, reference_samples=kept)
-        records.append(MetricRecord("precision", found.precision, own, higher_is_better=True))
-        records.append(MetricRecord("recall", found.recall, own, higher_is_better=True))
+        yield MetricRecord("precision", found.precision, own, higher_is_better=True)
+        yield MetricRecord("recall", found.recall, own, higher_is_better=True)
     if "kid" in wanted:
-        records.append(MetricRecord("KID", kernel_distance(real, fake), protocol, higher_is_better=False))
-    return records
+        own = replace(protocol, reference_samples=len(real))
+        yield MetricRecord("KID", kernel_distance(real.to(fake.device), fake), own, higher_is_better=False)
+
+
+def _affordable(metric: Metric, images: int, measuring: Measuring) -> bool:
+    """Whether so many images on both sides together are compared, each with each; says so where they are not."""
+    if metric in measuring.required or images <= _COMPARED[torch.device(measuring.device).type]:
+        return True
+    print(
+        f"{metric} is left out: it compares each of {images:,} images with each, which takes hours; "
+        f"--metrics {metric} asks for it"
+    )
+    return False

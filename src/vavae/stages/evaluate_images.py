@@ -19,7 +19,7 @@ from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.stages.evaluate_store import Block, digest, tensor_digest
 from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import draw
-from vavae.training.precision import Precision, autocast, resolve_precision
+from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 
 def one_part(data: ImagesConfig) -> bool:
@@ -148,7 +148,7 @@ class GeneratorBlocks:
         labels: Sequence[int],
         seed: int,
         sampling: SamplingConfig,
-        precision: Precision,
+        precision: InferencePrecision,
         fingerprint: str,
     ) -> None:
         self.name = "samples"
@@ -186,7 +186,7 @@ class LatentBlocks:
         name: What to call them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, latents: Tensor, precision: Precision, name: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, latents: Tensor, precision: InferencePrecision, name: str) -> None:
         self.name = name
         self.count = len(latents)
         self.side: int | None = latents.shape[2] * tokenizer.factor
@@ -202,7 +202,8 @@ class LatentBlocks:
         def batches(batch_size: int) -> Iterator[Tensor]:
             for part in latents.split(batch_size):
                 with autocast(self._mode, self._tokenizer.device):
-                    yield to_uint8(self._tokenizer.decode(part).float()).cpu()
+                    decoded = self._tokenizer.decode(part).float()
+                yield to_uint8(decoded).cpu()
 
         return Block(digest(self._described, tensor_digest(latents)), batches)
 

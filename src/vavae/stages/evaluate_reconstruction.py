@@ -12,7 +12,7 @@ from vavae.metrics import Convention, fidelity
 from vavae.pretrained import Tokenizer
 from vavae.stages.evaluate_images import SourceBlocks, tokenizer_fingerprint
 from vavae.stages.evaluate_store import Block, BlockStore, StoredFeatures, digest, tensor_digest
-from vavae.training.precision import Precision, autocast, resolve_precision
+from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 
 def published_evaluation_crop(source: ImageSource, index: int, size: int) -> Tensor:
@@ -81,7 +81,7 @@ class Reconstructions:
         tokenizer: Tokenizer,
         perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
         store: BlockStore,
-        precision: Precision,
+        precision: InferencePrecision,
         seed: int,
     ) -> None:
         self.originals = originals

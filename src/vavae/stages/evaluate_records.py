@@ -33,7 +33,7 @@ from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.progress import track
 from vavae.stages.sample import draw
 from vavae.teachers import Teacher
-from vavae.training.precision import Precision, autocast, resolve_precision
+from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 # Of each convention, how images are cropped and what is compared.
 PREPROCESSING = {
@@ -58,7 +58,7 @@ class EncodedImages:
 
 
 def encode_all(
-    tokenizer: Tokenizer, source: ImageSource, size: int, batch_size: int, precision: Precision
+    tokenizer: Tokenizer, source: ImageSource, size: int, batch_size: int, precision: InferencePrecision
 ) -> EncodedImages:
     """Pixels, posterior means and labels of all images of a source."""
     device = tokenizer.device
@@ -74,7 +74,7 @@ def encode_all(
     return EncodedImages(torch.cat(pixels), torch.cat(latents), labels)
 
 
-def reconstruct_all(tokenizer: Tokenizer, latents: Tensor, batch_size: int, precision: Precision) -> Tensor:
+def reconstruct_all(tokenizer: Tokenizer, latents: Tensor, batch_size: int, precision: InferencePrecision) -> Tensor:
     """Normalised latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1], clamped, on the CPU."""
     device = tokenizer.device
     mode = resolve_precision(precision, device)
@@ -223,7 +223,7 @@ def drawn_pixels(
     seed: int,
     sampling: SamplingConfig,
     batch_size: int,
-    precision: Precision,
+    precision: InferencePrecision,
 ) -> Iterator[Tensor]:
     """Samples 0 … of the given labels as pixels, in order, with a progress bar."""
     with track("sampling", len(labels), "images") as bar:

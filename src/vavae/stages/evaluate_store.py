@@ -26,6 +26,7 @@ from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.metrics.inception import full_precision
 from vavae.progress import track
 from vavae.training.parallel import World
+from vavae.training.precision import without_tf32
 
 BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
 _WAITING = 3  # batches of pixels that may wait for the networks
@@ -186,7 +187,14 @@ class StoredFeatures:
 
     def all(self, part: str = "pool") -> Tensor:
         """All features, (N, d) float32."""
-        return torch.cat(list(self.blocks(part)))
+        found = torch.empty(0)
+        filled = 0
+        # Not a list of blocks put together, which would hold all of them twice.
+        for block in self.blocks(part):
+            found = found if filled else block.new_empty(self.count, *block.shape[1:])
+            found[filled : filled + len(block)] = block
+            filled += len(block)
+        return found
 
 
 def _file_key(content: str, network: FeatureNetwork, part: str) -> str:
@@ -247,7 +255,8 @@ def extract(
             found: dict[str, dict[str, list[Tensor]]] = {n.name: {p: [] for p in wanted[n.name]} for n in missing}
             for pixels in blocks.pixels():
                 for network in missing:
-                    said = network.all_parts(pixels)
+                    with without_tf32():
+                        said = network.all_parts(pixels)
                     for part in wanted[network.name]:
                         found[network.name][part].append(said[part].cpu())
                 bar.advance(len(pixels))

@@ -41,7 +41,7 @@ from vavae.stages.evaluate_store import BlockStore, StoredFeatures, digest, extr
 from vavae.stages.images import Selection, evenly
 from vavae.teachers import Teacher, resample_grid
 from vavae.training.parallel import World
-from vavae.training.precision import Precision, autocast, resolve_precision
+from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Work:
     store: BlockStore
     processes: World
     batch_size: int
-    precision: Precision
+    precision: InferencePrecision
     seed: int = 0
     bootstrap: int = 0
     workers: int = 4
@@ -128,7 +128,7 @@ def _counted(tokenizer: Tokenizer) -> FeatureNetwork:
     return FeatureNetwork("count", "count", tokenizer.device, lambda pixels: torch.ones(len(pixels), 1))
 
 
-def encoder_network(tokenizer: Tokenizer, precision: Precision) -> FeatureNetwork:
+def encoder_network(tokenizer: Tokenizer, precision: InferencePrecision) -> FeatureNetwork:
     """Normalised posterior means, flattened, as the features of a network."""
     mode = resolve_precision(precision, tokenizer.device)
 

@@ -431,7 +431,7 @@ def _distance(
         checkpoint=description,
         checkpoint_hash=fingerprint,
     )
-    return generation_records(features, reference, protocol, Measuring(("frechet",), device=str(bench.device)))
+    return list(generation_records(features, reference, protocol, Measuring(("frechet",), device=str(bench.device))))
 
 
 def _curve(bench: Bench, cell: GeneratorCell, folder: Path, unit: Unit) -> dict[str, Any]:

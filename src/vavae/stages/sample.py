@@ -25,7 +25,7 @@ from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.run_folder import check_not_foreign, exclusive
 from vavae.training.parallel import sharing_processes
-from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
+from vavae.training.precision import InferencePrecision, autocast, resolve_device, resolve_precision
 
 _RECORD = "samples.json"
 
@@ -55,7 +55,8 @@ class Config:
         guidance_stop: Guidance acts up to this time.
         guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
         device: auto, cpu, cuda, …
-        precision: Compute precision of the transformer; the published samples are fp32.
+        precision: Compute precision of the transformer: auto, fp32, bf16, or tf32, which is float32 with TF32 products
+            on GPUs, as the published samples; the decoder then has them too.
     """
 
     generator: str = "demo"
@@ -76,7 +77,7 @@ class Config:
     guidance_stop: float | None = None
     guidance_channels: int | None = None
     device: str = "auto"
-    precision: Precision = "fp32"
+    precision: InferencePrecision = "fp32"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.count < 1:
@@ -108,14 +109,17 @@ def draw(
     indices: Sequence[int],
     seed: int,
     sampling: SamplingConfig,
-    precision: Precision = "fp32",
+    precision: InferencePrecision = "fp32",
     size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Images of the given labels and sample numbers, (B, H, W, 3) uint8."""
     device = generator.tokenizer.device
-    with autocast(resolve_precision(precision, device), device):
+    mode = resolve_precision(precision, device)
+    with autocast(mode, device):
         latents = generator.latents(labels, seed, indices, sampling, size=size)
-    return to_uint8(generator.tokenizer.decode(latents.float())).cpu().numpy()
+    with autocast("fp32" if mode == "bf16" else mode, device):
+        images = generator.tokenizer.decode(latents.float())
+    return to_uint8(images).cpu().numpy()
 
 
 def run(config: Config) -> Path:

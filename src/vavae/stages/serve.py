@@ -11,7 +11,7 @@ from typing import Any
 from vavae.errors import UserError
 from vavae.pretrained import Generator, Tokenizer
 from vavae.pretrained import folder as files
-from vavae.training.precision import Precision, resolve_device
+from vavae.training.precision import InferencePrecision, resolve_device
 
 _PORTS = range(7860, 7960)
 
@@ -33,7 +33,7 @@ class Config:
     host: str = "127.0.0.1"
     port: int | None = None
     device: str = "auto"
-    precision: Precision = "auto"
+    precision: InferencePrecision = "auto"
 
     def __post_init__(self) -> None:
         if self.port is not None and not 1 <= self.port <= 65535:

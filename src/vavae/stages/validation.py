@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from vavae.stages.sample import choose_labels
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.microbatch import Portions
 from vavae.training.parallel import World
-from vavae.training.precision import autocast
+from vavae.training.precision import Compute, autocast
 
 _REFERENCE_IMAGES = 10_000
 
@@ -134,7 +133,7 @@ class SampleDistance:
         config: FrechetConfig,
         image_size: int,
         device: torch.device,
-        precision: Literal["fp32", "bf16"],
+        precision: Compute,
         world: World,
     ) -> None:
         self.config = config

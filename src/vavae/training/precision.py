@@ -1,14 +1,22 @@
 """Devices and compute precision, chosen explicitly."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
 
 from vavae.errors import UserError
 
+# What training can be asked for, what a model that is only used can be, and what it then computes in.
 Precision = Literal["auto", "fp32", "bf16"]
+InferencePrecision = Literal["auto", "fp32", "tf32", "bf16"]
+Compute = Literal["fp32", "tf32", "bf16"]
+
+# TF32 is switched for the whole process, and evaluation draws in one thread while another computes features.
+_TF32_SWITCH = threading.RLock()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -32,7 +40,7 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
+def resolve_precision(precision: InferencePrecision, device: torch.device) -> Compute:
     """`auto` is bf16 where the hardware multiplies bf16 matrices (Ampere GPUs or newer, AMX CPUs), else fp32."""
     if precision != "auto":
         return precision
@@ -41,11 +49,39 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
 
 
-def autocast(precision: Literal["fp32", "bf16"], device: torch.device) -> AbstractContextManager[None]:
-    """Autocast to bf16 compute with fp32 parameters, or nothing."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+def autocast(precision: Compute, device: torch.device) -> AbstractContextManager[None]:
+    """Autocast to bf16 compute with fp32 parameters, or TF32 in float32 products on GPUs, or nothing.
+
+    `tf32` is a switch of the whole process, put back afterwards: what computes in it waits for other threads that do,
+    and for those in `without_tf32`. On CPUs it is nothing.
+    """
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return _tf32() if precision == "tf32" and device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    """TF32 in matrix products and convolutions of float32."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    with _TF32_SWITCH:
+        usual = products.fp32_precision, convolutions.fp32_precision
+        # By torch's older switch, which moves the newer one along: where the two disagree, compilation fails.
+        if usual[0] != "tf32":
+            products.allow_tf32 = True
+        convolutions.fp32_precision = "tf32"
+        try:
+            yield
+        finally:
+            convolutions.fp32_precision = usual[1]
+            if usual[0] != "tf32":
+                products.allow_tf32 = False
+                products.fp32_precision = usual[0]
+
+
+def without_tf32() -> AbstractContextManager[object]:
+    """For computing while no other thread computes in `tf32`, whose switch would be felt here."""
+    return _TF32_SWITCH
 
 
 def fits_on(device: torch.device, size: int, share: float) -> bool:
@@ -53,10 +89,10 @@ def fits_on(device: torch.device, size: int, share: float) -> bool:
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] * share
 
 
-def image_memory_format(precision: Literal["fp32", "bf16"], device: torch.device) -> torch.memory_format:
+def image_memory_format(precision: Compute, device: torch.device) -> torch.memory_format:
     """The order of numbers in which convolutions are fast: channels last on GPUs and for bf16.
 
     In fp32 on CPUs the plain order is: a small tokenizer's step took 0.585 s so, and 0.631 s with channels last
     (2 cores, batch of 16, medians of 8 in turns).
     """
-    return torch.contiguous_format if device.type == "cpu" and precision == "fp32" else torch.channels_last
+    return torch.contiguous_format if device.type == "cpu" and precision != "bf16" else torch.channels_last

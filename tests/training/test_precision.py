@@ -1,0 +1,135 @@
+"""What TF32 is switched on for, and that it is off again afterwards."""
+
+import threading
+
+import pytest
+import torch
+
+from vavae.config import parse_command_line
+from vavae.errors import UserError
+from vavae.metrics.inception import full_precision
+from vavae.stages import sample, train_dit, train_tokenizer
+from vavae.training.precision import autocast, image_memory_format, resolve_precision, without_tf32
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # the switches are there without a GPU too
+PRODUCTS, CONVOLUTIONS = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+
+
+def switches() -> tuple[str, str]:
+    return PRODUCTS.fp32_precision, CONVOLUTIONS.fp32_precision
+
+
+@pytest.fixture(params=[("none", "tf32"), ("ieee", "ieee"), ("tf32", "tf32"), ("tf32", "ieee")], ids=str)
+def usual(request):
+    """What the switches are set to before."""
+    former = switches()
+    PRODUCTS.allow_tf32 = request.param[0] == "tf32"
+    PRODUCTS.fp32_precision, CONVOLUTIONS.fp32_precision = request.param
+    yield request.param
+    PRODUCTS.allow_tf32 = False
+    PRODUCTS.fp32_precision, CONVOLUTIONS.fp32_precision = former
+
+
+def test_tf32_is_on_inside_only(usual):
+    with autocast("tf32", CUDA):
+        assert switches() == ("tf32", "tf32")
+        assert not torch.is_autocast_enabled("cuda")
+        # Compilers ask the older switches, which torch refuses where they disagree with the newer.
+        assert PRODUCTS.allow_tf32 and torch.get_float32_matmul_precision() == "high"
+        with autocast("tf32", CUDA):
+            assert switches() == ("tf32", "tf32")
+        assert switches() == ("tf32", "tf32")
+    assert switches() == usual
+    assert PRODUCTS.allow_tf32 == (usual[0] == "tf32")
+
+
+def test_tf32_is_off_after_an_error(usual):
+    with pytest.raises(ZeroDivisionError), autocast("tf32", CUDA):
+        raise ZeroDivisionError
+    assert switches() == usual
+
+
+def test_features_stay_strict_inside(usual):
+    with autocast("tf32", CUDA):
+        with full_precision(CPU):
+            assert CONVOLUTIONS.fp32_precision == "ieee"
+        assert switches() == ("tf32", "tf32")
+    assert switches() == usual
+
+
+@pytest.mark.parametrize(("precision", "device"), [("tf32", CPU), ("fp32", CPU), ("fp32", CUDA)])
+def test_elsewhere_nothing_is_switched(precision, device):
+    former = switches()
+    with autocast(precision, device):
+        assert switches() == former
+
+
+def test_one_thread_does_not_feel_the_switch_of_another():
+    inside, leave, seen = threading.Event(), threading.Event(), []
+
+    def drawing():
+        with autocast("tf32", CUDA):
+            inside.set()
+            leave.wait(10)
+
+    def features():
+        with without_tf32():
+            seen.append(switches())
+
+    former = switches()
+    threads = [threading.Thread(target=drawing), threading.Thread(target=features)]
+    threads[0].start()
+    assert inside.wait(10)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert not seen
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert seen == [former]
+
+
+def test_tf32_is_float32_by_another_name_on_cpus():
+    assert resolve_precision("tf32", CPU) == "tf32"
+    assert image_memory_format("tf32", CPU) == image_memory_format("fp32", CPU)
+
+
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        (sample.Config, "--precision=tf16"),
+        (train_dit.Config, "--training.precision=tf32"),  # its gradients would be computed outside the switch
+        (train_tokenizer.Config, "--training.precision=tf32"),
+    ],
+)
+def test_other_names_are_refused(config, option):
+    with pytest.raises(UserError, match="precision"):
+        parse_command_line(config, [option], prog="vavae")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_products_and_convolutions_are_coarser_inside_only():
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this GPU has no TF32")
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 512, 512, dtype=torch.double, generator=generator)
+    images = torch.randn(2, 64, 32, 32, dtype=torch.double, generator=generator)
+    kernels = torch.randn(64, 64, 3, 3, dtype=torch.double, generator=generator)
+
+    def errors() -> list[float]:
+        """Largest error of a product and of a convolution, relative to the size of the values."""
+        exact = a @ b, torch.nn.functional.conv2d(images, kernels)
+        x, y, i, k = (tensor.float().cuda() for tensor in (a, b, images, kernels))
+        found = x @ y, torch.nn.functional.conv2d(i, k)
+        return [float((f.cpu() - e).abs().max() / e.std()) for f, e in zip(found, exact, strict=True)]
+
+    with full_precision(CUDA):
+        strict = errors()
+        with autocast("tf32", CUDA):
+            coarse = errors()
+            with full_precision(CUDA):
+                strict_convolution = errors()[1]
+        after = errors()
+    assert max(*strict, *after, strict_convolution) < 5e-5
+    assert min(coarse) > 2e-4 and max(coarse) < 2e-2
