@@ -70,6 +70,15 @@ def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
         assert mine and json.loads((tmp_path / "a.lock").read_text())["pid"] == os.getpid()
 
 
+def test_claims_of_the_dead_are_swept_away(tmp_path: Path) -> None:
+    claims = Claims(tmp_path)
+    (tmp_path / "dead.lock").write_text(json.dumps({"host": Owner.this().host, "pid": 2**22 + 1}))
+    (tmp_path / "elsewhere.lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    with claims.holding("alive"):
+        claims.sweep()
+        assert {path.name for path in tmp_path.glob("*.lock")} == {"alive.lock", "elsewhere.lock"}
+
+
 def holder(folder: Path) -> subprocess.Popen[str]:
     """Another process, which holds claim `a`."""
     code = (

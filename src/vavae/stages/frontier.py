@@ -279,6 +279,7 @@ def _run(config: Config, grid: Grid, called: Path | None) -> Path:
                 complaints = _work_together(config, called, runner)
         except KeyboardInterrupt as interrupt:
             stopped = interrupt
+        runner.claims.sweep()
     states = runner.states()
     show(states, None)
     page = write_everything(config, grid, runner.results, states)

@@ -232,6 +232,13 @@ class Claims:
             for owner in owners
         )
 
+    def sweep(self) -> None:
+        """Remove the claims of the dead: one that ends while it removes its own leaves it to nobody who asks again."""
+        with self._one_at_a_time():
+            for path in self.folder.glob("*.lock"):
+                if self.owner(path.stem) is None:
+                    path.unlink(missing_ok=True)
+
     def _one_at_a_time(self) -> FileLock:
         """Of two who find a dead owner's claim only one takes it over, and nobody removes what it has just taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
