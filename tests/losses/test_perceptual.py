@@ -143,5 +143,7 @@ def test_images_too_small_for_the_network_are_refused(network: Literal["vgg16", 
     assert smallest_side(network) == side
     model = LPIPS(network)
     assert model(torch.zeros(1, 3, side, side), torch.zeros(1, 3, side, side)).shape == (1,)
-    with pytest.raises(UserError, match=rf"^data\.size: images of {side} x {side - 1} pixels .* {network}, .* {side}$"):
+    with pytest.raises(
+        UserError, match=rf"^images of {side} x {side - 1} pixels .* {network}, .* {side} \(in a recipe: data\.size\)$"
+    ):
         model.extract(torch.zeros(1, 3, side, side - 1))

@@ -149,7 +149,7 @@ class LPIPS(nn.Module):
         if min(images.shape[2:]) < self._smallest:
             raise UserError(
                 f"images of {images.shape[2]} x {images.shape[3]} pixels are too small for LPIPS with "
-                f"{self._network}, which needs {self._smallest}"
+                f"{self._network}, which needs {self._smallest} (in a recipe: data.size)"
             )
         h = (images - self.shift) / self.scale
         taps = []
