@@ -20,20 +20,7 @@ _OF_EXTRAS = {
     "pretrained/test_diffusers_exchange.py": "diffusers",
     "serve/test_serve_page.py": "gradio",
 }
-# A file is one process's work, and these take minutes each: begun first, so that nobody waits for one in the end.
-_LONG = (
-    "stages/test_demo.py",
-    "training/test_processes.py",
-    "stages/test_frontier_workers.py",
-    "training/test_kills.py",
-    "stages/test_frontier.py",
-)
 collect_ignore = [path for path, extra in _OF_EXTRAS.items() if importlib.util.find_spec(extra) is None]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, the others as they come."""
-    items.sort(key=lambda item: not item.path.as_posix().endswith(_LONG))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
