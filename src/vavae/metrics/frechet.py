@@ -31,7 +31,7 @@ def _factor(covariance: Tensor) -> Tensor:
     """
     from scipy.linalg.lapack import dpstrf
 
-    symmetric = ((covariance + covariance.T) / 2).cpu().numpy()
+    symmetric = ((covariance + covariance.T) / 2).numpy()
     if not symmetric.diagonal().max(initial=0.0) > 0:
         return torch.zeros(len(symmetric), 0, dtype=torch.float64)
     lower, pivots, rank, _ = dpstrf(symmetric, lower=1)
@@ -42,9 +42,9 @@ def _factor(covariance: Tensor) -> Tensor:
 
 def _checked_factor(covariance: Tensor, name: str) -> Tensor:
     """`_factor`, which is one for positive semi-definite matrices only; statistics stored in float32 pass."""
+    covariance = covariance.cpu()
     factor = _factor(covariance)
-    missed = torch.linalg.norm(covariance.cpu() - factor @ factor.T)
-    if missed > _TOLERANCE * torch.linalg.norm(covariance.cpu()):
+    if torch.linalg.norm(covariance - factor @ factor.T) > _TOLERANCE * torch.linalg.norm(covariance):
         raise ValueError(f"{name} is not symmetric and positive semi-definite, as covariances are")
     return factor
 

@@ -27,7 +27,7 @@ from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.positions import Positions
 
-Labels = Sequence[int | str] | Sequence[int] | Sequence[str] | Tensor
+Labels = Sequence[int | str] | Tensor
 
 
 @dataclass(frozen=True)
