@@ -56,6 +56,14 @@ def test_probe_ignores_scale_shift_shape_and_names_of_classes():
     assert knn_accuracy(train[0], names[train[1]], test[0], names[test[1]]) == knn_accuracy(*train, *test)
 
 
+def test_arrays_of_numpy_count_as_tensors_do():
+    train, test = blobs(120, 0), blobs(90, 1)
+    arrays = [part.numpy() for part in (*train, *test)]
+    assert linear_probe(*arrays) == linear_probe(*train, *test)
+    assert knn_accuracy(*arrays) == knn_accuracy(*train, *test)
+    assert linear_probe(train[0], arrays[1], test[0], arrays[3]) == linear_probe(*train, *test)
+
+
 def test_noise_features_call_for_regularisation():
     """As many features, most of them noise, as samples: plain least squares fails, which the held-out part notices."""
     train, test = blobs(150, 0, 0.1), blobs(300, 1, 0.1)

@@ -1,26 +1,38 @@
 """How well classes can be read from latents or features: a linear probe and nearest neighbours. Deterministic."""
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae import counter
+
+Features = NDArray[np.floating] | Tensor
+Labels = NDArray[np.integer] | Tensor
 
 _HELD_OUT = 5  # every fifth training sample, in a fixed random order, chooses the regularisation
 _REGULARISATIONS = tuple(10.0 ** (exponent / 2) for exponent in range(-10, 7))  # 1e-5 ... 1e3
 
 
-def _as_rows(features: Tensor) -> Tensor:
-    """(N, ...) -> (N, d) float64."""
-    return features.detach().flatten(1).double()
-
-
-def _check_sets(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
+def _as_rows(
+    train_x: Features, train_y: Labels, test_x: Features, test_y: Labels
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features (N, ...) as (N, d) float64, labels beside them on their device; of both sets."""
     if len(train_x) != len(train_y) or len(test_x) != len(test_y):
         raise ValueError(
             f"{len(train_x)} and {len(test_x)} features need as many labels, not {len(train_y)} and {len(test_y)}"
         )
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(f"features differ in shape: {tuple(train_x.shape[1:])} and {tuple(test_x.shape[1:])}")
+    train, test = (_tensor(features).detach().flatten(1).double() for features in (train_x, test_x))
+    return train, _tensor(train_y).to(train.device), test, _tensor(test_y).to(train.device)
+
+
+def _tensor(values: NDArray[Any] | Tensor) -> Tensor:
+    """A tensor as it is, an array copied: torch cannot share those that are read-only, such as labels of a source."""
+    return values if isinstance(values, Tensor) else torch.tensor(values)
 
 
 class _RidgePath:
@@ -49,7 +61,7 @@ class _RidgePath:
         return ((x - self._mean) * self._scale) @ weights + self._target_mean
 
 
-def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> float:
+def linear_probe(train_x: Features, train_y: Labels, test_x: Features, test_y: Labels) -> float:
     """Accuracy of a ridge classifier on standardised features.
 
     One linear map to one-hot targets by least squares. Its regularisation is the one of 17 between 1e-5 and 1e3
@@ -65,11 +77,9 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tenso
     Returns:
         The share of test samples classified rightly, in [0, 1].
     """
-    _check_sets(train_x, train_y, test_x, test_y)
-    train, test = _as_rows(train_x), _as_rows(test_x)
-    train_y, test_y = train_y.to(train.device), test_y.to(train.device)
-    classes = train_y.unique()
-    targets = (train_y[:, None] == classes).double()
+    train, known, test, wanted = _as_rows(train_x, train_y, test_x, test_y)
+    classes = known.unique()
+    targets = (known[:, None] == classes).double()
 
     order = counter.permutation(0, "linear probe", len(train)).to(train.device)
     held, kept = order[::_HELD_OUT], order[torch.arange(len(order)) % _HELD_OUT != 0]
@@ -77,15 +87,15 @@ def linear_probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tenso
     best, best_accuracy = _REGULARISATIONS[-1], -1.0
     for regularisation in reversed(_REGULARISATIONS):
         predicted = classes[path.predict(train[held], regularisation).argmax(1)]
-        accuracy = float((predicted == train_y[held]).double().mean())
+        accuracy = float((predicted == known[held]).double().mean())
         if accuracy > best_accuracy:
             best, best_accuracy = regularisation, accuracy
     predicted = classes[_RidgePath(train, targets).predict(test, best).argmax(1)]
-    return float((predicted == test_y).double().mean())
+    return float((predicted == wanted).double().mean())
 
 
 def knn_accuracy(
-    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, k: int = 20, temperature: float = 0.07
+    train_x: Features, train_y: Labels, test_x: Features, test_y: Labels, k: int = 20, temperature: float = 0.07
 ) -> float:
     """Accuracy of a nearest-neighbour vote by cosine similarity, as is usual for frozen features.
 
@@ -103,14 +113,12 @@ def knn_accuracy(
     Returns:
         The share of test samples classified rightly, in [0, 1].
     """
-    _check_sets(train_x, train_y, test_x, test_y)
-    train = torch.nn.functional.normalize(_as_rows(train_x), dim=1)
-    test = torch.nn.functional.normalize(_as_rows(test_x), dim=1)
-    train_y, test_y = train_y.to(train.device), test_y.to(train.device)
-    classes = train_y.unique()
-    one_hot = (train_y[:, None] == classes).double()
+    train, known, test, wanted = _as_rows(train_x, train_y, test_x, test_y)
+    train, test = (torch.nn.functional.normalize(rows, dim=1) for rows in (train, test))
+    classes = known.unique()
+    one_hot = (known[:, None] == classes).double()
     right = 0
-    for queries, labels in zip(test.split(512), test_y.split(512), strict=True):
+    for queries, labels in zip(test.split(512), wanted.split(512), strict=True):
         similarity, neighbours = (queries @ train.T).topk(min(k, len(train)), dim=1)
         votes = (torch.exp(similarity / temperature)[..., None] * one_hot[neighbours]).sum(1)
         right += int((classes[votes.argmax(1)] == labels).sum())
