@@ -23,7 +23,6 @@ from vavae.training.tracking import read_metrics
 
 _BATCH = 100
 SHOWN = 10  # originals, and classes of samples
-SAMPLES_PER_CLASS = 8
 FORMING = 3  # samples whose formation is shown
 
 
@@ -142,7 +141,7 @@ def measure(plan: Plan, name: str, tokenizer: Tokenizer, generator: Generator, r
     tsne, tsne_labels, uniformity = _uniformity(plan, test, protocol)
     records += uniformity
     records.append(_generation_record(plan, generator, reference, str(folder / "generator" / "generator")))
-    labels = _shown_labels(generator)
+    labels = _shown_labels(plan, generator)
     shown = draw(generator, labels, range(len(labels)), plan.seed, SAMPLING, "auto")
     return Measured(
         name=name,
@@ -190,7 +189,7 @@ def _generation_record(plan: Plan, generator: Generator, reference: Reference, c
 def shipped_gallery(plan: Plan) -> Gallery:
     """Samples of the model that comes with the package."""
     generator = Generator.from_pretrained(SHIPPED["demo"], resolve_device(plan.device))
-    labels = _shown_labels(generator)
+    labels = _shown_labels(plan, generator)
     samples = draw(generator, labels, range(len(labels)), plan.seed, generator.sampling, "auto")
     seen = [model.provenance["images_seen"] for model in (generator.tokenizer, generator)]
     note = (
@@ -207,16 +206,14 @@ def guidance_said(sampling: SamplingConfig) -> str:
     return f"guidance {sampling.guidance_scale:g} for {interval}, {sampling.steps} {sampling.solver} grid points"
 
 
-def _shown_labels(generator: Generator) -> list[int]:
+def _shown_labels(plan: Plan, generator: Generator) -> list[int]:
     classes = range(min(SHOWN, generator.num_classes))
-    return [label for label in classes for _ in range(SAMPLES_PER_CLASS)]
+    return [label for label in classes for _ in range(plan.budget.samples_per_class)]
 
 
 def _formation(plan: Plan, generator: Generator, labels: Sequence[int]) -> list[tuple[float, np.ndarray]]:
     """What the network expects some samples to become, at nine moments on their way."""
-    indices = [row * SAMPLES_PER_CLASS for row in range(FORMING) if row * SAMPLES_PER_CLASS < len(labels)]
-    if not indices:
-        indices = [0]
+    indices = range(0, len(labels), plan.budget.samples_per_class)[:FORMING]  # of different classes
     kept: list[tuple[float, Tensor]] = []
     moments = set(np.linspace(0, SAMPLING.steps - 2, 8).round().astype(int).tolist())
 

@@ -37,6 +37,7 @@ class Budget:
         width: Of the transformer.
         depth: Of the transformer.
         samples: Samples for the Fréchet distance.
+        samples_per_class: Samples of each class on the page.
         tsne_points: Points of the t-SNE picture.
     """
 
@@ -48,20 +49,22 @@ class Budget:
     width: int = 256
     depth: int = 6
     samples: int = 500
+    samples_per_class: int = 8
     tsne_points: int = 1000
 
 
 DEFAULT = Budget()
 QUICK = Budget(
-    train_images=300,
-    test_images=100,
+    train_images=160,
+    test_images=80,
     tokenizer_images=512,
     adversarial_from=384,
     generator_images=1_280,
     width=128,
     depth=3,
-    samples=50,
-    tsne_points=200,
+    samples=40,
+    samples_per_class=2,
+    tsne_points=80,
 )
 
 SAMPLING = SamplingConfig(steps=50, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
