@@ -43,7 +43,7 @@ def findings(config: Config) -> list[tuple[str, str]]:
         properties = torch.cuda.get_device_properties(device)
         rows.append(("device", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
     else:
-        rows.append(("device", f"CPU, {torch.get_num_threads()} threads; no GPU was found"))
+        rows.append(("device", f"CPU (threads: {torch.get_num_threads()}); no GPU was found"))
     precision = resolve_precision("auto", device)
     why = "the hardware multiplies bf16 matrices" if precision == "bf16" else "no hardware bf16 matrices"
     rows.append(("precision", f"auto means {precision}: {why}"))
