@@ -353,6 +353,15 @@ def test_published_crop_of_the_evaluation():
         evaluate_reconstruction.published_evaluation_crop(One(exact), 0, 32),  # type: ignore[arg-type]
         to_tensor(np.array(exact)),
     )
+    # Other rectangles are cut from the smallest picture that covers them: rows decide, or columns do.
+    for size, covering, box in (
+        ((24, 20), (33, 24), (6, 0, 26, 24)),
+        ((24, 50), (50, 35), (0, 6, 50, 30)),
+    ):
+        crop = evaluate_reconstruction.published_evaluation_crop(One(wide), 0, size)  # type: ignore[arg-type]
+        pillow = np.array(wide.resize(covering, Image.Resampling.BILINEAR).crop(box))
+        assert crop.shape == (3, *size)
+        assert float((crop - to_tensor(pillow)).abs().max()) < 2.5 / 127.5
 
 
 @pytest.mark.parametrize(
@@ -397,7 +406,7 @@ class GridTeacher(torch.nn.Module):
 
 
 def test_latent_measures_are_those_of_the_latents(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_teacher", lambda name, input_size: GridTeacher())
+    monkeypatch.setattr(evaluate, "load_teacher", lambda name, **sizes: GridTeacher())
     config = reconstruction_config(models, tmp_path, conventions=[], latents=1000, teacher="grid")
     found = values(evaluate.run(config))
     tokenizer = make_tokenizer()

@@ -20,6 +20,7 @@ from vavae.flow import TimeDistribution, flow_matching_loss, path_by_name
 from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
+from vavae.sizes import Size, enlarged, size_of
 from vavae.stages.encode import fingerprint
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
@@ -70,7 +71,7 @@ class TransformerConfig:
     label_dropout: float = 0.1
     activation_checkpointing: Recomputation = "none"
 
-    def resolve(self, latent_channels: int, latent_size: int | tuple[int, int], num_classes: int) -> LightningDiTConfig:
+    def resolve(self, latent_channels: int, latent_size: Size, num_classes: int) -> LightningDiTConfig:
         """The full shape for given latents.
 
         Raises:
@@ -310,7 +311,9 @@ class TransformerTask(Task):
     @cached_property
     def _distance(self) -> SampleDistance:
         settings = self.latents.settings
-        size = settings.image_size if settings is not None else self.latents.shape[1] * self.tokenizer.factor
+        size = enlarged(size_of(*self.latents.shape[1:]), self.tokenizer.factor)
+        if settings is not None:
+            size = settings.image_size
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
     def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:
