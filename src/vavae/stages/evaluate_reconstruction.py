@@ -51,14 +51,14 @@ class Originals:
         self.count = len(source)
         self.size: Size | None = size
         self.convention = convention
-        self._crop = size
+        self._size = size
         self._strict = SourceBlocks(source, size, workers)
 
     def images(self, indices: Sequence[int]) -> Tensor:
         """(len(indices), 3, H, W) float32 in [-1, 1]."""
         if self.convention == "strict":
             return to_tensor(self._strict.pixels(indices))
-        return torch.stack([published_evaluation_crop(self.source, int(i), self._crop) for i in indices])
+        return torch.stack([published_evaluation_crop(self.source, int(i), self._size) for i in indices])
 
     def open(self, indices: Sequence[int]) -> Block:
         """The block as 8-bit pixels; its key is their hash."""
