@@ -277,7 +277,7 @@ def test_what_does_not_fit_the_models_is_told(
     told = refused("evaluate", "tokenizer", str(path / "tokenizer/tokenizer"), *data, "--data.size=[24, 42]")
     assert "data.size: 24x42 is no multiple of the tokenizer's factor 4" in told
     told = refused(*commands(images, path)["generator"], "--transformer.patch_size=4", new)
-    assert "latent_size: 6x10 is not a multiple of patch_size 4" in told
+    assert f"latents: those in {path / 'latents'} are of 6x10, no multiple of the transformer's patch 4" in told
     # Latents of another size in the same folder, and a run of another size.
     kept = tmp_path / "latents"
     shutil.copytree(path / "latents", kept)

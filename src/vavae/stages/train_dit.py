@@ -20,7 +20,7 @@ from vavae.flow import TimeDistribution, flow_matching_loss, path_by_name
 from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
-from vavae.sizes import Size, enlarged, size_of
+from vavae.sizes import Size, enlarged, sides, size_of, written
 from vavae.stages.encode import fingerprint
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
@@ -36,6 +36,7 @@ from vavae.training.precision import autocast, fits_on, resolve_device, resolve_
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
 from vavae.training.tracking import check_loggers
 from vavae.transformer import LightningDiT, LightningDiTConfig
+from vavae.transformer.sizes import parse_size
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ class TransformerTask(Task):
         self.path = path_by_name(config.flow.path)
         channels, height, width = latents.shape
         _check_tokenizer(config, latents, tokenizer)
+        _check_patch(config, size_of(height, width))
         self.statistics = latents.statistics if config.normalisation == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
         torch.manual_seed(config.training.seed)
@@ -446,6 +448,18 @@ def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenize
         raise UserError(
             f"latents: {config.latents} was encoded by a tokenizer with fingerprint {made_by[:12]}…, "
             f"but tokenizer: {config.tokenizer} has {given[:12]}…; encode again, or name the tokenizer that made them"
+        )
+
+
+def _check_patch(config: Config, latent_size: Size) -> None:
+    """Raise UserError where latents are no whole number of patches: in the recipe's words, which has no latent size."""
+    patch = config.transformer.patch_size
+    if patch is None:
+        patch = parse_size(config.transformer.size)[1]
+    if patch > 0 and any(side % patch for side in sides(latent_size)):
+        raise UserError(
+            f"latents: those in {config.latents} are of {written(latent_size)}, no multiple of the transformer's patch "
+            f"{patch}"
         )
 
 
