@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vavae.errors import UserError
-from vavae.sizes import Size, sides, written
 from vavae.transformer.blocks import Block, FinalLayer
 from vavae.transformer.layers import LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding, unpatchify
 from vavae.transformer.positions import (
@@ -49,7 +48,7 @@ class LightningDiTConfig:
             (`vavae.transformer.positions` says which is for what).
     """
 
-    latent_size: Size = 16
+    latent_size: int | tuple[int, int] = 16
     patch_size: int = 1
     latent_channels: int = 32
     width: int = 1152
@@ -72,8 +71,7 @@ class LightningDiTConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not a positive number")
         if any(side < 1 or side % self.patch_size for side in self.latent_hw):
-            size = written(self.latent_size)
-            raise UserError(f"latent_size: {size} is not a multiple of patch_size {self.patch_size}")
+            raise UserError(f"latent_size: {self.latent_size} is not a multiple of patch_size {self.patch_size}")
         if self.width % self.heads:
             raise UserError(f"heads: {self.heads} does not divide width {self.width}")
         if self.width % 4:
@@ -106,7 +104,8 @@ class LightningDiTConfig:
     @property
     def latent_hw(self) -> tuple[int, int]:
         """Latent (height, width) the network is trained on."""
-        return sides(self.latent_size)
+        size = self.latent_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -134,7 +133,7 @@ class LightningDiT(nn.Module):
 
     def __init__(
         self,
-        latent_size: Size = 16,
+        latent_size: int | tuple[int, int] = 16,
         patch_size: int = 1,
         latent_channels: int = 32,
         width: int = 1152,
