@@ -1,12 +1,13 @@
 """Recipes and options become dataclasses; what cannot is named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vavae.config import parse_command_line
+from vavae.config import load_recipe, parse_command_line, to_yaml
 from vavae.errors import UserError
-from vavae.stages import evaluate, train_dit, train_tokenizer
+from vavae.stages import demo, encode, evaluate, frontier, train_dit, train_tokenizer
 from vavae.stages.sample import Config
 
 
@@ -34,6 +35,17 @@ MISTAKES: list[tuple[type, str, str]] = [
     (Config, "--seed 1 word", "unexpected argument 'word': a recipe, or other words, must stand before all options"),
     (Config, "--colour red", "unknown option --colour; see 'vavae x --help'"),
     (evaluate.Config, "--data.limit x", "data.limit: expected a whole number or null; got x"),
+    (
+        train_tokenizer.Config,
+        "--data.size [192]",
+        "data.size: expected a whole number, or 2 values, each a whole number; got [192]",
+    ),
+    (demo.Config, "--size [24,40]", "size: expected a whole number; got [24, 40]"),
+    (
+        frontier.Config,
+        "--data.size 24,40",
+        "data.size: 24x40 is not square, and 'vavae frontier' takes square images only",
+    ),
     (train_dit.Config, "--flow.path bent", "flow.path: expected one of linear, cosine, vp; got bent"),
     (train_tokenizer.Config, "--training.batch_size four", "training.batch_size: expected a whole number; got four"),
     (train_tokenizer.Config, "--training x", "training: expected a group of keys (images, batch_size, seed, …); got x"),
@@ -58,6 +70,27 @@ def test_a_mistake_is_told_without_the_parsers_words(config_class: type, options
     with pytest.raises(UserError) as refused:
         parse_command_line(config_class, options.split(), "vavae x")
     assert str(refused.value) == told
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (["--data.size", "64"], 64),
+        (["--data.size=[64, 64]"], 64),
+        (["--data.size", "[192, 320]"], (192, 320)),
+        (["--data.size=[192,320]"], (192, 320)),
+        (["--data.size", "192,320"], (192, 320)),
+    ],
+)
+def test_a_size_is_a_number_or_two(options: list[str], size: Any, tmp_path: Path) -> None:
+    config = parse_command_line(encode.Config, options, "vavae x")
+    assert config.data.size == size
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(to_yaml(config))
+    assert ("  size: 64\n" if size == 64 else "  size:\n  - 192\n  - 320\n") in recipe.read_text()
+    assert load_recipe(encode.Config, recipe) == config
+    aligned = parse_command_line(train_tokenizer.Config, ["--teacher.input_size", "168,280"], "vavae x")
+    assert aligned.teacher.input_size == (168, 280)
 
 
 def test_a_key_misspelt_in_a_group_of_a_recipe_is_named_with_its_neighbour(tmp_path: Path) -> None:

@@ -21,6 +21,6 @@ class _Convolution(Backbone):
         return TeacherFeatures(self.layer(pixels), None)
 
 
-def tiny_teacher(seed: int = 0) -> Teacher:
-    """Six channels for each patch of four pixels of images of 16; the weights are those of `seed`."""
-    return Teacher("convolution", _Convolution(seed), (16, 16), IMAGENET)
+def tiny_teacher(seed: int = 0, input_size: tuple[int, int] = (16, 16)) -> Teacher:
+    """Six channels for each patch of four pixels of images of 16, or another size; the weights are those of `seed`."""
+    return Teacher("convolution", _Convolution(seed), input_size, IMAGENET)

@@ -50,7 +50,11 @@ def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
 
 
 def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
-    """`--labels 3` means `--labels [3]`, and `--labels 3,4` means `--labels [3,4]`; free text may hold commas."""
+    """`--labels 3` means `--labels [3]`, and `--labels 3,4` means `--labels [3,4]`; free text may hold commas.
+
+    Where one number has a meaning of its own, as in `--data.size 256`, it stays one.
+    """
+    numbers = {f"--{name}" for name, kind in fields_of(config_class).items() if int in alternatives(kind)}
     lists = {
         f"--{name}": str in get_args(one)  # whether it is of free text
         for name, kind in fields_of(config_class).items()
@@ -60,6 +64,8 @@ def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
 
     def bracketed(option: str, value: str) -> str:
         if option not in lists or value.lstrip().startswith("[") or value in ("", "null"):
+            return value
+        if option in numbers and "," not in value:
             return value
         return json.dumps([value]) if lists[option] else f"[{value}]"
 

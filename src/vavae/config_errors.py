@@ -88,7 +88,7 @@ def _named(kind: Any) -> str:
     parts = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
         names = [_named(part) for part in parts]
-        return (", or " if "," in names[0] else " or ").join(names)
+        return (", or " if any("," in name for name in names) else " or ").join(names)
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, parts))}"
     if get_origin(kind) is list or parts[1:] == (Ellipsis,):

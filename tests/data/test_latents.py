@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -426,3 +427,20 @@ def test_index_is_plain_json(folder):
     assert index["total"] == 50 and index["settings"]["posterior"] == "sample"
     assert [shard["first"] for shard in index["shards"]] == [0, 12, 24, 36, 48]
     assert all(len(shard["sha256"]) == 64 for shard in index["shards"])
+
+
+@pytest.mark.parametrize(("size", "stored"), [(32, 32), ((24, 40), [24, 40])])
+def test_the_index_tells_the_size_of_the_images(size, stored, tmp_path):
+    config = replace(SETTINGS, image_size=size)
+    write(tmp_path, config=config)
+    finish(tmp_path, config=config)
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert index["settings"]["image_size"] == stored
+    assert LatentDataset(tmp_path).settings == config
+    assert write(tmp_path, config=config) == 0
+    with pytest.raises(UserError, match=r"was made with image_size = .*, not 16"):
+        write(tmp_path, config=replace(SETTINGS, image_size=16))
+    index["settings"]["image_size"] = [24]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"index\.json is damaged: image_size: \[24\] is neither"):
+        LatentDataset(tmp_path)

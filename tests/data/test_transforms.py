@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vavae import counter
 from vavae.data import (
     DemoImages,
     FolderImages,
@@ -162,3 +165,99 @@ def test_pixels_taken_for_images_are_refused():
         to_uint8(torch.zeros(2, 8, 8, 3))
     with pytest.raises(ValueError, match="images must be"):
         to_uint8(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+
+
+def square_center_crop(image: Image.Image, size: int) -> Image.Image:
+    """The crop as it was while all images were square."""
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def square_random_crop(image: Image.Image, size: int, seed: int, position: int) -> Image.Image:
+    """The random crop as it was, with its anti-aliased resize."""
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    across, down = counter.uniform(seed, "random crop", [position], (2,))[0].tolist()
+    left, top = int(across * (width - size + 1)), int(down * (height - size + 1))
+    return resized.crop((left, top, left + size, top + size))
+
+
+@settings(max_examples=40)
+@given(st.integers(9, 200), st.integers(9, 200), st.integers(8, 48), st.integers(0, 99))
+def test_crops_of_squares_are_what_they_were(width, height, size, position):
+    image = photograph(width, height)
+    assert center_crop(image, size).tobytes() == square_center_crop(image, size).tobytes()
+    ours = published_random_crop(image, size, 3, position, antialias=True)
+    assert ours.tobytes() == square_random_crop(image, size, 3, position).tobytes()
+
+
+def adm_rectangle(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Second implementation, in arrays and fractions: halvings are means of 2x2 pixels of even sides."""
+    while pixels.shape[0] >= 2 * height and pixels.shape[1] >= 2 * width:
+        rows, columns = pixels.shape[0] // 2, pixels.shape[1] // 2
+        assert pixels.shape[:2] == (2 * rows, 2 * columns), "the test uses even sides"
+        halved = np.floor(pixels.reshape(2 * rows, columns, 2, 3).astype(np.float64).mean(axis=2) + 0.5)
+        pixels = np.floor(halved.reshape(rows, 2, columns, 3).mean(axis=1) + 0.5).astype(np.uint8)
+    rows, columns = pixels.shape[:2]
+    # Which side decides: the one that would otherwise end too short.
+    scale = Fraction(height, rows) if height * columns >= width * rows else Fraction(width, columns)
+    resized = np.asarray(Image.fromarray(pixels).resize((round(columns * scale), round(rows * scale)), Image.BICUBIC))
+    top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - width) // 2
+    return resized[top : top + height, left : left + width]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [(512, 256, (32, 96)), (256, 320, (64, 40)), (96, 71, (48, 80)), (40, 64, (24, 40)), (400, 80, (24, 40))],
+)
+def test_a_rectangle_agrees_with_second_implementation(width, height, size):
+    image = photograph(width, height)
+    ours = np.asarray(center_crop(image, size))
+    assert ours.shape == (*size, 3)
+    assert (ours == adm_rectangle(np.asarray(image), *size)).all()
+
+
+@settings(max_examples=60)
+@given(*[st.integers(8, 300)] * 2, *[st.integers(8, 64)] * 2, st.integers(0, 99), st.booleans())
+def test_crops_hold_nothing_but_the_image(width, height, rows, columns, position, antialias):
+    """Pillow fills what lies outside an image with black, so of a white one nothing but white may come."""
+    white = Image.new("RGB", (width, height), (255, 255, 255))
+    for crop in (
+        center_crop(white, (rows, columns)),
+        published_random_crop(white, (rows, columns), 0, position, antialias),
+    ):
+        assert crop.size == (columns, rows) and crop.getextrema() == ((255, 255),) * 3
+
+
+@pytest.mark.parametrize(("width", "height", "way"), [(150, 60, 1), (100, 150, 0)])
+def test_a_random_rectangle_moves_along_the_longer_side(width, height, way):
+    image, (rows, columns) = photograph(width, height), (48, 64)
+    scale = max(rows / height, columns / width)
+    whole = bilinear(np.asarray(image), round(height * scale), round(width * scale))
+    room = whole.shape[way] - (rows, columns)[way]
+    assert whole.shape[1 - way] == (rows, columns)[1 - way] and room > 20
+    starts = set()
+    for position in range(30):
+        crop = np.asarray(published_random_crop(image, (rows, columns), 1, position)).astype(float)
+        windows = [whole[:, s : s + columns] if way else whole[s : s + rows] for s in range(room + 1)]
+        errors = [np.abs(crop - window).max() for window in windows]
+        assert min(errors) <= 0.51
+        starts.add(int(np.argmin(errors)))
+    assert len(starts) > 10 and min(starts) < 6 and max(starts) > room - 6
+
+
+def test_rectangles_from_folder_and_memory(tmp_path):
+    for i in range(3):
+        photograph(90 + i, 50 - i).save(tmp_path / f"{i}.png")
+    source = FolderImages(tmp_path)
+    pixels = load_pixels(source, [2, 0], (24, 40))
+    assert pixels.shape == (2, 24, 40, 3)
+    assert (pixels[0].numpy() == np.asarray(center_crop(source.image(2), (24, 40)))).all()
+    memory = InMemoryImages(source, (24, 40))
+    assert torch.equal(load_images(memory, [2, 0], (24, 40)), to_tensor(pixels))
+    assert memory.pixels.shape == (3, 24, 40, 3)

@@ -147,3 +147,12 @@ def test_images_too_small_for_the_network_are_refused(network: Literal["vgg16", 
         UserError, match=rf"^images of {side} x {side - 1} pixels .* {network}, .* {side} \(in a recipe: data\.size\)$"
     ):
         model.extract(torch.zeros(1, 3, side, side - 1))
+
+
+def test_a_recipe_whose_shorter_side_is_too_small_is_refused() -> None:
+    PerceptualConfig(network="alexnet").check_size((31, 64))
+    PerceptualConfig(weight=0.0, network="alexnet").check_size((64, 30))
+    with pytest.raises(
+        UserError, match=r"^data\.size: 64x30 is too small for objective\.perceptual with alexnet, .* 31;"
+    ):
+        PerceptualConfig(network="alexnet").check_size((64, 30))

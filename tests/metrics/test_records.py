@@ -76,3 +76,12 @@ def test_obstacles_are_differences_but_for_what_is_compared():
     bare = changed(feature_network_hash=None)
     assert bare.obstacles(changed(feature_network_hash=None, feature_network="other")) == ["feature_network"]
     assert RECORD.obstacles(changed(reference="x")) == ["reference"]
+
+
+def test_images_that_are_not_square_have_two_numbers():
+    square, wide = (
+        MetricRecord("psnr", 30.0, Protocol(samples=10, image_size=size), unit="dB") for size in (24, (24, 40))
+    )
+    assert [r.to_dict()["protocol"]["image_size"] for r in (square, wide)] == [24, [24, 40]]
+    again = MetricRecord.from_dict(json.loads(json.dumps(wide.to_dict())))
+    assert again == wide and again.obstacles(wide) == [] and again.obstacles(square) == ["image_size"]

@@ -30,6 +30,7 @@ from vavae.pretrained.reading import read_checkpoint
 from vavae.stages import convert
 from vavae.stages.convert import Config
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
+from vavae.transformer import LightningDiT
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +153,16 @@ def test_what_published_files_cannot_say_is_told_or_refused(capsys: pytest.Captu
     written_generator(prediction="data")
     assert vavae("convert", "ours", "refused", "--to", "published") == 2
     assert "prediction: data; published files know only velocity, noise, score" in capsys.readouterr().err
+    assert not Path("refused").exists()
+
+
+def test_a_generator_of_rectangles_is_refused_to_the_published_code(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
+    wide = LightningDiT(latent_size=(2, 4), patch_size=2, latent_channels=8, width=32, depth=1, heads=2, num_classes=3)
+    Generator(wide, tokenizer).save_pretrained("ours")
+    assert vavae("convert", "ours", "refused", "--to", "published") == 2
+    size = f"{2 * tokenizer.factor}x{4 * tokenizer.factor}"
+    assert f"to: {size} is not square, and the published code takes square images only" in capsys.readouterr().err
     assert not Path("refused").exists()
 
 

@@ -14,6 +14,7 @@ from vavae.data import demo_pixels, to_tensor, to_uint8
 from vavae.errors import UserError
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.serve.studio import Studio, spherical
+from vavae.transformer import LightningDiT
 
 FEW = SamplingConfig(steps=4, guidance_scale=2.0)
 
@@ -102,6 +103,16 @@ def test_a_tokenizer_alone_only_reconstructs(studio: Studio) -> None:
     for act in (lambda: alone.sample([0]), lambda: alone.between_seeds(0, 0, 1)):
         with pytest.raises(UserError, match="a tokenizer alone draws no samples"):
             act()
+
+
+def test_a_generator_of_rectangles(studio: Studio) -> None:
+    tokenizer = studio.tokenizer
+    channels, factor = tokenizer.latent_channels, tokenizer.factor
+    network = LightningDiT(latent_size=(2, 4), latent_channels=channels, width=32, depth=1, heads=2, num_classes=3)
+    wide = Studio(tokenizer, Generator(network, tokenizer, sampling=SamplingConfig(steps=2)))
+    assert wide.side == 4 * factor
+    assert wide.sample([0, 1]).shape == (2, 2 * factor, 4 * factor, 3)
+    assert wide.between_images(picture(0), picture(1), wide.side, 3).shape == (3, wide.side, wide.side, 3)
 
 
 @pytest.mark.parametrize("side", [0, 33, 1028, -4])

@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from evaluate_models import BLOCK, colour_network, make_generator, make_tokenizer, use_colours
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.linalg import sqrtm
 
@@ -330,29 +332,60 @@ def test_reconstruction_in_both_conventions(models, tmp_path):
     assert found["PSNR", "strict"].obstacles(found["PSNR", "published"]) == differing
 
 
+class OnePicture:
+    """A source of one image."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self.picture = picture
+
+    def image(self, index: int) -> Image.Image:
+        return self.picture
+
+
 def test_published_crop_of_the_evaluation():
     """Short side to `size` by anti-aliased bilinear, then the middle, without rounding to 8 bits."""
 
-    class One:
-        name, class_names, num_classes = "one", ("a",), 1
-
-        def __init__(self, image: Image.Image) -> None:
-            self.picture = image
-
-        def image(self, index: int) -> Image.Image:
-            return self.picture
-
     wide = Image.fromarray(DemoImages("test").pixels[0]).resize((90, 64), Image.Resampling.BICUBIC)
-    crop = evaluate_reconstruction.published_evaluation_crop(One(wide), 0, 32)  # type: ignore[arg-type]
+    crop = evaluate_reconstruction.published_evaluation_crop(OnePicture(wide), 0, 32)  # type: ignore[arg-type]
     assert crop.shape == (3, 32, 32)
     # Pillow resizes like torch's anti-aliased bilinear, but rounds.
     pillow = np.asarray(wide.resize((45, 32), Image.Resampling.BILINEAR))[:, 6:38]
     assert float((crop - to_tensor(pillow)).abs().max()) < 2.5 / 127.5
     exact = Image.fromarray(DemoImages("test").pixels[1])
     assert torch.equal(
-        evaluate_reconstruction.published_evaluation_crop(One(exact), 0, 32),  # type: ignore[arg-type]
+        evaluate_reconstruction.published_evaluation_crop(OnePicture(exact), 0, 32),  # type: ignore[arg-type]
         to_tensor(np.array(exact)),
     )
+    # Other rectangles are cut from the smallest picture that covers them: rows decide, or columns do.
+    for size, covering, box in (
+        ((24, 20), (33, 24), (6, 0, 26, 24)),
+        ((24, 50), (50, 35), (0, 6, 50, 30)),
+    ):
+        crop = evaluate_reconstruction.published_evaluation_crop(OnePicture(wide), 0, size)  # type: ignore[arg-type]
+        pillow = np.array(wide.resize(covering, Image.Resampling.BILINEAR).crop(box))
+        assert crop.shape == (3, *size)
+        assert float((crop - to_tensor(pillow)).abs().max()) < 2.5 / 127.5
+
+
+def published_square(picture: Image.Image, size: int) -> torch.Tensor:
+    """The published crop as it was while all images were square."""
+    image = to_tensor(np.array(picture))[None]
+    height, width = image.shape[2:]
+    short = min(height, width)
+    if short != size:
+        sides = (size * height // short, size * width // short)
+        image = F.interpolate(image, size=sides, mode="bilinear", align_corners=False, antialias=True)
+    top, left = (round((side - size) / 2.0) for side in image.shape[2:])
+    return image[0, :, top : top + size, left : left + size]
+
+
+@settings(max_examples=30)
+@given(*[st.integers(8, 120)] * 2, *[st.integers(8, 48)] * 2)
+def test_published_crop_of_squares_is_what_it_was_and_others_are_covered(width, height, rows, columns):
+    source = OnePicture(Image.fromarray(DemoImages("test").pixels[2]).resize((width, height)))
+    crop = evaluate_reconstruction.published_evaluation_crop
+    assert torch.equal(crop(source, 0, rows), published_square(source.picture, rows))  # type: ignore[arg-type]
+    assert crop(source, 0, (rows, columns)).shape == (3, rows, columns)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -397,7 +430,7 @@ class GridTeacher(torch.nn.Module):
 
 
 def test_latent_measures_are_those_of_the_latents(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_teacher", lambda name, input_size: GridTeacher())
+    monkeypatch.setattr(evaluate, "load_teacher", lambda name, **sizes: GridTeacher())
     config = reconstruction_config(models, tmp_path, conventions=[], latents=1000, teacher="grid")
     found = values(evaluate.run(config))
     tokenizer = make_tokenizer()

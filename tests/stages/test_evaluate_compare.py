@@ -116,3 +116,11 @@ def test_files_that_are_no_results_are_refused(files, tmp_path, capsys):
         compare_files(a, files("c.json", SCORE))
     assert run(["evaluate", "compare", a]) == 2
     assert "two JSON files" in capsys.readouterr().err
+
+
+def test_sizes_are_told_as_they_are_written(tmp_path):
+    for name, size in (("square", 24), ("wide", (24, 40))):
+        records = [MetricRecord("PSNR", 20.0, Protocol(samples=10, image_size=size), "dB", True)]
+        write_records(tmp_path / f"{name}.json", records)
+    with pytest.raises(UserError, match=r"image_size: 24 against 24x40 \(PSNR\)"):
+        compare_files(tmp_path / "square.json", tmp_path / "wide.json")

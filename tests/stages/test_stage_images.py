@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vavae.config import to_plain
 from vavae.errors import UserError
 from vavae.stages.images import ImagesConfig, Selection, evenly
 
@@ -93,3 +95,29 @@ def test_a_selection_is_its_images(indices: list[int]) -> None:
 def test_wrong_numbers_are_named(wrong: dict[str, float], named: str) -> None:
     with pytest.raises(UserError, match=named):
         ImagesConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "latents"), [(32, 32, (8, 8)), ([32, 32], 32, (8, 8)), ([24, 40], (24, 40), (6, 10))]
+)
+def test_a_size_is_a_number_or_height_and_width(given: Any, kept: Any, latents: tuple[int, int]) -> None:
+    config = ImagesConfig("demo", given)
+    assert config.size == kept and config == ImagesConfig("demo", kept)
+    assert to_plain(config)["size"] == (kept if isinstance(kept, int) else [*kept])
+    assert config.latent_size(4) == latents
+
+
+@pytest.mark.parametrize(
+    ("given", "factor", "told"),
+    [
+        (40, 16, r"^data\.size: 40 is no multiple of the tokenizer's factor 16$"),
+        ([24, 42], 4, r"^data\.size: 24x42 is no multiple of the tokenizer's factor 4$"),
+        ([22, 40], 4, r"^data\.size: 22x40 is no multiple of the tokenizer's factor 4$"),
+        ([0, 32], 4, r"^size: images of 0x32 pixels are too small; at least 8$"),
+        ([32, 7], 4, r"^size: images of 32x7 pixels are too small; at least 8$"),
+        ([192], 4, r"^size: \[192\] is neither a number nor \[height, width\]$"),
+    ],
+)
+def test_a_size_that_does_not_fit_is_named(given: Any, factor: int, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        ImagesConfig("demo", given).latent_size(factor)

@@ -7,12 +7,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import VISION_MODELS, randomise
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.sizes import Size, sides
 from vavae.teachers import TEACHERS, Teacher, load_teacher
+from vavae.teachers.base import Backbone
+from vavae.teachers.registry import _in_shape_of
+
+
+class Backbone14(Backbone):
+    """Patches of 14, and nothing else."""
+
+    width, patch = 1, 14
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +114,30 @@ def test_published_changes_the_features(folder: Path) -> None:
     published = load_teacher(folder, input_size=48, normalisation="published")
     assert not torch.allclose(default(_images(48)).grid, published(_images(48)).grid, atol=1e-2)
     assert default.fingerprint() != published.fingerprint()
-    with pytest.raises(UserError, match="square"):
+    told = "^normalisation: 'published' needs a square input_size of teacher '.*', not"
+    with pytest.raises(UserError, match=f"{told} 48x32: give"):
         load_teacher(folder, input_size=(48, 32), normalisation="published")
+    with pytest.raises(UserError, match=f"{told} 176x288"):
+        load_teacher(folder, image_size=(192, 320), normalisation="published")
+    assert load_teacher(folder, input_size=48, image_size=(192, 320), normalisation="published").input_size == (48, 48)
+
+
+@pytest.mark.parametrize(
+    ("images", "grid"),
+    [
+        (None, (28, 28)),
+        (256, (28, 28)),
+        ((192, 320), (22, 36)),
+        ((320, 192), (36, 22)),
+        ((256, 384), (23, 34)),
+        ((8, 4096), (1, 633)),  # so long a strip that one row is too many
+    ],
+)
+def test_images_that_are_not_square_keep_their_shape(images: Size | None, grid: tuple[int, int], folder: Path) -> None:
+    """At about the area of the teacher's own 224 px, in whole patches of 8."""
+    teacher = load_teacher(folder, image_size=images)
+    assert teacher.grid_size == grid and teacher.input_size == (8 * grid[0], 8 * grid[1])
+    assert load_teacher(folder, input_size=32, image_size=images).input_size == (32, 32)
 
 
 def test_a_teacher_stays_frozen(folder: Path) -> None:
@@ -189,3 +222,16 @@ def test_the_table_is_consistent() -> None:
         assert spec.input_size % spec.patch == 0
         assert spec.licence
     assert "saliency" in next(spec.note for spec in TEACHERS if spec.name == "dinov2-small-focus")
+
+
+@given(st.integers(16, 1024), st.integers(16, 1024))
+def test_the_shape_in_whole_patches_is_near(height: int, width: int) -> None:
+    """No side is off by a patch from that of the same shape and area, and turned images have a turned input."""
+    found = sides(_in_shape_of((height, width), 224, Backbone14()))
+    exact = (224 * (height / width) ** 0.5, 224 * (width / height) ** 0.5)
+    assert all(side % 14 == 0 and abs(side - ideal) < 14 for side, ideal in zip(found, exact, strict=True))
+    assert sides(_in_shape_of((width, height), 224, Backbone14())) == found[::-1]
+
+
+def test_the_latents_grid_where_it_has_the_area() -> None:
+    assert _in_shape_of((192, 320), 224, Backbone14()) == (12 * 14, 20 * 14)

@@ -78,6 +78,9 @@ def test_sam_answers_with_its_neck_at_its_only_size(tmp_path: Path) -> None:
     assert (teacher.width, teacher.grid_size, features.pooled) == (12, (4, 4), None)
     with pytest.raises(UserError, match="takes only input_size 32, not 64 x 64"):
         load_teacher(tmp_path, input_size=64)
+    wide = load_teacher(tmp_path, image_size=(24, 40))
+    assert wide.input_size == (32, 32)  # squeezed into it
+    torch.testing.assert_close(wide(_images(24, 40)).grid, teacher(_images(24, 40)).grid)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)], ids=["native", "other"])

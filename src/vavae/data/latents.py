@@ -27,6 +27,7 @@ from torch import Tensor
 from vavae.data.latent_check import check_files
 from vavae.errors import UserError, one_line
 from vavae.files import read_json_object
+from vavae.sizes import Size, as_size
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 from vavae.unfinished import UNFINISHED
 
@@ -44,7 +45,7 @@ class LatentSettings:
     """What latents are made of; two parts of one folder must agree in all of it.
 
     Attributes:
-        image_size: Side of the encoded images in pixels.
+        image_size: Of the encoded images in pixels: one number for squares, else (height, width).
         posterior: "sample" stores one sample of the posterior per image, as published; "mean" stores its mean.
         seed: Seed of the posterior samples.
         dtype: Type in which latents are stored.
@@ -54,7 +55,7 @@ class LatentSettings:
         class_names: One name per class.
     """
 
-    image_size: int
+    image_size: Size
     posterior: Literal["sample", "mean"] = "sample"
     seed: int = 0
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -200,13 +201,15 @@ class LatentDataset:
         try:
             known = {field.name for field in fields(LatentSettings)}
             stored = {key: value for key, value in index["settings"].items() if key in known}
-            settings = LatentSettings(**stored | {"class_names": tuple(stored["class_names"])})
+            stored["class_names"] = tuple(stored["class_names"])
+            stored["image_size"] = as_size("image_size", stored["image_size"])
+            settings = LatentSettings(**stored)
             records = [ShardRecord(**record) for record in index["shards"]]
             hashes = {record.file: record.sha256 for record in records}
             if "statistics_sha256" in index:  # former versions did not note it
                 hashes[STATISTICS_NAME] = index["statistics_sha256"]
             return settings, records, hashes
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, UserError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
 
     def __len__(self) -> int:

@@ -15,37 +15,44 @@ from torch import Tensor
 
 from vavae import counter
 from vavae.data.sources import ArrayImages, ImageSource
+from vavae.sizes import Size, sides
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The ADM centre crop (arXiv 2105.05233), used for encoding and evaluation: an image of size x size pixels.
+def _covering(image: Image.Image, size: Size) -> tuple[int, int]:
+    """(width, height) of the image scaled so that it just covers `size`: of a square, the short side is as long."""
+    height, width = sides(size)
+    scale = max(height / image.height, width / image.width)
+    return round(image.width * scale), round(image.height * scale)
 
-    Halves the image by box averaging while its short side is at least twice `size`, then brings the short side
-    to `size` with a bicubic filter, and cuts the middle out.
+
+def center_crop(image: Image.Image, size: Size) -> Image.Image:
+    """The ADM centre crop (arXiv 2105.05233), used for encoding and evaluation: an image of `size`, in pixels.
+
+    Halves the image by box averaging while both sides are at least twice as long as wanted, then scales it with a
+    bicubic filter until it just covers `size`, and cuts the middle out. Of a square, the short side becomes `size`.
     """
-    while min(image.size) >= 2 * size:
+    height, width = sides(size)
+    while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    image = image.resize(_covering(image, size), Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def published_random_crop(
-    image: Image.Image, size: int, seed: int, position: int, antialias: bool = False
+    image: Image.Image, size: Size, seed: int, position: int, antialias: bool = False
 ) -> Image.Image:
-    """The crop of published tokenizer training: short side to `size` bilinearly, then a random size x size window.
+    """The crop of published tokenizer training: scaled bilinearly to just cover `size`, then a random window of it.
 
     Args:
         image: RGB image.
-        size: Side of the crop in pixels.
+        size: Of the crop in pixels; of a square, the short side becomes `size`, as published.
         seed: Seed of the run.
         position: Position in the data order; the window is a function of (seed, position) only.
         antialias: Average over the source pixels each target pixel covers. The published resize does not, so
             large photographs are aliased; use it to repeat the published training.
     """
-    scale = size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
+    (width, height), (rows, columns) = _covering(image, size), sides(size)
     if antialias:
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
     elif (width, height) == image.size:
@@ -55,8 +62,8 @@ def published_random_crop(
         pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
         resized = Image.fromarray(pixels[0].round().to(torch.uint8).permute(1, 2, 0).numpy())
     across, down = counter.uniform(seed, "random crop", [position], (2,))[0].tolist()
-    left, top = int(across * (width - size + 1)), int(down * (height - size + 1))
-    return resized.crop((left, top, left + size, top + size))
+    left, top = int(across * (width - columns + 1)), int(down * (height - rows + 1))
+    return resized.crop((left, top, left + columns, top + rows))
 
 
 def to_tensor(pixels: Tensor | np.ndarray | Image.Image) -> Tensor:
@@ -84,19 +91,19 @@ def flip_horizontally(images: Tensor, mask: Tensor | None = None) -> Tensor:
     return flipped if mask is None else torch.where(mask.view(-1, 1, 1, 1), flipped, images)
 
 
-def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: int) -> Tensor:
-    """Centre-cropped images of `source` as pixels, (len(indices), size, size, 3) uint8."""
+def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size) -> Tensor:
+    """Centre-cropped images of `source` as pixels, (len(indices), H, W, 3) uint8."""
     wanted = [int(index) for index in indices]
-    if isinstance(source, ArrayImages) and source.pixels.shape[1:3] == (size, size):
+    if isinstance(source, ArrayImages) and source.pixels.shape[1:3] == sides(size):
         return torch.from_numpy(source.pixels[wanted])
-    pixels = torch.empty((len(wanted), size, size, 3), dtype=torch.uint8)
+    pixels = torch.empty((len(wanted), *sides(size), 3), dtype=torch.uint8)
     for row, index in enumerate(wanted):
         pixels[row] = torch.from_numpy(np.array(center_crop(source.image(index), size)))
     return pixels
 
 
-def load_images(source: ImageSource, indices: Tensor | Sequence[int], size: int) -> Tensor:
-    """Centre-cropped images of `source`, (len(indices), 3, size, size) float32 in [-1, 1]."""
+def load_images(source: ImageSource, indices: Tensor | Sequence[int], size: Size) -> Tensor:
+    """Centre-cropped images of `source`, (len(indices), 3, H, W) float32 in [-1, 1]."""
     return to_tensor(load_pixels(source, indices, size))
 
 
@@ -105,11 +112,11 @@ class InMemoryImages(ArrayImages):
 
     Args:
         source: The images.
-        size: Side in pixels.
+        size: In pixels.
         workers: Number of decoding threads.
     """
 
-    def __init__(self, source: ImageSource, size: int, workers: int = 2) -> None:
+    def __init__(self, source: ImageSource, size: Size, workers: int = 2) -> None:
         chunks = torch.arange(len(source)).split(64)
         with ThreadPoolExecutor(max(1, workers)) as pool:
             parts = list(pool.map(lambda chunk: load_pixels(source, chunk, size), chunks))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.sizes import Size, sides, written
 
 Network = Literal["vgg16", "alexnet"]
 
@@ -31,15 +32,15 @@ class PerceptualConfig:
         if self.network not in ("vgg16", "alexnet"):
             raise UserError(f"perceptual.network: {self.network!r} is neither 'vgg16' nor 'alexnet'")
 
-    def check_side(self, side: int) -> None:
-        """Check that square images of a run are large enough for the network.
+    def check_size(self, size: Size) -> None:
+        """Check that images of a run are large enough for the network.
 
         Raises:
             UserError: They are not.
         """
-        if self.weight > 0 and side < smallest_side(self.network):
+        if self.weight > 0 and min(sides(size)) < smallest_side(self.network):
             raise UserError(
-                f"data.size: {side} is too small for objective.perceptual with {self.network}, which needs "
+                f"data.size: {written(size)} is too small for objective.perceptual with {self.network}, which needs "
                 f"{smallest_side(self.network)}; objective.perceptual.weight 0 does without"
             )
 

@@ -5,6 +5,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
+from vavae.sizes import Size, as_size
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -24,7 +26,7 @@ class Protocol:
         seed: Seed of the samples, be it of a generator or of the tokenizer's posterior.
         dtype: Compute type of the generator or tokenizer: fp32, tf32 (float32 with TF32 products on GPUs) or bf16.
         posterior: "sample" or "mean" of the tokenizer's posterior.
-        image_size: Side of the images in pixels.
+        image_size: Of the images in pixels: one number for squares, else (height, width).
         preprocessing: How images were cropped and quantised.
         feature_network: Name of the feature network.
         feature_network_hash: Its fingerprint.
@@ -48,7 +50,7 @@ class Protocol:
     seed: int | None = None
     dtype: str | None = None
     posterior: Literal["sample", "mean"] | None = None
-    image_size: int | None = None
+    image_size: Size | None = None
     preprocessing: str | None = None
     feature_network: str | None = None
     feature_network_hash: str | None = None
@@ -102,6 +104,8 @@ class MetricRecord:
         protocol = dict(plain["protocol"])
         if "guidance_interval" in protocol:
             protocol["guidance_interval"] = tuple(protocol["guidance_interval"])
+        if "image_size" in protocol:
+            protocol["image_size"] = as_size("image_size", protocol["image_size"])
         changed = {"value": float(plain["value"]), "protocol": Protocol(**protocol)}
         if "interval" in plain:
             changed["interval"] = tuple(plain["interval"])

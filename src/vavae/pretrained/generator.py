@@ -23,6 +23,7 @@ from vavae.pretrained.loading import LoadedTransformer, load_transformer
 from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.reading import read_safetensors
 from vavae.pretrained.tokenizer import StatisticsSource, Tokenizer, device_only
+from vavae.sizes import Size, enlarged, size_of
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.positions import Positions
@@ -137,6 +138,11 @@ class Generator:
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent at the size the transformer was trained on."""
         return self.transformer.config.latent_channels, *self.transformer.config.latent_hw
+
+    @property
+    def image_size(self) -> Size:
+        """Size in pixels of the images it was trained on, and draws by default."""
+        return enlarged(size_of(*self.transformer.config.latent_hw), self.tokenizer.factor)
 
     def to(self, device: torch.device | str) -> Self:
         """Move both networks to `device`; they stay float32, and `torch.autocast` makes them faster.

@@ -17,6 +17,7 @@ from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
 from vavae.pretrained import SamplingConfig
 from vavae.report.contents import name_of
 from vavae.serve.studio import LARGEST_SIDE, MOST_IMAGES, Studio
+from vavae.sizes import written
 
 # Small images are shown pixel by pixel, not blurred.
 CSS = """
@@ -68,7 +69,7 @@ def _described(studio: Studio) -> str:
     if generator is not None:
         config = generator.transformer.config
         said.append(f"LightningDiT of depth {config.depth} and width {config.width}, {config.num_classes} classes")
-        said.append(f"{studio.side} px")
+        said.append(f"{written(generator.image_size)} px")
     return " · ".join([*said, f"on {tokenizer.device.type.upper()}"])
 
 

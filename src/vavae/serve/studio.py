@@ -21,6 +21,7 @@ from vavae.flow import DETERMINISTIC_SOLVERS
 from vavae.metrics import psnr, ssim
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.pca import pca_maps
+from vavae.sizes import sides
 from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 LARGEST_SIDE = 1024
@@ -70,10 +71,8 @@ class Studio:
 
     @property
     def side(self) -> int:
-        """Side of the images in pixels: what the generator draws; 256 for a tokenizer alone, as published."""
-        if self.generator is None:
-            return 256
-        return max(self.generator.transformer.config.latent_hw) * self.tokenizer.factor
+        """Longer side of what the generator draws, in pixels; 256 for a tokenizer alone, as published."""
+        return 256 if self.generator is None else max(sides(self.generator.image_size))
 
     def sample(
         self,

@@ -21,6 +21,7 @@ from vavae.pretrained import folder as files
 from vavae.pretrained.loading import open_checkpoint
 from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.published_recipes import ConvertedRecipe, convert_recipe, published_training
+from vavae.sizes import square_side
 from vavae.tokenizer import LatentStatistics
 from vavae.torch_file import save_whole
 from vavae.unfinished import is_free, whole_folder
@@ -202,6 +203,8 @@ def _generator(config: Config, source: Path, output: Path) -> None:
         heads=config.heads,
     )
     _tell(generator.report)
+    if config.to == "published":
+        square_side("to", generator.image_size, "the published code")
     with whole_folder(output):
         _write_generator(config, generator, output)
 

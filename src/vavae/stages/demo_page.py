@@ -13,6 +13,7 @@ from vavae.metrics import MetricRecord
 from vavae.pretrained import assets
 from vavae.report import DemoReport, Gallery, Headline, MetricRow, RunReport, StepTiming, write_page
 from vavae.report.numbers import duration
+from vavae.sizes import written
 from vavae.stages.demo_measure import Measured, Reference, guidance_said
 from vavae.stages.demo_plan import SAMPLING, Plan
 from vavae.training.precision import resolve_device, resolve_precision
@@ -129,7 +130,7 @@ def _images_note(plan: Plan, reference: Reference) -> str:
 
 def _teacher_note(plan: Plan, reference: Reference) -> str:
     known = {state.name: state for state in assets.list_assets()}
-    said = f"{plan.teacher} at {reference.teacher.input_size[0]} px"
+    said = f"{plan.teacher} at {written(reference.teacher.input_size)} px"
     if plan.teacher in known:
         said += f": {known[plan.teacher].description.rstrip('.')}. Licence: {known[plan.teacher].licence}"
     return said

@@ -89,8 +89,7 @@ class _Encoder:
         self.source = source
         self.device = tokenizer.device
         self.precision = resolve_precision(config.precision, self.device)
-        side = config.data.size // tokenizer.factor
-        self.shape = (tokenizer.latent_channels, side, side)
+        self.shape = (tokenizer.latent_channels, *config.data.latent_size(tokenizer.factor))
 
     @torch.inference_mode()
     def _latents(self, images: Tensor, indices: Tensor, stream: str) -> Tensor:
@@ -125,8 +124,7 @@ def run(config: Config) -> LatentDataset:
     folder = Path(config.output)
     # Shards hold latents as the network gives them, so a published one can be used before its statistics are known.
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device), statistics="identity")
-    if config.data.size % tokenizer.factor:
-        raise UserError(f"data.size: {config.data.size} is no multiple of the tokenizer's factor {tokenizer.factor}")
+    config.data.latent_size(tokenizer.factor)
     with ExitStack() as held:
         world = held.enter_context(processes(config.device))
         world.once(lambda: _claim(folder, held))

@@ -11,6 +11,7 @@ from vavae.errors import UserError
 from vavae.flow import SolverName
 from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.sizes import Size, as_size, written
 from vavae.stages import evaluate_tokenizer as of_tokenizer
 from vavae.stages.evaluate_compare import compare_files, print_comparison
 from vavae.stages.evaluate_generation import (
@@ -79,7 +80,8 @@ class Config:
         latents: Latents to measure uniformity, probes, alignment and interpolation on, at most.
         tsne_seeds: Runs of t-SNE to average for the published uniformity; 0 leaves it out.
         teacher: Also measure how latents agree with this teacher's features (tokenizers only).
-        teacher_size: Input size of the teacher; null is its own.
+        teacher_size: Input size of the teacher, one number or [height, width]; null is its own, and for images that are
+            not square about its area in their shape.
         bootstrap: Repetitions for 95 % intervals of distances and means; 0 is none.
         features: Folder where features are kept for later runs; null is `features` in vavae's cache.
         seed: Seed of samples, of posteriors and of the bootstrap.
@@ -113,7 +115,7 @@ class Config:
     latents: int = 10_000
     tsne_seeds: int = 10
     teacher: str | None = None
-    teacher_size: int | None = None
+    teacher_size: Size | None = None
     bootstrap: int = 0
     features: str | None = None
     seed: int = 0
@@ -124,6 +126,8 @@ class Config:
     precision: InferencePrecision = "fp32"
 
     def __post_init__(self) -> None:
+        if self.teacher_size is not None:
+            object.__setattr__(self, "teacher_size", as_size("teacher_size", self.teacher_size))
         if self.count < 2 or self.batch_size < 1:
             raise UserError(f"count must be at least 2 and batch_size 1, not {self.count} and {self.batch_size}")
         if self.latents < 4 or self.tsne_seeds < 0 or self.bootstrap < 0 or self.bootstrap == 1:
@@ -168,15 +172,12 @@ class _Against:
     measuring: Measuring
 
 
-def _check_side(name: str, side: int | None, reference: int | None) -> None:
-    if side is not None and reference is not None and side != reference:
+def _check_size(name: str, size: Size | None, reference: Size | None) -> None:
+    if size is not None and reference is not None and size != reference:
         raise UserError(
-            f"{name}: images of {side} px cannot be measured against a reference of {reference} px (data.size)"
+            f"{name}: images of {written(size)} px cannot be measured against a reference of {written(reference)} px "
+            "(data.size)"
         )
-
-
-def _side(generator: Generator) -> int:
-    return generator.latent_shape[1] * generator.tokenizer.factor
 
 
 def _open_reference(config: Config, store: BlockStore, together: World, samples: int) -> _Against:
@@ -215,7 +216,7 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
 def _measure(
     images: ImageBlocks, against: _Against, protocol: Protocol, config: Config, store: BlockStore, together: World
 ) -> Iterator[MetricRecord]:
-    _check_side(images.name, images.side, against.reference.side)
+    _check_size(images.name, images.size, against.reference.size)
     parts = parts_for(against.measuring.metrics)
     features = extract(images, against.networks, store, config.batch_size, together, images.name, parts)
     if not together.first:
@@ -245,17 +246,17 @@ def _check_models(config: Config) -> None:
         raise UserError(f"real_split: {config.real_split} is the reference itself; take the other part")
     if config.real_split is not None and config.metrics and "frechet" not in config.metrics:
         raise UserError("real_split: FDr is a ratio of Fréchet distances: add frechet to the metrics")
-    size: int | None = config.data.size
+    size: Size | None = config.data.size
     if config.reference is not None:
         held = npz_images(config.reference)
-        size = None if held is None else held.side
+        size = None if held is None else held.size
     for path in config.model:
         if config.what == "generator":
             generator = Generator.from_pretrained(path)
             config.sampling(generator.sampling)
-            _check_side(path, _side(generator), size)
+            _check_size(path, generator.image_size, size)
         else:
-            _check_side(path, _sample_images(path).side, size)
+            _check_size(path, _sample_images(path).size, size)
     if config.reference is None:
         _check_images(config)
 
@@ -264,8 +265,8 @@ def _check_images(config: Config) -> None:
     """Refuse enlarged demo images: who names no images would measure a model of others with them."""
     if config.data.images == "demo" and config.data.size != _DEMO_SIDE:
         raise UserError(
-            f"data.images: the demo's are of {_DEMO_SIDE} px, not {config.data.size}; name the images to measure with, "
-            f"or give --data.size {_DEMO_SIDE}"
+            f"data.images: the demo's are of {_DEMO_SIDE} px, not {written(config.data.size)}; name the images to "
+            f"measure with, or give --data.size {_DEMO_SIDE}"
         )
 
 
@@ -301,7 +302,7 @@ def _generator(config: Config, store: BlockStore, together: World) -> Iterator[M
             protocol = replace(
                 sampling_protocol(sampling, config.count, config.seed, config.label_protocol),
                 dtype=resolve_precision(config.precision, device),
-                image_size=images.side,
+                image_size=images.size,
                 checkpoint=path,
                 checkpoint_hash=fingerprint,
             )
@@ -312,7 +313,7 @@ def _samples(config: Config, store: BlockStore, together: World) -> Iterator[Met
     sets = [_sample_images(path) for path in config.model]
     against = _open_reference(config, store, together, min(images.count for images in sets))
     for path, images in zip(config.model, sets, strict=True):
-        protocol = Protocol(samples=images.count, image_size=images.side, checkpoint=path)
+        protocol = Protocol(samples=images.count, image_size=images.size, checkpoint=path)
         yield from _measure(images, against, protocol, config, store, together)
 
 
@@ -350,11 +351,10 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
         named["published"] = _networks(config, as_published)
     teacher = None
     if config.teacher is not None:
-        teacher = load_teacher(config.teacher, input_size=config.teacher_size).to(device)
+        teacher = load_teacher(config.teacher, input_size=config.teacher_size, image_size=size).to(device)
     for number, path in enumerate(config.model):
         tokenizer = Tokenizer.from_pretrained(path, device)
-        if size % tokenizer.factor:
-            raise UserError(f"data.size: {size} is no multiple of the tokenizer's factor {tokenizer.factor}")
+        config.data.latent_size(tokenizer.factor)
         protocol = Protocol(
             samples=len(source),
             split=f"{source.name} ({part})",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vavae.errors import UserError
 from vavae.metrics import MetricRecord
+from vavae.sizes import written
 from vavae.stages.evaluate_table import telling_columns, telling_names, wide_console
 
 
@@ -38,6 +39,8 @@ def _stated(record: MetricRecord, name: str) -> str:
     value = getattr(record.protocol, name)
     if name.endswith("_hash") and value is not None:
         return value[:12]
+    if name == "image_size" and isinstance(value, tuple):
+        return written(value)
     return "not stated" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -52,7 +55,7 @@ def read_records(path: str | Path) -> list[MetricRecord]:
         return [MetricRecord.from_dict(entry) for entry in plain]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(f"{path}: holds no records of 'vavae evaluate' ({type(error).__name__}: {error})") from error
 
 

@@ -23,6 +23,7 @@ from vavae.metrics import (
     precision_recall,
 )
 from vavae.metrics.frechet import read_npz, stored_count
+from vavae.sizes import Size
 from vavae.stages.evaluate_images import npz_images
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
 from vavae.stages.images import spread
@@ -62,13 +63,13 @@ class Reference:
         name: What to call it.
         features: Features of its images by network; empty where there are statistics only.
         statistics: Statistics of a file by network: where they are, they stand for its images in distances.
-        side: Side of its images in pixels, where it is known.
+        size: Of its images in pixels, where it is known.
     """
 
     name: str
     features: dict[str, StoredFeatures]
     statistics: dict[str, Statistics]
-    side: int | None
+    size: Size | None
 
     def moments(self, network: str, part: str = "pool") -> tuple[RunningMoments, int | None, str] | None:
         """Moments, number of images and hash; None where it cannot tell.
@@ -198,7 +199,7 @@ def open_reference(
         raise UserError(f"reference: {name} holds one image only; at least 2 are needed")
     parts = [part for part in parts_for(metrics) if part != "logits"]
     features = extract(images, networks, store, batch_size, processes, "reference", parts)
-    return Reference(name, features, statistics, images.side)
+    return Reference(name, features, statistics, images.size)
 
 
 def _what_lacks(

@@ -16,6 +16,7 @@ from vavae.data import ArrayImages, ImageSource, has_test_part, load_pixels, ope
 from vavae.errors import UserError, one_line
 from vavae.metrics.features import weights_fingerprint
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.sizes import Size, enlarged, size_of
 from vavae.stages.evaluate_store import Block, digest, tensor_digest
 from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import draw
@@ -36,21 +37,21 @@ class SourceBlocks:
 
     Args:
         source: The images.
-        size: Side they are cropped to.
+        size: They are cropped to it.
         workers: Threads that decode.
     """
 
-    def __init__(self, source: ImageSource, size: int, workers: int = 4) -> None:
+    def __init__(self, source: ImageSource, size: Size, workers: int = 4) -> None:
         self.source = source
         self.name = source.name
         self.count = len(source)
-        self.side: int | None = size
+        self.size: Size | None = size
         self._workers = workers
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """(len(indices), size, size, 3) uint8."""
-        assert self.side is not None
-        size = self.side
+        """(len(indices), H, W, 3) uint8."""
+        assert self.size is not None
+        size = self.size
         if isinstance(self.source, ArrayImages) or self._workers < 2:
             return load_pixels(self.source, indices, size)
         chunks = torch.tensor(list(indices)).split(max(1, -(-len(indices) // self._workers)))
@@ -76,7 +77,7 @@ class ArrayBlocks:
         self._pixels = pixels
         self.name = name
         self.count = len(pixels)
-        self.side: int | None = pixels.shape[1]
+        self.size: Size | None = size_of(*pixels.shape[1:3])
 
     def open(self, indices: Sequence[int]) -> Block:
         """The block; its key is the hash of its pixels."""
@@ -108,13 +109,14 @@ class FileBlocks:
         self.files = files
         self.name = str(folder)
         self.count = len(files)
-        self.side: int | None = _pixels_of(files[0]).shape[0]
+        self._shape = _pixels_of(files[0]).shape
+        self.size: Size | None = size_of(*self._shape[:2])
 
     def open(self, indices: Sequence[int]) -> Block:
         """The block; its key is the hash of its pixels."""
         with ThreadPoolExecutor(4) as pool:
             arrays = list(pool.map(lambda i: _pixels_of(self.files[i]), indices))
-        if any(array.shape[0] != self.side or array.shape != arrays[0].shape for array in arrays):
+        if any(array.shape != self._shape for array in arrays):
             raise UserError(f"{self.name}: its images differ in size")
         return _block_of(torch.from_numpy(np.stack(arrays)))
 
@@ -153,7 +155,7 @@ class GeneratorBlocks:
     ) -> None:
         self.name = "samples"
         self.count = len(labels)
-        self.side: int | None = generator.latent_shape[1] * generator.tokenizer.factor
+        self.size: Size | None = generator.image_size
         self._generator = generator
         self._labels = labels
         self._seed = seed
@@ -189,7 +191,7 @@ class LatentBlocks:
     def __init__(self, tokenizer: Tokenizer, latents: Tensor, precision: InferencePrecision, name: str) -> None:
         self.name = name
         self.count = len(latents)
-        self.side: int | None = latents.shape[2] * tokenizer.factor
+        self.size: Size | None = enlarged(size_of(*latents.shape[2:]), tokenizer.factor)
         self._tokenizer = tokenizer
         self._latents = latents
         self._mode = resolve_precision(precision, tokenizer.device)

@@ -10,26 +10,29 @@ from vavae import counter
 from vavae.data import ImageSource, to_tensor, to_uint8
 from vavae.metrics import Convention, fidelity
 from vavae.pretrained import Tokenizer
+from vavae.sizes import Size, sides
 from vavae.stages.evaluate_images import SourceBlocks, tokenizer_fingerprint
 from vavae.stages.evaluate_store import Block, BlockStore, StoredFeatures, digest, tensor_digest
 from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 
-def published_evaluation_crop(source: ImageSource, index: int, size: int) -> Tensor:
-    """An image as the published evaluation of tokenizers crops it, (3, size, size) float32 in [-1, 1].
+def published_evaluation_crop(source: ImageSource, index: int, size: Size) -> Tensor:
+    """An image as the published evaluation of tokenizers crops it, (3, H, W) float32 in [-1, 1].
 
-    Short side resized to `size`, bilinear and anti-aliased, on floats that are not rounded again; then the middle.
+    Resized until it just covers `size` (of a square, the short side becomes `size`), bilinear and anti-aliased, on
+    floats that are not rounded again; then the middle.
     """
     import numpy as np
 
     image = to_tensor(np.array(source.image(index)))[None]
-    height, width = image.shape[2:]
-    short = min(height, width)
-    if short != size:
-        sides = (size * height // short, size * width // short)
-        image = F.interpolate(image, size=sides, mode="bilinear", align_corners=False, antialias=True)
-    top, left = (round((side - size) / 2.0) for side in image.shape[2:])
-    return image[0, :, top : top + size, left : left + size]
+    (height, width), (rows, columns) = image.shape[2:], sides(size)
+    # In whole numbers, as published: one side is as wanted, and the other, rounded down, at least that.
+    lower = rows * width < columns * height
+    covering = (columns * height // width, columns) if lower else (rows, rows * width // height)
+    if covering != (height, width):
+        image = F.interpolate(image, size=covering, mode="bilinear", align_corners=False, antialias=True)
+    top, left = round((covering[0] - rows) / 2.0), round((covering[1] - columns) / 2.0)
+    return image[0, :, top : top + rows, left : left + columns]
 
 
 class Originals:
@@ -37,22 +40,22 @@ class Originals:
 
     Args:
         source: The images.
-        size: Side they are cropped to.
+        size: They are cropped to it.
         convention: Which crop.
         workers: Threads that decode.
     """
 
-    def __init__(self, source: ImageSource, size: int, convention: Convention, workers: int = 4) -> None:
+    def __init__(self, source: ImageSource, size: Size, convention: Convention, workers: int = 4) -> None:
         self.source = source
         self.name = source.name
         self.count = len(source)
-        self.side: int | None = size
+        self.size: Size | None = size
         self.convention = convention
         self._size = size
         self._strict = SourceBlocks(source, size, workers)
 
     def images(self, indices: Sequence[int]) -> Tensor:
-        """(len(indices), 3, size, size) float32 in [-1, 1]."""
+        """(len(indices), 3, H, W) float32 in [-1, 1]."""
         if self.convention == "strict":
             return to_tensor(self._strict.pixels(indices))
         return torch.stack([published_evaluation_crop(self.source, int(i), self._size) for i in indices])
@@ -87,7 +90,7 @@ class Reconstructions:
         self.originals = originals
         self.name = f"reconstructions of {originals.name}"
         self.count = originals.count
-        self.side = originals.side
+        self.size = originals.size
         self._tokenizer = tokenizer
         self._perceptual = perceptual
         self._store = store

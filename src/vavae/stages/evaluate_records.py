@@ -31,6 +31,7 @@ from vavae.metrics import (
 )
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.progress import track
+from vavae.sizes import Size, written
 from vavae.stages.sample import draw
 from vavae.teachers import Teacher
 from vavae.training.precision import InferencePrecision, autocast, resolve_precision
@@ -58,7 +59,7 @@ class EncodedImages:
 
 
 def encode_all(
-    tokenizer: Tokenizer, source: ImageSource, size: int, batch_size: int, precision: InferencePrecision
+    tokenizer: Tokenizer, source: ImageSource, size: Size, batch_size: int, precision: InferencePrecision
 ) -> EncodedImages:
     """Pixels, posterior means and labels of all images of a source."""
     device = tokenizer.device
@@ -175,7 +176,7 @@ def teacher_network(teacher: Teacher) -> FeatureNetwork:
         features = teacher(to_tensor(pixels))
         return features.grid.mean((2, 3)) if features.pooled is None else features.pooled
 
-    name = f"teacher:{teacher.name} at {teacher.input_size[0]} px"
+    name = f"teacher:{teacher.name} at {written(teacher.input_size)} px"
     return FeatureNetwork(name, teacher.fingerprint(), next(teacher.parameters()).device, compute)
 
 
@@ -209,7 +210,7 @@ def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_pro
     )
 
 
-def batched_pixels(source: ImageSource, size: int, batch_size: int, description: str) -> Iterator[Tensor]:
+def batched_pixels(source: ImageSource, size: Size, batch_size: int, description: str) -> Iterator[Tensor]:
     """All images of a source as pixels, in order, with a progress bar."""
     with track(description, len(source), "images") as bar:
         for indices in torch.arange(len(source)).split(batch_size):

@@ -25,6 +25,7 @@ from vavae.files import written_whole
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.metrics.inception import full_precision
 from vavae.progress import track
+from vavae.sizes import Size
 from vavae.training.parallel import World
 from vavae.training.precision import without_tf32
 
@@ -139,12 +140,12 @@ class ImageBlocks(Protocol):
     Attributes:
         name: What to call it.
         count: Number of images.
-        side: Side of its images in pixels; None where only the images know.
+        size: Of its images in pixels; None where only the images know.
     """
 
     name: str
     count: int
-    side: int | None
+    size: Size | None
 
     def open(self, indices: Sequence[int]) -> Block:
         """The block of these images."""

@@ -27,6 +27,7 @@ from vavae.metrics import (
     sphere_uniformity,
 )
 from vavae.pretrained import Tokenizer
+from vavae.sizes import Size, sides
 from vavae.stages.evaluate_generation import Measuring, Reference, generation_records
 from vavae.stages.evaluate_images import LatentBlocks, SourceBlocks, tokenizer_fingerprint
 from vavae.stages.evaluate_reconstruction import Originals, Reconstructions
@@ -77,7 +78,7 @@ def perceptual_networks(device: torch.device) -> dict[str, Callable[[Tensor, Ten
 def reconstruction(
     tokenizer: Tokenizer,
     source: ImageSource,
-    size: int,
+    size: Size,
     convention: Convention,
     networks: Sequence[FeatureNetwork],
     perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
@@ -175,7 +176,7 @@ class Latents:
     name: str
 
 
-def encode(tokenizer: Tokenizer, source: ImageSource, size: int, limit: int, work: Work) -> Latents:
+def encode(tokenizer: Tokenizer, source: ImageSource, size: Size, limit: int, work: Work) -> Latents:
     """Latents of at most `limit` images of a source, taking turns over the classes where it has more."""
     chosen = source if len(source) <= limit else Selection(source, np.array(sorted(evenly(limit, source))))
     images = SourceBlocks(chosen, size, work.workers)
@@ -183,8 +184,8 @@ def encode(tokenizer: Tokenizer, source: ImageSource, size: int, limit: int, wor
     features = extract(images, [network], work.store, work.batch_size, work.processes, f"encoding {source.name}")[
         "latents"
     ]
-    side = size // tokenizer.factor
-    values = features.all().view(-1, tokenizer.latent_channels, side, side)
+    height, width = (side // tokenizer.factor for side in sides(size))
+    values = features.all().view(-1, tokenizer.latent_channels, height, width)
     return Latents(values, torch.from_numpy(np.array(source_labels(chosen))), images, source.name)
 
 

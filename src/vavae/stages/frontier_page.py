@@ -13,6 +13,7 @@ from vavae.files import written_whole
 from vavae.metrics import MetricRecord
 from vavae.report.figures import standalone
 from vavae.report.page import Embedder, page_environment
+from vavae.sizes import written
 from vavae.stages import frontier_figures as figures
 from vavae.stages.frontier_claims import ENOUGH_SAMPLES, Claim, claims
 from vavae.stages.frontier_figures import Drawn, LegendLine
@@ -161,7 +162,7 @@ def _subtitle(config: Config, measured: Measured) -> str:
     latents = f"{seen[0]:,}" + (f" to {seen[-1]:,}" if len(seen) > 1 else "")
     return (
         f"{len(grid.tokenizers)} tokenizers and {len(grid.generators)} generators on {images} images of "
-        f"{config.data.size} px; each tokenizer sees {config.tokenizer.images:,} images, each generator "
+        f"{written(config.data.size)} px; each tokenizer sees {config.tokenizer.images:,} images, each generator "
         f"{latents}. In the paper: ImageNet at 256 px, 64 million and 102 to 205 million."
     )
 

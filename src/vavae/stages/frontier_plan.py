@@ -172,7 +172,7 @@ class Grid:
     @property
     def side(self) -> int:
         """Height and width of a latent."""
-        return self.config.data.size // 2 ** (len(self.config.tokenizer.channel_multipliers) - 1)
+        return self.config.data.latent_size(2 ** (len(self.config.tokenizer.channel_multipliers) - 1))[0]
 
     # What the experiments ask for
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from vavae.errors import UserError
 from vavae.losses import ObjectiveConfig
 from vavae.pretrained import SamplingConfig
+from vavae.sizes import square_side
 from vavae.stages.images import ImagesConfig
 from vavae.stages.train_dit import TransformerConfig
 from vavae.training.compilation import Compilation
@@ -378,8 +379,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.crop != "center" or self.data.flip:
             raise UserError("data: tokenizers, latents and metrics take the same images: crop center, flip false")
-        if self.data.size % 2 ** (len(self.tokenizer.channel_multipliers) - 1):
-            raise UserError(f"data.size: {self.data.size} is no multiple of the tokenizers' factor")
+        side = square_side("data.size", self.data.size, "'vavae frontier'")
+        if side % 2 ** (len(self.tokenizer.channel_multipliers) - 1):
+            raise UserError(f"data.size: {side} is no multiple of the tokenizers' factor")
         if self.workers < 1:
             raise UserError(f"workers: {self.workers} is less than 1")
         if self.time_limit is not None and self.time_limit <= 0:

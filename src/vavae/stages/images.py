@@ -11,6 +11,7 @@ from PIL import Image
 from vavae import counter
 from vavae.data import ImageSource, has_test_part, open_images
 from vavae.errors import UserError
+from vavae.sizes import Size, as_size, sides, written
 
 Split = Literal["train", "test"]
 
@@ -22,7 +23,8 @@ class ImagesConfig:
     Attributes:
         images: A folder (one sub-folder per class, or none), `webdataset:` and tar shards (`shards-{000..123}.tar`,
             paths or what fsspec opens), `hf:` and a data set, `demo` (embedded) or `cifar10` (an asset).
-        size: Side of the square images, in pixels.
+        size: Of the images, in pixels: one number for squares, or [height, width]. An image is scaled until it just
+            covers that, and what stands out on two sides is cut off.
         crop: `center` as for extraction and evaluation; `random` as in the published tokenizer training.
         flip: Mirror images at random in training.
         limit: Use at most this many images, spread evenly over the source; null uses all.
@@ -35,7 +37,7 @@ class ImagesConfig:
     """
 
     images: str = "demo"
-    size: int = 256
+    size: Size = 256
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     limit: int | None = None
@@ -44,14 +46,26 @@ class ImagesConfig:
     check: Literal["decode", "header"] = "decode"
 
     def __post_init__(self) -> None:
-        if self.size < 8:
-            raise UserError(f"size: images of {self.size} pixels are too small; at least 8")
+        object.__setattr__(self, "size", as_size("size", self.size))
+        if min(sides(self.size)) < 8:
+            raise UserError(f"size: images of {written(self.size)} pixels are too small; at least 8")
         if not 0.0 <= self.holdout < 1.0:
             raise UserError(f"holdout: {self.holdout} is not a share in [0, 1)")
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: {self.limit} is not positive")
         if self.workers < 0:
             raise UserError(f"workers: {self.workers} threads cannot be; 0 is none beside the main one")
+
+    def latent_size(self, factor: int) -> tuple[int, int]:
+        """Height and width of the latents of a tokenizer with this factor.
+
+        Raises:
+            UserError: The factor does not divide the size.
+        """
+        height, width = sides(self.size)
+        if height % factor or width % factor:
+            raise UserError(f"data.size: {written(self.size)} is no multiple of the tokenizer's factor {factor}")
+        return height // factor, width // factor
 
     def open(self, split: Split, folder: Path | None = None) -> ImageSource:
         """Open the images of a split; unreadable ones are named in `unreadable.txt` of the run folder."""

@@ -20,6 +20,7 @@ from vavae.flow import TimeDistribution, flow_matching_loss, path_by_name
 from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
+from vavae.sizes import Size, enlarged, sides, size_of, written
 from vavae.stages.encode import fingerprint
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
@@ -35,6 +36,7 @@ from vavae.training.precision import autocast, fits_on, resolve_device, resolve_
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
 from vavae.training.tracking import check_loggers
 from vavae.transformer import LightningDiT, LightningDiTConfig
+from vavae.transformer.sizes import parse_size
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class TransformerConfig:
     label_dropout: float = 0.1
     activation_checkpointing: Recomputation = "none"
 
-    def resolve(self, latent_channels: int, latent_size: int | tuple[int, int], num_classes: int) -> LightningDiTConfig:
+    def resolve(self, latent_channels: int, latent_size: Size, num_classes: int) -> LightningDiTConfig:
         """The full shape for given latents.
 
         Raises:
@@ -210,6 +212,7 @@ class TransformerTask(Task):
         self.path = path_by_name(config.flow.path)
         channels, height, width = latents.shape
         _check_tokenizer(config, latents, tokenizer)
+        _check_patch(config, size_of(height, width))
         self.statistics = latents.statistics if config.normalisation == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
         torch.manual_seed(config.training.seed)
@@ -310,7 +313,9 @@ class TransformerTask(Task):
     @cached_property
     def _distance(self) -> SampleDistance:
         settings = self.latents.settings
-        size = settings.image_size if settings is not None else self.latents.shape[1] * self.tokenizer.factor
+        size = enlarged(size_of(*self.latents.shape[1:]), self.tokenizer.factor)
+        if settings is not None:
+            size = settings.image_size
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
     def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:
@@ -443,6 +448,18 @@ def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenize
         raise UserError(
             f"latents: {config.latents} was encoded by a tokenizer with fingerprint {made_by[:12]}…, "
             f"but tokenizer: {config.tokenizer} has {given[:12]}…; encode again, or name the tokenizer that made them"
+        )
+
+
+def _check_patch(config: Config, latent_size: Size) -> None:
+    """Raise UserError where latents are no whole number of patches: in the recipe's words, which has no latent size."""
+    patch = config.transformer.patch_size
+    if patch is None:
+        patch = parse_size(config.transformer.size)[1]
+    if patch > 0 and any(side % patch for side in sides(latent_size)):
+        raise UserError(
+            f"latents: those in {config.latents} are of {written(latent_size)}, no multiple of the transformer's patch "
+            f"{patch}"
         )
 
 

@@ -29,6 +29,7 @@ from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
 from vavae.pretrained import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
+from vavae.sizes import Size, area, as_size, sides, written
 from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
@@ -64,9 +65,10 @@ class TeacherConfig:
 
     Attributes:
         name: Short name (`dinov2-large`, …; an unknown one lists all), local folder or hub id.
-        input_size: Side to which images are resized for it; null is the teacher's own.
+        input_size: To which images are resized for it: one number or [height, width]; null is the teacher's own, and
+            for images that are not square about its area in their shape (in SAM's one square they are squeezed).
         normalisation: `default` is the one it was trained with; `published` feeds it raw [-1, 1], as the published
-            VA-VAE does.
+            VA-VAE does, whose DINOv2 and MAE take square input only.
         cache_features: Run the teacher once over the training images and keep its features on the disk. Needs
             images that are the same each time: centre crop, no flips.
         features_folder: Where these features are kept, so that several runs on the same images share them; null is
@@ -76,11 +78,15 @@ class TeacherConfig:
     """
 
     name: str = "dinov2-large"
-    input_size: int | None = None
+    input_size: Size | None = None
     normalisation: str = "default"
     cache_features: bool = False
     features_folder: str | None = None
     features_on_device: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_size is not None:
+            object.__setattr__(self, "input_size", as_size("teacher.input_size", self.input_size))
 
 
 @dataclass(frozen=True)
@@ -143,11 +149,8 @@ class Config:
     frechet: ReconstructionFrechetConfig = field(default_factory=ReconstructionFrechetConfig)
 
     def __post_init__(self) -> None:
-        if self.data.size % self.tokenizer.factor:
-            raise UserError(
-                f"data.size: {self.data.size} is no multiple of the tokenizer's factor {self.tokenizer.factor}"
-            )
-        self.objective.perceptual.check_side(self.data.size)
+        self.data.latent_size(self.tokenizer.factor)
+        self.objective.perceptual.check_size(self.data.size)
         if self.teacher.cache_features and (self.data.crop == "random" or self.data.flip):
             raise UserError("teacher.cache_features: needs data.crop center and data.flip false")
         if any(a.from_images >= b.from_images for a, b in pairwise(self.stages)):
@@ -163,8 +166,7 @@ class Config:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height, width of a latent."""
-        side = self.data.size // self.tokenizer.factor
-        return self.tokenizer.latent_channels, side, side
+        return self.tokenizer.latent_channels, *self.data.latent_size(self.tokenizer.factor)
 
     def stage_at(self, images_seen: int) -> int:
         """Number of the stage in force, from 0."""
@@ -237,13 +239,14 @@ class TokenizerTask(Task):
         teacher = load_teacher(
             config.teacher.name,
             input_size=config.teacher.input_size,
+            image_size=config.data.size,
             normalisation=config.teacher.normalisation,
             dtype=self.compute_dtype,
         ).to(self.device)
         if not config.teacher.cache_features:
             return teacher, None
         grid = config.latent_shape[1:]
-        images = f"{self.world.once(self.source.fingerprint)} at {config.data.size}"
+        images = f"{self.world.once(self.source.fingerprint)} at {written(config.data.size)}"
         kept = Path(config.teacher.features_folder or folder / "teacher-features")
         cache = FeatureCache(kept, teacher, grid, images, len(self.source))
         size = config.data.size
@@ -346,7 +349,7 @@ class TokenizerTask(Task):
     def _portions(self, at_once: int | None) -> Portions:
         """Parts for work without gradients: of as many images as in training, or few large ones."""
         share = self.config.training.batch_size // self.world.size
-        return Portions(min(at_once or share, max(1, _PIXELS_AT_ONCE // self.config.data.size**2)))
+        return Portions(min(at_once or share, max(1, _PIXELS_AT_ONCE // area(self.config.data.size))))
 
     def _validation_terms(self, at_once: int | None) -> dict[str, Tensor]:
         """Terms of the present model on some of all the test images."""
@@ -378,7 +381,7 @@ class TokenizerTask(Task):
         objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, perceptual)
 
         def step() -> object:
-            images = torch.empty(count, 3, size, size).contiguous(memory_format=torch.channels_last)
+            images = torch.empty(count, 3, *sides(size)).contiguous(memory_format=torch.channels_last)
             noise = torch.empty(count, *config.latent_shape)
             features = None if width is None else torch.empty(count, width, *config.latent_shape[1:])
             return objective.accumulate_gradients(
@@ -393,8 +396,7 @@ class TokenizerTask(Task):
         with FakeTensorMode():
             flops = count_flops(self._imagined(1))
         if self.teacher is not None and self.features is None:
-            size = self.config.data.size
-            teacher, real = self.teacher, torch.zeros(1, 3, size, size, device=self.device)
+            teacher, real = self.teacher, torch.zeros(1, 3, *sides(self.config.data.size), device=self.device)
             flops += count_flops(lambda: teacher.features_at(real, self.config.latent_shape[1:]))
         return Work(flops)
 
@@ -480,7 +482,7 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
         # The first process lists and checks them for all: a set may have millions, and each node its own cache.
         source = world.once(lambda: config.data.open("train", folder))
         world.once(lambda: same_data(folder, {"data.images": source.fingerprint()}))
-        if len(source) * 3 * config.data.size**2 <= _IN_MEMORY_BYTES and config.data.crop == "center":
+        if len(source) * 3 * area(config.data.size) <= _IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)
         task = TokenizerTask(config, source, folder, world)
         engine = Engine(task, config.training, folder, world)
@@ -494,7 +496,7 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
 def _provenance(config: Config, source: ImageSource, engine: Engine) -> dict[str, object]:
     aligned = config.objective.alignment.enabled
     return {
-        "images": f"{source.name}, {len(source):,} images of {config.data.size} px",
+        "images": f"{source.name}, {len(source):,} images of {written(config.data.size)} px",
         "images_seen": engine.images_seen,
         "teacher": config.teacher.name if aligned else "none",
         "seed": config.training.seed,

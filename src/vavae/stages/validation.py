@@ -10,6 +10,7 @@ from vavae.data import ImageSource, load_pixels, to_tensor, to_uint8
 from vavae.errors import UserError
 from vavae.metrics import FeatureNetwork, RunningMoments, load_feature_network, moments_of
 from vavae.pretrained import Generator, SamplingConfig
+from vavae.sizes import Size
 from vavae.stages.images import ImagesConfig, spread
 from vavae.stages.sample import choose_labels
 from vavae.tokenizer import AutoencoderKL
@@ -122,7 +123,7 @@ class SampleDistance:
 
     Args:
         config: What to measure.
-        image_size: Side of the images.
+        image_size: Of the images.
         device: Where the network runs.
         precision: In which samples are drawn; decoder and network compute in float32.
         world: The processes that share the samples.
@@ -131,7 +132,7 @@ class SampleDistance:
     def __init__(
         self,
         config: FrechetConfig,
-        image_size: int,
+        image_size: Size,
         device: torch.device,
         precision: Compute,
         world: World,
@@ -142,7 +143,7 @@ class SampleDistance:
         self._moments = _Moments(config.network, config.batch_size, device, world)
         self._real = self._reference(image_size)
 
-    def _reference(self, size: int) -> RunningMoments:
+    def _reference(self, size: Size) -> RunningMoments:
         if self.config.reference.endswith(".npz"):
             return RunningMoments.load(self.config.reference)
         source = ImagesConfig(self.config.reference, size, limit=_REFERENCE_IMAGES).open("train")
@@ -181,7 +182,7 @@ class ReconstructionDistance:
     Args:
         config: What to measure.
         source: The images.
-        image_size: Their side.
+        image_size: Their size.
         device: Where the network and the tokenizers run, in float32.
         world: The processes that share the images.
 
@@ -193,7 +194,7 @@ class ReconstructionDistance:
         self,
         config: ReconstructionFrechetConfig,
         source: ImageSource,
-        image_size: int,
+        image_size: Size,
         device: torch.device,
         world: World,
     ) -> None:

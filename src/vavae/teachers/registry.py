@@ -1,6 +1,8 @@
 """The teachers by name, and how one is loaded."""
 
 import difflib
+import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +10,7 @@ from typing import Literal
 import torch
 
 from vavae.errors import UserError
+from vavae.sizes import Size, sides, written
 from vavae.teachers.backbones import resize_positions
 from vavae.teachers.base import CAFFE, CLIP, HALF, IMAGENET, PUBLISHED, Backbone, Normalisation, Teacher
 from vavae.teachers.families import Family, detect_family, load_backbone, read_json
@@ -112,7 +115,8 @@ TEACHERS: tuple[TeacherSpec, ...] = (
 def load_teacher(
     name: str | Path,
     *,
-    input_size: int | tuple[int, int] | None = None,
+    input_size: Size | None = None,
+    image_size: Size | None = None,
     normalisation: Literal["default", "published"] | str = "default",
     dtype: torch.dtype | None = None,
 ) -> Teacher:
@@ -122,9 +126,13 @@ def load_teacher(
         name: Which. A folder must hold `config.json` and weights as transformers saves them.
         input_size: Side, or (height, width), images are resized to; a multiple of the patch. A side of patch times
             n gives an n x n grid: 112 gives 8 x 8 with a patch of 14. None: the teacher's own.
+        image_size: Size of the images it will see, where it is known: without an `input_size` those that are not square
+            keep their shape, at about the area of the teacher's own square, as nearly as whole patches allow. SAM,
+            which takes one size only, gets them squeezed into that.
         normalisation: "default" is what the model was trained with; "published" does as the published VA-VAE: its
-            input is the raw [-1, 1], resized without antialiasing, and position embeddings of DINOv2 and MAE are
-            fitted with antialiasing. (The published sizes are 224 for DINOv2 and the image's own for MAE.)
+            input is the raw [-1, 1], resized without antialiasing, and position embeddings of DINOv2 and MAE, whose
+            input must be square then, are fitted with antialiasing. (The published sizes are 224 for DINOv2 and the
+            image's own for MAE.)
         dtype: Type of matrix products, say `torch.bfloat16`; float32 if None.
 
     Raises:
@@ -138,12 +146,17 @@ def load_teacher(
     backbone = load_backbone(folder, family)
     if spec is not None and (backbone.width, backbone.patch) != (spec.width, spec.patch):
         raise UserError(f"teacher '{name}': {folder} has width {backbone.width} and patch {backbone.patch}")
-    own_size = spec.input_size if spec else _own_input_size(folder, family, backbone)
-    size = _check_size(str(name), backbone, own_size if input_size is None else input_size)
+    if input_size is None:
+        own_size = spec.input_size if spec else _own_input_size(folder, family, backbone)
+        input_size = _in_shape_of(image_size, own_size, backbone)
+    size = _check_size(str(name), backbone, input_size)
     own = spec.normalisation if spec else _own_normalisation(folder, family)
     if normalisation == "published" and family.antialiased_positions:
         if size[0] != size[1]:
-            raise UserError(f"teacher '{name}': input_size must be square with normalisation 'published'")
+            raise UserError(
+                f"normalisation: 'published' needs a square input_size of teacher '{name}', not {written(size)}: give "
+                "it one, or take normalisation default"
+            )
         resize_positions(backbone.model, (size[0] // backbone.patch, size[1] // backbone.patch))
     return Teacher(str(name), backbone, size, PUBLISHED if normalisation == "published" else own, dtype)
 
@@ -165,8 +178,27 @@ def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
     raise UserError(f"teacher '{name}' is no known name, no folder and no hub model{hint} (names: {', '.join(names)})")
 
 
-def _check_size(name: str, backbone: Backbone, size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
+def _in_shape_of(images: Size | None, own: int, backbone: Backbone) -> Size:
+    """The input size for such images: the teacher's own square, or about its area in their shape."""
+    height, width = sides(own if images is None else images)
+    if height == width or backbone.fixed_size is not None:
+        return own
+    cells = own / backbone.patch
+    exact = cells * math.sqrt(height / width), cells * math.sqrt(width / height)
+
+    def error(grid: tuple[int, ...]) -> float:
+        rows, columns = grid
+        shape, whole = columns * height / (rows * width), rows * columns / cells**2
+        # The shape counts twice: a picture that is squeezed is another one, a smaller one hardly.
+        return 2 * abs(math.log(shape)) + abs(math.log(whole))
+
+    nearest = ((max(1, math.floor(side)), math.ceil(side)) for side in exact)
+    rows, columns = min(itertools.product(*nearest), key=error)
+    return rows * backbone.patch, columns * backbone.patch
+
+
+def _check_size(name: str, backbone: Backbone, size: Size) -> tuple[int, int]:
+    height, width = sides(size)
     patch = backbone.patch
     if backbone.fixed_size is not None and (height, width) != (backbone.fixed_size, backbone.fixed_size):
         raise UserError(f"teacher '{name}' takes only input_size {backbone.fixed_size}, not {height} x {width}")

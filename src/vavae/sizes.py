@@ -1,0 +1,69 @@
+"""The size of an image or a grid: one number for a square, height and width for any other rectangle."""
+
+import math
+from collections.abc import Sequence
+
+from vavae.errors import UserError
+
+Size = int | tuple[int, int]
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """(height, width)."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def size_of(height: int, width: int) -> Size:
+    """The size with these sides; that of a square is one number."""
+    return height if height == width else (height, width)
+
+
+def as_size(key: str, given: int | Sequence[int]) -> Size:
+    """A size as recipes and JSON hold it: a number or [height, width], where [256, 256] is 256.
+
+    Args:
+        key: Where it was given, for the message.
+        given: What was given.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if isinstance(given, int):
+        return given
+    if len(given) != 2 or not all(isinstance(side, int) for side in given):
+        raise UserError(f"{key}: {list(given)} is neither a number nor [height, width]")
+    return size_of(*given)
+
+
+def written(size: Size) -> str:
+    """How a size is written, without its unit: "256", and "192x320" for 192 rows of 320."""
+    height, width = sides(size)
+    return f"{height}" if height == width else f"{height}x{width}"
+
+
+def area(size: Size) -> int:
+    """Height times width."""
+    return math.prod(sides(size))
+
+
+def enlarged(size: Size, factor: int) -> Size:
+    """The size of what is `factor` times as high and as wide."""
+    height, width = sides(size)
+    return size_of(height * factor, width * factor)
+
+
+def square_side(key: str, size: Size, what: str) -> int:
+    """The one side of a square.
+
+    Args:
+        key: Where the size was given, for the message.
+        size: The size.
+        what: Who needs squares.
+
+    Raises:
+        UserError: It is another rectangle.
+    """
+    height, width = sides(size)
+    if height != width:
+        raise UserError(f"{key}: {written(size)} is not square, and {what} takes square images only")
+    return height

@@ -1,0 +1,287 @@
+"""The whole path on images of 24 x 40 pixels: both trainings, latents, samples, evaluation, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from evaluate_models import colour_network, make_generator
+from PIL import Image
+
+from tiny_teacher import tiny_teacher
+from vavae.cli import run
+from vavae.data import LatentDataset, center_crop, demo_pixels, to_tensor
+from vavae.pretrained import Generator, Tokenizer
+from vavae.stages import evaluate, train_dit, train_tokenizer, validation
+from vavae.stages.evaluate_images import npz_images
+from vavae.stages.images import ImagesConfig
+from vavae.tokenizer import AutoencoderConfig
+from vavae.training.engine import Engine, EngineConfig
+
+HEIGHT, WIDTH = 24, 40
+DATA = ["--data.size", f"[{HEIGHT}, {WIDTH}]", "--data.holdout", "0.25", "--data.workers", "2"]
+TRAINING = [
+    "--training.device=cpu", "--training.precision=fp32", "--training.tensorboard=false", "--training.batch_size=8",
+    "--training.log_images=8", "--training.ema_decay=0.9", "--training.images=24", "--training.checkpoint_images=8",
+]  # fmt: skip
+TOKENIZER = [
+    "--tokenizer.latent_channels=4", "--tokenizer.base_channels=32", "--tokenizer.channel_multipliers=[1, 1, 2]",
+    "--tokenizer.blocks_per_level=1", "--tokenizer.attention_levels=[]", "--objective.adversarial.start_images=8",
+    "--objective.adversarial.discriminator.base_channels=8", "--objective.adversarial.discriminator.layers=1",
+    "--objective.perceptual.weight=0", *TRAINING,
+]  # fmt: skip
+TRANSFORMER = ["--transformer.size=S/2", "--transformer.width=32", "--transformer.depth=2", "--transformer.heads=2"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty pictures of five shapes in two classes, pieced together from the embedded images."""
+    folder, tiles = tmp_path_factory.mktemp("images"), demo_pixels("train")
+    for i in range(20):
+        rows, columns = [(1, 2), (2, 3), (2, 2), (3, 2), (1, 3)][i % 5]
+        part = tiles[6 * i : 6 * i + rows * columns].reshape(rows, columns, 32, 32, 3)
+        (folder / f"c{i % 2}").mkdir(exist_ok=True)
+        picture = Image.fromarray(part.transpose(0, 2, 1, 3, 4).reshape(32 * rows, 32 * columns, 3))
+        picture.save(folder / f"c{i % 2}/{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked() -> Iterator[list[dict[str, Any]]]:
+    """Small networks in place of those that are fetched; how the teacher was asked for."""
+    calls: list[dict[str, Any]] = []
+
+    def load(name: str, **options: Any) -> Any:
+        calls.append(options)
+        return tiny_teacher(input_size=(12, 20))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in (train_tokenizer, evaluate):
+            patch.setattr(stage, "load_teacher", load)
+        for stage in (validation, evaluate):
+            patch.setattr(stage, "load_feature_network", colour_network)
+        patch.setattr(evaluate.of_tokenizer, "perceptual_networks", lambda device: {})
+        yield calls
+
+
+def commands(images: Path, out: Path) -> dict[str, list[str]]:
+    """Both trainings, with all that is random switched on, and the encoding between them."""
+    trained = f"--tokenizer={out / 'tokenizer/tokenizer'}"
+    measured = ["--training.validation_images=16", "--training.preview_images=24", "--frechet.samples=4"]
+    reference = [f"--frechet.reference={images}", "--frechet.steps=3", "--sampling.steps=3"]
+    return {
+        "tokenizer": [
+            "train-tokenizer", "--data.images", str(images), *DATA, "--data.crop=random", "--data.flip=true",
+            *TOKENIZER, *measured,
+        ],
+        "latents": ["encode", trained, "--data.images", str(images), *DATA, "--device=cpu"],
+        "generator": [
+            "train-dit", f"--latents={out / 'latents'}", trained, *TRANSFORMER, *TRAINING, *measured, *reference,
+        ],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def path(images: Path, asked: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder after tokenizer, latents and transformer."""
+    out = tmp_path_factory.mktemp("path")
+    for name, command in commands(images, out).items():
+        assert run([*command, f"--output={out / name}"]) == 0
+    return out
+
+
+def test_a_tokenizer_is_trained_on_rectangles(path: Path, asked: list[dict[str, Any]]) -> None:
+    folder = path / "tokenizer"
+    assert asked[0]["image_size"] == (HEIGHT, WIDTH) and asked[0]["input_size"] is None
+    assert "  size:\n  - 24\n  - 40\n" in (folder / "recipe.yaml").read_text()
+    assert "15 images of 24x40 px" in Tokenizer.from_pretrained(folder / "tokenizer").provenance["images"]
+    (preview,) = (folder / "previews").glob("*.png")
+    assert Image.open(preview).size == (2 + 8 * (WIDTH + 2), 2 + 2 * (HEIGHT + 2))
+    assert "validation/frechet" in (folder / "metrics.jsonl").read_text()
+
+
+def test_kept_features_are_those_of_the_crops(images: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    del asked  # the teacher that is loaded
+    data = ImagesConfig(str(images), (HEIGHT, WIDTH))
+    config = train_tokenizer.Config(
+        data=data,
+        tokenizer=AutoencoderConfig(4, 32, (1, 1, 2), 1, ()),
+        teacher=train_tokenizer.TeacherConfig(cache_features=True),
+        training=EngineConfig(device="cpu", precision="fp32"),
+    )
+    source = data.open("train")
+    task = train_tokenizer.TokenizerTask(config, source, tmp_path)
+    assert task.features is not None
+    crops = np.stack([np.asarray(center_crop(source.image(i), (HEIGHT, WIDTH))) for i in (3, 17)])
+    # A patch of 4 of an input of 12 x 20 is one of 8 x 8 pixels of the image: 3 x 5 of them, on latents of 6 x 10.
+    expected = tiny_teacher(input_size=(12, 20))(to_tensor(crops)).grid
+    assert expected.shape == (2, 6, 3, 5)
+    expected = F.interpolate(expected, size=(6, 10), mode="bilinear", antialias=True)
+    torch.testing.assert_close(task.features.get([3, 17]).float(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_latents_are_those_of_the_crops(path: Path, images: Path) -> None:
+    dataset, source = LatentDataset(path / "latents"), ImagesConfig(str(images), 32, holdout=0.25).open("train")
+    assert dataset.shape == (4, 6, 10)
+    assert json.loads((path / "latents/index.json").read_text())["settings"]["image_size"] == [HEIGHT, WIDTH]
+    crops = np.stack([np.asarray(center_crop(source.image(i), (HEIGHT, WIDTH))) for i in range(15)])
+    autoencoder = Tokenizer.from_pretrained(path / "tokenizer/tokenizer").autoencoder
+    with torch.inference_mode():
+        for mirrored in (False, True):
+            pixels = to_tensor(np.ascontiguousarray(crops[:, :, ::-1] if mirrored else crops))
+            posterior = autoencoder.encode(pixels)
+            raw, _ = dataset.get(torch.arange(15), torch.full((15,), mirrored), normalize=False)
+            noise = (raw - posterior.mean) / posterior.std
+            assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
+
+
+def test_a_generator_draws_rectangles(path: Path, tmp_path: Path) -> None:
+    folder = path / "generator"
+    generator = Generator.from_pretrained(folder / "generator")
+    assert generator.latent_shape == (4, 6, 10) and generator.image_size == (HEIGHT, WIDTH)
+    assert "validation/frechet" in (folder / "metrics.jsonl").read_text()
+    out = tmp_path / "samples"
+    assert run(["sample", f"--generator={folder / 'generator'}", "--count=5", f"--output={out}", "--npz"]) == 0
+    assert {Image.open(file).size for file in out.glob("0*.png")} == {(WIDTH, HEIGHT)}
+    grid = np.asarray(Image.open(out / "grid.png"))
+    assert grid.shape == (HEIGHT + 4, 5 * (WIDTH + 2) + 2, 3)
+    assert (grid[2 : 2 + HEIGHT, 2 + WIDTH + 2 :][:, :WIDTH] == np.asarray(Image.open(out / "000001.png"))).all()
+    stored = npz_images(out / "samples.npz")
+    assert stored is not None and (stored.count, stored.size) == (5, (HEIGHT, WIDTH))
+
+
+def records(path: Path) -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in json.loads(path.read_text())}
+
+
+def test_evaluation_of_a_tokenizer(path: Path, images: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    output = tmp_path / "tokenizer.json"
+    model = str(path / "tokenizer/tokenizer")
+    options = ["--tsne_seeds=0", "--teacher=tiny", f"--features={tmp_path / 'features'}", f"--output={output}"]
+    data = ["--data.images", str(images), *DATA, "--device=cpu"]
+    assert run(["evaluate", "tokenizer", model, *data, *options]) == 0
+    found = records(output)
+    assert {"PSNR", "SSIM", "rFID", "interpolation FID", "linear probe"} <= found.keys()
+    assert "alignment: cosine after the best linear map" in found
+    assert all(entry["protocol"]["image_size"] == [HEIGHT, WIDTH] for entry in found.values())
+    assert asked[-1] == {"input_size": None, "image_size": (HEIGHT, WIDTH)}
+    # An independent look at one number.
+    source = ImagesConfig(str(images), 32, holdout=0.25).open("test")
+    crops = np.stack([np.asarray(center_crop(source.image(i), (HEIGHT, WIDTH))) for i in range(5)])
+    tokenizer = Tokenizer.from_pretrained(model)
+    decoded = tokenizer.decode(tokenizer.encode(to_tensor(crops))).clamp(-1, 1)
+    rebuilt = (decoded * 127.5 + 127.5).round().permute(0, 2, 3, 1).numpy()
+    errors = ((rebuilt - crops.astype(np.float64)) ** 2).mean((1, 2, 3))
+    strict = next(e for e in json.loads(output.read_text()) if e["name"] == "PSNR")
+    assert strict["value"] == pytest.approx(float((10 * np.log10(255**2 / errors)).mean()), abs=0.01)
+
+
+def test_evaluation_of_samples(
+    path: Path, images: Path, asked: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del asked  # the feature network that is used
+    options = ["--metrics=[frechet]", "--count=6", f"--features={tmp_path / 'features'}", "--device=cpu"]
+    model, data = str(path / "generator/generator"), ["--data.images", str(images)]
+    output = tmp_path / "generator.json"
+    generated = ["evaluate", "generator", model, *data, *options, "--steps=3"]
+    assert run([*generated, *DATA, f"--output={output}"]) == 0
+    assert records(output)["FID"]["protocol"]["image_size"] == [HEIGHT, WIDTH]
+    for size, told in (("24", "24"), ("40", "40"), ("[40, 24]", "40x24")):
+        assert run([*generated, "--data.size", size]) == 2
+        refused = f"images of 24x40 px cannot be measured against a reference of {told} px (data.size)"
+        assert refused in capsys.readouterr().err
+    # The same as files, as an npz, and as the reference itself.
+    samples = tmp_path / "samples"
+    drawn = [f"--generator={model}", "--count=6", "--steps=3", f"--output={samples}", "--npz", "--device=cpu"]
+    assert run(["sample", *drawn]) == 0
+    for stored in (samples, samples / "samples.npz"):
+        assert run(["evaluate", "samples", str(stored), *data, *options, *DATA, f"--output={output}"]) == 0
+        assert records(output)["FID"]["protocol"]["image_size"] == [HEIGHT, WIDTH]
+    reference = ["--reference", str(samples / "samples.npz")]
+    assert run(["evaluate", "generator", model, *reference, *options, "--steps=3", f"--output={output}"]) == 0
+    assert records(output)["FID"]["value"] == pytest.approx(0, abs=1e-4)
+    square = tmp_path / "square"
+    make_generator().save_pretrained(square)
+    assert run(["evaluate", "generator", str(square), *reference, *options]) == 2
+    assert "images of 32 px cannot be measured against a reference of 24x40 px" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "generator"])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    name: str, path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "generator": train_dit.TransformerTask}[name]
+    command, whole, stopped = commands(images, path)[name], path / name, tmp_path / "stopped"
+    original = task.step
+
+    def step(self: Any, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
+        if images_seen == 16:
+            raise KeyboardInterrupt
+        return original(self, batch, images_seen, scale)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Engine, "_estimate", lambda self: "")  # it takes longer than these steps
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "step", step)
+        assert run([*command, f"--output={stopped}"]) == 1
+    assert not (stopped / name).exists() and any((stopped / "checkpoints").glob("images-*"))
+    assert run([*command, f"--output={stopped}"]) == 0
+    assert (whole / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
+    files = [path.relative_to(whole / name) for path in (whole / name).rglob("*.safetensors")]
+    assert len(files) == {"tokenizer": 2, "generator": 3}[name]
+    assert all((whole / name / file).read_bytes() == (stopped / name / file).read_bytes() for file in files)
+
+
+MISTAKES = {
+    "factor": (["train-tokenizer", "--data.size=[24, 42]", *TOKENIZER], "data.size: 24x42 is no multiple", "factor 4"),
+    "one number": (["encode", "--data.size=[24]"], "data.size: expected a whole number, or 2 values", "got [24]"),
+    "nothing": (["encode", "--data.size=[0, 32]"], "size: images of 0x32 pixels are too small", "8"),
+    "frontier": (["frontier", "--data.size=[24, 40]"], "data.size: 24x40 is not square", "vavae frontier"),
+    "demo": (["demo", "--size=[24, 40]"], "size: expected a whole number", "got [24, 40]"),
+    "LPIPS": (
+        ["train-tokenizer", *TOKENIZER, "--data.size=[8, 40]", "--objective.perceptual.weight=1"],
+        "data.size: 8x40 is too small for objective.perceptual", "16",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_does_not_fit_is_told_in_one_line(
+    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, *told = MISTAKES[mistake]
+    assert run([*arguments, f"--output={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1 and all(part in error for part in told)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_fit_the_models_is_told(
+    path: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = f"--tokenizer={path / 'tokenizer/tokenizer'}"
+
+    def refused(*arguments: str) -> str:
+        assert run([*arguments]) == 2
+        error = capsys.readouterr().err.strip()
+        assert len(error.splitlines()) == 1
+        return error
+
+    data, new = ["--data.images", str(images), "--device=cpu"], f"--output={tmp_path / 'new'}"
+    told = refused("encode", trained, *data, "--data.size=[24, 42]", new)
+    assert "data.size: 24x42 is no multiple of the tokenizer's factor 4" in told
+    told = refused("evaluate", "tokenizer", str(path / "tokenizer/tokenizer"), *data, "--data.size=[24, 42]")
+    assert "data.size: 24x42 is no multiple of the tokenizer's factor 4" in told
+    told = refused(*commands(images, path)["generator"], "--transformer.patch_size=4", new)
+    assert f"latents: those in {path / 'latents'} are of 6x10, no multiple of the transformer's patch 4" in told
+    # Latents of another size in the same folder, and a run of another size.
+    kept = tmp_path / "latents"
+    shutil.copytree(path / "latents", kept)
+    told = refused("encode", trained, *data, "--data.holdout=0.25", "--data.size=24", f"--output={kept}")
+    assert "image_size = [24, 40], not 24" in told
+    told = refused(*commands(images, path)["tokenizer"], "--data.size=24", f"--output={path / 'tokenizer'}")
+    assert "data.size = [24, 40], not 24" in told

@@ -1,0 +1,39 @@
+"""One number for squares, height and width for other rectangles: read, written, compared."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vavae.config import to_plain
+from vavae.errors import UserError
+from vavae.sizes import area, as_size, enlarged, sides, size_of, square_side, written
+
+SIDE = st.integers(1, 4096)
+
+
+@given(SIDE, SIDE, st.integers(1, 32))
+def test_a_size_is_its_two_sides(height: int, width: int, factor: int) -> None:
+    size = size_of(height, width)
+    assert isinstance(size, int) == (height == width)
+    assert sides(size) == (height, width) and area(size) == height * width
+    assert as_size("size", [height, width]) == as_size("size", json.loads(json.dumps(to_plain(size)))) == size
+    assert sides(enlarged(size, factor)) == (height * factor, width * factor)
+    assert isinstance(enlarged(size, factor), int) == isinstance(size, int)
+
+
+def test_how_sizes_are_written() -> None:
+    assert [written(size) for size in (256, (192, 320), (64, 64))] == ["256", "192x320", "64"]
+
+
+@pytest.mark.parametrize("wrong", [[192], [1, 2, 3], [], [24.5, 40], ["24", "40"]])
+def test_what_is_no_size_is_named(wrong: list) -> None:
+    with pytest.raises(UserError, match=r"^data\.size: .* is neither a number nor \[height, width\]"):
+        as_size("data.size", wrong)
+
+
+def test_who_needs_a_square_says_so() -> None:
+    assert square_side("data.size", 32, "x") == 32
+    with pytest.raises(UserError, match=r"^data\.size: 24x40 is not square, and x takes square images only"):
+        square_side("data.size", (24, 40), "x")
