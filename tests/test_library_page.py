@@ -27,7 +27,6 @@ def run_python(page: str, names: dict[str, Any]) -> str:
     return said.getvalue()
 
 
-@pytest.mark.filterwarnings("error")
 def test_the_pieces_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
