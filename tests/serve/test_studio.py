@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vavae.data import demo_pixels, to_tensor, to_uint8
+from vavae.data import center_crop, demo_pixels, to_tensor, to_uint8
 from vavae.errors import UserError
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.serve.studio import Studio, spherical
@@ -112,7 +112,13 @@ def test_a_generator_of_rectangles(studio: Studio) -> None:
     wide = Studio(tokenizer, Generator(network, tokenizer, sampling=SamplingConfig(steps=2)))
     assert wide.side == 4 * factor
     assert wide.sample([0, 1]).shape == (2, 2 * factor, 4 * factor, 3)
-    assert wide.between_images(picture(0), picture(1), wide.side, 3).shape == (3, wide.side, wide.side, 3)
+    assert wide.between_images(picture(0), picture(1), wide.side, 3).shape == (3, 2 * factor, 4 * factor, 3)
+    photo = picture(0).resize((90, 60))
+    for side, short in ((4 * factor, 2 * factor), (6 * factor, 3 * factor), (factor, factor)):
+        made = wide.reconstruct(photo, side)
+        assert made.original.shape == made.image.shape == (short, side, 3)
+        assert np.array_equal(made.original, np.asarray(center_crop(photo, (short, side))))
+        assert (made.ssim is None) == (short < 11)
 
 
 @pytest.mark.parametrize("side", [0, 33, 1028, -4])

@@ -201,10 +201,12 @@ def _sample_tab(studio: Studio) -> None:
 
 
 def _side_control(studio: Studio) -> Any:
+    square = studio.generator is None or isinstance(studio.generator.image_size, int)
     return gr.Number(
         studio.side,
         precision=0,
-        label=f"Side in pixels: a multiple of {studio.tokenizer.factor}, at most {LARGEST_SIDE}",
+        label=f"{'Side' if square else 'Longer side'} in pixels: a multiple of {studio.tokenizer.factor}, "
+        f"at most {LARGEST_SIDE}",
         step=studio.tokenizer.factor,
     )
 

@@ -21,7 +21,7 @@ from vavae.flow import DETERMINISTIC_SOLVERS
 from vavae.metrics import psnr, ssim
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.pca import pca_maps
-from vavae.sizes import sides
+from vavae.sizes import sides, size_of
 from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 LARGEST_SIDE = 1024
@@ -99,7 +99,11 @@ class Studio:
         return self._drawn(generator, labels, seed, sampling=sampling, callback=told)
 
     def reconstruct(self, image: Image.Image, side: int) -> Reconstruction:
-        """Encode and decode an image, cropped to a square of `side` pixels.
+        """Encode and decode an image, cropped to the shape of the generator's images, a square for a tokenizer alone.
+
+        Args:
+            image: Of any size.
+            side: Longer side of the crop, in pixels.
 
         Raises:
             UserError: `side` is no multiple of the tokenizer's factor, or too large.
@@ -117,11 +121,14 @@ class Studio:
             pca_maps(latents.permute(0, 2, 3, 1).cpu().numpy())[0],
             (latents.shape[1], latents.shape[2], latents.shape[3]),
             float(psnr(decoded, tensor)),
-            float(ssim(decoded, tensor)) if side >= _SSIM_WINDOW else None,
+            float(ssim(decoded, tensor)) if min(original.shape[:2]) >= _SSIM_WINDOW else None,
         )
 
     def between_images(self, first: Image.Image, second: Image.Image, side: int, count: int = 9) -> NDArray[np.uint8]:
-        """Decoded latents on the straight line between two images': (count, side, side, 3) uint8.
+        """Decoded latents on the straight line between those of two images, cropped as by `reconstruct`.
+
+        Returns:
+            (count, H, W, 3) uint8.
 
         Raises:
             UserError: `side` is no multiple of the tokenizer's factor or too large, or `count` is out of range.
@@ -171,7 +178,10 @@ class Studio:
         factor = self.tokenizer.factor
         if side < factor or side % factor or side > LARGEST_SIDE:
             raise UserError(f"side: {side} is no multiple of {factor} from {factor} to {LARGEST_SIDE}")
-        return np.asarray(center_crop(image.convert("RGB"), side))
+        height, width = (1, 1) if self.generator is None else sides(self.generator.image_size)
+        shape = (side * length / max(height, width) for length in (height, width))
+        size = size_of(*(max(1, round(length / factor)) * factor for length in shape))
+        return np.asarray(center_crop(image.convert("RGB"), size))
 
 
 def _check_count(count: int) -> None:
