@@ -29,9 +29,14 @@ def test_a_file_that_is_no_recipe_is_named_however_it_is_given(form: str, tmp_pa
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "small"
 MISTAKES: list[tuple[type, str, str]] = [
-    (Config, "--size 32", "size: expected 2 values, each a whole number, or null; got [32]"),
+    (Config, "--size [32]", "size: expected a whole number, or 2 values, each a whole number, or null; got [32]"),
+    (
+        Config,
+        "--size [24,x]",
+        "size: expected a whole number, or 2 values, each a whole number, or null; got [24, 'x']",
+    ),
     (Config, "--labels a,b", "labels: expected a list, each item a whole number; got a"),
-    (Config, "--size 256 256", "size: expected 2 values, each a whole number, or null; got [256]"),
+    (Config, "--size 256 256", "unexpected argument '256': a recipe, or other words, must stand before all options"),
     (Config, "--seed 1 word", "unexpected argument 'word': a recipe, or other words, must stand before all options"),
     (Config, "--colour red", "unknown option --colour; see 'vavae x --help'"),
     (evaluate.Config, "--data.limit x", "data.limit: expected a whole number or null; got x"),

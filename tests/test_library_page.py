@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer
-from vavae.data import DemoImages, LatentDataset
+from vavae.data import DemoImages, LatentDataset, load_images, load_pixels, to_uint8
+from vavae.metrics import frechet_distance, linear_probe
 from vavae.pretrained import SamplingConfig
 from vavae.tokenizer import LatentStatistics
 
@@ -45,7 +47,17 @@ def test_the_pieces_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.
     assert names["pictures"].shape == (4, 3, 32, 32) and names["drawn"].shape == (4, 16, 8, 8)
     assert all(parameter.grad is not None for parameter in names["plain"].parameters())
     distance, accuracy, spread = (float(number) for number in re.findall(r"(?:distance|probe|density) ([\d.]+)", said))
-    assert distance > 0 and 0 < accuracy < 1 and 0 < spread < 1
+    of_images = names["network"](load_pixels(images, range(64), 32)).double().numpy()
+    of_pictures = names["network"](to_uint8(names["pictures"])).double().numpy()
+    moments = [moment for rows in (of_images, of_pictures) for moment in (rows.mean(0), np.cov(rows.T))]
+    assert distance == pytest.approx(frechet_distance(*moments), rel=1e-3, abs=0.5)
+    parts = [(load_images(source, range(200), 32), source) for source in (images, DemoImages("test"))]
+    with torch.no_grad():
+        sets = [
+            (names["encoder"](batch), torch.tensor([source.label(i) for i in range(200)])) for batch, source in parts
+        ]
+    assert accuracy == pytest.approx(linear_probe(*sets[0], *sets[1]), abs=0.005)
+    assert 0 < spread < 1
 
 
 def test_the_python_of_the_readme_draws_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 _CLOSE = 0.75  # dotted names are long: at difflib's 0.6 anything would resemble some key
-_VALUE = re.compile(r"(?:Got value: |Given value: |Unable to load config ['\"])(.*?)['\"]?(?: - Parser key .*)?$")
+_VALUE = re.compile(r".*(?:Got value: |Given value: |Unable to load config ['\"])(.*?)['\"]?(?: - Parser key .*)?$")
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:

@@ -306,14 +306,17 @@ def test_the_stochastic_solver_adds_noise(generator: Generator) -> None:
 def test_other_sizes(generator: Generator, tmp_path: Path) -> None:
     images = generator([1, 2], size=(32, 96))
     assert images.shape == (2, 3, 32, 96)
-    assert torch.equal(generator([1], size=(64, 64)), generator([1]))
+    for size in ((64, 64), 64, generator.image_size):
+        assert torch.equal(generator([1], size=size), generator([1]))
     # A sample of another size is a function of seed and index too.
     # (Latents: the golden decoder amplifies rounding.)
     alone, both = (generator.latents(labels, indices=labels, size=(32, 96)) for labels in ([2], [1, 2]))
     torch.testing.assert_close(alone, both[1:], rtol=1e-4, atol=1e-4)
-    for size in ((30, 64), (0, 64), (64,)):
+    for size in ((30, 64), (0, 64), 30, -16):
         with pytest.raises(UserError, match=r"size: .* in multiples of 16"):
-            generator([1], size=size)  # type: ignore[arg-type]
+            generator([1], size=size)
+    with pytest.raises(UserError, match=r"size: \[64\] is neither a number nor \[height, width\]"):
+        generator([1], size=(64,))  # type: ignore[arg-type]
     generator.save_pretrained(tmp_path)
     recomputed, interpolated = (Generator.from_pretrained(tmp_path, positions=p) for p in ("recompute", "interpolate"))
     assert torch.equal(recomputed([1], size=(32, 96)), generator([1], size=(32, 96)))

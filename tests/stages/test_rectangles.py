@@ -246,6 +246,10 @@ MISTAKES = {
         ["train-tokenizer", *TOKENIZER, "--data.size=[8, 40]", "--objective.perceptual.weight=1"],
         "data.size: 8x40 is too small for objective.perceptual", "16",
     ),
+    "discriminator": (
+        ["train-tokenizer", *TOKENIZER, "--data.size=[16, 40]", "--objective.adversarial.discriminator.layers=3"],
+        "data.size: 16x40 is too small for objective.adversarial.discriminator.layers 3", "24 pixels a side",
+    ),
 }  # fmt: skip
 
 

@@ -66,6 +66,7 @@ def test_images_of_a_former_model_are_not_kept(folder: Path, capsys: pytest.Capt
         (("--steps", "4"), "another steps (3, not 4)"),
         (("--guidance_channels", "2"), "another guidance_channels (None, not 2)"),
         (("--size", "[32, 64]"), "another size"),
+        (("--size", "64"), "another size (None, not [64, 64])"),
         (("--label_protocol", "random"), "another label_protocol"),
         (("--precision", "bf16"), "another precision"),
         (("--precision", "tf32"), "another precision (fp32, not tf32)"),

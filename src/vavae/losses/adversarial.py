@@ -25,6 +25,11 @@ class DiscriminatorConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"discriminator.{name}: {getattr(self, name)} is not positive")
 
+    @property
+    def smallest_side(self) -> int:
+        """Side of the smallest images it takes, in pixels."""
+        return 3 * 2**self.layers
+
 
 @dataclass(frozen=True)
 class AdversarialConfig:
@@ -93,7 +98,7 @@ class PatchDiscriminator(nn.Module):
         Raises:
             UserError: if the images are too small for the number of layers.
         """
-        smallest = 3 * 2**self.config.layers
+        smallest = self.config.smallest_side
         if min(images.shape[2:]) < smallest:
             raise UserError(
                 f"discriminator.layers: {self.config.layers} layers need images of {smallest} pixels a side, "

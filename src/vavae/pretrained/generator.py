@@ -23,7 +23,7 @@ from vavae.pretrained.loading import LoadedTransformer, load_transformer
 from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.reading import read_safetensors
 from vavae.pretrained.tokenizer import StatisticsSource, Tokenizer, device_only
-from vavae.sizes import Size, enlarged, size_of
+from vavae.sizes import Size, as_size, enlarged, sides, size_of
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.positions import Positions
@@ -159,30 +159,29 @@ class Generator:
         shape = f"depth {config.depth}, width {config.width}, {self.num_classes} classes"
         return f"Generator({shape}, latents {'x'.join(map(str, self.latent_shape))}, {self.tokenizer.device})"
 
-    def noise(self, indices: Sequence[int], seed: int = 0, size: tuple[int, int] | None = None) -> Tensor:
+    def noise(self, indices: Sequence[int], seed: int = 0, size: Size | None = None) -> Tensor:
         """The starting noise (B, C, h, w) of samples number `indices`: a function of (seed, index, size) alone.
 
         Args:
             indices: Number of each sample.
             seed: Seed of all of them.
-            size: Height and width of the images in pixels; those the transformer was trained on by default.
+            size: Of the images in pixels, one number or (height, width); that of training by default.
 
         Raises:
             UserError: Tokenizer or patches do not divide `size`.
         """
         return counter.normal(seed, "sample", list(indices), self._shape_for(size), self.tokenizer.device)
 
-    def _shape_for(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+    def _shape_for(self, size: Size | None) -> tuple[int, int, int]:
         if size is None:
             return self.latent_shape
         unit = self.tokenizer.factor * self.transformer.config.patch_size
-        if len(size) != 2 or any(side < 1 or side % unit for side in size):
-            raise UserError(f"size: {'x'.join(map(str, size))} is not a height and a width in multiples of {unit}")
-        return self.latent_shape[0], size[0] // self.tokenizer.factor, size[1] // self.tokenizer.factor
+        height, width = sides(as_size("size", size))
+        if min(height, width) < 1 or height % unit or width % unit:
+            raise UserError(f"size: {height}x{width} is not a height and a width in multiples of {unit}")
+        return self.latent_shape[0], height // self.tokenizer.factor, width // self.tokenizer.factor
 
-    def check(
-        self, labels: Sequence[int], size: tuple[int, int] | None = None, sampling: SamplingConfig | None = None
-    ) -> None:
+    def check(self, labels: Sequence[int], size: Size | None = None, sampling: SamplingConfig | None = None) -> None:
         """Check what is to be drawn, before any time is spent on it.
 
         Raises:
@@ -214,7 +213,7 @@ class Generator:
         sampling: SamplingConfig | None = None,
         callback: Callable[..., None] | None = None,
         *,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         weak_model: LightningDiT | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
@@ -251,7 +250,7 @@ class Generator:
         indices: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
         *,
-        size: tuple[int, int] | None = None,
+        size: Size | None = None,
         weak_model: LightningDiT | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
@@ -263,7 +262,7 @@ class Generator:
             indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample number i is the same image
                 whatever else is in the batch, up to rounding; not with "dopri5", which chooses its steps for a batch.
             sampling: Other settings than the generator's defaults.
-            size: Height and width in pixels; by default those the transformer was trained on. How it places
+            size: In pixels, one number or (height, width); by default that of its training. How it places
                 other grids is its `positions` (see `vavae.transformer.positions`, and `from_pretrained`).
             weak_model: A weaker transformer, which makes the guidance autoguidance (arXiv 2406.02507).
             noise: Standard normal noise (B, C, h, w) to start from, instead of that of `seed` and `indices`.

@@ -124,7 +124,7 @@ def run(config: Config) -> LatentDataset:
     folder = Path(config.output)
     # Shards hold latents as the network gives them, so a published one can be used before its statistics are known.
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device), statistics="identity")
-    config.data.latent_size(tokenizer.factor)
+    config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide, before the folder is claimed
     with ExitStack() as held:
         world = held.enter_context(processes(config.device))
         world.once(lambda: _claim(folder, held))

@@ -354,7 +354,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
         teacher = load_teacher(config.teacher, input_size=config.teacher_size, image_size=size).to(device)
     for number, path in enumerate(config.model):
         tokenizer = Tokenizer.from_pretrained(path, device)
-        config.data.latent_size(tokenizer.factor)
+        config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide
         protocol = Protocol(
             samples=len(source),
             split=f"{source.name} ({part})",

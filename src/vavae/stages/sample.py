@@ -23,6 +23,7 @@ from vavae.flow import SolverName
 from vavae.pretrained import Generator, SamplingConfig
 from vavae.progress import track
 from vavae.report.images import image_grid
+from vavae.sizes import Size, as_size, sides
 from vavae.stages.run_folder import check_not_foreign, exclusive
 from vavae.training.parallel import sharing_processes
 from vavae.training.precision import InferencePrecision, autocast, resolve_device, resolve_precision
@@ -44,7 +45,7 @@ class Config:
         seed: Seed of noise and random labels.
         batch_size: Images drawn at once. Only dopri5, which chooses its steps for all of them together, makes images
             depend on it, in the last digits.
-        size: Height and width of the images in pixels; null is the size the generator was trained on.
+        size: Of the images in pixels, one number or [height, width]; null is that the generator was trained on.
         npz: Also write `samples.npz` with `arr_0` (N, H, W, 3) uint8, for the ADM evaluator.
         grid_columns: Columns of `grid.png`; 0 writes none.
         solver: Integration method, euler_maruyama being stochastic; null is the generator's default, here and below.
@@ -66,7 +67,7 @@ class Config:
     label_protocol: Literal["balanced", "random"] = "balanced"
     seed: int = 0
     batch_size: int = 64
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     npz: bool = False
     grid_columns: int = 8
     solver: SolverName | None = None
@@ -80,6 +81,8 @@ class Config:
     precision: InferencePrecision = "fp32"
 
     def __post_init__(self) -> None:
+        if self.size is not None:
+            object.__setattr__(self, "size", as_size("size", self.size))
         if self.batch_size < 1 or self.count < 1:
             raise UserError(f"batch_size and count must be at least 1, not {self.batch_size} and {self.count}")
         if self.grid_columns < 0:
@@ -110,7 +113,7 @@ def draw(
     seed: int,
     sampling: SamplingConfig,
     precision: InferencePrecision = "fp32",
-    size: tuple[int, int] | None = None,
+    size: Size | None = None,
 ) -> np.ndarray:
     """Images of the given labels and sample numbers, (B, H, W, 3) uint8."""
     device = generator.tokenizer.device
@@ -147,7 +150,7 @@ def run(config: Config) -> Path:
             "label_protocol": "given" if config.labels else config.label_protocol,
             "sampling": to_plain(sampling),
             "precision": config.precision,
-            "size": to_plain(config.size),
+            "size": None if config.size is None else list(sides(config.size)),
         }
 
         def claim() -> list[int]:

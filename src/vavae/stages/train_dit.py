@@ -312,10 +312,7 @@ class TransformerTask(Task):
 
     @cached_property
     def _distance(self) -> SampleDistance:
-        settings = self.latents.settings
         size = enlarged(size_of(*self.latents.shape[1:]), self.tokenizer.factor)
-        if settings is not None:
-            size = settings.image_size
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
     def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:
