@@ -179,6 +179,9 @@ def test_evaluation_of_a_tokenizer(path: Path, images: Path, asked: list[dict[st
     errors = ((rebuilt - crops.astype(np.float64)) ** 2).mean((1, 2, 3))
     strict = next(e for e in json.loads(output.read_text()) if e["name"] == "PSNR")
     assert strict["value"] == pytest.approx(float((10 * np.log10(255**2 / errors)).mean()), abs=0.01)
+    protocols = [entry["protocol"] for entry in json.loads(output.read_text()) if entry["name"] == "PSNR"]
+    said = {protocol["convention"]: protocol["preprocessing"].partition(";")[0] for protocol in protocols}
+    assert said == {"strict": "ADM centre crop", "published": "resized until it covers both sides, centre crop"}
 
 
 def test_evaluation_of_samples(

@@ -16,6 +16,7 @@ from vavae.errors import UserError
 from vavae.files import written_whole
 from vavae.losses import LPIPS
 from vavae.metrics import (
+    Convention,
     FeatureNetwork,
     MetricRecord,
     Protocol,
@@ -35,12 +36,6 @@ from vavae.sizes import Size, written
 from vavae.stages.sample import draw
 from vavae.teachers import Teacher
 from vavae.training.precision import InferencePrecision, autocast, resolve_precision
-
-# Of each convention, how images are cropped and what is compared.
-PREPROCESSING = {
-    "strict": "ADM centre crop; both images as 8-bit pixels",
-    "published": "short side resized, centre crop; SSIM clamped and padded, LPIPS of the decoder's output",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +109,20 @@ _FIDELITY = {
 }
 
 
+def _preprocessing(convention: Convention, size: Size | None) -> str:
+    """How images are cropped and what is compared."""
+    if convention == "strict":
+        return "ADM centre crop; both images as 8-bit pixels"
+    resized = "short side resized" if size is None or isinstance(size, int) else "resized until it covers both sides"
+    return f"{resized}, centre crop; SSIM clamped and padded, LPIPS of the decoder's output"
+
+
 def fidelity_records(
     means: Mapping[str, float], protocol: Protocol, intervals: Mapping[str, tuple[float, float]] = MappingProxyType({})
 ) -> list[MetricRecord]:
     """Records of the means of `vavae.metrics.fidelity`, in the convention the protocol names."""
     assert protocol.convention is not None
-    protocol = replace(protocol, preprocessing=PREPROCESSING[protocol.convention])
+    protocol = replace(protocol, preprocessing=_preprocessing(protocol.convention, protocol.image_size))
     records = []
     for key, (name, unit, higher, network) in _FIDELITY.items():
         if key in means:
