@@ -54,10 +54,11 @@ def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
 
     Where one number has a meaning of its own, as in `--data.size 256`, it stays one.
     """
-    numbers = {f"--{name}" for name, kind in fields_of(config_class).items() if int in alternatives(kind)}
+    known = fields_of(config_class)
+    numbers = {f"--{name}" for name, kind in known.items() if int in alternatives(kind)}
     lists = {
         f"--{name}": str in get_args(one)  # whether it is of free text
-        for name, kind in fields_of(config_class).items()
+        for name, kind in known.items()
         for one in alternatives(kind)
         if get_origin(one) in (list, tuple)
     }

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.sizes import Size, sides, written
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,19 @@ class AdversarialConfig:
         for name in ("weight", "start_images", "maximum"):
             if getattr(self, name) < 0:
                 raise UserError(f"adversarial.{name}: {getattr(self, name)} is negative")
+
+    def check_size(self, size: Size, images: int) -> None:
+        """Check that images of a run are large enough for the discriminator, if it begins within so many of them.
+
+        Raises:
+            UserError: They are not.
+        """
+        needed = self.discriminator.smallest_side
+        if self.enabled and self.start_images < images and min(sides(size)) < needed:
+            raise UserError(
+                f"data.size: {written(size)} is too small for objective.adversarial.discriminator.layers "
+                f"{self.discriminator.layers}, which need {needed} pixels a side"
+            )
 
 
 class PatchDiscriminator(nn.Module):

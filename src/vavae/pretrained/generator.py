@@ -23,7 +23,7 @@ from vavae.pretrained.loading import LoadedTransformer, load_transformer
 from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.reading import read_safetensors
 from vavae.pretrained.tokenizer import StatisticsSource, Tokenizer, device_only
-from vavae.sizes import Size, as_size, enlarged, sides, size_of
+from vavae.sizes import Size, as_size, enlarged, sides
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.positions import Positions
@@ -142,7 +142,7 @@ class Generator:
     @property
     def image_size(self) -> Size:
         """Size in pixels of the images it was trained on, and draws by default."""
-        return enlarged(size_of(*self.transformer.config.latent_hw), self.tokenizer.factor)
+        return enlarged(self.transformer.config.latent_hw, self.tokenizer.factor)
 
     def to(self, device: torch.device | str) -> Self:
         """Move both networks to `device`; they stay float32, and `torch.autocast` makes them faster.

@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.sizes import enlarged
 from vavae.tokenizer import AutoencoderConfig
 from vavae.transformer import LightningDiTConfig
 from vavae.transformer.sizes import SIZES
@@ -54,7 +55,7 @@ def infer_transformer(tensors: Tensors, source: str | Path, heads: int | None = 
     out = _shape(tensors, "final_layer.linear.weight", 2, source)[0]
     modulations = _shape(tensors, "blocks.0.adaLN_modulation.1.weight", 2, source)[0]
     return LightningDiTConfig(
-        latent_size=rows * patch if rows == columns else (rows * patch, columns * patch),
+        latent_size=enlarged((rows, columns), patch),
         patch_size=patch,
         latent_channels=channels,
         width=width,

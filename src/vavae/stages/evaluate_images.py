@@ -191,7 +191,7 @@ class LatentBlocks:
     def __init__(self, tokenizer: Tokenizer, latents: Tensor, precision: InferencePrecision, name: str) -> None:
         self.name = name
         self.count = len(latents)
-        self.size: Size | None = enlarged(size_of(*latents.shape[2:]), tokenizer.factor)
+        self.size: Size | None = enlarged((latents.shape[2], latents.shape[3]), tokenizer.factor)
         self._tokenizer = tokenizer
         self._latents = latents
         self._mode = resolve_precision(precision, tokenizer.device)

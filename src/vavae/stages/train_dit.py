@@ -20,7 +20,7 @@ from vavae.flow import TimeDistribution, flow_matching_loss, path_by_name
 from vavae.flow.paths import PathName, Prediction
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
-from vavae.sizes import Size, enlarged, sides, size_of, written
+from vavae.sizes import Size, enlarged, sides, written
 from vavae.stages.encode import fingerprint
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
@@ -212,7 +212,7 @@ class TransformerTask(Task):
         self.path = path_by_name(config.flow.path)
         channels, height, width = latents.shape
         _check_tokenizer(config, latents, tokenizer)
-        _check_patch(config, size_of(height, width))
+        _check_patch(config, (height, width))
         self.statistics = latents.statistics if config.normalisation == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
         torch.manual_seed(config.training.seed)
@@ -312,7 +312,7 @@ class TransformerTask(Task):
 
     @cached_property
     def _distance(self) -> SampleDistance:
-        size = enlarged(size_of(*self.latents.shape[1:]), self.tokenizer.factor)
+        size = enlarged(self.latents.shape[1:], self.tokenizer.factor)
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
     def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:

@@ -151,7 +151,7 @@ class Config:
     def __post_init__(self) -> None:
         self.data.latent_size(self.tokenizer.factor)  # refuses sizes that do not divide
         self.objective.perceptual.check_size(self.data.size)
-        self._check_discriminator()
+        self.objective.adversarial.check_size(self.data.size, self.training.images)
         if self.teacher.cache_features and (self.data.crop == "random" or self.data.flip):
             raise UserError("teacher.cache_features: needs data.crop center and data.flip false")
         if any(a.from_images >= b.from_images for a, b in pairwise(self.stages)):
@@ -163,17 +163,6 @@ class Config:
         check_rhythm(self.frechet.samples, self.training.validation_images)
         if self.training.parallel == "shard":
             raise UserError("training.parallel: the tokenizer is replicated; its state is small beside its activations")
-
-    def _check_discriminator(self) -> None:
-        """Refuse images it cannot take now, not when it begins."""
-        adversarial = self.objective.adversarial
-        needed = adversarial.discriminator.smallest_side
-        begins = adversarial.enabled and adversarial.start_images < self.training.images
-        if begins and min(sides(self.data.size)) < needed:
-            raise UserError(
-                f"data.size: {written(self.data.size)} is too small for objective.adversarial.discriminator.layers "
-                f"{adversarial.discriminator.layers}, which need {needed} pixels a side"
-            )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
