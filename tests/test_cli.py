@@ -72,7 +72,7 @@ MISTAKES = {
     "missing generator": (["sample", "--generator", "/no/such/generator"], "/no/such/generator"),
     "no device": (["bench", "--device", "cuda:99"], "cuda:99"),
     "unknown device": (["doctor", "--device", "toaster"], "toaster"),
-    "device of no use": (["doctor", "--device", "meta"], "device: 'meta' is not supported"),
+    "device of no use": (["doctor", "--device", "meta"], "device: 'meta' is not on this machine"),
     "no batch": (["bench", "--batch_size", "-1"], "batch_size: -1 is not positive"),
     "empty batch": (["bench", "--batch_size", "0"], "batch_size: 0 is not positive"),
     "results in a folder": (["bench", "--output", "."], "output: . is a folder"),

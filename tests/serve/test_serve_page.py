@@ -169,7 +169,7 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
         (["--port", "70000"], "port: 70000 is not in 1..65535"),
         (["--host", "nowhere.invalid"], "host: there is no 'nowhere.invalid'"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
-        (["--device", "meta"], "device: 'meta' is not supported"),
+        (["--device", "meta"], "device: 'meta' is not on this machine"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vavae import counter
+from vavae.doubles import as_double
 from vavae.errors import UserError
 
 TimeKind = Literal["logit_normal", "uniform"]
@@ -94,9 +95,8 @@ class TimeDistribution:
         Returns:
             Times in [0, 1], dtype and shape of u.
         """
-        # Doubles, which Apple's GPUs lack; half a unit of the 24 random bits away from 0 and 1, which a normal
-        # cannot reach.
-        p = (u.cpu() if u.device.type == "mps" else u).double().clamp(2.0**-25, 1 - 2.0**-25)
+        # Half a unit of the 24 random bits away from 0 and 1, which a normal cannot reach.
+        p = as_double(u).clamp(2.0**-25, 1 - 2.0**-25)
         first, last = self._cdf(self.low), self._cdf(self.high)
         share = self.partial_probability
         # One number decides both: below `share` it is spread over the truncated range, above it over all.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vavae import counter
+from vavae.doubles import as_double
 
 
 def bootstrap_interval(
@@ -40,7 +41,7 @@ def bootstrap_interval(
 
 def bootstrap_mean(values: Tensor, repetitions: int, seed: int = 0) -> tuple[float, float]:
     """The interval of the mean of one value per image, (N,)."""
-    values = values.detach().double().cpu()
+    values = as_double(values.detach()).cpu()
     return bootstrap_interval(
         lambda indices: float(values[indices].mean()), len(values), float(values.mean()), repetitions, seed
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vavae.doubles import as_double, device_of_doubles
+
 _ROWS = 2048  # samples on either side of the part of a distance or kernel matrix that is held at once
 
 
@@ -19,7 +21,7 @@ def _check_features(first: Tensor, second: Tensor, fewest: int) -> tuple[Tensor,
 
 def _parts(features: Tensor) -> Iterator[Tensor]:
     """The samples in float64, some at a time: a whole copy of a million would take as much again twice."""
-    return (rows.double() for rows in features.split(_ROWS))
+    return (as_double(rows) for rows in features.split(_ROWS))
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> float:
@@ -40,7 +42,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
 
 
 def _zero(features: Tensor) -> Tensor:
-    return torch.zeros((), dtype=torch.double, device=features.device)
+    return torch.zeros((), dtype=torch.double, device=device_of_doubles(features.device))
 
 
 def _kernel(rows: Tensor, columns: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vavae.doubles import as_double, device_of_doubles
 from vavae.errors import UserError, one_line
 
 Array = NDArray[np.floating] | Tensor
@@ -20,7 +21,7 @@ _PRECISION = 1e-11  # of the traces of the covariances: a distance a thousandth 
 
 def _as_double(values: Array) -> Tensor:
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
-    return tensor.detach().to(torch.float64)
+    return as_double(tensor.detach())
 
 
 def _factor(covariance: Tensor) -> Tensor:
@@ -112,6 +113,7 @@ class RunningMoments:
 
     def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
+        device = device_of_doubles(device)
         self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vavae.data.transforms import to_tensor, to_uint8
+from vavae.doubles import as_double
 
 Convention = Literal["strict", "published"]
 _WINDOW = 11
@@ -33,7 +34,7 @@ def psnr(images: Tensor, references: Tensor, data_range: float = 2.0) -> Tensor:
         (B,) float64; infinite for equal images.
     """
     _check_pair(images, references)
-    error = (images.double() - references.double()).square().mean(dim=(1, 2, 3))
+    error = (as_double(images) - as_double(references)).square().mean(dim=(1, 2, 3))
     return 10.0 * torch.log10(data_range**2 / error)
 
 
@@ -85,14 +86,14 @@ def ssim(
     channels = images.shape[1]
     if min(images.shape[2:]) < window:
         raise ValueError(f"images of {images.shape[2]} x {images.shape[3]} are smaller than the window {window}")
-    offsets = torch.arange(window, dtype=torch.float64, device=images.device) - (window - 1) / 2
+    x, y = as_double(images), as_double(references)
+    offsets = torch.arange(window, dtype=torch.float64, device=x.device) - (window - 1) / 2
     weights = torch.exp(-offsets.square() / (2 * sigma**2))
     weights = (weights / weights.sum()).expand(channels, 1, window)
 
     def blur(x: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(x, weights[..., None], groups=channels), weights[:, :, None], groups=channels)
 
-    x, y = images.double(), references.double()
     if border == "reflect":
         x, y = (F.pad(z, [window // 2] * 4, mode="reflect") for z in (x, y))
     mean_x, mean_y = blur(x), blur(y)
@@ -141,4 +142,4 @@ def fidelity(
         if large:
             values["ssim"] = ssim(decoded.clamp(-1, 1), originals.clamp(-1, 1), border="reflect")
         pair = decoded, originals
-    return values | {name: distance(*pair).double() for name, distance in perceptual.items()}
+    return values | {name: as_double(distance(*pair)) for name, distance in perceptual.items()}

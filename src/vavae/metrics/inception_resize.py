@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vavae.doubles import device_of_doubles
+
 Resize = Literal["tensorflow", "pytorch-fid", "clean"]
 SIDE = 299
 
@@ -63,9 +65,10 @@ def resize_as_tensorflow(images: Tensor, side: int) -> Tensor:
     """
 
     def axis(length: int) -> tuple[Tensor, Tensor, Tensor]:
-        positions = torch.arange(side, dtype=torch.float64, device=images.device) * (length / side)
+        positions = torch.arange(side, dtype=torch.float64, device=device_of_doubles(images.device)) * (length / side)
         low = positions.floor().long()
-        return low, (low + 1).clamp(max=length - 1), (positions - low).to(images.dtype)
+        share = (positions - low).to(images.dtype)
+        return low.to(images.device), (low + 1).clamp(max=length - 1).to(images.device), share.to(images.device)
 
     if images.shape[2:] == (side, side):
         return images

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from vavae.doubles import as_double
+
 
 class InceptionScore:
     """Running Inception Score (arXiv 1606.03498), in constant memory.
@@ -31,7 +33,7 @@ class InceptionScore:
 
     def update(self, logits: Tensor) -> None:
         """Add the logits (N, classes) of the next samples."""
-        left = logits.detach().double().cpu()
+        left = as_double(logits.detach()).cpu()
         while len(left):
             part = left[: self.split_size - self._count]
             left = left[len(part) :]

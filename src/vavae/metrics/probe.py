@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae import counter
+from vavae.doubles import as_double
 
 Features = NDArray[np.floating] | Tensor
 Labels = NDArray[np.integer] | Tensor
@@ -26,7 +27,7 @@ def _as_rows(
         )
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(f"features differ in shape: {tuple(train_x.shape[1:])} and {tuple(test_x.shape[1:])}")
-    train, test = (_tensor(features).detach().flatten(1).double() for features in (train_x, test_x))
+    train, test = (as_double(_tensor(features).detach().flatten(1)) for features in (train_x, test_x))
     return train, _tensor(train_y).to(train.device), test, _tensor(test_y).to(train.device)
 
 
@@ -79,7 +80,7 @@ def linear_probe(train_x: Features, train_y: Labels, test_x: Features, test_y: L
     """
     train, known, test, wanted = _as_rows(train_x, train_y, test_x, test_y)
     classes = known.unique()
-    targets = (known[:, None] == classes).double()
+    targets = (known[:, None] == classes).to(train.dtype)
 
     order = counter.permutation(0, "linear probe", len(train)).to(train.device)
     held, kept = order[::_HELD_OUT], order[torch.arange(len(order)) % _HELD_OUT != 0]
@@ -116,7 +117,7 @@ def knn_accuracy(
     train, known, test, wanted = _as_rows(train_x, train_y, test_x, test_y)
     train, test = (torch.nn.functional.normalize(rows, dim=1) for rows in (train, test))
     classes = known.unique()
-    one_hot = (known[:, None] == classes).double()
+    one_hot = (known[:, None] == classes).to(train.dtype)
     right = 0
     for queries, labels in zip(test.split(512), wanted.split(512), strict=True):
         similarity, neighbours = (queries @ train.T).topk(min(k, len(train)), dim=1)

@@ -38,7 +38,7 @@ class Config:
         size: Transformer for the published scale.
         batch_size: Images per step; null is 64 for small, 16 for published.
         repeats: Timed steps of each stage, after two for warming up; the median counts.
-        device: auto, cpu, cuda, …
+        device: auto, cpu, cuda, mps, …
         precision: Compute precision.
         output: JSON file to write, new or with an earlier record; null prints only.
     """
@@ -102,8 +102,8 @@ class _Bench:
         for repeat in range(-1, self.config.repeats):
             began = time.perf_counter()
             step()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            if self.device.type != "cpu":
+                torch.accelerator.synchronize(self.device)
             if repeat >= 0:
                 rates.append(self.batch / (time.perf_counter() - began))
         rate = statistics.median(rates)

@@ -39,7 +39,7 @@ class Config:
         quick: A small part of the budget, to see that everything works; the images are not good.
         teacher: The foundation model to align with; `vavae assets list` and `vavae train-tokenizer --help` name others.
         seed: Seed of everything.
-        device: auto, cpu, cuda, …
+        device: auto, cpu, cuda, mps, …
     """
 
     output: str = "runs/demo"

@@ -16,7 +16,7 @@ from vavae.report.numbers import duration
 from vavae.sizes import written
 from vavae.stages.demo_measure import Measured, Reference, guidance_said
 from vavae.stages.demo_plan import SAMPLING, Plan
-from vavae.training.precision import resolve_device, resolve_precision
+from vavae.training.precision import device_name, resolve_device, resolve_precision
 from vavae.training.tracking import versions
 
 _BETTER: dict[bool | None, Literal["higher", "lower"] | None] = {True: "higher", False: "lower", None: None}
@@ -157,7 +157,7 @@ def write_report(
     found = versions()
     machine = {
         "system": f"{platform.system()} {found['machine']}",
-        "device": found.get("gpu", "CPU") if device.type == "cuda" else f"CPU, {_threads()}",
+        "device": f"CPU, {_threads()}" if device.type == "cpu" else device_name(device),
         "precision": resolve_precision("auto", device),
     }
     trained = [step.seconds for step in steps if step.name == f"train the transformer on {runs[0].name} latents"]

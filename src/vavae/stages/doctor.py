@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from vavae.pretrained import assets
-from vavae.training.precision import resolve_device, resolve_precision
+from vavae.training.precision import device_name, resolve_device, resolve_precision
 from vavae.training.tracking import versions
 
 # Package: the extra that brings it, and what for.
@@ -28,7 +28,7 @@ class Config:
     """Doctor.
 
     Attributes:
-        device: The device to look at: auto, cpu, cuda, …
+        device: The device to look at: auto, cpu, cuda, mps, …
     """
 
     device: str = "auto"
@@ -39,11 +39,7 @@ def findings(config: Config) -> list[tuple[str, str]]:
     device = resolve_device(config.device)
     rows = [("versions", ", ".join(f"{name} {version}" for name, version in versions().items()))]
     rows.append(("system", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU cores"))
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        rows.append(("device", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
-    else:
-        rows.append(("device", f"CPU (threads: {torch.get_num_threads()}); no GPU was found"))
+    rows.append(("device", _device(device)))
     precision = resolve_precision("auto", device)
     why = "the hardware multiplies bf16 matrices" if precision == "bf16" else "no hardware bf16 matrices"
     rows.append(("precision", f"auto means {precision}: {why}"))
@@ -58,6 +54,17 @@ def findings(config: Config) -> list[tuple[str, str]]:
         there = importlib.util.find_spec(package) is not None
         rows.append((package, f"{'installed' if there else f'not installed (pip install vavae[{extra}])'}: {purpose}"))
     return rows
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if device.type != "cpu":
+        return device_name(device)
+    other = torch.accelerator.current_accelerator(check_available=True)
+    found = "no GPU was found" if other is None else f"--device {other.type} takes the GPU"
+    return f"CPU (threads: {torch.get_num_threads()}); {found}"
 
 
 def run(config: Config) -> None:

@@ -49,7 +49,7 @@ class Config:
         seed: Of the posterior's samples: each is a function of the seed and the image's index.
         shard_size: Images per shard.
         batch_size: Images encoded at once.
-        device: auto, cpu, cuda, …
+        device: auto, cpu, cuda, mps, …
         precision: Compute precision of the encoder.
     """
 

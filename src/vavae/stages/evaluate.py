@@ -88,7 +88,7 @@ class Config:
         batch_size: Images at once.
         output: JSON file for the records; per-image values, spectrum and plot go beside it. null prints only.
         force: Compare numbers of unlike protocols too.
-        device: auto, cpu, cuda, …
+        device: auto, cpu, cuda, mps, …
         precision: Compute precision of tokenizer and generator: auto, fp32, bf16, or tf32, which is float32 with TF32
             products on GPUs, as the published samples. Features are fp32.
     """

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vavae.doubles import device_of_doubles
 from vavae.errors import UserError
 from vavae.files import written_whole
 from vavae.metrics import (
@@ -388,7 +389,7 @@ def _neighbourhoods(
 
 def _affordable(metric: Metric, images: int, measuring: Measuring) -> bool:
     """Whether so many images on both sides together are compared, each with each; says so where they are not."""
-    if metric in measuring.required or images <= _COMPARED[torch.device(measuring.device).type]:
+    if metric in measuring.required or images <= _COMPARED[device_of_doubles(measuring.device).type]:
         return True
     print(
         f"{metric} is left out: it compares each of {images:,} images with each, which takes hours; "

@@ -354,7 +354,7 @@ class Config:
         generator: What all generators share.
         measure: How they are measured.
         experiments: The grid.
-        device: auto, cpu, cuda, cuda:1, …
+        device: auto, cpu, cuda, cuda:1, mps, …
         workers: Processes that share the cells of this call. Where small models do not fill a GPU, several at once use
             it better; several GPUs are dealt out in turn.
         time_limit: Minutes after which this call saves its state, writes the page and ends; null has no limit.

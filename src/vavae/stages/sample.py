@@ -55,7 +55,7 @@ class Config:
         guidance_start: Guidance acts from this time on (0 noise, 1 data).
         guidance_stop: Guidance acts up to this time.
         guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
-        device: auto, cpu, cuda, …
+        device: auto, cpu, cuda, mps, …
         precision: Compute precision of the transformer: auto, fp32, bf16, or tf32, which is float32 with TF32 products
             on GPUs, as the published samples; the decoder then has them too.
     """

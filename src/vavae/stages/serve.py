@@ -25,7 +25,7 @@ class Config:
             reconstructs and interpolates. Published checkpoints are converted first (`vavae convert`).
         host: Address to listen on; 127.0.0.1 is this machine alone, 0.0.0.0 lets others in, who need no password.
         port: Port to listen on; null takes the first free one from 7860 on.
-        device: auto, cpu, cuda, …
+        device: auto, cpu, cuda, mps, …
         precision: Compute precision of the transformer.
     """
 

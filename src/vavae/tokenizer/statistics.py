@@ -6,6 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vavae.doubles import as_double
 from vavae.errors import UserError
 
 
@@ -95,7 +96,7 @@ class RunningStatistics:
         _check(latents, self.channels)
         if latents.numel() == 0:
             return
-        flat = latents.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)
+        flat = as_double(latents.detach()).cpu().transpose(0, 1).flatten(1)
         mean = flat.mean(1)
         self._combine(len(latents), flat.shape[1], mean, (flat - mean[:, None]).square().sum(1))
 

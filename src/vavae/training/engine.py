@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vavae.doubles import as_double
 from vavae.errors import RunError, UserError, one_line
 from vavae.progress import Bar, track
 from vavae.training.averages import build_averages
@@ -248,7 +249,7 @@ class Engine:
 
     def _add(self, numbers: Mapping[str, Tensor]) -> None:
         """Sum of each number over the steps in which it was finite, and their count: a skipped step hides no other."""
-        values = torch.stack(list(numbers.values())).double()
+        values = as_double(torch.stack(list(numbers.values())))
         finite = torch.isfinite(values)
         rows = torch.stack((values.where(finite, 0.0), finite), dim=1)
         for name, row in zip(numbers, rows, strict=True):

@@ -140,5 +140,5 @@ def _remembered(path: Path) -> int:
 
 
 def _free() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()

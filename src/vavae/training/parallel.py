@@ -208,7 +208,7 @@ def processes(device: str) -> Iterator[World]:
         device: As in a recipe. A GPU run talks through NCCL, a CPU run through gloo.
 
     Raises:
-        UserError: There are more processes than GPUs, or the device does not exist.
+        UserError: There are more processes than GPUs, the device does not exist, or several cannot share it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
@@ -229,5 +229,7 @@ def _join(device: torch.device) -> None:
             raise UserError(f"torchrun started more processes than this machine's {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_STEP_PATIENCE)
+    elif device.type != "cpu":
+        raise UserError(f"device: several processes train on CPUs or NVIDIA GPUs, not on {device.type}")
     else:
         dist.init_process_group("gloo", timeout=_STEP_PATIENCE)

@@ -20,7 +20,9 @@ _TF32_SWITCH = threading.RLock()
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is a GPU where there is one, else the CPU. Under torchrun each process has the GPU of its local rank.
+    """`auto` is an NVIDIA GPU where there is one, else the CPU. Under torchrun each process has that of its local rank.
+
+    What else torch knows as this machine's accelerator, such as Apple's GPU (`mps`), is taken when it is named.
 
     Raises:
         UserError: The device does not exist on this machine.
@@ -33,11 +35,21 @@ def resolve_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"device: '{device}' is not a device; use auto, cpu or cuda") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise UserError(f"device: '{device}' is not supported; use auto, cpu or cuda")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: '{device}' is not on this machine; use auto or cpu")
+    if chosen.type == "cpu":
+        return chosen
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or chosen.type != accelerator.type:
+        there = "auto or cpu" if accelerator is None else f"auto, cpu or {accelerator.type}"
+        raise UserError(f"device: '{device}' is not on this machine; use {there}")
+    count = torch.accelerator.device_count()
+    if (chosen.index or 0) >= count:
+        raise UserError(f"device: '{device}' is not on this machine; it has {count} {accelerator.type}")
     return chosen
+
+
+def device_name(device: torch.device) -> str:
+    """What a page or a log calls the device: the model of an NVIDIA GPU, else its kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def resolve_precision(precision: InferencePrecision, device: torch.device) -> Compute:
@@ -46,7 +58,7 @@ def resolve_precision(precision: InferencePrecision, device: torch.device) -> Co
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def autocast(precision: Compute, device: torch.device) -> AbstractContextManager[None]:
@@ -90,9 +102,10 @@ def fits_on(device: torch.device, size: int, share: float) -> bool:
 
 
 def image_memory_format(precision: Compute, device: torch.device) -> torch.memory_format:
-    """The order of numbers in which convolutions are fast: channels last on GPUs and for bf16.
+    """The order of numbers in which convolutions are fast: channels last on NVIDIA's GPUs, and for bf16 on CPUs.
 
     In fp32 on CPUs the plain order is: a small tokenizer's step took 0.585 s so, and 0.631 s with channels last
     (2 cores, batch of 16, medians of 8 in turns).
     """
-    return torch.contiguous_format if device.type == "cpu" and precision != "bf16" else torch.channels_last
+    last = device.type == "cuda" or (device.type == "cpu" and precision == "bf16")
+    return torch.channels_last if last else torch.contiguous_format

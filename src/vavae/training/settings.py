@@ -17,7 +17,7 @@ class EngineConfig:
         images: Images to see in all.
         batch_size: Images per optimizer step, over all processes.
         seed: All randomness of the run is a function of this seed and the position in the run.
-        device: auto (a GPU where there is one), cpu, cuda, cuda:1, …
+        device: auto (an NVIDIA GPU where there is one), cpu, cuda, cuda:1, mps, …
         precision: Compute precision; parameters and optimizers stay float32. auto is bf16 where the hardware has it.
         parallel: What several processes (torchrun) do: `replicate` keeps everything in each, `shard` (FSDP2) spreads
             parameters, averages and optimizer over them.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vavae.doubles import device_of_doubles
 from vavae.training.averages import MovingAverage
 from vavae.training.checkpoint import Checkpoint
 from vavae.training.optimizer import Optimizer
@@ -62,7 +63,7 @@ class RunState:
         """
         shapes = checkpoint.shapes
         targets = dict(self._fixed())
-        device = next(iter(targets.values())).device
+        device = device_of_doubles(next(iter(targets.values())).device)
         slots: dict[str, list[tuple[Tensor, str, Tensor]]] = {name: [] for name in self.optimizers}
         sums = {}
         parameters = self._parameters()

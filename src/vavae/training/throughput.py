@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vavae.training.interrupt import signals_later
+from vavae.training.precision import device_name
 
 # Dense bf16 TFLOP/s of the data sheets, first match of the device's name. Variants with other clocks come first.
 _PEAKS = (
@@ -137,7 +138,7 @@ class Work:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory in use so far: of the device on a GPU, of the process on a CPU."""
+    """Most memory in use so far: of the device on an NVIDIA GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -204,13 +205,9 @@ def estimate(
         seconds = steps * batch_size * work.flops / (_USUAL_SHARE * peak * 1e12) / processes
         parts.append(f"{work.flops / 1e9:,.3g} GFLOP per image")
         parts.append(
-            f"{_time(seconds)} on {processes} x {_device_name(device)} at {_USUAL_SHARE:.0%} of {peak:,.3g} TFLOP/s"
+            f"{_time(seconds)} on {processes} x {device_name(device)} at {_USUAL_SHARE:.0%} of {peak:,.3g} TFLOP/s"
         )
     return "; ".join(parts)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def _time(seconds: float) -> str:
