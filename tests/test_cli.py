@@ -210,6 +210,7 @@ FAULTS = {
     },
     "memory of the machine": (MemoryError("Unable to allocate 9 GiB"), "smaller batch"),
     "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "smaller batch"),
+    "memory of Apple's GPU": (RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"), "smaller batch"),
     "failed run": (RunError("the loss was not finite"), "the loss was not finite"),
     "stop": (KeyboardInterrupt("stopped after 3 images; the same command goes on from there"), "goes on from there"),
 }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vavae import __version__
-from vavae.errors import RunError, UserError, one_line
+from vavae.errors import RunError, UserError, memory_ran_out, one_line
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ def _machine_fault(error: BaseException) -> str | None:
         return f"{error.strerror}: {error.filename or 'while reading or writing'}; what was finished is kept"
     if "No space left on device" in text or "Disk quota exceeded" in text:  # from libraries with their own errors
         return f"no space left on the disk ({text[:200]}); what was finished is kept"
-    # On a CPU torch raises a plain RuntimeError of its allocator.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+    if memory_ran_out(error):
         return f"out of memory: use a smaller batch or image size ({text[:200]})"
     return None
 

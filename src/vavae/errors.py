@@ -21,6 +21,14 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether a device or the machine had no more memory; for CPUs and Apple's GPUs torch has no error of its own."""
+    text = one_line(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return "DefaultCPUAllocator" in text or "MPS backend out of memory" in text
+
+
 @contextmanager
 def told(failure: Callable[[str], str], memory: str) -> Iterator[None]:
     """Tell in one line of whatever goes wrong in the block: libraries of formats and stores raise what they like.

@@ -18,15 +18,22 @@ from vavae.stages import train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.microbatch import MicroBatch, Portions
 
+FULL = torch.OutOfMemoryError("CUDA out of memory")
+FULL_ELSEWHERE = [
+    MemoryError(),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+]
 
-def lengths_that_fit(fits: int) -> tuple[list[int], Any]:
+
+def lengths_that_fit(fits: int, error: Exception = FULL) -> tuple[list[int], Any]:
     """Lengths that were tried, and work that runs out of "memory" beyond `fits` images."""
     tried: list[int] = []
 
     def work(part: tuple[Tensor]) -> Tensor:
         tried.append(len(part[0]))
         if len(part[0]) > fits:
-            raise torch.OutOfMemoryError(f"{len(part[0])} images")
+            raise error
         return part[0] * 2
 
     return tried, work
@@ -40,6 +47,19 @@ def test_portions_are_halved_until_they_fit_and_stay_so() -> None:
     assert torch.cat([result for _, result in found]).tolist() == list(range(0, 22, 2))
     assert tried == [8, 4, 2, 2, 2, 2, 2, 1] and portions.size == 2
     assert len(list(portions.over((torch.arange(4),), work))) == 2 and tried[8:] == [2, 2]
+
+
+@pytest.mark.parametrize("error", FULL_ELSEWHERE, ids=["machine", "Apple's GPU", "CPU"])
+def test_memory_runs_out_under_other_names(error: Exception) -> None:
+    tried, work = lengths_that_fit(2, error)
+    assert len(list(Portions(4).over((torch.arange(4),), work))) == 2 and tried == [4, 2, 2]
+
+
+def test_another_failure_is_not_tried_with_less() -> None:
+    tried, work = lengths_that_fit(2, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(Portions(4).over((torch.arange(4),), work))
+    assert tried == [4]
 
 
 def test_a_single_image_that_does_not_fit_is_told_and_so_is_any_where_processes_keep_step() -> None:

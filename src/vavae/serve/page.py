@@ -7,12 +7,11 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-import torch
 from PIL import Image
 
 from vavae.data import demo_pixels, read_rgb
 from vavae.data.readable import IMAGE_ERRORS
-from vavae.errors import UserError
+from vavae.errors import UserError, memory_ran_out
 from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
 from vavae.pretrained import SamplingConfig
 from vavae.report.contents import name_of
@@ -85,7 +84,9 @@ def _told() -> Iterator[None]:
         yield
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from error
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not memory_ran_out(error):
+            raise
         raise gr.Error("Out of memory: fewer images, or smaller ones.", print_exception=False) from error
 
 

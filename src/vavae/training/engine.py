@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vavae.doubles import as_double
-from vavae.errors import RunError, UserError, one_line
+from vavae.errors import RunError, UserError, memory_ran_out, one_line
 from vavae.progress import Bar, track
 from vavae.training.averages import build_averages
 from vavae.training.batchnorm import synchronize_batch_norm
@@ -210,10 +210,12 @@ class Engine:
                     for name, value in self.task.step(part, self.images_seen, share).items():
                         terms[name] = terms[name] + share * value if name in terms else share * value
                 return terms
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not memory_ran_out(error):
+                    raise
                 self._shrink(length, error)
 
-    def _shrink(self, length: int, error: torch.OutOfMemoryError) -> None:
+    def _shrink(self, length: int, error: Exception) -> None:
         """Halve the micro-batch; several processes must start anew for that, since the others wait for this one."""
         for optimizer in self._state.optimizers.values():
             for parameter in optimizer.parameters:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vavae.errors import UserError
+from vavae.errors import UserError, memory_ran_out
 from vavae.files import written_whole
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Portions:
             work: What is computed of a part; it is called again with less where memory ran out.
 
         Raises:
-            torch.OutOfMemoryError: A single image does not fit.
+            RuntimeError, MemoryError: A single image does not fit, or `work` failed otherwise.
         """
         done, length = 0, batch_length(batch)
         while done < length:
@@ -91,8 +91,8 @@ class Portions:
         """What `work` returns; None where it is to be tried with less. The error, and what it holds, ends here."""
         try:
             return (work(part),)
-        except torch.OutOfMemoryError:
-            if images == 1 or not self._halve:
+        except (RuntimeError, MemoryError) as error:
+            if images == 1 or not self._halve or not memory_ran_out(error):
                 raise
             return None
 
