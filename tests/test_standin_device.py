@@ -167,6 +167,10 @@ for refused in (
     lambda: torch.nn.functional.linear(x, torch.ones(2, 3)),
     lambda: torch.linalg.eigvals(torch.eye(2).to("standin")),
     lambda: x.numpy(),
+    lambda: torch.ones(3).to("standin", non_blocking=True),
+    lambda: x.to("cpu", non_blocking=True),
+    lambda: torch.full((2,), 2**60).to("standin"),
+    lambda: torch.arange(2).to("standin") * 2**60,
 ):
     try:
         print(refused())
@@ -175,7 +179,8 @@ for refused in (
 """
     done, *refused = _printed(script)
     assert done == "[2.0, 2.0, 2.0] 3.0 standin"
-    assert refused == ["TypeError", "TypeError", "RuntimeError", "RuntimeError", "NotImplementedError", "RuntimeError"]
+    kinds = "Type Type Runtime Runtime NotImplemented Runtime Runtime Runtime Type Type"
+    assert refused == [f"{kind}Error" for kind in kinds.split()]
 
 
 def test_the_accelerator_of_a_machine_is_named() -> None:

@@ -6,7 +6,8 @@ one can: the k-th number of image `index` in `stream` is a hash of (seed, stream
 
 The hash is the finalizer of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
 generators", OOPSLA 2014), applied twice: once over the key, once over the counter. Integer arithmetic is
-exact on every device; the normal transform agrees up to the rounding of `log` and `cos`.
+exact on CPUs and NVIDIA's GPUs, and the normal transform agrees up to the rounding of `log` and `cos`; other
+devices are given the CPU's numbers.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from vavae.devices import device_of_doubles
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit integers, which wrap around in torch
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -39,9 +42,9 @@ def stream_key(seed: int, stream: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _bits(seed: int, stream: str, indices: Tensor, count: int, device: torch.device | str | None) -> Tensor:
-    """(B,) indices -> (B, count) int64 with all 64 bits random."""
-    indices = indices.to(device=device, dtype=torch.int64)
+def _bits(seed: int, stream: str, indices: Tensor, count: int, device: torch.device | str) -> Tensor:
+    """(B,) indices -> (B, count) int64 with all 64 bits random, on `device` or where they are multiplied exactly."""
+    indices = indices.to(device=device_of_doubles(device), dtype=torch.int64)
     keys = _mix(indices * _GOLDEN + stream_key(seed, stream))
     counters = torch.arange(1, count + 1, device=indices.device, dtype=torch.int64)
     return _mix(keys[:, None] + counters[None, :] * _GOLDEN)
@@ -65,9 +68,10 @@ def uniform(
 ) -> Tensor:
     """Uniform numbers in [0, 1), float32, of shape (len(indices), *shape); row i depends on indices[i] only."""
     indices = _as_indices(indices)
+    device = indices.device if device is None else device
     bits = _bits(seed, stream, indices, math.prod(shape), device)
     numbers = _shift_right(bits, 40).to(torch.float32) * 2.0**-24
-    return numbers.view(len(indices), *shape)
+    return numbers.view(len(indices), *shape).to(device)
 
 
 def normal(
@@ -83,6 +87,7 @@ def normal(
     6.6 standard deviations) and 32 for the angle.
     """
     indices = _as_indices(indices)
+    device = indices.device if device is None else device
     count = math.prod(shape)
     bits = _bits(seed, stream, indices, (count + 1) // 2, device)
     high = _shift_right(bits, 32).to(torch.float32)
@@ -90,7 +95,7 @@ def normal(
     radius = torch.sqrt(-2.0 * torch.log((high + 0.5) * 2.0**-32).clamp(max=0.0))
     angle = low * (2.0 * math.pi * 2.0**-32)
     pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
-    return pairs.flatten(1)[:, :count].reshape(len(indices), *shape)
+    return pairs.flatten(1)[:, :count].reshape(len(indices), *shape).to(device)
 
 
 def integers(
@@ -102,11 +107,12 @@ def integers(
 ) -> Tensor:
     """Integers in [0, high), int64, of shape (len(indices),); `high` at most 2**31."""
     indices = _as_indices(indices)
+    device = indices.device if device is None else device
     bits = _shift_right(_bits(seed, stream, indices, 1, device)[:, 0], 32)
-    return (bits * high) >> 32
+    return ((bits * high) >> 32).to(device)
 
 
 def permutation(seed: int, stream: str, length: int) -> Tensor:
     """A permutation of range(length), int64, that depends on (seed, stream, length) only."""
-    bits = _bits(seed, stream, torch.arange(length), 1, None)[:, 0]
+    bits = _bits(seed, stream, torch.arange(length), 1, "cpu")[:, 0]
     return torch.argsort(bits, stable=True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vavae import counter
-from vavae.doubles import has_doubles
+from vavae.devices import has_doubles
 from vavae.errors import UserError
 from vavae.flow.paths import LinearPath, Path
 

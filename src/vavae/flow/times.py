@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vavae import counter
-from vavae.doubles import as_double
+from vavae.devices import as_double
 from vavae.errors import UserError
 
 TimeKind = Literal["logit_normal", "uniform"]

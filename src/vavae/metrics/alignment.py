@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vavae import counter
-from vavae.doubles import as_double
+from vavae.devices import as_double
 
 
 def _hsic(a: Tensor, b: Tensor) -> Tensor:

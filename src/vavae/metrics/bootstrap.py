@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vavae import counter
-from vavae.doubles import as_double
+from vavae.devices import as_double
 
 
 def bootstrap_interval(

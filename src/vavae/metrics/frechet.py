@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vavae.doubles import as_double, device_of_doubles
+from vavae.devices import as_double, device_of_doubles
 from vavae.errors import UserError, one_line
 
 Array = NDArray[np.floating] | Tensor

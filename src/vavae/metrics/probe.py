@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae import counter
-from vavae.doubles import as_double
+from vavae.devices import as_double
 
 Features = NDArray[np.floating] | Tensor
 Labels = NDArray[np.integer] | Tensor

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vavae.doubles import device_of_doubles
+from vavae.devices import device_of_doubles
 from vavae.errors import UserError
 from vavae.files import written_whole
 from vavae.metrics import (

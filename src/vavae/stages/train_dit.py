@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import counter
 from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
+from vavae.devices import sent
 from vavae.errors import UserError
 from vavae.flow import TimeDistribution, flow_matching_loss, path_by_name
 from vavae.flow.paths import PathName, Prediction
@@ -264,11 +265,7 @@ class TransformerTask(Task):
         with BatchLoader(stream, load, training.batch_size, 2 if reader is self.latents else 0) as loader:
             for batch in loader:
                 latents, labels = batch.data
-                yield _Batch(
-                    batch.positions,
-                    latents.to(self.device, non_blocking=True),
-                    labels.to(self.device, non_blocking=True),
-                )
+                yield _Batch(batch.positions, sent(latents, self.device), sent(labels, self.device))
 
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()

@@ -24,6 +24,7 @@ from vavae.data import (
     to_uint8,
 )
 from vavae.data.transforms import flip_horizontally, published_random_crop
+from vavae.devices import sent
 from vavae.errors import UserError
 from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
 from vavae.pretrained import Tokenizer
@@ -275,7 +276,7 @@ class TokenizerTask(Task):
         with BatchLoader(stream, self._load, training.batch_size, self.config.data.workers) as loader:
             for batch in loader:
                 pixels, features = batch.data
-                images = to_tensor(pixels.to(self.device, non_blocking=True))
+                images = to_tensor(sent(pixels, self.device))
                 if self.config.data.flip:
                     mask = counter.uniform(training.seed, "flip", batch.positions, device=self.device) < 0.5
                     images = flip_horizontally(images, mask)

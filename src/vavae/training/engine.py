@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vavae.doubles import as_double
+from vavae.devices import as_double
 from vavae.errors import RunError, UserError, memory_ran_out, one_line
 from vavae.progress import Bar, track
 from vavae.training.averages import build_averages

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vavae.doubles import device_of_doubles
+from vavae.devices import device_of_doubles
 from vavae.training.averages import MovingAverage
 from vavae.training.checkpoint import Checkpoint
 from vavae.training.optimizer import Optimizer
