@@ -4,6 +4,7 @@ Importing this registers the device `standin` for the whole process, so it is im
 lies on it is refused
 
 - float64, which Apple's GPUs have not,
+- copies to the CPU that become float64 on the way,
 - operations together with tensors of the CPU, other than copies, indices and single numbers,
 - integers beyond 2^53, as hashes make them, and copies that are not waited for: no test has seen them right there,
 - operations for which torch's own table of kernels has none for Apple's GPUs (`MPS`).
@@ -26,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 NAME = "standin"
 _DEVICE, _CPU = torch.device("privateuseone", 0), torch.device("cpu")
+_INDEXING = ("aten::index.Tensor", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index.Tensor")
 _DOUBLES = (torch.float64, torch.complex128)
 
 
@@ -46,7 +48,9 @@ class OnStandin(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _computed(func, args, kwargs or {})
+        # Inference mode passes on operations that are made of others, whole.
+        parts = func.decompose(*args, **(kwargs or {})) if func._can_decompose() else NotImplemented
+        return _computed(func, args, kwargs or {}) if parts is NotImplemented else parts
 
     def tolist(self) -> Any:
         return self.held.tolist()
@@ -60,8 +64,8 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     values, structure = tree_flatten((args, kwargs))
     there = [value for value in values if isinstance(value, OnStandin)]
     here = [value for value in values if isinstance(value, Tensor) and not isinstance(value, OnStandin) and value.ndim]
-    copies, indexes = name.startswith("aten::copy_"), name.startswith(("aten::index", "aten::_index", "aten::_unsafe_"))
-    if there and here and not copies and not indexes:
+    copies = name == "aten::copy_"
+    if there and here and not copies and not _indexes(name, args, here):
         raise RuntimeError(f"{name}: one tensor is on {NAME}, another on the CPU")
     if there and not _has_kernel(name):
         raise NotImplementedError(f"{name}: Apple's GPUs have no kernel for it")
@@ -81,16 +85,22 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def placed(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
+        if value.dtype in _DOUBLES and (there or stays):
+            raise TypeError(f"{name}: there is no {value.dtype} on {NAME}")
         if not stays:
             return value.clone() if id(value) in known else value
-        if value.dtype in _DOUBLES:
-            raise TypeError(f"{name}: there is no {value.dtype} on {NAME}")
-        if value.dtype == torch.int64 and value.numel() and int(value.abs().max()) > 2**53:
+        if value.dtype == torch.int64 and value.numel() and "empty" not in name and int(value.abs().max()) > 2**53:
             raise TypeError(f"{name}: integers of more than 53 bits on {NAME}")
         same = known.get(id(value))
         return OnStandin(value) if same is None else same
 
     return tree_map(placed, func(*plain_args, **plain_kwargs))
+
+
+def _indexes(name: str, args: Any, here: list[Tensor]) -> bool:
+    """Whether a tensor of the device is indexed by those of the CPU, which is allowed; not the other way round."""
+    floats = any(value.is_floating_point() for value in here)
+    return name in _INDEXING and isinstance(args[0], OnStandin) and not floats
 
 
 def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:

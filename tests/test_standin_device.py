@@ -5,13 +5,13 @@ CPU's tests cannot. No kernel of a GPU is run.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,15 +19,19 @@ from vavae.data import open_images
 from vavae.stages.evaluate_compare import read_records
 
 STANDIN = Path(__file__).with_name("standin_device.py")
+pytestmark = pytest.mark.slow
 DEVICES = ("cpu", "standin")
+# Of the processes: no other accelerator beside the stand-in.
+ALONE = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 NETWORK = "teacher:dinov2-small-focus@28"
 
 
 def _commands(images: Path, out: Path, device: str) -> list[list[str]]:
     data = ["--data.images", str(images), "--data.size", "32", "--data.workers", "0"]
     training = ["--training.device", device, "--training.batch_size", "8", "--training.precision", "fp32"]
-    tokenizer, generator = str(out / "tokenizer/tokenizer"), str(out / "generator/generator")
-    sampling = ["--device", device, "--generator", generator, "--guidance_scale", "2"]
+    tokenizer = str(out / "tokenizer/tokenizer")
+    # Not by the transformer of four steps, which has hardly left zero.
+    sampling = ["--device", device, "--guidance_scale", "2"]
     measuring = ["--device", device, "--network", NETWORK, *data]
     return [
         [
@@ -45,11 +49,11 @@ def _commands(images: Path, out: Path, device: str) -> list[list[str]]:
             "--transformer.size", "S/2", "--transformer.width", "32", "--transformer.depth", "2",
             "--transformer.heads", "2",
         ],
-        ["sample", *sampling, "--count", "3", "--steps", "5", "--output", str(out / "euler")],
-        ["sample", *sampling, "--count", "2", "--solver", "dopri5", "--output", str(out / "dopri5")],
+        ["sample", *sampling, "--count", "2", "--steps", "4", "--output", str(out / "euler")],
+        ["sample", *sampling, "--count", "1", "--solver", "dopri5", "--output", str(out / "dopri5")],
         ["evaluate", "tokenizer", tokenizer, *measuring, "--output", str(out / "tokenizer.json")],
         [
-            "evaluate", "generator", generator, *measuring, "--count", "24", "--steps", "5",
+            "evaluate", "generator", "demo", *measuring, "--count", "16", "--steps", "3",
             "--output", str(out / "generator.json"),
         ],
     ]  # fmt: skip
@@ -68,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             source.image(index).save(label / f"{index:03d}.png")
     lines = [json.dumps(line) for device in DEVICES for line in _commands(images, folder / device, device)]
     ended = subprocess.run(
-        [sys.executable, STANDIN], input="\n".join(lines), capture_output=True, text=True, check=False
+        [sys.executable, STANDIN], input="\n".join(lines), env=ALONE, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     return folder
@@ -94,10 +98,10 @@ def test_lines_of_the_log_are_those_of_the_cpu(runs: Path) -> None:
 @pytest.mark.parametrize("solver", ["euler", "dopri5"])
 def test_samples_are_those_of_the_cpu(runs: Path, solver: str) -> None:
     names = sorted(path.name for path in (runs / "cpu" / solver).glob("0*.png"))
-    assert len(names) >= 2
+    assert names
     for name in names:
         here, there = (np.asarray(Image.open(runs / device / solver / name)).astype(int) for device in DEVICES)
-        assert np.abs(here - there).max() <= 2, name
+        assert np.abs(here - there).max() <= 2 and here.std() > 20, name
 
 
 @pytest.mark.parametrize("what", ["tokenizer", "generator"])
@@ -114,8 +118,8 @@ def test_numbers_are_those_of_the_cpu(runs: Path, what: str) -> None:
         assert there[name] == pytest.approx(value, rel=0.02, abs=1e-6), name
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    """Within a line of the log, so that its sums, float64, are put back too."""
+def test_a_stopped_run_goes_on_as_if_it_had_not_been_and_batches_are_halved(tmp_path: Path) -> None:
+    """Stopped within a line of the log, so that its sums, float64, are put back too."""
     script = f"""
 import sys
 from pathlib import Path
@@ -124,34 +128,36 @@ from regression_task import Regression
 from vavae.training.engine import Engine, EngineConfig
 
 class OnDevice(Regression):
-    def __init__(self, stop_at=None):
+    def __init__(self, stop_at=None, fits=8):
         super().__init__()
-        self.stop_at = stop_at
+        self.stop_at, self.fits = stop_at, fits
         for module in self.modules.values():
             module.to("standin")
     def batches(self, start, order):
         return ((position, x.to("standin")) for position, x in super().batches(start, order))
 
 config = EngineConfig(images=160, batch_size=8, device="standin", log_images=40, ema_decay=0.9, tensorboard=False)
-def run(folder, stop_at=None):
+def run(folder, stop_at=None, fits=8):
     try:
-        Engine(OnDevice(stop_at), config, Path({str(tmp_path)!r}) / folder).run("run")
+        Engine(OnDevice(stop_at, fits), config, Path({str(tmp_path)!r}) / folder).run("run")
     except KeyboardInterrupt:
         assert stop_at is not None
 
 run("whole")
 run("parts", 104)
 run("parts")
+run("halved", fits=4)
 """
     _printed(script)
     whole, parts = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts"))
     assert whole == parts and len(whole.splitlines()) == 4
+    assert json.loads((tmp_path / "halved/micro_batch.json").read_text()) == {"micro_batch": 4}
 
 
 def _printed(script: str) -> list[str]:
     """The lines that a program writes which has the device."""
     program = [sys.executable, "-c", "import standin_device, torch\n" + script]
-    ended = subprocess.run(program, cwd=STANDIN.parent, capture_output=True, text=True, check=False)
+    ended = subprocess.run(program, cwd=STANDIN.parent, env=ALONE, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.splitlines()
 
@@ -166,6 +172,10 @@ for refused in (
     lambda: x + torch.ones(3),
     lambda: torch.nn.functional.linear(x, torch.ones(2, 3)),
     lambda: torch.linalg.eigvals(torch.eye(2).to("standin")),
+    lambda: torch.inference_mode()(torch.linalg.matrix_rank)(torch.eye(2).to("standin")),
+    lambda: x.to("cpu", torch.float64),
+    lambda: torch.ones(3)[torch.tensor([0, 1]).to("standin")],
+    lambda: x.index_select(0, torch.tensor([0, 1])),
     lambda: x.numpy(),
     lambda: torch.ones(3).to("standin", non_blocking=True),
     lambda: x.to("cpu", non_blocking=True),
@@ -179,7 +189,7 @@ for refused in (
 """
     done, *refused = _printed(script)
     assert done == "[2.0, 2.0, 2.0] 3.0 standin"
-    kinds = "Type Type Runtime Runtime NotImplemented Runtime Runtime Runtime Type Type"
+    kinds = "Type Type Runtime Runtime NotImplemented Type Type Runtime Runtime Runtime Runtime Runtime Type Type"
     assert refused == [f"{kind}Error" for kind in kinds.split()]
 
 
@@ -195,6 +205,13 @@ for device in ("mps", "standin:1"):
         resolve_device(device)
     except UserError as error:
         print(error)
+newest = torch.__version__
+torch.__version__ = torch.torch_version.TorchVersion("2.12.1")
+try:
+    resolve_device("standin")
+except UserError as error:
+    print(error)
+torch.__version__ = newest
 for device in ("auto", "standin"):
     print(dict(doctor.findings(doctor.Config(device)))["device"])
 import os
@@ -208,8 +225,9 @@ except UserError as error:
     assert _printed(script) == [
         "cpu standin",
         "device: 'mps' is not on this machine; use auto, cpu or standin",
-        "device: 'standin:1' is not on this machine; it has 1 standin",
-        f"CPU (threads: {torch.get_num_threads()}); --device standin takes the GPU",
+        "device: 'standin:1' is not on this machine; use auto, cpu or standin",
+        "device: 'standin' needs torch 2.13 or newer; this is 2.12.1",
+        "CPU (threads: 1); --device standin takes the GPU",
         "STANDIN",
         "device: several processes train on CPUs or NVIDIA GPUs, not on standin",
     ]

@@ -26,7 +26,7 @@ def memory_ran_out(error: BaseException) -> bool:
     text = one_line(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return "DefaultCPUAllocator" in text or "MPS backend out of memory" in text
+    return any(told in text for told in ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size"))
 
 
 @contextmanager

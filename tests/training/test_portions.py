@@ -22,6 +22,7 @@ FULL = torch.OutOfMemoryError("CUDA out of memory")
 FULL_ELSEWHERE = [
     MemoryError(),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
+    RuntimeError("Invalid buffer size: 11.25 GB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
 ]
 
@@ -49,7 +50,7 @@ def test_portions_are_halved_until_they_fit_and_stay_so() -> None:
     assert len(list(portions.over((torch.arange(4),), work))) == 2 and tried[8:] == [2, 2]
 
 
-@pytest.mark.parametrize("error", FULL_ELSEWHERE, ids=["machine", "Apple's GPU", "CPU"])
+@pytest.mark.parametrize("error", FULL_ELSEWHERE, ids=["machine", "Apple's GPU", "one buffer", "CPU"])
 def test_memory_runs_out_under_other_names(error: Exception) -> None:
     tried, work = lengths_that_fit(2, error)
     assert len(list(Portions(4).over((torch.arange(4),), work))) == 2 and tried == [4, 2, 2]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vavae import counter
-from vavae.devices import has_doubles
+from vavae.devices import trusted
 from vavae.errors import UserError
 from vavae.flow.paths import LinearPath, Path
 
@@ -128,7 +128,7 @@ class Dopri5:
 
         observed = _Observed(velocity, callback)
         numbers = _numbers(times)
-        dtype = torch.float64 if has_doubles(x.device) else torch.float32
+        dtype = torch.float64 if trusted(x.device) else torch.float32
         ends = torch.tensor([numbers[0], numbers[-1]], dtype=dtype, device=x.device)
         return odeint(observed, x, ends, method="dopri5", atol=self.atol, rtol=self.rtol, options={"dtype": dtype})[-1]
 

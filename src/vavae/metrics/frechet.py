@@ -108,7 +108,7 @@ class RunningMoments:
 
     Args:
         dimension: Number of features.
-        device: Where to add up.
+        device: Where to add up; the CPU where it has no float64.
     """
 
     def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
@@ -130,7 +130,7 @@ class RunningMoments:
             raise ValueError(f"features must be (N, {len(self.mean)}), not {tuple(features.shape)}")
         if len(features) == 0:
             return
-        x = features.detach().to(self.mean)
+        x = as_double(features.detach()).to(self.mean)
         mean = x.mean(0)
         centred = x - mean
         self._combine(len(x), mean, centred.T @ centred)

@@ -31,7 +31,7 @@ def latent_spectrum(latents: Tensor) -> Spectrum:
     """Spectrum of the channels of latents (N, C, h, w), every position a sample."""
     if latents.ndim != 4 or latents.shape[0] * latents.shape[2] * latents.shape[3] < 2:
         raise ValueError(f"latents (N, C, h, w) of at least 2 tokens are needed, not {tuple(latents.shape)}")
-    tokens = as_double(latents.detach()).movedim(1, 0).flatten(1)
+    tokens = as_double(latents.detach().movedim(1, 0).flatten(1))
     values = torch.linalg.eigvalsh(torch.cov(tokens).view(len(tokens), len(tokens))).clamp(min=0).flip(0)
     share = values / values.sum()
     return Spectrum(

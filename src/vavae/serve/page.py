@@ -11,6 +11,7 @@ from PIL import Image
 
 from vavae.data import demo_pixels, read_rgb
 from vavae.data.readable import IMAGE_ERRORS
+from vavae.devices import one_at_a_time
 from vavae.errors import UserError, memory_ran_out
 from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
 from vavae.pretrained import SamplingConfig
@@ -78,10 +79,11 @@ def _at_hand(studio: Studio, number: int) -> Image.Image | None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Mistakes are shown on the page in our words."""
+def _told(studio: Studio) -> Iterator[None]:
+    """Mistakes are shown on the page in our words. Buttons are pressed in threads: not all devices bear two."""
     try:
-        yield
+        with one_at_a_time(studio.tokenizer.device):
+            yield
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from error
     except (RuntimeError, MemoryError) as error:
@@ -189,7 +191,7 @@ def _sample_tab(studio: Studio) -> None:
         """Samples of a class (-1: the classes in turn), number 0 to count - 1 of the seed."""
         classes = _classes(studio) or [("", 0)]
         names = {number: name for name, number in classes}
-        with _told():
+        with _told(studio):
             labels = [classes[i % len(classes)][1] if label < 0 else label for i in range(_whole(count, "images"))]
             sampling = settings(*values)
             last = sampling.steps - 1
@@ -230,7 +232,7 @@ def _reconstruct_tab(studio: Studio) -> None:
 
     def act(image: str | None, side: float | None) -> tuple[Any, ...]:
         """The image cropped, its reconstruction, their difference, the latent as colours, and numbers."""
-        with _told():
+        with _told(studio):
             made = studio.reconstruct(_opened(image), _whole(side, "side"))
         channels, height, width = made.latent_shape
         share = channels * height * width / made.original.size
@@ -266,7 +268,7 @@ def _interpolate_tab(studio: Studio) -> None:
 
     def between_images(first: str | None, second: str | None, side: float | None, count: float | None) -> list[tuple]:
         """Decoded latents on the straight line between two images'."""
-        with _told():
+        with _told(studio):
             pair = _opened(first), _opened(second)
             return _numbered(studio.between_images(*pair, _whole(side, "side"), _whole(count, "images")))
 
@@ -277,7 +279,7 @@ def _interpolate_tab(studio: Studio) -> None:
             label: int, first: float | None, second: float | None, count: float | None, *values: Any
         ) -> list[tuple]:
             """Samples from the noises on the great circle between those of two seeds."""
-            with _told():
+            with _told(studio):
                 ends = _whole(first, "seed 1"), _whole(second, "seed 2")
                 return _numbered(studio.between_seeds(label, *ends, _whole(count, "images"), settings(*values)))
 

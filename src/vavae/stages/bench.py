@@ -22,7 +22,7 @@ from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.stages.evaluate_records import check_writable
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig, build_optimizer
-from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
+from vavae.training.precision import Precision, autocast, image_memory_format, resolve_device, resolve_precision
 from vavae.training.throughput import count_flops, measured_tflops, peak_memory_gb, peak_tflops
 from vavae.training.tracking import versions
 from vavae.transformer import LightningDiT, LightningDiTConfig
@@ -66,7 +66,7 @@ class Result:
         stage: What was measured.
         images_per_second: Median over the repeats.
         spread: (slowest, fastest) images per second.
-        peak_memory_gb: Of the device on a GPU, of the process on a CPU; of all stages so far.
+        peak_memory_gb: Of the device on an NVIDIA GPU, else of the process; of all stages so far.
         tflops: Achieved TFLOP/s of matrix products, convolutions and attention; 0 where a stage has none.
         mfu: Their share of the device's peak: of its data sheet where that is known, else of one large matrix product
             in the same precision.
@@ -125,13 +125,14 @@ class _Bench:
             alignment=dataclasses.replace(settings.alignment, enabled=False),
             adversarial=dataclasses.replace(settings.adversarial, start_images=0),
         )
-        model = AutoencoderKL.from_config(self.autoencoder).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        objective = TokenizerObjective(settings, self.latent_shape[0]).to(self.device)
+        layout = image_memory_format(self.precision, self.device)
+        model = AutoencoderKL.from_config(self.autoencoder).to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        objective = TokenizerObjective(settings, self.latent_shape[0]).to(self.device, memory_format=layout)  # type: ignore[call-overload]
         optimizers = [
             build_optimizer(OptimizerConfig("adam"), list(model.parameters())),
             build_optimizer(OptimizerConfig("adam"), objective.discriminator_parameters()),
         ]
-        images = self._images()
+        images = self._images().contiguous(memory_format=layout)
         noise = counter.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
 
         def step() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vavae.devices import trusted
 from vavae.pretrained import assets
 from vavae.training.precision import device_name, resolve_device, resolve_precision
 from vavae.training.tracking import versions
@@ -42,6 +43,8 @@ def findings(config: Config) -> list[tuple[str, str]]:
     rows.append(("device", _device(device)))
     precision = resolve_precision("auto", device)
     why = "the hardware multiplies bf16 matrices" if precision == "bf16" else "no hardware bf16 matrices"
+    if not trusted(device):
+        why = "bf16 is for the asking there"
     rows.append(("precision", f"auto means {precision}: {why}"))
     free = shutil.disk_usage(assets.cache_folder().parent if assets.cache_folder().parent.exists() else "/").free
     cached = [state.name for state in assets.list_assets() if state.cached]

@@ -376,7 +376,7 @@ def _neighbourhoods(
     if not wanted:
         return
     protocol = replace(protocol, reference_hash=reference.content)
-    real, fake = reference.all(), features.all().to(measuring.device)
+    real, fake = reference.all(), features.all().to(device_of_doubles(measuring.device))
     if "precision_recall" in wanted:
         found = precision_recall(real[spread(kept, len(real))].to(fake.device), fake, k=3)
         own = replace(protocol, reference_samples=kept)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vavae.devices import one_at_a_time
 from vavae.errors import RunError, UserError
 from vavae.files import written_whole
 from vavae.metrics import FeatureNetwork, RunningMoments
@@ -245,21 +246,23 @@ def extract(
     wanted = {network.name: [part for part in dict.fromkeys(parts) if part in network.parts] for network in networks}
     keys: dict[int, str] = {}
     total = sum(_length(images, start) for start in mine)
+    device = networks[0].device if networks else torch.device("cpu")
     with (
         # Held for all of it: the networks switch it, and a generator in the other thread must not notice.
-        full_precision(networks[0].device if networks else torch.device("cpu")),
+        full_precision(device),
         track(description, total, "images", stream=None if processes.first else io.StringIO()) as bar,
-        _Ahead(images, mine, batch_size, _missing(networks, wanted, store)) as blocks,
+        _Ahead(images, mine, batch_size, _missing(networks, wanted, store), device) as blocks,
     ):
         for start, block, missing in blocks:
             keys[start] = block.key
             found: dict[str, dict[str, list[Tensor]]] = {n.name: {p: [] for p in wanted[n.name]} for n in missing}
             for pixels in blocks.pixels():
                 for network in missing:
-                    with without_tf32():
-                        said = network.all_parts(pixels)
-                    for part in wanted[network.name]:
-                        found[network.name][part].append(said[part].cpu())
+                    with one_at_a_time(device):
+                        with without_tf32():
+                            said = network.all_parts(pixels)
+                        for part in wanted[network.name]:
+                            found[network.name][part].append(said[part].cpu())
                 bar.advance(len(pixels))
             for network in missing:
                 for part, values in found[network.name].items():
@@ -306,11 +309,13 @@ class _Ahead:
         starts: Sequence[int],
         batch_size: int,
         missing: Callable[[Block, int], list[FeatureNetwork]],
+        device: torch.device,
     ) -> None:
         self._images = images
         self._starts = starts
         self._batch_size = batch_size
         self._missing = missing
+        self._device = device
         self._queue: queue.Queue[_Item] = queue.Queue(_WAITING)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -340,7 +345,8 @@ class _Ahead:
                     if not self._put((start, block, missing)):
                         return
                     if missing or not block.complete:
-                        for pixels in block.batches(self._batch_size):
+                        batches = iter(block.batches(self._batch_size))
+                        while (pixels := self._next(batches)) is not None:
                             if not self._put(pixels):
                                 return
                     self._put(None)
@@ -348,6 +354,10 @@ class _Ahead:
             self._put(error)
             return
         self._put(None)
+
+    def _next(self, batches: Iterator[Tensor]) -> Tensor | None:
+        with one_at_a_time(self._device):
+            return next(batches, None)
 
     def _put(self, item: _Item) -> bool:
         while not self._stopped.is_set():

@@ -140,5 +140,6 @@ def _remembered(path: Path) -> int:
 
 
 def _free() -> None:
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+    for backend in (torch.cuda, torch.mps):
+        if backend.is_available():
+            backend.empty_cache()

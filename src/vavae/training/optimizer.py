@@ -119,7 +119,7 @@ class Optimizer:
     def step(self, factor: float, bad: Tensor) -> None:
         """One step at `factor` times the learning rate; where `bad` (0-dim bool) holds, nothing changes.
 
-        Nothing waits for the device: the decision is taken there.
+        Nothing here waits for the device: the decision is taken there.
         """
         for part in self._parts():
             for group in part.param_groups:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from vavae.devices import trusted
 from vavae.errors import UserError
 
 # What training can be asked for, what a model that is only used can be, and what it then computes in.
@@ -34,17 +35,28 @@ def resolve_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"device: '{device}' is not a device; use auto, cpu or cuda") from error
-    if chosen.type == "cpu":
-        return chosen
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None or chosen.type != accelerator.type:
-        there = "auto or cpu" if accelerator is None else f"auto, cpu or {accelerator.type}"
-        raise UserError(f"device: '{device}' is not on this machine; use {there}")
-    count = torch.accelerator.device_count()
-    if (chosen.index or 0) >= count:
-        raise UserError(f"device: '{device}' is not on this machine; it has {count} {accelerator.type}")
+        raise UserError(f"device: '{device}' is not a device; use {_devices()}") from error
+    if (chosen.index or 0) >= _count(chosen.type):
+        raise UserError(f"device: '{device}' is not on this machine; use {_devices()}")
+    if not trusted(chosen) and torch.__version__ < "2.13":
+        # Before it Apple's kernels of Adam took no notice of steps that were to be skipped.
+        raise UserError(f"device: '{device}' needs torch 2.13 or newer; this is {torch.__version__}")
     return chosen
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind there are."""
+    if kind == "cpu":
+        return 1
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.accelerator.device_count() if accelerator is not None and kind == accelerator.type else 0
+
+
+def _devices() -> str:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "auto or cpu" if accelerator is None else f"auto, cpu or {accelerator.type}"
 
 
 def device_name(device: torch.device) -> str:
@@ -53,7 +65,7 @@ def device_name(device: torch.device) -> str:
 
 
 def resolve_precision(precision: InferencePrecision, device: torch.device) -> Compute:
-    """`auto` is bf16 where the hardware multiplies bf16 matrices (Ampere GPUs or newer, AMX CPUs), else fp32."""
+    """`auto` is bf16 where an NVIDIA GPU (Ampere or newer) or a CPU (AMX) multiplies bf16 matrices, else fp32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":

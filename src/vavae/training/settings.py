@@ -18,7 +18,8 @@ class EngineConfig:
         batch_size: Images per optimizer step, over all processes.
         seed: All randomness of the run is a function of this seed and the position in the run.
         device: auto (an NVIDIA GPU where there is one), cpu, cuda, cuda:1, mps, …
-        precision: Compute precision; parameters and optimizers stay float32. auto is bf16 where the hardware has it.
+        precision: Compute precision; parameters and optimizers stay float32. auto is bf16 where the CPU or NVIDIA's GPU
+            has it.
         parallel: What several processes (torchrun) do: `replicate` keeps everything in each, `shard` (FSDP2) spreads
             parameters, averages and optimizer over them.
         micro_batch: Images per process that are worked on at once; gradients add up over the batch. Null takes the

@@ -147,7 +147,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
     """What the device does in TFLOP/s on one large matrix product: its peak, where no table knows it."""
-    side = 8192 if device.type == "cuda" else 1024
+    side = {"cpu": 1024, "cuda": 8192}.get(device.type, 2048)
     a = torch.ones(side, side, dtype=dtype, device=device)
     fastest = float("inf")
     for _ in range(4):
