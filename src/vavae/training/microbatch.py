@@ -140,6 +140,7 @@ def _remembered(path: Path) -> int:
 
 
 def _free() -> None:
-    for backend in (torch.cuda, torch.mps):
-        if backend.is_available():
-            backend.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
