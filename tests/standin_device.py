@@ -28,7 +28,6 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 NAME = "standin"
 _DEVICE, _CPU = torch.device("privateuseone", 0), torch.device("cpu")
 _INDEXING = ("aten::index.Tensor", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index.Tensor")
-_DOUBLES = (torch.float64, torch.complex128)
 
 
 class OnStandin(Tensor):
@@ -58,54 +57,66 @@ class OnStandin(Tensor):
 
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What an operation gives, computed by the CPU; on the device if it belongs there."""
-    name = func.name()
-    if name == "aten::_has_compatible_shallow_copy_type":
+    if func.name() == "aten::_has_compatible_shallow_copy_type":
         return False  # asked by Module.to: no memory is shared between devices
     values, structure = tree_flatten((args, kwargs))
     there = [value for value in values if isinstance(value, OnStandin)]
     here = [value for value in values if isinstance(value, Tensor) and not isinstance(value, OnStandin) and value.ndim]
-    copies = name == "aten::copy_"
-    if there and here and not copies and not _indexes(name, args, here):
-        raise RuntimeError(f"{name}: one tensor is on {NAME}, another on the CPU")
-    if there and not _has_kernel(name):
-        raise NotImplementedError(f"{name}: Apple's GPUs have no kernel for it")
-    if there and not _waits(func, args, kwargs):
-        raise RuntimeError(f"{name}: a copy that is not waited for")
-    devices = [value for value in values if isinstance(value, torch.device)]
-    stays = devices[0].type == NAME if devices else isinstance(args[0], OnStandin) if copies else bool(there)
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, OnStandin):
-            return value.held
-        return _CPU if isinstance(value, torch.device) else value
-
-    plain_args, plain_kwargs = tree_unflatten([plain(value) for value in values], structure)
+    if there:
+        _check_operation(func, args, kwargs, here)
+    stays = _stays(func.name(), args, values)
+    plain_args, plain_kwargs = tree_unflatten([_plain(value) for value in values], structure)
     known = {id(value.held): value for value in there}
 
     def placed(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        if value.dtype in _DOUBLES and (there or stays):
-            raise TypeError(f"{name}: there is no {value.dtype} on {NAME}")
-        if not stays:
-            return value.clone() if id(value) in known else value
-        if value.dtype == torch.int64 and value.numel() and "empty" not in name and int(value.abs().max()) > 2**53:
-            raise TypeError(f"{name}: integers of more than 53 bits on {NAME}")
+        if there or stays:
+            _check_numbers(func.name(), value)
         same = known.get(id(value))
+        if not stays:
+            return value if same is None else value.clone()
         return OnStandin(value) if same is None else same
 
     return tree_map(placed, func(*plain_args, **plain_kwargs))
 
 
-def _indexes(name: str, args: Any, here: list[Tensor]) -> bool:
-    """Whether a tensor of the device is indexed by those of the CPU, which is allowed; not the other way round."""
+def _check_operation(func: Any, args: Any, kwargs: dict[str, Any], here: list[Tensor]) -> None:
+    """Refuse an operation on tensors of the device and, perhaps, some `here` on the CPU."""
+    name = func.name()
     floats = any(value.is_floating_point() for value in here)
-    return name in _INDEXING and isinstance(args[0], OnStandin) and not floats
-
-
-def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    indexed = name in _INDEXING and isinstance(args[0], OnStandin) and not floats
+    if here and name != "aten::copy_" and not indexed:
+        raise RuntimeError(f"{name}: one tensor is on {NAME}, another on the CPU")
+    if not _has_kernel(name):
+        raise NotImplementedError(f"{name}: Apple's GPUs have no kernel for it")
     names = [argument.name for argument in func._schema.arguments]
-    return not (dict(zip(names, args, strict=False)) | kwargs).get("non_blocking", False)
+    if (dict(zip(names, args, strict=False)) | kwargs).get("non_blocking", False):
+        raise RuntimeError(f"{name}: a copy that is not waited for")
+
+
+def _check_numbers(name: str, value: Tensor) -> None:
+    """Refuse what an operation gives, or has made on its way to the CPU."""
+    if value.dtype in (torch.float64, torch.complex128):
+        raise TypeError(f"{name}: there is no {value.dtype} on {NAME}")
+    filled = value.numel() and "empty" not in name
+    if filled and value.dtype == torch.int64 and int(value.abs().max()) > 2**53:
+        raise TypeError(f"{name}: integers of more than 53 bits on {NAME}")
+
+
+def _stays(name: str, args: Any, values: list[Any]) -> bool:
+    """Whether the result is on the device: where it is asked to be, else where the tensors are."""
+    asked = next((value for value in values if isinstance(value, torch.device)), None)
+    if asked is not None:
+        return asked.type == NAME
+    return any(isinstance(value, OnStandin) for value in (args[:1] if name == "aten::copy_" else values))
+
+
+def _plain(value: Any) -> Any:
+    """What the CPU is given instead."""
+    if isinstance(value, OnStandin):
+        return value.held
+    return _CPU if isinstance(value, torch.device) else value
 
 
 @cache
