@@ -50,13 +50,16 @@ def _bits(seed: int, stream: str, indices: Tensor, count: int, device: torch.dev
     return _mix(keys[:, None] + counters[None, :] * _GOLDEN)
 
 
-def _as_indices(indices: Tensor | Sequence[int]) -> Tensor:
+def _as_indices(
+    indices: Tensor | Sequence[int], device: torch.device | str | None
+) -> tuple[Tensor, torch.device | str]:
+    """Indices as integers, and the device that their numbers are for: theirs, where none is named."""
     found = indices if isinstance(indices, Tensor) else torch.tensor(indices)
     if found.is_floating_point():
         if found.numel():
             raise TypeError(f"indices: integers are needed, not {found.dtype}")
-        return found.to(torch.int64)  # what an empty list becomes
-    return found
+        found = found.to(torch.int64)  # what an empty list becomes
+    return found, found.device if device is None else device
 
 
 def uniform(
@@ -67,8 +70,7 @@ def uniform(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Uniform numbers in [0, 1), float32, of shape (len(indices), *shape); row i depends on indices[i] only."""
-    indices = _as_indices(indices)
-    device = indices.device if device is None else device
+    indices, device = _as_indices(indices, device)
     bits = _bits(seed, stream, indices, math.prod(shape), device)
     numbers = _shift_right(bits, 40).to(torch.float32) * 2.0**-24
     return numbers.view(len(indices), *shape).to(device)
@@ -86,8 +88,7 @@ def normal(
     Box-Muller: both numbers of a pair come from one 64-bit hash, 32 bits for the radius (so the tails reach
     6.6 standard deviations) and 32 for the angle.
     """
-    indices = _as_indices(indices)
-    device = indices.device if device is None else device
+    indices, device = _as_indices(indices, device)
     count = math.prod(shape)
     bits = _bits(seed, stream, indices, (count + 1) // 2, device)
     high = _shift_right(bits, 32).to(torch.float32)
@@ -106,8 +107,7 @@ def integers(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """Integers in [0, high), int64, of shape (len(indices),); `high` at most 2**31."""
-    indices = _as_indices(indices)
-    device = indices.device if device is None else device
+    indices, device = _as_indices(indices, device)
     bits = _shift_right(_bits(seed, stream, indices, 1, device)[:, 0], 32)
     return ((bits * high) >> 32).to(device)
 

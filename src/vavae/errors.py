@@ -23,10 +23,10 @@ def one_line(error: BaseException) -> str:
 
 def memory_ran_out(error: BaseException) -> bool:
     """Whether a device or the machine had no more memory; for CPUs and Apple's GPUs torch has no error of its own."""
-    text = one_line(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(told in text for told in ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size"))
+    texts = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
+    return any(text in str(error) for text in texts)
 
 
 @contextmanager

@@ -66,9 +66,10 @@ def resize_as_tensorflow(images: Tensor, side: int) -> Tensor:
 
     def axis(length: int) -> tuple[Tensor, Tensor, Tensor]:
         positions = torch.arange(side, dtype=torch.float64, device=device_of_doubles(images.device)) * (length / side)
-        low = positions.floor().long()
-        share = (positions - low).to(images.dtype)
-        return low.to(images.device), (low + 1).clamp(max=length - 1).to(images.device), share.to(images.device)
+        low = positions.floor()
+        share = (positions - low).to(images)
+        index = low.long().to(images.device)
+        return index, (index + 1).clamp(max=length - 1), share
 
     if images.shape[2:] == (side, side):
         return images

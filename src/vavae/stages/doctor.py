@@ -42,9 +42,10 @@ def findings(config: Config) -> list[tuple[str, str]]:
     rows.append(("system", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU cores"))
     rows.append(("device", _device(device)))
     precision = resolve_precision("auto", device)
-    why = "the hardware multiplies bf16 matrices" if precision == "bf16" else "no hardware bf16 matrices"
-    if not trusted(device):
-        why = "bf16 is for the asking there"
+    if precision == "bf16":
+        why = "the hardware multiplies bf16 matrices"
+    else:
+        why = "no hardware bf16 matrices" if trusted(device) else "bf16 is for the asking there"
     rows.append(("precision", f"auto means {precision}: {why}"))
     free = shutil.disk_usage(assets.cache_folder().parent if assets.cache_folder().parent.exists() else "/").free
     cached = [state.name for state in assets.list_assets() if state.cached]
