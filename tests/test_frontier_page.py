@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scipy.stats import pearsonr, spearmanr
@@ -87,7 +88,7 @@ def test_the_results_are_whole_and_the_tables_are_theirs(capsys: pytest.CaptureF
 
 GPU = DOCS / "frontier" / "cifar10"
 ON_GPU = json.loads((GPU / "tables.json").read_text())["tables"]
-DECIMALS = {"rfid": 1, "psnr": 2, "lpips": 3, "ssim": 3, "probe": 3, "agreement": 3}
+DECIMALS = {"psnr": 2, "lpips": 3, "ssim": 3, "probe": 3, "agreement": 3}
 EVENNESS_ON_GPU = {tuple(row["labels"].values()): row["ours"]["cv"]["mean"] for row in ON_GPU["table6"]["rows"]}
 
 
@@ -96,13 +97,35 @@ def mean(stat: dict[str, float | None], decimals: int) -> str:
     return "–" if stat["mean"] is None else f"{stat['mean']:.{decimals}f}"
 
 
+def results_on_gpu() -> list[dict[str, Any]]:
+    """Every result, none of them damaged."""
+    results = Results(GPU / "results")
+    contents = [results.read(path.stem) for path in results.folder.glob("*.json")]
+    assert all(contents)
+    return [content for content in contents if content is not None]
+
+
+def with_spread(stat: dict[str, float | None]) -> str:
+    return f"{stat['mean']:.1f} ± {stat['spread']:.1f}"
+
+
+def test_the_teachers_measured_on_a_gpu_are_those_of_the_run() -> None:
+    rows = ON_GPU["table4"]["rows"]
+    assert [row["labels"]["teacher"] for row in rows] == list(TEACHERS)
+    for row in rows:
+        decimals = {"rfid": 1, "psnr": 2, "probe": 3, "agreement": 3, "gfid": 1}
+        numbers = [mean(row["ours"][name], digits) for name, digits in decimals.items()]
+        line = " | ".join([f"| {TEACHERS[row['labels']['teacher']]}", *numbers]) + " |"
+        assert line in PAGE.splitlines(), line
+
+
 def test_the_tokenizers_made_on_a_gpu_and_their_generators_are_those_of_the_run() -> None:
     rows = ON_GPU["table2"]["rows"]
     assert len(rows) == 6
     for row in rows:
         ours, d, teacher = row["ours"], row["labels"]["d"], row["labels"]["teacher"]
-        numbers = [mean(ours[name], decimals) for name, decimals in DECIMALS.items()]
-        numbers += [f"{EVENNESS_ON_GPU[d, teacher]:.3f}", mean(ours["gfid/M/1"], 1), mean(ours["gfid/S/1"], 1)]
+        numbers = [with_spread(ours["rfid"]), *(mean(ours[name], decimals) for name, decimals in DECIMALS.items())]
+        numbers += [f"{EVENNESS_ON_GPU[d, teacher]:.3f}", with_spread(ours["gfid/M/1"]), mean(ours["gfid/S/1"], 1)]
         line = " | ".join([f"| {d}", TEACHERS[teacher], *numbers]) + " |"
         assert line in PAGE.splitlines(), line
 
@@ -110,10 +133,15 @@ def test_the_tokenizers_made_on_a_gpu_and_their_generators_are_those_of_the_run(
 def test_the_losses_measured_on_a_gpu_are_those_of_the_run() -> None:
     rows = ON_GPU["table5"]["rows"][1:]
     assert [row["labels"]["loss"] for row in rows] == ["full", "without mcos", "without mdms", "without margins"]
-    for row in rows:
-        loss, ours = row["labels"]["loss"], {key: stat["mean"] for key, stat in row["ours"].items()}
-        teacher = "dinov2-small-focus" + ("" if loss == "full" else f" ({loss})")
-        line = shown(loss, ours, EVENNESS_ON_GPU["16", teacher])
+    evenness = {
+        content["label"]: record["value"]
+        for content in results_on_gpu()
+        for record in content.get("records", ())
+        if record["name"] == "uniformity: density cv"
+    }
+    for row, part in zip(rows, ("", "no-mcos, ", "no-mdms, ", "no-margin, "), strict=True):
+        ours = {key: stat["mean"] for key, stat in row["ours"].items()}
+        line = shown(row["labels"]["loss"], ours, evenness[f"d 16, dinov2-small-focus, {part}seed 0"])
         assert line in PAGE.splitlines(), line
 
 
@@ -135,8 +163,6 @@ def test_the_verdicts_side_by_side_are_those_of_the_runs() -> None:
 
 
 def test_the_results_of_a_gpu_are_whole_and_say_where_they_were_made() -> None:
-    results = Results(GPU / "results")
-    names = [path.stem for path in results.folder.glob("*.json")]
-    contents = [results.read(name) for name in names]
-    assert len(contents) == 42 and all(contents)
-    assert {content["versions"]["gpu"] for content in contents if content} == {"NVIDIA H200"}
+    contents = results_on_gpu()
+    assert len(contents) == 86
+    assert {content["versions"]["gpu"] for content in contents if content["kind"] != "uniformity"} == {"NVIDIA H200"}

@@ -14,7 +14,7 @@ from vavae.config import load_recipe
 from vavae.errors import UserError
 from vavae.stages import frontier_published as paper
 from vavae.stages.frontier import Config
-from vavae.stages.frontier_claims import SpeedUp, claims, judge, speed_up
+from vavae.stages.frontier_claims import SpeedUp, between_seeds, claims, judge, speed_up
 from vavae.stages.frontier_plan import GeneratorCell, Grid, TokenizerCell, down_to
 from vavae.stages.frontier_store import Results
 from vavae.stages.frontier_tables import Measured, Stat, correlations, table1, table2, table5, table6, to_csv
@@ -222,6 +222,12 @@ def test_speed_up_at_equal_distance() -> None:
     assert speed_up([], aligned) is None and speed_up(plain, []) is None
 
 
+ENOUGH = (
+    "--measure.network", "inception", "--measure.samples", "5000", "--measure.reconstructions", "1000",
+    "--measure.reference_images", "5000", "--measure.curve_samples", "5000",
+)  # fmt: skip
+
+
 def stat(*values: float, images: int | None = 5000) -> Stat:
     return Stat(values, len(values), images)
 
@@ -238,6 +244,30 @@ def test_verdicts_follow_the_rule() -> None:
     assert judge([(low, Stat((), 3))], 5000) == judge([], 5000) == "not yet measured"
     assert judge([(stat(10.0), stat(10.0))], 5000, limit=True) == "reproduced, one seed"
     assert judge([(stat(10.1), stat(10.0))], 5000, limit=True) == "not, one seed"
+    # Beside a number of three seeds, and where seeds are known to differ by more, one seed tells less.
+    assert judge([(stat(10.0), stat(10.3, 10.4, 10.5))], 5000) == "reproduced, one seed"
+    assert judge([(stat(10.0), stat(10.1, 10.2, 10.3))], 5000) == "open: no difference to speak of, one seed"
+    assert judge([(stat(10.0), stat(10.5))], 5000, alone=0.04) == "open: no difference to speak of, one seed"
+
+
+def test_a_number_of_one_seed_spreads_as_its_kind_does() -> None:
+    least = 0.03 / math.sqrt(2)
+    assert between_seeds([]) == between_seeds([stat(3.0)]) == between_seeds([stat(10.0, 10.1)]) == least
+    some = [stat(9.0, 10.0, 11.0), stat(19.0, 21.0), stat(7.0)]  # spreads of 1 in 10 and of √2 in 20
+    assert between_seeds(some) == pytest.approx(math.sqrt((0.1**2 + (math.sqrt(2) / 20) ** 2) / 2))
+
+
+def test_the_spread_of_table_2_decides_what_one_seed_of_another_table_tells(tmp_path: Path) -> None:
+    values: dict[Any, Any] = {}
+    for seed, distance in enumerate((38.0, 42.0)):  # seven per cent between two seeds
+        values["generator", 4, DINO, "full", seed] = {"FID": distance}
+    values["generator", 4, DINO, "no-mcos", 0] = {"FID": 40.0}
+    values["generator", 4, "none", "none", 0] = {"FID": 50.0}
+    one = claims(measured(tmp_path, values, *ENOUGH))[6]
+    two = claims(measured(tmp_path, values, *ENOUGH, "--experiments.table2.seeds", "[0, 1]"))[6]
+    assert one.ours == two.ours == "no alignment: 50.00; full: 38.00; without mcos: 40.00"
+    assert one.verdict == "reproduced, one seed"
+    assert two.verdict == "partly (1 of 2), one seed"
 
 
 @pytest.mark.parametrize("images", [4999, None])
@@ -286,12 +316,6 @@ def test_claims_of_a_grid_that_behaves_as_in_the_paper(tmp_path: Path) -> None:
     assert over_all.count == len(known) == 4
     assert over_all.pearson == pytest.approx(np.corrcoef(known.T)[0, 1])
     assert over_all.spearman == pytest.approx(0.8)  # ranks 1, 3, 2, 4 beside 1, 2, 3, 4
-
-
-ENOUGH = (
-    "--measure.network", "inception", "--measure.samples", "5000", "--measure.reconstructions", "1000",
-    "--measure.reference_images", "5000", "--measure.curve_samples", "5000",
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(
