@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/vavae demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0 $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
