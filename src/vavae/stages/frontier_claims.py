@@ -1,11 +1,13 @@
 """The paper's claims beside what was measured, with a verdict that follows from the numbers by a stated rule.
 
 Most claims say which of two numbers is smaller, for one or more pairs. A pair holds if the means are in that order, and
-is open if they are nearer to each other than the spreads of both together. A number of one seed is taken to spread as
-those of its kind in Table 2 do, and so far at least that two of them must differ by 3 %. All hold: reproduced; none:
-not; else partly. Of a factor of convergence it is asked whether it is there (open up to 1.1) and whether it is 2 or
-more; a correlation holds from .5 on, and is open down to 0. With too few images behind a number, or distances that are
-no FIDs, the direction is told and no verdict is given.
+is open if they are no further apart than the root of the summed squares of their spreads. A number spreads as its own
+seeds do, and at least as those of its kind (rFID, gFID) do in Table 2: the root of the mean square of the relative
+spreads of all rows with several seeds, and never less than that at which two numbers must differ by 3 %. All hold:
+reproduced; none: not, or open where no pair is against the paper; else partly. A limit asks for the mean alone. Of a
+factor of convergence it is asked whether it is there (open up to 1.1) and whether it is 2 or more; a correlation holds
+from .5 on, and is open down to 0. With too few images behind a number, or distances that are no FIDs, the direction is
+told and no verdict is given.
 """
 
 import math
@@ -34,7 +36,7 @@ from vavae.stages.frontier_tables import (
 ENOUGH_SAMPLES = 5_000
 ENOUGH_RECONSTRUCTIONS = 1_000
 UNMEASURED = "not yet measured"
-_ONE_SEED = 0.03 / math.sqrt(2)  # least relative spread of a number of one seed: two of them must differ by 3 %
+_LEAST_SPREAD = 0.03 / math.sqrt(2)  # relative, between seeds: two numbers must differ by 3 %
 _SPEED_UP = 2.0  # a factor that counts as the paper's 2.5 to 2.8
 _NO_SPEED_UP = 1.1  # one that does not count as any
 _TOGETHER = 0.5  # correlation from which on two numbers go together
@@ -64,14 +66,14 @@ class Claim:
 class _Pair:
     smaller: Stat
     larger: Stat
-    alone: float = _ONE_SEED  # relative spread of a number of one seed
+    usual: float = _LEAST_SPREAD  # relative spread between seeds
 
     @property
     def holds(self) -> bool | None:
         """None where the difference is within the spreads."""
         a, b = self.smaller, self.larger
         assert a.mean is not None and b.mean is not None
-        both = math.hypot(*(self.alone * abs(s.mean or 0.0) if s.spread is None else s.spread for s in (a, b)))
+        both = math.hypot(*(max(stat.spread or 0.0, self.usual * abs(stat.mean or 0.0)) for stat in (a, b)))
         if abs(b.mean - a.mean) <= both or a.mean == b.mean:
             return None
         return b.mean > a.mean
@@ -83,16 +85,16 @@ class _Pair:
         return self.smaller.mean <= self.larger.mean
 
 
-def judge(pairs: Sequence[tuple[Stat, Stat]], least: float, limit: bool = False, alone: float = _ONE_SEED) -> str:
+def judge(pairs: Sequence[tuple[Stat, Stat]], least: float, limit: bool = False, usual: float = _LEAST_SPREAD) -> str:
     """The verdict on pairs of (what should be smaller, what should be larger).
 
     Args:
         pairs: All that the claim compares.
         least: Images that must be behind each number for more than a direction.
         limit: The larger one is a limit that the other must keep to: nothing is open.
-        alone: Relative spread that a number of one seed is taken to have.
+        usual: Relative spread between seeds that every number is taken to have at least.
     """
-    found = [_Pair(*pair, alone) for pair in pairs]
+    found = [_Pair(*pair, usual) for pair in pairs]
     if not found or any(pair.smaller.mean is None or pair.larger.mean is None for pair in found):
         return UNMEASURED
     stats = [stat for pair in pairs for stat in pair]
@@ -101,19 +103,19 @@ def judge(pairs: Sequence[tuple[Stat, Stat]], least: float, limit: bool = False,
     return _verdict(holding, enough, min(len(stat.values) for stat in stats))
 
 
-def between_seeds(stats: Iterable[Stat]) -> float:
-    """Relative spread that a number of one seed is taken to have, from those of its kind that have several.
+def usual_spread(stats: Iterable[Stat]) -> float:
+    """Relative spread between seeds of one kind of number, from those that have several.
 
     The root of the mean square of (spread / mean), and at least the one at which two numbers must differ by 3 %.
     """
     squares = [(stat.spread / stat.mean) ** 2 for stat in stats if stat.spread is not None and stat.mean]
-    return max(_ONE_SEED, math.sqrt(sum(squares) / len(squares))) if squares else _ONE_SEED
+    return max(_LEAST_SPREAD, math.sqrt(sum(squares) / len(squares))) if squares else _LEAST_SPREAD
 
 
-def _alone(measured: Measured, kind: Literal["rfid", "gfid"]) -> float:
-    """`between_seeds` of this kind of distance in Table 2, all sizes together."""
+def _usual(measured: Measured, kind: Literal["rfid", "gfid"]) -> float:
+    """`usual_spread` of this kind of distance in Table 2, of all sizes together."""
     rows = table2(measured).rows
-    return between_seeds(stat for row in rows for key, stat in row.ours.items() if key.split("/")[0] == kind)
+    return usual_spread(stat for row in rows for key, stat in row.ours.items() if key.split("/")[0] == kind)
 
 
 def _reach(counts: Sequence[int | None], least: float) -> bool:
@@ -186,13 +188,13 @@ def speed_up(plain: Sequence[tuple[int, float]], aligned: Sequence[tuple[int, fl
 
 
 def _faster(
-    plain: Sequence[tuple[int, float]], aligned: Sequence[tuple[int, float]], alone: float
+    plain: Sequence[tuple[int, float]], aligned: Sequence[tuple[int, float]], usual: float
 ) -> tuple[bool | None, ...]:
     """Whether alignment speeds up at all, and as much as in the paper."""
     found = speed_up(plain, aligned)
     if found is None:
         theirs, ours = (Stat((curve[-1][1],), 1) for curve in (plain, aligned))
-        near = _Pair(ours, theirs, alone).holds is None
+        near = _Pair(ours, theirs, usual).holds is None
         return (None, None) if near else (False, False)
     return (None, None) if found.factor <= _NO_SPEED_UP else (True, found.factor >= _SPEED_UP)
 
@@ -237,14 +239,14 @@ def _dilemma(measured: Measured) -> Iterator[Claim]:
         f"More channels reconstruct better: r{name} falls with d (no alignment)",
         "0.49, 0.26, 0.17 at d 16, 32, 64 (Table 2)",
         along(plain, "rfid", 2),
-        judge(pairs, rebuilt, alone=_alone(measured, "rfid")),
+        judge(pairs, rebuilt, usual=_usual(measured, "rfid")),
     )
     pairs = [(a.ours[gfid], b.ours[gfid]) for a, b in pairwise(plain)]
     yield Claim(
         f"More channels generate worse: g{name} rises with d (no alignment, {size})",
         "16.24, 22.62, 36.83 at d 16, 32, 64 (Table 2, B)",
         along(plain, gfid, 2),
-        judge(pairs, _least(measured), alone=_alone(measured, "gfid")),
+        judge(pairs, _least(measured), usual=_usual(measured, "gfid")),
     )
     aligned = next((t for t in wanted.teachers if family(t) == "dinov2"), None) or next(
         (t for t in wanted.teachers if t != NONE), NONE
@@ -256,7 +258,7 @@ def _dilemma(measured: Measured) -> Iterator[Claim]:
         f"Alignment restores generation at high d ({aligned}, {size})",
         "22.62 → 15.82 at d 32, 36.83 → 24.00 at d 64 (Table 2, B)",
         _both(there, gfid),
-        judge([(b.ours[gfid], a.ours[gfid]) for a, b in highest], _least(measured), alone=_alone(measured, "gfid")),
+        judge([(b.ours[gfid], a.ours[gfid]) for a, b in highest], _least(measured), usual=_usual(measured, "gfid")),
     )
     yield Claim(
         f"Alignment costs little reconstruction: r{name} at most {_COST} times ({aligned})",
@@ -292,7 +294,7 @@ def _convergence(measured: Measured) -> Claim:
         for teacher in compared:
             times = speed_up(curves[NONE], curves[teacher])
             found.append(f"{teacher}: {times or 'never gets there'}")
-            holding += _faster(curves[NONE], curves[teacher], _alone(measured, "gfid"))
+            holding += _faster(curves[NONE], curves[teacher], _usual(measured, "gfid"))
             counts += [measured.curve_images(cells[teacher]), measured.curve_images(cells[NONE])]
         seeds += bool(compared)
     if not found:
@@ -327,7 +329,7 @@ def _best(measured: Measured, table: Table, favoured: Callable[[Row], bool], cla
     rest = [row for row in table.rows if row not in best]
     said = _by_label(table)
     pairs = [(b.ours["gfid"], r.ours["gfid"]) for b in best for r in rest]
-    return Claim(claim, published, said or UNMEASURED, judge(pairs, _least(measured), alone=_alone(measured, "gfid")))
+    return Claim(claim, published, said or UNMEASURED, judge(pairs, _least(measured), usual=_usual(measured, "gfid")))
 
 
 def _uniformity(measured: Measured) -> Claim:
@@ -361,5 +363,5 @@ def _ladder(measured: Measured) -> Claim:
         "Each step from DiT to LightningDiT pays, but β₂",
         "19.50, 17.20, 16.59, 16.61, 13.99, 12.52, 10.10, 9.25, 7.13, 4.29 (Table 1, XL)",
         said or UNMEASURED,
-        judge(pairs, _least(measured), alone=_alone(measured, "gfid")),
+        judge(pairs, _least(measured), usual=_usual(measured, "gfid")),
     )
