@@ -1,6 +1,7 @@
 """The numbers of docs/frontier.md are those of the results beside it, and these are whole."""
 
 import json
+from math import hypot
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from vavae.config import load_recipe
 from vavae.stages.frontier import Config
-from vavae.stages.frontier_claims import claims
+from vavae.stages.frontier_claims import claims, speed_up
 from vavae.stages.frontier_page import claims_markdown
 from vavae.stages.frontier_plan import Grid
 from vavae.stages.frontier_store import Results
@@ -18,6 +19,7 @@ from vavae.stages.frontier_tables import Measured, tables, to_plain_table
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "frontier.md").read_text()
+TOLD = " ".join(PAGE.split())
 FOLDER = DOCS / "frontier" / "cifar10-cpu"
 TABLES = json.loads((FOLDER / "tables.json").read_text())
 TEACHERS = {"none": "none", "dinov2-small-focus": "DINOv2-S", "resnet50": "ResNet-50", "mobile-sam": "MobileSAM"}
@@ -72,7 +74,7 @@ def test_the_correlation_with_the_probe_is_that_of_the_run() -> None:
     tokenizers = [ours for _, ours in measured("table4") + measured("table5")[2:]]  # none and full stand in both
     probe, gfid = ([ours[key] for ours in tokenizers] for key in ("probe", "gfid"))
     found = f"r {pearsonr(probe, gfid)[0]:.2f}, rank {spearmanr(probe, gfid)[0]:.2f}".replace("-", "−")
-    assert len(tokenizers) == 7 and f"({found} over the seven)" in " ".join(PAGE.split())
+    assert len(tokenizers) == 7 and f"({found} over the seven)" in TOLD
 
 
 # Of CIFAR-10's 50,000 training images, of the 10,000 that the CPU's recipe takes, and of the test images: the names of
@@ -180,3 +182,44 @@ def test_the_results_of_a_gpu_are_whole_and_say_where_they_were_made() -> None:
     contents = results_on_gpu()
     assert len(contents) == 86
     assert {content["versions"]["gpu"] for content in contents if content["kind"] != "uniformity"} == {"NVIDIA H200"}
+
+
+def curves_on_gpu() -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    plain, aligned = json.loads((GPU / "tables.json").read_text())["curves"].values()
+    return [tuple(point) for point in plain], [tuple(point) for point in aligned]
+
+
+def test_the_speed_up_on_a_gpu_and_what_a_seed_may_change_of_it_are_told() -> None:
+    plain, aligned = curves_on_gpu()
+    found, lower, higher = (
+        str(speed_up(plain, [(images, gfid * factor) for images, gfid in aligned])) for factor in (1, 1.035, 0.965)
+    )
+    assert f"{found} earlier" in TOLD
+    assert f"it would be {lower.removesuffix(' times')} or {higher}." in TOLD
+
+
+def test_what_seeds_change_on_a_gpu_is_told() -> None:
+    rows = [row["ours"] for row in ON_GPU["table2"]["rows"]]
+    for key, said in (("gfid/M/1", "root of the mean square {:.1f} %"), ("rfid", "rFID by 3 to 9 % ({:.1f} %)")):
+        squares = [(row[key]["spread"] / row[key]["mean"]) ** 2 for row in rows]
+        assert said.format(100 * (sum(squares) / len(squares)) ** 0.5) in TOLD
+    ratios, firsts = [], []
+    for plain, aligned in ((rows[0]["rfid"], rows[1]["rfid"]), (rows[2]["rfid"], rows[3]["rfid"])):
+        ratio = aligned["mean"] / plain["mean"]
+        spread = ratio * hypot(aligned["spread"] / aligned["mean"], plain["spread"] / plain["mean"])
+        ratios.append(f"{ratio:.2f} ± .{100 * spread:.0f}")
+        firsts.append(f"{aligned['values'][0] / plain['values'][0]:.2f}")
+    assert f"({' and '.join(ratios)} times; the first seed alone had {' and '.join(firsts)})" in TOLD
+
+
+def test_what_goes_with_the_distance_at_16_channels_on_a_gpu_is_told() -> None:
+    rows = {row["labels"]["teacher"]: row["ours"] for row in ON_GPU["table6"]["rows"] if row["labels"]["d"] == "16"}
+
+    def goes(key: str, *left_out: str) -> str:
+        kept = [ours for teacher, ours in rows.items() if teacher not in left_out]
+        r = pearsonr([ours[key]["mean"] for ours in kept], [ours["gfid"]["mean"] for ours in kept])[0]
+        return f"{r:+.2f}".replace("-", "−").replace("0.", ".")
+
+    assert len(rows) == 7
+    assert f"(r {goes('cv')} over seven, and {goes('cv', 'mobile-sam')} without MobileSAM)" in TOLD
+    assert f"within d 16 (r {goes('probe')})" in TOLD
