@@ -45,7 +45,7 @@ def told(failure: Callable[[str], str], memory: str) -> Iterator[None]:
         yield
     except (UserError, RunError):
         raise
-    except MemoryError as error:
-        raise RunError(f"not enough memory to {memory}") from error
     except Exception as error:
+        if memory_ran_out(error):
+            raise RunError(f"not enough memory to {memory}") from error
         raise UserError(failure(one_line(error))) from error

@@ -99,9 +99,12 @@ def test_a_file_that_cannot_be_got_at_is_named_and_not_remembered(
     assert len(FolderImages(tmp_path)) == 4
 
 
-def test_too_little_memory_is_no_verdict(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate")]
+)
+def test_too_little_memory_is_no_verdict(error: Exception, tmp_path: Path) -> None:
     def fails(_: int) -> None:
-        raise MemoryError
+        raise error
 
     with pytest.raises(RunError, match="not enough memory to decode image number 0"):
         search(fails, tmp_path)
