@@ -1,4 +1,5 @@
 from fractions import Fraction
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from vavae.data import (
     to_tensor,
     to_uint8,
 )
+from vavae.errors import UserError
 
 DEMO = DemoImages("test")
 
@@ -150,6 +152,27 @@ def test_load_images_from_folder_and_memory(tmp_path):
     memory = InMemoryImages(source, 48)
     assert torch.equal(load_images(memory, [4, 0], 48), to_tensor(pixels[:2]))
     assert memory.class_names == source.class_names and len(memory) == 5
+
+
+def test_threads_share_the_decoding_of_a_batch(tmp_path, monkeypatch):
+    """All of them at once, each image in its own place, and an error is raised."""
+    for i in range(3):
+        photograph(50 + i, 70 - i).save(tmp_path / f"{i}.png")
+    source = FolderImages(tmp_path)
+    expected = load_pixels(source, [2, 0, 1], 48)
+    together, image = Barrier(3, timeout=60), source.image
+
+    def image_of_all(index):
+        together.wait()  # until three threads are here
+        return image(index)
+
+    monkeypatch.setattr(source, "image", image_of_all)
+    with torch.inference_mode():  # of which the threads know nothing
+        assert torch.equal(load_pixels(source, [2, 0, 1], 48, workers=3), expected)
+    monkeypatch.undo()
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"cannot read image .*1\.png"):
+        load_images(source, [2, 0, 1], 48, workers=2)
 
 
 def test_fast_path_equals_the_slow_one():

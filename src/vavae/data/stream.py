@@ -5,7 +5,7 @@ epoch p // length, whatever the number of processes, the batch size, or the mome
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -187,7 +187,7 @@ class BatchLoader(Generic[T]):
         self.close()
 
 
-def loaded_ahead(parts: Iterable[P], load: Callable[[P], T], workers: int) -> Iterator[tuple[P, T]]:
+def loaded_ahead(parts: Iterable[P], load: Callable[[P], T], workers: int) -> Generator[tuple[P, T], None, None]:
     """(part, load(part)) for each part, in order, loaded by threads while the caller works on those before.
 
     Parts are taken as they are needed, so there may be any number of them.

@@ -91,20 +91,29 @@ def flip_horizontally(images: Tensor, mask: Tensor | None = None) -> Tensor:
     return flipped if mask is None else torch.where(mask.view(-1, 1, 1, 1), flipped, images)
 
 
-def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size) -> Tensor:
-    """Centre-cropped images of `source` as pixels, (len(indices), H, W, 3) uint8."""
+def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size, workers: int = 0) -> Tensor:
+    """Centre-cropped images of `source` as pixels, (len(indices), H, W, 3) uint8; `workers` threads share decoding."""
     wanted = [int(index) for index in indices]
     if isinstance(source, ArrayImages) and source.pixels.shape[1:3] == sides(size):
         return torch.from_numpy(source.pixels[wanted])
-    pixels = torch.empty((len(wanted), *sides(size), 3), dtype=torch.uint8)
-    for row, index in enumerate(wanted):
-        pixels[row] = torch.from_numpy(np.array(center_crop(source.image(index), size)))
-    return pixels
+    pixels = np.empty((len(wanted), *sides(size), 3), np.uint8)
+
+    def decode(row: int) -> None:
+        pixels[row] = np.asarray(center_crop(source.image(wanted[row]), size))
+
+    if workers > 1 and not isinstance(source, ArrayImages):  # those need no decoding
+        with ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(decode, range(len(wanted))):  # taken, so that errors are raised
+                pass
+    else:
+        for row in range(len(wanted)):
+            decode(row)
+    return torch.from_numpy(pixels)
 
 
-def load_images(source: ImageSource, indices: Tensor | Sequence[int], size: Size) -> Tensor:
-    """Centre-cropped images of `source`, (len(indices), 3, H, W) float32 in [-1, 1]."""
-    return to_tensor(load_pixels(source, indices, size))
+def load_images(source: ImageSource, indices: Tensor | Sequence[int], size: Size, workers: int = 0) -> Tensor:
+    """As `load_pixels`, (len(indices), 3, H, W) float32 in [-1, 1]."""
+    return to_tensor(load_pixels(source, indices, size, workers))
 
 
 class InMemoryImages(ArrayImages):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae.config import to_plain
-from vavae.data import ArrayImages, ImageSource, has_test_part, load_pixels, open_images, read_rgb, to_uint8
+from vavae.data import ImageSource, has_test_part, load_pixels, open_images, read_rgb, to_uint8
 from vavae.errors import UserError, one_line
 from vavae.metrics.features import weights_fingerprint
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
@@ -51,12 +51,7 @@ class SourceBlocks:
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """(len(indices), H, W, 3) uint8."""
         assert self.size is not None
-        size = self.size
-        if isinstance(self.source, ArrayImages) or self._workers < 2:
-            return load_pixels(self.source, indices, size)
-        chunks = torch.tensor(list(indices)).split(max(1, -(-len(indices) // self._workers)))
-        with ThreadPoolExecutor(self._workers) as pool:
-            return torch.cat(list(pool.map(lambda chunk: load_pixels(self.source, chunk, size), chunks)))
+        return load_pixels(self.source, indices, self.size, self._workers)
 
     def open(self, indices: Sequence[int]) -> Block:
         """The block; its key is the hash of its pixels."""

@@ -18,6 +18,7 @@ from vavae.data import (
     ImageSource,
     IndexStream,
     InMemoryImages,
+    load_images,
     load_pixels,
     loaded_ahead,
     to_tensor,
@@ -251,8 +252,8 @@ class TokenizerTask(Task):
         images = f"{self.world.once(self.source.fingerprint)} at {written(config.data.size)}"
         kept = Path(config.teacher.features_folder or folder / "teacher-features")
         cache = FeatureCache(kept, teacher, grid, images, len(self.source))
-        size = config.data.size
-        self.world.once(lambda: cache.fill(lambda i: to_tensor(load_pixels(self.source, i, size)).to(self.device)))
+        load = partial(load_images, self.source, size=config.data.size)
+        self.world.once(lambda: cache.fill(load, workers=config.data.workers))
         if not self.world.first:
             cache = FeatureCache(kept, teacher, grid, images, len(self.source))
         wanted = config.teacher.features_on_device
@@ -346,7 +347,9 @@ class TokenizerTask(Task):
     @cached_property
     def _distance(self) -> ReconstructionDistance:
         config = self.config
-        return ReconstructionDistance(config.frechet, self._validation, config.data.size, self.device, self.world)
+        return ReconstructionDistance(
+            config.frechet, self._validation, config.data.size, self.device, self.world, config.data.workers
+        )
 
     def _portions(self, at_once: int | None) -> Portions:
         """Parts for work without gradients: of as many images as in training, or few large ones."""
@@ -355,9 +358,10 @@ class TokenizerTask(Task):
 
     def _validation_terms(self, at_once: int | None) -> dict[str, Tensor]:
         """Terms of the present model on some of all the test images."""
+        data = self.config.data
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
-            images = to_tensor(load_pixels(self._validation, part[0], self.config.data.size)).to(self.device)
+            images = load_images(self._validation, part[0], data.size, data.workers).to(self.device)
             features = None
             if self.teacher is not None:
                 features = self.teacher.features_at(images, self.config.latent_shape[1:]).float()

@@ -146,9 +146,10 @@ class SampleDistance:
     def _reference(self, size: Size) -> RunningMoments:
         if self.config.reference.endswith(".npz"):
             return RunningMoments.load(self.config.reference)
-        source = ImagesConfig(self.config.reference, size, limit=_REFERENCE_IMAGES).open("train")
+        data = ImagesConfig(self.config.reference, size, limit=_REFERENCE_IMAGES)
+        source = data.open("train")
         own = torch.arange(len(source))[self.world.rank :: self.world.size]
-        return self._moments(lambda indices: load_pixels(source, indices, size), own)
+        return self._moments(lambda indices: load_pixels(source, indices, size, data.workers), own)
 
     @torch.inference_mode()
     def __call__(self, generator: Generator, seed: int) -> Tensor:
@@ -185,6 +186,7 @@ class ReconstructionDistance:
         image_size: Their size.
         device: Where the network and the tokenizers run, in float32.
         world: The processes that share the images.
+        workers: Threads that decode images.
 
     Raises:
         UserError: There are too few images.
@@ -197,6 +199,7 @@ class ReconstructionDistance:
         image_size: Size,
         device: torch.device,
         world: World,
+        workers: int = 4,
     ) -> None:
         count = min(config.samples, len(source))
         if count < max(2, world.size):
@@ -206,12 +209,13 @@ class ReconstructionDistance:
         self.image_size = image_size
         self.device = device
         self.world = world
+        self._workers = workers
         self._own = spread(count, len(source))[world.rank :: world.size]
         self._moments = _Moments(config.network, config.batch_size, device, world)
         self._real = self._moments(self._pixels, self._own)
 
     def _pixels(self, indices: Tensor) -> Tensor:
-        return load_pixels(self.source, indices, self.image_size)
+        return load_pixels(self.source, indices, self.image_size, self._workers)
 
     @torch.inference_mode()
     def __call__(self, model: AutoencoderKL) -> Tensor:

@@ -7,8 +7,10 @@ not at all, so that a run stopped half-way goes on with the next block.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vavae.data.stream import loaded_ahead
+from vavae.devices import sent
 from vavae.errors import UserError
 from vavae.progress import track
 from vavae.teachers.base import Teacher
@@ -84,12 +88,13 @@ class FeatureCache:
         channels, height, width = self._settings.shape
         return self.count * channels * height * width * self.dtype.itemsize
 
-    def fill(self, load: Callable[[Tensor], Tensor], batch_size: int = 64) -> None:
+    def fill(self, load: Callable[[Tensor], Tensor], batch_size: int = 64, workers: int = 0) -> None:
         """Compute the blocks that are missing; a second process waits for the first.
 
         Args:
-            load: Indices (n,) int64 -> images (n, 3, H, W) in [-1, 1] on the teacher's device.
+            load: Indices (n,) int64 -> images (n, 3, H, W) in [-1, 1]; called from several threads at once.
             batch_size: Images per call of the teacher.
+            workers: Threads that load images while the teacher works on those before; 0 loads in the calling one.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._blocks = None
@@ -99,9 +104,13 @@ class FeatureCache:
             if not missing:
                 return
             description = f"features of {self._teacher.name}"
-            with track(description, self.count, unit="images", start=done) as bar:
+            batches = (batch for start in missing for batch in self._indices(start).split(batch_size))
+            with (
+                track(description, self.count, unit="images", start=done) as bar,
+                closing(loaded_ahead(batches, load, workers)) as loaded,
+            ):
                 for start in missing:
-                    self._write_block(start, load, batch_size, bar.advance)
+                    self._write_block(start, islice(loaded, -(-self._block_length(start) // batch_size)), bar.advance)
 
     def to_device(self, device: torch.device | str) -> None:
         """Keep all features, `size_bytes` of them, in the memory of `device`, where `get` then returns them.
@@ -146,16 +155,19 @@ class FeatureCache:
     def _block_length(self, start: int) -> int:
         return min(self._block_size, self.count - start)
 
+    def _indices(self, start: int) -> Tensor:
+        return torch.arange(start, start + self._block_length(start))
+
     def _block_path(self, start: int) -> Path:
         return self.folder / f"{start:09d}.safetensors"
 
-    def _write_block(
-        self, start: int, load: Callable[[Tensor], Tensor], batch_size: int, advance: Callable[[int], None]
-    ) -> None:
-        indices = torch.arange(start, start + self._block_length(start))
+    def _write_block(self, start: int, loaded: Iterator[tuple[Tensor, Tensor]], advance: Callable[[int], None]) -> None:
+        """Write the block that begins with image `start`, of which `loaded` gives all (indices, images)."""
+        indices = self._indices(start)
         features = torch.empty((len(indices), *self._settings.shape), dtype=self.dtype)
-        for batch in indices.split(batch_size):
-            computed = self._teacher.features_at(load(batch), self._grid)
+        device = next(self._teacher.parameters()).device
+        for batch, images in loaded:
+            computed = self._teacher.features_at(sent(images, device), self._grid)
             features[batch - start] = computed.to("cpu", self.dtype)
             advance(len(batch))
         if not torch.isfinite(features).all():
