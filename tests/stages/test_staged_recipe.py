@@ -1,7 +1,6 @@
 """The published three stages as one recipe and one command, shrunk: killed within and between stages, bit-identical."""
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from children import CONTEXT
 from vavae.cli import run
 from vavae.training.checkpoint import CheckpointFolder
 
@@ -26,8 +26,6 @@ SMALL = {
     "training.images": "96", "training.batch_size": "8", "training.device": "cpu", "training.log_images": "8",
     "training.checkpoint_images": "24", "training.milestone_images": "null", "training.tensorboard": "false",
 }  # fmt: skip
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vavae.stages.train_tokenizer"])
 
 
 class Patches(torch.nn.Module):

@@ -1,6 +1,5 @@
 """Both stages, killed at random steps: bit-identical to the run that nobody touched. The long form is a benchmark."""
 
-import multiprocessing
 import random
 import signal
 from pathlib import Path
@@ -10,11 +9,8 @@ import torch
 import workers
 from tiny_runs import write_latents
 
+from children import CONTEXT
 from vavae.training.checkpoint import CheckpointFolder
-
-# A server that has imported everything and runs no threads: its children start in a moment.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["workers"])
 
 
 @pytest.fixture(scope="module")
