@@ -101,12 +101,12 @@ def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size
     def decode(row: int) -> None:
         pixels[row] = np.asarray(center_crop(source.image(wanted[row]), size))
 
-    if workers > 1 and not isinstance(source, ArrayImages):  # those need no decoding
+    rows = range(len(wanted))
+    if workers > 1:
         with ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(decode, range(len(wanted))):  # taken, so that errors are raised
-                pass
+            list(pool.map(decode, rows))  # a list, so that errors are raised
     else:
-        for row in range(len(wanted)):
+        for row in rows:
             decode(row)
     return torch.from_numpy(pixels)
 
@@ -126,8 +126,6 @@ class InMemoryImages(ArrayImages):
     """
 
     def __init__(self, source: ImageSource, size: Size, workers: int = 2) -> None:
-        chunks = torch.arange(len(source)).split(64)
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            parts = list(pool.map(lambda chunk: load_pixels(source, chunk, size), chunks))
+        pixels = load_pixels(source, range(len(source)), size, workers)
         labels = [source.label(i) for i in range(len(source))]
-        super().__init__(torch.cat(parts).numpy(), labels, source.class_names, source.name)
+        super().__init__(pixels.numpy(), labels, source.class_names, source.name)

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 from vavae.stages.frontier_names import ROW_NAMES
 from vavae.stages.frontier_plan import NONE, GeneratorCell, TokenizerCell
@@ -73,7 +72,8 @@ class _Pair:
         """None where the difference is within the spreads."""
         a, b = self.smaller, self.larger
         assert a.mean is not None and b.mean is not None
-        both = math.hypot(*(max(stat.spread or 0.0, self.usual * abs(stat.mean or 0.0)) for stat in (a, b)))
+        least_a, least_b = self.usual * abs(a.mean), self.usual * abs(b.mean)
+        both = math.hypot(max(a.spread or 0.0, least_a), max(b.spread or 0.0, least_b))
         if abs(b.mean - a.mean) <= both or a.mean == b.mean:
             return None
         return b.mean > a.mean
@@ -112,10 +112,29 @@ def usual_spread(stats: Iterable[Stat]) -> float:
     return max(_LEAST_SPREAD, math.sqrt(sum(squares) / len(squares))) if squares else _LEAST_SPREAD
 
 
-def _usual(measured: Measured, kind: Literal["rfid", "gfid"]) -> float:
-    """`usual_spread` of this kind of distance in Table 2, of all sizes together."""
-    rows = table2(measured).rows
-    return usual_spread(stat for row in rows for key, stat in row.ours.items() if key.split("/")[0] == kind)
+class _Rule:
+    """What verdicts on distances take from a frontier: whether they are FIDs, and how its seeds differ in Table 2."""
+
+    def __init__(self, is_fid: bool, table: Table) -> None:
+        self._is_fid = is_fid
+        self.usual = {
+            kind: usual_spread(
+                stat for row in table.rows for key, stat in row.ours.items() if key.partition("/")[0] == kind
+            )
+            for kind in ("rfid", "gfid")
+        }
+
+    def least(self, images: int = ENOUGH_SAMPLES) -> float:
+        """Images that a verdict needs; no number of them will do where distances are no FIDs."""
+        return images if self._is_fid else math.inf
+
+    def rfid(self, pairs: Sequence[tuple[Stat, Stat]], limit: bool = False) -> str:
+        """`judge` of reconstructions."""
+        return judge(pairs, self.least(ENOUGH_RECONSTRUCTIONS), limit, self.usual["rfid"])
+
+    def gfid(self, pairs: Sequence[tuple[Stat, Stat]]) -> str:
+        """`judge` of samples."""
+        return judge(pairs, self.least(), usual=self.usual["gfid"])
 
 
 def _reach(counts: Sequence[int | None], least: float) -> bool:
@@ -201,34 +220,29 @@ def _faster(
 
 def claims(measured: Measured) -> list[Claim]:
     """All claims, in the order of the paper's argument."""
+    table = table2(measured)
+    rule = _Rule(measured.grid.config.measure.is_fid, table)
     return [
-        *_dilemma(measured),
-        _convergence(measured),
-        _teachers(measured),
-        _losses(measured),
-        _uniformity(measured),
-        _ladder(measured),
+        *_dilemma(measured, table, rule),
+        _convergence(measured, rule),
+        _teachers(measured, rule),
+        _losses(measured, rule),
+        _uniformity(measured, rule),
+        _ladder(measured, rule),
     ]
-
-
-def _least(measured: Measured, images: int = ENOUGH_SAMPLES) -> float:
-    """Images that a verdict needs; no number of them will do where distances are no FIDs."""
-    return images if measured.grid.config.measure.is_fid else math.inf
 
 
 def _row(table: Table, *labels: str) -> Row | None:
     return next((row for row in table.rows if row.labels == labels), None)
 
 
-def _dilemma(measured: Measured) -> Iterator[Claim]:
+def _dilemma(measured: Measured, table: Table, rule: _Rule) -> Iterator[Claim]:
     """Table 2: the dilemma, and how alignment resolves it."""
     wanted = measured.grid.config.experiments.table2
-    table = table2(measured)
     gfid = f"gfid/{wanted.sizes[0]}"
     name, size = measured.distance, wanted.sizes[0]
     ordered = sorted(wanted.dimensions)
     plain = [row for d in ordered if (row := _row(table, str(d), NONE))]
-    rebuilt = _least(measured, ENOUGH_RECONSTRUCTIONS)
 
     def along(rows: Sequence[Row], key: str, decimals: int) -> str:
         said = "; ".join(f"d {row.labels[0]}: {read(row.ours[key], decimals)}" for row in rows)
@@ -239,14 +253,14 @@ def _dilemma(measured: Measured) -> Iterator[Claim]:
         f"More channels reconstruct better: r{name} falls with d (no alignment)",
         "0.49, 0.26, 0.17 at d 16, 32, 64 (Table 2)",
         along(plain, "rfid", 2),
-        judge(pairs, rebuilt, usual=_usual(measured, "rfid")),
+        rule.rfid(pairs),
     )
     pairs = [(a.ours[gfid], b.ours[gfid]) for a, b in pairwise(plain)]
     yield Claim(
         f"More channels generate worse: g{name} rises with d (no alignment, {size})",
         "16.24, 22.62, 36.83 at d 16, 32, 64 (Table 2, B)",
         along(plain, gfid, 2),
-        judge(pairs, _least(measured), usual=_usual(measured, "gfid")),
+        rule.gfid(pairs),
     )
     aligned = next((t for t in wanted.teachers if family(t) == "dinov2"), None) or next(
         (t for t in wanted.teachers if t != NONE), NONE
@@ -258,13 +272,13 @@ def _dilemma(measured: Measured) -> Iterator[Claim]:
         f"Alignment restores generation at high d ({aligned}, {size})",
         "22.62 → 15.82 at d 32, 36.83 → 24.00 at d 64 (Table 2, B)",
         _both(there, gfid),
-        judge([(b.ours[gfid], a.ours[gfid]) for a, b in highest], _least(measured), usual=_usual(measured, "gfid")),
+        rule.gfid([(b.ours[gfid], a.ours[gfid]) for a, b in highest]),
     )
     yield Claim(
         f"Alignment costs little reconstruction: r{name} at most {_COST} times ({aligned})",
         "rFID 0.49 → 0.55, 0.26 → 0.28, 0.17 → 0.14 at d 16, 32, 64 (Table 2)",
         _both(there, "rfid"),
-        judge([(b.ours["rfid"], _times(a.ours["rfid"], _COST)) for a, b in there], rebuilt, limit=True),
+        rule.rfid([(b.ours["rfid"], _times(a.ours["rfid"], _COST)) for a, b in there], limit=True),
     )
 
 
@@ -278,7 +292,7 @@ def _both(rows: Sequence[tuple[Row, Row]], key: str) -> str:
     return said or UNMEASURED
 
 
-def _convergence(measured: Measured) -> Claim:
+def _convergence(measured: Measured, rule: _Rule) -> Claim:
     wanted = measured.grid.config.experiments.convergence
     claim = f"Alignment speeds up convergence (d {wanted.dimension}, {wanted.size})"
     found: list[str] = []
@@ -294,18 +308,18 @@ def _convergence(measured: Measured) -> Claim:
         for teacher in compared:
             times = speed_up(curves[NONE], curves[teacher])
             found.append(f"{teacher}: {times or 'never gets there'}")
-            holding += _faster(curves[NONE], curves[teacher], _usual(measured, "gfid"))
+            holding += _faster(curves[NONE], curves[teacher], rule.usual["gfid"])
             counts += [measured.curve_images(cells[teacher]), measured.curve_images(cells[NONE])]
         seeds += bool(compared)
     if not found:
         return Claim(claim, SPEED_UP)
-    enough = _reach(counts, _least(measured))
+    enough = _reach(counts, rule.least())
     return Claim(claim, SPEED_UP, "; ".join(found), _verdict(holding, enough, seeds))
 
 
-def _teachers(measured: Measured) -> Claim:
+def _teachers(measured: Measured, rule: _Rule) -> Claim:
     return _best(
-        measured,
+        rule,
         table4(measured),
         lambda row: family(row.labels[0]) == "dinov2",
         "DINOv2 is the best teacher",
@@ -313,9 +327,9 @@ def _teachers(measured: Measured) -> Claim:
     )
 
 
-def _losses(measured: Measured) -> Claim:
+def _losses(measured: Measured, rule: _Rule) -> Claim:
     return _best(
-        measured,
+        rule,
         table5(measured),
         lambda row: row.labels == ("full",),
         "Each part of the alignment loss is needed",
@@ -323,16 +337,16 @@ def _losses(measured: Measured) -> Claim:
     )
 
 
-def _best(measured: Measured, table: Table, favoured: Callable[[Row], bool], claim: str, published: str) -> Claim:
+def _best(rule: _Rule, table: Table, favoured: Callable[[Row], bool], claim: str, published: str) -> Claim:
     """That the favoured rows of a table have a lower gFID than every other."""
     best = [row for row in table.rows if favoured(row)]
     rest = [row for row in table.rows if row not in best]
     said = _by_label(table)
     pairs = [(b.ours["gfid"], r.ours["gfid"]) for b in best for r in rest]
-    return Claim(claim, published, said or UNMEASURED, judge(pairs, _least(measured), usual=_usual(measured, "gfid")))
+    return Claim(claim, published, said or UNMEASURED, rule.gfid(pairs))
 
 
-def _uniformity(measured: Measured) -> Claim:
+def _uniformity(measured: Measured, rule: _Rule) -> Claim:
     claim = f"More uniform latents generate better: density CV and g{measured.distance} go together"
     published = "CV .263, .193, .178 for gFID 22.62, 19.89, 15.82 (Tables 2 and 6, d 32, B)"
     table = table6(measured)
@@ -345,7 +359,7 @@ def _uniformity(measured: Measured) -> Claim:
     holding = [True if c.pearson >= _TOGETHER else False if c.pearson <= 0 else None for c in judged]
     known = [row.ours["gfid"] for row in table.rows if row.ours["gfid"].values]
     behind = [stat.images for stat in known]
-    enough = sum(c.count for c in judged) >= ENOUGH_TOKENIZERS and _reach(behind, _least(measured))
+    enough = sum(c.count for c in judged) >= ENOUGH_TOKENIZERS and _reach(behind, rule.least())
     return Claim(claim, published, said, _verdict(holding, enough, min(len(stat.values) for stat in known)))
 
 
@@ -355,7 +369,7 @@ def _by_label(table: Table) -> str:
     return "; ".join(f"{row.labels[0]}: {read(row.ours['gfid'], 2)}" for row in known)
 
 
-def _ladder(measured: Measured) -> Claim:
+def _ladder(measured: Measured, rule: _Rule) -> Claim:
     table = table1(measured)
     said = _by_label(table)
     pairs = [(b.ours["gfid"], a.ours["gfid"]) for a, b in pairwise(table.rows) if b.labels != (ROW_NAMES[_NO_STEP],)]
@@ -363,5 +377,5 @@ def _ladder(measured: Measured) -> Claim:
         "Each step from DiT to LightningDiT pays, but β₂",
         "19.50, 17.20, 16.59, 16.61, 13.99, 12.52, 10.10, 9.25, 7.13, 4.29 (Table 1, XL)",
         said or UNMEASURED,
-        judge(pairs, _least(measured), usual=_usual(measured, "gfid")),
+        rule.gfid(pairs),
     )
