@@ -24,7 +24,8 @@ def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_names_every_command_and_loads_nothing_large() -> None:
     """So it answers at once: 0.1 s, where torch alone takes seconds to load."""
-    script = "import sys; from vavae.cli import run; run(['--help']); print(*sys.modules, file=sys.stderr)"
+    script = "import sys; from vavae.cli import run; code = run(['--help']); print(*sys.modules, file=sys.stderr)"
+    script += "; sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     for name, command in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(command.summary)}$", done.stdout, re.MULTILINE)

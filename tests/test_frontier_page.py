@@ -99,11 +99,21 @@ def test_tables_and_claims_follow_from_the_results(
     assert len(written["tables"]) == 5
     assert {table.name: to_plain_table(table) for table in tables(found)} == written["tables"]
     assert claims_markdown(claims(found)) == (folder / "claims.md").read_text()
+    assert len(every_result(folder)) > 40
     assert capsys.readouterr().out == ""  # no result was set aside
 
 
+def every_result(folder: Path) -> list[dict[str, Any]]:
+    """All that lie there, those of other measurements too; none of them is damaged."""
+    results = Results(folder / "results")
+    contents = [results.read(path.stem) for path in sorted(results.folder.glob("*.json"))]
+    assert all(contents)
+    return [content for content in contents if content is not None]
+
+
 GPU = DOCS / "frontier" / "cifar10"
-ON_GPU = json.loads((GPU / "tables.json").read_text())["tables"]
+WRITTEN_ON_GPU = json.loads((GPU / "tables.json").read_text())
+ON_GPU = WRITTEN_ON_GPU["tables"]
 DECIMALS = {"psnr": 2, "lpips": 3, "ssim": 3, "probe": 3, "agreement": 3}
 EVENNESS_ON_GPU = {tuple(row["labels"].values()): row["ours"]["cv"]["mean"] for row in ON_GPU["table6"]["rows"]}
 
@@ -111,14 +121,6 @@ EVENNESS_ON_GPU = {tuple(row["labels"].values()): row["ours"]["cv"]["mean"] for 
 def mean(stat: dict[str, float | None], decimals: int) -> str:
     """As the page writes it; a dash for what is not measured."""
     return "–" if stat["mean"] is None else f"{stat['mean']:.{decimals}f}"
-
-
-def results_on_gpu() -> list[dict[str, Any]]:
-    """Every result, none of them damaged."""
-    results = Results(GPU / "results")
-    contents = [results.read(path.stem) for path in results.folder.glob("*.json")]
-    assert all(contents)
-    return [content for content in contents if content is not None]
 
 
 def with_spread(stat: dict[str, float | None]) -> str:
@@ -151,7 +153,7 @@ def test_the_losses_measured_on_a_gpu_are_those_of_the_run() -> None:
     assert [row["labels"]["loss"] for row in rows] == ["full", "without mcos", "without mdms", "without margins"]
     evenness = {
         content["label"]: record["value"]
-        for content in results_on_gpu()
+        for content in every_result(GPU)
         for record in content.get("records", ())
         if record["name"] == "uniformity: density cv"
     }
@@ -179,18 +181,13 @@ def test_the_verdicts_side_by_side_are_those_of_the_runs() -> None:
 
 
 def test_the_results_of_a_gpu_are_whole_and_say_where_they_were_made() -> None:
-    contents = results_on_gpu()
+    contents = every_result(GPU)
     assert len(contents) == 86
     assert {content["versions"]["gpu"] for content in contents if content["kind"] != "uniformity"} == {"NVIDIA H200"}
 
 
-def curves_on_gpu() -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-    plain, aligned = json.loads((GPU / "tables.json").read_text())["curves"].values()
-    return [tuple(point) for point in plain], [tuple(point) for point in aligned]
-
-
 def test_the_speed_up_on_a_gpu_and_what_a_seed_may_change_of_it_are_told() -> None:
-    plain, aligned = curves_on_gpu()
+    plain, aligned = WRITTEN_ON_GPU["curves"].values()
     found, lower, higher = (
         str(speed_up(plain, [(images, gfid * factor) for images, gfid in aligned])) for factor in (1, 1.035, 0.965)
     )

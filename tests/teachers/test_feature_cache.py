@@ -86,7 +86,7 @@ def test_a_stopped_run_goes_on_with_the_next_block(workers: int, tmp_path: Path)
         _new(tmp_path).get([0])
     resumed = _new(tmp_path)
     resumed.fill(second, batch_size=2, workers=workers)
-    assert sorted(second.asked) == list(range(10, _COUNT))
+    assert (sorted(second.asked) if workers else second.asked) == list(range(10, _COUNT))  # threads need no order
     resumed.fill(third)
     assert third.asked == []
     whole = _new(tmp_path / "whole")
