@@ -17,15 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.readable import find_unreadable, image_error, read_rgb, reading, write_unreadable
 from vavae.data.stream import loaded_ahead
 from vavae.errors import UserError
 
 Split = Literal["train", "test"]
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
-)
 _SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 
 

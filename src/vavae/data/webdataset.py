@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.ranges import RangedFile
 from vavae.data.readable import (
     Unreadable,
@@ -34,7 +35,6 @@ from vavae.data.readable import (
     threads,
     write_unreadable,
 )
-from vavae.data.sources import IMAGE_SUFFIXES
 from vavae.data.stream import loaded_ahead
 from vavae.errors import RunError, UserError, one_line, told
 from vavae.progress import Bar, track
