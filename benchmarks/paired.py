@@ -30,9 +30,8 @@ import torch.nn.functional as F
 from plain import reading, tokenizer_step, transformer
 from vavae import counter
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
-from vavae.flow import Guidance, flow_matching_loss, sample
+from vavae.flow import FlowConfig, Guidance, flow_matching_loss, sample
 from vavae.losses import LPIPS, AdversarialConfig, DiscriminatorConfig, ObjectiveConfig, TokenizerObjective
-from vavae.stages.train_dit import FlowConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.averages import MovingAverage, exponential
 from vavae.training.optimizer import Optimizer, OptimizerConfig

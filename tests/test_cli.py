@@ -320,3 +320,20 @@ def test_doctor_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
         "optional-dependencies"
     ]
     assert {extra for extra, _ in doctor._EXTRAS.values()} <= extras.keys()
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ("3", [3]),
+        ("3,5", [3, 5]),
+        ("[1, 2]", [1, 2]),
+        ("cat,3", ["cat", 3]),
+        ("great white shark", ["great white shark"]),
+        ("no, 1.5", ["no", "1.5"]),
+        ('["tench, Tinca tinca", 3]', ["tench, Tinca tinca", 3]),
+    ],
+)
+def test_labels_are_numbers_and_names(given: str, expected: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sample", "--labels", given, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["labels"] == expected

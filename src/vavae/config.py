@@ -7,6 +7,7 @@ recipe, the recipe wins over the defaults. Types, defaults and help come from th
 import dataclasses
 import enum
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -52,12 +53,13 @@ def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
 def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
     """`--labels 3` means `--labels [3]`, and `--labels 3,4` means `--labels [3,4]`; free text may hold commas.
 
+    In a list of numbers and names, as in `--labels cat,3`, what is no whole number is a name.
     Where one number has a meaning of its own, as in `--data.size 256`, it stays one.
     """
     known = fields_of(config_class)
     numbers = {f"--{name}" for name, kind in known.items() if int in alternatives(kind)}
     lists = {
-        f"--{name}": str in get_args(one)  # whether it is of free text
+        f"--{name}": alternatives(get_args(one)[0])
         for name, kind in known.items()
         for one in alternatives(kind)
         if get_origin(one) in (list, tuple)
@@ -68,7 +70,12 @@ def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
             return value
         if option in numbers and "," not in value:
             return value
-        return json.dumps([value]) if lists[option] else f"[{value}]"
+        if str not in lists[option]:
+            return f"[{value}]"
+        if int not in lists[option]:
+            return json.dumps([value])
+        parts = [part.strip() for part in value.split(",")]
+        return f"[{', '.join(p if re.fullmatch(r'[+-]?[0-9]+', p) else json.dumps(p) for p in parts if p)}]"
 
     completed: list[str] = []
     for before, option in pairwise(["", *options]):

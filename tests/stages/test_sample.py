@@ -19,6 +19,7 @@ from PIL import Image
 from vavae.cli import run
 from vavae.pretrained import SamplingConfig
 from vavae.stages.evaluate_images import npz_images
+from vavae.stages.sample import label_numbers
 
 
 @pytest.fixture
@@ -259,3 +260,30 @@ def test_two_processes_share_the_images(folder: Path) -> None:
     told = refused[0][1].strip().splitlines()[-1]
     assert told.startswith("vavae: ") and "another seed" in told
     assert "Traceback" not in refused[0][1] + refused[1][1] and "another seed" not in refused[1][1]  # said once
+
+
+def test_labels_are_names_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["tabby cat", "tiger cat", "2"]
+    generator = make_generator()
+    named = type(generator)(generator.transformer, generator.tokenizer, class_names=(*names, *"defghij"))
+    named.save_pretrained(tmp_path / "generator")
+    few = ("--steps", "2", "--grid_columns", "0")
+    assert sample(tmp_path / "samples", "--labels", "tiger cat,0,d", *few) == 0
+    assert json.loads((tmp_path / "samples/samples.json").read_text())["labels"] == [1, 0, 3]
+    capsys.readouterr()
+    assert sample(tmp_path / "others", "--labels", "0,tigr cat", *few) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "got 'tigr cat'; near are 'tabby cat', 'tiger cat'" in line
+    assert sample(tmp_path / "others", "--labels", "Tiger", *few) == 2
+    assert "near are 'tiger cat'" in capsys.readouterr().err
+    assert sample(tmp_path / "others", "--labels", "xyz", *few) == 2
+    assert "the first are 'tabby cat', 'tiger cat', '2', 'd', 'e'" in capsys.readouterr().err
+
+
+def test_a_generator_without_names_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no names of classes, got 'cat'" in refused(folder, capsys, "--labels", "cat")
+
+
+def test_a_name_that_is_another_number_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert label_numbers([10, 1, "10"], ["0", "1", "10"]) == [10, 1, 2]
+    assert capsys.readouterr().out == "labels: 10 is taken as a number; the class named '10' has another\n"

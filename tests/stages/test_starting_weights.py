@@ -8,13 +8,13 @@ from torch import nn
 
 from vavae.data import LatentDataset
 from vavae.errors import UserError
+from vavae.flow import FlowConfig
 from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.losses.adversarial import AdversarialConfig, DiscriminatorConfig
 from vavae.pretrained import Generator, Tokenizer
 from vavae.stages import encode, train_dit
 from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
-from vavae.stages.train_dit import FlowConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.engine import EngineConfig

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from vavae.cli import run
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
 from vavae.errors import RunError, UserError
+from vavae.flow import FlowConfig
 from vavae.pretrained import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.stages.encode import fingerprint
-from vavae.stages.train_dit import FlowConfig, TransformerTask
+from vavae.stages.train_dit import TransformerTask
 from vavae.stages.train_tokenizer import TokenizerTask
 from vavae.training.activation import set_recomputation
 from vavae.training.averages import AveragesConfig, MovingAverage, exponential, power, power_exponent

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from vavae.stages.images import ImagesConfig
 from vavae.training import checkpoint
 from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
 from vavae.training.engine import Engine, EngineConfig
+from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import processes
 
 torch.set_num_threads(1)
@@ -35,8 +37,6 @@ def transformer(folder: str, data: str, images: str, parallel: str = "replicate"
 
 def measured_transformer(folder: str, data: str) -> None:
     """Train the tiny transformer with a Fréchet distance as it goes."""
-    from dataclasses import replace
-
     import test_validation
 
     test_validation.validation.load_feature_network = test_validation.tiny_network
@@ -202,3 +202,21 @@ def out_of_memory(folder: str) -> None:
             assert isinstance(error, RuntimeError) or "works on 2 images at once" in str(error)
         else:
             raise AssertionError("it fitted")
+
+
+def tuned_transformer(folder: str, data: str, initial: str, parallel: str = "replicate") -> None:
+    """Training of learning rate 0 from the weights of another transformer."""
+    recipe = transformer_recipe(Path(folder), Path(data), images=16, parallel=parallel)
+    train_dit.run(replace(recipe, initial=initial, optimizer=OptimizerConfig(learning_rate=0.0)))
+
+
+def wrong_initial(folder: str, data: str) -> None:
+    """Starting weights that are missing end both processes; the first says so."""
+    try:
+        tuned_transformer(folder, data, "no/such/file.pt")
+    except UserError as error:
+        assert os.environ["RANK"] == "0" and "no/such/file.pt" in str(error)
+    except SystemExit as leave:
+        assert os.environ["RANK"] == "1" and leave.code == 2
+    else:
+        raise AssertionError("it trains")

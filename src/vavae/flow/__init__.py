@@ -1,5 +1,6 @@
 """Noise to data and back: paths, times, the training loss, solvers, guidance, sampling."""
 
+from vavae.flow.config import FlowConfig
 from vavae.flow.guidance import Guidance, guided_prediction
 from vavae.flow.loss import flow_matching_loss, velocity_loss
 from vavae.flow.paths import (
@@ -36,6 +37,7 @@ __all__ = [
     "CosinePath",
     "Dopri5",
     "EulerMaruyama",
+    "FlowConfig",
     "Guidance",
     "LinearPath",
     "Path",

@@ -446,7 +446,7 @@ class Generator:
             prediction = published_prediction(loaded.training)
             if tokenizer is None and (path / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
                 tokenizer = path / "tokenizer"
-            trained, multiplier, said = _published_latents(path, loaded, trained)
+            trained, multiplier, said = published_latents(path, loaded, trained)
             report = dataclasses.replace(report, notes=(*report.notes, *said))
         if tokenizer is None:
             raise UserError(
@@ -482,7 +482,7 @@ class Generator:
         )
 
 
-def _published_latents(
+def published_latents(
     path: Path, loaded: LoadedTransformer, given: LatentStatistics | None
 ) -> tuple[LatentStatistics | None, float, tuple[str, ...]]:
     """The statistics of the latents that a published transformer was trained on, what comes on top, and notes.

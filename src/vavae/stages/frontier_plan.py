@@ -15,12 +15,11 @@ from typing import Any
 
 from vavae.config import to_plain
 from vavae.errors import UserError
-from vavae.flow import TimeDistribution
+from vavae.flow import FlowConfig, TimeDistribution
 from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.frontier_recipe import Config, Kind, LadderRow, Loss
 from vavae.stages.run_folder import FREE
-from vavae.stages.train_dit import FlowConfig
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.averages import AveragesConfig
@@ -392,6 +391,7 @@ class Grid:
     def generator_name(self, cell: GeneratorCell) -> str:
         """Hash of the recipe, the tokenizer and how its latents are made."""
         own = _telling(to_plain(self.generator(cell)))
+        del own["initial"]  # the runner never sets it, and it is younger than the first results
         return digest("generator", own, self.tokenizer_name(cell.tokenizer), self._kind_of_latents)
 
     def unit(self, kind: Kind, cell: Cell) -> Unit:

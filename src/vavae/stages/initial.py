@@ -1,46 +1,72 @@
-"""Starting weights of a tokenizer training: from an earlier run, a tokenizer's folder, or a published checkpoint."""
+"""Starting weights of a training: from an earlier run, a model's folder, or a published checkpoint."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.flow import FlowConfig, PathName, Prediction
 from vavae.losses import TokenizerObjective
-from vavae.pretrained import Tokenizer
+from vavae.pretrained import Generator, Tokenizer
 from vavae.pretrained import folder as files
-from vavae.pretrained.loading import load_autoencoder
+from vavae.pretrained.generator import published_latents
+from vavae.pretrained.latent_statistics import multiplied
+from vavae.pretrained.loading import LoadedTransformer, load_autoencoder, load_transformer
+from vavae.pretrained.published_recipes import published_path, published_prediction
+from vavae.pretrained.shapes import size_name
 from vavae.stages.run_folder import read_recipe
-from vavae.tokenizer import AutoencoderKL
+from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
+from vavae.transformer import LightningDiT, LightningDiTConfig
 
 # Published names of what only training uses -> names in our objective.
 _PUBLISHED = {"loss.discriminator.": "discriminator.", "linear_proj.": "alignment.linear_proj."}
 _PARTS = ("discriminator", "alignment")
+# What the blocks compute; a transformer that differs in one of these cannot use the weights.
+_ARCHITECTURE = ("width", "depth", "heads", "swiglu", "rope", "rmsnorm", "qk_norm", "adaln_shift")
+_TABLE = "y_embedder.embedding_table"
 
 
-def load_initial(source: str, autoencoder: AutoencoderKL, objective: TokenizerObjective) -> None:
+def load_initial(source: str, autoencoder: AutoencoderKL, objective: TokenizerObjective) -> str:
     """Fill `autoencoder`, and of `objective` what the source has: discriminator and projection.
 
     Args:
-        source: The run folder of an earlier training, whose autoencoder, discriminator and projection go on; a
+        source: The run folder of an earlier training, whose autoencoder, discriminator and projection are taken; a
             folder, hub id or file that `Tokenizer.from_pretrained` reads (of published training checkpoints,
-            discriminator and projection go on too).
+            discriminator and projection are taken too).
         autoencoder: Its shape must be the source's.
         objective: Parts that the source lacks stay as they are.
+
+    Returns:
+        One line that says what was taken and what is new; it is printed too.
 
     Raises:
         UserError: The source cannot be read, has another shape, or is a run that has not ended.
     """
     weights, training = _read(source)
     files.load_strictly(autoencoder, weights, f"initial: {source}")
+    taken: list[str] = ["autoencoder"]
+    new: list[str] = []
     for part in _PARTS:
         module = getattr(objective, part)
         given = {n.removeprefix(f"{part}."): v for n, v in training.items() if n.startswith(f"{part}.")}
-        if isinstance(module, nn.Module) and given:
+        if not isinstance(module, nn.Module):
+            continue
+        if given:
             _load(module, given, f"initial: {source}: {part}")
-    gone_on = [part for part in _PARTS if any(name.startswith(f"{part}.") for name in training)]
-    print(f"initial: {source}: autoencoder{''.join(f', {part}' for part in gone_on)}")
+        (taken if given else new).append(part)
+    return _say(source, ", ".join(taken), new)
+
+
+def _say(source: str, taken: str, new: Sequence[str], notes: Sequence[str] = ()) -> str:
+    what = f"; new: {', '.join(new)}" if new else ""
+    text = "\n".join([f"initial: {taken} from {source}{what}", *(f"initial: {note}" for note in notes)])
+    print(text, flush=True)
+    return text
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -87,3 +113,151 @@ def _check_ended(run: Path, source: str, seen: int) -> None:
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """A transformer and what is known of its training; None and () where the source does not say."""
+
+    model: LightningDiT
+    path: PathName | None
+    prediction: Prediction | None
+    statistics: LatentStatistics | None
+    class_names: tuple[str, ...]
+
+
+def load_initial_transformer(
+    source: str,
+    transformer: LightningDiT,
+    flow: FlowConfig,
+    statistics: LatentStatistics,
+    class_names: Sequence[str] = (),
+) -> str:
+    """Fill `transformer` with the weights of another; what has another shape there stays as it is.
+
+    Averaged weights are taken where the source has them. A layer is taken whole or not at all, but for the table of
+    labels, whose row of "no label" is taken for any number of classes. Position tables of another grid are functions
+    of the grid and stay as computed. Of weights with `learn_sigma` the outputs for sigma are left out.
+
+    Args:
+        source: A generator's folder or hub id, the run folder of a training that has ended, or a published
+            checkpoint.
+        transformer: Its width, depth, heads and switches must be the source's.
+        flow: Its path and prediction must be the source's, where the source says them.
+        statistics: Those that normalize the latents of this training.
+        class_names: Names of its labels; () where there are none.
+
+    Returns:
+        A line that says what was taken and what is new, and lines on what differs in the data; they are printed too.
+
+    Raises:
+        UserError: The source cannot be read, or differs in the architecture or the flow; the message names the key.
+    """
+    found = _read_transformer(source, transformer.config.heads)
+    theirs, ours = found.model.config, transformer.config
+    _check_same(source, theirs, ours, found, flow)
+    given, notes = found.model.state_dict(), []
+    if theirs.learn_sigma:
+        given |= _without_sigma(given, theirs)
+        notes.append("the outputs for sigma, which sampling drops, are left out")
+    present = transformer.state_dict()
+    new = list(dict.fromkeys(_layer(name) for name, value in present.items() if given[name].shape != value.shape))
+    taken = {name: value for name, value in given.items() if _layer(name) not in new}
+    transformer.load_state_dict(taken, strict=False)
+    if _TABLE in new:
+        with torch.no_grad():
+            transformer.y_embedder.embedding_table.weight[-1] = given[f"{_TABLE}.weight"][-1]
+    said = [f"{layer} ({_shape(layer, ours)}, has {_shape(layer, theirs)}{_EXTRA.get(layer, '')})" for layer in new]
+    notes += _data_notes(found, ours, statistics, class_names)
+    return _say(source, f"{len(taken)} of {len(present)} tensors", said, notes)
+
+
+_EXTRA = {_TABLE: '; its row of "no label" is taken', "pos_embed": "; recomputed", "feat_rope": "; recomputed"}
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _shape(layer: str, config: LightningDiTConfig) -> str:
+    """What the shape of a layer depends on, in words."""
+    if layer == _TABLE:
+        return f"{config.num_classes} classes"
+    if layer in ("x_embedder.proj", "final_layer.linear"):
+        return f"{config.latent_channels} channels in patches of {config.patch_size}"
+    return f"grid {config.grid[0]}x{config.grid[1]}"
+
+
+def _without_sigma(tensors: Mapping[str, Tensor], config: LightningDiTConfig) -> dict[str, Tensor]:
+    """The last layer without its second set of channels; rows are laid out (patch, patch, channels)."""
+    last = {name: tensors[name] for name in ("final_layer.linear.weight", "final_layer.linear.bias")}
+    squares = {name: value.unflatten(0, (config.patch_size**2, -1)) for name, value in last.items()}
+    return {name: value[:, : config.latent_channels].flatten(0, 1) for name, value in squares.items()}
+
+
+def _read_transformer(source: str, heads: int) -> _Source:
+    path = files.resolve(source)
+    if (path / "checkpoints").is_dir():
+        path = path / "generator"
+        if not path.is_dir():
+            raise UserError(
+                f"initial must be a generator, a checkpoint or a training run that has ended, got {source}, which "
+                "has no generator/: let the run end first"
+            )
+    if files.form_of(path) != "checkpoint":
+        generator = Generator.from_pretrained(path)
+        statistics = generator.tokenizer.statistics
+        return _Source(generator.transformer, generator.path, generator.prediction, statistics, generator.class_names)
+    loaded = _load_published(path, heads)
+    known, multiplier, _ = published_latents(path, loaded, None)
+    says = bool(loaded.training)
+    return _Source(
+        loaded.model,
+        published_path(loaded.training) if says else None,
+        published_prediction(loaded.training) if says else None,
+        None if known is None else multiplied(known, multiplier),
+        (),
+    )
+
+
+def _load_published(path: Path, heads: int) -> LoadedTransformer:
+    try:
+        return load_transformer(path)
+    except UserError:  # the number of heads may not show in the weights: then the recipe says it
+        return load_transformer(path, heads=heads)
+
+
+def _check_same(
+    source: str, theirs: LightningDiTConfig, ours: LightningDiTConfig, found: _Source, flow: FlowConfig
+) -> None:
+    values = {f"transformer.{key}": (getattr(theirs, key), getattr(ours, key)) for key in _ARCHITECTURE}
+    values |= {"flow.path": (found.path, flow.path), "flow.prediction": (found.prediction, flow.prediction)}
+    for key, (wanted, given) in values.items():
+        if wanted is not None and wanted != given:
+            raise UserError(
+                f"{key} must be {json.dumps(wanted)}, as in initial {source} ({size_name(theirs)}), "
+                f"got {json.dumps(given)}"
+            )
+
+
+def _data_notes(
+    found: _Source, ours: LightningDiTConfig, statistics: LatentStatistics, class_names: Sequence[str]
+) -> list[str]:
+    """What a reader must know of how the data of both trainings differ."""
+    theirs, notes = found.model.config, []
+    if ours.num_classes == theirs.num_classes and class_names and found.class_names:
+        different = [i for i, (a, b) in enumerate(zip(class_names, found.class_names, strict=False)) if a != b]
+        if different:
+            i = different[0]
+            notes.append(f"class {i} was {found.class_names[i]!r} and is {class_names[i]!r}: rows are taken by number")
+    remedy = "train on latents of its tokenizer, with --tokenizer its tokenizer and --normalisation tokenizer"
+    if found.statistics is None:
+        notes.append(f"by which statistics its latents were normalized is not known; if by others: {remedy}")
+    elif found.statistics.channels == statistics.channels and not found.statistics.equals(statistics):
+        i = int(((found.statistics.mean - statistics.mean).abs() / found.statistics.std).argmax())
+        notes.append(
+            f"WARNING: its latents were normalized by other statistics than these (channel {i}: mean "
+            f"{found.statistics.mean[i]:.4g} and deviation {found.statistics.std[i]:.4g}, here "
+            f"{statistics.mean[i]:.4g} and {statistics.std[i]:.4g}): {remedy}"
+        )
+    return notes

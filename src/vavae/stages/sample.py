@@ -1,6 +1,7 @@
 """Labels or counts -> PNGs, a grid, an npz."""
 
 import dataclasses
+import difflib
 import io
 import json
 import zipfile
@@ -39,7 +40,8 @@ class Config:
         generator: Folder of a generator, or its hub id; `demo` comes with the package (CIFAR-10's classes, 32 px).
         output: Folder for `000000.png`, `000001.png`, …, `grid.png` and `samples.json`. Images that are there
             already, drawn by the same weights with the same settings, are not drawn again.
-        labels: The class of each image; empty to draw `count` images with labels chosen by `label_protocol`.
+        labels: The class of each image, its number or its name, as in `--labels cat,3`; a name that holds a comma
+            needs quotes and brackets. Empty to draw `count` images with labels chosen by `label_protocol`.
         count: Number of images when `labels` is empty.
         label_protocol: `balanced` gives each class the same number; `random` draws labels, as published.
         seed: Seed of noise and random labels.
@@ -62,7 +64,7 @@ class Config:
 
     generator: str = "demo"
     output: str = "runs/samples"
-    labels: tuple[int, ...] = ()
+    labels: tuple[int | str, ...] = ()
     count: int = 16
     label_protocol: Literal["balanced", "random"] = "balanced"
     seed: int = 0
@@ -106,6 +108,35 @@ def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> lis
     return counter.integers(seed, "label", range(count), num_classes).tolist()
 
 
+def label_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
+    """Labels as numbers; a name stands for its place in `class_names`.
+
+    Raises:
+        UserError: There is no such name; the message lists those that are near.
+    """
+    numbers = []
+    for label in labels:
+        if isinstance(label, int):
+            if str(label) in class_names and class_names.index(str(label)) != label:
+                print(f"labels: {label} is taken as a number; the class named '{label}' has another")
+            numbers.append(label)
+        elif label in class_names:
+            numbers.append(class_names.index(label))
+        elif not class_names:
+            raise UserError(f"labels must be numbers, since this generator has no names of classes, got {label!r}")
+        else:
+            near = difflib.get_close_matches(label.lower(), [name.lower() for name in class_names], cutoff=0.5)
+            near += [name.lower() for name in class_names if label.lower() in name.lower()]
+            found = [name for name in class_names if name.lower() in near][:5]
+            hint = f"near are {', '.join(map(repr, found))}" if found else f"the first are {_first(class_names)}"
+            raise UserError(f"labels must be numbers or names of classes, got {label!r}; {hint}")
+    return numbers
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5]))
+
+
 def draw(
     generator: Generator,
     labels: Sequence[int],
@@ -139,7 +170,7 @@ def run(config: Config) -> Path:
     with sharing_processes() as together, ExitStack() as held:
         generator = Generator.from_pretrained(config.generator, resolve_device(config.device))
         sampling = config.sampling(generator.sampling)
-        labels = list(config.labels) or choose_labels(
+        labels = label_numbers(config.labels, generator.class_names) or choose_labels(
             config.count, generator.num_classes, config.label_protocol, config.seed
         )
         generator.check(labels, config.size, sampling)  # before the folder is claimed: a mistake must not cost it

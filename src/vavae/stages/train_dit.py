@@ -17,12 +17,12 @@ from vavae import counter
 from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
 from vavae.devices import sent
 from vavae.errors import UserError
-from vavae.flow import TimeDistribution, flow_matching_loss, path_by_name
-from vavae.flow.paths import PathName, Prediction
+from vavae.flow import FlowConfig, flow_matching_loss, path_by_name
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
 from vavae.sizes import Size, enlarged, sides, written
 from vavae.stages.encode import fingerprint
+from vavae.stages.initial import load_initial_transformer
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
 from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, own_part
@@ -92,40 +92,6 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True)
-class FlowConfig:
-    """The flow that is learned.
-
-    Attributes:
-        path: linear, cosine (GVP) or variance-preserving.
-        prediction: What the network predicts; the published one velocity, DiT noise.
-        times: How training draws times.
-        direction_weight: Weight of the velocity-direction loss; 0 leaves the mean squared error alone.
-        uniform_after_images: From this many images on, draw times uniformly, whatever `times` says; null never. The
-            published 800-epoch model switched at 480 epochs.
-    """
-
-    path: PathName = "linear"
-    prediction: Prediction = "velocity"
-    times: TimeDistribution = field(default_factory=TimeDistribution)
-    direction_weight: float = 1.0
-    uniform_after_images: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.direction_weight < math.inf:
-            raise UserError(f"flow.direction_weight: {self.direction_weight} is negative or no number")
-        if self.uniform_after_images is not None and self.uniform_after_images < 0:
-            raise UserError(f"flow.uniform_after_images: {self.uniform_after_images} is negative; null is never")
-
-    def draw_times(self, seed: int, positions: Tensor, device: torch.device) -> Tensor:
-        """(B,) float32 times of the images at `positions` of the run, each a function of (seed, position)."""
-        times = self.times.at(seed, positions, device=device)
-        if self.uniform_after_images is None:
-            return times
-        late = positions.to(device) >= self.uniform_after_images
-        return torch.where(late, TimeDistribution(kind="uniform").at(seed, positions, device=device), times)
-
-
-@dataclass(frozen=True)
 class Config:
     """Train a diffusion transformer.
 
@@ -134,6 +100,9 @@ class Config:
         latents: Folder that `vavae encode` wrote.
         tokenizer: Folder or hub id of the tokenizer that made the latents; it goes into the generator's folder.
         transformer: Shape of the network.
+        initial: Starting weights: a generator's folder or hub id, the run folder of an earlier training, or a
+            published checkpoint; null starts from random ones. Width, depth, heads and switches must be its own;
+            what depends on classes, channels, patch or latent size is new where those differ.
         flow: What is learned.
         normalisation: Whose statistics normalise the latents: those stored with the latents, or the tokenizer's
             (SD-VAE's one scaling factor, say).
@@ -153,6 +122,7 @@ class Config:
     latents: str = "runs/latents"
     tokenizer: str = "runs/tokenizer/tokenizer"
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    initial: str | None = None
     flow: FlowConfig = field(default_factory=FlowConfig)
     normalisation: Literal["latents", "tokenizer"] = "latents"
     flip: bool = True
@@ -223,6 +193,13 @@ class TransformerTask(Task):
             use_float8(list(self.transformer.blocks), self.device)
         self.modules: Mapping[str, nn.Module] = {"transformer": self.transformer}
         self._model = compile_network(self.transformer, list(self.transformer.blocks), config.compile)
+
+    def begin(self) -> str | None:
+        """Load the recipe's starting weights; returns what was taken from where."""
+        if self.config.initial is None:
+            return None
+        names = self.latents.class_names
+        return load_initial_transformer(self.config.initial, self.transformer, self.config.flow, self.statistics, names)
 
     def identity(self) -> dict[str, str]:
         """Fingerprints of what the recipe names: latents, tokenizer, and the statistics in use."""
@@ -491,6 +468,7 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
                 "latents": f"{len(task.latents):,} of shape {tuple(task.latents.shape)}",
                 "images_seen": engine.images_seen,
                 "seed": config.training.seed,
+                **({} if config.initial is None else {"initial": config.initial}),
                 "hours": round(engine.seconds / 3600, 3),
             },
         )

@@ -230,10 +230,11 @@ class TokenizerTask(Task):
         if config.compile:
             compile_tokenizer(self.autoencoder, self.objective)
 
-    def begin(self) -> None:
-        """Load the recipe's starting weights."""
-        if self.config.initial is not None:
-            load_initial(self.config.initial, self.autoencoder, self.objective)
+    def begin(self) -> str | None:
+        """Load the recipe's starting weights; returns what was taken from where."""
+        if self.config.initial is None:
+            return None
+        return load_initial(self.config.initial, self.autoencoder, self.objective)
 
     def _prepare_teacher(self, folder: Path) -> tuple[Teacher | None, FeatureCache | None]:
         config = self.config
@@ -506,5 +507,6 @@ def _provenance(config: Config, source: ImageSource, engine: Engine) -> dict[str
         "images_seen": engine.images_seen,
         "teacher": config.teacher.name if aligned else "none",
         "seed": config.training.seed,
+        **({} if config.initial is None else {"initial": config.initial}),
         "hours": round(engine.seconds / 3600, 3),
     }

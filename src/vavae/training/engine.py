@@ -77,7 +77,7 @@ class Engine:
         self._checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints, self.world)
         self._found = self._checkpoints.newest()
         if self._found is None:  # neither a folder of checkpoints nor a damaged one is a reason to begin elsewhere
-            task.begin()
+            self.world.once(self._begin)
         _spread(task, config, self.world)
         matrices = linear_matrices(list(task.modules.values()))
         optimizers = {name: Optimizer(*recipe, matrices) for name, recipe in task.optimizers().items()}
@@ -87,6 +87,13 @@ class Engine:
         self._summed_steps = 0
         self._watch = Watch(config.stability)
         self._micro = self.world.once(lambda: MicroBatch(folder, config.micro_batch))
+
+    def _begin(self) -> None:
+        """Load the task's starting weights, and write what was taken into the run folder."""
+        taken = self.task.begin()
+        if taken is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "initial.txt").write_text(taken + "\n")
 
     def averaged_state(self, name: str, label: str | None = None) -> dict[str, Tensor]:
         """An averaged state dict of module `name`, whole; its present one where no average is kept.

@@ -43,9 +43,13 @@ class Task(ABC):
             0-dim terms for the log, unscaled; `total` must be among them.
         """
 
-    def begin(self) -> None:
-        """Load starting weights: called before the first step of a run that has no checkpoint to go on from."""
-        return
+    def begin(self) -> str | None:
+        """Load starting weights, and return what was taken from where; None where a run starts from random ones.
+
+        The first process calls it, before the first step of a run that has no checkpoint; the others receive its
+        parameters and buffers.
+        """
+        return None
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write to `path` a picture of what the modules named in `averaged` do with these state dicts."""

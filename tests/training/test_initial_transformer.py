@@ -1,0 +1,289 @@
+"""`vavae train-dit --initial`: training from the weights of another transformer, own or published."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import workers
+from tiny_runs import AUTOENCODER, transformer_recipe, write_latents
+
+from vavae.cli import run
+from vavae.errors import UserError
+from vavae.flow import FlowConfig
+from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.stages import train_dit
+from vavae.stages.initial import load_initial_transformer
+from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.training.optimizer import OptimizerConfig
+from vavae.transformer import LightningDiT, LightningDiTConfig
+
+TINY = LightningDiTConfig(4, 1, 8, 32, 2, 2, num_classes=3)
+IDENTITY = LatentStatistics(torch.zeros(8), torch.ones(8))
+TABLE = "y_embedder.embedding_table.weight"
+FIRST = ("x_embedder.proj.weight", "x_embedder.proj.bias")
+LAST = ("final_layer.linear.weight", "final_layer.linear.bias")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_latents(tmp_path / "data")
+
+
+def trained(**shape: Any) -> LightningDiT:
+    """A transformer in which every parameter has values, as after a training."""
+    torch.manual_seed(3)
+    model = LightningDiT.from_config(replace(TINY, **shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def published(path: Path, model: LightningDiT, **more: Any) -> str:
+    """A training checkpoint in which the weights that are not averaged are others."""
+    state = dict(model.state_dict())
+    torch.save({"model": {name: value + 1 for name, value in state.items()}, "ema": state, **more}, path)
+    return str(path)
+
+
+def generator_of(model: LightningDiT, folder: Path, **more: Any) -> str:
+    """A generator's folder, whose tokenizer has as many channels."""
+    channels = model.config.latent_channels
+    tokenizer = AutoencoderKL.from_config(replace(AUTOENCODER, latent_channels=channels))
+    statistics = more.pop("statistics", LatentStatistics(torch.zeros(channels), torch.ones(channels)))
+    Generator(model, Tokenizer(tokenizer, statistics), **more).save_pretrained(folder)
+    return str(folder)
+
+
+def still(folder: Path, data: Path, initial: str, **training: Any) -> train_dit.Config:
+    """A recipe of learning rate 0, which ends with the weights that it begins with."""
+    recipe = transformer_recipe(folder, data, images=16, **training)
+    return replace(recipe, initial=initial, optimizer=OptimizerConfig(learning_rate=0.0))
+
+
+def test_without_learning_the_samples_are_those_of_the_published_model(data: Path, tmp_path: Path) -> None:
+    model = trained()
+    source = published(tmp_path / "dit.pt", model)
+    tuned = train_dit.run(still(tmp_path / "run", data, source))
+    first = Generator.from_pretrained(source, tokenizer=tuned.tokenizer)
+    few = SamplingConfig(steps=5)
+    assert torch.equal(first([0, 1, 2], seed=5, sampling=few), images := tuned([0, 1, 2], seed=5, sampling=few))
+    assert float(images.std()) > 0.1
+    assert tuned.provenance["initial"] == source
+
+
+@pytest.mark.parametrize("form", ["generator", "run", "pipeline", "safetensors"])
+def test_every_form_is_read(form: str, tmp_path: Path) -> None:
+    model = trained()
+    source = tmp_path / "source"
+    if form == "safetensors":
+        from safetensors.torch import save_file
+
+        source = tmp_path / "dit.safetensors"
+        save_file(model.state_dict(), source)
+    elif form == "pipeline":
+        generator_of(model, tmp_path / "plain")
+        Generator.from_pretrained(tmp_path / "plain").save_diffusers(source)
+    elif form == "run":
+        (source / "checkpoints").mkdir(parents=True)
+        generator_of(model, source / "generator")
+    else:
+        generator_of(model, source)
+    tuned, count = LightningDiT.from_config(TINY), len(model.state_dict())
+    said = load_initial_transformer(str(source), tuned, FlowConfig(), IDENTITY)
+    assert said.splitlines()[0] == f"initial: {count} of {count} tensors from {source}"
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in tuned.state_dict().items())
+
+
+def test_ten_classes_become_three(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = trained(num_classes=10)
+    source = published(tmp_path / "dit.pt", model)
+    tuned = train_dit.run(still(tmp_path / "run", data, source))
+    said = capsys.readouterr().out
+    count = len(model.state_dict())
+    line = (
+        f"initial: {count - 1} of {count} tensors from {source}; "
+        'new: y_embedder.embedding_table (3 classes, has 10 classes; its row of "no label" is taken)\n'
+    )
+    assert line in said and (tmp_path / "run/initial.txt").read_text().startswith(line)
+    old, new = model.state_dict(), tuned.transformer.state_dict()
+    assert [name for name in old if name != TABLE and not torch.equal(old[name], new[name])] == []
+    assert torch.equal(new[TABLE][-1], old[TABLE][-1]) and not torch.equal(new[TABLE][:3], old[TABLE][:3])
+
+
+def test_four_channels_become_eight(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = trained(latent_channels=4)
+    tuned = train_dit.run(still(tmp_path / "run", data, published(tmp_path / "dit.pt", model)))
+    said = capsys.readouterr().out
+    for layer in ("x_embedder.proj", "final_layer.linear"):
+        assert f"{layer} (8 channels in patches of 1, has 4 channels in patches of 1)" in said
+    old, new = model.state_dict(), tuned.transformer.state_dict()
+    assert [name for name in old if old[name].shape == new[name].shape and not torch.equal(old[name], new[name])] == [
+        FIRST[1]
+    ]
+    assert bool((new[FIRST[1]] == 0).all() & (new[LAST[0]] == 0).all())  # as a network begins
+
+
+def test_positions_of_another_grid_are_computed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = trained(latent_size=8)
+    tuned = train_dit.run(still(tmp_path / "run", data, published(tmp_path / "dit.pt", model)))
+    said = capsys.readouterr().out
+    for layer in ("pos_embed", "feat_rope"):
+        assert f"{layer} (grid 4x4, has grid 8x8; recomputed)" in said
+    fresh, new = LightningDiT.from_config(TINY).state_dict(), tuned.transformer.state_dict()
+    for name in ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin"):
+        assert torch.equal(new[name], fresh[name])
+    assert torch.equal(new[TABLE], model.state_dict()[TABLE])
+
+
+def test_outputs_for_sigma_are_left_out(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = trained(learn_sigma=True, rope=False).eval()
+    recipe = still(tmp_path / "run", data, published(tmp_path / "dit.pt", model))
+    tuned = train_dit.run(replace(recipe, transformer=replace(recipe.transformer, rope=False)))
+    assert "initial: the outputs for sigma" in capsys.readouterr().out
+    x, t, y = torch.randn(2, 8, 4, 4), torch.rand(2), torch.tensor([0, 3])
+    torch.testing.assert_close(tuned.transformer(x, t, y), model(x, t, y))
+
+
+OTHERS = {
+    "transformer.width": ({"width": 64, "heads": 4}, "transformer.width must be 64"),
+    "transformer.depth": ({"depth": 3}, "transformer.depth must be 3"),
+    "transformer.heads": ({"heads": 1}, "transformer.heads must be 1"),
+    "transformer.rope": ({"rope": False}, "transformer.rope must be false"),
+    "transformer.swiglu": ({"swiglu": False}, "transformer.swiglu must be false"),
+    "transformer.rmsnorm": ({"rmsnorm": False}, "transformer.rmsnorm must be false"),
+    "transformer.qk_norm": ({"qk_norm": True}, "transformer.qk_norm must be true"),
+    "transformer.adaln_shift": ({"adaln_shift": False}, "transformer.adaln_shift must be false"),
+}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_another_architecture_is_refused_by_key(
+    key: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape, said = OTHERS[key]
+    source = published(tmp_path / "dit.pt", trained(**shape))
+    assert command(data, tmp_path / "run", source) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    got = json.dumps(getattr(TINY, key.removeprefix("transformer.")))
+    assert line.startswith(f"vavae: {said}, as in initial {source}") and line.endswith(f", got {got}")
+
+
+def test_a_refused_initial_does_not_cost_the_folder(data: Path, tmp_path: Path) -> None:
+    assert command(data, tmp_path / "run", published(tmp_path / "dit.pt", trained(depth=3))) == 2
+    assert command(data, tmp_path / "run", published(tmp_path / "other.pt", trained())) == 0
+
+
+def command(data: Path, folder: Path, source: str, *options: str) -> int:
+    given = ["--latents", f"{data}/latents", "--tokenizer", f"{data}/tokenizer", "--output", str(folder)]
+    given += ["--transformer.size", "S/1", "--transformer.width", "32", "--transformer.depth", "2"]
+    given += ["--transformer.heads", "2", "--training.images", "8", "--training.batch_size", "8"]
+    given += ["--training.device", "cpu", "--training.tensorboard", "false", "--initial", source]
+    return run(["train-dit", *given, *options])
+
+
+@pytest.mark.parametrize(("key", "value"), [("path", "cosine"), ("prediction", "noise")])
+def test_another_flow_is_refused_by_key(key: str, value: str, data: Path, tmp_path: Path) -> None:
+    own = generator_of(trained(), tmp_path / "generator", **{key: value})
+    transport = {"path_type": "GVP"} if key == "path" else {"prediction": "noise"}
+    theirs = published(tmp_path / "dit.pt", trained(), config={"transport": transport})
+    for source in (own, theirs):
+        with pytest.raises(UserError, match=rf'^flow\.{key} must be "{value}", as in initial .*, got "'):
+            train_dit.run(still(tmp_path / "run", data, source))
+    recipe = replace(still(tmp_path / "run", data, own), flow=FlowConfig(**{key: value}))  # type: ignore[arg-type]
+    assert getattr(train_dit.run(recipe), key) == value
+
+
+@pytest.mark.parametrize("source", ["no/such/file.pt", "tokenizer", "half a run"])
+def test_what_is_no_transformer_is_one_line(
+    source: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "half a run/checkpoints").mkdir(parents=True)
+    named = {"tokenizer": f"{data}/tokenizer", "half a run": str(tmp_path / "half a run")}.get(source, source)
+    assert command(data, tmp_path / "run", named) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_a_run_is_resumed_without_its_initial_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = published(tmp_path / "dit.pt", trained())
+    recipe = replace(transformer_recipe(tmp_path / "whole", data), initial=source)
+    whole = train_dit.run(recipe)
+    parts = replace(recipe, output=str(tmp_path / "parts"))
+    original = train_dit.TransformerTask.step
+
+    def step(self: Any, batch: Any, images_seen: int, scale: float) -> Any:
+        if images_seen >= 48:
+            raise KeyboardInterrupt
+        return original(self, batch, images_seen, scale)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train_dit.TransformerTask, "step", step)
+        train_dit.run(parts)
+    shutil.move(source, tmp_path / "elsewhere.pt")
+    said = (tmp_path / "parts/initial.txt").read_text()
+    capsys.readouterr()
+    resumed = train_dit.run(parts)
+    assert "initial" not in capsys.readouterr().out and (tmp_path / "parts/initial.txt").read_text() == said
+    first, second = whole.transformer.state_dict(), resumed.transformer.state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    with pytest.raises(UserError, match=r"holds a run with initial = .*dit\.pt, not None"):
+        train_dit.run(replace(parts, initial=None))
+
+
+def test_statistics_of_another_normalization_are_warned_of(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Tokenizer.from_pretrained(data / "tokenizer").statistics  # mean 1, deviation 2, as the generator's
+    source = generator_of(trained(), tmp_path / "generator", statistics=own)
+    train_dit.run(still(tmp_path / "run", data, source))
+    said = capsys.readouterr().out
+    assert "initial: WARNING: its latents were normalized by other statistics" in said
+    assert "mean 1 and deviation 2, here" in said and "--normalisation tokenizer" in said
+
+    def lines(source: str) -> list[str]:
+        return load_initial_transformer(source, trained(), FlowConfig(), own).splitlines()
+
+    assert len(lines(source)) == 1
+    assert (
+        "by which statistics its latents were normalized is not known"
+        in lines(published(tmp_path / "a.pt", trained()))[1]
+    )
+    scaled = {"data": {"latent_norm": True, "latent_multiplier": 0.5}}
+    for name, more, std in (("a.pt", {}, 2.0), ("b.pt", {"config": scaled}, 1.0)):
+        folder = tmp_path / name.removesuffix(".pt")
+        folder.mkdir()
+        published(folder / name, trained(), **more)
+        torch.save({"mean": torch.ones(1, 8, 1, 1), "std": torch.full((1, 8, 1, 1), std)}, folder / "latents_stats.pt")
+        assert len(lines(str(folder))) == 1, name
+
+
+def test_classes_of_other_names_are_said(tmp_path: Path) -> None:
+    source = generator_of(trained(), tmp_path / "generator", class_names=("a", "dog", "c"))
+    said = load_initial_transformer(source, trained(), FlowConfig(), IDENTITY, ("a", "b", "c"))
+    assert said.splitlines()[1] == "initial: class 1 was 'dog' and is 'b': rows are taken by number"
+
+
+@pytest.mark.parametrize("parallel", ["replicate", "shard"])
+def test_two_processes_begin_with_the_same_weights(
+    parallel: str, launch: Callable[..., None], data: Path, tmp_path: Path
+) -> None:
+    model = trained(num_classes=10)
+    source = published(tmp_path / "dit.pt", model)
+    launch(2, "tuned_transformer", tmp_path / "run", data, source, parallel)
+    new, old = Generator.from_pretrained(tmp_path / "run/generator").transformer.state_dict(), model.state_dict()
+    assert [name for name in old if name != TABLE and not torch.equal(old[name], new[name])] == []
+
+
+def test_a_wrong_source_is_reported_by_the_first_process(
+    launch: Callable[..., None], data: Path, tmp_path: Path
+) -> None:
+    assert workers.tuned_transformer  # called in each process
+    launch(2, "wrong_initial", tmp_path / "run", data)
