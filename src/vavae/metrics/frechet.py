@@ -1,9 +1,7 @@
 """Fréchet distance between Gaussians, and the running mean and covariance it is made from."""
 
-import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae.devices import as_double, device_of_doubles
-from vavae.errors import UserError, one_line
+from vavae.errors import UserError
+from vavae.metrics.npz import read_npz, stored_count
 
 Array = NDArray[np.floating] | Tensor
 _TOLERANCE = 1e-3  # of a covariance that its factor may miss
@@ -185,7 +184,8 @@ class RunningMoments:
             covariance: Name of the covariance, (d, d).
 
         Raises:
-            UserError: Shapes do not fit, or an array holds something else than finite numbers.
+            UserError: Shapes do not fit, an array holds something else than finite numbers of single or double
+            precision, or the covariance is none. (Half precision moves a distance by hundredths.)
         """
         m, c = (arrays[key] for key in (mean, covariance))
         if m.ndim != 1 or c.shape != (len(m), len(m)):
@@ -193,38 +193,16 @@ class RunningMoments:
         for key in (mean, covariance):
             if arrays[key].dtype.kind not in "fiu":
                 raise UserError(f"{name}: {key} holds no real numbers ({arrays[key].dtype})")
+            if arrays[key].dtype == np.float16:
+                raise UserError(f"{name}: {key} must be float32 or float64, got float16, which moves distances")
             if not np.isfinite(arrays[key]).all():
                 raise UserError(f"{name}: {key} holds numbers that are not finite")
+        try:
+            _checked_factor(torch.from_numpy(c.astype(np.float64)), covariance)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from error
         moments = cls(len(m))
         moments.count = stored_count(arrays, name) or 50_000
         moments.mean = torch.from_numpy(m.astype(np.float64))
         moments.scatter = torch.from_numpy(c.astype(np.float64)) * (moments.count - 1)
         return moments
-
-
-def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz file by name, without images (`arr_0`).
-
-    Raises:
-        UserError: It cannot be read; the message names it.
-    """
-    try:
-        with np.load(Path(path), allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files if name != "arr_0"}
-    except Exception as error:  # a damaged archive fails in a dozen ways: checksums, compression, headers, sizes
-        said = f"{path} is not a file of reference statistics (npz with mu and sigma): {one_line(error)}"
-        raise UserError(said) from error
-
-
-def stored_count(arrays: Mapping[str, NDArray[Any]], name: str) -> int | None:
-    """The number of samples that the arrays of a file called `name` say; None where they do not.
-
-    Raises:
-        UserError: `count` is no such number.
-    """
-    if "count" not in arrays:
-        return None
-    count = arrays["count"]
-    if count.size != 1 or count.dtype.kind not in "fiu" or not 2 <= count.item() < math.inf:
-        raise UserError(f"{name}: count is not one number of images, at least 2")
-    return int(count.item())

@@ -1,6 +1,7 @@
 """How generated images compare with real ones: FID, sFID, Inception Score, precision and recall, KID, FDr."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from vavae.metrics import (
     kernel_distance,
     precision_recall,
 )
-from vavae.metrics.frechet import read_npz, stored_count
+from vavae.metrics.npz import read_npz, stored_count
 from vavae.sizes import Size
 from vavae.stages.evaluate_images import npz_images
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
@@ -48,12 +49,14 @@ class Statistics:
         spatial: Of the spatial features; None where the file has none.
         count: Number of images behind them; None where the file does not say.
         fingerprint: sha256 over the numbers.
+        origin: How it is known which network they are of.
     """
 
     pool: RunningMoments
     spatial: RunningMoments | None
     count: int | None
     fingerprint: str
+    origin: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,26 +94,49 @@ class Reference:
 def read_statistics(path: str | Path, networks: Sequence[FeatureNetwork]) -> dict[str, Statistics]:
     """Reference statistics `mu`, `sigma` (and `mu_s`, `sigma_s`) of an npz, as ADM and others publish them.
 
-    Files of `save_statistics` say which network they are of; others are taken for the Inception of the graph.
+    Which network they are of: files of `save_statistics` say it. `mu_s` is in ADM's files only, which are of
+    `inception`. clean-fid's names of files hold its mode. Any other file, such as pytorch-fid's and EDM's, does not
+    say it, and is taken for the one Inception among `networks`, or for `inception` where there are several.
+
+    Returns:
+        By network; empty where the file holds neither `mu` nor `sigma`, or none of these networks.
 
     Raises:
-        UserError: The file cannot be read, or its numbers cannot be statistics of a network it is said to be of.
+        UserError: The file cannot be read, holds a mean without a covariance, or its numbers cannot be statistics of
+            a network it is said to be of.
     """
     arrays = read_npz(path)
-    if not {"mu", "sigma"} <= arrays.keys():
+    lacking = {"mu", "sigma"} - arrays.keys()
+    if len(lacking) == 1:
+        raise UserError(f"{path} must hold mu and sigma, got no {lacking.pop()}")
+    if lacking:
         return {}
-    found = {}
-    for network in networks:
-        if "network_hash" in arrays:
-            fits = str(arrays["network_hash"]) == network.fingerprint
-        else:
-            fits = network.kind == "inception"
-        if fits:
-            found[network.name] = _statistics(arrays, str(path), network)
-    return found
+    chosen, origin = _networks_of(Path(path), arrays, networks)
+    return {network.name: _statistics(arrays, str(path), network, origin) for network in chosen}
 
 
-def _statistics(arrays: dict[str, np.ndarray], path: str, network: FeatureNetwork) -> Statistics:
+# The modes in the names of clean-fid's files -> our names of their networks.
+_CLEAN_FID = {"clean": "inception-clean", "legacy_tensorflow": "inception", "legacy_pytorch": "inception-pytorch-fid"}
+
+
+def _networks_of(
+    path: Path, arrays: dict[str, np.ndarray], networks: Sequence[FeatureNetwork]
+) -> tuple[list[FeatureNetwork], str]:
+    """Those of `networks` that the statistics of a file are of, and how that is known."""
+    if "network_hash" in arrays:
+        return [n for n in networks if n.fingerprint == str(arrays["network_hash"])], "by its hash"
+    if "mu_s" in arrays:
+        return [n for n in networks if n.kind == "inception"], "mu_s is in ADM's files"
+    mode = re.search(f"_({'|'.join(_CLEAN_FID)})_", path.name)
+    if mode is not None:
+        return [n for n in networks if n.kind == _CLEAN_FID[mode[1]]], f"its name holds clean-fid's mode {mode[1]}"
+    inceptions = [n for n in networks if n.kind.startswith("inception")]
+    if len(inceptions) > 1:
+        inceptions = [n for n in inceptions if n.kind == "inception"]
+    return inceptions, "the file does not say it: pytorch-fid's are of inception-pytorch-fid, EDM's of inception"
+
+
+def _statistics(arrays: dict[str, np.ndarray], path: str, network: FeatureNetwork, origin: str) -> Statistics:
     fingerprint = hashlib.sha256()
     # What the network says of any image tells how many numbers there must be.
     said = network.all_parts(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
@@ -128,7 +154,7 @@ def _statistics(arrays: dict[str, np.ndarray], path: str, network: FeatureNetwor
 
     pool = moments("mu", "sigma", "pool")
     spatial = moments("mu_s", "sigma_s", "spatial") if {"mu_s", "sigma_s"} <= arrays.keys() else None
-    return Statistics(pool, spatial, stored_count(arrays, path), fingerprint.hexdigest())
+    return Statistics(pool, spatial, stored_count(arrays, path), fingerprint.hexdigest(), origin)
 
 
 def save_statistics(path: str | Path, features: StoredFeatures) -> None:
@@ -180,13 +206,15 @@ def open_reference(
     statistics: dict[str, Statistics] = {}
     if npz is not None:
         statistics, images = read_statistics(npz, networks), npz_images(npz)
+        for network, found in statistics.items() if processes.first else ():
+            print(f"reference: the statistics in {npz} are taken for those of {network}: {found.origin}")
     if images is None:
         if npz is None:
             raise UserError("reference: neither images nor an npz")
         lacking = [network.name for network in networks if network.name not in statistics]
         if lacking:
             raise UserError(
-                f"reference: {npz} holds no images, and no statistics of the network {lacking[0]}: "
+                f"reference: {npz} holds no images (arr_0), and no statistics of the network {lacking[0]} (mu, sigma): "
                 "statistics of one network mean nothing to another"
             )
     name = npz or (images.name if images is not None else "")

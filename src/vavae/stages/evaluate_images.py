@@ -15,6 +15,7 @@ from vavae.config import to_plain
 from vavae.data import ImageSource, has_test_part, load_pixels, open_images, read_rgb, to_uint8
 from vavae.errors import UserError, one_line
 from vavae.metrics.features import weights_fingerprint
+from vavae.metrics.npz import check_unpacked
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.sizes import Size, enlarged, size_of
 from vavae.stages.evaluate_store import Block, digest, tensor_digest
@@ -223,13 +224,14 @@ def npz_images(path: str | Path) -> ArrayBlocks | None:
     """The images `arr_0` of an npz file, read as they are needed; None where it has none.
 
     Raises:
-        UserError: No such file, or no npz, or a damaged one.
+        UserError: No such file, no npz, a damaged one, or one that unpacks to far more than it takes.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if "arr_0.npy" not in archive.namelist():
                 return None
             member = archive.getinfo("arr_0.npy")
+            check_unpacked(member)
             if member.compress_type == zipfile.ZIP_STORED:
                 pixels = _map_member(Path(path), archive, member)
             else:

@@ -1,0 +1,67 @@
+"""Statistics in npz files that others wrote: bounded in size, and read without running what they hold."""
+
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vavae.errors import UserError, one_line
+
+# Real numbers and images shrink to a half or a tenth; only a file made to fill memory shrinks so much.
+_MOST_SHRUNK = 200
+_SMALL = 2**20  # bytes, which do no harm
+_MOST_STATISTICS = 2 * 2**30  # bytes of a covariance of 16,384 features
+_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "count", "network", "network_hash")
+
+
+def check_unpacked(member: zipfile.ZipInfo) -> None:
+    """Check that a member of a zip file does not unpack to far more than it takes.
+
+    Raises:
+        ValueError: It does; the message says what to do if the numbers are meant.
+    """
+    if member.file_size > max(_SMALL, _MOST_SHRUNK * member.compress_size):
+        raise ValueError(
+            f"{member.filename} unpacks {member.compress_size:,} bytes to {member.file_size:,}; if that is meant, "
+            "write the file with numpy.savez, uncompressed"
+        )
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """The statistics in an npz file by name: mu, sigma, mu_s, sigma_s, count, network, network_hash, as far as there.
+
+    Raises:
+        UserError: It cannot be read, or its arrays are too large; the message names it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        names = [name for name in _STATISTICS if name in members]
+        for name in names:
+            check_unpacked(members[name])
+            if members[name].file_size > _MOST_STATISTICS:
+                raise ValueError(f"{name} has {members[name].file_size:,} bytes, at most {_MOST_STATISTICS:,} are read")
+        with np.load(Path(path), allow_pickle=False) as stored:
+            return {name: stored[name] for name in names}
+    except Exception as error:  # a damaged archive fails in a dozen ways: checksums, compression, headers, sizes
+        said = f"{path} is not a file of reference statistics (npz with mu and sigma): {one_line(error)}"
+        raise UserError(said) from error
+
+
+def stored_count(arrays: Mapping[str, NDArray[Any]], name: str) -> int | None:
+    """The number of samples that the arrays of a file called `name` say; None where they do not.
+
+    Raises:
+        UserError: `count` is no such number.
+    """
+    if "count" not in arrays:
+        return None
+    count = arrays["count"]
+    if count.size != 1 or count.dtype.kind not in "fiu" or not 2 <= count.item() < math.inf:
+        raise UserError(f"{name}: count is not one number of images, at least 2")
+    return int(count.item())
