@@ -32,6 +32,7 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+_WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Everything that a pickle may call.
 _REAL: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
@@ -246,8 +247,12 @@ def check_tensors(tensors: Mapping[str, Any], source: str | Path) -> None:
                 f"{source}: refused: {name} claims {value.numel():,} numbers, the file holds "
                 f"{value.untyped_storage().nbytes() // value.element_size():,} of them"
             )
-        if not value.is_floating_point():
-            raise UserError(f"{source}: {name} holds {str(value.dtype).removeprefix('torch.')}, not weights")
+        if value.dtype not in _WEIGHTS:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{source}: {name} holds {dtype}, not weights; quantized files are not read, use the file in "
+                "float32, float16 or bfloat16"
+            )
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
