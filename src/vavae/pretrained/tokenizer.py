@@ -174,7 +174,8 @@ class Tokenizer:
             statistics: Statistics of the latents instead of those that lie in the folder: a `LatentStatistics`,
                 `latents_stats.pt`, a folder of latents, or "identity" for latents as the network gives them.
                 Published files need it.
-            weights: Which weights of a checkpoint with several: averaged ("ema") or not ("model").
+            weights: Which weights of a checkpoint with several: averaged ("ema"), not averaged ("model"), or the name
+                of a set; "auto" prefers averaged ones.
 
         Raises:
             UserError: Names the file or key that is missing or wrong, or says that there are no statistics.
