@@ -1,4 +1,4 @@
-"""Checkpoints as the published code writes them -> the state dict of one network, and what was left aside."""
+"""Checkpoints as training code writes them -> the state dict of one network, and what was left out."""
 
 import re
 import textwrap
@@ -22,7 +22,7 @@ _AVERAGED = re.compile(r"(^|[_.])(ema|emas|averaged?|swa|shadow)([_.\d]|$)", re.
 _NETWORK = re.compile(r"(^|\.)(encoder|decoder|x_embedder|blocks)\.")
 # What stands before these names stands before all names of a network.
 _FIRST = re.compile(r"^(.+\.)?(?:encoder\.conv_in|x_embedder\.proj)\.weight$")
-# LDM's averages lie among the weights, under names without dots.
+# LDM's averages are among the weights, under names without dots.
 _LDM_AVERAGE = re.compile(r"model_ema\.[^.]+$")
 _ASIDE = {
     "opt": "state of the optimizer",

@@ -79,7 +79,7 @@ class _Uncalled(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls.path not in _VALUES:
             raise _CalledError(cls.path)
-        return cls.__new__(cls)
+        return super().__call__(*args, **kwargs)
 
 
 class Placeholder(metaclass=_Uncalled):
@@ -111,7 +111,7 @@ class _Unpickler(pickle._Unpickler):
     """The standard library's reader in Python, with inert classes for all names but `_REAL`."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
-    placeholders: dict[str, type[Placeholder]]  # of one file
+    placeholders: dict[str, _Uncalled]  # of one file
 
     def find_class(self, module: str, name: str) -> Any:
         path = f"{module}.{name}"
@@ -205,7 +205,7 @@ def _check_zip(path: Path, size: int) -> None:
 
 
 def _load(path: Path, mmap: bool) -> tuple[Any, tuple[str, ...]]:
-    placeholders: dict[str, type[Placeholder]] = {}
+    placeholders: dict[str, _Uncalled] = {}
     reader = type("Reader", (_Unpickler,), {"placeholders": placeholders})
     module = types.SimpleNamespace(
         __name__="vavae", Unpickler=reader, load=lambda file, **options: reader(file, **options).load()
