@@ -107,7 +107,7 @@ def test_the_python_of_the_page_runs(ran: dict[str, str]) -> None:
     script = "import torch\ntorch.set_num_threads(1)\n" + "\n".join(blocks("python"))
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "left aside model: weights that are not averaged" in done.stdout
+    assert "left out model: weights that are not averaged" in done.stdout
 
 
 def test_every_published_form_ended_in_images(ran: dict[str, str]) -> None:

@@ -88,8 +88,8 @@ def test_a_generator_goes_round_bit_for_bit(capsys: pytest.CaptureFixture[str]) 
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
     assert vavae("convert", "published.pt", "ours", *given) == 0
     said = capsys.readouterr().out
-    assert "published.pt: LightningDiT depth 2, width 64, 4 heads, patch 1 for latents 8x4x4, 10 classes; " in said
-    assert "loaded from 'ema'\n  left aside model: weights that are not averaged\n" in said
+    assert "published.pt:\n  LightningDiT depth 2, width 64, 4 heads, patch 1 for latents 8x4x4, 10 classes\n" in said
+    assert "loaded from 'ema'\n  left out model: weights that are not averaged\n" in said
     assert said.endswith("generator: ours\n")
     assert vavae("convert", "ours", "theirs", "--to", "diffusers") == 0
     assert vavae("convert", "theirs", "again") == 0

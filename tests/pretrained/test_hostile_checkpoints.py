@@ -1,6 +1,7 @@
 """Files that are damaged or mean harm are refused with one line that names them, and nothing of them runs."""
 
 import argparse
+import functools
 import io
 import os
 import pickle
@@ -76,6 +77,36 @@ def test_code_behind_functions_of_torch_does_not_run(tmp_path: Path) -> None:
 
     torch.save({"state_dict": Indirect()}, tmp_path / "evil.pt")
     assert "torch.hub.load" in refusal(tmp_path / "evil.pt")
+
+
+@pytest.mark.parametrize("call", [(eval, "0"), (getattr, os, "getcwd"), (functools.partial, os.getcwd), (os.getcwd,)])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_calls_of_any_function_are_refused(call: tuple[Any, ...], legacy: bool, tmp_path: Path) -> None:
+    class Call:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return call[0], tuple(each for each in call[1:] if each is not os)
+
+    torch.save({"state_dict": {}, "a": Call()}, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    assert call[0].__name__ in refusal(tmp_path / "a.pt")
+
+
+def test_functions_of_torch_stay_as_they_are(tmp_path: Path) -> None:
+    """A pickle may set attributes of what it names."""
+
+    buffer = io.BytesIO()
+    pickle.Pickler(buffer, 2).dump(torch._utils._rebuild_tensor_v2)
+    named = buffer.getvalue()[:-1]
+    state = pickle.dumps((None, {"__defaults__": (1,)}), protocol=2)[2:-1]
+    path = tmp_path / "a.pt"
+    torch.save({"state_dict": {}}, path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, named + state + b"b." if name.endswith("/data.pkl") else content)
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    assert "holds a function" in refusal(path)
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
 
 
 def test_options_of_a_training_run_are_no_harm(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from vavae.cli import run
 from vavae.config import from_plain, load_recipe
 from vavae.errors import UserError
 from vavae.pretrained.published_recipes import convert_recipe
@@ -242,6 +243,43 @@ def test_a_later_stage_starts_from_its_weights(tmp_path: Path) -> None:
         # What the published code takes where a configuration does not say.
         (LIGHTNINGDIT, {"data": {"latent_norm": True}}, "data.latent_multiplier: 0.18215"),
         (LIGHTNINGDIT, {"train": 3}, "train holds 3, not keys"),
+        (LIGHTNINGDIT, {"train__max_steps": 1.5}, "train.max_steps is 1.5, not a int"),
+        (LIGHTNINGDIT, {"model__use_rope": "yes please"}, "model.use_rope is 'yes please', not a bool"),
+        # Other systems, and what is not known.
+        (
+            LIGHTNINGDIT,
+            {"model__model_type": "SiT-XL/2"},
+            "model.model_type must begin with LightningDiT-, got SiT-XL/2",
+        ),
+        (LIGHTNINGDIT, {"model__mlp_ratio": 2.0}, "model.mlp_ratio must be 4.0, got 2.0"),
+        (LIGHTNINGDIT, {"model__attn_type": "linear"}, "model.attn_type must be left out, got 'linear'"),
+        (LIGHTNINGDIT, {"transport__loss_weight": "velocity"}, "transport.loss_weight must be left out"),
+        (LIGHTNINGDIT, {"optimizer__warmup_steps": 500}, "optimizer.warmup_steps must be left out"),
+        (LIGHTNINGDIT, {"train__accumulation": 4}, "train.accumulation must be left out, got 4"),
+        (LIGHTNINGDIT, {"repa": {"weight": 0.5}}, "repa.weight must be left out, got 0.5"),
+        (LIGHTNINGDIT, {"diffusion": {"timesteps": 1000}}, "it asks for a diffusion of discrete steps"),
+        (LIGHTNINGDIT, {"sample__mode": "SDE", "sample__sampling_method": "dopri5"}, "sample.mode must be ODE, or SDE"),
+        (VA_VAE, {"model__target": "taming.models.vqgan.VQModel"}, "model.target must be AutoencoderKL, got taming"),
+        (
+            VA_VAE,
+            {"model__params__lossconfig__target": "x.VQLPIPS"},
+            "lossconfig.target must be LPIPSWithDiscriminator",
+        ),
+        (VA_VAE, {"model__params__ddconfig__in_channels": 9}, "model.params.ddconfig.in_channels must be 3, got 9"),
+        (VA_VAE, {"model__params__ddconfig__double_z": False}, "ddconfig.double_z must be True, got False"),
+        (VA_VAE, {"model__params__ddconfig__dropout": 0.1}, "ddconfig.dropout must be 0.0, got 0.1"),
+        (VA_VAE, {"model__params__ddconfig__attn_type": "linear"}, "ddconfig.attn_type must be vanilla, got linear"),
+        (VA_VAE, {"model__params__ddconfig__window": 8}, "model.params.ddconfig.window must be left out, got 8"),
+        (VA_VAE, {"model__params__lossconfig__params__disc_loss": "vanilla"}, "disc_loss must be hinge, got vanilla"),
+        (VA_VAE, {"model__params__linear_start": 0.0015}, "it asks for a diffusion of discrete steps"),
+        (
+            VA_VAE,
+            {"lightning__trainer__gradient_clip_val": 1.0},
+            "lightning.trainer.gradient_clip_val must be left out",
+        ),
+        (VA_VAE, {"lightning__trainer__precision": 16}, "lightning.trainer.precision must be 32 or bf16, got 16"),
+        (VA_VAE, {"lightning__trainer__devices": -1}, "must be positive, got (8, -1, 4, 1)"),
+        (VA_VAE, {"weight_init": "a.ckpt", "model__params__ckpt_path": "b.ckpt"}, "can be the starting weights"),
     ],
 )
 def test_what_cannot_be_done_is_named(text: str, changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -249,6 +287,79 @@ def test_what_cannot_be_done_is_named(text: str, changes: dict[str, Any], said: 
         converted(tmp_path, text, **changes)
     assert said in str(caught.value)
     assert "published.yaml" in str(caught.value)
+
+
+def test_times_of_newer_configurations_are_taken_over(tmp_path: Path) -> None:
+    recipe = converted(
+        tmp_path,
+        LIGHTNINGDIT,
+        transport__lognorm_mu=-0.75,
+        transport__lognorm_sigma=0.5,
+        transport__train_timestep_shift=0.7,
+        optimizer__weight_decay=0.01,
+        sample__mode="SDE",
+        sample__sampling_method="Euler",
+        sample__timestep_shift=0.4,
+        train__weight_init="xl.pt",
+    )
+    times = recipe.values["flow"]["times"]
+    assert times == {"kind": "logit_normal", "mean": -0.75, "std": 0.5, "shift": 0.7}
+    assert recipe.values["optimizer"]["weight_decay"] == 0.01
+    assert (recipe.values["sampling"]["solver"], recipe.values["sampling"]["shift"]) == ("euler_maruyama", 0.4)
+    assert recipe.values["initial"] == "xl.pt"
+    moved = converted(tmp_path, LIGHTNINGDIT, transport__shift_lg=True, transport__shifted_mu=0.3)
+    assert moved.values["flow"]["times"]["mean"] == 0.3
+
+
+def test_ldm_configurations_count_accumulation_and_start(tmp_path: Path) -> None:
+    recipe = converted(
+        tmp_path,
+        VA_VAE,
+        model__params__use_vf=None,
+        model__params__ckpt_path="start.ckpt",
+        data__params={"batch_size": 12, "train": {"params": {"data_root": "images/mine", "size": 256}}},
+        lightning={"trainer": {"accumulate_grad_batches": 2, "max_epochs": 3, "check_val_every_n_epoch": 2}},
+    )
+    config = from_plain(train_tokenizer.Config, recipe.values)
+    assert (config.training.batch_size, config.training.images) == (24, 3 * 1_281_166)
+    assert (config.initial, config.data.images) == ("start.ckpt", "images/mine")
+    said = "\n".join(recipe.lines(10_000))
+    assert "assumed lightning.trainer: devices 1, num_nodes 1" in said
+    assert "images of an epoch 1281166" in said and "factor of base_learning_rate 1" in said
+    assert "lightning.trainer.check_val_every_n_epoch: does not change what is trained" in said
+    for gpus, devices in (("0,1,", 2), (4, 4), ([0, 1, 2], 3)):
+        other = converted(tmp_path, VA_VAE, lightning={"trainer": {"gpus": gpus}})
+        assert other.values["training"]["batch_size"] == 8 * devices
+
+
+def test_a_conversion_is_listed_on_screen_and_in_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("model: {model_type: LightningDiT-B/1, in_chans: 32}\nwandb: {run: 1}")
+    assert run(["convert", str(tmp_path / "a.yaml"), str(tmp_path / "out.yaml")]) == 0
+    printed = capsys.readouterr().out.splitlines()[1:-1]
+    assert "  taken over model: model_type" in printed
+    assert any(line.startswith("  assumed transport: prediction velocity") for line in printed)
+    assert "  left out wandb.run: does not change what is trained" in printed
+    assert max(len(line) for line in printed) <= 80
+    written = (tmp_path / "out.yaml").read_text().splitlines()
+    assert all(f"# {line.removeprefix('  ')}" in written for line in printed)
+    assert yaml.safe_load("\n".join(written))["transformer"]["size"] == "B/1"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("stage_2: {target: stage2.DiTwDDTHead}\ntransport: {params: {}}", "stage_2.target must be a LightningDiT"),
+        ("transport: {path_type: Linear}", "model.model_type is missing"),
+        ("model: {target: ldm.models.diffusion.ddpm.LatentDiffusion}", "model.target must be AutoencoderKL, got ldm"),
+    ],
+)
+def test_configurations_of_other_models_are_refused(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    assert run(["convert", str(tmp_path / "a.yaml"), str(tmp_path / "out.yaml")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out.yaml").exists()
 
 
 def test_other_yaml_is_refused(tmp_path: Path) -> None:

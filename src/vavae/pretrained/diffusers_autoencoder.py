@@ -59,15 +59,18 @@ def from_diffusers_names(tensors: Mapping[str, Tensor], source: str | Path) -> t
         if re.search(r"\.attn(\.\d+|_1)\.(q|k|v|proj_out)\.weight$", new) and value.ndim == 2:
             value = value[:, :, None, None]
         ours[new] = value
-    notes = []
-    if "decoder.conv_in.weight" in ours and not any(
-        name.startswith(("quant_conv.", "post_quant_conv.")) for name in ours
-    ):
-        channels = ours["decoder.conv_in.weight"].shape[1]
-        for name, width in (("quant_conv", 2 * channels), ("post_quant_conv", channels)):
-            ours[f"{name}.weight"], ours[f"{name}.bias"] = torch.eye(width)[:, :, None, None], torch.zeros(width)
-        notes.append("it has no quant_conv: identities were added")
-    return ours, notes
+    return ours, add_quant_conv(ours)
+
+
+def add_quant_conv(tensors: dict[str, Tensor]) -> list[str]:
+    """Add identities for the 1×1 convolutions around the latent if a file has none, and return a note if so."""
+    names = ("quant_conv", "post_quant_conv")
+    if "decoder.conv_in.weight" not in tensors or any(key.partition(".")[0] in names for key in tensors):
+        return []
+    channels = tensors["decoder.conv_in.weight"].shape[1]
+    for name, width in zip(names, (2 * channels, channels), strict=True):
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = torch.eye(width)[:, :, None, None], torch.zeros(width)
+    return ["it has no quant_conv: identities were added"]
 
 
 def _to_ours(name: str, last: int) -> str:

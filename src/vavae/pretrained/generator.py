@@ -344,6 +344,8 @@ class Generator:
         statistics: StatisticsSource | None = None,
         weights: Weights = "auto",
         heads: int | None = None,
+        path: PathName | None = None,
+        prediction: Prediction | None = None,
         positions: Positions | None = None,
     ) -> Self:
         """Read a generator, here or on the hub: ours, a published checkpoint, or one exported for diffusers.
@@ -357,22 +359,26 @@ class Generator:
             statistics: The statistics the latents of its training were normalised with, `latents_stats.pt` say; by
                 default those that lie with the transformer, and where there are none the tokenizer's. A
                 `latent_multiplier` in a published configuration comes on top.
-            weights: Which weights of a checkpoint with several: averaged ("ema") or not ("model").
-            heads: Number of attention heads of a published transformer, where its shapes do not tell.
+            weights: Which weights of a checkpoint with several: averaged ("ema"), not averaged ("model"), or the name
+                of a set; "auto" prefers averaged ones.
+            heads: Number of attention heads of a published transformer, where its shapes do not show it.
+            path: The path a published transformer was trained on, if its file does not say; linear by default.
+            prediction: What a published transformer predicts, if its file does not say; velocity by default.
             positions: How the transformer places other grids than its own; by default as it is saved, and
                 "recompute" for published ones. "interpolate" suits weights that saw one grid only.
 
         Raises:
             UserError: Names the file or key that is missing or wrong, or says what is needed besides.
         """
-        path = files.resolve(path_or_hub_id)
-        form = files.form_of(path)
+        folder = files.resolve(path_or_hub_id)
+        form = files.form_of(folder)
         if form == "generator":
-            generator = cls._from_folder(path, tokenizer, statistics)
+            generator = cls._from_folder(folder, tokenizer, statistics)
         elif form in ("checkpoint", "pipeline"):
-            generator = cls._from_published(path, form == "pipeline", tokenizer, statistics, weights, heads)
+            published = form == "pipeline", tokenizer, statistics, weights, heads, path, prediction
+            generator = cls._from_published(folder, *published)
         else:
-            raise UserError(f"{path}: holds {files.named(form)}, not a generator")
+            raise UserError(f"{folder}: holds {files.named(form)}, not a generator")
         if positions is not None:
             generator.transformer.config = dataclasses.replace(generator.transformer.config, positions=positions)
         return generator.to(device)
@@ -414,6 +420,8 @@ class Generator:
         statistics: StatisticsSource | None,
         weights: Weights,
         heads: int | None,
+        given_path: PathName | None,
+        given_prediction: Prediction | None,
     ) -> Self:
         loaded = load_transformer(path, weights, heads)
         trained, multiplier = _read(statistics), 1.0
@@ -424,26 +432,26 @@ class Generator:
             sampling = from_plain(SamplingConfig, settings.sampling)
             flow_path, names = settings.path, settings.class_names
             prediction: Prediction = "velocity"  # the only one a pipeline is written for
+            if given_path not in (None, flow_path) or given_prediction not in (None, prediction):
+                raise UserError(f"{path}: path and prediction must be {flow_path} and {prediction}, as it was written")
             own = files.part(path, "vae")
             if trained is None:
                 channels = loaded.model.config.latent_channels
                 trained = diffusers_statistics(files.read_config(own), channels, own / files.CONFIG)
             tokenizer = own if tokenizer is None else tokenizer
         else:
-            from vavae.pretrained.published_recipes import (
-                published_path,
-                published_prediction,
-                published_sampling,
-            )
+            from vavae.pretrained.published_recipes import published_flow, published_sampling
 
-            report = loaded.report
+            flow_path, prediction, notes = published_flow(loaded.training, path, given_path, given_prediction)
             try:
-                sampling = from_plain(SamplingConfig, published_sampling(loaded.training))
+                values, assumed = published_sampling(loaded.training)
+                sampling = from_plain(SamplingConfig, values)
+                notes += [f"sampling is assumed: {assumed}"] if assumed else []
             except UserError as error:  # defaults that ours cannot do must not keep the weights from loading
                 sampling = SamplingConfig()
-                report = dataclasses.replace(report, notes=(*report.notes, f"sampling defaults are ours: {error}"))
-            flow_path, names = published_path(loaded.training), ()
-            prediction = published_prediction(loaded.training)
+                notes.append(f"sampling defaults are ours: {error}")
+            names = ()
+            report = dataclasses.replace(loaded.report, notes=(*loaded.report.notes, *notes))
             if tokenizer is None and (path / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
                 tokenizer = path / "tokenizer"
             trained, multiplier, said = published_latents(path, loaded, trained)

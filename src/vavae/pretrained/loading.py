@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from vavae.errors import UserError
 from vavae.pretrained import folder as files
 from vavae.pretrained.diffusers_autoencoder import (
+    add_quant_conv,
     check_diffusers_config,
     diffusers_statistics,
     from_diffusers_names,
     is_diffusers,
 )
-from vavae.pretrained.published import LoadReport, Unwrapped, Weights, unwrap
-from vavae.pretrained.reading import check_tensors, read_checkpoint
+from vavae.pretrained.published import LeftAside, LoadReport, Unwrapped, Weights, unwrap
+from vavae.pretrained.reading import check_tensors, read_with_placeholders
 from vavae.pretrained.shapes import infer_autoencoder, infer_transformer, size_name
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
@@ -68,7 +69,11 @@ def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
     file = files.published_file(path) if path.is_dir() else path
     if file is None:
         raise UserError(f"{path}: holds no checkpoint")
-    return unwrap(read_checkpoint(file), file, weights)
+    content, placeholders = read_with_placeholders(file)
+    found = unwrap(content, file, weights)
+    # The values of a Namespace are read.
+    classes = [LeftAside(name, 1, "class that is not loaded") for name in placeholders if name != "argparse.Namespace"]
+    return replace(found, left_aside=(*found.left_aside, *classes))
 
 
 def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder:
@@ -92,6 +97,8 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
         tensors, notes = from_diffusers_names(tensors, path)
         if config is None and (path.parent / files.CONFIG).is_file():
             config = files.read_config(path.parent)
+    else:
+        notes = add_quant_conv(tensors)
     check_tensors(tensors, path)
     shape = infer_autoencoder(tensors, path)
     if config is not None:
@@ -122,7 +129,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     found = open_checkpoint(path, weights)
     if found.kind != "transformer":
         raise UserError(f"{path}: holds {_WORDS[found.kind]}, not a transformer")
-    tensors = {name.removeprefix("network."): value for name, value in found.tensors.items()}
+    tensors = found.tensors
     check_tensors(tensors, path)
     shape = infer_transformer(tensors, path, heads)
     named = _published_size(found.training)

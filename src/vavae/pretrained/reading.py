@@ -1,17 +1,19 @@
-"""Reading checkpoint files of others: safetensors, and torch's files without ever running what they say.
+"""Read checkpoint files of others: safetensors, and files of `torch.save` without running what they say.
 
-A torch file is a pickle, and a pickle is a program. It is looked at before it is loaded (which functions it names,
-whether its parts are as large as they claim), and then loaded by torch's reader for weights, which only builds
-tensors and plain values.
+A torch file is a pickle, and a pickle is a program: it names classes and functions and has them called. Here a name
+of `_REAL` gives torch's own function that rebuilds a tensor, or a plain container. Every other name gives an inert
+class of ours (`Placeholder`): nothing is imported, and a call is refused.
 """
 
-import pickletools
+import pickle
+import tarfile
+import types
 import warnings
 import zipfile
-from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,21 +25,130 @@ from vavae.errors import UserError, one_line
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 # The structure of a checkpoint without its numbers; those of the largest published models take under 1 MB.
 _MOST_STRUCTURE = 64 * 2**20
-# Modules a checkpoint's pickle may name; torch's reader then decides name by name.
-_MODULES = frozenset({"torch", "collections", "argparse", "_codecs"})
+
+
+def _bytes(text: str, encoding: str) -> bytes:
+    """Return the bytes that protocol 2 writes as text; its encoding is always latin1."""
+    return text.encode("latin1")
+
+
+_WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Everything that a pickle may call.
+_REAL: dict[str, Any] = {
+    "collections.OrderedDict": OrderedDict,
+    "__builtin__.set": set,
+    "builtins.set": set,
+    "_codecs.encode": _bytes,
+    "torch.Size": torch.Size,
+    "torch.device": torch.device,
+    "torch.storage.UntypedStorage": torch.UntypedStorage,
+    "torch.serialization._get_layout": torch.serialization._get_layout,
+} | {
+    f"torch._utils.{name}": getattr(torch._utils, name)
+    for name in (
+        "_rebuild_tensor",
+        "_rebuild_tensor_v2",
+        "_rebuild_tensor_v3",
+        "_rebuild_parameter",
+        "_rebuild_sparse_tensor",
+        "_rebuild_qtensor",
+    )
+}
+# Values whose pickle is a call of their class; that call makes a placeholder.
+_VALUES = frozenset(
+    [
+        *(f"numpy.{part}.multiarray.{name}" for part in ("core", "_core") for name in ("scalar", "_reconstruct")),
+        *(f"pathlib.{part}{kind}Path" for part in ("", "_local.") for kind in ("", "Posix", "Windows", "PurePosix")),
+        *(f"datetime.{name}" for name in ("date", "datetime", "timedelta")),
+        "numpy.dtype",
+        "collections.defaultdict",
+        "collections.deque",
+    ]
+)
+
+
+class _CalledError(Exception):
+    """A pickle calls a function that is not in `_REAL`."""
+
+
+class _Uncalled(type):
+    """Class of the placeholders' classes: calling one is an error, except for `_VALUES`."""
+
+    path: str
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls.path not in _VALUES:
+            raise _CalledError(cls.path)
+        return super().__call__(*args, **kwargs)
+
+
+class Placeholder(metaclass=_Uncalled):
+    """An object whose class is not loaded: it keeps the values that the file gives it and does nothing.
+
+    Attributes:
+        path: Module and name of the class that the file names.
+        values: Its attributes, or its items where the class is a kind of dictionary.
+    """
+
+    path: ClassVar[str] = ""
+    values: dict[Any, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Placeholder":
+        self = object.__new__(cls)
+        self.values = {}
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.values[key] = value
+
+    def extend(self, items: Any) -> None:
+        """Drop the items of a kind of list."""
+
+    append = add = extend
+
+
+class _Unpickler(pickle._Unpickler):
+    """The standard library's reader in Python, with inert classes for all names but `_REAL`."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    placeholders: dict[str, _Uncalled]  # of one file
+
+    def find_class(self, module: str, name: str) -> Any:
+        path = f"{module}.{name}"
+        if path in _REAL:
+            return _REAL[path]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.qscheme):
+            return getattr(torch, name)
+        if path not in self.placeholders:
+            self.placeholders[path] = _Uncalled(name, (Placeholder,), {"path": path})
+        return self.placeholders[path]
+
+    def load_build(self) -> None:
+        """Give a placeholder its state. Attributes of real objects are not loaded: none of them is a weight."""
+        state = self.stack.pop()  # type: ignore[attr-defined]
+        target = self.stack[-1]  # type: ignore[attr-defined]
+        if isinstance(target, Placeholder) and isinstance(state, Mapping):
+            target.values.update(state)
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What a checkpoint file holds: nested dictionaries of tensors and plain values.
+    """Return the content of a checkpoint file: nested dictionaries of tensors, plain values and placeholders.
 
     Args:
         path: A safetensors file, or a file that `torch.save` wrote. Tensors of the latter are mapped, not read,
-            so that parts nobody asks for cost nothing.
+            so that parts which are not used cost nothing.
 
     Raises:
-        UserError: One line that names the file: it is missing, cut off, no checkpoint, would run code, or claims
-            to be larger than it is.
+        UserError: One line that names the file: it is missing, cut off, not a checkpoint, calls a function that could
+            run code, or claims to be larger than it is.
     """
+    return read_with_placeholders(path)[0]
+
+
+def read_with_placeholders(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """Return what `read_checkpoint` does, and the names of the classes that placeholders stand for."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -45,11 +156,14 @@ def read_checkpoint(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if start.startswith(_ZIP):
-        return _read_zip(path, size)
-    if start.startswith(_PICKLE):
-        return _read_legacy(path, size)
+        _check_zip(path, size)
+        return _load(path, mmap=True)
+    if start.startswith(_PICKLE):  # torch before 1.6
+        if tarfile.is_tarfile(path):
+            raise UserError(f"{path}: refused: a tar archive; torch would unpack it")
+        return _load(path, mmap=False)
     if start[8:9] == b"{":
-        return read_safetensors(path)
+        return read_safetensors(path), ()
     if start.startswith(b"version https://"):
         raise UserError(f"{path}: a pointer of git-lfs, not the file itself; fetch it with 'git lfs pull'")
     raise UserError(f"{path}: not a checkpoint: neither safetensors nor a file that torch saved")
@@ -72,80 +186,48 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: damaged or cut off ({_short(error)})") from error
 
 
-def _read_zip(path: Path, size: int) -> Any:
+def _check_zip(path: Path, size: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            structure = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
-            if len(structure) != 1 or any("/code/" in entry.filename for entry in entries):
-                raise UserError(f"{path}: a zip archive, but not one that torch.save wrote")
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise UserError(f"{path}: refused: it is compressed, which torch's files never are")
-            claimed = sum(entry.file_size for entry in entries)
-            if claimed > size:
-                raise UserError(f"{path}: refused: {size:,} bytes claim to hold {claimed:,}")
-            if structure[0].file_size > _MOST_STRUCTURE:
-                raise UserError(f"{path}: refused: {structure[0].file_size:,} bytes of structure without numbers")
-            with archive.open(structure[0]) as file:
-                _refuse_code(path, _named_functions(file))
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
         raise UserError(f"{path}: damaged or cut off ({_short(error)})") from error
-    return _load(path, mmap=True)
+    structure = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+    if len(structure) != 1 or any("/code/" in entry.filename for entry in entries):
+        raise UserError(f"{path}: a zip archive, but not one that torch.save wrote")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise UserError(f"{path}: refused: it is compressed, which torch's files never are")
+    claimed = sum(entry.file_size for entry in entries)
+    if claimed > size:
+        raise UserError(f"{path}: refused: {size:,} bytes claim to hold {claimed:,}")
+    if structure[0].file_size > _MOST_STRUCTURE:
+        raise UserError(f"{path}: refused: {structure[0].file_size:,} bytes of structure without numbers")
 
 
-def _read_legacy(path: Path, size: int) -> Any:
-    """Files of torch before 1.6: five pickles, then the numbers."""
+def _load(path: Path, mmap: bool) -> tuple[Any, tuple[str, ...]]:
+    placeholders: dict[str, _Uncalled] = {}
+    reader = type("Reader", (_Unpickler,), {"placeholders": placeholders})
+    module = types.SimpleNamespace(
+        __name__="vavae", Unpickler=reader, load=lambda file, **options: reader(file, **options).load()
+    )
     try:
-        with path.open("rb") as file:
-            _refuse_code(
-                path, (name for _ in range(5) for name in _named_functions(file, most=min(size, _MOST_STRUCTURE)))
-            )
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged or cut off ({_short(error)})") from error
-    return _load(path, mmap=False)
-
-
-def _named_functions(file: IO[bytes], most: int = _MOST_STRUCTURE) -> Iterable[str]:
-    """Every class or function that a pickle names, as `module.name`."""
-    start = file.tell()
-    texts: list[str] = []
-    for opcode, argument, position in pickletools.genops(file):
-        if position is not None and position - start > most:
-            raise ValueError("its structure has no end")
-        if opcode.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".")
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(texts[-2:])
-        elif opcode.name.startswith("EXT"):
-            yield "copyreg.extension"
-        elif isinstance(argument, str):
-            texts.append(argument)
-
-
-def _refuse_code(path: Path, names: Iterable[str]) -> None:
-    for name in names:
-        if name.split(".")[0] not in _MODULES:
-            raise UserError(
-                f"{path}: refused: its pickle calls {name}, which could run code; only tensors and plain values "
-                "are read (where you trust the file, save its tensors alone, with safetensors)"
-            )
-
-
-def _load(path: Path, mmap: bool) -> Any:
-    try:
-        with torch.serialization.safe_globals([Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old storage classes, which are none of the user's doing
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old storage classes
+            # Without torch's own list of allowed names, which knows no placeholders: `_Unpickler` is stricter.
+            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=module, mmap=mmap)
+    except _CalledError as error:
+        raise UserError(
+            f"{path}: refused: its pickle calls {error}, which could run code; only tensors and plain values "
+            "are read (where you trust the file, save its tensors alone, with safetensors)"
+        ) from error
     except Exception as error:  # torch raises nearly every kind on a malformed file
-        raise UserError(f"{path}: refused or damaged ({_short(error)})") from error
+        raise UserError(f"{path}: damaged or cut off ({_short(error)})") from error
+    return content, tuple(sorted(placeholders))
 
 
 def _short(error: BaseException, most: int = 160) -> str:
-    """The informative part of an error, in one line."""
+    """Return the beginning of an error in one line."""
     text = one_line(error)
-    marker = "WeightsUnpickler error: "
-    if marker in text:
-        text = text[text.index(marker) + len(marker) :]
     return text[:most] + "…" if len(text) > most else text
 
 
@@ -165,8 +247,12 @@ def check_tensors(tensors: Mapping[str, Any], source: str | Path) -> None:
                 f"{source}: refused: {name} claims {value.numel():,} numbers, the file holds "
                 f"{value.untyped_storage().nbytes() // value.element_size():,} of them"
             )
-        if not value.is_floating_point():
-            raise UserError(f"{source}: {name} holds {str(value.dtype).removeprefix('torch.')}, not weights")
+        if value.dtype not in _WEIGHTS:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"{source}: {name} holds {dtype}, not weights; quantized files are not read, use the file in "
+                "float32, float16 or bfloat16"
+            )
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:

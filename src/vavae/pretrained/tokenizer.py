@@ -174,7 +174,8 @@ class Tokenizer:
             statistics: Statistics of the latents instead of those that lie in the folder: a `LatentStatistics`,
                 `latents_stats.pt`, a folder of latents, or "identity" for latents as the network gives them.
                 Published files need it.
-            weights: Which weights of a checkpoint with several: averaged ("ema") or not ("model").
+            weights: Which weights of a checkpoint with several: averaged ("ema"), not averaged ("model"), or the name
+                of a set; "auto" prefers averaged ones.
 
         Raises:
             UserError: Names the file or key that is missing or wrong, or says that there are no statistics.
@@ -304,9 +305,9 @@ def _published_statistics(path: Path) -> Path:
     if (found := statistics_file(path)) is not None:
         return found
     raise UserError(
-        f"{path}: comes without the statistics of its latents, which normalisation needs: pass statistics (or "
-        "'vavae convert ... --statistics'), either the published latents_stats.pt or the folder that "
-        f"'vavae encode --tokenizer {path}' writes"
+        f"{path}: comes without the statistics of its latents, which normalisation needs: pass statistics, either the "
+        f"published latents_stats.pt or the folder that 'vavae encode --tokenizer {path}' writes; or, with "
+        "'vavae convert', the model's --scaling_factor and --shift_factor"
     )
 
 

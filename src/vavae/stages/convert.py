@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +16,13 @@ from vavae.data.latent_writer import write_published_statistics
 from vavae.data.latents import PUBLISHED_STATISTICS_NAME
 from vavae.errors import UserError
 from vavae.files import written_whole
+from vavae.flow import PathName, Prediction
 from vavae.pretrained import Generator, Tokenizer, read_statistics, scaling_statistics
 from vavae.pretrained import folder as files
 from vavae.pretrained.loading import open_checkpoint
-from vavae.pretrained.published import LoadReport, Weights
-from vavae.pretrained.published_recipes import ConvertedRecipe, convert_recipe, published_training
+from vavae.pretrained.published import LeftAside, LoadReport, Weights
+from vavae.pretrained.published_keys import ConvertedRecipe
+from vavae.pretrained.published_recipes import convert_recipe, published_training
 from vavae.sizes import square_side
 from vavae.tokenizer import LatentStatistics
 from vavae.torch_file import save_whole
@@ -47,8 +49,11 @@ class Config:
             and transformers need them, or `scaling_factor`.
         scaling_factor: The one factor that latents are multiplied with, instead of statistics; SD-VAE's is 0.18215.
         shift_factor: What is subtracted from latents before that.
-        weights: Which weights of a checkpoint with several: averaged (`ema`) or not (`model`).
-        heads: Number of attention heads of a transformer, where its weights do not tell.
+        weights: Which weights of a checkpoint with several: averaged (`ema`), not averaged (`model`), or the name of a
+            set; `auto` prefers averaged ones.
+        heads: Number of attention heads of a transformer, where its weights do not show it.
+        path: Path of a published transformer, if its file does not say; linear by default.
+        prediction: What a published transformer predicts, if its file does not say; velocity by default.
     """
 
     source: str | None = None
@@ -61,6 +66,8 @@ class Config:
     shift_factor: float = 0.0
     weights: Weights = "auto"
     heads: int | None = None
+    path: PathName | None = None
+    prediction: Prediction | None = None
 
     def __post_init__(self) -> None:
         if self.statistics is not None and self.scaling_factor is not None:
@@ -72,7 +79,7 @@ class Config:
 
 
 def run(config: Config) -> Path:
-    """Convert, say what was taken and what was left aside, and return what was written.
+    """Convert, print what was taken, assumed and left out, and return what was written.
 
     Raises:
         UserError: The source cannot be read, needs something besides, or has no such form.
@@ -106,7 +113,7 @@ def run(config: Config) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's lines on what was left aside: the stage prints them whole."""
+    """Silence the library's own reports: the stage prints them."""
     logger = logging.getLogger("vavae.pretrained")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -141,15 +148,13 @@ def _refuse_unused(config: Config, kind: str, source: Path) -> None:
         "statistics": bool(models),
         "scaling_factor": kind == "tokenizer" or len(models) == 2,
         "weights": any(form not in ("tokenizer", "generator") for form in forms),
-        "heads": kind == "generator" and forms[0] != "generator",
-    }
+    } | dict.fromkeys(("heads", "path", "prediction"), kind == "generator" and forms[0] != "generator")
     purpose = {
         "tokenizer": "is for generators and for recipes that train one",
         "statistics": "is for tokenizers and generators",
         "scaling_factor": "is for tokenizers, also one that is given with --tokenizer",
         "weights": "is for checkpoints, which may hold several",
-        "heads": "is for published transformers",
-    }
+    } | dict.fromkeys(("heads", "path", "prediction"), "is for published transformers")
     for field in fields(config):
         if not used.get(field.name, True) and getattr(config, field.name) != field.default:
             raise UserError(f"{field.name}: {purpose[field.name]}, not for {source} ({kind})")
@@ -201,6 +206,8 @@ def _generator(config: Config, source: Path, output: Path) -> None:
         statistics=statistics,
         weights=config.weights,
         heads=config.heads,
+        path=config.path,
+        prediction=config.prediction,
     )
     _tell(generator.report)
     if config.to == "published":
@@ -261,28 +268,28 @@ def _recipe(config: Config, source: Path, output: Path) -> None:
         if recipe.command != "train-dit":
             raise UserError(f"tokenizer: is for generators and for recipes that train one, not for {source}")
         recipe.values["tokenizer"] = config.tokenizer
-    _check_recipe(recipe)
+    recipe = _check_recipe(recipe)
     lines = [
         f"# Converted from {source.name}, a published configuration.",
         f"# Run: vavae {recipe.command} {output.name}",
-        *(f"# Left aside {part}" for part in recipe.left_aside),
+        *(f"# {line.removeprefix('  ')}" for line in recipe.lines()),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
     body = yaml.safe_dump(to_plain(recipe.values), sort_keys=False, default_flow_style=None, width=110)
     with written_whole(output) as temporary:
         temporary.write_text("\n".join(lines) + "\n" + body)
-    print(f"{source}: a recipe for 'vavae {recipe.command}'")
-    for part in recipe.left_aside:
-        print(f"  left aside {part}")
+    print(f"{source}: a recipe for 'vavae {recipe.command}'", *recipe.lines(), sep="\n")
 
 
-def _check_recipe(recipe: ConvertedRecipe) -> None:
-    """Read the recipe as its command will."""
-    if recipe.command == "train-dit":
-        from vavae.stages import train_dit
+def _check_recipe(recipe: ConvertedRecipe) -> ConvertedRecipe:
+    """Read the recipe as its command will, and leave out starting weights that the command does not take."""
+    from vavae.stages import train_dit, train_tokenizer
 
-        from_plain(train_dit.Config, recipe.values)
-    else:
-        from vavae.stages import train_tokenizer
-
-        from_plain(train_tokenizer.Config, recipe.values)
+    config = train_dit.Config if recipe.command == "train-dit" else train_tokenizer.Config
+    names = [part.name for part in fields(config)]
+    if "initial" in recipe.values and "initial" not in names:
+        del recipe.values["initial"]
+        left = LeftAside("train.weight_init", 1, f"'vavae {recipe.command}' takes no starting weights")
+        recipe = replace(recipe, left_aside=(*recipe.left_aside, left))
+    from_plain(config, recipe.values)
+    return replace(recipe, values=dict(sorted(recipe.values.items(), key=lambda item: names.index(item[0]))))
