@@ -222,6 +222,7 @@ def test_sit_is_sampled_as_its_args_say(path: str, prediction: str) -> None:
     ours = generator()
     assert (ours.path, ours.prediction) == ({"GVP": "cosine", "Linear": "linear"}[path], prediction)
     assert ours.sampling.shift == 0 and "assumed: cfg_scale 1.0, sampling_method euler" in str(ours.report)
+    assert f"taken from its args: path {ours.path}, prediction {prediction}" in str(ours.report)
     labels = [1, 2]
     expected = plain_sit(transformer(), ours.noise([0, 1]), torch.tensor(labels), ours.sampling.steps, path, prediction)
     assert (ours.latents(labels) - expected).norm() < 1e-3 * expected.norm()

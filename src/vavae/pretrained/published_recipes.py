@@ -170,6 +170,8 @@ def published_flow(
     assumed = [f"path {flow[0]}"] if own_path is None and path is None else []
     assumed += [f"prediction {flow[1]}"] if own_prediction is None and prediction is None else []
     notes = [f"assumed, as the file does not say: {', '.join(assumed)}"] if assumed else []
+    if own_path and own_prediction and "args" in training:
+        notes.append(f"taken from its args: path {own_path}, prediction {own_prediction}")
     return *flow, notes
 
 
