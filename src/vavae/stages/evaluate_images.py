@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae.config import to_plain
-from vavae.data import ImageSource, has_test_part, load_pixels, open_images, read_rgb, to_uint8
+from vavae.data import ImageSource, has_part, load_pixels, open_images, read_rgb, to_uint8
 from vavae.errors import UserError, one_line
 from vavae.metrics.features import weights_fingerprint
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
@@ -29,7 +29,7 @@ def one_part(data: ImagesConfig) -> bool:
     Raises:
         UserError: A Hugging Face set that cannot be opened.
     """
-    return data.holdout == 0 and not has_test_part(data.images)
+    return data.holdout == 0 and not has_part(data.images, "test")
 
 
 class SourceBlocks:

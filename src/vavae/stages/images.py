@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vavae import counter
-from vavae.data import ImageSource, has_test_part, open_images
+from vavae.data import ImageSource, has_part, open_images
 from vavae.errors import UserError
 from vavae.sizes import Size, as_size, sides, written
 
@@ -70,7 +70,7 @@ class ImagesConfig:
     def open(self, split: Split, folder: Path | None = None) -> ImageSource:
         """Open the images of a split; unreadable ones are named in `unreadable.txt` of the run folder."""
         names = folder / "unreadable.txt" if folder is not None else None
-        held_out = self.holdout > 0 and not has_test_part(self.images)
+        held_out = self.holdout > 0 and not has_part(self.images, "test")
         source = open_images(self.images, "train" if held_out else split, names, self.check)
         left_out = len(getattr(source, "unreadable", ()))
         if left_out and names is not None:
