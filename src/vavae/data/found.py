@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from vavae.errors import printable
 
 # Class names of a set without labels.
-NO_LABELS = ("image",)
+NO_LABELS: tuple[str, ...] = ("image",)
 _WIDTH = 80
 # Class names are listed if they fit into so many characters, and at most so many reasons are listed.
-_NAMES_WIDTH, _REASONS = 60, 8
+_NAMES_WIDTH, _REASONS = 70, 8
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from vavae.data.folders import class_names_of, find_parts, list_images
 from vavae.data.found import Found
 from vavae.data.readable import find_unreadable, image_error, read_rgb, reading, write_unreadable
 from vavae.data.stream import loaded_ahead
-from vavae.errors import UserError, printable
+from vavae.errors import UserError, one_line, printable
 
 Split = Literal["train", "test"]
 
@@ -160,7 +160,7 @@ class DemoImages(ArrayImages):
         description = _demo_description()
         entry = description["splits"][split]
         labels = np.array([int(digit) for digit in entry["labels"]], dtype=np.int64)
-        found = Found(f"demo, split {split} (embedded, a part of CIFAR-10)")
+        found = Found(f"demo, split {split} (embedded)")
         super().__init__(demo_pixels(split), labels, description["class_names"], f"demo-{split}", found)
         self.provenance: str = description["provenance"]
 
@@ -227,7 +227,7 @@ class FolderImages:
         base: str | os.PathLike[str] | None = None,
     ) -> None:
         root = Path(folder)
-        if not os.path.isdir(root):
+        if not root.is_dir():
             raise UserError(f"no such folder of images: {root}")
         listing = list_images(root, class_names, None if base is None else Path(base))
         self.root = root
@@ -345,13 +345,27 @@ def open_images(
 
         name = spec.removeprefix("hf:")
         return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check)
-    path = os.path.expanduser(spec)
-    if os.path.isfile(path):
+    path = _path_of(spec)
+    if path is None:
+        raise UserError(f'no such images: {spec} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')
+    if path.is_file():
         raise UserError(f"images: {spec} is a file: give the folder it is in")
-    if not os.path.isdir(path):
-        shown = spec if len(spec) <= 300 else f"{spec[:100]}… ({len(spec):,} characters)"
-        raise UserError(f'no such images: {shown} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')
-    return _open_folder(Path(path), split, unreadable_list, check)
+    return _open_folder(path, split, unreadable_list, check)
+
+
+def _path_of(spec: str) -> Path | None:
+    """Return the folder or file that `spec` names; None if there is none.
+
+    Raises:
+        UserError: It is not a path, or may not be accessed.
+    """
+    try:
+        path = Path(spec).expanduser()
+        return path if spec and path.exists() else None
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such ~user, a zero byte
+        shown = spec if len(spec) <= 100 else f"{spec[:100]}… ({len(spec):,} characters)"
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise UserError(f"images: {shown} cannot be opened: {reason}") from error
 
 
 def _open_folder(
@@ -377,7 +391,7 @@ def _open_folder(
         names = class_names_of(parts.train, root)
     if split == "test" and parts.left_out is not None:
         notes.append(f"{parts.left_out} is not used: a validation part is taken for testing before a test part")
-    source = FolderImages(folder or root, unreadable_list, check, names, root)
+    source = FolderImages(folder or root, unreadable_list, check, class_names=names, base=root)
     passed = Counter(parts.passed_over) + Counter(source.found.passed_over)
     source.found = replace(source.found, passed_over=dict(passed), notes=(*notes, *source.found.notes))
     return source
@@ -395,8 +409,8 @@ def has_part(spec: str, split: Split) -> bool:
         return split == "train" or of_hub(spec.removeprefix("hf:"))
     if spec in ("demo", "cifar10"):
         return True
-    path = os.path.expanduser(spec)
-    if not os.path.isdir(path):
+    path = None if spec.startswith("webdataset:") else _path_of(spec)
+    if path is None or not path.is_dir():
         return False
-    parts = find_parts(Path(path))
+    parts = find_parts(path)
     return (parts.test if split == "test" else parts.train) is not None
