@@ -52,18 +52,19 @@ def describe(what: str, count: int, class_names: Sequence[str], found: Found) ->
     Args:
         what: What the set is: "images", "latents", "validation".
         count: Number of images.
-        class_names: One name per class.
+        class_names: One name per class; empty where classes do not matter.
         found: What opening the set found.
     """
-    line = f"{what}: {count:,} {classes_text(class_names)} from {found.where}"
+    classes = f" {classes_text(class_names)}" if class_names else ""
+    line = f"{what}: {count:,}{classes} from {found.where}"
     if found.passed_over:
         line += f"; passed over: {passed_over_text(found.passed_over)}"
-    return printable("\n".join([_wrapped(line, ""), *(_wrapped(note, "  ") for note in found.notes)]))
+    return "\n".join([_wrapped(line, ""), *(_wrapped(note, "  ") for note in found.notes)])
 
 
 def _wrapped(text: str, indent: str) -> str:
     return textwrap.fill(
-        text,
+        printable(text),
         _WIDTH,
         initial_indent=indent,
         subsequent_indent=f"{indent}  ",

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from vavae.data import ImageSource, has_part
+from vavae.data.found import Found
 from vavae.errors import UserError
 from vavae.flow import SolverName
 from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
@@ -37,7 +38,7 @@ from vavae.stages.evaluate_images import (
 from vavae.stages.evaluate_records import check_writable, sampling_protocol, write_records
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
 from vavae.stages.evaluate_table import plot, print_table
-from vavae.stages.images import ImagesConfig, note
+from vavae.stages.images import ImagesConfig, note, report
 from vavae.stages.sample import choose_labels
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
@@ -324,6 +325,8 @@ def _generator(config: Config, store: BlockStore, together: World) -> Iterator[M
 
 def _samples(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
     sets = [_sample_images(path) for path in config.model]
+    for images in sets if together.first else ():
+        report("samples", images.count, (), getattr(images, "found", Found(images.name)))
     against = _open_reference(config, store, together, min(images.count for images in sets))
     for path, images in zip(config.model, sets, strict=True):
         protocol = Protocol(samples=images.count, image_size=images.size, checkpoint=path)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vavae.config import to_plain
 from vavae.data import ImageSource, has_part, load_pixels, open_images, read_rgb, to_uint8
-from vavae.errors import UserError, one_line
+from vavae.data.found import Found
+from vavae.errors import UserError, one_line, printable
 from vavae.metrics.features import weights_fingerprint
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.sizes import Size, enlarged, size_of
@@ -96,13 +97,14 @@ class FileBlocks:
         if not root.is_dir():
             raise UserError(f"no such folder or file of samples: {folder}")
         files = sorted(root.glob("[0-9]*.png"))
+        self.found = Found(f"folder {root}")
         if not files:
             source = open_images(str(root))
-            files = getattr(source, "paths", [])
+            files, self.found = getattr(source, "paths", []), source.found
         if len(files) < 2:
             raise UserError(f"{folder}: at least 2 samples are needed")
         self.files = files
-        self.name = str(folder)
+        self.name = printable(str(folder))
         self.count = len(files)
         self._shape = _pixels_of(files[0]).shape
         self.size: Size | None = size_of(*self._shape[:2])
