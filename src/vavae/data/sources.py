@@ -362,7 +362,7 @@ def _path_of(spec: str) -> Path | None:
     try:
         path = Path(spec).expanduser()
         return path if spec and path.exists() else None
-    except (OSError, RuntimeError, ValueError) as error:  # too long, no such ~user, a zero byte
+    except (OSError, RuntimeError) as error:  # too long, or no such ~user
         shown = spec if len(spec) <= 100 else f"{spec[:100]}… ({len(spec):,} characters)"
         reason = error.strerror if isinstance(error, OSError) else one_line(error)
         raise UserError(f"images: {shown} cannot be opened: {reason}") from error
