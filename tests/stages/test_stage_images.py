@@ -92,12 +92,16 @@ def test_a_command_of_several_stages_says_it_once(capsys: pytest.CaptureFixture[
         assert capsys.readouterr().out.count("images: 5,000 in 10 classes (airplane, ") == times
 
 
-def test_parts_of_other_classes_are_refused_where_labels_are_measured(tmp_path: Path) -> None:
+def test_parts_of_other_classes_are_refused_where_labels_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_folder(tmp_path / "x/train", 2, 20)
     make_folder(tmp_path / "y", 1, 20)
     (tmp_path / "y/c0").rename(tmp_path / "x/val")
     output = ["--output", str(tmp_path / "run")]
     assert run(["demo", "--quick", "--images", str(tmp_path / "x"), *output]) == 2
+    told = capsys.readouterr().err
+    assert "the training part is in 2 classes (c0, c1) and the test part without labels" in told
 
 
 def test_without_a_holdout_a_folder_is_taken_whole(tmp_path: Path) -> None:
