@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed or was interrupted, 2 bad input.
 import atexit
 import errno
 import importlib
+import io
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vavae import __version__
-from vavae.errors import RunError, UserError, memory_ran_out, one_line
+from vavae.errors import RunError, UserError, memory_ran_out, one_line, printable
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _usage() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"vavae: {message}", file=sys.stderr)
+    print(f"vavae: {printable(message)}", file=sys.stderr)
     return code
 
 
@@ -145,6 +146,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _fail(f"{error.strerror}: {str(error.filename)[:100]}…", 2)
         told = _lost_process(error) or _machine_fault(error)
         if told is None:
             raise
@@ -164,6 +167,8 @@ def _fail_in_thread(failure: threading.ExceptHookArgs) -> None:
 def main() -> None:
     """Entry point of the console script."""
     threading.excepthook = _fail_in_thread
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be in another encoding
     code = 1
 
     def leave() -> None:

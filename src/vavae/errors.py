@@ -21,6 +21,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def printable(text: str) -> str:
+    """Return text with escapes (`\\udcff`) for what UTF-8 cannot hold: bytes of file names in another encoding."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def memory_ran_out(error: BaseException) -> bool:
     """Whether a device or the machine had no more memory; for CPUs and Apple's GPUs torch has no error of its own."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def test_open_images_by_name_and_split(tmp_path):
         open_images(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="dev"):
         open_images("demo", "dev")  # type: ignore[arg-type]
-    (tmp_path / "val").rename(tmp_path / "held-out")
+    shutil.rmtree(tmp_path / "val")
     with pytest.raises(UserError, match="none of test, val"):
         open_images(str(tmp_path), "test")
 

@@ -52,6 +52,16 @@ def test_run_folders_hold_what_design_promises(chain: Path) -> None:
         assert [json.loads(line)["images"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [64, 128]
 
 
+def test_folders_say_what_they_were_made_from(chain: Path, images: Path) -> None:
+    found = json.loads((chain / "tokenizer/images.json").read_text())["images"]
+    assert (found["images"], found["from"]) == (108, f"folder {images}") and len(found["classes"]) == 10
+    assert found["notes"] == ["108 of 120 images, by data.holdout 0.1"]
+    assert json.loads((chain / "latents/images.json").read_text())["images"] == found
+    latents = json.loads((chain / "generator/images.json").read_text())["latents"]
+    assert (latents["images"], latents["from"]) == (108, f"folder {chain / 'latents'}")
+    assert latents["classes"] == found["classes"]
+
+
 def test_latents_are_the_tokenizers_and_statistics_cover_all(chain: Path, images: Path) -> None:
     """Against the plain computation: posterior mean of each image; statistics over every stored latent."""
     dataset = LatentDataset(chain / "latents")

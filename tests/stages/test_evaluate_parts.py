@@ -1,6 +1,7 @@
 """A folder without a test part: its images are not called test images, and nothing is measured against itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,32 @@ def test_a_probe_does_not_see_its_own_answers(folder: Path, capsys: pytest.Captu
     assert "left out" not in capsys.readouterr().out
     names, splits = recorded(folder)
     assert probes <= names and splits == {"(test)"}
+
+
+def test_a_test_part_without_labels_has_no_probe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "images").rename(folder / "train")
+    (folder / "images/val").mkdir(parents=True)
+    (folder / "images/test").mkdir()
+    (folder / "train").rename(folder / "images/train")
+    for part in ("val", "test"):
+        for path in sorted((folder / "images/train").rglob("*.png"))[:8]:
+            shutil.copy(path, folder / "images" / part)
+    assert evaluated(folder, "tokenizer", "tokenizer", "--conventions", "[strict]", "--tsne_seeds", "0") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"images: 8 without labels from folder {folder}/images/val" in told
+    assert f"{folder}/images/test is not used: a validation part is taken for testing before a test part" in told
+    assert "linear probe and k-NN are left out: the images have no labels" in told
+    noted = json.loads((folder / "records.images.json").read_text())
+    assert noted["images"]["from"] == f"folder {folder}/images/val" and list(noted) == ["images"]
+
+
+def test_samples_and_their_reference_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "images/notes.txt").write_text("x")
+    assert evaluated(folder, "samples", "images", "--metrics", "[frechet]") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"samples: 40 from folder {folder}/images; passed over: 1 .txt" in told
+    assert "reference: 40 in 10 classes (airplane, " in told
+    assert json.loads((folder / "records.images.json").read_text())["reference"]["passed_over"] == {".txt": 1}
 
 
 def test_the_unit_of_fdr_is_not_the_reference_itself(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

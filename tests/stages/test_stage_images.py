@@ -1,6 +1,8 @@
 """The images of a recipe: parts do not overlap, limits stay balanced, order is fixed."""
 
+import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vavae.cli import run
 from vavae.config import to_plain
 from vavae.errors import UserError
-from vavae.stages.images import ImagesConfig, Selection, evenly
+from vavae.stages.images import ImagesConfig, Selection, evenly, printed_once
 
 
 def make_folder(folder: Path, classes: int, each: int) -> Path:
@@ -60,6 +63,45 @@ def test_a_recipe_can_leave_images_unread_until_they_are_used(tmp_path: Path) ->
     cut.write_bytes(cut.read_bytes()[:-30])
     assert len(ImagesConfig(str(folder), 16).open("train")) == 2
     assert len(ImagesConfig(str(folder), 16, check="header").open("train")) == 3
+
+
+def test_the_opener_says_what_it_found_and_notes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(tmp_path / "x", 2, 5)
+    (folder / "c0/01.png").write_bytes(b"x")
+    (folder / "c0/notes.txt").write_text("x")
+    ImagesConfig(str(folder), 16, limit=4).open("train", tmp_path)
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.startswith(f"images: 4 in 2 classes (c0, c1) from folder {folder}; passed over: 1 .txt, 1 unreadable")
+    assert f"unreadable: {folder}/c0/01.png: not an image; all are in {tmp_path}/unreadable.txt" in told
+    assert told.endswith("4 of 9 images, by data.limit")
+    ImagesConfig(str(folder), 16).open("test", tmp_path, "validation")
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.startswith("validation: 9 in 2 classes") and "all are in" not in told
+    assert "no test part: training and test images are the same" in told
+    noted = json.loads((tmp_path / "images.json").read_text())
+    assert noted["images"]["images"] == 4 and noted["images"]["classes"] == ["c0", "c1"]
+    assert noted["images"]["passed_over"] == {".txt": 1, "unreadable": 1}
+    assert noted["validation"]["from"] == f"folder {folder}"
+
+
+def test_a_command_of_several_stages_says_it_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for block, times in ((printed_once(), 1), (nullcontext(), 2)):
+        with block:
+            ImagesConfig("demo", 32).open("train")
+            ImagesConfig("demo", 32).open("train")
+        assert capsys.readouterr().out.count("images: 5,000 in 10 classes (airplane, ") == times
+
+
+def test_parts_of_other_classes_are_refused_where_labels_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(tmp_path / "x/train", 2, 20)
+    make_folder(tmp_path / "y", 1, 20)
+    (tmp_path / "y/c0").rename(tmp_path / "x/val")
+    output = ["--output", str(tmp_path / "run")]
+    assert run(["demo", "--quick", "--images", str(tmp_path / "x"), *output]) == 2
+    told = capsys.readouterr().err
+    assert "the training part is in 2 classes (c0, c1) and the test part without labels" in told
 
 
 def test_without_a_holdout_a_folder_is_taken_whole(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from vavae.data.sources import (
     ImageSource,
     Split,
     demo_pixels,
-    has_test_part,
+    has_part,
     open_images,
     source_labels,
 )
@@ -46,7 +46,7 @@ __all__ = [
     "center_crop",
     "demo_pixels",
     "flip_horizontally",
-    "has_test_part",
+    "has_part",
     "load_images",
     "load_pixels",
     "loaded_ahead",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vavae.data.found import Found
 from vavae.data.readable import (
     Unreadable,
     find_unreadable,
@@ -91,6 +92,7 @@ class HuggingFaceImages:
 
         failed = find_unreadable(len(rows), error_of, lambda row: f"{row} of {source} {split}", key)
         self.unreadable: Unreadable = [(f"{source} {split} {number}", reason) for number, reason in failed.items()]
+        self.found = Found(f"hf:{source}, split {split}", {"unreadable": len(failed)} if failed else {})
         write_unreadable(self.unreadable, unreadable_list)
         self._kept = np.array([i for i in range(len(rows)) if i not in failed], dtype=np.int64)
         self.labels = labels[self._kept]

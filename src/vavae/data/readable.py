@@ -213,4 +213,5 @@ def write_unreadable(unreadable: Sequence[tuple[Any, str]], path: str | os.PathL
     if unreadable and path is not None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("".join(f"{name}\t{reason}\n" for name, reason in unreadable))
+        lines = "".join(f"{name}\t{reason}\n" for name, reason in unreadable)
+        target.write_text(lines, encoding="utf-8", errors="surrogateescape")  # names are bytes in any encoding

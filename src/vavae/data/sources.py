@@ -8,7 +8,9 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -17,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vavae.data.formats import IMAGE_SUFFIXES
+from vavae.data.folders import class_names_of, find_parts, list_images
+from vavae.data.found import Found
 from vavae.data.readable import find_unreadable, image_error, read_rgb, reading, write_unreadable
 from vavae.data.stream import loaded_ahead
-from vavae.errors import UserError
+from vavae.errors import UserError, one_line, printable
 
 Split = Literal["train", "test"]
-
-_SPLIT_FOLDERS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
 
 
 @runtime_checkable
@@ -34,10 +35,12 @@ class ImageSource(Protocol):
     Attributes:
         name: What to call the source in logs and reports.
         class_names: One name per class, in label order; a source without labels has one class.
+        found: Where the images are, what was passed over, what was assumed.
     """
 
     name: str
     class_names: tuple[str, ...]
+    found: Found
 
     @property
     def num_classes(self) -> int:
@@ -77,6 +80,7 @@ class ArrayImages:
         labels: (N,) integers in [0, len(class_names)).
         class_names: One name per class.
         name: What to call the source.
+        found: Where the images are from; null is memory.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class ArrayImages:
         labels: NDArray[np.integer] | Sequence[int],
         class_names: Sequence[str],
         name: str,
+        found: Found | None = None,
     ) -> None:
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
             raise ValueError(f"pixels must be (N, H, W, 3) uint8, not {pixels.shape} {pixels.dtype}")
@@ -96,6 +101,7 @@ class ArrayImages:
         if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.class_names)):
             raise ValueError(f"labels must be in [0, {len(self.class_names)})")
         self.name = name
+        self.found = found or Found("memory")
         self.pixels.flags.writeable = False
         self.labels.flags.writeable = False
 
@@ -154,7 +160,8 @@ class DemoImages(ArrayImages):
         description = _demo_description()
         entry = description["splits"][split]
         labels = np.array([int(digit) for digit in entry["labels"]], dtype=np.int64)
-        super().__init__(demo_pixels(split), labels, description["class_names"], f"demo-{split}")
+        found = Found(f"demo, split {split} (embedded)")
+        super().__init__(demo_pixels(split), labels, description["class_names"], f"demo-{split}", found)
         self.provenance: str = description["provenance"]
 
 
@@ -174,7 +181,8 @@ class Cifar10Images(ArrayImages):
         pixels = np.concatenate([_rows_of_png(folder / name) for name in names])
         # "lables" is how the package spells it.
         labels = json.loads((folder / f"{split}_lables.json").read_text())
-        super().__init__(pixels, labels, _demo_description()["class_names"], f"cifar10-{split}")
+        class_names = _demo_description()["class_names"]
+        super().__init__(pixels, labels, class_names, f"cifar10-{split}", Found(f"cifar10, split {split}"))
 
 
 def _rows_of_png(path: Path) -> NDArray[np.uint8]:
@@ -184,11 +192,10 @@ def _rows_of_png(path: Path) -> NDArray[np.uint8]:
 
 
 class FolderImages:
-    """Images of a folder: one class per sub-folder (sorted by name), or a flat folder without labels.
+    """Images of a folder: one class per sub-folder (sorted by name), or without labels; see `list_images`.
 
-    Sub-folders are searched recursively; files and folders whose names begin with a dot, and files that do
-    not end like an image, are passed over. Unreadable images are left out, counted and named, so that
-    every index is an image that can be read.
+    Files that are not images, hidden ones and those that a file server or an operating system keeps are passed over
+    and counted. Unreadable images are left out, counted and named, so that every index is an image that can be read.
 
     Args:
         folder: The folder.
@@ -198,15 +205,16 @@ class FolderImages:
             for sets of millions known to be sound (a truncated image then raises UserError when it is used). What
             was found in a large folder is remembered until one of its files, or Pillow, changes.
         class_names: Names of all classes, in label order, where another part of the same set decides them: its
-            training part. Null takes the sub-folders. A folder without classes passes it over.
+            training part. Null takes the folder's own.
+        base: Folder of the whole set, whose `dataset.json` counts if `folder` has none.
 
     Attributes:
         paths: Readable image files, sorted within their class.
         unreadable: (path, reason) of each image left out.
 
     Raises:
-        UserError: The folder is missing, holds nothing readable, a file that could not be got at, a class that is
-            not among `class_names`, or images both directly and in sub-folders, so that the labels are in doubt.
+        UserError: The folder is missing, contains nothing readable or a file that cannot be accessed, or its labels
+            are in doubt (see `list_images`).
         RunError: There is not enough memory to decode an image.
     """
 
@@ -216,34 +224,16 @@ class FolderImages:
         unreadable_list: str | os.PathLike[str] | None = None,
         check: Literal["decode", "header"] = "decode",
         class_names: Sequence[str] | None = None,
+        base: str | os.PathLike[str] | None = None,
     ) -> None:
         root = Path(folder)
         if not root.is_dir():
             raise UserError(f"no such folder of images: {root}")
-        try:
-            direct = sorted(_images_of(_visible_files(root)))
-            classes = {sub.name: sorted(_images_of(_walk(sub))) for sub in _visible_folders(root)}
-        except OSError as error:
-            raise UserError(f"cannot read folder of images {error.filename or root}: {error.strerror}") from error
-        classes = {name: paths for name, paths in classes.items() if paths}
-        if direct and classes:
-            raise UserError(
-                f"{root} holds images both directly ({direct[0].name}) and in sub-folders ({next(iter(classes))}): "
-                "put every image in a class folder, or none"
-            )
-        if not direct and not classes:
-            raise UserError(f"no images in folder: {root}")
+        listing = list_images(root, class_names, None if base is None else Path(base))
         self.root = root
-        self.name = root.resolve().name
-        self.class_names: tuple[str, ...] = tuple(class_names or classes) if classes else ("image",)
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        unknown = next((name for name in classes if name not in numbers), None)
-        if unknown is not None:
-            raise UserError(f"{root / unknown}: the training images have no class {unknown}")
-
-        paths = direct or [path for group in classes.values() for path in group]
-        sizes = [len(group) for group in classes.values()] or [len(direct)]
-        labels = np.repeat([numbers[name] for name in classes] or [0], sizes)
+        self.name = printable(root.resolve().name)
+        self.class_names = listing.class_names
+        paths = listing.paths
         failed = find_unreadable(
             len(paths),
             lambda number: image_error(paths[number], check == "decode"),
@@ -253,7 +243,9 @@ class FolderImages:
         self.unreadable = [(paths[number], reason) for number, reason in failed.items()]
         readable = np.array([number not in failed for number in range(len(paths))])
         self.paths = [path for path, good in zip(paths, readable, strict=True) if good]
-        self.labels: NDArray[np.int64] = labels[readable].astype(np.int64)
+        self.labels: NDArray[np.int64] = listing.labels[readable]
+        unreadable = {"unreadable": len(failed)} if failed else {}
+        self.found = Found(f"folder {root}", {**listing.passed_over, **unreadable}, listing.notes)
         write_unreadable(self.unreadable, unreadable_list)
         if not self.paths:
             path, reason = self.unreadable[0]
@@ -286,7 +278,7 @@ class FolderImages:
         digest = hashlib.sha256(repr(self.class_names).encode())
         for (path, (size, _)), label in zip(_sizes_and_times(self.paths), self.labels, strict=True):
             relative = path.relative_to(self.root).as_posix()
-            digest.update(f"{relative}\0{size}\0{label}\n".encode())
+            digest.update(os.fsencode(f"{relative}\0{size}\0{label}\n"))
         return digest.hexdigest()
 
 
@@ -294,7 +286,7 @@ def _state_of(paths: Sequence[Path], root: Path) -> str:
     """Digest of names, sizes and times of change of files below `root`."""
     digest = hashlib.sha256()
     for path, fact in _sizes_and_times(paths):
-        digest.update(f"{path.relative_to(root)}\0{fact}\n".encode())
+        digest.update(os.fsencode(f"{path.relative_to(root)}\0{fact}\n"))
     return digest.hexdigest()
 
 
@@ -314,40 +306,8 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _images_of(paths: Iterable[Path]) -> Iterator[Path]:
-    return (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _visible_folders(root: Path) -> list[Path]:
-    """Sub-folders whose names begin with no dot, sorted."""
-    return [sub for sub in sorted(root.iterdir()) if sub.is_dir() and not sub.name.startswith(".")]
-
-
-def _visible_files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Visible files below `folder`; links are followed, each real folder once."""
-    seen = set()
-    waiting = [folder]
-    while waiting:
-        current = waiting.pop()
-        real = current.resolve()
-        if real in seen:
-            continue
-        seen.add(real)
-        for path in current.iterdir():
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                waiting.append(path)
-            elif path.is_file():
-                yield path
-
-
 def _check_split(split: str) -> None:
-    if split not in _SPLIT_FOLDERS:
+    if split not in ("train", "test"):
         raise UserError(f'unknown split "{split}": "train" or "test"')
 
 
@@ -362,9 +322,8 @@ def open_images(
     Args:
         spec: "demo" (embedded), "cifar10" (fetched as an asset on first use), "webdataset:" and shards
             (`WebDatasetImages`; one list for both splits), "hf:" and a data set (`HuggingFaceImages`), or a folder.
-        split: "train" or "test". A folder that has sub-folders of such names (`train`; `test` or `val`)
-            is entered, and its test part numbers classes as its training part does; any other folder is taken
-            whole for both splits.
+        split: "train" or "test". If a folder has such parts (`find_parts`), one of them is opened, and its test part
+            numbers classes as its training part does; any other folder is taken whole for both splits.
         unreadable_list: See `FolderImages`.
         check: See `FolderImages`.
 
@@ -386,41 +345,72 @@ def open_images(
 
         name = spec.removeprefix("hf:")
         return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check)
-    root = Path(spec).expanduser()
-    if root.is_file():
-        raise UserError(f"images: {spec} is a file: give the folder it is in")
-    if not root.is_dir():
+    path = _path_of(spec)
+    if path is None:
         raise UserError(f'no such images: {spec} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')
-    train, test = _split_folder(root, "train"), _split_folder(root, "test")
-    if split == "train":
-        return FolderImages(train or root, unreadable_list, check)
-    if test is None and train is not None:
-        raise UserError(
-            f"{root} has a train folder but none of {', '.join(_SPLIT_FOLDERS['test'])}: add one, or keep some of "
-            "its images for testing (data.holdout)"
-        )
-    # A class is the same number in both parts, also where the test part lacks some.
-    names = _class_names(train) if train is not None else None
-    return FolderImages(test or root, unreadable_list, check, names)
+    if path.is_file():
+        raise UserError(f"images: {spec} is a file: give the folder it is in")
+    return _open_folder(path, split, unreadable_list, check)
 
 
-def has_test_part(spec: str) -> bool:
-    """Whether the images that `spec` names, as for `open_images`, have a part of their own for testing.
+def _path_of(spec: str) -> Path | None:
+    """Return the folder or file that `spec` names; None if there is none.
 
     Raises:
-        UserError: A Hugging Face set that cannot be opened.
+        UserError: It is not a path, or may not be accessed.
+    """
+    try:
+        path = Path(spec).expanduser()
+        return path if spec and path.exists() else None
+    except (OSError, RuntimeError) as error:  # too long, or no such ~user
+        shown = spec if len(spec) <= 100 else f"{spec[:100]}… ({len(spec):,} characters)"
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise UserError(f"images: {shown} cannot be opened: {reason}") from error
+
+
+def _open_folder(
+    root: Path,
+    split: Split,
+    unreadable_list: str | os.PathLike[str] | None,
+    check: Literal["decode", "header"],
+) -> FolderImages:
+    """Open the images of a folder, or of the part of it that `split` names."""
+    parts = find_parts(root)
+    names: tuple[str, ...] | None = None
+    notes = list(parts.notes)
+    folder = parts.train if split == "train" else parts.test
+    if folder is None and parts.train is not None:
+        raise UserError(
+            f"{root} has a train folder but none of test, val, valid, validation, dev: add one, or keep some of its "
+            "images for testing (data.holdout)"
+        )
+    if folder is None and parts.test is not None:
+        raise UserError(f"{root} has a {parts.test.name} folder but no train folder: add one, or give {parts.test}")
+    if split == "test" and parts.train is not None:
+        # A class is the same number in both parts, also where the test part lacks some.
+        names = class_names_of(parts.train, root)
+    if split == "test" and parts.left_out is not None:
+        notes.append(f"{parts.left_out} is not used: a validation part is taken for testing before a test part")
+    source = FolderImages(folder or root, unreadable_list, check, class_names=names, base=root)
+    passed = Counter(parts.passed_over) + Counter(source.found.passed_over)
+    source.found = replace(source.found, passed_over=dict(passed), notes=(*notes, *source.found.notes))
+    return source
+
+
+def has_part(spec: str, split: Split) -> bool:
+    """Return whether the images that `spec` names, as for `open_images`, have a part of their own for a split.
+
+    Raises:
+        UserError: A Hugging Face set or a folder cannot be opened.
     """
     if spec.startswith("hf:"):
         from vavae.data.huggingface import has_test_part as of_hub
 
-        return of_hub(spec.removeprefix("hf:"))
-    return spec in ("demo", "cifar10") or _split_folder(Path(spec).expanduser(), "test") is not None
-
-
-def _split_folder(root: Path, split: Split) -> Path | None:
-    return next((root / name for name in _SPLIT_FOLDERS[split] if (root / name).is_dir()), None)
-
-
-def _class_names(root: Path) -> list[str] | None:
-    """Names of the classes of a folder of images, as `FolderImages` numbers them; None for one without classes."""
-    return [sub.name for sub in _visible_folders(root) if any(_images_of(_walk(sub)))] or None
+        return split == "train" or of_hub(spec.removeprefix("hf:"))
+    if spec in ("demo", "cifar10"):
+        return True
+    path = None if spec.startswith("webdataset:") else _path_of(spec)
+    if path is None or not path.is_dir():
+        return False
+    parts = find_parts(path)
+    return (parts.test if split == "test" else parts.train) is not None

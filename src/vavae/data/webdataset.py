@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
+from vavae.data.found import Found
 from vavae.data.ranges import RangedFile
 from vavae.data.readable import (
     Unreadable,
@@ -141,6 +142,7 @@ class WebDatasetImages:
                     self._members.append(_Member(number, offset, size, -1 if label is None else label))
                 else:
                     self.unreadable.append((f"{address}: {name}", error))
+        self.found = Found(f"webdataset:{shards}", {"unreadable": len(self.unreadable)} if self.unreadable else {})
         write_unreadable(self.unreadable, unreadable_list)
         if not self._members:
             failed = f" that can be read ({len(self.unreadable)} failed)" if self.unreadable else ""

@@ -14,12 +14,13 @@ import torch
 
 from vavae import counter
 from vavae.config import to_plain
-from vavae.data import LatentDataset, LatentSettings, LatentWriter, load_images, open_images
+from vavae.data import LatentDataset, LatentSettings, LatentWriter, load_images
 from vavae.errors import UserError
 from vavae.files import read_json_object, written_whole
 from vavae.flow import Guidance, flow_matching_loss, sample
 from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.stages.evaluate_records import check_writable
+from vavae.stages.images import ImagesConfig, printed_once
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig, build_optimizer
 from vavae.training.precision import Precision, autocast, image_memory_format, resolve_device, resolve_precision
@@ -112,7 +113,7 @@ class _Bench:
         return Result(stage, rate, (min(rates), max(rates)), memory, tflops, tflops / self.peak)
 
     def _images(self) -> torch.Tensor:
-        source = open_images("demo", "train")
+        source = ImagesConfig("demo", self.side).open("train")
         return load_images(source, range(self.batch), self.side).to(self.device)
 
     def tokenizer_step(self) -> Result:
@@ -225,6 +226,7 @@ def _is_record(path: Path) -> bool:
         return False
 
 
+@printed_once()
 def run(config: Config) -> None:
     """Measure, print a table, and write the JSON.
 

@@ -18,6 +18,7 @@ from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.demo_measure import Measured, Reference, measure, shipped_gallery
 from vavae.stages.demo_page import headline, write_report
 from vavae.stages.demo_plan import ALIGNED, DEFAULT, QUICK, TOKENIZER_BATCH, UNALIGNED, Plan
+from vavae.stages.images import check_same_classes, printed_once
 from vavae.stages.invocation import command_line
 from vavae.stages.run_folder import BEGINNINGS, check_no_own_recipe, check_not_foreign, claim, exclusive
 from vavae.teachers import load_teacher
@@ -90,6 +91,7 @@ def _former_timings(path: Path) -> list[StepTiming]:
         return []
 
 
+@printed_once()
 def run(config: Config) -> Path:
     """Run the demo; returns the path of the page.
 
@@ -120,7 +122,7 @@ def run(config: Config) -> Path:
 
 
 def _test_images(plan: Plan) -> ImageSource:
-    test = plan.data("test").open("test")
+    test = plan.data("test").open("test", what="test images")
     if len(test) < 2:
         raise UserError(f"{plan.images}: {len(test)} test image is too few to measure on; give 15 images or more")
     return test
@@ -130,7 +132,7 @@ def _run(config: Config, plan: Plan, test: ImageSource) -> Path:
     steps = _Steps(plan.folder / "steps.json")
     budget = plan.budget
     train = plan.data("train").open("train", plan.folder)
-    print(f"images: {len(train):,} to train on, {len(test):,} to test on, {train.num_classes} classes, {plan.size} px")
+    check_same_classes(train, test)
     with steps("fetch the pretrained weights", f"LPIPS and {plan.teacher}"):
         assets.fetch("lpips-vgg16")
         teacher = load_teacher(plan.teacher, input_size=plan.teacher_size, dtype=plan.teacher_dtype)

@@ -154,7 +154,7 @@ def run(config: Config) -> LatentDataset:
 
 
 def _claim(folder: Path, held: ExitStack) -> None:
-    check_not_foreign(folder, holds_latents, "latents of this command", {*LEFT_OVER, "unreadable.txt"})
+    check_not_foreign(folder, holds_latents, "latents of this command", {*LEFT_OVER, "images.json", "unreadable.txt"})
     held.enter_context(exclusive(folder))
 
 

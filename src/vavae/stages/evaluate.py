@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from vavae.data import ImageSource, has_part
+from vavae.data.found import Found
 from vavae.errors import UserError
 from vavae.flow import SolverName
 from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
@@ -36,7 +38,7 @@ from vavae.stages.evaluate_images import (
 from vavae.stages.evaluate_records import check_writable, sampling_protocol, write_records
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
 from vavae.stages.evaluate_table import plot, print_table
-from vavae.stages.images import ImagesConfig
+from vavae.stages.images import ImagesConfig, note, report
 from vavae.stages.sample import choose_labels
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
@@ -180,16 +182,28 @@ def _check_size(name: str, size: Size | None, reference: Size | None) -> None:
         )
 
 
+def _open(config: Config, together: World, split: Literal["train", "test"], what: str) -> ImageSource:
+    """Open a part of the images; what was found is printed, and noted next to the records."""
+
+    def open_and_note() -> ImageSource:
+        source = config.data.open(split, what=what)
+        if config.output is not None:
+            note(Path(config.output).with_suffix(".images.json"), what, len(source), source.class_names, source.found)
+        return source
+
+    return together.once(open_and_note)
+
+
 def _open_reference(config: Config, store: BlockStore, together: World, samples: int) -> _Against:
     """What is measured against; `samples` is the number in the smallest set of them."""
     metrics = tuple(config.metrics) or METRICS
 
-    def images(split: Literal["train", "test"]) -> SourceBlocks:
-        return SourceBlocks(together.once(lambda: config.data.open(split)), config.data.size, config.data.workers)
+    def images(split: Literal["train", "test"], what: str) -> SourceBlocks:
+        return SourceBlocks(_open(config, together, split, what), config.data.size, config.data.workers)
 
     # An npz is read alone: `data` may not even exist beside it.
-    source = images(config.split) if config.reference is None else None
-    other = images(config.real_split) if config.real_split is not None else None
+    source = images(config.split, "reference") if config.reference is None else None
+    other = images(config.real_split, "real_split") if config.real_split is not None else None
     if source is not None and other is not None and one_part(config.data):
         raise UserError(
             f"real_split: {config.data.images} has no test part, so that train and test are the same images; keep some "
@@ -311,10 +325,21 @@ def _generator(config: Config, store: BlockStore, together: World) -> Iterator[M
 
 def _samples(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
     sets = [_sample_images(path) for path in config.model]
+    for images in sets if together.first else ():
+        report("samples", images.count, (), getattr(images, "found", Found(images.name)))
     against = _open_reference(config, store, together, min(images.count for images in sets))
     for path, images in zip(config.model, sets, strict=True):
         protocol = Protocol(samples=images.count, image_size=images.size, checkpoint=path)
         yield from _measure(images, against, protocol, config, store, together)
+
+
+def _no_probes(config: Config, source: ImageSource) -> str | None:
+    """Return why a probe cannot be fitted, or None."""
+    if source.num_classes < 2:
+        return "the images have no labels, or one class only"
+    if config.data.holdout == 0 and not has_part(config.data.images, "train"):
+        return f"{config.data.images} has no training part"
+    return None
 
 
 def _as_published(network: str) -> str:
@@ -331,7 +356,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
     work = of_tokenizer.Work(
         store, together, config.batch_size, config.precision, config.seed, config.bootstrap, config.data.workers
     )
-    source = together.once(lambda: config.data.open(config.split))
+    source = _open(config, together, config.split, "images")
     part: str = config.split
     if part == "test" and one_part(config.data):
         # A probe would see its own answers, and what may have been trained on is no test.
@@ -341,8 +366,13 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
                 f"linear probe and k-NN are left out: {config.data.images} has no test part. --data.holdout 0.1, here "
                 "and in training, keeps images for one"
             )
-    probes = part == "test" and source.num_classes > 1
-    train_source = together.once(lambda: config.data.open("train")) if probes else None
+    train_source = None
+    if part == "test":
+        why = _no_probes(config, source)
+        if why is None:
+            train_source = _open(config, together, "train", "training images of the probe")
+        elif together.first:
+            print(f"linear probe and k-NN are left out: {why}")
     perceptual = of_tokenizer.perceptual_networks(device) if config.conventions else {}
     as_published = tuple(dict.fromkeys(_as_published(name) for name in config.networks))
     strict = _networks(config, config.networks)
@@ -422,6 +452,8 @@ def run(config: Config) -> list[MetricRecord]:
     _check_outputs(config, store)
     _check_models(config)
     with sharing_processes() as together:
+        if config.output is not None and together.first:
+            Path(config.output).with_suffix(".images.json").unlink(missing_ok=True)
         records: list[MetricRecord] = []
         found = versions()
         try:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae.config import to_plain
-from vavae.data import ImageSource, has_test_part, load_pixels, open_images, read_rgb, to_uint8
-from vavae.errors import UserError, one_line
+from vavae.data import ImageSource, has_part, load_pixels, open_images, read_rgb, to_uint8
+from vavae.data.found import Found
+from vavae.errors import UserError, one_line, printable
 from vavae.metrics.features import weights_fingerprint
 from vavae.metrics.npz import check_unpacked
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
@@ -30,7 +31,7 @@ def one_part(data: ImagesConfig) -> bool:
     Raises:
         UserError: A Hugging Face set that cannot be opened.
     """
-    return data.holdout == 0 and not has_test_part(data.images)
+    return data.holdout == 0 and not has_part(data.images, "test")
 
 
 class SourceBlocks:
@@ -97,13 +98,14 @@ class FileBlocks:
         if not root.is_dir():
             raise UserError(f"no such folder or file of samples: {folder}")
         files = sorted(root.glob("[0-9]*.png"))
+        self.found = Found(f"folder {root}")
         if not files:
             source = open_images(str(root))
-            files = getattr(source, "paths", [])
+            files, self.found = getattr(source, "paths", []), source.found
         if len(files) < 2:
             raise UserError(f"{folder}: at least 2 samples are needed")
         self.files = files
-        self.name = str(folder)
+        self.name = printable(str(folder))
         self.count = len(files)
         self._shape = _pixels_of(files[0]).shape
         self.size: Size | None = size_of(*self._shape[:2])

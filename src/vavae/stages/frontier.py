@@ -19,6 +19,7 @@ from vavae.stages.frontier_recipe import KINDS, Config
 from vavae.stages.frontier_status import State, show
 from vavae.stages.frontier_store import Claims, Failures, Owner, Results
 from vavae.stages.frontier_workers import call_folder, failures_of_call, work_together
+from vavae.stages.images import check_same_classes, printed_once
 from vavae.stages.run_folder import OccupiedError
 from vavae.training.precision import resolve_device
 
@@ -231,6 +232,7 @@ def _claim(unit: Unit) -> str:
     return f"{kind}-{unit.name}"
 
 
+@printed_once()
 def run(config: Config) -> Path:
     """Do what is missing of the grid, and write tables, figures and page; returns the page.
 
@@ -248,12 +250,12 @@ def run(config: Config) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output: {folder} cannot be made ({error.strerror})") from error
-    train, test = config.data.open("train"), config.data.open("test")
+    train, test = config.data.open("train", folder), config.data.open("test", folder, "test images")
+    check_same_classes(train, test)
     grid = Grid(config, (train.fingerprint(), test.fingerprint()))
     if not grid.units:
         raise UserError("experiments: none has seeds, so there is nothing to do")
     print(
-        f"images: {train.name}, {len(train):,} to train on, {len(test):,} to test on; "
         f"{len(grid.tokenizers)} tokenizers, {len(grid.generators)} generators, {len(grid.units)} units of work",
         flush=True,
     )

@@ -1,6 +1,11 @@
 """The images a stage works on, from a recipe."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,11 +14,16 @@ import torch
 from PIL import Image
 
 from vavae import counter
-from vavae.data import ImageSource, has_test_part, open_images
+from vavae.data import ImageSource, has_part, open_images
+from vavae.data.found import Found, classes_text, describe
 from vavae.errors import UserError
+from vavae.files import read_json_object, written_whole
 from vavae.sizes import Size, as_size, sides, written
 
 Split = Literal["train", "test"]
+
+# What `report` has printed, within `printed_once`.
+_printed: ContextVar[set[str] | None] = ContextVar("printed", default=None)
 
 
 @dataclass(frozen=True)
@@ -67,24 +77,98 @@ class ImagesConfig:
             raise UserError(f"data.size: {written(self.size)} is no multiple of the tokenizer's factor {factor}")
         return height // factor, width // factor
 
-    def open(self, split: Split, folder: Path | None = None) -> ImageSource:
-        """Open the images of a split; unreadable ones are named in `unreadable.txt` of the run folder."""
-        names = folder / "unreadable.txt" if folder is not None else None
-        held_out = self.holdout > 0 and not has_test_part(self.images)
+    def open(self, split: Split, folder: Path | None = None, what: str = "images") -> ImageSource:
+        """Open the images of a split and say what was found.
+
+        Args:
+            split: Which part.
+            folder: Run folder, for `images.json` and, if images cannot be read, `unreadable.txt`.
+            what: What the images are called there; only "images" have an `unreadable.txt`.
+
+        Raises:
+            UserError: The images cannot be opened, or none are left.
+        """
+        names = folder / "unreadable.txt" if folder is not None and what == "images" else None
+        has_test = has_part(self.images, "test")
+        held_out = self.holdout > 0 and not has_test
         source = open_images(self.images, "train" if held_out else split, names, self.check)
-        left_out = len(getattr(source, "unreadable", ()))
-        if left_out and names is not None:
-            print(f"images: {left_out:,} of {len(source) + left_out:,} cannot be read and are left out; see {names}")
+        if source.found.passed_over.get("unreadable"):
+            name, reason = source.unreadable[0]  # type: ignore[attr-defined]
+            more = f"; all are in {names}" if names is not None else ""
+            source = _noted(source, f"unreadable: {name}: {reason}{more}")
         if held_out:
             # The split depends on the number of images alone, so that both parts agree on it in every run.
             order = counter.permutation(0, "holdout", len(source)).numpy()
             held = max(1, round(len(source) * self.holdout))
-            source = Selection(source, np.sort(order[:held] if split == "test" else order[held:]))
+            kept = np.sort(order[:held] if split == "test" else order[held:])
+            source = Selection(source, kept, f"{len(kept):,} of {len(source):,} images, by data.holdout {self.holdout}")
+        elif split == "test" and not has_test:
+            source = _noted(source, "no test part: training and test images are the same (data.holdout keeps some)")
         if self.limit is not None and len(source) > self.limit:
-            source = Selection(source, spread(self.limit, len(source)).numpy())
+            chosen = spread(self.limit, len(source)).numpy()
+            source = Selection(source, chosen, f"{self.limit:,} of {len(source):,} images, by data.limit")
         if len(source) == 0:
             raise UserError(f"{self.images}: no images are left for {split}; give more images or a smaller holdout")
+        report(what, len(source), source.class_names, source.found, folder)
         return source
+
+
+def report(what: str, count: int, class_names: Sequence[str], found: Found, folder: Path | None = None) -> None:
+    """Print what a set of images or latents is, and note it under `what` in `images.json` of `folder`."""
+    text = describe(what, count, class_names, found)
+    printed = _printed.get()
+    if printed is None or text not in printed:
+        print(text, flush=True)
+    if printed is not None:
+        printed.add(text)
+    if folder is not None:
+        note(folder / "images.json", what, count, class_names, found)
+
+
+def note(path: Path, what: str, count: int, class_names: Sequence[str], found: Found) -> None:
+    """Note what a set of images is under `what` in a file of JSON."""
+    try:
+        former = read_json_object(path)
+    except (OSError, UserError):
+        former = {}
+    entry = {
+        "images": count,
+        "from": found.where,
+        "passed_over": dict(found.passed_over),
+        "notes": found.notes,
+        "classes": class_names,
+    }
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps({**former, what: entry}, indent=1) + "\n")
+
+
+@contextmanager
+def printed_once() -> Iterator[None]:
+    """Print what is equal only once in the block: a command of several stages opens its images in each."""
+    token = _printed.set(set())
+    try:
+        yield
+    finally:
+        _printed.reset(token)
+
+
+def check_same_classes(train: ImageSource, test: ImageSource) -> None:
+    """Refuse parts of a set whose labels mean different things, for commands that measure labels.
+
+    Raises:
+        UserError: Their classes differ.
+    """
+    if train.class_names != test.class_names:
+        raise UserError(
+            f"images: the training part is {classes_text(train.class_names)} and the test part "
+            f"{classes_text(test.class_names)}: give both the same class folders, or name the training part alone and "
+            "keep some of it for testing (data.holdout)"
+        )
+
+
+def _noted(source: ImageSource, text: str) -> ImageSource:
+    source.found = replace(source.found, notes=(*source.found.notes, text))
+    return source
 
 
 class Selection:
@@ -93,10 +177,13 @@ class Selection:
     Args:
         source: The images.
         indices: (N,) which of them.
+        reason: Why not all of them; null where that is not to be noted.
     """
 
-    def __init__(self, source: ImageSource, indices: np.ndarray) -> None:
+    def __init__(self, source: ImageSource, indices: np.ndarray, reason: str | None = None) -> None:
         self.source = source
+        notes = source.found.notes if reason is None else (*source.found.notes, reason)
+        self.found = replace(source.found, notes=notes)
         self.indices = indices
         self.name = source.name
         self.class_names = source.class_names
@@ -115,8 +202,6 @@ class Selection:
         return self.source.label(int(self.indices[index]))
 
     def fingerprint(self) -> str:
-        import hashlib
-
         return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
 
 

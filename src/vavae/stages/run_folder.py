@@ -42,7 +42,15 @@ FREE = frozenset(
 
 # What a call leaves that failed before it made anything, over a wrong path, say. In the order in which it is removed:
 # a recipe without versions would be taken for the user's own.
-_HEADER = ("recipe.yaml", "data.json", "initial.txt", "steps.json", "unreadable.txt", "versions.json")
+_HEADER = (
+    "recipe.yaml",
+    "data.json",
+    "initial.txt",
+    "steps.json",
+    "images.json",
+    "unreadable.txt",
+    "versions.json",
+)
 BEGINNINGS = frozenset({".lock", *_HEADER})
 # Beside a recipe that vavae wrote lies one of these; the first is written before the recipe.
 _RUN_MARKS = ("versions.json", "metrics.jsonl", "checkpoints")

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import counter
 from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
+from vavae.data.found import Found
 from vavae.devices import sent
 from vavae.errors import UserError
 from vavae.flow import FlowConfig, flow_matching_loss, path_by_name
@@ -23,6 +24,7 @@ from vavae.report.images import image_grid
 from vavae.sizes import Size, enlarged, sides, written
 from vavae.stages.encode import fingerprint
 from vavae.stages.initial import load_initial_transformer
+from vavae.stages.images import report
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
 from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, own_part
@@ -454,6 +456,8 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
             return Generator.from_pretrained(done, device)
         check_loggers(config.training)
         latents = LatentDataset(config.latents)
+        names = latents.class_names or tuple(str(number) for number in range(latents.num_classes))
+        world.once(lambda: report("latents", len(latents), names, Found(f"folder {latents.folder}"), folder))
         # A published tokenizer may come without statistics: the latents have them.
         statistics = latents.statistics if config.normalisation == "latents" else None
         tokenizer = Tokenizer.from_pretrained(config.tokenizer, statistics=statistics)

@@ -212,6 +212,7 @@ class TokenizerTask(Task):
         self.config = config
         self.source = source
         self.world = world or World()
+        self._folder = folder
         self._stage = 0
         self.device = resolve_device(config.training.device)
         precision = resolve_precision(config.training.precision, self.device)
@@ -376,7 +377,7 @@ class TokenizerTask(Task):
 
     @cached_property
     def _validation(self) -> ImageSource:
-        return self.config.data.open("test")
+        return self.world.once(lambda: self.config.data.open("test", self._folder, "validation"))
 
     def _imagined(self, count: int, compute_dtype: torch.dtype = torch.float32) -> Callable[[], object]:
         """One step of `count` images, the teacher left out and the discriminator at work; within FakeTensorMode."""

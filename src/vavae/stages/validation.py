@@ -147,7 +147,7 @@ class SampleDistance:
         if self.config.reference.endswith(".npz"):
             return RunningMoments.load(self.config.reference)
         data = ImagesConfig(self.config.reference, size, limit=_REFERENCE_IMAGES)
-        source = data.open("train")
+        source = self.world.once(lambda: data.open("train", what="frechet.reference"))
         own = torch.arange(len(source))[self.world.rank :: self.world.size]
         return self._moments(lambda indices: load_pixels(source, indices, size, data.workers), own)
 

@@ -1,0 +1,305 @@
+"""What is in a folder of images: its files, its parts for training and testing, and its labels.
+
+Everything that is not an image of the set is counted by its reason: an unknown ending, a hidden name, a folder that a
+file server or an operating system keeps for itself.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vavae.data.dataset_json import NAME as LABELS_NAME
+from vavae.data.dataset_json import LabelFile, find_label_file
+from vavae.data.formats import IMAGE_SUFFIXES
+from vavae.data.found import NO_LABELS, passed_over_text
+from vavae.errors import UserError, printable
+
+_PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_PART_OF = {name: part for part, names in _PARTS.items() for name in names}
+
+# Folders that file servers and operating systems keep for thumbnails, deleted files and so on, in lower case. Names
+# that begin with a dot (`.AppleDouble`, `.@__thumb`, `.Trashes`) are hidden in any case.
+_SYSTEM_FOLDERS = frozenset(
+    {
+        *("@eadir", "@tmp", "#recycle"),  # Synology
+        *("@recycle", "@recently-snapshot"),  # QNAP
+        *("$recycle.bin", "recycler", "system volume information"),  # Windows
+        *("__macosx", "network trash folder", "temporary items"),  # macOS
+        "lost+found",  # Linux
+    }
+)
+# Each holds the whole set once more for every hour or day, so their files are not even counted.
+_SNAPSHOTS = frozenset({"#snapshot", "~snapshot", ".snapshot", ".snapshots", ".zfs"})
+
+_NUMBERED_FOLDER = re.compile(r"\d{5}")
+_NUMBERED_IMAGE = re.compile(r"img\d{8}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts of a folder of images for training and testing.
+
+    Attributes:
+        train: Folder of the training part, or None.
+        test: Folder of the test part, or None.
+        passed_over: Number of files outside the parts, by reason.
+        notes: What was assumed.
+        left_out: Folder of a part that is not used for testing, or None.
+    """
+
+    train: Path | None = None
+    test: Path | None = None
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    left_out: Path | None = None
+
+
+def find_parts(root: Path) -> Parts:
+    """Find the training and the test part of a folder by the names of its sub-folders, in any case.
+
+    Names of parts count only if no other sub-folder contains images: `train` next to `bus` and `aeroplane` is a class.
+    A validation part is taken for testing before a part called test, whose labels are often hidden.
+
+    Raises:
+        UserError: Two sub-folders are the same part, or a folder cannot be listed.
+    """
+    passed: Counter[str] = Counter()
+    with _naming_folder(root):
+        files, folders = _content(root, passed)
+        named = [folder for folder in folders if folder.name.lower() in _PART_OF]
+        others = [folder for folder in folders if folder.name.lower() not in _PART_OF]
+        if not named:
+            return Parts()
+        other = next((folder for folder in others if any(_images_below(folder, passed))), None)
+    names = ", ".join(folder.name for folder in named)
+    if other is not None:
+        what = "is a class, not a part" if len(named) == 1 else "are classes, not parts"
+        return Parts(notes=(f"{names} {what} of the set, since {other.name} contains images too",))
+    parts: dict[str, Path] = {}
+    for folder in named:
+        former = parts.setdefault(_PART_OF[folder.name.lower()], folder)
+        if former is not folder:
+            raise UserError(
+                f"{root}: {former.name} and {folder.name} are the same part of the set: rename or remove one"
+            )
+    passed["next to the parts"] += sum(1 for _ in _images_of(files, passed))
+    train, val, test = (parts.get(part) for part in _PARTS)
+    return Parts(train, val or test, dict(+passed), left_out=test if val is not None else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """Image files of a folder and their labels.
+
+    Attributes:
+        paths: The files, sorted within their class.
+        labels: (N,) int64.
+        class_names: One name per class, in label order.
+        passed_over: Number of other files by reason.
+        notes: What was assumed.
+    """
+
+    paths: list[Path]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    passed_over: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+def list_images(root: Path, names: Sequence[str] | None = None, base: Path | None = None) -> Listing:
+    """List the images of a folder, at every depth, with their labels.
+
+    The labels are those of `dataset.json` if there is one, otherwise each sub-folder is a class. Images directly in the
+    folder have no labels, and neither have numbered files in numbered folders (`00000/img00000000.png`).
+
+    Args:
+        root: The folder.
+        names: Names of all classes in label order, if another part of the set decides them.
+        base: Folder of the whole set, whose `dataset.json` counts if `root` has none.
+
+    Raises:
+        UserError: The folder cannot be listed or has no images; images are both directly in it and in sub-folders;
+            a class is not among `names`; or `dataset.json` is damaged or does not cover an image.
+    """
+    passed: Counter[str] = Counter()
+    with _naming_folder(root):
+        files, folders = _content(root, passed)
+        direct = sorted(_images_of(files, passed))
+        groups = {folder: sorted(_images_below(folder, passed)) for folder in folders}
+    empty = [folder.name for folder, group in groups.items() if not group]
+    groups = {folder: group for folder, group in groups.items() if group}
+    paths = [*direct, *(path for group in groups.values() for path in group)]
+    passed = +passed
+    if not paths:
+        raise UserError(f"no images in folder: {root}{f' (passed over: {passed_over_text(passed)})' if passed else ''}")
+    label_file = find_label_file(root, base or root)
+    labels = np.zeros(len(paths), dtype=np.int64)
+    if label_file is not None and label_file.stated:
+        class_names, notes = NO_LABELS, [f"no labels: {label_file.path} gives none"]
+        if label_file.labels:
+            labels, class_names, notes = _labels_of_file(label_file, root, paths, names)
+        return Listing(paths, labels, class_names, passed, tuple(notes))
+    if direct and groups:
+        raise UserError(
+            f"{root} holds images both directly ({direct[0].name}) and in sub-folders ({next(iter(groups)).name}): "
+            "put every image in a class folder, or none"
+        )
+    class_names, notes = _classes(root, list(groups), _are_numbered(groups), names)
+    if class_names != NO_LABELS:
+        number_of = {name: number for number, name in enumerate(class_names)}
+        numbers = np.array([number_of[printable(folder.name)] for folder in groups], dtype=np.int64)
+        labels = np.repeat(numbers, [len(group) for group in groups.values()])
+    if label_file is not None:
+        notes.append(f'{label_file.path} is not used: it has no "labels"')
+    if empty:
+        notes.append(f"folders without images are not counted as classes: {', '.join(empty)}")
+    return Listing(paths, labels, class_names, passed, tuple(notes))
+
+
+def class_names_of(root: Path, base: Path) -> tuple[str, ...]:
+    """Return the class names that `list_images` finds, without listing every image of a class.
+
+    Raises:
+        UserError: The folder cannot be listed, or `dataset.json` is damaged.
+    """
+    label_file = find_label_file(root, base)
+    if label_file is not None and label_file.stated:
+        return label_file.class_names() if label_file.labels else NO_LABELS
+    ignored: Counter[str] = Counter()
+    with _naming_folder(root):
+        _, folders = _content(root, ignored)
+        classes = [folder for folder in folders if any(_images_below(folder, ignored))]
+        numbered = _are_numbered({folder: _images_below(folder, ignored) for folder in classes})
+    return _classes(root, classes, numbered, None)[0]
+
+
+def _classes(
+    root: Path, folders: list[Path], numbered: bool, names: Sequence[str] | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return the class names that folders with images stand for, and what to say about it."""
+    if not folders:
+        if names is None or tuple(names) == NO_LABELS:
+            return NO_LABELS, []
+        return NO_LABELS, [f"no labels: {root} has no class folders; the training part has {len(names):,} classes"]
+    if numbered:
+        which = folders[0].name if len(folders) == 1 else f"{folders[0].name} … {folders[-1].name}"
+        return NO_LABELS, [f"no labels: {which} are numbered folders of numbered files, and there is no {LABELS_NAME}"]
+    own = tuple(printable(folder.name) for folder in folders)
+    if names is None:
+        return own, []
+    if tuple(names) == NO_LABELS:
+        return NO_LABELS, [f"no labels: the training part has none, so the folders of {root} are not classes"]
+    unknown = next((name for name in own if name not in names), None)
+    if unknown is not None:
+        raise UserError(f"{root / unknown}: the training images have no class {unknown}")
+    return tuple(names), []
+
+
+def _labels_of_file(
+    label_file: LabelFile, root: Path, paths: Sequence[Path], names: Sequence[str] | None
+) -> tuple[NDArray[np.int64], tuple[str, ...], list[str]]:
+    """Return labels, class names and notes for images with a label file."""
+    labels = label_file.labels_of(paths)
+    class_names = label_file.class_names() if names is None else tuple(names)
+    if labels.max() >= len(class_names):
+        path = paths[int(labels.argmax())]
+        raise UserError(f"{path}: its label is {labels.max()}, but the training part has {len(class_names):,} classes")
+    notes = [f"labels from {label_file.path}"]
+    missing = label_file.missing(root, paths)
+    if missing:
+        notes.append(f"{len(missing):,} files that it names are not among the images, first {missing[0]}")
+    return labels, class_names, notes
+
+
+def _are_numbered(groups: Mapping[Path, Iterable[Path]]) -> bool:
+    """Whether folders and files are only numbered, as those that `dataset.json` belongs to."""
+    return all(
+        _NUMBERED_FOLDER.fullmatch(folder.name) and all(_NUMBERED_IMAGE.fullmatch(path.stem) for path in group)
+        for folder, group in groups.items()
+    )
+
+
+@contextmanager
+def _naming_folder(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read folder of images {error.filename or root}: {error.strerror}") from error
+
+
+def _images_of(files: Iterable[Path], passed: Counter[str]) -> Iterator[Path]:
+    """Yield the images of some files, and count the others by their ending."""
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            yield path
+        elif path.name != LABELS_NAME:
+            passed[suffix or "without an ending"] += 1
+
+
+def _images_below(folder: Path, passed: Counter[str]) -> Iterator[Path]:
+    """Yield the images in a folder and below; links are followed, each real folder once."""
+    seen: set[str] = set()
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        real = os.path.realpath(current)
+        if real in seen:
+            passed["folders reached twice by links"] += 1
+            continue
+        seen.add(real)
+        files, folders = _content(current, passed)
+        waiting += folders
+        yield from _images_of(files, passed)
+
+
+def _content(folder: Path, passed: Counter[str]) -> tuple[list[Path], list[Path]]:
+    """Return the files and the sub-folders of a folder, sorted, and count those that are never part of a set.
+
+    Raises:
+        OSError: The folder cannot be listed, or a file in it cannot be examined.
+    """
+    files, folders = [], []
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower()
+        if name in _SNAPSHOTS:
+            passed[f"{path.name} (not opened)"] += 1
+        elif name in _SYSTEM_FOLDERS:
+            passed[f"in {path.name}"] += _count_files(path)
+        elif name.startswith("."):
+            passed["hidden"] += _count_files(path)
+        elif (kind := _kind(path)) == stat.S_IFDIR:
+            folders.append(path)
+        elif kind == stat.S_IFREG:
+            files.append(path)
+        else:
+            passed["broken links or special files"] += 1
+    return files, folders
+
+
+def _kind(path: Path) -> int | None:
+    """Return the type of what a path leads to; None for a link that leads nowhere."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
+
+
+def _count_files(path: Path) -> int:
+    """Return the number of files in a folder and below that can be listed; 1 for a file."""
+    return sum(len(files) for _, _, files in os.walk(path)) if os.path.isdir(path) else 1  # noqa: PTH112 never fails
