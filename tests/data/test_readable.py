@@ -68,7 +68,7 @@ def test_any_error_of_a_decoder_is_a_verdict(monkeypatch: pytest.MonkeyPatch, tm
     source = FolderImages(tmp_path)
     for error in (RuntimeError("two\nlines"), IndexError(), OSError(errno.EINVAL, "Invalid argument")):
 
-        def fails(*_: object, error: Exception = error) -> None:
+        def fails(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
         monkeypatch.setattr(Image, "open", fails)
@@ -87,10 +87,10 @@ def test_a_file_that_cannot_be_got_at_is_named_and_not_remembered(
     monkeypatch.setattr(readable_module, "cache_folder", lambda: tmp_path / "cache")
     original = Image.open
 
-    def fails(path: Path) -> Image.Image:
+    def fails(path: Path, formats: tuple[str, ...]) -> Image.Image:
         if path.name == "2.png":
             raise OSError(number, "a passing fault", str(path))
-        return original(path)
+        return original(path, formats=formats)
 
     monkeypatch.setattr(Image, "open", fails)
     with pytest.raises(UserError, match=r"cannot read image .*2\.png: .*a passing fault"):

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
-from vavae.data.readable import find_unreadable, image_error, read_rgb, reading, write_unreadable
+from vavae.data.readable import (
+    GrayRange,
+    find_unreadable,
+    image_error,
+    range_key,
+    read_rgb,
+    reading,
+    write_unreadable,
+)
 from vavae.data.stream import loaded_ahead
 from vavae.errors import UserError
 
@@ -132,8 +140,8 @@ def demo_pixels(split: Split) -> NDArray[np.uint8]:
     folder = resources.files("vavae.data") / "demo"
 
     def read(name: str) -> NDArray[np.uint8]:
-        with (folder / name).open("rb") as file, Image.open(file) as image:
-            mosaic = np.asarray(image.convert("RGB"))
+        with (folder / name).open("rb") as file:
+            mosaic = np.asarray(read_rgb(file))
         tiles = mosaic.reshape(-1, 32, description["columns"], 32, 3)
         return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
 
@@ -179,8 +187,7 @@ class Cifar10Images(ArrayImages):
 
 def _rows_of_png(path: Path) -> NDArray[np.uint8]:
     """A PNG with one 32x32 RGB image per row -> (N, 32, 32, 3)."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
+    return np.asarray(read_rgb(path)).reshape(-1, 32, 32, 3)
 
 
 class FolderImages:
@@ -199,6 +206,7 @@ class FolderImages:
             was found in a large folder is remembered until one of its files, or Pillow, changes.
         class_names: Names of all classes, in label order, where another part of the same set decides them: its
             training part. Null takes the sub-folders. A folder without classes passes it over.
+        gray_range: See `readable.upright_rgb`.
 
     Attributes:
         paths: Readable image files, sorted within their class.
@@ -216,6 +224,7 @@ class FolderImages:
         unreadable_list: str | os.PathLike[str] | None = None,
         check: Literal["decode", "header"] = "decode",
         class_names: Sequence[str] | None = None,
+        gray_range: GrayRange | None = None,
     ) -> None:
         root = Path(folder)
         if not root.is_dir():
@@ -235,6 +244,7 @@ class FolderImages:
             raise UserError(f"no images in folder: {root}")
         self.root = root
         self.name = root.resolve().name
+        self.gray_range = gray_range
         self.class_names: tuple[str, ...] = tuple(class_names or classes) if classes else ("image",)
         numbers = {name: number for number, name in enumerate(self.class_names)}
         unknown = next((name for name in classes if name not in numbers), None)
@@ -246,9 +256,9 @@ class FolderImages:
         labels = np.repeat([numbers[name] for name in classes] or [0], sizes)
         failed = find_unreadable(
             len(paths),
-            lambda number: image_error(paths[number], check == "decode"),
+            lambda number: image_error(paths[number], check == "decode", gray_range),
             lambda number: paths[number],
-            ("folder", _state_of(paths, root), check),
+            ("folder", _state_of(paths, root), check, gray_range),
         )
         self.unreadable = [(paths[number], reason) for number, reason in failed.items()]
         readable = np.array([number not in failed for number in range(len(paths))])
@@ -271,7 +281,7 @@ class FolderImages:
     def image(self, index: int) -> Image.Image:
         path = self.paths[index]
         with reading(f"image {path}"):
-            return read_rgb(path)
+            return read_rgb(path, self.gray_range)
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
@@ -283,7 +293,7 @@ class FolderImages:
         system, and by the second a copied set would be another one. So files of the same names, sizes and labels count
         as the same images. Compressed images of one size are hardly ever different ones; BMP and PPM may be.
         """
-        digest = hashlib.sha256(repr(self.class_names).encode())
+        digest = hashlib.sha256(repr(self.class_names).encode() + range_key(self.gray_range))
         for (path, (size, _)), label in zip(_sizes_and_times(self.paths), self.labels, strict=True):
             relative = path.relative_to(self.root).as_posix()
             digest.update(f"{relative}\0{size}\0{label}\n".encode())
@@ -356,6 +366,7 @@ def open_images(
     split: Split = "train",
     unreadable_list: str | os.PathLike[str] | None = None,
     check: Literal["decode", "header"] = "decode",
+    gray_range: GrayRange | None = None,
 ) -> ImageSource:
     """Open the images that `spec` names.
 
@@ -367,6 +378,7 @@ def open_images(
             whole for both splits.
         unreadable_list: See `FolderImages`.
         check: See `FolderImages`.
+        gray_range: See `readable.upright_rgb`.
 
     Raises:
         UserError: `spec` is neither a known name nor a folder of images, has no such split, or has a class for
@@ -380,12 +392,12 @@ def open_images(
     if spec.startswith("webdataset:"):
         from vavae.data.webdataset import WebDatasetImages
 
-        return WebDatasetImages(spec.removeprefix("webdataset:"), None, unreadable_list, check)
+        return WebDatasetImages(spec.removeprefix("webdataset:"), None, unreadable_list, check, gray_range)
     if spec.startswith("hf:"):
         from vavae.data.huggingface import HuggingFaceImages
 
         name = spec.removeprefix("hf:")
-        return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check)
+        return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check, gray_range=gray_range)
     root = Path(spec).expanduser()
     if root.is_file():
         raise UserError(f"images: {spec} is a file: give the folder it is in")
@@ -393,7 +405,7 @@ def open_images(
         raise UserError(f'no such images: {spec} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')
     train, test = _split_folder(root, "train"), _split_folder(root, "test")
     if split == "train":
-        return FolderImages(train or root, unreadable_list, check)
+        return FolderImages(train or root, unreadable_list, check, gray_range=gray_range)
     if test is None and train is not None:
         raise UserError(
             f"{root} has a train folder but none of {', '.join(_SPLIT_FOLDERS['test'])}: add one, or keep some of "
@@ -401,7 +413,7 @@ def open_images(
         )
     # A class is the same number in both parts, also where the test part lacks some.
     names = _class_names(train) if train is not None else None
-    return FolderImages(test or root, unreadable_list, check, names)
+    return FolderImages(test or root, unreadable_list, check, names, gray_range)
 
 
 def has_test_part(spec: str) -> bool:

@@ -17,12 +17,31 @@ from vavae import counter
 from vavae.data.sources import ArrayImages, ImageSource
 from vavae.sizes import Size, sides
 
+# Panoramas are shorter, so no ordinary image is cut before it is scaled; 32 crops take little memory.
+_MOST_CROPS = 32
+
 
 def _covering(image: Image.Image, size: Size) -> tuple[int, int]:
     """(width, height) of the image scaled so that it just covers `size`: of a square, the short side is as long."""
     height, width = sides(size)
     scale = max(height / image.height, width / image.width)
     return round(image.width * scale), round(image.height * scale)
+
+
+def _without_far_ends(image: Image.Image, size: Size, across: float = 0.5, down: float = 0.5) -> Image.Image:
+    """Cut an image that is over 32 times as long as its crop down to that, around where the crop will be.
+
+    Scaled whole, an image of 1x5000 pixels would become one of 256x1,280,000 before it is cropped to 256x256.
+    `across` and `down` are the place of the crop, from 0 (left, top) to 1 (right, bottom).
+    """
+    height, width = sides(size)
+    longest = -(-_MOST_CROPS * image.height * width // height), -(-_MOST_CROPS * image.width * height // width)
+    # An even number of pixels is cut off, so that the middle stays the middle.
+    kept = [side - max(0, side - most) // 2 * 2 for side, most in zip(image.size, longest, strict=True)]
+    if kept == list(image.size):
+        return image
+    left, top = (round((side - keep) * at) for side, keep, at in zip(image.size, kept, (across, down), strict=True))
+    return image.crop((left, top, left + kept[0], top + kept[1]))
 
 
 def center_crop(image: Image.Image, size: Size) -> Image.Image:
@@ -32,6 +51,7 @@ def center_crop(image: Image.Image, size: Size) -> Image.Image:
     bicubic filter until it just covers `size`, and cuts the middle out. Of a square, the short side becomes `size`.
     """
     height, width = sides(size)
+    image = _without_far_ends(image, size)
     while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     image = image.resize(_covering(image, size), Image.Resampling.BICUBIC)
@@ -52,6 +72,8 @@ def published_random_crop(
         antialias: Average over the source pixels each target pixel covers. The published resize does not, so
             large photographs are aliased; use it to repeat the published training.
     """
+    across, down = counter.uniform(seed, "random crop", [position], (2,))[0].tolist()
+    image = _without_far_ends(image, size, across, down)
     (width, height), (rows, columns) = _covering(image, size), sides(size)
     if antialias:
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -61,7 +83,6 @@ def published_random_crop(
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
         resized = Image.fromarray(pixels[0].round().to(torch.uint8).permute(1, 2, 0).numpy())
-    across, down = counter.uniform(seed, "random crop", [position], (2,))[0].tolist()
     left, top = int(across * (width - columns + 1)), int(down * (height - rows + 1))
     return resized.crop((left, top, left + columns, top + rows))
 

@@ -1,5 +1,6 @@
 """The images a stage works on, from a recipe."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,6 +35,8 @@ class ImagesConfig:
         check: What is looked at before the first use, to leave out images that cannot be read: `decode` reads each
             whole, once; `header` reads only beginnings, for sets of millions known to be sound, where a truncated
             image ends the run when its turn comes.
+        gray_range: The gray values that become black and white, as [0, 4095], for gray images of 16 bits or of 32-bit
+            numbers. null takes 16-bit values from 0 to 65535 and leaves out images of 32-bit numbers.
     """
 
     images: str = "demo"
@@ -44,6 +47,7 @@ class ImagesConfig:
     holdout: float = 0.0
     workers: int = 4
     check: Literal["decode", "header"] = "decode"
+    gray_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", as_size("size", self.size))
@@ -55,6 +59,8 @@ class ImagesConfig:
             raise UserError(f"limit: {self.limit} is not positive")
         if self.workers < 0:
             raise UserError(f"workers: {self.workers} threads cannot be; 0 is none beside the main one")
+        if self.gray_range is not None and not -math.inf < self.gray_range[0] < self.gray_range[1] < math.inf:
+            raise UserError(f"gray_range must be [black, white] with black < white, got {list(self.gray_range)}")
 
     def latent_size(self, factor: int) -> tuple[int, int]:
         """Height and width of the latents of a tokenizer with this factor.
@@ -71,7 +77,7 @@ class ImagesConfig:
         """Open the images of a split; unreadable ones are named in `unreadable.txt` of the run folder."""
         names = folder / "unreadable.txt" if folder is not None else None
         held_out = self.holdout > 0 and not has_test_part(self.images)
-        source = open_images(self.images, "train" if held_out else split, names, self.check)
+        source = open_images(self.images, "train" if held_out else split, names, self.check, self.gray_range)
         left_out = len(getattr(source, "unreadable", ()))
         if left_out and names is not None:
             print(f"images: {left_out:,} of {len(source) + left_out:,} cannot be read and are left out; see {names}")
