@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the run failed or was interrupted, 2 bad input.
 import atexit
 import errno
 import importlib
+import io
 import os
 import re
 import sys
@@ -145,6 +146,8 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            return _fail(f"{error.strerror}: {str(error.filename)[:60]}…", 2)
         told = _lost_process(error) or _machine_fault(error)
         if told is None:
             raise
@@ -164,6 +167,8 @@ def _fail_in_thread(failure: threading.ExceptHookArgs) -> None:
 def main() -> None:
     """Entry point of the console script."""
     threading.excepthook = _fail_in_thread
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files need not be UTF-8
     code = 1
 
     def leave() -> None:

@@ -289,8 +289,8 @@ def _verdicts(stored: Any) -> tuple[int, dict[int, str]]:
 
 
 def write_unreadable(unreadable: Sequence[tuple[Any, str]], path: str | os.PathLike[str] | None) -> None:
-    """Write names and reasons, one per line, tab-separated; nothing where all can be read."""
+    """Write names as they are, also those that are not UTF-8, and reasons: one per line, tab-separated."""
     if unreadable and path is not None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("".join(f"{name}\t{reason}\n" for name, reason in unreadable))
+        target.write_bytes(os.fsencode("".join(f"{name}\t{reason}\n" for name, reason in unreadable)))

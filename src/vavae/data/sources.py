@@ -296,7 +296,7 @@ class FolderImages:
         digest = hashlib.sha256(repr(self.class_names).encode() + range_key(self.gray_range))
         for (path, (size, _)), label in zip(_sizes_and_times(self.paths), self.labels, strict=True):
             relative = path.relative_to(self.root).as_posix()
-            digest.update(f"{relative}\0{size}\0{label}\n".encode())
+            digest.update(os.fsencode(f"{relative}\0{size}\0{label}\n"))
         return digest.hexdigest()
 
 
@@ -304,7 +304,7 @@ def _state_of(paths: Sequence[Path], root: Path) -> str:
     """Digest of names, sizes and times of change of files below `root`."""
     digest = hashlib.sha256()
     for path, fact in _sizes_and_times(paths):
-        digest.update(f"{path.relative_to(root)}\0{fact}\n".encode())
+        digest.update(os.fsencode(f"{path.relative_to(root)}\0{fact}\n"))
     return digest.hexdigest()
 
 

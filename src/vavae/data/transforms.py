@@ -1,7 +1,8 @@
 """From image files to tensors and back.
 
 Pixels are (N, H, W, 3) uint8, as Pillow, numpy and the ADM evaluator have them; images are (N, 3, H, W) float32 in
-[-1, 1], as networks take them. `to_tensor` and `to_uint8` are the only two ways between the two.
+[-1, 1], as networks take them. `to_tensor` and `to_uint8` are the only two ways between the two; `as_images` takes
+either, and Pillow images.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from vavae import counter
+from vavae.data.readable import reading, upright_rgb
 from vavae.data.sources import ArrayImages, ImageSource
+from vavae.errors import UserError
 from vavae.sizes import Size, sides
 
 # Panoramas are shorter, so no ordinary image is cut before it is scaled; 32 crops take little memory.
 _MOST_CROPS = 32
+# Bicubic filters and decoders that are not clamped exceed [-1, 1] a little.
+_LARGEST = 1.1
+
+Images = Tensor | np.ndarray | Image.Image | Sequence[Tensor | np.ndarray | Image.Image]
 
 
 def _covering(image: Image.Image, size: Size) -> tuple[int, int]:
@@ -93,6 +100,69 @@ def to_tensor(pixels: Tensor | np.ndarray | Image.Image) -> Tensor:
     if tensor.dtype != torch.uint8 or tensor.shape[-1] != 3:
         raise ValueError(f"pixels must be (..., H, W, 3) uint8, not {tuple(tensor.shape)} {tensor.dtype}")
     return tensor.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
+
+
+def as_images(value: Images) -> Tensor:
+    """Return pictures in any usual form as images (B, 3, H, W) in [-1, 1].
+
+    Args:
+        value: One of these, or a list of them of one size: a Pillow image; a numpy array of pixels (H, W, 3) or
+            (B, H, W, 3), uint8; a tensor or a numpy array of floats (3, H, W) or (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        UserError: Another form, type or range, or numbers that are not finite.
+    """
+    if isinstance(value, Image.Image):
+        with reading("a Pillow image"):
+            return to_tensor(upright_rgb(value.copy()))[None]
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+        return _of_pixels(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return _of_floats(torch.from_numpy(np.array(value, np.float32)))
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return _of_floats(value)
+    if isinstance(value, list | tuple) and value:
+        images = [as_images(one) for one in value]
+        sizes = sorted({f"{image.shape[-1]}x{image.shape[-2]}" for image in images})
+        if len(sizes) > 1:
+            raise UserError(
+                f"images: must be of one size, got {', '.join(sizes[:3])}; vavae.data.center_crop crops them"
+            )
+        return torch.cat(images)
+    if isinstance(value, Tensor | np.ndarray):
+        raise UserError(
+            f"images: {value.dtype} is not in [-1, 1]; vavae.data.to_tensor scales pixels (B, H, W, 3), uint8"
+        )
+    given = "an empty list" if isinstance(value, list | tuple) else f"{type(value).__name__} {str(value)[:40]!r}"
+    raise UserError(
+        f"images: must be Pillow images, numpy pixels or a tensor, got {given}; vavae.data.read_rgb reads a file"
+    )
+
+
+def _of_pixels(pixels: np.ndarray) -> Tensor:
+    if pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+        raise UserError(
+            f"images: uint8 pixels must be (H, W, 3) or (B, H, W, 3), got {pixels.shape}; "
+            "Image.fromarray(x).convert('RGB') makes color of gray, x.transpose(0, 2, 3, 1) puts channels last"
+        )
+    if pixels.size and pixels.max() == 1:
+        raise UserError(
+            "images: uint8 pixels must be 0 to 255, got 0 and 1 only; multiply by 255 before the conversion"
+        )
+    return to_tensor(pixels if pixels.ndim == 4 else pixels[None])
+
+
+def _of_floats(images: Tensor) -> Tensor:
+    if images.ndim not in (3, 4) or images.shape[-3] != 3:
+        raise UserError(f"images: floats must be (3, H, W) or (B, 3, H, W), got {tuple(images.shape)}")
+    if images.numel():
+        low, high = (float(bound) for bound in images.detach().aminmax())
+        if not (low >= -_LARGEST and high <= _LARGEST):  # also where one is not a number
+            raise UserError(
+                f"images: values must be in [-1, 1], got {low:g} to {high:g}; x / 127.5 - 1 scales 0 to 255, "
+                "2 * x - 1 scales 0 to 1"
+            )
+    return images if images.ndim == 4 else images[None]
 
 
 def to_uint8(images: Tensor) -> Tensor:
