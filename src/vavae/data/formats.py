@@ -39,10 +39,10 @@ with suppress(ImportError):
 
     pillow_heif.register_heif_opener()
 Image.init()
-# Pillow warns from 89 million pixels on and refuses 179 million; MAX_PIXELS decides here. Of EXIF data only the
-# orientation is read.
+# Pillow warns from 89 million pixels on and refuses 179 million; MAX_PIXELS decides here. Its warnings
+# of damaged EXIF data do not matter, since only the orientation is read.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin", category=UserWarning)
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
 IMAGE_FORMATS = tuple(name for name in _SUFFIXES if name in Image.OPEN)  # what this installation can open
