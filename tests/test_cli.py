@@ -337,3 +337,12 @@ def test_doctor_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
 def test_labels_are_numbers_and_names(given: str, expected: list[object], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sample", "--labels", given, "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["labels"] == expected
+
+
+@pytest.mark.parametrize("option", ["--data.images", "--output", "--tokenizer"])
+def test_an_overlong_path_is_one_line(option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = {"--data.images": "demo", "--output": str(tmp_path / "out"), "--tokenizer": "demo"}
+    arguments[option] = "x" * 5000
+    assert run(["encode", "--data.size", "32", *(word for pair in arguments.items() for word in pair)]) == 2
+    told = capsys.readouterr().err.strip()
+    assert len(told.splitlines()) == 1 and len(told) < 200 and "xxx" in told

@@ -3,18 +3,24 @@
 import errno
 import io
 import json
+import os
+import struct
+import sys
+import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import PIL
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from vavae.data import DemoImages, FolderImages, read_rgb
 from vavae.data import readable as readable_module
 from vavae.data.readable import find_unreadable, image_error
 from vavae.errors import RunError, UserError
+from vavae.stages.images import ImagesConfig
 
 PICTURE = DemoImages("train").image(0)
 
@@ -68,7 +74,7 @@ def test_any_error_of_a_decoder_is_a_verdict(monkeypatch: pytest.MonkeyPatch, tm
     source = FolderImages(tmp_path)
     for error in (RuntimeError("two\nlines"), IndexError(), OSError(errno.EINVAL, "Invalid argument")):
 
-        def fails(*_: object, error: Exception = error) -> None:
+        def fails(*_: object, error: Exception = error, **__: object) -> None:
             raise error
 
         monkeypatch.setattr(Image, "open", fails)
@@ -87,10 +93,10 @@ def test_a_file_that_cannot_be_got_at_is_named_and_not_remembered(
     monkeypatch.setattr(readable_module, "cache_folder", lambda: tmp_path / "cache")
     original = Image.open
 
-    def fails(path: Path) -> Image.Image:
+    def fails(path: Path, formats: tuple[str, ...]) -> Image.Image:
         if path.name == "2.png":
             raise OSError(number, "a passing fault", str(path))
-        return original(path)
+        return original(path, formats=formats)
 
     monkeypatch.setattr(Image, "open", fails)
     with pytest.raises(UserError, match=r"cannot read image .*2\.png: .*a passing fault"):
@@ -174,3 +180,137 @@ def test_a_damaged_record_is_made_anew(damage: str, tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert search(lambda number: "bad" if number == 3 else None, tmp_path / "file" / "cache") == {3: "bad"}
+
+
+def exif(*entries: bytes, count: int | None = None, after: bytes = b"") -> bytes:
+    """EXIF data of entries as `entry` makes them."""
+    number = struct.pack(">H", len(entries) if count is None else count)
+    return b"Exif\0\0MM\0*\0\0\0\x08" + number + b"".join(entries) + bytes(4) + after
+
+
+def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:
+    return struct.pack(">HHI", tag, kind, count) + value.ljust(4, b"\0")
+
+
+SIX = entry(0x0112, 3, 1, b"\0\x06")
+BADLY_WRITTEN = {
+    "a signed rational of -1/0": exif(
+        SIX, entry(0x9204, 10, 1, struct.pack(">I", 38)), after=struct.pack(">ii", -1, 0)
+    ),
+    "a value beyond the end": exif(SIX, entry(0x9204, 10, 1, struct.pack(">I", 9999))),
+    "entries that are missing": exif(SIX, count=40),
+    "an unknown type": exif(SIX, entry(0x9204, 99, 1, b"")),
+    "a directory inside itself": exif(SIX, entry(0x8769, 4, 1, struct.pack(">I", 8))),
+    "a long integer": exif(entry(0x0112, 4, 1, struct.pack(">I", 6))),
+    "two values": exif(entry(0x0112, 3, 2, b"\0\x06\0\x06")),
+}
+WITHOUT_ORIENTATION = {
+    "zero": exif(entry(0x0112, 3, 1, b"\0\0")),
+    "nine": exif(entry(0x0112, 3, 1, b"\0\x09")),
+    "text": exif(entry(0x0112, 2, 2, b"6\0")),
+    "bytes": exif(entry(0x0112, 7, 1, b"\x06")),
+    "nothing": b"Exif\0\0",
+    "noise": b"Exif\0\0noise",
+}
+
+
+@pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.TiffImagePlugin")
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("case", [*BADLY_WRITTEN, *WITHOUT_ORIENTATION])
+def test_badly_written_exif_costs_no_photograph(case: str, file_format: str) -> None:
+    wide, stored = Image.new("RGB", (40, 24)), io.BytesIO()
+    wide.save(stored, file_format, exif=(BADLY_WRITTEN | WITHOUT_ORIENTATION)[case])
+    assert image_error(io.BytesIO(stored.getvalue())) is None
+    assert read_rgb(io.BytesIO(stored.getvalue())).size == ((24, 40) if case in BADLY_WRITTEN else (40, 24))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_orientations_are_those_of_pillow(file_format: str, orientation: int) -> None:
+    stored, tags = io.BytesIO(), Image.Exif()
+    tags[0x0112] = orientation
+    PICTURE.crop((0, 0, 32, 16)).save(stored, file_format, exif=tags)
+    image, expected = read_rgb(stored), ImageOps.exif_transpose(Image.open(stored))
+    assert image.size == expected.size and image.tobytes() == expected.convert("RGB").tobytes()
+    assert ImageOps.exif_transpose(image).size == image.size  # it is not turned twice
+
+
+def test_orientation_in_xmp() -> None:
+    stored = io.BytesIO()
+    Image.new("RGB", (40, 24)).save(stored, "JPEG", xmp=b'<rdf:Description tiff:Orientation="8"/>')
+    assert read_rgb(stored).size == (24, 40)
+
+
+@pytest.fixture
+def first_dark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readable_module, "_DARK_SEEN", threading.Event())
+
+
+def gray(file_format: str, bits: int, dtype: str = "uint16") -> io.BytesIO:
+    """A ramp from 0 to the largest value of so many bits."""
+    stored = io.BytesIO()
+    Image.fromarray(np.linspace(0, 2**bits - 1, 256).round().astype(dtype).reshape(16, 16)).save(stored, file_format)
+    return stored
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_gray_of_twelve_bits_is_dark_with_a_warning_and_right_with_a_range(
+    file_format: str, first_dark: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert np.asarray(read_rgb(gray(file_format, 12))).max() == 15
+    read_rgb(gray(file_format, 10))
+    (record,) = caplog.records  # one for the whole process
+    assert "4095 of 65535" in record.message and "data.gray_range: [0, 4095]" in record.message
+    pixels = np.asarray(read_rgb(gray(file_format, 12), (0, 4095)))
+    assert np.abs(pixels[..., 0].reshape(-1).astype(int) - np.arange(256)).max() <= 1
+    assert pixels.min() == 0 and pixels.max() == 255
+
+
+@pytest.mark.parametrize("bits", [15, 16])
+def test_gray_of_sixteen_bits_needs_no_warning(bits: int, first_dark: None, caplog: pytest.LogCaptureFixture) -> None:
+    assert np.asarray(read_rgb(gray("PNG", bits))).max() == 2**bits - 1 >> 8
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_a_range_gives_32_bit_numbers_a_meaning(dtype: str) -> None:
+    assert "data.gray_range" in str(image_error(gray("TIFF", 12, dtype)))
+    assert image_error(gray("TIFF", 12, dtype), gray_range=(0, 4095)) is None
+    assert np.asarray(read_rgb(gray("TIFF", 12, dtype), (1000, 2000))).max() == 255
+    stored = io.BytesIO()
+    Image.fromarray(np.full((16, 16), np.nan, np.float32)).save(stored, "TIFF")
+    assert image_error(stored, gray_range=(0, 1)) == "some of its pixels are not numbers"
+
+
+def test_every_source_takes_the_range(tmp_path: Path) -> None:
+    content = gray("PNG", 12).getvalue()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.png").write_bytes(content)
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        member = tarfile.TarInfo("a.png")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(image=datasets.Image())
+    datasets.Dataset.from_dict({"image": [{"bytes": content, "path": None}]}, features).save_to_disk(tmp_path / "hub")
+    for spec in (tmp_path / "folder", f"webdataset:{tmp_path / 'a.tar'}", f"hf:{tmp_path / 'hub'}"):
+        dark, bright = (ImagesConfig(str(spec), 16, gray_range=given).open("train") for given in (None, (0, 4095)))
+        assert np.asarray(dark.image(0)).max() == 15 and np.asarray(bright.image(0)).max() == 255
+        assert dark.fingerprint() != bright.fingerprint()  # latents of the one are not those of the other
+
+
+@pytest.mark.parametrize("given", [(4095, 0), (1, 1), (0, float("inf")), (float("nan"), 1)])
+def test_ranges_run_upwards(given: tuple[float, float]) -> None:
+    with pytest.raises(UserError, match=r"gray_range must be \[black, white\] with black < white, got"):
+        ImagesConfig(gray_range=given)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    Path(os.fsdecode(folder)).mkdir()
+    PICTURE.save(os.fsdecode(folder + b"/\xff.png"))
+    Path(os.fsdecode(folder + b"/\xfe.png")).write_bytes(b"no picture")
+    source = FolderImages(tmp_path, tmp_path / "unreadable.txt")
+    assert len(source) == 1 and len(source.fingerprint()) == 64
+    assert (tmp_path / "unreadable.txt").read_bytes() == folder + b"/\xfe.png\tnot an image\n"

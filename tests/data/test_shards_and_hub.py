@@ -407,7 +407,7 @@ def test_a_holdout_of_a_hub_set(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise MemoryError
 
     path = write_tar(tmp_path / "a.tar", labelled([0, 1]))

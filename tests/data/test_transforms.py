@@ -1,3 +1,4 @@
+import io
 from fractions import Fraction
 from threading import Barrier
 
@@ -13,6 +14,7 @@ from vavae.data import (
     DemoImages,
     FolderImages,
     InMemoryImages,
+    as_images,
     center_crop,
     flip_horizontally,
     load_images,
@@ -20,6 +22,7 @@ from vavae.data import (
     published_random_crop,
     to_tensor,
     to_uint8,
+    transforms,
 )
 from vavae.errors import UserError
 
@@ -284,3 +287,113 @@ def test_rectangles_from_folder_and_memory(tmp_path):
     memory = InMemoryImages(source, (24, 40))
     assert torch.equal(load_images(memory, [2, 0], (24, 40)), to_tensor(pixels))
     assert memory.pixels.shape == (3, 24, 40, 3)
+
+
+THIN = [(1, 5000, 256), (5000, 1, 256), (1, 5001, 64), (7, 3000, (64, 96)), (3000, 2, (96, 64))]
+
+
+def crops_of(image: Image.Image, size: object, position: int) -> list[Image.Image]:
+    crops = [published_random_crop(image, size, 0, position, antialias) for antialias in (False, True)]
+    return [center_crop(image, size), *crops]
+
+
+@pytest.mark.parametrize(("width", "height", "size"), THIN)
+def test_thin_images_are_cut_before_they_are_scaled(width, height, size, monkeypatch):
+    """Whole, the first one becomes an image of 256x1,280,000 pixels."""
+    largest = []
+    covering = transforms._covering
+    monkeypatch.setattr(transforms, "_covering", lambda *given: largest.append(covering(*given)) or largest[-1])
+    for crop in crops_of(photograph(width, height), size, 3):
+        assert crop.size == (size, size) if isinstance(size, int) else crop.size == size[::-1]
+    assert len(largest) == 3 and all(max(sides) <= 34 * 256 for sides in largest)
+
+
+@pytest.mark.parametrize(("width", "height", "size"), THIN)
+@pytest.mark.parametrize("way", [0, 1])
+def test_crops_of_thin_images_are_where_those_of_the_whole_would_be(width, height, size, way):
+    """A ramp along the image: the value of a crop is its place."""
+    ramp = np.linspace(0, 255, max(width, height)).reshape((height, 1) if height > width else (1, width))
+    image = Image.fromarray(np.repeat(np.broadcast_to(ramp, (height, width))[..., None], 3, 2).astype(np.uint8))
+    assert abs(np.asarray(center_crop(image, size)).mean() - 127.5) < 1
+    found = []
+    for position in range(20):
+        across, down = counter.uniform(0, "random crop", [position], (2,))[0].tolist()
+        place = np.asarray(published_random_crop(image, size, 0, position, antialias=bool(way))).mean() / 255
+        assert abs(place - (down if height > width else across)) < 0.03
+        found.append(place)
+    assert max(found) - min(found) > 0.5
+
+
+def test_the_middle_of_a_thin_image_is_its_middle_pixel():
+    """5001 rows: the crop is one pixel of the source, number 2500."""
+    pixels = np.zeros((5001, 1, 3), np.uint8)
+    pixels[2500] = 200
+    crop = np.asarray(center_crop(Image.fromarray(pixels), 256))
+    whole = np.asarray(Image.fromarray(pixels[2492:2509]).resize((256, 17 * 256), Image.Resampling.BICUBIC))
+    assert (crop == whole[8 * 256 : 9 * 256]).all()
+
+
+BATCH = to_tensor(DEMO.pixels[:2])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [DEMO.image(0), DEMO.image(1)],
+        (DEMO.pixels[0], DEMO.image(1)),
+        DEMO.pixels[:2],
+        [DEMO.pixels[0], BATCH[1]],
+        BATCH,
+        BATCH.double(),
+        BATCH.numpy(),
+        [BATCH[0], BATCH[1:]],
+        np.asarray(DEMO.pixels[:2])[:, ::-1][:, ::-1],
+    ],
+)
+def test_pictures_in_any_usual_form_are_images(given):
+    assert torch.equal(as_images(given).float(), BATCH)
+
+
+def test_one_picture_is_a_batch_of_one():
+    for picture in (DEMO.image(0), DEMO.pixels[0], BATCH[0], BATCH[0].numpy(), [DEMO.image(0)]):
+        assert torch.equal(as_images(picture), BATCH[:1])
+    assert as_images(BATCH[:0]).shape == (0, 3, 32, 32)
+
+
+def test_pillow_images_are_read_as_files_are():
+    gray, turned = DEMO.image(0).convert("L"), Image.new("RGB", (40, 24))
+    turned.getexif()[0x0112] = 6
+    assert torch.equal(as_images(gray), to_tensor(gray.convert("RGB"))[None])
+    assert as_images(DEMO.image(0).convert("RGBA")).shape == (1, 3, 32, 32)
+    stored = io.BytesIO()
+    turned.save(stored, "jpeg", exif=turned.getexif())
+    with Image.open(stored) as opened:
+        assert as_images(opened).shape == (1, 3, 40, 24)
+        assert opened.getexif()[0x0112] == 6 and opened.info["exif"]  # the picture itself is left as it was
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((BATCH + 1) * 127.5, r"must be in \[-1, 1\], got .* to 2.*x / 127.5 - 1"),
+        (torch.full((1, 3, 8, 8), float("nan")), r"must be in \[-1, 1\], got nan to nan"),
+        (torch.full((1, 3, 8, 8), float("-inf")), r"got -inf to -inf"),
+        (BATCH * 2.1, r"must be in \[-1, 1\]"),  # as normalized for ImageNet
+        (torch.zeros(1, 1, 8, 8), r"must be \(3, H, W\) or \(B, 3, H, W\), got \(1, 1, 8, 8\)"),
+        (torch.zeros(1, 8, 8, 3), "must be"),
+        (BATCH.to(torch.int64), r"torch\.int64 is not in"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.bool), r"torch\.bool is not in"),
+        (np.zeros((8, 8, 3), np.int64), "int64 is not in"),
+        (np.zeros((8, 8), np.uint8), r"must be \(H, W, 3\) or \(B, H, W, 3\), got \(8, 8\)"),
+        (DEMO.pixels[:2].transpose(0, 3, 1, 2), r"got \(2, 3, 32, 32\)"),
+        ((DEMO.pixels[:2] > 128).astype(np.uint8), "0 and 1 only"),
+        ([], "an empty list"),
+        (None, "got NoneType 'None'"),
+        ("cat.png", r"got str 'cat\.png'; vavae\.data\.read_rgb reads a file"),
+        ([DEMO.image(0), photograph(40, 32)], "of one size, got 32x32, 40x32"),
+        (Image.new("F", (8, 8)), "32-bit numbers"),
+    ],
+)
+def test_what_is_no_image_is_refused(given, sentence):
+    with pytest.raises(UserError, match=sentence):
+        as_images(given)

@@ -128,6 +128,13 @@ def test_conventions_differ_in_what_they_state():
     assert set(small) == {"psnr"}
 
 
+@pytest.mark.parametrize("originals", [torch.full((1, 3, 16, 16), 255.0), torch.full((1, 3, 16, 16), float("nan"))])
+def test_originals_of_another_range_are_refused(originals):
+    """Stored as 8-bit pixels they would be clamped, and 255 would equal 100."""
+    with pytest.raises(ValueError, match=r"originals: values must be in \[-1, 1\]"):
+        fidelity(originals, torch.zeros(1, 3, 16, 16), "strict", {})
+
+
 def test_misspelt_choices_are_refused():
     images = torch.zeros(1, 3, 16, 16)
     with pytest.raises(ValueError, match="convention: 'stric'"):

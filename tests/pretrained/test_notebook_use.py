@@ -36,6 +36,46 @@ def test_names_are_labels(generator: Generator) -> None:
         generator(["unicorn"], sampling=FEW)
 
 
+def test_labels_in_any_usual_form(generator: Generator) -> None:
+    expected = generator([3], sampling=FEW)
+    one = torch.tensor(3)
+    for labels in (
+        3,
+        "cat",
+        (3,),
+        np.int64(3),
+        np.array([3]),
+        np.array(3),
+        one,
+        [one],
+        [np.uint8(3)],
+        np.array(["cat"]),
+    ):
+        assert torch.equal(generator(labels, sampling=FEW), expected), repr(labels)
+    assert torch.equal(generator(range(3, 4), sampling=FEW), expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (True, r"labels: must be numbers or names of classes, got True \(bool\)"),
+        ([1, False], "got False"),
+        (torch.tensor([True]), "got True"),
+        (1.0, r"got 1\.0 \(float\)"),
+        (np.array([1.5]), r"got 1\.5"),
+        (None, r"got None \(NoneType\)"),
+        ([[1, 2]], "got \\[1, 2\\]"),
+        (10**30, r"labels: 1000000000000000000000000000000 is not in 0\.\.9"),
+        (-1, r"labels: -1 is not in 0\.\.9"),
+        ("Cat", r"'Cat' is not a class; did you mean 'cat'\?"),
+        (["hrose"], r"did you mean 'horse'\?"),
+    ],
+)
+def test_other_labels_are_refused_with_a_sentence(generator: Generator, labels: object, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        generator(labels, sampling=FEW)  # type: ignore[arg-type]
+
+
 def test_no_labels_are_no_images(generator: Generator) -> None:
     assert generator([], sampling=FEW).shape == (0, 3, 32, 32)
 
@@ -62,6 +102,26 @@ def test_own_pictures(generator: Generator) -> None:
         torch.testing.assert_close(generator.tokenizer.encode(images.to(dtype)), expected, atol=0.1, rtol=0.1)
     with pytest.raises(UserError, match=r"images: torch\.uint8 is not in"):
         generator.tokenizer.encode(((images + 1) * 127.5).to(torch.uint8))
+
+
+def test_pictures_go_in_as_they_are(generator: Generator) -> None:
+    tokenizer = generator.tokenizer
+    picture = center_crop(Image.effect_mandelbrot((70, 50), (-2, -1, 1, 1), 20).convert("RGB"), 32)
+    expected = tokenizer.encode(to_tensor(picture)[None])
+    for images in (picture, [picture], np.asarray(picture), np.asarray(picture)[None], to_tensor(picture)):
+        assert torch.equal(tokenizer.encode(images), expected)
+        assert torch.equal(tokenizer.reconstruct(images), tokenizer.decode(expected))
+    for images, sentence in (
+        (to_tensor(picture)[None] * 127.5 + 127.5, r"values must be in \[-1, 1\], got"),
+        (torch.full((1, 3, 32, 32), float("nan")), "got nan to nan"),
+        ([picture, picture.resize((16, 16))], "of one size"),
+    ):
+        for use in (tokenizer.encode, tokenizer.reconstruct):
+            with pytest.raises(UserError, match=sentence):
+                use(images)
+    for latents in (np.zeros((1, 16, 8, 8)), torch.zeros(1, 16, 8, 8, dtype=torch.int64), picture):
+        with pytest.raises(UserError, match="latents: must be a tensor of floats"):
+            tokenizer.decode(latents)  # type: ignore[arg-type]
 
 
 def test_noise_of_another_type_and_a_type_for_a_device(generator: Generator) -> None:

@@ -18,6 +18,7 @@ from vavae.data.sources import (
 from vavae.data.stream import Batch, BatchLoader, IndexStream, loaded_ahead
 from vavae.data.transforms import (
     InMemoryImages,
+    as_images,
     center_crop,
     flip_horizontally,
     load_images,
@@ -43,6 +44,7 @@ __all__ = [
     "ResidentLatents",
     "Shard",
     "Split",
+    "as_images",
     "center_crop",
     "demo_pixels",
     "flip_horizontally",

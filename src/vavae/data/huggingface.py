@@ -13,9 +13,11 @@ from PIL import Image
 
 from vavae.data.found import Found
 from vavae.data.readable import (
+    GrayRange,
     Unreadable,
     find_unreadable,
     image_error,
+    range_key,
     read_rgb,
     reading,
     write_unreadable,
@@ -39,6 +41,7 @@ class HuggingFaceImages:
         label_column: Column of the labels; null takes `label`, or the first column of classes.
         unreadable_list: Where to write numbers of unreadable images and the reasons, one per line, tab-separated.
         check: "decode" reads every image whole once; "header" reads only the beginnings.
+        gray_range: See `readable.upright_rgb`.
 
     Attributes:
         unreadable: (number in the set, reason) of each image left out.
@@ -57,6 +60,7 @@ class HuggingFaceImages:
         label_column: str | None = None,
         unreadable_list: str | os.PathLike[str] | None = None,
         check: Literal["decode", "header"] = "decode",
+        gray_range: GrayRange | None = None,
     ) -> None:
         datasets = _library()
         with _naming_set(source):
@@ -84,11 +88,12 @@ class HuggingFaceImages:
                 )
             self.class_names = tuple(names or (str(n) for n in range(int(labels.max(initial=0)) + 1)))
         self._identity = f"{rows._fingerprint} {self._image}"
-        key = ("hf", self._identity, len(rows), check)
+        self.gray_range = gray_range
+        key = ("hf", self._identity, len(rows), check, gray_range)
 
         def error_of(row: int) -> str | None:
             file = self._file(row)
-            return "there is no image" if file is None else image_error(file, check == "decode")
+            return "there is no image" if file is None else image_error(file, check == "decode", gray_range)
 
         failed = find_unreadable(len(rows), error_of, lambda row: f"{row} of {source} {split}", key)
         self.unreadable: Unreadable = [(f"{source} {split} {number}", reason) for number, reason in failed.items()]
@@ -115,14 +120,14 @@ class HuggingFaceImages:
 
     def image(self, index: int) -> Image.Image:
         with reading(f"image {index} of {self.name}"):
-            return read_rgb(self._file(int(self._kept[index])))
+            return read_rgb(self._file(int(self._kept[index])), self.gray_range)
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
 
     def fingerprint(self) -> str:
         """Digest of the library's own fingerprint, the column used, and which images can be read."""
-        digest = hashlib.sha256(f"{self._identity} {len(self)}".encode())
+        digest = hashlib.sha256(f"{self._identity} {len(self)}".encode() + range_key(self.gray_range))
         digest.update(self._kept.astype("<i8").tobytes())
         return digest.hexdigest()
 

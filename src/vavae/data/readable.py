@@ -7,7 +7,9 @@ key of everything that it depends on, and part of it already while the search go
 import errno
 import hashlib
 import json
+import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -16,14 +18,18 @@ from typing import IO, Any
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image
 
+from vavae.data.formats import IMAGE_FORMATS, open_image
 from vavae.data.stream import loaded_ahead
 from vavae.errors import one_line, told
 from vavae.files import written_whole
 from vavae.progress import track
 
+log = logging.getLogger(__name__)
+
 Unreadable = list[tuple[str, str]]  # (name, reason)
+GrayRange = tuple[float, float]  # the gray values that become black and white
 
 # Smaller sets are checked anew in seconds.
 _WORTH_KEEPING = 1000
@@ -31,10 +37,22 @@ _WORTH_KEEPING = 1000
 _BLOCK = 64
 _SAVE_SECONDS = 20.0
 # Changes whenever `image_error` or `read_rgb` judge otherwise than before.
-_RULES = 2
+_RULES = 3
 
 # What `read_rgb` raises for a file that it cannot read.
 IMAGE_ERRORS = (OSError, ValueError)
+
+# What makes an image upright, by its orientation tag (EXIF 2.32, tag 0x0112).
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DARK_SEEN = threading.Event()
 
 
 def cache_folder() -> Path:
@@ -45,8 +63,8 @@ def cache_folder() -> Path:
 
 
 def judge() -> str:
-    """All that verdicts depend on beside the image: our rules and the version of Pillow."""
-    return f"{_RULES} Pillow {PIL.__version__}"
+    """Return all that verdicts depend on except the image: our rules, the decoders and the version of Pillow."""
+    return f"{_RULES} Pillow {PIL.__version__} {IMAGE_FORMATS}"
 
 
 def threads() -> int:
@@ -75,61 +93,123 @@ def reading(what: str) -> AbstractContextManager[None]:
     return told(lambda reason: f"cannot read {what}: {reason}", f"decode {what}")
 
 
-def read_rgb(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """Read an image file, by its path or open, as upright RGB.
+def read_rgb(file: str | os.PathLike[str] | IO[bytes], gray_range: GrayRange | None = None) -> Image.Image:
+    """Read an image file, by its path or open, as upright RGB; see `upright_rgb`.
 
-    EXIF orientation is applied, transparency is dropped, 16-bit grey values keep their high byte, and of an
-    animation the first frame is taken. Raises OSError or ValueError if the file cannot be decoded whole, or holds
-    32-bit numbers, whose range nothing tells.
+    Raises:
+        OSError: The file cannot be read or decoded.
+        ValueError: The file cannot be decoded whole, or its pixels are 32-bit numbers and there is no `gray_range`.
     """
     try:
-        with Image.open(path) as image:
-            return _upright_rgb(image)
+        with open_image(file) as image:
+            return upright_rgb(image, gray_range)
     except (*IMAGE_ERRORS, MemoryError):
         raise
     except Exception as error:  # a damaged AVIF raises RuntimeError, a PNG SyntaxError, and so on
         raise ValueError(one_line(error)) from error
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    if _high_byte_counts(upright.mode, image.format):
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    return upright.convert("RGB")
+def upright_rgb(image: Image.Image, gray_range: GrayRange | None = None) -> Image.Image:
+    """Return an opened image as upright RGB without metadata.
+
+    The orientation in EXIF or XMP is applied, transparency is dropped, and of an animation the first frame is taken.
+    Of 16-bit color Pillow keeps the high byte.
+
+    Args:
+        image: The image; it is not to be used afterwards.
+        gray_range: The gray values that become black and white, for gray images of 16 bits or of 32-bit numbers.
+            Without it, 16-bit gray values keep their high byte.
+
+    Raises:
+        OSError: The image cannot be decoded whole.
+        ValueError: Its pixels are 32-bit numbers and there is no `gray_range`, or some are not numbers.
+    """
+    deep, name = _is_deep(image, gray_range), str(getattr(image, "filename", ""))
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if deep:
+        image = Image.fromarray(_eight_bits(np.asarray(image), gray_range, name))
+    image.info = {}  # else the result could be turned again, and Pillow warns of transparency that it drops
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _high_byte_counts(mode: str, file_format: str | None) -> bool:
-    """Whether pixels are 16-bit grey values. Raises ValueError for 32-bit numbers."""
-    sixteen = mode.startswith("I;16") or (mode == "I" and file_format in ("PNG", "PPM"))
-    if mode in ("I", "F") and not sixteen:
-        raise ValueError("its pixels are 32-bit numbers of unknown range; store it with 8 or 16 bits")
-    return sixteen
+def range_key(gray_range: GrayRange | None) -> bytes:
+    """Return what a source's fingerprint gets from `gray_range`: nothing where there is none."""
+    return b"" if gray_range is None else repr(gray_range).encode()
 
 
-def image_error(file: Path | IO[bytes], whole: bool = True) -> str | None:
-    """Why `read_rgb` cannot read an image, or None if it can.
+def _orientation(image: Image.Image) -> object:
+    """Return the value of the orientation tag. `ImageOps.exif_transpose` would also write the other tags, and fail."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF data, of which Pillow raises whatever it stumbles over
+        return None
+
+
+def _is_deep(image: Image.Image, gray_range: GrayRange | None) -> bool:
+    """Return whether the pixels of an opened image are gray values of more than 8 bits.
+
+    Raises:
+        ValueError: They are 32-bit numbers and there is no `gray_range`.
+    """
+    mode = image.mode
+    sixteen = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
+    if mode in ("I", "F") and not sixteen and gray_range is None:
+        raise ValueError(
+            "its pixels are 32-bit numbers of unknown range: give data.gray_range, or store it with 8 or 16 bits"
+        )
+    return sixteen or mode in ("I", "F")
+
+
+def _eight_bits(pixels: np.ndarray, gray_range: GrayRange | None, name: str) -> np.ndarray:
+    """Scale gray values to 0 … 255, uint8: from `gray_range`, or from 16 bits by taking the high byte."""
+    if gray_range is None:
+        _warn_if_dark(int(pixels.max()), name)
+        return (pixels >> 8).astype(np.uint8)
+    low, high = gray_range
+    scaled = (np.clip(pixels.astype(np.float32), low, high) - low) * (255 / (high - low))
+    if np.isnan(scaled).any():
+        raise ValueError("some of its pixels are not numbers")
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _warn_if_dark(largest: int, name: str) -> None:
+    """Warn, once in a process, of a 16-bit image that uses 14 bits or fewer: many X-rays and cameras have 10 to 14."""
+    if 0 < largest < 2**14 and not _DARK_SEEN.is_set():
+        _DARK_SEEN.set()
+        log.warning(
+            "images: the largest value of %s is %d of 65535, so it becomes nearly black. If the values of the set have "
+            "fewer than 16 bits, give their range, for 12 bits data.gray_range: [0, 4095]",
+            name or "a 16-bit gray image",
+            largest,
+        )
+
+
+def image_error(file: Path | IO[bytes], whole: bool = True, gray_range: GrayRange | None = None) -> str | None:
+    """Return why `read_rgb` cannot read an image, or None if it can.
 
     Args:
         file: A path, or an open binary file.
         whole: Decode it, which finds truncated ones; otherwise read its beginning only.
+        gray_range: See `upright_rgb`.
 
     Raises:
-        OSError: The file could not be got at (no permission, a failing disk, too many open files), which says
-            nothing about the image.
-        MemoryError: Nor does this.
+        OSError: The file cannot be read (no permission, a failing disk, too many open files), which says nothing about
+            the image.
+        MemoryError: There is not enough memory to decode it, which does not either.
     """
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             if whole:
                 # For JPEG this skips most of the inverse transform and still reads the file to its end.
                 image.draft("RGB", (32, 32))
-                _upright_rgb(image)
+                upright_rgb(image, gray_range)
             else:
-                _high_byte_counts(image.mode, image.format)
+                _is_deep(image, gray_range)
     except MemoryError:
         raise
-    except UnidentifiedImageError:
-        return "not an image"
     except OSError as error:
         # Decoders raise OSError without a number, or seek to where a damaged file sends them, which is EINVAL.
         if error.errno not in (None, errno.EINVAL):
@@ -209,9 +289,8 @@ def _verdicts(stored: Any) -> tuple[int, dict[int, str]]:
 
 
 def write_unreadable(unreadable: Sequence[tuple[Any, str]], path: str | os.PathLike[str] | None) -> None:
-    """Write names and reasons, one per line, tab-separated; nothing where all can be read."""
+    """Write names as they are, also those that are not UTF-8, and reasons: one per line, tab-separated."""
     if unreadable and path is not None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(f"{name}\t{reason}\n" for name, reason in unreadable)
-        target.write_text(lines, encoding="utf-8", errors="surrogateescape")  # names are bytes in any encoding
+        target.write_bytes(os.fsencode("".join(f"{name}\t{reason}\n" for name, reason in unreadable)))

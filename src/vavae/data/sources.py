@@ -21,7 +21,15 @@ from PIL import Image
 
 from vavae.data.folders import class_names_of, find_parts, list_images
 from vavae.data.found import Found
-from vavae.data.readable import find_unreadable, image_error, read_rgb, reading, write_unreadable
+from vavae.data.readable import (
+    GrayRange,
+    find_unreadable,
+    image_error,
+    range_key,
+    read_rgb,
+    reading,
+    write_unreadable,
+)
 from vavae.data.stream import loaded_ahead
 from vavae.errors import UserError, one_line, printable
 
@@ -138,8 +146,8 @@ def demo_pixels(split: Split) -> NDArray[np.uint8]:
     folder = resources.files("vavae.data") / "demo"
 
     def read(name: str) -> NDArray[np.uint8]:
-        with (folder / name).open("rb") as file, Image.open(file) as image:
-            mosaic = np.asarray(image.convert("RGB"))
+        with (folder / name).open("rb") as file:
+            mosaic = np.asarray(read_rgb(file))
         tiles = mosaic.reshape(-1, 32, description["columns"], 32, 3)
         return tiles.transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
 
@@ -187,8 +195,7 @@ class Cifar10Images(ArrayImages):
 
 def _rows_of_png(path: Path) -> NDArray[np.uint8]:
     """A PNG with one 32x32 RGB image per row -> (N, 32, 32, 3)."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3)
+    return np.asarray(read_rgb(path)).reshape(-1, 32, 32, 3)
 
 
 class FolderImages:
@@ -207,6 +214,7 @@ class FolderImages:
         class_names: Names of all classes, in label order, where another part of the same set decides them: its
             training part. Null takes the folder's own.
         base: Folder of the whole set, whose `dataset.json` counts if `folder` has none.
+        gray_range: See `readable.upright_rgb`.
 
     Attributes:
         paths: Readable image files, sorted within their class.
@@ -225,6 +233,7 @@ class FolderImages:
         check: Literal["decode", "header"] = "decode",
         class_names: Sequence[str] | None = None,
         base: str | os.PathLike[str] | None = None,
+        gray_range: GrayRange | None = None,
     ) -> None:
         root = Path(folder)
         if not root.is_dir():
@@ -232,13 +241,14 @@ class FolderImages:
         listing = list_images(root, class_names, None if base is None else Path(base))
         self.root = root
         self.name = printable(root.resolve().name)
+        self.gray_range = gray_range
         self.class_names = listing.class_names
         paths = listing.paths
         failed = find_unreadable(
             len(paths),
-            lambda number: image_error(paths[number], check == "decode"),
+            lambda number: image_error(paths[number], check == "decode", gray_range),
             lambda number: paths[number],
-            ("folder", _state_of(paths, root), check),
+            ("folder", _state_of(paths, root), check, gray_range),
         )
         self.unreadable = [(paths[number], reason) for number, reason in failed.items()]
         readable = np.array([number not in failed for number in range(len(paths))])
@@ -263,7 +273,7 @@ class FolderImages:
     def image(self, index: int) -> Image.Image:
         path = self.paths[index]
         with reading(f"image {path}"):
-            return read_rgb(path)
+            return read_rgb(path, self.gray_range)
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
@@ -275,7 +285,7 @@ class FolderImages:
         system, and by the second a copied set would be another one. So files of the same names, sizes and labels count
         as the same images. Compressed images of one size are hardly ever different ones; BMP and PPM may be.
         """
-        digest = hashlib.sha256(repr(self.class_names).encode())
+        digest = hashlib.sha256(repr(self.class_names).encode() + range_key(self.gray_range))
         for (path, (size, _)), label in zip(_sizes_and_times(self.paths), self.labels, strict=True):
             relative = path.relative_to(self.root).as_posix()
             digest.update(os.fsencode(f"{relative}\0{size}\0{label}\n"))
@@ -316,6 +326,7 @@ def open_images(
     split: Split = "train",
     unreadable_list: str | os.PathLike[str] | None = None,
     check: Literal["decode", "header"] = "decode",
+    gray_range: GrayRange | None = None,
 ) -> ImageSource:
     """Open the images that `spec` names.
 
@@ -326,6 +337,7 @@ def open_images(
             numbers classes as its training part does; any other folder is taken whole for both splits.
         unreadable_list: See `FolderImages`.
         check: See `FolderImages`.
+        gray_range: See `readable.upright_rgb`.
 
     Raises:
         UserError: `spec` is neither a known name nor a folder of images, has no such split, or has a class for
@@ -339,18 +351,18 @@ def open_images(
     if spec.startswith("webdataset:"):
         from vavae.data.webdataset import WebDatasetImages
 
-        return WebDatasetImages(spec.removeprefix("webdataset:"), None, unreadable_list, check)
+        return WebDatasetImages(spec.removeprefix("webdataset:"), None, unreadable_list, check, gray_range)
     if spec.startswith("hf:"):
         from vavae.data.huggingface import HuggingFaceImages
 
         name = spec.removeprefix("hf:")
-        return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check)
+        return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check, gray_range=gray_range)
     path = _path_of(spec)
     if path is None:
         raise UserError(f'no such images: {spec} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')
     if path.is_file():
         raise UserError(f"images: {spec} is a file: give the folder it is in")
-    return _open_folder(path, split, unreadable_list, check)
+    return _open_folder(path, split, unreadable_list, check, gray_range)
 
 
 def _path_of(spec: str) -> Path | None:
@@ -373,6 +385,7 @@ def _open_folder(
     split: Split,
     unreadable_list: str | os.PathLike[str] | None,
     check: Literal["decode", "header"],
+    gray_range: GrayRange | None,
 ) -> FolderImages:
     """Open the images of a folder, or of the part of it that `split` names."""
     parts = find_parts(root)
@@ -391,7 +404,7 @@ def _open_folder(
         names = class_names_of(parts.train, root)
     if split == "test" and parts.left_out is not None:
         notes.append(f"{parts.left_out} is not used: a validation part is taken for testing before a test part")
-    source = FolderImages(folder or root, unreadable_list, check, class_names=names, base=root)
+    source = FolderImages(folder or root, unreadable_list, check, names, root, gray_range)
     passed = Counter(parts.passed_over) + Counter(source.found.passed_over)
     source.found = replace(source.found, passed_over=dict(passed), notes=(*notes, *source.found.notes))
     return source

@@ -1,7 +1,8 @@
 """From image files to tensors and back.
 
 Pixels are (N, H, W, 3) uint8, as Pillow, numpy and the ADM evaluator have them; images are (N, 3, H, W) float32 in
-[-1, 1], as networks take them. `to_tensor` and `to_uint8` are the only two ways between the two.
+[-1, 1], as networks take them. `to_tensor` and `to_uint8` are the only two ways between the two; `as_images` takes
+either, and Pillow images.
 """
 
 from collections.abc import Sequence
@@ -14,8 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from vavae import counter
+from vavae.data.readable import reading, upright_rgb
 from vavae.data.sources import ArrayImages, ImageSource
+from vavae.errors import UserError
 from vavae.sizes import Size, sides
+
+# Panoramas are shorter, so no ordinary image is cut before it is scaled; 32 crops take little memory.
+_MOST_CROPS = 32
+# Bicubic filters and decoders that are not clamped exceed [-1, 1] a little.
+_LARGEST = 1.1
+
+Images = Tensor | np.ndarray | Image.Image | Sequence[Tensor | np.ndarray | Image.Image]
 
 
 def _covering(image: Image.Image, size: Size) -> tuple[int, int]:
@@ -25,6 +35,22 @@ def _covering(image: Image.Image, size: Size) -> tuple[int, int]:
     return round(image.width * scale), round(image.height * scale)
 
 
+def _without_far_ends(image: Image.Image, size: Size, across: float = 0.5, down: float = 0.5) -> Image.Image:
+    """Cut an image that is over 32 times as long as its crop down to that, around where the crop will be.
+
+    Scaled whole, an image of 1x5000 pixels would become one of 256x1,280,000 before it is cropped to 256x256.
+    `across` and `down` are the place of the crop, from 0 (left, top) to 1 (right, bottom).
+    """
+    height, width = sides(size)
+    longest = -(-_MOST_CROPS * image.height * width // height), -(-_MOST_CROPS * image.width * height // width)
+    # An even number of pixels is cut off, so that the middle stays the middle.
+    kept = [side - max(0, side - most) // 2 * 2 for side, most in zip(image.size, longest, strict=True)]
+    if kept == list(image.size):
+        return image
+    left, top = (round((side - keep) * at) for side, keep, at in zip(image.size, kept, (across, down), strict=True))
+    return image.crop((left, top, left + kept[0], top + kept[1]))
+
+
 def center_crop(image: Image.Image, size: Size) -> Image.Image:
     """The ADM centre crop (arXiv 2105.05233), used for encoding and evaluation: an image of `size`, in pixels.
 
@@ -32,6 +58,7 @@ def center_crop(image: Image.Image, size: Size) -> Image.Image:
     bicubic filter until it just covers `size`, and cuts the middle out. Of a square, the short side becomes `size`.
     """
     height, width = sides(size)
+    image = _without_far_ends(image, size)
     while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     image = image.resize(_covering(image, size), Image.Resampling.BICUBIC)
@@ -52,6 +79,8 @@ def published_random_crop(
         antialias: Average over the source pixels each target pixel covers. The published resize does not, so
             large photographs are aliased; use it to repeat the published training.
     """
+    across, down = counter.uniform(seed, "random crop", [position], (2,))[0].tolist()
+    image = _without_far_ends(image, size, across, down)
     (width, height), (rows, columns) = _covering(image, size), sides(size)
     if antialias:
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -61,7 +90,6 @@ def published_random_crop(
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
         resized = Image.fromarray(pixels[0].round().to(torch.uint8).permute(1, 2, 0).numpy())
-    across, down = counter.uniform(seed, "random crop", [position], (2,))[0].tolist()
     left, top = int(across * (width - columns + 1)), int(down * (height - rows + 1))
     return resized.crop((left, top, left + columns, top + rows))
 
@@ -72,6 +100,69 @@ def to_tensor(pixels: Tensor | np.ndarray | Image.Image) -> Tensor:
     if tensor.dtype != torch.uint8 or tensor.shape[-1] != 3:
         raise ValueError(f"pixels must be (..., H, W, 3) uint8, not {tuple(tensor.shape)} {tensor.dtype}")
     return tensor.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
+
+
+def as_images(value: Images) -> Tensor:
+    """Return pictures in any usual form as images (B, 3, H, W) in [-1, 1].
+
+    Args:
+        value: One of these, or a list of them of one size: a Pillow image; a numpy array of pixels (H, W, 3) or
+            (B, H, W, 3), uint8; a tensor or a numpy array of floats (3, H, W) or (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        UserError: Another form, type or range, or numbers that are not finite.
+    """
+    if isinstance(value, Image.Image):
+        with reading("a Pillow image"):
+            return to_tensor(upright_rgb(value.copy()))[None]
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8:
+        return _of_pixels(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return _of_floats(torch.from_numpy(np.array(value, np.float32)))
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return _of_floats(value)
+    if isinstance(value, list | tuple) and value:
+        images = [as_images(one) for one in value]
+        sizes = sorted({f"{image.shape[-1]}x{image.shape[-2]}" for image in images})
+        if len(sizes) > 1:
+            raise UserError(
+                f"images: must be of one size, got {', '.join(sizes[:3])}; vavae.data.center_crop crops them"
+            )
+        return torch.cat(images)
+    if isinstance(value, Tensor | np.ndarray):
+        raise UserError(
+            f"images: {value.dtype} is not in [-1, 1]; vavae.data.to_tensor scales pixels (B, H, W, 3), uint8"
+        )
+    given = "an empty list" if isinstance(value, list | tuple) else f"{type(value).__name__} {str(value)[:40]!r}"
+    raise UserError(
+        f"images: must be Pillow images, numpy pixels or a tensor, got {given}; vavae.data.read_rgb reads a file"
+    )
+
+
+def _of_pixels(pixels: np.ndarray) -> Tensor:
+    if pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+        raise UserError(
+            f"images: uint8 pixels must be (H, W, 3) or (B, H, W, 3), got {pixels.shape}; "
+            "Image.fromarray(x).convert('RGB') makes color of gray, x.transpose(0, 2, 3, 1) puts channels last"
+        )
+    if pixels.size and pixels.max() == 1:
+        raise UserError(
+            "images: uint8 pixels must be 0 to 255, got 0 and 1 only; multiply by 255 before the conversion"
+        )
+    return to_tensor(pixels if pixels.ndim == 4 else pixels[None])
+
+
+def _of_floats(images: Tensor) -> Tensor:
+    if images.ndim not in (3, 4) or images.shape[-3] != 3:
+        raise UserError(f"images: floats must be (3, H, W) or (B, 3, H, W), got {tuple(images.shape)}")
+    if images.numel():
+        low, high = (float(bound) for bound in images.detach().aminmax())
+        if not (low >= -_LARGEST and high <= _LARGEST):  # also where one is not a number
+            raise UserError(
+                f"images: values must be in [-1, 1], got {low:g} to {high:g}; x / 127.5 - 1 scales 0 to 255, "
+                "2 * x - 1 scales 0 to 1"
+            )
+    return images if images.ndim == 4 else images[None]
 
 
 def to_uint8(images: Tensor) -> Tensor:

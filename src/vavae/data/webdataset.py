@@ -25,10 +25,12 @@ from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import Found
 from vavae.data.ranges import RangedFile
 from vavae.data.readable import (
+    GrayRange,
     Unreadable,
     cache_folder,
     image_error,
     judge,
+    range_key,
     read_rgb,
     reading,
     recall,
@@ -110,6 +112,7 @@ class WebDatasetImages:
         cache: Folder for indices; null is the user's cache folder.
         unreadable_list: Where to write names of unreadable images and the reasons, one per line, tab-separated.
         check: "decode" reads every image whole while indexing; "header" reads only the beginnings.
+        gray_range: See `readable.upright_rgb`.
 
     Attributes:
         unreadable: (shard: member, reason) of each image left out, as it cannot be read.
@@ -127,10 +130,12 @@ class WebDatasetImages:
         cache: Path | None = None,
         unreadable_list: str | os.PathLike[str] | None = None,
         check: Literal["decode", "header"] = "decode",
+        gray_range: GrayRange | None = None,
     ) -> None:
         self.name = shards.rsplit("/", 1)[-1]
         self._addresses = expand_shards(shards)
-        found = _indices(list(dict.fromkeys(self._addresses)), cache or cache_folder() / "shards", check)
+        self.gray_range = gray_range
+        found = _indices(list(dict.fromkeys(self._addresses)), cache or cache_folder() / "shards", check, gray_range)
         self._files = [found[address][0] for address in self._addresses]
         indices = [found[address][1] for address in self._addresses]
         _refuse_mixed_labels(self._addresses, indices)
@@ -162,7 +167,7 @@ class WebDatasetImages:
         member = self._members[index]
         file = self._files[member.shard]
         with reading(f"image {index} of {file.address}"):
-            return read_rgb(io.BytesIO(file.read(member.offset, member.size)))
+            return read_rgb(io.BytesIO(file.read(member.offset, member.size)), self.gray_range)
 
     def label(self, index: int) -> int:
         return int(self.labels[index])
@@ -170,6 +175,7 @@ class WebDatasetImages:
     def fingerprint(self) -> str:
         """Digest of addresses, sizes, and where the images lie."""
         digest = hashlib.sha256(repr((self._addresses, [file.size for file in self._files])).encode())
+        digest.update(range_key(self.gray_range))
         for m in self._members:
             digest.update(f"{m.shard} {m.offset} {m.size} {m.label}\n".encode())
         return digest.hexdigest()
@@ -206,13 +212,15 @@ class _Progress:
                 self._bar.advance(self._bytes // 10**6 - self._bar.done)
 
 
-def _indices(addresses: list[str], folder: Path, check: str) -> dict[str, tuple[RangedFile, _Index]]:
+def _indices(
+    addresses: list[str], folder: Path, check: str, gray_range: GrayRange | None
+) -> dict[str, tuple[RangedFile, _Index]]:
     """Each shard, and what it holds: from the cache, or read by several threads and stored shard by shard."""
 
     def known(address: str) -> tuple[RangedFile, Path, _Index | None]:
         with _naming_shard(address):
             file = RangedFile.find(address)
-        key = hashlib.sha256(f"4\0{check}\0{judge()}\0{file.identity}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"5\0{check}\0{gray_range}\0{judge()}\0{file.identity}".encode()).hexdigest()[:24]
         path = folder / f"{key}.json"
         return file, path, _Index.load(path)
 
@@ -231,7 +239,7 @@ def _indices(addresses: list[str], folder: Path, check: str) -> dict[str, tuple[
 
         def index_of(file: RangedFile, path: Path) -> _Index:
             with _naming_shard(file.address), file.open() as content:
-                index = _scan(content, file.address, check == "decode", progress.passed)
+                index = _scan(content, file.address, check == "decode", gray_range, progress.passed)
             index.store(path)
             return index
 
@@ -291,7 +299,7 @@ class _Sample:
         return entry._replace(label=self.label)
 
 
-def _scan(file: Any, address: str, decode: bool, passed: Callable[[int], None]) -> _Index:
+def _scan(file: Any, address: str, decode: bool, gray_range: GrayRange | None, passed: Callable[[int], None]) -> _Index:
     """Index a tar file; `passed` is told of the bytes that have been read."""
     entries: list[_Entry] = []
     only_labelled: str | None = None
@@ -321,7 +329,7 @@ def _scan(file: Any, address: str, decode: bool, passed: Callable[[int], None]) 
             content = archive.extractfile(member)
             assert content is not None
             if f".{extension.lower().rpartition('.')[2]}" in IMAGE_SUFFIXES:
-                problem = image_error(io.BytesIO(content.read()) if decode else content, decode)
+                problem = image_error(io.BytesIO(content.read()) if decode else content, decode, gray_range)
                 entry = _Entry(member.name, member.offset_data, member.size, None, problem)
                 sample.add_image(extension.lower(), entry)
             elif extension in ("cls", "json"):

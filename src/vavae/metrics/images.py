@@ -126,10 +126,15 @@ def fidelity(
     Returns:
         "psnr" in dB, "ssim" (not for images smaller than its window) and one entry for each of `perceptual`, (B,)
         float64 each.
+
+    Raises:
+        ValueError: Shapes differ, or originals are not in [-1, 1].
     """
     _check_pair(decoded, originals)
     if convention not in ("strict", "published"):
         raise ValueError(f"convention: {convention!r} is neither 'strict' nor 'published'")
+    if not bool((originals.abs() <= 1.1).all()):  # they would be clamped in silence; also not for NaN
+        raise ValueError("originals: values must be in [-1, 1]; vavae.data.to_tensor scales pixels")
     stored, reference = to_uint8(decoded), to_uint8(originals)
     values = {"psnr": published_psnr(stored, reference)}
     large = min(originals.shape[2:]) >= _WINDOW

@@ -1,14 +1,15 @@
 """`Generator`: a diffusion transformer with the tokenizer it was trained on and its sampling defaults."""
 
 import dataclasses
+import difflib
 import math
-import operator
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.positions import Positions
 
-Labels = Sequence[int | str] | Tensor
+Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -197,13 +198,28 @@ class Generator:
             raise UserError("guidance_scale: this generator was trained without label_dropout, so only 1 has a meaning")
 
     def _numbers(self, labels: Labels) -> list[int]:
-        """Labels as numbers; names are those of `class_names`."""
-        unknown = [label for label in labels if isinstance(label, str) and label not in self.class_names]
-        if unknown:
+        """Return labels as numbers."""
+        if isinstance(labels, Tensor | np.ndarray):
+            labels = labels.tolist()
+        return [self._number(label) for label in (labels if isinstance(labels, list | tuple | range) else [labels])]
+
+    def _number(self, label: Any) -> int:
+        """Return one label, a number or one of `class_names`, as a number."""
+        if isinstance(label, str) and label in self.class_names:
+            return self.class_names.index(label)
+        if isinstance(label, str):
+            near = difflib.get_close_matches(label, self.class_names)
+            if near:
+                raise UserError(f"labels: {label!r} is not a class; did you mean {' or '.join(map(repr, near))}?")
             names = ", ".join(self.class_names[:20])
             known = f"none of {names}" if names else "a name, and it knows no names"
-            raise UserError(f"labels: {unknown[0]!r} is {known}")
-        return [self.class_names.index(label) if isinstance(label, str) else operator.index(label) for label in labels]
+            raise UserError(f"labels: {label!r} is {known}")
+        number = label.item() if getattr(label, "ndim", None) == 0 else label
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise UserError(
+                f"labels: must be numbers or names of classes, got {str(number)[:40]} ({type(number).__name__})"
+            )
+        return number
 
     def latents(
         self,
@@ -257,7 +273,8 @@ class Generator:
         """Images (B, 3, H, W) in [-1, 1], one per label.
 
         Args:
-            labels: Class of each image, its number or one of `class_names`; `num_classes` means no label.
+            labels: Class of each image, its number or one of `class_names`; `num_classes` means no label. A list, a
+                tensor or an array; a single label makes one image.
             seed: Seed of the noise.
             indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample number i is the same image
                 whatever else is in the batch, up to rounding; not with "dopri5", which chooses its steps for a batch.

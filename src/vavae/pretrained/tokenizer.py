@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vavae import __version__
 from vavae.config import from_plain, to_plain
+from vavae.data.transforms import Images, as_images
 from vavae.errors import UserError
 from vavae.pretrained import folder as files
 from vavae.pretrained.diffusers_autoencoder import (
@@ -88,17 +89,19 @@ class Tokenizer:
         return f"Tokenizer(f{self.factor} d{self.latent_channels}, {self.device})"
 
     @torch.no_grad()  # what is made under inference mode cannot enter a training
-    def encode(self, images: Tensor, mode: Literal["mean", "sample"] = "mean", noise: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> normalised latents (B, C, H/f, W/f).
+    def encode(self, images: Images, mode: Literal["mean", "sample"] = "mean", noise: Tensor | None = None) -> Tensor:
+        """Encode images as normalized latents (B, C, H/f, W/f).
 
-        `mode` is the posterior's mean or a sample of it; a sample uses `noise`, standard normal of the latents'
-        shape, where it is given.
+        Args:
+            images: (B, 3, H, W) in [-1, 1], or in another form that `vavae.data.as_images` takes: Pillow images, numpy
+                pixels, or a list of either.
+            mode: The posterior's mean, or a sample of it.
+            noise: Standard normal noise of the latents' shape, for a sample.
 
         Raises:
-            UserError: No such mode, or images of integers.
+            UserError: Images that are not in [-1, 1] or in an unknown form, or an unknown mode.
         """
-        if not images.is_floating_point():
-            raise UserError(f"images: {images.dtype} is not in [-1, 1]; vavae.data.to_tensor makes it so")
+        images = as_images(images)
         if mode not in ("mean", "sample"):
             raise UserError(f"mode: {mode!r} is neither 'mean' nor 'sample'")
         posterior = self.autoencoder.encode(images.to(self.device, self.dtype))
@@ -107,12 +110,19 @@ class Tokenizer:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, C, h, w) -> images (B, 3, h·f, w·f), clamped to [-1, 1]."""
+        """Decode normalized latents (B, C, h, w) as images (B, 3, h·f, w·f), clamped to [-1, 1].
+
+        Raises:
+            UserError: Latents that are not a tensor of floats of this shape.
+        """
+        if not isinstance(latents, Tensor) or not latents.is_floating_point():
+            given = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+            raise UserError(f"latents: must be a tensor of floats as encode returns it, got {given}")
         latents = latents.to(self.device, self.dtype)
         return self.autoencoder.decode(self.statistics.denormalize(latents)).clamp(-1.0, 1.0)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Encode (posterior mean) and decode."""
+    def reconstruct(self, images: Images) -> Tensor:
+        """Encode images, see `encode`, and decode the posterior's mean: (B, 3, H, W) in [-1, 1]."""
         return self.decode(self.encode(images))
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vavae.config import to_plain
 from vavae.data import ImageSource, has_part, load_pixels, open_images, read_rgb, to_uint8
 from vavae.data.found import Found
+from vavae.data.readable import reading
 from vavae.errors import UserError, one_line, printable
 from vavae.metrics.features import weights_fingerprint
 from vavae.metrics.npz import check_unpacked
@@ -120,10 +121,8 @@ class FileBlocks:
 
 
 def _pixels_of(file: Path) -> NDArray[np.uint8]:
-    try:
+    with reading(f"image {file}"):
         return np.asarray(read_rgb(file))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"cannot read image {file}: {error}") from error
 
 
 def _block_of(pixels: Tensor) -> Block:

@@ -45,7 +45,8 @@ _ASIDE = (FREE - _NEVER_SET) | {
     "latents",
     "tokenizer",
     "sampling",  # belongs to the measurement
-    "data.images",  # their fingerprint says more
+    "data.images",  # their fingerprint says more, also of the range
+    "data.gray_range",
     "training.log_images",
 }
 

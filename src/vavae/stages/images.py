@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,6 +45,8 @@ class ImagesConfig:
         check: What is looked at before the first use, to leave out images that cannot be read: `decode` reads each
             whole, once; `header` reads only beginnings, for sets of millions known to be sound, where a truncated
             image ends the run when its turn comes.
+        gray_range: The gray values that become black and white, as [0, 4095], for gray images of 16 bits or of 32-bit
+            numbers. null takes 16-bit values from 0 to 65535 and leaves out images of 32-bit numbers.
     """
 
     images: str = "demo"
@@ -54,6 +57,7 @@ class ImagesConfig:
     holdout: float = 0.0
     workers: int = 4
     check: Literal["decode", "header"] = "decode"
+    gray_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", as_size("size", self.size))
@@ -65,6 +69,8 @@ class ImagesConfig:
             raise UserError(f"limit: {self.limit} is not positive")
         if self.workers < 0:
             raise UserError(f"workers: {self.workers} threads cannot be; 0 is none beside the main one")
+        if self.gray_range is not None and not -math.inf < self.gray_range[0] < self.gray_range[1] < math.inf:
+            raise UserError(f"gray_range must be [black, white] with black < white, got {list(self.gray_range)}")
 
     def latent_size(self, factor: int) -> tuple[int, int]:
         """Height and width of the latents of a tokenizer with this factor.
@@ -91,7 +97,7 @@ class ImagesConfig:
         names = folder / "unreadable.txt" if folder is not None and what == "images" else None
         has_test = has_part(self.images, "test")
         held_out = self.holdout > 0 and not has_test
-        source = open_images(self.images, "train" if held_out else split, names, self.check)
+        source = open_images(self.images, "train" if held_out else split, names, self.check, self.gray_range)
         if source.found.passed_over.get("unreadable"):
             name, reason = source.unreadable[0]  # type: ignore[attr-defined]
             more = f"; all are in {names}" if names is not None else ""

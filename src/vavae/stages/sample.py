@@ -17,7 +17,7 @@ from PIL import Image
 from vavae import counter
 from vavae.config import to_plain
 from vavae.data import to_uint8
-from vavae.data.readable import find_unreadable, image_error
+from vavae.data.readable import find_unreadable, image_error, read_rgb
 from vavae.errors import UserError
 from vavae.files import read_json_object, written_whole
 from vavae.flow import SolverName
@@ -305,7 +305,7 @@ def _settings(values: dict[str, Any]) -> dict[str, Any]:
 def _collect(folder: Path, config: Config, count: int) -> None:
     if config.grid_columns:
         shown = min(count, 16 * config.grid_columns)
-        pictures = np.stack([np.asarray(Image.open(_file(folder, i))) for i in range(shown)])
+        pictures = np.stack([np.asarray(read_rgb(_file(folder, i))) for i in range(shown)])
         with written_whole(folder / "grid.png") as temporary:
             image_grid(pictures, columns=config.grid_columns).save(temporary, format="PNG")
     if config.npz:
@@ -314,7 +314,7 @@ def _collect(folder: Path, config: Config, count: int) -> None:
 
 def _write_npz(folder: Path, count: int) -> None:
     """The images as `np.savez(arr_0=...)` writes them, one after the other: 50,000 of 256 px are 10 GB."""
-    shape = np.asarray(Image.open(_file(folder, 0))).shape
+    shape = np.asarray(read_rgb(_file(folder, 0))).shape
     with (
         written_whole(folder / "samples.npz") as temporary,
         zipfile.ZipFile(temporary, "w") as archive,
@@ -323,7 +323,7 @@ def _write_npz(folder: Path, count: int) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
         np.lib.format.write_array_header_1_0(member, header)
         for i in range(count):
-            pixels = np.asarray(Image.open(_file(folder, i)))
+            pixels = np.asarray(read_rgb(_file(folder, i)))
             if pixels.shape != shape:
                 raise UserError(f"{_file(folder, i)}: is of another size than the samples before it")
             member.write(pixels.tobytes())

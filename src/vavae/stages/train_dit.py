@@ -23,8 +23,8 @@ from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
 from vavae.sizes import Size, enlarged, sides, written
 from vavae.stages.encode import fingerprint
-from vavae.stages.initial import load_initial_transformer
 from vavae.stages.images import report
+from vavae.stages.initial import load_initial_transformer
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
 from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, own_part
