@@ -356,6 +356,8 @@ def open_images(
     split: Split = "train",
     unreadable_list: str | os.PathLike[str] | None = None,
     check: Literal["decode", "header"] = "decode",
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> ImageSource:
     """Open the images that `spec` names.
 
@@ -367,12 +369,17 @@ def open_images(
             whole for both splits.
         unreadable_list: See `FolderImages`.
         check: See `FolderImages`.
+        image_column: See `HuggingFaceImages` and `WebDatasetImages`; other images have no columns.
+        label_column: As `image_column`.
 
     Raises:
-        UserError: `spec` is neither a known name nor a folder of images, has no such split, or has a class for
-            testing only.
+        UserError: `spec` is neither a known name nor a folder of images, has no such split or no columns, or has a
+            class for testing only.
     """
     _check_split(split)
+    for option, column in (("image_column", image_column), ("label_column", label_column)):
+        if column is not None and not spec.startswith(("hf:", "webdataset:")):
+            raise UserError(f"data.{option} must be null, got {column}: only hf: and webdataset: have it, not {spec}")
     if spec == "demo":
         return DemoImages(split)
     if spec == "cifar10":
@@ -380,12 +387,13 @@ def open_images(
     if spec.startswith("webdataset:"):
         from vavae.data.webdataset import WebDatasetImages
 
-        return WebDatasetImages(spec.removeprefix("webdataset:"), None, unreadable_list, check)
+        shards = spec.removeprefix("webdataset:")
+        return WebDatasetImages(shards, None, unreadable_list, check, image_column, label_column)
     if spec.startswith("hf:"):
         from vavae.data.huggingface import HuggingFaceImages
 
         name = spec.removeprefix("hf:")
-        return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check)
+        return HuggingFaceImages(name, split, image_column, label_column, unreadable_list, check)
     root = Path(spec).expanduser()
     if root.is_file():
         raise UserError(f"images: {spec} is a file: give the folder it is in")

@@ -22,7 +22,8 @@ class ImagesConfig:
 
     Attributes:
         images: A folder (one sub-folder per class, or none), `webdataset:` and tar shards (`shards-{000..123}.tar`,
-            paths or what fsspec opens), `hf:` and a data set, `demo` (embedded) or `cifar10` (an asset).
+            `shards-*.tar` or a folder; paths or what fsspec opens), `hf:` and a data set on the hub
+            (`owner/name:config@revision`) or its folder, `demo` (embedded) or `cifar10` (an asset).
         size: Of the images, in pixels: one number for squares, or [height, width]. An image is scaled until it just
             covers that, and what stands out on two sides is cut off.
         crop: `center` as for extraction and evaluation; `random` as in the published tokenizer training.
@@ -34,6 +35,10 @@ class ImagesConfig:
         check: What is looked at before the first use, to leave out images that cannot be read: `decode` reads each
             whole, once; `header` reads only beginnings, for sets of millions known to be sound, where a truncated
             image ends the run when its turn comes.
+        image_column: Column of the images of `hf:`, or part of their ending in shards (`left` for 1.left.png); null
+            looks for it.
+        label_column: Column of the labels of `hf:`, or in shards part of their ending or their key in JSON; `none`
+            takes no labels, null looks for them.
     """
 
     images: str = "demo"
@@ -44,6 +49,8 @@ class ImagesConfig:
     holdout: float = 0.0
     workers: int = 4
     check: Literal["decode", "header"] = "decode"
+    image_column: str | None = None
+    label_column: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", as_size("size", self.size))
@@ -71,7 +78,8 @@ class ImagesConfig:
         """Open the images of a split; unreadable ones are named in `unreadable.txt` of the run folder."""
         names = folder / "unreadable.txt" if folder is not None else None
         held_out = self.holdout > 0 and not has_test_part(self.images)
-        source = open_images(self.images, "train" if held_out else split, names, self.check)
+        part: Split = "train" if held_out else split
+        source = open_images(self.images, part, names, self.check, self.image_column, self.label_column)
         left_out = len(getattr(source, "unreadable", ()))
         if left_out and names is not None:
             print(f"images: {left_out:,} of {len(source) + left_out:,} cannot be read and are left out; see {names}")
