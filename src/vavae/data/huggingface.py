@@ -3,9 +3,12 @@
 All need the extra `datasets`.
 """
 
+import glob
 import hashlib
 import io
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,6 +33,7 @@ from vavae.errors import UserError, told
 
 # What sets call the part for testing. Some (ImageNet) hide the labels of `test`, so a validation part goes first.
 _SPLITS = {"train": ("train", "training"), "test": ("validation", "valid", "val", "dev", "test", "testing")}
+_SPLIT_NAMES = frozenset((*_SPLITS["train"], *_SPLITS["test"]))
 _IMAGE_COLUMNS = (*IMAGE_NAMES, *sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 
 
@@ -71,8 +75,7 @@ class HuggingFaceImages:
         unreadable_list: str | os.PathLike[str] | None = None,
         check: Literal["decode", "header"] = "decode",
     ) -> None:
-        datasets = _library()
-        parts = _parts(source)
+        parts, others = _parts(source)
         part = _part(parts, split)
         if part is None:
             raise UserError(
@@ -82,7 +85,7 @@ class HuggingFaceImages:
         rows = parts[part]
         self._image, notes = _image_column(rows.features, source, image_column)
         # Undecoded, so that all sources are decoded in the same way.
-        self._rows: Any = rows.select_columns([self._image]).cast_column(self._image, datasets.Image(decode=False))
+        self._rows: Any = _as_files(rows.select_columns([self._image]), self._image)
         self.name = source.rsplit("/", 1)[-1]
         chosen, said = _label_column(rows.features, source, label_column)
         labels = np.zeros(len(rows), dtype=np.int64)
@@ -108,7 +111,8 @@ class HuggingFaceImages:
         config = rows.config_name if rows.config_name not in (None, "default") else ""
         where = f"hf:{source}" + (f", split {part}" if part else "") + (f", configuration {config}" if config else "")
         notes = (*(() if part else ("the set has no splits and counts for training and testing",)), *notes, *said)
-        self.found = Found(where, {"unreadable": len(failed)} if failed else {}, notes)
+        passed_over = {"unreadable": len(failed), "files that are not named after a split": others}
+        self.found = Found(where, {reason: count for reason, count in passed_over.items() if count}, notes)
 
     @property
     def num_classes(self) -> int:
@@ -145,7 +149,7 @@ def has_test_part(source: str) -> bool:
     Raises:
         UserError: `datasets` is not installed, or the set cannot be opened.
     """
-    return bool(_part(_parts(source), "test"))
+    return bool(_part(_parts(source)[0], "test"))
 
 
 def _library() -> Any:
@@ -161,8 +165,8 @@ def _naming_set(source: str) -> AbstractContextManager[None]:
     return told(lambda reason: f"images: {name} cannot be opened: {reason}", f"open {name}")
 
 
-def _parts(source: str) -> dict[str, Any]:
-    """Open a set: its parts by name, or the whole under "" where it has no parts."""
+def _parts(source: str) -> tuple[dict[str, Any], int]:
+    """Open a set: its parts by name, or the whole under "" where it has no parts; and the number of unused files."""
     datasets = _library()
     if not source:
         raise UserError("images: hf: names no data set; give its name on the hub or its folder, as hf:cifar10")
@@ -170,29 +174,56 @@ def _parts(source: str) -> dict[str, Any]:
         folder = Path(source).expanduser()
         if any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
             whole = datasets.load_from_disk(str(folder))
-            return {"": whole} if isinstance(whole, datasets.Dataset) else dict(whole)
-        if folder.is_dir():
-            return dict(datasets.load_dataset(str(folder)))
-        if folder.exists():
+            return ({"": whole} if isinstance(whole, datasets.Dataset) else dict(whole)), 0
+        if folder.is_file():
             raise UserError(f"images: {source} is a file: give the folder it is in")
-        name, _, revision = source.partition("@")
-        name, _, config = name.partition(":")
-        local = Path(name).expanduser()
-        if local.is_dir():
-            if revision:
+        if folder.is_dir():
+            name, config, revision = str(folder), "", ""
+        else:
+            name, _, revision = source.partition("@")
+            name, _, config = name.partition(":")
+            folder = Path(name).expanduser()
+            if folder.is_dir() and revision:
                 raise UserError(f"images: hf:{source}: a local folder has no revisions (@{revision})")
-            name = str(local)
-        elif name.count("/") > 1 or name.startswith(("/", ".", "~")):
-            raise UserError(f"images: no such folder: {name}")
+            if not folder.is_dir() and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):
+                raise UserError(f"images: no such folder: {name}")
+            name = str(folder) if folder.is_dir() else name
+        named, others = _files_by_split(folder)
+        if any(file != file.lower() for files in named.values() for file in files):
+            # The library knows names of splits in lower case only, and passes others over.
+            return dict(datasets.load_dataset(name, data_files=named)), others
         try:
-            return dict(datasets.load_dataset(name, config or None, revision=revision or None))
+            return dict(datasets.load_dataset(name, config or None, revision=revision or None)), others
         except ValueError:
             configs = datasets.get_dataset_config_names(name, revision=revision or None)
-            if config in configs or configs == ["default"]:
+            if len(configs) == 1 or config in configs:
                 raise
             raise UserError(
                 f"images: {name} has the configurations {', '.join(configs)}: choose one, as hf:{name}:{configs[0]}"
             ) from None
+
+
+def _files_by_split(folder: Path) -> tuple[dict[str, list[str]], int]:
+    """Find the files of each split in a folder that has no card (README.md) to list them.
+
+    Returns:
+        Patterns of the files, and folders of files, that are named after a split, in any case; and the number of other
+        files with the same endings, which the library passes over.
+    """
+    named: dict[str, dict[str, None]] = {}
+    endings: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    for path in [] if (folder / "README.md").exists() else sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_dir() or any(part.startswith(".") for part in parts):
+            continue
+        splits = [(depth, word) for depth, part in enumerate(parts) for word in re.split(r"[^a-z]+", part.lower())]
+        depth, split = next(((d, word) for d, word in splits if word in _SPLIT_NAMES), (0, ""))
+        (endings if split else others)[path.suffix] += 1
+        if split:
+            pattern = "/".join(glob.escape(part) for part in parts[: depth + 1])
+            named.setdefault(split, {})[pattern + ("/**" if depth + 1 < len(parts) else "")] = None
+    return {split: list(patterns) for split, patterns in named.items()}, sum(others[ending] for ending in endings)
 
 
 def _part(parts: dict[str, Any], which: str) -> str | None:
@@ -235,7 +266,7 @@ def _image_column(features: Any, source: str, asked: str | None) -> tuple[str, t
     if chosen is None:
         columns = ", ".join(f"{name} ({_described(kind)})" for name, kind in features.items())
         raise UserError(
-            f"images: {source} has no column of images"
+            f"images: {source} has no column of images (of type Image, or files' bytes)"
             + (f" that can be told from others; name one of {', '.join(files)} (data.image_column)" if files else "")
             + f"; its columns are {columns}"
         )
@@ -249,6 +280,17 @@ def _holds_bytes(kind: Any) -> bool:
     return getattr(kind, "dtype", None) in ("binary", "large_binary", "binary_view")
 
 
+def _as_files(rows: Any, column: str) -> Any:
+    """Return rows whose images are files: a path, or bytes, which may have any of Arrow's types."""
+    import datasets
+
+    kind, plain = rows.features[column], datasets.Value("binary")
+    if not isinstance(kind, datasets.Image):
+        kind = {**kind, "bytes": plain} if isinstance(kind, dict) else plain
+        rows = rows.cast_column(column, kind)
+    return rows.cast_column(column, datasets.Image(decode=False))
+
+
 def _described(kind: Any) -> str:
     """Return a column's type in few words."""
     inner = getattr(kind, "feature", None)
@@ -257,7 +299,7 @@ def _described(kind: Any) -> str:
     name = "struct" if isinstance(kind, dict) else type(kind).__name__
     if name == "Value":
         name = str(kind.dtype)
-    return "text" if name in ("string", "large_string") else name
+    return "text" if name in ("string", "large_string", "string_view") else name
 
 
 def _label_column(features: Any, source: str, asked: str | None) -> tuple[str | None, tuple[str, ...]]:

@@ -6,7 +6,6 @@ order, resume and number of processes mean the same as for a folder. The index i
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 import threading
@@ -16,14 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import Found
-from vavae.data.labels import IMAGE_NAMES, NO_LABELS, class_number, label_names
+from vavae.data.labels import NO_LABELS, label_names
 from vavae.data.ranges import RangedFile, expand_shards, naming_shard
 from vavae.data.readable import (
     Unreadable,
@@ -37,16 +36,15 @@ from vavae.data.readable import (
     threads,
     write_unreadable,
 )
+from vavae.data.shard_samples import Entry, Sample, read_label
 from vavae.data.stream import loaded_ahead
-from vavae.errors import RunError, UserError, one_line
+from vavae.errors import RunError, UserError
 from vavae.progress import Bar, track
 
 # Indexing shards of fewer bytes is a matter of seconds, and shows no bar.
 _WORTH_SHOWING = 200e6
 # An archive ends with blocks of zeros, which fill up its last record: of 10 KiB as a rule, of 1 MiB at most.
 _BLOCK, _LONGEST_END = 512, 2**20 + 1024
-# Bytes of members that are read for a label.
-_LONGEST_NUMBER, _LONGEST_JSON = 2**10, 2**24
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
@@ -55,24 +53,6 @@ _COMPRESSED = {
     b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
     b"PK\x03\x04": ("zip", "unzip, then tar -cf"),
 }
-
-
-class _Entry(NamedTuple):
-    """An image of a shard: its member, its label if it has one, and why it cannot be read."""
-
-    name: str
-    offset: int
-    size: int
-    label: int | None
-    error: str | None = None
-
-
-class _Label(NamedTuple):
-    """A label of a sample: its rank (0 goes first), what it comes from, and the class number."""
-
-    rank: int
-    source: str
-    number: int
 
 
 @dataclass
@@ -86,7 +66,7 @@ class _Index:
         labels_from: What the labels come from: endings, and keys of JSON.
     """
 
-    entries: list[_Entry]
+    entries: list[Entry]
     only_labelled: str | None
     passed_over: dict[str, int]
     labels_from: list[str]
@@ -98,7 +78,7 @@ class _Index:
     def load(cls, path: Path) -> "_Index | None":
         stored = recall(path)
         try:
-            return cls(**(stored | {"entries": [_Entry(*entry) for entry in stored["entries"]]}))
+            return cls(**(stored | {"entries": [Entry(*entry) for entry in stored["entries"]]}))
         except (TypeError, KeyError):
             return None
 
@@ -303,70 +283,15 @@ def _indices(addresses: list[str], folder: Path, rules: _Rules) -> dict[str, tup
     return found
 
 
-class _Sample:
-    """Members of one name, as they come."""
-
-    def __init__(self, name: str, address: str) -> None:
-        self.name = name
-        self.images: list[tuple[str, _Entry]] = []
-        self.labels: list[tuple[_Label, str]] = []  # with the members
-        self._address = address
-        self._extensions: set[str] = set()
-
-    def add(self, extension: str) -> None:
-        """Note a member.
-
-        Raises:
-            UserError: There is one of this name already.
-        """
-        if extension in self._extensions:
-            raise UserError(f"images: {self._address} holds {self.name}.{extension} twice in one sample")
-        self._extensions.add(extension)
-
-    def image(self) -> _Entry | None:
-        """Return the sample's image, or None.
-
-        Raises:
-            UserError: There are several, and their names do not say which it is.
-        """
-        plain = [entry for extension, entry in self.images if "." not in extension]
-        named = [entry for extension, entry in self.images if set(extension.split(".")) & set(IMAGE_NAMES)]
-        entries = plain or named or [entry for _, entry in self.images]
-        if len(entries) > 1 and not plain:
-            raise UserError(
-                f"images: {self._address}: {entries[0].name} and {entries[1].name} are one sample, since a sample's "
-                "name ends at its first dot, and nothing says which is its image: replace the other dots, call the "
-                "image NAME.png, NAME.jpg, …, or name its part of the ending (data.image_column)"
-            )
-        return entries[0] if entries else None
-
-    def label(self) -> _Label | None:
-        """Return the sample's label, or None.
-
-        Raises:
-            UserError: Two members of the same rank give different ones.
-        """
-        if not self.labels:
-            return None
-        first, member = min(self.labels)
-        for other, name in self.labels:
-            if other.rank == first.rank and other.number != first.number:
-                raise UserError(
-                    f"images: {self._address}: {member} gives the label {first.number} and {name} gives "
-                    f"{other.number}: name the one that counts (data.label_column)"
-                )
-        return first
-
-
 def _scan(file: Any, address: str, rules: _Rules, passed: Callable[[int], None]) -> _Index:
     """Index a tar file; `passed` is called with the number of bytes that have been read since its last call."""
     _refuse_compressed(file, address)
-    entries: list[_Entry] = []
+    entries: list[Entry] = []
     counts: Counter[str] = Counter()
     labels_from: set[str] = set()
     only_labelled: str | None = None
 
-    def finish(sample: _Sample) -> None:
+    def finish(sample: Sample) -> None:
         nonlocal only_labelled
         entry, label = sample.image(), sample.label()
         counts["other images of a sample"] += max(len(sample.images) - 1, 0)
@@ -380,7 +305,7 @@ def _scan(file: Any, address: str, rules: _Rules, passed: Callable[[int], None])
             counts["labels without an image"] += 1
             only_labelled = only_labelled or sample.name
 
-    sample = _Sample("", address)
+    sample = Sample("", address)
     position = 0
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
@@ -397,16 +322,16 @@ def _scan(file: Any, address: str, rules: _Rules, passed: Callable[[int], None])
             stem = folder + slash + leaf[: len(base)]
             if stem != sample.name:
                 finish(sample)
-                sample = _Sample(stem, address)
+                sample = Sample(stem, address)
             sample.add(extension)
             content = archive.extractfile(member)
             assert content is not None
             parts = extension.split(".")
             is_image = f".{parts[-1]}" in IMAGE_SUFFIXES
-            label = None if is_image else _label(content, parts, rules.labels, f"{address}: {name}")
+            label = None if is_image else read_label(content, parts, rules.labels, f"{address}: {name}")
             if is_image and rules.image in (None, *parts):
                 problem = image_error(io.BytesIO(content.read()) if rules.decode else content, rules.decode)
-                sample.images.append((extension, _Entry(name, member.offset_data, member.size, None, problem)))
+                sample.images.append((extension, Entry(name, member.offset_data, member.size, None, problem)))
             elif label is not None:
                 sample.labels.append((label, name))
             else:
@@ -456,42 +381,3 @@ def _check_end(file: Any, offset: int, address: str) -> None:
             f"images: shard {address} is damaged or incomplete: at byte {offset} there is neither a member nor the "
             "archive's end"
         )
-
-
-def _label(content: IO[bytes], parts: list[str], names: tuple[str, ...], where: str) -> _Label | None:
-    """Read the label that a member holds.
-
-    Args:
-        content: The member.
-        parts: Its extension's parts in lower case, such as ["label", "cls"].
-        names: What labels may be called.
-        where: What to call the member in errors.
-
-    Returns:
-        The label; None for a member that has none.
-
-    Raises:
-        UserError: The member's name says that it is a label, or its JSON has one, and it is not a class number.
-    """
-    by_name = any(name.lower() in parts for name in names)
-    if not names or not (by_name or parts[-1] == "json"):
-        return None
-    limit = _LONGEST_JSON if parts[-1] == "json" else _LONGEST_NUMBER
-    text = content.read(limit + 1)
-    try:
-        if len(text) > limit:
-            raise ValueError(f"is too long for a label (more than {limit:,} bytes)")
-        if parts[-1] != "json":
-            return _Label(int(len(parts) > 1), f".{'.'.join(parts)}", class_number(text.decode("utf-8-sig")))
-        value = json.loads(text)
-        if isinstance(value, dict):
-            keys = {key.lower(): key for key in value}
-            key = next((keys[name.lower()] for name in names if name.lower() in keys), None)
-            return None if key is None else _Label(2, f"{key} in .json", class_number(value[key]))
-        if not by_name:
-            raise ValueError("holds no object with a label")
-        return _Label(2, f".{'.'.join(parts)}", class_number(value))
-    except RecursionError as error:
-        raise UserError(f"images: {where}: is nested too deeply") from error
-    except ValueError as error:  # of JSON and of UTF-8 too
-        raise UserError(f"images: {where}: {one_line(error)[:200]}") from error
