@@ -357,7 +357,7 @@ def test_whole_numbers_are_labels_however_they_are_written(text: bytes, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("1.cls", b"4294967296", "its label 4294967296 is not below 1,000,000"),
         ("1.cls", b"9" * 900, "its label 9{40} is not below 1,000,000"),
@@ -377,9 +377,9 @@ def test_whole_numbers_are_labels_however_they_are_written(text: bytes, tmp_path
     ],
 )
 def test_labels_that_cannot_be_are_refused_by_the_name_of_their_member(
-    name: str, content: bytes, told: str, tmp_path: Path
+    name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=rf"^images: .*a\.tar: {name}: .*{told}") as caught:
+    with pytest.raises(UserError, match=rf"^images: .*a\.tar: {name}: .*{message}") as caught:
         opened(tmp_path / "a.tar", [("1.png", png(1)), (name, content)])
     assert len(str(caught.value)) < 400
 
@@ -406,7 +406,7 @@ def test_other_labels_of_a_sample_are_counted_or_refused(tmp_path: Path) -> None
     assert opened(tmp_path / "b.tar", two, label_column="coarse").labels.tolist() == [0]
 
 
-def test_what_shards_hold_besides_is_counted(tmp_path: Path) -> None:
+def test_what_is_passed_over_in_shards_is_counted(tmp_path: Path) -> None:
     extra = [
         ("README", b""),
         ("._1.png", b""),
@@ -498,12 +498,12 @@ def test_patterns_of_remote_shards() -> None:
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar"])
 @pytest.mark.parametrize(
-    ("mode", "told"), [("w:gz", "gzip.*gunzip"), ("w:bz2", "bzip2.*bunzip2"), ("w:xz", "xz.*unxz")]
+    ("mode", "message"), [("w:gz", "gzip.*gunzip"), ("w:bz2", "bzip2.*bunzip2"), ("w:xz", "xz.*unxz")]
 )
-def test_compressed_shards_say_what_to_do(name: str, mode: str, told: str, tmp_path: Path) -> None:
+def test_compressed_shards_say_what_to_do(name: str, mode: str, message: str, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / name, mode) as archive:  # type: ignore[call-overload]
         archive.addfile(tarfile.TarInfo("1.png"))
-    with pytest.raises(UserError, match=rf"shard .*{name} is compressed \({told}"):
+    with pytest.raises(UserError, match=rf"shard .*{name} is compressed \({message}"):
         WebDatasetImages(str(tmp_path / name), tmp_path / "cache")
 
 
@@ -694,7 +694,7 @@ def test_options_name_columns_of_hub_sets(tmp_path: Path) -> None:
     other = ImagesConfig(source, 8, image_column="b", label_column="text").open("train")
     assert other.class_names == ("x", "y", "z") and other.fingerprint() != images.fingerprint()
     for options, message in (
-        ({}, r"that can be told from others; name one of a, b \(data\.image_column\)"),
+        ({}, r"that its name shows; name one of a, b \(data\.image_column\)"),
         ({"image_column": "c"}, "image_column: .* has no column c; its columns are a, b, kind, text, many"),
         ({"image_column": "kind"}, "image_column: kind of .* does not hold images but int64"),
         ({"image_column": "many"}, "image_column: many of .* does not hold images but lists of binary"),

@@ -267,7 +267,7 @@ def _image_column(features: Any, source: str, asked: str | None) -> tuple[str, t
         columns = ", ".join(f"{name} ({_described(kind)})" for name, kind in features.items())
         raise UserError(
             f"images: {source} has no column of images (of type Image, or files' bytes)"
-            + (f" that can be told from others; name one of {', '.join(files)} (data.image_column)" if files else "")
+            + (f" that its name shows; name one of {', '.join(files)} (data.image_column)" if files else "")
             + f"; its columns are {columns}"
         )
     return chosen, (_note("images", chosen, candidates),) if len(candidates) > 1 else ()

@@ -120,7 +120,7 @@ class WebDatasetImages:
 
     Attributes:
         unreadable: (shard: member, reason) of each image left out, as it cannot be read.
-        found: What the shards hold besides, and what the labels come from.
+        found: What was passed over, and what the labels come from.
 
     Raises:
         UserError: A shard cannot be opened, is not a tar file, is compressed or not whole, a sample of several images
@@ -189,7 +189,7 @@ class WebDatasetImages:
 def _found(
     shards: str, addresses: list[str], indices: list[_Index], unreadable: int, label_column: str | None
 ) -> Found:
-    """Return what the shards hold besides their images.
+    """Return what was passed over, and what the labels come from.
 
     Raises:
         UserError: Labels were asked for under a name that no sample has.
