@@ -1,8 +1,15 @@
-"""Image data sets of the Hugging Face hub, or saved by the `datasets` library (extra `datasets`)."""
+"""Image data sets of the Hugging Face hub, local folders of parquet or tar files, or saved by the `datasets` library.
 
+All need the extra `datasets`.
+"""
+
+import glob
 import hashlib
 import io
 import os
+import re
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import Found
+from vavae.data.labels import IMAGE_NAMES, LABEL_NAMES, NO_LABELS, class_number, is_number
 from vavae.data.readable import (
     GrayRange,
     Unreadable,
@@ -25,30 +34,38 @@ from vavae.data.readable import (
 from vavae.errors import UserError, told
 
 # What sets call the part for testing. Some (ImageNet) hide the labels of `test`, so a validation part goes first.
-_SPLITS = {"train": ("train", "training"), "test": ("validation", "valid", "val", "test")}
+_SPLITS = {"train": ("train", "training"), "test": ("validation", "valid", "val", "dev", "test", "testing")}
+_SPLIT_NAMES = frozenset((*_SPLITS["train"], *_SPLITS["test"]))
+_IMAGE_COLUMNS = (*IMAGE_NAMES, *sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 
 
 class HuggingFaceImages:
     """A map-style data set with an image column and, if there is one, a label column.
 
-    Images that cannot be read are left out, counted and named.
+    Images that cannot be read are left out, counted and named. `found` says which columns were taken.
 
     Args:
-        source: Name on the hub, or a folder that `save_to_disk` wrote.
-        split: "train" or "test"; "test" is the set's validation part where it has one. A folder with one set only
-            is taken whole for both.
-        image_column: Column of the images; null takes the first one that holds images.
-        label_column: Column of the labels; null takes `label`, or the first column of classes.
+        source: Name on the hub, or a folder: of parquet, tar or image files, or one that `save_to_disk` wrote. A
+            configuration may follow after a colon and a revision after an @: `owner/name:config@revision`.
+        split: "train" or "test"; "test" is the set's validation part where it has one. Case does not matter in the
+            names of parts. A folder with one set only is taken whole for both.
+        image_column: Column of the images; null takes a column of type Image or else of files' bytes (binary, or a
+            struct with `bytes`): the one called `image`, `img`, …, or else the first one of type Image, or the only
+            one of bytes.
+        label_column: Column of the labels, "none" for no labels; null takes `label`, or the first column of classes,
+            or else whole numbers, or else text, under one of `LABEL_NAMES`. Text numbers classes by their sorted
+            names in the training part.
         unreadable_list: Where to write numbers of unreadable images and the reasons, one per line, tab-separated.
         check: "decode" reads every image whole once; "header" reads only the beginnings.
         gray_range: See `readable.upright_rgb`.
 
     Attributes:
         unreadable: (number in the set, reason) of each image left out.
+        found: Part of the set, and the columns of images and labels.
 
     Raises:
-        UserError: `datasets` is not installed, the set cannot be opened, its labels are no class numbers, a file of
-            it could not be got at, or it holds no images.
+        UserError: `datasets` is not installed, the set cannot be opened, a column is missing or in doubt, its labels
+            are not class numbers, a file of it cannot be accessed, or it has no images.
         RunError: There is not enough memory to decode an image.
     """
 
@@ -62,31 +79,24 @@ class HuggingFaceImages:
         check: Literal["decode", "header"] = "decode",
         gray_range: GrayRange | None = None,
     ) -> None:
-        datasets = _library()
-        with _naming_set(source):
-            rows, of_training = _open(source, split)
-        features = rows.features
-        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
-        classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-        self._image = image_column or next(iter(images), None)
-        if self._image not in features:
-            raise UserError(f"images: {source} has no column of images; its columns are {', '.join(features)}")
+        parts, others = _parts(source)
+        part = _part(parts, split)
+        if part is None:
+            raise UserError(
+                f"images: {source} has none of {', '.join(_SPLITS[split])}; its parts are {', '.join(parts)}"
+                + ("; keep some images for testing (data.holdout)" if split == "test" else "")
+            )
+        rows = parts[part]
+        self._image, notes = _image_column(rows.features, source, image_column)
         # Undecoded, so that all sources are decoded in the same way.
-        self._rows: Any = rows.select_columns([self._image]).cast_column(self._image, datasets.Image(decode=False))
+        self._rows: Any = _as_files(rows.select_columns([self._image]), self._image)
         self.name = source.rsplit("/", 1)[-1]
-        chosen = label_column or ("label" if "label" in features else next(iter(classes), None))
+        chosen, said = _label_column(rows.features, source, label_column)
         labels = np.zeros(len(rows), dtype=np.int64)
         self.class_names: tuple[str, ...] = ("image",)
         if chosen is not None:
-            labels = _numbers(rows[chosen][:], f"column {chosen} of the {split} part of {source}")
-            if len(labels) and labels.min() < 0:
-                raise UserError(f"images: the {split} part of {source} has hidden labels ({chosen} = {labels.min()})")
-            names = getattr(features[chosen], "names", None)
-            if names != getattr(of_training.get(chosen), "names", names):
-                raise UserError(
-                    f"images: the {split} part of {source} has other classes in {chosen} than the train part"
-                )
-            self.class_names = tuple(names or (str(n) for n in range(int(labels.max(initial=0)) + 1)))
+            training = parts.get(_part(parts, "train") or part, rows)
+            labels, self.class_names = _labels(chosen, rows, training, split, source)
         self._identity = f"{rows._fingerprint} {self._image}"
         self.gray_range = gray_range
         key = ("hf", self._identity, len(rows), check, gray_range)
@@ -97,12 +107,17 @@ class HuggingFaceImages:
 
         failed = find_unreadable(len(rows), error_of, lambda row: f"{row} of {source} {split}", key)
         self.unreadable: Unreadable = [(f"{source} {split} {number}", reason) for number, reason in failed.items()]
-        self.found = Found(f"hf:{source}, split {split}", {"unreadable": len(failed)} if failed else {})
         write_unreadable(self.unreadable, unreadable_list)
         self._kept = np.array([i for i in range(len(rows)) if i not in failed], dtype=np.int64)
         self.labels = labels[self._kept]
         if not len(self._kept):
-            raise UserError(f"images: no readable images in {source} ({len(failed)} failed)")
+            reason = f"{len(failed)} failed; {next(iter(failed.values()))}" if failed else "it has no rows"
+            raise UserError(f"images: no readable images in column {self._image} of {source} ({reason})")
+        config = rows.config_name if rows.config_name not in (None, "default") else ""
+        where = f"hf:{source}" + (f", split {part}" if part else "") + (f", configuration {config}" if config else "")
+        notes = (*(() if part else ("the set has no splits and counts for training and testing",)), *notes, *said)
+        passed_over = {"unreadable": len(failed), "files that are not named after a split": others}
+        self.found = Found(where, {reason: count for reason, count in passed_over.items() if count}, notes)
 
     @property
     def num_classes(self) -> int:
@@ -112,7 +127,7 @@ class HuggingFaceImages:
         return len(self._kept)
 
     def _file(self, row: int) -> Any:
-        """An image's file, open or by its path; None where the row has none."""
+        """Return an image's file, open or by its path; None where the row has none."""
         entry = self._rows[row][self._image] or {}
         if entry.get("bytes") is not None:
             return io.BytesIO(entry["bytes"])
@@ -126,22 +141,20 @@ class HuggingFaceImages:
         return int(self.labels[index])
 
     def fingerprint(self) -> str:
-        """Digest of the library's own fingerprint, the column used, and which images can be read."""
+        """Return a digest of the library's own fingerprint, the columns used, and which images can be read."""
         digest = hashlib.sha256(f"{self._identity} {len(self)}".encode() + range_key(self.gray_range))
         digest.update(self._kept.astype("<i8").tobytes())
+        digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
 def has_test_part(source: str) -> bool:
-    """Whether a set has a part of its own for testing.
+    """Return whether a set has a part of its own for testing.
 
     Raises:
         UserError: `datasets` is not installed, or the set cannot be opened.
     """
-    _library()
-    with _naming_set(source):
-        parts = _parts(source)[0]
-    return any(name in parts for name in _SPLITS["test"])
+    return bool(_part(_parts(source)[0], "test"))
 
 
 def _library() -> Any:
@@ -157,43 +170,199 @@ def _naming_set(source: str) -> AbstractContextManager[None]:
     return told(lambda reason: f"images: {name} cannot be opened: {reason}", f"open {name}")
 
 
-def _parts(source: str) -> tuple[list[str], Any]:
-    """Names of a set's parts, and what is on disk: its parts by name, one set alone, or None for one of the hub."""
-    import datasets
-
+def _parts(source: str) -> tuple[dict[str, Any], int]:
+    """Open a set: its parts by name, or the whole under "" where it has no parts; and the number of unused files."""
+    datasets = _library()
     if not source:
         raise UserError("images: hf: names no data set; give its name on the hub or its folder, as hf:cifar10")
-    names = ("state.json", "dataset_dict.json")
-    local = Path(source).is_dir() and any((Path(source) / name).exists() for name in names)
-    if not local:
-        return datasets.get_dataset_split_names(source), None
-    whole = datasets.load_from_disk(source)
-    return ([] if isinstance(whole, datasets.Dataset) else list(whole)), whole
+    with _naming_set(source):
+        folder = Path(source).expanduser()
+        if any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+            whole = datasets.load_from_disk(str(folder))
+            return ({"": whole} if isinstance(whole, datasets.Dataset) else dict(whole)), 0
+        if folder.is_file():
+            raise UserError(f"images: {source} is a file: give the folder it is in")
+        if folder.is_dir():
+            name, config, revision = str(folder), "", ""
+        else:
+            name, _, revision = source.partition("@")
+            name, _, config = name.partition(":")
+            folder = Path(name).expanduser()
+            if folder.is_dir() and revision:
+                raise UserError(f"images: hf:{source}: a local folder has no revisions (@{revision})")
+            if not folder.is_dir() and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):
+                raise UserError(f"images: no such folder: {name}")
+            name = str(folder) if folder.is_dir() else name
+        named, others = _files_by_split(folder)
+        if any(file != file.lower() for files in named.values() for file in files):
+            # The library knows names of splits in lower case only, and passes others over.
+            return dict(datasets.load_dataset(name, data_files=named)), others
+        try:
+            return dict(datasets.load_dataset(name, config or None, revision=revision or None)), others
+        except ValueError:
+            configs = datasets.get_dataset_config_names(name, revision=revision or None)
+            if len(configs) == 1 or config in configs:
+                raise
+            raise UserError(
+                f"images: {name} has the configurations {', '.join(configs)}: choose one, as hf:{name}:{configs[0]}"
+            ) from None
 
 
-def _open(source: str, split: str) -> tuple[Any, dict[str, Any]]:
-    """Rows of a part, and the columns of the training part: those of the hub are the same in all parts."""
+def _files_by_split(folder: Path) -> tuple[dict[str, list[str]], int]:
+    """Find the files of each split in a folder that has no card (README.md) to list them.
+
+    Returns:
+        Patterns of the files, and folders of files, that are named after a split, in any case; and the number of other
+        files with the same endings, which the library passes over.
+    """
+    named: dict[str, dict[str, None]] = {}
+    endings: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    for path in [] if (folder / "README.md").exists() else sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_dir() or any(part.startswith(".") for part in parts):
+            continue
+        splits = [(depth, word) for depth, part in enumerate(parts) for word in re.split(r"[^a-z]+", part.lower())]
+        depth, split = next(((d, word) for d, word in splits if word in _SPLIT_NAMES), (0, ""))
+        (endings if split else others)[path.suffix] += 1
+        if split:
+            pattern = "/".join(glob.escape(part) for part in parts[: depth + 1])
+            named.setdefault(split, {})[pattern + ("/**" if depth + 1 < len(parts) else "")] = None
+    return {split: list(patterns) for split, patterns in named.items()}, sum(others[ending] for ending in endings)
+
+
+def _part(parts: dict[str, Any], which: str) -> str | None:
+    """Return the name of the part for "train" or "test", "" for a set without parts, None if there is none."""
+    if "" in parts:
+        return ""
+    return next((name for wanted in _SPLITS[which] for name in parts if name.lower() == wanted), None)
+
+
+def _chosen(candidates: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the candidate whose name is the first of `names`, in any case; None where no name fits."""
+    return next((column for name in names for column in candidates if column.lower() == name), None)
+
+
+def _existing(column: str, features: Any, source: str, option: str) -> str:
+    if column not in features:
+        raise UserError(f"{option}: {source} has no column {column}; its columns are {', '.join(features)}")
+    return column
+
+
+def _note(what: str, chosen: str, candidates: Sequence[str]) -> str:
+    others = [name for name in candidates if name != chosen]
+    return f"{what} from column {chosen}" + (f" (not {', '.join(others)})" if others else "")
+
+
+def _image_column(features: Any, source: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return the column of images, and a note where it was chosen among several."""
     import datasets
 
-    parts, whole = _parts(source)
-    if isinstance(whole, datasets.Dataset):
-        return whole, {}
-    names = {which: next((name for name in _SPLITS[which] if name in parts), None) for which in _SPLITS}
-    name = names[split]
-    if name is None:
-        raise UserError(f"images: {source} has none of {', '.join(_SPLITS[split])}; its parts are {', '.join(parts)}")
-    if whole is None:
-        return datasets.load_dataset(source, split=name), {}
-    return whole[name], dict(whole[names["train"]].features) if names["train"] is not None else {}
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    files = [name for name, kind in features.items() if _holds_bytes(kind)]
+    candidates = images or files
+    if asked is not None:
+        if _existing(asked, features, source, "image_column") not in (*images, *files):
+            raise UserError(f"image_column: {asked} of {source} does not hold images but {_described(features[asked])}")
+        return asked, ()
+    chosen = _chosen(candidates, _IMAGE_COLUMNS)
+    if chosen is None and (images or len(files) == 1):
+        chosen = candidates[0]
+    if chosen is None:
+        columns = ", ".join(f"{name} ({_described(kind)})" for name, kind in features.items())
+        raise UserError(
+            f"images: {source} has no column of images (of type Image, or files' bytes)"
+            + (f" that its name shows; name one of {', '.join(files)} (data.image_column)" if files else "")
+            + f"; its columns are {columns}"
+        )
+    return chosen, (_note("images", chosen, candidates),) if len(candidates) > 1 else ()
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Return whether a column holds files' bytes, as pandas, polars and Spark write them."""
+    if isinstance(kind, dict):
+        return _holds_bytes(kind.get("bytes"))
+    return getattr(kind, "dtype", None) in ("binary", "large_binary", "binary_view")
+
+
+def _as_files(rows: Any, column: str) -> Any:
+    """Return rows whose images are files: a path, or bytes, which may have any of Arrow's types."""
+    import datasets
+
+    kind, plain = rows.features[column], datasets.Value("binary")
+    if not isinstance(kind, datasets.Image):
+        kind = {**kind, "bytes": plain} if isinstance(kind, dict) else plain
+        rows = rows.cast_column(column, kind)
+    return rows.cast_column(column, datasets.Image(decode=False))
+
+
+def _described(kind: Any) -> str:
+    """Return a column's type in few words."""
+    inner = getattr(kind, "feature", None)
+    if inner is not None:
+        return f"lists of {_described(inner)}"
+    name = "struct" if isinstance(kind, dict) else type(kind).__name__
+    if name == "Value":
+        name = str(kind.dtype)
+    return "text" if name in ("string", "large_string", "string_view") else name
+
+
+def _label_column(features: Any, source: str, asked: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """Return the column of labels, None for no labels, and a note on the choice."""
+    import datasets
+
+    if asked == NO_LABELS:
+        return None, ("no labels, as asked: one class",)
+    if asked is not None:
+        return _existing(asked, features, source, "label_column"), ()
+    classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    named = [name for name in features if name.lower() in LABEL_NAMES]
+    numbers = [name for name in named if str(getattr(features[name], "dtype", "")).startswith(("int", "uint"))]
+    texts = [name for name in named if _described(features[name]) == "text"]
+    candidates = [*dict.fromkeys((*classes, *numbers, *texts))]
+    chosen = "label" if "label" in features else next(iter(classes), None)
+    chosen = chosen or _chosen(numbers, LABEL_NAMES) or _chosen(texts, LABEL_NAMES)
+    if chosen is None:
+        return None, (f"no labels: one class (columns {', '.join(features)})",)
+    return chosen, (_note("labels", chosen, candidates),)
+
+
+def _labels(
+    column: str, rows: Any, training: Any, split: str, source: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Read class numbers (N,) int64, and the names of the classes, which the training part decides.
+
+    Raises:
+        UserError: A label is not a class number, or its class is not among those of the training part.
+    """
+    names = getattr(rows.features[column], "names", None)
+    if column not in training.features or names != getattr(training.features[column], "names", None):
+        raise UserError(f"images: the {split} part of {source} has other classes in {column} than the train part")
+    values = rows[column][:]
+    known = values if training is rows else training[column][:]
+    where = f"images: column {column} of the {split} part of {source}"
+    if all(isinstance(value, str) for value in known) and not all(is_number(value) for value in known):
+        names = sorted(set(known))
+        numbers = {name: number for number, name in enumerate(names)}
+        unknown = next((value for value in values if value not in numbers), None)
+        if unknown is not None:
+            raise UserError(f"{where} holds {str(unknown)[:40]!r}, which is not a class of the train part")
+        return np.array([numbers[value] for value in values], dtype=np.int64), tuple(names)
+    labels = _numbers(values, where)
+    if names is None:
+        largest = _numbers(known, f"images: column {column} of the train part of {source}").max(initial=0)
+        names = [str(number) for number in range(int(largest) + 1)]
+    if labels.max(initial=0) >= len(names):
+        raise UserError(f"{where} holds the class {labels.max()}, but the classes of the train part are {len(names)}")
+    return labels, tuple(names)
 
 
 def _numbers(values: list[Any], where: str) -> NDArray[np.int64]:
-    """Class numbers, (N,) int64.
-
-    Raises:
-        UserError: One of them is none: a name, a list, nothing, or a number that is not whole.
-    """
-    for value in values:
-        if not isinstance(value, int) and not (isinstance(value, float) and value.is_integer()):
-            raise UserError(f"images: {where} holds {str(value)[:40]!r}, which is no class number")
-    return np.array(values, dtype=np.int64)
+    """Read class numbers, (N,) int64. Raises UserError for a value that is not one."""
+    numbers = np.zeros(len(values), dtype=np.int64)
+    for row, value in enumerate(values):
+        try:
+            numbers[row] = class_number(value)
+        except ValueError as error:
+            raise UserError(f"{where}: row {row}: {error} (data.label_column none takes no labels)") from error
+    return numbers

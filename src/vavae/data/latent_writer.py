@@ -303,19 +303,40 @@ def write_published_layout(dataset: LatentDataset, folder: str | os.PathLike[str
     """
     if not dataset.has_flips:
         raise UserError(f"{dataset.folder} holds no latents of mirrored images, which the published training needs")
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for indices in torch.arange(len(dataset)).split(shard_size):
+            latents, labels = dataset.get(indices, normalize=False)
+            flipped, _ = dataset.get(indices, torch.ones(len(indices), dtype=torch.bool), normalize=False)
+            yield latents, flipped, labels
+
     with whole_folder(Path(folder)):
-        _write_published(dataset, Path(folder), shard_size)
+        write_shards(batches(), Path(folder), dataset.statistics)
 
 
-def _write_published(dataset: LatentDataset, folder: Path, shard_size: int) -> None:
-    for number, indices in enumerate(torch.arange(len(dataset)).split(shard_size)):
-        latents, labels = dataset.get(indices, normalize=False)
-        flipped, _ = dataset.get(indices, torch.ones(len(indices), dtype=torch.bool), normalize=False)
-        tensors = {"latents": latents, "latents_flip": flipped, "labels": labels}
-        metadata = {"total_size": str(len(indices)), "dtype": "torch.float32", "device": "cpu"}
+def write_shards(
+    batches: Iterable[tuple[Tensor, Tensor | None, Tensor]], folder: Path, statistics: LatentStatistics | None = None
+) -> None:
+    """Write float32 shards and `latents_stats.pt` in the layout of the published extractor.
+
+    Args:
+        batches: One per shard: latents (B, C, h, w), those of the mirrored images or None, labels (B,).
+        folder: Where to write.
+        statistics: Of all latents; null computes them.
+    """
+    running: RunningStatistics | None = None
+    for number, (latents, flipped, labels) in enumerate(batches):
+        tensors = {"latents": latents, "labels": labels} | ({} if flipped is None else {"latents_flip": flipped})
+        metadata = {"total_size": str(len(labels)), "dtype": "torch.float32", "device": "cpu"}
         with written_whole(folder / f"latents_rank00_shard{number:03d}.safetensors") as temporary:
             _save_deterministic(tensors, temporary, metadata)
-    write_published_statistics(folder / PUBLISHED_STATISTICS_NAME, dataset.statistics)
+        running = running or RunningStatistics(latents.shape[1])
+        for chunk in latents.split(STATISTICS_CHUNK) if statistics is None else ():
+            running.update(chunk)
+    if statistics is None and running is not None:
+        statistics = running.finalize()
+    if statistics is not None:
+        write_published_statistics(folder / PUBLISHED_STATISTICS_NAME, statistics)
 
 
 def write_published_statistics(path: Path, statistics: LatentStatistics) -> None:

@@ -169,7 +169,10 @@ class LatentDataset:
         else:
             paths = sorted(self.folder.glob("latents*.safetensors"))
         if not paths:
-            raise UserError(f"no latent shards (latents_rank*_shard*.safetensors) in {self.folder}")
+            raise UserError(
+                f"no latent shards (latents_rank*_shard*.safetensors) in {self.folder}; 'vavae convert' writes them "
+                "from .npy files of EDM2 and REPA"
+            )
         self._shards = [_MappedShard(path) for path in paths]
         first = self._shards[0]
         if not self._records and first.format == FORMAT:

@@ -2,11 +2,15 @@
 
 import functools
 import hashlib
+import itertools
 import os
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vavae.errors import UserError, told
 
 # Files on disk kept open by this process; far below any limit, and most reads of a set of that many shards find
 # theirs open.
@@ -18,6 +22,65 @@ _STAMPS = (
 )
 # So much of a file's beginning stands for it where its store tells nothing but its size.
 _HEAD = 2**20
+
+# Files that a folder of shards is searched for; the compressed ones, which cannot be read, so that they are refused.
+_SHARD = re.compile(r"\.(tar|tgz|tbz2?|txz|tar\.\w+)$", re.IGNORECASE)
+
+
+def expand_shards(spec: str) -> list[str]:
+    """Return the addresses that patterns stand for, those of one pattern sorted.
+
+    Args:
+        spec: Patterns, joined by `::`: paths or what fsspec opens, with `{000..123}` for ranges, `{a,b}` for choices,
+            `*`, `?` and `[0-9]` as in a shell, or folders of tar files.
+
+    Raises:
+        UserError: A pattern matches nothing, or its store cannot be read.
+    """
+    found: list[str] = []
+    for part in spec.split("::"):
+        if not part:
+            raise UserError("images: webdataset: must be followed by shards, for example train-{000..123}.tar")
+        for address in _braces(part):
+            with naming_shard(address):
+                found += _matches(address)
+    return found
+
+
+def naming_shard(address: str) -> AbstractContextManager[None]:
+    """Turn whatever the store of a shard raises into one line that names the shard."""
+    return told(lambda reason: f"images: shard {address} cannot be read ({reason})", f"index the shard {address}")
+
+
+def _braces(pattern: str) -> list[str]:
+    """Expand `{000..123}` and `{a,b}`, as a shell does."""
+    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if braces is None:
+        return [pattern]
+    first, last, choices = braces.groups()
+    if choices is not None:
+        middle = choices.split(",")
+    else:
+        step = 1 if int(first) <= int(last) else -1
+        width = max(len(n) for n in (first, last)) if re.search(r"\b0\d", braces[0]) else 0
+        middle = [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
+    ends = _braces(pattern[braces.end() :])
+    return [pattern[: braces.start()] + m + end for m, end in itertools.product(middle, ends)]
+
+
+def _matches(address: str) -> list[str]:
+    """Return the files that an address without braces stands for; a plain one stands for itself."""
+    files, path = _store(address)
+    pattern = re.search(r"[*?\[]", path) is not None and not files.exists(path)
+    if not pattern and (_SHARD.search(path) or not files.isdir(path)):
+        return [address]
+    paths = files.glob(path) if pattern else [p for p in files.ls(path, detail=False) if _SHARD.search(p)]
+    if not paths:
+        raise UserError(
+            f"images: no shards match {address}" if pattern else f"images: no tar files in the folder {address}"
+        )
+    is_plain = "://" not in address
+    return sorted(path if is_plain else files.unstrip_protocol(path) for path in paths)
 
 
 @dataclass(frozen=True)

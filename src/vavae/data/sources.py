@@ -326,6 +326,8 @@ def open_images(
     split: Split = "train",
     unreadable_list: str | os.PathLike[str] | None = None,
     check: Literal["decode", "header"] = "decode",
+    image_column: str | None = None,
+    label_column: str | None = None,
     gray_range: GrayRange | None = None,
 ) -> ImageSource:
     """Open the images that `spec` names.
@@ -337,13 +339,18 @@ def open_images(
             numbers classes as its training part does; any other folder is taken whole for both splits.
         unreadable_list: See `FolderImages`.
         check: See `FolderImages`.
+        image_column: See `HuggingFaceImages` and `WebDatasetImages`; other images have no columns.
+        label_column: As `image_column`.
         gray_range: See `readable.upright_rgb`.
 
     Raises:
-        UserError: `spec` is neither a known name nor a folder of images, has no such split, or has a class for
-            testing only.
+        UserError: `spec` is neither a known name nor a folder of images, has no such split or no columns, or has a
+            class for testing only.
     """
     _check_split(split)
+    for option, column in (("image_column", image_column), ("label_column", label_column)):
+        if column is not None and not spec.startswith(("hf:", "webdataset:")):
+            raise UserError(f"data.{option} must be null, got {column}: only hf: and webdataset: have it, not {spec}")
     if spec == "demo":
         return DemoImages(split)
     if spec == "cifar10":
@@ -351,12 +358,13 @@ def open_images(
     if spec.startswith("webdataset:"):
         from vavae.data.webdataset import WebDatasetImages
 
-        return WebDatasetImages(spec.removeprefix("webdataset:"), None, unreadable_list, check, gray_range)
+        shards = spec.removeprefix("webdataset:")
+        return WebDatasetImages(shards, None, unreadable_list, check, image_column, label_column, gray_range)
     if spec.startswith("hf:"):
         from vavae.data.huggingface import HuggingFaceImages
 
         name = spec.removeprefix("hf:")
-        return HuggingFaceImages(name, split, unreadable_list=unreadable_list, check=check, gray_range=gray_range)
+        return HuggingFaceImages(name, split, image_column, label_column, unreadable_list, check, gray_range)
     path = _path_of(spec)
     if path is None:
         raise UserError(f'no such images: {spec} (a folder, "demo", "cifar10", "webdataset:…" or "hf:…")')

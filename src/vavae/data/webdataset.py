@@ -6,24 +6,24 @@ order, resume and number of processes mean the same as for a folder. The index i
 
 import hashlib
 import io
-import json
 import os
-import re
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import Found
-from vavae.data.ranges import RangedFile
+from vavae.data.labels import NO_LABELS, label_names
+from vavae.data.ranges import RangedFile, expand_shards, naming_shard
 from vavae.data.readable import (
     GrayRange,
     Unreadable,
@@ -38,43 +38,61 @@ from vavae.data.readable import (
     threads,
     write_unreadable,
 )
+from vavae.data.shard_samples import Entry, Sample, read_label
 from vavae.data.stream import loaded_ahead
-from vavae.errors import RunError, UserError, one_line, told
+from vavae.errors import RunError, UserError
 from vavae.progress import Bar, track
 
 # Indexing shards of fewer bytes is a matter of seconds, and shows no bar.
 _WORTH_SHOWING = 200e6
 # An archive ends with blocks of zeros, which fill up its last record: of 10 KiB as a rule, of 1 MiB at most.
 _BLOCK, _LONGEST_END = 512, 2**20 + 1024
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+    b"\x04\x22\x4d\x18": ("lz4", "unlz4"),
+    b"PK\x03\x04": ("zip", "unzip, then tar -cf"),
+}
 
 
-class _Entry(NamedTuple):
-    """An image of a shard: its member, its label if it has one, and why it cannot be read."""
-
-    name: str
-    offset: int
-    size: int
-    label: int | None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Index:
-    """What a shard holds: its images, and the first sample that has a label and no image."""
+    """What a shard holds.
 
-    entries: list[_Entry]
-    only_labelled: str | None = None
+    Attributes:
+        entries: Its images.
+        only_labelled: The first sample that has a label and no image.
+        passed_over: Number of members by reason.
+        labels_from: What the labels come from: endings, and keys of JSON.
+    """
+
+    entries: list[Entry]
+    only_labelled: str | None
+    passed_over: dict[str, int]
+    labels_from: list[str]
 
     def store(self, path: Path) -> None:
-        remember(path, {"entries": self.entries, "only_labelled": self.only_labelled})
+        remember(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "_Index | None":
         stored = recall(path)
         try:
-            return cls([_Entry(*entry) for entry in stored["entries"]], stored["only_labelled"])
+            return cls(**(stored | {"entries": [Entry(*entry) for entry in stored["entries"]]}))
         except (TypeError, KeyError):
             return None
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """How shards are indexed; an index is kept under these and the shard's identity."""
+
+    decode: bool
+    image: str | None
+    labels: tuple[str, ...]
+    gray_range: GrayRange | None
 
 
 @dataclass(frozen=True)
@@ -85,42 +103,33 @@ class _Member:
     label: int
 
 
-def expand_shards(spec: str) -> list[str]:
-    """`name-{000..003}.tar` -> four addresses; several specs are joined by `::`."""
-    found: list[str] = []
-    for part in spec.split("::"):
-        braces = re.search(r"\{(\d+)\.\.(\d+)\}", part)
-        if braces is None:
-            found.append(part)
-            continue
-        first, last = braces[1], braces[2]
-        numbers = range(int(first), int(last) + 1)
-        found += [part[: braces.start()] + str(n).zfill(len(first)) + part[braces.end() :] for n in numbers]
-    return found
-
-
 class WebDatasetImages:
     """Images of tar shards, in the order of the shards.
 
-    A sample is the members side by side whose names are equal up to the first dot: an image, and its label in `.cls`
-    (a number), or `label`/`class_id` in `.json`; without either all images are of one class. Of several images the
-    one counts that has nothing but an image's extension: `1.jpg`, and not `1.seg.png`. Members that are no images are
-    passed over.
+    A sample is neighboring members whose names are equal up to the first dot. It has an image, and its label in
+    `.cls` (a number; `.label.cls`, `.class`, … too, see `vavae.data.labels`) or in a key of `.json` of such a name;
+    `.cls` goes before other endings, and these before `.json`. Where no sample has a label, all images are of one
+    class. Of several images the one counts that has nothing but an image's extension: `1.jpg`, not `1.seg.png`;
+    without one `1.image.png`. Case does not matter in endings and keys. `found` counts what is passed over.
 
     Args:
-        shards: Addresses, with `{000..123}` for ranges and `::` between several: paths, or what fsspec opens.
+        shards: Addresses as for `expand_shards`: paths, or what fsspec opens.
         cache: Folder for indices; null is the user's cache folder.
         unreadable_list: Where to write names of unreadable images and the reasons, one per line, tab-separated.
         check: "decode" reads every image whole while indexing; "header" reads only the beginnings.
+        image_column: The part of the ending that images have (`left` for `1.left.png`); null as above.
+        label_column: The part of the ending, or the key of JSON, that labels have; "none" takes no labels; null as
+            above.
         gray_range: See `readable.upright_rgb`.
 
     Attributes:
         unreadable: (shard: member, reason) of each image left out, as it cannot be read.
+        found: What was passed over, and what the labels come from.
 
     Raises:
-        UserError: A shard cannot be opened, is no tar file or not a whole one, a sample of several images does not
-            say which one it is, a label is no class number, some images have labels and others none, or there are no
-            images.
+        UserError: A shard cannot be opened, is not a tar file, is compressed or not whole, a sample of several images
+            does not say which one it is, a label is not a class number, some images have labels and others none, or
+            there are no images.
         RunError: There is not enough memory to decode an image.
     """
 
@@ -130,12 +139,15 @@ class WebDatasetImages:
         cache: Path | None = None,
         unreadable_list: str | os.PathLike[str] | None = None,
         check: Literal["decode", "header"] = "decode",
+        image_column: str | None = None,
+        label_column: str | None = None,
         gray_range: GrayRange | None = None,
     ) -> None:
         self.name = shards.rsplit("/", 1)[-1]
         self._addresses = expand_shards(shards)
         self.gray_range = gray_range
-        found = _indices(list(dict.fromkeys(self._addresses)), cache or cache_folder() / "shards", check, gray_range)
+        rules = _Rules(check == "decode", image_column and image_column.lower(), label_names(label_column), gray_range)
+        found = _indices(list(dict.fromkeys(self._addresses)), cache or cache_folder() / "shards", rules)
         self._files = [found[address][0] for address in self._addresses]
         indices = [found[address][1] for address in self._addresses]
         _refuse_mixed_labels(self._addresses, indices)
@@ -147,11 +159,11 @@ class WebDatasetImages:
                     self._members.append(_Member(number, offset, size, -1 if label is None else label))
                 else:
                     self.unreadable.append((f"{address}: {name}", error))
-        self.found = Found(f"webdataset:{shards}", {"unreadable": len(self.unreadable)} if self.unreadable else {})
         write_unreadable(self.unreadable, unreadable_list)
+        self.found = _found(shards, self._addresses, indices, len(self.unreadable), label_column)
         if not self._members:
-            failed = f" that can be read ({len(self.unreadable)} failed)" if self.unreadable else ""
-            raise UserError(f"images: no images{failed} in the shards {shards}")
+            passed = ", ".join(f"{count} {reason}" for reason, count in self.found.passed_over.items())
+            raise UserError(f"images: no images in the shards {shards} (passed over: {passed or 'nothing'})")
         labels = np.array([member.label for member in self._members])
         self.labels = np.where(labels < 0, 0, labels)
         self.class_names = tuple(str(n) for n in range(int(self.labels.max()) + 1))
@@ -179,6 +191,33 @@ class WebDatasetImages:
         for m in self._members:
             digest.update(f"{m.shard} {m.offset} {m.size} {m.label}\n".encode())
         return digest.hexdigest()
+
+
+def _found(
+    shards: str, addresses: list[str], indices: list[_Index], unreadable: int, label_column: str | None
+) -> Found:
+    """Return what was passed over, and what the labels come from.
+
+    Raises:
+        UserError: Labels were asked for under a name that no sample has.
+    """
+    passed_over = Counter({"unreadable": unreadable} if unreadable else {})
+    empty = sum(not index.entries for index in indices)
+    if empty:
+        passed_over["shards without images"] = empty
+    for index in indices:
+        passed_over.update(index.passed_over)
+    labels_from = sorted({name for index in indices for name in index.labels_from})
+    if labels_from:
+        note = f"labels from {', '.join(labels_from)}"
+    elif label_column in (None, NO_LABELS):
+        note = "no labels: one class"
+    else:
+        raise UserError(f"label_column: no sample of {shards} has a label under the name {label_column}")
+    where = f"webdataset:{shards}"
+    if len(addresses) > 1:
+        where += f" ({len(addresses):,} shards, {addresses[0].rsplit('/')[-1]} to {addresses[-1].rsplit('/')[-1]})"
+    return Found(where, dict(passed_over), (note,))
 
 
 def _refuse_mixed_labels(addresses: list[str], indices: list[_Index]) -> None:
@@ -212,15 +251,13 @@ class _Progress:
                 self._bar.advance(self._bytes // 10**6 - self._bar.done)
 
 
-def _indices(
-    addresses: list[str], folder: Path, check: str, gray_range: GrayRange | None
-) -> dict[str, tuple[RangedFile, _Index]]:
+def _indices(addresses: list[str], folder: Path, rules: _Rules) -> dict[str, tuple[RangedFile, _Index]]:
     """Each shard, and what it holds: from the cache, or read by several threads and stored shard by shard."""
 
     def known(address: str) -> tuple[RangedFile, Path, _Index | None]:
-        with _naming_shard(address):
+        with naming_shard(address):
             file = RangedFile.find(address)
-        key = hashlib.sha256(f"5\0{check}\0{gray_range}\0{judge()}\0{file.identity}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"5\0{rules}\0{judge()}\0{file.identity}".encode()).hexdigest()[:24]
         path = folder / f"{key}.json"
         return file, path, _Index.load(path)
 
@@ -238,8 +275,8 @@ def _indices(
         progress = _Progress(bar)
 
         def index_of(file: RangedFile, path: Path) -> _Index:
-            with _naming_shard(file.address), file.open() as content:
-                index = _scan(content, file.address, check == "decode", gray_range, progress.passed)
+            with naming_shard(file.address), file.open() as content:
+                index = _scan(content, file.address, rules, progress.passed)
             index.store(path)
             return index
 
@@ -253,91 +290,91 @@ def _indices(
     return found
 
 
-def _naming_shard(address: str) -> AbstractContextManager[None]:
-    return told(lambda reason: f"images: shard {address} cannot be read ({reason})", f"index the shard {address}")
-
-
-class _Sample:
-    """Members of one name, as they come."""
-
-    def __init__(self, name: str, address: str) -> None:
-        self.name = name
-        self.label: int | None = None
-        self._address = address
-        self._extensions: set[str] = set()
-        self._images: list[tuple[str, _Entry]] = []
-
-    def add(self, extension: str) -> None:
-        """Note a member.
-
-        Raises:
-            UserError: There is one of this name already.
-        """
-        if extension in self._extensions:
-            raise UserError(f"images: {self._address} holds {self.name}.{extension} twice in one sample")
-        self._extensions.add(extension)
-
-    def add_image(self, extension: str, entry: _Entry) -> None:
-        self._images.append((extension, entry))
-
-    def image(self) -> _Entry | None:
-        """The sample's image, or None.
-
-        Raises:
-            UserError: There are several, and no name tells which it is.
-        """
-        if not self._images:
-            return None
-        plain = [entry for extension, entry in self._images if "." not in extension]
-        if len(self._images) > 1 and not plain:
-            names = f"{self._images[0][1].name} and {self._images[1][1].name}"
-            raise UserError(
-                f"images: {self._address}: {names} are one sample, since a sample's name ends at its first dot, and "
-                "nothing says which is its image: replace the other dots, or call the image NAME.png, NAME.jpg, …"
-            )
-        entry = plain[0] if plain else self._images[0][1]
-        return entry._replace(label=self.label)
-
-
-def _scan(file: Any, address: str, decode: bool, gray_range: GrayRange | None, passed: Callable[[int], None]) -> _Index:
-    """Index a tar file; `passed` is told of the bytes that have been read."""
-    entries: list[_Entry] = []
+def _scan(file: Any, address: str, rules: _Rules, passed: Callable[[int], None]) -> _Index:
+    """Index a tar file; `passed` is called with the number of bytes that have been read since its last call."""
+    _refuse_compressed(file, address)
+    entries: list[Entry] = []
+    counts: Counter[str] = Counter()
+    labels_from: set[str] = set()
     only_labelled: str | None = None
 
-    def finish(sample: _Sample) -> None:
+    def finish(sample: Sample) -> None:
         nonlocal only_labelled
-        entry = sample.image()
+        entry, label = sample.image(), sample.label()
+        counts["other images of a sample"] += max(len(sample.images) - 1, 0)
+        if label is not None:
+            labels_from.add(label.source)
+            for other, _ in sample.labels:
+                counts[f"other labels ({other.source})"] += other.number != label.number
         if entry is not None:
-            entries.append(entry)
-        elif sample.label is not None and only_labelled is None:
-            only_labelled = sample.name
+            entries.append(entry._replace(label=label and label.number))
+        elif label is not None:
+            counts["labels without an image"] += 1
+            only_labelled = only_labelled or sample.name
 
-    sample = _Sample("", address)
+    sample = Sample("", address)
     position = 0
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             passed(member.offset_data + member.size - position)
             position = member.offset_data + member.size
-            folder, slash, leaf = member.name.rpartition("/")
-            base, _, extension = leaf.partition(".")
-            if not member.isfile() or not base or not extension:  # as `._1.jpg`, which macOS adds
+            # Tar files may hold names that are not UTF-8.
+            name = member.name.encode("utf-8", "backslashreplace").decode()
+            folder, slash, leaf = name.rpartition("/")
+            base, _, extension = leaf.lower().partition(".")
+            reason = _not_data(member, base, extension)
+            if reason is not None:
+                counts[reason] += 1
                 continue
-            if folder + slash + base != sample.name:
+            stem = folder + slash + leaf[: len(base)]
+            if stem != sample.name:
                 finish(sample)
-                sample = _Sample(folder + slash + base, address)
+                sample = Sample(stem, address)
             sample.add(extension)
             content = archive.extractfile(member)
             assert content is not None
-            if f".{extension.lower().rpartition('.')[2]}" in IMAGE_SUFFIXES:
-                problem = image_error(io.BytesIO(content.read()) if decode else content, decode, gray_range)
-                entry = _Entry(member.name, member.offset_data, member.size, None, problem)
-                sample.add_image(extension.lower(), entry)
-            elif extension in ("cls", "json"):
-                said = _label(content.read(), extension, f"{address}: {member.name}")
-                sample.label = sample.label if said is None else said
+            parts = extension.split(".")
+            is_image = f".{parts[-1]}" in IMAGE_SUFFIXES
+            label = None if is_image else read_label(content, parts, rules.labels, f"{address}: {name}")
+            if is_image and rules.image in (None, *parts):
+                problem = image_error(
+                    io.BytesIO(content.read()) if rules.decode else content, rules.decode, rules.gray_range
+                )
+                sample.images.append((extension, Entry(name, member.offset_data, member.size, None, problem)))
+            elif label is not None:
+                sample.labels.append((label, name))
+            else:
+                counts[f".{parts[-1]} files"] += 1
     _check_end(file, archive.offset, address)
     finish(sample)
-    return _Index(entries, only_labelled)
+    return _Index(entries, only_labelled, dict(+counts), sorted(labels_from))
+
+
+def _not_data(member: tarfile.TarInfo, base: str, extension: str) -> str | None:
+    """Return why a member is not a part of a sample, or None if it is."""
+    if member.isdir():
+        return "folders"
+    if not member.isfile() or member.issparse():
+        return "links and special files"
+    if not base:  # such as `._1.jpg`, which macOS adds
+        return "names that begin with a dot"
+    return None if extension else "files without an ending"
+
+
+def _refuse_compressed(file: Any, address: str) -> None:
+    """Refuse a compressed shard: images are read from the middle of a file, which compression does not allow.
+
+    Raises:
+        UserError: The shard is compressed; the message says how to uncompress it.
+    """
+    head = file.read(6)
+    file.seek(0)
+    for magic, (form, command) in _COMPRESSED.items():
+        if head.startswith(magic):
+            raise UserError(
+                f"images: shard {address} is compressed ({form}), and images are read from the middle of shards: "
+                f"uncompress it ({command}) and give the tar file"
+            )
 
 
 def _check_end(file: Any, offset: int, address: str) -> None:
@@ -353,24 +390,3 @@ def _check_end(file: Any, offset: int, address: str) -> None:
             f"images: shard {address} is damaged or incomplete: at byte {offset} there is neither a member nor the "
             "archive's end"
         )
-
-
-def _label(content: bytes, extension: str, where: str) -> int | None:
-    """The class number in a member, or None for an object of JSON that tells of none."""
-    try:
-        said: Any = content.decode() if extension == "cls" else json.loads(content)
-        if extension == "json":
-            if not isinstance(said, dict):
-                raise ValueError("holds no object with a label")
-            if "label" not in said and "class_id" not in said:
-                return None
-            said = said.get("label", said.get("class_id"))
-        whole = isinstance(said, int) or (isinstance(said, float) and said.is_integer())
-        if not whole and not (isinstance(said, str) and re.fullmatch(r"\s*[+-]?\d+\s*", said)):
-            raise ValueError(f"its label {str(said).strip()[:40]!r} is no class number")
-        label = int(said)
-        if label < 0:
-            raise ValueError(f"its label {label} is hidden")
-    except ValueError as error:  # of JSON and of UTF-8 too
-        raise UserError(f"images: {where}: {one_line(error)}") from error
-    return label

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vavae.data.moments import holds_moments
 from vavae.errors import UserError, one_line
 from vavae.files import written_whole
 from vavae.pretrained.reading import check_finite, check_tensors
@@ -26,7 +27,7 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 # Models that come with the package, by name; see the card in each folder.
 SHIPPED = {"demo": Path(__file__).parent / "demo"}
 
-Form = Literal["tokenizer", "generator", "diffusers", "pipeline", "latents", "checkpoint", "recipe"]
+Form = Literal["tokenizer", "generator", "diffusers", "pipeline", "latents", "moments", "checkpoint", "recipe"]
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
@@ -77,6 +78,8 @@ def form_of(path: Path) -> Form:
         raise UserError(f"{path}: was not written to its end; write it again")
     if any(path.glob("latents*_shard*.safetensors")):
         return "latents"
+    if holds_moments(path):
+        return "moments"
     if published_file(path) is not None:
         return "checkpoint"
     raise UserError(f"{path}: holds no {CONFIG}, no checkpoint and no latents")
@@ -84,7 +87,7 @@ def form_of(path: Path) -> Form:
 
 def named(form: Form) -> str:
     """A form with its article, for messages."""
-    articles: dict[Form, str] = {"latents": "", "diffusers": "an autoencoder of "}
+    articles: dict[Form, str] = {"latents": "", "moments": "", "diffusers": "an autoencoder of "}
     return articles.get(form, "a ") + form
 
 

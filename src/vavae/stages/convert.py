@@ -14,6 +14,7 @@ from vavae.config import from_plain, to_plain
 from vavae.data import LatentDataset, write_published_layout
 from vavae.data.latent_writer import write_published_statistics
 from vavae.data.latents import PUBLISHED_STATISTICS_NAME
+from vavae.data.moments import convert_moments
 from vavae.errors import UserError
 from vavae.files import written_whole
 from vavae.flow import PathName, Prediction
@@ -37,7 +38,8 @@ class Config:
 
     Attributes:
         source: What to convert: a checkpoint (.pt, .pth, .ckpt, .safetensors), `latents_stats.pt`, a folder of a
-            tokenizer, generator or latents, a folder of diffusers, a hub id, or a published YAML configuration.
+            tokenizer, generator or latents (also those of EDM2 and REPA, `img-mean-std-*.npy`), a folder of
+            diffusers, a hub id, or a published YAML configuration.
         output: The folder to write, which must be empty, or left by such a call that was killed; a file for a recipe
             and for statistics.
         to: `native` is our folder, `published` files that the published code loads, `diffusers` a folder that
@@ -103,6 +105,7 @@ def run(config: Config) -> Path:
         {
             "recipe": _recipe,
             "latents": _latents,
+            "moments": _moments,
             "statistics": _statistics,
             "tokenizer": _tokenizer,
             "generator": _generator,
@@ -258,6 +261,12 @@ def _latents(config: Config, source: Path, output: Path) -> None:
     write_published_layout(latents, output)
     flips = " and those of the mirrored images" if latents.has_flips else ""
     print(f"{source}: {len(latents):,} latents {'x'.join(map(str, latents.shape))}{flips}, with their statistics")
+
+
+def _moments(config: Config, source: Path, output: Path) -> None:
+    if config.to != "native":
+        raise UserError(f"to: latents of EDM2 and REPA are converted to native only, not to {config.to}")
+    print(f"{source}: {convert_moments(source, output)}")
 
 
 def _recipe(config: Config, source: Path, output: Path) -> None:

@@ -33,7 +33,8 @@ class ImagesConfig:
 
     Attributes:
         images: A folder (one sub-folder per class, or none), `webdataset:` and tar shards (`shards-{000..123}.tar`,
-            paths or what fsspec opens), `hf:` and a data set, `demo` (embedded) or `cifar10` (an asset).
+            `shards-*.tar` or a folder; paths or what fsspec opens), `hf:` and a data set on the hub
+            (`owner/name:config@revision`) or its folder, `demo` (embedded) or `cifar10` (an asset).
         size: Of the images, in pixels: one number for squares, or [height, width]. An image is scaled until it just
             covers that, and what stands out on two sides is cut off.
         crop: `center` as for extraction and evaluation; `random` as in the published tokenizer training.
@@ -45,6 +46,10 @@ class ImagesConfig:
         check: What is looked at before the first use, to leave out images that cannot be read: `decode` reads each
             whole, once; `header` reads only beginnings, for sets of millions known to be sound, where a truncated
             image ends the run when its turn comes.
+        image_column: Column of the images of `hf:`, or part of their ending in shards (`left` for 1.left.png); null
+            looks for it.
+        label_column: Column of the labels of `hf:`, or in shards part of their ending or their key in JSON; `none`
+            takes no labels, null looks for them.
         gray_range: The gray values that become black and white, as [0, 4095], for gray images of 16 bits or of 32-bit
             numbers. null takes 16-bit values from 0 to 65535 and leaves out images of 32-bit numbers.
     """
@@ -57,6 +62,8 @@ class ImagesConfig:
     holdout: float = 0.0
     workers: int = 4
     check: Literal["decode", "header"] = "decode"
+    image_column: str | None = None
+    label_column: str | None = None
     gray_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -97,7 +104,9 @@ class ImagesConfig:
         names = folder / "unreadable.txt" if folder is not None and what == "images" else None
         has_test = has_part(self.images, "test")
         held_out = self.holdout > 0 and not has_test
-        source = open_images(self.images, "train" if held_out else split, names, self.check, self.gray_range)
+        part: Split = "train" if held_out else split
+        columns = self.image_column, self.label_column
+        source = open_images(self.images, part, names, self.check, *columns, self.gray_range)
         if source.found.passed_over.get("unreadable"):
             name, reason = source.unreadable[0]  # type: ignore[attr-defined]
             more = f"; all are in {names}" if names is not None else ""

@@ -1,0 +1,122 @@
+"""Samples of tar shards: neighboring members of one name, which of them is the image, and which give the label."""
+
+import json
+from typing import IO, NamedTuple
+
+from vavae.data.labels import IMAGE_NAMES, class_number
+from vavae.errors import UserError, one_line
+
+# Bytes of members that are read for a label.
+_LONGEST_NUMBER, _LONGEST_JSON = 2**10, 2**24
+
+
+class Entry(NamedTuple):
+    """An image of a shard: its member, its label if it has one, and why it cannot be read."""
+
+    name: str
+    offset: int
+    size: int
+    label: int | None
+    error: str | None = None
+
+
+class Label(NamedTuple):
+    """A label of a sample: its rank (0 goes first), what it comes from, and the class number."""
+
+    rank: int
+    source: str
+    number: int
+
+
+class Sample:
+    """Members of one name, as they come."""
+
+    def __init__(self, name: str, address: str) -> None:
+        self.name = name
+        self.images: list[tuple[str, Entry]] = []
+        self.labels: list[tuple[Label, str]] = []  # with the members
+        self._address = address
+        self._extensions: set[str] = set()
+
+    def add(self, extension: str) -> None:
+        """Note a member.
+
+        Raises:
+            UserError: There is one of this name already.
+        """
+        if extension in self._extensions:
+            raise UserError(f"images: {self._address} holds {self.name}.{extension} twice in one sample")
+        self._extensions.add(extension)
+
+    def image(self) -> Entry | None:
+        """Return the sample's image, or None.
+
+        Raises:
+            UserError: There are several, and their names do not say which it is.
+        """
+        plain = [entry for extension, entry in self.images if "." not in extension]
+        named = [entry for extension, entry in self.images if set(extension.split(".")) & set(IMAGE_NAMES)]
+        entries = plain or named or [entry for _, entry in self.images]
+        if len(entries) > 1 and not plain:
+            raise UserError(
+                f"images: {self._address}: {entries[0].name} and {entries[1].name} are one sample, since a sample's "
+                "name ends at its first dot, and nothing says which is its image: replace the other dots, call the "
+                "image NAME.png, NAME.jpg, …, or name its part of the ending (data.image_column)"
+            )
+        return entries[0] if entries else None
+
+    def label(self) -> Label | None:
+        """Return the sample's label, or None.
+
+        Raises:
+            UserError: Two members of the same rank give different ones.
+        """
+        if not self.labels:
+            return None
+        first, member = min(self.labels)
+        for other, name in self.labels:
+            if other.rank == first.rank and other.number != first.number:
+                raise UserError(
+                    f"images: {self._address}: {member} gives the label {first.number} and {name} gives "
+                    f"{other.number}: name the one that counts (data.label_column)"
+                )
+        return first
+
+
+def read_label(content: IO[bytes], parts: list[str], names: tuple[str, ...], where: str) -> Label | None:
+    """Read the label that a member holds.
+
+    Args:
+        content: The member.
+        parts: Its extension's parts in lower case, such as ["label", "cls"].
+        names: What labels may be called.
+        where: What to call the member in errors.
+
+    Returns:
+        The label; None for a member that has none.
+
+    Raises:
+        UserError: The member's name says that it is a label, or its JSON has one, and it is not a class number.
+    """
+    by_name = any(name.lower() in parts for name in names)
+    if not names or not (by_name or parts[-1] == "json"):
+        return None
+    limit = _LONGEST_JSON if parts[-1] == "json" else _LONGEST_NUMBER
+    text = content.read(limit + 1)
+    try:
+        if len(text) > limit:
+            raise ValueError(f"is too long for a label (more than {limit:,} bytes)")
+        if parts[-1] != "json":
+            return Label(int(len(parts) > 1), f".{'.'.join(parts)}", class_number(text.decode("utf-8-sig")))
+        value = json.loads(text)
+        if isinstance(value, dict):
+            keys = {key.lower(): key for key in value}
+            key = next((keys[name.lower()] for name in names if name.lower() in keys), None)
+            return None if key is None else Label(2, f"{key} in .json", class_number(value[key]))
+        if not by_name:
+            raise ValueError("holds no object with a label")
+        return Label(2, f".{'.'.join(parts)}", class_number(value))
+    except RecursionError as error:
+        raise UserError(f"images: {where}: is nested too deeply") from error
+    except ValueError as error:  # of JSON and of UTF-8 too
+        raise UserError(f"images: {where}: {one_line(error)[:200]}") from error
