@@ -68,6 +68,7 @@ def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
     file = files.published_file(path) if path.is_dir() else path
     if file is None:
         raise UserError(f"{path}: holds no checkpoint")
+    files.refuse_part(file)
     return unwrap(read_checkpoint(file), file, weights)
 
 
