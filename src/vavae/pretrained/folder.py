@@ -101,6 +101,7 @@ def form_of(path: Path) -> Form:
     if path.is_file():
         return "recipe" if path.suffix in (".yaml", ".yml") else "checkpoint"
     if (path / PIPELINE).is_file():
+        read_pipeline(path)
         return "pipeline"
     if (path / CONFIG).is_file():
         config = _read_json(path / CONFIG)

@@ -1,7 +1,7 @@
 """Models of the hub: which files of a repository are needed, and fetching them into the hub client's cache."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from vavae.errors import UserError
@@ -56,11 +56,9 @@ def fetch(name: str, part: Part | None, hub: HubOptions) -> Path:
         if not names:
             raise UserError(f"{name}: no files{' in ' + within if within else ''}")
         configurations = [file for file in (PIPELINE, CONFIG) if file in names]
-        chosen = needed(get(configurations) if configurations else None, names, part, name)
-        folder = get(chosen)
-    for file in chosen:
-        _check_blob(folder / file)
-    return folder
+        known = _checked(get(configurations), configurations) if configurations else None
+        chosen = needed(known, names, part, name)
+        return _checked(get(chosen), chosen)
 
 
 def _list(repository: str, revision: str | None, token: str | bool | None) -> list[str] | None:
@@ -131,11 +129,13 @@ def _published(names: Collection[str], part: Part | None, source: str) -> list[s
     return chosen
 
 
-def _check_blob(path: Path) -> None:
-    """Compare a file with the hash that the hub declared, by which the client names what the file links to."""
-    blob = path.resolve()
-    remedy = f"delete {blob} and fetch it again"
-    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        check_hash(path, blob.name, remedy, sha256_file)
-    elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
-        check_hash(path, blob.name, remedy, git_blob_sha1)
+def _checked(folder: Path, names: Iterable[str]) -> Path:
+    """Compare files with the hashes that the hub declared: its client keeps a file under its hash and links to it."""
+    for name in names:
+        blob = (folder / name).resolve()
+        remedy = f"delete {blob} and fetch it again"
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            check_hash(folder / name, blob.name, remedy, sha256_file)
+        elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
+            check_hash(folder / name, blob.name, remedy, git_blob_sha1)
+    return folder

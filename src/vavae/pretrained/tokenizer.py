@@ -102,7 +102,7 @@ class Tokenizer:
             raise UserError(f"images: {images.dtype} is not in [-1, 1]; vavae.data.to_tensor makes it so")
         if mode not in ("mean", "sample"):
             raise UserError(f"mode: {mode!r} is neither 'mean' nor 'sample'")
-        posterior = self.autoencoder.encode(images.to(self.device, self.dtype))  # float32 at least
+        posterior = self.autoencoder.encode(images.to(self.device))
         latents = posterior.mode() if mode == "mean" else posterior.sample(noise=noise)
         return self.statistics.normalize(latents)
 
@@ -111,7 +111,7 @@ class Tokenizer:
         """Return the images (B, 3, h·f, w·f), float32 in [-1, 1], of normalised latents (B, C, h, w)."""
         wide = torch.promote_types(self.dtype, torch.float32)
         raw = self.statistics.denormalize(latents.to(self.device, wide))
-        return self.autoencoder.decode(raw.to(self.dtype)).to(wide).clamp(-1.0, 1.0)
+        return self.autoencoder.decode(raw).to(wide).clamp(-1.0, 1.0)
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """Encode (posterior mean) and decode."""

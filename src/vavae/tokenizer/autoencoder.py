@@ -221,7 +221,7 @@ class AutoencoderKL(nn.Module):
         height, width = images.shape[2:]
         if height % self.factor or width % self.factor or height == 0 or width == 0:
             raise UserError(f"images: height {height} and width {width} must be multiples of {self.factor}")
-        return DiagonalGaussian(self.quant_conv(self.encoder(images)))
+        return DiagonalGaussian(self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images of (B, latent_channels, h, w) latents, about [-1, 1] but not clamped.
@@ -232,7 +232,7 @@ class AutoencoderKL(nn.Module):
         channels = self.config.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise UserError(f"latents: shape (B, {channels}, h, w) is needed, not {tuple(latents.shape)}")
-        return self.decoder(self.post_quant_conv(latents))
+        return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Reconstruction of images from the posterior's mean, or with `noise` from its sample."""
