@@ -102,9 +102,7 @@ def test_a_changed_configuration_says_how_to_keep_the_change(model: Path) -> Non
     assert Generator.from_pretrained(model).sampling.steps == 9
     for hashes in ({}, {"config.json": digest}, None, "abc"):
         path.write_text(json.dumps({**config, "sha256": hashes}))
-        with pytest.raises(
-            UserError, match=r"sha256 must list model\.safetensors, config\.json; write the folder again"
-        ):
+        with pytest.raises(UserError, match=r"sha256 must list model\.safetensors, config\.json; write"):
             Generator.from_pretrained(model)
 
 
@@ -115,9 +113,9 @@ def test_a_folder_of_ours_that_lost_a_part_is_incomplete(lost: str, model: Path)
     path = model / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     tokenizer = Tokenizer.from_pretrained("demo")
-    with pytest.raises(UserError, match="incomplete|no such file"):
+    with pytest.raises(UserError, match=r"incomplete|no such file"):
         Generator.from_pretrained(model)
-    with pytest.raises(UserError, match="incomplete|no such file"):
+    with pytest.raises(UserError, match=r"incomplete|no such file"):
         Generator.from_pretrained(model, tokenizer=tokenizer)  # whose statistics are not those of the training
     assert run(["convert", str(model), str(model.parent / "out")]) == 2
     assert not (model.parent / "out").exists()
@@ -126,9 +124,7 @@ def test_a_folder_of_ours_that_lost_a_part_is_incomplete(lost: str, model: Path)
 def test_weights_of_ours_are_no_published_checkpoint(model: Path, tmp_path: Path) -> None:
     for source in (model, model / "tokenizer", SHIPPED["demo"]):
         shutil.copy(source / "model.safetensors", tmp_path / "lone.safetensors")
-        with pytest.raises(
-            UserError, match=r"lone\.safetensors: the weights of a vavae .* incomplete without its config"
-        ):
+        with pytest.raises(UserError, match=r"lone\.safetensors: the weights of a vavae .* without its config"):
             Tokenizer.from_pretrained(tmp_path / "lone.safetensors", statistics="identity")
 
 

@@ -112,7 +112,7 @@ def test_options_reach_the_hub(read: Callable[..., Any], hub: StandInHub, tmp_pa
     assert hub.asked[-1] == wanted and (tmp_path / "there").is_dir()
     read("me/generator", revision="v1", cache_dir=tmp_path / "there", local_files_only=True)
     assert hub.asked[-1]["local_files_only"] is True
-    with pytest.raises(UserError, match="^revision: must be that of me/generator@v1, got v2"):
+    with pytest.raises(UserError, match=r"^revision: must be that of me/generator@v1, got v2"):
         read("me/generator@v1", revision="v2")
     with pytest.raises(TypeError, match="unexpected keyword argument 'revison'"):
         read("me/generator", revison="v1")
