@@ -411,7 +411,7 @@ def test_what_is_passed_over_in_shards_is_counted(tmp_path: Path) -> None:
         ("README", b""),
         ("._1.png", b""),
         ("1.txt", b"a"),
-        ("2.heic", b"x"),
+        ("2.psd", b"x"),
         ("9.cls", b"1"),
         ("a.png", b"broken"),
     ]
@@ -427,7 +427,7 @@ def test_what_is_passed_over_in_shards_is_counted(tmp_path: Path) -> None:
         assert len(images) == 3
         assert images.found.passed_over == {
             "unreadable": 1, "files without an ending": 1, "names that begin with a dot": 1, ".txt files": 1,
-            ".heic files": 1, "labels without an image": 1, "other images of a sample": 1,
+            ".psd files": 1, "labels without an image": 1, "other images of a sample": 1,
             "links and special files": 2, "folders": 1,
         }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """FID Inception from each published form of its weights, its spatial features and logits, and each program's resize."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,23 @@ def test_weights_files_are_read_strictly(tmp_path):
     torch.save({"a": 3}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="no state dict"):
         read_weights(tmp_path / "other.pth")
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_code_in_a_weights_file_does_not_run(tmp_path):
+    torch.save(published_state() | {"fc.bias": Bomb(tmp_path / "ran")}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth: not readable as FID Inception weights"):
+        read_weights(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_logits_come_with_their_weights():

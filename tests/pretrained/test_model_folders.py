@@ -105,14 +105,15 @@ def test_damaged_folders_are_named(generator: Generator, tmp_path: Path) -> None
         Generator.from_pretrained(tmp_path)
     path.write_bytes(content)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "transformer": {**config["transformer"], "wide": 3}}))
+    wide = {**config, "transformer": {**config["transformer"], "wide": 3}}
+    folder.write_json(tmp_path / "config.json", folder.signed(tmp_path, wide))
     with pytest.raises(UserError, match="wide"):
         Generator.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "other"}))
     with pytest.raises(UserError, match="is of other"):
         Generator.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: not JSON"):
+    with pytest.raises(UserError, match=r"config\.json is damaged: not JSON"):
         Generator.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds a tokenizer, not a generator"):
         Generator.from_pretrained(tmp_path / "tokenizer")
@@ -121,10 +122,10 @@ def test_damaged_folders_are_named(generator: Generator, tmp_path: Path) -> None
 def test_class_names_that_are_none(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "class_names": None}))
+    folder.write_json(tmp_path / "config.json", folder.signed(tmp_path, {**config, "class_names": None}))
     assert Generator.from_pretrained(tmp_path).class_names == ()
     for names in (5, "abc", [1, 2]):
-        (tmp_path / "config.json").write_text(json.dumps({**config, "class_names": names}))
+        folder.write_json(tmp_path / "config.json", folder.signed(tmp_path, {**config, "class_names": names}))
         with pytest.raises(UserError, match=r"config\.json: class_names: .* is no list of names"):
             Generator.from_pretrained(tmp_path)
 
@@ -144,7 +145,7 @@ def test_a_missing_part_is_not_looked_for_on_the_hub(
 ) -> None:
     """`br/tokenizer` is the name of a repository too."""
 
-    def fetch(repository: str) -> str:
+    def fetch(repository: str, **options: Any) -> str:
         raise AssertionError(f"{repository} was asked for")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
@@ -152,7 +153,7 @@ def test_a_missing_part_is_not_looked_for_on_the_hub(
     generator.save_pretrained("br")
     shutil.rmtree("br/tokenizer")
     for model in (Generator, Tokenizer):
-        with pytest.raises(UserError, match=r"^br/tokenizer: there is no such folder, and br is not whole"):
+        with pytest.raises(UserError, match=r"^br/tokenizer: there is no such folder, and br is incomplete"):
             model.from_pretrained("br")
     generator.save_diffusers("pipe")
     shutil.rmtree("pipe/vae")
@@ -247,6 +248,9 @@ class FakeHub:
         self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
         return f"https://hub/{repo_id}"
 
+    def list_repo_files(self, repo_id: str, revision: str | None) -> list[str]:
+        return list(self.files)
+
     def upload_folder(self, *, folder_path: Path, **options: Any) -> None:
         self.calls.append(("upload_folder", options))
         self.files.update(
@@ -267,7 +271,7 @@ def test_push_to_hub_uploads_the_folder(generator: Generator, monkeypatch: pytes
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     # What is fetched from the hub is the folder that was uploaded.
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: str(tmp_path))
     back = Generator.from_pretrained("me/generator")
     assert same_weights(back.transformer, generator.transformer)
     FakeHub.files.clear()

@@ -187,5 +187,5 @@ def diffusers_statistics(config: Mapping[str, Any], channels: int, source: str |
         if mean is not None and std is not None:
             return multiplied(LatentStatistics(torch.tensor(mean), torch.tensor(std)), scaling)
         return scaling_statistics(channels, scaling, float(shift))
-    except (TypeError, ValueError, UserError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError, UserError) as error:
         raise UserError(f"{source}: latents_mean, latents_std, scaling_factor or shift_factor: {error}") from error

@@ -5,9 +5,10 @@ import difflib
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -19,14 +20,15 @@ from vavae.errors import UserError
 from vavae.flow import Guidance, PathName, Prediction, SolverName, counter_noise, path_by_name, sample
 from vavae.pretrained import folder as files
 from vavae.pretrained.diffusers_autoencoder import diffusers_statistics
+from vavae.pretrained.folder import HubOptions
 from vavae.pretrained.latent_statistics import multiplied, read_statistics, scaling_statistics, statistics_file
 from vavae.pretrained.loading import LoadedTransformer, load_transformer
+from vavae.pretrained.networks import own_transformer
 from vavae.pretrained.published import LoadReport, Weights
-from vavae.pretrained.reading import read_safetensors
 from vavae.pretrained.tokenizer import StatisticsSource, Tokenizer, device_only
 from vavae.sizes import Size, as_size, enlarged, sides
 from vavae.tokenizer import LatentStatistics
-from vavae.transformer import LightningDiT, LightningDiTConfig
+from vavae.transformer import LightningDiT
 from vavae.transformer.positions import Positions
 
 Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
@@ -145,8 +147,13 @@ class Generator:
         """Size in pixels of the images it was trained on, and draws by default."""
         return enlarged(self.transformer.config.latent_hw, self.tokenizer.factor)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the transformer's weights."""
+        return next(self.transformer.parameters()).dtype
+
     def to(self, device: torch.device | str) -> Self:
-        """Move both networks to `device`; they stay float32, and `torch.autocast` makes them faster.
+        """Move both networks to `device`.
 
         Raises:
             UserError: A type instead of a device.
@@ -244,20 +251,24 @@ class Generator:
             noise = self.noise(indices, seed, size)
         elif noise.shape != (len(labels), *self._shape_for(size)):
             raise UserError(f"noise: {tuple(noise.shape)} is not {(len(labels), *self._shape_for(size))}")
-        return sample(
-            self.transformer,
-            noise.to(self.tokenizer.device, torch.float32),
-            torch.tensor(labels, dtype=torch.int64, device=self.tokenizer.device),
-            solver=settings.solver,
-            steps=settings.steps,
-            shift=settings.shift,
-            guidance=settings.guidance,
-            weak_model=weak_model,
-            path=path_by_name(self.path),
-            prediction=self.prediction,
-            step_noise=counter_noise(seed, list(indices)),
-            callback=callback,
-        )
+        device = self.tokenizer.device
+        # Weights in half precision compute in it; norms, positions and the state of the solver stay float32.
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(device.type, self.dtype) if half else nullcontext():
+            return sample(
+                self.transformer,
+                noise.to(device, torch.float32),
+                torch.tensor(labels, dtype=torch.int64, device=device),
+                solver=settings.solver,
+                steps=settings.steps,
+                shift=settings.shift,
+                guidance=settings.guidance,
+                weak_model=weak_model,
+                path=path_by_name(self.path),
+                prediction=self.prediction,
+                step_noise=counter_noise(seed, list(indices)),
+                callback=callback,
+            )
 
     def __call__(
         self,
@@ -315,7 +326,7 @@ class Generator:
         files.stored(self.tokenizer.autoencoder, dtype)  # it may refuse, and then the folder is as it was
         with files.finished_by(folder, config):
             self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
-            files.write_tensors(folder / files.WEIGHTS, weights)
+            files.write_tensors(folder / files.WEIGHTS, weights, "generator")
             (folder / files.CARD).write_text(self._card())
 
     def save_diffusers(self, path: str | Path) -> None:
@@ -364,12 +375,15 @@ class Generator:
         path: PathName | None = None,
         prediction: Prediction | None = None,
         positions: Positions | None = None,
+        dtype: torch.dtype | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Read a generator, here or on the hub: ours, a published checkpoint, or one exported for diffusers.
 
         Args:
             path_or_hub_id: A folder that `save_pretrained` or `save_diffusers` wrote; a published file (.pt, .pth,
-                .ckpt, .safetensors), or the folder it is published in; `demo`, the one that comes with the package.
+                .ckpt, .safetensors), or the folder it is published in; `demo`, the one that comes with the package; or
+                a repository of the hub with any of these, `owner/name` or `owner/name@revision`.
             device: Where to put both networks.
             tokenizer: The tokenizer the transformer was trained on, or where it is, in any form that
                 `Tokenizer.from_pretrained` reads. Published transformers need it; other folders hold theirs.
@@ -383,11 +397,16 @@ class Generator:
             prediction: What a published transformer predicts, if its file does not say; velocity by default.
             positions: How the transformer places other grids than its own; by default as it is saved, and
                 "recompute" for published ones. "interpolate" suits weights that saw one grid only.
+            dtype: Hold the weights of both networks in float16 or bfloat16, which takes half the memory and computes
+                in it; images and latents that come out are float32. None is float32. A `Tokenizer` that is given
+                stays as it is.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`, as in
+                `huggingface_hub` (see `HubOptions`). They concern `path_or_hub_id` only.
 
         Raises:
             UserError: Names the file or key that is missing or wrong, or says what is needed besides.
         """
-        folder = files.resolve(path_or_hub_id)
+        folder = files.resolve(path_or_hub_id, "generator", **hub)
         form = files.form_of(folder)
         if form == "generator":
             generator = cls._from_folder(folder, tokenizer, statistics)
@@ -398,28 +417,33 @@ class Generator:
             raise UserError(f"{folder}: holds {files.named(form)}, not a generator")
         if positions is not None:
             generator.transformer.config = dataclasses.replace(generator.transformer.config, positions=positions)
+        files.hold_in(generator.transformer, dtype)
+        if not isinstance(tokenizer, Tokenizer):
+            files.hold_in(generator.tokenizer.autoencoder, dtype)
         return generator.to(device)
 
     @classmethod
     def _from_folder(
         cls, folder: Path, tokenizer: Tokenizer | str | Path | None, statistics: StatisticsSource | None
     ) -> Self:
-        config = files.read_config(folder, "generator")
+        transformer, config = own_transformer(folder)
         try:
-            shape = from_plain(LightningDiTConfig, config["transformer"])
             sampling = from_plain(SamplingConfig, config["sampling"])
         except KeyError as error:
             raise UserError(f"{folder / files.CONFIG}: no key {error}") from error
         names = config.get("class_names") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{folder / files.CONFIG}: class_names: {str(names)[:60]} is no list of names")
-        with torch.device("meta"):
-            transformer = LightningDiT.from_config(shape)
-        files.load_strictly(transformer, read_safetensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
-        trained = _read(statistics_file(folder / "tokenizer") if statistics is None else statistics)
+        trained = _read(statistics)
+        if tokenizer is None:
+            tokenizer = files.subfolder(folder, "tokenizer")
+        elif trained is None:
+            own = files.subfolder(folder, "tokenizer")
+            files.read_model(own, "tokenizer")
+            trained = _read(own)
         return cls(
             transformer,
-            _tokenizer(files.part(folder, "tokenizer") if tokenizer is None else tokenizer, trained),
+            _tokenizer(tokenizer, trained),
             trained,
             sampling,
             config.get("path", "linear"),
@@ -440,18 +464,20 @@ class Generator:
         given_path: PathName | None,
         given_prediction: Prediction | None,
     ) -> Self:
+        if pipeline:  # before anything large is read
+            from vavae.pretrained.diffusers_pipeline import read_settings
+
+            settings = read_settings(path)
         loaded = load_transformer(path, weights, heads)
         trained, multiplier = _read(statistics), 1.0
         if pipeline:
-            from vavae.pretrained.diffusers_pipeline import read_settings
-
-            settings, report = read_settings(path), loaded.report
+            report = loaded.report
             sampling = from_plain(SamplingConfig, settings.sampling)
             flow_path, names = settings.path, settings.class_names
             prediction: Prediction = "velocity"  # the only one a pipeline is written for
             if given_path not in (None, flow_path) or given_prediction not in (None, prediction):
                 raise UserError(f"{path}: path and prediction must be {flow_path} and {prediction}, as it was written")
-            own = files.part(path, "vae")
+            own = files.subfolder(path, "vae")
             if trained is None:
                 channels = loaded.model.config.latent_channels
                 trained = diffusers_statistics(files.read_config(own), channels, own / files.CONFIG)

@@ -69,6 +69,7 @@ def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
     file = files.published_file(path) if path.is_dir() else path
     if file is None:
         raise UserError(f"{path}: holds no checkpoint")
+    files.refuse_part(file)
     content, placeholders = read_with_placeholders(file)
     found = unwrap(content, file, weights)
     # The values of a Namespace are read.
@@ -84,7 +85,7 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
     """
     config: dict[str, Any] | None = None
     if path.is_dir() and files.form_of(path) == "pipeline":
-        path = path / "vae"
+        path = files.subfolder(path, "vae")
     if path.is_dir() and files.form_of(path) == "diffusers":
         config = files.read_config(path)
         path = _diffusers_weights(path)
@@ -125,7 +126,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
         UserError: It holds none, or not all of one, or another one than its configuration says.
     """
     if path.is_dir() and files.form_of(path) == "pipeline":
-        path = _diffusers_weights(path / "transformer")
+        path = _diffusers_weights(files.subfolder(path, "transformer"))
     found = open_checkpoint(path, weights)
     if found.kind != "transformer":
         raise UserError(f"{path}: holds {_WORDS[found.kind]}, not a transformer")

@@ -1,8 +1,10 @@
 """The configuration of a network, read from the names and shapes of its published state dict."""
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from vavae.transformer import LightningDiTConfig
 from vavae.transformer.sizes import SIZES
 
 Tensors = Mapping[str, Tensor]
+C = TypeVar("C", AutoencoderConfig, LightningDiTConfig)
 
 
 def infer_autoencoder(tensors: Tensors, source: str | Path) -> AutoencoderConfig:
@@ -30,7 +33,9 @@ def infer_autoencoder(tensors: Tensors, source: str | Path) -> AutoencoderConfig
             f"{base} (encoder.conv_in.weight)"
         )
     attention = tuple(i for i in range(levels) if _any(tensors, rf"encoder\.down\.{i}\.attn\."))
-    return AutoencoderConfig(
+    return _within_bounds(
+        source,
+        AutoencoderConfig,
         latent_channels=_shape(tensors, "decoder.conv_in.weight", 4, source)[1],
         base_channels=base,
         channel_multipliers=tuple(width // base for width in widths),
@@ -54,7 +59,9 @@ def infer_transformer(tensors: Tensors, source: str | Path, heads: int | None = 
     rows, columns = _grid(tensors, source)
     out = _shape(tensors, "final_layer.linear.weight", 2, source)[0]
     modulations = _shape(tensors, "blocks.0.adaLN_modulation.1.weight", 2, source)[0]
-    return LightningDiTConfig(
+    return _within_bounds(
+        source,
+        LightningDiTConfig,
         latent_size=enlarged((rows, columns), patch),
         patch_size=patch,
         latent_channels=channels,
@@ -69,6 +76,46 @@ def infer_transformer(tensors: Tensors, source: str | Path, heads: int | None = 
         adaln_shift=modulations == 6 * width,
         learn_sigma=out == 2 * patch**2 * channels,
     )
+
+
+def _within_bounds(source: str | Path, kind: Callable[..., C], **values: Any) -> C:
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def check_autoencoder(config: AutoencoderConfig, tensors: Tensors, source: str | Path) -> None:
+    """Compare a configuration with the names and shapes of the weights, before anything of its size is built.
+
+    Raises:
+        UserError: Names the first key that differs.
+    """
+    held = infer_autoencoder(tensors, source)
+    said = dataclasses.replace(config, attention_levels=tuple(sorted(set(config.attention_levels))))
+    if not config.attention_levels:  # then there is none to see in the decoder
+        said = dataclasses.replace(said, decoder_attention=held.decoder_attention)
+    _compare(said, held, source)
+
+
+def check_transformer(config: LightningDiTConfig, tensors: Tensors, source: str | Path) -> None:
+    """Compare a configuration with the names and shapes of the weights, before anything of its size is built.
+
+    Raises:
+        UserError: Names the first key that differs.
+    """
+    held = infer_transformer(tensors, source, config.heads)
+    said = dataclasses.replace(
+        config, latent_size=enlarged(config.latent_hw, 1), label_dropout=held.label_dropout, positions=held.positions
+    )
+    _compare(said, held, source)
+
+
+def _compare(said: C, held: C, source: str | Path) -> None:
+    for field in dataclasses.fields(said):
+        asked, found = getattr(said, field.name), getattr(held, field.name)
+        if asked != found:
+            raise UserError(f"{source}: the weights are of {field.name} {found}; the configuration says {asked}")
 
 
 def size_name(config: LightningDiTConfig) -> str:

@@ -2,13 +2,13 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from torch import Tensor
 
 from vavae import __version__
-from vavae.config import from_plain, to_plain
+from vavae.config import to_plain
 from vavae.data.transforms import Images, as_images
 from vavae.errors import UserError
 from vavae.pretrained import folder as files
@@ -18,12 +18,13 @@ from vavae.pretrained.diffusers_autoencoder import (
     from_diffusers_names,
     to_diffusers_names,
 )
+from vavae.pretrained.folder import HubOptions
 from vavae.pretrained.latent_statistics import read_statistics, statistics_file
 from vavae.pretrained.loading import load_autoencoder
+from vavae.pretrained.networks import own_autoencoder
 from vavae.pretrained.published import LoadReport, Weights
-from vavae.pretrained.reading import read_safetensors
 from vavae.pretrained.shapes import infer_autoencoder
-from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
+from vavae.tokenizer import AutoencoderKL, LatentStatistics
 
 StatisticsSource = LatentStatistics | str | Path
 
@@ -77,7 +78,7 @@ class Tokenizer:
         return next(self.autoencoder.parameters()).dtype
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the network to `device`; it stays float32, and `torch.autocast` makes it faster.
+        """Move the network to `device`.
 
         Raises:
             UserError: A type instead of a device.
@@ -104,13 +105,13 @@ class Tokenizer:
         images = as_images(images)
         if mode not in ("mean", "sample"):
             raise UserError(f"mode: {mode!r} is neither 'mean' nor 'sample'")
-        posterior = self.autoencoder.encode(images.to(self.device, self.dtype))
+        posterior = self.autoencoder.encode(images.to(self.device))
         latents = posterior.mode() if mode == "mean" else posterior.sample(noise=noise)
         return self.statistics.normalize(latents)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode normalized latents (B, C, h, w) as images (B, 3, h·f, w·f), clamped to [-1, 1].
+        """Decode normalized latents (B, C, h, w) as images (B, 3, h·f, w·f), float32, clamped to [-1, 1].
 
         Raises:
             UserError: Latents that are not a tensor of floats of this shape.
@@ -118,8 +119,9 @@ class Tokenizer:
         if not isinstance(latents, Tensor) or not latents.is_floating_point():
             given = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
             raise UserError(f"latents: must be a tensor of floats as encode returns it, got {given}")
-        latents = latents.to(self.device, self.dtype)
-        return self.autoencoder.decode(self.statistics.denormalize(latents)).clamp(-1.0, 1.0)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        raw = self.statistics.denormalize(latents.to(self.device, wide))
+        return self.autoencoder.decode(raw).to(wide).clamp(-1.0, 1.0)
 
     def reconstruct(self, images: Images) -> Tensor:
         """Encode images, see `encode`, and decode the posterior's mean: (B, 3, H, W) in [-1, 1]."""
@@ -144,7 +146,7 @@ class Tokenizer:
         }
         weights = files.stored(self.autoencoder, dtype)
         with files.finished_by(folder, config):
-            files.write_tensors(folder / files.WEIGHTS, weights)
+            files.write_tensors(folder / files.WEIGHTS, weights, "tokenizer")
             files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
             (folder / files.CARD).write_text(self._card())
 
@@ -173,47 +175,48 @@ class Tokenizer:
         *,
         statistics: StatisticsSource | Literal["identity"] | None = None,
         weights: Weights = "auto",
+        dtype: torch.dtype | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Read a tokenizer, here or on the hub: ours, a published checkpoint, or an autoencoder of diffusers.
 
         Args:
             path_or_hub_id: A folder that `save_pretrained` wrote, also a generator's, whose tokenizer is taken; a
                 published file (.pt, .pth, .ckpt, .safetensors), or the folder it is published in; a folder in the
-                form of diffusers; `demo`, the one that comes with the package.
+                form of diffusers, also a pipeline's, whose autoencoder is taken; `demo`, the one that comes with the
+                package; or a repository of the hub with any of these, `owner/name` or `owner/name@revision`.
             device: Where to put the network.
             statistics: Statistics of the latents instead of those that lie in the folder: a `LatentStatistics`,
                 `latents_stats.pt`, a folder of latents, or "identity" for latents as the network gives them.
                 Published files need it.
             weights: Which weights of a checkpoint with several: averaged ("ema"), not averaged ("model"), or the name
                 of a set; "auto" prefers averaged ones.
+            dtype: Hold the weights in float16 or bfloat16, which takes half the memory and computes in it; images and
+                latents that come out are float32. None is float32.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`, as in
+                `huggingface_hub` (see `HubOptions`).
 
         Raises:
             UserError: Names the file or key that is missing or wrong, or says that there are no statistics.
         """
-        path = files.resolve(path_or_hub_id)
+        path = files.resolve(path_or_hub_id, "tokenizer", **hub)
         form = files.form_of(path)
         if form == "generator":
-            path, form = files.part(path, "tokenizer"), "tokenizer"
+            path, form = files.subfolder(path, "tokenizer"), "tokenizer"
         if form == "tokenizer":
             tokenizer = cls._from_folder(path, statistics)
         elif form in ("checkpoint", "diffusers", "pipeline"):
             tokenizer = cls._from_published(path, statistics, weights)
         else:
             raise UserError(f"{path}: holds {files.named(form)}, not a tokenizer")
+        files.hold_in(tokenizer.autoencoder, dtype)
         return tokenizer.to(device)
 
     @classmethod
     def _from_folder(cls, folder: Path, statistics: StatisticsSource | Literal["identity"] | None) -> Self:
-        config = files.read_config(folder, "tokenizer")
-        try:
-            shape = from_plain(AutoencoderConfig, config["autoencoder"])
-        except KeyError as error:
-            raise UserError(f"{folder / files.CONFIG}: no key {error}") from error
-        with torch.device("meta"):
-            autoencoder = AutoencoderKL.from_config(shape)
-        files.load_strictly(autoencoder, read_safetensors(folder / files.WEIGHTS), folder / files.WEIGHTS)
+        autoencoder, config = own_autoencoder(folder)
         source = folder / files.STATISTICS if statistics is None else statistics
-        return cls(autoencoder, _statistics(source, shape.latent_channels), config.get("provenance"))
+        return cls(autoencoder, _statistics(source, autoencoder.config.latent_channels), config.get("provenance"))
 
     @classmethod
     def _from_published(
@@ -302,7 +305,7 @@ def device_only(device: torch.device | str) -> torch.device | str:
         UserError: It is a type.
     """
     if isinstance(device, torch.dtype):
-        raise UserError(f"to: {device} is no device; the weights stay float32, and torch.autocast computes in less")
+        raise UserError(f"to: must be a device, got {device}; from_pretrained takes dtype")
     return device
 
 

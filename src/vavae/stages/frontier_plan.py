@@ -47,6 +47,8 @@ _ASIDE = (FREE - _NEVER_SET) | {
     "sampling",  # belongs to the measurement
     "data.images",  # their fingerprint says more, also of the range
     "data.gray_range",
+    "data.image_column",
+    "data.label_column",
     "training.log_images",
 }
 

@@ -1,6 +1,5 @@
 """Families of teachers: how a folder with `config.json` and weights becomes a backbone."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from vavae.errors import UserError
+from vavae.files import read_json_object
 from vavae.teachers.backbones import (
     MaskedAutoencoderBackbone,
     NaflexBackbone,
@@ -131,16 +131,17 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `UserError` naming the file if it is missing or none."""
+    """Return the JSON object in a file.
+
+    Raises:
+        UserError: The file is missing, cannot be read, or holds something else; the message names it.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: the folder holds no teacher") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content
 
 
 def detect_family(folder: Path) -> Family:

@@ -166,12 +166,12 @@ def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
     from vavae.pretrained import assets
 
     if spec is not None:
-        path = assets.fetch(spec.source)
+        path = assets.path(spec.source)
         return path if path.is_dir() else path.parent
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return assets.fetch(name)
+        return assets.path(name)
     names = [spec.name for spec in TEACHERS]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""

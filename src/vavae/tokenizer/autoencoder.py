@@ -1,9 +1,12 @@
 """The convolutional autoencoder of latent diffusion, in the form VA-VAE publishes it (arXiv 2501.01423)."""
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
-from typing import Self
+from pathlib import Path
+from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
@@ -11,6 +14,8 @@ from vavae.tokenizer.gaussian import DiagonalGaussian
 from vavae.tokenizer.layers import CheckpointedBlock, DownLevel, GroupNorm, Middle, UpLevel
 
 IMAGE_CHANNELS = 3
+# No network comes near these; numbers in a damaged file do, and would take all time or memory.
+_MOST = {"latent_channels": 65_536, "base_channels": 65_536, "blocks_per_level": 1_000}
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,15 @@ class AutoencoderConfig:
     decoder_attention: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("latent_channels", "base_channels", "blocks_per_level"):
+        for name in _MOST:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not positive")
+            if getattr(self, name) > _MOST[name]:
+                raise UserError(f"{name}: must be at most {_MOST[name]:,}, got {str(getattr(self, name))[:20]}")
         if not self.channel_multipliers or min(self.channel_multipliers) < 1:
             raise UserError(f"channel_multipliers: {self.channel_multipliers} must be positive, at least one")
+        if len(self.channel_multipliers) > 16 or max(self.channel_multipliers) > 1_000:
+            raise UserError("channel_multipliers: must be at most 16 numbers up to 1,000")
         # lists come from YAML and JSON; a frozen config must be hashable
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
@@ -162,6 +171,24 @@ class AutoencoderKL(nn.Module):
         """The autoencoder `config` describes, freshly initialised."""
         return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
 
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu", **options: Any) -> Self:
+        """Read an autoencoder, here or on the hub, in eval mode: one of ours, published, or of diffusers.
+
+        Its latents are the raw ones; `Tokenizer.from_pretrained` reads their statistics too.
+
+        Args:
+            path_or_hub_id: As `Tokenizer.from_pretrained` takes it.
+            device: Where to put the network.
+            options: `weights`, `dtype`, `revision`, `token` and others; see `Tokenizer.from_pretrained`.
+
+        Raises:
+            UserError: Names the file or key that is missing or wrong.
+        """
+        # What reads files knows the networks, and not the other way round, so it is looked up when it is needed.
+        networks = importlib.import_module("vavae.pretrained.networks")
+        return cast(Self, networks.read_autoencoder(path_or_hub_id, device, **options))
+
     @property
     def factor(self) -> int:
         """Image side over latent side."""
@@ -194,7 +221,7 @@ class AutoencoderKL(nn.Module):
         height, width = images.shape[2:]
         if height % self.factor or width % self.factor or height == 0 or width == 0:
             raise UserError(f"images: height {height} and width {width} must be multiples of {self.factor}")
-        return DiagonalGaussian(self.quant_conv(self.encoder(images)))
+        return DiagonalGaussian(self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images of (B, latent_channels, h, w) latents, about [-1, 1] but not clamped.
@@ -205,7 +232,7 @@ class AutoencoderKL(nn.Module):
         channels = self.config.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise UserError(f"latents: shape (B, {channels}, h, w) is needed, not {tuple(latents.shape)}")
-        return self.decoder(self.post_quant_conv(latents))
+        return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Reconstruction of images from the posterior's mean, or with `noise` from its sample."""

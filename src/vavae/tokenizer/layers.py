@@ -80,7 +80,8 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape and type."""
         with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(_wide(x), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)
+            weight, bias = _wide(self.weight), _wide(self.bias)
+            return F.group_norm(_wide(x), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
     def silu(self, x: Tensor) -> Tensor:
         """silu(forward(x)); in training without activations that can be computed again.

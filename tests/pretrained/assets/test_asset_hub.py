@@ -37,7 +37,7 @@ class _Hub:
         siblings = [_sibling(name, content) for name, content in self.files.items()]
         return SimpleNamespace(sha="c0ffee", siblings=siblings, card_data=SimpleNamespace(license="apache-2.0"))
 
-    def snapshot_download(self, repo_id: str, revision: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(self, repo_id: str, revision: str, allow_patterns: list[str], force_download: bool) -> str:
         assert revision == "c0ffee"
         self.downloads += 1
         self.folder.mkdir(exist_ok=True)
@@ -70,8 +70,14 @@ def test_fetched_once_recorded_and_verified(tmp_path: Path, monkeypatch: pytest.
     assert (status.name, status.licence, status.cached) == ("owner/model", "apache-2.0", True)
     assert status.source == "hub owner/model@c0ffee"
     (folder / "model.safetensors").write_bytes(b"changed")
-    with pytest.raises(UserError, match=r"owner/model.*model\.safetensors has sha256"):
-        assets.verify("owner/model")
+    for look in (assets.verify, assets.path):
+        with pytest.raises(UserError, match=r"model\.safetensors: damaged: .*: vavae assets fetch owner/model$"):
+            look("owner/model")
+        with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
+            assets.fetch("owner/model")  # offline
+    monkeypatch.delenv("VAVAE_OFFLINE")
+    assert assets.fetch("owner/model") == assets.path("owner/model") == folder
+    assert stand_in.downloads == 2 and (folder / "model.safetensors").read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

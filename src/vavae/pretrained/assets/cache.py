@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from vavae.errors import UserError
-from vavae.pretrained.assets.files import cache_folder, hash_files, is_offline, write_text_whole
+from vavae.files import check_hash, sha256_file
+from vavae.pretrained.assets.files import cache_folder, is_offline, write_text_whole
 from vavae.pretrained.assets.hub import (
     HubModel,
     cached_hub_model,
@@ -99,25 +100,30 @@ def status(name: str) -> AssetStatus:
 
 
 def fetch(name: str) -> Path:
-    """Make sure the asset is in the cache and return its path (see `path`).
+    """Make sure that a sound copy of the asset is in the cache, fetched again over a damaged one; return its path.
 
-    `name`: a name of the table, or a model of the hub (`owner/name`), whose path is a folder.
+    Args:
+        name: A name of the table, or a model of the hub (`owner/name`), whose path is a folder.
 
-    Raises `UserError` (one line) if it is missing and cannot be had: offline, no network, no client, wrong hash,
-    damaged archive, full disk. Nothing is installed then.
+    Raises:
+        UserError: It is missing and cannot be had: offline, no network, no client, wrong hash, damaged archive, full
+            disk. Nothing is installed then.
     """
+    damage = _damage(name)
+    if damage is not None and is_offline():
+        raise damage
     if is_hub_name(name):
-        return fetch_hub_model(name)
+        return fetch_hub_model(name, again=damage is not None)
     asset = get_asset(name)
     target = _folder(asset) / asset.file
-    if _installed(asset) is not None:
+    if damage is None and _installed(asset) is not None:
         return target
     if is_offline():
         raise UserError(f"asset '{name}' is not in the cache {cache_folder()} and VAVAE_OFFLINE forbids fetching it")
     try:
         _folder(asset).parent.mkdir(parents=True, exist_ok=True)
         with FileLock(_folder(asset).parent / f".{name}.lock"):
-            if _installed(asset) is None:
+            if _installed(asset) is None or _damage(name) is not None:
                 _install(asset)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -127,26 +133,39 @@ def fetch(name: str) -> Path:
 
 
 def path(name: str) -> Path:
-    """Path of the converted file (of the folder, for a data set), fetched if missing."""
+    """Return the path of an asset whose files have their recorded sha256, fetched if missing.
+
+    Args:
+        name: As for `fetch`; the path of a data set and of a model of the hub is a folder.
+
+    Raises:
+        UserError: A file was changed since it was fetched, or see `fetch`.
+    """
+    if status(name).cached:
+        verify(name)
     return fetch(name)
 
 
 def load(name: str) -> "dict[str, Tensor]":
-    """The weights of an asset by name, fetched if missing; on the CPU, in the stored dtype."""
-    from safetensors import SafetensorError
+    """Return the weights of an asset by name, fetched if missing; on the CPU, in the stored dtype.
+
+    Raises:
+        UserError: It is a data set, or see `path`.
+    """
     from safetensors.torch import load_file
 
-    file = fetch(name)
+    file = path(name)
     if file.suffix != ".safetensors":
         raise UserError(f"asset '{name}' is a data set, not weights; its files are in {file}")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"asset '{name}': {file} is damaged ({error}); remove it and fetch it again") from error
+    return load_file(file)
 
 
 def verify(name: str) -> None:
-    """Hash the cached files anew; `UserError` naming the first that is missing or changed."""
+    """Compare the cached files with their recorded sha256.
+
+    Raises:
+        UserError: The asset is not in the cache, or names the first file that is missing or damaged.
+    """
     if is_hub_name(name):
         verify_hub_model(name)
         return
@@ -155,12 +174,17 @@ def verify(name: str) -> None:
     if manifest is None:
         raise UserError(f"asset '{name}' is not in the cache {cache_folder()}")
     for file, expected in manifest.files.items():
-        found = hash_files([_folder(asset) / file])
-        if found != expected:
-            raise UserError(
-                f"asset '{name}': {_folder(asset) / file} has sha256 {found}, expected {expected}; "
-                f"delete {_folder(asset)} and fetch it again"
-            )
+        check_hash(_folder(asset) / file, expected, f"fetch it again: vavae assets fetch {name}")
+
+
+def _damage(name: str) -> UserError | None:
+    """Return what is wrong with a cached copy; None where it is sound, or where there is none."""
+    if status(name).cached:
+        try:
+            verify(name)
+        except UserError as error:
+            return error
+    return None
 
 
 def remove(name: str) -> None:
@@ -218,7 +242,7 @@ def _install(asset: Asset) -> None:
             source=source,
             source_sha256=list(asset.sha256),
             licence=asset.licence,
-            files={file.name: hash_files([file]) for file in sorted(converted.iterdir())},
+            files={file.name: sha256_file(file) for file in sorted(converted.iterdir())},
         )
         write_text_whole(converted / _MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
         shutil.rmtree(_folder(asset), ignore_errors=True)
@@ -248,7 +272,7 @@ def _fetch_source(asset: Asset, work: Path) -> tuple[str, list[Path]]:
 def _check_hashes(asset: Asset, files: list[Path]) -> None:
     groups = [files] if len(asset.sha256) == 1 else [[file] for file in files]
     for group, expected in zip(groups, asset.sha256, strict=True):
-        found = hash_files(group)
+        found = sha256_file(*group)
         if found != expected:
             raise UserError(
                 f"asset '{asset.name}': {group[0].name} has sha256 {found}, expected {expected}; nothing installed"

@@ -1,8 +1,6 @@
 """Where the cache is, and small operations on its files."""
 
-import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -18,16 +16,6 @@ def cache_folder() -> Path:
 def is_offline() -> bool:
     """Whether `VAVAE_OFFLINE` forbids fetching (set, and not 0)."""
     return os.environ.get("VAVAE_OFFLINE", "0") not in ("", "0")
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """sha256 of the files joined in order, as hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def write_text_whole(path: Path, text: str) -> None:

@@ -4,17 +4,19 @@ The hub declares a sha256 for every large file and a git hash for every small on
 result is recorded beside the other assets, so that a model is the same bytes ever after, or reported.
 """
 
-import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from vavae.errors import UserError
-from vavae.pretrained.assets.files import cache_folder, hash_files, is_offline, write_text_whole
+from vavae.errors import UserError, one_line
+from vavae.files import check_hash, git_blob_sha1, sha256_file
+from vavae.pretrained.assets.files import cache_folder, is_offline, write_text_whole
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -65,16 +67,21 @@ def cached_hub_model(repo_id: str, revision: str = "main") -> HubModel | None:
     return _read_record(_record_path(repo_id, revision))
 
 
-def fetch_hub_model(repo_id: str, revision: str = "main") -> Path:
-    """Folder with a model's configuration and weights (safetensors where there are any), fetched if missing.
+def fetch_hub_model(repo_id: str, revision: str = "main", *, again: bool = False) -> Path:
+    """Return the folder with a model's configuration and weights (safetensors where there are any), fetched if missing.
 
     Once fetched, a revision such as `main` stays at the commit it had.
 
-    Raises `UserError` (one line): offline, no network, no such repository, a gated one, a file that is not what the
-    hub declares.
+    Args:
+        repo_id: Owner and name.
+        revision: Branch, tag or commit.
+        again: Fetch it although it is here, over what is here.
+
+    Raises:
+        UserError: Offline, no network, no such repository, a gated one, a file that is not what the hub declares.
     """
     known = cached_hub_model(repo_id, revision)
-    if known is not None:
+    if known is not None and not again:
         return Path(known.folder)
     if is_offline():
         raise UserError(f"model '{repo_id}' is not in the cache and VAVAE_OFFLINE forbids fetching it")
@@ -82,33 +89,52 @@ def fetch_hub_model(repo_id: str, revision: str = "main") -> Path:
     record.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(record.with_suffix(".lock")):
         known = cached_hub_model(repo_id, revision)
-        if known is None:
-            known = _fetch(repo_id, revision)
+        if known is None or again:
+            known = _fetch(repo_id, revision, again)
             write_text_whole(record, json.dumps(asdict(known), indent=2) + "\n")
     return Path(known.folder)
 
 
 def verify_hub_model(repo_id: str, revision: str = "main") -> None:
-    """Hash the files anew; `UserError` naming the first that changed."""
+    """Compare the files with their recorded sha256.
+
+    Raises:
+        UserError: The model is not in the cache, or names the first file that is missing or damaged.
+    """
     model = cached_hub_model(repo_id, revision)
     if model is None:
         raise UserError(f"model '{repo_id}' is not in the cache")
     for file, expected in model.files.items():
-        found = hash_files([Path(model.folder) / file])
-        if found != expected:
-            raise UserError(f"model '{repo_id}': {file} has sha256 {found}, expected {expected}")
+        check_hash(Path(model.folder) / file, expected, f"fetch it again: vavae assets fetch {repo_id}")
 
 
-def _fetch(repo_id: str, revision: str) -> HubModel:
+def _fetch(repo_id: str, revision: str, again: bool) -> HubModel:
     import huggingface_hub
-    from huggingface_hub import errors
 
-    try:
+    with hub_errors(repo_id, revision):
         info = huggingface_hub.HfApi().model_info(repo_id, revision=revision, files_metadata=True)
         wanted = _needed_files(repo_id, info.siblings or [])
         commit = info.sha or revision
         names = [file.rfilename for file in wanted]
-        folder = Path(huggingface_hub.snapshot_download(repo_id, revision=commit, allow_patterns=names))
+        folder = Path(
+            huggingface_hub.snapshot_download(repo_id, revision=commit, allow_patterns=names, force_download=again)
+        )
+    files = {file.rfilename: _check(repo_id, folder, file) for file in wanted}
+    licence = str(getattr(info.card_data, "license", None) or "")
+    return HubModel(repo_id, revision, commit, licence, str(folder), files)
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what the hub's client raises into one line.
+
+    Raises:
+        UserError: Such an error.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.GatedRepoError as error:
         raise UserError(
             f"model '{repo_id}' is gated: accept its licence on its page of the hub, then log in (hf auth login)"
@@ -117,15 +143,23 @@ def _fetch(repo_id: str, revision: str) -> HubModel:
         raise UserError(f"model '{repo_id}' has no revision '{revision}'") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"the hub has no model '{repo_id}' (or it is private)") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(f"model '{repo_id}' is not in the cache, and the hub was not reached") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"model '{repo_id}': {one_line(error)}") from error
     except Exception as error:
-        # The client's versions differ in the library that carries their requests, and in its errors.
-        transport = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
-        if not (transport or isinstance(error, (errors.HfHubHTTPError, OSError))):
+        if not unreachable(error):
             raise
         raise UserError(f"model '{repo_id}': the hub cannot be reached ({type(error).__name__})") from error
-    files = {file.rfilename: _check(repo_id, folder, file) for file in wanted}
-    licence = str(getattr(info.card_data, "license", None) or "")
-    return HubModel(repo_id, revision, commit, licence, str(folder), files)
+
+
+def unreachable(error: Exception) -> bool:
+    """Return whether the hub's client failed on the way to the hub, and not by an error of this program."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The client's versions differ in the library that carries their requests, and in its errors.
+    transport = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
+    return transport or isinstance(error, (HfHubHTTPError, OSError))
 
 
 def _needed_files(repo_id: str, siblings: "list[RepoSibling]") -> "list[RepoSibling]":
@@ -146,13 +180,11 @@ def _needed_files(repo_id: str, siblings: "list[RepoSibling]") -> "list[RepoSibl
 def _check(repo_id: str, folder: Path, file: "RepoSibling") -> str:
     """sha256 of a fetched file, after comparing it with what the hub declares."""
     path = folder / file.rfilename
-    sha256 = hash_files([path])
+    sha256 = sha256_file(path)
     if file.lfs is not None:
         declared, found = file.lfs.sha256, sha256
     else:
-        content = path.read_bytes()
-        declared = file.blob_id or ""
-        found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        declared, found = file.blob_id or "", git_blob_sha1(path)
     if found != declared:
         raise UserError(f"model '{repo_id}': {file.rfilename} has hash {found}, the hub declares {declared}")
     return sha256

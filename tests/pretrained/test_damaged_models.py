@@ -1,0 +1,178 @@
+"""Model folders that are damaged, incomplete, or claim sizes that they do not have."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from published_files import golden_dit, statistics
+from safetensors.torch import save_file
+
+from vavae import AutoencoderKL, Generator, LightningDiT, SamplingConfig, Tokenizer, UserError
+from vavae.cli import run
+from vavae.pretrained import folder as files
+from vavae.pretrained.folder import SHIPPED
+from vavae.tokenizer import AutoencoderConfig, LatentStatistics
+
+FEW = SamplingConfig(steps=3, guidance_scale=1.5)
+# What the loaders have to compare before they build: keys, and values that would take all time or memory.
+HUGE = [
+    ("transformer", "depth", 10**5),
+    ("transformer", "depth", 900),
+    ("transformer", "width", 10**9),
+    ("transformer", "width", 65_536),
+    ("transformer", "latent_size", 10**5),
+    ("transformer", "latent_size", 900),
+    ("transformer", "num_classes", 10**9),
+    ("transformer", "num_classes", 10**6),
+    ("transformer", "heads", 10**4000),
+    ("transformer", "latent_channels", 10**9),
+    ("autoencoder", "base_channels", 10**9),
+    ("autoencoder", "base_channels", 65_536),
+    ("autoencoder", "blocks_per_level", 10**9),
+    ("autoencoder", "blocks_per_level", 999),
+    ("autoencoder", "latent_channels", 10**9),
+    ("autoencoder", "channel_multipliers", [1] * 10_000),
+    ("autoencoder", "channel_multipliers", [10**9]),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    shape = AutoencoderConfig(4, 32, (1, 2), blocks_per_level=1, attention_levels=())
+    tokenizer = Tokenizer(AutoencoderKL.from_config(shape), LatentStatistics.from_dict(statistics(4)))
+    transformer = LightningDiT(4, 1, 4, width=32, depth=1, heads=2, num_classes=10)
+    for weight in transformer.parameters():  # those of a new network draw noise whatever their bits are
+        torch.nn.init.normal_(weight, std=0.1)
+    folder = tmp_path_factory.mktemp("model") / "generator"
+    Generator(transformer, tokenizer, sampling=FEW, class_names=list("abcdefghij")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def model(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "generator"))
+
+
+def flips(content: bytes, count: int) -> Iterator[tuple[int, bytes]]:
+    """The content with one bit turned at `count` places, from its first byte to its last."""
+    for number in range(count):
+        at = number * (len(content) - 1) // (count - 1)
+        changed = bytearray(content)
+        changed[at] ^= 1 << number % 8
+        yield at, bytes(changed)
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(model: Path) -> None:
+    expected = Generator.from_pretrained(model)([3])
+    refused = 0
+    for path in sorted(path for path in model.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for at, changed in flips(content, 2 if path.suffix == ".md" else 20):
+            path.write_bytes(changed)
+            try:
+                images = Generator.from_pretrained(model)([3])
+            except UserError as error:
+                assert len(str(error).splitlines()) == 1
+                refused += 1
+            else:
+                assert torch.equal(images, expected), f"byte {at} of {path.name}"
+                assert path.suffix in (".md", ".json"), f"byte {at} of {path.name}"
+        path.write_bytes(content)
+    assert refused > 3 * 20  # all of the three files of tensors, and most of the configurations
+    assert torch.equal(Generator.from_pretrained(model)([3]), expected)
+
+
+def test_a_changed_configuration_says_how_to_keep_the_change(model: Path) -> None:
+    path = model / "config.json"
+    text = path.read_text()
+    path.write_text(text.replace('"steps": 3', '"steps": 9'))
+    with pytest.raises(
+        UserError, match=r"config\.json: changed since it was written\. If you changed it, set config"
+    ) as caught:
+        Generator.from_pretrained(model)
+    digest = str(caught.value).partition(" to ")[2].partition(";")[0]
+    config = json.loads(path.read_text())
+    config["sha256"]["config.json"] = digest
+    path.write_text(json.dumps(config))  # spaces and lines do not count
+    assert Generator.from_pretrained(model).sampling.steps == 9
+    for hashes in ({}, {"config.json": digest}, None, "abc"):
+        path.write_text(json.dumps({**config, "sha256": hashes}))
+        with pytest.raises(UserError, match=r"sha256 must list model\.safetensors, config\.json; write"):
+            Generator.from_pretrained(model)
+
+
+@pytest.mark.parametrize(
+    "lost", ["config.json", "tokenizer/config.json", "tokenizer", "tokenizer/statistics.safetensors"]
+)
+def test_a_folder_of_ours_that_lost_a_part_is_incomplete(lost: str, model: Path) -> None:
+    path = model / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    tokenizer = Tokenizer.from_pretrained("demo")
+    with pytest.raises(UserError, match=r"incomplete|no such file"):
+        Generator.from_pretrained(model)
+    with pytest.raises(UserError, match=r"incomplete|no such file"):
+        Generator.from_pretrained(model, tokenizer=tokenizer)  # whose statistics are not those of the training
+    assert run(["convert", str(model), str(model.parent / "out")]) == 2
+    assert not (model.parent / "out").exists()
+
+
+def test_weights_of_ours_are_no_published_checkpoint(model: Path, tmp_path: Path) -> None:
+    for source in (model, model / "tokenizer", SHIPPED["demo"]):
+        shutil.copy(source / "model.safetensors", tmp_path / "lone.safetensors")
+        with pytest.raises(UserError, match=r"lone\.safetensors: the weights of a vavae .* without its config"):
+            Tokenizer.from_pretrained(tmp_path / "lone.safetensors", statistics="identity")
+
+
+@pytest.mark.parametrize(("part", "key", "value"), HUGE)
+def test_sizes_that_the_weights_do_not_have_are_refused_at_once(part: str, key: str, value: Any, model: Path) -> None:
+    folder = model if part == "transformer" else model / "tokenizer"
+    config = json.loads((folder / "config.json").read_text())
+    config[part][key] = value
+    files.write_json(folder / "config.json", files.signed(folder, config))
+    with pytest.raises(UserError, match=key) as caught:
+        Generator.from_pretrained(model)
+    assert len(str(caught.value)) < 400 + len(str(folder))
+
+
+def test_a_published_file_of_many_empty_blocks_is_refused(tmp_path: Path) -> None:
+    tensors = golden_dit()[0].state_dict()
+    tensors |= {f"blocks.{number}.norm1.weight": torch.ones(1) for number in range(2, 5_000)}
+    save_file(tensors, tmp_path / "dit.safetensors")
+    with pytest.raises(UserError, match=r"dit\.safetensors: depth: must be at most 1,000, got 5000"):
+        Generator.from_pretrained(tmp_path / "dit.safetensors", tokenizer="demo")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 10**5, "nested too deeply"),
+        ('{"a":' * 10**5, "nested too deeply"),
+        ('{"kind": ' + "9" * 5_000 + "}", "4300 digits"),
+        ('{"kind": "generator", "kind": "tokenizer"}', "the key 'kind' stands twice"),
+        ("[1]", "no JSON object"),
+        ("\xff", "not JSON"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.json", "model_index.json"])
+def test_json_that_is_not_a_configuration_is_one_line(text: str, reason: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    for read in (Tokenizer.from_pretrained, Generator.from_pretrained):
+        with pytest.raises(UserError, match=reason) as caught:
+            read(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path / name} is damaged: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [10**400, "x", [1], None, float("nan")])
+def test_a_scaling_factor_that_is_none_is_named(value: Any, model: Path, tmp_path: Path) -> None:
+    Tokenizer.from_pretrained(model).save_diffusers(tmp_path / "vae")
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    for key in ("latents_mean", "latents_std"):
+        config.pop(key)
+    (tmp_path / "vae/config.json").write_text(json.dumps({**config, "scaling_factor": value}))
+    with pytest.raises(UserError, match="scaling_factor"):
+        Tokenizer.from_pretrained(tmp_path / "vae")
