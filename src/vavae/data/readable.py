@@ -212,5 +212,5 @@ def write_unreadable(unreadable: Sequence[tuple[Any, str]], path: str | os.PathL
     """Write names and reasons, one per line, tab-separated; nothing where all can be read."""
     if unreadable and path is not None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("".join(f"{name}\t{reason}\n" for name, reason in unreadable))
+        with written_whole(target) as temporary:
+            temporary.write_text("".join(f"{name}\t{reason}\n" for name, reason in unreadable))

@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vavae.errors import UserError, one_line
-from vavae.files import written_whole
+from vavae.files import UNFINISHED, naming, written_whole
 from vavae.pretrained.reading import check_finite, check_tensors
-from vavae.unfinished import UNFINISHED
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 PIPELINE = "model_index.json"
@@ -161,7 +160,6 @@ def read_pipeline(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all, indented, keys in the order given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
@@ -191,17 +189,17 @@ def finished_by(folder: Path, config: dict[str, Any]) -> Iterator[None]:
 
     That of an older model in the folder goes first: no mixture of two is ever taken for a model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / UNFINISHED).touch()
-    (folder / CONFIG).unlink(missing_ok=True)
-    yield
-    write_json(folder / CONFIG, config)
-    (folder / UNFINISHED).unlink()
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / UNFINISHED).touch()
+        (folder / CONFIG).unlink(missing_ok=True)
+        yield
+        write_json(folder / CONFIG, config)
+        (folder / UNFINISHED).unlink()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Without the format in its metadata, other libraries refuse the file.
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with written_whole(path) as temporary:
