@@ -17,7 +17,7 @@ from evaluate_models import make_generator
 from PIL import Image
 
 from vavae.cli import run
-from vavae.pretrained import SamplingConfig
+from vavae.pretrained import SamplingConfig, generator
 from vavae.stages.evaluate_images import npz_images
 
 
@@ -259,3 +259,31 @@ def test_two_processes_share_the_images(folder: Path) -> None:
     told = refused[0][1].strip().splitlines()[-1]
     assert told.startswith("vavae: ") and "another seed" in told
     assert "Traceback" not in refused[0][1] + refused[1][1] and "another seed" not in refused[1][1]  # said once
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--guidance_scale", "1e308"), "guidance_scale: 1e+308 is not a number from 0 to 10,000"),
+        (("--steps", "1000000000"), "steps must be from 2 to 100,000 grid points, got 1,000,000,000"),
+        (("--count", "1000000000"), "count must be from 1 to 10,000,000 samples, got 1,000,000,000"),
+    ],
+)
+def test_numbers_beyond_what_a_machine_holds_are_refused(
+    arguments: tuple[str, ...], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(folder, capsys, *arguments)
+
+
+def test_samples_that_are_not_finite_are_not_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflows(model: object, noise: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        noise[1, 0, 0, 0] = torch.inf
+        return noise
+
+    monkeypatch.setattr(generator, "sample", overflows)
+    assert sample(folder, "--count", "3", "--guidance_scale", "9000") == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("vavae: sample 1 is not finite with guidance_scale 9000 and 3 steps of euler: ")
+    assert len(error.splitlines()) == 1 and not list(folder.glob("*.png"))

@@ -2,6 +2,7 @@
 
 import math
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -210,10 +211,26 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     """
     try:
         with np.load(Path(path), allow_pickle=False) as stored:
+            for member in stored.zip.infolist():
+                if member.filename != "arr_0.npy":
+                    check_unpacked(member)
             return {name: stored[name] for name in stored.files if name != "arr_0"}
     except Exception as error:  # a damaged archive fails in a dozen ways: checksums, compression, headers, sizes
         said = f"{path} is not a file of reference statistics (npz with mu and sigma): {one_line(error)}"
         raise UserError(said) from error
+
+
+def check_unpacked(member: zipfile.ZipInfo) -> None:
+    """Refuse an array of a compressed npz that takes far more space than the file.
+
+    Raises:
+        ValueError: It takes more than 64 MiB, and more than a hundred times its compressed size.
+    """
+    if member.file_size > max(2**26, 100 * member.compress_size):
+        raise ValueError(
+            f"{member.filename} unpacks from {member.compress_size:,} to {member.file_size:,} bytes; write it with "
+            "np.savez if that is right"
+        )
 
 
 def stored_count(arrays: Mapping[str, NDArray[Any]], name: str) -> int | None:

@@ -1,7 +1,6 @@
 """`Generator`: a diffusion transformer with the tokenizer it was trained on and its sampling defaults."""
 
 import dataclasses
-import math
 import operator
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from vavae import __version__, counter
 from vavae.config import from_plain, to_plain
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.flow import Guidance, PathName, Prediction, SolverName, counter_noise, path_by_name, sample
 from vavae.pretrained import folder as files
 from vavae.pretrained.diffusers_autoencoder import diffusers_statistics
@@ -29,6 +28,11 @@ from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.positions import Positions
 
 Labels = Sequence[int | str] | Tensor
+
+
+# Far beyond what samples well. Without bounds, numbers overflow or a grid takes all memory.
+_MOST_STEPS = 100_000
+_MOST_SCALE = 10_000
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,11 @@ class SamplingConfig:
     guidance_channels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise UserError(f"steps: {self.steps} is too few; at least 2 grid points")
+        if not 2 <= self.steps <= _MOST_STEPS:
+            raise UserError(f"steps must be from 2 to {_MOST_STEPS:,} grid points, got {self.steps:,}")
         for name in ("shift", "guidance_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 on")
+            if not 0 <= getattr(self, name) <= _MOST_SCALE:
+                raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 to {_MOST_SCALE:,}")
         if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
             raise UserError(
                 f"guidance_start, guidance_stop: {self.guidance_start} to {self.guidance_stop} is no interval within "
@@ -79,6 +83,25 @@ class SamplingConfig:
         if self.guidance_scale == 1.0:
             return None
         return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
+
+
+def check_drawn(values: Tensor, indices: Sequence[int], sampling: SamplingConfig) -> None:
+    """Check that samples are finite.
+
+    Args:
+        values: (B, …) latents or images.
+        indices: Number of each sample.
+        sampling: How they were drawn.
+
+    Raises:
+        RunError: One is not; the message names it.
+    """
+    good = values.flatten(1).isfinite().all(1).tolist()
+    if not all(good):
+        raise RunError(
+            f"sample {indices[good.index(False)]} is not finite with guidance_scale {sampling.guidance_scale:g} and "
+            f"{sampling.steps} steps of {sampling.solver}: take a smaller guidance_scale, or more steps"
+        )
 
 
 class Generator:
@@ -228,7 +251,7 @@ class Generator:
             noise = self.noise(indices, seed, size)
         elif noise.shape != (len(labels), *self._shape_for(size)):
             raise UserError(f"noise: {tuple(noise.shape)} is not {(len(labels), *self._shape_for(size))}")
-        return sample(
+        latents = sample(
             self.transformer,
             noise.to(self.tokenizer.device, torch.float32),
             torch.tensor(labels, dtype=torch.int64, device=self.tokenizer.device),
@@ -242,6 +265,8 @@ class Generator:
             step_noise=counter_noise(seed, list(indices)),
             callback=callback,
         )
+        check_drawn(latents, indices, settings)
+        return latents
 
     def __call__(
         self,

@@ -1,7 +1,10 @@
 """Sets of images to measure: sources, folders of samples, npz files, a generator, decoded latents."""
 
+import os
+import re
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,12 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae.config import to_plain
-from vavae.data import ImageSource, has_test_part, load_pixels, open_images, read_rgb, to_uint8
-from vavae.errors import UserError, one_line
+from vavae.data import ImageSource, has_test_part, load_pixels, read_rgb, to_uint8
+from vavae.data.formats import IMAGE_SUFFIXES
+from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line
 from vavae.metrics.features import weights_fingerprint
+from vavae.metrics.frechet import check_unpacked
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
 from vavae.sizes import Size, enlarged, size_of
-from vavae.stages.evaluate_store import Block, digest, tensor_digest
+from vavae.stages.evaluate_store import Block, ImageBlocks, digest, tensor_digest
 from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import draw
 from vavae.training.precision import InferencePrecision, autocast, resolve_precision
@@ -83,7 +88,10 @@ class FileBlocks:
     """Sample files of one size, neither cropped nor resized.
 
     Args:
-        folder: PNGs whose names begin with a digit, or where there are none all images in it and below.
+        folder: All images in it and below, in natural order, but for the grid of `vavae sample`.
+
+    Attributes:
+        passed_over: Number of files that are not among them, by reason.
 
     Raises:
         UserError: Fewer than two images, or (when they are read) images of several sizes.
@@ -95,10 +103,7 @@ class FileBlocks:
             raise UserError(f"{folder}: is neither a folder of samples nor an npz")
         if not root.is_dir():
             raise UserError(f"no such folder or file of samples: {folder}")
-        files = sorted(root.glob("[0-9]*.png"))
-        if not files:
-            source = open_images(str(root))
-            files = getattr(source, "paths", [])
+        files, self.passed_over = _sample_files(root)
         if len(files) < 2:
             raise UserError(f"{folder}: at least 2 samples are needed")
         self.files = files
@@ -116,6 +121,45 @@ class FileBlocks:
         return _block_of(torch.from_numpy(np.stack(arrays)))
 
 
+# Folders that file servers and systems make for themselves, and hidden files.
+_HIDDEN = re.compile(r"[.@#$].*|lost\+found|__MACOSX")
+
+
+def _sample_files(root: Path) -> tuple[list[Path], Counter[str]]:
+    """All images in a folder and below, in natural order (2 before 10), and the number of other files by reason."""
+    files: list[Path] = []
+    seen = {root.resolve()}
+    passed_over: Counter[str] = Counter()
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    for folder, folders, names in os.walk(root, onerror=fail, followlinks=True):
+        inside = Path(folder).relative_to(root).parts
+        hidden = next((part for part in inside if _HIDDEN.fullmatch(part)), None)
+        real = {name: (Path(folder) / name).resolve() for name in folders}
+        folders[:] = [name for name in folders if real[name] not in seen]  # a link may lead back
+        seen.update(real.values())
+        for name in names:
+            ending = Path(name).suffix.lower()
+            if hidden is not None:
+                passed_over[f"in {hidden}"] += 1
+            elif not inside and name == "grid.png":
+                passed_over["grid.png, as vavae sample writes it"] += 1
+            elif name.startswith("."):
+                passed_over["hidden"] += 1
+            elif ending not in IMAGE_SUFFIXES:
+                passed_over[ending or "without an ending"] += 1
+            else:
+                files.append(Path(folder) / name)
+    return sorted(files, key=lambda file: _natural(file.relative_to(root).as_posix())), passed_over
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Sort key of a name in which numbers count as numbers."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
+
+
 def _pixels_of(file: Path) -> NDArray[np.uint8]:
     try:
         return np.asarray(read_rgb(file))
@@ -125,6 +169,13 @@ def _pixels_of(file: Path) -> NDArray[np.uint8]:
 
 def _block_of(pixels: Tensor) -> Block:
     return Block(tensor_digest(pixels), lambda batch_size: iter(pixels.split(batch_size)))
+
+
+def described(images: ImageBlocks) -> str:
+    """How many images of a set of samples are measured, and what of its folder is not."""
+    others = images.passed_over if isinstance(images, FileBlocks) else {}
+    passed_over = ", ".join(f"{count:,} {reason}" for reason, count in sorted(others.items()))
+    return f"{images.name}: {images.count:,} samples" + (f"; passed over: {passed_over}" if passed_over else "")
 
 
 class GeneratorBlocks:
@@ -233,10 +284,13 @@ def npz_images(path: str | Path) -> ArrayBlocks | None:
             if member.compress_type == zipfile.ZIP_STORED:
                 pixels = _map_member(Path(path), archive, member)
             else:
+                check_unpacked(member)
                 # Random access needs the array unpacked; the file goes when nothing maps it any more.
                 with tempfile.TemporaryDirectory() as folder:
                     pixels = np.load(archive.extract(member, folder), mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged archive fails in a dozen ways: compression, headers, sizes
+        if fault_number(error) in DISK_FAULTS:  # where it is unpacked
+            raise
         raise UserError(f"{path}: cannot be read as npz ({one_line(error)})") from error
     return ArrayBlocks(pixels, str(path))
 
