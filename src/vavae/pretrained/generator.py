@@ -61,8 +61,10 @@ class SamplingConfig:
     guidance_channels: int | None = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.steps <= _MOST_STEPS:
-            raise UserError(f"steps must be from 2 to {_MOST_STEPS:,} grid points, got {self.steps:,}")
+        if self.steps < 2:
+            raise UserError(f"steps: {self.steps} is too few; at least 2 grid points")
+        if self.steps > _MOST_STEPS:
+            raise UserError(f"steps must be at most {_MOST_STEPS:,} grid points, got {self.steps:,}")
         for name in ("shift", "guidance_scale"):
             if not 0 <= getattr(self, name) <= _MOST_SCALE:
                 raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 to {_MOST_SCALE:,}")

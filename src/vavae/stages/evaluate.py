@@ -448,7 +448,7 @@ def run(config: Config) -> list[MetricRecord]:
     store = _store(config)
     _check_outputs(config, store)
     _check_models(config)
-    with sharing_processes() as together, store.in_use():
+    with sharing_processes() as together:
         together.once(lambda: _drop_drafts(config))
         records: list[MetricRecord] = []
         found = versions()

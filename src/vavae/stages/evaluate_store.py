@@ -261,6 +261,7 @@ def extract(
     total = sum(_length(images, start) for start in mine)
     device = networks[0].device if networks else torch.device("cpu")
     with (
+        store.in_use(),
         # Held for all of it: the networks switch it, and a generator in the other thread must not notice.
         full_precision(device),
         track(description, total, "images", stream=None if processes.first else io.StringIO()) as bar,
