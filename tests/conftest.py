@@ -1,7 +1,8 @@
-"""Settings of all tests: threads per worker, and no deadline of hypothesis, which a busy machine would miss."""
+"""Settings of all tests: threads per worker, Ctrl-C, and no deadline of hypothesis, which a busy machine would miss."""
 
 import importlib.util
 import os
+import signal
 
 import pytest
 import torch
@@ -10,6 +11,10 @@ from hypothesis import settings
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+
+# A script's background jobs ignore SIGINT, and so would the processes that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")

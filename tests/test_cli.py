@@ -3,10 +3,12 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,7 +80,7 @@ MISTAKES = {
     "records in no folder": (["evaluate", "tokenizer", "demo", "--output", "/dev/null/x.json"], "output: /dev/null/x"),
     "too few steps": (["sample", "--steps", "1"], "steps: 1 is too few"),
     "negative grid": (["sample", "--grid_columns", "-1"], "grid_columns: -1"),
-    "output in no folder": (["convert", "demo", "/dev/null/x"], "output: /dev/null/x cannot be made"),
+    "output in no folder": (["convert", "demo", "/dev/null/x"], "output: /dev/null/x cannot be written"),
     "unknown asset": (["assets", "fetch", "dinov2-smal-focus"], "did you mean 'dinov2-small-focus'"),
     "asset not in the cache": (["assets", "verify", "cifar10"], "asset 'cifar10' is not in the cache"),
     "fetch nothing": (["assets", "fetch"], "which?"),
@@ -300,6 +302,23 @@ def test_a_stop_while_modules_are_read_is_one_line(
     assert run(["demo"]) == 1
     told = capsys.readouterr().err.strip()
     assert "the same command" in told and len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_sigterm_and_sigint_stop_a_command(
+    handler: Any, number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script's background jobs start with SIGINT ignored."""
+    monkeypatch.setattr("vavae.stages.doctor.run", lambda config: signal.raise_signal(number))
+    former = signal.signal(signal.SIGINT, handler)
+    try:
+        assert run(["doctor"]) == 1
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, former)
+    error = capsys.readouterr().err.strip()
+    assert "the same command" in error and len(error.splitlines()) == 1
 
 
 def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

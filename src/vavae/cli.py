@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vavae import __version__
-from vavae.errors import RunError, UserError, memory_ran_out, one_line, printable
+from vavae.errors import RunError, UserError, fault_number, memory_ran_out, one_line, printable
+from vavae.training.interrupt import interrupted_by_signals
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,6 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-# A full disk, no permission, a folder that is gone or a file in its place, a disk or a server that fails, and limits.
-_FAULTS = {
-    getattr(errno, name)
-    for name in (
-        *("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EEXIST", "ENOENT", "ENOTDIR", "EISDIR", "EBUSY"),
-        *("EIO", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EMFILE", "ENFILE"),
-    )
-}
 # What gloo and NCCL say when another process is gone or does not answer.
 _LOST = re.compile(
     r"gloo.*(closed by peer|reset by peer|broken pipe|timed out|timeout|connectFullMesh)|NCCL.*remote process exited",
@@ -100,14 +93,14 @@ def _lost_process(error: Exception) -> str | None:
 
 def _machine_fault(error: BaseException) -> str | None:
     """One line for a fault of the machine (full disk, no permission, out of memory); None for a defect of ours."""
-    text = one_line(error)
-    if isinstance(error, OSError) and error.errno in _FAULTS:
-        return f"{error.strerror}: {error.filename or 'while reading or writing'}; what was finished is kept"
-    if "No space left on device" in text or "Disk quota exceeded" in text:  # from libraries with their own errors
-        return f"no space left on the disk ({text[:200]}); what was finished is kept"
     if memory_ran_out(error):
-        return f"out of memory: use a smaller batch or image size ({text[:200]})"
-    return None
+        return f"out of memory: use a smaller batch or image size ({one_line(error)[:200]})"
+    number = fault_number(error)
+    if number is None:
+        return None
+    if not isinstance(error, OSError):
+        return f"{os.strerror(number).lower()} ({one_line(error)[:200]}); what was finished is kept"
+    return f"{os.strerror(number)}: {error.filename or 'while reading or writing'}; what was finished is kept"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -127,11 +120,12 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"unknown command '{name}'{hint}; 'vavae --help' lists the commands", 2)
     command = COMMANDS[name]
     try:
-        from vavae.config import parse_command_line
+        with interrupted_by_signals():
+            from vavae.config import parse_command_line
 
-        stage = importlib.import_module(f"vavae.stages.{command.module}")
-        config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positionals)
-        stage.run(config)
+            stage = importlib.import_module(f"vavae.stages.{command.module}")
+            config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positionals)
+            stage.run(config)
     except UserError as error:
         return _fail(str(error), 2)
     except RunError as error:

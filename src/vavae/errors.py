@@ -1,7 +1,14 @@
 """Errors that are the user's to mend, told in one line."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+# Faults of the disk itself; others (no permission, a file in place of a folder) come from what the user chose.
+DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# Faults that libraries, for example safetensors, report in the system's words as errors of their own.
+_IN_WORDS = (*DISK_FAULTS, errno.EROFS, errno.EACCES, errno.EMFILE)
 
 
 class UserError(Exception):
@@ -32,6 +39,17 @@ def memory_ran_out(error: BaseException) -> bool:
         return True
     texts = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
     return any(text in str(error) for text in texts)
+
+
+def fault_number(error: BaseException) -> int | None:
+    """Return the errno behind an error of the system, which libraries may raise as an error of their own, or None."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, UserError | RunError):
+        return None
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch, of a file it writes to
+        return error.__context__.errno
+    return next((number for number in _IN_WORDS if os.strerror(number) in str(error)), None)
 
 
 @contextmanager

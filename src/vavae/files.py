@@ -1,16 +1,24 @@
-"""Files: written whole or not at all, read as JSON, compared with their sha256."""
+"""Files: written whole or not at all, with faults that name them; read as JSON; compared with their sha256."""
 
 import contextlib
 import functools
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vavae.errors import UserError, one_line
+from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line
+
+# Marks a folder that is being written, so that what a kill leaves does not count as the whole.
+UNFINISHED = ".unfinished"
+# In the mark of a folder that was empty before: all files in it are ours.
+_ALL_OURS = "written by a call that did not end\n"
+_DRAFT = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
 def sha256_file(*paths: Path) -> str:
@@ -93,21 +101,127 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def naming(path: Path, *aliases: Path) -> Iterator[None]:
+    """Raise a fault of the system in the block as an OSError that names `path`.
+
+    Args:
+        path: The file that is written or read.
+        aliases: Names of it that the user does not know. An error that names any other file stays as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        number, named = fault_number(error), getattr(error, "filename", None)
+        if number is None or named not in (None, *map(str, aliases)):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextlib.contextmanager
+def chosen(key: str, folder: Path) -> Iterator[None]:
+    """Raise UserError if a folder that the user chose with the option `key` cannot be written.
+
+    Raises:
+        OSError: A fault of the disk, for example no space; it names the folder.
+    """
+    try:
+        with naming(folder):
+            yield
+    except OSError as error:
+        if error.errno is None or error.errno in DISK_FAULTS:
+            raise
+        raise UserError(f"{key}: {folder} cannot be written ({error.strerror})") from error
+
+
+@contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends well, and vanishes otherwise.
 
     The bytes are on the disk before the name appears. The mode is what the user's mask grants: some libraries
-    would leave their files to the owner alone.
+    would leave their files to the owner alone. The folder is made if it is missing.
+
+    Raises:
+        OSError: A fault of the disk, in the block too; it names `path`.
     """
-    # Drawn anew: processes of two machines or containers may have the same number, and one folder.
+    # A random name: processes of two machines or containers may have the same number, and one folder.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def drop_drafts(folder: Path, name: str = "*") -> None:
+    """Remove drafts of `written_whole` that killed processes left.
+
+    Args:
+        folder: The folder, in which no other process may be writing.
+        name: Pattern of the names of the files that the drafts were for.
+    """
+    for path in folder.glob(f".{name}.*.tmp"):
+        if _DRAFT.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """`torch.save`, whole or not at all."""
+    import torch
+
+    # To a file, not to a path: torch does not say what is wrong with a path.
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether `whole_folder` may write to a path: nothing is there, an empty folder, or what such a block left."""
+    mark = folder / UNFINISHED
+    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == _ALL_OURS:
+        return True
+    return not folder.exists() or (folder.is_dir() and all(path == mark for path in folder.iterdir()))
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[None]:
+    """Fill a folder in the block, from its beginning: what a killed one left there goes first.
+
+    Until the block ends a mark is in the folder. All that a failed block made vanishes again.
+
+    Raises:
+        UserError: The folder holds something else.
+        OSError: A fault of the disk.
+    """
+    if not is_free(folder):
+        raise UserError(f"{folder} is not empty")
+    was_there = folder.exists() and not (folder / UNFINISHED).exists()
+    mark = folder / UNFINISHED
+    with naming(folder, mark):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            mark.write_text(_ALL_OURS, encoding="utf-8")
+            _empty(folder)
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _empty(folder)
+                mark.unlink(missing_ok=True)
+                if not was_there:
+                    folder.rmdir()
+            raise
+        mark.unlink(missing_ok=True)
+
+
+def _empty(folder: Path) -> None:
+    """Remove all but the mark, which goes last."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != UNFINISHED:
+            path.unlink()

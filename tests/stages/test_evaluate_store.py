@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,3 +217,17 @@ def test_errors_and_stops_leave_no_thread_behind(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(BlockStore(tmp_path), [Counting(limit=0).network])
     assert threading.active_count() == before
+
+
+def test_drafts_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    store, other = BlockStore(tmp_path), BlockStore(tmp_path)
+    draft = tmp_path / "ab" / ".abc.safetensors.0123456789abcdef.tmp"
+    draft.parent.mkdir()
+    draft.touch()
+    with store.in_use(), other.in_use():
+        assert not draft.exists()
+        draft.touch()  # one that the first is writing
+        with other.in_use():
+            assert draft.exists()
+    with other.in_use():
+        assert not draft.exists()

@@ -166,8 +166,13 @@ def test_a_page_is_made_of_what_is_finished(shared: Shared, tmp_path: Path) -> N
     assert "missing" in page.text and "not yet measured" in page.text
 
 
-def test_a_time_limit_ends_well(tmp_path: Path) -> None:
-    code, output, error = here("--output", str(tmp_path / "run"), "--time_limit", "0.02")
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_time_limit_ends_well(handler: Any, tmp_path: Path) -> None:
+    former = signal.signal(signal.SIGINT, handler)
+    try:
+        code, output, error = here("--output", str(tmp_path / "run"), "--time_limit", "0.02")
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert code == 0, error
     assert "time limit reached" in output.splitlines()[-1]
     assert (tmp_path / "run/frontier.html").exists()

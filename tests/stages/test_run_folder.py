@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from machine_faults import limited
 from vavae.errors import UserError
 from vavae.stages.run_folder import begin, claim, exclusive, same_data
 from vavae.training.optimizer import OptimizerConfig
@@ -206,6 +207,12 @@ def test_a_folder_that_cannot_be_written_is_named(number: int, tmp_path: Path, m
     told = rf"^output: {tmp_path} cannot be written \({os.strerror(number)}\)$"
     with pytest.raises(UserError, match=told), exclusive(tmp_path):
         raise AssertionError("entered")
+
+
+def test_a_full_disk_at_the_start_is_a_fault_of_the_machine(tmp_path: Path) -> None:
+    with limited("FSIZE", 0), pytest.raises(OSError, match="File too large") as failed:
+        take_up(tmp_path / "run", Recipe())
+    assert failed.value.filename == str(tmp_path / "run/versions.json")
 
 
 def take_up(folder: Path, recipe: Recipe, any_recipe: bool = False) -> bool:

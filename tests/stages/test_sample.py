@@ -16,8 +16,9 @@ import torch
 from evaluate_models import make_generator
 from PIL import Image
 
+from machine_faults import limited
 from vavae.cli import run
-from vavae.pretrained import SamplingConfig
+from vavae.pretrained import SamplingConfig, generator
 from vavae.stages.evaluate_images import npz_images
 from vavae.stages.sample import label_numbers
 
@@ -287,3 +288,39 @@ def test_a_generator_without_names_says_so(folder: Path, capsys: pytest.CaptureF
 def test_a_name_that_is_another_number_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert label_numbers([10, 1, "10"], ["0", "1", "10"]) == [10, 1, 2]
     assert capsys.readouterr().out == "labels: 10 is taken as a number; the class named '10' has another\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--guidance_scale", "1e308"), "guidance_scale: 1e+308 is not a number from 0 to 10,000"),
+        (("--steps", "1000000000"), "steps must be at most 100,000 grid points, got 1,000,000,000"),
+        (("--count", "1000000000"), "count must be from 1 to 10,000,000 samples, got 1,000,000,000"),
+    ],
+)
+def test_numbers_beyond_what_a_machine_holds_are_refused(
+    arguments: tuple[str, ...], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(folder, capsys, *arguments)
+
+
+def test_samples_that_are_not_finite_are_not_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflows(model: object, noise: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        noise[1, 0, 0, 0] = torch.inf
+        return noise
+
+    monkeypatch.setattr(generator, "sample", overflows)
+    assert sample(folder, "--count", "3", "--guidance_scale", "9000") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("vavae: sample 1 is not finite with guidance_scale 9000 and 3 steps of euler: ")
+    assert not list(folder.glob("*.png"))
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with limited("FSIZE", 2000):
+        assert sample(folder, "--count", "3") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error == f"vavae: File too large: {folder / '000000.png'}; what was finished is kept"
+    assert sample(folder, "--count", "3") == 0

@@ -50,9 +50,10 @@ def test_a_stop_in_the_last_step_saves_and_is_not_forgotten(tmp_path: Path) -> N
     """What follows the run, another stage perhaps, must not go on."""
     task = Regression()
     task.stop_at = 792
+    former = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
         Engine(task, CONFIG, tmp_path).run("stopped")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is former
     again = Engine(Regression(), CONFIG, tmp_path)
     again.run("again")
     assert again.images_seen == 800 and again.steps_done == 100

@@ -83,7 +83,7 @@ def find_parts(root: Path) -> Parts:
         others = [folder for folder in folders if folder.name.lower() not in _PART_OF]
         if not named:
             return Parts()
-        other = next((folder for folder in others if any(_images_below(folder, passed))), None)
+        other = next((folder for folder in others if any(images_below(folder, passed))), None)
     names = ", ".join(folder.name for folder in named)
     if other is not None:
         what = "is a class, not a part" if len(named) == 1 else "are classes, not parts"
@@ -138,7 +138,7 @@ def list_images(root: Path, names: Sequence[str] | None = None, base: Path | Non
     with _naming_folder(root):
         files, folders = _content(root, passed)
         direct = sorted(_images_of(files, passed))
-        groups = {folder: sorted(_images_below(folder, passed)) for folder in folders}
+        groups = {folder: sorted(images_below(folder, passed)) for folder in folders}
     empty = [folder.name for folder, group in groups.items() if not group]
     groups = {folder: group for folder, group in groups.items() if group}
     paths = [*direct, *(path for group in groups.values() for path in group)]
@@ -181,8 +181,8 @@ def class_names_of(root: Path, base: Path) -> tuple[str, ...]:
     ignored: Counter[str] = Counter()
     with _naming_folder(root):
         _, folders = _content(root, ignored)
-        classes = [folder for folder in folders if any(_images_below(folder, ignored))]
-        numbered = _are_numbered({folder: _images_below(folder, ignored) for folder in classes})
+        classes = [folder for folder in folders if any(images_below(folder, ignored))]
+        numbered = _are_numbered({folder: images_below(folder, ignored) for folder in classes})
     return _classes(root, classes, numbered, None)[0]
 
 
@@ -250,7 +250,7 @@ def _images_of(files: Iterable[Path], passed: Counter[str]) -> Iterator[Path]:
             passed[suffix or "without an ending"] += 1
 
 
-def _images_below(folder: Path, passed: Counter[str]) -> Iterator[Path]:
+def images_below(folder: Path, passed: Counter[str]) -> Iterator[Path]:
     """Yield the images in a folder and below; links are followed, each real folder once."""
     seen: set[str] = set()
     waiting = [folder]

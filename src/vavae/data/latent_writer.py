@@ -25,10 +25,8 @@ from vavae.data.latents import (
     read_header,
 )
 from vavae.errors import UserError
-from vavae.files import read_json_object, written_whole
+from vavae.files import read_json_object, save_torch, whole_folder, written_whole
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
-from vavae.torch_file import save_whole
-from vavae.unfinished import whole_folder
 
 # Names of what is written beside finished shards.
 _NOTE = re.compile(r"latents_rank\d+_shard(\d+)\.json")
@@ -341,7 +339,7 @@ def write_shards(
 
 def write_published_statistics(path: Path, statistics: LatentStatistics) -> None:
     """Write mean and standard deviation per channel as `latents_stats.pt` of the published extractor has them."""
-    save_whole({"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}, path)
+    save_torch({"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}, path)
 
 
 def _save_deterministic(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -26,10 +26,9 @@ from torch import Tensor
 
 from vavae.data.latent_check import check_files
 from vavae.errors import UserError, one_line
-from vavae.files import read_json_object
+from vavae.files import UNFINISHED, read_json_object
 from vavae.sizes import Size, as_size
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
-from vavae.unfinished import UNFINISHED
 
 INDEX_NAME = "index.json"
 STATISTICS_NAME = "statistics.safetensors"

@@ -292,5 +292,5 @@ def write_unreadable(unreadable: Sequence[tuple[Any, str]], path: str | os.PathL
     """Write names as they are, also those that are not UTF-8, and reasons: one per line, tab-separated."""
     if unreadable and path is not None:
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(os.fsencode("".join(f"{name}\t{reason}\n" for name, reason in unreadable)))
+        with written_whole(target) as temporary:
+            temporary.write_bytes(os.fsencode("".join(f"{name}\t{reason}\n" for name, reason in unreadable)))

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from vavae.data.moments import holds_moments
 from vavae.errors import UserError
-from vavae.files import check_hash, read_json_object, sha256_file, written_whole
+from vavae.files import UNFINISHED, check_hash, naming, read_json_object, sha256_file, written_whole
 from vavae.pretrained.reading import check_finite, check_tensors
-from vavae.unfinished import UNFINISHED
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 PIPELINE = "model_index.json"
@@ -236,7 +235,6 @@ def read_pipeline(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all, indented, keys in the order given."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
@@ -281,17 +279,17 @@ def finished_by(folder: Path, config: dict[str, Any]) -> Iterator[None]:
 
     That of an older model in the folder goes first: no mixture of two is ever taken for a model.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / UNFINISHED).touch()
-    (folder / CONFIG).unlink(missing_ok=True)
-    yield
-    write_json(folder / CONFIG, signed(folder, config))
-    (folder / UNFINISHED).unlink()
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / UNFINISHED).touch()
+        (folder / CONFIG).unlink(missing_ok=True)
+        yield
+        write_json(folder / CONFIG, signed(folder, config))
+        (folder / UNFINISHED).unlink()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str | None = None) -> None:
     """Write a safetensors file whole or not at all; `kind` marks the weights of a model folder of ours."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Without the format in its metadata, other libraries refuse the file.
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with written_whole(path) as temporary:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from vavae import __version__, counter
 from vavae.config import from_plain, to_plain
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.flow import Guidance, PathName, Prediction, SolverName, counter_noise, path_by_name, sample
 from vavae.pretrained import folder as files
 from vavae.pretrained.diffusers_autoencoder import diffusers_statistics
@@ -32,6 +31,11 @@ from vavae.transformer import LightningDiT
 from vavae.transformer.positions import Positions
 
 Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
+
+
+# Far beyond what samples well. Without bounds, numbers overflow or a grid takes all memory.
+_MOST_STEPS = 100_000
+_MOST_SCALE = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,11 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.steps < 2:
             raise UserError(f"steps: {self.steps} is too few; at least 2 grid points")
+        if self.steps > _MOST_STEPS:
+            raise UserError(f"steps must be at most {_MOST_STEPS:,} grid points, got {self.steps:,}")
         for name in ("shift", "guidance_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 on")
+            if not 0 <= getattr(self, name) <= _MOST_SCALE:
+                raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 to {_MOST_SCALE:,}")
         if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
             raise UserError(
                 f"guidance_start, guidance_stop: {self.guidance_start} to {self.guidance_stop} is no interval within "
@@ -82,6 +88,25 @@ class SamplingConfig:
         if self.guidance_scale == 1.0:
             return None
         return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
+
+
+def check_drawn(values: Tensor, indices: Sequence[int], sampling: SamplingConfig) -> None:
+    """Check that samples are finite.
+
+    Args:
+        values: (B, …) latents or images.
+        indices: Number of each sample.
+        sampling: How they were drawn.
+
+    Raises:
+        RunError: One is not; the message names it.
+    """
+    good = values.flatten(1).isfinite().all(1).tolist()
+    if not all(good):
+        raise RunError(
+            f"sample {indices[good.index(False)]} is not finite with guidance_scale {sampling.guidance_scale:g} and "
+            f"{sampling.steps} steps of {sampling.solver}: take a smaller guidance_scale, or more steps"
+        )
 
 
 class Generator:
@@ -255,7 +280,7 @@ class Generator:
         # Weights in half precision compute in it; norms, positions and the state of the solver stay float32.
         half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(device.type, self.dtype) if half else nullcontext():
-            return sample(
+            drawn = sample(
                 self.transformer,
                 noise.to(device, torch.float32),
                 torch.tensor(labels, dtype=torch.int64, device=device),
@@ -269,6 +294,8 @@ class Generator:
                 step_noise=counter_noise(seed, list(indices)),
                 callback=callback,
             )
+        check_drawn(drawn, indices, settings)
+        return drawn
 
     def __call__(
         self,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vavae.files import written_whole
 from vavae.report.contents import DemoReport, Gallery, RunReport, name_of
 from vavae.report.curves import Panel, read_panels
 from vavae.report.figures import MARKER_SIGNS, curves_figure, scatter_figure
@@ -40,10 +41,8 @@ def write_page(path: str | os.PathLike[str], report: DemoReport) -> None:
     """
     path = Path(path)
     page = render_page(report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def render_page(report: DemoReport) -> str:

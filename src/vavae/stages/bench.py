@@ -264,7 +264,6 @@ def run(config: Config) -> None:
             "results": to_plain(results),
         }
         path = Path(config.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as partial:
             partial.write_text(json.dumps(record, indent=1) + "\n")
         print(f"results: {path}")

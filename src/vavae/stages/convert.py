@@ -16,7 +16,7 @@ from vavae.data.latent_writer import write_published_statistics
 from vavae.data.latents import PUBLISHED_STATISTICS_NAME
 from vavae.data.moments import convert_moments
 from vavae.errors import UserError
-from vavae.files import written_whole
+from vavae.files import chosen, is_free, save_torch, whole_folder, written_whole
 from vavae.flow import PathName, Prediction
 from vavae.pretrained import Generator, Tokenizer, read_statistics, scaling_statistics
 from vavae.pretrained import folder as files
@@ -26,8 +26,6 @@ from vavae.pretrained.published_keys import ConvertedRecipe
 from vavae.pretrained.published_recipes import convert_recipe, published_training
 from vavae.sizes import square_side
 from vavae.tokenizer import LatentStatistics
-from vavae.torch_file import save_whole
-from vavae.unfinished import is_free, whole_folder
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -93,10 +91,8 @@ def run(config: Config) -> Path:
     source, output = files.resolve(config.source), Path(config.output).expanduser()
     if not is_free(output):
         raise UserError(f"output: {output} is there already")
-    try:
+    with chosen("output", output):
         output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output: {output} cannot be made ({error.strerror})") from error
     with _quiet():
         kind = _kind(source, config.weights)
         if config.dtype != "float32" and kind not in ("tokenizer", "generator"):
@@ -240,7 +236,7 @@ def _write_generator(config: Config, generator: Generator, output: Path) -> None
 
 def _write_published(path: Path, content: Any, statistics: LatentStatistics) -> None:
     """Weights as the published code loads them, and the statistics beside."""
-    save_whole(dict(content), path)
+    save_torch(dict(content), path)
     write_published_statistics(path.parent / PUBLISHED_STATISTICS_NAME, statistics)
 
 

@@ -1,5 +1,6 @@
 """Reconstruction, generation and latent metrics, each with its protocol."""
 
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from vavae.data import ImageSource, has_part
 from vavae.data.found import Found
 from vavae.errors import UserError
+from vavae.files import drop_drafts
 from vavae.flow import SolverName
 from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
@@ -39,7 +41,7 @@ from vavae.stages.evaluate_records import check_writable, sampling_protocol, wri
 from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
 from vavae.stages.evaluate_table import plot, print_table
 from vavae.stages.images import ImagesConfig, note, report
-from vavae.stages.sample import choose_labels
+from vavae.stages.sample import check_count, choose_labels
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
 from vavae.training.precision import InferencePrecision, resolve_device, resolve_precision
@@ -88,6 +90,8 @@ class Config:
         features: Folder where features are kept for later runs; null is `features` in vavae's cache.
         seed: Seed of samples, of posteriors and of the bootstrap.
         batch_size: Images at once.
+        reconstructions: Folder for the reconstructions of one tokenizer as PNGs, `strict/000000.png`, … and
+            `published/000000.png`, …, numbered in the order of the images; null writes none.
         output: JSON file for the records; per-image values, spectrum and plot go beside it. null prints only.
         force: Compare numbers of unlike protocols too.
         device: auto, cpu, cuda, mps, …
@@ -122,6 +126,7 @@ class Config:
     features: str | None = None
     seed: int = 0
     batch_size: int = 64
+    reconstructions: str | None = None
     output: str | None = None
     force: bool = False
     device: str = "auto"
@@ -130,8 +135,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.teacher_size is not None:
             object.__setattr__(self, "teacher_size", as_size("teacher_size", self.teacher_size))
-        if self.count < 2 or self.batch_size < 1:
-            raise UserError(f"count must be at least 2 and batch_size 1, not {self.count} and {self.batch_size}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_count(self.count, 2)
         if self.latents < 4 or self.tsne_seeds < 0 or self.bootstrap < 0 or self.bootstrap == 1:
             raise UserError(
                 "latents must be at least 4, tsne_seeds at least 0, bootstrap 0 or at least 2, not "
@@ -298,10 +304,21 @@ def _check_outputs(config: Config, store: BlockStore) -> None:
     check_writable("features", store.folder, folder=True)
     if config.save_reference is not None:
         check_writable("save_reference", config.save_reference)
+    if config.reconstructions is not None:
+        check_writable("reconstructions", config.reconstructions, folder=True)
+        if config.what != "tokenizer" or len(config.model) != 1 or not config.conventions:
+            raise UserError("reconstructions: images are written of one tokenizer, in one convention at least")
     if config.output is not None:
         check_writable("output", config.output)
         if Path(config.output).suffix == ".png":
             raise UserError(f"output: {config.output} is where the plot would go; name a .json file")
+
+
+def _drop_drafts(config: Config) -> None:
+    """Remove what killed calls left of the files that this call writes."""
+    for path in (config.output, config.save_reference):
+        if path is not None and Path(path).parent.is_dir():
+            drop_drafts(Path(path).parent, f"{glob.escape(Path(path).stem)}.*")
 
 
 def _generator(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
@@ -326,7 +343,7 @@ def _generator(config: Config, store: BlockStore, together: World) -> Iterator[M
 def _samples(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
     sets = [_sample_images(path) for path in config.model]
     for images in sets if together.first else ():
-        report("samples", images.count, (), getattr(images, "found", Found(images.name)))
+        report("samples", images.count, (), images.found if isinstance(images, FileBlocks) else Found(images.name))
     against = _open_reference(config, store, together, min(images.count for images in sets))
     for path, images in zip(config.model, sets, strict=True):
         protocol = Protocol(samples=images.count, image_size=images.size, checkpoint=path)
@@ -354,7 +371,14 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
     device = resolve_device(config.device)
     size = config.data.size
     work = of_tokenizer.Work(
-        store, together, config.batch_size, config.precision, config.seed, config.bootstrap, config.data.workers
+        store,
+        together,
+        config.batch_size,
+        config.precision,
+        config.seed,
+        config.bootstrap,
+        config.data.workers,
+        images=None if config.reconstructions is None else Path(config.reconstructions),
     )
     source = _open(config, together, config.split, "images")
     part: str = config.split
@@ -452,6 +476,7 @@ def run(config: Config) -> list[MetricRecord]:
     _check_outputs(config, store)
     _check_models(config)
     with sharing_processes() as together:
+        together.once(lambda: _drop_drafts(config))
         if config.output is not None and together.first:
             Path(config.output).with_suffix(".images.json").unlink(missing_ok=True)
         records: list[MetricRecord] = []

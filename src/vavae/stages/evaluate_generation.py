@@ -165,7 +165,6 @@ def save_statistics(path: str | Path, features: StoredFeatures) -> None:
         if part in features.parts:
             moments = features.moments(part)
             arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"] = moments.mean.numpy(), moments.covariance.numpy()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with written_whole(Path(path)) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numbers and text become arrays
 

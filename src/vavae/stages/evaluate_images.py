@@ -1,7 +1,9 @@
 """Sets of images to measure: sources, folders of samples, npz files, a generator, decoded latents."""
 
+import re
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae.config import to_plain
-from vavae.data import ImageSource, has_part, load_pixels, open_images, read_rgb, to_uint8
+from vavae.data import ImageSource, has_part, load_pixels, read_rgb, to_uint8
+from vavae.data.folders import images_below
 from vavae.data.found import Found
 from vavae.data.readable import reading
-from vavae.errors import UserError, one_line, printable
+from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line, printable
 from vavae.metrics.features import weights_fingerprint
 from vavae.metrics.npz import check_unpacked
 from vavae.pretrained import Generator, SamplingConfig, Tokenizer
@@ -86,7 +89,10 @@ class FileBlocks:
     """Sample files of one size, neither cropped nor resized.
 
     Args:
-        folder: PNGs whose names begin with a digit, or where there are none all images in it and below.
+        folder: All images in it and below, in natural order, but for the grid of `vavae sample`.
+
+    Attributes:
+        found: What was passed over.
 
     Raises:
         UserError: Fewer than two images, or (when they are read) images of several sizes.
@@ -98,11 +104,8 @@ class FileBlocks:
             raise UserError(f"{folder}: is neither a folder of samples nor an npz")
         if not root.is_dir():
             raise UserError(f"no such folder or file of samples: {folder}")
-        files = sorted(root.glob("[0-9]*.png"))
-        self.found = Found(f"folder {root}")
-        if not files:
-            source = open_images(str(root))
-            files, self.found = getattr(source, "paths", []), source.found
+        files, passed_over = _sample_files(root)
+        self.found = Found(f"folder {root}", passed_over)
         if len(files) < 2:
             raise UserError(f"{folder}: at least 2 samples are needed")
         self.files = files
@@ -118,6 +121,25 @@ class FileBlocks:
         if any(array.shape != self._shape for array in arrays):
             raise UserError(f"{self.name}: its images differ in size")
         return _block_of(torch.from_numpy(np.stack(arrays)))
+
+
+def _sample_files(root: Path) -> tuple[list[Path], Counter[str]]:
+    """Return all images in a folder and below, in natural order (2 before 10), and the other files by reason."""
+    passed: Counter[str] = Counter()
+    try:
+        files = list(images_below(root, passed))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    grid = root / "grid.png"
+    if grid in files:
+        files.remove(grid)
+        passed["grid.png, as vavae sample writes it"] += 1
+    return sorted(files, key=lambda file: _natural(file.relative_to(root).as_posix())), passed
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Sort key of a name in which numbers count as numbers."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
 def _pixels_of(file: Path) -> NDArray[np.uint8]:
@@ -236,10 +258,13 @@ def npz_images(path: str | Path) -> ArrayBlocks | None:
             if member.compress_type == zipfile.ZIP_STORED:
                 pixels = _map_member(Path(path), archive, member)
             else:
+                check_unpacked(member)
                 # Random access needs the array unpacked; the file goes when nothing maps it any more.
                 with tempfile.TemporaryDirectory() as folder:
                     pixels = np.load(archive.extract(member, folder), mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged archive fails in a dozen ways: compression, headers, sizes
+        if fault_number(error) in DISK_FAULTS:  # where it is unpacked
+            raise
         raise UserError(f"{path}: cannot be read as npz ({one_line(error)})") from error
     return ArrayBlocks(pixels, str(path))
 

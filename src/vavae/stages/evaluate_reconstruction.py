@@ -1,19 +1,27 @@
 """Reconstructions as a set of images to measure; their fidelity is stored by the way, one value per image."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from vavae import counter
 from vavae.data import ImageSource, to_tensor, to_uint8
+from vavae.errors import RunError, UserError
+from vavae.files import drop_drafts, read_json_object, written_whole
 from vavae.metrics import Convention, fidelity
 from vavae.pretrained import Tokenizer
 from vavae.sizes import Size, sides
 from vavae.stages.evaluate_images import SourceBlocks, tokenizer_fingerprint
 from vavae.stages.evaluate_store import Block, BlockStore, StoredFeatures, digest, tensor_digest
+from vavae.stages.run_folder import check_not_foreign
 from vavae.training.precision import InferencePrecision, autocast, resolve_precision
+
+_RECORD = "reconstructions.json"
 
 
 def published_evaluation_crop(source: ImageSource, index: int, size: Size) -> Tensor:
@@ -76,6 +84,8 @@ class Reconstructions:
         store: Where the fidelity of each image goes.
         precision: Compute precision of the tokenizer.
         seed: Of the posterior's samples.
+        folder: Where the reconstructions go as PNGs, `000000.png` and so on in the order of the images; None writes
+            none.
     """
 
     def __init__(
@@ -86,6 +96,7 @@ class Reconstructions:
         store: BlockStore,
         precision: InferencePrecision,
         seed: int,
+        folder: Path | None = None,
     ) -> None:
         self.originals = originals
         self.name = f"reconstructions of {originals.name}"
@@ -95,11 +106,35 @@ class Reconstructions:
         self._perceptual = perceptual
         self._store = store
         self._seed = seed
+        self._folder = folder
         self._mode = resolve_precision(precision, tokenizer.device)
         sampled = () if originals.convention == "strict" else (seed,)
         self._described = digest(
             "reconstruction", tokenizer_fingerprint(tokenizer), self._mode, originals.convention, *sampled
         )
+
+    def claim_folder(self) -> None:
+        """Make the folder of images that of these reconstructions.
+
+        Raises:
+            UserError: It contains images of another tokenizer, of other images or settings, or other files.
+        """
+        if self._folder is None:
+            return
+        record = {"reconstructions": digest(self._described, self.originals.source.fingerprint(), self.size)}
+        path = self._folder / _RECORD
+        check_not_foreign(self._folder, lambda folder: path.is_file(), f"{_RECORD} that says of which tokenizer")
+        if path.is_file() and read_json_object(path) != record:
+            raise UserError(
+                f"reconstructions: {self._folder} is of another tokenizer, other images or settings; choose another"
+            )
+        drop_drafts(self._folder)
+        with written_whole(path) as draft:
+            draft.write_text(json.dumps(record) + "\n")
+
+    def _file(self, index: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{index:06d}.png"
 
     def _values_key(self, key: str) -> str:
         return digest("fidelity", key, sorted(self._perceptual))
@@ -115,14 +150,23 @@ class Reconstructions:
                 images.split(batch_size), torch.tensor(list(indices)).split(batch_size), strict=True
             ):
                 decoded = self._rebuild(part, numbers)
+                good = decoded.flatten(1).isfinite().all(1)
+                if not bool(good.all()):
+                    raise RunError(f"{self.name}: number {int(numbers[good.cpu().logical_not()][0])} is not finite")
                 with torch.inference_mode():
                     found = fidelity(part.to(decoded.device), decoded, self.originals.convention, self._perceptual)
                 for name, value in found.items():
                     values.setdefault(name, []).append(value.cpu())
-                yield to_uint8(decoded).cpu()
+                pixels = to_uint8(decoded).cpu()
+                if self._folder is not None:
+                    for index, image in zip(numbers.tolist(), pixels.numpy(), strict=True):
+                        with written_whole(self._file(index)) as draft:
+                            Image.fromarray(image).save(draft, format="PNG")
+                yield pixels
             self._store.write(self._values_key(key), {name: torch.cat(parts) for name, parts in values.items()})
 
-        return Block(key, batches, complete=self._store.has(self._values_key(key)))
+        written = self._folder is None or all(self._file(index).is_file() for index in indices)
+        return Block(key, batches, complete=written and self._store.has(self._values_key(key)))
 
     def _rebuild(self, images: Tensor, indices: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> what the decoder gives, not clamped, float32."""

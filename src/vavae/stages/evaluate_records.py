@@ -276,7 +276,6 @@ def check_writable(key: str, path: str | Path, folder: bool = False) -> None:
 
 def write_records(path: Path, records: Sequence[MetricRecord]) -> None:
     """Write records as a JSON list, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps([record.to_dict() for record in records], indent=1, ensure_ascii=False) + "\n"
     with written_whole(path) as partial:
         partial.write_text(text)

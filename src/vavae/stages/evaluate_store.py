@@ -5,12 +5,13 @@ the images' content (or of what determines generated images) and the network's f
 added up block by block in order: the numbers do not depend on who computed which block, or when.
 """
 
+import fcntl
 import hashlib
 import io
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from vavae.devices import one_at_a_time
 from vavae.errors import RunError, UserError
-from vavae.files import written_whole
+from vavae.files import drop_drafts, written_whole
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.metrics.inception import full_precision
 from vavae.progress import track
@@ -54,6 +55,19 @@ class BlockStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Mark the store as in use. Drafts of killed processes go first, unless another process uses the store."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as lock:
+            with suppress(OSError):  # it is in use, or the file system has no locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for folder in self.folder.glob("??"):
+                    drop_drafts(folder)
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -94,7 +108,6 @@ class BlockStore:
     def write(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Store tensors under `key`."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with written_whole(path) as partial:
             save_file(plain, partial, {"sha256": _content(plain)})
@@ -248,6 +261,7 @@ def extract(
     total = sum(_length(images, start) for start in mine)
     device = networks[0].device if networks else torch.device("cpu")
     with (
+        store.in_use(),
         # Held for all of it: the networks switch it, and a generator in the other thread must not notice.
         full_precision(device),
         track(description, total, "images", stream=None if processes.first else io.StringIO()) as bar,

@@ -143,7 +143,6 @@ def plot(records: Sequence[MetricRecord], path: Path) -> bool:
     figure = draw(records)
     if figure is None:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
     return True

@@ -58,6 +58,7 @@ class Work:
         bootstrap: Repetitions for intervals; 0 for none.
         workers: Threads that decode images.
         originals: Opens the store of the original images' features, if that is another one.
+        images: Folder for the reconstructions as PNGs, one folder in it for each convention; None writes none.
     """
 
     store: BlockStore
@@ -68,6 +69,7 @@ class Work:
     bootstrap: int = 0
     workers: int = 4
     originals: Callable[[], AbstractContextManager[BlockStore]] | None = None
+    images: Path | None = None
 
 
 def perceptual_networks(device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -91,7 +93,9 @@ def reconstruction(
         The records, and one value per image (N,) by name; both empty on all processes but the first.
     """
     originals = Originals(source, size, convention, work.workers)
-    rebuilt = Reconstructions(originals, tokenizer, perceptual, work.store, work.precision, work.seed)
+    folder = None if work.images is None else work.images / convention
+    rebuilt = Reconstructions(originals, tokenizer, perceptual, work.store, work.precision, work.seed, folder)
+    work.processes.once(rebuilt.claim_folder)
     with work.originals() if work.originals is not None else nullcontext(work.store) as store:
         real = extract(originals, networks, store, work.batch_size, work.processes, f"originals, {convention}")
     # One network at least, so that there is always something to store the blocks' keys under.
@@ -267,7 +271,6 @@ def meaning_records(
 def write_values(path: Path, values: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Write one line per image: its number, and every value, headed "convention name"."""
     columns = {f"{convention} {name}": found for convention, group in values.items() for name, found in group.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", *columns])
@@ -277,6 +280,5 @@ def write_values(path: Path, values: Mapping[str, Mapping[str, Tensor]]) -> None
 
 def write_spectrum(path: Path, latents: Latents) -> None:
     """Write the eigenvalues of the latents' channel covariance, largest first, one per line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
         partial.write_text("".join(f"{value!r}\n" for value in latent_spectrum(latents.values).eigenvalues.tolist()))

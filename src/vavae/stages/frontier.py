@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vavae.errors import RunError, UserError
+from vavae.files import chosen
 from vavae.progress import format_duration
 from vavae.stages.frontier_cells import Bench, main_values, run_unit, tidy, trained_generator, trained_tokenizer
 from vavae.stages.frontier_page import write_everything
@@ -21,6 +22,7 @@ from vavae.stages.frontier_store import Claims, Failures, Owner, Results
 from vavae.stages.frontier_workers import call_folder, failures_of_call, work_together
 from vavae.stages.images import check_same_classes, printed_once
 from vavae.stages.run_folder import OccupiedError
+from vavae.training.interrupt import interrupted_by_signals
 from vavae.training.precision import resolve_device
 
 __all__ = ["Config", "run"]
@@ -31,7 +33,7 @@ _STARTING = "starting-"  # begins the names of claims of processes that load wha
 
 
 class _Limit:
-    """The end of this call's time: the process interrupts itself, as Ctrl-C would."""
+    """The end of this call's time: the process interrupts itself, as SIGTERM would."""
 
     def __init__(self, minutes: float | None) -> None:
         self.reached = False
@@ -47,19 +49,20 @@ class _Limit:
     def _reach(self) -> None:
         if not self._over:
             self.reached = True
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        if self._timer is not None:
-            self._timer.daemon = True
-            self._timer.start()
-        try:
-            yield
-        finally:
-            self._over = True
+        with interrupted_by_signals():
             if self._timer is not None:
-                self._timer.cancel()
+                self._timer.daemon = True
+                self._timer.start()
+            try:
+                yield
+            finally:
+                self._over = True
+                if self._timer is not None:
+                    self._timer.cancel()
 
 
 class _Runner:
@@ -246,10 +249,8 @@ def run(config: Config) -> Path:
         resolve_device(config.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("torchrun: start plain processes on one --output instead, one per GPU; they share the cells")
-    try:
+    with chosen("output", folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output: {folder} cannot be made ({error.strerror})") from error
     train, test = config.data.open("train", folder), config.data.open("test", folder, "test images")
     check_same_classes(train, test)
     grid = Grid(config, (train.fingerprint(), test.fingerprint()))

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from vavae.files import written_whole
+from vavae.files import naming, written_whole
 
 try:
     import fcntl
@@ -123,7 +123,6 @@ class Results:
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Store a result."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
         whole = {"format": FORMAT, "sha256": _digest(content), "content": content}
         with written_whole(self.path(name)) as temporary:
@@ -145,7 +144,7 @@ class Failures:
         """Remember a failure."""
         self._own[name] = said
         if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
+            with naming(self._path), self._path.open("a", encoding="utf-8") as file:
                 # On a line of its own, whatever a process left that was killed while it wrote.
                 file.write("\n" + json.dumps({"name": name, "said": said}) + "\n")
 
@@ -246,7 +245,7 @@ class Claims:
 
     def _take(self, name: str) -> IO[str] | None:
         """The claim's file, which holds its lock; None where somebody else has the claim."""
-        with self._one_at_a_time():
+        with naming(self._path(name)), self._one_at_a_time():
             if self.owner(name) is not None:
                 return None
             # Under its name it appears whole and locked, or not at all.

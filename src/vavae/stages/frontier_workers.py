@@ -114,7 +114,7 @@ def work_together(config: Config, folder: Path, look: Callable[[], None]) -> lis
                 stopping = True
                 print("stopping: the processes save their state; a second Ctrl-C ends them at once", flush=True)
                 for process in processes:
-                    _interrupt(process)
+                    process.terminate()
             for number, (process, log) in enumerate(zip(processes, logs, strict=True)):
                 if process.returncode and number not in complaints and not stopping:
                     complaints[number] = _last_words(process.returncode, log)
@@ -156,13 +156,13 @@ def take_turns(environments: Sequence[dict[str, str]], device: torch.device) -> 
 
 
 def end_with_parent() -> None:
-    """Stop this process, as Ctrl-C would, when the one that started it is gone: its end of our input closes then."""
+    """Stop this process, as SIGTERM would, when the one that started it is gone: our input closes then."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):
             while os.read(0, 1):
                 continue
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -180,16 +180,11 @@ def _start(recipe: Path, log: Path, environment: dict[str, str]) -> subprocess.P
         )
 
 
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-
-
 def _end(processes: Sequence[subprocess.Popen[bytes]], at_once: bool) -> None:
     """No process of this call is left behind."""
     deadline = time.monotonic() + _SAVING
     for process in processes if not at_once else ():
-        _interrupt(process)
+        process.terminate()
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0 if at_once else max(0.0, deadline - time.monotonic()))

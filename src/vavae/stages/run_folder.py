@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from filelock import FileLock, Timeout
 from vavae import counter
 from vavae.config import to_plain, to_yaml
 from vavae.errors import UserError, one_line
-from vavae.files import read_json_object, written_whole
+from vavae.files import chosen, drop_drafts, read_json_object, written_whole
 from vavae.pretrained import Generator, Tokenizer
 from vavae.training.tracking import write_run_header
 
@@ -54,8 +53,6 @@ _HEADER = (
 BEGINNINGS = frozenset({".lock", *_HEADER})
 # Beside a recipe that vavae wrote lies one of these; the first is written before the recipe.
 _RUN_MARKS = ("versions.json", "metrics.jsonl", "checkpoints")
-# How `written_whole` calls its temporary files.
-_UNFINISHED = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 # Schedules that know where a run ends.
 _LENGTH = "training.images"
 _FALLING = frozenset({"cosine", "linear"})
@@ -143,12 +140,10 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
             with written_whole(recipe) as temporary:
                 temporary.write_text(to_yaml(config))
         return
-    try:
+    with chosen("output", folder):
         if (folder / "versions.json").exists():  # a run was here; what it was trained on belongs to its recipe
             (folder / "data.json").unlink(missing_ok=True)
         write_run_header(folder, config)
-    except OSError as error:
-        raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
 
 
 def read_recipe(path: Path) -> Mapping[str, Any]:
@@ -214,32 +209,21 @@ def exclusive(folder: Path) -> Iterator[None]:
         OccupiedError: Another process has it.
         UserError: It cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output: {folder} cannot be made ({error.strerror})") from error
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with chosen("output", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise OccupiedError(
             f"{folder}: another process is working in this run folder (where none is, on any machine, a dead one left "
             f"{lock.lock_file}: remove it)"
         ) from error
-    except OSError as error:
-        raise UserError(f"output: {folder} cannot be written ({error.strerror})") from error
     try:
-        _drop_unfinished(folder)
+        drop_drafts(folder)
         yield
     finally:
         lock.release()
-
-
-def _drop_unfinished(folder: Path) -> None:
-    """Remove temporary files of `written_whole`: who could still be writing one would have the folder."""
-    for path in folder.glob(".*.tmp"):
-        if _UNFINISHED.fullmatch(path.name):
-            path.unlink(missing_ok=True)
 
 
 def begin(

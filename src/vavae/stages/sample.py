@@ -22,6 +22,7 @@ from vavae.errors import UserError
 from vavae.files import read_json_object, written_whole
 from vavae.flow import SolverName
 from vavae.pretrained import Generator, SamplingConfig
+from vavae.pretrained.generator import check_drawn
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.sizes import Size, as_size, sides
@@ -30,6 +31,7 @@ from vavae.training.parallel import sharing_processes
 from vavae.training.precision import InferencePrecision, autocast, resolve_device, resolve_precision
 
 _RECORD = "samples.json"
+_MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,9 @@ class Config:
     def __post_init__(self) -> None:
         if self.size is not None:
             object.__setattr__(self, "size", as_size("size", self.size))
-        if self.batch_size < 1 or self.count < 1:
-            raise UserError(f"batch_size and count must be at least 1, not {self.batch_size} and {self.count}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_count(self.count, 1)
         if self.grid_columns < 0:
             raise UserError(f"grid_columns: {self.grid_columns} is negative; 0 writes no grid")
 
@@ -94,6 +97,16 @@ class Config:
         """The generator's defaults with this recipe's changes."""
         names = [f.name for f in dataclasses.fields(SamplingConfig)]
         return dataclasses.replace(defaults, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+
+
+def check_count(count: int, least: int) -> None:
+    """Check a number of samples.
+
+    Raises:
+        UserError: There are too few, or more than the list of their labels fits into memory.
+    """
+    if not least <= count <= _MOST_SAMPLES:
+        raise UserError(f"count must be from {least} to {_MOST_SAMPLES:,} samples, got {count:,}")
 
 
 def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> list[int]:
@@ -146,13 +159,18 @@ def draw(
     precision: InferencePrecision = "fp32",
     size: Size | None = None,
 ) -> np.ndarray:
-    """Images of the given labels and sample numbers, (B, H, W, 3) uint8."""
+    """Images of the given labels and sample numbers, (B, H, W, 3) uint8.
+
+    Raises:
+        RunError: A sample is not finite.
+    """
     device = generator.tokenizer.device
     mode = resolve_precision(precision, device)
     with autocast(mode, device):
         latents = generator.latents(labels, seed, indices, sampling, size=size)
     with autocast("fp32" if mode == "bf16" else mode, device):
         images = generator.tokenizer.decode(latents.float())
+    check_drawn(images, indices, sampling)
     return to_uint8(images).cpu().numpy()
 
 

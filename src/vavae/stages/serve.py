@@ -1,7 +1,6 @@
 """A local web page for a tokenizer or a generator."""
 
 import os
-import signal
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -72,8 +71,6 @@ def run(config: Config) -> None:
             max_file_size="32mb",
             ssr_mode=False,
         )
-        for number in (signal.SIGINT, signal.SIGTERM):  # the second as well, so that the folder goes then too
-            signal.signal(number, signal.default_int_handler)
         print(f"{config.model}: {page.local_url}\nstop with Ctrl-C", flush=True)
         try:
             page.block_thread()

@@ -22,6 +22,7 @@ from torch import Tensor
 from vavae.data.stream import loaded_ahead
 from vavae.devices import sent
 from vavae.errors import UserError
+from vavae.files import drop_drafts, written_whole
 from vavae.progress import track
 from vavae.teachers.base import Teacher
 
@@ -99,6 +100,7 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._blocks = None
         with FileLock(self.folder / ".lock"):
+            drop_drafts(self.folder)
             missing = [start for start in self._starts() if not self._block_path(start).is_file()]
             done = self.count - sum(self._block_length(start) for start in missing)
             if not missing:
@@ -176,9 +178,8 @@ class FeatureCache:
                 f" as {self._settings.dtype}"
             )
         path = self._block_path(start)
-        draft = path.with_suffix(".partial")
-        save_file({"features": features}, draft, metadata={"settings": json.dumps(asdict(self._settings))})
-        draft.replace(path)
+        with written_whole(path) as temporary:
+            save_file({"features": features}, temporary, metadata={"settings": json.dumps(asdict(self._settings))})
 
     def _open(self) -> list[Tensor]:
         """The blocks, mapped into memory."""

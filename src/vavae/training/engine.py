@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vavae.devices import as_double
 from vavae.errors import RunError, UserError, memory_ran_out, one_line
+from vavae.files import naming
 from vavae.progress import Bar, track
 from vavae.training.averages import build_averages
 from vavae.training.batchnorm import synchronize_batch_norm
@@ -369,12 +370,14 @@ class Engine:
 
     def _keep_failure(self, good: Checkpoint, wrong: str) -> None:
         folder = self.folder / "failure"
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        copy_checkpoint(good.path, folder / "checkpoints", order=self.order)
-        for name in ("recipe.yaml", "versions.json", "data.json", "micro_batch.json"):
-            if (self.folder / name).exists():
-                shutil.copyfile(self.folder / name, folder / name)
-        (folder / "failure.json").write_text(json.dumps({"what": wrong, "images": self.images_seen}, indent=1) + "\n")
+        with naming(folder):
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            copy_checkpoint(good.path, folder / "checkpoints", order=self.order)
+            for name in ("recipe.yaml", "versions.json", "data.json", "micro_batch.json"):
+                if (self.folder / name).exists():
+                    shutil.copyfile(self.folder / name, folder / name)
+            what = {"what": wrong, "images": self.images_seen}
+            (folder / "failure.json").write_text(json.dumps(what, indent=1) + "\n")
 
 
 def _bar(description: str, total: int, engine: Engine) -> Any:

@@ -1,4 +1,4 @@
-"""A stop that is asked for (Ctrl-C, SIGTERM) ends a run between two steps, with its state saved."""
+"""SIGINT (Ctrl-C) and SIGTERM: both interrupt a command; training stops between two steps, with its state saved."""
 
 import os
 import signal
@@ -17,19 +17,18 @@ _ECHO = 10.0
 
 
 class _Signals:
-    """Tells the first signal to stop from a second one, and from torchrun's copy of the first."""
+    """Recognize torchrun's copy of a signal that this process got already."""
 
     def __init__(self) -> None:
         self._first: float | None = None
 
-    def second(self, number: int) -> bool:
-        """Whether a signal that came just now is one more than the first."""
+    def copied(self, number: int) -> bool:
+        """Whether a signal that came just now is torchrun's copy of the first."""
         now = time.monotonic()
         if self._first is None:
             self._first = now
             return False
-        copied = number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ
-        return not copied or now - self._first > _ECHO
+        return number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ and now - self._first <= _ECHO
 
 
 class StopRequest:
@@ -57,19 +56,36 @@ def _handled_by(handle: Callable[[int, FrameType | None], object]) -> Iterator[N
 
 
 @contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block at SIGINT and at SIGTERM.
+
+    SIGINT counts even if the process was started with SIGINT ignored, as a script's background jobs are.
+    """
+    came = _Signals()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not came.copied(number):
+            raise KeyboardInterrupt
+
+    with _handled_by(handle):
+        yield
+
+
+@contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once, unless it is torchrun's copy.
 
     Outside the main thread signals cannot be caught, and the request stays false.
 
     Raises:
-        KeyboardInterrupt: When the block has ended and nobody acted on the request: it came with the last step, and
-            what follows the block must not go on as if nothing had been said.
+        KeyboardInterrupt: The block ended and the request was not acted on, since it came with the last step.
     """
     request, came = StopRequest(), _Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if came.second(number):
+        if came.copied(number):
+            return
+        if request.asked:
             raise KeyboardInterrupt
         request.asked = True
 
@@ -97,30 +113,31 @@ def signals_later() -> Iterator[None]:
 
 @contextmanager
 def ended_by_second_signal() -> Iterator[None]:
-    """Within the block a second SIGINT or SIGTERM ends the process, wherever it waits, after some seconds at most.
+    """End the process some seconds after a second SIGINT or SIGTERM in the block, wherever it waits.
 
-    For processes that wait for each other: no handler in Python runs while one of them waits in C++. What runs at once
-    is the interpreter's own, which tells a thread here of every signal. After an error the thread goes on, as the way
+    Processes that wait for each other wait in C++, where no handler in Python runs. The interpreter's own handler runs
+    at once and writes each signal to a socket, which a thread reads. After an error the thread stays, since the way
     out may wait as well.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    told, tells = socket.socketpair()
-    tells.setblocking(False)
-    former = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_second, args=(told, tells), name="second signal", daemon=True).start()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second, args=(reader, writer), name="second signal", daemon=True).start()
     yield
     signal.set_wakeup_fd(former)
-    tells.shutdown(socket.SHUT_WR)
+    writer.shutdown(socket.SHUT_WR)
 
 
-def _end_at_second(told: socket.socket, tells: socket.socket) -> None:
-    """Read the signals that come until there are two, or no more can come; both ends are kept open meanwhile."""
-    with told, tells:
-        came = _Signals()
-        while numbers := told.recv(64):
-            if sum(came.second(number) for number in numbers if number in _STOPS):
+def _end_at_second(reader: socket.socket, writer: socket.socket) -> None:
+    """Read signals until there are two, or until the writer is shut down; both ends stay open meanwhile."""
+    with reader, writer:
+        came, count = _Signals(), 0
+        while numbers := reader.recv(64):
+            count += sum(number in _STOPS and not came.copied(number) for number in numbers)
+            if count > 1:
                 time.sleep(_GRACE)
                 os.write(2, b"vavae: ended at once by a second signal; what was finished is kept\n")
                 os._exit(1)

@@ -122,7 +122,6 @@ class MicroBatch:
         if tried == 1:
             return False
         self.size = -(-tried // 2)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(self._path) as temporary:
             temporary.write_text(json.dumps({"micro_batch": self.size}) + "\n")
         _free()

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.files import written_whole
 from vavae.training.averages import power_exponent
 from vavae.training.checkpoint import CheckpointFolder
 
@@ -43,12 +44,10 @@ def save_snapshot(
     folder: Path, module: str, values: dict[str, Tensor], *, steps: int, images: int, width: float
 ) -> Path:
     """Write one snapshot, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{module}-width{width}-images{images:012d}.safetensors"
-    partial = path.with_suffix(".partial")
     metadata = {"steps": str(steps), "images": str(images), "width": str(width)}
-    save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, partial, metadata)
-    partial.replace(path)
+    with written_whole(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, temporary, metadata)
     return path
 
 

@@ -14,7 +14,7 @@ import torch
 from vavae import __version__
 from vavae.config import to_plain, to_yaml
 from vavae.errors import UserError
-from vavae.files import written_whole
+from vavae.files import naming, written_whole
 from vavae.training.settings import EngineConfig
 
 _PACKAGES = ("torch", "numpy", "transformers", "safetensors", "torchdiffeq", "scikit-learn", "scipy", "pillow")
@@ -101,7 +101,8 @@ class Tracker:
             self._append("events", {"images": seen, "event": event})
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
-        with (self._folder / f"{name}.jsonl").open("a") as file:
+        path = self._folder / f"{name}.jsonl"
+        with naming(path), path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:

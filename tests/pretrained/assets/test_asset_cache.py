@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from vavae import files
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.pretrained.assets import cache, convert, registry
 from vavae.pretrained.assets.registry import Asset, NpmSource, PyPISource
 from vavae.pretrained.assets.sources import SourceUnavailable
@@ -206,7 +206,7 @@ def test_a_full_disk_installs_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setitem(convert.CONVERTERS, "made-up", full)
-    with pytest.raises(UserError, match=r"made-up.*disk.*full"):
+    with pytest.raises(RunError, match=r"made-up.*disk.*full"):
         cache.fetch("made-up")
     assert _in_cache(tmp_path) == []
 

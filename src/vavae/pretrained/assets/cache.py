@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.files import check_hash, sha256_file
 from vavae.pretrained.assets.files import cache_folder, is_offline, write_text_whole
 from vavae.pretrained.assets.hub import (
@@ -127,7 +127,7 @@ def fetch(name: str) -> Path:
                 _install(asset)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"asset '{name}': the disk that holds {cache_folder()} is full") from error
+            raise RunError(f"asset '{name}': the disk that holds {cache_folder()} is full") from error
         raise UserError(f"asset '{name}': cannot write the cache {cache_folder()}: {error.strerror}") from error
     return target
 

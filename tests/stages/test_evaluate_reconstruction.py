@@ -1,0 +1,71 @@
+"""Reconstructions as PNGs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from evaluate_models import BLOCK, make_tokenizer, use_colours
+from PIL import Image
+
+from vavae.cli import run
+from vavae.data import to_tensor, to_uint8
+from vavae.stages import evaluate, evaluate_store
+from vavae.stages.images import ImagesConfig
+
+COUNT = 60  # a block and a half
+
+
+@pytest.fixture(autouse=True)
+def colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((evaluate, "load_feature_network"), (evaluate.of_tokenizer, "perceptual_networks")):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(evaluate_store, "BLOCK", BLOCK)
+    use_colours()
+
+
+def reconstruct(folder: Path, *arguments: str) -> int:
+    given = ["--data.size", "32", "--data.limit", str(COUNT), "--latents", "20", "--tsne_seeds", "0", "--device", "cpu"]
+    given += ["--features", str(folder / "features"), "--reconstructions", str(folder / "images")]
+    return run(["evaluate", "tokenizer", str(folder / "tokenizer"), *given, *arguments])
+
+
+def test_reconstructions_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert reconstruct(tmp_path) == 0
+    source = ImagesConfig("demo", 32, limit=COUNT).open("test")
+    pixels = torch.stack([torch.from_numpy(np.array(source.image(i))) for i in (0, 59)])
+    expected = to_uint8(tokenizer.decode(tokenizer.encode(to_tensor(pixels)))).numpy().astype(int)
+    for convention in ("strict", "published"):
+        files = sorted((tmp_path / "images" / convention).glob("*.png"))
+        assert [path.name for path in files] == [f"{i:06d}.png" for i in range(COUNT)]
+    strict = tmp_path / "images/strict"
+    for i, image in zip((0, 59), expected, strict=True):
+        assert np.abs(np.asarray(Image.open(strict / f"{i:06d}.png")) - image).max() <= 1
+    # What a killed call did not write is written by the same command, though the features are stored.
+    (strict / "000059.png").unlink()
+    former = (strict / "000000.png").stat().st_mtime_ns
+    assert reconstruct(tmp_path) == 0
+    assert (strict / "000059.png").is_file() and (strict / "000000.png").stat().st_mtime_ns == former
+    # The folder is a set of samples.
+    capsys.readouterr()
+    arguments = ["--data.size", "32", "--data.limit", "60", "--features", str(tmp_path / "f"), "--device", "cpu"]
+    assert run(["evaluate", "samples", str(strict), *arguments]) == 0
+    assert f"{strict}: 60 samples; passed over: 1 .json" in capsys.readouterr().out
+
+
+def test_reconstructions_of_two_tokenizers_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    strict = tmp_path / "images/strict"
+    strict.mkdir(parents=True)
+    (strict / "mine.png").touch()
+    assert reconstruct(tmp_path) == 2
+    assert "strict holds mine.png" in capsys.readouterr().err
+    (strict / "mine.png").unlink()
+    (strict / "reconstructions.json").write_text(json.dumps({"reconstructions": "others"}))
+    assert reconstruct(tmp_path) == 2
+    assert "strict is of another tokenizer, other images or settings" in capsys.readouterr().err
+    assert reconstruct(tmp_path, "--conventions", "[]") == 2
+    assert "reconstructions: images are written of one tokenizer" in capsys.readouterr().err
