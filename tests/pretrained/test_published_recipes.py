@@ -253,7 +253,7 @@ def test_what_cannot_be_done_is_named(text: str, changes: dict[str, Any], said: 
 
 def test_other_yaml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    for content, said in [("a: 1", "neither a configuration"), ("{", "no YAML"), ("- 1", "holds [1], not keys")]:
+    for content, said in [("a: 1", "neither a configuration"), ("{", "not YAML"), ("- 1", "must hold keys")]:
         path.write_text(content)
         with pytest.raises(UserError) as caught:
             convert_recipe(path)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction
 from vavae.flow.loss import NO_SCORE
 from vavae.pretrained.published import LeftAside
+from vavae.yaml_files import read_yaml
 
 _PATHS: dict[str, PathName] = {"linear": "linear", "gvp": "cosine", "vp": "vp"}
 _PREDICTIONS: dict[str, Prediction] = {"velocity": "velocity", "noise": "noise", "score": "score"}
@@ -97,11 +96,7 @@ def convert_recipe(path: Path) -> ConvertedRecipe:
     Raises:
         UserError: It is no YAML, none of the published kinds, or a key holds what cannot be done.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no YAML that can be read ({' '.join(str(error).split())[:120]})") from error
-    root = _Section(values, "", path)
+    root = _Section(read_yaml(path), "", path)
     if "transport" in root.values or "model_type" in root.section("model").values:
         return _transformer(root)
     if "params" in root.section("model").values:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from vavae.config import from_plain, to_plain
 from vavae.data import LatentDataset, write_published_layout
@@ -25,6 +24,7 @@ from vavae.sizes import square_side
 from vavae.tokenizer import LatentStatistics
 from vavae.torch_file import save_whole
 from vavae.unfinished import is_free, whole_folder
+from vavae.yaml_files import dump_yaml
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -268,7 +268,7 @@ def _recipe(config: Config, source: Path, output: Path) -> None:
         *(f"# Left aside {part}" for part in recipe.left_aside),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    body = yaml.safe_dump(to_plain(recipe.values), sort_keys=False, default_flow_style=None, width=110)
+    body = dump_yaml(to_plain(recipe.values), default_flow_style=None, width=110)
     with written_whole(output) as temporary:
         temporary.write_text("\n".join(lines) + "\n" + body)
     print(f"{source}: a recipe for 'vavae {recipe.command}'")
