@@ -143,9 +143,13 @@ def test_only_uploaded_files_are_opened(client: Any, secret: str) -> None:
     link.symlink_to(secret)
     fifo = secret.replace("secret", "fifo")
     paths = [secret, fifo, str(link), f"{link.parent}/../{Path(secret).name}", "/dev/zero", f"file://{secret}", "a\0b"]
-    sent: list[Any] = [{"path": path} for path in paths] + [{"path": path, "meta": MARK} for path in paths]
-    sent += [{"path": f"{client.src}config", "meta": MARK}, {"path": "", "url": f"{client.src}config"}, {"url": secret}]
-    sent += [secret, [secret], 5, {"path": "x" * 6000}, {"path": [secret]}, {"path": str(link.parent)}]
+    sent: list[Any] = [{"path": path} for path in paths] + [{"path": secret, "meta": MARK}]
+    sent += [
+        {"path": f"{client.src}config", "meta": MARK},
+        {"path": "", "url": f"{client.src}config"},
+        {"path": str(link.parent)},
+    ]
+    sent += [secret, {"path": "x" * 6000}, {"path": [secret]}]
     for value in sent:
         assert refused(client, "reconstruct", [value, 32]) == "image must be a file that was uploaded to this page"
     for place in (secret, fifo, link):
