@@ -7,34 +7,47 @@ recipe, the recipe wins over the defaults. Types, defaults and help come from th
 import dataclasses
 import enum
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from argparse import ArgumentError
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
-from vavae.config_errors import alternatives, explain, fields_of
-from vavae.errors import UserError
+from vavae.config_errors import alternatives, check_keys, explain, fields_of
+from vavae.errors import UserError, one_line
+from vavae.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 C = TypeVar("C")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(part.strip() for part in text.strip().splitlines() if part.strip())
+_MODE = "vavae"  # of the parser: our reader of YAML
+_PRINT = "--print_config"
+_PARSING = (ArgumentError, yaml.YAMLError, TypeError, ValueError)
 
 
 def _parser(config_class: type, prog: str, description: str, positionals: Sequence[str] = ()) -> Any:
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, _loaders_dumpers, set_loader
 
+    # Options and the texts in a recipe are YAML too. For single numbers the parser uses its own loader in every mode.
+    set_loader(_MODE, parse_yaml, (yaml.YAMLError,))
+    _loaders_dumpers.yaml_load = parse_yaml
     names = {"config": "RECIPE"}
     more = {name: " ..." for name in positionals if name.endswith("+")}
     leading = "".join(f"[{names.get(p, p.rstrip('+').upper())}{more.get(p, '')}] " for p in positionals)
     # The options are listed below with their help; a second list of them in the usage line helps nobody.
     usage = f"{prog} {leading}[--key value ...]"
-    parser = ArgumentParser(prog=prog, usage=usage, description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", metavar="RECIPE", help="A recipe: YAML with any of these keys.")
+    parser = ArgumentParser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        parser_mode=_MODE,
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="A recipe: YAML with any of these keys.")
+    parser.add_argument(_PRINT, action="store_true", help="Print the resolved recipe and exit.")
     parser.add_class_arguments(config_class)
     return parser
 
@@ -73,9 +86,10 @@ def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
         if str not in lists[option]:
             return f"[{value}]"
         if int not in lists[option]:
-            return json.dumps([value])
+            return json.dumps([value], ensure_ascii=False)
         parts = [part.strip() for part in value.split(",")]
-        return f"[{', '.join(p if re.fullmatch(r'[+-]?[0-9]+', p) else json.dumps(p) for p in parts if p)}]"
+        items = [p if re.fullmatch(r"[+-]?[0-9]+", p) else json.dumps(p, ensure_ascii=False) for p in parts if p]
+        return f"[{', '.join(items)}]"
 
     completed: list[str] = []
     for before, option in pairwise(["", *options]):
@@ -87,17 +101,42 @@ def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
     return completed
 
 
-def _check_recipe(path: str) -> None:
-    """Complain of a recipe that is no recipe at all, by its name, which the parser does not say."""
-    try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: no such recipe ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {_one_line(str(error))}") from error
-    if not isinstance(recipe, dict):
-        found = "nothing" if recipe is None else _one_line(str(recipe))[:60]
-        raise UserError(f"{path}: a recipe holds keys with values; this one holds {found}")
+def _split(options: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the recipes among `options`, and all other options."""
+    recipes, others = [], []
+    remaining = iter(options)
+    for option in remaining:
+        name, equals, value = option.partition("=")
+        if name != "--config":
+            others.append(option)
+        elif path := value if equals else next(remaining, ""):
+            recipes.append(Path(path))
+        else:
+            raise UserError("--config: expected the path of a recipe; got nothing")
+    return recipes, others
+
+
+def _check_numbers(values: Iterable[tuple[str, Any]]) -> None:
+    """Refuse numbers that tensors and files cannot hold.
+
+    Raises:
+        UserError: A number is infinite, not a number, or a whole number of more than 64 bits.
+    """
+    for key, value in values:
+        if isinstance(value, list | tuple):
+            _check_numbers((key, item) for item in value)
+        elif isinstance(value, Mapping):
+            _check_numbers((f"{key}.{name}", item) for name, item in value.items())
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{key} must fit in 64 bits, got a whole number of {value.bit_length()} bits")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}: {value} is not a finite number")
+
+
+def _built(config_class: type[C], parser: Any, parsed: Any) -> C:
+    _check_numbers(parsed.items())
+    built = parser.instantiate(parsed)
+    return config_class(**{f.name: getattr(built, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
 
 
 def parse_command_line(
@@ -116,8 +155,6 @@ def parse_command_line(
         UserError: An unknown key, a value of the wrong type, a recipe that cannot be read; the message names it.
         SystemExit: After `--help` and `--print_config`, with code 0.
     """
-    from jsonargparse import ArgumentError
-
     arguments = list(arguments)
     leading = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
     words = arguments[:leading]
@@ -126,20 +163,28 @@ def parse_command_line(
     named = []
     for i, name in enumerate(positionals[: len(words)]):
         # A list is given whole: the parser appends with `--name+` to lists, not to tuples.
-        named += [f"--{name[:-1]}", json.dumps(words[i:])] if name.endswith("+") else [f"--{name}", words[i]]
+        named += (
+            [f"--{name[:-1]}", json.dumps(words[i:], ensure_ascii=False)]
+            if name.endswith("+")
+            else [f"--{name}", words[i]]
+        )
     options = _with_brackets(config_class, _with_flag_values(config_class, arguments[leading:]))
-    recipes = []
-    for option, following in pairwise([*named, *options, ""]):
-        name, equals, value = option.partition("=")
-        if name == "--config":
-            recipes.append(value if equals else following)
-            _check_recipe(recipes[-1])
+    recipes, options = _split([*named, *options])
     parser = _parser(config_class, prog, description, positionals)
+    parsed, source = None, ""
     try:
-        parsed = parser.instantiate(parser.parse_args(named + options))
-        return config_class(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
-    except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
-        raise UserError(explain(_one_line(str(error)), config_class, prog, recipes)) from error
+        for path in recipes:
+            values, source = read_yaml(path), f"{path}: "
+            check_keys(values, config_class, source, prog)
+            parsed = parser.parse_object(values, parsed)
+        source = ""
+        config = _built(config_class, parser, parser.parse_args([o for o in options if o != _PRINT], parsed))
+    except _PARSING as error:
+        raise UserError(source + explain(one_line(error), config_class, prog)) from error
+    if _PRINT in options:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
 
 
 def load_recipe(config_class: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
@@ -164,7 +209,7 @@ def to_plain(value: Any) -> Any:
 
 def to_yaml(config: Any) -> str:
     """The resolved recipe: every key with its value, in the order of the dataclass."""
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)
+    return dump_yaml(to_plain(config))
 
 
 def from_plain(config_class: type[C], values: Mapping[str, Any]) -> C:
@@ -173,12 +218,9 @@ def from_plain(config_class: type[C], values: Mapping[str, Any]) -> C:
     Raises:
         UserError: Unknown key or wrong type, named in the message.
     """
-    from jsonargparse import ArgumentError
-
-    parser = _parser(config_class, prog=config_class.__name__, description="")
+    name = config_class.__name__
+    parser = _parser(config_class, prog=name, description="")
     try:
-        parsed = parser.instantiate(parser.parse_object(dict(values)))
-        return config_class(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
-    except (ArgumentError, TypeError, ValueError) as error:
-        name = config_class.__name__
-        raise UserError(f"{name}: {explain(_one_line(str(error)), config_class, name)}") from error
+        return _built(config_class, parser, parser.parse_object(dict(values)))
+    except _PARSING as error:
+        raise UserError(f"{name}: {explain(one_line(error), config_class, name)}") from error

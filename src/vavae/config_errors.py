@@ -4,15 +4,18 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
+from vavae.errors import UserError
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+_LONGEST = 60  # characters of a value in a message
 _CLOSE = 0.75  # dotted names are long: at difflib's 0.6 anything would resemble some key
-_VALUE = re.compile(r".*(?:Got value: |Given value: |Unable to load config ['\"])(.*?)['\"]?(?: - Parser key .*)?$")
+_VALUE = re.compile(
+    r".*(?:Got value:|Given value:|Unable to load config ['\"]) ?(?P<value>.*?)['\"]?"
+    r"(?: - (?:Parser key .*|(?:not YAML: )?line \d+: (?P<reason>.*)))?$"
+)
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
@@ -31,24 +34,59 @@ def fields_of(config_class: type, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def explain(message: str, config_class: type, prog: str, recipes: Sequence[str] = ()) -> str:
-    """One line that names the key, option or recipe which the parser's `message` complains of.
+def check_keys(values: Mapping[str, Any], config_class: type, source: str, prog: str) -> None:
+    """Check that a recipe has only keys of `config_class`, groups of keys where they belong, and no empty keys.
 
     Args:
-        message: What the parser says, in one line.
-        config_class: The dataclass that was to be built.
+        values: What the recipe holds.
+        config_class: The dataclass to build.
+        source: What the message begins with.
         prog: The command.
-        recipes: Paths of the recipes that were read; each is a YAML mapping.
+
+    Raises:
+        UserError: A key is unknown, with the nearest one, or its value is not of the right kind.
     """
     known = fields_of(config_class)
-    for path in recipes:
-        unknown = list(_unknown_keys(known, yaml.safe_load(Path(path).read_text(encoding="utf-8"))))
-        if unknown:
-            return f"{path}: '{prog}' has no key {', '.join(unknown[:5])}{_near(unknown, known)}"
+    unknown = list(_unknown_keys(known, values))
+    if unknown:
+        listed = ", ".join(map(shortened, unknown[:5]))
+        raise UserError(f"{source}'{prog}' has no key {listed}{_near(unknown, known)}")
+    _check_groups(known, values, source)
+
+
+def _check_groups(known: Mapping[str, Any], values: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    for key, value in values.items():
+        name, kinds = prefix + key, alternatives(known[prefix + key])
+        if "." in key:
+            group, _, last = name.rpartition(".")
+            raise UserError(f"{source}write '{name}' as the key '{last}' under '{group}:'")
+        group_here = all(map(dataclasses.is_dataclass, kinds))
+        if (value is None and NoneType not in kinds) or (group_here and not isinstance(value, Mapping)):
+            got = "nothing" if value is None else shortened(str(value))
+            raise UserError(f"{source}{name}: expected {_named(known[name])}; got {got}")
+        if isinstance(value, Mapping) and any(map(dataclasses.is_dataclass, kinds)):
+            _check_groups(known, value, source, f"{name}.")
+
+
+def explain(message: str, config_class: type, prog: str) -> str:
+    """Return one line that names the key or option which the parser's `message` complains about.
+
+    Args:
+        message: The parser's message, in one line.
+        config_class: The dataclass to build.
+        prog: The command.
+    """
+    known = fields_of(config_class)
     if message.startswith("unrecognized arguments: "):
         return _unrecognized(message.removeprefix("unrecognized arguments: ").split()[0], known, prog)
+    message = re.sub(r"^argument --(\S+): expected one argument$", r'Parser key "\1": Got value:', message)
     found = re.match(r'Parser key "([^"]+)": (.*)$', message)
     return _wrong_value(found[1], found[2], known) if found else message
+
+
+def shortened(text: str) -> str:
+    """Return `text`, or its beginning if it is too long for a message."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _near(unknown: Sequence[str], known: Mapping[str, Any]) -> str:
@@ -68,18 +106,21 @@ def _unrecognized(argument: str, known: Mapping[str, Any], prog: str) -> str:
 
 
 def _wrong_value(key: str, complaint: str, known: Mapping[str, Any]) -> str:
-    kind, value = known.get(key), _VALUE.search(complaint)
-    if kind is None or value is None:
+    if key not in known:
         return f"{key}: {complaint}"
-    return f"{key}: expected {_named(kind)}; got {value[1] or 'nothing'}"
+    found = _VALUE.search(complaint)
+    got = f"; got {shortened(found['value']) or 'nothing'}" if found else ""
+    why = f" ({found['reason']})" if found and found["reason"] else ""
+    quotes = "; put text in quotes" if str in alternatives(known[key]) else ""
+    return f"{key}: expected {_named(known[key])}{got}{why}{quotes}"
 
 
-def _unknown_keys(known: Mapping[str, Any], values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+def _unknown_keys(known: Mapping[str, Any], values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in values.items():
-        name = f"{prefix}{key}"
-        if prefix + str(key).partition(".")[0] not in known:
+        name = prefix + key
+        if name not in known:
             yield name
-        elif isinstance(value, Mapping) and any(map(dataclasses.is_dataclass, alternatives(known.get(name)))):
+        elif isinstance(value, Mapping) and any(map(dataclasses.is_dataclass, alternatives(known[name]))):
             yield from _unknown_keys(known, value, f"{name}.")
 
 

@@ -1,5 +1,7 @@
 """`vavae serve`: the page answers as a browser would ask, and the command ends as it should."""
 
+import json
+import math
 import os
 import re
 import signal
@@ -13,6 +15,7 @@ from typing import Any
 
 import gradio
 import gradio_client
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,8 +23,10 @@ from PIL import Image
 from vavae.cli import run
 from vavae.data import demo_pixels
 from vavae.pretrained import Generator, SamplingConfig
-from vavae.serve.page import CSS, build, theme
+from vavae.serve.guard import KnownHosts
+from vavae.serve.page import build, theme
 from vavae.serve.studio import Studio
+from vavae.stages.serve import Config, free_port, known_hosts, launch
 
 FEW = (2.0, "euler", 4, 0.3, 0.1, 1.0)  # guidance scale, solver, grid points, shift, interval
 SAMPLING = SamplingConfig("euler", 4, 0.3, 2.0, 0.1, 1.0)
@@ -31,7 +36,7 @@ SAMPLING = SamplingConfig("euler", 4, 0.3, 2.0, 0.1, 1.0)
 def client(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     page = build(studio, "a model")
-    page.launch(quiet=True, prevent_thread_lock=True, ssr_mode=False, theme=theme(), css=CSS)
+    launch(page, Config(), free_port(Config()))
     yield gradio_client.Client(page.local_url, verbose=False)
     page.close()
 
@@ -110,6 +115,114 @@ def test_sixteen_bits_are_read_as_a_data_sets_images_are(client: Any, tmp_path: 
     Image.fromarray(grey).save(tmp_path / "grey.png")
     original, *_ = client.predict(gradio_client.handle_file(str(tmp_path / "grey.png")), 32, api_name="/reconstruct")
     np.testing.assert_array_equal(shown(original), np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+MARK = {"_type": "gradio.FileData"}
+
+
+def refused(client: Any, endpoint: str, data: Any) -> str:
+    """Return the error that a call of the HTTP API ends with."""
+    headers = {"Content-Type": "application/json"}
+    sent = httpx.post(f"{client.src}gradio_api/call/{endpoint}", content=json.dumps({"data": data}), headers=headers)
+    assert sent.status_code == 200, sent.text
+    answer = httpx.get(f"{client.src}gradio_api/call/{endpoint}/{sent.json()['event_id']}").text
+    event, content = answer.strip().splitlines()[:2]
+    assert event == "event: error"
+    return json.loads(content.removeprefix("data: "))["error"]
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> str:
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(tmp_path / "secret.png")
+    os.mkfifo(tmp_path / "fifo.png")
+    return str(tmp_path / "secret.png")
+
+
+def test_only_uploaded_files_are_opened(client: Any, secret: str) -> None:
+    link = Path(os.environ["GRADIO_TEMP_DIR"]) / "link.png"
+    link.symlink_to(secret)
+    fifo = secret.replace("secret", "fifo")
+    paths = [secret, fifo, str(link), f"{link.parent}/../{Path(secret).name}", "/dev/zero", f"file://{secret}", "a\0b"]
+    sent: list[Any] = [{"path": path} for path in paths] + [{"path": secret, "meta": MARK}]
+    sent += [
+        {"path": f"{client.src}config", "meta": MARK},
+        {"path": "", "url": f"{client.src}config"},
+        {"path": str(link.parent)},
+    ]
+    sent += [secret, {"path": "x" * 6000}, {"path": [secret]}]
+    for value in sent:
+        assert refused(client, "reconstruct", [value, 32]) == "image must be a file that was uploaded to this page"
+    for place in (secret, fifo, link):
+        assert httpx.get(f"{client.src}gradio_api/file={place}").status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, 99, "Class must be one of the 11 choices, got 99"),
+        (0, [1], "Class must be one of the 11 choices, got [1]"),
+        (0, None, "Class must be one of the 11 choices, got None"),
+        (1, 10**9, "Images must be from 1 to 64, got 1000000000"),
+        (1, 10**400, "Images must be from 1 to 64, got a number of 1329 bits"),
+        (1, "5", "Images must be a whole number, got '5'"),
+        (1, 2.5, "Images must be a whole number, got 2.5"),
+        (1, None, "Images must be a whole number, got None"),
+        (2, -1, "Seed must be from 0 to 9223372036854775807, got -1"),
+        (2, 10**30, "Seed must be from 0 to 9223372036854775807, got 1" + 30 * "0"),
+        (
+            2,
+            {"path": "http://192.0.2.1/", "meta": MARK},
+            "Seed must be a whole number, got {'path': 'http://192.0.2.1/'",
+        ),
+        (3, math.nan, "Guidance scale (1 is none) must be a number, got nan"),
+        (3, 1e308, "Guidance scale (1 is none) must be from 1 to 10, got 1e+308"),
+        (3, True, "Guidance scale (1 is none) must be a number, got True"),
+        (4, "dopri", "Solver must be one of the 6 choices, got 'dopri'"),
+        (5, 10**9, "Grid points must be from 2 to 250, got 1000000000"),
+        (8, "x" * 10**6, "Guidance up to time (1 is data) must be a number, got 'xxx"),
+    ],
+)
+def test_values_out_of_range_are_one_sentence(
+    client: Any, place: int, value: Any, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = [-1, 1, 0, *FEW]
+    data[place] = value
+    error = refused(client, "sample", data)
+    assert error.startswith(message) and len(error) < 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_lists_of_another_length_are_refused(client: Any) -> None:
+    assert refused(client, "sample", [-1, 1]) == "data must be a list of 9 values, got 2"
+    assert refused(client, "sample", [-1, 1, 0, *FEW] * 1000) == "data must be a list of 9 values, got 9000"
+    # Past the queue nothing is computed.
+    assert httpx.post(f"{client.src}gradio_api/run/sample", json={"data": [-1, 1, 0, *FEW]}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 421),
+        ("evil.example:7860", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("10.0.0.1", 421),
+        ("", 421),
+        ("[", 421),
+        ("localhost", 200),
+        ("LocalHost:7860", 200),
+        ("[::1]:7860", 200),
+    ],
+)
+def test_unknown_hosts_are_refused(client: Any, host: str, status: int) -> None:
+    assert httpx.get(f"{client.src}config", headers={"Host": host}).status_code == status
+
+
+def test_hosts_that_a_page_is_served_under() -> None:
+    names, addresses = known_hosts(Config(host="0.0.0.0", allowed_hosts=("lab.example",)))
+    assert addresses and {"lab.example", socket.gethostname(), "localhost"} <= names
+    guard = KnownHosts(None, names, addresses)
+    assert all(map(guard._knows, (b"10.0.0.1:7860", b"[fe80::1]:80", b"lab.example:443")))
+    assert not guard._knows(b"evil.example")
 
 
 def test_a_models_own_defaults_can_be_sent_back(generator: Generator) -> None:

@@ -242,7 +242,7 @@ def test_a_damaged_recipe_is_named(damage: bytes, tmp_path: Path) -> None:
     claim(tmp_path, Recipe())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "recipe.yaml").write_bytes(damage)
-    with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml: no[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml: (not YAML: |must hold keys)[^\n]*$"):
         claim(tmp_path, Recipe())
 
 

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction
 from vavae.flow.loss import NO_SCORE
@@ -18,6 +16,7 @@ from vavae.pretrained.published import LeftAside
 from vavae.pretrained.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, flat, plain
 from vavae.pretrained.published_tokenizer import tokenizer_recipe
 from vavae.transformer.sizes import parse_size
+from vavae.yaml_files import read_yaml
 
 _PATHS: dict[str, PathName] = {"linear": "linear", "gvp": "cosine", "vp": "vp"}
 _PREDICTIONS: dict[str, Prediction] = {"velocity": "velocity", "noise": "noise", "score": "score"}
@@ -78,10 +77,7 @@ def convert_recipe(path: Path) -> ConvertedRecipe:
         UserError: The file is not YAML, is the configuration of another system, or has a key that asks for something
             that cannot be done.
     """
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: no YAML that can be read ({' '.join(str(error).split())[:120]})") from error
+    values = read_yaml(path)
     keys = Keys(values, path)
     if "model.model_type" in keys.values:
         return _transformer(keys)

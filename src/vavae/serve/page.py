@@ -16,6 +16,7 @@ from vavae.errors import UserError, memory_ran_out
 from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
 from vavae.pretrained import SamplingConfig
 from vavae.report.contents import name_of
+from vavae.serve.guard import checked_inputs
 from vavae.serve.studio import LARGEST_SIDE, MOST_IMAGES, Studio
 from vavae.sizes import written
 
@@ -28,6 +29,7 @@ footer { display: none !important; }
 """
 _SMALL = 128
 _HEIGHT = 260
+_WAITING = 32  # calls in the queue
 _ANY = "all classes in turn"
 _PROGRESS = gr.Progress()  # gradio knows it by its place among the defaults
 
@@ -60,7 +62,23 @@ def build(studio: Studio, name: str) -> Any:
                 _reconstruct_tab(studio)
             with gr.Tab("Interpolate"):
                 _interpolate_tab(studio)
-    return page
+    _guard(page)
+    # One computation at a time for each button; calls past the queue are refused.
+    return page.queue(max_size=_WAITING, api_open=False)
+
+
+def _guard(page: Any) -> None:
+    """Check the values of every call before gradio opens files or converts numbers."""
+    preprocess = page.preprocess_data
+
+    async def guarded(block_fn: Any, inputs: list[Any], *others: Any, **more: Any) -> Any:
+        try:
+            checked = checked_inputs(block_fn.inputs, inputs)
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return await preprocess(block_fn, checked, *others, **more)
+
+    page.preprocess_data = guarded
 
 
 def _described(studio: Studio) -> str:

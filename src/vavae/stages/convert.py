@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from vavae.config import from_plain, to_plain
 from vavae.data import LatentDataset, write_published_layout
@@ -21,11 +20,12 @@ from vavae.flow import PathName, Prediction
 from vavae.pretrained import Generator, Tokenizer, read_statistics, scaling_statistics
 from vavae.pretrained import folder as files
 from vavae.pretrained.loading import open_checkpoint
-from vavae.pretrained.published import LeftAside, LoadReport, Weights
+from vavae.pretrained.published import LoadReport, Weights
 from vavae.pretrained.published_keys import ConvertedRecipe
 from vavae.pretrained.published_recipes import convert_recipe, published_training
 from vavae.sizes import square_side
 from vavae.tokenizer import LatentStatistics
+from vavae.yaml_files import dump_yaml
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -280,21 +280,17 @@ def _recipe(config: Config, source: Path, output: Path) -> None:
         *(f"# {line.removeprefix('  ')}" for line in recipe.lines()),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    body = yaml.safe_dump(to_plain(recipe.values), sort_keys=False, default_flow_style=None, width=110)
+    body = dump_yaml(to_plain(recipe.values), default_flow_style=None, width=110)
     with written_whole(output) as temporary:
         temporary.write_text("\n".join(lines) + "\n" + body)
     print(f"{source}: a recipe for 'vavae {recipe.command}'", *recipe.lines(), sep="\n")
 
 
 def _check_recipe(recipe: ConvertedRecipe) -> ConvertedRecipe:
-    """Read the recipe as its command will, and leave out starting weights that the command does not take."""
+    """Read the recipe as its command will."""
     from vavae.stages import train_dit, train_tokenizer
 
     config = train_dit.Config if recipe.command == "train-dit" else train_tokenizer.Config
     names = [part.name for part in fields(config)]
-    if "initial" in recipe.values and "initial" not in names:
-        del recipe.values["initial"]
-        left = LeftAside("train.weight_init", 1, f"'vavae {recipe.command}' takes no starting weights")
-        recipe = replace(recipe, left_aside=(*recipe.left_aside, left))
     from_plain(config, recipe.values)
     return replace(recipe, values=dict(sorted(recipe.values.items(), key=lambda item: names.index(item[0]))))

@@ -18,10 +18,10 @@ from vavae.pretrained.latent_statistics import multiplied
 from vavae.pretrained.loading import LoadedTransformer, load_autoencoder, load_transformer
 from vavae.pretrained.published_recipes import published_path, published_prediction
 from vavae.pretrained.shapes import size_name
-from vavae.stages.run_folder import read_recipe
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.transformer import LightningDiT, LightningDiTConfig
+from vavae.yaml_files import read_yaml
 
 # Published names of what only training uses -> names in our objective.
 _PUBLISHED = {"loss.discriminator.": "discriminator.", "linear_proj.": "alignment.linear_proj."}
@@ -104,7 +104,13 @@ def _check_ended(run: Path, source: str, seen: int) -> None:
         UserError: It has seen fewer images than its recipe says.
     """
     recipe = run / "recipe.yaml"
-    if recipe.exists() and seen < (wanted := read_recipe(recipe)["training"]["images"]):
+    if not recipe.exists():
+        return
+    try:
+        wanted = int(read_yaml(recipe)["training"]["images"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{recipe} must hold the number training.images, which every run writes") from error
+    if seen < wanted:
         raise UserError(
             f"initial: {source} was stopped after {seen:,} of {wanted:,} images: let it end first, by the command that "
             "began it"

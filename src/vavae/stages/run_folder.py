@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from vavae import counter
@@ -16,6 +15,7 @@ from vavae.errors import UserError, one_line
 from vavae.files import chosen, drop_drafts, read_json_object, written_whole
 from vavae.pretrained import Generator, Tokenizer
 from vavae.training.tracking import write_run_header
+from vavae.yaml_files import read_yaml
 
 # What may differ between two calls on one folder: it changes neither the numbers nor their meaning.
 FREE = frozenset(
@@ -130,7 +130,7 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
         for name in _HEADER:
             (folder / name).unlink(missing_ok=True)
     if recipe.exists():
-        former = _flat(to_plain(type(config)())) | _flat(read_recipe(recipe))
+        former = _flat(to_plain(type(config)())) | _flat(read_yaml(recipe))
         present = _flat(to_plain(config))
         changed = [key for key in [*present, *former] if former.get(key) != present.get(key)]
         for key in changed:
@@ -144,21 +144,6 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
         if (folder / "versions.json").exists():  # a run was here; what it was trained on belongs to its recipe
             (folder / "data.json").unlink(missing_ok=True)
         write_run_header(folder, config)
-
-
-def read_recipe(path: Path) -> Mapping[str, Any]:
-    """The plain values of a run's recipe.
-
-    Raises:
-        UserError: It cannot be read as one.
-    """
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError) as error:  # ValueError of UTF-8
-        raise UserError(f"{path}: not YAML; is {path.parent} a run folder? ({one_line(error)})") from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{path}: no recipe; bring it back, choose another --output, or delete the folder")
-    return found
 
 
 def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Mapping[str, Any]) -> None:

@@ -23,6 +23,8 @@ class Config:
         model: A generator's or a tokenizer's folder, or its hub id; `demo` comes with the package. A tokenizer alone
             reconstructs and interpolates. Published checkpoints are converted first (`vavae convert`).
         host: Address to listen on; 127.0.0.1 is this machine alone, 0.0.0.0 lets others in, who need no password.
+        allowed_hosts: Further names under which a browser may reach the page, such as that of a proxy. Requests for
+            other names are refused.
         port: Port to listen on; null takes the first free one from 7860 on.
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of the transformer.
@@ -30,6 +32,7 @@ class Config:
 
     model: str = "demo"
     host: str = "127.0.0.1"
+    allowed_hosts: tuple[str, ...] = ()
     port: int | None = None
     device: str = "auto"
     precision: InferencePrecision = "auto"
@@ -45,7 +48,7 @@ def run(config: Config) -> None:
     Raises:
         UserError: gradio is missing, the model cannot be read, or nobody can listen there.
     """
-    port = _free_port(config)
+    port = free_port(config)
     with tempfile.TemporaryDirectory(prefix="vavae-serve-") as kept:
         # What visitors send and get lies in a folder of this run alone, and goes with it.
         os.environ["GRADIO_TEMP_DIR"] = kept
@@ -58,19 +61,7 @@ def run(config: Config) -> None:
         except ImportError as error:
             raise UserError("serve needs gradio: pip install 'vavae[gradio]'") from error
         page = build(config)
-        from vavae.serve.page import CSS, theme
-
-        page.launch(
-            server_name=f"[{config.host}]" if ":" in config.host else config.host,
-            server_port=port,
-            quiet=True,
-            prevent_thread_lock=True,
-            share=False,
-            theme=theme(),
-            css=CSS,
-            max_file_size="32mb",
-            ssr_mode=False,
-        )
+        launch(page, config, port)
         print(f"{config.model}: {page.local_url}\nstop with Ctrl-C", flush=True)
         try:
             page.block_thread()
@@ -78,7 +69,38 @@ def run(config: Config) -> None:
             gradio.close_all()
 
 
-def _free_port(config: Config) -> int:
+def launch(page: Any, config: Config, port: int) -> None:
+    """Start to serve `page` in threads."""
+    from starlette.middleware import Middleware
+
+    from vavae.serve.guard import KnownHosts
+    from vavae.serve.page import CSS, theme
+
+    page.launch(
+        server_name=f"[{config.host}]" if ":" in config.host else config.host,
+        server_port=port,
+        quiet=True,
+        prevent_thread_lock=True,
+        share=False,
+        theme=theme(),
+        css=CSS,
+        max_file_size="32mb",
+        ssr_mode=False,
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        app_kwargs={"middleware": [Middleware(KnownHosts, *known_hosts(config))]},
+    )
+
+
+def known_hosts(config: Config) -> tuple[set[str], bool]:
+    """Return the names under which the page answers, and whether it answers under every IP address."""
+    names = {"localhost", "127.0.0.1", "::1", config.host, *config.allowed_hosts}
+    everywhere = config.host in ("0.0.0.0", "::")
+    return (names | {socket.gethostname(), socket.getfqdn()} if everywhere else names), everywhere
+
+
+def free_port(config: Config) -> int:
     """The port asked for, or the first free one.
 
     Raises:
