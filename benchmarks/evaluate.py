@@ -25,17 +25,17 @@ import torch
 from torch import Tensor
 
 from vavae.data import Cifar10Images
+from vavae.data.images import Selection
 from vavae.errors import UserError
-from vavae.files import written_whole
+from vavae.evaluation.features import BlockStore, extract
+from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint
+from vavae.io.files import written_whole
 from vavae.metrics import RunningMoments, load_feature_network
-from vavae.pretrained import Generator
-from vavae.stages.evaluate_images import GeneratorBlocks, SourceBlocks, generator_fingerprint
-from vavae.stages.evaluate_store import BlockStore, extract
-from vavae.stages.images import Selection
+from vavae.models import Generator
 from vavae.stages.sample import choose_labels, draw
 from vavae.training.parallel import World
 from vavae.training.precision import resolve_device
-from vavae.training.tracking import versions
+from vavae.training.run_log import versions
 
 _NETWORKS = "inception,inception-pytorch-fid,inception-clean,teacher:dinov2-small-focus,teacher:resnet50"
 

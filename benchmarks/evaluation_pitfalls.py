@@ -23,18 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vavae import counter
+from vavae import rng
 from vavae.data import DemoImages
-from vavae.files import written_whole
+from vavae.data.images import Selection, evenly
+from vavae.evaluation import features as evaluate_store
+from vavae.evaluation.features import BlockStore, extract
+from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint
+from vavae.io.files import written_whole
 from vavae.metrics import RunningMoments, kernel_distance, load_feature_network
-from vavae.pretrained import Generator
-from vavae.stages import evaluate_store
-from vavae.stages.evaluate_images import GeneratorBlocks, SourceBlocks, generator_fingerprint
-from vavae.stages.evaluate_store import BlockStore, extract
-from vavae.stages.images import Selection, evenly
+from vavae.models import Generator
 from vavae.stages.sample import choose_labels
 from vavae.training.parallel import World
-from vavae.training.tracking import versions
+from vavae.training.run_log import versions
 
 _RESIZES = ("inception", "inception-pytorch-fid", "inception-clean")
 _RESULTS = Path(__file__).parent / "results"
@@ -62,10 +62,10 @@ def label_protocols(train: Tensor, labels: Tensor, test: Tensor, draws: int = 10
     count = len(train) // 4
     found: dict[str, list[float]] = {"balanced": [], "random": []}
     for draw in range(draws):
-        order = counter.permutation(draw, "pitfalls order", len(train))
+        order = rng.permutation(draw, "pitfalls order", len(train))
         turns = {label: order[labels[order] == label].tolist() for label in labels.unique().tolist()}
         classes = sorted(turns)
-        random = counter.integers(draw, "pitfalls label", range(count), len(classes)).tolist()
+        random = rng.integers(draw, "pitfalls label", range(count), len(classes)).tolist()
         for protocol, chosen in (("balanced", [i % len(classes) for i in range(count)]), ("random", random)):
             left = {label: list(indices) for label, indices in turns.items()}
             picked = [left[classes[c]].pop() for c in chosen]

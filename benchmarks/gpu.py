@@ -25,23 +25,23 @@ import torch
 import torch._dynamo
 
 from plain import tokenizer_step
-from vavae import counter
+from vavae import rng
 from vavae.config import load_recipe
 from vavae.errors import UserError
 from vavae.flow import Guidance, flow_matching_loss, sample
+from vavae.frontier.config import Config
+from vavae.frontier.grid import Grid, TokenizerCell
 from vavae.losses import LPIPS, AdversarialConfig, ObjectiveConfig, TokenizerObjective
-from vavae.stages.frontier_plan import Grid, TokenizerCell
-from vavae.stages.frontier_recipe import Config
 from vavae.stages.train_tokenizer import compile_tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
-from vavae.training.activation import Recomputation, set_recomputation
-from vavae.training.averages import MovingAverage, exponential
-from vavae.training.compilation import Compilation, compile_network
+from vavae.training.activation_checkpointing import Recomputation, set_recomputation
+from vavae.training.compile import Compilation, compile_network
+from vavae.training.ema import MovingAverage, exponential
 from vavae.training.float8 import use_float8
 from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices
 from vavae.training.precision import Precision, autocast
+from vavae.training.run_log import versions
 from vavae.training.throughput import count_flops, peak_tflops
-from vavae.training.tracking import versions
 from vavae.transformer import LightningDiT
 
 DEVICE = torch.device("cuda")
@@ -129,14 +129,14 @@ def transformer_step(
     config = optimizer or OptimizerConfig(gradient_clip=1.0)
     steps = Optimizer(config, list(model.parameters()), linear_matrices([model]))
     average = MovingAverage(model, exponential(0.9999))
-    latents = counter.normal(0, "latents", range(batch), latent, DEVICE)
+    latents = rng.normal(0, "latents", range(batch), latent, DEVICE)
     labels = torch.arange(batch, device=DEVICE) % 1000
     positions = torch.arange(batch)
 
     def step() -> None:
-        noise = counter.normal(0, "noise", positions, latent, DEVICE)
-        drop = counter.uniform(0, "drop", positions, device=DEVICE) < 0.1
-        t = torch.sigmoid(counter.normal(0, "t", positions, (1,), DEVICE)[:, 0])
+        noise = rng.normal(0, "noise", positions, latent, DEVICE)
+        drop = rng.uniform(0, "drop", positions, device=DEVICE) < 0.1
+        t = torch.sigmoid(rng.normal(0, "t", positions, (1,), DEVICE)[:, 0])
         with autocast("fp32" if precision == "fp32" else "bf16", DEVICE):
             terms = flow_matching_loss(called, latents, labels, noise=noise, t=t, label_drop=drop)
         total = terms["total"].mean()
@@ -205,14 +205,14 @@ def frontier_tokenizer(grid: Grid, compiled: bool, adversarial: bool) -> Callabl
     kinds = (recipe.optimizer, recipe.discriminator_optimizer)
     optimizers = [Optimizer(kind, group, set()) for kind, group in zip(kinds, groups, strict=True)]
     average = MovingAverage(model, exponential(0.999))
-    images = counter.uniform(0, "images", range(batch), (3, size, size), DEVICE) * 2 - 1
+    images = rng.uniform(0, "images", range(batch), (3, size, size), DEVICE) * 2 - 1
     images = images.contiguous(memory_format=torch.channels_last)
-    features = counter.normal(0, "features", range(batch), (384, side, side), DEVICE)
+    features = rng.normal(0, "features", range(batch), (384, side, side), DEVICE)
     positions = torch.arange(batch)
     fine = torch.zeros((), dtype=torch.bool, device=DEVICE)
 
     def step() -> None:
-        noise = counter.normal(0, "noise", positions, (16, side, side), DEVICE)
+        noise = rng.normal(0, "noise", positions, (16, side, side), DEVICE)
         objective.accumulate_gradients(model, images, noise, features, 0, compute_dtype=torch.bfloat16)
         for optimizer in optimizers:
             optimizer.clip()
@@ -261,8 +261,8 @@ def tokenizer_steps(dtype: torch.dtype, batch: int) -> dict[str, Callable[[], No
     objective = TokenizerObjective(config, 32, 1024, LPIPS()).to(DEVICE)
     groups = [[*model.parameters(), *objective.projection_parameters()], objective.discriminator_parameters()]
     optimizers = [Optimizer(OptimizerConfig("adam", 1e-4, (0.5, 0.9)), group, set()) for group in groups]
-    images = counter.uniform(0, "images", range(batch), (3, 256, 256), DEVICE) * 2 - 1
-    noise = counter.normal(0, "noise", range(batch), LATENT, DEVICE)
+    images = rng.uniform(0, "images", range(batch), (3, 256, 256), DEVICE) * 2 - 1
+    noise = rng.normal(0, "noise", range(batch), LATENT, DEVICE)
     fine = torch.zeros((), dtype=torch.bool, device=DEVICE)
 
     def features() -> torch.Tensor:

@@ -89,7 +89,7 @@ def main() -> int:
     options = parser.parse_args()
     from tiny_runs import write_latents
 
-    from vavae.training.tracking import versions
+    from vavae.training.run_log import versions
 
     load = os.getloadavg()
     results = []

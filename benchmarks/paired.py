@@ -28,15 +28,15 @@ import torch
 import torch.nn.functional as F
 
 from plain import reading, tokenizer_step, transformer
-from vavae import counter
+from vavae import rng
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
 from vavae.flow import FlowConfig, Guidance, flow_matching_loss, sample
 from vavae.losses import LPIPS, AdversarialConfig, DiscriminatorConfig, ObjectiveConfig, TokenizerObjective
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
-from vavae.training.averages import MovingAverage, exponential
+from vavae.training.ema import MovingAverage, exponential
 from vavae.training.optimizer import Optimizer, OptimizerConfig
 from vavae.training.precision import autocast, image_memory_format, resolve_device, resolve_precision
-from vavae.training.tracking import versions
+from vavae.training.run_log import versions
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
@@ -85,7 +85,7 @@ class Measurements:
         teacher, width = self._teacher()
         objective = TokenizerObjective(config, self.latent[0], width, LPIPS()).to(self.device, memory_format=order)
         plain_objective = copy.deepcopy(objective).to(memory_format=torch.contiguous_format)
-        images = counter.uniform(0, "images", range(self.batch), (3, self.side, self.side), self.device) * 2 - 1
+        images = rng.uniform(0, "images", range(self.batch), (3, self.side, self.side), self.device) * 2 - 1
         positions = torch.arange(self.batch)
 
         def parameters(model: torch.nn.Module, terms: TokenizerObjective) -> list[list[torch.nn.Parameter]]:
@@ -99,7 +99,7 @@ class Measurements:
 
         def step() -> None:
             batch = images.contiguous(memory_format=order)
-            noise = counter.normal(0, "noise", positions, self.latent, self.device)
+            noise = rng.normal(0, "noise", positions, self.latent, self.device)
             features = kept if features_kept else teacher(images)
             terms = objective.accumulate_gradients(ours, batch, noise, features, compute_dtype=dtype)
             engine_step(fused, terms["total"])
@@ -141,7 +141,7 @@ class Measurements:
 
     def transformer(self, ours_precision: Literal["fp32", "bf16"] | None = None) -> Pair:
         """Random numbers, loss, gradients, norm, AdamW and the moving average."""
-        latents = counter.normal(0, "latents", range(self.batch), self.latent, self.device)
+        latents = rng.normal(0, "latents", range(self.batch), self.latent, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.shape.num_classes
         ours = LightningDiT.from_config(self.shape).to(self.device)
         model = torch.compile(ours, fullgraph=True)
@@ -150,8 +150,8 @@ class Measurements:
         average = MovingAverage(ours, exponential(0.9999))
 
         def step() -> None:
-            noise = counter.normal(0, "noise", positions, self.latent, self.device)
-            drop = counter.uniform(0, "label drop", positions, device=self.device) < 0.1
+            noise = rng.normal(0, "noise", positions, self.latent, self.device)
+            drop = rng.uniform(0, "label drop", positions, device=self.device) < 0.1
             t = flow.draw_times(0, positions, self.device)
             with autocast(ours_precision or self.precision, self.device):
                 terms = flow_matching_loss(model, latents, labels, noise=noise, t=t, label_drop=drop)
@@ -176,7 +176,7 @@ class Measurements:
 
     def sampling(self) -> Pair:
         """Guided Euler with the interval from 0.125 on: 25 grid points, shift 0.3."""
-        noise = counter.normal(0, "noise", range(self.batch), self.latent, self.device)
+        noise = rng.normal(0, "noise", range(self.batch), self.latent, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.shape.num_classes
         ours = LightningDiT.from_config(self.shape).to(self.device).eval()
         plain = transformer.PlainDiT(self.shape).to(self.device).eval()
@@ -195,10 +195,10 @@ class Measurements:
         """20 batches of 256 latents of f16d32 at random places of four shards of 1,000; one takes a millisecond."""
         writer = LatentWriter(folder, 4000, LatentSettings(image_size=256, flips=False), 1000)
         for shard in writer.missing():
-            latents = counter.normal(0, "bench", range(shard.first, shard.first + shard.count), (32, 16, 16))
+            latents = rng.normal(0, "bench", range(shard.first, shard.first + shard.count), (32, 16, 16))
             writer.write(shard, [(latents, None, torch.zeros(shard.count, dtype=torch.int64))])
         writer.finish()
-        batches = [counter.permutation(number, "order", 4000)[:256] for number in range(20)]
+        batches = [rng.permutation(number, "order", 4000)[:256] for number in range(20)]
         ours, plain = LatentDataset(folder), reading.PerItemLatents(folder)
 
         def step() -> None:

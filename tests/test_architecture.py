@@ -12,7 +12,7 @@ DOWNSTREAM = {"training", "stages", "report", "serve", "cli"}
 
 
 def room_of(dotted: str) -> str:
-    """`vavae.pretrained.assets.cache` -> `pretrained.assets`; other modules belong to their top folder or file."""
+    """`vavae.assets.cache` -> `pretrained.assets`; other modules belong to their top folder or file."""
     parts = dotted.split(".")[1:]
     return "pretrained.assets" if parts[:2] == ["pretrained", "assets"] else parts[0]
 

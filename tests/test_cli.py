@@ -16,8 +16,8 @@ import yaml
 from PIL import Image
 
 from vavae.cli import COMMANDS, run
+from vavae.commands import doctor
 from vavae.errors import RunError
-from vavae.stages import doctor
 
 
 def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -226,7 +226,7 @@ def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
     def fail(config: object) -> None:
         raise error
 
-    monkeypatch.setattr("vavae.stages.doctor.run", fail)
+    monkeypatch.setattr("vavae.commands.doctor.run", fail)
     assert run(["doctor"]) == 1
     told = capsys.readouterr().err.strip()
     assert named in told and len(told.splitlines()) == 1
@@ -236,7 +236,7 @@ def test_too_little_memory_of_a_cpu_is_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # More than any machine can address, so that it fails where memory is overcommitted too.
-    monkeypatch.setattr("vavae.stages.doctor.run", lambda config: torch.empty(2**60, dtype=torch.uint8))
+    monkeypatch.setattr("vavae.commands.doctor.run", lambda config: torch.empty(2**60, dtype=torch.uint8))
     assert run(["doctor"]) == 1
     told = capsys.readouterr().err.strip()
     assert told.startswith("vavae: out of memory: ") and len(told.splitlines()) == 1
@@ -252,7 +252,7 @@ def test_the_end_of_another_process_is_one_line(
     def fail(config: object) -> None:
         raise error
 
-    monkeypatch.setattr("vavae.stages.doctor.run", fail)
+    monkeypatch.setattr("vavae.commands.doctor.run", fail)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(["doctor"]) == 1
     assert capsys.readouterr().err == (
@@ -264,7 +264,7 @@ def test_a_collective_out_of_step_is_a_defect(monkeypatch: pytest.MonkeyPatch) -
     def fail(config: object) -> None:
         raise RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc:474] op.preamble.length <= op.nbytes. 8 vs 4")
 
-    monkeypatch.setattr("vavae.stages.doctor.run", fail)
+    monkeypatch.setattr("vavae.commands.doctor.run", fail)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError):
         run(["doctor"])
@@ -310,7 +310,7 @@ def test_sigterm_and_sigint_stop_a_command(
     handler: Any, number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A script's background jobs start with SIGINT ignored."""
-    monkeypatch.setattr("vavae.stages.doctor.run", lambda config: signal.raise_signal(number))
+    monkeypatch.setattr("vavae.commands.doctor.run", lambda config: signal.raise_signal(number))
     former = signal.signal(signal.SIGINT, handler)
     try:
         assert run(["doctor"]) == 1
@@ -325,7 +325,7 @@ def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(config: object) -> None:
         raise IndexError("a bug")
 
-    monkeypatch.setattr("vavae.stages.doctor.run", fail)
+    monkeypatch.setattr("vavae.commands.doctor.run", fail)
     with pytest.raises(IndexError):
         run(["doctor"])
 

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from vavae.cli import run
 from vavae.config import load_recipe, parse_command_line, to_yaml
+from vavae.demo import run as demo
 from vavae.errors import UserError
-from vavae.stages import demo, encode, evaluate, frontier, train_dit, train_tokenizer
+from vavae.frontier import run as frontier
+from vavae.io.yaml_files import dump_yaml
+from vavae.stages import encode, evaluate, train_dit, train_tokenizer
 from vavae.stages.sample import Config
-from vavae.yaml_files import dump_yaml
 
 
 def arguments_of(recipe: Path, form: str) -> list[str]:

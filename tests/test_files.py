@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from machine_faults import limited
 from vavae.errors import UserError
-from vavae.files import UNFINISHED, drop_drafts, is_free, save_torch, whole_folder, written_whole
+from vavae.io.files import UNFINISHED, drop_drafts, is_free, save_torch, whole_folder, written_whole
 
 
 def test_processes_of_equal_numbers_do_not_share_a_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ import yaml
 from scipy.stats import pearsonr, spearmanr
 
 from vavae.config import load_recipe
-from vavae.stages.frontier import Config
-from vavae.stages.frontier_claims import claims, speed_up
-from vavae.stages.frontier_page import claims_markdown
-from vavae.stages.frontier_plan import Grid
-from vavae.stages.frontier_store import Results
-from vavae.stages.frontier_tables import Measured, tables, to_plain_table
+from vavae.frontier.claims import claims, speed_up
+from vavae.frontier.grid import Grid
+from vavae.frontier.page import claims_markdown
+from vavae.frontier.results import Results
+from vavae.frontier.run import Config
+from vavae.frontier.tables import Measured, tables, to_plain_table
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "frontier.md").read_text()

@@ -14,7 +14,7 @@ from PIL import Image
 from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer
 from vavae.data import DemoImages, LatentDataset, load_images, load_pixels, to_uint8
 from vavae.metrics import frechet_distance, linear_probe
-from vavae.pretrained import SamplingConfig
+from vavae.models import SamplingConfig
 from vavae.tokenizer import LatentStatistics
 
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,9 @@ from torch import nn
 
 from vavae.cli import COMMANDS
 from vavae.config import load_recipe, parse_command_line, to_plain
+from vavae.frontier import run as frontier
 from vavae.losses import TokenizerObjective
-from vavae.stages import encode, evaluate, frontier, train_dit, train_tokenizer
+from vavae.stages import encode, evaluate, train_dit, train_tokenizer
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vavae.config import to_plain
+from vavae.config.image_size import area, as_size, enlarged, sides, size_of, square_side, written
 from vavae.errors import UserError
-from vavae.sizes import area, as_size, enlarged, sides, size_of, square_side, written
 
 SIDE = st.integers(1, 4096)
 

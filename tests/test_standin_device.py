@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vavae.data import open_images
-from vavae.stages.evaluate_compare import read_records
+from vavae.evaluation.compare import read_records
 
 STANDIN = Path(__file__).with_name("standin_device.py")
 pytestmark = pytest.mark.slow
@@ -125,7 +125,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(STANDIN.parent / "training")!r})
 from regression_task import Regression
-from vavae.training.engine import Engine, EngineConfig
+from vavae.training.trainer import Engine, EngineConfig
 
 class OnDevice(Regression):
     def __init__(self, stop_at=None, fits=8):

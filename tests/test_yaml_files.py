@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vavae.errors import UserError
-from vavae.yaml_files import dump_yaml, parse_yaml, read_yaml
+from vavae.io.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 NAMES = "abcdefghi"
 LAUGHS = "a: &a [1, 2]\n" + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in pairwise(NAMES))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vavae import data, flow, losses, metrics, pretrained, teachers, tokenizer, transformer
     from vavae.errors import UserError
-    from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+    from vavae.models import Generator, SamplingConfig, Tokenizer
     from vavae.tokenizer import AutoencoderKL
     from vavae.transformer import LightningDiT
 

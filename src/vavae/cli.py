@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from vavae import __version__
 from vavae.errors import RunError, UserError, fault_number, memory_ran_out, one_line, printable
-from vavae.training.interrupt import interrupted_by_signals
+from vavae.training.signals import interrupted_by_signals
 
 
 @dataclass(frozen=True)

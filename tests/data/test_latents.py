@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vavae import counter
+from vavae import rng
 from vavae.data import LatentDataset, LatentSettings, LatentWriter, Shard, write_published_layout
 from vavae.errors import UserError
 
@@ -21,7 +21,7 @@ SETTINGS = LatentSettings(image_size=32, seed=7, tokenizer="abc", source="def", 
 
 def encode(indices: Tensor, stream: str = "plain") -> Tensor:
     """Stands for an encoder: channel statistics differ, and a latent is a function of its image."""
-    noise = counter.normal(0, stream, indices, SHAPE)
+    noise = rng.normal(0, stream, indices, SHAPE)
     return noise * torch.tensor([1.0, 2.0, 3.0, 0.5]).view(-1, 1, 1) + torch.tensor([0.0, 5.0, -1.0, 2.0]).view(
         -1, 1, 1
     )

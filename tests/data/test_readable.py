@@ -18,9 +18,9 @@ from PIL import Image, ImageOps, features
 
 from vavae.data import DemoImages, FolderImages, read_rgb
 from vavae.data import readable as readable_module
+from vavae.data.images import ImagesConfig
 from vavae.data.readable import find_unreadable, image_error
 from vavae.errors import RunError, UserError
-from vavae.stages.images import ImagesConfig
 
 PICTURE = DemoImages("train").image(0)
 

@@ -24,10 +24,10 @@ from vavae.cli import run
 from vavae.data import ImageSource, open_images
 from vavae.data.found import Found
 from vavae.data.huggingface import HuggingFaceImages
+from vavae.data.images import ImagesConfig
 from vavae.data.ranges import expand_shards
 from vavae.data.webdataset import WebDatasetImages
 from vavae.errors import RunError, UserError
-from vavae.stages.images import ImagesConfig
 
 
 def picture(number: int) -> np.ndarray:

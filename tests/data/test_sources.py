@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
 def test_cifar10_asset(tmp_path, monkeypatch):
     """A stand-in of the asset's layout: one image per PNG row."""
-    from vavae.pretrained import assets
+    from vavae import assets
 
     test = DemoImages("test")
     Image.fromarray(test.pixels.reshape(1000, 1024, 3)).save(tmp_path / "test_batch.png")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vavae import counter
+from vavae import rng
 from vavae.data import (
     DemoImages,
     FolderImages,
@@ -208,7 +208,7 @@ def square_random_crop(image: Image.Image, size: int, seed: int, position: int) 
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    across, down = counter.uniform(seed, "random crop", [position], (2,))[0].tolist()
+    across, down = rng.uniform(seed, "random crop", [position], (2,))[0].tolist()
     left, top = int(across * (width - size + 1)), int(down * (height - size + 1))
     return resized.crop((left, top, left + size, top + size))
 
@@ -317,7 +317,7 @@ def test_crops_of_thin_images_are_where_those_of_the_whole_would_be(width, heigh
     assert abs(np.asarray(center_crop(image, size)).mean() - 127.5) < 1
     found = []
     for position in range(20):
-        across, down = counter.uniform(0, "random crop", [position], (2,))[0].tolist()
+        across, down = rng.uniform(0, "random crop", [position], (2,))[0].tolist()
         place = np.asarray(published_random_crop(image, size, 0, position, antialias=bool(way))).mean() / 255
         assert abs(place - (down if height > width else across)) < 0.03
         found.append(place)

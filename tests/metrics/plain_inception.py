@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vavae import counter
+from vavae import rng
 
 
 def _block_35(channels: int, pooled: int) -> dict[str, tuple[int, ...]]:
@@ -90,14 +90,14 @@ def published_state() -> dict[str, Tensor]:
         shapes |= {f"{block}.{branch}": shape for branch, shape in branches.items()}
     state = {}
     for name, shape in shapes.items():
-        n = counter.normal(0, name, [0], shape)[0]
+        n = rng.normal(0, name, [0], shape)[0]
         state[f"{name}.conv.weight"] = n * (2 / n[0].numel()) ** 0.5
         for part, base, scale in (("weight", 1.0, 0.1), ("bias", 0.0, 0.1), ("running_mean", 0.0, 0.1)):
-            state[f"{name}.bn.{part}"] = base + scale * counter.normal(0, f"{name}.{part}", [0], shape[:1])[0]
-        state[f"{name}.bn.running_var"] = 1 + 0.2 * counter.normal(0, f"{name}.var", [0], shape[:1])[0].abs()
+            state[f"{name}.bn.{part}"] = base + scale * rng.normal(0, f"{name}.{part}", [0], shape[:1])[0]
+        state[f"{name}.bn.running_var"] = 1 + 0.2 * rng.normal(0, f"{name}.var", [0], shape[:1])[0].abs()
         state[f"{name}.bn.num_batches_tracked"] = torch.tensor(0)
-    state["fc.weight"] = counter.normal(0, "fc", [0], (1008, 2048))[0] * 0.02
-    state["fc.bias"] = counter.normal(0, "fc bias", [0], (1008,))[0]
+    state["fc.weight"] = rng.normal(0, "fc", [0], (1008, 2048))[0] * 0.02
+    state["fc.bias"] = rng.normal(0, "fc bias", [0], (1008,))[0]
     return state
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from vavae import counter
+from vavae import rng
 from vavae.metrics import FIDInception
 
 
@@ -13,7 +13,7 @@ def inception_rule_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tens
     """
     weights = {}
     for name, shape in shapes.items():
-        n = counter.normal(0, name, [0], shape)[0]
+        n = rng.normal(0, name, [0], shape)[0]
         if name.endswith("weight"):
             weights[name] = n * (2 / n[0].numel()) ** 0.5
         else:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from rules import inception_rule_weights, inception_shapes
 
+from vavae import assets
 from vavae.data import DemoImages, load_pixels, to_tensor
 from vavae.errors import UserError
 from vavae.metrics import FIDInception, RunningMoments, extract_features, feature_moments, load_feature_network
-from vavae.pretrained import assets
 from vavae.teachers import TeacherFeatures
 
 PIXELS = load_pixels(DemoImages("test"), range(10), 32)

@@ -11,12 +11,12 @@ from plain_inception import plain_forward, published_state
 from rules import inception_rule_weights, inception_shapes
 from safetensors.torch import save_file
 
+from vavae import assets
 from vavae.data import DemoImages, load_pixels
 from vavae.errors import UserError
 from vavae.metrics import FIDInception, load_feature_network
 from vavae.metrics.inception_resize import clean_input, pytorch_fid_input, tensorflow_input
 from vavae.metrics.inception_weights import read_weights
-from vavae.pretrained import assets
 
 PIXELS = load_pixels(DemoImages("test"), range(2), 32)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vavae.errors import UserError
+from vavae.evaluation.images import npz_images
 from vavae.metrics import RunningMoments
 from vavae.metrics.npz import read_npz
-from vavae.stages.evaluate_images import npz_images
 
 Arrays = dict[str, np.ndarray]
 LOWER = np.array([[1.0, 0.0], [0.9, 1.0]])

@@ -28,9 +28,10 @@ from published_files import (
 from safetensors.torch import save_file
 from test_published_recipes import LIGHTNINGDIT
 
+from vavae.checkpoints.diffusers_autoencoder import diffusers_config, to_diffusers_names
+from vavae.checkpoints.statistics import scaling_statistics
 from vavae.cli import run
-from vavae.pretrained import Generator, Tokenizer, scaling_statistics
-from vavae.pretrained.diffusers_autoencoder import diffusers_config, to_diffusers_names
+from vavae.models import Generator, Tokenizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 

@@ -22,13 +22,14 @@ from published_files import (
 from safetensors.torch import load_file, save_file
 
 from machine_faults import limited
+from vavae.checkpoints.reading import read_checkpoint
+from vavae.checkpoints.statistics import read_statistics
 from vavae.cli import run
+from vavae.commands import convert
+from vavae.commands.convert import Config
 from vavae.data import LatentDataset, latent_writer
 from vavae.errors import UserError
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer, read_statistics
-from vavae.pretrained.reading import read_checkpoint
-from vavae.stages import convert
-from vavae.stages.convert import Config
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 from vavae.transformer import LightningDiT
 

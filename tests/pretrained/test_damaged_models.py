@@ -12,9 +12,9 @@ from published_files import golden_dit, statistics
 from safetensors.torch import save_file
 
 from vavae import AutoencoderKL, Generator, LightningDiT, SamplingConfig, Tokenizer, UserError
+from vavae.checkpoints import folder as files
+from vavae.checkpoints.folder import SHIPPED
 from vavae.cli import run
-from vavae.pretrained import folder as files
-from vavae.pretrained.folder import SHIPPED
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
 FEW = SamplingConfig(steps=3, guidance_scale=1.5)

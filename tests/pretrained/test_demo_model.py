@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import vavae
+from vavae.checkpoints.folder import SHIPPED, resolve
 from vavae.cli import run
 from vavae.data import DemoImages, demo_pixels, to_tensor
 from vavae.errors import UserError
+from vavae.evaluation.images import generator_fingerprint
 from vavae.metrics import linear_probe, psnr
-from vavae.pretrained import Generator
-from vavae.pretrained.folder import SHIPPED, resolve
-from vavae.stages.evaluate_images import generator_fingerprint
+from vavae.models import Generator
 
 FOLDER = Path(vavae.__file__).parent / "pretrained" / "demo"
 CARD = (FOLDER / "README.md").read_text()

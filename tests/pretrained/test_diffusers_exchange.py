@@ -13,10 +13,11 @@ from published_files import MAR_VAE, SD_VAE, VA_VAE, autoencoder, golden_dit, sa
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vavae.checkpoints.diffusers_autoencoder import diffusers_config
+from vavae.checkpoints.statistics import scaling_statistics
 from vavae.errors import UserError
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer, scaling_statistics
-from vavae.pretrained.diffusers_autoencoder import diffusers_config
-from vavae.pretrained.diffusers_pipeline import transformer_source
+from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models.diffusers.pipeline import transformer_source
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 
 TWO_LEVELS = AutoencoderConfig(4, 32, (1, 2, 3), blocks_per_level=1, attention_levels=(1, 2))

@@ -12,7 +12,7 @@ from PIL import Image
 from published_files import autoencoder, golden_dit, statistics, training_checkpoint
 
 from vavae.cli import run
-from vavae.pretrained import Generator, Tokenizer
+from vavae.models import Generator, Tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()

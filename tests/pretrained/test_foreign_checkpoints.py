@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vavae import Generator, LightningDiT, Tokenizer
+from vavae.checkpoints.loading import load_autoencoder, load_transformer
 from vavae.cli import run
 from vavae.errors import UserError
-from vavae.pretrained.loading import load_autoencoder, load_transformer
 from vavae.tokenizer import AutoencoderConfig
 
 SMALL = AutoencoderConfig(latent_channels=4, base_channels=32, channel_multipliers=(1, 2), attention_levels=())

@@ -15,11 +15,11 @@ import torch
 from published_files import autoencoder, golden_dit, lightning_checkpoint
 from safetensors.torch import save_file
 
+from vavae.checkpoints.loading import load_autoencoder, load_transformer
+from vavae.checkpoints.reading import read_checkpoint
+from vavae.checkpoints.statistics import read_statistics
 from vavae.cli import run
 from vavae.errors import UserError
-from vavae.pretrained import read_statistics
-from vavae.pretrained.loading import load_autoencoder, load_transformer
-from vavae.pretrained.reading import read_checkpoint
 
 
 def refusal(path: Path, load: Callable[[Path], Any] = load_autoencoder) -> str:

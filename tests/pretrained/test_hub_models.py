@@ -12,8 +12,8 @@ from standin_hub import StandInHub
 
 import vavae
 from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer, UserError
+from vavae.checkpoints.folder import HubOptions
 from vavae.cli import run
-from vavae.pretrained.folder import HubOptions
 from vavae.tokenizer import LatentStatistics
 
 TOKENIZER = ["config.json", "model.safetensors", "statistics.safetensors"]

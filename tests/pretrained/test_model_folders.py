@@ -14,9 +14,10 @@ import pytest
 import torch
 from published_files import autoencoder, golden_dit, same_weights, statistics
 
+from vavae.checkpoints import folder
 from vavae.errors import UserError
 from vavae.flow import SOLVERS
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer, folder
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT
 

@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import vavae
+from vavae.checkpoints.folder import load_strictly
+from vavae.checkpoints.loading import load_autoencoder, load_transformer
+from vavae.checkpoints.shapes import infer_autoencoder, infer_transformer, size_name
+from vavae.checkpoints.statistics import scaling_statistics
 from vavae.errors import UserError
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer, scaling_statistics
-from vavae.pretrained.folder import load_strictly
-from vavae.pretrained.loading import load_autoencoder, load_transformer
-from vavae.pretrained.shapes import infer_autoencoder, infer_transformer, size_name
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer.positions import embedding_of_grid
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from vavae.checkpoints.published_recipes import convert_recipe
 from vavae.cli import run
 from vavae.config import from_plain, load_recipe
 from vavae.errors import UserError
-from vavae.pretrained.published_recipes import convert_recipe
 from vavae.stages import train_dit, train_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "imagenet256"

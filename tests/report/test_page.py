@@ -341,6 +341,6 @@ def test_importing_the_room_is_cheap() -> None:
     import subprocess
     import sys
 
-    code = "import sys, vavae.report.page; print([m for m in ('matplotlib', 'jinja2', 'torch') if m in sys.modules])"
+    code = "import sys, vavae.demo.page; print([m for m in ('matplotlib', 'jinja2', 'torch') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -8,10 +8,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from vavae.frontier import published as paper
 from vavae.report import series as module
 from vavae.report.figures import standalone
 from vavae.report.series import Series, series_figure
-from vavae.stages import frontier_published as paper
 
 PUBLISHED = [
     Series(

@@ -2,9 +2,9 @@ import math
 
 import pytest
 
+from vavae.demo.table import MetricLine, metric_lines, ratio_axis
 from vavae.report import MetricRow
 from vavae.report.numbers import duration, number, plain
-from vavae.report.table import MetricLine, metric_lines, ratio_axis
 
 RUNS = ("aligned", "unaligned")
 

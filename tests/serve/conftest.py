@@ -2,7 +2,7 @@
 
 import pytest
 
-from vavae.pretrained import Generator
+from vavae.models import Generator
 from vavae.serve.studio import Studio
 
 

@@ -21,12 +21,12 @@ import pytest
 from PIL import Image
 
 from vavae.cli import run
+from vavae.commands.serve import Config, free_port, known_hosts, launch
 from vavae.data import demo_pixels
-from vavae.pretrained import Generator, SamplingConfig
+from vavae.models import Generator, SamplingConfig
 from vavae.serve.guard import KnownHosts
 from vavae.serve.page import build, theme
 from vavae.serve.studio import Studio
-from vavae.stages.serve import Config, free_port, known_hosts, launch
 
 FEW = (2.0, "euler", 4, 0.3, 0.1, 1.0)  # guidance scale, solver, grid points, shift, interval
 SAMPLING = SamplingConfig("euler", 4, 0.3, 2.0, 0.1, 1.0)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vavae.data import center_crop, demo_pixels, to_tensor, to_uint8
 from vavae.errors import UserError
-from vavae.pretrained import Generator, SamplingConfig
+from vavae.models import Generator, SamplingConfig
 from vavae.serve.studio import Studio, spherical
 from vavae.transformer import LightningDiT
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from vavae.config import load_recipe
+from vavae.evaluation import features as evaluate_store
 from vavae.metrics import FeatureNetwork
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer
-from vavae.stages import evaluate, evaluate_store
+from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.stages import evaluate
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.parallel import sharing_processes
 from vavae.transformer import LightningDiT

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from vavae.cli import run
 from vavae.data import LatentDataset, load_images, open_images
-from vavae.pretrained import Tokenizer
-from vavae.stages.images import ImagesConfig
+from vavae.data.images import ImagesConfig
+from vavae.models import Tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes/small"
 SMALL = ["--training.log_images", "64", "--training.tensorboard", "false", "--training.device", "cpu"]

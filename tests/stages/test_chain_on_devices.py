@@ -12,14 +12,14 @@ from PIL import Image
 
 from tiny_teacher import tiny_teacher
 from vavae.data import LatentDataset, to_uint8
+from vavae.data.images import ImagesConfig
 from vavae.losses import LPIPS, AdversarialConfig, AlignmentConfig, DiscriminatorConfig, ObjectiveConfig
-from vavae.pretrained import Generator, Tokenizer
+from vavae.models import Generator, Tokenizer
 from vavae.stages import encode, sample, train_dit, train_tokenizer
-from vavae.stages.images import ImagesConfig
 from vavae.stages.train_tokenizer import TeacherConfig, TokenizerTask
 from vavae.tokenizer import AutoencoderConfig
-from vavae.training.engine import EngineConfig
 from vavae.training.optimizer import OptimizerConfig
+from vavae.training.trainer import EngineConfig
 
 _ON_GPU = [
     pytest.mark.gpu,

@@ -16,8 +16,8 @@ from PIL import Image
 from html_page import Page
 from vavae.cli import run
 from vavae.data import open_images
-from vavae.stages import demo as demo_stage
-from vavae.stages.demo_plan import QUICK
+from vavae.demo import run as demo_stage
+from vavae.demo.plan import QUICK
 
 pytestmark = pytest.mark.timeout(900)  # two minutes on two cores that do nothing else
 COMMAND = [sys.executable, "-c", "from vavae.cli import main; main()"]
@@ -153,7 +153,7 @@ def test_a_tokenizer_of_another_width_is_refused(
     """Wrong latent dimension for a generator: one line that names both numbers."""
     import torch
 
-    from vavae.pretrained import Tokenizer
+    from vavae.models import Tokenizer
     from vavae.tokenizer import AutoencoderKL, LatentStatistics
 
     model = AutoencoderKL(8, 32, (1, 2, 4), 1, ())

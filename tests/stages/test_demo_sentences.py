@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from vavae.demo import steps_page as demo_page
+from vavae.demo.measure import Measured, Reference
+from vavae.demo.plan import QUICK, Plan
 from vavae.metrics import MetricRecord, Protocol
-from vavae.stages import demo_page
-from vavae.stages.demo_measure import Measured, Reference
-from vavae.stages.demo_plan import QUICK, Plan
 
 
 def run(name: str, probe: float) -> Measured:

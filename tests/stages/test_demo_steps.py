@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vavae.stages.demo import _Steps
+from vavae.demo.run import _Steps
 
 
 def test_times_of_several_calls_add_up(tmp_path: Path) -> None:

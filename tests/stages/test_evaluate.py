@@ -18,10 +18,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.linalg import sqrtm
 
-from vavae import counter
+from vavae import rng
 from vavae.config import to_plain, to_yaml
 from vavae.data import DemoImages, to_tensor, to_uint8
+from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
+from vavae.evaluation import features as evaluate_store
+from vavae.evaluation import reconstruction as evaluate_reconstruction
+from vavae.evaluation.compare import read_records
+from vavae.evaluation.features import BlockStore
+from vavae.evaluation.generation import read_statistics
+from vavae.evaluation.images import generator_fingerprint, npz_images, tokenizer_fingerprint
 from vavae.flow.paths import Prediction
 from vavae.metrics import (
     InceptionScore,
@@ -36,12 +43,7 @@ from vavae.metrics import (
     ssim,
 )
 from vavae.metrics.features import weights_fingerprint
-from vavae.stages import evaluate, evaluate_reconstruction, evaluate_store
-from vavae.stages.evaluate_compare import read_records
-from vavae.stages.evaluate_generation import read_statistics
-from vavae.stages.evaluate_images import generator_fingerprint, npz_images, tokenizer_fingerprint
-from vavae.stages.evaluate_store import BlockStore
-from vavae.stages.images import ImagesConfig
+from vavae.stages import evaluate
 from vavae.stages.sample import choose_labels, draw
 
 COUNT = 60  # a block and a half
@@ -279,7 +281,7 @@ def test_mistakes_are_told_before_any_work(models, tmp_path, monkeypatch, change
 def test_a_stopped_generation_goes_on_and_gives_the_same(models, tmp_path, monkeypatch):
     expected = values(evaluate.run(generation(models, tmp_path / "whole")))
     calls: list[list[int]] = []
-    import vavae.stages.evaluate_images as images
+    import vavae.evaluation.images as images
 
     def counted(generator, labels, indices, *rest):
         calls.append(list(indices))
@@ -307,7 +309,7 @@ def test_reconstruction_in_both_conventions(models, tmp_path):
     images = to_tensor(pixels)
     with torch.inference_mode():
         strict = tokenizer.autoencoder.decode(tokenizer.autoencoder.encode(images).mode())
-        noise = counter.normal(0, "posterior", range(COUNT), (4, 8, 8))
+        noise = rng.normal(0, "posterior", range(COUNT), (4, 8, 8))
         published = tokenizer.autoencoder.decode(tokenizer.autoencoder.encode(images).sample(noise=noise))
     for convention, decoded in (("strict", strict), ("published", published)):
         stored = to_uint8(decoded)

@@ -6,10 +6,10 @@ import pytest
 
 from vavae.cli import run
 from vavae.errors import UserError
+from vavae.evaluation.compare import compare_files, pair_records, read_records
+from vavae.evaluation.records import write_records
+from vavae.evaluation.table import draw, telling_names
 from vavae.metrics import MetricRecord, Protocol
-from vavae.stages.evaluate_compare import compare_files, pair_records, read_records
-from vavae.stages.evaluate_records import write_records
-from vavae.stages.evaluate_table import draw, telling_names
 
 PROTOCOL = Protocol(
     samples=50_000, label_protocol="random", guidance_scale=1.0, feature_network="inception", checkpoint="a"

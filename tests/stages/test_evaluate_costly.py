@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from evaluate_models import use_colours
 
+from vavae.evaluation import generation as evaluate_generation
+from vavae.evaluation.compare import read_records
 from vavae.metrics import MetricRecord
-from vavae.stages import evaluate, evaluate_generation
-from vavae.stages.evaluate_compare import read_records
+from vavae.stages import evaluate
 
 SAMPLES, REFERENCE = 30, 50
 QUICK = ["FID", "sFID", "Inception Score"]

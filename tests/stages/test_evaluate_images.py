@@ -10,9 +10,9 @@ from PIL import Image
 
 from vavae.cli import run
 from vavae.errors import UserError
+from vavae.evaluation.images import FileBlocks, npz_images
 from vavae.metrics.frechet import read_npz
 from vavae.stages import evaluate
-from vavae.stages.evaluate_images import FileBlocks, npz_images
 
 
 @pytest.fixture(autouse=True)

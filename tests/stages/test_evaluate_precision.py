@@ -7,10 +7,10 @@ import pytest
 import torch
 from evaluate_models import colour_network, make_generator, use_colours
 
+from vavae.data.images import ImagesConfig
+from vavae.evaluation.features import Block, BlockStore, extract
+from vavae.evaluation.images import GeneratorBlocks, LatentBlocks, generator_fingerprint
 from vavae.stages import evaluate
-from vavae.stages.evaluate_images import GeneratorBlocks, LatentBlocks, generator_fingerprint
-from vavae.stages.evaluate_store import Block, BlockStore, extract
-from vavae.stages.images import ImagesConfig
 from vavae.stages.sample import draw
 from vavae.training.parallel import World
 from vavae.training.precision import autocast

@@ -11,8 +11,9 @@ from PIL import Image
 
 from vavae.cli import run
 from vavae.data import to_tensor, to_uint8
-from vavae.stages import evaluate, evaluate_store
-from vavae.stages.images import ImagesConfig
+from vavae.data.images import ImagesConfig
+from vavae.evaluation import features as evaluate_store
+from vavae.stages import evaluate
 
 COUNT = 60  # a block and a half
 

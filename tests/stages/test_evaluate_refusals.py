@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from evaluate_models import colour_network, make_generator, make_tokenizer, use_colours
 
+from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
+from vavae.evaluation import images as evaluate_images
+from vavae.evaluation.generation import read_statistics
+from vavae.evaluation.images import npz_images
 from vavae.metrics import FeatureNetwork
-from vavae.stages import evaluate, evaluate_images
-from vavae.stages.evaluate_generation import read_statistics
-from vavae.stages.evaluate_images import npz_images
-from vavae.stages.images import ImagesConfig
+from vavae.stages import evaluate
 
 Arrays = dict[str, np.ndarray]
 

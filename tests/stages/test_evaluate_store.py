@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from machine_faults import limited
 from vavae.data import DemoImages
+from vavae.data.images import Selection
 from vavae.errors import RunError, UserError
+from vavae.evaluation import features as evaluate_store
+from vavae.evaluation.features import Block, BlockStore, extract
+from vavae.evaluation.images import SourceBlocks
 from vavae.metrics import FeatureNetwork, RunningMoments
-from vavae.stages import evaluate_store
-from vavae.stages.evaluate_images import SourceBlocks
-from vavae.stages.evaluate_store import Block, BlockStore, extract
-from vavae.stages.images import Selection
 from vavae.training.parallel import World
 
 TEST = DemoImages("test")

@@ -21,10 +21,11 @@ from html_page import Page
 from vavae.cli import run
 from vavae.config import load_recipe
 from vavae.errors import RunError, UserError
-from vavae.stages import frontier, frontier_cells
-from vavae.stages.frontier_plan import Grid
-from vavae.stages.frontier_recipe import Config
-from vavae.stages.frontier_store import Results
+from vavae.frontier import cells as frontier_cells
+from vavae.frontier import run as frontier
+from vavae.frontier.config import Config
+from vavae.frontier.grid import Grid
+from vavae.frontier.results import Results
 from vavae.stages.run_folder import begin
 
 COMMAND = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from vavae.cli import main; main()"]

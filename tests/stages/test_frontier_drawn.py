@@ -8,12 +8,12 @@ import pytest
 
 from html_page import Page
 from vavae.config import load_recipe
+from vavae.frontier.config import Config
+from vavae.frontier.grid import Grid, Unit
+from vavae.frontier.page import write_everything
+from vavae.frontier.results import Results
+from vavae.frontier.status import State
 from vavae.metrics import MetricRecord, Protocol
-from vavae.stages.frontier_page import write_everything
-from vavae.stages.frontier_plan import Grid, Unit
-from vavae.stages.frontier_recipe import Config
-from vavae.stages.frontier_status import State
-from vavae.stages.frontier_store import Results
 
 RECIPE = Path(__file__).with_name("frontier_grid.yaml")
 NAMES = {

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vavae.cli import run
 from vavae.config import load_recipe
+from vavae.frontier import cells as frontier_cells
+from vavae.frontier.cells import Bench
+from vavae.frontier.config import Config
+from vavae.frontier.grid import Grid
+from vavae.frontier.results import Results
 from vavae.metrics import FeatureNetwork
-from vavae.stages import frontier_cells
-from vavae.stages.frontier_cells import Bench
-from vavae.stages.frontier_plan import Grid
-from vavae.stages.frontier_recipe import Config
-from vavae.stages.frontier_store import Results
 
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]

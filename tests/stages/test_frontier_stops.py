@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from vavae.config import load_recipe
-from vavae.stages import frontier_cells
-from vavae.stages.frontier_cells import tidy, trained_generator
-from vavae.stages.frontier_plan import GeneratorCell, Grid, Unit
-from vavae.stages.frontier_recipe import Config
-from vavae.stages.frontier_store import Results
+from vavae.frontier import cells as frontier_cells
+from vavae.frontier.cells import tidy, trained_generator
+from vavae.frontier.config import Config
+from vavae.frontier.grid import GeneratorCell, Grid, Unit
+from vavae.frontier.results import Results
 
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 POINTS = [{"images": 32, "record": {"value": 1.5}}]

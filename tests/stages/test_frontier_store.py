@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from machine_faults import limited
-from vavae.stages import frontier_store
-from vavae.stages.frontier_store import Claims, Failures, Owner, Results
+from vavae.frontier import results as frontier_store
+from vavae.frontier.results import Claims, Failures, Owner, Results
 
 
 def test_a_result_comes_back(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_claims_of_the_dead_are_swept_away(tmp_path: Path) -> None:
 def holder(folder: Path) -> subprocess.Popen[str]:
     """Another process, which holds claim `a`."""
     code = (
-        "import sys; from pathlib import Path; from vavae.stages.frontier_store import Claims\n"
+        "import sys; from pathlib import Path; from vavae.frontier.results import Claims\n"
         "with Claims(Path(sys.argv[1])).holding('a') as mine:\n"
         "    print(int(mine), flush=True)\n"
         "    sys.stdin.read()\n"

@@ -12,12 +12,12 @@ import pytest
 
 from vavae.config import load_recipe
 from vavae.errors import UserError
-from vavae.stages import frontier_published as paper
-from vavae.stages.frontier import Config
-from vavae.stages.frontier_claims import SpeedUp, claims, judge, speed_up, usual_spread
-from vavae.stages.frontier_plan import GeneratorCell, Grid, TokenizerCell, down_to
-from vavae.stages.frontier_store import Results
-from vavae.stages.frontier_tables import Measured, Stat, correlations, table1, table2, table5, table6, to_csv
+from vavae.frontier import published as paper
+from vavae.frontier.claims import SpeedUp, claims, judge, speed_up, usual_spread
+from vavae.frontier.grid import GeneratorCell, Grid, TokenizerCell, down_to
+from vavae.frontier.results import Results
+from vavae.frontier.run import Config
+from vavae.frontier.tables import Measured, Stat, correlations, table1, table2, table5, table6, to_csv
 
 RECIPE = Path(__file__).with_name("frontier_grid.yaml")
 DINO = "dinov2-small-focus@28"

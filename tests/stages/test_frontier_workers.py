@@ -17,11 +17,12 @@ import torch
 from vavae.cli import run
 from vavae.config import load_recipe
 from vavae.errors import UserError
-from vavae.stages import frontier, frontier_workers
-from vavae.stages.frontier_plan import Grid
-from vavae.stages.frontier_recipe import Config
-from vavae.stages.frontier_store import Claims, Owner
-from vavae.stages.frontier_workers import call_folder, failures_of_call
+from vavae.frontier import run as frontier
+from vavae.frontier import workers as frontier_workers
+from vavae.frontier.config import Config
+from vavae.frontier.grid import Grid
+from vavae.frontier.results import Claims, Owner
+from vavae.frontier.workers import call_folder, failures_of_call
 
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]

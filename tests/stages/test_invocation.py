@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from vavae.stages.invocation import command_line
+from vavae.config.command_line import command_line
 
 
 @pytest.mark.parametrize(

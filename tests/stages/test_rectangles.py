@@ -16,12 +16,13 @@ from PIL import Image
 from tiny_teacher import tiny_teacher
 from vavae.cli import run
 from vavae.data import LatentDataset, center_crop, demo_pixels, to_tensor
-from vavae.pretrained import Generator, Tokenizer
-from vavae.stages import evaluate, train_dit, train_tokenizer, validation
-from vavae.stages.evaluate_images import npz_images
-from vavae.stages.images import ImagesConfig
+from vavae.data.images import ImagesConfig
+from vavae.evaluation import validation
+from vavae.evaluation.images import npz_images
+from vavae.models import Generator, Tokenizer
+from vavae.stages import evaluate, train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig
-from vavae.training.engine import Engine, EngineConfig
+from vavae.training.trainer import Engine, EngineConfig
 
 HEIGHT, WIDTH = 24, 40
 DATA = ["--data.size", f"[{HEIGHT}, {WIDTH}]", "--data.holdout", "0.25", "--data.workers", "2"]

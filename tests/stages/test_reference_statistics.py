@@ -8,8 +8,8 @@ from evaluate_models import colour_network, use_colours
 
 from vavae.cli import run
 from vavae.errors import UserError
+from vavae.evaluation.generation import read_statistics
 from vavae.stages import evaluate
-from vavae.stages.evaluate_generation import read_statistics
 
 GRAPH, PYTORCH, CLEAN = (colour_network(f"inception{end}") for end in ("", "-pytorch-fid", "-clean"))
 TEACHER = colour_network("teacher:a")

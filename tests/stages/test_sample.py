@@ -18,8 +18,8 @@ from PIL import Image
 
 from machine_faults import limited
 from vavae.cli import run
-from vavae.pretrained import SamplingConfig, generator
-from vavae.stages.evaluate_images import npz_images
+from vavae.evaluation.images import npz_images
+from vavae.models import SamplingConfig, generator
 from vavae.stages.sample import label_numbers
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from vavae.cli import run
 from vavae.config import to_plain
+from vavae.data.images import ImagesConfig, Selection, evenly, printed_once
 from vavae.errors import UserError
-from vavae.stages.images import ImagesConfig, Selection, evenly, printed_once
 
 
 def make_folder(folder: Path, classes: int, each: int) -> Path:

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from vavae.data import LatentDataset
+from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
 from vavae.flow import FlowConfig
 from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.losses.adversarial import AdversarialConfig, DiscriminatorConfig
-from vavae.pretrained import Generator, Tokenizer
+from vavae.models import Generator, Tokenizer
 from vavae.stages import encode, train_dit
-from vavae.stages.images import ImagesConfig
 from vavae.stages.initial import load_initial
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
-from vavae.training.engine import EngineConfig
+from vavae.training.trainer import EngineConfig
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 SHAPE = AutoencoderConfig(4, 16, (1, 2), attention_levels=(1,))

@@ -13,8 +13,8 @@ from PIL import Image
 from tiny_models import VISION_MODELS, randomise
 from torch import Tensor
 
+from vavae.config.image_size import Size, sides
 from vavae.errors import UserError
-from vavae.sizes import Size, sides
 from vavae.teachers import TEACHERS, Teacher, load_teacher
 from vavae.teachers.base import Backbone
 from vavae.teachers.registry import _in_shape_of
@@ -198,7 +198,7 @@ def test_unknown_names_are_answered_with_the_nearest_and_all() -> None:
 
 
 def test_hub_names_go_to_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vavae.pretrained import assets
+    from vavae import assets
 
     asked = []
 

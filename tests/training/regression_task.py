@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vavae import counter
+from vavae import rng
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World
 from vavae.training.schedule import ScheduleConfig
@@ -55,7 +55,7 @@ class Regression(Task):
         share = BATCH // self.world.size
         while True:
             first = start + self.world.rank * share
-            yield start, counter.normal(order, "x", range(first, first + share), (4,))
+            yield start, rng.normal(order, "x", range(first, first + share), (4,))
             start += BATCH
 
     def step(self, batch: Any, images_seen: int, scale: float) -> dict[str, Tensor]:

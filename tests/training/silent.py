@@ -10,11 +10,11 @@ from pathlib import Path
 from torch.distributed import distributed_c10d
 
 from vavae import cli
+from vavae.commands import doctor
 from vavae.errors import UserError
-from vavae.stages import doctor
-from vavae.training import interrupt
-from vavae.training.interrupt import stop_on_signal
+from vavae.training import signals as interrupt
 from vavae.training.parallel import World, processes
+from vavae.training.signals import stop_on_signal
 
 
 def vanish(world: World) -> None:

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from tiny_runs import AUTOENCODER, TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
 
-from vavae import counter
+from vavae import rng
 from vavae.cli import run
 from vavae.data import LatentSettings, LatentWriter
+from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
-from vavae.pretrained import Tokenizer
+from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
-from vavae.stages.images import ImagesConfig
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
-from vavae.training.engine import Engine
-from vavae.training.tracking import read_metrics
+from vavae.training.run_log import read_metrics
+from vavae.training.trainer import Engine
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_deleted_images_are_noticed_and_a_moved_run_is_not(tmp_path: Path, monke
 def other_latents(folder: Path) -> None:
     shutil.rmtree(folder)
     writer = LatentWriter(folder, 30, LatentSettings(image_size=8, class_names=("a", "b", "c")), 30)
-    latents = counter.normal(1, "others", range(30), (8, 4, 4))
+    latents = rng.normal(1, "others", range(30), (8, 4, 4))
     writer.write(writer.missing()[0], [(latents, latents.flip(3), torch.arange(30) % 3)])
     writer.finish()
 
@@ -226,8 +226,8 @@ def test_what_validation_needs_is_opened_before_the_first_step(
     monkeypatch.setattr(train_dit.TransformerTask, "step", step)
     options, named = MISSING[name]
     if name == "reference":
+        from vavae.evaluation import validation
         from vavae.metrics import FeatureNetwork
-        from vavae.stages import validation
 
         monkeypatch.setattr(
             validation, "load_feature_network", lambda name, device: FeatureNetwork(name, "none", device, lambda x: x)

@@ -13,7 +13,7 @@ from regression_task import Regression
 
 from vavae.errors import UserError
 from vavae.training.checkpoint import CheckpointFolder, copy_checkpoint, images_of
-from vavae.training.engine import Engine, EngineConfig
+from vavae.training.trainer import Engine, EngineConfig
 
 
 def write(folder: Path, *images: int, milestone: bool = False) -> CheckpointFolder:

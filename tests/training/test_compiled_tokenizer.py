@@ -14,7 +14,7 @@ from vavae.data import InMemoryImages
 from vavae.losses import LPIPS, PerceptualConfig
 from vavae.stages import train_tokenizer
 from vavae.stages.train_tokenizer import TokenizerTask
-from vavae.training.microbatch import split_batch
+from vavae.training.memory import split_batch
 from vavae.training.task import Task
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from vavae.training.activation import Recomputation, set_recomputation
-from vavae.training.compilation import compile_network
+from vavae.training.activation_checkpointing import Recomputation, set_recomputation
+from vavae.training.compile import compile_network
 from vavae.transformer import LightningDiT
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vavae.errors import RunError, UserError
 from vavae.training.checkpoint import CheckpointFolder
-from vavae.training.engine import Engine, EngineConfig
+from vavae.training.trainer import Engine, EngineConfig
 
 CONFIG = EngineConfig(
     images=800, batch_size=8, device="cpu", ema_decay=0.9, log_images=40, checkpoint_images=200, tensorboard=False

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import write_latents
 
 from vavae.cli import run
-from vavae.training.tracking import read_metrics
+from vavae.training.run_log import read_metrics
 
 
 def test_the_documented_command_goes_to_the_same_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from tiny_runs import AUTOENCODER, transformer_recipe, write_latents
 from vavae.cli import run
 from vavae.errors import UserError
 from vavae.flow import FlowConfig
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.stages import train_dit
 from vavae.stages.initial import load_initial_transformer
 from vavae.tokenizer import AutoencoderKL, LatentStatistics

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vavae.training import interrupt
-from vavae.training.interrupt import signals_later, stop_on_signal
+from vavae.training import signals as interrupt
+from vavae.training.signals import signals_later, stop_on_signal
 from vavae.training.throughput import count_flops, count_peak_bytes
 
 

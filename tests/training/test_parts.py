@@ -18,22 +18,22 @@ from vavae.cli import run
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
 from vavae.errors import RunError, UserError
 from vavae.flow import FlowConfig
-from vavae.pretrained import Tokenizer
+from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.stages.encode import fingerprint
 from vavae.stages.train_dit import TransformerTask
 from vavae.stages.train_tokenizer import TokenizerTask
-from vavae.training.activation import set_recomputation
-from vavae.training.averages import AveragesConfig, MovingAverage, exponential, power, power_exponent
+from vavae.training.activation_checkpointing import set_recomputation
 from vavae.training.checkpoint import CheckpointFolder
-from vavae.training.engine import Engine, EngineConfig
+from vavae.training.ema import AveragesConfig, MovingAverage, exponential, power, power_exponent
 from vavae.training.float8 import use_float8
-from vavae.training.microbatch import split_batch
+from vavae.training.memory import split_batch
 from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices
-from vavae.training.posthoc import combination, decayed, reconstruct
+from vavae.training.posthoc_ema import combination, decayed, reconstruct
+from vavae.training.run_log import Tracker, read_metrics
 from vavae.training.schedule import ScheduleConfig, learning_rate_factor
 from vavae.training.stability import StabilityConfig, Watch
-from vavae.training.tracking import Tracker, read_metrics
+from vavae.training.trainer import Engine, EngineConfig
 
 CONFIG = EngineConfig(
     images=800, batch_size=8, device="cpu", ema_decay=0.9, log_images=40, checkpoint_images=200, tensorboard=False

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from vavae.data import LatentDataset
 from vavae.errors import UserError
-from vavae.pretrained import Tokenizer
+from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderKL
-from vavae.training.microbatch import MicroBatch, Portions
+from vavae.training.memory import MicroBatch, Portions
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 FULL_ELSEWHERE = [

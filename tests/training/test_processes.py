@@ -11,7 +11,7 @@ from tiny_runs import write_latents
 
 from vavae.data import LatentDataset
 from vavae.training.checkpoint import CheckpointFolder
-from vavae.training.tracking import read_metrics
+from vavae.training.run_log import read_metrics
 
 Launch = Callable[..., None]
 

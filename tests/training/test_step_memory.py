@@ -9,11 +9,11 @@ from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_l
 
 from vavae.data import InMemoryImages, LatentDataset
 from vavae.losses import LPIPS, PerceptualConfig
-from vavae.pretrained import Tokenizer
+from vavae.models import Tokenizer
 from vavae.stages import train_tokenizer
 from vavae.stages.train_dit import TransformerTask
 from vavae.stages.train_tokenizer import TokenizerTask
-from vavae.training.activation import Recomputation
+from vavae.training.activation_checkpointing import Recomputation
 from vavae.training.task import Task
 from vavae.training.throughput import count_peak_bytes
 

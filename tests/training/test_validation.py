@@ -12,18 +12,20 @@ import torch
 from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
 from torch import Tensor
 
-from vavae import counter
+from vavae import rng
+from vavae.commands import bench
 from vavae.data import LatentDataset, load_pixels, to_tensor, to_uint8
+from vavae.data.images import ImagesConfig, spread
 from vavae.errors import UserError
+from vavae.evaluation import validation
+from vavae.evaluation.validation import FrechetConfig, ReconstructionDistance, ReconstructionFrechetConfig
 from vavae.metrics import FeatureNetwork, RunningMoments
-from vavae.pretrained import Generator, SamplingConfig
-from vavae.stages import bench, train_dit, train_tokenizer, validation
-from vavae.stages.images import ImagesConfig, spread
-from vavae.stages.validation import FrechetConfig, ReconstructionDistance, ReconstructionFrechetConfig
+from vavae.models import Generator, SamplingConfig
+from vavae.stages import train_dit, train_tokenizer
 from vavae.training import throughput
 from vavae.training.parallel import World
+from vavae.training.run_log import read_metrics
 from vavae.training.throughput import count_flops, measured_tflops
-from vavae.training.tracking import read_metrics
 
 Launch = Callable[..., None]
 
@@ -65,7 +67,7 @@ def test_the_distance_is_that_of_samples_of_the_average(
     lines = read_metrics(tmp_path / "one")
     assert [line["images"] for line in lines if "validation/frechet" in line] == [48, 96]
 
-    labels = counter.integers(recipe.training.seed, "label", range(20), 3).tolist()
+    labels = rng.integers(recipe.training.seed, "label", range(20), 3).tolist()
     drawn = generator(labels, recipe.training.seed, sampling=SamplingConfig(steps=5))
     source = ImagesConfig("demo", 8).open("train")
     real = moments(load_pixels(source, range(len(source)), 8))

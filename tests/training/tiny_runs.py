@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from vavae import counter
+from vavae import rng
 from vavae.data import LatentSettings, LatentWriter
+from vavae.data.images import ImagesConfig
 from vavae.losses import AdversarialConfig, AlignmentConfig, DiscriminatorConfig, ObjectiveConfig, PerceptualConfig
-from vavae.pretrained import Tokenizer
+from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
-from vavae.stages.images import ImagesConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
-from vavae.training.engine import EngineConfig
 from vavae.training.optimizer import OptimizerConfig
+from vavae.training.trainer import EngineConfig
 
 TRAINING = EngineConfig(
     images=96,
@@ -72,7 +72,7 @@ def write_latents(folder: Path, count: int = 30) -> Path:
     """Random latents of 8 x 4 x 4 in three classes, and a tokenizer that could have made them."""
     writer = LatentWriter(folder / "latents", count, LatentSettings(image_size=8, class_names=("a", "b", "c")), count)
     for shard in writer.missing():
-        latents = counter.normal(0, "latents", range(count), (8, 4, 4)) * 2 + 1
+        latents = rng.normal(0, "latents", range(count), (8, 4, 4)) * 2 + 1
         writer.write(shard, [(latents, latents.flip(3), torch.arange(count) % 3)])
     writer.finish()
     torch.manual_seed(0)

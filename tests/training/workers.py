@@ -12,14 +12,14 @@ from regression_task import Regression
 from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher
 from torch import nn
 
+from vavae.data.images import ImagesConfig
 from vavae.errors import RunError, UserError
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.images import ImagesConfig
 from vavae.training import checkpoint
 from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
-from vavae.training.engine import Engine, EngineConfig
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import processes
+from vavae.training.trainer import Engine, EngineConfig
 
 torch.set_num_threads(1)
 

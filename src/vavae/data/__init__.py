@@ -2,6 +2,7 @@
 
 from vavae.data.latent_writer import LatentWriter, Shard, write_published_layout
 from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
+from vavae.data.loader import Batch, BatchLoader, IndexStream, loaded_ahead
 from vavae.data.readable import read_rgb
 from vavae.data.sources import (
     ArrayImages,
@@ -15,7 +16,6 @@ from vavae.data.sources import (
     open_images,
     source_labels,
 )
-from vavae.data.stream import Batch, BatchLoader, IndexStream, loaded_ahead
 from vavae.data.transforms import (
     InMemoryImages,
     as_images,

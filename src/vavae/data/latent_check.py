@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
+from vavae.data.loader import loaded_ahead
 from vavae.data.readable import recall, remember
-from vavae.data.stream import loaded_ahead
 from vavae.errors import UserError
-from vavae.files import sha256_file
+from vavae.io.files import sha256_file
 from vavae.progress import track
 
 # Beside the latents: file name -> sha256 and `file_state` of when it had that hash.

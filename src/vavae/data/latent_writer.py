@@ -25,7 +25,7 @@ from vavae.data.latents import (
     read_header,
 )
 from vavae.errors import UserError
-from vavae.files import read_json_object, save_torch, whole_folder, written_whole
+from vavae.io.files import read_json_object, save_torch, whole_folder, written_whole
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
 # Names of what is written beside finished shards.

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vavae.config.image_size import Size, as_size
 from vavae.data.latent_check import check_files
 from vavae.errors import UserError, one_line
-from vavae.files import UNFINISHED, read_json_object
-from vavae.sizes import Size, as_size
+from vavae.io.files import UNFINISHED, read_json_object
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
 INDEX_NAME = "index.json"

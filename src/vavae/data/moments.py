@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vavae import counter
+from vavae import rng
 from vavae.data.labels import class_number
 from vavae.data.latent_writer import write_shards
-from vavae.data.stream import loaded_ahead
+from vavae.data.loader import loaded_ahead
 from vavae.errors import UserError, one_line
-from vavae.unfinished import whole_folder
+from vavae.io.unfinished import whole_folder
 
 _NAME = "img-mean-std-*.npy"
 
@@ -51,7 +51,7 @@ def convert_moments(folder: Path, output: Path, seed: int = 0) -> str:
             if moment.shape != shape:
                 raise UserError(f"{paths[int(index)]}: its shape is {moment.shape}, not {shape} as in {paths[0].name}")
         mean, deviation = torch.from_numpy(np.stack(moments)).float().chunk(2, dim=1)
-        return mean + deviation * counter.normal(seed, "posterior", indices, mean.shape[1:])
+        return mean + deviation * rng.normal(seed, "posterior", indices, mean.shape[1:])
 
     def batches() -> Iterator[tuple[Tensor, None, Tensor]]:
         for indices, latents in loaded_ahead(torch.arange(len(paths)).split(10_000), load, 2):

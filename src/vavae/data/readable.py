@@ -21,9 +21,9 @@ import PIL
 from PIL import ExifTags, Image
 
 from vavae.data.formats import IMAGE_FORMATS, open_image
-from vavae.data.stream import loaded_ahead
+from vavae.data.loader import loaded_ahead
 from vavae.errors import one_line, told
-from vavae.files import written_whole
+from vavae.io.files import written_whole
 from vavae.progress import track
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ _DARK_SEEN = threading.Event()
 
 def cache_folder() -> Path:
     """Where what is known about large sets is kept."""
-    from vavae.pretrained import assets
+    from vavae import assets
 
     return Path(assets.cache_folder())
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from vavae.data.folders import class_names_of, find_parts, list_images
 from vavae.data.found import Found
+from vavae.data.loader import loaded_ahead
 from vavae.data.readable import (
     GrayRange,
     find_unreadable,
@@ -30,7 +31,6 @@ from vavae.data.readable import (
     reading,
     write_unreadable,
 )
-from vavae.data.stream import loaded_ahead
 from vavae.errors import UserError, one_line, printable
 
 Split = Literal["train", "test"]
@@ -181,7 +181,7 @@ class Cifar10Images(ArrayImages):
     """
 
     def __init__(self, split: Split = "train") -> None:
-        from vavae.pretrained import assets
+        from vavae import assets
 
         _check_split(split)
         folder = Path(assets.path("cifar10"))

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vavae import counter
+from vavae import rng
+from vavae.config.image_size import Size, sides
 from vavae.data.readable import reading, upright_rgb
 from vavae.data.sources import ArrayImages, ImageSource
 from vavae.errors import UserError
-from vavae.sizes import Size, sides
 
 # Panoramas are shorter, so no ordinary image is cut before it is scaled; 32 crops take little memory.
 _MOST_CROPS = 32
@@ -79,7 +79,7 @@ def published_random_crop(
         antialias: Average over the source pixels each target pixel covers. The published resize does not, so
             large photographs are aliased; use it to repeat the published training.
     """
-    across, down = counter.uniform(seed, "random crop", [position], (2,))[0].tolist()
+    across, down = rng.uniform(seed, "random crop", [position], (2,))[0].tolist()
     image = _without_far_ends(image, size, across, down)
     (width, height), (rows, columns) = _covering(image, size), sides(size)
     if antialias:

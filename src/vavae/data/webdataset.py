@@ -23,6 +23,7 @@ from PIL import Image
 from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import Found
 from vavae.data.labels import NO_LABELS, label_names
+from vavae.data.loader import loaded_ahead
 from vavae.data.ranges import RangedFile, expand_shards, naming_shard
 from vavae.data.readable import (
     GrayRange,
@@ -39,7 +40,6 @@ from vavae.data.readable import (
     write_unreadable,
 )
 from vavae.data.shard_samples import Entry, Sample, read_label
-from vavae.data.stream import loaded_ahead
 from vavae.errors import RunError, UserError
 from vavae.progress import Bar, track
 

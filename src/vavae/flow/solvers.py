@@ -20,8 +20,8 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from vavae import counter
-from vavae.devices import trusted
+from vavae import rng
+from vavae.device import trusted
 from vavae.errors import UserError
 from vavae.flow.paths import LinearPath, Path
 
@@ -207,7 +207,7 @@ def counter_noise(seed: int, indices: Tensor | Sequence[int]) -> StepNoise:
     """Noise for `EulerMaruyama` that depends only on seed, step and the index of each image in the batch."""
 
     def noise(step: int, x: Tensor) -> Tensor:
-        return counter.normal(seed, f"flow.sde/{step}", indices, x.shape[1:], device=x.device).to(x.dtype)
+        return rng.normal(seed, f"flow.sde/{step}", indices, x.shape[1:], device=x.device).to(x.dtype)
 
     return noise
 

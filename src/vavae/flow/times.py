@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from vavae import counter
-from vavae.devices import as_double
+from vavae import rng
+from vavae.device import as_double
 from vavae.errors import UserError
 
 TimeKind = Literal["logit_normal", "uniform"]
@@ -127,7 +127,7 @@ class TimeDistribution:
         device: torch.device | str | None = None,
     ) -> Tensor:
         """(len(indices),) float32 times, each a function of (seed, stream, its index) only."""
-        return self.from_uniform(counter.uniform(seed, stream, indices, device=device))
+        return self.from_uniform(rng.uniform(seed, stream, indices, device=device))
 
     def _cdf(self, t: float) -> float:
         """The share of the whole distribution below t."""

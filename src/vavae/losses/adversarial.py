@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vavae.config.image_size import Size, sides, written
 from vavae.errors import UserError
-from vavae.sizes import Size, sides, written
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vavae.config.image_size import Size, sides, written
 from vavae.errors import UserError
-from vavae.sizes import Size, sides, written
 
 Network = Literal["vgg16", "alexnet"]
 
@@ -133,7 +133,7 @@ class LPIPS(nn.Module):
     @classmethod
     def pretrained(cls, network: Network = "vgg16") -> Self:
         """LPIPS with its published weights, fetched on first use."""
-        from vavae.pretrained import assets
+        from vavae import assets
 
         model = cls(network)
         model.load_state_dict(assets.load(f"lpips-{network}"))

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vavae import counter
-from vavae.devices import as_double
+from vavae import rng
+from vavae.device import as_double
 
 
 def _hsic(a: Tensor, b: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def mapped_cosine(latents: Tensor, features: Tensor, regularisation: float = 1e-
     _check_grids(latents, features)
     if len(latents) < 2:
         raise ValueError("at least 2 images are needed")
-    order = counter.permutation(0, "mapped cosine", len(latents))
+    order = rng.permutation(0, "mapped cosine", len(latents))
     fitted, judged = order[: len(order) // 2], order[len(order) // 2 :]
 
     def tokens(x: Tensor, images: Tensor) -> Tensor:

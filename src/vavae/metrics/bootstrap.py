@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vavae import counter
-from vavae.devices import as_double
+from vavae import rng
+from vavae.device import as_double
 
 
 def bootstrap_interval(
@@ -29,7 +29,7 @@ def bootstrap_interval(
         raise ValueError(f"at least 2 repetitions and 2 images are needed, not {repetitions} and {count}")
     found = torch.tensor(
         [
-            statistic(counter.integers(seed, f"bootstrap {number}", torch.arange(count), count))
+            statistic(rng.integers(seed, f"bootstrap {number}", torch.arange(count), count))
             for number in range(repetitions)
         ],
         dtype=torch.float64,

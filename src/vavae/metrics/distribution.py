@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vavae.devices import as_double, device_of_doubles
+from vavae.device import as_double, device_of_doubles
 
 _ROWS = 2048  # samples on either side of the part of a distance or kernel matrix that is held at once
 

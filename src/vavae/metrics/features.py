@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor, nn
 
-from vavae.devices import sent
+from vavae.device import sent
 from vavae.errors import UserError
 from vavae.metrics.frechet import RunningMoments
 from vavae.metrics.inception_resize import RESIZE_VERSIONS, Resize

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vavae.devices import as_double, device_of_doubles
+from vavae.device import as_double, device_of_doubles
 from vavae.errors import UserError
 from vavae.metrics.npz import read_npz, stored_count
 

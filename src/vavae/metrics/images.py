@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vavae.data.transforms import to_tensor, to_uint8
-from vavae.devices import as_double
+from vavae.device import as_double
 
 Convention = Literal["strict", "published"]
 _WINDOW = 11

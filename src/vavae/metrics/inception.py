@@ -217,7 +217,7 @@ class FIDInception(nn.Module):
     @classmethod
     def from_asset(cls, resize: Resize = "tensorflow") -> "FIDInception":
         """Build with the asset `fid-inception`, fetched on first use."""
-        from vavae.pretrained import assets
+        from vavae import assets
 
         return cls.from_weights(assets.load("fid-inception"), resize)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vavae.devices import device_of_doubles
+from vavae.device import device_of_doubles
 
 Resize = Literal["tensorflow", "pytorch-fid", "clean"]
 SIDE = 299

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from vavae.devices import as_double
+from vavae.device import as_double
 
 
 class InceptionScore:

@@ -122,7 +122,7 @@ def _from_script(path: Path) -> dict[str, Tensor]:
 
     from safetensors.torch import load_file
 
-    from vavae.pretrained.assets.convert.inception import convert_inception
+    from vavae.assets.convert.inception import convert_inception
 
     with tempfile.TemporaryDirectory() as folder:
         convert_inception([path], Path(folder))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vavae.devices import as_double
+from vavae.device import as_double
 
 _ROWS = 1024  # rows of a distance matrix held at once
 

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vavae import counter
-from vavae.devices import as_double
+from vavae import rng
+from vavae.device import as_double
 
 Features = NDArray[np.floating] | Tensor
 Labels = NDArray[np.integer] | Tensor
@@ -82,7 +82,7 @@ def linear_probe(train_x: Features, train_y: Labels, test_x: Features, test_y: L
     classes = known.unique()
     targets = (known[:, None] == classes).to(train.dtype)
 
-    order = counter.permutation(0, "linear probe", len(train)).to(train.device)
+    order = rng.permutation(0, "linear probe", len(train)).to(train.device)
     held, kept = order[::_HELD_OUT], order[torch.arange(len(order)) % _HELD_OUT != 0]
     path = _RidgePath(train[kept], targets[kept])
     best, best_accuracy = _REGULARISATIONS[-1], -1.0

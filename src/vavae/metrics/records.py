@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
-from vavae.sizes import Size, as_size
+from vavae.config.image_size import Size, as_size
 
 
 @dataclass(frozen=True)

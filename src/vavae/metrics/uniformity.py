@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vavae import counter
+from vavae import rng
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def latent_uniformity(points: NDArray[np.floating] | Tensor) -> Uniformity:
 def one_position_each(latents: Tensor, seed: int) -> Tensor:
     """One spatial position of each latent, chosen at random by (seed, row): (N, C, h, w) -> (N, C)."""
     flat = latents.flatten(2)
-    chosen = counter.integers(seed, "uniformity position", torch.arange(len(flat)), flat.shape[2])
+    chosen = rng.integers(seed, "uniformity position", torch.arange(len(flat)), flat.shape[2])
     return flat[torch.arange(len(flat)), :, chosen.to(flat.device)]
 
 

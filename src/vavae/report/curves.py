@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vavae.report.contents import LogLine
+from vavae.demo.contents import LogLine
 from vavae.report.glossary import Term
 
 _LOG_RATIO = 20.0

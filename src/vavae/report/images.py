@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vavae.report.contents import check_images
+from vavae.demo.contents import check_images
 
 LOSSLESS_PIXELS = 128 * 128
 _LABEL_SIZE = 12

@@ -9,16 +9,16 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from vavae.config.image_size import written
 from vavae.data import demo_pixels, read_rgb
 from vavae.data.readable import IMAGE_ERRORS
-from vavae.devices import one_at_a_time
+from vavae.demo.contents import name_of
+from vavae.device import one_at_a_time
 from vavae.errors import UserError, memory_ran_out
 from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
-from vavae.pretrained import SamplingConfig
-from vavae.report.contents import name_of
+from vavae.models import SamplingConfig
 from vavae.serve.guard import checked_inputs
 from vavae.serve.studio import LARGEST_SIDE, MOST_IMAGES, Studio
-from vavae.sizes import written
 
 # Small images are shown pixel by pixel, not blurred.
 CSS = """

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vavae.config.image_size import sides, size_of
 from vavae.data import center_crop, to_tensor, to_uint8
 from vavae.errors import UserError
 from vavae.flow import DETERMINISTIC_SOLVERS
 from vavae.metrics import psnr, ssim
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.report.pca import pca_maps
-from vavae.sizes import sides, size_of
 from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 LARGEST_SIDE = 1024

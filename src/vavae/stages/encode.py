@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vavae import counter
+from vavae import rng
 from vavae.data import (
     ImageSource,
     LatentDataset,
@@ -21,15 +21,15 @@ from vavae.data import (
     load_images,
     loaded_ahead,
 )
+from vavae.data.images import ImagesConfig
 from vavae.data.latent_writer import LEFT_OVER, holds_latents
 from vavae.errors import UserError
-from vavae.pretrained import Tokenizer
+from vavae.models import Tokenizer
 from vavae.progress import Bar, track
-from vavae.stages.images import ImagesConfig
 from vavae.stages.run_folder import check_not_foreign, exclusive
-from vavae.training.interrupt import StopRequest, stop_on_signal
 from vavae.training.parallel import processes
 from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
+from vavae.training.signals import StopRequest, stop_on_signal
 
 _Batch = tuple[Tensor, Tensor | None, Tensor]  # latents, those of the mirrored images, labels
 
@@ -97,7 +97,7 @@ class _Encoder:
             posterior = self.tokenizer.autoencoder.encode(images)
         if self.config.posterior == "mean":
             return posterior.mode().float().cpu()
-        noise = counter.normal(self.config.seed, stream, indices, self.shape, self.device)
+        noise = rng.normal(self.config.seed, stream, indices, self.shape, self.device)
         return posterior.sample(noise=noise).float().cpu()
 
     def batches(self, shard: Shard) -> Iterator[_Batch]:

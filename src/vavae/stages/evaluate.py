@@ -8,17 +8,15 @@ from typing import Literal
 
 from torch import Tensor
 
+from vavae.config.image_size import Size, as_size, written
 from vavae.data import ImageSource, has_part
 from vavae.data.found import Found
+from vavae.data.images import ImagesConfig, note, report
 from vavae.errors import UserError
-from vavae.files import drop_drafts
-from vavae.flow import SolverName
-from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer
-from vavae.sizes import Size, as_size, written
-from vavae.stages import evaluate_tokenizer as of_tokenizer
-from vavae.stages.evaluate_compare import compare_files, print_comparison
-from vavae.stages.evaluate_generation import (
+from vavae.evaluation import tokenizer as of_tokenizer
+from vavae.evaluation.compare import compare_files, print_comparison
+from vavae.evaluation.features import BlockStore, ImageBlocks, StoredFeatures, extract
+from vavae.evaluation.generation import (
     METRICS,
     Measuring,
     Metric,
@@ -28,7 +26,7 @@ from vavae.stages.evaluate_generation import (
     parts_for,
     save_statistics,
 )
-from vavae.stages.evaluate_images import (
+from vavae.evaluation.images import (
     FileBlocks,
     GeneratorBlocks,
     SourceBlocks,
@@ -37,15 +35,17 @@ from vavae.stages.evaluate_images import (
     one_part,
     tokenizer_fingerprint,
 )
-from vavae.stages.evaluate_records import check_writable, sampling_protocol, write_records
-from vavae.stages.evaluate_store import BlockStore, ImageBlocks, StoredFeatures, extract
-from vavae.stages.evaluate_table import plot, print_table
-from vavae.stages.images import ImagesConfig, note, report
+from vavae.evaluation.records import check_writable, sampling_protocol, write_records
+from vavae.evaluation.table import plot, print_table
+from vavae.flow import SolverName
+from vavae.io.files import drop_drafts
+from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.stages.sample import check_count, choose_labels
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
 from vavae.training.precision import InferencePrecision, resolve_device, resolve_precision
-from vavae.training.tracking import versions
+from vavae.training.run_log import versions
 
 _DEMO_SIDE = 32  # of the embedded images
 
@@ -160,7 +160,7 @@ class Config:
 def _store(config: Config) -> BlockStore:
     if config.features is not None:
         return BlockStore(config.features)
-    from vavae.pretrained import assets
+    from vavae import assets
 
     return BlockStore(assets.cache_folder() / "features")
 

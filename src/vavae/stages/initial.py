@@ -8,20 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vavae.checkpoints import folder as files
+from vavae.checkpoints.loading import LoadedTransformer, load_autoencoder, load_transformer
+from vavae.checkpoints.published_recipes import published_path, published_prediction
+from vavae.checkpoints.shapes import size_name
+from vavae.checkpoints.statistics import multiplied
 from vavae.errors import UserError
 from vavae.flow import FlowConfig, PathName, Prediction
+from vavae.io.yaml_files import read_yaml
 from vavae.losses import TokenizerObjective
-from vavae.pretrained import Generator, Tokenizer
-from vavae.pretrained import folder as files
-from vavae.pretrained.generator import published_latents
-from vavae.pretrained.latent_statistics import multiplied
-from vavae.pretrained.loading import LoadedTransformer, load_autoencoder, load_transformer
-from vavae.pretrained.published_recipes import published_path, published_prediction
-from vavae.pretrained.shapes import size_name
+from vavae.models import Generator, Tokenizer
+from vavae.models.generator import published_latents
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.transformer import LightningDiT, LightningDiTConfig
-from vavae.yaml_files import read_yaml
 
 # Published names of what only training uses -> names in our objective.
 _PUBLISHED = {"loss.discriminator.": "discriminator.", "linear_proj.": "alignment.linear_proj."}

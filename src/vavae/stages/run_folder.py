@@ -9,13 +9,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vavae import counter
+from vavae import rng
 from vavae.config import to_plain, to_yaml
 from vavae.errors import UserError, one_line
-from vavae.files import chosen, drop_drafts, read_json_object, written_whole
-from vavae.pretrained import Generator, Tokenizer
-from vavae.training.tracking import write_run_header
-from vavae.yaml_files import read_yaml
+from vavae.io.files import chosen, drop_drafts, read_json_object, written_whole
+from vavae.io.yaml_files import read_yaml
+from vavae.models import Generator, Tokenizer
+from vavae.training.run_log import write_run_header
 
 # What may differ between two calls on one folder: it changes neither the numbers nor their meaning.
 FREE = frozenset(
@@ -271,4 +271,4 @@ def finish(model: Tokenizer | Generator, done: Path, what: str) -> None:
 
 def stream_seed(seed: int, order: int) -> int:
     """Seed of the data order. `order` counts the times a run went back; the first order is the seed's own."""
-    return seed if order == 0 else counter.stream_key(seed, f"data order {order}")
+    return seed if order == 0 else rng.stream_key(seed, f"data order {order}")

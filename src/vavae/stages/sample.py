@@ -14,18 +14,18 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from vavae import counter
+from vavae import rng
 from vavae.config import to_plain
+from vavae.config.image_size import Size, as_size, sides
 from vavae.data import to_uint8
 from vavae.data.readable import find_unreadable, image_error, read_rgb
 from vavae.errors import UserError
-from vavae.files import read_json_object, written_whole
 from vavae.flow import SolverName
-from vavae.pretrained import Generator, SamplingConfig
-from vavae.pretrained.generator import check_drawn
+from vavae.io.files import read_json_object, written_whole
+from vavae.models import Generator, SamplingConfig
+from vavae.models.generator import check_drawn
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.sizes import Size, as_size, sides
 from vavae.stages.run_folder import check_not_foreign, exclusive
 from vavae.training.parallel import sharing_processes
 from vavae.training.precision import InferencePrecision, autocast, resolve_device, resolve_precision
@@ -118,7 +118,7 @@ def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> lis
         return [0] * count
     if protocol == "balanced":
         return [index % num_classes for index in range(count)]
-    return counter.integers(seed, "label", range(count), num_classes).tolist()
+    return rng.integers(seed, "label", range(count), num_classes).tolist()
 
 
 def label_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
@@ -182,7 +182,7 @@ def run(config: Config) -> Path:
             or of other settings, or with files of somebody else.
     """
     # Evaluation draws by this module.
-    from vavae.stages.evaluate_images import generator_fingerprint
+    from vavae.evaluation.images import generator_fingerprint
 
     folder = Path(config.output)
     with sharing_processes() as together, ExitStack() as held:

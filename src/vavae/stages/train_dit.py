@@ -13,31 +13,31 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vavae import counter
+from vavae import rng
+from vavae.config.image_size import Size, enlarged, sides, written
 from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
 from vavae.data.found import Found
-from vavae.devices import sent
+from vavae.data.images import report
+from vavae.device import sent
 from vavae.errors import UserError
+from vavae.evaluation.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, own_part
 from vavae.flow import FlowConfig, flow_matching_loss, path_by_name
-from vavae.pretrained import Generator, SamplingConfig, Tokenizer
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.report.images import image_grid
-from vavae.sizes import Size, enlarged, sides, written
 from vavae.stages.encode import fingerprint
-from vavae.stages.images import report
 from vavae.stages.initial import load_initial_transformer
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.stages.sample import choose_labels
-from vavae.stages.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, own_part
-from vavae.training.activation import Recomputation, set_recomputation
-from vavae.training.compilation import Compilation, compile_network
-from vavae.training.engine import Engine, EngineConfig, Task
+from vavae.training.activation_checkpointing import Recomputation, set_recomputation
+from vavae.training.compile import Compilation, compile_network
 from vavae.training.float8 import use_float8
-from vavae.training.microbatch import Portions
+from vavae.training.memory import Portions
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, fits_on, resolve_device, resolve_precision
+from vavae.training.run_log import check_loggers
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
-from vavae.training.tracking import check_loggers
+from vavae.training.trainer import Engine, EngineConfig, Task
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import parse_size
 
@@ -235,7 +235,7 @@ class TransformerTask(Task):
         flips = self.config.flip and self.latents.has_flips
 
         def load(indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-            mask = counter.uniform(training.seed, "flip", positions) < 0.5 if flips else None
+            mask = rng.uniform(training.seed, "flip", positions) < 0.5 if flips else None
             latents, labels = reader.get(indices, mask, normalize=False)
             return self.statistics.normalize(latents), labels
 
@@ -255,8 +255,8 @@ class TransformerTask(Task):
     def _loss(self, batch: _Batch, purpose: str, label_dropout: float) -> dict[str, Tensor]:
         """Mean terms of a batch; noise, times and dropped labels are functions of the positions and `purpose`."""
         seed, positions = self.config.training.seed, batch.positions
-        noise = counter.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
-        drop = counter.uniform(seed, f"{purpose}label drop", positions, device=self.device)
+        noise = rng.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
+        drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device)
         with autocast(self.precision, self.device):
             terms = flow_matching_loss(
                 self._model,

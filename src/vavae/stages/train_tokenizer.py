@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vavae import counter
+from vavae import rng
+from vavae.config.image_size import Size, area, as_size, sides, written
 from vavae.data import (
     BatchLoader,
     ImageSource,
@@ -24,34 +25,33 @@ from vavae.data import (
     to_tensor,
     to_uint8,
 )
+from vavae.data.images import ImagesConfig
 from vavae.data.transforms import flip_horizontally, published_random_crop
-from vavae.devices import sent
+from vavae.device import sent
 from vavae.errors import UserError
-from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
-from vavae.pretrained import Tokenizer
-from vavae.progress import track
-from vavae.report.images import image_grid
-from vavae.sizes import Size, area, as_size, sides, written
-from vavae.stages.images import ImagesConfig
-from vavae.stages.initial import load_initial
-from vavae.stages.run_folder import begin, finish, same_data, stream_seed
-from vavae.stages.validation import (
+from vavae.evaluation.validation import (
     ReconstructionDistance,
     ReconstructionFrechetConfig,
     check_rhythm,
     mean_terms,
     own_part,
 )
+from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
+from vavae.models import Tokenizer
+from vavae.progress import track
+from vavae.report.images import image_grid
+from vavae.stages.initial import load_initial
+from vavae.stages.run_folder import begin, finish, same_data, stream_seed
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
-from vavae.training.compilation import compile_methods
-from vavae.training.engine import Engine, EngineConfig, Task
-from vavae.training.microbatch import Portions
+from vavae.training.compile import compile_methods
+from vavae.training.memory import Portions
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.precision import autocast, fits_on, image_memory_format, resolve_device, resolve_precision
+from vavae.training.run_log import check_loggers
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
-from vavae.training.tracking import check_loggers
+from vavae.training.trainer import Engine, EngineConfig, Task
 
 # A set up to this size is decoded once and kept in memory.
 _IN_MEMORY_BYTES = 2_000_000_000
@@ -281,7 +281,7 @@ class TokenizerTask(Task):
                 pixels, features = batch.data
                 images = to_tensor(sent(pixels, self.device))
                 if self.config.data.flip:
-                    mask = counter.uniform(training.seed, "flip", batch.positions, device=self.device) < 0.5
+                    mask = rng.uniform(training.seed, "flip", batch.positions, device=self.device) < 0.5
                     images = flip_horizontally(images, mask)
                 if self.features is not None and self.features.resident:
                     features = self.features.get(batch.indices)
@@ -305,7 +305,7 @@ class TokenizerTask(Task):
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self._enter_stage(images_seen)
         seed = self.config.training.seed
-        noise = counter.normal(seed, "posterior", batch.positions, self.config.latent_shape, self.device)
+        noise = rng.normal(seed, "posterior", batch.positions, self.config.latent_shape, self.device)
         features = batch.features
         if self.teacher is not None and features is None:
             features = self.teacher.features_at(batch.images, self.config.latent_shape[1:]).float()
@@ -450,7 +450,7 @@ class TokenizerTask(Task):
 
         def sample(part: tuple[Tensor, Tensor]) -> Tensor:
             indices, pixels = part
-            noise = counter.normal(config.training.seed, "statistics", indices, config.latent_shape, self.device)
+            noise = rng.normal(config.training.seed, "statistics", indices, config.latent_shape, self.device)
             with self.autocast():
                 posterior = model.encode(to_tensor(pixels.to(self.device)))
             return posterior.sample(noise=noise)

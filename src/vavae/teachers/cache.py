@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vavae.data.stream import loaded_ahead
-from vavae.devices import sent
+from vavae.data.loader import loaded_ahead
+from vavae.device import sent
 from vavae.errors import UserError
-from vavae.files import drop_drafts, written_whole
+from vavae.io.files import drop_drafts, written_whole
 from vavae.progress import track
 from vavae.teachers.base import Teacher
 

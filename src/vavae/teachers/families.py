@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vavae.errors import UserError
-from vavae.files import read_json_object
+from vavae.io.files import read_json_object
 from vavae.teachers.backbones import (
     MaskedAutoencoderBackbone,
     NaflexBackbone,

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
+from vavae.config.image_size import Size, sides, written
 from vavae.errors import UserError
-from vavae.sizes import Size, sides, written
 from vavae.teachers.backbones import resize_positions
 from vavae.teachers.base import CAFFE, CLIP, HALF, IMAGENET, PUBLISHED, Backbone, Normalisation, Teacher
 from vavae.teachers.families import Family, detect_family, load_backbone, read_json
@@ -163,7 +163,7 @@ def load_teacher(
 
 def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
     """The folder with the teacher's files, fetched if need be."""
-    from vavae.pretrained import assets
+    from vavae import assets
 
     if spec is not None:
         path = assets.path(spec.source)

@@ -186,7 +186,7 @@ class AutoencoderKL(nn.Module):
             UserError: Names the file or key that is missing or wrong.
         """
         # What reads files knows the networks, and not the other way round, so it is looked up when it is needed.
-        networks = importlib.import_module("vavae.pretrained.networks")
+        networks = importlib.import_module("vavae.checkpoints.networks")
         return cast(Self, networks.read_autoencoder(path_or_hub_id, device, **options))
 
     @property

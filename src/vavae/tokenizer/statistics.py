@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vavae.devices import as_double
+from vavae.device import as_double
 from vavae.errors import UserError
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from vavae.errors import RunError, UserError, one_line
-from vavae.files import sha256_file
+from vavae.io.files import sha256_file
 from vavae.training.parallel import World
 
 log = logging.getLogger(__name__)

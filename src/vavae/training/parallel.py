@@ -22,8 +22,8 @@ import torch.distributed.nn
 from torch import Tensor
 
 from vavae.errors import UserError
-from vavae.training.interrupt import ended_by_second_signal
 from vavae.training.precision import resolve_device
+from vavae.training.signals import ended_by_second_signal
 
 T = TypeVar("T")
 

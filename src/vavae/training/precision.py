@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from vavae.devices import trusted
+from vavae.device import trusted
 from vavae.errors import UserError
 
 # What training can be asked for, what a model that is only used can be, and what it then computes in.

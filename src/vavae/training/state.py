@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vavae.devices import device_of_doubles
-from vavae.training.averages import MovingAverage
+from vavae.device import device_of_doubles
 from vavae.training.checkpoint import Checkpoint
+from vavae.training.ema import MovingAverage
 from vavae.training.optimizer import Optimizer
 
 

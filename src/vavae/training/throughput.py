@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vavae.training.interrupt import signals_later
 from vavae.training.precision import device_name
+from vavae.training.signals import signals_later
 
 # Dense bf16 TFLOP/s of the data sheets, first match of the device's name. Variants with other clocks come first.
 _PEAKS = (

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from vavae import files
+from vavae.assets import cache, convert, registry
+from vavae.assets.registry import Asset, NpmSource, PyPISource
+from vavae.assets.sources import SourceUnavailable
 from vavae.errors import RunError, UserError
-from vavae.pretrained.assets import cache, convert, registry
-from vavae.pretrained.assets.registry import Asset, NpmSource, PyPISource
-from vavae.pretrained.assets.sources import SourceUnavailable
+from vavae.io import files
 
 _CONTENT = bytes(range(100))
 _ASSET = Asset(

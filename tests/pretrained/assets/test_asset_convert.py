@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from vavae.pretrained.assets.convert import inception, lpips, mobile_sam
+from vavae.assets.convert import inception, lpips, mobile_sam
 
 
 class _Ran(Exception):

@@ -8,9 +8,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.hf_api import BlobLfsInfo, RepoSibling
 
+from vavae import assets
+from vavae.assets import hub
 from vavae.errors import UserError
-from vavae.pretrained import assets
-from vavae.pretrained.assets import hub
 
 _FILES = {"config.json": b'{"model_type": "dinov2"}', "model.safetensors": b"weights", "README.md": b"text"}
 

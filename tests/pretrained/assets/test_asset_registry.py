@@ -2,9 +2,9 @@ import re
 
 import pytest
 
+from vavae.assets import ASSETS, get_asset
+from vavae.assets.convert import CONVERTERS
 from vavae.errors import UserError
-from vavae.pretrained.assets import ASSETS, get_asset
-from vavae.pretrained.assets.convert import CONVERTERS
 
 
 def test_every_asset_is_pinned_and_has_a_converter() -> None:

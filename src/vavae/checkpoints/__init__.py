@@ -1,0 +1,1 @@
+"""Checkpoint files and model folders, of ours and of others -> (configuration, state dict)."""

@@ -1,0 +1,191 @@
+"""Our autoencoder ⇄ the `AutoencoderKL` of diffusers: names, shapes, configuration. diffusers itself is not needed.
+
+Only names differ, and the projections of attention: 1×1 convolutions here, linear layers there. The decoder's
+levels are stored from full resolution down here, and in the order they run there.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vavae.checkpoints.statistics import multiplied, scaling_statistics
+from vavae.errors import UserError
+from vavae.tokenizer import AutoencoderConfig, LatentStatistics
+
+# What diffusers takes where a configuration does not say.
+_DEFAULT_SCALING = 0.18215
+_GROUPS = 32
+
+_PARTS = {
+    "conv_norm_out": "norm_out",
+    "mid_block.resnets.0": "mid.block_1",
+    "mid_block.resnets.1": "mid.block_2",
+    "mid_block.attentions.0": "mid.attn_1",
+    "resnets": "block",
+    "attentions": "attn",
+    "conv_shortcut": "nin_shortcut",
+    "downsamplers.0": "downsample",
+    "upsamplers.0": "upsample",
+}
+_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+# The names that files saved by diffusers before 0.15 have.
+_OLD_ATTENTION = {"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"}
+
+
+def is_diffusers(tensors: Mapping[str, Any]) -> bool:
+    """Whether an autoencoder's state dict has diffusers' names."""
+    return any(
+        name.startswith(("encoder.down_blocks.", "decoder.up_blocks.", "encoder.mid_block.")) for name in tensors
+    )
+
+
+def from_diffusers_names(tensors: Mapping[str, Tensor], source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """State dict of diffusers -> state dict of ours, and notes on what was added.
+
+    An autoencoder without the 1×1 convolutions around the latent gets ones that change nothing.
+    """
+    ups = {int(found[1]) for name in tensors if (found := re.match(r"decoder\.up_blocks\.(\d+)\.", name))}
+    last = max(ups, default=0)
+    ours: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        new = _to_ours(name, last)
+        if new in ours:
+            raise UserError(f"{source}: holds {name} under its old and its new name")
+        if re.search(r"\.attn(\.\d+|_1)\.(q|k|v|proj_out)\.weight$", new) and value.ndim == 2:
+            value = value[:, :, None, None]
+        ours[new] = value
+    return ours, add_quant_conv(ours)
+
+
+def add_quant_conv(tensors: dict[str, Tensor]) -> list[str]:
+    """Add identities for the 1×1 convolutions around the latent if a file has none, and return a note if so."""
+    names = ("quant_conv", "post_quant_conv")
+    if "decoder.conv_in.weight" not in tensors or any(key.partition(".")[0] in names for key in tensors):
+        return []
+    channels = tensors["decoder.conv_in.weight"].shape[1]
+    for name, width in zip(names, (2 * channels, channels), strict=True):
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = torch.eye(width)[:, :, None, None], torch.zeros(width)
+    return ["it has no quant_conv: identities were added"]
+
+
+def _to_ours(name: str, last: int) -> str:
+    name = re.sub(r"\bdown_blocks\.", "down.", name)
+    name = re.sub(r"\bup_blocks\.(\d+)\.", lambda found: f"up.{last - int(found[1])}.", name)
+    for theirs, mine in _PARTS.items():
+        name = name.replace(f".{theirs}.", f".{mine}.")
+    head, dot, tail = name.partition(".attn_1.") if ".attn_1." in name else _after_attention(name)
+    if dot:
+        for theirs, mine in (_ATTENTION | _OLD_ATTENTION).items():
+            if tail.startswith(f"{theirs}."):
+                tail = mine + tail.removeprefix(theirs)
+        name = head + dot + tail
+    return name
+
+
+def _after_attention(name: str) -> tuple[str, str, str]:
+    found = re.search(r"\.attn\.\d+\.", name)
+    return (name[: found.start()], found[0], name[found.end() :]) if found else (name, "", "")
+
+
+def to_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
+    """State dict of ours -> state dict of diffusers."""
+    theirs: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        attention = _after_attention(name) if ".attn_1." not in name else name.partition(".attn_1.")
+        if attention[1]:
+            head, dot, tail = attention
+            for new, mine in _ATTENTION.items():
+                if tail.startswith(f"{mine}."):
+                    name = head + dot + new + tail.removeprefix(mine)
+                    break
+            if value.ndim == 4:
+                value = value[:, :, 0, 0]
+        for new, mine in _PARTS.items():
+            name = name.replace(f".{mine}.", f".{new}.")
+        name = re.sub(r"^encoder\.down\.", "encoder.down_blocks.", name)
+        name = re.sub(r"^decoder\.up\.(\d+)\.", lambda found: f"decoder.up_blocks.{levels - 1 - int(found[1])}.", name)
+        theirs[name] = value
+    return theirs
+
+
+def diffusers_config(config: AutoencoderConfig, statistics: LatentStatistics) -> dict[str, Any]:
+    """The `config.json` of diffusers' `AutoencoderKL`.
+
+    Statistics go in as `scaling_factor` and `shift_factor` where all channels share them, else as `latents_mean` and
+    `latents_std`: never both, as a factor comes on top of means and deviations.
+
+    Raises:
+        UserError: diffusers cannot build such an autoencoder.
+    """
+    groups = {math.gcd(_GROUPS, width) for width in (config.base_channels, *config.widths)}
+    if config.channel_multipliers[0] != 1 or len(groups) != 1:
+        raise UserError(
+            f"autoencoder: diffusers cannot build channel_multipliers {config.channel_multipliers} of "
+            f"{config.base_channels}: the first must be 1 and all widths must have one number of groups"
+        )
+    levels = len(config.widths)
+    attention = [i in config.attention_levels for i in range(levels)]
+    upward = [has and config.decoder_attention for has in reversed(attention)]
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.35.0",
+        "act_fn": "silu",
+        "block_out_channels": list(config.widths),
+        "down_block_types": ["AttnDownEncoderBlock2D" if has else "DownEncoderBlock2D" for has in attention],
+        "force_upcast": True,
+        "in_channels": 3,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.blocks_per_level,
+        "mid_block_add_attention": True,
+        "norm_num_groups": groups.pop(),
+        "out_channels": 3,
+        "sample_size": 16 * config.factor,
+        **_scaling(statistics),
+        "up_block_types": ["AttnUpDecoderBlock2D" if has else "UpDecoderBlock2D" for has in upward],
+        "use_post_quant_conv": True,
+        "use_quant_conv": True,
+    }
+
+
+def _scaling(statistics: LatentStatistics) -> dict[str, Any]:
+    mean, std = statistics.mean, statistics.std
+    if not bool((mean == mean[0]).all() and (std == std[0]).all()):
+        whole = {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
+        return whole | {"scaling_factor": 1.0, "shift_factor": None}
+    # To seven digits, so that 0.18215, which came as a float32 of its inverse, goes as 0.18215.
+    shift = float(mean[0])
+    return {"scaling_factor": float(f"{1.0 / float(std[0]):.7g}"), "shift_factor": shift if shift != 0 else None}
+
+
+def check_diffusers_config(config: Mapping[str, Any], shape: AutoencoderConfig, source: str | Path) -> None:
+    """Check what names and shapes of weights do not tell.
+
+    Raises:
+        UserError: Names the key that asks for what our autoencoder does not do.
+    """
+    groups = math.gcd(_GROUPS, shape.base_channels)
+    expected = {"act_fn": "silu", "norm_num_groups": groups, "in_channels": 3, "out_channels": 3}
+    for key, value in expected.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{source}: {key} is {config[key]!r}; only {value!r} can be read")
+
+
+def diffusers_statistics(config: Mapping[str, Any], channels: int, source: str | Path) -> LatentStatistics:
+    """Statistics that stand for what a configuration of diffusers says of its latents.
+
+    diffusers feeds its networks (latents − shift_factor) · scaling_factor, or, where the configuration has means and
+    deviations, (latents − latents_mean) · scaling_factor / latents_std.
+    """
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    try:
+        scaling, shift = float(config.get("scaling_factor", _DEFAULT_SCALING)), config.get("shift_factor") or 0.0
+        if mean is not None and std is not None:
+            return multiplied(LatentStatistics(torch.tensor(mean), torch.tensor(std)), scaling)
+        return scaling_statistics(channels, scaling, float(shift))
+    except (TypeError, ValueError, OverflowError, RuntimeError, UserError) as error:
+        raise UserError(f"{source}: latents_mean, latents_std, scaling_factor or shift_factor: {error}") from error

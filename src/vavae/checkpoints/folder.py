@@ -1,0 +1,362 @@
+"""The folder a model is saved in: `config.json`, `model.safetensors`, `statistics.safetensors`, `README.md`.
+
+`config.json` holds the sha256 of the other files and of itself, which are compared whenever the folder is read.
+Also which other forms a path can have, so that whatever is published can be named as it is.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypedDict, Unpack
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vavae.checkpoints.reading import check_finite, check_tensors
+from vavae.data.moments import holds_moments
+from vavae.errors import UserError
+from vavae.io.files import UNFINISHED, check_hash, naming, read_json_object, sha256_file, written_whole
+
+CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
+PIPELINE = "model_index.json"
+DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
+
+# The files whose sha256 `config.json` holds under this key, by the kind of model.
+HASHES = "sha256"
+_HASHED = {"tokenizer": (WEIGHTS, STATISTICS), "generator": (WEIGHTS,)}
+_MARK = "vavae"  # key of the metadata of our weights; its value is the kind of model
+
+# Models that come with the package, by name; see the card in each folder.
+SHIPPED = {"demo": Path(__file__).parent / "demo"}
+
+Form = Literal["tokenizer", "generator", "diffusers", "pipeline", "latents", "moments", "checkpoint", "recipe"]
+# What is wanted of a repository of the hub.
+Part = Literal["tokenizer", "transformer", "generator"]
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[^@]+)?")
+
+
+class HubOptions(TypedDict, total=False):
+    """How a model is fetched from the hub; the names and meanings are those of `huggingface_hub`.
+
+    Attributes:
+        revision: Branch, tag or commit; `owner/name@revision` says the same.
+        token: Token of the hub, True for the one that is stored, False for none.
+        cache_dir: Where fetched files are kept.
+        local_files_only: Take what was fetched before and ask nothing of the hub.
+        force_download: Fetch again what was fetched before.
+        subfolder: The folder within the repository; also within a local folder.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+    subfolder: str | None
+
+
+def resolve(path_or_hub_id: str | Path, part: Part | None = None, **hub: Unpack[HubOptions]) -> Path:
+    """Return a local file or folder as it is, the folder of a shipped model, or a fetched repository of the hub.
+
+    A folder that happens to have a shipped model's name, and is not a model, does not hide it.
+
+    Args:
+        path_or_hub_id: A path; the name of a shipped model; or `owner/name` on the hub, with `@revision` or without.
+        part: What is wanted of a repository; other files are not fetched. None stands for all that can be read.
+        hub: See `HubOptions`; only `subfolder` concerns local folders.
+
+    Raises:
+        UserError: Neither here nor a repository that can be reached.
+        TypeError: An option that is not one of `HubOptions`.
+    """
+    if unknown := hub.keys() - HubOptions.__annotations__.keys():
+        raise TypeError(f"from_pretrained() got an unexpected keyword argument {min(unknown)!r}")
+    path = Path(path_or_hub_id).expanduser()
+    text = str(path_or_hub_id)
+    if text in SHIPPED and not any((path / name).is_file() for name in (CONFIG, PIPELINE)):
+        path = SHIPPED[text]
+    if path.exists():
+        return subfolder(path, within) if (within := hub.get("subfolder")) else path
+    if not _REPOSITORY.fullmatch(text) or path.suffix in (*CHECKPOINT_SUFFIXES, ".yaml"):
+        raise UserError(f"{text}: there is no such file or folder")
+    if Path(path.parts[0]).exists():
+        raise UserError(f"{text}: there is no such file or folder; the hub was not asked, as {path.parts[0]} is here")
+    from vavae.checkpoints.hub import fetch
+
+    return fetch(text, part, hub)
+
+
+def form_of(path: Path) -> Form:
+    """What a file or folder holds, by its name and the names in it.
+
+    Raises:
+        UserError: A folder of something else, or one that was not written to its end.
+    """
+    if path.is_file():
+        return "recipe" if path.suffix in (".yaml", ".yml") else "checkpoint"
+    if (path / PIPELINE).is_file():
+        read_pipeline(path)
+        return "pipeline"
+    if (path / CONFIG).is_file():
+        config = _read_json(path / CONFIG)
+        kind = config.get("kind")
+        if kind in ("tokenizer", "generator"):
+            return kind
+        if config.get("_class_name") == "AutoencoderKL":
+            return "diffusers"
+        raise UserError(f"{path / CONFIG}: is of {kind or config.get('_class_name') or 'nothing known'}")
+    if (path / UNFINISHED).is_file():
+        raise UserError(f"{path}: was not written to its end; write it again")
+    if any(path.glob("latents*_shard*.safetensors")):
+        return "latents"
+    if holds_moments(path):
+        return "moments"
+    if published_file(path) is not None:
+        return "checkpoint"
+    raise UserError(f"{path}: holds no {CONFIG}, no checkpoint and no latents")
+
+
+def named(form: Form) -> str:
+    """A form with its article, for messages."""
+    articles: dict[Form, str] = {"latents": "", "moments": "", "diffusers": "an autoencoder of "}
+    return articles.get(form, "a ") + form
+
+
+def holds_generator(path: Path) -> bool:
+    """Whether a folder is a generator's, ours or one exported for diffusers; a pipeline of others is not.
+
+    Raises:
+        UserError: A folder of something else than models.
+    """
+    form = form_of(path)
+    return form == "generator" or (form == "pipeline" and "sampling" in read_pipeline(path))
+
+
+def subfolder(folder: Path, name: str) -> Path:
+    """Return a folder within a local one. `resolve` would take `generator/tokenizer` for a repository of the hub.
+
+    Raises:
+        UserError: It is not there.
+    """
+    path = folder / name
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such folder, and {folder} is incomplete without it")
+    return path
+
+
+def published_file(folder: Path) -> Path | None:
+    """Return the one checkpoint of a folder as it is published; None where there is none.
+
+    Raises:
+        UserError: There are several.
+    """
+    found = published_files(path.name for path in folder.iterdir())
+    if len(found) > 1:
+        raise UserError(f"{folder}: holds several checkpoints; name one of {', '.join(found[:5])}")
+    return folder / found[0] if found else None
+
+
+def published_files(names: Iterable[str]) -> list[str]:
+    """Return the names of checkpoints, without statistics, among names of files."""
+    return [n for n in sorted(names) if Path(n).suffix in CHECKPOINT_SUFFIXES and not is_statistics(n)]
+
+
+def is_statistics(name: str) -> bool:
+    """Return whether a file of this name holds statistics; published ones have endings such as `_sdvae`."""
+    return Path(name).stem == Path(STATISTICS).stem or name.startswith("latents_stats")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
+    """`config.json` of a folder, which must be that of a `kind` where one is given.
+
+    Raises:
+        UserError: It is missing, unreadable, or of another kind.
+    """
+    path = folder / CONFIG
+    config = _read_json(path)
+    if kind is not None and config.get("kind") != kind:
+        raise UserError(f"{path}: holds a {config.get('kind')}, not a {kind}")
+    return config
+
+
+def read_model(folder: Path, kind: Literal["tokenizer", "generator"]) -> dict[str, Any]:
+    """Return `config.json` of a model of ours, whose files have the sha256 that it holds.
+
+    Raises:
+        UserError: It is missing, of another kind, or was changed; or a file is missing or damaged.
+    """
+    path, config = folder / CONFIG, read_config(folder, kind)
+    hashes = config.get(HASHES)
+    if not isinstance(hashes, dict) or hashes.keys() != {CONFIG, *_HASHED[kind]}:
+        raise UserError(f"{path}: {HASHES} must list {', '.join((*_HASHED[kind], CONFIG))}; write the folder again")
+    digest = _digest(config)
+    if hashes[CONFIG] != digest:
+        raise UserError(
+            f"{path}: changed since it was written. If you changed it, set {CONFIG} under its {HASHES} to {digest}; "
+            "otherwise write the folder again"
+        )
+    for name in _HASHED[kind]:
+        check_hash(folder / name, hashes[name], "write the folder again")
+    return config
+
+
+def signed(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a written folder with the sha256 of its files and its own."""
+    hashes = {name: sha256_file(folder / name) for name in _HASHED[config["kind"]]}
+    whole = {**config, HASHES: hashes}
+    return {**config, HASHES: {**hashes, CONFIG: _digest(whole)}}
+
+
+def _digest(config: dict[str, Any]) -> str:
+    """Return the sha256 of what a configuration says, in one order of keys and without this number itself."""
+    others = {name: value for name, value in config[HASHES].items() if name != CONFIG}
+    return hashlib.sha256(json.dumps({**config, HASHES: others}, sort_keys=True).encode()).hexdigest()
+
+
+def read_pipeline(folder: Path) -> dict[str, Any]:
+    """`model_index.json` of a folder in the form of diffusers."""
+    return _read_json(folder / PIPELINE)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all, indented, keys in the order given."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return the state dict as it is written: as `dtype`, if one is given.
+
+    Raises:
+        UserError: A weight is too large for `dtype`, or `dtype` is not one of weights.
+    """
+    tensors = model.state_dict()
+    if dtype is None:
+        return tensors
+    check_finite(tensors, "weights")
+    return {name: _narrow(name, value, dtype) for name, value in tensors.items()}
+
+
+@torch.no_grad()
+def hold_in(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Hold a network's weights in `dtype`, if one is given; its tables of positions stay float32.
+
+    Raises:
+        UserError: A weight is too large for `dtype`, or `dtype` is not one of weights.
+    """
+    if dtype is not None:
+        for name, weight in model.named_parameters():
+            weight.data = _narrow(name, weight.data, dtype)
+
+
+def _narrow(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise UserError(f"dtype: must be float32, float16 or bfloat16, got {str(dtype).removeprefix('torch.')}")
+    narrow = value.to(dtype)
+    if not bool(narrow.isfinite().all()):
+        raise UserError(f"{name} is too large for {str(dtype).removeprefix('torch.')}; bfloat16 holds it")
+    return narrow
+
+
+@contextmanager
+def finished_by(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+    """`config.json`, by which a folder counts as whole, appears when the block ends well.
+
+    That of an older model in the folder goes first: no mixture of two is ever taken for a model.
+    """
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / UNFINISHED).touch()
+        (folder / CONFIG).unlink(missing_ok=True)
+        yield
+        write_json(folder / CONFIG, signed(folder, config))
+        (folder / UNFINISHED).unlink()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str | None = None) -> None:
+    """Write a safetensors file whole or not at all; `kind` marks the weights of a model folder of ours."""
+    # Without the format in its metadata, other libraries refuse the file.
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with written_whole(path) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt"} | ({_MARK: kind} if kind else {}))
+
+
+def refuse_part(path: Path) -> None:
+    """Refuse weights of a model folder of ours: alone they do not say how the model is used.
+
+    Raises:
+        UserError: The file has the mark of `write_tensors`.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            kind = (file.metadata() or {}).get(_MARK)
+    except (SafetensorError, OSError):
+        return  # not a safetensors file, or a damaged one, which its reader names
+    if kind:
+        raise UserError(
+            f"{path}: the weights of a vavae {kind}, which is incomplete without its {CONFIG}; name the whole folder"
+        )
+
+
+def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
+    """Load a state dict into a model, which may be on the meta device and is then brought to the CPU.
+
+    Every key must be there, fit, and be finite. Half-precision weights are widened, which loses nothing.
+
+    Raises:
+        UserError: Names missing and extra keys, wrong shapes, or non-finite weights.
+    """
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - expected.keys())
+    if missing or extra:
+        parts = [f"{word} {_few(keys)}" for word, keys in (("missing", missing), ("extra", extra)) if keys]
+        raise UserError(f"{source}: {'; '.join(parts)}")
+    check_tensors(tensors, source)
+    for name, value in tensors.items():
+        if value.shape != expected[name].shape:
+            raise UserError(f"{source}: {name} has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}")
+        if value.dtype == torch.float64:
+            raise UserError(f"{source}: {name} is float64, which float32 networks would round")
+    check_finite(tensors, source)
+    if next(model.parameters()).is_meta:
+        model.to_empty(device="cpu")
+    model.load_state_dict(tensors)
+
+
+def push(folder: Path, repo_id: str, private: bool, token: str | None, message: str) -> str:
+    """Upload a folder as a model repository of the hub, which is made if need be; returns its address.
+
+    Raises:
+        UserError: The hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, repo_type="model")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(f"{repo_id}: the hub refuses ({' '.join(str(error).split())[:200]})") from error
+    return str(address)
+
+
+def _few(keys: list[str], most: int = 5) -> str:
+    shown = ", ".join(keys[:most])
+    return f"{shown} and {len(keys) - most} more" if len(keys) > most else shown

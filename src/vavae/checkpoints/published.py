@@ -1,0 +1,287 @@
+"""Checkpoints as training code writes them -> the state dict of one network, and what was left out."""
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from vavae.checkpoints.reading import Placeholder
+from vavae.errors import UserError
+
+Kind = Literal["autoencoder", "transformer", "statistics"]
+# `auto`, `ema`, `model`, or the name of a set of weights in the file.
+Weights = str
+
+# Names of sets of averaged weights: ema, model_ema, state_dict_ema, params_ema, ema_0.9999, …
+_AVERAGED = re.compile(r"(^|[_.])(ema|emas|averaged?|swa|shadow)([_.\d]|$)", re.IGNORECASE)
+_NETWORK = re.compile(r"(^|\.)(encoder|decoder|x_embedder|blocks)\.")
+# What stands before these names stands before all names of a network.
+_FIRST = re.compile(r"^(.+\.)?(?:encoder\.conv_in|x_embedder\.proj)\.weight$")
+# LDM's averages are among the weights, under names without dots.
+_LDM_AVERAGE = re.compile(r"model_ema\.[^.]+$")
+_ASIDE = {
+    "opt": "state of the optimizer",
+    "optimizer": "state of the optimizer",
+    "optimizer_states": "state of the optimizers",
+    "lr_schedulers": "state of the learning-rate schedules",
+    "scaler": "state of the loss scaler",
+    "config": "recipe of the training run",
+    "args": "options of the training run",
+    "hyper_parameters": "options of the training run",
+    "callbacks": "state of the trainer",
+    "loops": "state of the trainer",
+}
+# What tokenizer training adds to an autoencoder.
+_TRAINING_ONLY = {
+    "loss.": "discriminator and perceptual network, used in training only",
+    "foundation_model.": "frozen teacher, used in training only",
+    "linear_proj.": "projection to the teacher's features, used in training only",
+}
+_WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_checkpoint_wrapped_module)\.")
+
+
+@dataclass(frozen=True)
+class LeftAside:
+    """A part of a checkpoint or configuration that was not taken over.
+
+    Attributes:
+        what: Its name, or the prefix of its names with a `*`.
+        count: How many entries.
+        why: The reason.
+    """
+
+    what: str
+    count: int
+    why: str
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What was taken from a checkpoint.
+
+    Attributes:
+        source: File or folder.
+        what: The network, in words.
+        tensors: How many tensors were loaded.
+        parameters: How many numbers they hold.
+        weights: Name of the set of weights; empty if the file is one.
+        notes: What was changed on the way.
+        left_aside: What was not loaded, and why.
+    """
+
+    source: str
+    what: str
+    tensors: int
+    parameters: int
+    weights: str = ""
+    notes: tuple[str, ...] = ()
+    left_aside: tuple[LeftAside, ...] = ()
+
+    def __str__(self) -> str:
+        chosen = f" from '{self.weights}'" if self.weights else ""
+        lines = [self.what, f"{self.tensors} tensors, {self.parameters:,} numbers loaded{chosen}", *self.notes]
+        return "\n".join([f"{self.source}:", *indented([*lines, *left_out(self.left_aside)])])
+
+
+def left_out(parts: Iterable[LeftAside]) -> list[str]:
+    """Return one text for each reason, with all that was left out for it."""
+    reasons: dict[str, list[str]] = {}
+    for part in parts:
+        reasons.setdefault(part.why, []).append(f"{part.what} ({part.count})" if part.count > 1 else part.what)
+    return [f"left out {', '.join(names)}: {why}" for why, names in reasons.items()]
+
+
+def indented(texts: Iterable[str], width: int = 80) -> list[str]:
+    """Return lines of at most `width` characters, two spaces in and further lines of a text six."""
+    wrap = partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
+    return [line for text in texts for line in wrap(text, initial_indent="  ", subsequent_indent="      ")]
+
+
+@dataclass(frozen=True, eq=False)
+class Unwrapped:
+    """One network's tensors out of a checkpoint.
+
+    Attributes:
+        kind: What network, or statistics of latents.
+        tensors: Its tensors under clean names.
+        weights: Name of the set of weights; empty if the file is one.
+        training: The training configuration in the checkpoint, in the sections of LightningDiT's.
+        left_aside: What is not part of the network.
+        extra: Tensors among `left_aside` that training can go on from: discriminator and projection.
+    """
+
+    kind: Kind
+    tensors: dict[str, Tensor]
+    weights: str
+    training: Mapping[str, Any]
+    left_aside: tuple[LeftAside, ...]
+    extra: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class _Set:
+    """One set of weights in a checkpoint; its label is empty if the file is one set."""
+
+    label: str
+    averaged: bool
+    tensors: dict[str, Any]
+    rest: tuple[LeftAside, ...] = ()
+
+
+def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwrapped:
+    """Find the network in what a checkpoint file holds.
+
+    A set of weights is the file itself, or a dictionary in it that holds names of our networks. Wrappers' prefixes
+    (`module.`, `_orig_mod.`) and one prefix before the whole network (`model.`, `first_stage_model.`) are removed.
+
+    Args:
+        content: What `read_checkpoint` returned.
+        source: The file, for messages.
+        weights: `auto` prefers averaged weights, `ema` and `model` insist on averaged or plain ones; else the name
+            of a set.
+
+    Raises:
+        UserError: There is no such set, or it is not one of our networks.
+    """
+    if not isinstance(content, Mapping):
+        what = content.path if isinstance(content, Placeholder) else type(content).__name__
+        raise UserError(f"{source}: holds a {what}, not a dictionary of tensors")
+    sets = _sets(content, source)
+    chosen = _choose(sets, source, weights)
+    aside = [
+        LeftAside(other.label, 1, "averaged weights" if other.averaged else "weights that are not averaged")
+        for other in sets
+        if other is not chosen
+    ]
+    labels = {_top(each.label) for each in sets}
+    if _top(chosen.label) in content:
+        aside += [LeftAside(str(k), 1, _reason(str(k), value)) for k, value in content.items() if k not in labels]
+    aside += chosen.rest
+    tensors, extra = dict(chosen.tensors), dict[str, Tensor]()
+    for prefix, why in _TRAINING_ONLY.items():
+        names = [name for name in tensors if name.startswith(prefix)]
+        if names:
+            aside.append(LeftAside(f"{prefix}*", len(names), why))
+            extra |= {name: tensors.pop(name) for name in names}
+    kept = {name: value for name, value in extra.items() if not name.startswith("foundation_model.")}
+    return Unwrapped(_kind(tensors, source), tensors, chosen.label, _training(content), tuple(aside), kept)
+
+
+def _top(label: str) -> str:
+    return label.split(":")[0]
+
+
+def _reason(key: str, value: Any) -> str:
+    if _AVERAGED.search(key) and not isinstance(value, int | float):
+        return "averaged weights without the names of the network"
+    return _ASIDE.get(key, "not weights")
+
+
+def _sets(content: Mapping[Any, Any], source: str | Path) -> list[_Set]:
+    """Return all sets of weights of a file, in its order."""
+    found = {
+        str(key): value
+        for key, value in content.items()
+        if isinstance(value, Mapping) and any(_NETWORK.search(str(name)) for name in value)
+    }
+    return [each for label, state in (found or {"": content}).items() for each in _split(label, state, source)]
+
+
+def _split(label: str, state: Mapping[Any, Any], source: str | Path) -> list[_Set]:
+    """Split one dictionary into sets: plain weights and LDM's averages, each by the prefixes before whole networks."""
+    tensors = _clean_names(state, source)
+    flat, rest = {name: tensors.pop(name) for name in list(tensors) if _LDM_AVERAGE.match(name)}, []
+    averages = _ldm_averages(flat, tensors, source)
+    if flat and not averages:
+        rest = [LeftAside("model_ema.*", len(flat), "averages of another network")]
+    versions = [(label, tensors)] + ([(f"{label}:model_ema".removeprefix(":"), tensors | averages)] if averages else [])
+    prefixes = [found[1] or "" for name in tensors if (found := _FIRST.match(name))] or [""]
+    several = len(versions) > 1 or len(prefixes) > 1
+    sets = []
+    for version, every in versions:
+        for prefix in prefixes:
+            others = tuple(other for other in prefixes if other and other != prefix)
+            inside = {k.removeprefix(prefix): v for k, v in every.items() if k.startswith(prefix)}
+            inside = inside if prefix else {k: v for k, v in inside.items() if not k.startswith(others)}
+            outside = [k.split(".")[0] for k in every if not k.startswith((prefix, *others))]
+            parts = [LeftAside(f"{k}.*", outside.count(k), "not part of the network") for k in dict.fromkeys(outside)]
+            name = ":".join(part for part in (version, prefix.removesuffix(".") if len(prefixes) > 1 else "") if part)
+            name = name or ("weights" if several else "")
+            sets.append(_Set(name, bool(_AVERAGED.search(name)), inside, (*rest, *parts)))
+    return sets
+
+
+def _ldm_averages(flat: Mapping[str, Any], tensors: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Return LDM's averages under the names of `tensors`; empty if they are of another network."""
+    names = {name.replace(".", ""): name for name in tensors}
+    given = {name.removeprefix("model_ema."): value for name, value in flat.items()}
+    averages = {names[name]: value for name, value in given.items() if name in names}
+    unknown = sorted(given.keys() - names.keys() - {"decay", "num_updates"})
+    if averages and (unknown or len(names) < len(tensors)):
+        raise UserError(f"{source}: the names of its averages do not fit its weights: {', '.join(unknown[:5])}")
+    return averages
+
+
+def _choose(sets: list[_Set], source: str | Path, weights: Weights) -> _Set:
+    known = ", ".join(each.label for each in sets)
+    if weights == "ema" and sets[0].label == "":
+        raise UserError(f"{source}: holds no averaged weights ('ema')")
+    if weights in ("auto", "model", "ema"):
+        wanted = [each for each in sets if weights == "auto" or each.averaged == (weights == "ema")]
+        wanted.sort(key=lambda each: not each.averaged)
+    else:
+        wanted = [each for each in sets if each.label == weights]
+    if not wanted:
+        raise UserError(f"{source}: holds no '{weights}' weights, only {known or 'one set'}")
+    return wanted[0]
+
+
+def _training(content: Mapping[Any, Any]) -> Mapping[str, Any]:
+    """Return the training configuration in a checkpoint.
+
+    LightningDiT's `config` is returned as it is; of flat options, such as the `args` of SiT and DiT, path and
+    prediction are put into its section `transport`.
+    """
+    for key in ("config", "args", "hyper_parameters"):
+        options = content.get(key)
+        options = options.values if isinstance(options, Placeholder) else options
+        if not isinstance(options, Mapping) or not options:
+            continue
+        if any(isinstance(options.get(name), Mapping) for name in ("model", "data", "transport", "sample")):
+            return options
+        transport = {name: options[name] for name in ("path_type", "prediction") if name in options}
+        return {"args": options} | ({"transport": transport} if transport else {})
+    return {}
+
+
+def _clean_names(state: Mapping[Any, Any], source: str | Path) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
+    for full, value in state.items():
+        name = str(full)
+        while True:
+            shorter = _WRAPPERS.sub(r"\1", name.removeprefix("module."))
+            if shorter == name:
+                break
+            name = shorter
+        if name in tensors:
+            raise UserError(f"{source}: holds {name} twice, under several prefixes")
+        tensors[name] = value
+    return tensors
+
+
+def _kind(tensors: Mapping[str, Any], source: str | Path) -> Kind:
+    if any(name.startswith(("encoder.", "decoder.")) for name in tensors):
+        return "autoencoder"
+    if any(name.startswith(("x_embedder.", "blocks.")) for name in tensors):
+        return "transformer"
+    if {"mean", "std"} <= tensors.keys() and len(tensors) <= 3:
+        return "statistics"
+    names = ", ".join(sorted({name.split(".")[0] for name in tensors})[:5]) or "nothing"
+    if tensors and not any(isinstance(value, Tensor) for value in tensors.values()):
+        raise UserError(f"{source}: holds no weights of a network, only {names}")
+    raise UserError(f"{source}: holds neither an autoencoder nor a LightningDiT; its names begin with {names}")

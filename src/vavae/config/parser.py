@@ -1,0 +1,226 @@
+"""Recipes: YAML files and command-line options -> trees of frozen dataclasses.
+
+A recipe is the YAML form of one command's `Config` dataclass. Options on the command line win over the
+recipe, the recipe wins over the defaults. Types, defaults and help come from the dataclasses alone.
+"""
+
+import dataclasses
+import enum
+import json
+import math
+import re
+from argparse import ArgumentError
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+
+from vavae.config.messages import alternatives, check_keys, explain, fields_of
+from vavae.errors import UserError, one_line
+from vavae.io.yaml_files import dump_yaml, parse_yaml, read_yaml
+
+C = TypeVar("C")
+_MODE = "vavae"  # of the parser: our reader of YAML
+_PRINT = "--print_config"
+_PARSING = (ArgumentError, yaml.YAMLError, TypeError, ValueError)
+
+
+def _parser(config_class: type, prog: str, description: str, positionals: Sequence[str] = ()) -> Any:
+    from jsonargparse import ArgumentParser, _loaders_dumpers, set_loader
+
+    # Options and the texts in a recipe are YAML too. For single numbers the parser uses its own loader in every mode.
+    set_loader(_MODE, parse_yaml, (yaml.YAMLError,))
+    _loaders_dumpers.yaml_load = parse_yaml
+    names = {"config": "RECIPE"}
+    more = {name: " ..." for name in positionals if name.endswith("+")}
+    leading = "".join(f"[{names.get(p, p.rstrip('+').upper())}{more.get(p, '')}] " for p in positionals)
+    # The options are listed below with their help; a second list of them in the usage line helps nobody.
+    usage = f"{prog} {leading}[--key value ...]"
+    parser = ArgumentParser(
+        prog=prog,
+        usage=usage,
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        parser_mode=_MODE,
+    )
+    parser.add_argument("--config", metavar="RECIPE", help="A recipe: YAML with any of these keys.")
+    parser.add_argument(_PRINT, action="store_true", help="Print the resolved recipe and exit.")
+    parser.add_class_arguments(config_class)
+    return parser
+
+
+def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
+    """`--compare` alone means `--compare true`."""
+    switches = {f"--{name}" for name, kind in fields_of(config_class).items() if bool in alternatives(kind)}
+    completed = []
+    for option, following in zip(options, [*options, "--"][1:], strict=True):
+        completed.append(option)
+        if option in switches and following.startswith("-"):
+            completed.append("true")
+    return completed
+
+
+def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
+    """`--labels 3` means `--labels [3]`, and `--labels 3,4` means `--labels [3,4]`; free text may hold commas.
+
+    In a list of numbers and names, as in `--labels cat,3`, what is no whole number is a name.
+    Where one number has a meaning of its own, as in `--data.size 256`, it stays one.
+    """
+    known = fields_of(config_class)
+    numbers = {f"--{name}" for name, kind in known.items() if int in alternatives(kind)}
+    lists = {
+        f"--{name}": alternatives(get_args(one)[0])
+        for name, kind in known.items()
+        for one in alternatives(kind)
+        if get_origin(one) in (list, tuple)
+    }
+
+    def bracketed(option: str, value: str) -> str:
+        if option not in lists or value.lstrip().startswith("[") or value in ("", "null"):
+            return value
+        if option in numbers and "," not in value:
+            return value
+        if str not in lists[option]:
+            return f"[{value}]"
+        if int not in lists[option]:
+            return json.dumps([value], ensure_ascii=False)
+        parts = [part.strip() for part in value.split(",")]
+        items = [p if re.fullmatch(r"[+-]?[0-9]+", p) else json.dumps(p, ensure_ascii=False) for p in parts if p]
+        return f"[{', '.join(items)}]"
+
+    completed: list[str] = []
+    for before, option in pairwise(["", *options]):
+        name, equals, value = option.partition("=")
+        if option.startswith("--"):
+            completed.append(f"{name}={bracketed(name, value)}" if equals else option)
+        else:
+            completed.append(bracketed(before, option))
+    return completed
+
+
+def _split(options: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the recipes among `options`, and all other options."""
+    recipes, others = [], []
+    remaining = iter(options)
+    for option in remaining:
+        name, equals, value = option.partition("=")
+        if name != "--config":
+            others.append(option)
+        elif path := value if equals else next(remaining, ""):
+            recipes.append(Path(path))
+        else:
+            raise UserError("--config: expected the path of a recipe; got nothing")
+    return recipes, others
+
+
+def _check_numbers(values: Iterable[tuple[str, Any]]) -> None:
+    """Refuse numbers that tensors and files cannot hold.
+
+    Raises:
+        UserError: A number is infinite, not a number, or a whole number of more than 64 bits.
+    """
+    for key, value in values:
+        if isinstance(value, list | tuple):
+            _check_numbers((key, item) for item in value)
+        elif isinstance(value, Mapping):
+            _check_numbers((f"{key}.{name}", item) for name, item in value.items())
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise UserError(f"{key} must fit in 64 bits, got a whole number of {value.bit_length()} bits")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}: {value} is not a finite number")
+
+
+def _built(config_class: type[C], parser: Any, parsed: Any) -> C:
+    _check_numbers(parsed.items())
+    built = parser.instantiate(parsed)
+    return config_class(**{f.name: getattr(built, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+
+
+def parse_command_line(
+    config_class: type[C],
+    arguments: Sequence[str],
+    prog: str,
+    description: str = "",
+    positionals: Sequence[str] = ("config",),
+) -> C:
+    """Build `config_class` from command-line `arguments`.
+
+    Arguments that stand before the first option are taken as the options `positionals`, in order, so that
+    `vavae train-tokenizer recipe.yaml --seed 1` reads well. A last name ending in `+` takes all the rest.
+
+    Raises:
+        UserError: An unknown key, a value of the wrong type, a recipe that cannot be read; the message names it.
+        SystemExit: After `--help` and `--print_config`, with code 0.
+    """
+    arguments = list(arguments)
+    leading = next((i for i, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    words = arguments[:leading]
+    if len(words) > len(positionals) and not positionals[-1].endswith("+"):
+        raise UserError(f"unexpected argument '{words[len(positionals)]}'; see '{prog} --help'")
+    named = []
+    for i, name in enumerate(positionals[: len(words)]):
+        # A list is given whole: the parser appends with `--name+` to lists, not to tuples.
+        named += (
+            [f"--{name[:-1]}", json.dumps(words[i:], ensure_ascii=False)]
+            if name.endswith("+")
+            else [f"--{name}", words[i]]
+        )
+    options = _with_brackets(config_class, _with_flag_values(config_class, arguments[leading:]))
+    recipes, options = _split([*named, *options])
+    parser = _parser(config_class, prog, description, positionals)
+    parsed, source = None, ""
+    try:
+        for path in recipes:
+            values, source = read_yaml(path), f"{path}: "
+            check_keys(values, config_class, source, prog)
+            parsed = parser.parse_object(values, parsed)
+        source = ""
+        config = _built(config_class, parser, parser.parse_args([o for o in options if o != _PRINT], parsed))
+    except _PARSING as error:
+        raise UserError(source + explain(one_line(error), config_class, prog)) from error
+    if _PRINT in options:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def load_recipe(config_class: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
+    """Read the recipe at `path` into `config_class`; `overrides` are options as on the command line."""
+    return parse_command_line(config_class, ["--config", str(path), *overrides], prog=str(path))
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, tuples, paths and enums -> what YAML and JSON can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved recipe: every key with its value, in the order of the dataclass."""
+    return dump_yaml(to_plain(config))
+
+
+def from_plain(config_class: type[C], values: Mapping[str, Any]) -> C:
+    """The inverse of `to_plain`, with the checks of the command line.
+
+    Raises:
+        UserError: Unknown key or wrong type, named in the message.
+    """
+    name = config_class.__name__
+    parser = _parser(config_class, prog=name, description="")
+    try:
+        return _built(config_class, parser, parser.parse_object(dict(values)))
+    except _PARSING as error:
+        raise UserError(f"{name}: {explain(one_line(error), config_class, name)}") from error

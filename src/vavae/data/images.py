@@ -1,0 +1,235 @@
+"""The images a stage works on, from a recipe."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vavae import rng
+from vavae.config.image_size import Size, as_size, sides, written
+from vavae.data import ImageSource, has_part, open_images
+from vavae.data.found import Found, classes_text, describe
+from vavae.errors import UserError
+from vavae.io.files import read_json_object, written_whole
+
+Split = Literal["train", "test"]
+
+# What `report` has printed, within `printed_once`.
+_printed: ContextVar[set[str] | None] = ContextVar("printed", default=None)
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Which images, at which size.
+
+    Attributes:
+        images: A folder (one sub-folder per class, or none), `webdataset:` and tar shards (`shards-{000..123}.tar`,
+            `shards-*.tar` or a folder; paths or what fsspec opens), `hf:` and a data set on the hub
+            (`owner/name:config@revision`) or its folder, `demo` (embedded) or `cifar10` (an asset).
+        size: Of the images, in pixels: one number for squares, or [height, width]. An image is scaled until it just
+            covers that, and what stands out on two sides is cut off.
+        crop: `center` as for extraction and evaluation; `random` as in the published tokenizer training.
+        flip: Mirror images at random in training.
+        limit: Use at most this many images, spread evenly over the source; null uses all.
+        holdout: Share of the images kept for testing, where they have no test part of their own; 0 tests on the
+            training images.
+        workers: Threads that decode images; 0 decodes in the main thread.
+        check: What is looked at before the first use, to leave out images that cannot be read: `decode` reads each
+            whole, once; `header` reads only beginnings, for sets of millions known to be sound, where a truncated
+            image ends the run when its turn comes.
+        image_column: Column of the images of `hf:`, or part of their ending in shards (`left` for 1.left.png); null
+            looks for it.
+        label_column: Column of the labels of `hf:`, or in shards part of their ending or their key in JSON; `none`
+            takes no labels, null looks for them.
+        gray_range: The gray values that become black and white, as [0, 4095], for gray images of 16 bits or of 32-bit
+            numbers. null takes 16-bit values from 0 to 65535 and leaves out images of 32-bit numbers.
+    """
+
+    images: str = "demo"
+    size: Size = 256
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    limit: int | None = None
+    holdout: float = 0.0
+    workers: int = 4
+    check: Literal["decode", "header"] = "decode"
+    image_column: str | None = None
+    label_column: str | None = None
+    gray_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", as_size("size", self.size))
+        if min(sides(self.size)) < 8:
+            raise UserError(f"size: images of {written(self.size)} pixels are too small; at least 8")
+        if not 0.0 <= self.holdout < 1.0:
+            raise UserError(f"holdout: {self.holdout} is not a share in [0, 1)")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit: {self.limit} is not positive")
+        if self.workers < 0:
+            raise UserError(f"workers: {self.workers} threads cannot be; 0 is none beside the main one")
+        if self.gray_range is not None and not -math.inf < self.gray_range[0] < self.gray_range[1] < math.inf:
+            raise UserError(f"gray_range must be [black, white] with black < white, got {list(self.gray_range)}")
+
+    def latent_size(self, factor: int) -> tuple[int, int]:
+        """Height and width of the latents of a tokenizer with this factor.
+
+        Raises:
+            UserError: The factor does not divide the size.
+        """
+        height, width = sides(self.size)
+        if height % factor or width % factor:
+            raise UserError(f"data.size: {written(self.size)} is no multiple of the tokenizer's factor {factor}")
+        return height // factor, width // factor
+
+    def open(self, split: Split, folder: Path | None = None, what: str = "images") -> ImageSource:
+        """Open the images of a split and say what was found.
+
+        Args:
+            split: Which part.
+            folder: Run folder, for `images.json` and, if images cannot be read, `unreadable.txt`.
+            what: What the images are called there; only "images" have an `unreadable.txt`.
+
+        Raises:
+            UserError: The images cannot be opened, or none are left.
+        """
+        names = folder / "unreadable.txt" if folder is not None and what == "images" else None
+        has_test = has_part(self.images, "test")
+        held_out = self.holdout > 0 and not has_test
+        part: Split = "train" if held_out else split
+        columns = self.image_column, self.label_column
+        source = open_images(self.images, part, names, self.check, *columns, self.gray_range)
+        if source.found.passed_over.get("unreadable"):
+            name, reason = source.unreadable[0]  # type: ignore[attr-defined]
+            more = f"; all are in {names}" if names is not None else ""
+            source = _noted(source, f"unreadable: {name}: {reason}{more}")
+        if held_out:
+            # The split depends on the number of images alone, so that both parts agree on it in every run.
+            order = rng.permutation(0, "holdout", len(source)).numpy()
+            held = max(1, round(len(source) * self.holdout))
+            kept = np.sort(order[:held] if split == "test" else order[held:])
+            source = Selection(source, kept, f"{len(kept):,} of {len(source):,} images, by data.holdout {self.holdout}")
+        elif split == "test" and not has_test:
+            source = _noted(source, "no test part: training and test images are the same (data.holdout keeps some)")
+        if self.limit is not None and len(source) > self.limit:
+            chosen = spread(self.limit, len(source)).numpy()
+            source = Selection(source, chosen, f"{self.limit:,} of {len(source):,} images, by data.limit")
+        if len(source) == 0:
+            raise UserError(f"{self.images}: no images are left for {split}; give more images or a smaller holdout")
+        report(what, len(source), source.class_names, source.found, folder)
+        return source
+
+
+def report(what: str, count: int, class_names: Sequence[str], found: Found, folder: Path | None = None) -> None:
+    """Print what a set of images or latents is, and note it under `what` in `images.json` of `folder`."""
+    text = describe(what, count, class_names, found)
+    printed = _printed.get()
+    if printed is None or text not in printed:
+        print(text, flush=True)
+    if printed is not None:
+        printed.add(text)
+    if folder is not None:
+        note(folder / "images.json", what, count, class_names, found)
+
+
+def note(path: Path, what: str, count: int, class_names: Sequence[str], found: Found) -> None:
+    """Note what a set of images is under `what` in a file of JSON."""
+    try:
+        former = read_json_object(path)
+    except (OSError, UserError):
+        former = {}
+    entry = {
+        "images": count,
+        "from": found.where,
+        "passed_over": dict(found.passed_over),
+        "notes": found.notes,
+        "classes": class_names,
+    }
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps({**former, what: entry}, indent=1) + "\n")
+
+
+@contextmanager
+def printed_once() -> Iterator[None]:
+    """Print what is equal only once in the block: a command of several stages opens its images in each."""
+    token = _printed.set(set())
+    try:
+        yield
+    finally:
+        _printed.reset(token)
+
+
+def check_same_classes(train: ImageSource, test: ImageSource) -> None:
+    """Refuse parts of a set whose labels mean different things, for commands that measure labels.
+
+    Raises:
+        UserError: Their classes differ.
+    """
+    if train.class_names != test.class_names:
+        raise UserError(
+            f"images: the training part is {classes_text(train.class_names)} and the test part "
+            f"{classes_text(test.class_names)}: give both the same class folders, or name the training part alone and "
+            "keep some of it for testing (data.holdout)"
+        )
+
+
+def _noted(source: ImageSource, text: str) -> ImageSource:
+    source.found = replace(source.found, notes=(*source.found.notes, text))
+    return source
+
+
+class Selection:
+    """Some images of a source, in a given order.
+
+    Args:
+        source: The images.
+        indices: (N,) which of them.
+        reason: Why not all of them; null where that is not to be noted.
+    """
+
+    def __init__(self, source: ImageSource, indices: np.ndarray, reason: str | None = None) -> None:
+        self.source = source
+        notes = source.found.notes if reason is None else (*source.found.notes, reason)
+        self.found = replace(source.found, notes=notes)
+        self.indices = indices
+        self.name = source.name
+        self.class_names = source.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return self.source.num_classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Image.Image:
+        return self.source.image(int(self.indices[index]))
+
+    def label(self, index: int) -> int:
+        return self.source.label(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
+
+
+def spread(count: int, length: int) -> torch.Tensor:
+    """`count` of the numbers 0 … `length` − 1, evenly apart: some of every class where they lie in its order."""
+    return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()
+
+
+def evenly(count: int, source: ImageSource) -> list[int]:
+    """At most `count` indices that take turns over the classes: 0 of class a, 0 of class b, …, 1 of class a, …"""
+    labels = np.array([source.label(i) for i in range(len(source))])
+    turn = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange(int((labels == label).sum()))
+    order = np.lexsort((labels, turn))
+    return [int(i) for i in torch.from_numpy(order[:count])]

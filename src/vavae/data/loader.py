@@ -1,0 +1,215 @@
+"""The order in which training sees images, and the threads that fetch them ahead of time.
+
+The clock is the position: the number of images seen. Position p is image `permutation(epoch)[p % length]` of
+epoch p // length, whatever the number of processes, the batch size, or the moments at which a run was stopped.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from vavae import rng
+from vavae.errors import UserError
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+
+class IndexStream:
+    """An endless, shuffled order of images as a pure function of (seed, position).
+
+    Every epoch visits each image once; its order is a permutation that depends on the seed and the epoch. All
+    processes see one global order and each takes its own slice of a batch.
+
+    Args:
+        length: Number of images.
+        seed: Seed of the run.
+        start: Position at which iteration begins, that is, images already seen.
+        rank: This process, in [0, world).
+        world: Number of processes.
+    """
+
+    def __init__(self, length: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        if length < 1:
+            raise UserError("the data set is empty")
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} of {world}")
+        if start < 0:
+            raise ValueError(f"start {start} is negative")
+        self.length = length
+        self.seed = seed
+        self.start = start
+        self.rank = rank
+        self.world = world
+        self._orders: dict[int, Tensor] = {}
+
+    def _order(self, epoch: int) -> Tensor:
+        order = self._orders.get(epoch)
+        if order is None:
+            order = rng.permutation(self.seed, f"epoch {epoch}", self.length)
+            # Batches move on through the epochs: the one before may be needed once more, older ones are not.
+            newest = sorted(self._orders.items())[-1:]
+            self._orders = dict([*newest, (epoch, order)])
+        return order
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Image indices at the given positions, (N,) int64 -> (N,) int64."""
+        indices = torch.empty_like(positions)
+        epochs = torch.div(positions, self.length, rounding_mode="floor")
+        for epoch in epochs.unique().tolist():
+            here = epochs == epoch
+            indices[here] = self._order(epoch)[positions[here] - epoch * self.length]
+        return indices
+
+    def batch(self, position: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """This process's share of the batch that begins at `position`.
+
+        Args:
+            position: Global position of the batch's first image.
+            batch_size: Size of the batch over all processes.
+
+        Returns:
+            (image_indices, positions), both (batch_size / world,) int64.
+
+        Raises:
+            UserError: The batch cannot be divided evenly over the processes.
+        """
+        if batch_size < 1 or batch_size % self.world:
+            raise UserError(f"batch_size {batch_size} cannot be divided evenly over {self.world} processes")
+        share = batch_size // self.world
+        first = position + self.rank * share
+        positions = torch.arange(first, first + share, dtype=torch.int64)
+        return self.at(positions), positions
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Endless batches from `start` on; see `batch`."""
+        position = self.start
+        while True:
+            yield self.batch(position, batch_size)
+            position += batch_size
+
+
+@dataclass(frozen=True)
+class Batch(Generic[T]):
+    """What `BatchLoader` yields.
+
+    Attributes:
+        position: Global position of the batch's first image.
+        indices: Indices of this process's images, (B,) int64.
+        positions: Global positions of this process's images, (B,) int64; they seed whatever is random about them.
+        data: What the loading function returned.
+    """
+
+    position: int
+    indices: Tensor
+    positions: Tensor
+    data: T
+
+
+class BatchLoader(Generic[T]):
+    """Loads the batches of an `IndexStream` in background threads and yields them in order.
+
+    Threads suffice, since decoding and resizing in Pillow and copying in torch release the interpreter's lock.
+    An error of the loading function is raised where its batch would have been yielded. Use as a context manager,
+    or call `close`.
+
+    Args:
+        stream: The data order; loading begins at `stream.start`.
+        load: (indices, positions) -> data; called from several threads at once.
+        batch_size: Size of a batch over all processes.
+        workers: Number of threads; 0 loads in the calling thread.
+        prefetch: Number of batches held ready or in the making, at least 1; null is four, or one for each worker.
+    """
+
+    def __init__(
+        self,
+        stream: IndexStream,
+        load: Callable[[Tensor, Tensor], T],
+        batch_size: int,
+        workers: int = 2,
+        prefetch: int | None = None,
+    ) -> None:
+        prefetch = max(4, workers) if prefetch is None else prefetch
+        if workers < 0 or prefetch < 1:
+            raise ValueError(f"workers {workers}, prefetch {prefetch}")
+        stream.batch(stream.start, batch_size)  # refuse a bad batch size here, not in a thread
+        self._stream = stream
+        self._load = load
+        self._batch_size = batch_size
+        self._next = stream.start
+        self._prefetch = prefetch
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batch") if workers else None
+        self._waiting: deque[Future[Batch[T]]] = deque()
+        self._closed = False
+
+    def _make(self, position: int, indices: Tensor, positions: Tensor) -> Batch[T]:
+        return Batch(position, indices, positions, self._load(indices, positions))
+
+    def __iter__(self) -> Iterator[Batch[T]]:
+        return self
+
+    def __next__(self) -> Batch[T]:
+        if self._closed:
+            raise StopIteration
+        if self._pool is None:
+            position = self._take_position()
+            return self._make(position, *self._stream.batch(position, self._batch_size))
+        while len(self._waiting) < self._prefetch:
+            position = self._take_position()
+            indices, positions = self._stream.batch(position, self._batch_size)
+            self._waiting.append(self._pool.submit(self._make, position, indices, positions))
+        return self._waiting.popleft().result()
+
+    def _take_position(self) -> int:
+        position = self._next
+        self._next += self._batch_size
+        return position
+
+    def close(self) -> None:
+        """Drop what has not been started and wait for what has."""
+        self._closed = True
+        self._waiting.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def loaded_ahead(parts: Iterable[P], load: Callable[[P], T], workers: int) -> Generator[tuple[P, T], None, None]:
+    """(part, load(part)) for each part, in order, loaded by threads while the caller works on those before.
+
+    Parts are taken as they are needed, so there may be any number of them.
+
+    Args:
+        parts: What to load, such as the indices of a batch.
+        load: Called from several threads at once. Its error is raised where its part would have been yielded.
+        workers: Number of threads, each with one part ahead; 0 loads in the calling thread.
+    """
+    if workers == 0:
+        yield from ((part, load(part)) for part in parts)
+        return
+    waiting: deque[tuple[P, Future[T]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="load")
+    try:
+        for part in parts:
+            waiting.append((part, pool.submit(load, part)))
+            if len(waiting) > workers:
+                first, result = waiting.popleft()
+                yield first, result.result()
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, result.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

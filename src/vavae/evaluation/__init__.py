@@ -1,0 +1,1 @@
+"""Measure tokenizers and generators: features, protocols, records."""

@@ -1,0 +1,134 @@
+"""Numbers of two evaluations side by side, if they were measured alike."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vavae.config.image_size import written
+from vavae.errors import UserError
+from vavae.evaluation.table import telling_columns, telling_names, wide_console
+from vavae.metrics import MetricRecord
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two records of one metric.
+
+    Attributes:
+        first: From the first file.
+        second: From the second file.
+        obstacles: Fields of the protocol in which they differ and must not.
+    """
+
+    first: MetricRecord
+    second: MetricRecord
+    obstacles: tuple[str, ...]
+
+    @property
+    def difference(self) -> float:
+        """Second minus first."""
+        return self.second.value - self.first.value
+
+    def reasons(self) -> list[str]:
+        """One line for each obstacle: the field and both of its values."""
+        return [f"{name}: {_stated(self.first, name)} against {_stated(self.second, name)}" for name in self.obstacles]
+
+
+def _stated(record: MetricRecord, name: str) -> str:
+    value = getattr(record.protocol, name)
+    if name.endswith("_hash") and value is not None:
+        return value[:12]
+    if name == "image_size" and isinstance(value, tuple):
+        return written(value)
+    return "not stated" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def read_records(path: str | Path) -> list[MetricRecord]:
+    """Records that `vavae evaluate --output` wrote.
+
+    Raises:
+        UserError: No such file, or it holds something else.
+    """
+    try:
+        plain = json.loads(Path(path).read_text())
+        return [MetricRecord.from_dict(entry) for entry in plain]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
+        raise UserError(f"{path}: holds no records of 'vavae evaluate' ({type(error).__name__}: {error})") from error
+
+
+def pair_records(first: Sequence[MetricRecord], second: Sequence[MetricRecord]) -> list[Comparison]:
+    """Pair records of equal name, those with the fewest obstacles first; each enters one pair.
+
+    So of several guidance scales, or several networks, in both files, like meets like.
+    """
+    candidates = [
+        (len(obstacles), i, j, obstacles)
+        for i, a in enumerate(first)
+        for j, b in enumerate(second)
+        if a.name == b.name
+        for obstacles in [a.obstacles(b)]
+    ]
+    taken: dict[int, Comparison] = {}
+    used: set[int] = set()
+    for _, i, j, obstacles in sorted(candidates, key=lambda candidate: candidate[:3]):
+        if i not in taken and j not in used:
+            taken[i] = Comparison(first[i], second[j], tuple(obstacles))
+            used.add(j)
+    return [taken[i] for i in sorted(taken)]
+
+
+def compare_files(first: str | Path, second: str | Path, force: bool = False) -> list[Comparison]:
+    """Pair the records of two files.
+
+    Args:
+        first: JSON file of records.
+        second: JSON file of records.
+        force: Compare numbers of unlike protocols too.
+
+    Raises:
+        UserError: The files share no metric, or, without `force`, the protocols of a pair differ; the message
+            names every field with both of its values.
+    """
+    pairs = pair_records(read_records(first), read_records(second))
+    if not pairs:
+        raise UserError(f"{first} and {second} share no metric")
+    if not force and any(pair.obstacles for pair in pairs):
+        named: dict[str, list[str]] = {}
+        for pair in pairs:
+            for reason in pair.reasons():
+                named.setdefault(reason, []).append(pair.first.name)
+        listed = "; ".join(f"{reason} ({', '.join(dict.fromkeys(names))})" for reason, names in named.items())
+        raise UserError(f"{first} and {second} were not measured alike: {listed}. --force compares them all the same")
+    return pairs
+
+
+def print_comparison(pairs: Sequence[Comparison], first: str, second: str) -> None:
+    """A table of both numbers and their difference, and below it what differs in the protocols.
+
+    Columns are named by what tells the paths apart; what tells rows of one name apart has columns of its own.
+    """
+    from rich.table import Table
+
+    names = telling_names([first, second])
+    shown = telling_columns([pair.first for pair in pairs])
+    table = Table(box=None, pad_edge=False)
+    for heading in ("metric", *shown):
+        table.add_column(heading, overflow="fold")  # in a narrow terminal nothing is cut off
+    for heading in (names[first].removesuffix(".json"), names[second].removesuffix(".json"), "difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for row, pair in enumerate(pairs):
+        higher = pair.first.higher_is_better
+        verdict = ""
+        if higher is not None and pair.difference != 0:
+            verdict = "better" if (pair.difference > 0) == higher else "worse"
+        values = (f"{pair.first.value:.4f}", f"{pair.second.value:.4f}", f"{pair.difference:+.4f}")
+        told = (cells[row] for cells in shown.values())
+        table.add_row(pair.first.name, *told, *values, "not alike" if pair.obstacles else verdict)
+    console = wide_console()
+    console.print(table)
+    for reason in dict.fromkeys(reason for pair in pairs for reason in pair.reasons()):
+        console.print(f"differs: {reason}")

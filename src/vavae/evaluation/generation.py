@@ -1,0 +1,425 @@
+"""How generated images compare with real ones: FID, sFID, Inception Score, precision and recall, KID, FDr."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vavae.config.image_size import Size
+from vavae.data.images import spread
+from vavae.device import device_of_doubles
+from vavae.errors import UserError
+from vavae.evaluation.features import BlockStore, ImageBlocks, StoredFeatures, extract
+from vavae.evaluation.images import npz_images
+from vavae.io.files import written_whole
+from vavae.metrics import (
+    FeatureNetwork,
+    InceptionScore,
+    MetricRecord,
+    Protocol,
+    RunningMoments,
+    bootstrap_interval,
+    kernel_distance,
+    precision_recall,
+)
+from vavae.metrics.npz import read_npz, stored_count
+from vavae.training.parallel import World
+
+Metric = Literal["frechet", "sfid", "inception_score", "precision_recall", "kid"]
+METRICS: tuple[Metric, ...] = ("frechet", "sfid", "inception_score", "precision_recall", "kid")
+_PARTS: dict[Metric, str] = {"sfid": "spatial", "inception_score": "logits"}
+_OF_NEIGHBOURS: tuple[Metric, ...] = ("precision_recall", "kid")
+# Images on both sides together up to which each is compared with each unasked: on a CPU that is 8e13 float64 operations
+# of 2,048 features and an hour on two cores, on a GPU 8e15 and two minutes to two hours.
+_COMPARED = {"cpu": 200_000, "cuda": 2_000_000}
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean and covariance that a file holds.
+
+    Attributes:
+        pool: Of the pooled features.
+        spatial: Of the spatial features; None where the file has none.
+        count: Number of images behind them; None where the file does not say.
+        fingerprint: sha256 over the numbers.
+        origin: How it is known which network they are of.
+    """
+
+    pool: RunningMoments
+    spatial: RunningMoments | None
+    count: int | None
+    fingerprint: str
+    origin: str
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What samples are measured against.
+
+    Attributes:
+        name: What to call it.
+        features: Features of its images by network; empty where there are statistics only.
+        statistics: Statistics of a file by network: where they are, they stand for its images in distances.
+        size: Of its images in pixels, where it is known.
+    """
+
+    name: str
+    features: dict[str, StoredFeatures]
+    statistics: dict[str, Statistics]
+    size: Size | None
+
+    def moments(self, network: str, part: str = "pool") -> tuple[RunningMoments, int | None, str] | None:
+        """Moments, number of images and hash; None where it cannot tell.
+
+        Raises:
+            UserError: It knows nothing of this network.
+        """
+        if network in self.statistics:
+            stored = self.statistics[network]
+            found = stored.pool if part == "pool" else stored.spatial
+            return None if found is None else (found, stored.count, stored.fingerprint)
+        if network not in self.features:
+            raise UserError(f"{self.name}: holds no images, and no statistics of {network} features")
+        features = self.features[network]
+        return features.moments(part), features.count, features.content
+
+
+def read_statistics(path: str | Path, networks: Sequence[FeatureNetwork]) -> dict[str, Statistics]:
+    """Reference statistics `mu`, `sigma` (and `mu_s`, `sigma_s`) of an npz, as ADM and others publish them.
+
+    Which network they are of: files of `save_statistics` say it. `mu_s` is in ADM's files only, which are of
+    `inception`. clean-fid's names of files hold its mode. Any other file, such as pytorch-fid's and EDM's, does not
+    say it, and is taken for the one Inception among `networks`, or for `inception` where there are several.
+
+    Returns:
+        By network; empty where the file holds neither `mu` nor `sigma`, or none of these networks.
+
+    Raises:
+        UserError: The file cannot be read, holds a mean without a covariance, or its numbers cannot be statistics of
+            a network it is said to be of.
+    """
+    arrays = read_npz(path)
+    lacking = {"mu", "sigma"} - arrays.keys()
+    if len(lacking) == 1:
+        raise UserError(f"{path} must hold mu and sigma, got no {lacking.pop()}")
+    if lacking:
+        return {}
+    chosen, origin = _networks_of(Path(path), arrays, networks)
+    return {network.name: _statistics(arrays, str(path), network, origin) for network in chosen}
+
+
+# The modes in the names of clean-fid's files -> our names of their networks.
+_CLEAN_FID = {"clean": "inception-clean", "legacy_tensorflow": "inception", "legacy_pytorch": "inception-pytorch-fid"}
+
+
+def _networks_of(
+    path: Path, arrays: dict[str, np.ndarray], networks: Sequence[FeatureNetwork]
+) -> tuple[list[FeatureNetwork], str]:
+    """Those of `networks` that the statistics of a file are of, and how that is known."""
+    if "network_hash" in arrays:
+        return [n for n in networks if n.fingerprint == str(arrays["network_hash"])], "by its hash"
+    if "mu_s" in arrays:
+        return [n for n in networks if n.kind == "inception"], "mu_s is in ADM's files"
+    mode = re.search(f"_({'|'.join(_CLEAN_FID)})_", path.name)
+    if mode is not None:
+        return [n for n in networks if n.kind == _CLEAN_FID[mode[1]]], f"its name holds clean-fid's mode {mode[1]}"
+    inceptions = [n for n in networks if n.kind.startswith("inception")]
+    if len(inceptions) > 1:
+        inceptions = [n for n in inceptions if n.kind == "inception"]
+    return inceptions, "the file does not say it: pytorch-fid's are of inception-pytorch-fid, EDM's of inception"
+
+
+def _statistics(arrays: dict[str, np.ndarray], path: str, network: FeatureNetwork, origin: str) -> Statistics:
+    fingerprint = hashlib.sha256()
+    # What the network says of any image tells how many numbers there must be.
+    said = network.all_parts(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+
+    def moments(mean: str, covariance: str, part: str) -> RunningMoments:
+        found = RunningMoments.from_arrays(arrays, path, mean, covariance)
+        if part in said and said[part].shape[1] != len(found.mean):
+            wanted = said[part].shape[1]
+            raise UserError(
+                f"{path}: {mean} has {len(found.mean):,} numbers, the features of {network.name} {wanted:,}"
+            )
+        for name in (mean, covariance):
+            fingerprint.update(np.ascontiguousarray(arrays[name].astype(np.float64)).data)
+        return found
+
+    pool = moments("mu", "sigma", "pool")
+    spatial = moments("mu_s", "sigma_s", "spatial") if {"mu_s", "sigma_s"} <= arrays.keys() else None
+    return Statistics(pool, spatial, stored_count(arrays, path), fingerprint.hexdigest(), origin)
+
+
+def save_statistics(path: str | Path, features: StoredFeatures) -> None:
+    """Write `mu`, `sigma`, the same with `_s` where there are spatial features, and which network they are of."""
+    arrays: dict[str, object] = {"count": features.count, "network": features.network.name}
+    arrays["network_hash"] = features.network.fingerprint
+    for part, suffix in (("pool", ""), ("spatial", "_s")):
+        if part in features.parts:
+            moments = features.moments(part)
+            arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"] = moments.mean.numpy(), moments.covariance.numpy()
+    with written_whole(Path(path)) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # numbers and text become arrays
+
+
+def parts_for(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Which parts of features the metrics need."""
+    return ("pool", *(_PARTS[metric] for metric in metrics if metric in _PARTS))
+
+
+def open_reference(
+    images: ImageBlocks | None,
+    npz: str | None,
+    networks: Sequence[FeatureNetwork],
+    metrics: Sequence[Metric],
+    store: BlockStore,
+    batch_size: int,
+    processes: World,
+    required: Sequence[Metric] = (),
+    samples: int | None = None,
+) -> Reference:
+    """The reference: `images`, or the images and statistics of an npz.
+
+    Args:
+        images: The images, where there is no npz.
+        npz: The file.
+        networks: Feature networks.
+        metrics: What shall be measured against it, as far as networks and reference allow.
+        store: Where features go.
+        batch_size: Images at once.
+        processes: Who shares the work.
+        required: Those of `metrics` that must come out.
+        samples: Number of samples that will be measured against it, where it is known.
+
+    Raises:
+        UserError: There is none, the npz holds neither, or only statistics of other networks; or, before any feature
+            is computed, one of `required` cannot be measured with these networks, this reference and so few samples.
+    """
+    statistics: dict[str, Statistics] = {}
+    if npz is not None:
+        statistics, images = read_statistics(npz, networks), npz_images(npz)
+        for network, found in statistics.items() if processes.first else ():
+            print(f"reference: the statistics in {npz} are taken for those of {network}: {found.origin}")
+    if images is None:
+        if npz is None:
+            raise UserError("reference: neither images nor an npz")
+        lacking = [network.name for network in networks if network.name not in statistics]
+        if lacking:
+            raise UserError(
+                f"reference: {npz} holds no images (arr_0), and no statistics of the network {lacking[0]} (mu, sigma): "
+                "statistics of one network mean nothing to another"
+            )
+    name = npz or (images.name if images is not None else "")
+    for metric in required:
+        lack = _what_lacks(metric, networks, statistics, name, None if images is None else images.count, samples)
+        if lack is not None:
+            raise UserError(f"metrics: {metric} needs {lack}")
+    if images is None:
+        return Reference(name, {}, statistics, None)
+    if images.count < 2 and any(network.name not in statistics for network in networks):
+        raise UserError(f"reference: {name} holds one image only; at least 2 are needed")
+    parts = [part for part in parts_for(metrics) if part != "logits"]
+    features = extract(images, networks, store, batch_size, processes, "reference", parts)
+    return Reference(name, features, statistics, images.size)
+
+
+def _what_lacks(
+    metric: Metric,
+    networks: Sequence[FeatureNetwork],
+    statistics: dict[str, Statistics],
+    reference: str,
+    images: int | None,
+    samples: int | None,
+) -> str | None:
+    """What a metric needs that is not there, for a message; None where it can be measured with one network at least.
+
+    `images` is the number of the reference's images, None where there are statistics only.
+    """
+    able = [network for network in networks if _PARTS.get(metric, "pool") in network.parts]
+    named = ", ".join(network.name for network in networks)
+    if metric == "inception_score" and not able:
+        return f"logits, which {named} cannot give: name a file of weights that has them, --network inception:FILE"
+    if metric == "sfid":
+        if not able:
+            return f"spatial features, which {named} cannot give: --network inception has them"
+        if all(n.name in statistics and statistics[n.name].spatial is None for n in able):
+            return f"mu_s and sigma_s, which {reference} does not hold"
+    if metric in _OF_NEIGHBOURS:
+        if images is None:
+            return f"the features of real images, and {reference} holds statistics only"
+        few = [count for count in (samples, images) if count is not None and count < 4]
+        if few:
+            return f"at least 4 samples and 4 reference images, not {few[0]}"
+    return None
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured, and how.
+
+    Attributes:
+        metrics: Which metrics.
+        required: Those of them that are measured however long it takes.
+        manifold_reference: Reference images for precision and recall, spread evenly; 10,000 in ADM's protocol.
+        bootstrap: Repetitions for an interval of Fréchet distances; 0 for none.
+        seed: Of the bootstrap.
+        device: Where distances between features are computed.
+    """
+
+    metrics: tuple[Metric, ...] = METRICS
+    required: tuple[Metric, ...] = ()
+    manifold_reference: int = 10_000
+    bootstrap: int = 0
+    seed: int = 0
+    device: str = "cpu"
+
+
+def distance_name(network: str, part: str = "pool") -> str:
+    """What the Fréchet distance on a network's features is called."""
+    if part == "spatial":
+        return "sFID"
+    return "FID" if network.startswith("inception") else "Fréchet distance"
+
+
+def generation_records(
+    samples: dict[str, StoredFeatures],
+    reference: Reference,
+    protocol: Protocol,
+    measuring: Measuring,
+    real: dict[str, StoredFeatures] | None = None,
+) -> Iterator[MetricRecord]:
+    """All metrics that the features allow, each when it is known: what may take hours, or all memory, comes last.
+
+    Args:
+        samples: Features of the samples by network.
+        reference: The reference.
+        protocol: What is known already of how it was measured.
+        measuring: Which metrics.
+        real: Features of other real images, whose distance to the reference is the unit of FDr.
+
+    Raises:
+        UserError: A set holds too few images, or `real` are the images of the reference.
+    """
+    if "frechet" in measuring.metrics and any(_is_reference(images, reference) for images in (real or {}).values()):
+        raise UserError(f"real_split: its images are those of the reference {reference.name} itself")
+    protocols = {
+        name: replace(
+            protocol,
+            samples=features.count,
+            feature_network=name,
+            feature_network_hash=features.network.fingerprint,
+            reference=reference.name,
+        )
+        for name, features in samples.items()
+    }
+    distances = {}
+    for name, features in samples.items():
+        own = protocols[name]
+        if "frechet" in measuring.metrics:
+            (distances[name],) = _distances(features, reference, own, measuring, "pool")
+            yield distances[name]
+        if "sfid" in measuring.metrics and "spatial" in features.parts:
+            yield from _distances(features, reference, own, measuring, "spatial")
+        if "inception_score" in measuring.metrics and "logits" in features.parts:
+            score = InceptionScore()
+            for logits in features.blocks("logits"):
+                score.update(logits)
+            bare = replace(own, reference=None)
+            yield MetricRecord("Inception Score", score.compute(), bare, higher_is_better=True)
+    if real is not None and distances:
+        yield _ratio(distances, real, reference, measuring)
+    for name, features in samples.items():
+        if name in reference.features:
+            yield from _neighbourhoods(features, reference.features[name], protocols[name], measuring)
+
+
+def _ratio(
+    distances: dict[str, MetricRecord], real: dict[str, StoredFeatures], reference: Reference, measuring: Measuring
+) -> MetricRecord:
+    """FDr: the mean over networks of `distances`, each in units of the distance of `real` to the same reference."""
+    plain = replace(measuring, bootstrap=0)
+    units = {name: _distances(real[name], reference, d.protocol, plain, "pool")[0] for name, d in distances.items()}
+    first = next(iter(real.values()))
+    hashes = "".join(features.network.fingerprint for features in real.values())
+    protocol = replace(
+        next(iter(distances.values())).protocol,
+        feature_network=", ".join(distances),
+        feature_network_hash=hashlib.sha256(hashes.encode()).hexdigest(),
+        split=f"unit: {first.count:,} real images {first.content[:12]}",
+    )
+    value = float(np.mean([distance.value / units[name].value for name, distance in distances.items()]))
+    return MetricRecord("FDr", value, protocol, higher_is_better=False)
+
+
+def _is_reference(images: StoredFeatures, reference: Reference) -> bool:
+    """Whether the reference is of the same images, be it their statistics only."""
+    known = reference.moments(images.network.name)
+    return known is not None and torch.equal(known[0].mean, images.moments("pool").mean)
+
+
+def _distances(
+    features: StoredFeatures, reference: Reference, protocol: Protocol, measuring: Measuring, part: str
+) -> list[MetricRecord]:
+    known = reference.moments(features.network.name, part)
+    if known is None:
+        return []
+    moments, count, fingerprint = known
+    if features.count < 2 or moments.count < 2:
+        raise UserError(f"a covariance needs at least 2 images, not {features.count} and {moments.count}")
+    value = features.moments(part).distance(moments)
+    interval = None
+    if measuring.bootstrap:
+        every = features.all(part)
+
+        def resampled(indices: Tensor) -> float:
+            drawn = RunningMoments(every.shape[1])
+            drawn.update(every[indices])
+            return drawn.distance(moments)
+
+        interval = bootstrap_interval(resampled, features.count, value, measuring.bootstrap, measuring.seed)
+    protocol = replace(protocol, reference_samples=count, reference_hash=fingerprint)
+    name = distance_name(features.network.name, part)
+    return [MetricRecord(name, value, protocol, higher_is_better=False, interval=interval)]
+
+
+def _neighbourhoods(
+    features: StoredFeatures, reference: StoredFeatures, protocol: Protocol, measuring: Measuring
+) -> Iterator[MetricRecord]:
+    """Precision, recall and kernel distance, which need the features themselves."""
+    kept = min(measuring.manifold_reference, reference.count)
+    against: dict[Metric, int] = {"precision_recall": kept, "kid": reference.count}
+    wanted = [metric for metric in _OF_NEIGHBOURS if metric in measuring.metrics]
+    if min(features.count, reference.count) >= 4:
+        wanted = [metric for metric in wanted if _affordable(metric, features.count + against[metric], measuring)]
+    else:
+        wanted = []
+    if not wanted:
+        return
+    protocol = replace(protocol, reference_hash=reference.content)
+    real, fake = reference.all(), features.all().to(device_of_doubles(measuring.device))
+    if "precision_recall" in wanted:
+        found = precision_recall(real[spread(kept, len(real))].to(fake.device), fake, k=3)
+        own = replace(protocol, reference_samples=kept)
+        yield MetricRecord("precision", found.precision, own, higher_is_better=True)
+        yield MetricRecord("recall", found.recall, own, higher_is_better=True)
+    if "kid" in wanted:
+        own = replace(protocol, reference_samples=len(real))
+        yield MetricRecord("KID", kernel_distance(real.to(fake.device), fake), own, higher_is_better=False)
+
+
+def _affordable(metric: Metric, images: int, measuring: Measuring) -> bool:
+    """Whether so many images on both sides together are compared, each with each; says so where they are not."""
+    if metric in measuring.required or images <= _COMPARED[device_of_doubles(measuring.device).type]:
+        return True
+    print(
+        f"{metric} is left out: it compares each of {images:,} images with each, which takes hours; "
+        f"--metrics {metric} asks for it"
+    )
+    return False

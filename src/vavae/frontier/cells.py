@@ -1,0 +1,467 @@
+"""Training and measuring one cell of a frontier."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vavae.config import to_plain
+from vavae.data import ImageSource, load_images, to_uint8
+from vavae.data.images import Selection, evenly
+from vavae.evaluation import tokenizer as of_tokenizer
+from vavae.evaluation.features import BlockStore, extract
+from vavae.evaluation.generation import Measuring, Reference, generation_records, open_reference
+from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint, tokenizer_fingerprint
+from vavae.evaluation.records import sampling_protocol, uniformity_records
+from vavae.frontier.config import Config, Kind
+from vavae.frontier.grid import Cell, GeneratorCell, Grid, TokenizerCell, Unit
+from vavae.frontier.results import Results
+from vavae.io.files import written_whole
+from vavae.losses import LPIPS
+from vavae.metrics import (
+    FeatureNetwork,
+    MetricRecord,
+    Protocol,
+    latent_uniformity,
+    load_feature_network,
+    tsne_points,
+)
+from vavae.metrics.uniformity import Uniformity
+from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.progress import track
+from vavae.report.images import image_grid, image_uri
+from vavae.stages import encode, train_dit, train_tokenizer
+from vavae.stages.sample import choose_labels, draw
+from vavae.teachers import Teacher, load_teacher
+from vavae.training.compile import compile_network
+from vavae.training.parallel import World
+from vavae.training.posthoc_ema import list_snapshots
+from vavae.training.precision import Precision, resolve_device, resolve_precision
+from vavae.training.run_log import read_metrics, versions
+
+_SHOWN = 16  # reconstructions
+_ROWS, _COLUMNS = 4, 8  # samples
+_POINTS = 1000  # of a t-SNE picture
+# Folders of what a unit has measured so far.
+_MEASURED: dict[Kind, str] = {
+    "tokenizer": "features",
+    "uniformity": "features-of-latents",
+    "generator": "features",
+    "curve": "features-of-curve",
+}
+
+
+@dataclass(eq=False)
+class Bench:
+    """What all measurements share, loaded when it is first needed.
+
+    Args:
+        config: The recipe.
+        grid: Its cells.
+        results: What is measured already.
+    """
+
+    config: Config
+    grid: Grid
+    results: Results
+
+    def done(self, kind: Kind, cell: Cell) -> bool:
+        """Whether a cell has a result of this kind."""
+        return self.results.read(self.grid.unit(kind, cell).result) is not None
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where everything runs."""
+        return resolve_device(self.config.device)
+
+    @cached_property
+    def train(self) -> ImageSource:
+        """Training images."""
+        return self.config.data.open("train")
+
+    @cached_property
+    def test(self) -> ImageSource:
+        """Test images."""
+        return self.config.data.open("test")
+
+    @cached_property
+    def reconstructed(self) -> ImageSource:
+        """Test images that are reconstructed."""
+        return _part(self.test, self.config.measure.reconstructions)
+
+    @cached_property
+    def network(self) -> FeatureNetwork:
+        """Feature network of the distances."""
+        return load_feature_network(self.config.measure.network, self.device)
+
+    @cached_property
+    def perceptual(self) -> dict[str, LPIPS]:
+        """LPIPS."""
+        return {"lpips_vgg16": LPIPS.pretrained("vgg16").to(self.device)}
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The teacher with which agreement is measured."""
+        name = self.config.measure.teacher
+        if name is None:
+            return None
+        recipe = self.grid.teacher(name)
+        return load_teacher(recipe.name, input_size=recipe.input_size).to(self.device)
+
+    @cached_property
+    def store(self) -> BlockStore:
+        """Features of real images, which all cells share."""
+        return BlockStore(self.grid.folder / "features")
+
+    @contextmanager
+    def sharing(self, what: str) -> Iterator[BlockStore]:
+        """`store`, after another process that is at `what` at this moment: it leaves there what it computed."""
+        self.store.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.store.folder / f".{what.replace(' ', '-')}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for {what}, which another process computes", flush=True)
+            with lock:  # and no longer: all who waited read at the same time
+                pass
+        try:
+            yield self.store
+        finally:
+            lock.release()
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What samples are measured against."""
+        images = SourceBlocks(_part(self.train, self.config.measure.reference_images), self.config.data.size)
+        batch = self.config.measure.batch_size
+        with self.sharing("features of training images") as store:
+            return open_reference(images, None, [self.network], ("frechet",), store, batch, World())
+
+    def work(self, store: BlockStore) -> of_tokenizer.Work:
+        """How tokenizers are measured."""
+        measure = self.config.measure
+        originals = partial(self.sharing, "features of test images")
+        return of_tokenizer.Work(
+            store, World(), measure.batch_size, measure.precision, measure.seed, originals=originals
+        )
+
+    def protocol(self, tokenizer: Tokenizer, samples: int) -> Protocol:
+        """Of a tokenizer's numbers."""
+        return Protocol(
+            samples=samples,
+            split=f"{self.test.name} (test)",
+            dtype=resolve_precision(self.config.measure.precision, self.device),
+            image_size=self.config.data.size,
+            checkpoint_hash=tokenizer_fingerprint(tokenizer),
+        )
+
+
+def _part(source: ImageSource, count: int | None) -> ImageSource:
+    """At most `count` images, taking turns over the classes."""
+    if count is None or len(source) <= count:
+        return source
+    return Selection(source, np.array(sorted(evenly(count, source))))
+
+
+def run_unit(bench: Bench, unit: Unit, known: dict[str, Any] | None) -> dict[str, Any]:
+    """Do what a unit asks for, from where a former call stopped; the content of its result file.
+
+    Args:
+        bench: What measurements share.
+        unit: The work.
+        known: Its result, where it is there already and only the models are missing.
+    """
+    if isinstance(unit.cell, TokenizerCell):
+        folder = bench.grid.tokenizer_folder(unit.cell)
+        with _timed(folder / f"{unit.kind}.seconds") as seconds:
+            if unit.kind == "uniformity":
+                found = _uniformity(bench, unit.cell)
+            else:
+                found = _tokenizer(bench, unit.cell, folder, known)
+    else:
+        folder = bench.grid.generator_folder(unit.cell)
+        with _timed(folder / f"{unit.kind}.seconds") as seconds:
+            if unit.kind == "curve":
+                found = _curve(bench, unit.cell, folder, unit)
+            else:
+                found = _generator(bench, unit.cell, folder)
+    return {
+        "kind": unit.kind,
+        "cell": to_plain(unit.cell),
+        "label": unit.cell.label,
+        "name": unit.name,
+        "measure": to_plain(bench.config.measure),
+        "versions": versions(),
+        "precision": _trained_in(bench, unit),
+        "seconds": round(seconds[0], 1),
+        **found,
+    }
+
+
+def tidy(grid: Grid, unit: Unit) -> None:
+    """Remove what a unit kept to go on from, once its result is on the disk."""
+    folder = grid.work_folder("tokenizer" if isinstance(unit.cell, TokenizerCell) else "generator", unit.name)
+    shutil.rmtree(folder / _MEASURED[unit.kind], ignore_errors=True)
+    if unit.kind == "curve":
+        Results(folder).path(_partial(unit)).unlink(missing_ok=True)
+        _remove_averages(folder / "run")
+
+
+def _remove_averages(run: Path) -> None:
+    """Remove a run's averages all at once, as it looks: a part of them would count as a shorter curve."""
+    gone = run / "averages.gone"
+    shutil.rmtree(gone, ignore_errors=True)  # what a former call was stopped in
+    with suppress(FileNotFoundError):
+        (run / "averages").rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _partial(unit: Unit) -> str:
+    """What the points of a curve so far are stored as; the name says how they are measured."""
+    return f"{unit.result}.partial"
+
+
+def _points_so_far(folder: Path, unit: Unit) -> list[dict[str, Any]]:
+    """What is measured of a curve already; nothing where that is damaged."""
+    stored = Results(folder)
+    with suppress(OSError, ValueError):
+        former = json.loads(stored.path(_partial(unit)).read_text(encoding="utf-8"))
+        if isinstance(former, list):  # as a former version left it
+            return former
+    found = stored.read(_partial(unit))
+    return [] if found is None else found["points"]
+
+
+def _trained_in(bench: Bench, unit: Unit) -> str:
+    """What `auto` meant on this machine: a folder that several machines share may hold both."""
+    config = bench.config
+    asked = config.tokenizer.precision if isinstance(unit.cell, TokenizerCell) else config.generator.precision
+    return resolve_precision(asked, bench.device)
+
+
+@contextmanager
+def _timed(path: Path) -> Iterator[list[float]]:
+    """Seconds of all calls that worked on a unit; filled when the block ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    former = 0.0
+    with suppress(OSError, ValueError):  # damaged, it costs no more than the time that it told of
+        former = float(path.read_text())
+    seconds, began = [former], time.perf_counter()
+    try:
+        yield seconds
+    finally:
+        seconds[0] = former + time.perf_counter() - began
+        with written_whole(path) as temporary:
+            temporary.write_text(f"{seconds[0]}\n")
+
+
+def trained_tokenizer(grid: Grid, cell: TokenizerCell) -> bool:
+    """Whether the tokenizer and its latents are there."""
+    tokenizer = grid.tokenizer_folder(cell) / "run/tokenizer/config.json"
+    return tokenizer.exists() and (grid.latents_folder(cell) / "index.json").exists()
+
+
+def trained_generator(grid: Grid, cell: GeneratorCell, with_averages: bool = False) -> bool:
+    """Whether the generator is there, and its averages along the run where these are asked for."""
+    run = grid.generator_folder(cell) / "run"
+    return (run / "generator/config.json").exists() and (not with_averages or (run / "averages").is_dir())
+
+
+def _load_tokenizer(bench: Bench, cell: TokenizerCell) -> Tokenizer:
+    return Tokenizer.from_pretrained(bench.grid.tokenizer_folder(cell) / "run/tokenizer", bench.device)
+
+
+def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
+    if not (folder / "run/tokenizer/config.json").exists():
+        print(f"training {cell.label}", flush=True)
+        torch.compiler.reset()
+        # All that the numbers depend on is in the folder's name; places and samplings in the recipe may change.
+        train_tokenizer.run(bench.grid.placed_tokenizer(cell), any_recipe=True)
+    encode.run(bench.grid.encoding(cell))
+    _forget_training(folder / "run")
+    if known is not None:
+        return {key: known[key] for key in ("recipe", "trained", "records", "log", "pictures")}
+    tokenizer = _load_tokenizer(bench, cell)
+    config, measure = bench.config, bench.config.measure
+    protocol = bench.protocol(tokenizer, len(bench.reconstructed))
+    # What belongs to this tokenizer alone is kept until its result is written.
+    work = bench.work(BlockStore(folder / _MEASURED["tokenizer"]))
+    records, _ = of_tokenizer.reconstruction(
+        tokenizer, bench.reconstructed, config.data.size, "strict", [bench.network], bench.perceptual, protocol, work
+    )
+    test = of_tokenizer.encode(tokenizer, bench.test, config.data.size, measure.latents, work)
+    train = None
+    if bench.train.num_classes > 1:
+        train = of_tokenizer.encode(tokenizer, bench.train, config.data.size, measure.latents, work)
+    features = None
+    if bench.teacher is not None:
+        side = bench.grid.side
+        seen = of_tokenizer.grid_network(bench.teacher, (side, side))
+        with bench.sharing("the teacher's features of test images") as store:
+            features = extract(
+                test.images, [seen], store, measure.batch_size, World(), f"features of {seen.name}", seen.parts
+            )[seen.name]
+    records += of_tokenizer.meaning_records(train, test, bench.teacher, features, protocol)
+    return {
+        "recipe": to_plain(bench.grid.tokenizer(cell)),
+        "trained": dict(tokenizer.provenance),
+        "records": [record.to_dict() for record in records],
+        "log": read_metrics(folder / "run"),
+        "pictures": {"reconstructions": _reconstructions(bench, tokenizer)},
+    }
+
+
+def _forget_training(run: Path) -> None:
+    """Remove the state of a training that has ended: it is several times as large as what it made."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+
+def _reconstructions(bench: Bench, tokenizer: Tokenizer) -> str:
+    """Originals over their reconstructions, as a data URI."""
+    images = load_images(bench.test, torch.tensor(evenly(_SHOWN, bench.test)), bench.config.data.size)
+    rebuilt = tokenizer.decode(tokenizer.encode(images.to(bench.device))).float().cpu()
+    rows: list[Tensor] = []
+    for original, again in zip(images.split(_COLUMNS), rebuilt.split(_COLUMNS), strict=True):
+        rows += [original, again]
+    return image_uri(image_grid(to_uint8(torch.cat(rows)).numpy(), columns=_COLUMNS, padding=1))
+
+
+def _uniformity(bench: Bench, cell: TokenizerCell) -> dict[str, Any]:
+    """Uniformity as in the paper's table 6, and the first t-SNE for its figure 6."""
+    measure = bench.config.measure
+    tokenizer = _load_tokenizer(bench, cell)
+    folder = bench.grid.tokenizer_folder(cell) / _MEASURED["uniformity"]
+    latents = of_tokenizer.encode(
+        tokenizer, bench.test, bench.config.data.size, measure.latents, bench.work(BlockStore(folder))
+    )
+    runs, first = [], None
+    with track(f"t-SNE of {len(latents.values):,} latents", measure.tsne_seeds, "runs") as bar:
+        for seed in range(measure.tsne_seeds):
+            points = tsne_points(latents.values, seed)
+            first = points if first is None else first
+            runs.append(latent_uniformity(points))
+            bar.advance()
+    mean = Uniformity(**{name: float(np.mean([getattr(run, name) for run in runs])) for name in to_plain(runs[0])})
+    protocol = replace(
+        bench.protocol(tokenizer, len(latents.values)),
+        posterior="mean",
+        preprocessing=f"t-SNE, mean of seeds 0 to {measure.tsne_seeds - 1}",
+    )
+    assert first is not None
+    shown = np.array(sorted(evenly(_POINTS, Selection(latents.images.source, np.arange(len(latents.labels))))))
+    return {
+        "records": [record.to_dict() for record in uniformity_records(mean, protocol)],
+        "points": np.round(first[shown], 2).tolist(),
+        "labels": latents.labels[shown].tolist(),
+    }
+
+
+def _train_generator(bench: Bench, cell: GeneratorCell, folder: Path, with_averages: bool) -> None:
+    if trained_generator(bench.grid, cell, with_averages):
+        return
+    if (folder / "run/generator").exists():  # its averages are gone: they come with a new run only
+        shutil.rmtree(folder / "run")
+    print(f"training {cell.label}", flush=True)
+    # What is compiled is kept on the disk; in one process only a few versions of a function may pile up.
+    torch.compiler.reset()
+    train_dit.run(bench.grid.placed_generator(cell), any_recipe=True)  # as for tokenizers
+    _forget_training(folder / "run")
+    if not with_averages:
+        _remove_averages(folder / "run")
+
+
+def _load_generator(bench: Bench, folder: Path) -> Generator:
+    generator = Generator.from_pretrained(folder / "run/generator", bench.device)
+    if bench.config.generator.compile:
+        torch.compiler.reset()  # else the batches of the training before would make those of the samples "dynamic"
+        compile_network(generator.transformer, list(generator.transformer.blocks), "blocks")
+    return generator
+
+
+def _generator(bench: Bench, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
+    _train_generator(bench, cell, folder, cell in bench.grid.curves and not bench.done("curve", cell))
+    generator = _load_generator(bench, folder)
+    store = BlockStore(folder / _MEASURED["generator"])
+    records = _distance(bench, generator, bench.config.measure.samples, store, "averaged over the last steps")
+    return {
+        "recipe": to_plain(bench.grid.generator(cell)),
+        "trained": dict(generator.provenance),
+        "parameters": sum(parameter.numel() for parameter in generator.transformer.parameters()),
+        "records": [record.to_dict() for record in records],
+        "log": read_metrics(folder / "run"),
+        "pictures": {"samples": _samples(bench, generator)},
+    }
+
+
+def _precision(config: Config) -> Precision:
+    return "fp32" if config.generator.fp32_sampling else config.generator.precision
+
+
+def _distance(
+    bench: Bench, generator: Generator, count: int, store: BlockStore, description: str
+) -> list[MetricRecord]:
+    """The Fréchet distance of samples to the training images; the samples are not kept."""
+    config, seed = bench.config, bench.config.measure.seed
+    sampling, mode = config.generator.sampling, _precision(config)
+    reference = bench.reference
+    fingerprint = generator_fingerprint(generator)
+    labels = choose_labels(count, generator.num_classes, "balanced", seed)
+    images = GeneratorBlocks(generator, labels, seed, sampling, mode, fingerprint)
+    features = extract(images, [bench.network], store, config.measure.batch_size, World(), "sampling and measuring")
+    protocol = replace(
+        sampling_protocol(sampling, count, seed, "balanced"),
+        dtype=resolve_precision(mode, bench.device),
+        image_size=config.data.size,
+        checkpoint=description,
+        checkpoint_hash=fingerprint,
+    )
+    return list(generation_records(features, reference, protocol, Measuring(("frechet",), device=str(bench.device))))
+
+
+def _curve(bench: Bench, cell: GeneratorCell, folder: Path, unit: Unit) -> dict[str, Any]:
+    """The distance at every stored average of the run; what is measured is kept until all are."""
+    _train_generator(bench, cell, folder, with_averages=True)
+    store = BlockStore(folder / _MEASURED["curve"])
+    done = _points_so_far(folder, unit)
+    snapshots = list_snapshots(folder / "run/averages", "transformer")
+    base = _load_generator(bench, folder)
+    for snapshot in snapshots[len(done) :]:
+        base.transformer.load_state_dict({k: v.to(bench.device) for k, v in load_file(snapshot.path).items()})
+        said = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
+        found = _distance(bench, base, bench.config.measure.curve_samples, store, said)
+        done.append({"images": snapshot.images, "record": found[0].to_dict()})
+        Results(folder).write(_partial(unit), {"points": done})
+        shutil.rmtree(store.folder, ignore_errors=True)
+    return {"points": done}
+
+
+def _samples(bench: Bench, generator: Generator) -> str:
+    """Samples as they are measured, a row per class, as a data URI."""
+    classes = min(_ROWS, max(generator.num_classes, 1))
+    labels = [label for label in range(classes) for _ in range(_ROWS * _COLUMNS // classes)]
+    sampling: SamplingConfig = bench.config.generator.sampling
+    with torch.compiler.set_stance("force_eager"):  # one batch of another size is not worth a compilation
+        pixels = draw(
+            generator, labels, range(len(labels)), bench.config.measure.seed, sampling, _precision(bench.config)
+        )
+    return image_uri(image_grid(pixels, columns=_COLUMNS, padding=1))
+
+
+def main_values(kind: str, content: dict[str, Any]) -> Sequence[tuple[str, float]]:
+    """What the terminal shows of a result."""
+    shown = {"tokenizer": ("rFID", "reconstruction Fréchet distance", "PSNR"), "generator": ("FID", "Fréchet distance"),
+             "uniformity": ("uniformity: density cv",)}  # fmt: skip
+    if kind == "curve":
+        return [(f"at {p['images']:,}", float(p["record"]["value"])) for p in content["points"][-1:]]
+    return [(r["name"], float(r["value"])) for r in content["records"] if r["name"] in shown[kind]]

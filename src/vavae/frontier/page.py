@@ -1,0 +1,241 @@
+"""Tables, figures and the page of a frontier, from whatever is finished."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vavae.config import to_plain
+from vavae.config.command_line import command_line
+from vavae.config.image_size import written
+from vavae.data import DemoImages
+from vavae.demo.page import Embedder, page_environment
+from vavae.frontier import figures
+from vavae.frontier.claims import ENOUGH_SAMPLES, Claim, claims
+from vavae.frontier.config import Config
+from vavae.frontier.figures import Drawn, LegendLine
+from vavae.frontier.grid import Grid, Unit
+from vavae.frontier.names import shown_name
+from vavae.frontier.results import Results
+from vavae.frontier.status import State
+from vavae.frontier.tables import (
+    Column,
+    Correlation,
+    Measured,
+    Row,
+    Table,
+    correlations,
+    tables,
+    to_csv,
+    to_plain_table,
+)
+from vavae.io.files import written_whole
+from vavae.metrics import MetricRecord
+from vavae.report.figures import standalone
+from vavae.teachers.registry import TEACHERS
+
+_CIFAR10 = ("cifar10", "demo")  # image sources that are CIFAR-10, or a part of it
+States = Sequence[tuple[Unit, State, str]]
+
+
+@dataclass(frozen=True)
+class View:
+    """The page as the template wants it."""
+
+    title: str
+    subtitle: str
+    created: str
+    finished: int
+    total: int
+    seconds: float
+    machines: tuple[str, ...]
+    enough: str
+    claims: tuple[Claim, ...]
+    tables: tuple[Table, ...]
+    correlations: tuple[Correlation, ...]
+    frontier: tuple[Drawn, ...]
+    convergence: tuple[Drawn, ...]
+    maps: tuple[Drawn, ...]
+    classes: tuple[LegendLine, ...]
+    galleries: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    sampling: str
+    how: tuple[str, ...]
+    command: str
+    units: tuple[tuple[str, str, str, str], ...]
+
+
+def write_everything(config: Config, grid: Grid, results: Results, states: States) -> Path:
+    """Write `tables.json`, CSV files, SVG files, `claims.md` and `frontier.html`; returns the page."""
+    measured = Measured(grid, results)
+    view = _view(config, measured, states)
+    folder = grid.folder
+    for table in view.tables:
+        _write(folder / f"{table.name}.csv", to_csv(table))
+    for drawn in (*view.frontier, *view.convergence, *view.maps):
+        legend = [(line.colour, line.sign, line.name) for line in drawn.legend]
+        _write(folder / f"{drawn.name}.svg", standalone(drawn.svg, drawn.title, legend))
+    everything = {
+        "title": config.title,
+        "recipe": to_plain(config),
+        "claims": to_plain(view.claims),
+        "tables": {table.name: to_plain_table(table) for table in view.tables},
+        "correlations": to_plain(view.correlations),
+        "curves": {cell.label: measured.curve(cell) for cell in grid.convergence()},
+    }
+    _write(folder / "tables.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+    _write(folder / "claims.md", claims_markdown(view.claims))
+    page = folder / "frontier.html"
+    environment = page_environment()
+    environment.filters |= {"fixed": _fixed, "signed": lambda value: f"{value:+.2f}".replace("-", "−")}
+    template = environment.get_template("frontier.html.j2")
+    _write(page, template.render(view=view, best=_best, embed=Embedder()))
+    return page
+
+
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _fixed(value: float, decimals: int) -> str:
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def _best(table: Table, row: Row, column: Column) -> bool:
+    """Whether a row has the best mean of its column, of several that are measured."""
+    means = [r.ours[column.key].mean for r in table.rows]
+    known = [mean for mean in means if mean is not None]
+    if len(set(known)) < 2:
+        return False
+    return row.ours[column.key].mean == (max(known) if column.better == "higher" else min(known))
+
+
+def claims_markdown(found: Sequence[Claim]) -> str:
+    """The table of claims, for docs."""
+    lines = ["| claim | published | measured here | verdict |", "|---|---|---|---|"]
+    lines += [f"| {c.claim} | {c.published} | {c.ours} | {c.verdict} |" for c in found]
+    return "\n".join(lines) + "\n"
+
+
+def _view(config: Config, measured: Measured, states: States) -> View:
+    every = tables(measured)
+    table6 = next((table for table in every if table.name == "table6"), None)
+    contents = [content for unit, _, _ in states if (content := measured.results.read(unit.result)) is not None]
+    recipe = config.generator
+    sampling = recipe.sampling
+    guided = "without guidance" if sampling.guidance_scale == 1 else f"guidance {sampling.guidance_scale:g}"
+    order = ("table2", "table4", "table5", "table6", "table1")
+    return View(
+        title=config.title,
+        subtitle=_subtitle(config, measured),
+        created=time.strftime("%Y-%m-%d %H:%M"),
+        finished=sum(state is State.DONE for _, state, _ in states),
+        total=len(states),
+        seconds=sum(content["seconds"] for content in contents),
+        machines=tuple(dict.fromkeys(_machine(content["versions"]) for content in contents)),
+        enough=f"{ENOUGH_SAMPLES:,}",
+        claims=tuple(claims(measured)),
+        tables=tuple(sorted(every, key=lambda table: order.index(table.name))),
+        correlations=tuple(correlations(measured, table6)) if table6 is not None else (),
+        frontier=tuple(figures.frontier(measured)),
+        convergence=(*figures.convergence(measured), *figures.by_size(measured)),
+        maps=tuple(figures.maps(measured)),
+        classes=figures.classes(measured, DemoImages("test").class_names if config.data.images in _CIFAR10 else ()),
+        galleries=_galleries(measured, states),
+        sampling=f"{sampling.steps} {sampling.solver} grid points, {guided}",
+        how=tuple(_how(config, measured, contents)),
+        command=command_line(without="--page_only"),
+        units=tuple((unit.kind, shown_name(measured.grid, unit.cell), state.value, it) for unit, state, it in states),
+    )
+
+
+def _machine(versions: dict[str, str]) -> str:
+    return versions.get("gpu", f"CPU ({versions.get('machine', 'unknown')})")
+
+
+def _subtitle(config: Config, measured: Measured) -> str:
+    grid = measured.grid
+    images = "CIFAR-10" if config.data.images in _CIFAR10 else config.data.images
+    seen = sorted({grid.generator(cell).training.images for cell in grid.generators})
+    latents = f"{seen[0]:,}" + (f" to {seen[-1]:,}" if len(seen) > 1 else "")
+    return (
+        f"{len(grid.tokenizers)} tokenizers and {len(grid.generators)} generators on {images} images of "
+        f"{written(config.data.size)} px; each tokenizer sees {config.tokenizer.images:,} images, each generator "
+        f"{latents}. In the paper: ImageNet at 256 px, 64 million and 102 to 205 million."
+    )
+
+
+def _galleries(measured: Measured, states: States) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
+    found: dict[str, list[tuple[str, str]]] = {"Reconstructions": [], "Samples": []}
+    for unit, _, _ in states:
+        content = measured.results.read(unit.result)
+        for heading, key in (("Reconstructions", "reconstructions"), ("Samples", "samples")):
+            uri = (content or {}).get("pictures", {}).get(key)
+            if uri is not None:
+                found[heading].append((shown_name(measured.grid, unit.cell), uri))
+    return tuple((heading, tuple(group)) for heading, group in found.items() if group)
+
+
+def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]]) -> list[str]:
+    """What every number depends on, as sentences."""
+    measure, data = config.measure, config.data
+    said = []
+    if data.images in _CIFAR10:
+        part = "a class-balanced part of CIFAR-10" if data.images == "demo" else "CIFAR-10"
+        said.append(f"Images: {part} (A. Krizhevsky, 2009; the data set states no licence).")
+    generated, rebuilt = _records(contents, "generator"), _records(contents, "tokenizer")
+    reference = _counts([r.protocol.reference_samples for r in generated], measure.reference_images)
+    shown = _counts([r.protocol.samples for r in rebuilt if r.name == "PSNR"], measure.reconstructions)
+    said.append(
+        f"g{measured.distance}: {measure.samples:,} class-balanced samples against {reference} training images; "
+        f"r{measured.distance}, PSNR, LPIPS, SSIM: {shown} test images, reconstructed from the posterior’s mean as "
+        f"8-bit pixels. Feature network: {measure.network}."
+    )
+    if not measure.is_fid:
+        said.append("Distances in this network are no FIDs and must not be set beside published ones.")
+    seeds = "one seed" if measure.tsne_seeds == 1 else f"{measure.tsne_seeds} seeds"
+    said.append(
+        f"Uniformity, linear probe and cosine: {measure.latents:,} latents at most; t-SNE over {seeds}. A seed trains "
+        "its own tokenizer and its own generators."
+    )
+    said += _sizes(measured)
+    names = {cell.teacher.partition("@")[0] for cell in measured.grid.tokenizers}
+    for spec in TEACHERS:
+        if spec.name in names or spec.name == measure.teacher:
+            said.append(f"{spec.name}: {spec.note + '; ' if spec.note else ''}licence {spec.licence}.")
+    types = sorted({record.protocol.dtype for record in generated if record.protocol.dtype})
+    if types:
+        hashes = sorted({(record.protocol.feature_network_hash or "")[:12] for record in generated})
+        said.append(f"Samples were computed in {', '.join(types)}; feature network {', '.join(hashes)}.")
+    for kind in ("tokenizer", "generator"):
+        trained = sorted({c["precision"] for c in contents if c["kind"] == kind and "precision" in c})
+        if len(trained) > 1:
+            said.append(f"Machines differed: some {kind}s were trained in {trained[0]}, others in {trained[1]}.")
+    return said
+
+
+def _sizes(measured: Measured) -> Iterator[str]:
+    """The shape behind the name of each size, with its parameters where one is measured: latents and rows differ."""
+    grid = measured.grid
+    for size in dict.fromkeys(cell.size for cell in grid.generators):
+        cells = [cell for cell in grid.generators if cell.size == size]
+        shape = grid.generator(cells[0]).transformer.resolve(cells[0].tokenizer.dimension, grid.side, 10)
+        contents = [content for cell in cells if (content := measured.content("generator", cell)) is not None]
+        millions = sorted(content["parameters"] / 1e6 for content in contents)
+        shown = dict.fromkeys(f"{count:.3g}" for count in (*millions[:1], *millions[-1:]))
+        parameters = f", {' to '.join(shown)} million parameters" if shown else ""
+        yield f"Size {size}: width {shape.width}, depth {shape.depth}, patch {shape.patch_size}{parameters}."
+
+
+def _records(contents: Sequence[dict[str, Any]], kind: str) -> list[MetricRecord]:
+    return [MetricRecord.from_dict(r) for c in contents if c["kind"] == kind for r in c["records"]]
+
+
+def _counts(measured: Sequence[int | None], asked: int | None) -> str:
+    """How many images there were; what was asked for where nothing is measured yet."""
+    known = sorted({count for count in measured if count is not None})
+    if known:
+        return " to ".join(f"{count:,}" for count in dict.fromkeys((known[0], known[-1])))
+    return f"{asked:,}" if asked else "all"

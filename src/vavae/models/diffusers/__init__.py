@@ -1,0 +1,1 @@
+"""Export of a generator as a pipeline of diffusers."""

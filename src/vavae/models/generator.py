@@ -1,0 +1,590 @@
+"""`Generator`: a diffusion transformer with the tokenizer it was trained on and its sampling defaults."""
+
+import dataclasses
+import difflib
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vavae import __version__, rng
+from vavae.checkpoints import folder as files
+from vavae.checkpoints.diffusers_autoencoder import diffusers_statistics
+from vavae.checkpoints.folder import HubOptions
+from vavae.checkpoints.loading import LoadedTransformer, load_transformer
+from vavae.checkpoints.networks import own_transformer
+from vavae.checkpoints.published import LoadReport, Weights
+from vavae.checkpoints.statistics import multiplied, read_statistics, scaling_statistics, statistics_file
+from vavae.config import from_plain, to_plain
+from vavae.config.image_size import Size, as_size, enlarged, sides
+from vavae.errors import RunError, UserError
+from vavae.flow import Guidance, PathName, Prediction, SolverName, counter_noise, path_by_name, sample
+from vavae.models.tokenizer import StatisticsSource, Tokenizer, device_only
+from vavae.tokenizer import LatentStatistics
+from vavae.transformer import LightningDiT
+from vavae.transformer.positions import Positions
+
+Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
+
+
+# Far beyond what samples well. Without bounds, numbers overflow or a grid takes all memory.
+_MOST_STEPS = 100_000
+_MOST_SCALE = 10_000
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How noise becomes latents.
+
+    Attributes:
+        solver: Integration method of the flow's differential equation; `euler_maruyama` that of the stochastic one.
+        steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations.
+        shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
+        guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
+        guidance_start: Guidance acts from this time on (0 is noise, 1 is data).
+        guidance_stop: Guidance acts up to this time.
+        guidance_channels: How many leading channels are guided; null and 0 guide all. The published FIDs use 3.
+
+    Raises:
+        UserError: Names the number that is out of range.
+    """
+
+    solver: SolverName = "euler"
+    steps: int = 250
+    shift: float = 0.3
+    guidance_scale: float = 1.0
+    guidance_start: float = 0.125
+    guidance_stop: float = 1.0
+    guidance_channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise UserError(f"steps: {self.steps} is too few; at least 2 grid points")
+        if self.steps > _MOST_STEPS:
+            raise UserError(f"steps must be at most {_MOST_STEPS:,} grid points, got {self.steps:,}")
+        for name in ("shift", "guidance_scale"):
+            if not 0 <= getattr(self, name) <= _MOST_SCALE:
+                raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 to {_MOST_SCALE:,}")
+        if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
+            raise UserError(
+                f"guidance_start, guidance_stop: {self.guidance_start} to {self.guidance_stop} is no interval within "
+                "0 (noise) to 1 (data)"
+            )
+        if self.guidance_channels is not None and self.guidance_channels < 0:
+            raise UserError(f"guidance_channels: {self.guidance_channels} is negative; 0 guides all")
+        if self.guidance_channels == 0:
+            # An option that is not given is null, so all channels need a number; records and folders say it one way.
+            object.__setattr__(self, "guidance_channels", None)
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """The guidance these numbers describe; None where the scale is 1."""
+        if self.guidance_scale == 1.0:
+            return None
+        return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
+
+
+def check_drawn(values: Tensor, indices: Sequence[int], sampling: SamplingConfig) -> None:
+    """Check that samples are finite.
+
+    Args:
+        values: (B, …) latents or images.
+        indices: Number of each sample.
+        sampling: How they were drawn.
+
+    Raises:
+        RunError: One is not; the message names it.
+    """
+    good = values.flatten(1).isfinite().all(1).tolist()
+    if not all(good):
+        raise RunError(
+            f"sample {indices[good.index(False)]} is not finite with guidance_scale {sampling.guidance_scale:g} and "
+            f"{sampling.steps} steps of {sampling.solver}: take a smaller guidance_scale, or more steps"
+        )
+
+
+class Generator:
+    """Labels -> images.
+
+    Args:
+        transformer: The trained network; it is put in eval mode.
+        tokenizer: The tokenizer whose latents it was trained on.
+        statistics: The statistics those latents were normalised with; the tokenizer's own by default.
+        sampling: Defaults for `__call__`.
+        path: The path between noise and data that it was trained on.
+        prediction: What it predicts.
+        class_names: Names of the labels, where they are known.
+        provenance: How it was trained and on what, for the model card.
+
+    Attributes:
+        report: What `from_pretrained` took from a published checkpoint and what it left aside; None for others.
+
+    Raises:
+        UserError: Transformer and tokenizer do not fit: the message names both numbers of latent channels.
+    """
+
+    def __init__(
+        self,
+        transformer: LightningDiT,
+        tokenizer: Tokenizer,
+        statistics: LatentStatistics | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
+        path: PathName = "linear",
+        class_names: Sequence[str] = (),
+        provenance: dict[str, Any] | None = None,
+        prediction: Prediction = "velocity",
+    ) -> None:
+        channels = transformer.config.latent_channels
+        if channels != tokenizer.latent_channels:
+            raise UserError(
+                f"a transformer for latents of {channels} channels does not fit a tokenizer "
+                f"with {tokenizer.latent_channels}"
+            )
+        self.transformer = transformer.eval()
+        self.tokenizer = tokenizer
+        if statistics is not None and not statistics.equals(tokenizer.statistics):
+            self.tokenizer = Tokenizer(tokenizer.autoencoder, statistics, tokenizer.provenance)
+        self.sampling = sampling
+        self.path: PathName = path
+        self.prediction: Prediction = prediction
+        self.class_names = tuple(class_names)
+        self.provenance = provenance or {}
+        self.report: LoadReport | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Labels run from 0 to this number − 1; the number itself means "no label"."""
+        return self.transformer.config.num_classes
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent at the size the transformer was trained on."""
+        return self.transformer.config.latent_channels, *self.transformer.config.latent_hw
+
+    @property
+    def image_size(self) -> Size:
+        """Size in pixels of the images it was trained on, and draws by default."""
+        return enlarged(self.transformer.config.latent_hw, self.tokenizer.factor)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the transformer's weights."""
+        return next(self.transformer.parameters()).dtype
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move both networks to `device`.
+
+        Raises:
+            UserError: A type instead of a device.
+        """
+        self.transformer.to(device_only(device))
+        self.tokenizer.to(device)
+        return self
+
+    def __repr__(self) -> str:
+        config = self.transformer.config
+        shape = f"depth {config.depth}, width {config.width}, {self.num_classes} classes"
+        return f"Generator({shape}, latents {'x'.join(map(str, self.latent_shape))}, {self.tokenizer.device})"
+
+    def noise(self, indices: Sequence[int], seed: int = 0, size: Size | None = None) -> Tensor:
+        """The starting noise (B, C, h, w) of samples number `indices`: a function of (seed, index, size) alone.
+
+        Args:
+            indices: Number of each sample.
+            seed: Seed of all of them.
+            size: Of the images in pixels, one number or (height, width); that of training by default.
+
+        Raises:
+            UserError: Tokenizer or patches do not divide `size`.
+        """
+        return rng.normal(seed, "sample", list(indices), self._shape_for(size), self.tokenizer.device)
+
+    def _shape_for(self, size: Size | None) -> tuple[int, int, int]:
+        if size is None:
+            return self.latent_shape
+        unit = self.tokenizer.factor * self.transformer.config.patch_size
+        height, width = sides(as_size("size", size))
+        if min(height, width) < 1 or height % unit or width % unit:
+            raise UserError(f"size: {height}x{width} is not a height and a width in multiples of {unit}")
+        return self.latent_shape[0], height // self.tokenizer.factor, width // self.tokenizer.factor
+
+    def check(self, labels: Sequence[int], size: Size | None = None, sampling: SamplingConfig | None = None) -> None:
+        """Check what is to be drawn, before any time is spent on it.
+
+        Raises:
+            UserError: A label out of range, a size that does not divide, or guidance by "no label", which was never
+                trained.
+        """
+        wrong = [label for label in labels if not 0 <= label <= self.num_classes]
+        if wrong:
+            known = f"0..{self.num_classes - 1}" if self.num_classes else "the classes: it knows none"
+            raise UserError(f"labels: {wrong[0]} is not in {known} ({self.num_classes} is no label)")
+        self._shape_for(size)
+        if sampling is not None and sampling.guidance is not None and self.transformer.config.label_dropout == 0:
+            raise UserError("guidance_scale: this generator was trained without label_dropout, so only 1 has a meaning")
+
+    def _numbers(self, labels: Labels) -> list[int]:
+        """Return labels as numbers."""
+        if isinstance(labels, Tensor | np.ndarray):
+            labels = labels.tolist()
+        return [self._number(label) for label in (labels if isinstance(labels, list | tuple | range) else [labels])]
+
+    def _number(self, label: Any) -> int:
+        """Return one label, a number or one of `class_names`, as a number."""
+        if isinstance(label, str) and label in self.class_names:
+            return self.class_names.index(label)
+        if isinstance(label, str):
+            near = difflib.get_close_matches(label, self.class_names)
+            if near:
+                raise UserError(f"labels: {label!r} is not a class; did you mean {' or '.join(map(repr, near))}?")
+            names = ", ".join(self.class_names[:20])
+            known = f"none of {names}" if names else "a name, and it knows no names"
+            raise UserError(f"labels: {label!r} is {known}")
+        number = label.item() if getattr(label, "ndim", None) == 0 else label
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise UserError(
+                f"labels: must be numbers or names of classes, got {str(number)[:40]} ({type(number).__name__})"
+            )
+        return number
+
+    def latents(
+        self,
+        labels: Labels,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        sampling: SamplingConfig | None = None,
+        callback: Callable[..., None] | None = None,
+        *,
+        size: Size | None = None,
+        weak_model: LightningDiT | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Normalised latents (B, C, h, w), one per label; see `__call__`."""
+        labels = self._numbers(labels)
+        indices = range(len(labels)) if indices is None else indices
+        if len(indices) != len(labels):
+            raise UserError(f"indices: {len(indices)} for {len(labels)} labels")
+        settings = sampling or self.sampling
+        self.check(labels, size, settings if weak_model is None else None)
+        if noise is None:
+            noise = self.noise(indices, seed, size)
+        elif noise.shape != (len(labels), *self._shape_for(size)):
+            raise UserError(f"noise: {tuple(noise.shape)} is not {(len(labels), *self._shape_for(size))}")
+        device = self.tokenizer.device
+        # Weights in half precision compute in it; norms, positions and the state of the solver stay float32.
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        with torch.autocast(device.type, self.dtype) if half else nullcontext():
+            drawn = sample(
+                self.transformer,
+                noise.to(device, torch.float32),
+                torch.tensor(labels, dtype=torch.int64, device=device),
+                solver=settings.solver,
+                steps=settings.steps,
+                shift=settings.shift,
+                guidance=settings.guidance,
+                weak_model=weak_model,
+                path=path_by_name(self.path),
+                prediction=self.prediction,
+                step_noise=counter_noise(seed, list(indices)),
+                callback=callback,
+            )
+        check_drawn(drawn, indices, settings)
+        return drawn
+
+    def __call__(
+        self,
+        labels: Labels,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        sampling: SamplingConfig | None = None,
+        *,
+        size: Size | None = None,
+        weak_model: LightningDiT | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1], one per label.
+
+        Args:
+            labels: Class of each image, its number or one of `class_names`; `num_classes` means no label. A list, a
+                tensor or an array; a single label makes one image.
+            seed: Seed of the noise.
+            indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample number i is the same image
+                whatever else is in the batch, up to rounding; not with "dopri5", which chooses its steps for a batch.
+            sampling: Other settings than the generator's defaults.
+            size: In pixels, one number or (height, width); by default that of its training. How it places
+                other grids is its `positions` (see `vavae.transformer.positions`, and `from_pretrained`).
+            weak_model: A weaker transformer, which makes the guidance autoguidance (arXiv 2406.02507).
+            noise: Standard normal noise (B, C, h, w) to start from, instead of that of `seed` and `indices`.
+
+        Raises:
+            UserError: See `check`; or noise of another shape.
+        """
+        latents = self.latents(labels, seed, indices, sampling, size=size, weak_model=weak_model, noise=noise)
+        return self.tokenizer.decode(latents)
+
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the folder that `from_pretrained` reads; it holds the tokenizer too.
+
+        `dtype` is the type the weights of both are stored in; see `Tokenizer.save_pretrained`.
+
+        Raises:
+            UserError: A weight is too large for `dtype`.
+        """
+        folder = Path(path)
+        config = {
+            "kind": "generator",
+            "vavae_version": __version__,
+            "transformer": to_plain(self.transformer.config),
+            "sampling": to_plain(self.sampling),
+            "tokenizer": "tokenizer",
+            "statistics": f"tokenizer/{files.STATISTICS}",
+            "path": self.path,
+            "prediction": self.prediction,
+            "class_names": list(self.class_names),
+            "provenance": to_plain(self.provenance),
+        }
+        weights = files.stored(self.transformer, dtype)
+        files.stored(self.tokenizer.autoencoder, dtype)  # it may refuse, and then the folder is as it was
+        with files.finished_by(folder, config):
+            self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
+            files.write_tensors(folder / files.WEIGHTS, weights, "generator")
+            (folder / files.CARD).write_text(self._card())
+
+    def save_diffusers(self, path: str | Path) -> None:
+        """Write a folder that `diffusers.DiffusionPipeline.from_pretrained` runs, with or without this package.
+
+        See `vavae.models.diffusers.pipeline` for what is in it.
+
+        Raises:
+            UserError: diffusers cannot build such an autoencoder, or the transformer does not predict velocities.
+        """
+        from vavae.models.diffusers.pipeline import write_pipeline
+
+        if self.prediction != "velocity":
+            raise UserError(f"prediction: {self.prediction}; a pipeline of diffusers can be written for velocity only")
+        write_pipeline(
+            Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Upload generator",
+    ) -> str:
+        """Upload what `save_pretrained` writes as the model repository `repo_id`; returns its address.
+
+        Raises:
+            UserError: The hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return files.push(Path(folder), repo_id, private, token, commit_message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        tokenizer: Tokenizer | str | Path | None = None,
+        statistics: StatisticsSource | None = None,
+        weights: Weights = "auto",
+        heads: int | None = None,
+        path: PathName | None = None,
+        prediction: Prediction | None = None,
+        positions: Positions | None = None,
+        dtype: torch.dtype | None = None,
+        **hub: Unpack[HubOptions],
+    ) -> Self:
+        """Read a generator, here or on the hub: ours, a published checkpoint, or one exported for diffusers.
+
+        Args:
+            path_or_hub_id: A folder that `save_pretrained` or `save_diffusers` wrote; a published file (.pt, .pth,
+                .ckpt, .safetensors), or the folder it is published in; `demo`, the one that comes with the package; or
+                a repository of the hub with any of these, `owner/name` or `owner/name@revision`.
+            device: Where to put both networks.
+            tokenizer: The tokenizer the transformer was trained on, or where it is, in any form that
+                `Tokenizer.from_pretrained` reads. Published transformers need it; other folders hold theirs.
+            statistics: The statistics the latents of its training were normalised with, `latents_stats.pt` say; by
+                default those that lie with the transformer, and where there are none the tokenizer's. A
+                `latent_multiplier` in a published configuration comes on top.
+            weights: Which weights of a checkpoint with several: averaged ("ema"), not averaged ("model"), or the name
+                of a set; "auto" prefers averaged ones.
+            heads: Number of attention heads of a published transformer, where its shapes do not show it.
+            path: The path a published transformer was trained on, if its file does not say; linear by default.
+            prediction: What a published transformer predicts, if its file does not say; velocity by default.
+            positions: How the transformer places other grids than its own; by default as it is saved, and
+                "recompute" for published ones. "interpolate" suits weights that saw one grid only.
+            dtype: Hold the weights of both networks in float16 or bfloat16, which takes half the memory and computes
+                in it; images and latents that come out are float32. None is float32. A `Tokenizer` that is given
+                stays as it is.
+            hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`, as in
+                `huggingface_hub` (see `HubOptions`). They concern `path_or_hub_id` only.
+
+        Raises:
+            UserError: Names the file or key that is missing or wrong, or says what is needed besides.
+        """
+        folder = files.resolve(path_or_hub_id, "generator", **hub)
+        form = files.form_of(folder)
+        if form == "generator":
+            generator = cls._from_folder(folder, tokenizer, statistics)
+        elif form in ("checkpoint", "pipeline"):
+            published = form == "pipeline", tokenizer, statistics, weights, heads, path, prediction
+            generator = cls._from_published(folder, *published)
+        else:
+            raise UserError(f"{folder}: holds {files.named(form)}, not a generator")
+        if positions is not None:
+            generator.transformer.config = dataclasses.replace(generator.transformer.config, positions=positions)
+        files.hold_in(generator.transformer, dtype)
+        if not isinstance(tokenizer, Tokenizer):
+            files.hold_in(generator.tokenizer.autoencoder, dtype)
+        return generator.to(device)
+
+    @classmethod
+    def _from_folder(
+        cls, folder: Path, tokenizer: Tokenizer | str | Path | None, statistics: StatisticsSource | None
+    ) -> Self:
+        transformer, config = own_transformer(folder)
+        try:
+            sampling = from_plain(SamplingConfig, config["sampling"])
+        except KeyError as error:
+            raise UserError(f"{folder / files.CONFIG}: no key {error}") from error
+        names = config.get("class_names") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{folder / files.CONFIG}: class_names: {str(names)[:60]} is no list of names")
+        trained = _read(statistics)
+        if tokenizer is None:
+            tokenizer = files.subfolder(folder, "tokenizer")
+        elif trained is None:
+            own = files.subfolder(folder, "tokenizer")
+            files.read_model(own, "tokenizer")
+            trained = _read(own)
+        return cls(
+            transformer,
+            _tokenizer(tokenizer, trained),
+            trained,
+            sampling,
+            config.get("path", "linear"),
+            names,
+            config.get("provenance"),
+            config.get("prediction", "velocity"),
+        )
+
+    @classmethod
+    def _from_published(
+        cls,
+        path: Path,
+        pipeline: bool,
+        tokenizer: Tokenizer | str | Path | None,
+        statistics: StatisticsSource | None,
+        weights: Weights,
+        heads: int | None,
+        given_path: PathName | None,
+        given_prediction: Prediction | None,
+    ) -> Self:
+        if pipeline:  # before anything large is read
+            from vavae.models.diffusers.pipeline import read_settings
+
+            settings = read_settings(path)
+        loaded = load_transformer(path, weights, heads)
+        trained, multiplier = _read(statistics), 1.0
+        if pipeline:
+            report = loaded.report
+            sampling = from_plain(SamplingConfig, settings.sampling)
+            flow_path, names = settings.path, settings.class_names
+            prediction: Prediction = "velocity"  # the only one a pipeline is written for
+            if given_path not in (None, flow_path) or given_prediction not in (None, prediction):
+                raise UserError(f"{path}: path and prediction must be {flow_path} and {prediction}, as it was written")
+            own = files.subfolder(path, "vae")
+            if trained is None:
+                channels = loaded.model.config.latent_channels
+                trained = diffusers_statistics(files.read_config(own), channels, own / files.CONFIG)
+            tokenizer = own if tokenizer is None else tokenizer
+        else:
+            from vavae.checkpoints.published_recipes import published_flow, published_sampling
+
+            flow_path, prediction, notes = published_flow(loaded.training, path, given_path, given_prediction)
+            try:
+                values, assumed = published_sampling(loaded.training)
+                sampling = from_plain(SamplingConfig, values)
+                notes += [f"sampling is assumed: {assumed}"] if assumed else []
+            except UserError as error:  # defaults that ours cannot do must not keep the weights from loading
+                sampling = SamplingConfig()
+                notes.append(f"sampling defaults are ours: {error}")
+            names = ()
+            report = dataclasses.replace(loaded.report, notes=(*loaded.report.notes, *notes))
+            if tokenizer is None and (path / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
+                tokenizer = path / "tokenizer"
+            trained, multiplier, said = published_latents(path, loaded, trained)
+            report = dataclasses.replace(report, notes=(*report.notes, *said))
+        if tokenizer is None:
+            raise UserError(
+                f"{path}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer it was "
+                "trained on, and statistics, the latents_stats.pt of its training latents ('vavae convert' keeps all "
+                "three together)"
+            )
+        tokenizer = _tokenizer(tokenizer, trained)
+        generator = cls(
+            loaded.model,
+            tokenizer,
+            multiplied(trained or tokenizer.statistics, multiplier),
+            sampling,
+            flow_path,
+            names,
+            {"converted_from": path.name},
+            prediction,
+        )
+        generator.report = report
+        return generator
+
+    def _card(self) -> str:
+        config = self.transformer.config
+        trained = "\n".join(f"- {key}: {value}" for key, value in self.provenance.items())
+        return (
+            "---\nlibrary_name: vavae\ntags: [image-generation, flow-matching, LightningDiT]\n---\n\n"
+            f"# LightningDiT, depth {config.depth}, width {config.width}, {config.num_classes} classes\n\n"
+            "The tokenizer and the statistics of its latents are in `tokenizer/`.\n\n"
+            "```python\nimport vavae\n\n"
+            'generator = vavae.Generator.from_pretrained("this folder or its hub id")\n'
+            "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n"
+            + (f"\n## Training\n\n{trained}\n" if trained else "")
+        )
+
+
+def published_latents(
+    path: Path, loaded: LoadedTransformer, given: LatentStatistics | None
+) -> tuple[LatentStatistics | None, float, tuple[str, ...]]:
+    """The statistics of the latents that a published transformer was trained on, what comes on top, and notes.
+
+    None stands for the tokenizer's. Training fed (latents − mean) / std · latent_multiplier, or, without
+    `latent_norm`, latents · latent_multiplier.
+    """
+    from vavae.checkpoints.published_recipes import published_scaling
+
+    normalised, multiplier = published_scaling(loaded.training) or (True, 1.0)
+    note = f"latent_multiplier {multiplier:g} of its configuration is in the statistics of the latents"
+    notes = (note,) if multiplier != 1.0 else ()
+    if normalised:
+        return given or _read(statistics_file(path)), multiplier, notes
+    if given is not None:
+        return given, 1.0, ()
+    return scaling_statistics(loaded.model.config.latent_channels, multiplier), 1.0, notes
+
+
+def _read(statistics: StatisticsSource | None) -> LatentStatistics | None:
+    return None if statistics is None else read_statistics(statistics)
+
+
+def _tokenizer(source: Tokenizer | str | Path, statistics: StatisticsSource | None = None) -> Tokenizer:
+    if isinstance(source, Tokenizer):
+        return source
+    return Tokenizer.from_pretrained(source, statistics=statistics)

@@ -1,0 +1,76 @@
+"""How long and how to train: the part of a recipe that is the same for every stage."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vavae.errors import UserError
+from vavae.training.ema import AveragesConfig
+from vavae.training.precision import Precision
+from vavae.training.stability import StabilityConfig
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How long and how to train.
+
+    Attributes:
+        images: Images to see in all.
+        batch_size: Images per optimizer step, over all processes.
+        seed: All randomness of the run is a function of this seed and the position in the run.
+        device: auto (an NVIDIA GPU where there is one), cpu, cuda, cuda:1, mps, …
+        precision: Compute precision; parameters and optimizers stay float32. auto is bf16 where the CPU or NVIDIA's GPU
+            has it.
+        parallel: What several processes (torchrun) do: `replicate` keeps everything in each, `shard` (FSDP2) spreads
+            parameters, averages and optimizer over them.
+        micro_batch: Images per process that are worked on at once; gradients add up over the batch. Null takes the
+            whole batch, and halves that whenever memory runs out.
+        ema_decay: Decay per step of the averaged weights; null keeps none.
+        ema_warmup: Let this decay, and those of `averages`, be smaller at first: min(ema_decay, (1 + n) / (10 + n)) at
+            step n, below 0.9999 up to step 89,990. The published averages have one decay from the first step on.
+        averages: Further averages.
+        stability: What counts as a run gone wrong.
+        log_images: Write one log line per this many images.
+        checkpoint_images: Save the state every this many images, and at the end; null only at the end.
+        keep_checkpoints: How many of the newest checkpoints stay on the disk.
+        milestone_images: Keep a checkpoint for good every this many images; null never.
+        preview_images: Write a picture of the averaged model's work this often; null never.
+        validation_images: Measure the validation loss this often, where the stage has validation data; null never.
+        tensorboard: Write TensorBoard events.
+        wandb: Project on Weights & Biases to log to (extra `wandb`); null does not.
+    """
+
+    images: int = 1_000_000
+    batch_size: int = 256
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+    parallel: Literal["replicate", "shard"] = "replicate"
+    micro_batch: int | None = None
+    ema_decay: float | None = None
+    ema_warmup: bool = True
+    averages: AveragesConfig = field(default_factory=AveragesConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
+    log_images: int = 25_600
+    checkpoint_images: int | None = 500_000
+    keep_checkpoints: int = 2
+    milestone_images: int | None = None
+    preview_images: int | None = None
+    validation_images: int | None = None
+    tensorboard: bool = True
+    wandb: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "log_images", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name}: {getattr(self, name)} is not positive")
+        for name in ("micro_batch", "checkpoint_images", "milestone_images", "preview_images", "validation_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"training.{name}: {value} is neither positive nor null")
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise UserError(f"training.ema_decay: {self.ema_decay} is not in [0, 1); null keeps no average")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return -(-self.images // self.batch_size)

@@ -1,0 +1,153 @@
+"""Averages of a run, afterwards: those in its checkpoint, and any length of power-function averages.
+
+The second come from stored snapshots (arXiv 2312.02696, section 3.2). A snapshot at step t of exponent γ is a weighted
+sum of all parameters of the run, with weights p(τ) = (γ + 1) τ^γ / t^(γ + 1) for τ in [0, t]. The average that is
+wanted has such weights too; the combination of snapshots nearest to it, in the squares of the weights, is its
+reconstruction.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vavae.errors import UserError
+from vavae.io.files import written_whole
+from vavae.training.checkpoint import CheckpointFolder
+from vavae.training.ema import power_exponent
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stored power-function average.
+
+    Attributes:
+        path: Its file.
+        steps: Optimizer steps it has seen.
+        images: Images it has seen.
+        width: Its relative standard deviation.
+    """
+
+    path: Path
+    steps: int
+    images: int
+    width: float
+
+
+def save_snapshot(
+    folder: Path, module: str, values: dict[str, Tensor], *, steps: int, images: int, width: float
+) -> Path:
+    """Write one snapshot, whole or not at all."""
+    path = folder / f"{module}-width{width}-images{images:012d}.safetensors"
+    metadata = {"steps": str(steps), "images": str(images), "width": str(width)}
+    with written_whole(path) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, temporary, metadata)
+    return path
+
+
+def list_snapshots(folder: Path, module: str) -> list[Snapshot]:
+    """Snapshots of a module, by images and width."""
+    found = []
+    for path in sorted(folder.glob(f"{module}-width*-images*.safetensors")):
+        with safe_open(path, "pt") as file:
+            said = file.metadata()
+        found.append(Snapshot(path, int(said["steps"]), int(said["images"]), float(said["width"])))
+    return sorted(found, key=lambda snapshot: (snapshot.images, snapshot.width))
+
+
+def _inner_products(
+    steps: np.ndarray, exponents: np.ndarray, other_steps: np.ndarray, other_exponents: np.ndarray
+) -> np.ndarray:
+    """∫ p_i q_j dτ for every pair, (N, M): equation 132, in logarithms since the powers overflow."""
+    t, g = steps[:, None], exponents[:, None]
+    u, h = other_steps[None], other_exponents[None]
+    total = g + h + 1
+    logs = np.log(g + 1) + np.log(h + 1) - np.log(total)
+    logs = logs + total * np.log(np.minimum(t, u)) - (g + 1) * np.log(t) - (h + 1) * np.log(u)
+    return np.exp(logs)
+
+
+def combination(steps: Sequence[int], widths: Sequence[float], target_steps: int, target_width: float) -> np.ndarray:
+    """Factors (N,) of N snapshots that give the average of `target_width` at `target_steps`; they sum to 1.
+
+    Raises:
+        UserError: No snapshot reaches the target's step.
+    """
+    if max(steps, default=0) < target_steps:
+        raise UserError(f"no snapshot of step {target_steps} or later")
+    t = np.asarray(steps, dtype=np.float64)
+    g = np.array([power_exponent(width) for width in widths])
+    u, h = np.array([float(target_steps)]), np.array([power_exponent(target_width)])
+    gram = _inner_products(t, g, t, g)
+    wanted = _inner_products(t, g, u, h)
+    # Scaled to a unit diagonal, and solved in the least-squares sense: close snapshots are nearly dependent.
+    scale = 1.0 / np.sqrt(np.diag(gram))
+    solved = np.linalg.lstsq(gram * scale[:, None] * scale[None], wanted[:, 0] * scale, rcond=1e-12)[0] * scale
+    return np.asarray(solved / solved.sum())
+
+
+def reconstruct(folder: Path, module: str, width: float, images: int | None = None) -> dict[str, Tensor]:
+    """The state dict of `module` averaged with relative standard deviation `width`, as of `images`.
+
+    Args:
+        folder: The run's `averages/`.
+        module: Name of the module, `transformer` or `autoencoder`.
+        width: Length of the average as a share of the run, in (0, 0.288).
+        images: Images seen at the end of the average; null is the last snapshot.
+
+    Raises:
+        UserError: There are no snapshots up to there.
+    """
+    if not 0.0 < width < 1 / math.sqrt(12):
+        raise UserError(f"width: {width} is not in (0, 0.288)")
+    snapshots = list_snapshots(folder, module)
+    if images is not None:
+        snapshots = [snapshot for snapshot in snapshots if snapshot.images <= images]
+    if not snapshots:
+        raise UserError(f"{folder}: no snapshots of {module}" + (f" up to {images:,} images" if images else ""))
+    last = max(snapshot.steps for snapshot in snapshots)
+    factors = combination([s.steps for s in snapshots], [s.width for s in snapshots], last, width)
+    total: dict[str, Tensor] = {}
+    for factor, snapshot in zip(factors.tolist(), snapshots, strict=True):
+        for name, value in load_file(snapshot.path).items():
+            if not value.is_floating_point():
+                total[name] = value
+            elif name in total:
+                total[name].add_(value.double(), alpha=factor)
+            else:
+                total[name] = value.double() * factor
+    types = {name: value.dtype for name, value in load_file(snapshots[-1].path).items()}
+    return {name: value.to(types[name]) if value.dtype == torch.float64 else value for name, value in total.items()}
+
+
+def decayed(folder: Path, module: str, decay: float) -> dict[str, Tensor]:
+    """The state dict of `module` averaged with `decay` per step, from the newest good checkpoint of a run.
+
+    Args:
+        folder: The run folder.
+        module: Name of the module, `transformer` or `autoencoder`.
+        decay: The run's `ema_decay`, or one of its `averages.decays`.
+
+    Raises:
+        UserError: There is no checkpoint, or no such average in it; the message names those there are.
+    """
+    found = CheckpointFolder(folder / "checkpoints").newest()
+    if found is None:
+        raise UserError(f"{folder}: no good checkpoint")
+    prefix = f"average/{decay}/{module}/"
+    tensors = {
+        name: torch.empty(shape, dtype=found.dtypes[name])
+        for name, shape in found.shapes.items()
+        if name.startswith(prefix)
+    }
+    if not tensors:
+        labels = sorted({"/".join(name.split("/")[1:3]) for name in found.shapes if name.startswith("average/")})
+        raise UserError(f"{folder}: no average {decay}/{module}; there is {', '.join(labels) or 'none'}")
+    found.read_into(tensors)
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
