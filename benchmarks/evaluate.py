@@ -26,15 +26,15 @@ from torch import Tensor
 
 from vavae.data import Cifar10Images
 from vavae.data.images import Selection
+from vavae.device import resolve_device
 from vavae.errors import UserError
 from vavae.evaluation.features import BlockStore, extract
 from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint
 from vavae.io.files import written_whole
 from vavae.metrics import RunningMoments, load_feature_network
 from vavae.models import Generator
-from vavae.stages.sample import choose_labels, draw
+from vavae.models.sampling import choose_labels, draw
 from vavae.training.parallel import World
-from vavae.training.precision import resolve_device
 from vavae.training.run_log import versions
 
 _NETWORKS = "inception,inception-pytorch-fid,inception-clean,teacher:dinov2-small-focus,teacher:resnet50"

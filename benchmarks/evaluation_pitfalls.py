@@ -32,7 +32,7 @@ from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fin
 from vavae.io.files import written_whole
 from vavae.metrics import RunningMoments, kernel_distance, load_feature_network
 from vavae.models import Generator
-from vavae.stages.sample import choose_labels
+from vavae.models.sampling import choose_labels
 from vavae.training.parallel import World
 from vavae.training.run_log import versions
 

@@ -27,6 +27,7 @@ import torch._dynamo
 from plain import tokenizer_step
 from vavae import rng
 from vavae.config import load_recipe
+from vavae.device import Precision, autocast
 from vavae.errors import UserError
 from vavae.flow import Guidance, flow_matching_loss, sample
 from vavae.frontier.config import Config
@@ -39,7 +40,6 @@ from vavae.training.compile import Compilation, compile_network
 from vavae.training.ema import MovingAverage, exponential
 from vavae.training.float8 import use_float8
 from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices
-from vavae.training.precision import Precision, autocast
 from vavae.training.run_log import versions
 from vavae.training.throughput import count_flops, peak_tflops
 from vavae.transformer import LightningDiT

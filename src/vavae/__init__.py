@@ -6,24 +6,24 @@ The names below load on first use, so that `import vavae` costs nothing.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vavae.version import __version__
+
 if TYPE_CHECKING:
-    from vavae import data, flow, losses, metrics, pretrained, teachers, tokenizer, transformer
+    from vavae import data, flow, losses, metrics, models, teachers, tokenizer, transformer
     from vavae.errors import UserError
     from vavae.models import Generator, SamplingConfig, Tokenizer
     from vavae.tokenizer import AutoencoderKL
     from vavae.transformer import LightningDiT
 
-__version__ = "0.1.0"
-
 _EXPORTS = {
     "AutoencoderKL": "vavae.tokenizer",
     "LightningDiT": "vavae.transformer",
-    "Tokenizer": "vavae.pretrained",
-    "Generator": "vavae.pretrained",
-    "SamplingConfig": "vavae.pretrained",
+    "Tokenizer": "vavae.models",
+    "Generator": "vavae.models",
+    "SamplingConfig": "vavae.models",
     "UserError": "vavae.errors",
 }
-_ROOMS = ("tokenizer", "teachers", "losses", "transformer", "flow", "data", "metrics", "pretrained")
+_ROOMS = ("tokenizer", "teachers", "losses", "transformer", "flow", "data", "metrics", "models")
 
 __all__ = [
     "AutoencoderKL",
@@ -37,7 +37,7 @@ __all__ = [
     "flow",
     "losses",
     "metrics",
-    "pretrained",
+    "models",
     "teachers",
     "tokenizer",
     "transformer",

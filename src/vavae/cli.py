@@ -14,17 +14,17 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vavae import __version__
 from vavae.errors import RunError, UserError, fault_number, memory_ran_out, one_line, printable
 from vavae.training.signals import interrupted_by_signals
+from vavae.version import __version__
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: the stage module holds its `Config` and `run(config)`.
+    """One command: its module has `Config` and `run(config)`.
 
     Attributes:
-        module: Stage module under `vavae.stages`.
+        module: Module under `vavae`.
         summary: One line for the list of commands.
         positionals: Options that leading arguments stand for; a last one ending in `+` takes all the rest.
     """
@@ -35,18 +35,18 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("demo", "the whole path on embedded real images, on the CPU, with a report page"),
-    "train-tokenizer": Command("train_tokenizer", "stage 1: train a visual tokenizer, aligned with a teacher"),
-    "encode": Command("encode", "images -> latent shards and their statistics"),
-    "train-dit": Command("train_dit", "stage 2: train a diffusion transformer on latents"),
-    "sample": Command("sample", "labels or counts -> PNGs, a grid, an npz"),
-    "evaluate": Command("evaluate", "reconstruction, generation and latent metrics", ("what", "model+")),
-    "frontier": Command("frontier", "the paper's tables and figures as one run: a grid of tokenizers and generators"),
-    "serve": Command("serve", "a local web page: sample, reconstruct, interpolate", ("model",)),
-    "convert": Command("convert", "published files <-> folders of ours <-> diffusers", ("source", "output")),
-    "assets": Command("assets", "list, fetch and verify pretrained weights and data sets", ("action", "names+")),
-    "bench": Command("bench", "throughput and memory of each stage on this machine"),
-    "doctor": Command("doctor", "what this machine can run, and what is missing"),
+    "demo": Command("demo.run", "the whole path on embedded real images, on the CPU, with a report page"),
+    "train-tokenizer": Command("stages.train_tokenizer", "stage 1: train a visual tokenizer, aligned with a teacher"),
+    "encode": Command("stages.encode", "images -> latent shards and their statistics"),
+    "train-dit": Command("stages.train_dit", "stage 2: train a diffusion transformer on latents"),
+    "sample": Command("stages.sample", "labels or counts -> PNGs, a grid, an npz"),
+    "evaluate": Command("stages.evaluate", "reconstruction, generation and latent metrics", ("what", "model+")),
+    "frontier": Command("frontier.run", "the paper's tables and figures as one run"),
+    "serve": Command("commands.serve", "a local web page: sample, reconstruct, interpolate", ("model",)),
+    "convert": Command("commands.convert", "published files <-> folders of ours <-> diffusers", ("source", "output")),
+    "assets": Command("commands.assets", "list, fetch, verify pretrained weights and data sets", ("action", "names+")),
+    "bench": Command("commands.bench", "throughput and memory of each stage on this machine"),
+    "doctor": Command("commands.doctor", "what this machine can run, and what is missing"),
 }
 
 
@@ -123,7 +123,7 @@ def run(arguments: Sequence[str]) -> int:
         with interrupted_by_signals():
             from vavae.config import parse_command_line
 
-            stage = importlib.import_module(f"vavae.stages.{command.module}")
+            stage = importlib.import_module(f"vavae.{command.module}")
             config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positionals)
             stage.run(config)
     except UserError as error:

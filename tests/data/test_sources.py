@@ -23,7 +23,7 @@ def write_image(path: Path, index: int = 0, **options: object) -> Path:
 
 @pytest.mark.parametrize(("split", "count"), [("train", 5000), ("test", 1000)])
 def test_demo_pixels_are_the_packed_ones(split, count):
-    entry = json.loads((resources.files("vavae.data") / "demo" / "demo.json").read_text())["splits"][split]
+    entry = json.loads((resources.files("vavae.assets") / "demo_images" / "demo.json").read_text())["splits"][split]
     pixels = demo_pixels(split)
     assert pixels.shape == (count, 32, 32, 3) and pixels.dtype == np.uint8
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == entry["pixels_sha256"]
@@ -45,7 +45,7 @@ def test_demo_source_facts():
     assert DEMO.image(0).size == (32, 32) and DEMO.image(0).mode == "RGB"
     assert "Krizhevsky" in DEMO.provenance and "no licence" in DEMO.provenance
     # Packed files are part of the installation and stay small.
-    folder = resources.files("vavae.data") / "demo"
+    folder = resources.files("vavae.assets") / "demo_images"
     assert sum(len(file.read_bytes()) for file in folder.iterdir()) < 16e6
 
 

@@ -18,7 +18,7 @@ from vavae.evaluation.images import generator_fingerprint
 from vavae.metrics import linear_probe, psnr
 from vavae.models import Generator
 
-FOLDER = Path(vavae.__file__).parent / "pretrained" / "demo"
+FOLDER = Path(vavae.__file__).parent / "assets" / "demo_model"
 CARD = (FOLDER / "README.md").read_text()
 
 

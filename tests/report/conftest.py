@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vavae.data import DemoImages
-from vavae.report import DemoReport, Headline, MetricRow, RunReport, StepTiming
+from vavae.demo.contents import DemoReport, Headline, MetricRow, RunReport, StepTiming
 
 
 def log_lines(count: int, alignment: bool, seed: int) -> list[dict[str, float | None]]:

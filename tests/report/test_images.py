@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vavae.report import data_uri, encode_png, image_grid, image_uri
+from vavae.report.images import data_uri, encode_png, image_grid, image_uri
 
 
 def random_images(count: int, height: int, width: int) -> np.ndarray:

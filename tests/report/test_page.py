@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 
 from html_page import Page, pixels
-from vavae.report import (
-    DemoReport,
-    Gallery,
-    Headline,
-    MetricRow,
-    RunReport,
-    StepTiming,
-    pca_maps,
-    render_page,
-    write_page,
-)
+from vavae.demo.contents import DemoReport, Gallery, Headline, MetricRow, RunReport, StepTiming
+from vavae.demo.page import render_page, write_page
+from vavae.report.pca import pca_maps
 
 MakeReport = Callable[..., DemoReport]
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from vavae.report import pca_maps
+from vavae.report.pca import pca_maps
 
 
 def grids(seed: int, shape: tuple[int, ...] = (3, 5, 4, 16)) -> np.ndarray:

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from vavae.demo.contents import MetricRow
 from vavae.demo.table import MetricLine, metric_lines, ratio_axis
-from vavae.report import MetricRow
 from vavae.report.numbers import duration, number, plain
 
 RUNS = ("aligned", "unaligned")

@@ -43,8 +43,8 @@ from vavae.metrics import (
     ssim,
 )
 from vavae.metrics.features import weights_fingerprint
+from vavae.models.sampling import choose_labels, draw
 from vavae.stages import evaluate
-from vavae.stages.sample import choose_labels, draw
 
 COUNT = 60  # a block and a half
 DATA = ImagesConfig("demo", 32, limit=COUNT)

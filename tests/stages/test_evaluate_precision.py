@@ -8,12 +8,12 @@ import torch
 from evaluate_models import colour_network, make_generator, use_colours
 
 from vavae.data.images import ImagesConfig
+from vavae.device import autocast
 from vavae.evaluation.features import Block, BlockStore, extract
 from vavae.evaluation.images import GeneratorBlocks, LatentBlocks, generator_fingerprint
+from vavae.models.sampling import draw
 from vavae.stages import evaluate
-from vavae.stages.sample import draw
 from vavae.training.parallel import World
-from vavae.training.precision import autocast
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import torch
 
 from tiny_teacher import tiny_teacher
 from vavae.cli import run
+from vavae.device import fits_on
 from vavae.losses import AdversarialConfig, ObjectiveConfig
 from vavae.stages import train_tokenizer
-from vavae.training.precision import fits_on
 
 SMALL = [
     "--data.images=demo", "--data.size=16", "--data.limit=40", "--data.workers=2",

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vavae.config import parse_command_line
+from vavae.device import autocast, image_memory_format, resolve_precision, without_tf32
 from vavae.errors import UserError
 from vavae.metrics.inception import full_precision
 from vavae.stages import sample, train_dit, train_tokenizer
-from vavae.training.precision import autocast, image_memory_format, resolve_precision, without_tf32
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # the switches are there without a GPU too
 PRODUCTS, CONVOLUTIONS = torch.backends.cuda.matmul, torch.backends.cudnn.conv

@@ -33,7 +33,7 @@ _HASHED = {"tokenizer": (WEIGHTS, STATISTICS), "generator": (WEIGHTS,)}
 _MARK = "vavae"  # key of the metadata of our weights; its value is the kind of model
 
 # Models that come with the package, by name; see the card in each folder.
-SHIPPED = {"demo": Path(__file__).parent / "demo"}
+SHIPPED = {"demo": Path(__file__).parents[1] / "assets" / "demo_model"}
 
 Form = Literal["tokenizer", "generator", "diffusers", "pipeline", "latents", "moments", "checkpoint", "recipe"]
 # What is wanted of a repository of the hub.

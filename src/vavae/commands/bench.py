@@ -16,6 +16,7 @@ from vavae import rng
 from vavae.config import to_plain
 from vavae.data import LatentDataset, LatentSettings, LatentWriter, load_images
 from vavae.data.images import ImagesConfig, printed_once
+from vavae.device import Precision, autocast, image_memory_format, resolve_device, resolve_precision
 from vavae.errors import UserError
 from vavae.evaluation.records import check_writable
 from vavae.flow import Guidance, flow_matching_loss, sample
@@ -23,7 +24,6 @@ from vavae.io.files import read_json_object, written_whole
 from vavae.losses import ObjectiveConfig, TokenizerObjective
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig, build_optimizer
-from vavae.training.precision import Precision, autocast, image_memory_format, resolve_device, resolve_precision
 from vavae.training.run_log import versions
 from vavae.training.throughput import count_flops, measured_tflops, peak_memory_gb, peak_tflops
 from vavae.transformer import LightningDiT, LightningDiTConfig

@@ -114,7 +114,7 @@ def run(config: Config) -> Path:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the library's own reports: the stage prints them."""
-    logger = logging.getLogger("vavae.pretrained")
+    logger = logging.getLogger("vavae.checkpoints")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

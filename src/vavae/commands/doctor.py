@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from vavae import assets
-from vavae.device import trusted
-from vavae.training.precision import device_name, resolve_device, resolve_precision
+from vavae.device import device_name, resolve_device, resolve_precision, trusted
 from vavae.training.run_log import versions
 
 # Package: the extra that brings it, and what for.

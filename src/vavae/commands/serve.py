@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vavae.checkpoints import folder as files
+from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.models import Generator, Tokenizer
-from vavae.training.precision import InferencePrecision, resolve_device
 
 _PORTS = range(7860, 7960)
 

@@ -135,7 +135,7 @@ class ArrayImages:
 
 @functools.cache
 def _demo_description() -> dict:
-    folder = resources.files("vavae.data") / "demo"
+    folder = resources.files("vavae.assets") / "demo_images"
     return json.loads((folder / "demo.json").read_text())
 
 
@@ -143,7 +143,7 @@ def _demo_description() -> dict:
 def demo_pixels(split: Split) -> NDArray[np.uint8]:
     """All embedded images of a split, (N, 32, 32, 3) uint8, read-only: 5,000 for "train", 1,000 for "test"."""
     description = _demo_description()
-    folder = resources.files("vavae.data") / "demo"
+    folder = resources.files("vavae.assets") / "demo_images"
 
     def read(name: str) -> NDArray[np.uint8]:
         with (folder / name).open("rb") as file:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-LogLine = Mapping[str, float | None]
+from vavae.report.curves import LogLine
+from vavae.report.images import check_images, class_name
 
 
 @dataclass(frozen=True)
@@ -207,20 +208,7 @@ class DemoReport:
 
     def class_name(self, label: int) -> str:
         """The name of a label; labels beyond the names get a number."""
-        return name_of(label, self.class_names)
-
-
-def name_of(label: int, names: Sequence[str]) -> str:
-    """The name of a label; labels beyond the names get a number."""
-    return names[label] if 0 <= label < len(names) else f"class {label}"
-
-
-def check_images(images: NDArray | None, name: str) -> None:
-    """Raise ValueError unless `images` is None or (N, H, W, 3) uint8 with H and W at least 1."""
-    if images is None:
-        return
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
-        raise ValueError(f"{name}: must be (N, H, W, 3) uint8, not {images.shape} {images.dtype}")
+        return class_name(label, self.class_names)
 
 
 def _check_grid(features: NDArray | None, name: str) -> None:

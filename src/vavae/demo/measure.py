@@ -13,12 +13,12 @@ from vavae.data import ImageSource, to_uint8
 from vavae.data.images import Selection, evenly
 from vavae.demo.contents import Gallery, LogLine
 from vavae.demo.plan import SAMPLING, Plan
+from vavae.device import autocast, resolve_device, resolve_precision
 from vavae.evaluation import records as evaluate
 from vavae.metrics import FeatureNetwork, MetricRecord, Protocol, RunningMoments, feature_moments, tsne_points
 from vavae.models import Generator, SamplingConfig, Tokenizer
-from vavae.stages.sample import choose_labels, draw
+from vavae.models.sampling import choose_labels, draw
 from vavae.teachers import Teacher
-from vavae.training.precision import autocast, resolve_device, resolve_precision
 from vavae.training.run_log import read_metrics
 
 _BATCH = 100

@@ -1,29 +1,25 @@
 """The page of `vavae demo`: one HTML file that needs nothing beside it and no network."""
 
 import datetime
-import functools
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vavae.demo.contents import DemoReport, Gallery, RunReport, name_of
+from vavae.demo.contents import DemoReport, Gallery, RunReport
 from vavae.demo.table import MetricLine, RatioAxis, metric_lines, ratio_axis
 from vavae.io.files import written_whole
 from vavae.report.curves import Panel, read_panels
 from vavae.report.figures import MARKER_SIGNS, curves_figure, scatter_figure
 from vavae.report.glossary import GENERATOR_TERMS, TOKENIZER_TERMS, generator_term, tokenizer_term
-from vavae.report.images import LOSSLESS_PIXELS, image_uri
-from vavae.report.numbers import duration, number, plain
+from vavae.report.images import LOSSLESS_PIXELS, class_name, image_uri
+from vavae.report.numbers import number
+from vavae.report.page_base import Embedder, page_environment
 from vavae.report.pca import pca_maps
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _PER_BLOCK = 8
 # Below this side, single pixels are meant to be seen.
@@ -47,23 +43,7 @@ def write_page(path: str | os.PathLike[str], report: DemoReport) -> None:
 
 def render_page(report: DemoReport) -> str:
     """The HTML of a report's page."""
-    return page_environment().get_template("demo.html.j2").render(view=_view(report), report=report)
-
-
-@functools.cache
-def page_environment() -> "Environment":
-    """Jinja over the room's templates, with its filters for numbers."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("vavae.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "plain": plain, "duration": duration}
-    return environment
+    return page_environment("demo").get_template("demo.html.j2").render(view=_view(report), report=report)
 
 
 @dataclass(frozen=True)
@@ -221,27 +201,6 @@ def _view(report: DemoReport) -> View:
     )
 
 
-class Embedder:
-    """Puts SVGs into one page: ids are made unique, and each gets a text for those who do not see it.
-
-    A page has one, called with each SVG and its text.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, svg: str, label: str) -> Any:
-        from markupsafe import Markup, escape
-
-        self.count += 1
-        prefix = f"f{self.count}-"
-        svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-        svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
-        svg = re.sub(r'href="#', f'href="#{prefix}', svg)
-        svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
-        return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
-
-
 def _reconstructions(report: DemoReport) -> Matrix | None:
     runs = [(i, run) for i, run in enumerate(report.runs) if _any(run.reconstructions)]
     if not runs:
@@ -306,7 +265,7 @@ def _sample_strips(
         groups = [("", np.arange(len(samples)))]
     else:
         numbers = np.asarray(labels)
-        groups = [(name_of(int(label), names), np.flatnonzero(numbers == label)) for label in dict.fromkeys(numbers)]
+        groups = [(class_name(int(label), names), np.flatnonzero(numbers == label)) for label in dict.fromkeys(numbers)]
     return tuple(
         Strip(
             name,

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from vavae.data.images import ImagesConfig
+from vavae.device import resolve_device, resolve_precision
 from vavae.losses import (
     AdversarialConfig,
     AlignmentConfig,
@@ -16,7 +17,6 @@ from vavae.models import SamplingConfig
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.precision import resolve_device, resolve_precision
 from vavae.training.schedule import ScheduleConfig
 from vavae.training.trainer import EngineConfig
 

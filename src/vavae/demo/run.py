@@ -12,18 +12,18 @@ from vavae.config import to_plain
 from vavae.config.command_line import command_line
 from vavae.data import ImageSource
 from vavae.data.images import check_same_classes, printed_once
+from vavae.demo.contents import StepTiming
 from vavae.demo.measure import Measured, Reference, measure, shipped_gallery
 from vavae.demo.plan import ALIGNED, DEFAULT, QUICK, TOKENIZER_BATCH, UNALIGNED, Plan
 from vavae.demo.steps_page import headline, write_report
+from vavae.device import resolve_device
 from vavae.errors import UserError
-from vavae.io.files import read_json_object, written_whole
+from vavae.io.files import check_not_foreign, read_json_object, written_whole
 from vavae.models import Generator, Tokenizer
 from vavae.progress import format_duration
-from vavae.report import StepTiming
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.run_folder import BEGINNINGS, check_no_own_recipe, check_not_foreign, claim, exclusive
+from vavae.stages.run_folder import BEGINNINGS, check_no_own_recipe, claim, exclusive
 from vavae.teachers import load_teacher
-from vavae.training.precision import resolve_device
 from vavae.training.run_log import versions
 
 

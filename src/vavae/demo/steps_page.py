@@ -11,12 +11,13 @@ import torch
 
 from vavae import assets
 from vavae.config.image_size import written
+from vavae.demo.contents import DemoReport, Gallery, Headline, MetricRow, RunReport, StepTiming
 from vavae.demo.measure import Measured, Reference, guidance_said
+from vavae.demo.page import write_page
 from vavae.demo.plan import SAMPLING, Plan
+from vavae.device import device_name, resolve_device, resolve_precision
 from vavae.metrics import MetricRecord
-from vavae.report import DemoReport, Gallery, Headline, MetricRow, RunReport, StepTiming, write_page
 from vavae.report.numbers import duration
-from vavae.training.precision import device_name, resolve_device, resolve_precision
 from vavae.training.run_log import versions
 
 _BETTER: dict[bool | None, Literal["higher", "lower"] | None] = {True: "higher", False: "lower", None: None}

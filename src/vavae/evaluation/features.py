@@ -22,14 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vavae.config.image_size import Size
-from vavae.device import one_at_a_time
+from vavae.device import one_at_a_time, without_tf32
 from vavae.errors import RunError, UserError
 from vavae.io.files import drop_drafts, written_whole
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.metrics.inception import full_precision
 from vavae.progress import track
 from vavae.training.parallel import World
-from vavae.training.precision import without_tf32
 
 BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
 _WAITING = 3  # batches of pixels that may wait for the networks

@@ -20,13 +20,13 @@ from vavae.data.folders import images_below
 from vavae.data.found import Found
 from vavae.data.images import ImagesConfig
 from vavae.data.readable import reading
+from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line, printable
 from vavae.evaluation.features import Block, digest, tensor_digest
 from vavae.metrics.features import weights_fingerprint
 from vavae.metrics.npz import check_unpacked
 from vavae.models import Generator, SamplingConfig, Tokenizer
-from vavae.stages.sample import draw
-from vavae.training.precision import InferencePrecision, autocast, resolve_precision
+from vavae.models.sampling import draw
 
 
 def one_part(data: ImagesConfig) -> bool:

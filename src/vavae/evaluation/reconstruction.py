@@ -12,14 +12,13 @@ from torch import Tensor
 from vavae import rng
 from vavae.config.image_size import Size, sides
 from vavae.data import ImageSource, to_tensor, to_uint8
+from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError
 from vavae.evaluation.features import Block, BlockStore, StoredFeatures, digest, tensor_digest
 from vavae.evaluation.images import SourceBlocks, tokenizer_fingerprint
-from vavae.io.files import drop_drafts, read_json_object, written_whole
+from vavae.io.files import check_not_foreign, drop_drafts, read_json_object, written_whole
 from vavae.metrics import Convention, fidelity
 from vavae.models import Tokenizer
-from vavae.stages.run_folder import check_not_foreign
-from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 _RECORD = "reconstructions.json"
 

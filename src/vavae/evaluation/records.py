@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vavae.config.image_size import Size, written
 from vavae.data import ImageSource, load_pixels, source_labels, to_tensor
+from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import UserError
 from vavae.io.files import written_whole
 from vavae.losses import LPIPS
@@ -32,10 +33,9 @@ from vavae.metrics import (
     mapped_cosine,
 )
 from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models.sampling import draw
 from vavae.progress import track
-from vavae.stages.sample import draw
 from vavae.teachers import Teacher
-from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vavae.config.image_size import Size, sides
 from vavae.data import ImageSource, source_labels, to_tensor
 from vavae.data.images import Selection, evenly
+from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.evaluation.features import BlockStore, StoredFeatures, digest, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records
 from vavae.evaluation.images import LatentBlocks, SourceBlocks, tokenizer_fingerprint
@@ -42,7 +43,6 @@ from vavae.metrics import (
 from vavae.models import Tokenizer
 from vavae.teachers import Teacher, resample_grid
 from vavae.training.parallel import World
-from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 
 @dataclass(frozen=True)

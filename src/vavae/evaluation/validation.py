@@ -9,14 +9,14 @@ from torch import Tensor
 from vavae.config.image_size import Size
 from vavae.data import ImageSource, load_pixels, to_tensor, to_uint8
 from vavae.data.images import ImagesConfig, spread
+from vavae.device import Compute, autocast
 from vavae.errors import UserError
 from vavae.metrics import FeatureNetwork, RunningMoments, load_feature_network, moments_of
 from vavae.models import Generator, SamplingConfig
-from vavae.stages.sample import choose_labels
+from vavae.models.sampling import choose_labels
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.memory import Portions
 from vavae.training.parallel import World
-from vavae.training.precision import Compute, autocast
 
 _REFERENCE_IMAGES = 10_000
 

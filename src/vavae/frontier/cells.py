@@ -19,6 +19,7 @@ from torch import Tensor
 from vavae.config import to_plain
 from vavae.data import ImageSource, load_images, to_uint8
 from vavae.data.images import Selection, evenly
+from vavae.device import Precision, resolve_device, resolve_precision
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.features import BlockStore, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records, open_reference
@@ -39,15 +40,14 @@ from vavae.metrics import (
 )
 from vavae.metrics.uniformity import Uniformity
 from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models.sampling import choose_labels, draw
 from vavae.progress import track
 from vavae.report.images import image_grid, image_uri
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.sample import choose_labels, draw
 from vavae.teachers import Teacher, load_teacher
 from vavae.training.compile import compile_network
 from vavae.training.parallel import World
 from vavae.training.posthoc_ema import list_snapshots
-from vavae.training.precision import Precision, resolve_device, resolve_precision
 from vavae.training.run_log import read_metrics, versions
 
 _SHOWN = 16  # reconstructions

@@ -5,13 +5,13 @@ from typing import Any, Literal, get_args
 
 from vavae.config.image_size import square_side
 from vavae.data.images import ImagesConfig
+from vavae.device import Precision
 from vavae.errors import UserError
 from vavae.losses import ObjectiveConfig
 from vavae.models import SamplingConfig
 from vavae.stages.train_dit import TransformerConfig
 from vavae.training.compile import Compilation
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.precision import Precision
 from vavae.transformer.sizes import PATCH_SIZES, SIZES
 
 Kind = Literal["tokenizer", "uniformity", "generator", "curve"]

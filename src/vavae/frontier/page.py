@@ -11,7 +11,6 @@ from vavae.config import to_plain
 from vavae.config.command_line import command_line
 from vavae.config.image_size import written
 from vavae.data import DemoImages
-from vavae.demo.page import Embedder, page_environment
 from vavae.frontier import figures
 from vavae.frontier.claims import ENOUGH_SAMPLES, Claim, claims
 from vavae.frontier.config import Config
@@ -34,6 +33,7 @@ from vavae.frontier.tables import (
 from vavae.io.files import written_whole
 from vavae.metrics import MetricRecord
 from vavae.report.figures import standalone
+from vavae.report.page_base import Embedder, page_environment
 from vavae.teachers.registry import TEACHERS
 
 _CIFAR10 = ("cifar10", "demo")  # image sources that are CIFAR-10, or a part of it
@@ -87,7 +87,7 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
     _write(folder / "tables.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
     _write(folder / "claims.md", claims_markdown(view.claims))
     page = folder / "frontier.html"
-    environment = page_environment()
+    environment = page_environment("frontier")
     environment.filters |= {"fixed": _fixed, "signed": lambda value: f"{value:+.2f}".replace("-", "−")}
     template = environment.get_template("frontier.html.j2")
     _write(page, template.render(view=view, best=_best, embed=Embedder()))

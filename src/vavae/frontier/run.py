@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vavae.data.images import check_same_classes, printed_once
+from vavae.device import resolve_device
 from vavae.errors import RunError, UserError
 from vavae.frontier.cells import Bench, main_values, run_unit, tidy, trained_generator, trained_tokenizer
 from vavae.frontier.config import KINDS, Config
@@ -22,7 +23,6 @@ from vavae.frontier.workers import call_folder, failures_of_call, work_together
 from vavae.io.files import chosen
 from vavae.progress import format_duration
 from vavae.stages.run_folder import OccupiedError
-from vavae.training.precision import resolve_device
 from vavae.training.signals import interrupted_by_signals
 
 __all__ = ["Config", "run"]

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from vavae.config import to_yaml
+from vavae.device import resolve_device
 from vavae.errors import UserError
 from vavae.frontier.config import Config
 from vavae.frontier.results import Claims, Failures, Owner
 from vavae.io.files import written_whole
-from vavae.training.precision import resolve_device
 from vavae.training.signals import stop_on_signal
 
 _LOOK = 1.0  # seconds between two looks at the processes

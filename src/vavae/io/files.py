@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +225,22 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != UNFINISHED:
             path.unlink()
+
+
+def check_not_foreign(folder: Path, ours: Callable[[Path], bool], what: str, beginnings: Collection[str] = ()) -> None:
+    """Refuse a folder of somebody else's files, which could be replaced, or be taken for results later.
+
+    Hidden files count for nothing: neither a lock nor what a killed call was writing belongs to anybody.
+
+    Args:
+        folder: The folder, which may be missing.
+        ours: Whether a folder is one that this stage may write to though it is not empty.
+        what: What such a folder holds.
+        beginnings: Names of files that a call leaves that was stopped before it made anything.
+
+    Raises:
+        UserError: It holds something and none of `what`.
+    """
+    names = {path.name for path in folder.glob("[!.]*")} - set(beginnings)
+    if names and not ours(folder):
+        raise UserError(f"{folder} holds {min(names)}, but no {what}: choose another --output, or an empty folder")

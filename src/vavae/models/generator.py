@@ -5,7 +5,6 @@ import difflib
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, Unpack
 
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vavae import __version__, rng
+from vavae import rng
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.diffusers_autoencoder import diffusers_statistics
 from vavae.checkpoints.folder import HubOptions
@@ -23,90 +22,16 @@ from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.statistics import multiplied, read_statistics, scaling_statistics, statistics_file
 from vavae.config import from_plain, to_plain
 from vavae.config.image_size import Size, as_size, enlarged, sides
-from vavae.errors import RunError, UserError
-from vavae.flow import Guidance, PathName, Prediction, SolverName, counter_noise, path_by_name, sample
+from vavae.errors import UserError
+from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
+from vavae.models.sampling import SamplingConfig, check_drawn
 from vavae.models.tokenizer import StatisticsSource, Tokenizer, device_only
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT
 from vavae.transformer.positions import Positions
+from vavae.version import __version__
 
 Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
-
-
-# Far beyond what samples well. Without bounds, numbers overflow or a grid takes all memory.
-_MOST_STEPS = 100_000
-_MOST_SCALE = 10_000
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How noise becomes latents.
-
-    Attributes:
-        solver: Integration method of the flow's differential equation; `euler_maruyama` that of the stochastic one.
-        steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations.
-        shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
-        guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
-        guidance_start: Guidance acts from this time on (0 is noise, 1 is data).
-        guidance_stop: Guidance acts up to this time.
-        guidance_channels: How many leading channels are guided; null and 0 guide all. The published FIDs use 3.
-
-    Raises:
-        UserError: Names the number that is out of range.
-    """
-
-    solver: SolverName = "euler"
-    steps: int = 250
-    shift: float = 0.3
-    guidance_scale: float = 1.0
-    guidance_start: float = 0.125
-    guidance_stop: float = 1.0
-    guidance_channels: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise UserError(f"steps: {self.steps} is too few; at least 2 grid points")
-        if self.steps > _MOST_STEPS:
-            raise UserError(f"steps must be at most {_MOST_STEPS:,} grid points, got {self.steps:,}")
-        for name in ("shift", "guidance_scale"):
-            if not 0 <= getattr(self, name) <= _MOST_SCALE:
-                raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 to {_MOST_SCALE:,}")
-        if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
-            raise UserError(
-                f"guidance_start, guidance_stop: {self.guidance_start} to {self.guidance_stop} is no interval within "
-                "0 (noise) to 1 (data)"
-            )
-        if self.guidance_channels is not None and self.guidance_channels < 0:
-            raise UserError(f"guidance_channels: {self.guidance_channels} is negative; 0 guides all")
-        if self.guidance_channels == 0:
-            # An option that is not given is null, so all channels need a number; records and folders say it one way.
-            object.__setattr__(self, "guidance_channels", None)
-
-    @property
-    def guidance(self) -> Guidance | None:
-        """The guidance these numbers describe; None where the scale is 1."""
-        if self.guidance_scale == 1.0:
-            return None
-        return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
-
-
-def check_drawn(values: Tensor, indices: Sequence[int], sampling: SamplingConfig) -> None:
-    """Check that samples are finite.
-
-    Args:
-        values: (B, …) latents or images.
-        indices: Number of each sample.
-        sampling: How they were drawn.
-
-    Raises:
-        RunError: One is not; the message names it.
-    """
-    good = values.flatten(1).isfinite().all(1).tolist()
-    if not all(good):
-        raise RunError(
-            f"sample {indices[good.index(False)]} is not finite with guidance_scale {sampling.guidance_scale:g} and "
-            f"{sampling.steps} steps of {sampling.solver}: take a smaller guidance_scale, or more steps"
-        )
 
 
 class Generator:
@@ -134,7 +59,7 @@ class Generator:
         transformer: LightningDiT,
         tokenizer: Tokenizer,
         statistics: LatentStatistics | None = None,
-        sampling: SamplingConfig = SamplingConfig(),
+        sampling: SamplingConfig | None = None,
         path: PathName = "linear",
         class_names: Sequence[str] = (),
         provenance: dict[str, Any] | None = None,
@@ -150,7 +75,7 @@ class Generator:
         self.tokenizer = tokenizer
         if statistics is not None and not statistics.equals(tokenizer.statistics):
             self.tokenizer = Tokenizer(tokenizer.autoencoder, statistics, tokenizer.provenance)
-        self.sampling = sampling
+        self.sampling = sampling or SamplingConfig()
         self.path: PathName = path
         self.prediction: Prediction = prediction
         self.class_names = tuple(class_names)

@@ -7,7 +7,6 @@ from typing import Any, Literal, Self, Unpack
 import torch
 from torch import Tensor
 
-from vavae import __version__
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.diffusers_autoencoder import (
     diffusers_config,
@@ -25,6 +24,7 @@ from vavae.config import to_plain
 from vavae.data.transforms import Images, as_images
 from vavae.errors import UserError
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.version import __version__
 
 StatisticsSource = LatentStatistics | str | Path
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vavae.demo.contents import LogLine
 from vavae.report.glossary import Term
+
+LogLine = Mapping[str, float | None]
 
 _LOG_RATIO = 20.0
 # A smoothed point averages over this share of the log.

@@ -8,10 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vavae.demo.contents import check_images
-
 LOSSLESS_PIXELS = 128 * 128
 _LABEL_SIZE = 12
+
+
+def class_name(label: int, names: Sequence[str]) -> str:
+    """Return the name of a label; a label beyond the names becomes "class N"."""
+    return names[label] if 0 <= label < len(names) else f"class {label}"
+
+
+def check_images(images: NDArray | None, name: str) -> None:
+    """Raise ValueError unless `images` is None or (N, H, W, 3) uint8 with H and W at least 1."""
+    if images is None:
+        return
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
+        raise ValueError(f"{name}: must be (N, H, W, 3) uint8, not {images.shape} {images.dtype}")
 
 
 def image_grid(

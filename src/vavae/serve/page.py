@@ -12,11 +12,11 @@ from PIL import Image
 from vavae.config.image_size import written
 from vavae.data import demo_pixels, read_rgb
 from vavae.data.readable import IMAGE_ERRORS
-from vavae.demo.contents import name_of
 from vavae.device import one_at_a_time
 from vavae.errors import UserError, memory_ran_out
 from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
 from vavae.models import SamplingConfig
+from vavae.report.images import class_name
 from vavae.serve.guard import checked_inputs
 from vavae.serve.studio import LARGEST_SIDE, MOST_IMAGES, Studio
 
@@ -131,7 +131,7 @@ def _classes(studio: Studio) -> list[tuple[str, int]]:
     """What the list of classes shows, and the label behind it."""
     generator = studio.generator
     assert generator is not None
-    return [(name_of(label, generator.class_names), label) for label in range(generator.num_classes)]
+    return [(class_name(label, generator.class_names), label) for label in range(generator.num_classes)]
 
 
 def _sampling_controls(

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from vavae.config.image_size import sides, size_of
 from vavae.data import center_crop, to_tensor, to_uint8
+from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import UserError
 from vavae.flow import DETERMINISTIC_SOLVERS
 from vavae.metrics import psnr, ssim
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.report.pca import pca_maps
-from vavae.training.precision import InferencePrecision, autocast, resolve_precision
 
 LARGEST_SIDE = 1024
 MOST_IMAGES = 64

@@ -23,12 +23,13 @@ from vavae.data import (
 )
 from vavae.data.images import ImagesConfig
 from vavae.data.latent_writer import LEFT_OVER, holds_latents
+from vavae.device import Precision, autocast, resolve_device, resolve_precision
 from vavae.errors import UserError
+from vavae.io.files import check_not_foreign
 from vavae.models import Tokenizer
 from vavae.progress import Bar, track
-from vavae.stages.run_folder import check_not_foreign, exclusive
+from vavae.stages.run_folder import exclusive
 from vavae.training.parallel import processes
-from vavae.training.precision import Precision, autocast, resolve_device, resolve_precision
 from vavae.training.signals import StopRequest, stop_on_signal
 
 _Batch = tuple[Tensor, Tensor | None, Tensor]  # latents, those of the mirrored images, labels

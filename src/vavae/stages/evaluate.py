@@ -12,6 +12,7 @@ from vavae.config.image_size import Size, as_size, written
 from vavae.data import ImageSource, has_part
 from vavae.data.found import Found
 from vavae.data.images import ImagesConfig, note, report
+from vavae.device import InferencePrecision, resolve_device, resolve_precision
 from vavae.errors import UserError
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.compare import compare_files, print_comparison
@@ -41,10 +42,9 @@ from vavae.flow import SolverName
 from vavae.io.files import drop_drafts
 from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
 from vavae.models import Generator, SamplingConfig, Tokenizer
-from vavae.stages.sample import check_count, choose_labels
+from vavae.models.sampling import check_count, choose_labels
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
-from vavae.training.precision import InferencePrecision, resolve_device, resolve_precision
 from vavae.training.run_log import versions
 
 _DEMO_SIDE = 32  # of the embedded images

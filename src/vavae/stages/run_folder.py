@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,25 +87,6 @@ def check_no_own_recipe(folder: Path) -> None:
             f"{recipe} is no recipe of a run, and a run there would replace it: give it another name or place, or "
             "choose another --output"
         )
-
-
-def check_not_foreign(folder: Path, ours: Callable[[Path], bool], what: str, beginnings: Collection[str] = ()) -> None:
-    """Refuse a folder of somebody else's files, which could be replaced, or be taken for results later.
-
-    Hidden files count for nothing: neither a lock nor what a killed call was writing belongs to anybody.
-
-    Args:
-        folder: The folder, which may be missing.
-        ours: Whether a folder is one that this stage may write to though it is not empty.
-        what: What such a folder holds.
-        beginnings: Names of files that a call leaves that was stopped before it made anything.
-
-    Raises:
-        UserError: It holds something and none of `what`.
-    """
-    names = {path.name for path in folder.glob("[!.]*")} - set(beginnings)
-    if names and not ours(folder):
-        raise UserError(f"{folder} holds {min(names)}, but no {what}: choose another --output, or an empty folder")
 
 
 def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:

@@ -14,24 +14,21 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from vavae import rng
 from vavae.config import to_plain
 from vavae.config.image_size import Size, as_size, sides
-from vavae.data import to_uint8
 from vavae.data.readable import find_unreadable, image_error, read_rgb
+from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.flow import SolverName
-from vavae.io.files import read_json_object, written_whole
+from vavae.io.files import check_not_foreign, read_json_object, written_whole
 from vavae.models import Generator, SamplingConfig
-from vavae.models.generator import check_drawn
+from vavae.models.sampling import check_count, choose_labels, draw
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.stages.run_folder import check_not_foreign, exclusive
+from vavae.stages.run_folder import exclusive
 from vavae.training.parallel import sharing_processes
-from vavae.training.precision import InferencePrecision, autocast, resolve_device, resolve_precision
 
 _RECORD = "samples.json"
-_MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -99,28 +96,6 @@ class Config:
         return dataclasses.replace(defaults, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
 
-def check_count(count: int, least: int) -> None:
-    """Check a number of samples.
-
-    Raises:
-        UserError: There are too few, or more than the list of their labels fits into memory.
-    """
-    if not least <= count <= _MOST_SAMPLES:
-        raise UserError(f"count must be from {least} to {_MOST_SAMPLES:,} samples, got {count:,}")
-
-
-def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> list[int]:
-    """Labels of samples 0 … count − 1; each is a function of its index alone.
-
-    Without classes every label is 0, which then means "no label".
-    """
-    if num_classes == 0:
-        return [0] * count
-    if protocol == "balanced":
-        return [index % num_classes for index in range(count)]
-    return rng.integers(seed, "label", range(count), num_classes).tolist()
-
-
 def label_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
     """Labels as numbers; a name stands for its place in `class_names`.
 
@@ -148,30 +123,6 @@ def label_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> li
 
 def _first(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:5]))
-
-
-def draw(
-    generator: Generator,
-    labels: Sequence[int],
-    indices: Sequence[int],
-    seed: int,
-    sampling: SamplingConfig,
-    precision: InferencePrecision = "fp32",
-    size: Size | None = None,
-) -> np.ndarray:
-    """Images of the given labels and sample numbers, (B, H, W, 3) uint8.
-
-    Raises:
-        RunError: A sample is not finite.
-    """
-    device = generator.tokenizer.device
-    mode = resolve_precision(precision, device)
-    with autocast(mode, device):
-        latents = generator.latents(labels, seed, indices, sampling, size=size)
-    with autocast("fp32" if mode == "bf16" else mode, device):
-        images = generator.tokenizer.decode(latents.float())
-    check_drawn(images, indices, sampling)
-    return to_uint8(images).cpu().numpy()
 
 
 def run(config: Config) -> Path:

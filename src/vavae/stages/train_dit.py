@@ -18,23 +18,22 @@ from vavae.config.image_size import Size, enlarged, sides, written
 from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
 from vavae.data.found import Found
 from vavae.data.images import report
-from vavae.device import sent
+from vavae.device import autocast, fits_on, resolve_device, resolve_precision, sent
 from vavae.errors import UserError
 from vavae.evaluation.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, own_part
 from vavae.flow import FlowConfig, flow_matching_loss, path_by_name
 from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models.sampling import choose_labels
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
 from vavae.stages.initial import load_initial_transformer
 from vavae.stages.run_folder import begin, finish, same_data, stream_seed
-from vavae.stages.sample import choose_labels
 from vavae.training.activation_checkpointing import Recomputation, set_recomputation
 from vavae.training.compile import Compilation, compile_network
 from vavae.training.float8 import use_float8
 from vavae.training.memory import Portions
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
-from vavae.training.precision import autocast, fits_on, resolve_device, resolve_precision
 from vavae.training.run_log import check_loggers
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
 from vavae.training.trainer import Engine, EngineConfig, Task

@@ -27,7 +27,7 @@ from vavae.data import (
 )
 from vavae.data.images import ImagesConfig
 from vavae.data.transforms import flip_horizontally, published_random_crop
-from vavae.device import sent
+from vavae.device import autocast, fits_on, image_memory_format, resolve_device, resolve_precision, sent
 from vavae.errors import UserError
 from vavae.evaluation.validation import (
     ReconstructionDistance,
@@ -48,7 +48,6 @@ from vavae.training.compile import compile_methods
 from vavae.training.memory import Portions
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
-from vavae.training.precision import autocast, fits_on, image_memory_format, resolve_device, resolve_precision
 from vavae.training.run_log import check_loggers
 from vavae.training.throughput import Work, count_flops, count_peak_bytes
 from vavae.training.trainer import Engine, EngineConfig, Task

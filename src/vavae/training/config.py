@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vavae.device import Precision
 from vavae.errors import UserError
 from vavae.training.ema import AveragesConfig
-from vavae.training.precision import Precision
 from vavae.training.stability import StabilityConfig
 
 

@@ -21,8 +21,8 @@ import torch.distributed as dist
 import torch.distributed.nn
 from torch import Tensor
 
+from vavae.device import resolve_device
 from vavae.errors import UserError
-from vavae.training.precision import resolve_device
 from vavae.training.signals import ended_by_second_signal
 
 T = TypeVar("T")

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from vavae import __version__
 from vavae.config import to_plain, to_yaml
 from vavae.errors import UserError
 from vavae.io.files import naming, written_whole
 from vavae.training.config import EngineConfig
+from vavae.version import __version__
 
 _PACKAGES = ("torch", "numpy", "transformers", "safetensors", "torchdiffeq", "scikit-learn", "scipy", "pillow")
 

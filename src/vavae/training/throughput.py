@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vavae.training.precision import device_name
+from vavae.device import device_name
 from vavae.training.signals import signals_later
 
 # Dense bf16 TFLOP/s of the data sheets, first match of the device's name. Variants with other clocks come first.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vavae.device import as_double
+from vavae.device import as_double, resolve_precision
 from vavae.errors import RunError, UserError, memory_ran_out, one_line
 from vavae.io.files import naming
 from vavae.progress import Bar, track
@@ -28,7 +28,6 @@ from vavae.training.memory import MicroBatch, batch_length, split_batch
 from vavae.training.optimizer import Optimizer, linear_matrices
 from vavae.training.parallel import World, is_sharded, whole
 from vavae.training.posthoc_ema import save_snapshot
-from vavae.training.precision import resolve_precision
 from vavae.training.run_log import Tracker
 from vavae.training.schedule import learning_rate_factor
 from vavae.training.signals import StopRequest, stop_on_signal

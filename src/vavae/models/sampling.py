@@ -1,0 +1,140 @@
+"""How a generator samples: its settings, labels by protocol, and uint8 images in a chosen precision."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from vavae import rng
+from vavae.config.image_size import Size
+from vavae.data import to_uint8
+from vavae.device import InferencePrecision, autocast, resolve_precision
+from vavae.errors import RunError, UserError
+from vavae.flow import Guidance, SolverName
+
+if TYPE_CHECKING:
+    from vavae.models.generator import Generator
+
+# Far beyond what samples well. Without bounds, numbers overflow or a grid takes all memory.
+_MOST_STEPS = 100_000
+_MOST_SCALE = 10_000
+_MOST_SAMPLES = 10_000_000
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How noise becomes latents.
+
+    Attributes:
+        solver: Integration method of the flow's differential equation; `euler_maruyama` that of the stochastic one.
+        steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations.
+        shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
+        guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
+        guidance_start: Guidance acts from this time on (0 is noise, 1 is data).
+        guidance_stop: Guidance acts up to this time.
+        guidance_channels: How many leading channels are guided; null and 0 guide all. The published FIDs use 3.
+
+    Raises:
+        UserError: Names the number that is out of range.
+    """
+
+    solver: SolverName = "euler"
+    steps: int = 250
+    shift: float = 0.3
+    guidance_scale: float = 1.0
+    guidance_start: float = 0.125
+    guidance_stop: float = 1.0
+    guidance_channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise UserError(f"steps: {self.steps} is too few; at least 2 grid points")
+        if self.steps > _MOST_STEPS:
+            raise UserError(f"steps must be at most {_MOST_STEPS:,} grid points, got {self.steps:,}")
+        for name in ("shift", "guidance_scale"):
+            if not 0 <= getattr(self, name) <= _MOST_SCALE:
+                raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 to {_MOST_SCALE:,}")
+        if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
+            raise UserError(
+                f"guidance_start, guidance_stop: {self.guidance_start} to {self.guidance_stop} is no interval within "
+                "0 (noise) to 1 (data)"
+            )
+        if self.guidance_channels is not None and self.guidance_channels < 0:
+            raise UserError(f"guidance_channels: {self.guidance_channels} is negative; 0 guides all")
+        if self.guidance_channels == 0:
+            # An option that is not given is null, so all channels need a number; records and folders say it one way.
+            object.__setattr__(self, "guidance_channels", None)
+
+    @property
+    def guidance(self) -> Guidance | None:
+        """The guidance these numbers describe; None where the scale is 1."""
+        if self.guidance_scale == 1.0:
+            return None
+        return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
+
+
+def check_drawn(values: Tensor, indices: Sequence[int], sampling: SamplingConfig) -> None:
+    """Check that samples are finite.
+
+    Args:
+        values: (B, …) latents or images.
+        indices: Number of each sample.
+        sampling: How they were drawn.
+
+    Raises:
+        RunError: One is not; the message names it.
+    """
+    good = values.flatten(1).isfinite().all(1).tolist()
+    if not all(good):
+        raise RunError(
+            f"sample {indices[good.index(False)]} is not finite with guidance_scale {sampling.guidance_scale:g} and "
+            f"{sampling.steps} steps of {sampling.solver}: take a smaller guidance_scale, or more steps"
+        )
+
+
+def check_count(count: int, least: int) -> None:
+    """Check a number of samples.
+
+    Raises:
+        UserError: There are too few, or more than the list of their labels fits into memory.
+    """
+    if not least <= count <= _MOST_SAMPLES:
+        raise UserError(f"count must be from {least} to {_MOST_SAMPLES:,} samples, got {count:,}")
+
+
+def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> list[int]:
+    """Labels of samples 0 … count − 1; each is a function of its index alone.
+
+    Without classes every label is 0, which then means "no label".
+    """
+    if num_classes == 0:
+        return [0] * count
+    if protocol == "balanced":
+        return [index % num_classes for index in range(count)]
+    return rng.integers(seed, "label", range(count), num_classes).tolist()
+
+
+def draw(
+    generator: "Generator",
+    labels: Sequence[int],
+    indices: Sequence[int],
+    seed: int,
+    sampling: SamplingConfig,
+    precision: InferencePrecision = "fp32",
+    size: Size | None = None,
+) -> np.ndarray:
+    """Images of the given labels and sample numbers, (B, H, W, 3) uint8.
+
+    Raises:
+        RunError: A sample is not finite.
+    """
+    device = generator.tokenizer.device
+    mode = resolve_precision(precision, device)
+    with autocast(mode, device):
+        latents = generator.latents(labels, seed, indices, sampling, size=size)
+    with autocast("fp32" if mode == "bf16" else mode, device):
+        images = generator.tokenizer.decode(latents.float())
+    check_drawn(images, indices, sampling)
+    return to_uint8(images).cpu().numpy()

@@ -1,0 +1,44 @@
+"""What the HTML pages share: the templates' environment, and SVGs inside a page."""
+
+import functools
+import re
+from typing import TYPE_CHECKING, Any
+
+from vavae.report.numbers import duration, number, plain
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+@functools.cache
+def page_environment(room: str) -> "Environment":
+    """Return Jinja over the templates of `vavae.ROOM` and of this room, with filters for numbers."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(f"vavae.{room}"), PackageLoader("vavae.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "plain": plain, "duration": duration}
+    return environment
+
+
+class Embedder:
+    """Inline SVGs into one page, with unique ids and alt text; use one per page."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, svg: str, label: str) -> Any:
+        from markupsafe import Markup, escape
+
+        self.count += 1
+        prefix = f"f{self.count}-"
+        svg = re.sub(r'\bid="', f'id="{prefix}', svg)
+        svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
+        svg = re.sub(r'href="#', f'href="#{prefix}', svg)
+        svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+        return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))
