@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from hypothesis import settings
+from launching import launch  # noqa: F401 a fixture of many rooms
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
@@ -21,9 +22,9 @@ settings.load_profile("patient")
 
 # Tests of extras. `make test` installs these; a GPU machine without a network may lack them and still run its tests.
 _OF_EXTRAS = {
-    "data/test_shards_and_hub.py": "datasets",
-    "pretrained/test_diffusers_exchange.py": "diffusers",
-    "serve/test_serve_page.py": "gradio",
+    "data/test_webdataset.py": "datasets",
+    "models/test_diffusers.py": "diffusers",
+    "serve/test_page.py": "gradio",
 }
 collect_ignore = [path for path, extra in _OF_EXTRAS.items() if importlib.util.find_spec(extra) is None]
 

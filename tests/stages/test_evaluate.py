@@ -472,7 +472,7 @@ def test_two_processes_give_the_same_numbers(models, tmp_path, monkeypatch, requ
         recipes[-1].write_text(
             to_yaml(replace(config, features=str(tmp_path / "two"), output=str(tmp_path / f"{name}-two.json")))
         )
-    program = Path(__file__).with_name("evaluate_models.py")
+    program = Path(__file__).parents[1] / "support" / "evaluate_models.py"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on the number of threads, in the last digits
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

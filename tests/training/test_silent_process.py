@@ -27,7 +27,7 @@ def two(*arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
     running = [
         subprocess.Popen(
             [sys.executable, "silent.py", *arguments],
-            cwd=Path(__file__).parent,
+            cwd=Path(__file__).parents[1] / "support",
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,

@@ -12,7 +12,7 @@ from tiny_runs import write_latents
 
 from vavae.training.checkpoint import CheckpointFolder
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 # Far beyond what is needed on an idle machine; a hang would last two days.
 PATIENCE = 200
 

@@ -1,0 +1,386 @@
+"""`vavae convert`: every form to every other, and round trips that leave each weight bit-identical."""
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from machine_faults import limited
+from published_files import (
+    MAR_VAE,
+    SD_VAE,
+    VA_VAE,
+    autoencoder,
+    golden_dit,
+    lightning_checkpoint,
+    same_weights,
+    statistics,
+    training_checkpoint,
+)
+from safetensors.torch import load_file, save_file
+
+from vavae.checkpoints.reading import read_checkpoint
+from vavae.checkpoints.statistics import read_statistics
+from vavae.cli import run
+from vavae.commands import convert
+from vavae.commands.convert import Config
+from vavae.data import LatentDataset, latent_writer
+from vavae.errors import UserError
+from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.tokenizer import AutoencoderConfig, LatentStatistics
+from vavae.transformer import LightningDiT
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    torch.save(statistics(8), "latents_stats.pt")
+    return tmp_path
+
+
+def vavae(*arguments: str) -> int:
+    return run([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("config", [VA_VAE, MAR_VAE, SD_VAE], ids=["va", "mar", "sd"])
+def test_a_tokenizer_goes_round_bit_for_bit(config: AutoencoderConfig) -> None:
+    """Published -> ours -> diffusers -> ours -> published."""
+    model, projection = autoencoder(config)
+    torch.save(lightning_checkpoint(model, projection), "published.ckpt")
+    channels = config.latent_channels
+    torch.save(statistics(channels), "stats.pt")
+    assert vavae("convert", "published.ckpt", "ours", "--statistics", "stats.pt") == 0
+    assert vavae("convert", "ours", "theirs", "--to", "diffusers") == 0
+    assert vavae("convert", "theirs", "again") == 0
+    assert vavae("convert", "again", "back", "--to", "published") == 0
+    assert same_weights(Tokenizer.from_pretrained("again").autoencoder, model)
+    assert same_weights(dict(read_checkpoint(Path("back/autoencoder.pt"))), model)
+    stored = read_checkpoint(Path("back/latents_stats.pt"))
+    for name, value in statistics(channels).items():
+        assert torch.equal(stored[name], value)
+        assert stored[name].shape == (1, channels, 1, 1)
+    # The folder of published files is read as it is.
+    assert same_weights(Tokenizer.from_pretrained("back").autoencoder, model)
+
+
+def test_native_weights_can_be_halved(capsys: pytest.CaptureFixture[str]) -> None:
+    model, projection = autoencoder(VA_VAE)
+    torch.save(lightning_checkpoint(model, projection), "published.ckpt")
+    torch.save(statistics(VA_VAE.latent_channels), "stats.pt")
+    assert vavae("convert", "published.ckpt", "half", "--statistics", "stats.pt", "--dtype", "float16") == 0
+    stored = load_file("half/model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert same_weights(Tokenizer.from_pretrained("half").autoencoder, {k: v.float() for k, v in stored.items()})
+    capsys.readouterr()
+    assert vavae("convert", "half", "no", "--to", "diffusers", "--dtype", "float16") == 2
+    assert "dtype: float16 is for native folders" in capsys.readouterr().err
+    assert vavae("convert", "stats.pt", "s.safetensors", "--dtype", "float16") == 2
+    assert "dtype: float16 is for weights, not for statistics" in capsys.readouterr().err
+
+
+def test_a_generator_goes_round_bit_for_bit(capsys: pytest.CaptureFixture[str]) -> None:
+    model, _ = golden_dit()
+    tokenizer, _ = autoencoder()
+    torch.save(training_checkpoint(model), "published.pt")
+    torch.save(tokenizer.state_dict(), "vavae.pt")
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
+    assert vavae("convert", "published.pt", "ours", *given) == 0
+    said = capsys.readouterr().out
+    assert "published.pt:\n  LightningDiT depth 2, width 64, 4 heads, patch 1 for latents 8x4x4, 10 classes\n" in said
+    assert "loaded from 'ema'\n  left out model: weights that are not averaged\n" in said
+    assert said.endswith("generator: ours\n")
+    assert vavae("convert", "ours", "theirs", "--to", "diffusers") == 0
+    assert vavae("convert", "theirs", "again") == 0
+    assert vavae("convert", "again", "back", "--to", "published") == 0
+    again = Generator.from_pretrained("again")
+    assert same_weights(again.transformer, model)
+    assert same_weights(again.tokenizer.autoencoder, tokenizer)
+    assert again.sampling == Generator.from_pretrained("ours").sampling
+    assert same_weights(read_checkpoint(Path("back/lightningdit.pt"))["ema"], model)
+    assert same_weights(dict(read_checkpoint(Path("back/tokenizer/autoencoder.pt"))), tokenizer)
+    assert vavae("convert", "back", "third", "--tokenizer", "back/tokenizer") == 0
+    third = Generator.from_pretrained("third")
+    assert same_weights(third.transformer, model)
+    assert third.sampling == again.sampling and third.path == again.path
+
+
+def written_generator(**said: object) -> Generator:
+    """A generator in the folder `ours`."""
+    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
+    generator = Generator(golden_dit()[0], tokenizer, **said)  # type: ignore[arg-type]
+    generator.save_pretrained("ours")
+    return generator
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine", "vp"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "dopri5"])
+def test_path_and_sampling_go_to_published_files_and_back(path: str, solver: str) -> None:
+    sampling = SamplingConfig(solver, 7, 0.5, 3.0, 0.2, 1.0, 3)  # type: ignore[arg-type]
+    written_generator(path=path, sampling=sampling)
+    assert vavae("convert", "ours", "back", "--to", "published") == 0
+    back = Generator.from_pretrained("back")
+    assert (back.path, back.sampling) == (path, sampling)
+
+
+@pytest.mark.parametrize("prediction", ["noise", "score"])
+def test_what_the_network_predicts_goes_to_published_files_and_back(prediction: str) -> None:
+    ours = written_generator(prediction=prediction, sampling=SamplingConfig("euler", 4))
+    assert vavae("convert", "ours", "theirs", "--to", "published") == 0
+    assert read_checkpoint(Path("theirs/lightningdit.pt"))["config"]["transport"]["prediction"] == prediction
+    back = Generator.from_pretrained("theirs")
+    assert back.prediction == prediction
+    assert torch.equal(back([1, 2]), ours([1, 2]))
+
+
+def test_a_published_prediction_that_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = training_checkpoint(golden_dit()[0])
+    checkpoint["config"] = {**checkpoint["config"], "transport": {"prediction": "energy"}}
+    torch.save(checkpoint, "published.pt")
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
+    assert vavae("convert", "published.pt", "ours", *given) == 2
+    assert "transport.prediction: 'energy' is not one of velocity, noise, score" in capsys.readouterr().err
+
+
+def test_what_published_files_cannot_say_is_told_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    written_generator(sampling=SamplingConfig("euler_maruyama", 9, guidance_scale=2.0))
+    assert vavae("convert", "ours", "back", "--to", "published") == 0
+    said = capsys.readouterr().out
+    assert "the solver euler_maruyama is not taken over" in said and "the guidance is not taken over" in said
+    assert Generator.from_pretrained("back").sampling == SamplingConfig("euler", 9)
+    written_generator(prediction="data")
+    assert vavae("convert", "ours", "refused", "--to", "published") == 2
+    assert "prediction: data; published files know only velocity, noise, score" in capsys.readouterr().err
+    assert not Path("refused").exists()
+
+
+def test_a_generator_of_rectangles_is_refused_to_the_published_code(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
+    wide = LightningDiT(latent_size=(2, 4), patch_size=2, latent_channels=8, width=32, depth=1, heads=2, num_classes=3)
+    Generator(wide, tokenizer).save_pretrained("ours")
+    assert vavae("convert", "ours", "refused", "--to", "published") == 2
+    size = f"{2 * tokenizer.factor}x{4 * tokenizer.factor}"
+    assert f"to: {size} is not square, and the published code takes square images only" in capsys.readouterr().err
+    assert not Path("refused").exists()
+
+
+def test_options_that_would_change_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    written_generator()
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(training_checkpoint(golden_dit()[0]), "dit.pt")
+    published_latents(Path("latents"))
+    Path("vavae.yaml").write_text("model: {params: {ddconfig: {}, lossconfig: {}}}")
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
+    for arguments, said in [
+        (("ours", "out", "--scaling_factor", "2"), "scaling_factor: is for tokenizers"),
+        (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--shift_factor", "3"), "shift_factor: goes with a"),
+        (("ours", "out", "--heads", "3"), "heads: is for published transformers, not for ours (generator)"),
+        (("dit.pt", "out", *given, "--heads", "3"), "dit.pt: heads: 3 is not what its weights say, 4"),
+        (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--heads", "3"), "heads: is for published"),
+        (("ours", "out", "--weights", "model"), "weights: is for checkpoints"),
+        (("ours/tokenizer", "out", "--weights", "ema"), "weights: is for checkpoints"),
+        (("ours/tokenizer", "out", "--tokenizer", "vavae.pt"), "tokenizer: is for generators"),
+        (("latents_stats.pt", "out", "--scaling_factor", "2"), "not for latents_stats.pt (statistics)"),
+        (("latents_stats.pt", "out", "--weights", "model"), "weights: is for checkpoints"),
+        (("latents", "out", "--to", "published", "--statistics", "latents_stats.pt"), "statistics: is for"),
+        (("vavae.yaml", "out", "--tokenizer", "vavae.pt"), "tokenizer: is for generators"),
+    ]:
+        assert vavae("convert", *arguments) == 2, arguments
+        error = capsys.readouterr().err.strip()
+        assert said in error and len(error.splitlines()) == 1, error
+        assert not Path("out").exists()
+
+
+def test_a_scaling_factor_goes_with_a_generators_tokenizer() -> None:
+    written_generator()
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    factor = ("--scaling_factor", "2", "--shift_factor", "3")
+    assert vavae("convert", "ours", "other", "--tokenizer", "vavae.pt", *factor) == 0
+    stored = Generator.from_pretrained("other").tokenizer.statistics
+    assert stored.std.tolist() == [0.5] * 8 and stored.mean.tolist() == [3.0] * 8
+
+
+def test_weights_that_are_not_averaged_can_be_asked_for() -> None:
+    model, _ = golden_dit()
+    torch.save(training_checkpoint(model), "published.pt")
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    # The choice is the transformer's: the tokenizer's file holds one set of weights.
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt", "--weights", "model")
+    assert vavae("convert", "published.pt", "ours", *given) == 0
+    state = Generator.from_pretrained("ours").transformer.state_dict()
+    assert all(torch.equal(value, model.state_dict()[name] + 1) for name, value in state.items())
+
+
+def test_a_scaling_factor_stands_for_statistics() -> None:
+    torch.save(autoencoder(SD_VAE)[0].state_dict(), "kl-f8.ckpt")
+    assert vavae("convert", "kl-f8.ckpt", "ours", "--scaling_factor", "0.18215") == 0
+    stored = Tokenizer.from_pretrained("ours").statistics
+    torch.testing.assert_close(stored.std, torch.full((4,), 1 / 0.18215))
+    assert not stored.mean.any()
+
+
+def test_statistics_and_back() -> None:
+    assert vavae("convert", "latents_stats.pt", "ours.safetensors") == 0
+    assert torch.equal(read_statistics("ours.safetensors").mean, statistics(8)["mean"].flatten())
+    assert vavae("convert", "ours.safetensors", "back.pt", "--to", "published") == 0
+    assert torch.equal(read_checkpoint(Path("back.pt"))["std"], statistics(8)["std"])
+
+
+def published_latents(folder: Path, images: int = 5) -> dict[str, torch.Tensor]:
+    """Two shards as the published extractor names and fills them."""
+    folder.mkdir()
+    tensors = {
+        "latents": torch.randn(2 * images, 8, 4, 4),
+        "latents_flip": torch.randn(2 * images, 8, 4, 4),
+        "labels": torch.arange(2 * images) % 3,
+    }
+    for rank in range(2):
+        part = {name: value[rank * images : (rank + 1) * images].contiguous() for name, value in tensors.items()}
+        metadata = {"total_size": str(images), "dtype": "torch.float32", "device": "cuda:0"}
+        save_file(part, folder / f"latents_rank{rank:02d}_shard000.safetensors", metadata)
+    torch.save(statistics(8), folder / "latents_stats.pt")
+    return tensors
+
+
+def test_published_latents_are_read_as_they_are_and_ours_are_written_like_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tensors = published_latents(Path("published"))
+    read = LatentDataset("published")
+    latents, labels = read.get(torch.arange(10), torch.arange(10) % 2 == 1)
+    expected = torch.where((torch.arange(10) % 2 == 1).view(-1, 1, 1, 1), tensors["latents_flip"], tensors["latents"])
+    stats = statistics(8)
+    torch.testing.assert_close(latents, (expected - stats["mean"]) / stats["std"])
+    assert torch.equal(labels, tensors["labels"])
+
+    assert vavae("convert", "published", "no") == 2
+    assert "read as they are" in capsys.readouterr().err
+    assert vavae("convert", "published", "written", "--to", "published") == 0
+    shard = load_file("written/latents_rank00_shard000.safetensors")
+    assert same_weights(shard, tensors)
+    assert torch.equal(read_checkpoint(Path("written/latents_stats.pt"))["mean"], stats["mean"])
+
+
+def test_latents_whose_conversion_was_killed_are_refused_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = published_latents(Path("published"))
+    save = latent_writer._save_deterministic
+
+    def killed(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save(tensors, path, metadata)
+        if "shard001" in path.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(latent_writer, "_save_deterministic", killed)
+        latent_writer.write_published_layout(LatentDataset("published"), "written", shard_size=3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert Path("written/latents_rank00_shard000.safetensors").is_file()
+    with pytest.raises(UserError, match="written was not written to its end"):
+        LatentDataset("written")
+    Path("written/latents_rank00_shard007.safetensors").touch()  # of a conversion with more shards
+    assert vavae("convert", "published", "written", "--to", "published") == 0
+    assert {path.name for path in Path("written").iterdir()} == {
+        "latents_rank00_shard000.safetensors",
+        "latents_stats.pt",
+    }
+    assert same_weights(load_file("written/latents_rank00_shard000.safetensors"), tensors)
+    assert vavae("convert", "published", "written", "--to", "published") == 2
+    assert "output: written is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["native", "published", "diffusers"])
+def test_a_full_disk_leaves_nothing_that_is_in_the_way(to: str) -> None:
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    config = Config(source="vavae.pt", output="out", to=to, statistics="latents_stats.pt")  # type: ignore[arg-type]
+    full = OSError if to == "published" else Exception  # safetensors has errors of its own
+    with limited("FSIZE", 20_000), pytest.raises(full, match="File too large") as told:
+        convert.run(config)
+    if isinstance(told.value, OSError):
+        assert (told.value.errno, told.value.filename) == (errno.EFBIG, str(Path("out/autoencoder.pt")))
+    assert not Path("out").exists()
+    convert.run(config)
+    assert Path("out").is_dir() and not Path("out/.unfinished").exists()
+
+
+def test_latents_we_encode_with_a_published_tokenizer_give_its_statistics(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    options = ("--data.images", "demo", "--data.size", "32", "--split", "test", "--data.limit", "6")
+    assert vavae("encode", "--tokenizer", "vavae.pt", "--output", "latents", *options) == 0
+    assert vavae("convert", "latents", "published", "--to", "published") == 0
+    ours, theirs = LatentDataset("latents"), LatentDataset("published")
+    assert theirs.settings is None
+    everything = torch.arange(len(ours))
+    for flip in (None, torch.ones(len(ours), dtype=torch.bool)):
+        for mine, published in zip(ours.get(everything, flip), theirs.get(everything, flip), strict=True):
+            assert torch.equal(mine, published)
+    assert vavae("convert", "vavae.pt", "tokenizer", "--statistics", "latents") == 0
+    tokenizer = Tokenizer.from_pretrained("tokenizer")
+    assert torch.equal(tokenizer.statistics.mean, ours.statistics.mean)
+    assert "latents: " in capsys.readouterr().out
+
+
+def test_wrong_calls_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    torch.save(golden_dit()[0].state_dict(), "dit.pt")
+    Path("full").mkdir()
+    Path("full/file").touch()
+    for arguments, said in [
+        ((), "source: missing"),
+        (("vavae.pt",), "output: missing"),
+        (("vavae.pt", "full"), "output: full is there already"),
+        (("vavae.pt", "out"), "comes without the statistics"),
+        (("dit.pt", "out"), "comes without its tokenizer"),
+        (("absent.pt", "out"), "absent.pt: there is no such file"),
+        (("vavae.pt", "out", "--statistics", "absent.pt"), "absent.pt: cannot be read"),
+        (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--scaling_factor", "1"), "one of statistics and"),
+        (("vavae.pt", "out", "--scaling_factor", "0"), "scaling_factor: 0.0 is not positive"),
+        (("latents_stats.pt", "out", "--to", "diffusers"), "to: diffusers keeps statistics"),
+        (("vavae.pt", "out", "--to", "onnx"), "to"),
+    ]:
+        assert vavae("convert", *arguments) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert len(error.splitlines()) == 1
+        assert not Path("out").exists()
+
+
+def test_samples_are_those_of_the_published_transformer() -> None:
+    """From published files to PNGs in two commands."""
+    torch.save(training_checkpoint(golden_dit()[0]), "published.pt")
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
+    assert vavae("convert", "published.pt", "ours", *given) == 0
+    assert vavae("sample", "--generator", "ours", "--output", "samples", "--labels", "[1, 2]", "--npz", "true") == 0
+    from PIL import Image
+
+    from vavae.data import to_uint8
+
+    direct = to_uint8(
+        Generator.from_pretrained("published.pt", tokenizer="vavae.pt", statistics="latents_stats.pt")([1, 2])
+    )
+    for i in range(2):
+        assert np.array_equal(np.asarray(Image.open(f"samples/{i:06d}.png")), direct[i].numpy())
+    assert (
+        vavae(
+            "sample",
+            "--generator",
+            "ours",
+            "--output",
+            "wide",
+            "--labels",
+            "[1]",
+            "--size",
+            "[32, 96]",
+            "--solver",
+            "euler_maruyama",
+        )
+        == 0
+    )
+    assert Image.open("wide/000000.png").size == (96, 32)

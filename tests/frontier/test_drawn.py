@@ -1,0 +1,129 @@
+"""The page of a frontier as HTML, from results that nobody had to compute."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from html_page import Page
+
+from vavae.config import load_recipe
+from vavae.frontier.config import Config
+from vavae.frontier.grid import Grid, Unit
+from vavae.frontier.page import write_everything
+from vavae.frontier.results import Results
+from vavae.frontier.status import State
+from vavae.metrics import MetricRecord, Protocol
+
+RECIPE = Path(__file__).with_name("frontier_grid.yaml")
+NAMES = {
+    "tokenizer": ("rFID", "PSNR", "LPIPS", "SSIM", "linear probe", "alignment: cosine after the best linear map"),
+    "uniformity": ("uniformity: density cv", "uniformity: Gini", "uniformity: normalized entropy"),
+    "generator": ("FID",),
+}
+
+
+def content(unit: Unit, number: int) -> dict[str, Any]:
+    """What a result file of a unit has in it, with numbers that differ from unit to unit."""
+    protocol = Protocol(samples=20, reference_samples=20)
+
+    def record(name: str) -> dict[str, Any]:
+        return MetricRecord(name, 1.0 + number, protocol).to_dict()
+
+    own: dict[str, dict[str, Any]] = {
+        "tokenizer": {"pictures": {"reconstructions": "data:,"}},
+        "uniformity": {"points": [[0.0, 1.0], [2.0, 3.0]], "labels": [0, 7]},
+        "generator": {"pictures": {"samples": "data:,"}, "parameters": 12_345_678},
+        "curve": {"points": [{"images": images, "record": record("FID")} for images in (32, 64)]},
+    }
+    common = {"kind": unit.kind, "seconds": 1.0, "versions": {"machine": "x86_64"}}
+    return {**common, "records": [record(name) for name in NAMES.get(unit.kind, ())], **own[unit.kind]}
+
+
+def written(folder: Path, *overrides: str) -> str:
+    """The HTML of a grid of which everything is finished."""
+    config = load_recipe(Config, RECIPE, ["--output", str(folder), *overrides])
+    grid, results = Grid(config, ("train", "test")), Results(folder / "results")
+    for number, unit in enumerate(grid.units):
+        results.write(unit.result, content(unit, number))
+    states = [(unit, State.DONE, "") for unit in grid.units]
+    return write_everything(config, grid, results, states).read_text()
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(tmp_path_factory.mktemp("frontier"))
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_labels_of_rows_stay_while_numbers_are_scrolled(page: Page) -> None:
+    rows = [attributes for attributes in page.all("th") if attributes.get("scope") == "row"]
+    rows = [attributes for attributes in rows if "label" in attributes.get("class", "")]
+    assert len(rows) > 15 and all("stay" in attributes["class"].split() for attributes in rows)
+
+
+def test_captions_name_what_is_drawn(page: Page, tmp_path: Path) -> None:
+    assert "spread of the seeds." not in page.text
+    assert "t-SNE over one seed." in page.text and "Uniformity: one t-SNE run of test latents" in page.text
+    seeds = ("--experiments.table2.seeds", "[0,1]", "--measure.tsne_seeds", "2")
+    several = Page(written(tmp_path, *seeds)).text
+    assert "Down and left is better; bars are the spread of the seeds." in several
+    assert "t-SNE over 2 seeds." in several and "means over 2 t-SNE runs" in several
+
+
+def test_sizes_are_explained(page: Page) -> None:
+    assert "Size nano/2: width 32, depth 1, patch 2, 12.3 million parameters." in page.text
+    assert "Size nano/1: width 32, depth 1, patch 1, 12.3 million parameters." in page.text
+
+
+def test_figures_are_said_and_their_ids_are_their_own(page: Page) -> None:
+    figures = page.all("svg")
+    assert len(figures) == 3 + 5 and all(svg["role"] == "img" for svg in figures)
+    assert "Ours, nano/2: gFD over rFD; no alignment, dinov2-small-focus@28" in [svg["aria-label"] for svg in figures]
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids), "an id is used twice"
+    for _, attributes in page.elements:
+        named = re.findall(r"url\(#([^)]*)\)", " ".join(attributes.values()))
+        targets = [attributes.get(name, "") for name in ("href", "xlink:href")]
+        named += [target[1:] for target in targets if target.startswith("#")]
+        assert all(name in ids for name in named), named
+
+
+def test_classes_on_the_maps_have_their_names(html: str, page: Page, tmp_path: Path) -> None:
+    maps = html[html.index('id="maps"') :]
+    assert "airplane" in maps and "horse" in maps and "truck" not in maps  # labels 0 and 7
+    assert "airplane" not in written(tmp_path, "--data.images", "imagefolder:somewhere")
+
+
+def test_pictures_and_maps_are_called_as_rows_of_the_tables(page: Page) -> None:
+    described = [image["alt"] for image in page.all("img")]
+    assert "Reconstructions of d 4, dinov2-small-focus@28, without mcos" in described
+    assert "Samples of nano/2 on d 4, none: DiT" in described
+    assert "Samples of nano/2 on d 4, none: + RoPE" in described
+    assert "Samples of nano/1 on d 4, dinov2-small-focus@28: + patch 1, aligned tokenizer" in described
+    assert "no-mcos" not in page.text and "(dit)" not in page.text and "seed 0" not in page.text
+
+
+def test_seeds_are_told_apart_where_there_are_several(tmp_path: Path) -> None:
+    several = Page(written(tmp_path, "--experiments.table2.seeds", "[0,1]"))
+    described = [image["alt"] for image in several.all("img")]
+    assert {f"Reconstructions of d 2, none, seed {seed}" for seed in (0, 1)} <= set(described)
+
+
+def test_every_table_has_a_heading_and_a_link(page: Page) -> None:
+    sections = [attributes["id"] for attributes in page.all("section")]
+    links = [attributes["href"] for attributes in page.all("a")]
+    tables = [f"table{number}" for number in (2, 4, 5, 6, 1)]
+    assert [name for name in sections if name.startswith("table")] == tables
+    assert [link for link in links if link.startswith("#table")] == [f"#{name}" for name in tables]
+    assert len(page.all("h2")) == len(sections)
+
+
+def test_verdicts_are_bold(html: str) -> None:
+    """The rule for them must come after that of all cells."""
+    cells, verdicts = "table.claims th, table.claims td {", "table.claims td.verdict { font-weight: 600; }"
+    assert 0 < html.index(cells) < html.index(verdicts)

@@ -1,0 +1,136 @@
+"""docs/checkpoints.md, run from top to bottom on a stand-in of every published file: it prints what it says."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from published_files import (
+    LIGHTNINGDIT,
+    MAR_VAE,
+    SD_VAE,
+    autoencoder,
+    golden_dit,
+    lightning_checkpoint,
+    same_weights,
+    statistics,
+    training_checkpoint,
+)
+from safetensors.torch import save_file
+
+from vavae.checkpoints.diffusers_autoencoder import diffusers_config, to_diffusers_names
+from vavae.checkpoints.statistics import scaling_statistics
+from vavae.cli import run
+from vavae.models import Generator, Tokenizer
+
+PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+
+
+def make_published_files() -> None:
+    """One of each kind, in the current folder."""
+    model, projection = autoencoder()
+    torch.save(model.state_dict(), "vavae-imagenet256-f16d32-dinov2.pt")
+    torch.save(statistics(8), "latents_stats.pt")
+    torch.save(lightning_checkpoint(model, projection), "f16d32_vfdinov2_50ep.ckpt")
+    torch.save({"model": autoencoder(MAR_VAE)[0].state_dict()}, "kl16.ckpt")
+    torch.save(training_checkpoint(golden_dit()[0]), "lightningdit-xl-imagenet256-800ep.pt")
+    torch.save({"ema": dict(golden_dit("dit_original")[0].state_dict())}, "dit-sd-vae.pt")
+    sd = autoencoder(SD_VAE)[0].state_dict()
+    torch.save({"state_dict": {**sd, "loss.logvar": torch.zeros(())}}, "kl-f8.ckpt")
+    folder = Path("sd-vae-ft-ema")
+    folder.mkdir()
+    save_file(to_diffusers_names(sd, 4), folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    config = diffusers_config(SD_VAE, scaling_statistics(4, 0.18215))
+    (folder / "config.json").write_text(json.dumps(config))
+    Path("lightningdit_xl.yaml").write_text(LIGHTNINGDIT)
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def sessions() -> list[tuple[str, str]]:
+    """Every command of the page with what is printed below it."""
+    found = []
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, printed = part.partition("\n")
+            found.append((command, printed))
+    return found
+
+
+def execute(command: str) -> str:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        run(shlex.split(command)[1:])
+    # Progress bars go to the error stream too; a refusal is its last line.
+    refusals = [line + "\n" for line in err.getvalue().splitlines() if line.startswith("vavae: ")]
+    return out.getvalue() + "".join(refusals)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What every command of the page printed, in order, in a folder with the files."""
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("page"))
+    make_published_files()
+    yield {command: execute(command) for command, _ in sessions()}
+    os.chdir(before)
+
+
+def test_every_command_prints_what_the_page_says(ran: dict[str, str]) -> None:
+    for command, printed in sessions():
+        assert ran[command] == printed, command
+
+
+def test_the_table_says_what_the_commands_say(ran: dict[str, str]) -> None:
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:4]] for line in PAGE.read_text().splitlines() if "| `vavae" in line
+    ]
+    assert len(rows) == 7
+    for _, command, said in rows:
+        known = [printed for full, printed in ran.items() if full.startswith(command.strip("`"))]
+        assert any(said.strip("`") in printed.splitlines() for printed in known), command
+
+
+def test_the_python_of_the_page_runs(ran: dict[str, str]) -> None:
+    environment = os.environ | {"HF_MODULES_CACHE": str(Path("modules").absolute()), "HF_HUB_OFFLINE": "1"}
+    script = "import torch\ntorch.set_num_threads(1)\n" + "\n".join(blocks("python"))
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "left out model: weights that are not averaged" in done.stdout
+
+
+def test_every_published_form_ended_in_images(ran: dict[str, str]) -> None:
+    for folder, count, size in (("samples", 4, (64, 64)), ("samples-sd", 2, (64, 64))):
+        for i in range(count):
+            image = Image.open(f"{folder}/{i:06d}.png")
+            assert image.size == size
+            low, high = zip(*image.getextrema(), strict=True)
+            assert max(high) - min(low) > 50  # not one colour
+    published = golden_dit()[0]
+    assert same_weights(Generator.from_pretrained("generators/xl").transformer, published)
+    assert same_weights(Generator.from_pretrained("generators/back").transformer, published)
+    again = Generator.from_pretrained("published-again")
+    assert same_weights(again.transformer, published)
+    assert same_weights(again.tokenizer.autoencoder, autoencoder()[0])
+    for name, config in (("mar", MAR_VAE), ("sd-vae", SD_VAE), ("kl-f8", SD_VAE)):
+        tokenizer = Tokenizer.from_pretrained(f"tokenizers/{name}")
+        assert tokenizer.autoencoder.config == config
+        assert same_weights(tokenizer.autoencoder, autoencoder(config)[0])
+
+
+def test_the_converted_recipe_is_one(ran: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert yaml.safe_load(Path("recipe.yaml").read_text())["tokenizer"] == "tokenizers/vavae"
+    assert run(["train-dit", "recipe.yaml", "--print_config"]) == 0
+    capsys.readouterr()

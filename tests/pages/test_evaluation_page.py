@@ -1,0 +1,57 @@
+"""The numbers of docs/evaluation.md are those of the newest result, and the commands in its text can be given."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vavae.cli import run
+from vavae.stages import evaluate
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evaluation_pitfalls.py"
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+INLINE = re.findall(r"`(vavae [^`]+)`", re.sub(r"```.*?```", "", PAGE.read_text(), flags=re.DOTALL))
+
+
+def test_page_and_result_agree() -> None:
+    spec = importlib.util.spec_from_file_location("evaluation_pitfalls", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.tables(script.latest()) in script.PAGE.read_text()
+
+
+def test_the_table_of_what_to_report_has_commands() -> None:
+    rows = PAGE.read_text().split("## What to report")[1].split("\n\n")[1].splitlines()[2:]
+    assert len(rows) >= 5
+    for row in rows:
+        assert sum(f"`{line}` |" in row for line in INLINE) == 1, row
+
+
+@pytest.mark.parametrize("line", INLINE)
+def test_a_command_in_the_text_resolves(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is read whole, without running it."""
+    assert run([*shlex.split(line)[1:], "--print_config"]) == 0, capsys.readouterr().err
+
+
+def test_no_command_measures_on_the_embedded_images() -> None:
+    """They are the default, and mean nothing to another model than the demo's."""
+    text = PAGE.read_text().replace("\\\n", " ")
+    lines = re.findall(r"vavae evaluate (?:tokenizer|generator|samples) [^`\n]+", text)
+    assert len(lines) > len(INLINE)
+    for line in lines:
+        assert "--data.images" in line or "--reference" in line, line
+
+
+def test_the_row_of_published_numbers_names_weights_with_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are fetched have none, and without them there is no Inception Score."""
+    row = next(row for row in PAGE.read_text().splitlines() if row.startswith("|") and "Inception Score" in row)
+    command = next(line for line in INLINE if f"`{line}`" in row)
+    seen: list[evaluate.Config] = []
+    monkeypatch.setattr(evaluate, "run", seen.append)
+    assert run(shlex.split(command)[1:]) == 0
+    assert seen[0].networks == ("inception:pt_inception-2015-12-05-6726825d.pth",)

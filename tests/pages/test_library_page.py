@@ -1,0 +1,78 @@
+"""docs/library.md and the README's Python, run as they stand from top to bottom; what they print is checked."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer
+from vavae.data import DemoImages, LatentDataset, load_images, load_pixels, to_uint8
+from vavae.metrics import frechet_distance, linear_probe
+from vavae.models import SamplingConfig
+from vavae.tokenizer import LatentStatistics
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(page: str, names: dict[str, Any]) -> str:
+    """What the page's blocks print, run one after the other with shared names."""
+    said = io.StringIO()
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+        with contextlib.redirect_stdout(said):
+            exec(compile(block, page, "exec"), names)
+    return said.getvalue()
+
+
+def test_the_pieces_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    said = run_python("docs/library.md", names)
+
+    terms = [float(value) for value in re.findall(r"'alignment': ([\d.]+)", said)]
+    assert len(terms) == 4 and all(0 < value < 2 for value in terms)
+    assert "(16, 8, 8) 10 torch.Size([16])" in said
+    dataset = LatentDataset(tmp_path / "my-latents")
+    dataset.verify()
+    stored, labels = dataset.get(torch.arange(64), normalize=False)
+    images = DemoImages("train")
+    assert labels.tolist() == [images.label(i) for i in range(64)]
+    assert torch.allclose(stored.std(dim=(0, 2, 3)), dataset.statistics.std, rtol=1e-4)
+    assert names["pictures"].shape == (4, 3, 32, 32) and names["drawn"].shape == (4, 16, 8, 8)
+    assert all(parameter.grad is not None for parameter in names["plain"].parameters())
+    distance, accuracy, spread = (float(number) for number in re.findall(r"(?:distance|probe|density) ([\d.]+)", said))
+    of_images = names["network"](load_pixels(images, range(64), 32)).double().numpy()
+    of_pictures = names["network"](to_uint8(names["pictures"])).double().numpy()
+    moments = [moment for rows in (of_images, of_pictures) for moment in (rows.mean(0), np.cov(rows.T))]
+    assert distance == pytest.approx(frechet_distance(*moments), rel=1e-3, abs=0.5)
+    parts = [(load_images(source, range(200), 32), source) for source in (images, DemoImages("test"))]
+    with torch.no_grad():
+        sets = [
+            (names["encoder"](batch), torch.tensor([source.label(i) for i in range(200)])) for batch, source in parts
+        ]
+    assert accuracy == pytest.approx(linear_probe(*sets[0], *sets[1]), abs=0.005)
+    assert 0 < spread < 1
+
+
+def test_the_python_of_the_readme_draws_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    autoencoder = AutoencoderKL(latent_channels=4, base_channels=32, channel_multipliers=(1, 1), attention_levels=())
+    tokenizer = Tokenizer(autoencoder, LatentStatistics(torch.zeros(4), torch.ones(4)))
+    transformer = LightningDiT(latent_size=16, latent_channels=4, width=32, depth=1, heads=2, num_classes=10)
+    generator = Generator(transformer, tokenizer, sampling=SamplingConfig(steps=2))
+    tokenizer.save_pretrained("runs/small/tokenizer/tokenizer")
+    generator.save_pretrained("runs/small/generator/generator")
+    Path("my-images/cats").mkdir(parents=True)
+    DemoImages("test").image(0).resize((70, 50)).save("my-images/cats/tom.jpg")
+
+    names: dict[str, Any] = {}
+    run_python("README.md", names)
+    assert names["latents"].shape == (1, 4, 16, 16)
+    assert names["images"].shape == (2, 3, 32, 32)
+    assert Image.open("sample.png").size == (32, 32)

@@ -1,0 +1,312 @@
+"""Every recipe resolves, builds (on the meta device), has the published parameter counts, and says what it is for."""
+
+import itertools
+import json
+import re
+import shlex
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from vavae.cli import COMMANDS
+from vavae.config import load_recipe, parse_command_line, to_plain
+from vavae.frontier import run as frontier
+from vavae.losses import TokenizerObjective
+from vavae.stages import encode, evaluate, train_dit, train_tokenizer
+from vavae.teachers.registry import TEACHERS
+from vavae.tokenizer import AutoencoderKL
+from vavae.training.optimizer import OptimizerConfig
+from vavae.transformer import LightningDiT
+
+ROOT = Path(__file__).parents[2]
+ALL = sorted((ROOT / "recipes").rglob("*.yaml"))
+IMAGENET = sorted((ROOT / "recipes" / "imagenet256").glob("*.yaml"))
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "state_dicts.json").read_text())
+EPOCH = 1_281_166
+DIT_EPOCH = 1_280_000  # the paper's 80,000 steps of 1,024 are 64 epochs
+
+
+def stage_of(path: Path) -> Any:
+    if path.parent.name == "frontier":
+        return frontier
+    command = {"tokenizer": train_tokenizer, "encode": encode}
+    return next((stage for name, stage in command.items() if path.stem.startswith(name)), train_dit)
+
+
+@cache
+def recipe(path: Path) -> Any:
+    return load_recipe(stage_of(path).Config, path)
+
+
+def imagenet(name: str) -> Any:
+    return recipe(ROOT / "recipes" / "imagenet256" / f"{name}.yaml")
+
+
+def ident(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def test_the_published_experiments_are_all_there() -> None:
+    tokenizers = {f"tokenizer-f16d{d}-{t}" for d in (16, 32, 64) for t in ("none", "mae", "dinov2", "sam", "clip")}
+    stages = {f"tokenizer-f16d32-dinov2-final-{stage}" for stage in (1, 2, 3)}
+    transformers = {f"lightningdit-{size}-{epochs}ep" for size in ("b", "l", "xl") for epochs in (64, 80, 160, 800)}
+    names = {path.stem for path in IMAGENET}
+    assert tokenizers | stages | transformers <= names
+    assert sum(name.startswith("table1-") for name in names) == 10
+
+
+@pytest.mark.parametrize("path", IMAGENET, ids=ident)
+def test_a_recipe_says_what_it_is_for_and_how_it_is_run(path: Path) -> None:
+    text = path.read_text()
+    header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    for field in ("# Published", "# Expected: ", "# Run: vavae ", "# Measured with this project: "):
+        assert f"\n{field}" in header
+    assert re.search(r"Expected: .*H800-hours \(", header)
+    command = stage_of(path).__name__.split(".")[-1].replace("_", "-")
+    assert re.search(rf"vavae {command} {re.escape(str(path.relative_to(ROOT)))}\b", header)
+    assert max(map(len, text.splitlines())) <= 120
+    for named in re.findall(r"recipes/\S+\.yaml", header):
+        assert (ROOT / named).is_file()
+
+
+@pytest.mark.parametrize("path", ALL, ids=ident)
+def test_a_recipe_reads_back_as_it_resolves(path: Path, tmp_path: Path) -> None:
+    config = recipe(path)
+    (tmp_path / "resolved.yaml").write_text(json.dumps(to_plain(config)))
+    assert load_recipe(type(config), tmp_path / "resolved.yaml") == config
+
+
+def tokenizer_recipes() -> list[Path]:
+    return [path for path in ALL if path.stem.startswith("tokenizer")]
+
+
+@pytest.mark.parametrize("path", tokenizer_recipes(), ids=ident)
+def test_tokenizers_build(path: Path) -> None:
+    config = recipe(path)
+    with torch.device("meta"):
+        model = AutoencoderKL.from_config(config.tokenizer).eval()
+        teacher = next((spec for spec in TEACHERS if spec.name == config.teacher.name), None)
+        aligned = config.objective.alignment.enabled
+        width = teacher.width if teacher else None
+        objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, nn.Identity())
+    assert config.latent_shape == (config.tokenizer.latent_channels, *[config.data.size // model.factor] * 2)
+    assert (objective.alignment is not None) == aligned
+    if teacher and aligned:
+        assert config.teacher.input_size is None or config.teacher.input_size % teacher.patch == 0
+    if path in IMAGENET:
+        published = GOLDEN[f"vavae_f16d{config.tokenizer.latent_channels}"]
+        for part in ("encoder", "decoder"):
+            count = sum(parameter.numel() for parameter in model.get_submodule(part).parameters())
+            assert count == published[f"parameters_{part}"]
+        assert sum(parameter.numel() for parameter in objective.discriminator_parameters()) == 2_765_633
+        if aligned:
+            assert objective.alignment.linear_proj.weight.shape[1] == config.tokenizer.latent_channels
+
+
+def parameters(model: LightningDiT) -> int:
+    """As the published code counts: with the position embedding, which it holds as a parameter."""
+    return sum(parameter.numel() for parameter in model.parameters()) + model.pos_embed.numel()
+
+
+def build(config: train_dit.Config, channels: int, side: int, classes: int = 1000, **changes: Any) -> LightningDiT:
+    shape = replace(config.transformer.resolve(channels, side, classes), **changes)
+    with torch.device("meta"):
+        return LightningDiT.from_config(shape)
+
+
+@pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
+def test_transformers_build_with_the_published_parameter_counts(path: Path) -> None:
+    config = recipe(path)
+    size, small = config.transformer.size, "sd-vae" in config.latents
+    channels, side = (4, 32) if small else (32, 16)
+    count = parameters(build(config, channels, side))
+    if not small and size != "L/1":
+        assert count == GOLDEN[f"LightningDiT-{size}"]["parameters"]
+    elif size == "L/1":
+        # No L/1 is published: L/2 with other patches, and 256 tokens instead of 64.
+        patches = 3 * (32 * 1024) + 3 * (32 * 1024) + 3 * 32
+        assert count == GOLDEN["LightningDiT-L/2"]["parameters"] - patches + (256 - 64) * 1024
+    if small:
+        # XL/2 on other latents: 4 channels instead of 32 in both patch maps, 256 tokens instead of 64.
+        patches = 4 * 28 * 1152
+        swapped = GOLDEN["LightningDiT-XL/2"]["parameters"] - 2 * patches - 4 * 28 + (256 - 64) * 1152
+        swiglu = 28 * (3 * 1152 * 3072 + 2 * 3072 + 1152)
+        gelu = 28 * (2 * 1152 * 4608 + 4608 + 1152)
+        norms = 57 * 1152
+        expected = swapped - (0 if config.transformer.swiglu else swiglu - gelu)
+        assert count == expected - (0 if config.transformer.rmsnorm else norms)
+
+
+def measuring(path: Path) -> evaluate.Config:
+    """The command of a header that measures what the recipe makes."""
+    (command,) = re.findall(r"^# Measure: vavae (evaluate .*?[^\\])\n", path.read_text(), re.MULTILINE | re.DOTALL)
+    arguments = shlex.split(command.replace("\\\n#", " "))
+    return parse_command_line(evaluate.Config, arguments[1:], "", "", COMMANDS["evaluate"].positionals)
+
+
+@pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
+def test_a_generator_is_measured_as_its_published_number(path: Path) -> None:
+    """With random labels against ADM's reference, as many samples, and without guidance where the number has none."""
+    text, config, measured = path.read_text(), recipe(path), measuring(path)
+    assert (measured.what, measured.model) == ("generator", [f"{config.output}/generator"])
+    assert (measured.label_protocol, measured.reference) == ("random", "VIRTUAL_imagenet256_labeled.npz")
+    assert measured.count == (10_000 if "FID-10k" in text else 50_000)
+    assert (measured.guidance_scales or [1.0])[0] == 1.0
+    assert (measured.guidance_scales or [1.0])[-1] == config.sampling.guidance_scale
+    if "(sFID" in text:  # the Inception Score needs logits
+        assert measured.networks[0].startswith("inception:")
+
+
+@pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_tokenizer], ids=ident)
+def test_a_tokenizer_is_measured_as_its_published_numbers(path: Path) -> None:
+    if path.stem.endswith(("final-1", "final-2")):  # their numbers are those of the third stage
+        return
+    measured = measuring(path)
+    assert (measured.what, measured.model) == ("tokenizer", [f"{recipe(path).output}/tokenizer"])
+    assert measured.conventions == ["published"]
+    assert (measured.data.images, measured.data.size, measured.split) == ("/data/imagenet", 256, "test")
+
+
+@pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
+def test_a_transformer_saves_often_and_keeps_few(path: Path) -> None:
+    """A machine that dies costs minutes of eight GPUs, and what stays on the disk is ten checkpoints or so."""
+    training = recipe(path).training
+    assert training.checkpoint_images == 2_048_000
+    assert training.milestone_images % training.checkpoint_images == 0
+    assert training.images <= 10 * training.milestone_images
+
+
+def test_the_first_row_is_dit() -> None:
+    """With its learned variances, DiT-XL/2 has 675,129,632 parameters (arXiv 2212.09748, its released code)."""
+    assert parameters(build(imagenet("table1-01-dit"), 4, 32, learn_sigma=True)) == 675_129_632
+
+
+def test_the_small_transformer_builds() -> None:
+    for path in ALL:
+        if stage_of(path) is train_dit and path not in IMAGENET:
+            assert parameters(build(recipe(path), 8, 8, 10)) < 40_000_000
+
+
+@pytest.mark.parametrize("channels", [16, 32, 64])
+def test_tokenizers_differ_by_teacher_and_channels_only(channels: int) -> None:
+    plain = imagenet("tokenizer-f16d32-dinov2")
+    for teacher, name in [
+        ("none", None),
+        ("mae", "mae-large"),
+        ("dinov2", "dinov2-large"),
+        ("sam", "sam-large"),
+        ("clip", "clip-large14"),
+    ]:
+        config = imagenet(f"tokenizer-f16d{channels}-{teacher}")
+        assert config.tokenizer == replace(plain.tokenizer, latent_channels=channels)
+        assert config.training == plain.training
+        assert config.training.images == 50 * EPOCH
+        assert config.optimizer == config.discriminator_optimizer == OptimizerConfig("adam", 1e-4, (0.5, 0.9))
+        assert config.objective.alignment.enabled == (name is not None)
+        if name:
+            assert config.teacher.name == name
+            assert config.objective == plain.objective
+
+
+def test_the_final_tokenizer_is_trained_in_three_chained_stages() -> None:
+    stages = [imagenet(f"tokenizer-f16d32-dinov2-final-{stage}") for stage in (1, 2, 3)]
+    assert [round(stage.training.images / EPOCH) for stage in stages] == [100, 15, 15]
+    assert [stage.initial for stage in stages] == [None, stages[0].output, stages[1].output]
+    terms = [stage.objective.alignment for stage in stages]
+    assert [(term.weight, term.distance_margin, term.cos_margin) for term in terms] == [
+        (0.5, 0, 0),
+        (0.1, 0, 0),
+        (0.1, 0.25, 0.5),
+    ]
+    assert [stage.objective.adversarial.start_images for stage in stages] == [640_000, 0, 0]
+    assert len({stage.tokenizer for stage in stages}) == 1
+
+
+def test_one_recipe_holds_the_three_stages() -> None:
+    """The same terms at the same images as the chain of three, and nothing else differs from its first."""
+    whole = imagenet("tokenizer-f16d32-dinov2-final")
+    chained = [imagenet(f"tokenizer-f16d32-dinov2-final-{stage}") for stage in (1, 2, 3)]
+    begin = 0
+    for stage in chained:
+        assert whole.objective_at(begin).alignment == stage.objective.alignment
+        begin += stage.training.images
+        assert whole.objective_at(begin - 1).alignment == stage.objective.alignment
+    assert whole.training.images == begin
+    page = (ROOT / "docs" / "training.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(objective:.*?)```", page, re.DOTALL)
+    text = (ROOT / "recipes" / "imagenet256" / "tokenizer-f16d32-dinov2-final.yaml").read_text()
+    assert yaml.safe_load(shown)["stages"] == yaml.safe_load(text)["stages"]
+    training = replace(whole.training, images=chained[0].training.images, milestone_images=None)
+    assert replace(whole, output=chained[0].output, stages=(), training=training) == chained[0]
+
+
+def test_transformer_recipes_differ_by_size_and_length() -> None:
+    for size in ("b", "l", "xl"):
+        for epochs in (64, 80, 160, 800):
+            config = imagenet(f"lightningdit-{size}-{epochs}ep")
+            assert config.transformer.size == f"{size.upper()}/1"
+            assert config.training.images == epochs * DIT_EPOCH
+            assert config.flow.uniform_after_images == (480 * DIT_EPOCH if epochs == 800 else None)
+            assert config.optimizer == OptimizerConfig("adamw", 2e-4, (0.9, 0.95))
+            assert (config.training.batch_size, config.training.ema_decay) == (1024, 0.9999)
+            assert not config.training.ema_warmup
+    short, long = (imagenet(f"lightningdit-xl-{epochs}ep").sampling for epochs in (64, 800))
+    assert (short.guidance_scale, short.guidance_start, short.guidance_channels) == (10.0, 0.10, 3)
+    assert (long.guidance_scale, long.guidance_start, long.guidance_channels) == (6.7, 0.125, 3)
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    parts = [flat(value, f"{prefix}.{name}".lstrip(".")) for name, value in values.items()]
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def test_each_row_of_table_1_changes_what_it_says() -> None:
+    paths = [path for path in IMAGENET if path.stem.startswith("table1-")]
+    rows = [flat(to_plain(recipe(path))) for path in paths]
+    changed = [{name for name in new if new[name] != old[name]} - {"output"} for old, new in itertools.pairwise(rows)]
+    assert changed == [
+        {"flow.path", "flow.prediction"},
+        {"training.batch_size", "optimizer.learning_rate"},
+        {"optimizer.betas"},
+        {"flow.times.kind"},
+        {"flow.direction_weight"},
+        {"transformer.swiglu"},
+        {"transformer.rmsnorm"},
+        {"transformer.rope"},
+        {"transformer.size", "latents", "tokenizer", "normalisation"},
+    ]
+    published = [re.search(r"Published: gFID ([\d.]+)", path.read_text()) for path in paths]
+    assert [float(found[1]) for found in published if found] == [
+        19.50,
+        17.20,
+        16.59,
+        16.61,
+        13.99,
+        12.52,
+        10.10,
+        9.25,
+        7.13,
+        4.29,
+    ]
+
+
+def test_what_a_recipe_reads_another_one_writes() -> None:
+    configs = [recipe(path) for path in IMAGENET]
+    written = {config.output for config in configs}
+    written |= {f"{config.output}/tokenizer" for config in configs if isinstance(config, train_tokenizer.Config)}
+    written.add("runs/imagenet256/sd-vae")  # by the `vavae convert` of the header
+    for config in configs:
+        if isinstance(config, train_dit.Config):
+            assert {config.latents, config.tokenizer} <= written
+            made = [other for other in configs if isinstance(other, encode.Config) and other.output == config.latents]
+            assert [other.tokenizer for other in made] == [config.tokenizer]
+        elif isinstance(config, encode.Config):
+            assert config.tokenizer in written

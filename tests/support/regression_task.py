@@ -1,0 +1,95 @@
+"""A small task with two optimizers, BatchNorm buffers, and data that are functions of the position."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vavae import rng
+from vavae.training.optimizer import OptimizerConfig
+from vavae.training.parallel import World
+from vavae.training.schedule import ScheduleConfig
+from vavae.training.task import Task
+from vavae.training.trainer import Engine, EngineConfig
+
+BATCH = 8
+CONFIG = EngineConfig(
+    images=800, batch_size=8, device="cpu", ema_decay=0.9, log_images=40, checkpoint_images=200, tensorboard=False
+)
+
+
+class Regression(Task):
+    """Two optimizers over two modules, one with BatchNorm buffers.
+
+    Attributes:
+        stop_at: Images at which the process asks itself to stop.
+        bad_steps: (order, images) of steps whose loss is not finite.
+        fits: Images that fit into "memory" at once.
+        lengths: Length of each part that was worked on.
+    """
+
+    def __init__(self, width: int = 6, world: World | None = None, kind: str = "adamw") -> None:
+        torch.manual_seed(0)
+        self.world = world or World()
+        self.kind = kind
+        self.modules: dict[str, nn.Module] = {
+            "body": nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.SiLU()),
+            "head": nn.Linear(width, 1),
+        }
+        self.averaged = ("body", "head")
+        self.stop_at: int | None = None
+        self.bad_steps: set[tuple[int, int]] = set()
+        self.fits = BATCH
+        self.lengths: list[int] = []
+        self.order = 0
+
+    def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
+        cosine = ScheduleConfig("cosine", warmup_images=32)
+        body = OptimizerConfig(self.kind, learning_rate=1e-2, gradient_clip=0.5, schedule=cosine)  # type: ignore[arg-type]
+        return {
+            "body": (body, list(self.modules["body"].parameters())),
+            "head": (OptimizerConfig("adam", 1e-2), list(self.modules["head"].parameters())),
+        }
+
+    def batches(self, start: int, order: int) -> Iterator[tuple[int, Tensor]]:
+        self.order = order
+        share = BATCH // self.world.size
+        while True:
+            first = start + self.world.rank * share
+            yield start, rng.normal(order, "x", range(first, first + share), (4,))
+            start += BATCH
+
+    def step(self, batch: Any, images_seen: int, scale: float) -> dict[str, Tensor]:
+        position, x = batch
+        assert position == images_seen
+        self.lengths.append(len(x))
+        if len(x) > self.fits:
+            raise torch.OutOfMemoryError(f"{len(x)} images")
+        if self.stop_at == images_seen:
+            os.kill(os.getpid(), signal.SIGINT)
+        loss = (self.modules["head"](self.modules["body"](x)) - x.sum(1, keepdim=True)).square().mean()
+        (loss * scale).backward()
+        total = loss.detach()
+        if (self.order, images_seen) in self.bad_steps:
+            total = total * torch.nan
+        return {"total": total, "loss": loss.detach()}
+
+
+def run_until_killed(folder: str) -> None:
+    """Train, and be killed at 512 images without any notice, with the last checkpoint complete."""
+    task = Regression()
+    original = task.step
+
+    def step(batch: Any, images_seen: int, scale: float) -> dict[str, Tensor]:
+        if images_seen == 512:
+            engine._checkpoints.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(batch, images_seen, scale)
+
+    task.step = step  # type: ignore[method-assign]
+    engine = Engine(task, CONFIG, Path(folder))
+    engine.run("killed")

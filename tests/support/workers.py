@@ -1,0 +1,226 @@
+"""What the processes of the tests do; each function is called in every process."""
+
+import errno
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from regression_task import Regression
+from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher
+from torch import nn
+
+from vavae.data.images import ImagesConfig
+from vavae.errors import RunError, UserError
+from vavae.stages import encode, train_dit, train_tokenizer
+from vavae.training import checkpoint
+from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
+from vavae.training.optimizer import OptimizerConfig
+from vavae.training.parallel import processes
+from vavae.training.trainer import Engine, EngineConfig
+
+torch.set_num_threads(1)
+
+
+def tokenizer(folder: str, images: str, parallel: str = "replicate") -> None:
+    """Train the tiny tokenizer."""
+    use_tiny_teacher()
+    train_tokenizer.run(tokenizer_recipe(Path(folder), images=int(images), parallel=parallel))
+
+
+def transformer(folder: str, data: str, images: str, parallel: str = "replicate") -> None:
+    """Train the tiny transformer."""
+    train_dit.run(transformer_recipe(Path(folder), Path(data), images=int(images), parallel=parallel))
+
+
+def measured_transformer(folder: str, data: str) -> None:
+    """Train the tiny transformer with a Fréchet distance as it goes."""
+    from measured_runs import tiny_network
+
+    from vavae.evaluation import validation
+
+    validation.load_feature_network = tiny_network
+    frechet = validation.FrechetConfig(20, "tiny", "demo", steps=5, batch_size=6)
+    recipe = transformer_recipe(Path(folder), Path(data), images=96, validation_images=48)
+    train_dit.run(replace(recipe, frechet=frechet))
+
+
+def measured_tokenizer(folder: str) -> None:
+    """Train the tiny tokenizer with a Fréchet distance as it goes."""
+    from measured_runs import measured_tokenizer_recipe, tiny_network
+
+    from vavae.evaluation import validation
+
+    use_tiny_teacher()
+    validation.load_feature_network = tiny_network
+    train_tokenizer.run(measured_tokenizer_recipe(Path(folder)))
+
+
+def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:
+    """Train a stage and send this process a signal when it has seen `at` images."""
+    task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "transformer": train_dit.TransformerTask}[stage]
+    original = task.step
+
+    def step(self: Any, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
+        if images_seen == at:
+            os.kill(os.getpid(), number)
+        return original(self, batch, images_seen, scale)  # type: ignore[no-any-return]
+
+    task.step = step
+    if stage == "tokenizer":
+        tokenizer(folder, "96")
+    else:
+        transformer(folder, data, "96")
+
+
+def stopped_transformer(folder: str, data: str, parallel: str) -> None:
+    """Train the tiny transformer until a stop is asked for at 40 images, of one process alone."""
+    original = train_dit.TransformerTask.step
+
+    def step(self: train_dit.TransformerTask, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
+        if images_seen == 40 and self.world.first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, images_seen, scale)
+
+    train_dit.TransformerTask.step = step  # type: ignore[method-assign]
+    try:
+        transformer(folder, data, "96", parallel)
+    except KeyboardInterrupt as stopped:
+        assert "48 of 96 images" in str(stopped)
+    else:
+        raise AssertionError("it was not stopped")
+
+
+def encode_images(folder: str, tokenizer: str) -> None:
+    """Encode embedded images in four shards."""
+    data = ImagesConfig("demo", size=16, limit=40)
+    if os.environ["RANK"] != "0":
+
+        def refuse(*_: object) -> None:
+            raise AssertionError("the first process lists and checks the images for all")
+
+        ImagesConfig.open = refuse  # type: ignore[assignment,method-assign]
+    encode.run(encode.Config(tokenizer, folder, data, shard_size=10, batch_size=4, device="cpu"))
+
+
+def messages() -> None:
+    """Means, votes, and one process that speaks for all."""
+    with processes("cpu") as world:
+        tensors = [torch.full((3,), float(world.rank)), torch.tensor([[1.0 + world.rank]]).double(), torch.zeros(())]
+        world.average_(tensors)
+        assert torch.equal(tensors[0], torch.full((3,), 0.5)) and tensors[1].item() == 1.5
+        spoken = torch.tensor([1.0 + world.rank, 2.0])
+        world.broadcast_([spoken])
+        assert spoken.tolist() == [1.0, 2.0]
+        assert world.any(world.rank == 1) and not world.any(False)
+        assert world.gather(world.rank * 10) == [0, 10]
+        assert world.once(lambda: f"from {world.rank}") == "from 0"
+
+
+def mistake() -> None:
+    """A user's mistake in the first process ends all, and only that one tells it."""
+
+    def wrong() -> None:
+        raise UserError("no such recipe")
+
+    with processes("cpu") as world:
+        try:
+            world.once(wrong)
+        except UserError:
+            assert world.first
+        except SystemExit as leave:
+            assert not world.first and leave.code == 2
+        else:
+            raise AssertionError("nobody noticed")
+
+
+def unreadable_in_one(folder: str) -> None:
+    """The second process cannot read its part of a checkpoint: it says so, and the first leaves without a word."""
+    original = checkpoint.sha256_file
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with processes("cpu") as world:
+        checkpoint.sha256_file = original if world.first else fail
+        try:
+            checkpoint.CheckpointFolder(Path(folder), world=world).newest()
+        except OSError as error:
+            assert not world.first and error.errno == errno.EIO
+        except SystemExit as leave:
+            assert world.first and leave.code == 1
+        else:
+            raise AssertionError("nobody noticed")
+
+
+def one_fails() -> None:
+    """The first process fails, and the other waits for it."""
+    if os.environ["RANK"] == "0":
+        raise OSError("the port is taken")
+    signal.pause()
+
+
+def batch_norm() -> None:
+    """Outputs, gradients and running statistics of two halves are those of the whole batch."""
+    with processes("cpu") as world:
+        torch.manual_seed(0)
+        whole = torch.randn(4, 5, 6, 6) * 3 + 20
+        weights = torch.randn(4, 5, 6, 6)
+        plain = nn.Sequential(nn.BatchNorm2d(5), nn.SiLU(), nn.BatchNorm2d(5))
+        torch.nn.init.uniform_(plain[0].weight)
+        synced = nn.Sequential(nn.BatchNorm2d(5), nn.SiLU(), nn.BatchNorm2d(5))
+        synced.load_state_dict(plain.state_dict())
+        synchronize_batch_norm(synced)
+        assert all(isinstance(synced[i], HostSyncBatchNorm2d) for i in (0, 2))
+        x = whole.clone().requires_grad_()
+        (plain(x) * weights).sum().backward()
+        half = slice(2 * world.rank, 2 * world.rank + 2)
+        y = whole[half].clone().requires_grad_()
+        out = synced(y)
+        (out * weights[half]).sum().backward()
+        torch.testing.assert_close(out, plain(whole)[half], rtol=1e-4, atol=1e-4)
+        assert x.grad is not None and y.grad is not None
+        torch.testing.assert_close(y.grad, x.grad[half], rtol=1e-3, atol=1e-5)
+        grads = [p.grad for p in synced.parameters() if p.grad is not None]
+        world.average_(grads)
+        for p, q in zip(synced.parameters(), plain.parameters(), strict=True):
+            assert p.grad is not None and q.grad is not None
+            torch.testing.assert_close(p.grad * 2, q.grad, rtol=1e-3, atol=1e-4)
+        synced(whole[half])  # a second time, as the plain one above
+        torch.testing.assert_close(synced[0].running_var, plain[0].running_var, rtol=1e-5, atol=1e-5)
+
+
+def out_of_memory(folder: str) -> None:
+    """One of two processes runs out of memory: both end, and what it found is written."""
+    with processes("cpu") as world:
+        task = Regression(world=world)
+        task.fits = 3 if world.first else 8
+        engine = Engine(
+            task, EngineConfig(images=80, batch_size=8, tensorboard=False, device="cpu"), Path(folder), world
+        )
+        try:
+            engine.run("oom")
+        except (RunError, RuntimeError) as error:  # the other process may see the first one leave
+            assert isinstance(error, RuntimeError) or "works on 2 images at once" in str(error)
+        else:
+            raise AssertionError("it fitted")
+
+
+def tuned_transformer(folder: str, data: str, initial: str, parallel: str = "replicate") -> None:
+    """Training of learning rate 0 from the weights of another transformer."""
+    recipe = transformer_recipe(Path(folder), Path(data), images=16, parallel=parallel)
+    train_dit.run(replace(recipe, initial=initial, optimizer=OptimizerConfig(learning_rate=0.0)))
+
+
+def wrong_initial(folder: str, data: str) -> None:
+    """Starting weights that are missing end both processes; the first says so."""
+    try:
+        tuned_transformer(folder, data, "no/such/file.pt")
+    except UserError as error:
+        assert os.environ["RANK"] == "0" and "no/such/file.pt" in str(error)
+    except SystemExit as leave:
+        assert os.environ["RANK"] == "1" and leave.code == 2
+    else:
+        raise AssertionError("it trains")

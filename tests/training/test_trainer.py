@@ -1,0 +1,184 @@
+"""The engine on a small task: exact resume, averages, skipped steps, clean stops."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from regression_task import CONFIG, Regression
+from torch import Tensor
+
+from vavae.errors import RunError, UserError
+from vavae.training.checkpoint import CheckpointFolder
+from vavae.training.trainer import Engine, EngineConfig
+
+
+def state(engine: Engine) -> dict[str, Tensor]:
+    tensors, _ = engine._checkpoints.load_newest() or ({}, {})
+    return tensors
+
+
+def test_a_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
+    whole = Engine(Regression(), CONFIG, tmp_path / "whole")
+    whole.run("whole")
+    for stop_at in (104, 336, 600):  # within a log interval, and between checkpoints
+        task = Regression()
+        task.stop_at = stop_at
+        with pytest.raises(KeyboardInterrupt, match="goes on from there"):
+            Engine(task, CONFIG, tmp_path / "parts").run("part")
+    parts = Engine(Regression(), CONFIG, tmp_path / "parts")
+    parts.run("rest")
+    assert parts.images_seen == whole.images_seen == 800
+    one, other = state(whole), state(parts)
+    assert one.keys() == other.keys()
+    assert len([k for k in one if k.startswith("optimizer/body/body/")]) == 12  # 4 parameters, 3 slots each
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "parts/metrics.jsonl").read_text()
+
+
+def test_a_stop_in_the_last_step_saves_and_is_not_forgotten(tmp_path: Path) -> None:
+    """What follows the run, another stage perhaps, must not go on."""
+    task = Regression()
+    task.stop_at = 792
+    former = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        Engine(task, CONFIG, tmp_path).run("stopped")
+    assert signal.getsignal(signal.SIGINT) is former
+    again = Engine(Regression(), CONFIG, tmp_path)
+    again.run("again")
+    assert again.images_seen == 800 and again.steps_done == 100
+
+
+def test_a_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
+    """After SIGKILL the newest checkpoint may be older than the log: its lines are written anew, not twice."""
+    whole = Engine(Regression(), CONFIG, tmp_path / "whole")
+    whole.run("whole")
+    script = "import sys; from regression_task import run_until_killed; run_until_killed(sys.argv[1])"
+    same_threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on their number
+    killed = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "killed"],
+        cwd=Path(__file__).parents[1] / "support",
+        timeout=120,
+        env=same_threads,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len((tmp_path / "killed/metrics.jsonl").read_text().splitlines()) == 12  # up to 480, checkpoint at 400
+    again = Engine(Regression(), CONFIG, tmp_path / "killed")
+    again.run("again")
+    one, other = state(whole), state(again)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "killed/metrics.jsonl").read_text()
+
+
+def test_averages_follow_the_formula(tmp_path: Path) -> None:
+    task = Regression()
+    reference = {k: v.clone().double() for k, v in task.modules["head"].state_dict().items()}
+    engine = Engine(task, EngineConfig(images=80, batch_size=8, ema_decay=0.9, tensorboard=False), tmp_path)
+    original = engine._apply
+    steps = 0
+
+    def apply(terms: dict[str, Tensor]) -> None:
+        nonlocal steps
+        original(terms)
+        decay = min(0.9, (1 + steps) / (10 + steps))
+        for key, value in task.modules["head"].state_dict().items():
+            reference[key] = decay * reference[key] + (1 - decay) * value.double()
+        steps += 1
+
+    engine._apply = apply  # type: ignore[method-assign, assignment]
+    engine.run("averages")
+    assert steps == 10
+    for key, value in engine.averaged_state("head").items():
+        torch.testing.assert_close(value.double(), reference[key], rtol=1e-5, atol=1e-6)
+        assert not torch.equal(value, task.modules["head"].state_dict()[key])
+
+
+def test_a_bad_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+    task = Regression()
+    task.bad_steps = {(0, 0)}
+    before = {k: v.clone() for k, v in task.modules["head"].state_dict().items()}
+    Engine(task, EngineConfig(images=8, batch_size=8, log_images=16, tensorboard=False), tmp_path)._apply(
+        {"total": torch.tensor(torch.nan)}
+    )
+    engine = Engine(task, EngineConfig(images=80, batch_size=8, log_images=80, tensorboard=False), tmp_path)
+    terms = task.step(next(task.batches(0, 0)), 0, 1.0)
+    engine._apply(terms)
+    assert all(torch.equal(before[k], v) for k, v in task.modules["head"].state_dict().items())
+    engine.run("goes on")
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["skipped/head"] == pytest.approx(2 / 11)
+    assert not torch.equal(before["weight"], task.modules["head"].state_dict()["weight"])
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Path) -> None:
+    Engine(Regression(), CONFIG, tmp_path).run("all")
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints").list()
+    assert [p.name for p in checkpoints] == ["images-000000000600", "images-000000000800"]
+    damaged = checkpoints[-1] / "__0_0.distcp"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    engine = Engine(Regression(), CONFIG, tmp_path)
+    engine._resume(engine._checkpoints.newest())
+    assert engine.images_seen == 600
+    assert (tmp_path / "checkpoints/damaged-images-000000000800").is_dir()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    Engine(Regression(), CONFIG, tmp_path).run("six")
+    with pytest.raises(UserError, match="does not fit this recipe"):
+        Engine(Regression(width=7), CONFIG, tmp_path).run("seven")
+
+
+@pytest.mark.parametrize("where", ["in our own files", "within torch's writer", "in another process"])
+def test_a_full_disk_leaves_the_former_checkpoint(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save(8, {"a": torch.ones(3)}, {"n": 1})
+    folder.wait()
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def hidden(*arguments: object) -> None:
+        """As the writer tells it: the archive notices that a write went wrong, and says no more."""
+        try:
+            full()
+        except OSError as error:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598") from error
+
+    def elsewhere(*arguments: object) -> None:
+        raise CheckpointException("write", {1: (OSError(errno.ENOSPC, "No space left on device"), None)})  # type: ignore[dict-item]
+
+    if where == "in our own files":
+        monkeypatch.setattr("vavae.training.checkpoint._sync", full)
+    else:
+        monkeypatch.setattr(FileSystemWriter, "write_data", hidden if where.startswith("within") else elsewhere)
+    folder.save(16, {"a": torch.zeros(3)}, {"n": 2})
+    with pytest.raises(OSError, match="No space") as failed:
+        folder.wait()
+    assert failed.value.errno == errno.ENOSPC
+    tensors, numbers = folder.load_newest() or ({}, {})
+    assert numbers == {"n": 1} and torch.equal(tensors["a"], torch.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["images-000000000008"]
+
+
+def test_another_failure_of_the_writer_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.checkpoint import FileSystemWriter
+
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", broken)
+    folder = CheckpointFolder(tmp_path)
+    folder.save(16, {"a": torch.zeros(3)}, {})
+    with pytest.raises(RunError, match=r"the checkpoint could not be written \(two lines\)"):
+        folder.wait()
+    assert list(tmp_path.iterdir()) == []
