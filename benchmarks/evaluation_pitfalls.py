@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vavae import rng
 from vavae.data import DemoImages
-from vavae.data.images import Selection, evenly
+from vavae.data.images import Selection, class_balanced
 from vavae.evaluation import features as evaluate_store
 from vavae.evaluation.features import BlockStore, extract
 from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint
@@ -185,7 +185,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[tuple[str, object]]:
     labels = torch.empty(0)
     for split in ("test", "train"):
         source = DemoImages("train" if split == "train" else "test")
-        chosen = Selection(source, np.array(evenly(arguments.count, source)))
+        chosen = Selection(source, np.array(class_balanced(arguments.count, source)))
         if split == "train":
             labels = torch.tensor([chosen.label(i) for i in range(len(chosen))])
         networks = [load_feature_network(name) for name in _RESIZES]

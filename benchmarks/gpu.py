@@ -35,7 +35,7 @@ from vavae.frontier.grid import Grid, TokenizerCell
 from vavae.losses import LPIPS, AdversarialConfig, ObjectiveConfig, TokenizerObjective
 from vavae.stages.train_tokenizer import compile_tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
-from vavae.training.activation_checkpointing import Recomputation, set_recomputation
+from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.compile import Compilation, compile_network
 from vavae.training.ema import MovingAverage, exponential
 from vavae.training.float8 import use_float8
@@ -122,7 +122,7 @@ def transformer_step(
     """A whole training step: noise and times by position, loss, gradients, clipping, optimizer, average."""
     torch.manual_seed(0)
     model = LightningDiT.from_size(size, latent_channels=latent[0], latent_size=latent[1]).to(DEVICE)
-    set_recomputation(list(model.blocks), recompute)
+    apply_activation_checkpointing(list(model.blocks), recompute)
     if fp8:
         use_float8(list(model.blocks), DEVICE)
     called = compile_network(model, list(model.blocks), compiled)

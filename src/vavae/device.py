@@ -43,7 +43,7 @@ def resolve_device(device: str) -> torch.device:
         raise UserError(f"device: '{device}' is not a device; use {_devices()}") from error
     if (chosen.index or 0) >= _count(chosen.type):
         raise UserError(f"device: '{device}' is not on this machine; use {_devices()}")
-    if not trusted(chosen) and torch.__version__ < "2.13":
+    if not supports_float64(chosen) and torch.__version__ < "2.13":
         # Before it Apple's kernels of Adam took no notice of steps that were to be skipped.
         raise UserError(f"device: '{device}' needs torch 2.13 or newer; this is {torch.__version__}")
     return chosen
@@ -128,23 +128,23 @@ def image_memory_format(precision: Compute, device: torch.device) -> torch.memor
     return torch.channels_last if last else torch.contiguous_format
 
 
-def trusted(device: torch.device) -> bool:
+def supports_float64(device: torch.device) -> bool:
     """Whether a device does all of that, and right."""
     return device.type in ("cpu", "cuda", "meta")
 
 
-def device_of_doubles(device: torch.device | str) -> torch.device:
+def float64_device(device: torch.device | str) -> torch.device:
     """`device` itself, or the CPU where float64 or products of 64-bit integers are not trusted to it."""
     device = torch.device(device)
-    return device if trusted(device) else torch.device("cpu")
+    return device if supports_float64(device) else torch.device("cpu")
 
 
-def as_double(tensor: Tensor) -> Tensor:
-    """`tensor` in float64, on the `device_of_doubles` of its device; as it is where it already is so."""
-    return tensor.to(device_of_doubles(tensor.device)).double()
+def to_float64(tensor: Tensor) -> Tensor:
+    """`tensor` in float64, on the `float64_device` of its device; as it is where it already is so."""
+    return tensor.to(float64_device(tensor.device)).double()
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`; an NVIDIA GPU is not waited for.
 
     On Apple's GPUs such a copy may read memory that has been given back meanwhile (torch 2.13, pytorch issue 189690).
@@ -152,9 +152,9 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
-def one_at_a_time(device: torch.device) -> AbstractContextManager[object]:
+def device_lock(device: torch.device) -> AbstractContextManager[object]:
     """For work on a device in one of several threads: where two at once are not trusted to it, others wait.
 
     Apple's GPUs may end the process then (pytorch issue 197805).
     """
-    return nullcontext() if trusted(device) else _ALONE
+    return nullcontext() if supports_float64(device) else _ALONE

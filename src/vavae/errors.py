@@ -53,7 +53,7 @@ def fault_number(error: BaseException) -> int | None:
 
 
 @contextmanager
-def told(failure: Callable[[str], str], memory: str) -> Iterator[None]:
+def as_user_error(failure: Callable[[str], str], memory: str) -> Iterator[None]:
     """Tell in one line of whatever goes wrong in the block: libraries of formats and stores raise what they like.
 
     Args:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vavae.device import device_of_doubles
+from vavae.device import float64_device
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit integers, which wrap around in torch
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -44,7 +44,7 @@ def stream_key(seed: int, stream: str) -> int:
 
 def _bits(seed: int, stream: str, indices: Tensor, count: int, device: torch.device | str) -> Tensor:
     """(B,) indices -> (B, count) int64 with all 64 bits random, on `device` or where they are multiplied exactly."""
-    indices = indices.to(device=device_of_doubles(device), dtype=torch.int64)
+    indices = indices.to(device=float64_device(device), dtype=torch.int64)
     keys = _mix(indices * _GOLDEN + stream_key(seed, stream))
     counters = torch.arange(1, count + 1, device=indices.device, dtype=torch.int64)
     return _mix(keys[:, None] + counters[None, :] * _GOLDEN)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vavae.config import to_plain
-from vavae.config.image_size import area, as_size, enlarged, sides, size_of, square_side, written
+from vavae.config.image_size import as_size, format_size, height_width, num_pixels, scale_size, size_of, square_side
 from vavae.errors import UserError
 
 SIDE = st.integers(1, 4096)
@@ -17,14 +17,14 @@ SIDE = st.integers(1, 4096)
 def test_a_size_is_its_two_sides(height: int, width: int, factor: int) -> None:
     size = size_of(height, width)
     assert isinstance(size, int) == (height == width)
-    assert sides(size) == (height, width) and area(size) == height * width
+    assert height_width(size) == (height, width) and num_pixels(size) == height * width
     assert as_size("size", [height, width]) == as_size("size", json.loads(json.dumps(to_plain(size)))) == size
-    assert sides(enlarged(size, factor)) == (height * factor, width * factor)
-    assert isinstance(enlarged(size, factor), int) == isinstance(size, int)
+    assert height_width(scale_size(size, factor)) == (height * factor, width * factor)
+    assert isinstance(scale_size(size, factor), int) == isinstance(size, int)
 
 
 def test_how_sizes_are_written() -> None:
-    assert [written(size) for size in (256, (192, 320), (64, 64))] == ["256", "192x320", "64"]
+    assert [format_size(size) for size in (256, (192, 320), (64, 64))] == ["256", "192x320", "64"]
 
 
 @pytest.mark.parametrize("wrong", [[192], [1, 2, 3], [], [24.5, 40], ["24", "40"]])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vavae.cli import run
 from vavae.config import to_plain
-from vavae.data.images import ImagesConfig, Selection, evenly, printed_once
+from vavae.data.images import ImagesConfig, Selection, class_balanced, printed_once
 from vavae.errors import UserError
 
 
@@ -117,8 +117,10 @@ def test_a_limit_is_spread_over_the_classes() -> None:
 
 def test_evenly_takes_turns() -> None:
     source = ImagesConfig("demo", 32).open("test")
-    assert [source.label(i) for i in evenly(20, source)] == [*range(10), *range(10)]
-    assert evenly(5000, source) != list(range(1000)) and sorted(evenly(5000, source)) == list(range(1000))
+    assert [source.label(i) for i in class_balanced(20, source)] == [*range(10), *range(10)]
+    assert class_balanced(5000, source) != list(range(1000)) and sorted(class_balanced(5000, source)) == list(
+        range(1000)
+    )
 
 
 @settings(max_examples=20, deadline=None)

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from vavae.demo import steps_page as demo_page
-from vavae.demo.measure import Measured, Reference
+from vavae.demo.measure import Measured, ReferenceImages
 from vavae.demo.plan import QUICK, Plan
-from vavae.metrics import MetricRecord, Protocol
+from vavae.metrics import MeasurementProtocol, MetricRecord
 
 
 def run(name: str, probe: float) -> Measured:
     nothing = np.empty(0)
-    records = (MetricRecord("linear probe", probe, Protocol(samples=10), higher_is_better=True),)
+    records = (MetricRecord("linear probe", probe, MeasurementProtocol(samples=10), higher_is_better=True),)
     return Measured(name, records, nothing, nothing, None, nothing, nothing, nothing, [], [], [])
 
 
@@ -25,9 +25,10 @@ def plan(teacher: str = "dinov2-small-focus") -> Plan:
 
 
 REFERENCE = cast(
-    Reference,
+    ReferenceImages,
     SimpleNamespace(
-        records=(MetricRecord("floor", 12.0, Protocol(samples=10)),), teacher=SimpleNamespace(input_size=(112, 112))
+        records=(MetricRecord("floor", 12.0, MeasurementProtocol(samples=10)),),
+        teacher=SimpleNamespace(input_size=(112, 112)),
     ),
 )
 

@@ -9,9 +9,9 @@ from vavae.errors import UserError
 from vavae.evaluation.compare import compare_files, pair_records, read_records
 from vavae.evaluation.records import write_records
 from vavae.evaluation.table import draw, telling_names
-from vavae.metrics import MetricRecord, Protocol
+from vavae.metrics import MeasurementProtocol, MetricRecord
 
-PROTOCOL = Protocol(
+PROTOCOL = MeasurementProtocol(
     samples=50_000, label_protocol="random", guidance_scale=1.0, feature_network="inception", checkpoint="a"
 )
 FID = MetricRecord("FID", 5.1, PROTOCOL, higher_is_better=False)
@@ -120,7 +120,7 @@ def test_files_that_are_no_results_are_refused(files, tmp_path, capsys):
 
 def test_sizes_are_told_as_they_are_written(tmp_path):
     for name, size in (("square", 24), ("wide", (24, 40))):
-        records = [MetricRecord("PSNR", 20.0, Protocol(samples=10, image_size=size), "dB", True)]
+        records = [MetricRecord("PSNR", 20.0, MeasurementProtocol(samples=10, image_size=size), "dB", True)]
         write_records(tmp_path / f"{name}.json", records)
     with pytest.raises(UserError, match=r"image_size: 24 against 24x40 \(PSNR\)"):
         compare_files(tmp_path / "square.json", tmp_path / "wide.json")

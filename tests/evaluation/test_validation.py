@@ -16,7 +16,7 @@ from torch import Tensor
 from vavae import rng
 from vavae.commands import bench
 from vavae.data import LatentDataset, load_pixels, to_tensor, to_uint8
-from vavae.data.images import ImagesConfig, spread
+from vavae.data.images import ImagesConfig, evenly_spaced
 from vavae.errors import UserError
 from vavae.evaluation import validation
 from vavae.evaluation.validation import FrechetConfig, ReconstructionDistance, ReconstructionFrechetConfig
@@ -72,7 +72,7 @@ def test_the_tokenizers_distance_is_that_of_reconstructions_of_test_images(
     assert [line["images"] for line in lines if "validation/frechet" in line] == [16, 32] and found[0] != found[1]
 
     test = recipe.data.open("test")
-    pixels = load_pixels(test, spread(20, len(test)), 16)
+    pixels = load_pixels(test, evenly_spaced(20, len(test)), 16)
     with torch.inference_mode():
         rebuilt = to_uint8(tokenizer.autoencoder(to_tensor(pixels)))
     assert found[1] == pytest.approx(moments(rebuilt).distance(moments(pixels)), rel=1e-3)
@@ -161,7 +161,7 @@ def test_the_validation_sees_some_of_every_class(data: Path, tmp_path: Path, mon
     recipe = transformer_recipe(tmp_path, data, validation_images=96)
     train_dit.run(replace(recipe, validation_latents=str(data / "latents")))
     assert seen == [0, round((count - 1) / 3), round((count - 1) * 2 / 3), count - 1]
-    assert spread(5, 5).tolist() == [0, 1, 2, 3, 4] and spread(1, 9).tolist() == [0]
+    assert evenly_spaced(5, 5).tolist() == [0, 1, 2, 3, 4] and evenly_spaced(1, 9).tolist() == [0]
 
 
 def test_a_run_says_beforehand_what_it_needs(

@@ -10,8 +10,8 @@ from vavae.errors import UserError
 from vavae.flow import (
     CosinePath,
     LinearPath,
-    Path,
     Prediction,
+    ProbabilityPath,
     TimeDistribution,
     VariancePreservingPath,
     flow_matching_loss,
@@ -112,7 +112,7 @@ def test_noise_and_times_are_drawn_from_the_generator() -> None:
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(), VariancePreservingPath()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "data"])
 def test_a_perfect_prediction_of_any_kind_costs_nothing_and_samples_its_data(
-    path: Path, prediction: Prediction
+    path: ProbabilityPath, prediction: Prediction
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(3, 4, 2, 2, generator=generator, dtype=torch.float64)

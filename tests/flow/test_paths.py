@@ -1,6 +1,6 @@
 """Paths: published numbers, derivatives, and conversions against the score of a Gaussian mixture."""
 
-from pathlib import Path as File
+from pathlib import ProbabilityPath as File
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from vavae.errors import UserError
-from vavae.flow import CosinePath, LinearPath, Path, VariancePreservingPath, path_by_name
+from vavae.flow import CosinePath, LinearPath, ProbabilityPath, VariancePreservingPath, path_by_name
 from vavae.flow.paths import PREDICTIONS
 
 GOLDEN = load_file(File(__file__).parents[1] / "golden" / "flow.safetensors")
@@ -30,7 +30,7 @@ def test_published_numbers(name: str) -> None:
 
 @each_path
 @given(t=st.floats(1e-3, 1 - 1e-3))
-def test_velocity_is_the_derivative_of_the_point(path: Path, t: float) -> None:
+def test_velocity_is_the_derivative_of_the_point(path: ProbabilityPath, t: float) -> None:
     time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
     c = path.coefficients(time)
     (alpha_prime,) = torch.autograd.grad(c.alpha, time, retain_graph=True)
@@ -60,7 +60,7 @@ def test_variance_is_kept_on_curved_paths(t: float) -> None:
 
 @each_path
 @given(t=st.floats(0.05, 0.95), seed=st.integers(0, 100))
-def test_conversions_agree_with_the_true_density(path: Path, t: float, seed: int) -> None:
+def test_conversions_agree_with_the_true_density(path: ProbabilityPath, t: float, seed: int) -> None:
     """All sixteen, at points of a mixture: autograd gives the score, Bayes the data and noise."""
     generator = torch.Generator().manual_seed(seed)
     mixture = GaussianMixture(2 * torch.randn(3, 2, dtype=torch.float64, generator=generator), std=0.5)
@@ -79,7 +79,7 @@ def test_conversions_agree_with_the_true_density(path: Path, t: float, seed: int
 
 
 @each_path
-def test_velocity_converts_to_data_at_both_ends_of_its_interval(path: Path) -> None:
+def test_velocity_converts_to_data_at_both_ends_of_its_interval(path: ProbabilityPath) -> None:
     noise, data = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for t in path.interval("velocity"):
         time = torch.full((3,), t, dtype=torch.float64)

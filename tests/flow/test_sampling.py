@@ -16,7 +16,7 @@ from vavae.flow import (
     EulerMaruyama,
     Guidance,
     LinearPath,
-    Path,
+    ProbabilityPath,
     VariancePreservingPath,
     counter_noise,
     guided_prediction,
@@ -173,7 +173,7 @@ def test_evaluations_inside_and_outside_the_interval() -> None:
 
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "data", "score"])
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(), VariancePreservingPath()])
-def test_every_prediction_and_path_reaches_the_data(path: Path, prediction: str) -> None:
+def test_every_prediction_and_path_reaches_the_data(path: ProbabilityPath, prediction: str) -> None:
     """Exact networks for a mixture: each sample lands on one of its components, spread as the data."""
     labels = torch.zeros(400, dtype=torch.long)
     oracle = Oracle(MIXTURE, path, prediction)
@@ -238,7 +238,7 @@ def test_a_stochastic_sample_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath()])
-def test_the_stochastic_solver_takes_the_path_of_the_network(path: Path) -> None:
+def test_the_stochastic_solver_takes_the_path_of_the_network(path: ProbabilityPath) -> None:
     oracle, labels = Oracle(MIXTURE, path), torch.zeros(3, dtype=torch.long)
     fresh = counter_noise(1, [0, 1, 2])
     options = {"steps": 20, "path": path}

@@ -1,7 +1,7 @@
 """Solvers: published end states, orders of convergence, exact Gaussian flows, the stochastic sampler."""
 
 import math
-from pathlib import Path as File
+from pathlib import ProbabilityPath as File
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from vavae.flow import (
     Dopri5,
     EulerMaruyama,
     LinearPath,
-    Path,
+    ProbabilityPath,
     counter_noise,
     sample,
     shifted_times,
@@ -137,7 +137,7 @@ def test_adaptive_callback_sees_accepted_steps_with_their_velocity() -> None:
 
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath()])
-def test_gaussian_data_with_the_exact_velocity(path: Path) -> None:
+def test_gaussian_data_with_the_exact_velocity(path: ProbabilityPath) -> None:
     """The flow from N(0, 1) to N(mean, std²) is x -> mean + std · x, which solvers must reproduce."""
     mixture = GaussianMixture(torch.tensor([[0.7, -1.2, 2.0, 0.1]], dtype=torch.float64), std=0.6)
     oracle = Oracle(mixture, path)
@@ -155,7 +155,7 @@ def test_gaussian_data_with_the_exact_velocity(path: Path) -> None:
     torch.testing.assert_close(precise, expected, rtol=0, atol=1e-7)
 
 
-def marginals(path: Path, diffusion: float, steps: int = 400) -> tuple[Tensor, list[float]]:
+def marginals(path: ProbabilityPath, diffusion: float, steps: int = 400) -> tuple[Tensor, list[float]]:
     """Standard deviation along an Euler-Maruyama run over 20,000 numbers of N(0, 0.5²), and the times."""
     std = 0.5
     x = torch.randn(20000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -182,7 +182,7 @@ def marginals(path: Path, diffusion: float, steps: int = 400) -> tuple[Tensor, l
 
 @pytest.mark.parametrize("diffusion", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath()])
-def test_stochastic_sampler_keeps_the_marginals(path: Path, diffusion: float) -> None:
+def test_stochastic_sampler_keeps_the_marginals(path: ProbabilityPath, diffusion: float) -> None:
     spreads, times = marginals(path, diffusion)
     c = path.coefficients(torch.tensor(times, dtype=torch.float64))
     torch.testing.assert_close(spreads, (c.alpha**2 * 0.25 + c.sigma**2).sqrt(), rtol=0.03, atol=0)

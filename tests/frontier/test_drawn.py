@@ -13,7 +13,7 @@ from vavae.frontier.grid import Grid, Unit
 from vavae.frontier.page import write_everything
 from vavae.frontier.results import Results
 from vavae.frontier.status import State
-from vavae.metrics import MetricRecord, Protocol
+from vavae.metrics import MeasurementProtocol, MetricRecord
 
 RECIPE = Path(__file__).with_name("frontier_grid.yaml")
 NAMES = {
@@ -25,7 +25,7 @@ NAMES = {
 
 def content(unit: Unit, number: int) -> dict[str, Any]:
     """What a result file of a unit has in it, with numbers that differ from unit to unit."""
-    protocol = Protocol(samples=20, reference_samples=20)
+    protocol = MeasurementProtocol(samples=20, reference_samples=20)
 
     def record(name: str) -> dict[str, Any]:
         return MetricRecord(name, 1.0 + number, protocol).to_dict()

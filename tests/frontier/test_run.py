@@ -26,7 +26,7 @@ from vavae.frontier import run as frontier
 from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid
 from vavae.frontier.results import Results
-from vavae.stages.run_folder import begin
+from vavae.stages.run_folder import start_run
 
 COMMAND = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from vavae.cli import main; main()"]
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
@@ -322,7 +322,7 @@ def test_a_stopped_run_goes_on_with_another_sampling_and_in_another_place(
     def stopped(config: Any, **_: object) -> None:
         folder = Path(config.output)
         with ExitStack() as held:
-            begin(folder, config, folder / "generator", "generator", held)
+            start_run(folder, config, folder / "generator", "generator", held)
             (folder / "metrics.jsonl").touch()
             interrupted()
 

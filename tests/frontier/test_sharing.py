@@ -12,7 +12,7 @@ from torch import Tensor
 from vavae.cli import run
 from vavae.config import load_recipe
 from vavae.frontier import cells as frontier_cells
-from vavae.frontier.cells import Bench
+from vavae.frontier.cells import CellContext
 from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid
 from vavae.frontier.results import Results
@@ -37,10 +37,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return shown
 
 
-def bench(folder: Path) -> Bench:
+def bench(folder: Path) -> CellContext:
     config = load_recipe(Config, RECIPE, ["--output", str(folder), *ONLY, *PLAIN])
     grid = Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
-    return Bench(config, grid, Results(folder / "results"))
+    return CellContext(config, grid, Results(folder / "results"))
 
 
 def test_originals_are_seen_once_for_all_tokenizers(tmp_path: Path, seen: list[int]) -> None:

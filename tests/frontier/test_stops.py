@@ -9,7 +9,7 @@ import pytest
 
 from vavae.config import load_recipe
 from vavae.frontier import cells as frontier_cells
-from vavae.frontier.cells import tidy, trained_generator
+from vavae.frontier.cells import delete_intermediates, trained_generator
 from vavae.frontier.config import Config
 from vavae.frontier.grid import GeneratorCell, Grid, Unit
 from vavae.frontier.results import Results
@@ -51,12 +51,12 @@ def test_a_part_of_a_curves_averages_never_counts_as_all(
     with monkeypatch.context() as patched:
         patched.setattr(frontier_cells.shutil, "rmtree", stopped)
         with pytest.raises(KeyboardInterrupt):
-            tidy(grid, curve)
+            delete_intermediates(grid, curve)
     assert shutil.rmtree is remove
     assert len(list(run.glob("averages*/*"))) == 1
     assert trained_generator(grid, curve.cell)
     assert not trained_generator(grid, curve.cell, with_averages=True)
-    tidy(grid, curve)
+    delete_intermediates(grid, curve)
     assert not list(run.glob("averages*"))
 
 

@@ -3,12 +3,12 @@ import math
 
 import pytest
 
-from vavae.metrics import MetricRecord, Protocol
+from vavae.metrics import MeasurementProtocol, MetricRecord
 
 RECORD = MetricRecord(
     "frechet_distance",
     12.5,
-    Protocol(
+    MeasurementProtocol(
         samples=5000,
         label_protocol="balanced",
         solver="euler",
@@ -35,12 +35,14 @@ def test_json_round_trip(value):
 
 
 def test_not_a_number_is_kept():
-    record = MetricRecord("psnr", math.nan, Protocol(samples=1), unit="dB")
+    record = MetricRecord("psnr", math.nan, MeasurementProtocol(samples=1), unit="dB")
     assert math.isnan(MetricRecord.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False))).value)
 
 
 def test_what_does_not_apply_is_left_out():
-    assert MetricRecord("psnr", 30.0, Protocol(samples=10), unit="dB").to_dict()["protocol"] == {"samples": 10}
+    assert MetricRecord("psnr", 30.0, MeasurementProtocol(samples=10), unit="dB").to_dict()["protocol"] == {
+        "samples": 10
+    }
 
 
 def test_unknown_fields_are_refused():
@@ -52,7 +54,7 @@ def test_unknown_fields_are_refused():
 
 def test_differences_are_named():
     other = MetricRecord(
-        "frechet_distance", 11.0, Protocol(**RECORD.protocol.__dict__ | {"samples": 50_000, "steps": 50})
+        "frechet_distance", 11.0, MeasurementProtocol(**RECORD.protocol.__dict__ | {"samples": 50_000, "steps": 50})
     )
     assert RECORD.differences(other) == ["samples", "steps"]
     assert RECORD.differences(RECORD) == []
@@ -66,7 +68,7 @@ def test_intervals_survive_json():
 
 def test_obstacles_are_differences_but_for_what_is_compared():
     def changed(**fields):
-        return MetricRecord("frechet_distance", 11.0, Protocol(**RECORD.protocol.__dict__ | fields))
+        return MetricRecord("frechet_distance", 11.0, MeasurementProtocol(**RECORD.protocol.__dict__ | fields))
 
     assert RECORD.obstacles(changed(checkpoint="b", checkpoint_hash="c")) == []
     assert RECORD.obstacles(changed(label_protocol="random", samples=10)) == ["samples", "label_protocol"]
@@ -80,7 +82,8 @@ def test_obstacles_are_differences_but_for_what_is_compared():
 
 def test_images_that_are_not_square_have_two_numbers():
     square, wide = (
-        MetricRecord("psnr", 30.0, Protocol(samples=10, image_size=size), unit="dB") for size in (24, (24, 40))
+        MetricRecord("psnr", 30.0, MeasurementProtocol(samples=10, image_size=size), unit="dB")
+        for size in (24, (24, 40))
     )
     assert [r.to_dict()["protocol"]["image_size"] for r in (square, wide)] == [24, [24, 40]]
     again = MetricRecord.from_dict(json.loads(json.dumps(wide.to_dict())))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from tiny_teacher import tiny_teacher
+
 from vavae.data import LatentDataset, to_uint8
 from vavae.data.images import ImagesConfig
 from vavae.losses import LPIPS, AdversarialConfig, AlignmentConfig, DiscriminatorConfig, ObjectiveConfig
@@ -19,7 +19,7 @@ from vavae.stages import encode, sample, train_dit, train_tokenizer
 from vavae.stages.train_tokenizer import TeacherConfig, TokenizerTask
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.trainer import EngineConfig
+from vavae.training.trainer import TrainingConfig
 
 _ON_GPU = [
     pytest.mark.gpu,
@@ -28,7 +28,7 @@ _ON_GPU = [
 DEVICES = [("cpu", False), pytest.param(("cuda", True), marks=_ON_GPU)]
 _ON_GPU_ONLY = pytest.mark.parametrize("chain", DEVICES[1:], ids=["cuda"], indirect=True)
 DATA = ImagesConfig("demo", 32, crop="center", limit=32, workers=2)
-TRAINING = EngineConfig(
+TRAINING = TrainingConfig(
     images=128, batch_size=16, precision="auto", ema_decay=0.9, log_images=32, checkpoint_images=64, tensorboard=False
 )
 

@@ -17,7 +17,7 @@ from vavae.stages import encode, train_dit
 from vavae.stages.initial import load_initial
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
-from vavae.training.trainer import EngineConfig
+from vavae.training.trainer import TrainingConfig
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 SHAPE = AutoencoderConfig(4, 16, (1, 2), attention_levels=(1,))
@@ -124,7 +124,7 @@ def test_a_published_tokenizer_has_the_statistics_of_the_latents(tmp_path: Path)
         tokenizer=str(tmp_path / "vavae.pt"),
         output=str(tmp_path / "run"),
         transformer=train_dit.TransformerConfig(width=32, depth=1, heads=2, patch_size=4),
-        training=EngineConfig(images=16, batch_size=8, device="cpu", tensorboard=False),
+        training=TrainingConfig(images=16, batch_size=8, device="cpu", tensorboard=False),
     )
     generator = train_dit.run(config)
     assert generator.tokenizer.statistics.equals(LatentDataset(tmp_path / "latents").statistics)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from evaluate_models import colour_network, make_generator
 from PIL import Image
-
 from tiny_teacher import tiny_teacher
+
 from vavae.cli import run
 from vavae.data import LatentDataset, center_crop, demo_pixels, to_tensor
 from vavae.data.images import ImagesConfig
@@ -22,7 +22,7 @@ from vavae.evaluation.images import npz_images
 from vavae.models import Generator, Tokenizer
 from vavae.stages import evaluate, train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig
-from vavae.training.trainer import Engine, EngineConfig
+from vavae.training.trainer import Trainer, TrainingConfig
 
 HEIGHT, WIDTH = 24, 40
 DATA = ["--data.size", f"[{HEIGHT}, {WIDTH}]", "--data.holdout", "0.25", "--data.workers", "2"]
@@ -113,7 +113,7 @@ def test_kept_features_are_those_of_the_crops(images: Path, asked: list[dict[str
         data=data,
         tokenizer=AutoencoderConfig(4, 32, (1, 1, 2), 1, ()),
         teacher=train_tokenizer.TeacherConfig(cache_features=True),
-        training=EngineConfig(device="cpu", precision="fp32"),
+        training=TrainingConfig(device="cpu", precision="fp32"),
     )
     source = data.open("train")
     task = train_tokenizer.TokenizerTask(config, source, tmp_path)
@@ -228,7 +228,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         return original(self, batch, images_seen, scale)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(Engine, "_estimate", lambda self: "")  # it takes longer than these steps
+    monkeypatch.setattr(Trainer, "_estimate", lambda self: "")  # it takes longer than these steps
     with monkeypatch.context() as patch:
         patch.setattr(task, "step", step)
         assert run([*command, f"--output={stopped}"]) == 1

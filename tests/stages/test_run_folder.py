@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from machine_faults import limited
+
 from vavae.errors import UserError
-from vavae.stages.run_folder import begin, claim, exclusive, same_data
+from vavae.stages.run_folder import check_same_data, exclusive, open_run_folder, start_run
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.schedule import ScheduleConfig
 
@@ -30,11 +30,11 @@ class Recipe:
 
 
 def test_the_same_recipe_is_taken_up_again(tmp_path: Path) -> None:
-    claim(tmp_path, Recipe())
+    open_run_folder(tmp_path, Recipe())
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"] == {"images": 10, "device": "cpu"}
     assert "torch" in (tmp_path / "versions.json").read_text()
-    claim(tmp_path, Recipe())
-    claim(tmp_path, Recipe(output="y", training=Training(device="cuda")))  # where it runs may change
+    open_run_folder(tmp_path, Recipe())
+    open_run_folder(tmp_path, Recipe(output="y", training=Training(device="cuda")))  # where it runs may change
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Compiled(Recipe):
 
 
 def test_a_run_may_be_compiled_from_some_point_on(tmp_path: Path) -> None:
-    claim(tmp_path, Compiled())
+    open_run_folder(tmp_path, Compiled())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    claim(tmp_path, Compiled(compile=True))
+    open_run_folder(tmp_path, Compiled(compile=True))
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def test_a_run_may_be_compiled_from_some_point_on(tmp_path: Path) -> None:
     [(Recipe(seed=3), "seed = 0, not 3"), (Recipe(training=Training(images=9)), "training.images = 10, not 9")],
 )
 def test_another_recipe_is_refused_by_name(tmp_path: Path, other: Recipe, named: str) -> None:
-    claim(tmp_path, Recipe())
+    open_run_folder(tmp_path, Recipe())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=named):
-        claim(tmp_path, other)
-    claim(tmp_path, replace(other, seed=0, training=Training()))
+        open_run_folder(tmp_path, other)
+    open_run_folder(tmp_path, replace(other, seed=0, training=Training()))
 
 
 @dataclass(frozen=True)
@@ -71,72 +71,72 @@ def scheduled(images: int, schedule: ScheduleConfig) -> Scheduled:
 
 @pytest.mark.parametrize("schedule", [ScheduleConfig(warmup_images=3), ScheduleConfig("staged", factors=(1.0,))])
 def test_a_run_that_does_not_know_its_end_may_be_made_longer(schedule: ScheduleConfig, tmp_path: Path) -> None:
-    claim(tmp_path, scheduled(10, schedule))
+    open_run_folder(tmp_path, scheduled(10, schedule))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    claim(tmp_path, scheduled(20, schedule))
+    open_run_folder(tmp_path, scheduled(20, schedule))
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"]["images"] == 20
     with pytest.raises(UserError, match="images = 20, not 10: choose"):
-        claim(tmp_path, scheduled(10, schedule))
+        open_run_folder(tmp_path, scheduled(10, schedule))
     with pytest.raises(UserError, match="seed = 0, not 1"):
-        claim(tmp_path, replace(scheduled(30, schedule), seed=1))
+        open_run_folder(tmp_path, replace(scheduled(30, schedule), seed=1))
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"]["images"] == 20
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 def test_a_run_whose_learning_rate_falls_to_its_end_may_not(kind: str, tmp_path: Path) -> None:
     schedule = ScheduleConfig(kind)  # type: ignore[arg-type]
-    claim(tmp_path, scheduled(10, schedule))
+    open_run_folder(tmp_path, scheduled(10, schedule))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     why = rf"images = 10, not 20: optimizer\.schedule\.kind {kind} depends on where the run ends"
     with pytest.raises(UserError, match=why):
-        claim(tmp_path, scheduled(20, schedule))
+        open_run_folder(tmp_path, scheduled(20, schedule))
 
 
 def test_a_key_that_a_stage_leaves_free_may_differ(tmp_path: Path) -> None:
-    claim(tmp_path, Recipe())
+    open_run_folder(tmp_path, Recipe())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    claim(tmp_path, Recipe(seed=3), free=("seed",))
+    open_run_folder(tmp_path, Recipe(seed=3), free=("seed",))
     with pytest.raises(UserError, match="seed = 0, not 3"):
-        claim(tmp_path, Recipe(seed=3))
+        open_run_folder(tmp_path, Recipe(seed=3))
 
 
 def test_other_data_are_refused_by_name(tmp_path: Path) -> None:
-    claim(tmp_path, Recipe())
-    same_data(tmp_path, {"images": "one", "latents": "two"})
+    open_run_folder(tmp_path, Recipe())
+    check_same_data(tmp_path, {"images": "one", "latents": "two"})
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    same_data(tmp_path, {"images": "one", "latents": "two"})
+    check_same_data(tmp_path, {"images": "one", "latents": "two"})
     with pytest.raises(UserError, match=f"^latents: not what the run in {tmp_path} began with"):
-        same_data(tmp_path, {"images": "one", "latents": "three"})
-    same_data(tmp_path, {"images": "one", "latents": "two"})  # the refusal changed nothing
+        check_same_data(tmp_path, {"images": "one", "latents": "three"})
+    check_same_data(tmp_path, {"images": "one", "latents": "two"})  # the refusal changed nothing
     # A folder without its recipe begins another one, with its own data.
     (tmp_path / "recipe.yaml").unlink()
-    claim(tmp_path, Recipe(seed=1))
-    same_data(tmp_path, {"images": "four"})
+    open_run_folder(tmp_path, Recipe(seed=1))
+    check_same_data(tmp_path, {"images": "four"})
 
 
 def test_a_call_that_made_nothing_leaves_its_data_free(tmp_path: Path) -> None:
     with exclusive(tmp_path):
-        claim(tmp_path, Recipe())
-        same_data(tmp_path, {"images": "one"})
+        open_run_folder(tmp_path, Recipe())
+        check_same_data(tmp_path, {"images": "one"})
     with exclusive(tmp_path):
-        claim(tmp_path, Recipe())
-        same_data(tmp_path, {"images": "two"})
+        open_run_folder(tmp_path, Recipe())
+        check_same_data(tmp_path, {"images": "two"})
 
 
 def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("output: x\ntraining: {images: 10, device: cpu}\n")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    claim(tmp_path, Recipe())
+    open_run_folder(tmp_path, Recipe())
     with pytest.raises(UserError, match="seed = 0, not 3"):
-        claim(tmp_path, Recipe(seed=3))
+        open_run_folder(tmp_path, Recipe(seed=3))
 
 
 def test_a_call_that_made_nothing_does_not_cost_its_folder(tmp_path: Path) -> None:
     with exclusive(tmp_path):
-        claim(tmp_path, Recipe(seed=3))
+        open_run_folder(tmp_path, Recipe(seed=3))
         (tmp_path / "steps.json").write_text("{}")
     with exclusive(tmp_path):
-        claim(tmp_path, Recipe(seed=4))
+        open_run_folder(tmp_path, Recipe(seed=4))
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["seed"] == 4
     assert not (tmp_path / "steps.json").exists()
 
@@ -146,7 +146,7 @@ def test_a_call_that_made_nothing_does_not_cost_its_folder(tmp_path: Path) -> No
 def test_a_recipe_of_the_users_own_is_kept(beside: tuple[str, ...], any_recipe: bool, tmp_path: Path) -> None:
     for name in ("recipe.yaml", *beside):
         (tmp_path / name).write_text("# notes\noutput: x\n")
-    for call in (lambda: claim(tmp_path, Recipe()), lambda: take_up(tmp_path, Recipe(), any_recipe)):
+    for call in (lambda: open_run_folder(tmp_path, Recipe()), lambda: take_up(tmp_path, Recipe(), any_recipe)):
         with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml is no recipe of a run.*another name[^\n]*$"):
             call()
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", *beside}
@@ -158,7 +158,7 @@ def test_a_recipe_is_ours_at_every_moment_of_a_new_start(
     last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever removal a kill comes after, the next call goes on."""
-    claim(tmp_path, Recipe())
+    open_run_folder(tmp_path, Recipe())
     removed = Path.unlink
 
     def dies_after(path: Path, missing_ok: bool = False) -> None:
@@ -168,16 +168,16 @@ def test_a_recipe_is_ours_at_every_moment_of_a_new_start(
 
     monkeypatch.setattr(Path, "unlink", dies_after)
     with pytest.raises(KeyboardInterrupt):
-        claim(tmp_path, Recipe(seed=1))
+        open_run_folder(tmp_path, Recipe(seed=1))
     monkeypatch.setattr(Path, "unlink", removed)
-    claim(tmp_path, Recipe(seed=1))
+    open_run_folder(tmp_path, Recipe(seed=1))
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["seed"] == 1
 
 
 def test_data_of_the_users_own_are_kept(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text('{"own": 1}')
-    claim(tmp_path, Recipe())
-    same_data(tmp_path, {"images": "one"})
+    open_run_folder(tmp_path, Recipe())
+    check_same_data(tmp_path, {"images": "one"})
     assert (tmp_path / "data.json").read_text() == '{"own": 1}'
 
 
@@ -217,7 +217,7 @@ def test_a_full_disk_at_the_start_is_a_fault_of_the_machine(tmp_path: Path) -> N
 
 def take_up(folder: Path, recipe: Recipe, any_recipe: bool = False) -> bool:
     with ExitStack() as held:
-        return begin(folder, recipe, folder / "generator", "generator", held, any_recipe=any_recipe)
+        return start_run(folder, recipe, folder / "generator", "generator", held, any_recipe=any_recipe)
 
 
 @pytest.mark.parametrize("made", ["checkpoints/images-000000000048", "generator"])
@@ -239,32 +239,32 @@ def test_a_caller_that_knows_the_run_takes_it_up_with_any_recipe(tmp_path: Path)
 
 @pytest.mark.parametrize("damage", [b"", b"seed: [", b"- 1\n- 2\n", b"seed: \xff\xfe\n", b"seed: \0\n"])
 def test_a_damaged_recipe_is_named(damage: bytes, tmp_path: Path) -> None:
-    claim(tmp_path, Recipe())
+    open_run_folder(tmp_path, Recipe())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "recipe.yaml").write_bytes(damage)
     with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml: (not YAML: |must hold keys)[^\n]*$"):
-        claim(tmp_path, Recipe())
+        open_run_folder(tmp_path, Recipe())
 
 
 def test_a_damaged_number_of_images_is_another_run(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("training: {images: 1x}\n")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"training\.images = 1x, not 10"):
-        claim(tmp_path, Recipe())
+        open_run_folder(tmp_path, Recipe())
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"images": "o', b"[]", b"\xff\xfe"])
 def test_a_damaged_note_of_the_data_is_named(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_bytes(damage)
     with pytest.raises(UserError, match=rf"^{tmp_path}/data\.json is damaged: [^\n]*$"):
-        same_data(tmp_path, {"images": "one"})
+        check_same_data(tmp_path, {"images": "one"})
 
 
 @pytest.mark.parametrize("damage", ["", '{"provenance": {"ima', "[]", '{"provenance": 3}'])
 def test_a_damaged_result_is_made_again(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "generator").mkdir()
     result = tmp_path / "generator/config.json"
-    claim(tmp_path, Recipe())
+    open_run_folder(tmp_path, Recipe())
     result.write_text('{"provenance": {"images_seen": 10}}')
     assert take_up(tmp_path, Recipe())
     result.write_text(damage)

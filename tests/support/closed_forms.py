@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vavae.flow import Path, Prediction
+from vavae.flow import Prediction, ProbabilityPath
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Oracle(nn.Module):
     Labels shift the data by label · shift, so that conditions matter; latents have shape (B, C, h, w).
     """
 
-    def __init__(self, mixture: GaussianMixture, path: Path, prediction: Prediction = "velocity", shift: float = 0.0):
+    def __init__(
+        self, mixture: GaussianMixture, path: ProbabilityPath, prediction: Prediction = "velocity", shift: float = 0.0
+    ):
         super().__init__()
         self.mixture, self.path, self.prediction, self.shift = mixture, path, prediction, shift
         self.calls: list[int] = []

@@ -13,16 +13,16 @@ from vavae import rng
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World
 from vavae.training.schedule import ScheduleConfig
-from vavae.training.task import Task
-from vavae.training.trainer import Engine, EngineConfig
+from vavae.training.task import TrainingTask
+from vavae.training.trainer import Trainer, TrainingConfig
 
 BATCH = 8
-CONFIG = EngineConfig(
+CONFIG = TrainingConfig(
     images=800, batch_size=8, device="cpu", ema_decay=0.9, log_images=40, checkpoint_images=200, tensorboard=False
 )
 
 
-class Regression(Task):
+class Regression(TrainingTask):
     """Two optimizers over two modules, one with BatchNorm buffers.
 
     Attributes:
@@ -91,5 +91,5 @@ def run_until_killed(folder: str) -> None:
         return original(batch, images_seen, scale)
 
     task.step = step  # type: ignore[method-assign]
-    engine = Engine(task, CONFIG, Path(folder))
+    engine = Trainer(task, CONFIG, Path(folder))
     engine.run("killed")

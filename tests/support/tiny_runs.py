@@ -14,9 +14,9 @@ from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.trainer import EngineConfig
+from vavae.training.trainer import TrainingConfig
 
-TRAINING = EngineConfig(
+TRAINING = TrainingConfig(
     images=96,
     batch_size=8,
     device="cpu",

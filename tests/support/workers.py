@@ -19,7 +19,7 @@ from vavae.training import checkpoint
 from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import processes
-from vavae.training.trainer import Engine, EngineConfig
+from vavae.training.trainer import Trainer, TrainingConfig
 
 torch.set_num_threads(1)
 
@@ -197,8 +197,8 @@ def out_of_memory(folder: str) -> None:
     with processes("cpu") as world:
         task = Regression(world=world)
         task.fits = 3 if world.first else 8
-        engine = Engine(
-            task, EngineConfig(images=80, batch_size=8, tensorboard=False, device="cpu"), Path(folder), world
+        engine = Trainer(
+            task, TrainingConfig(images=80, batch_size=8, tensorboard=False, device="cpu"), Path(folder), world
         )
         try:
             engine.run("oom")

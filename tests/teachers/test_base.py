@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_models import VISION_MODELS, randomise
 from torch import Tensor
 
-from vavae.config.image_size import Size, sides
+from vavae.config.image_size import Size, height_width
 from vavae.errors import UserError
 from vavae.teachers import TEACHERS, Teacher, load_teacher
 from vavae.teachers.base import Backbone
@@ -227,10 +227,10 @@ def test_the_table_is_consistent() -> None:
 @given(st.integers(16, 1024), st.integers(16, 1024))
 def test_the_shape_in_whole_patches_is_near(height: int, width: int) -> None:
     """No side is off by a patch from that of the same shape and area, and turned images have a turned input."""
-    found = sides(_in_shape_of((height, width), 224, Backbone14()))
+    found = height_width(_in_shape_of((height, width), 224, Backbone14()))
     exact = (224 * (height / width) ** 0.5, 224 * (width / height) ** 0.5)
     assert all(side % 14 == 0 and abs(side - ideal) < 14 for side, ideal in zip(found, exact, strict=True))
-    assert sides(_in_shape_of((width, height), 224, Backbone14())) == found[::-1]
+    assert height_width(_in_shape_of((width, height), 224, Backbone14())) == found[::-1]
 
 
 def test_the_latents_grid_where_it_has_the_area() -> None:

@@ -21,7 +21,7 @@ from vavae.stages import train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.run_log import read_metrics
-from vavae.training.trainer import Engine
+from vavae.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +34,16 @@ def data(tmp_path: Path) -> Path:
     return write_latents(tmp_path / "data")
 
 
-def begun(config: train_tokenizer.Config) -> Engine:
+def begun(config: train_tokenizer.Config) -> Trainer:
     """A run before its first step."""
     folder = Path(config.output)
     task = train_tokenizer.TokenizerTask(config, config.data.open("train"), folder)
-    engine = Engine(task, config.training, folder)
+    engine = Trainer(task, config.training, folder)
     engine._resume(engine._found)
     return engine
 
 
-def begins_with(engine: Engine, weights: dict[str, torch.Tensor]) -> bool:
+def begins_with(engine: Trainer, weights: dict[str, torch.Tensor]) -> bool:
     live = engine.task.modules["autoencoder"].state_dict()
     average = engine.averaged_state("autoencoder")
     return all(torch.equal(live[name], value) and torch.equal(average[name], value) for name, value in weights.items())

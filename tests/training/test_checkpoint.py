@@ -13,7 +13,7 @@ from regression_task import Regression
 
 from vavae.errors import UserError
 from vavae.training.checkpoint import CheckpointFolder, copy_checkpoint, images_of
-from vavae.training.trainer import Engine, EngineConfig
+from vavae.training.trainer import Trainer, TrainingConfig
 
 
 def write(folder: Path, *images: int, milestone: bool = False) -> CheckpointFolder:
@@ -73,12 +73,12 @@ def test_a_manifest_from_before_it_had_a_hash_is_read(tmp_path: Path) -> None:
 
 def test_numbers_that_are_missing_are_told(tmp_path: Path) -> None:
     """Of a manifest without a hash nothing else tells it."""
-    config = EngineConfig(images=16, batch_size=8, device="cpu", tensorboard=False)
-    Engine(Regression(), config, tmp_path).run("whole")
+    config = TrainingConfig(images=16, batch_size=8, device="cpu", tensorboard=False)
+    Trainer(Regression(), config, tmp_path).run("whole")
     manifest = manifest_of(tmp_path / "checkpoints", 16)
     manifest.write_text(json.dumps({"files": json.loads(manifest.read_text())["files"], "numbers": {}}))
     with pytest.raises(UserError, match=r"its checkpoint does not fit this recipe.*images_seen"):
-        Engine(Regression(), config, tmp_path).run("again")
+        Trainer(Regression(), config, tmp_path).run("again")
 
 
 def test_a_copy_with_other_numbers_is_good(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vavae.losses import LPIPS, PerceptualConfig
 from vavae.stages import train_tokenizer
 from vavae.stages.train_tokenizer import TokenizerTask
 from vavae.training.memory import split_batch
-from vavae.training.task import Task
+from vavae.training.task import TrainingTask
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def tasks(folder: Path) -> tuple[TokenizerTask, TokenizerTask]:
     return compiled, plain
 
 
-def gradients(task: Task) -> dict[str, torch.Tensor]:
+def gradients(task: TrainingTask) -> dict[str, torch.Tensor]:
     named = [pair for module in task.modules.values() for pair in module.named_parameters()]
     return {name: p.grad.clone() for name, p in named if p.grad is not None}
 

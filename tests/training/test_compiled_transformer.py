@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from vavae.training.activation_checkpointing import Recomputation, set_recomputation
+from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.compile import compile_network
 from vavae.transformer import LightningDiT
 
@@ -54,7 +54,7 @@ def test_one_graph_serves_every_block(counter: CompileCounterWithBackend, recomp
     model = network()
     names = list(model.state_dict())
     expected, grads = step(model, model)
-    set_recomputation(list(model.blocks), recompute)
+    apply_activation_checkpointing(list(model.blocks), recompute)
     called = compile_network(model, list(model.blocks), "blocks")
     found, compiled_grads = step(called, model)
     assert counter.frame_count == 1

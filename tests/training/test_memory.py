@@ -16,7 +16,7 @@ from vavae.errors import UserError
 from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderKL
-from vavae.training.memory import MicroBatch, Portions
+from vavae.training.memory import Chunks, MicroBatch
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 FULL_ELSEWHERE = [
@@ -41,7 +41,7 @@ def lengths_that_fit(fits: int, error: Exception = FULL) -> tuple[list[int], Any
 
 
 def test_portions_are_halved_until_they_fit_and_stay_so() -> None:
-    portions = Portions(8)
+    portions = Chunks(8)
     tried, work = lengths_that_fit(3)
     found = list(portions.over((torch.arange(11),), work))
     assert torch.cat([part[0] for part, _ in found]).tolist() == list(range(11))
@@ -53,24 +53,24 @@ def test_portions_are_halved_until_they_fit_and_stay_so() -> None:
 @pytest.mark.parametrize("error", FULL_ELSEWHERE, ids=["machine", "Apple's GPU", "one buffer", "CPU"])
 def test_memory_runs_out_under_other_names(error: Exception) -> None:
     tried, work = lengths_that_fit(2, error)
-    assert len(list(Portions(4).over((torch.arange(4),), work))) == 2 and tried == [4, 2, 2]
+    assert len(list(Chunks(4).over((torch.arange(4),), work))) == 2 and tried == [4, 2, 2]
 
 
 def test_another_failure_is_not_tried_with_less() -> None:
     tried, work = lengths_that_fit(2, RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        list(Portions(4).over((torch.arange(4),), work))
+        list(Chunks(4).over((torch.arange(4),), work))
     assert tried == [4]
 
 
 def test_a_single_image_that_does_not_fit_is_told_and_so_is_any_where_processes_keep_step() -> None:
     tried, work = lengths_that_fit(0)
     with pytest.raises(torch.OutOfMemoryError):
-        list(Portions(4).over((torch.arange(4),), work))
+        list(Chunks(4).over((torch.arange(4),), work))
     assert tried == [4, 2, 1]
     tried, work = lengths_that_fit(2)
     with pytest.raises(torch.OutOfMemoryError):
-        list(Portions(4, halve=False).over((torch.arange(4),), work))
+        list(Chunks(4, halve=False).over((torch.arange(4),), work))
     assert tried == [4]
 
 

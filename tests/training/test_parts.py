@@ -23,7 +23,7 @@ from vavae.stages import train_dit, train_tokenizer
 from vavae.stages.encode import fingerprint
 from vavae.stages.train_dit import TransformerTask
 from vavae.stages.train_tokenizer import TokenizerTask
-from vavae.training.activation_checkpointing import set_recomputation
+from vavae.training.activation_checkpointing import apply_activation_checkpointing
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.ema import AveragesConfig, MovingAverage, exponential, power, power_exponent
 from vavae.training.float8 import use_float8
@@ -32,10 +32,10 @@ from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices
 from vavae.training.posthoc_ema import combination, decayed, reconstruct
 from vavae.training.run_log import Tracker, read_metrics
 from vavae.training.schedule import ScheduleConfig, learning_rate_factor
-from vavae.training.stability import StabilityConfig, Watch
-from vavae.training.trainer import Engine, EngineConfig
+from vavae.training.stability import SpikeDetector, StabilityConfig
+from vavae.training.trainer import Trainer, TrainingConfig
 
-CONFIG = EngineConfig(
+CONFIG = TrainingConfig(
     images=800, batch_size=8, device="cpu", ema_decay=0.9, log_images=40, checkpoint_images=200, tensorboard=False
 )
 
@@ -48,15 +48,15 @@ class Unnormed(Regression):
         self.modules["body"] = nn.Sequential(nn.Linear(4, 6), nn.SiLU())
 
 
-def weights(engine: Engine) -> list[Tensor]:
+def weights(engine: Trainer) -> list[Tensor]:
     return [p.detach().clone() for module in engine.task.modules.values() for p in module.parameters()]
 
 
 def test_parts_of_a_batch_give_the_same_run(tmp_path: Path) -> None:
-    whole = Engine(Unnormed(), CONFIG, tmp_path / "whole")
+    whole = Trainer(Unnormed(), CONFIG, tmp_path / "whole")
     whole.run("whole")
     task = Unnormed()
-    parts = Engine(task, replace(CONFIG, micro_batch=3), tmp_path / "parts")
+    parts = Trainer(task, replace(CONFIG, micro_batch=3), tmp_path / "parts")
     parts.run("parts")
     assert task.lengths[:3] == [3, 3, 2]
     for one, other in zip(weights(whole), weights(parts), strict=True):
@@ -66,10 +66,10 @@ def test_parts_of_a_batch_give_the_same_run(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_is_halved_and_remembered(tmp_path: Path) -> None:
     task = Unnormed()
     task.fits = 3
-    Engine(task, replace(CONFIG, images=16), tmp_path).run("halved")
+    Trainer(task, replace(CONFIG, images=16), tmp_path).run("halved")
     assert task.lengths == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]  # the second step knows
     again = Unnormed()
-    Engine(again, replace(CONFIG, images=32), tmp_path).run("resumed")
+    Trainer(again, replace(CONFIG, images=32), tmp_path).run("resumed")
     assert set(again.lengths) == {2}
 
 
@@ -78,7 +78,7 @@ def test_a_single_image_or_a_given_part_that_does_not_fit_ends_the_run(tmp_path:
         task = Unnormed()
         task.fits = 0
         with pytest.raises(RunError, match="out of memory with"):
-            Engine(task, replace(CONFIG, micro_batch=given), tmp_path / name).run("no")
+            Trainer(task, replace(CONFIG, micro_batch=given), tmp_path / name).run("no")
 
 
 def test_split_batch_takes_tuples_and_keeps_numbers() -> None:
@@ -90,7 +90,7 @@ def test_split_batch_takes_tuples_and_keeps_numbers() -> None:
 def test_a_run_goes_back_once_and_takes_another_order(tmp_path: Path) -> None:
     task = Regression()
     task.bad_steps = {(0, p) for p in range(480, 560, 8)}
-    engine = Engine(task, CONFIG, tmp_path)
+    engine = Trainer(task, CONFIG, tmp_path)
     engine.run("back")
     assert engine.order == 1 and engine.images_seen == 800
     event = json.loads((tmp_path / "events.jsonl").read_text())
@@ -112,7 +112,7 @@ def test_a_run_goes_back_once_and_takes_another_order(tmp_path: Path) -> None:
 def test_a_run_goes_back_no_further_than_it_must(every: int, keep: int, back: int, tmp_path: Path) -> None:
     task = Regression()
     task.bad_steps = {(0, p) for p in range(480, 560, 8)}
-    Engine(task, replace(CONFIG, checkpoint_images=every, keep_checkpoints=keep), tmp_path).run("back")
+    Trainer(task, replace(CONFIG, checkpoint_images=every, keep_checkpoints=keep), tmp_path).run("back")
     event = json.loads((tmp_path / "events.jsonl").read_text())
     assert event["images"] == 520 and f"back to {back}, data order 1" in event["event"]
 
@@ -122,12 +122,12 @@ def test_a_skipped_step_hides_no_other(tmp_path: Path) -> None:
     steady = replace(CONFIG, stability=StabilityConfig(spike=20.0, history=8))
     task = Regression()
     task.bad_steps = {(0, 480)}
-    Engine(task, steady, tmp_path / "skipped").run("skipped")
+    Trainer(task, steady, tmp_path / "skipped").run("skipped")
     lines = {line["images"]: line for line in read_metrics(tmp_path / "skipped")}
     assert lines[520]["skipped/body"] == pytest.approx(1 / 5)
     assert lines[520]["total"] is not None and lines[520]["gradient_norm/body"] is not None
     plain = Regression()
-    Engine(plain, steady, tmp_path / "plain").run("plain")
+    Trainer(plain, steady, tmp_path / "plain").run("plain")
     assert lines[480] == next(line for line in read_metrics(tmp_path / "plain") if line["images"] == 480)
     spiked = Regression()
     original = spiked.step
@@ -139,7 +139,7 @@ def test_a_skipped_step_hides_no_other(tmp_path: Path) -> None:
     spiked.step = step  # type: ignore[method-assign]
     spiked.bad_steps = {(order, 480) for order in range(3)}
     with pytest.raises(RunError, match="total jumped to"):
-        Engine(spiked, steady, tmp_path / "spiked").run("spiked")
+        Trainer(spiked, steady, tmp_path / "spiked").run("spiked")
 
 
 def test_a_run_that_stays_bad_stops_with_a_folder_that_repeats_it(tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_a_run_that_stays_bad_stops_with_a_folder_that_repeats_it(tmp_path: Path
         return task
 
     with pytest.raises(RunError, match=r"for the 3. time; .*failure reproduces it"):
-        Engine(bad(), CONFIG, tmp_path).run("bad")
+        Trainer(bad(), CONFIG, tmp_path).run("bad")
     assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 2
-    repeated = Engine(bad(), CONFIG, tmp_path / "failure")
+    repeated = Trainer(bad(), CONFIG, tmp_path / "failure")
     with pytest.raises(RunError, match=r"100% of the steps were skipped.*520 images"):
         repeated.run("again")
     assert repeated.order == 2
@@ -161,12 +161,12 @@ def test_a_run_bad_from_the_start_has_nothing_to_go_back_to(tmp_path: Path) -> N
     task = Regression()
     task.bad_steps = {(0, p) for p in range(0, 800, 8)}
     with pytest.raises(RunError, match="no checkpoint to go back to"):
-        Engine(task, CONFIG, tmp_path).run("bad")
+        Trainer(task, CONFIG, tmp_path).run("bad")
     assert read_metrics(tmp_path)[0]["total"] is None  # JSON has no NaN
 
 
 def test_a_spike_is_seen_against_its_own_history_only() -> None:
-    watch = Watch(StabilityConfig(spike=10.0, history=8))
+    watch = SpikeDetector(StabilityConfig(spike=10.0, history=8))
     for value in (1.0, 1.1, 0.9, 1.05, 1.0):
         assert watch.judge({"total": value, "gradient_norm/a": 2.0}, 0) is None
     assert watch.judge({"total": 1.2, "gradient_norm/a": 2.0}, 0) is None
@@ -177,7 +177,7 @@ def test_a_spike_is_seen_against_its_own_history_only() -> None:
 
 
 def test_milestones_stay(tmp_path: Path) -> None:
-    Engine(Regression(), replace(CONFIG, milestone_images=400, keep_checkpoints=1), tmp_path).run("kept")
+    Trainer(Regression(), replace(CONFIG, milestone_images=400, keep_checkpoints=1), tmp_path).run("kept")
     names = [p.name for p in CheckpointFolder(tmp_path / "checkpoints").list()]
     assert names == ["images-000000000400", "images-000000000800"]
 
@@ -224,12 +224,12 @@ def test_muon_takes_matrices_of_linear_layers_only() -> None:
 
 
 def test_muon_runs_resume_exactly(tmp_path: Path) -> None:
-    Engine(Unnormed("muon"), CONFIG, tmp_path / "whole").run("whole")
+    Trainer(Unnormed("muon"), CONFIG, tmp_path / "whole").run("whole")
     task = Unnormed("muon")
     task.stop_at = 336
     with pytest.raises(KeyboardInterrupt):
-        Engine(task, CONFIG, tmp_path / "parts").run("part")
-    Engine(Unnormed("muon"), CONFIG, tmp_path / "parts").run("rest")
+        Trainer(task, CONFIG, tmp_path / "parts").run("part")
+    Trainer(Unnormed("muon"), CONFIG, tmp_path / "parts").run("rest")
     one, _ = CheckpointFolder(tmp_path / "whole/checkpoints").load_newest() or ({}, {})
     other, _ = CheckpointFolder(tmp_path / "parts/checkpoints").load_newest() or ({}, {})
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
@@ -279,7 +279,7 @@ def test_power_function_averages_weigh_steps_by_a_power() -> None:
 def test_snapshots_give_an_average_of_any_length(tmp_path: Path) -> None:
     """Widths 0.05 and 0.10 are stored; 0.15, tracked directly beside them, is what reconstruction finds."""
     averages = AveragesConfig(decays=(0.5,), widths=(0.05, 0.1, 0.15), snapshot_images=64)
-    engine = Engine(Unnormed(), replace(CONFIG, images=1600, averages=averages), tmp_path)
+    engine = Trainer(Unnormed(), replace(CONFIG, images=1600, averages=averages), tmp_path)
     engine.run("averages")
     assert set(engine._state.averages) == {"0.9", "0.5", "width 0.05", "width 0.1", "width 0.15"}
     wanted = engine.averaged_state("head", "width 0.15")["weight"]
@@ -334,7 +334,7 @@ def test_recomputation_changes_no_gradient_and_no_name(mode: str, data: Path, tm
         assert torch.equal(p.grad, q.grad), name  # type: ignore[arg-type]
     assert mode == "selective" or kept[1] < 0.6 * kept[0]
     with pytest.raises(UserError, match="not one of none, selective, full"):
-        set_recomputation([], "half")  # type: ignore[arg-type]
+        apply_activation_checkpointing([], "half")  # type: ignore[arg-type]
 
 
 def tokenizer_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TokenizerTask:
@@ -350,7 +350,7 @@ def test_no_number_leaves_the_device_between_two_log_lines(
 ) -> None:
     """What would make a GPU wait: item, float, bool, int, tolist of a tensor."""
     task = tokenizer_task(tmp_path, monkeypatch) if stage == "tokenizer" else task_of(data, tmp_path)
-    engine = Engine(task, task.config.training, tmp_path)
+    engine = Trainer(task, task.config.training, tmp_path)
     batches = task.batches(0, 0)
     for _ in range(3):
         engine._apply(engine._gradients(next(batches)))
@@ -373,7 +373,7 @@ def test_the_log_of_a_tokenizer_shows_norms_and_adaptive_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = tokenizer_task(tmp_path, monkeypatch)
-    Engine(task, task.config.training, tmp_path).run("log")
+    Trainer(task, task.config.training, tmp_path).run("log")
     lines = read_metrics(tmp_path)
     wanted = {"gradient_norm/autoencoder", "gradient_norm/discriminator", "adversarial_weight", "alignment_weight"}
     assert wanted | {"skipped/autoencoder", "skipped/discriminator"} <= lines[0].keys()
@@ -529,7 +529,7 @@ def test_numbers_out_of_range_are_named(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_averages_of_a_checkpoint_can_be_had_afterwards(tmp_path: Path) -> None:
-    engine = Engine(Unnormed(), replace(CONFIG, images=80, averages=AveragesConfig(decays=(0.5,))), tmp_path)
+    engine = Trainer(Unnormed(), replace(CONFIG, images=80, averages=AveragesConfig(decays=(0.5,))), tmp_path)
     engine.run("averages")
     for decay in (0.9, 0.5):
         wanted, found = engine.averaged_state("head", str(decay)), decayed(tmp_path, "head", decay)

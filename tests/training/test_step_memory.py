@@ -14,11 +14,11 @@ from vavae.stages import train_tokenizer
 from vavae.stages.train_dit import TransformerTask
 from vavae.stages.train_tokenizer import TokenizerTask
 from vavae.training.activation_checkpointing import Recomputation
-from vavae.training.task import Task
+from vavae.training.task import TrainingTask
 from vavae.training.throughput import count_peak_bytes
 
 
-def allocated(task: Task, images_seen: int) -> int:
+def allocated(task: TrainingTask, images_seen: int) -> int:
     """Most bytes that torch's allocator gave out during one step, by its own profile."""
     batch = next(iter(task.batches(0, 0)))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

@@ -15,23 +15,23 @@ from torch import Tensor
 
 from vavae.errors import RunError, UserError
 from vavae.training.checkpoint import CheckpointFolder
-from vavae.training.trainer import Engine, EngineConfig
+from vavae.training.trainer import Trainer, TrainingConfig
 
 
-def state(engine: Engine) -> dict[str, Tensor]:
+def state(engine: Trainer) -> dict[str, Tensor]:
     tensors, _ = engine._checkpoints.load_newest() or ({}, {})
     return tensors
 
 
 def test_a_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
-    whole = Engine(Regression(), CONFIG, tmp_path / "whole")
+    whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
     whole.run("whole")
     for stop_at in (104, 336, 600):  # within a log interval, and between checkpoints
         task = Regression()
         task.stop_at = stop_at
         with pytest.raises(KeyboardInterrupt, match="goes on from there"):
-            Engine(task, CONFIG, tmp_path / "parts").run("part")
-    parts = Engine(Regression(), CONFIG, tmp_path / "parts")
+            Trainer(task, CONFIG, tmp_path / "parts").run("part")
+    parts = Trainer(Regression(), CONFIG, tmp_path / "parts")
     parts.run("rest")
     assert parts.images_seen == whole.images_seen == 800
     one, other = state(whole), state(parts)
@@ -47,16 +47,16 @@ def test_a_stop_in_the_last_step_saves_and_is_not_forgotten(tmp_path: Path) -> N
     task.stop_at = 792
     former = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
-        Engine(task, CONFIG, tmp_path).run("stopped")
+        Trainer(task, CONFIG, tmp_path).run("stopped")
     assert signal.getsignal(signal.SIGINT) is former
-    again = Engine(Regression(), CONFIG, tmp_path)
+    again = Trainer(Regression(), CONFIG, tmp_path)
     again.run("again")
     assert again.images_seen == 800 and again.steps_done == 100
 
 
 def test_a_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
     """After SIGKILL the newest checkpoint may be older than the log: its lines are written anew, not twice."""
-    whole = Engine(Regression(), CONFIG, tmp_path / "whole")
+    whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
     whole.run("whole")
     script = "import sys; from regression_task import run_until_killed; run_until_killed(sys.argv[1])"
     same_threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on their number
@@ -68,7 +68,7 @@ def test_a_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
     )
     assert killed.returncode == -signal.SIGKILL
     assert len((tmp_path / "killed/metrics.jsonl").read_text().splitlines()) == 12  # up to 480, checkpoint at 400
-    again = Engine(Regression(), CONFIG, tmp_path / "killed")
+    again = Trainer(Regression(), CONFIG, tmp_path / "killed")
     again.run("again")
     one, other = state(whole), state(again)
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -78,7 +78,7 @@ def test_a_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
 def test_averages_follow_the_formula(tmp_path: Path) -> None:
     task = Regression()
     reference = {k: v.clone().double() for k, v in task.modules["head"].state_dict().items()}
-    engine = Engine(task, EngineConfig(images=80, batch_size=8, ema_decay=0.9, tensorboard=False), tmp_path)
+    engine = Trainer(task, TrainingConfig(images=80, batch_size=8, ema_decay=0.9, tensorboard=False), tmp_path)
     original = engine._apply
     steps = 0
 
@@ -102,10 +102,10 @@ def test_a_bad_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
     task = Regression()
     task.bad_steps = {(0, 0)}
     before = {k: v.clone() for k, v in task.modules["head"].state_dict().items()}
-    Engine(task, EngineConfig(images=8, batch_size=8, log_images=16, tensorboard=False), tmp_path)._apply(
+    Trainer(task, TrainingConfig(images=8, batch_size=8, log_images=16, tensorboard=False), tmp_path)._apply(
         {"total": torch.tensor(torch.nan)}
     )
-    engine = Engine(task, EngineConfig(images=80, batch_size=8, log_images=80, tensorboard=False), tmp_path)
+    engine = Trainer(task, TrainingConfig(images=80, batch_size=8, log_images=80, tensorboard=False), tmp_path)
     terms = task.step(next(task.batches(0, 0)), 0, 1.0)
     engine._apply(terms)
     assert all(torch.equal(before[k], v) for k, v in task.modules["head"].state_dict().items())
@@ -116,23 +116,23 @@ def test_a_bad_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Path) -> None:
-    Engine(Regression(), CONFIG, tmp_path).run("all")
+    Trainer(Regression(), CONFIG, tmp_path).run("all")
     checkpoints = CheckpointFolder(tmp_path / "checkpoints").list()
     assert [p.name for p in checkpoints] == ["images-000000000600", "images-000000000800"]
     damaged = checkpoints[-1] / "__0_0.distcp"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    engine = Engine(Regression(), CONFIG, tmp_path)
+    engine = Trainer(Regression(), CONFIG, tmp_path)
     engine._resume(engine._checkpoints.newest())
     assert engine.images_seen == 600
     assert (tmp_path / "checkpoints/damaged-images-000000000800").is_dir()
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    Engine(Regression(), CONFIG, tmp_path).run("six")
+    Trainer(Regression(), CONFIG, tmp_path).run("six")
     with pytest.raises(UserError, match="does not fit this recipe"):
-        Engine(Regression(width=7), CONFIG, tmp_path).run("seven")
+        Trainer(Regression(width=7), CONFIG, tmp_path).run("seven")
 
 
 @pytest.mark.parametrize("where", ["in our own files", "within torch's writer", "in another process"])

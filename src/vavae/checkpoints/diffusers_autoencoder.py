@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vavae.checkpoints.statistics import multiplied, scaling_statistics
+from vavae.checkpoints.statistics import scaled, scaling_statistics
 from vavae.errors import UserError
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
@@ -185,7 +185,7 @@ def diffusers_statistics(config: Mapping[str, Any], channels: int, source: str |
     try:
         scaling, shift = float(config.get("scaling_factor", _DEFAULT_SCALING)), config.get("shift_factor") or 0.0
         if mean is not None and std is not None:
-            return multiplied(LatentStatistics(torch.tensor(mean), torch.tensor(std)), scaling)
+            return scaled(LatentStatistics(torch.tensor(mean), torch.tensor(std)), scaling)
         return scaling_statistics(channels, scaling, float(shift))
     except (TypeError, ValueError, OverflowError, RuntimeError, UserError) as error:
         raise UserError(f"{source}: latents_mean, latents_std, scaling_factor or shift_factor: {error}") from error

@@ -122,7 +122,7 @@ def form_of(path: Path) -> Form:
     raise UserError(f"{path}: holds no {CONFIG}, no checkpoint and no latents")
 
 
-def named(form: Form) -> str:
+def describe_form(form: Form) -> str:
     """A form with its article, for messages."""
     articles: dict[Form, str] = {"latents": "", "moments": "", "diffusers": "an autoencoder of "}
     return articles.get(form, "a ") + form
@@ -239,7 +239,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def stored(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def state_dict_for_saving(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Return the state dict as it is written: as `dtype`, if one is given.
 
     Raises:
@@ -274,7 +274,7 @@ def _narrow(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def finished_by(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+def write_model_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     """`config.json`, by which a folder counts as whole, appears when the block ends well.
 
     That of an older model in the folder goes first: no mixture of two is ever taken for a model.

@@ -17,7 +17,7 @@ from vavae.checkpoints.diffusers_autoencoder import (
     from_diffusers_names,
     is_diffusers,
 )
-from vavae.checkpoints.published import LeftAside, LoadReport, Unwrapped, Weights, unwrap
+from vavae.checkpoints.published import IgnoredSetting, LoadReport, Unwrapped, Weights, unwrap
 from vavae.checkpoints.reading import check_tensors, read_with_placeholders
 from vavae.checkpoints.shapes import infer_autoencoder, infer_transformer, size_name
 from vavae.errors import UserError
@@ -73,7 +73,9 @@ def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
     content, placeholders = read_with_placeholders(file)
     found = unwrap(content, file, weights)
     # The values of a Namespace are read.
-    classes = [LeftAside(name, 1, "class that is not loaded") for name in placeholders if name != "argparse.Namespace"]
+    classes = [
+        IgnoredSetting(name, 1, "class that is not loaded") for name in placeholders if name != "argparse.Namespace"
+    ]
     return replace(found, left_aside=(*found.left_aside, *classes))
 
 

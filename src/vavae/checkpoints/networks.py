@@ -74,7 +74,7 @@ def read_autoencoder(
     elif form in ("checkpoint", "diffusers", "pipeline"):
         network = load_autoencoder(path, weights).model
     else:
-        raise UserError(f"{path}: holds {files.named(form)}, not an autoencoder")
+        raise UserError(f"{path}: holds {files.describe_form(form)}, not an autoencoder")
     files.hold_in(network, dtype)
     return network.to(device).eval()
 
@@ -100,7 +100,7 @@ def read_transformer(
     elif form in ("checkpoint", "pipeline"):
         network = load_transformer(path, weights, heads).model
     else:
-        raise UserError(f"{path}: holds {files.named(form)}, not a transformer")
+        raise UserError(f"{path}: holds {files.describe_form(form)}, not a transformer")
     files.hold_in(network, dtype)
     return network.to(device).eval()
 

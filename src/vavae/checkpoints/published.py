@@ -46,7 +46,7 @@ _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_checkpoint_wrapped_module)\.")
 
 
 @dataclass(frozen=True)
-class LeftAside:
+class IgnoredSetting:
     """A part of a checkpoint or configuration that was not taken over.
 
     Attributes:
@@ -80,7 +80,7 @@ class LoadReport:
     parameters: int
     weights: str = ""
     notes: tuple[str, ...] = ()
-    left_aside: tuple[LeftAside, ...] = ()
+    left_aside: tuple[IgnoredSetting, ...] = ()
 
     def __str__(self) -> str:
         chosen = f" from '{self.weights}'" if self.weights else ""
@@ -88,7 +88,7 @@ class LoadReport:
         return "\n".join([f"{self.source}:", *indented([*lines, *left_out(self.left_aside)])])
 
 
-def left_out(parts: Iterable[LeftAside]) -> list[str]:
+def left_out(parts: Iterable[IgnoredSetting]) -> list[str]:
     """Return one text for each reason, with all that was left out for it."""
     reasons: dict[str, list[str]] = {}
     for part in parts:
@@ -119,7 +119,7 @@ class Unwrapped:
     tensors: dict[str, Tensor]
     weights: str
     training: Mapping[str, Any]
-    left_aside: tuple[LeftAside, ...]
+    left_aside: tuple[IgnoredSetting, ...]
     extra: dict[str, Tensor]
 
 
@@ -130,7 +130,7 @@ class _Set:
     label: str
     averaged: bool
     tensors: dict[str, Any]
-    rest: tuple[LeftAside, ...] = ()
+    rest: tuple[IgnoredSetting, ...] = ()
 
 
 def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwrapped:
@@ -154,19 +154,19 @@ def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwra
     sets = _sets(content, source)
     chosen = _choose(sets, source, weights)
     aside = [
-        LeftAside(other.label, 1, "averaged weights" if other.averaged else "weights that are not averaged")
+        IgnoredSetting(other.label, 1, "averaged weights" if other.averaged else "weights that are not averaged")
         for other in sets
         if other is not chosen
     ]
     labels = {_top(each.label) for each in sets}
     if _top(chosen.label) in content:
-        aside += [LeftAside(str(k), 1, _reason(str(k), value)) for k, value in content.items() if k not in labels]
+        aside += [IgnoredSetting(str(k), 1, _reason(str(k), value)) for k, value in content.items() if k not in labels]
     aside += chosen.rest
     tensors, extra = dict(chosen.tensors), dict[str, Tensor]()
     for prefix, why in _TRAINING_ONLY.items():
         names = [name for name in tensors if name.startswith(prefix)]
         if names:
-            aside.append(LeftAside(f"{prefix}*", len(names), why))
+            aside.append(IgnoredSetting(f"{prefix}*", len(names), why))
             extra |= {name: tensors.pop(name) for name in names}
     kept = {name: value for name, value in extra.items() if not name.startswith("foundation_model.")}
     return Unwrapped(_kind(tensors, source), tensors, chosen.label, _training(content), tuple(aside), kept)
@@ -198,7 +198,7 @@ def _split(label: str, state: Mapping[Any, Any], source: str | Path) -> list[_Se
     flat, rest = {name: tensors.pop(name) for name in list(tensors) if _LDM_AVERAGE.match(name)}, []
     averages = _ldm_averages(flat, tensors, source)
     if flat and not averages:
-        rest = [LeftAside("model_ema.*", len(flat), "averages of another network")]
+        rest = [IgnoredSetting("model_ema.*", len(flat), "averages of another network")]
     versions = [(label, tensors)] + ([(f"{label}:model_ema".removeprefix(":"), tensors | averages)] if averages else [])
     prefixes = [found[1] or "" for name in tensors if (found := _FIRST.match(name))] or [""]
     several = len(versions) > 1 or len(prefixes) > 1
@@ -209,7 +209,9 @@ def _split(label: str, state: Mapping[Any, Any], source: str | Path) -> list[_Se
             inside = {k.removeprefix(prefix): v for k, v in every.items() if k.startswith(prefix)}
             inside = inside if prefix else {k: v for k, v in inside.items() if not k.startswith(others)}
             outside = [k.split(".")[0] for k in every if not k.startswith((prefix, *others))]
-            parts = [LeftAside(f"{k}.*", outside.count(k), "not part of the network") for k in dict.fromkeys(outside)]
+            parts = [
+                IgnoredSetting(f"{k}.*", outside.count(k), "not part of the network") for k in dict.fromkeys(outside)
+            ]
             name = ":".join(part for part in (version, prefix.removesuffix(".") if len(prefixes) > 1 else "") if part)
             name = name or ("weights" if several else "")
             sets.append(_Set(name, bool(_AVERAGED.search(name)), inside, (*rest, *parts)))

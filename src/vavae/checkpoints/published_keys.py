@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vavae.checkpoints.published import LeftAside, indented, left_out
+from vavae.checkpoints.published import IgnoredSetting, indented, left_out
 from vavae.errors import UserError
 
 PRECISIONS = {"32": "fp32", "32-true": "fp32", "fp32": "fp32", "no": "fp32", "bf16": "bf16", "bf16-mixed": "bf16"}
@@ -55,7 +55,7 @@ class ConvertedRecipe:
     values: dict[str, Any]
     taken: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
-    left_aside: tuple[LeftAside, ...] = ()
+    left_aside: tuple[IgnoredSetting, ...] = ()
 
     def lines(self, width: int = 80) -> list[str]:
         """Return what was taken over, assumed and left out, in lines of at most `width` characters."""
@@ -129,7 +129,7 @@ class Keys:
                 raise UserError(f"{self.source}: {key} must be {wanted}, got {self.values[key]}")
             self.used += [key] if key in self.values else []
 
-    def rest(self, reasons: Mapping[str, str]) -> tuple[LeftAside, ...]:
+    def rest(self, reasons: Mapping[str, str]) -> tuple[IgnoredSetting, ...]:
         """Return the keys that were not read, with reasons.
 
         Raises:
@@ -147,7 +147,7 @@ class Keys:
                 why = "does not change what is trained"
             else:
                 raise UserError(f"{self.source}: {key} must be left out, got {value!r}: {_why_refused(key)}")
-            left.append(LeftAside(key, 1, why))
+            left.append(IgnoredSetting(key, 1, why))
         return tuple(left)
 
     def recipe(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vavae.checkpoints.published import LeftAside
+from vavae.checkpoints.published import IgnoredSetting
 from vavae.checkpoints.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, flat, plain
 from vavae.checkpoints.published_tokenizer import tokenizer_recipe
 from vavae.errors import UserError
@@ -293,5 +293,5 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
     recipe = keys.recipe("train-dit", values, _TRANSFORMER_REASONS)
     if normalised:
         return recipe
-    factor = LeftAside("data.latent_multiplier", 1, f"{multiplier:g} must be the tokenizer's: --scaling_factor")
+    factor = IgnoredSetting("data.latent_multiplier", 1, f"{multiplier:g} must be the tokenizer's: --scaling_factor")
     return replace(recipe, left_aside=(*recipe.left_aside, factor))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from vavae.config.image_size import enlarged
+from vavae.config.image_size import scale_size
 from vavae.errors import UserError
 from vavae.tokenizer import AutoencoderConfig
 from vavae.transformer import LightningDiTConfig
@@ -62,7 +62,7 @@ def infer_transformer(tensors: Tensors, source: str | Path, heads: int | None = 
     return _within_bounds(
         source,
         LightningDiTConfig,
-        latent_size=enlarged((rows, columns), patch),
+        latent_size=scale_size((rows, columns), patch),
         patch_size=patch,
         latent_channels=channels,
         width=width,
@@ -106,7 +106,7 @@ def check_transformer(config: LightningDiTConfig, tensors: Tensors, source: str 
     """
     held = infer_transformer(tensors, source, config.heads)
     said = dataclasses.replace(
-        config, latent_size=enlarged(config.latent_hw, 1), label_dropout=held.label_dropout, positions=held.positions
+        config, latent_size=scale_size(config.latent_hw, 1), label_dropout=held.label_dropout, positions=held.positions
     )
     _compare(said, held, source)
 

@@ -46,7 +46,7 @@ def statistics_file(folder: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def multiplied(statistics: LatentStatistics, factor: float) -> LatentStatistics:
+def scaled(statistics: LatentStatistics, factor: float) -> LatentStatistics:
     """Statistics that stand for (latents − mean) / std · factor.
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from vavae import assets
-from vavae.device import device_name, resolve_device, resolve_precision, trusted
+from vavae.device import device_name, resolve_device, resolve_precision, supports_float64
 from vavae.training.run_log import versions
 
 # Package: the extra that brings it, and what for.
@@ -44,7 +44,7 @@ def findings(config: Config) -> list[tuple[str, str]]:
     if precision == "bf16":
         why = "the hardware multiplies bf16 matrices"
     else:
-        why = "no hardware bf16 matrices" if trusted(device) else "bf16 is for the asking there"
+        why = "no hardware bf16 matrices" if supports_float64(device) else "bf16 is for the asking there"
     rows.append(("precision", f"auto means {precision}: {why}"))
     free = shutil.disk_usage(assets.cache_folder().parent if assets.cache_folder().parent.exists() else "/").free
     cached = [state.name for state in assets.list_assets() if state.cached]

@@ -8,7 +8,7 @@ from vavae.errors import UserError
 Size = int | tuple[int, int]
 
 
-def sides(size: Size) -> tuple[int, int]:
+def height_width(size: Size) -> tuple[int, int]:
     """(height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
@@ -35,20 +35,20 @@ def as_size(key: str, given: int | Sequence[int]) -> Size:
     return size_of(*given)
 
 
-def written(size: Size) -> str:
+def format_size(size: Size) -> str:
     """How a size is written, without its unit: "256", and "192x320" for 192 rows of 320."""
-    height, width = sides(size)
+    height, width = height_width(size)
     return f"{height}" if height == width else f"{height}x{width}"
 
 
-def area(size: Size) -> int:
+def num_pixels(size: Size) -> int:
     """Height times width."""
-    return math.prod(sides(size))
+    return math.prod(height_width(size))
 
 
-def enlarged(size: Size, factor: int) -> Size:
+def scale_size(size: Size, factor: int) -> Size:
     """The size of what is `factor` times as high and as wide."""
-    height, width = sides(size)
+    height, width = height_width(size)
     return size_of(height * factor, width * factor)
 
 
@@ -63,7 +63,7 @@ def square_side(key: str, size: Size, what: str) -> int:
     Raises:
         UserError: It is another rectangle.
     """
-    height, width = sides(size)
+    height, width = height_width(size)
     if height != width:
-        raise UserError(f"{key}: {written(size)} is not square, and {what} takes square images only")
+        raise UserError(f"{key}: {format_size(size)} is not square, and {what} takes square images only")
     return height

@@ -31,7 +31,7 @@ from vavae.data.readable import (
     reading,
     write_unreadable,
 )
-from vavae.errors import UserError, told
+from vavae.errors import UserError, as_user_error
 
 # What sets call the part for testing. Some (ImageNet) hide the labels of `test`, so a validation part goes first.
 _SPLITS = {"train": ("train", "training"), "test": ("validation", "valid", "val", "dev", "test", "testing")}
@@ -167,7 +167,7 @@ def _library() -> Any:
 
 def _naming_set(source: str) -> AbstractContextManager[None]:
     name = f"the data set {source}"
-    return told(lambda reason: f"images: {name} cannot be opened: {reason}", f"open {name}")
+    return as_user_error(lambda reason: f"images: {name} cannot be opened: {reason}", f"open {name}")
 
 
 def _parts(source: str) -> tuple[dict[str, Any], int]:

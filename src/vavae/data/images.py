@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vavae import rng
-from vavae.config.image_size import Size, as_size, sides, written
+from vavae.config.image_size import Size, as_size, format_size, height_width
 from vavae.data import ImageSource, has_part, open_images
 from vavae.data.found import Found, classes_text, describe
 from vavae.errors import UserError
@@ -68,8 +68,8 @@ class ImagesConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", as_size("size", self.size))
-        if min(sides(self.size)) < 8:
-            raise UserError(f"size: images of {written(self.size)} pixels are too small; at least 8")
+        if min(height_width(self.size)) < 8:
+            raise UserError(f"size: images of {format_size(self.size)} pixels are too small; at least 8")
         if not 0.0 <= self.holdout < 1.0:
             raise UserError(f"holdout: {self.holdout} is not a share in [0, 1)")
         if self.limit is not None and self.limit < 1:
@@ -85,9 +85,9 @@ class ImagesConfig:
         Raises:
             UserError: The factor does not divide the size.
         """
-        height, width = sides(self.size)
+        height, width = height_width(self.size)
         if height % factor or width % factor:
-            raise UserError(f"data.size: {written(self.size)} is no multiple of the tokenizer's factor {factor}")
+            raise UserError(f"data.size: {format_size(self.size)} is no multiple of the tokenizer's factor {factor}")
         return height // factor, width // factor
 
     def open(self, split: Split, folder: Path | None = None, what: str = "images") -> ImageSource:
@@ -120,7 +120,7 @@ class ImagesConfig:
         elif split == "test" and not has_test:
             source = _noted(source, "no test part: training and test images are the same (data.holdout keeps some)")
         if self.limit is not None and len(source) > self.limit:
-            chosen = spread(self.limit, len(source)).numpy()
+            chosen = evenly_spaced(self.limit, len(source)).numpy()
             source = Selection(source, chosen, f"{self.limit:,} of {len(source):,} images, by data.limit")
         if len(source) == 0:
             raise UserError(f"{self.images}: no images are left for {split}; give more images or a smaller holdout")
@@ -220,12 +220,12 @@ class Selection:
         return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
 
 
-def spread(count: int, length: int) -> torch.Tensor:
+def evenly_spaced(count: int, length: int) -> torch.Tensor:
     """`count` of the numbers 0 … `length` − 1, evenly apart: some of every class where they lie in its order."""
     return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()
 
 
-def evenly(count: int, source: ImageSource) -> list[int]:
+def class_balanced(count: int, source: ImageSource) -> list[int]:
     """At most `count` indices that take turns over the classes: 0 of class a, 0 of class b, …, 1 of class a, …"""
     labels = np.array([source.label(i) for i in range(len(source))])
     turn = np.zeros(len(labels), dtype=np.int64)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from vavae.data.loader import loaded_ahead
-from vavae.data.readable import recall, remember
+from vavae.data.readable import read_cache, write_cache
 from vavae.errors import UserError
 from vavae.io.files import sha256_file
 from vavae.progress import track
@@ -47,7 +47,7 @@ def file_sha256(path: Path) -> str:
 
 def remember_checked(folder: Path, hashes: Mapping[str, str], states: Mapping[str, list[int]]) -> None:
     """Note that files had these hashes when they were in these states. Where that fails, they are hashed again."""
-    remember(folder / CHECKED_NAME, {name: [hashes[name], *state] for name, state in states.items()})
+    write_cache(folder / CHECKED_NAME, {name: [hashes[name], *state] for name, state in states.items()})
 
 
 def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
@@ -62,7 +62,7 @@ def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
     Raises:
         UserError: A file is missing or damaged; the message names it.
     """
-    former = recall(folder / CHECKED_NAME)
+    former = read_cache(folder / CHECKED_NAME)
     checked: _Checked = former if isinstance(former, dict) else {}
     # Taken before a file is read, so that a change meanwhile shows.
     states: _Checked = {name: [sha256, *file_state(folder / name)] for name, sha256 in hashes.items()}
@@ -79,4 +79,4 @@ def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
                 if bar is not None:
                     bar.advance()
     finally:
-        remember(folder / CHECKED_NAME, checked)
+        write_cache(folder / CHECKED_NAME, checked)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vavae.errors import UserError, told
+from vavae.errors import UserError, as_user_error
 
 # Files on disk kept open by this process; far below any limit, and most reads of a set of that many shards find
 # theirs open.
@@ -49,7 +49,9 @@ def expand_shards(spec: str) -> list[str]:
 
 def naming_shard(address: str) -> AbstractContextManager[None]:
     """Turn whatever the store of a shard raises into one line that names the shard."""
-    return told(lambda reason: f"images: shard {address} cannot be read ({reason})", f"index the shard {address}")
+    return as_user_error(
+        lambda reason: f"images: shard {address} cannot be read ({reason})", f"index the shard {address}"
+    )
 
 
 def _braces(pattern: str) -> list[str]:
@@ -117,10 +119,10 @@ class RangedFile:
         if size is None:
             with files.open(path, "rb") as file:
                 size = file.seek(0, 2)
-        told = [f"{name} {info[name]}" for name in _STAMPS if info.get(name)]
-        if not told:
-            told = [hashlib.sha256(files.cat_file(path, 0, min(size, _HEAD))).hexdigest()]
-        return cls(address, size, "\0".join((address, path, str(size), *told)))
+        as_user_error = [f"{name} {info[name]}" for name in _STAMPS if info.get(name)]
+        if not as_user_error:
+            as_user_error = [hashlib.sha256(files.cat_file(path, 0, min(size, _HEAD))).hexdigest()]
+        return cls(address, size, "\0".join((address, path, str(size), *as_user_error)))
 
     def open(self) -> AbstractContextManager[Any]:
         """The whole file, to read from its beginning."""

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image
 
 from vavae.data.formats import IMAGE_FORMATS, open_image
 from vavae.data.loader import loaded_ahead
-from vavae.errors import one_line, told
+from vavae.errors import as_user_error, one_line
 from vavae.io.files import written_whole
 from vavae.progress import track
 
@@ -62,7 +62,7 @@ def cache_folder() -> Path:
     return Path(assets.cache_folder())
 
 
-def judge() -> str:
+def decoder_version() -> str:
     """Return all that verdicts depend on except the image: our rules, the decoders and the version of Pillow."""
     return f"{_RULES} Pillow {PIL.__version__} {IMAGE_FORMATS}"
 
@@ -72,15 +72,15 @@ def threads() -> int:
     return min(16, os.cpu_count() or 1)
 
 
-def recall(path: Path) -> Any:
-    """What `remember` stored, or None where there is nothing, or nothing whole."""
+def read_cache(path: Path) -> Any:
+    """What `write_cache` stored, or None where there is nothing, or nothing whole."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
 
 
-def remember(path: Path, value: Any) -> None:
+def write_cache(path: Path, value: Any) -> None:
     """Store `value` as JSON. A cache that cannot be written costs time at the next start, not the run."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +89,8 @@ def remember(path: Path, value: Any) -> None:
 
 
 def reading(what: str) -> AbstractContextManager[None]:
-    """Tell in one line of whatever goes wrong while `what` is read: `cannot read WHAT: …`; see `told`."""
-    return told(lambda reason: f"cannot read {what}: {reason}", f"decode {what}")
+    """Tell in one line of whatever goes wrong while `what` is read: `cannot read WHAT: …`; see `as_user_error`."""
+    return as_user_error(lambda reason: f"cannot read {what}: {reason}", f"decode {what}")
 
 
 def read_rgb(file: str | os.PathLike[str] | IO[bytes], gray_range: GrayRange | None = None) -> Image.Image:
@@ -247,9 +247,9 @@ def find_unreadable(
     path: Path | None = None
     checked, found = 0, dict[int, str]()
     if count >= _WORTH_KEEPING:
-        digest = hashlib.sha256(repr((judge(), *key)).encode()).hexdigest()[:24]
+        digest = hashlib.sha256(repr((decoder_version(), *key)).encode()).hexdigest()[:24]
         path = (cache or cache_folder() / "readable") / f"{digest}.json"
-        checked, found = _verdicts(recall(path))
+        checked, found = _verdicts(read_cache(path))
     if checked >= count:
         return found
 
@@ -272,11 +272,11 @@ def find_unreadable(
                 if bar is not None:
                     bar.advance(len(block))
                 if path is not None and time.monotonic() - stored >= _SAVE_SECONDS:
-                    remember(path, {"checked": checked, "unreadable": found})
+                    write_cache(path, {"checked": checked, "unreadable": found})
                     stored = time.monotonic()
         finally:
             if path is not None:
-                remember(path, {"checked": checked, "unreadable": found})
+                write_cache(path, {"checked": checked, "unreadable": found})
     return found
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vavae import rng
-from vavae.config.image_size import Size, sides
+from vavae.config.image_size import Size, height_width
 from vavae.data.readable import reading, upright_rgb
 from vavae.data.sources import ArrayImages, ImageSource
 from vavae.errors import UserError
@@ -30,7 +30,7 @@ Images = Tensor | np.ndarray | Image.Image | Sequence[Tensor | np.ndarray | Imag
 
 def _covering(image: Image.Image, size: Size) -> tuple[int, int]:
     """(width, height) of the image scaled so that it just covers `size`: of a square, the short side is as long."""
-    height, width = sides(size)
+    height, width = height_width(size)
     scale = max(height / image.height, width / image.width)
     return round(image.width * scale), round(image.height * scale)
 
@@ -41,7 +41,7 @@ def _without_far_ends(image: Image.Image, size: Size, across: float = 0.5, down:
     Scaled whole, an image of 1x5000 pixels would become one of 256x1,280,000 before it is cropped to 256x256.
     `across` and `down` are the place of the crop, from 0 (left, top) to 1 (right, bottom).
     """
-    height, width = sides(size)
+    height, width = height_width(size)
     longest = -(-_MOST_CROPS * image.height * width // height), -(-_MOST_CROPS * image.width * height // width)
     # An even number of pixels is cut off, so that the middle stays the middle.
     kept = [side - max(0, side - most) // 2 * 2 for side, most in zip(image.size, longest, strict=True)]
@@ -57,7 +57,7 @@ def center_crop(image: Image.Image, size: Size) -> Image.Image:
     Halves the image by box averaging while both sides are at least twice as long as wanted, then scales it with a
     bicubic filter until it just covers `size`, and cuts the middle out. Of a square, the short side becomes `size`.
     """
-    height, width = sides(size)
+    height, width = height_width(size)
     image = _without_far_ends(image, size)
     while image.height >= 2 * height and image.width >= 2 * width:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -81,7 +81,7 @@ def published_random_crop(
     """
     across, down = rng.uniform(seed, "random crop", [position], (2,))[0].tolist()
     image = _without_far_ends(image, size, across, down)
-    (width, height), (rows, columns) = _covering(image, size), sides(size)
+    (width, height), (rows, columns) = _covering(image, size), height_width(size)
     if antialias:
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
     elif (width, height) == image.size:
@@ -185,9 +185,9 @@ def flip_horizontally(images: Tensor, mask: Tensor | None = None) -> Tensor:
 def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size, workers: int = 0) -> Tensor:
     """Centre-cropped images of `source` as pixels, (len(indices), H, W, 3) uint8; `workers` threads share decoding."""
     wanted = [int(index) for index in indices]
-    if isinstance(source, ArrayImages) and source.pixels.shape[1:3] == sides(size):
+    if isinstance(source, ArrayImages) and source.pixels.shape[1:3] == height_width(size):
         return torch.from_numpy(source.pixels[wanted])
-    pixels = np.empty((len(wanted), *sides(size), 3), np.uint8)
+    pixels = np.empty((len(wanted), *height_width(size), 3), np.uint8)
 
     def decode(row: int) -> None:
         pixels[row] = np.asarray(center_crop(source.image(wanted[row]), size))

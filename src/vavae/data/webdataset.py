@@ -29,14 +29,14 @@ from vavae.data.readable import (
     GrayRange,
     Unreadable,
     cache_folder,
+    decoder_version,
     image_error,
-    judge,
     range_key,
+    read_cache,
     read_rgb,
     reading,
-    recall,
-    remember,
     threads,
+    write_cache,
     write_unreadable,
 )
 from vavae.data.shard_samples import Entry, Sample, read_label
@@ -74,11 +74,11 @@ class _Index:
     labels_from: list[str]
 
     def store(self, path: Path) -> None:
-        remember(path, vars(self))
+        write_cache(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "_Index | None":
-        stored = recall(path)
+        stored = read_cache(path)
         try:
             return cls(**(stored | {"entries": [Entry(*entry) for entry in stored["entries"]]}))
         except (TypeError, KeyError):
@@ -257,7 +257,7 @@ def _indices(addresses: list[str], folder: Path, rules: _Rules) -> dict[str, tup
     def known(address: str) -> tuple[RangedFile, Path, _Index | None]:
         with naming_shard(address):
             file = RangedFile.find(address)
-        key = hashlib.sha256(f"5\0{rules}\0{judge()}\0{file.identity}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"5\0{rules}\0{decoder_version()}\0{file.identity}".encode()).hexdigest()[:24]
         path = folder / f"{key}.json"
         return file, path, _Index.load(path)
 

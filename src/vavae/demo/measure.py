@@ -10,12 +10,19 @@ from torch import Tensor
 
 from vavae.checkpoints.folder import SHIPPED
 from vavae.data import ImageSource, to_uint8
-from vavae.data.images import Selection, evenly
+from vavae.data.images import Selection, class_balanced
 from vavae.demo.contents import Gallery, LogLine
 from vavae.demo.plan import SAMPLING, Plan
 from vavae.device import autocast, resolve_device, resolve_precision
 from vavae.evaluation import records as evaluate
-from vavae.metrics import FeatureNetwork, MetricRecord, Protocol, RunningMoments, feature_moments, tsne_points
+from vavae.metrics import (
+    FeatureNetwork,
+    MeasurementProtocol,
+    MetricRecord,
+    RunningMoments,
+    feature_moments,
+    tsne_points,
+)
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import choose_labels, draw
 from vavae.teachers import Teacher
@@ -27,7 +34,7 @@ FORMING = 3  # samples whose formation is shown
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class ReferenceImages:
     """What both runs are measured against.
 
     Attributes:
@@ -65,15 +72,25 @@ class Reference:
         network = evaluate.teacher_network(teacher)
         moments = RunningMoments(pooled.shape[1])
         moments.update(pooled)
-        chosen = Selection(train, np.array(evenly(plan.budget.samples, train)))
+        chosen = Selection(train, np.array(class_balanced(plan.budget.samples, train)))
         real = feature_moments(network, evaluate.batched_pixels(chosen, plan.size, _BATCH, "training images"))
-        protocol = Protocol(
+        protocol = MeasurementProtocol(
             samples=real.count, image_size=plan.size, reference=f"{test.name} (test)", split=f"{train.name} (train)"
         )
         floor = evaluate.frechet_record("Fréchet distance of real training images", network, real, moments, protocol)
         labels = torch.tensor([test.label(i) for i in range(len(test))])
         return cls(
-            train, test, pixels, labels, evenly(SHOWN, test), features, pooled, teacher, network, moments, (floor,)
+            train,
+            test,
+            pixels,
+            labels,
+            class_balanced(SHOWN, test),
+            features,
+            pooled,
+            teacher,
+            network,
+            moments,
+            (floor,),
         )
 
 
@@ -112,11 +129,11 @@ class Measured:
         return next((record.value for record in self.records if record.name == name), None)
 
 
-def measure(plan: Plan, name: str, tokenizer: Tokenizer, generator: Generator, reference: Reference) -> Measured:
+def measure(plan: Plan, name: str, tokenizer: Tokenizer, generator: Generator, reference: ReferenceImages) -> Measured:
     """Measure one run and take its pictures."""
     folder = plan.run_folder(name)
     device = tokenizer.device
-    protocol = Protocol(
+    protocol = MeasurementProtocol(
         samples=len(reference.test),
         split=f"{reference.test.name} (test)",
         dtype=resolve_precision("auto", device),
@@ -159,7 +176,7 @@ def measure(plan: Plan, name: str, tokenizer: Tokenizer, generator: Generator, r
 
 
 def _uniformity(
-    plan: Plan, test: evaluate.EncodedImages, protocol: Protocol
+    plan: Plan, test: evaluate.EncodedImages, protocol: MeasurementProtocol
 ) -> tuple[np.ndarray | None, np.ndarray, list[MetricRecord]]:
     count = min(plan.budget.tsne_points, len(test.latents))
     if count <= 30:  # t-SNE's perplexity
@@ -169,7 +186,7 @@ def _uniformity(
     return points, test.labels[:count].numpy(), records
 
 
-def _generation_record(plan: Plan, generator: Generator, reference: Reference, checkpoint: str) -> MetricRecord:
+def _generation_record(plan: Plan, generator: Generator, reference: ReferenceImages, checkpoint: str) -> MetricRecord:
     count = plan.budget.samples
     labels = choose_labels(count, generator.num_classes, "balanced", plan.seed)
     drawn = evaluate.drawn_pixels(generator, labels, plan.seed, SAMPLING, _BATCH, "auto")

@@ -144,7 +144,7 @@ class LegendEntry:
 
 
 @dataclass(frozen=True)
-class View:
+class DemoView:
     """The report as the template wants it."""
 
     created: str
@@ -168,7 +168,7 @@ class View:
     compressed: bool
 
 
-def _view(report: DemoReport) -> View:
+def _view(report: DemoReport) -> DemoView:
     runs = report.runs
     embed = Embedder()
     names = tuple(run.name for run in runs)
@@ -176,7 +176,7 @@ def _view(report: DemoReport) -> View:
     shown = [a for run in runs for a in (run.reconstructions, run.samples, *(f for _, f in run.formation))]
     shown += [report.originals, report.gallery.samples if report.gallery is not None else None]
     seconds = [step.seconds for step in report.steps]
-    return View(
+    return DemoView(
         created=_date(report.created),
         total_seconds=sum(seconds),
         longest_seconds=max(seconds, default=0.0),

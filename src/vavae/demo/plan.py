@@ -18,7 +18,7 @@ from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.schedule import ScheduleConfig
-from vavae.training.trainer import EngineConfig
+from vavae.training.trainer import TrainingConfig
 
 ALIGNED, UNALIGNED = "aligned", "unaligned"
 TOKENIZER_BATCH = 16  # small: in a few minutes the number of steps decides, and batches of 64 cost 1.1 dB
@@ -140,7 +140,7 @@ class Plan:
             ),
             optimizer=OptimizerConfig("adam", 1.2e-3, (0.9, 0.95), schedule=schedule),
             discriminator_optimizer=OptimizerConfig("adam", 5e-4, (0.5, 0.9)),
-            training=EngineConfig(
+            training=TrainingConfig(
                 images=budget.tokenizer_images,
                 batch_size=TOKENIZER_BATCH,
                 seed=self.seed,
@@ -177,7 +177,7 @@ class Plan:
             ),
             sampling=SAMPLING,
             optimizer=OptimizerConfig("adamw", 1e-3, (0.9, 0.95), gradient_clip=1.0, schedule=schedule),
-            training=EngineConfig(
+            training=TrainingConfig(
                 images=budget.generator_images,
                 batch_size=128,
                 seed=self.seed,

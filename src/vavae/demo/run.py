@@ -13,7 +13,7 @@ from vavae.config.command_line import command_line
 from vavae.data import ImageSource
 from vavae.data.images import check_same_classes, printed_once
 from vavae.demo.contents import StepTiming
-from vavae.demo.measure import Measured, Reference, measure, shipped_gallery
+from vavae.demo.measure import Measured, ReferenceImages, measure, shipped_gallery
 from vavae.demo.plan import ALIGNED, DEFAULT, QUICK, TOKENIZER_BATCH, UNALIGNED, Plan
 from vavae.demo.steps_page import headline, write_report
 from vavae.device import resolve_device
@@ -22,7 +22,7 @@ from vavae.io.files import check_not_foreign, read_json_object, written_whole
 from vavae.models import Generator, Tokenizer
 from vavae.progress import format_duration
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.run_folder import BEGINNINGS, check_no_own_recipe, claim, exclusive
+from vavae.stages.run_folder import RUN_FILES, check_no_own_recipe, exclusive, open_run_folder
 from vavae.teachers import load_teacher
 from vavae.training.run_log import versions
 
@@ -111,10 +111,10 @@ def run(config: Config) -> Path:
         config.device,
     )
     check_no_own_recipe(folder)
-    check_not_foreign(folder, lambda it: (it / "versions.json").exists(), "demo", BEGINNINGS)
+    check_not_foreign(folder, lambda it: (it / "versions.json").exists(), "demo", RUN_FILES)
     test = _test_images(plan)  # before the folder is claimed: a mistake must not leave anything in it
     with exclusive(folder):
-        claim(folder, config)
+        open_run_folder(folder, config)
         try:
             return _run(config, plan, test)
         except KeyboardInterrupt as interrupt:
@@ -140,7 +140,7 @@ def _run(config: Config, plan: Plan, test: ImageSource) -> Path:
         teacher = teacher.to(resolve_device(plan.device))
     runs: list[Measured] = []
     with steps("features of the test images", f"{len(test):,} images"):
-        reference = Reference.of(plan, train, test, teacher)
+        reference = ReferenceImages.of(plan, train, test, teacher)
     for name in (ALIGNED, UNALIGNED) if config.compare else (ALIGNED,):
         with steps(
             f"train the {name} tokenizer", f"{budget.tokenizer_images:,} images seen, batches of {TOKENIZER_BATCH}"

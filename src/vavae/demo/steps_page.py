@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 
 from vavae import assets
-from vavae.config.image_size import written
+from vavae.config.image_size import format_size
 from vavae.demo.contents import DemoReport, Gallery, Headline, MetricRow, RunReport, StepTiming
-from vavae.demo.measure import Measured, Reference, guidance_said
+from vavae.demo.measure import Measured, ReferenceImages, guidance_said
 from vavae.demo.page import write_page
 from vavae.demo.plan import SAMPLING, Plan
 from vavae.device import device_name, resolve_device, resolve_precision
@@ -52,7 +52,7 @@ def headline(runs: Sequence[Measured]) -> list[Headline]:
     ]
 
 
-def findings(plan: Plan, reference: Reference, runs: Sequence[Measured], seconds: float | None) -> list[str]:
+def findings(plan: Plan, reference: ReferenceImages, runs: Sequence[Measured], seconds: float | None) -> list[str]:
     """What the numbers say, sentence by sentence; nothing that was not measured.
 
     Args:
@@ -90,7 +90,7 @@ def findings(plan: Plan, reference: Reference, runs: Sequence[Measured], seconds
     return said
 
 
-def metric_rows(reference: Reference, runs: Sequence[Measured]) -> list[MetricRow]:
+def metric_rows(reference: ReferenceImages, runs: Sequence[Measured]) -> list[MetricRow]:
     """Every number with its protocol."""
 
     def row(record: MetricRecord, run: str) -> MetricRow:
@@ -121,7 +121,7 @@ def _run_report(run: Measured) -> RunReport:
     )
 
 
-def _images_note(plan: Plan, reference: Reference) -> str:
+def _images_note(plan: Plan, reference: ReferenceImages) -> str:
     size = f"{len(reference.train):,} images to train on and {len(reference.test):,} to test on, {plan.size} px."
     if plan.images in ("demo", "cifar10"):
         part = "A class-balanced part of CIFAR-10" if plan.images == "demo" else "CIFAR-10"
@@ -129,9 +129,9 @@ def _images_note(plan: Plan, reference: Reference) -> str:
     return f"{reference.train.name}: {size}"
 
 
-def _teacher_note(plan: Plan, reference: Reference) -> str:
+def _teacher_note(plan: Plan, reference: ReferenceImages) -> str:
     known = {state.name: state for state in assets.list_assets()}
-    said = f"{plan.teacher} at {written(reference.teacher.input_size)} px"
+    said = f"{plan.teacher} at {format_size(reference.teacher.input_size)} px"
     if plan.teacher in known:
         said += f": {known[plan.teacher].description.rstrip('.')}. Licence: {known[plan.teacher].licence}"
     return said
@@ -148,7 +148,7 @@ def write_report(
     plan: Plan,
     command: str,
     steps: Sequence[StepTiming],
-    reference: Reference,
+    reference: ReferenceImages,
     runs: Sequence[Measured],
     gallery: Gallery | None = None,
 ) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vavae.config.image_size import written
+from vavae.config.image_size import format_size
 from vavae.errors import UserError
 from vavae.evaluation.table import telling_columns, telling_names, wide_console
 from vavae.metrics import MetricRecord
@@ -40,7 +40,7 @@ def _stated(record: MetricRecord, name: str) -> str:
     if name.endswith("_hash") and value is not None:
         return value[:12]
     if name == "image_size" and isinstance(value, tuple):
-        return written(value)
+        return format_size(value)
     return "not stated" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 

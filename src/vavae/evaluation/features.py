@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vavae.config.image_size import Size
-from vavae.device import one_at_a_time, without_tf32
+from vavae.device import device_lock, without_tf32
 from vavae.errors import RunError, UserError
 from vavae.io.files import drop_drafts, written_whole
 from vavae.metrics import FeatureNetwork, RunningMoments
@@ -271,7 +271,7 @@ def extract(
             found: dict[str, dict[str, list[Tensor]]] = {n.name: {p: [] for p in wanted[n.name]} for n in missing}
             for pixels in blocks.pixels():
                 for network in missing:
-                    with one_at_a_time(device):
+                    with device_lock(device):
                         with without_tf32():
                             said = network.all_parts(pixels)
                         for part in wanted[network.name]:
@@ -369,7 +369,7 @@ class _Ahead:
         self._put(None)
 
     def _next(self, batches: Iterator[Tensor]) -> Tensor | None:
-        with one_at_a_time(self._device):
+        with device_lock(self._device):
             return next(batches, None)
 
     def _put(self, item: _Item) -> bool:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vavae.config.image_size import Size
-from vavae.data.images import spread
-from vavae.device import device_of_doubles
+from vavae.data.images import evenly_spaced
+from vavae.device import float64_device
 from vavae.errors import UserError
 from vavae.evaluation.features import BlockStore, ImageBlocks, StoredFeatures, extract
 from vavae.evaluation.images import npz_images
@@ -21,8 +21,8 @@ from vavae.io.files import written_whole
 from vavae.metrics import (
     FeatureNetwork,
     InceptionScore,
+    MeasurementProtocol,
     MetricRecord,
-    Protocol,
     RunningMoments,
     bootstrap_interval,
     kernel_distance,
@@ -291,7 +291,7 @@ def distance_name(network: str, part: str = "pool") -> str:
 def generation_records(
     samples: dict[str, StoredFeatures],
     reference: Reference,
-    protocol: Protocol,
+    protocol: MeasurementProtocol,
     measuring: Measuring,
     real: dict[str, StoredFeatures] | None = None,
 ) -> Iterator[MetricRecord]:
@@ -365,7 +365,7 @@ def _is_reference(images: StoredFeatures, reference: Reference) -> bool:
 
 
 def _distances(
-    features: StoredFeatures, reference: Reference, protocol: Protocol, measuring: Measuring, part: str
+    features: StoredFeatures, reference: Reference, protocol: MeasurementProtocol, measuring: Measuring, part: str
 ) -> list[MetricRecord]:
     known = reference.moments(features.network.name, part)
     if known is None:
@@ -390,7 +390,7 @@ def _distances(
 
 
 def _neighbourhoods(
-    features: StoredFeatures, reference: StoredFeatures, protocol: Protocol, measuring: Measuring
+    features: StoredFeatures, reference: StoredFeatures, protocol: MeasurementProtocol, measuring: Measuring
 ) -> Iterator[MetricRecord]:
     """Precision, recall and kernel distance, which need the features themselves."""
     kept = min(measuring.manifold_reference, reference.count)
@@ -403,9 +403,9 @@ def _neighbourhoods(
     if not wanted:
         return
     protocol = replace(protocol, reference_hash=reference.content)
-    real, fake = reference.all(), features.all().to(device_of_doubles(measuring.device))
+    real, fake = reference.all(), features.all().to(float64_device(measuring.device))
     if "precision_recall" in wanted:
-        found = precision_recall(real[spread(kept, len(real))].to(fake.device), fake, k=3)
+        found = precision_recall(real[evenly_spaced(kept, len(real))].to(fake.device), fake, k=3)
         own = replace(protocol, reference_samples=kept)
         yield MetricRecord("precision", found.precision, own, higher_is_better=True)
         yield MetricRecord("recall", found.recall, own, higher_is_better=True)
@@ -416,7 +416,7 @@ def _neighbourhoods(
 
 def _affordable(metric: Metric, images: int, measuring: Measuring) -> bool:
     """Whether so many images on both sides together are compared, each with each; says so where they are not."""
-    if metric in measuring.required or images <= _COMPARED[device_of_doubles(measuring.device).type]:
+    if metric in measuring.required or images <= _COMPARED[float64_device(measuring.device).type]:
         return True
     print(
         f"{metric} is left out: it compares each of {images:,} images with each, which takes hours; "

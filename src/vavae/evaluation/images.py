@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae.config import to_plain
-from vavae.config.image_size import Size, enlarged, size_of
+from vavae.config.image_size import Size, scale_size, size_of
 from vavae.data import ImageSource, has_part, load_pixels, read_rgb, to_uint8
 from vavae.data.folders import images_below
 from vavae.data.found import Found
@@ -210,7 +210,7 @@ class LatentBlocks:
     def __init__(self, tokenizer: Tokenizer, latents: Tensor, precision: InferencePrecision, name: str) -> None:
         self.name = name
         self.count = len(latents)
-        self.size: Size | None = enlarged((latents.shape[2], latents.shape[3]), tokenizer.factor)
+        self.size: Size | None = scale_size((latents.shape[2], latents.shape[3]), tokenizer.factor)
         self._tokenizer = tokenizer
         self._latents = latents
         self._mode = resolve_precision(precision, tokenizer.device)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vavae import rng
-from vavae.config.image_size import Size, sides
+from vavae.config.image_size import Size, height_width
 from vavae.data import ImageSource, to_tensor, to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError
@@ -32,7 +32,7 @@ def published_evaluation_crop(source: ImageSource, index: int, size: Size) -> Te
     import numpy as np
 
     image = to_tensor(np.array(source.image(index)))[None]
-    (height, width), (rows, columns) = image.shape[2:], sides(size)
+    (height, width), (rows, columns) = image.shape[2:], height_width(size)
     # In whole numbers, as published: one side is as wanted, and the other, rounded down, at least that.
     lower = rows * width < columns * height
     covering = (columns * height // width, columns) if lower else (rows, rows * width // height)

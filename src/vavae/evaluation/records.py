@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vavae.config.image_size import Size, written
+from vavae.config.image_size import Size, format_size
 from vavae.data import ImageSource, load_pixels, source_labels, to_tensor
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import UserError
@@ -20,8 +20,8 @@ from vavae.losses import LPIPS
 from vavae.metrics import (
     Convention,
     FeatureNetwork,
+    MeasurementProtocol,
     MetricRecord,
-    Protocol,
     RunningMoments,
     Uniformity,
     cknna,
@@ -81,7 +81,9 @@ def reconstruct_all(tokenizer: Tokenizer, latents: Tensor, batch_size: int, prec
     return torch.cat(images)
 
 
-def reconstruction_records(pixels: Tensor, rebuilt: Tensor, protocol: Protocol, batch_size: int) -> list[MetricRecord]:
+def reconstruction_records(
+    pixels: Tensor, rebuilt: Tensor, protocol: MeasurementProtocol, batch_size: int
+) -> list[MetricRecord]:
     """PSNR, SSIM and LPIPS of reconstructions in the strict convention, means over the images.
 
     Args:
@@ -118,7 +120,9 @@ def _preprocessing(convention: Convention, size: Size | None) -> str:
 
 
 def fidelity_records(
-    means: Mapping[str, float], protocol: Protocol, intervals: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    means: Mapping[str, float],
+    protocol: MeasurementProtocol,
+    intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> list[MetricRecord]:
     """Records of the means of `vavae.metrics.fidelity`, in the convention the protocol names."""
     assert protocol.convention is not None
@@ -131,7 +135,7 @@ def fidelity_records(
     return records
 
 
-def probe_records(train: EncodedImages, test: EncodedImages, protocol: Protocol) -> list[MetricRecord]:
+def probe_records(train: EncodedImages, test: EncodedImages, protocol: MeasurementProtocol) -> list[MetricRecord]:
     """Linear probe and k-NN on flattened latents; none where there is one class only."""
     if len(train.labels.unique()) < 2:
         return []
@@ -144,7 +148,7 @@ def probe_records(train: EncodedImages, test: EncodedImages, protocol: Protocol)
 
 
 def alignment_records(
-    latents: Tensor, features: Tensor, pooled: Tensor, teacher: Teacher, protocol: Protocol
+    latents: Tensor, features: Tensor, pooled: Tensor, teacher: Teacher, protocol: MeasurementProtocol
 ) -> list[MetricRecord]:
     """How latents (N, C, h, w) agree with a teacher's grid (N, D, h, w) and pooled features (N, D')."""
     protocol = replace(protocol, feature_network=teacher.name, feature_network_hash=teacher.fingerprint())
@@ -161,7 +165,7 @@ def alignment_records(
     return [MetricRecord(name, value, protocol, higher_is_better=higher) for name, value, higher in rows]
 
 
-def uniformity_records(points: np.ndarray | Uniformity, protocol: Protocol) -> list[MetricRecord]:
+def uniformity_records(points: np.ndarray | Uniformity, protocol: MeasurementProtocol) -> list[MetricRecord]:
     """Uniformity of latents laid out by t-SNE, or its mean over several layouts, as in the paper's Table 6."""
     found = points if isinstance(points, Uniformity) else latent_uniformity(points)
     return [
@@ -179,12 +183,16 @@ def teacher_network(teacher: Teacher) -> FeatureNetwork:
         features = teacher(to_tensor(pixels))
         return features.grid.mean((2, 3)) if features.pooled is None else features.pooled
 
-    name = f"teacher:{teacher.name} at {written(teacher.input_size)} px"
+    name = f"teacher:{teacher.name} at {format_size(teacher.input_size)} px"
     return FeatureNetwork(name, teacher.fingerprint(), next(teacher.parameters()).device, compute)
 
 
 def frechet_record(
-    name: str, network: FeatureNetwork, samples: RunningMoments, reference: RunningMoments, protocol: Protocol
+    name: str,
+    network: FeatureNetwork,
+    samples: RunningMoments,
+    reference: RunningMoments,
+    protocol: MeasurementProtocol,
 ) -> MetricRecord:
     """The Fréchet distance of two sets of features."""
     protocol = replace(
@@ -197,10 +205,10 @@ def frechet_record(
     return MetricRecord(name, samples.distance(reference), protocol, higher_is_better=False)
 
 
-def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_protocol: str) -> Protocol:
+def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_protocol: str) -> MeasurementProtocol:
     """The protocol of samples drawn with these settings."""
     guided = sampling.guidance_scale != 1.0
-    return Protocol(
+    return MeasurementProtocol(
         samples=count,
         label_protocol="random" if label_protocol == "random" else "balanced",
         solver=sampling.solver,

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vavae.config.image_size import Size, sides
+from vavae.config.image_size import Size, height_width
 from vavae.data import ImageSource, source_labels, to_tensor
-from vavae.data.images import Selection, evenly
+from vavae.data.images import Selection, class_balanced
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.evaluation.features import BlockStore, StoredFeatures, digest, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records
@@ -30,8 +30,8 @@ from vavae.losses import LPIPS
 from vavae.metrics import (
     Convention,
     FeatureNetwork,
+    MeasurementProtocol,
     MetricRecord,
-    Protocol,
     bootstrap_mean,
     interpolate_neighbours,
     latent_spectrum,
@@ -46,7 +46,7 @@ from vavae.training.parallel import World
 
 
 @dataclass(frozen=True)
-class Work:
+class EvaluationContext:
     """What all measurements of an evaluation share.
 
     Attributes:
@@ -84,8 +84,8 @@ def reconstruction(
     convention: Convention,
     networks: Sequence[FeatureNetwork],
     perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
-    protocol: Protocol,
-    work: Work,
+    protocol: MeasurementProtocol,
+    work: EvaluationContext,
 ) -> tuple[list[MetricRecord], dict[str, Tensor]]:
     """Reconstruction metrics in one convention.
 
@@ -180,21 +180,25 @@ class Latents:
     name: str
 
 
-def encode(tokenizer: Tokenizer, source: ImageSource, size: Size, limit: int, work: Work) -> Latents:
+def encode(tokenizer: Tokenizer, source: ImageSource, size: Size, limit: int, work: EvaluationContext) -> Latents:
     """Latents of at most `limit` images of a source, taking turns over the classes where it has more."""
-    chosen = source if len(source) <= limit else Selection(source, np.array(sorted(evenly(limit, source))))
+    chosen = source if len(source) <= limit else Selection(source, np.array(sorted(class_balanced(limit, source))))
     images = SourceBlocks(chosen, size, work.workers)
     network = encoder_network(tokenizer, work.precision)
     features = extract(images, [network], work.store, work.batch_size, work.processes, f"encoding {source.name}")[
         "latents"
     ]
-    height, width = (side // tokenizer.factor for side in sides(size))
+    height, width = (side // tokenizer.factor for side in height_width(size))
     values = features.all().view(-1, tokenizer.latent_channels, height, width)
     return Latents(values, torch.from_numpy(np.array(source_labels(chosen))), images, source.name)
 
 
 def interpolation(
-    tokenizer: Tokenizer, latents: Latents, networks: Sequence[FeatureNetwork], protocol: Protocol, work: Work
+    tokenizer: Tokenizer,
+    latents: Latents,
+    networks: Sequence[FeatureNetwork],
+    protocol: MeasurementProtocol,
+    work: EvaluationContext,
 ) -> list[MetricRecord]:
     """Fréchet distances between images and decodings of the midpoints of nearest neighbours among their latents."""
     midpoints = interpolate_neighbours(latents.values)
@@ -210,7 +214,7 @@ def interpolation(
     return [replace(record, name=prefix[record.name]) for record in found]
 
 
-def latent_records(latents: Latents, protocol: Protocol, tsne_seeds: int) -> list[MetricRecord]:
+def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: int) -> list[MetricRecord]:
     """Shape of a latent space: spectrum, uniformity with t-SNE as published and without.
 
     Args:
@@ -251,7 +255,7 @@ def meaning_records(
     test: Latents,
     teacher: Teacher | None,
     teacher_features: StoredFeatures | None,
-    protocol: Protocol,
+    protocol: MeasurementProtocol,
 ) -> list[MetricRecord]:
     """What latents know: linear probe and nearest neighbours of classes, agreement with a teacher."""
     protocol = replace(protocol, samples=len(test.values), posterior="mean")

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from vavae.config.image_size import Size
 from vavae.data import ImageSource, load_pixels, to_tensor, to_uint8
-from vavae.data.images import ImagesConfig, spread
+from vavae.data.images import ImagesConfig, evenly_spaced
 from vavae.device import Compute, autocast
 from vavae.errors import UserError
 from vavae.metrics import FeatureNetwork, RunningMoments, load_feature_network, moments_of
 from vavae.models import Generator, SamplingConfig
 from vavae.models.sampling import choose_labels
 from vavae.tokenizer import AutoencoderKL
-from vavae.training.memory import Portions
+from vavae.training.memory import Chunks
 from vavae.training.parallel import World
 
 _REFERENCE_IMAGES = 10_000
@@ -81,17 +81,17 @@ def check_rhythm(samples: int, validation_images: int | None) -> None:
         raise UserError("frechet.samples: needs training.validation_images, which says how often to measure")
 
 
-def own_part(most: int, length: int, world: World) -> Tensor:
+def shard_of(most: int, length: int, world: World) -> Tensor:
     """Which of `length` images this process validates on: its share of at most `most` that are spread evenly.
 
     Processes that compute in step must take the same number, so all have as many; none where they are too few.
     """
     count = min(most, length) // world.size
-    return spread(count * world.size, length)[world.rank :: world.size]
+    return evenly_spaced(count * world.size, length)[world.rank :: world.size]
 
 
 def mean_terms(
-    portions: Portions, own: Tensor, measure: Callable[[tuple[Tensor]], dict[str, Tensor]]
+    portions: Chunks, own: Tensor, measure: Callable[[tuple[Tensor]], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Means over the images numbered `own` of the terms that `measure` returns of a part of them."""
     sums: dict[str, Tensor] = {}
@@ -106,7 +106,7 @@ class _Moments:
 
     def __init__(self, network: str, batch_size: int, device: torch.device, world: World) -> None:
         self._network: FeatureNetwork = load_feature_network(network, device)
-        self._portions = Portions(batch_size)
+        self._portions = Chunks(batch_size)
         self._world = world
 
     def __call__(self, pixels: Callable[[Tensor], Tensor], own: Tensor) -> RunningMoments:
@@ -210,7 +210,7 @@ class ReconstructionDistance:
         self.device = device
         self.world = world
         self._workers = workers
-        self._own = spread(count, len(source))[world.rank :: world.size]
+        self._own = evenly_spaced(count, len(source))[world.rank :: world.size]
         self._moments = _Moments(config.network, config.batch_size, device, world)
         self._real = self._moments(self._pixels, self._own)
 

@@ -6,9 +6,9 @@ from vavae.flow.loss import flow_matching_loss, velocity_loss
 from vavae.flow.paths import (
     CosinePath,
     LinearPath,
-    Path,
     PathName,
     Prediction,
+    ProbabilityPath,
     VariancePreservingPath,
     path_by_name,
 )
@@ -40,9 +40,9 @@ __all__ = [
     "FlowConfig",
     "Guidance",
     "LinearPath",
-    "Path",
     "PathName",
     "Prediction",
+    "ProbabilityPath",
     "RungeKutta",
     "Solver",
     "SolverName",

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vavae.errors import UserError
-from vavae.flow.paths import LinearPath, Path, Prediction
+from vavae.flow.paths import LinearPath, Prediction, ProbabilityPath
 from vavae.flow.times import TimeDistribution
 
 NO_SCORE = "the score has no bound near data; train the noise, which is the score times -sigma"
@@ -25,7 +25,7 @@ def flow_matching_loss(
     *,
     noise: Tensor | None = None,
     t: Tensor | None = None,
-    path: Path | None = None,
+    path: ProbabilityPath | None = None,
     times: TimeDistribution | None = None,
     prediction: Prediction = "velocity",
     direction_weight: float = 1.0,

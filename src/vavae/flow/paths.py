@@ -27,7 +27,7 @@ class Coefficients(NamedTuple):
     sigma_prime: Tensor
 
 
-class Path(ABC):
+class ProbabilityPath(ABC):
     """A path from noise (t = 0) to data (t = 1).
 
     Attributes:
@@ -105,7 +105,7 @@ class Path(ABC):
         return Coefficients(*(value.view(value.shape + (1,) * (like.ndim - 1)) for value in values))
 
 
-class LinearPath(Path):
+class LinearPath(ProbabilityPath):
     """Straight lines: alpha = t, sigma = 1 - t (rectified flow, arXiv 2209.03003); the published choice."""
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -114,7 +114,7 @@ class LinearPath(Path):
         return Coefficients(t, 1 - t, one, -one)
 
 
-class CosinePath(Path):
+class CosinePath(ProbabilityPath):
     """Quarter circles that keep the variance at 1: alpha = sin(pi t / 2), sigma = cos(pi t / 2) (GVP)."""
 
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -124,7 +124,7 @@ class CosinePath(Path):
         return Coefficients(sin, cos, cos * (math.pi / 2), -sin * (math.pi / 2))
 
 
-class VariancePreservingPath(Path):
+class VariancePreservingPath(ProbabilityPath):
     """The variance-preserving diffusion (arXiv 2011.13456) with beta from 0.1 to 20, run from noise to data.
 
     log alpha = -(beta_max - beta_min)·(1 - t)²/4 - beta_min·(1 - t)/2, sigma² = 1 - alpha². There is still
@@ -149,14 +149,14 @@ class VariancePreservingPath(Path):
 
 
 PathName = Literal["linear", "cosine", "vp"]
-_PATHS: dict[str, type[Path]] = {
+_PATHS: dict[str, type[ProbabilityPath]] = {
     "linear": LinearPath,
     "cosine": CosinePath,
     "vp": VariancePreservingPath,
 }
 
 
-def path_by_name(name: PathName) -> Path:
+def path_by_name(name: PathName) -> ProbabilityPath:
     """The path called "linear", "cosine" or "vp" in recipes.
 
     Raises:

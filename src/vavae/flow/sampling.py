@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.flow.guidance import Guidance, guided_prediction
-from vavae.flow.paths import LinearPath, Path, Prediction
+from vavae.flow.paths import LinearPath, Prediction, ProbabilityPath
 from vavae.flow.solvers import Solver, StepCallback, StepNoise, solver_by_name
 from vavae.flow.times import shifted_times
 
@@ -26,7 +26,7 @@ def sample(
     shift: float = 0.3,
     guidance: Guidance | None = None,
     weak_model: Network | None = None,
-    path: Path | None = None,
+    path: ProbabilityPath | None = None,
     prediction: Prediction = "velocity",
     step_noise: StepNoise | None = None,
     callback: SampleCallback | None = None,

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from vavae import rng
-from vavae.device import trusted
+from vavae.device import supports_float64
 from vavae.errors import UserError
-from vavae.flow.paths import LinearPath, Path
+from vavae.flow.paths import LinearPath, ProbabilityPath
 
 Velocity = Callable[[Tensor, float], Tensor]
 StepCallback = Callable[[int, float, Tensor, Tensor], None]
@@ -128,7 +128,7 @@ class Dopri5:
 
         observed = _Observed(velocity, callback)
         numbers = _numbers(times)
-        dtype = torch.float64 if trusted(x.device) else torch.float32
+        dtype = torch.float64 if supports_float64(x.device) else torch.float32
         ends = torch.tensor([numbers[0], numbers[-1]], dtype=dtype, device=x.device)
         return odeint(observed, x, ends, method="dopri5", atol=self.atol, rtol=self.rtol, options={"dtype": dtype})[-1]
 
@@ -174,7 +174,7 @@ class EulerMaruyama:
             generator; `counter_noise` makes them a function of seed and image.
     """
 
-    path: Path = field(default_factory=LinearPath)
+    path: ProbabilityPath = field(default_factory=LinearPath)
     diffusion: float = 1.0
     noise: StepNoise | None = None
 
@@ -224,7 +224,7 @@ _DETERMINISTIC: dict[str, Solver] = {
 DETERMINISTIC_SOLVERS: tuple[SolverName, ...] = tuple(name for name in SOLVERS if name in _DETERMINISTIC)
 
 
-def solver_by_name(name: str, *, path: Path | None = None, step_noise: StepNoise | None = None) -> Solver:
+def solver_by_name(name: str, *, path: ProbabilityPath | None = None, step_noise: StepNoise | None = None) -> Solver:
     """The solver called `name`, with its defaults.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vavae import rng
-from vavae.device import as_double
+from vavae.device import to_float64
 from vavae.errors import UserError
 
 TimeKind = Literal["logit_normal", "uniform"]
@@ -96,7 +96,7 @@ class TimeDistribution:
             Times in [0, 1], dtype and shape of u.
         """
         # Half a unit of the 24 random bits away from 0 and 1, which a normal cannot reach.
-        p = as_double(u).clamp(2.0**-25, 1 - 2.0**-25)
+        p = to_float64(u).clamp(2.0**-25, 1 - 2.0**-25)
         first, last = self._cdf(self.low), self._cdf(self.high)
         share = self.partial_probability
         # One number decides both: below `share` it is spread over the truncated range, above it over all.

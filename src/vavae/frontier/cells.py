@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vavae.config import to_plain
 from vavae.data import ImageSource, load_images, to_uint8
-from vavae.data.images import Selection, evenly
+from vavae.data.images import Selection, class_balanced
 from vavae.device import Precision, resolve_device, resolve_precision
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.features import BlockStore, extract
@@ -32,8 +32,8 @@ from vavae.io.files import written_whole
 from vavae.losses import LPIPS
 from vavae.metrics import (
     FeatureNetwork,
+    MeasurementProtocol,
     MetricRecord,
-    Protocol,
     latent_uniformity,
     load_feature_network,
     tsne_points,
@@ -63,7 +63,7 @@ _MEASURED: dict[Kind, str] = {
 
 
 @dataclass(eq=False)
-class Bench:
+class CellContext:
     """What all measurements share, loaded when it is first needed.
 
     Args:
@@ -148,17 +148,17 @@ class Bench:
         with self.sharing("features of training images") as store:
             return open_reference(images, None, [self.network], ("frechet",), store, batch, World())
 
-    def work(self, store: BlockStore) -> of_tokenizer.Work:
+    def work(self, store: BlockStore) -> of_tokenizer.EvaluationContext:
         """How tokenizers are measured."""
         measure = self.config.measure
         originals = partial(self.sharing, "features of test images")
-        return of_tokenizer.Work(
+        return of_tokenizer.EvaluationContext(
             store, World(), measure.batch_size, measure.precision, measure.seed, originals=originals
         )
 
-    def protocol(self, tokenizer: Tokenizer, samples: int) -> Protocol:
+    def protocol(self, tokenizer: Tokenizer, samples: int) -> MeasurementProtocol:
         """Of a tokenizer's numbers."""
-        return Protocol(
+        return MeasurementProtocol(
             samples=samples,
             split=f"{self.test.name} (test)",
             dtype=resolve_precision(self.config.measure.precision, self.device),
@@ -171,10 +171,10 @@ def _part(source: ImageSource, count: int | None) -> ImageSource:
     """At most `count` images, taking turns over the classes."""
     if count is None or len(source) <= count:
         return source
-    return Selection(source, np.array(sorted(evenly(count, source))))
+    return Selection(source, np.array(sorted(class_balanced(count, source))))
 
 
-def run_unit(bench: Bench, unit: Unit, known: dict[str, Any] | None) -> dict[str, Any]:
+def run_unit(bench: CellContext, unit: Unit, known: dict[str, Any] | None) -> dict[str, Any]:
     """Do what a unit asks for, from where a former call stopped; the content of its result file.
 
     Args:
@@ -209,7 +209,7 @@ def run_unit(bench: Bench, unit: Unit, known: dict[str, Any] | None) -> dict[str
     }
 
 
-def tidy(grid: Grid, unit: Unit) -> None:
+def delete_intermediates(grid: Grid, unit: Unit) -> None:
     """Remove what a unit kept to go on from, once its result is on the disk."""
     folder = grid.work_folder("tokenizer" if isinstance(unit.cell, TokenizerCell) else "generator", unit.name)
     shutil.rmtree(folder / _MEASURED[unit.kind], ignore_errors=True)
@@ -243,7 +243,7 @@ def _points_so_far(folder: Path, unit: Unit) -> list[dict[str, Any]]:
     return [] if found is None else found["points"]
 
 
-def _trained_in(bench: Bench, unit: Unit) -> str:
+def _trained_in(bench: CellContext, unit: Unit) -> str:
     """What `auto` meant on this machine: a folder that several machines share may hold both."""
     config = bench.config
     asked = config.tokenizer.precision if isinstance(unit.cell, TokenizerCell) else config.generator.precision
@@ -278,11 +278,11 @@ def trained_generator(grid: Grid, cell: GeneratorCell, with_averages: bool = Fal
     return (run / "generator/config.json").exists() and (not with_averages or (run / "averages").is_dir())
 
 
-def _load_tokenizer(bench: Bench, cell: TokenizerCell) -> Tokenizer:
+def _load_tokenizer(bench: CellContext, cell: TokenizerCell) -> Tokenizer:
     return Tokenizer.from_pretrained(bench.grid.tokenizer_folder(cell) / "run/tokenizer", bench.device)
 
 
-def _tokenizer(bench: Bench, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
+def _tokenizer(bench: CellContext, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
     if not (folder / "run/tokenizer/config.json").exists():
         print(f"training {cell.label}", flush=True)
         torch.compiler.reset()
@@ -327,9 +327,9 @@ def _forget_training(run: Path) -> None:
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
-def _reconstructions(bench: Bench, tokenizer: Tokenizer) -> str:
+def _reconstructions(bench: CellContext, tokenizer: Tokenizer) -> str:
     """Originals over their reconstructions, as a data URI."""
-    images = load_images(bench.test, torch.tensor(evenly(_SHOWN, bench.test)), bench.config.data.size)
+    images = load_images(bench.test, torch.tensor(class_balanced(_SHOWN, bench.test)), bench.config.data.size)
     rebuilt = tokenizer.decode(tokenizer.encode(images.to(bench.device))).float().cpu()
     rows: list[Tensor] = []
     for original, again in zip(images.split(_COLUMNS), rebuilt.split(_COLUMNS), strict=True):
@@ -337,7 +337,7 @@ def _reconstructions(bench: Bench, tokenizer: Tokenizer) -> str:
     return image_uri(image_grid(to_uint8(torch.cat(rows)).numpy(), columns=_COLUMNS, padding=1))
 
 
-def _uniformity(bench: Bench, cell: TokenizerCell) -> dict[str, Any]:
+def _uniformity(bench: CellContext, cell: TokenizerCell) -> dict[str, Any]:
     """Uniformity as in the paper's table 6, and the first t-SNE for its figure 6."""
     measure = bench.config.measure
     tokenizer = _load_tokenizer(bench, cell)
@@ -359,7 +359,7 @@ def _uniformity(bench: Bench, cell: TokenizerCell) -> dict[str, Any]:
         preprocessing=f"t-SNE, mean of seeds 0 to {measure.tsne_seeds - 1}",
     )
     assert first is not None
-    shown = np.array(sorted(evenly(_POINTS, Selection(latents.images.source, np.arange(len(latents.labels))))))
+    shown = np.array(sorted(class_balanced(_POINTS, Selection(latents.images.source, np.arange(len(latents.labels))))))
     return {
         "records": [record.to_dict() for record in uniformity_records(mean, protocol)],
         "points": np.round(first[shown], 2).tolist(),
@@ -367,7 +367,7 @@ def _uniformity(bench: Bench, cell: TokenizerCell) -> dict[str, Any]:
     }
 
 
-def _train_generator(bench: Bench, cell: GeneratorCell, folder: Path, with_averages: bool) -> None:
+def _train_generator(bench: CellContext, cell: GeneratorCell, folder: Path, with_averages: bool) -> None:
     if trained_generator(bench.grid, cell, with_averages):
         return
     if (folder / "run/generator").exists():  # its averages are gone: they come with a new run only
@@ -381,7 +381,7 @@ def _train_generator(bench: Bench, cell: GeneratorCell, folder: Path, with_avera
         _remove_averages(folder / "run")
 
 
-def _load_generator(bench: Bench, folder: Path) -> Generator:
+def _load_generator(bench: CellContext, folder: Path) -> Generator:
     generator = Generator.from_pretrained(folder / "run/generator", bench.device)
     if bench.config.generator.compile:
         torch.compiler.reset()  # else the batches of the training before would make those of the samples "dynamic"
@@ -389,7 +389,7 @@ def _load_generator(bench: Bench, folder: Path) -> Generator:
     return generator
 
 
-def _generator(bench: Bench, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
+def _generator(bench: CellContext, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
     _train_generator(bench, cell, folder, cell in bench.grid.curves and not bench.done("curve", cell))
     generator = _load_generator(bench, folder)
     store = BlockStore(folder / _MEASURED["generator"])
@@ -409,7 +409,7 @@ def _precision(config: Config) -> Precision:
 
 
 def _distance(
-    bench: Bench, generator: Generator, count: int, store: BlockStore, description: str
+    bench: CellContext, generator: Generator, count: int, store: BlockStore, description: str
 ) -> list[MetricRecord]:
     """The Fréchet distance of samples to the training images; the samples are not kept."""
     config, seed = bench.config, bench.config.measure.seed
@@ -429,7 +429,7 @@ def _distance(
     return list(generation_records(features, reference, protocol, Measuring(("frechet",), device=str(bench.device))))
 
 
-def _curve(bench: Bench, cell: GeneratorCell, folder: Path, unit: Unit) -> dict[str, Any]:
+def _curve(bench: CellContext, cell: GeneratorCell, folder: Path, unit: Unit) -> dict[str, Any]:
     """The distance at every stored average of the run; what is measured is kept until all are."""
     _train_generator(bench, cell, folder, with_averages=True)
     store = BlockStore(folder / _MEASURED["curve"])
@@ -446,7 +446,7 @@ def _curve(bench: Bench, cell: GeneratorCell, folder: Path, unit: Unit) -> dict[
     return {"points": done}
 
 
-def _samples(bench: Bench, generator: Generator) -> str:
+def _samples(bench: CellContext, generator: Generator) -> str:
     """Samples as they are measured, a row per class, as a data URI."""
     classes = min(_ROWS, max(generator.num_classes, 1))
     labels = [label for label in range(classes) for _ in range(_ROWS * _COLUMNS // classes)]

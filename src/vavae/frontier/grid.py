@@ -19,11 +19,11 @@ from vavae.flow import FlowConfig, TimeDistribution
 from vavae.frontier.config import Config, Kind, LadderRow, Loss
 from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.run_folder import FREE
+from vavae.stages.run_folder import IGNORED_KEYS
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.ema import AveragesConfig
-from vavae.training.trainer import EngineConfig
+from vavae.training.trainer import TrainingConfig
 
 NONE = "none"
 ROWS: tuple[LadderRow, ...] = (
@@ -40,7 +40,7 @@ _NEVER_SET = frozenset(
     }
 )
 # Where things lie and how they are run: no number depends on it.
-_ASIDE = (FREE - _NEVER_SET) | {
+_ASIDE = (IGNORED_KEYS - _NEVER_SET) | {
     "training.ema_warmup",  # the runner never sets it, and it is younger than the first results
     "latents",
     "tokenizer",
@@ -370,8 +370,8 @@ class Grid:
         """Holds `run`."""
         return self.work_folder("generator", self.generator_name(cell))
 
-    def _engine(self, images: int, batch_size: int, seed: int, ema_decay: float | None) -> EngineConfig:
-        return EngineConfig(
+    def _engine(self, images: int, batch_size: int, seed: int, ema_decay: float | None) -> TrainingConfig:
+        return TrainingConfig(
             images=images,
             batch_size=batch_size,
             seed=seed,

@@ -9,7 +9,7 @@ from typing import Any
 
 from vavae.config import to_plain
 from vavae.config.command_line import command_line
-from vavae.config.image_size import written
+from vavae.config.image_size import format_size
 from vavae.data import DemoImages
 from vavae.frontier import figures
 from vavae.frontier.claims import ENOUGH_SAMPLES, Claim, claims
@@ -41,7 +41,7 @@ States = Sequence[tuple[Unit, State, str]]
 
 
 @dataclass(frozen=True)
-class View:
+class FrontierView:
     """The page as the template wants it."""
 
     title: str
@@ -119,7 +119,7 @@ def claims_markdown(found: Sequence[Claim]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _view(config: Config, measured: Measured, states: States) -> View:
+def _view(config: Config, measured: Measured, states: States) -> FrontierView:
     every = tables(measured)
     table6 = next((table for table in every if table.name == "table6"), None)
     contents = [content for unit, _, _ in states if (content := measured.results.read(unit.result)) is not None]
@@ -127,7 +127,7 @@ def _view(config: Config, measured: Measured, states: States) -> View:
     sampling = recipe.sampling
     guided = "without guidance" if sampling.guidance_scale == 1 else f"guidance {sampling.guidance_scale:g}"
     order = ("table2", "table4", "table5", "table6", "table1")
-    return View(
+    return FrontierView(
         title=config.title,
         subtitle=_subtitle(config, measured),
         created=time.strftime("%Y-%m-%d %H:%M"),
@@ -162,7 +162,7 @@ def _subtitle(config: Config, measured: Measured) -> str:
     latents = f"{seen[0]:,}" + (f" to {seen[-1]:,}" if len(seen) > 1 else "")
     return (
         f"{len(grid.tokenizers)} tokenizers and {len(grid.generators)} generators on {images} images of "
-        f"{written(config.data.size)} px; each tokenizer sees {config.tokenizer.images:,} images, each generator "
+        f"{format_size(config.data.size)} px; each tokenizer sees {config.tokenizer.images:,} images, each generator "
         f"{latents}. In the paper: ImageNet at 256 px, 64 million and 102 to 205 million."
     )
 

@@ -13,7 +13,14 @@ from pathlib import Path
 from vavae.data.images import check_same_classes, printed_once
 from vavae.device import resolve_device
 from vavae.errors import RunError, UserError
-from vavae.frontier.cells import Bench, main_values, run_unit, tidy, trained_generator, trained_tokenizer
+from vavae.frontier.cells import (
+    CellContext,
+    delete_intermediates,
+    main_values,
+    run_unit,
+    trained_generator,
+    trained_tokenizer,
+)
 from vavae.frontier.config import KINDS, Config
 from vavae.frontier.grid import GeneratorCell, Grid, TokenizerCell, Unit
 from vavae.frontier.page import write_everything
@@ -73,7 +80,7 @@ class _Runner:
         self.kinds = config.kinds or KINDS
         self.results = Results(grid.folder / "results")
         self.claims = Claims(grid.folder / "claims")
-        self.bench = Bench(config, grid, self.results)
+        self.bench = CellContext(config, grid, self.results)
         self.failures = failures
         self.running: str | None = None
         self._seen: list[State] = []
@@ -216,7 +223,7 @@ class _Runner:
                 return True
             finally:
                 self.running = None
-            tidy(self.grid, unit)
+            delete_intermediates(self.grid, unit)
             said = ", ".join(f"{name} {value:.4g}" for name, value in main_values(unit.kind, content))
             print(f"done: {unit.label} in {format_duration(content['seconds'])}: {said}", flush=True)
             return True

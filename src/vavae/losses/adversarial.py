@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vavae.config.image_size import Size, sides, written
+from vavae.config.image_size import Size, format_size, height_width
 from vavae.errors import UserError
 
 
@@ -65,9 +65,9 @@ class AdversarialConfig:
             UserError: They are not.
         """
         needed = self.discriminator.smallest_side
-        if self.enabled and self.start_images < images and min(sides(size)) < needed:
+        if self.enabled and self.start_images < images and min(height_width(size)) < needed:
             raise UserError(
-                f"data.size: {written(size)} is too small for objective.adversarial.discriminator.layers "
+                f"data.size: {format_size(size)} is too small for objective.adversarial.discriminator.layers "
                 f"{self.discriminator.layers}, which need {needed} pixels a side"
             )
 

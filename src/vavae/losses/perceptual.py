@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vavae.config.image_size import Size, sides, written
+from vavae.config.image_size import Size, format_size, height_width
 from vavae.errors import UserError
 
 Network = Literal["vgg16", "alexnet"]
@@ -38,10 +38,10 @@ class PerceptualConfig:
         Raises:
             UserError: They are not.
         """
-        if self.weight > 0 and min(sides(size)) < smallest_side(self.network):
+        if self.weight > 0 and min(height_width(size)) < smallest_side(self.network):
             raise UserError(
-                f"data.size: {written(size)} is too small for objective.perceptual with {self.network}, which needs "
-                f"{smallest_side(self.network)}; objective.perceptual.weight 0 does without"
+                f"data.size: {format_size(size)} is too small for objective.perceptual with {self.network}, which "
+                f"needs {smallest_side(self.network)}; objective.perceptual.weight 0 does without"
             )
 
 

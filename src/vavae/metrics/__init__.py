@@ -18,7 +18,7 @@ from vavae.metrics.latent_shape import (
     sphere_uniformity,
 )
 from vavae.metrics.probe import knn_accuracy, linear_probe
-from vavae.metrics.records import MetricRecord, Protocol
+from vavae.metrics.records import MeasurementProtocol, MetricRecord
 from vavae.metrics.uniformity import Uniformity, latent_uniformity, mean_uniformity, one_position_each, tsne_points
 
 __all__ = [
@@ -26,10 +26,10 @@ __all__ = [
     "FIDInception",
     "FeatureNetwork",
     "InceptionScore",
+    "MeasurementProtocol",
     "MetricRecord",
     "NeighbourUniformity",
     "PrecisionRecall",
-    "Protocol",
     "RunningMoments",
     "Spectrum",
     "Uniformity",

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vavae import rng
-from vavae.device import as_double
+from vavae.device import to_float64
 
 
 def _hsic(a: Tensor, b: Tensor) -> Tensor:
@@ -44,8 +44,8 @@ def cknna(a: Tensor, b: Tensor, k: int = 10) -> float:
     """
     if len(a) != len(b) or not 1 <= k < len(a) or len(a) < 4:
         raise ValueError(f"{len(a)} and {len(b)} samples with {k} neighbours")
-    first = F.normalize(as_double(a.detach().flatten(1)), dim=1)
-    second = F.normalize(as_double(b.detach().flatten(1)).to(first.device), dim=1)
+    first = F.normalize(to_float64(a.detach().flatten(1)), dim=1)
+    second = F.normalize(to_float64(b.detach().flatten(1)).to(first.device), dim=1)
     kernel_a, kernel_b = first @ first.T, second @ second.T
     near_a, near_b = _neighbours(kernel_a, k), _neighbours(kernel_b, k)
     shared = near_a * near_b
@@ -74,7 +74,7 @@ def distance_matrix_similarity(latents: Tensor, features: Tensor) -> Tensor:
     _check_grids(latents, features)
 
     def cosines(x: Tensor) -> Tensor:
-        tokens = F.normalize(as_double(x.detach()).flatten(2), dim=1)
+        tokens = F.normalize(to_float64(x.detach()).flatten(2), dim=1)
         return tokens.transpose(1, 2) @ tokens
 
     return (cosines(latents) - cosines(features)).abs().mean(dim=(1, 2))
@@ -102,7 +102,7 @@ def mapped_cosine(latents: Tensor, features: Tensor, regularisation: float = 1e-
     fitted, judged = order[: len(order) // 2], order[len(order) // 2 :]
 
     def tokens(x: Tensor, images: Tensor) -> Tensor:
-        return as_double(x.detach()[images.to(x.device)]).permute(0, 2, 3, 1).flatten(0, 2)
+        return to_float64(x.detach()[images.to(x.device)]).permute(0, 2, 3, 1).flatten(0, 2)
 
     x, y = tokens(latents, fitted), tokens(features, fitted)
     gram = x.T @ x / len(x)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vavae import rng
-from vavae.device import as_double
+from vavae.device import to_float64
 
 
 def bootstrap_interval(
@@ -41,7 +41,7 @@ def bootstrap_interval(
 
 def bootstrap_mean(values: Tensor, repetitions: int, seed: int = 0) -> tuple[float, float]:
     """The interval of the mean of one value per image, (N,)."""
-    values = as_double(values.detach()).cpu()
+    values = to_float64(values.detach()).cpu()
     return bootstrap_interval(
         lambda indices: float(values[indices].mean()), len(values), float(values.mean()), repetitions, seed
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vavae.device import as_double, device_of_doubles
+from vavae.device import float64_device, to_float64
 
 _ROWS = 2048  # samples on either side of the part of a distance or kernel matrix that is held at once
 
@@ -21,7 +21,7 @@ def _check_features(first: Tensor, second: Tensor, fewest: int) -> tuple[Tensor,
 
 def _parts(features: Tensor) -> Iterator[Tensor]:
     """The samples in float64, some at a time: a whole copy of a million would take as much again twice."""
-    return (as_double(rows) for rows in features.split(_ROWS))
+    return (to_float64(rows) for rows in features.split(_ROWS))
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> float:
@@ -42,7 +42,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> float:
 
 
 def _zero(features: Tensor) -> Tensor:
-    return torch.zeros((), dtype=torch.double, device=device_of_doubles(features.device))
+    return torch.zeros((), dtype=torch.double, device=float64_device(features.device))
 
 
 def _kernel(rows: Tensor, columns: Tensor) -> Tensor:

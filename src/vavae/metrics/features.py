@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor, nn
 
-from vavae.device import sent
+from vavae.device import to_device
 from vavae.errors import UserError
 from vavae.metrics.frechet import RunningMoments
 from vavae.metrics.inception_resize import RESIZE_VERSIONS, Resize
@@ -58,7 +58,7 @@ class FeatureNetwork:
     @torch.no_grad()
     def all_parts(self, pixels: Tensor) -> dict[str, Tensor]:
         """Pixels (B, H, W, 3) uint8 -> (B, d) float32 by name, on `device`."""
-        pixels = sent(pixels, self.device)
+        pixels = to_device(pixels, self.device)
         found = {"pool": self.compute(pixels)} if self.compute_parts is None else self.compute_parts(pixels)
         return {name: values.float() for name, values in found.items()}
 

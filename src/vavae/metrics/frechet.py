@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vavae.device import as_double, device_of_doubles
+from vavae.device import float64_device, to_float64
 from vavae.errors import UserError
 from vavae.metrics.npz import read_npz, stored_count
 
@@ -20,7 +20,7 @@ _PRECISION = 1e-11  # of the traces of the covariances: a distance a thousandth 
 
 def _as_double(values: Array) -> Tensor:
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(np.ascontiguousarray(values))
-    return as_double(tensor.detach())
+    return to_float64(tensor.detach())
 
 
 def _factor(covariance: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class RunningMoments:
 
     def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
-        device = device_of_doubles(device)
+        device = float64_device(device)
         self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
 
@@ -129,7 +129,7 @@ class RunningMoments:
             raise ValueError(f"features must be (N, {len(self.mean)}), not {tuple(features.shape)}")
         if len(features) == 0:
             return
-        x = as_double(features.detach()).to(self.mean)
+        x = to_float64(features.detach()).to(self.mean)
         mean = x.mean(0)
         centred = x - mean
         self._combine(len(x), mean, centred.T @ centred)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vavae.data.transforms import to_tensor, to_uint8
-from vavae.device import as_double
+from vavae.device import to_float64
 
 Convention = Literal["strict", "published"]
 _WINDOW = 11
@@ -34,7 +34,7 @@ def psnr(images: Tensor, references: Tensor, data_range: float = 2.0) -> Tensor:
         (B,) float64; infinite for equal images.
     """
     _check_pair(images, references)
-    error = (as_double(images) - as_double(references)).square().mean(dim=(1, 2, 3))
+    error = (to_float64(images) - to_float64(references)).square().mean(dim=(1, 2, 3))
     return 10.0 * torch.log10(data_range**2 / error)
 
 
@@ -86,7 +86,7 @@ def ssim(
     channels = images.shape[1]
     if min(images.shape[2:]) < window:
         raise ValueError(f"images of {images.shape[2]} x {images.shape[3]} are smaller than the window {window}")
-    x, y = as_double(images), as_double(references)
+    x, y = to_float64(images), to_float64(references)
     offsets = torch.arange(window, dtype=torch.float64, device=x.device) - (window - 1) / 2
     weights = torch.exp(-offsets.square() / (2 * sigma**2))
     weights = (weights / weights.sum()).expand(channels, 1, window)
@@ -147,4 +147,4 @@ def fidelity(
         if large:
             values["ssim"] = ssim(decoded.clamp(-1, 1), originals.clamp(-1, 1), border="reflect")
         pair = decoded, originals
-    return values | {name: as_double(distance(*pair)) for name, distance in perceptual.items()}
+    return values | {name: to_float64(distance(*pair)) for name, distance in perceptual.items()}

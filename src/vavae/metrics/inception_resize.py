@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vavae.device import device_of_doubles
+from vavae.device import float64_device
 
 Resize = Literal["tensorflow", "pytorch-fid", "clean"]
 SIDE = 299
@@ -65,7 +65,7 @@ def resize_as_tensorflow(images: Tensor, side: int) -> Tensor:
     """
 
     def axis(length: int) -> tuple[Tensor, Tensor, Tensor]:
-        positions = torch.arange(side, dtype=torch.float64, device=device_of_doubles(images.device)) * (length / side)
+        positions = torch.arange(side, dtype=torch.float64, device=float64_device(images.device)) * (length / side)
         low = positions.floor()
         share = (positions - low).to(images)
         index = low.long().to(images.device)

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from vavae.device import as_double
+from vavae.device import to_float64
 
 
 class InceptionScore:
@@ -33,7 +33,7 @@ class InceptionScore:
 
     def update(self, logits: Tensor) -> None:
         """Add the logits (N, classes) of the next samples."""
-        left = as_double(logits.detach()).cpu()
+        left = to_float64(logits.detach()).cpu()
         while len(left):
             part = left[: self.split_size - self._count]
             left = left[len(part) :]

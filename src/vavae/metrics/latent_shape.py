@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vavae.device import as_double
+from vavae.device import to_float64
 
 _ROWS = 1024  # rows of a distance matrix held at once
 
@@ -31,7 +31,7 @@ def latent_spectrum(latents: Tensor) -> Spectrum:
     """Spectrum of the channels of latents (N, C, h, w), every position a sample."""
     if latents.ndim != 4 or latents.shape[0] * latents.shape[2] * latents.shape[3] < 2:
         raise ValueError(f"latents (N, C, h, w) of at least 2 tokens are needed, not {tuple(latents.shape)}")
-    tokens = as_double(latents.detach().movedim(1, 0).flatten(1))
+    tokens = to_float64(latents.detach().movedim(1, 0).flatten(1))
     values = torch.linalg.eigvalsh(torch.cov(tokens).view(len(tokens), len(tokens))).clamp(min=0).flip(0)
     share = values / values.sum()
     return Spectrum(
@@ -62,7 +62,7 @@ def neighbour_distances(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Distance to and index of the k nearest other points of points (N, d), both (N, k), nearest first; float64."""
     if points.ndim != 2 or not 1 <= k < len(points):
         raise ValueError(f"more than {k} points (N, d) are needed, not {tuple(points.shape)}")
-    x = as_double(points.detach())
+    x = to_float64(points.detach())
     distances, indices = [], []
     for start in range(0, len(x), _ROWS):
         rows = x[start : start + _ROWS]
@@ -91,7 +91,7 @@ def neighbour_uniformity(points: Tensor, k: int = 5) -> NeighbourUniformity:
     psi = torch.special.digamma(torch.tensor([float(count), float(k)], dtype=torch.float64))
     logs = distances.clamp(min=torch.finfo(torch.float64).tiny).log().mean()
     entropy = float(psi[0] - psi[1]) + volume + size * float(logs)
-    covariance = torch.cov(as_double(points.detach()).T).view(size, size)
+    covariance = torch.cov(to_float64(points.detach()).T).view(size, size)
     normal = 0.5 * (size * math.log(2 * math.pi * math.e) + float(torch.linalg.slogdet(covariance).logabsdet))
     return NeighbourUniformity(float(distances.std() / distances.mean()), gini, (normal - entropy) / size)
 
@@ -103,7 +103,7 @@ def sphere_uniformity(points: Tensor, t: float = 2.0) -> float:
     """
     if points.ndim != 2 or len(points) < 2:
         raise ValueError(f"at least 2 points (N, d) are needed, not {tuple(points.shape)}")
-    x = F.normalize(as_double(points.detach()), dim=1)
+    x = F.normalize(to_float64(points.detach()), dim=1)
     total = torch.stack([torch.exp(-t * (2 - 2 * rows @ x.T)).sum() for rows in x.split(_ROWS)]).sum()
     count = len(x)
     return math.log(float(total - count) / (count * (count - 1)))

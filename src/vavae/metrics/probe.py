@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae import rng
-from vavae.device import as_double
+from vavae.device import to_float64
 
 Features = NDArray[np.floating] | Tensor
 Labels = NDArray[np.integer] | Tensor
@@ -27,7 +27,7 @@ def _as_rows(
         )
     if train_x.shape[1:] != test_x.shape[1:]:
         raise ValueError(f"features differ in shape: {tuple(train_x.shape[1:])} and {tuple(test_x.shape[1:])}")
-    train, test = (as_double(_tensor(features).detach().flatten(1)) for features in (train_x, test_x))
+    train, test = (to_float64(_tensor(features).detach().flatten(1)) for features in (train_x, test_x))
     return train, _tensor(train_y).to(train.device), test, _tensor(test_y).to(train.device)
 
 

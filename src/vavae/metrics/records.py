@@ -9,7 +9,7 @@ from vavae.config.image_size import Size, as_size
 
 
 @dataclass(frozen=True)
-class Protocol:
+class MeasurementProtocol:
     """How a number was measured; what does not apply is None.
 
     Attributes:
@@ -83,7 +83,7 @@ class MetricRecord:
 
     name: str
     value: float
-    protocol: Protocol
+    protocol: MeasurementProtocol
     unit: str = ""
     higher_is_better: bool | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -106,14 +106,18 @@ class MetricRecord:
             protocol["guidance_interval"] = tuple(protocol["guidance_interval"])
         if "image_size" in protocol:
             protocol["image_size"] = as_size("image_size", protocol["image_size"])
-        changed = {"value": float(plain["value"]), "protocol": Protocol(**protocol)}
+        changed = {"value": float(plain["value"]), "protocol": MeasurementProtocol(**protocol)}
         if "interval" in plain:
             changed["interval"] = tuple(plain["interval"])
         return cls(**plain | changed)
 
     def differences(self, other: "MetricRecord") -> list[str]:
         """Names of the protocol's fields in which two records differ, so that a comparison can say so."""
-        return [f.name for f in fields(Protocol) if getattr(self.protocol, f.name) != getattr(other.protocol, f.name)]
+        return [
+            f.name
+            for f in fields(MeasurementProtocol)
+            if getattr(self.protocol, f.name) != getattr(other.protocol, f.name)
+        ]
 
     def obstacles(self, other: "MetricRecord") -> list[str]:
         """The differences that forbid to compare the two numbers.

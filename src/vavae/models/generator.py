@@ -19,9 +19,9 @@ from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import LoadedTransformer, load_transformer
 from vavae.checkpoints.networks import own_transformer
 from vavae.checkpoints.published import LoadReport, Weights
-from vavae.checkpoints.statistics import multiplied, read_statistics, scaling_statistics, statistics_file
+from vavae.checkpoints.statistics import read_statistics, scaled, scaling_statistics, statistics_file
 from vavae.config import from_plain, to_plain
-from vavae.config.image_size import Size, as_size, enlarged, sides
+from vavae.config.image_size import Size, as_size, height_width, scale_size
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
 from vavae.models.sampling import SamplingConfig, check_drawn
@@ -95,7 +95,7 @@ class Generator:
     @property
     def image_size(self) -> Size:
         """Size in pixels of the images it was trained on, and draws by default."""
-        return enlarged(self.transformer.config.latent_hw, self.tokenizer.factor)
+        return scale_size(self.transformer.config.latent_hw, self.tokenizer.factor)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -134,7 +134,7 @@ class Generator:
         if size is None:
             return self.latent_shape
         unit = self.tokenizer.factor * self.transformer.config.patch_size
-        height, width = sides(as_size("size", size))
+        height, width = height_width(as_size("size", size))
         if min(height, width) < 1 or height % unit or width % unit:
             raise UserError(f"size: {height}x{width} is not a height and a width in multiples of {unit}")
         return self.latent_shape[0], height // self.tokenizer.factor, width // self.tokenizer.factor
@@ -274,9 +274,11 @@ class Generator:
             "class_names": list(self.class_names),
             "provenance": to_plain(self.provenance),
         }
-        weights = files.stored(self.transformer, dtype)
-        files.stored(self.tokenizer.autoencoder, dtype)  # it may refuse, and then the folder is as it was
-        with files.finished_by(folder, config):
+        weights = files.state_dict_for_saving(self.transformer, dtype)
+        files.state_dict_for_saving(
+            self.tokenizer.autoencoder, dtype
+        )  # it may refuse, and then the folder is as it was
+        with files.write_model_folder(folder, config):
             self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
             files.write_tensors(folder / files.WEIGHTS, weights, "generator")
             (folder / files.CARD).write_text(self._card())
@@ -366,7 +368,7 @@ class Generator:
             published = form == "pipeline", tokenizer, statistics, weights, heads, path, prediction
             generator = cls._from_published(folder, *published)
         else:
-            raise UserError(f"{folder}: holds {files.named(form)}, not a generator")
+            raise UserError(f"{folder}: holds {files.describe_form(form)}, not a generator")
         if positions is not None:
             generator.transformer.config = dataclasses.replace(generator.transformer.config, positions=positions)
         files.hold_in(generator.transformer, dtype)
@@ -461,7 +463,7 @@ class Generator:
         generator = cls(
             loaded.model,
             tokenizer,
-            multiplied(trained or tokenizer.statistics, multiplier),
+            scaled(trained or tokenizer.statistics, multiplier),
             sampling,
             flow_path,
             names,

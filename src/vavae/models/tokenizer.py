@@ -144,8 +144,8 @@ class Tokenizer:
             "image_range": [-1.0, 1.0],
             "provenance": to_plain(self.provenance),
         }
-        weights = files.stored(self.autoencoder, dtype)
-        with files.finished_by(folder, config):
+        weights = files.state_dict_for_saving(self.autoencoder, dtype)
+        with files.write_model_folder(folder, config):
             files.write_tensors(folder / files.WEIGHTS, weights, "tokenizer")
             files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
             (folder / files.CARD).write_text(self._card())
@@ -208,7 +208,7 @@ class Tokenizer:
         elif form in ("checkpoint", "diffusers", "pipeline"):
             tokenizer = cls._from_published(path, statistics, weights)
         else:
-            raise UserError(f"{path}: holds {files.named(form)}, not a tokenizer")
+            raise UserError(f"{path}: holds {files.describe_form(form)}, not a tokenizer")
         files.hold_in(tokenizer.autoencoder, dtype)
         return tokenizer.to(device)
 

@@ -9,10 +9,10 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from vavae.config.image_size import written
+from vavae.config.image_size import format_size
 from vavae.data import demo_pixels, read_rgb
 from vavae.data.readable import IMAGE_ERRORS
-from vavae.device import one_at_a_time
+from vavae.device import device_lock
 from vavae.errors import UserError, memory_ran_out
 from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
 from vavae.models import SamplingConfig
@@ -87,7 +87,7 @@ def _described(studio: Studio) -> str:
     if generator is not None:
         config = generator.transformer.config
         said.append(f"LightningDiT of depth {config.depth} and width {config.width}, {config.num_classes} classes")
-        said.append(f"{written(generator.image_size)} px")
+        said.append(f"{format_size(generator.image_size)} px")
     return " · ".join([*said, f"on {tokenizer.device.type.upper()}"])
 
 
@@ -100,7 +100,7 @@ def _at_hand(studio: Studio, number: int) -> Image.Image | None:
 def _told(studio: Studio) -> Iterator[None]:
     """Mistakes are shown on the page in our words. Buttons are pressed in threads: not all devices bear two."""
     try:
-        with one_at_a_time(studio.tokenizer.device):
+        with device_lock(studio.tokenizer.device):
             yield
     except UserError as error:
         raise gr.Error(str(error), print_exception=False) from error

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vavae.config.image_size import sides, size_of
+from vavae.config.image_size import height_width, size_of
 from vavae.data import center_crop, to_tensor, to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import UserError
@@ -72,7 +72,7 @@ class Studio:
     @property
     def side(self) -> int:
         """Longer side of what the generator draws, in pixels; 256 for a tokenizer alone, as published."""
-        return 256 if self.generator is None else max(sides(self.generator.image_size))
+        return 256 if self.generator is None else max(height_width(self.generator.image_size))
 
     def sample(
         self,
@@ -178,7 +178,7 @@ class Studio:
         factor = self.tokenizer.factor
         if side < factor or side % factor or side > LARGEST_SIDE:
             raise UserError(f"side: {side} is no multiple of {factor} from {factor} to {LARGEST_SIDE}")
-        height, width = (1, 1) if self.generator is None else sides(self.generator.image_size)
+        height, width = (1, 1) if self.generator is None else height_width(self.generator.image_size)
         shape = (side * length / max(height, width) for length in (height, width))
         size = size_of(*(max(1, round(length / factor)) * factor for length in shape))
         return np.asarray(center_crop(image.convert("RGB"), size))

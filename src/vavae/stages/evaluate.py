@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vavae.config.image_size import Size, as_size, written
+from vavae.config.image_size import Size, as_size, format_size
 from vavae.data import ImageSource, has_part
 from vavae.data.found import Found
 from vavae.data.images import ImagesConfig, note, report
@@ -40,7 +40,7 @@ from vavae.evaluation.records import check_writable, sampling_protocol, write_re
 from vavae.evaluation.table import plot, print_table
 from vavae.flow import SolverName
 from vavae.io.files import drop_drafts
-from vavae.metrics import Convention, FeatureNetwork, MetricRecord, Protocol, load_feature_network
+from vavae.metrics import Convention, FeatureNetwork, MeasurementProtocol, MetricRecord, load_feature_network
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import check_count, choose_labels
 from vavae.teachers import load_teacher
@@ -183,8 +183,8 @@ class _Against:
 def _check_size(name: str, size: Size | None, reference: Size | None) -> None:
     if size is not None and reference is not None and size != reference:
         raise UserError(
-            f"{name}: images of {written(size)} px cannot be measured against a reference of {written(reference)} px "
-            "(data.size)"
+            f"{name}: images of {format_size(size)} px cannot be measured against a reference of {format_size(reference)} "
+            "px (data.size)"
         )
 
 
@@ -234,7 +234,12 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
 
 
 def _measure(
-    images: ImageBlocks, against: _Against, protocol: Protocol, config: Config, store: BlockStore, together: World
+    images: ImageBlocks,
+    against: _Against,
+    protocol: MeasurementProtocol,
+    config: Config,
+    store: BlockStore,
+    together: World,
 ) -> Iterator[MetricRecord]:
     _check_size(images.name, images.size, against.reference.size)
     parts = parts_for(against.measuring.metrics)
@@ -285,7 +290,7 @@ def _check_images(config: Config) -> None:
     """Refuse enlarged demo images: who names no images would measure a model of others with them."""
     if config.data.images == "demo" and config.data.size != _DEMO_SIDE:
         raise UserError(
-            f"data.images: the demo's are of {_DEMO_SIDE} px, not {written(config.data.size)}; name the images to "
+            f"data.images: the demo's are of {_DEMO_SIDE} px, not {format_size(config.data.size)}; name the images to "
             f"measure with, or give --data.size {_DEMO_SIDE}"
         )
 
@@ -346,7 +351,7 @@ def _samples(config: Config, store: BlockStore, together: World) -> Iterator[Met
         report("samples", images.count, (), images.found if isinstance(images, FileBlocks) else Found(images.name))
     against = _open_reference(config, store, together, min(images.count for images in sets))
     for path, images in zip(config.model, sets, strict=True):
-        protocol = Protocol(samples=images.count, image_size=images.size, checkpoint=path)
+        protocol = MeasurementProtocol(samples=images.count, image_size=images.size, checkpoint=path)
         yield from _measure(images, against, protocol, config, store, together)
 
 
@@ -370,7 +375,7 @@ def _as_published(network: str) -> str:
 def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
     device = resolve_device(config.device)
     size = config.data.size
-    work = of_tokenizer.Work(
+    work = of_tokenizer.EvaluationContext(
         store,
         together,
         config.batch_size,
@@ -409,7 +414,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
     for number, path in enumerate(config.model):
         tokenizer = Tokenizer.from_pretrained(path, device)
         config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide
-        protocol = Protocol(
+        protocol = MeasurementProtocol(
             samples=len(source),
             split=f"{source.name} ({part})",
             dtype=resolve_precision(config.precision, device),

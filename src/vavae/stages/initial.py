@@ -12,7 +12,7 @@ from vavae.checkpoints import folder as files
 from vavae.checkpoints.loading import LoadedTransformer, load_autoencoder, load_transformer
 from vavae.checkpoints.published_recipes import published_path, published_prediction
 from vavae.checkpoints.shapes import size_name
-from vavae.checkpoints.statistics import multiplied
+from vavae.checkpoints.statistics import scaled
 from vavae.errors import UserError
 from vavae.flow import FlowConfig, PathName, Prediction
 from vavae.io.yaml_files import read_yaml
@@ -221,7 +221,7 @@ def _read_transformer(source: str, heads: int) -> _Source:
         loaded.model,
         published_path(loaded.training) if says else None,
         published_prediction(loaded.training) if says else None,
-        None if known is None else multiplied(known, multiplier),
+        None if known is None else scaled(known, multiplier),
         (),
     )
 

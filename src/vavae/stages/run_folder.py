@@ -18,7 +18,7 @@ from vavae.models import Generator, Tokenizer
 from vavae.training.run_log import write_run_header
 
 # What may differ between two calls on one folder: it changes neither the numbers nor their meaning.
-FREE = frozenset(
+IGNORED_KEYS = frozenset(
     {
         "output",
         "compile",  # as on another device, but for rounding
@@ -50,7 +50,7 @@ _HEADER = (
     "unreadable.txt",
     "versions.json",
 )
-BEGINNINGS = frozenset({".lock", *_HEADER})
+RUN_FILES = frozenset({".lock", *_HEADER})
 # Beside a recipe that vavae wrote lies one of these; the first is written before the recipe.
 _RUN_MARKS = ("versions.json", "metrics.jsonl", "checkpoints")
 # Schedules that know where a run ends.
@@ -89,7 +89,7 @@ def check_no_own_recipe(folder: Path) -> None:
         )
 
 
-def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
+def open_run_folder(folder: Path, config: Any, free: Collection[str] = ()) -> None:
     """Make `folder` the run folder of `config`; a folder with the same recipe is taken up again.
 
     A folder in which nothing was made yet changes its recipe: a mistake in a first call must not cost its folder.
@@ -107,7 +107,7 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
     """
     check_no_own_recipe(folder)
     recipe = folder / "recipe.yaml"
-    if recipe.exists() and {path.name for path in folder.iterdir()} <= BEGINNINGS:
+    if recipe.exists() and {path.name for path in folder.iterdir()} <= RUN_FILES:
         for name in _HEADER:
             (folder / name).unlink(missing_ok=True)
     if recipe.exists():
@@ -115,7 +115,7 @@ def claim(folder: Path, config: Any, free: Collection[str] = ()) -> None:
         present = _flat(to_plain(config))
         changed = [key for key in [*present, *former] if former.get(key) != present.get(key)]
         for key in changed:
-            if key not in FREE | set(free):
+            if key not in IGNORED_KEYS | set(free):
                 _check_longer(folder, key, former, present)
         if _LENGTH in changed:
             with written_whole(recipe) as temporary:
@@ -141,7 +141,7 @@ def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Ma
     )
 
 
-def same_data(folder: Path, found: Mapping[str, str]) -> None:
+def check_same_data(folder: Path, found: Mapping[str, str]) -> None:
     """Remember what a run is trained on, and refuse anything else later: one recipe may come to name other files.
 
     A run of a former version, which does not say, goes on with what is there.
@@ -192,7 +192,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def begin(
+def start_run(
     folder: Path,
     config: Any,
     done: Path,
@@ -209,11 +209,11 @@ def begin(
         done: Where the result lies, or will lie.
         what: What it is called.
         held: Gives the folder back in the end.
-        free: As for `claim`.
+        free: As for `open_run_folder`.
         any_recipe: Take up a run whatever its recipe says; the caller knows that it is this one.
 
     Raises:
-        UserError: See `exclusive` and `claim`; or it holds a run and no recipe that says which.
+        UserError: See `exclusive` and `open_run_folder`; or it holds a run and no recipe that says which.
     """
     check_no_own_recipe(folder)  # before a lock is left beside it
     held.enter_context(exclusive(folder))
@@ -225,7 +225,7 @@ def begin(
             f"{folder} holds a run, but no {recipe.name} that says which: bring it back, choose another --output, or "
             "delete the folder"
         )
-    claim(folder, config, free)
+    open_run_folder(folder, config, free)
     finished = _images_of(done) >= config.training.images
     if finished:
         print(f"{what}: {done} is there already")

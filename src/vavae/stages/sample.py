@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vavae.config import to_plain
-from vavae.config.image_size import Size, as_size, sides
+from vavae.config.image_size import Size, as_size, height_width
 from vavae.data.readable import find_unreadable, image_error, read_rgb
 from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
@@ -150,7 +150,7 @@ def run(config: Config) -> Path:
             "label_protocol": "given" if config.labels else config.label_protocol,
             "sampling": to_plain(sampling),
             "precision": config.precision,
-            "size": None if config.size is None else list(sides(config.size)),
+            "size": None if config.size is None else list(height_width(config.size)),
         }
 
         def claim() -> list[int]:

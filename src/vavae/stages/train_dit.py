@@ -14,29 +14,29 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import rng
-from vavae.config.image_size import Size, enlarged, sides, written
+from vavae.config.image_size import Size, format_size, height_width, scale_size
 from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
 from vavae.data.found import Found
 from vavae.data.images import report
-from vavae.device import autocast, fits_on, resolve_device, resolve_precision, sent
+from vavae.device import autocast, fits_on, resolve_device, resolve_precision, to_device
 from vavae.errors import UserError
-from vavae.evaluation.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, own_part
+from vavae.evaluation.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, shard_of
 from vavae.flow import FlowConfig, flow_matching_loss, path_by_name
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import choose_labels
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
 from vavae.stages.initial import load_initial_transformer
-from vavae.stages.run_folder import begin, finish, same_data, stream_seed
-from vavae.training.activation_checkpointing import Recomputation, set_recomputation
+from vavae.stages.run_folder import check_same_data, finish, start_run, stream_seed
+from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.compile import Compilation, compile_network
 from vavae.training.float8 import use_float8
-from vavae.training.memory import Portions
+from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.run_log import check_loggers
-from vavae.training.throughput import Work, count_flops, count_peak_bytes
-from vavae.training.trainer import Engine, EngineConfig, Task
+from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
+from vavae.training.trainer import Trainer, TrainingConfig, TrainingTask
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import parse_size
 
@@ -129,8 +129,8 @@ class Config:
     flip: bool = True
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: EngineConfig = field(
-        default_factory=lambda: EngineConfig(images=81_920_000, batch_size=1024, ema_decay=0.9999)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(images=81_920_000, batch_size=1024, ema_decay=0.9999)
     )
     compile: Compilation = False
     fp8: bool = False
@@ -167,7 +167,7 @@ class _Batch:
     labels: Tensor  # (B,) int64
 
 
-class TransformerTask(Task):
+class TransformerTask(TrainingTask):
     """What the engine trains in stage 2."""
 
     averaged: Sequence[str] = ("transformer",)
@@ -189,13 +189,13 @@ class TransformerTask(Task):
         shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
         torch.manual_seed(config.training.seed)
         self.transformer = LightningDiT.from_config(shape).to(self.device)
-        set_recomputation(list(self.transformer.blocks), config.transformer.activation_checkpointing)
+        apply_activation_checkpointing(list(self.transformer.blocks), config.transformer.activation_checkpointing)
         if config.fp8:
             use_float8(list(self.transformer.blocks), self.device)
         self.modules: Mapping[str, nn.Module] = {"transformer": self.transformer}
         self._model = compile_network(self.transformer, list(self.transformer.blocks), config.compile)
 
-    def begin(self) -> str | None:
+    def start_run(self) -> str | None:
         """Load the recipe's starting weights; returns what was taken from where."""
         if self.config.initial is None:
             return None
@@ -243,7 +243,7 @@ class TransformerTask(Task):
         with BatchLoader(stream, load, training.batch_size, 2 if reader is self.latents else 0) as loader:
             for batch in loader:
                 latents, labels = batch.data
-                yield _Batch(batch.positions, sent(latents, self.device), sent(labels, self.device))
+                yield _Batch(batch.positions, to_device(latents, self.device), to_device(labels, self.device))
 
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()
@@ -287,7 +287,7 @@ class TransformerTask(Task):
 
     @cached_property
     def _distance(self) -> SampleDistance:
-        size = enlarged(self.latents.shape[1:], self.tokenizer.factor)
+        size = scale_size(self.latents.shape[1:], self.tokenizer.factor)
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
     def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:
@@ -299,9 +299,9 @@ class TransformerTask(Task):
             return self._loss(batch, "validation ", 0.0)
 
         # Processes that share the parameters gather them together, so all must take the same number of parts.
-        portions = Portions(at_once or self.config.training.batch_size // self.world.size, halve=not self._sharded)
+        portions = Chunks(at_once or self.config.training.batch_size // self.world.size, halve=not self._sharded)
         self.transformer.eval()
-        terms = mean_terms(portions, own_part(_VALIDATION_LATENTS, len(self._validation), self.world), measure)
+        terms = mean_terms(portions, shard_of(_VALIDATION_LATENTS, len(self._validation), self.world), measure)
         self.transformer.train()
         return terms
 
@@ -317,16 +317,16 @@ class TransformerTask(Task):
         return dataset
 
     @cached_property
-    def _work(self) -> Work:
+    def _work(self) -> StepWork:
         """Counted on the meta device."""
         config = self.transformer.config
         with torch.device("meta"):
             model = LightningDiT.from_config(config)
             x, t, y = torch.empty(1, *self.latents.shape), torch.empty(1), torch.zeros(1, dtype=torch.int64)
         flops = count_flops(lambda: model(x, t, y).sum().backward())
-        return Work(flops, math.prod(config.grid))
+        return StepWork(flops, math.prod(config.grid))
 
-    def work(self) -> Work:
+    def work(self) -> StepWork:
         return self._work
 
     def step_bytes(self, images: int) -> int:
@@ -351,7 +351,7 @@ class TransformerTask(Task):
 
         with FakeTensorMode():
             model = LightningDiT.from_config(config)
-            set_recomputation(list(model.blocks), self.config.transformer.activation_checkpointing)
+            apply_activation_checkpointing(list(model.blocks), self.config.transformer.activation_checkpointing)
             return count_peak_bytes(step)
 
     def regime(self, images_seen: int) -> int:
@@ -428,10 +428,10 @@ def _check_patch(config: Config, latent_size: Size) -> None:
     patch = config.transformer.patch_size
     if patch is None:
         patch = parse_size(config.transformer.size)[1]
-    if patch > 0 and any(side % patch for side in sides(latent_size)):
+    if patch > 0 and any(side % patch for side in height_width(latent_size)):
         raise UserError(
-            f"latents: those in {config.latents} are of {written(latent_size)}, no multiple of the transformer's patch "
-            f"{patch}"
+            f"latents: those in {config.latents} are of {format_size(latent_size)}, no multiple of the transformer's "
+            f"patch {patch}"
         )
 
 
@@ -440,7 +440,7 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
 
     Args:
         config: The recipe.
-        any_recipe: See `begin`.
+        any_recipe: See `start_run`.
 
     Raises:
         UserError: Latents, tokenizer or recipe are wrong.
@@ -451,7 +451,7 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
     device = resolve_device(config.training.device)
     with ExitStack() as held:
         world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: begin(folder, config, done, "generator", held, _FREE, any_recipe)):
+        if world.once(lambda: start_run(folder, config, done, "generator", held, _FREE, any_recipe)):
             return Generator.from_pretrained(done, device)
         check_loggers(config.training)
         latents = LatentDataset(config.latents)
@@ -462,8 +462,8 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         tokenizer = Tokenizer.from_pretrained(config.tokenizer, statistics=statistics)
         world.once(latents.verify)
         task = TransformerTask(config, latents, tokenizer, world)
-        world.once(lambda: same_data(folder, task.identity()))
-        engine = Engine(task, config.training, folder, world)
+        world.once(lambda: check_same_data(folder, task.identity()))
+        engine = Trainer(task, config.training, folder, world)
         engine.run("transformer")
         generator = task.generator(
             engine.averaged_state("transformer"),

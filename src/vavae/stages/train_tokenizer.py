@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import rng
-from vavae.config.image_size import Size, area, as_size, sides, written
+from vavae.config.image_size import Size, as_size, format_size, height_width, num_pixels
 from vavae.data import (
     BatchLoader,
     ImageSource,
@@ -27,30 +27,30 @@ from vavae.data import (
 )
 from vavae.data.images import ImagesConfig
 from vavae.data.transforms import flip_horizontally, published_random_crop
-from vavae.device import autocast, fits_on, image_memory_format, resolve_device, resolve_precision, sent
+from vavae.device import autocast, fits_on, image_memory_format, resolve_device, resolve_precision, to_device
 from vavae.errors import UserError
 from vavae.evaluation.validation import (
     ReconstructionDistance,
     ReconstructionFrechetConfig,
     check_rhythm,
     mean_terms,
-    own_part,
+    shard_of,
 )
 from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
 from vavae.models import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.initial import load_initial
-from vavae.stages.run_folder import begin, finish, same_data, stream_seed
+from vavae.stages.run_folder import check_same_data, finish, start_run, stream_seed
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
 from vavae.training.compile import compile_methods
-from vavae.training.memory import Portions
+from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.run_log import check_loggers
-from vavae.training.throughput import Work, count_flops, count_peak_bytes
-from vavae.training.trainer import Engine, EngineConfig, Task
+from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
+from vavae.training.trainer import Trainer, TrainingConfig, TrainingTask
 
 # A set up to this size is decoded once and kept in memory.
 _IN_MEMORY_BYTES = 2_000_000_000
@@ -145,7 +145,7 @@ class Config:
     stages: tuple[StageConfig, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
     discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
-    training: EngineConfig = field(default_factory=EngineConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     compile: bool = False
     frechet: ReconstructionFrechetConfig = field(default_factory=ReconstructionFrechetConfig)
 
@@ -202,7 +202,7 @@ def compile_tokenizer(autoencoder: AutoencoderKL, objective: TokenizerObjective)
         compile_methods(objective.perceptual, "extract", "distance")
 
 
-class TokenizerTask(Task):
+class TokenizerTask(TrainingTask):
     """What the engine trains in stage 1."""
 
     averaged: Sequence[str] = ("autoencoder",)
@@ -230,7 +230,7 @@ class TokenizerTask(Task):
         if config.compile:
             compile_tokenizer(self.autoencoder, self.objective)
 
-    def begin(self) -> str | None:
+    def start_run(self) -> str | None:
         """Load the recipe's starting weights; returns what was taken from where."""
         if self.config.initial is None:
             return None
@@ -250,7 +250,7 @@ class TokenizerTask(Task):
         if not config.teacher.cache_features:
             return teacher, None
         grid = config.latent_shape[1:]
-        images = f"{self.world.once(self.source.fingerprint)} at {written(config.data.size)}"
+        images = f"{self.world.once(self.source.fingerprint)} at {format_size(config.data.size)}"
         kept = Path(config.teacher.features_folder or folder / "teacher-features")
         cache = FeatureCache(kept, teacher, grid, images, len(self.source))
         load = partial(load_images, self.source, size=config.data.size)
@@ -278,7 +278,7 @@ class TokenizerTask(Task):
         with BatchLoader(stream, self._load, training.batch_size, self.config.data.workers) as loader:
             for batch in loader:
                 pixels, features = batch.data
-                images = to_tensor(sent(pixels, self.device))
+                images = to_tensor(to_device(pixels, self.device))
                 if self.config.data.flip:
                     mask = rng.uniform(training.seed, "flip", batch.positions, device=self.device) < 0.5
                     images = flip_horizontally(images, mask)
@@ -352,10 +352,10 @@ class TokenizerTask(Task):
             config.frechet, self._validation, config.data.size, self.device, self.world, config.data.workers
         )
 
-    def _portions(self, at_once: int | None) -> Portions:
+    def _portions(self, at_once: int | None) -> Chunks:
         """Parts for work without gradients: of as many images as in training, or few large ones."""
         share = self.config.training.batch_size // self.world.size
-        return Portions(min(at_once or share, max(1, _PIXELS_AT_ONCE // area(self.config.data.size))))
+        return Chunks(min(at_once or share, max(1, _PIXELS_AT_ONCE // num_pixels(self.config.data.size))))
 
     def _validation_terms(self, at_once: int | None) -> dict[str, Tensor]:
         """Terms of the present model on some of all the test images."""
@@ -369,7 +369,7 @@ class TokenizerTask(Task):
             return self.objective.evaluate(self.autoencoder, images, features, compute_dtype=self.compute_dtype)
 
         self.autoencoder.eval()
-        own = own_part(_VALIDATION_IMAGES, len(self._validation), self.world)
+        own = shard_of(_VALIDATION_IMAGES, len(self._validation), self.world)
         terms = mean_terms(self._portions(at_once), own, measure)
         self.autoencoder.train()
         return terms
@@ -388,7 +388,7 @@ class TokenizerTask(Task):
         objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, perceptual)
 
         def step() -> object:
-            images = torch.empty(count, 3, *sides(size)).contiguous(memory_format=torch.channels_last)
+            images = torch.empty(count, 3, *height_width(size)).contiguous(memory_format=torch.channels_last)
             noise = torch.empty(count, *config.latent_shape)
             features = None if width is None else torch.empty(count, width, *config.latent_shape[1:])
             return objective.accumulate_gradients(
@@ -398,14 +398,14 @@ class TokenizerTask(Task):
         return step
 
     @cached_property
-    def _work(self) -> Work:
+    def _work(self) -> StepWork:
         """Counted with tensors that hold no numbers; the teacher on one real image."""
         with FakeTensorMode():
             flops = count_flops(self._imagined(1))
         if self.teacher is not None and self.features is None:
-            teacher, real = self.teacher, torch.zeros(1, 3, *sides(self.config.data.size), device=self.device)
+            teacher, real = self.teacher, torch.zeros(1, 3, *height_width(self.config.data.size), device=self.device)
             flops += count_flops(lambda: teacher.features_at(real, self.config.latent_shape[1:]))
-        return Work(flops)
+        return StepWork(flops)
 
     def step_bytes(self, images: int) -> int:
         """Counted on one step with tensors that hold no numbers, on a CPU and not compiled; and frozen networks."""
@@ -416,7 +416,7 @@ class TokenizerTask(Task):
         kept = self.features.size_bytes if self.features is not None and self.features.resident else 0
         return step + kept + sum(weight.nbytes for weight in weights)
 
-    def work(self) -> Work:
+    def work(self) -> StepWork:
         return self._work
 
     @torch.inference_mode()
@@ -472,7 +472,7 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
 
     Args:
         config: The recipe.
-        any_recipe: See `begin`.
+        any_recipe: See `start_run`.
 
     Raises:
         UserError: Images, teacher or recipe are wrong.
@@ -483,16 +483,16 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
     device = resolve_device(config.training.device)
     with ExitStack() as held:
         world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: begin(folder, config, done, "tokenizer", held, any_recipe=any_recipe)):
+        if world.once(lambda: start_run(folder, config, done, "tokenizer", held, any_recipe=any_recipe)):
             return Tokenizer.from_pretrained(done, device)
         check_loggers(config.training)
         # The first process lists and checks them for all: a set may have millions, and each node its own cache.
         source = world.once(lambda: config.data.open("train", folder))
-        world.once(lambda: same_data(folder, {"data.images": source.fingerprint()}))
-        if len(source) * 3 * area(config.data.size) <= _IN_MEMORY_BYTES and config.data.crop == "center":
+        world.once(lambda: check_same_data(folder, {"data.images": source.fingerprint()}))
+        if len(source) * 3 * num_pixels(config.data.size) <= _IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)
         task = TokenizerTask(config, source, folder, world)
-        engine = Engine(task, config.training, folder, world)
+        engine = Trainer(task, config.training, folder, world)
         engine.run("tokenizer")
         model = task.averaged_model(engine.averaged_state("autoencoder"))
         tokenizer = Tokenizer(model, task.statistics(model, engine.at_once), _provenance(config, source, engine))
@@ -500,10 +500,10 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
         return tokenizer
 
 
-def _provenance(config: Config, source: ImageSource, engine: Engine) -> dict[str, object]:
+def _provenance(config: Config, source: ImageSource, engine: Trainer) -> dict[str, object]:
     aligned = config.objective.alignment.enabled
     return {
-        "images": f"{source.name}, {len(source):,} images of {written(config.data.size)} px",
+        "images": f"{source.name}, {len(source):,} images of {format_size(config.data.size)} px",
         "images_seen": engine.images_seen,
         "teacher": config.teacher.name if aligned else "none",
         "seed": config.training.seed,

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vavae.data.loader import loaded_ahead
-from vavae.device import sent
+from vavae.device import to_device
 from vavae.errors import UserError
 from vavae.io.files import drop_drafts, written_whole
 from vavae.progress import track
@@ -169,7 +169,7 @@ class FeatureCache:
         features = torch.empty((len(indices), *self._settings.shape), dtype=self.dtype)
         device = next(self._teacher.parameters()).device
         for batch, images in loaded:
-            computed = self._teacher.features_at(sent(images, device), self._grid)
+            computed = self._teacher.features_at(to_device(images, device), self._grid)
             features[batch - start] = computed.to("cpu", self.dtype)
             advance(len(batch))
         if not torch.isfinite(features).all():

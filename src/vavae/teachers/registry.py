@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from vavae.config.image_size import Size, sides, written
+from vavae.config.image_size import Size, format_size, height_width
 from vavae.errors import UserError
 from vavae.teachers.backbones import resize_positions
 from vavae.teachers.base import CAFFE, CLIP, HALF, IMAGENET, PUBLISHED, Backbone, Normalisation, Teacher
@@ -154,8 +154,8 @@ def load_teacher(
     if normalisation == "published" and family.antialiased_positions:
         if size[0] != size[1]:
             raise UserError(
-                f"normalisation: 'published' needs a square input_size of teacher '{name}', not {written(size)}: give "
-                "it one, or take normalisation default"
+                f"normalisation: 'published' needs a square input_size of teacher '{name}', not {format_size(size)}: "
+                "give it one, or take normalisation default"
             )
         resize_positions(backbone.model, (size[0] // backbone.patch, size[1] // backbone.patch))
     return Teacher(str(name), backbone, size, PUBLISHED if normalisation == "published" else own, dtype)
@@ -180,7 +180,7 @@ def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
 
 def _in_shape_of(images: Size | None, own: int, backbone: Backbone) -> Size:
     """The input size for such images: the teacher's own square, or about its area in their shape."""
-    height, width = sides(own if images is None else images)
+    height, width = height_width(own if images is None else images)
     if height == width or backbone.fixed_size is not None:
         return own
     cells = own / backbone.patch
@@ -198,7 +198,7 @@ def _in_shape_of(images: Size | None, own: int, backbone: Backbone) -> Size:
 
 
 def _check_size(name: str, backbone: Backbone, size: Size) -> tuple[int, int]:
-    height, width = sides(size)
+    height, width = height_width(size)
     patch = backbone.patch
     if backbone.fixed_size is not None and (height, width) != (backbone.fixed_size, backbone.fixed_size):
         raise UserError(f"teacher '{name}' takes only input_size {backbone.fixed_size}, not {height} x {width}")

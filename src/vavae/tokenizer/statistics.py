@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vavae.device import as_double
+from vavae.device import to_float64
 from vavae.errors import UserError
 
 
@@ -96,7 +96,7 @@ class RunningStatistics:
         _check(latents, self.channels)
         if latents.numel() == 0:
             return
-        flat = as_double(latents.detach()).cpu().transpose(0, 1).flatten(1)
+        flat = to_float64(latents.detach()).cpu().transpose(0, 1).flatten(1)
         mean = flat.mean(1)
         self._combine(len(latents), flat.shape[1], mean, (flat - mean[:, None]).square().sum(1))
 

@@ -34,7 +34,7 @@ def _selective() -> Any:
     return create_selective_checkpoint_contexts(_policy)
 
 
-def set_recomputation(units: Sequence[nn.Module], mode: Recomputation) -> None:
+def apply_activation_checkpointing(units: Sequence[nn.Module], mode: Recomputation) -> None:
     """Choose what training keeps of each unit for its backward pass. Names of parameters do not change.
 
     Args:

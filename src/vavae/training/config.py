@@ -10,7 +10,7 @@ from vavae.training.stability import StabilityConfig
 
 
 @dataclass(frozen=True)
-class EngineConfig:
+class TrainingConfig:
     """How long and how to train.
 
     Attributes:

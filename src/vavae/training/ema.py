@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vavae.errors import UserError
-from vavae.training.parallel import local
+from vavae.training.parallel import to_local
 
 Rate = Callable[[int], float]
 
@@ -84,8 +84,8 @@ class MovingAverage:
         live = dict(module.state_dict(keep_vars=True))
         self.values = {name: value.detach().clone() for name, value in live.items()}
         floating = [name for name, value in live.items() if value.is_floating_point()]
-        self._averages = [local(self.values[name]) for name in floating]
-        self._live = [local(live[name].detach()) for name in floating]
+        self._averages = [to_local(self.values[name]) for name in floating]
+        self._live = [to_local(live[name].detach()) for name in floating]
         self._copied = [(self.values[name], live[name]) for name in live if name not in set(floating)]
 
     @torch.no_grad()

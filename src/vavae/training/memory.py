@@ -52,7 +52,7 @@ def _members(batch: Any) -> list[Any]:
     return list(batch)
 
 
-class Portions:
+class Chunks:
     """Work without gradients in parts of a batch, halved whenever memory runs out.
 
     Args:

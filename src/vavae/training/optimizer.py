@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.training.parallel import is_sharded, whole
+from vavae.training.parallel import full_tensor, is_sharded
 from vavae.training.schedule import ScheduleConfig
 
 
@@ -111,7 +111,7 @@ class Optimizer:
         grads = self.gradients()
         if not grads:
             return torch.zeros((), device=self.parameters[0].device)
-        norm = whole(torch.nn.utils.get_total_norm(grads))
+        norm = full_tensor(torch.nn.utils.get_total_norm(grads))
         if self.config.gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.gradient_clip, norm)
         return norm

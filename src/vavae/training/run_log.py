@@ -14,7 +14,7 @@ import torch
 from vavae.config import to_plain, to_yaml
 from vavae.errors import UserError
 from vavae.io.files import naming, written_whole
-from vavae.training.config import EngineConfig
+from vavae.training.config import TrainingConfig
 from vavae.version import __version__
 
 _PACKAGES = ("torch", "numpy", "transformers", "safetensors", "torchdiffeq", "scikit-learn", "scipy", "pillow")
@@ -60,7 +60,7 @@ class Tracker:
         UserError: wandb is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, resumed_images: int, config: EngineConfig, first: bool = True) -> None:
+    def __init__(self, folder: Path, resumed_images: int, config: TrainingConfig, first: bool = True) -> None:
         self._folder = folder
         self._first = first
         self._tensorboard: Any = None
@@ -113,7 +113,7 @@ class Tracker:
             self._wandb.finish()
 
 
-def check_loggers(config: EngineConfig) -> None:
+def check_loggers(config: TrainingConfig) -> None:
     """Check that the loggers a recipe asks for are there, before any work is done.
 
     Raises:
@@ -127,7 +127,7 @@ def check_loggers(config: EngineConfig) -> None:
         raise UserError("training.wandb: needs the extra: pip install 'vavae[wandb]'") from error
 
 
-def _start_wandb(config: EngineConfig, folder: Path) -> Any:
+def _start_wandb(config: TrainingConfig, folder: Path) -> Any:
     check_loggers(config)
     import wandb
 

@@ -37,7 +37,7 @@ class StabilityConfig:
 
 
 @dataclass
-class Watch:
+class SpikeDetector:
     """Judges the means of each log interval against those before.
 
     Attributes:

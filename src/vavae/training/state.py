@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vavae.device import device_of_doubles
+from vavae.device import float64_device
 from vavae.training.checkpoint import Checkpoint
 from vavae.training.ema import MovingAverage
 from vavae.training.optimizer import Optimizer
@@ -63,7 +63,7 @@ class RunState:
         """
         shapes = checkpoint.shapes
         targets = dict(self._fixed())
-        device = device_of_doubles(next(iter(targets.values())).device)
+        device = float64_device(next(iter(targets.values())).device)
         slots: dict[str, list[tuple[Tensor, str, Tensor]]] = {name: [] for name in self.optimizers}
         sums = {}
         parameters = self._parameters()

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.throughput import Work
+from vavae.training.throughput import StepWork
 
 
-class Task(ABC):
+class TrainingTask(ABC):
     """What is trained, and how a batch becomes gradients.
 
     Attributes:
@@ -76,9 +76,9 @@ class Task(ABC):
         """Which objective is in force in the step that begins after `images_seen` images; a change is no spike."""
         return 0
 
-    def work(self) -> Work:
+    def work(self) -> StepWork:
         """What one image costs."""
-        return Work()
+        return StepWork()
 
     def step_bytes(self, images: int) -> int | None:
         """Estimated memory of one step of `images` images at once, beside parameters, averages and optimizer.

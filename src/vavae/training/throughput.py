@@ -125,7 +125,7 @@ def count_peak_bytes(work: Callable[[], object]) -> int:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """What one image costs.
 
     Attributes:
@@ -158,7 +158,7 @@ def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / fastest / 1e12
 
 
-def rates(images_per_second: float, work: Work, device: torch.device, processes: int) -> dict[str, float]:
+def rates(images_per_second: float, work: StepWork, device: torch.device, processes: int) -> dict[str, float]:
     """Numbers for the timing log: images and tokens per second over all processes; the rest per device."""
     numbers = {"images_per_second": images_per_second}
     if work.tokens is not None:
@@ -180,7 +180,7 @@ def estimate(
     checkpoints: int,
     step_bytes: int | None,
     at_once: int,
-    work: Work,
+    work: StepWork,
     device: torch.device,
     dtype: torch.dtype,
     processes: int,

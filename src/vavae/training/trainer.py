@@ -16,27 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vavae.device import as_double, resolve_precision
+from vavae.device import resolve_precision, to_float64
 from vavae.errors import RunError, UserError, memory_ran_out, one_line
 from vavae.io.files import naming
 from vavae.progress import Bar, track
 from vavae.training.batchnorm import synchronize_batch_norm
 from vavae.training.checkpoint import Checkpoint, CheckpointFolder, copy_checkpoint
-from vavae.training.config import EngineConfig
+from vavae.training.config import TrainingConfig
 from vavae.training.ema import build_averages
 from vavae.training.memory import MicroBatch, batch_length, split_batch
 from vavae.training.optimizer import Optimizer, linear_matrices
-from vavae.training.parallel import World, is_sharded, whole
+from vavae.training.parallel import World, full_tensor, is_sharded
 from vavae.training.posthoc_ema import save_snapshot
 from vavae.training.run_log import Tracker
 from vavae.training.schedule import learning_rate_factor
 from vavae.training.signals import StopRequest, stop_on_signal
-from vavae.training.stability import Watch
+from vavae.training.stability import SpikeDetector
 from vavae.training.state import RunState
-from vavae.training.task import Task
+from vavae.training.task import TrainingTask
 from vavae.training.throughput import estimate, rates
 
-__all__ = ["Engine", "EngineConfig", "Task"]
+__all__ = ["Trainer", "TrainingConfig", "TrainingTask"]
 
 
 class _WentWrong(Exception):
@@ -52,7 +52,7 @@ class _WentWrong(Exception):
         self.began = began
 
 
-class Engine:
+class Trainer:
     """State of one run and its loop.
 
     Args:
@@ -65,7 +65,7 @@ class Engine:
         UserError: The task cannot be sharded, or the run folder is damaged.
     """
 
-    def __init__(self, task: Task, config: EngineConfig, folder: Path, world: World | None = None) -> None:
+    def __init__(self, task: TrainingTask, config: TrainingConfig, folder: Path, world: World | None = None) -> None:
         self.task = task
         self.config = config
         self.folder = folder
@@ -85,7 +85,7 @@ class Engine:
         self._state = RunState(task.modules, averages, optimizers)
         self._sums: dict[str, Tensor] = {}
         self._summed_steps = 0
-        self._watch = Watch(config.stability)
+        self._watch = SpikeDetector(config.stability)
         self._micro = self.world.once(lambda: MicroBatch(folder, config.micro_batch))
 
     def _begin(self) -> None:
@@ -107,7 +107,7 @@ class Engine:
             values: Mapping[str, Tensor] = averages[label or next(iter(averages))][name].values
         else:
             values = self.task.modules[name].state_dict()
-        return {key: whole(value.detach()) for key, value in values.items()}
+        return {key: full_tensor(value.detach()) for key, value in values.items()}
 
     def run(self, description: str) -> None:
         """Train to the end, from the newest good checkpoint where there is one.
@@ -258,7 +258,7 @@ class Engine:
 
     def _add(self, numbers: Mapping[str, Tensor]) -> None:
         """Sum of each number over the steps in which it was finite, and their count: a skipped step hides no other."""
-        values = as_double(torch.stack(list(numbers.values())))
+        values = to_float64(torch.stack(list(numbers.values())))
         finite = torch.isfinite(values)
         rows = torch.stack((values.where(finite, 0.0), finite), dim=1)
         for name, row in zip(numbers, rows, strict=True):
@@ -379,12 +379,12 @@ class Engine:
             (folder / "failure.json").write_text(json.dumps(what, indent=1) + "\n")
 
 
-def _bar(description: str, total: int, engine: Engine) -> Any:
+def _bar(description: str, total: int, engine: Trainer) -> Any:
     """The progress bar of the first process; nothing in the others."""
     return track(description, total, "images", engine.images_seen) if engine.world.first else nullcontext()
 
 
-def _spread(task: Task, config: EngineConfig, world: World) -> None:
+def _spread(task: TrainingTask, config: TrainingConfig, world: World) -> None:
     """Give all processes the same parameters, then replicate or shard them."""
     if world.size == 1:
         return

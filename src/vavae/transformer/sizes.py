@@ -12,7 +12,7 @@ PATCH_SIZES = (1, 2)
 
 
 @dataclass(frozen=True)
-class Size:
+class TransformerSize:
     """Depth and widths of one member of the family.
 
     Attributes:
@@ -27,12 +27,12 @@ class Size:
 
 
 SIZES = {
-    "S": Size(depth=12, width=384, heads=6),
-    "B": Size(depth=12, width=768, heads=12),
-    "L": Size(depth=24, width=1024, heads=16),
-    "XL": Size(depth=28, width=1152, heads=16),
-    "1p0B": Size(depth=24, width=1536, heads=24),
-    "1p6B": Size(depth=28, width=1792, heads=28),
+    "S": TransformerSize(depth=12, width=384, heads=6),
+    "B": TransformerSize(depth=12, width=768, heads=12),
+    "L": TransformerSize(depth=24, width=1024, heads=16),
+    "XL": TransformerSize(depth=28, width=1152, heads=16),
+    "1p0B": TransformerSize(depth=24, width=1536, heads=24),
+    "1p6B": TransformerSize(depth=28, width=1792, heads=28),
 }
 
 
@@ -41,7 +41,7 @@ def size_names() -> list[str]:
     return [f"{size}/{patch}" for size in SIZES for patch in PATCH_SIZES]
 
 
-def parse_size(name: str) -> tuple[Size, int]:
+def parse_size(name: str) -> tuple[TransformerSize, int]:
     """The size and the patch size behind a name such as "XL/1" or "LightningDiT-XL/1".
 
     Raises:
