@@ -183,8 +183,8 @@ class _Against:
 def _check_size(name: str, size: Size | None, reference: Size | None) -> None:
     if size is not None and reference is not None and size != reference:
         raise UserError(
-            f"{name}: images of {format_size(size)} px cannot be measured against a reference of {format_size(reference)} "
-            "px (data.size)"
+            f"{name}: images of {format_size(size)} px cannot be measured against a reference of "
+            f"{format_size(reference)} px (data.size)"
         )
 
 
