@@ -17,7 +17,7 @@ from vavae.data.labels import class_number
 from vavae.data.latent_writer import write_shards
 from vavae.data.loader import loaded_ahead
 from vavae.errors import UserError, one_line
-from vavae.io.unfinished import whole_folder
+from vavae.io.files import whole_folder
 
 _NAME = "img-mean-std-*.npy"
 
