@@ -1,6 +1,6 @@
 """Paths: published numbers, derivatives, and conversions against the score of a Gaussian mixture."""
 
-from pathlib import ProbabilityPath as File
+from pathlib import Path as File
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
 """Solvers: published end states, orders of convergence, exact Gaussian flows, the stochastic sampler."""
 
 import math
-from pathlib import ProbabilityPath as File
+from pathlib import Path as File
 
 import pytest
 import torch
