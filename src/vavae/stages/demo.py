@@ -18,7 +18,7 @@ from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.demo_measure import Measured, Reference, measure, shipped_gallery
 from vavae.stages.demo_page import headline, write_report
 from vavae.stages.demo_plan import ALIGNED, DEFAULT, QUICK, TOKENIZER_BATCH, UNALIGNED, Plan
-from vavae.stages.images import check_same_classes, printed_once
+from vavae.stages.images import check_same_classes, note, printed_once
 from vavae.stages.invocation import command_line
 from vavae.stages.run_folder import BEGINNINGS, check_no_own_recipe, check_not_foreign, claim, exclusive
 from vavae.teachers import load_teacher
@@ -132,6 +132,7 @@ def _run(config: Config, plan: Plan, test: ImageSource) -> Path:
     steps = _Steps(plan.folder / "steps.json")
     budget = plan.budget
     train = plan.data("train").open("train", plan.folder)
+    note(plan.folder / "images.json", "test images", len(test), test.class_names, test.found)
     check_same_classes(train, test)
     with steps("fetch the pretrained weights", f"LPIPS and {plan.teacher}"):
         assets.fetch("lpips-vgg16")

@@ -138,6 +138,7 @@ def note(path: Path, what: str, count: int, class_names: Sequence[str], found: F
         "notes": found.notes,
         "classes": class_names,
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps({**former, what: entry}, indent=1) + "\n")
 
