@@ -94,7 +94,7 @@ class ImagesConfig:
         source = open_images(self.images, "train" if held_out else split, names, self.check)
         if source.found.passed_over.get("unreadable"):
             name, reason = source.unreadable[0]  # type: ignore[attr-defined]
-            more = f"; all are in {names}" if names is not None else ""
+            more = f" ({names.name} lists all)" if names is not None else ""
             source = _noted(source, f"unreadable: {name}: {reason}{more}")
         if held_out:
             # The split depends on the number of images alone, so that both parts agree on it in every run.
