@@ -109,7 +109,7 @@ class ImagesConfig:
         source = open_images(self.images, part, names, self.check, *columns, self.gray_range)
         if source.found.passed_over.get("unreadable"):
             name, reason = source.unreadable[0]  # type: ignore[attr-defined]
-            more = f"; all are in {names}" if names is not None else ""
+            more = f" ({names.name} lists all)" if names is not None else ""
             source = _noted(source, f"unreadable: {name}: {reason}{more}")
         if held_out:
             # The split depends on the number of images alone, so that both parts agree on it in every run.
@@ -153,6 +153,7 @@ def note(path: Path, what: str, count: int, class_names: Sequence[str], found: F
         "notes": found.notes,
         "classes": class_names,
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps({**former, what: entry}, indent=1) + "\n")
 

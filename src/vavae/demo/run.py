@@ -11,7 +11,7 @@ from vavae import assets
 from vavae.config import to_plain
 from vavae.config.command_line import command_line
 from vavae.data import ImageSource
-from vavae.data.images import check_same_classes, printed_once
+from vavae.data.images import check_same_classes, note, printed_once
 from vavae.demo.contents import StepTiming
 from vavae.demo.measure import Measured, ReferenceImages, measure, shipped_gallery
 from vavae.demo.plan import ALIGNED, DEFAULT, QUICK, TOKENIZER_BATCH, UNALIGNED, Plan
@@ -133,6 +133,7 @@ def _run(config: Config, plan: Plan, test: ImageSource) -> Path:
     steps = _Steps(plan.folder / "steps.json")
     budget = plan.budget
     train = plan.data("train").open("train", plan.folder)
+    note(plan.folder / "images.json", "test images", len(test), test.class_names, test.found)
     check_same_classes(train, test)
     with steps("fetch the pretrained weights", f"LPIPS and {plan.teacher}"):
         assets.fetch("lpips-vgg16")
