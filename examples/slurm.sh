@@ -10,8 +10,8 @@
 #SBATCH --requeue
 # Any command of vavae on two nodes of eight GPUs:
 #   VAVAE_CACHE=/shared/vavae-cache sbatch examples/slurm.sh train-dit RECIPE --output /shared/runs/NAME
-# Five minutes before the end of its time the job is told to stop: it saves its state, queues itself again with the same
-# arguments, and goes on from there. Paths must be on a file system that all nodes see.
+# Five minutes before its time ends, the job gets a signal: it saves its state, queues itself again with the same
+# arguments, and resumes. Paths must be on a file system that all nodes see.
 # Memory: a checkpoint is copied by each process before it is written, 86 GB on a node for LightningDiT-XL/1.
 set -euo pipefail
 : "${1:?a command of vavae, such as train-dit RECIPE --output RUN}"
