@@ -16,6 +16,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/words.py
 
 bench: $(STAMP)
 	$(BIN)/vavae bench $(ARGS)
