@@ -79,6 +79,19 @@ class Regression(TrainingTask):
         return {"total": total, "loss": loss.detach()}
 
 
+class Unnormed(Regression):
+    """Without BatchNorm, so that the gradients of micro-batches add up to the batch's."""
+
+    def __init__(self, kind: str = "adamw") -> None:
+        super().__init__(kind=kind)
+        self.modules["body"] = nn.Sequential(nn.Linear(4, 6), nn.SiLU())
+
+
+def weights(trainer: Trainer) -> list[Tensor]:
+    """Return copies of all parameters."""
+    return [p.detach().clone() for module in trainer.task.modules.values() for p in module.parameters()]
+
+
 def run_until_killed(folder: str) -> None:
     """Train, and be killed at 512 images without any notice, with the last checkpoint complete."""
     task = Regression()

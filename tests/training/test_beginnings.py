@@ -70,7 +70,7 @@ def test_a_run_whose_checkpoint_is_damaged_begins_anew_only_when_told(tmp_path: 
     (newest,) = CheckpointFolder(checkpoints).list()
     (newest / "__0_0.distcp").write_bytes(b"damaged")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"all its checkpoints are damaged .* remove this folder to begin anew"):
+        with pytest.raises(UserError, match=r"all its checkpoints are damaged .* remove this folder to start over"):
             begun(config)
     shutil.rmtree(checkpoints)
     assert begins_with(begun(config), model.state_dict())

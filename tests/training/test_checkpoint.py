@@ -5,11 +5,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from regression_task import Regression
+from regression_task import CONFIG, Regression
 
 from vavae.errors import UserError
 from vavae.training.checkpoint import CheckpointFolder, copy_checkpoint, images_of
@@ -172,3 +173,34 @@ def test_one_process_that_cannot_read_ends_all_and_nothing_is_set_aside(
     launch(2, "unreadable_in_one", tmp_path)
     found = CheckpointFolder(tmp_path).newest()
     assert found is not None and found.numbers["images_seen"] == 8
+
+
+def test_milestones_are_kept(tmp_path: Path) -> None:
+    Trainer(Regression(), replace(CONFIG, milestone_images=400, keep_checkpoints=1), tmp_path).run("kept")
+    names = [p.name for p in CheckpointFolder(tmp_path / "checkpoints").list()]
+    assert names == ["images-000000000400", "images-000000000800"]
+
+
+@pytest.mark.parametrize("how", ["pruned", "rolled back"])
+def test_kill_while_removing_leaves_no_half_checkpoint(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = write(tmp_path, 8, 16)
+
+    def kill(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            if how == "pruned":
+                checkpoints.keep = 1
+                checkpoints._prune(16)
+            else:
+                checkpoints.drop_after(8)
+    left = [8] if how == "rolled back" else [16]
+    assert [images_of(path) for path in checkpoints.list()] == left
+    checkpoints.drop_partial()
+    assert [path.name for path in tmp_path.iterdir()] == [f"images-{left[0]:012d}"]

@@ -33,7 +33,7 @@ training:
     )
     assert run(["train-dit", str(recipe), "--output", str(folder)]) == 1
     told = capsys.readouterr().err.splitlines()[-1]
-    assert "of the steps were skipped" in told and f"for the 2. time; {folder}/failure reproduces it" in told
+    assert "of the steps were skipped" in told and f"after 1 rollback; {folder}/failure reproduces it" in told
     wrong = json.loads((folder / "failure/failure.json").read_text())
     before = read_metrics(folder)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import workers
+from children import CONTEXT
 from tiny_runs import write_latents
 
-from children import CONTEXT
 from vavae.training.checkpoint import CheckpointFolder
 
 

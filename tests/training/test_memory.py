@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from regression_task import CONFIG, Unnormed, weights
 from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
 from torch import Tensor
 
 from vavae.data import LatentDataset
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderKL
-from vavae.training.memory import Chunks, MicroBatch
+from vavae.training.memory import Chunks, MicroBatch, split_batch
+from vavae.training.trainer import Trainer
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 FULL_ELSEWHERE = [
@@ -191,3 +193,38 @@ def test_a_full_disk_leaves_the_former_micro_batch(tmp_path: Path, monkeypatch: 
         with pytest.raises(OSError, match="No space"):
             micro.halve(16)
     assert MicroBatch(tmp_path, None).size == 8 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_micro_batches_give_the_same_run(tmp_path: Path) -> None:
+    whole = Trainer(Unnormed(), CONFIG, tmp_path / "whole")
+    whole.run("whole")
+    task = Unnormed()
+    parts = Trainer(task, replace(CONFIG, micro_batch=3), tmp_path / "parts")
+    parts.run("parts")
+    assert task.lengths[:3] == [3, 3, 2]
+    for one, other in zip(weights(whole), weights(parts), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_micro_batch_is_halved_and_saved(tmp_path: Path) -> None:
+    task = Unnormed()
+    task.fits = 3
+    Trainer(task, replace(CONFIG, images=16), tmp_path).run("halved")
+    assert task.lengths == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]  # the second step knows
+    again = Unnormed()
+    Trainer(again, replace(CONFIG, images=32), tmp_path).run("resumed")
+    assert set(again.lengths) == {2}
+
+
+def test_run_ends_if_one_image_or_given_micro_batch_is_too_large(tmp_path: Path) -> None:
+    for given, name in ((None, "one"), (4, "given")):
+        task = Unnormed()
+        task.fits = 0
+        with pytest.raises(RunError, match="out of memory with"):
+            Trainer(task, replace(CONFIG, micro_batch=given), tmp_path / name).run("no")
+
+
+def test_split_batch_takes_tuples_and_keeps_numbers() -> None:
+    parts = list(split_batch((5, torch.arange(5), None), 2))
+    assert [p[1].tolist() for p in parts] == [[0, 1], [2, 3], [4]]
+    assert all(p[0] == 5 and p[2] is None for p in parts)

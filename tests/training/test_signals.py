@@ -43,7 +43,7 @@ def test_the_copy_that_torchrun_passes_on_is_no_second_signal(monkeypatch: pytes
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     now = [100.0]
     monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
-    with pytest.raises(KeyboardInterrupt, match="stopped; what is finished is saved"), stop_on_signal() as stop:
+    with pytest.raises(KeyboardInterrupt, match="stopped; finished work is saved"), stop_on_signal() as stop:
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(signal_number)
         assert stop

@@ -62,7 +62,7 @@ def test_a_stop_of_the_launcher_saves_and_stops_both(data: Path, tmp_path: Path)
     _, errors = launcher.communicate(timeout=PATIENCE)
     assert not any(alive(process) for process in ids(folder)), errors
     said = [(folder / f"stopped-{rank}").read_text() for rank in range(2)]
-    assert said[0] == said[1] and "goes on from there" in said[0]  # at the same step
+    assert said[0] == said[1] and "same command to resume" in said[0]  # at the same step
     newest = CheckpointFolder(folder / "run/checkpoints").newest()
     assert newest is not None and f"after {newest.numbers['images_seen']:,} of" in said[0]
     assert not list((folder / "run/checkpoints").glob(".partial-*"))

@@ -29,7 +29,7 @@ def test_a_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
     for stop_at in (104, 336, 600):  # within a log interval, and between checkpoints
         task = Regression()
         task.stop_at = stop_at
-        with pytest.raises(KeyboardInterrupt, match="goes on from there"):
+        with pytest.raises(KeyboardInterrupt, match="same command to resume"):
             Trainer(task, CONFIG, tmp_path / "parts").run("part")
     parts = Trainer(Regression(), CONFIG, tmp_path / "parts")
     parts.run("rest")
@@ -46,7 +46,7 @@ def test_a_stop_in_the_last_step_saves_and_is_not_forgotten(tmp_path: Path) -> N
     task = Regression()
     task.stop_at = 792
     former = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="finished work is saved; run the same command to resume"):
         Trainer(task, CONFIG, tmp_path).run("stopped")
     assert signal.getsignal(signal.SIGINT) is former
     again = Trainer(Regression(), CONFIG, tmp_path)
