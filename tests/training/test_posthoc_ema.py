@@ -15,7 +15,7 @@ from vavae.training.trainer import Trainer
 
 
 def test_snapshots_give_an_average_of_any_length(tmp_path: Path) -> None:
-    """Widths 0.05 and 0.10 are stored; 0.15, tracked directly beside them, is what reconstruction finds."""
+    """From snapshots of widths 0.05 and 0.10, reconstruction finds the average of width 0.15 that training tracked."""
     averages = AveragesConfig(decays=(0.5,), widths=(0.05, 0.1, 0.15), snapshot_images=64)
     trainer = Trainer(Unnormed(), replace(CONFIG, images=1600, averages=averages), tmp_path)
     trainer.run("averages")

@@ -31,7 +31,7 @@ def allocated(task: TrainingTask, images_seen: int) -> int:
     return peak
 
 
-def test_what_is_freed_and_what_is_a_view_does_not_count() -> None:
+def test_freed_memory_and_views_do_not_count() -> None:
     weight = torch.ones(100, 100)
 
     def work() -> None:
