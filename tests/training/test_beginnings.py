@@ -1,4 +1,4 @@
-"""How runs of both stages begin and are taken up again: starting weights, the same data, what validation needs."""
+"""How runs of both stages start and resume: starting weights, the same data, inputs of validation."""
 
 import shutil
 import sys
@@ -77,7 +77,7 @@ def test_run_with_damaged_checkpoints_does_not_start_over(tmp_path: Path) -> Non
 
 
 def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
-    """And does without them: their folder may be gone by then."""
+    """Their folder may be gone by then."""
     model = AutoencoderKL.from_config(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
     config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
@@ -88,17 +88,14 @@ def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, task: Any, images: int) -> None:
-    """Let the next run of `task` end with an error at so many images."""
+    """Let the next run of `task` end with KeyboardInterrupt at `images`."""
     original = task.step
 
     def step(self: Any, batch: Any, images_seen: int, scale: float) -> Any:
         if images_seen >= images:
-            stop()
+            monkeypatch.setattr(task, "step", original)
+            raise KeyboardInterrupt
         return original(self, batch, images_seen, scale)
-
-    def stop() -> None:
-        monkeypatch.setattr(task, "step", original)
-        raise KeyboardInterrupt
 
     monkeypatch.setattr(task, "step", step)
 
