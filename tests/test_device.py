@@ -1,15 +1,17 @@
-"""What TF32 is switched on for, and that it is off again afterwards."""
+"""Choice of device, and TF32, which must be off again afterwards."""
 
 import threading
 
 import pytest
 import torch
 
+from vavae.commands import doctor
 from vavae.config import parse_command_line
-from vavae.device import autocast, image_memory_format, resolve_precision, without_tf32
+from vavae.device import autocast, image_memory_format, resolve_device, resolve_precision, without_tf32
 from vavae.errors import UserError
 from vavae.metrics.inception import full_precision
 from vavae.stages import sample, train_dit, train_tokenizer
+from vavae.training.parallel import processes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")  # the switches are there without a GPU too
 PRODUCTS, CONVOLUTIONS = torch.backends.cuda.matmul, torch.backends.cudnn.conv
@@ -20,8 +22,8 @@ def switches() -> tuple[str, str]:
 
 
 @pytest.fixture(params=[("none", "tf32"), ("ieee", "ieee"), ("tf32", "tf32"), ("tf32", "ieee")], ids=str)
-def usual(request):
-    """What the switches are set to before."""
+def before(request):
+    """Set the switches, and restore them afterwards."""
     former = switches()
     PRODUCTS.allow_tf32 = request.param[0] == "tf32"
     PRODUCTS.fp32_precision, CONVOLUTIONS.fp32_precision = request.param
@@ -30,7 +32,7 @@ def usual(request):
     PRODUCTS.fp32_precision, CONVOLUTIONS.fp32_precision = former
 
 
-def test_tf32_is_on_inside_only(usual):
+def test_tf32_is_on_inside_only(before):
     with autocast("tf32", CUDA):
         assert switches() == ("tf32", "tf32")
         assert not torch.is_autocast_enabled("cuda")
@@ -39,32 +41,32 @@ def test_tf32_is_on_inside_only(usual):
         with autocast("tf32", CUDA):
             assert switches() == ("tf32", "tf32")
         assert switches() == ("tf32", "tf32")
-    assert switches() == usual
-    assert PRODUCTS.allow_tf32 == (usual[0] == "tf32")
+    assert switches() == before
+    assert PRODUCTS.allow_tf32 == (before[0] == "tf32")
 
 
-def test_tf32_is_off_after_an_error(usual):
+def test_tf32_is_off_after_an_error(before):
     with pytest.raises(ZeroDivisionError), autocast("tf32", CUDA):
         raise ZeroDivisionError
-    assert switches() == usual
+    assert switches() == before
 
 
-def test_features_stay_strict_inside(usual):
+def test_features_stay_strict_inside(before):
     with autocast("tf32", CUDA):
         with full_precision(CPU):
             assert CONVOLUTIONS.fp32_precision == "ieee"
         assert switches() == ("tf32", "tf32")
-    assert switches() == usual
+    assert switches() == before
 
 
 @pytest.mark.parametrize(("precision", "device"), [("tf32", CPU), ("fp32", CPU), ("fp32", CUDA)])
-def test_elsewhere_nothing_is_switched(precision, device):
+def test_tf32_is_not_switched_elsewhere(precision, device):
     former = switches()
     with autocast(precision, device):
         assert switches() == former
 
 
-def test_one_thread_does_not_feel_the_switch_of_another():
+def test_threads_without_tf32_wait():
     inside, leave, seen = threading.Event(), threading.Event(), []
 
     def drawing():
@@ -89,7 +91,7 @@ def test_one_thread_does_not_feel_the_switch_of_another():
     assert seen == [former]
 
 
-def test_tf32_is_float32_by_another_name_on_cpus():
+def test_tf32_is_fp32_on_cpus():
     assert resolve_precision("tf32", CPU) == "tf32"
     assert image_memory_format("tf32", CPU) == image_memory_format("fp32", CPU)
 
@@ -102,14 +104,33 @@ def test_tf32_is_float32_by_another_name_on_cpus():
         (train_tokenizer.Config, "--training.precision=tf32"),
     ],
 )
-def test_other_names_are_refused(config, option):
+def test_unknown_precisions_are_refused(config, option):
     with pytest.raises(UserError, match="precision"):
         parse_command_line(config, [option], prog="vavae")
 
 
+def test_other_accelerators_are_used_only_if_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    assert resolve_device("auto") == CPU
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.13.0"))
+    assert resolve_device("mps").type == "mps"
+    for device in ("xpu", "mps:1"):
+        with pytest.raises(UserError, match=rf"device: '{device}' is not on this machine; use auto, cpu or mps"):
+            resolve_device(device)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="several processes train on CPUs or NVIDIA GPUs, not on mps"), processes("mps"):
+        pytest.fail("the processes joined")
+    assert dict(doctor.findings(doctor.Config("auto")))["device"].endswith("; --device mps takes the GPU")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.12.1"))
+    with pytest.raises(UserError, match=r"device: 'mps' needs torch 2.13 or newer; this is 2.12.1"):
+        resolve_device("mps")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_products_and_convolutions_are_coarser_inside_only():
+def test_tf32_rounds_products_and_convolutions_inside_only():
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("this GPU has no TF32")
     generator = torch.Generator().manual_seed(0)

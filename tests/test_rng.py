@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vavae import rng
 
 
-def test_known_numbers_do_not_move() -> None:
+def test_known_numbers() -> None:
     """Runs written to disk depend on these: a change of the hash would break every resume."""
     assert rng.integers(0, "order", [0, 1, 2, 3], 1000).tolist() == [995, 287, 527, 662]
     numbers = rng.normal(7, "noise", [5], (3,))[0]
@@ -18,7 +18,7 @@ def test_known_numbers_do_not_move() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 2**40), min_size=1, max_size=8), st.integers(1, 9))
-def test_a_row_depends_on_its_index_alone(seed: int, indices: list[int], count: int) -> None:
+def test_row_depends_on_its_index_only(seed: int, indices: list[int], count: int) -> None:
     together = rng.normal(seed, "s", indices, (count,))
     apart = torch.cat([rng.normal(seed, "s", [i], (count,)) for i in indices])
     assert torch.equal(together, apart)

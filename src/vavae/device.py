@@ -1,7 +1,7 @@
-"""Devices and compute precision, chosen explicitly, and what a device can do.
+"""Choice of device and compute precision, and what a device supports.
 
-CPUs and NVIDIA's GPUs compute in float64, multiply 64-bit integers, work for two threads at once and copy without
-waiting. Apple's GPUs have no float64, and no test has run the rest there: the CPU takes their place, or the work waits.
+CPUs and NVIDIA GPUs support float64, products of 64-bit integers, work from two threads at once, and non-blocking
+copies. Apple GPUs have no float64, and no test has run the rest there: the CPU does that work, or the call waits.
 """
 
 import os
@@ -15,23 +15,24 @@ from torch import Tensor
 
 from vavae.errors import UserError
 
-# What training can be asked for, what a model that is only used can be, and what it then computes in.
+# Options of training, options of inference, and what `auto` resolves to.
 Precision = Literal["auto", "fp32", "bf16"]
 InferencePrecision = Literal["auto", "fp32", "tf32", "bf16"]
 Compute = Literal["fp32", "tf32", "bf16"]
 
-# TF32 is switched for the whole process, and evaluation draws in one thread while another computes features.
+# TF32 is a switch of the whole process, and evaluation samples in one thread while another computes features.
 _TF32_SWITCH = threading.RLock()
-_ALONE = threading.RLock()
+_DEVICE_LOCK = threading.RLock()
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is an NVIDIA GPU where there is one, else the CPU. Under torchrun each process has that of its local rank.
+    """Return the device of a name; `auto` is an NVIDIA GPU if there is one, else the CPU.
 
-    What else torch knows as this machine's accelerator, such as Apple's GPU (`mps`), is taken when it is named.
+    Under torchrun `cuda` is the GPU of the process's local rank. Other accelerators, such as Apple's GPU (`mps`), are
+    used only if named.
 
     Raises:
-        UserError: The device does not exist on this machine.
+        UserError: The device does not exist on this machine, or needs a newer torch.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,13 +45,13 @@ def resolve_device(device: str) -> torch.device:
     if (chosen.index or 0) >= _count(chosen.type):
         raise UserError(f"device: '{device}' is not on this machine; use {_devices()}")
     if not supports_float64(chosen) and torch.__version__ < "2.13":
-        # Before it Apple's kernels of Adam took no notice of steps that were to be skipped.
+        # Older fused Adam kernels for Apple GPUs ignore `found_inf`, which skips bad steps.
         raise UserError(f"device: '{device}' needs torch 2.13 or newer; this is {torch.__version__}")
     return chosen
 
 
 def _count(kind: str) -> int:
-    """How many devices of a kind there are."""
+    """Return the number of devices of a kind."""
     if kind == "cpu":
         return 1
     if kind == "cuda":
@@ -65,12 +66,12 @@ def _devices() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What a page or a log calls the device: the model of an NVIDIA GPU, else its kind."""
+    """Return the device's name for pages and logs: the model of an NVIDIA GPU, else its kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
 def resolve_precision(precision: InferencePrecision, device: torch.device) -> Compute:
-    """`auto` is bf16 where an NVIDIA GPU (Ampere or newer) or a CPU (AMX) multiplies bf16 matrices, else fp32."""
+    """Resolve `auto`: bf16 if an NVIDIA GPU (Ampere or newer) or a CPU (AMX) multiplies bf16 matrices, else fp32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -79,10 +80,10 @@ def resolve_precision(precision: InferencePrecision, device: torch.device) -> Co
 
 
 def autocast(precision: Compute, device: torch.device) -> AbstractContextManager[None]:
-    """Autocast to bf16 compute with fp32 parameters, or TF32 in float32 products on GPUs, or nothing.
+    """Return a context for compute in `precision`: bf16 autocast, TF32 in float32 products on GPUs, or nothing.
 
-    `tf32` is a switch of the whole process, put back afterwards: what computes in it waits for other threads that do,
-    and for those in `without_tf32`. On CPUs it is nothing.
+    `tf32` is a switch of the whole process, restored afterwards: the block waits for other threads in `tf32` or in
+    `without_tf32`. On CPUs it does nothing.
     """
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
@@ -94,67 +95,67 @@ def _tf32() -> Iterator[None]:
     """TF32 in matrix products and convolutions of float32."""
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     with _TF32_SWITCH:
-        usual = products.fp32_precision, convolutions.fp32_precision
-        # By torch's older switch, which moves the newer one along: where the two disagree, compilation fails.
-        if usual[0] != "tf32":
+        former = products.fp32_precision, convolutions.fp32_precision
+        # The older switch also sets the newer one; where the two disagree, compilation fails.
+        if former[0] != "tf32":
             products.allow_tf32 = True
         convolutions.fp32_precision = "tf32"
         try:
             yield
         finally:
-            convolutions.fp32_precision = usual[1]
-            if usual[0] != "tf32":
+            convolutions.fp32_precision = former[1]
+            if former[0] != "tf32":
                 products.allow_tf32 = False
-                products.fp32_precision = usual[0]
+                products.fp32_precision = former[0]
 
 
 def without_tf32() -> AbstractContextManager[object]:
-    """For computing while no other thread computes in `tf32`, whose switch would be felt here."""
+    """Return a context in which no other thread computes in `tf32`, whose switch holds for all threads."""
     return _TF32_SWITCH
 
 
 def fits_on(device: torch.device, size: int, share: float) -> bool:
-    """Whether `size` bytes take less than `share` of the memory that is free on a GPU; false on a CPU."""
+    """Whether `size` bytes are less than `share` of the free memory of a GPU; false on a CPU."""
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] * share
 
 
 def image_memory_format(precision: Compute, device: torch.device) -> torch.memory_format:
-    """The order of numbers in which convolutions are fast: channels last on NVIDIA's GPUs, and for bf16 on CPUs.
+    """Return the memory format in which convolutions are fast: channels last on NVIDIA GPUs, and for bf16 on CPUs.
 
-    In fp32 on CPUs the plain order is: a small tokenizer's step took 0.585 s so, and 0.631 s with channels last
-    (2 cores, batch of 16, medians of 8 in turns).
+    For fp32 on CPUs it is the contiguous format: a small tokenizer's step took 0.585 s, against 0.631 s with channels
+    last (2 cores, batch of 16, medians of 8 runs, alternating).
     """
     last = device.type == "cuda" or (device.type == "cpu" and precision == "bf16")
     return torch.channels_last if last else torch.contiguous_format
 
 
 def supports_float64(device: torch.device) -> bool:
-    """Whether a device does all of that, and right."""
+    """Whether a device supports float64, and the rest of the list above."""
     return device.type in ("cpu", "cuda", "meta")
 
 
 def float64_device(device: torch.device | str) -> torch.device:
-    """`device` itself, or the CPU where float64 or products of 64-bit integers are not trusted to it."""
+    """Return `device`, or the CPU if the device lacks float64; also for products of 64-bit integers."""
     device = torch.device(device)
     return device if supports_float64(device) else torch.device("cpu")
 
 
 def to_float64(tensor: Tensor) -> Tensor:
-    """`tensor` in float64, on the `float64_device` of its device; as it is where it already is so."""
+    """Convert to float64, on the CPU if the device lacks it."""
     return tensor.to(float64_device(tensor.device)).double()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`; an NVIDIA GPU is not waited for.
+    """Copy `tensor` to `device`, without waiting for an NVIDIA GPU.
 
-    On Apple's GPUs such a copy may read memory that has been given back meanwhile (torch 2.13, pytorch issue 189690).
+    On Apple GPUs a non-blocking copy may read memory that has been freed (torch 2.13, pytorch issue 189690).
     """
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def device_lock(device: torch.device) -> AbstractContextManager[object]:
-    """For work on a device in one of several threads: where two at once are not trusted to it, others wait.
+    """Return a lock for work on a device from several threads; on CPUs and NVIDIA GPUs it is not needed.
 
-    Apple's GPUs may end the process then (pytorch issue 197805).
+    On Apple GPUs work from two threads at once may crash the process (pytorch issue 197805).
     """
-    return nullcontext() if supports_float64(device) else _ALONE
+    return nullcontext() if supports_float64(device) else _DEVICE_LOCK

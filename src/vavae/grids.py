@@ -1,14 +1,14 @@
-"""Grids of features, resampled."""
+"""Resampling of feature grids."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def resample_grid(grid: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring features (B, D, h, w) to `size`, each axis on its own terms.
+    """Resample features (B, D, h, w) to (B, D, *size).
 
-    Down by whole factors: the mean of each cell. Down by others: bilinear with antialiasing. Up: bilinear (half-pixel
-    centres). Every way keeps a constant grid constant.
+    Down by whole factors: the mean of each cell. Otherwise: bilinear with half-pixel centers, antialiased where it
+    reduces. A constant grid stays constant.
     """
     height, width = grid.shape[-2:]
     if (height, width) == tuple(size):

@@ -1,13 +1,13 @@
 """Random numbers as functions of (seed, stream, index).
 
 Training, encoding and sampling must give the same numbers however the work is split over batches,
-processes and devices, and after any resume. A stateful generator cannot promise that; a counter-based
+processes and devices, and after any resume. A stateful generator cannot guarantee that. A counter-based
 one can: the k-th number of image `index` in `stream` is a hash of (seed, stream, index, k).
 
 The hash is the finalizer of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
 generators", OOPSLA 2014), applied twice: once over the key, once over the counter. Integer arithmetic is
-exact on CPUs and NVIDIA's GPUs, and the normal transform agrees up to the rounding of `log` and `cos`; other
-devices are given the CPU's numbers.
+exact on CPUs and NVIDIA GPUs, and the normal transform agrees up to the rounding of `log` and `cos`. Other
+devices get the CPU's numbers.
 """
 
 import hashlib
@@ -37,13 +37,13 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def stream_key(seed: int, stream: str) -> int:
-    """A signed 64-bit key for `stream` under `seed`, an integer; any text names a stream."""
+    """Return a signed 64-bit key of an integer `seed` and a `stream`, which may be any text."""
     digest = hashlib.blake2b(f"{operator.index(seed)}/{stream}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 def _bits(seed: int, stream: str, indices: Tensor, count: int, device: torch.device | str) -> Tensor:
-    """(B,) indices -> (B, count) int64 with all 64 bits random, on `device` or where they are multiplied exactly."""
+    """(B,) indices -> (B, count) int64 with all 64 bits random, on `float64_device(device)`."""
     indices = indices.to(device=float64_device(device), dtype=torch.int64)
     keys = _mix(indices * _GOLDEN + stream_key(seed, stream))
     counters = torch.arange(1, count + 1, device=indices.device, dtype=torch.int64)
@@ -53,12 +53,12 @@ def _bits(seed: int, stream: str, indices: Tensor, count: int, device: torch.dev
 def _as_indices(
     indices: Tensor | Sequence[int], device: torch.device | str | None
 ) -> tuple[Tensor, torch.device | str]:
-    """Indices as integers, and the device that their numbers are for: theirs, where none is named."""
+    """Return indices as a tensor of integers, and the device of the numbers, by default the indices' own."""
     found = indices if isinstance(indices, Tensor) else torch.tensor(indices)
     if found.is_floating_point():
         if found.numel():
-            raise TypeError(f"indices: integers are needed, not {found.dtype}")
-        found = found.to(torch.int64)  # what an empty list becomes
+            raise TypeError(f"indices: must be integers, got {found.dtype}")
+        found = found.to(torch.int64)  # an empty list
     return found, found.device if device is None else device
 
 
@@ -69,7 +69,7 @@ def uniform(
     shape: Sequence[int] = (),
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Uniform numbers in [0, 1), float32, of shape (len(indices), *shape); row i depends on indices[i] only."""
+    """Return uniform numbers in [0, 1), float32, of shape (len(indices), *shape); row i depends on indices[i] only."""
     indices, device = _as_indices(indices, device)
     bits = _bits(seed, stream, indices, math.prod(shape), device)
     numbers = _shift_right(bits, 40).to(torch.float32) * 2.0**-24
@@ -83,7 +83,7 @@ def normal(
     shape: Sequence[int] = (),
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Standard normal numbers, float32, of shape (len(indices), *shape); row i depends on indices[i] only.
+    """Return standard normal numbers, float32, of shape (len(indices), *shape); row i depends on indices[i] only.
 
     Box-Muller: both numbers of a pair come from one 64-bit hash, 32 bits for the radius (so the tails reach
     6.6 standard deviations) and 32 for the angle.
@@ -95,7 +95,7 @@ def normal(
     low = (bits & 0xFFFFFFFF).to(torch.float32)
     radius = torch.sqrt(-2.0 * torch.log((high + 0.5) * 2.0**-32).clamp(max=0.0))
     angle = low * (2.0 * math.pi * 2.0**-32)
-    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
+    pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)  # (B, pairs, 2)
     return pairs.flatten(1)[:, :count].reshape(len(indices), *shape).to(device)
 
 
@@ -106,13 +106,13 @@ def integers(
     high: int,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Integers in [0, high), int64, of shape (len(indices),); `high` at most 2**31."""
+    """Return integers in [0, high), int64, of shape (len(indices),); `high` at most 2**31."""
     indices, device = _as_indices(indices, device)
     bits = _shift_right(_bits(seed, stream, indices, 1, device)[:, 0], 32)
     return ((bits * high) >> 32).to(device)
 
 
 def permutation(seed: int, stream: str, length: int) -> Tensor:
-    """A permutation of range(length), int64, that depends on (seed, stream, length) only."""
+    """Return a permutation of range(length), int64, that depends on (seed, stream, length) only."""
     bits = _bits(seed, stream, torch.arange(length), 1, "cpu")[:, 0]
     return torch.argsort(bits, stable=True)

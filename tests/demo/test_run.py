@@ -46,7 +46,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     first.send_signal(signal.SIGINT)
     _, error = first.communicate(timeout=120)
     assert first.returncode == 1, error
-    assert "goes on from there" in error.splitlines()[-1] and "Traceback" not in error
+    assert "same command to resume" in error.splitlines()[-1] and "Traceback" not in error
     done = vavae(*arguments)
     return folder, done
 

@@ -285,17 +285,6 @@ def test_a_frozen_encoder_trains_the_decoder_alone() -> None:
     assert _take_gradients(autoencoder, objective) == {}  # refused before anything was added
 
 
-def test_activation_checkpointing_changes_nothing() -> None:
-    autoencoder, objective = _build(_config())
-    objective.eval()
-    objective.accumulate_gradients(autoencoder, **_batch(), images_seen=START)
-    plain = _take_gradients(autoencoder, objective)
-    autoencoder.set_activation_checkpointing(True)
-    objective.accumulate_gradients(autoencoder, **_batch(), images_seen=START)
-    for name, gradient in _take_gradients(autoencoder, objective).items():
-        torch.testing.assert_close(gradient, plain[name], rtol=1e-12, atol=1e-12)
-
-
 @pytest.mark.parametrize("caller_autocast", [False, True])
 def test_bfloat16_is_close_and_leaves_float32_gradients(caller_autocast: bool) -> None:
     autoencoder, objective = _build(_config(), torch.float32)

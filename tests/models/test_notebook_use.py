@@ -87,7 +87,7 @@ def test_seeds_are_integers(generator: Generator) -> None:
     for seed in (None, 1.0, "1"):
         with pytest.raises(TypeError):
             generator.noise([0], seed=seed)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="indices: integers are needed"):
+    with pytest.raises(TypeError, match="indices: must be integers"):
         generator.noise([0.5])  # type: ignore[list-item]
 
 

@@ -1,7 +1,7 @@
-"""Processes that start in a moment: forked from a server that has imported what takes seconds to import.
+"""Processes that start quickly: forked from a server that has imported the slow modules.
 
-Servers of Python 3.11 look for what they preload on a path of their own, and pass over in silence what is not there
-(gh-117378): so they preload the package, and children import modules of the tests themselves.
+The server of Python 3.11 has its own import path and silently skips modules that it cannot find (gh-117378). So it
+preloads the package only, and children import the tests' modules themselves.
 """
 
 import faulthandler
@@ -14,10 +14,10 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["vavae.stages.encode", "vavae.stages.train_dit", "vavae.stages.train_tokenizer"])
 
 
-def told(
+def run_child(
     environment: Mapping[str, str], errors: Path, patience: float, function: Callable[..., None], *given: str
 ) -> None:
-    """What a child does: `function` with this environment, its standard error and threads that hang in a file."""
+    """Call `function` in a child with this environment; standard error and traces of hanging threads go to a file."""
     os.environ.clear()
     os.environ.update(environment)
     with errors.open("wb") as file:

@@ -10,7 +10,7 @@ import children
 import pytest
 
 PATIENCE = 280.0  # seconds for all processes
-GRACE = 30.0  # seconds in which the others must notice that one has failed
+GRACE = 30.0  # seconds within which the others must notice that one has failed
 
 
 def free_port() -> int:
@@ -23,7 +23,7 @@ def free_port() -> int:
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """launch(processes, function, *arguments): call `workers.function` in each of several processes.
 
-    One that does not end says where each of its threads is.
+    A process that does not end prints where its threads are.
     """
 
     def start(processes: int, function: str, *arguments: object) -> None:
@@ -35,7 +35,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
         for rank in range(processes):
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             given = (environment, errors / str(rank), PATIENCE - 10, getattr(workers, function), *map(str, arguments))
-            running.append(children.CONTEXT.Process(target=children.told, args=given))
+            running.append(children.CONTEXT.Process(target=children.run_child, args=given))
             running[-1].start()
         _await(running)
         failed = [
@@ -49,7 +49,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
 
 
 def _await(running: Sequence[BaseProcess]) -> None:
-    """Until all have ended; those that do not in time are killed."""
+    """Wait for all processes, and kill those that do not end in time."""
     deadline = time.monotonic() + PATIENCE
     try:
         while any(process.exitcode is None for process in running):

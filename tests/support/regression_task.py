@@ -26,10 +26,10 @@ class Regression(TrainingTask):
     """Two optimizers over two modules, one with BatchNorm buffers.
 
     Attributes:
-        stop_at: Images at which the process asks itself to stop.
-        bad_steps: (order, images) of steps whose loss is not finite.
+        stop_at: Images at which the process sends itself SIGINT.
+        bad_steps: (data order, images) of steps whose loss is not finite.
         fits: Images that fit into "memory" at once.
-        lengths: Length of each part that was worked on.
+        lengths: Length of each part of a batch so far.
     """
 
     def __init__(self, width: int = 6, world: World | None = None, kind: str = "adamw") -> None:
@@ -55,12 +55,12 @@ class Regression(TrainingTask):
             "head": (OptimizerConfig("adam", 1e-2), list(self.modules["head"].parameters())),
         }
 
-    def batches(self, start: int, order: int) -> Iterator[tuple[int, Tensor]]:
-        self.order = order
+    def batches(self, start: int, data_order: int) -> Iterator[tuple[int, Tensor]]:
+        self.order = data_order
         share = BATCH // self.world.size
         while True:
             first = start + self.world.rank * share
-            yield start, rng.normal(order, "x", range(first, first + share), (4,))
+            yield start, rng.normal(data_order, "x", range(first, first + share), (4,))
             start += BATCH
 
     def step(self, batch: Any, images_seen: int, scale: float) -> dict[str, Tensor]:
@@ -79,17 +79,30 @@ class Regression(TrainingTask):
         return {"total": total, "loss": loss.detach()}
 
 
+class Unnormed(Regression):
+    """Without BatchNorm, so that the gradients of micro-batches add up to the batch's."""
+
+    def __init__(self, kind: str = "adamw") -> None:
+        super().__init__(kind=kind)
+        self.modules["body"] = nn.Sequential(nn.Linear(4, 6), nn.SiLU())
+
+
+def weights(trainer: Trainer) -> list[Tensor]:
+    """Return copies of all parameters."""
+    return [p.detach().clone() for module in trainer.task.modules.values() for p in module.parameters()]
+
+
 def run_until_killed(folder: str) -> None:
-    """Train, and be killed at 512 images without any notice, with the last checkpoint complete."""
+    """Train, and send SIGKILL to this process at 512 images, when the last checkpoint is complete."""
     task = Regression()
     original = task.step
 
     def step(batch: Any, images_seen: int, scale: float) -> dict[str, Tensor]:
         if images_seen == 512:
-            engine._checkpoints.wait()
+            trainer._checkpoints.wait()
             os.kill(os.getpid(), signal.SIGKILL)
         return original(batch, images_seen, scale)
 
     task.step = step  # type: ignore[method-assign]
-    engine = Trainer(task, CONFIG, Path(folder))
-    engine.run("killed")
+    trainer = Trainer(task, CONFIG, Path(folder))
+    trainer.run("killed")

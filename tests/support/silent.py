@@ -1,4 +1,4 @@
-"""A process of test_silent_process.py: one of two that ends, or falls silent, while the other waits for it."""
+"""A process of test_silent_process.py: one of two ends or stops to answer, while the other waits for it."""
 
 import os
 import signal
@@ -12,13 +12,13 @@ from torch.distributed import distributed_c10d
 from vavae import cli
 from vavae.commands import doctor
 from vavae.errors import UserError
-from vavae.training import signals as interrupt
+from vavae.training import signals
 from vavae.training.parallel import World, processes
 from vavae.training.signals import stop_on_signal
 
 
 def vanish(world: World) -> None:
-    """The second process stops, and a step is patient for a moment only."""
+    """The second process stops, and the patience of a step is one second."""
     distributed_c10d._set_pg_timeout(timedelta(seconds=1))
     if not world.first:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -29,7 +29,7 @@ def wait_for_ever(world: World) -> None:
     """The second process stops, and the first waits in C++, with the handlers of a run."""
     if not world.first:
         os.kill(os.getpid(), signal.SIGSTOP)
-    interrupt._GRACE = 0.1
+    signals._GRACE = 0.1
     with stop_on_signal():
         Path(ARGUMENTS[1]).touch()
         world.wait()

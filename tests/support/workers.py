@@ -1,4 +1,4 @@
-"""What the processes of the tests do; each function is called in every process."""
+"""Functions that the tests call in each of several processes."""
 
 import errno
 import os
@@ -106,7 +106,7 @@ def encode_images(folder: str, tokenizer: str) -> None:
 
 
 def messages() -> None:
-    """Means, votes, and one process that speaks for all."""
+    """Collectives of World."""
     with processes("cpu") as world:
         tensors = [torch.full((3,), float(world.rank)), torch.tensor([[1.0 + world.rank]]).double(), torch.zeros(())]
         world.average_(tensors)
@@ -120,7 +120,7 @@ def messages() -> None:
 
 
 def mistake() -> None:
-    """A user's mistake in the first process ends all, and only that one tells it."""
+    """A user's mistake in the first process ends all, and only the first reports it."""
 
     def wrong() -> None:
         raise UserError("no such recipe")
@@ -133,11 +133,11 @@ def mistake() -> None:
         except SystemExit as leave:
             assert not world.first and leave.code == 2
         else:
-            raise AssertionError("nobody noticed")
+            raise AssertionError("no error")
 
 
 def unreadable_in_one(folder: str) -> None:
-    """The second process cannot read its part of a checkpoint: it says so, and the first leaves without a word."""
+    """The second process cannot read its part of a checkpoint: it raises, and the first exits without a message."""
     original = checkpoint.sha256_file
 
     def fail(path: Path) -> str:
@@ -152,7 +152,7 @@ def unreadable_in_one(folder: str) -> None:
         except SystemExit as leave:
             assert world.first and leave.code == 1
         else:
-            raise AssertionError("nobody noticed")
+            raise AssertionError("no error")
 
 
 def one_fails() -> None:
@@ -193,19 +193,19 @@ def batch_norm() -> None:
 
 
 def out_of_memory(folder: str) -> None:
-    """One of two processes runs out of memory: both end, and what it found is written."""
+    """One of two processes runs out of memory: both end, and the new micro-batch is saved."""
     with processes("cpu") as world:
         task = Regression(world=world)
         task.fits = 3 if world.first else 8
-        engine = Trainer(
+        trainer = Trainer(
             task, TrainingConfig(images=80, batch_size=8, tensorboard=False, device="cpu"), Path(folder), world
         )
         try:
-            engine.run("oom")
+            trainer.run("oom")
         except (RunError, RuntimeError) as error:  # the other process may see the first one leave
             assert isinstance(error, RuntimeError) or "works on 2 images at once" in str(error)
         else:
-            raise AssertionError("it fitted")
+            raise AssertionError("no error")
 
 
 def tuned_transformer(folder: str, data: str, initial: str, parallel: str = "replicate") -> None:
@@ -215,7 +215,7 @@ def tuned_transformer(folder: str, data: str, initial: str, parallel: str = "rep
 
 
 def wrong_initial(folder: str, data: str) -> None:
-    """Starting weights that are missing end both processes; the first says so."""
+    """Missing starting weights end both processes; the first reports them."""
     try:
         tuned_transformer(folder, data, "no/such/file.pt")
     except UserError as error:

@@ -1,4 +1,4 @@
-"""How runs of both stages begin and are taken up again: starting weights, the same data, what validation needs."""
+"""How runs of both stages start and resume: starting weights, the same data, inputs of validation."""
 
 import shutil
 import sys
@@ -38,19 +38,19 @@ def begun(config: train_tokenizer.Config) -> Trainer:
     """A run before its first step."""
     folder = Path(config.output)
     task = train_tokenizer.TokenizerTask(config, config.data.open("train"), folder)
-    engine = Trainer(task, config.training, folder)
-    engine._resume(engine._found)
-    return engine
+    trainer = Trainer(task, config.training, folder)
+    trainer._resume(trainer._found)
+    return trainer
 
 
-def begins_with(engine: Trainer, weights: dict[str, torch.Tensor]) -> bool:
-    live = engine.task.modules["autoencoder"].state_dict()
-    average = engine.averaged_state("autoencoder")
+def begins_with(trainer: Trainer, weights: dict[str, torch.Tensor]) -> bool:
+    live = trainer.task.modules["autoencoder"].state_dict()
+    average = trainer.averaged_state("autoencoder")
     return all(torch.equal(live[name], value) and torch.equal(average[name], value) for name, value in weights.items())
 
 
 @pytest.mark.parametrize("left", ["nothing", "a folder", "a half-written checkpoint"])
-def test_starting_weights_are_loaded_wherever_no_good_checkpoint_is(left: str, tmp_path: Path) -> None:
+def test_starting_weights_load_without_a_good_checkpoint(left: str, tmp_path: Path) -> None:
     torch.manual_seed(11)
     model = AutoencoderKL.from_config(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
@@ -61,7 +61,7 @@ def test_starting_weights_are_loaded_wherever_no_good_checkpoint_is(left: str, t
     assert begins_with(begun(config), model.state_dict())
 
 
-def test_a_run_whose_checkpoint_is_damaged_begins_anew_only_when_told(tmp_path: Path) -> None:
+def test_run_with_damaged_checkpoints_does_not_start_over(tmp_path: Path) -> None:
     model = AutoencoderKL.from_config(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
     config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
@@ -70,40 +70,37 @@ def test_a_run_whose_checkpoint_is_damaged_begins_anew_only_when_told(tmp_path: 
     (newest,) = CheckpointFolder(checkpoints).list()
     (newest / "__0_0.distcp").write_bytes(b"damaged")
     for _ in range(2):
-        with pytest.raises(UserError, match=r"all its checkpoints are damaged .* remove this folder to begin anew"):
+        with pytest.raises(UserError, match=r"all its checkpoints are damaged .* remove this folder to start over"):
             begun(config)
     shutil.rmtree(checkpoints)
     assert begins_with(begun(config), model.state_dict())
 
 
-def test_a_checkpoint_goes_before_starting_weights(tmp_path: Path) -> None:
-    """And does without them: their folder may be gone by then."""
+def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
+    """Their folder may be gone by then."""
     model = AutoencoderKL.from_config(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
     config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
     train_tokenizer.run(config)
     shutil.rmtree(tmp_path / "first")
-    engine = begun(config)
-    assert engine.images_seen == 16 and not begins_with(engine, model.state_dict())
+    trainer = begun(config)
+    assert trainer.images_seen == 16 and not begins_with(trainer, model.state_dict())
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, task: Any, images: int) -> None:
-    """Let the next run of `task` end with an error at so many images."""
+    """Let the next run of `task` end with KeyboardInterrupt at `images`."""
     original = task.step
 
     def step(self: Any, batch: Any, images_seen: int, scale: float) -> Any:
         if images_seen >= images:
-            self_engine_stops()
+            monkeypatch.setattr(task, "step", original)
+            raise KeyboardInterrupt
         return original(self, batch, images_seen, scale)
-
-    def self_engine_stops() -> None:
-        monkeypatch.setattr(task, "step", original)
-        raise KeyboardInterrupt
 
     monkeypatch.setattr(task, "step", step)
 
 
-def test_deleted_images_are_noticed_and_a_moved_run_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleted_images_are_noticed_in_a_moved_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = tmp_path / "pictures"
     for name in ("a", "b"):
         (pictures / name).mkdir(parents=True)
@@ -158,9 +155,7 @@ def test_replaced_latents_or_tokenizer_are_refused(
     assert (tmp_path / "run/data.json").exists()
 
 
-def test_the_micro_batch_of_a_transformer_may_change_on_the_way(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transformer_micro_batch_may_change(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_dit.run(transformer_recipe(tmp_path / "whole", data))
     stop_at(monkeypatch, train_dit.TransformerTask, 48)
     with pytest.raises(KeyboardInterrupt):
@@ -172,7 +167,7 @@ def test_the_micro_batch_of_a_transformer_may_change_on_the_way(
         assert again["total"] == pytest.approx(line["total"], rel=1e-5)
 
 
-def test_the_micro_batch_of_a_tokenizer_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_micro_batch_may_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_at(monkeypatch, train_tokenizer.TokenizerTask, 32)
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer.run(tokenizer_recipe(tmp_path / "run"))
@@ -180,7 +175,7 @@ def test_the_micro_batch_of_a_tokenizer_may_not(tmp_path: Path, monkeypatch: pyt
         train_tokenizer.run(tokenizer_recipe(tmp_path / "run", micro_batch=4))
 
 
-def test_a_finished_run_made_longer_is_the_longer_run(data: Path, tmp_path: Path) -> None:
+def test_extended_run_equals_the_longer_run(data: Path, tmp_path: Path) -> None:
     train_dit.run(transformer_recipe(tmp_path / "long", data, images=96))
     for images in (48, 96):
         generator = train_dit.run(transformer_recipe(tmp_path / "grown", data, images=images))
@@ -217,7 +212,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_what_validation_needs_is_opened_before_the_first_step(
+def test_validation_inputs_are_opened_before_the_first_step(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def step(*arguments: Any) -> Any:
@@ -236,8 +231,8 @@ def test_what_validation_needs_is_opened_before_the_first_step(
     common += ["--transformer.size", "S/1", "--transformer.width", "32", "--transformer.heads", "2"]
     common += ["--training.device", "cpu", "--training.batch_size", "8", "--training.tensorboard", "false"]
     assert run(["train-dit", *common, "--training.validation_images", "32", *options]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1 and named in told[0]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and named in lines[0]
 
 
 def test_test_images_are_opened_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,12 +249,12 @@ def test_test_images_are_opened_before_the_first_step(tmp_path: Path, monkeypatc
         train_tokenizer.run(recipe)
 
 
-def test_validation_latents_without_a_rhythm_are_refused(data: Path, tmp_path: Path) -> None:
+def test_validation_latents_need_validation_images(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"validation_latents: needs training\.validation_images"):
         replace(transformer_recipe(tmp_path, data), validation_latents=str(data / "latents"))
 
 
-def test_a_logger_that_is_missing_is_told_before_the_work(
+def test_missing_logger_is_reported_before_the_work(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)

@@ -1,15 +1,16 @@
-"""Checkpoints that are damaged, and those that cannot be got at for a while."""
+"""Checkpoints that are damaged, cannot be read for a while, or are half removed."""
 
 import errno
 import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from regression_task import Regression
+from regression_task import CONFIG, Regression
 
 from vavae.errors import UserError
 from vavae.training.checkpoint import CheckpointFolder, copy_checkpoint, images_of
@@ -52,7 +53,7 @@ MANIFESTS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", MANIFESTS)
-def test_a_damaged_manifest_sets_its_checkpoint_aside(damage: str, tmp_path: Path) -> None:
+def test_checkpoint_with_damaged_manifest_is_renamed(damage: str, tmp_path: Path) -> None:
     checkpoints = write(tmp_path, 8, 16)
     MANIFESTS[damage](manifest_of(tmp_path, 16))
     found = checkpoints.newest()
@@ -60,7 +61,7 @@ def test_a_damaged_manifest_sets_its_checkpoint_aside(damage: str, tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"images-000000000008", "damaged-images-000000000016"}
 
 
-def test_a_manifest_from_before_it_had_a_hash_is_read(tmp_path: Path) -> None:
+def test_manifest_without_hash_is_read(tmp_path: Path) -> None:
     checkpoints = write(tmp_path, 8, 16)
     for images in (8, 16):
         as_before_it_had_a_hash(manifest_of(tmp_path, images))
@@ -71,8 +72,8 @@ def test_a_manifest_from_before_it_had_a_hash_is_read(tmp_path: Path) -> None:
     assert found is not None and found.numbers["images_seen"] == 8
 
 
-def test_numbers_that_are_missing_are_told(tmp_path: Path) -> None:
-    """Of a manifest without a hash nothing else tells it."""
+def test_missing_numbers_are_named(tmp_path: Path) -> None:
+    """Only a manifest without a hash can lack them."""
     config = TrainingConfig(images=16, batch_size=8, device="cpu", tensorboard=False)
     Trainer(Regression(), config, tmp_path).run("whole")
     manifest = manifest_of(tmp_path / "checkpoints", 16)
@@ -81,7 +82,7 @@ def test_numbers_that_are_missing_are_told(tmp_path: Path) -> None:
         Trainer(Regression(), config, tmp_path).run("again")
 
 
-def test_a_copy_with_other_numbers_is_good(tmp_path: Path) -> None:
+def test_copy_with_changed_numbers_is_valid(tmp_path: Path) -> None:
     write(tmp_path / "run", 8)
     copy_checkpoint(tmp_path / "run/images-000000000008", tmp_path / "copy", loss=0.3)
     found = CheckpointFolder(tmp_path / "copy").newest()
@@ -90,7 +91,7 @@ def test_a_copy_with_other_numbers_is_good(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
 @pytest.mark.parametrize("where", ["manifest.json", "__0_0.distcp", ".metadata"])
-def test_a_file_that_cannot_be_got_at_is_no_damage(
+def test_unreadable_file_is_not_damage(
     where: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = write(tmp_path, 8, 16)
@@ -103,14 +104,14 @@ def test_a_file_that_cannot_be_got_at_is_no_damage(
 
     with monkeypatch.context() as failing:
         failing.setattr(Path, "open", fail)
-        with pytest.raises(OSError, match=os.strerror(number)) as told:
+        with pytest.raises(OSError, match=os.strerror(number)) as raised:
             checkpoints.newest()
-    assert told.value.filename == str(tmp_path / "images-000000000016" / where)
+    assert raised.value.filename == str(tmp_path / "images-000000000016" / where)
     found = checkpoints.newest()
     assert found is not None and found.numbers["images_seen"] == 16
 
 
-def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folder_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = write(tmp_path / "checkpoints", 8)
 
     def fail(path: Path) -> object:
@@ -121,9 +122,7 @@ def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path: Path, monkeypatch: 
         checkpoints.newest()
 
 
-def test_a_read_that_fails_after_the_check_names_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_error_names_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.checkpoint import FileSystemReader
 
     found = write(tmp_path, 8).newest()
@@ -133,13 +132,13 @@ def test_a_read_that_fails_after_the_check_names_the_checkpoint(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(FileSystemReader, "read_data", fail)
-    with pytest.raises(OSError, match=r"images-000000000008") as told:
+    with pytest.raises(OSError, match=r"images-000000000008") as raised:
         found.read_into({"a": torch.zeros(3)})
-    assert told.value.errno == errno.EIO
+    assert raised.value.errno == errno.EIO
 
 
-def test_a_run_without_a_good_checkpoint_does_not_begin_anew(tmp_path: Path) -> None:
-    """Nor does its next start, when the damaged ones have their other names."""
+def test_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
+    """On the next start too, when the damaged ones have been renamed."""
     checkpoints = write(tmp_path / "checkpoints", 8, 16)
     for images in (8, 16):
         change(manifest_of(tmp_path / "checkpoints", images), '"loss"', '"lost"')
@@ -151,7 +150,7 @@ def test_a_run_without_a_good_checkpoint_does_not_begin_anew(tmp_path: Path) -> 
     assert checkpoints.newest() is None
 
 
-def test_a_milestone_is_kept_while_its_manifest_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_milestone_with_unreadable_manifest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 8, milestone=True)
     original = Path.read_text
 
@@ -165,10 +164,39 @@ def test_a_milestone_is_kept_while_its_manifest_cannot_be_read(tmp_path: Path, m
     assert [images_of(path) for path in checkpoints.list()] == [8, 24, 32]
 
 
-def test_one_process_that_cannot_read_ends_all_and_nothing_is_set_aside(
-    launch: Callable[..., None], tmp_path: Path
-) -> None:
+def test_read_error_in_one_process_ends_all(launch: Callable[..., None], tmp_path: Path) -> None:
     write(tmp_path, 8)
     launch(2, "unreadable_in_one", tmp_path)
     found = CheckpointFolder(tmp_path).newest()
     assert found is not None and found.numbers["images_seen"] == 8
+
+
+def test_milestones_are_kept(tmp_path: Path) -> None:
+    Trainer(Regression(), replace(CONFIG, milestone_images=400, keep_checkpoints=1), tmp_path).run("kept")
+    names = [p.name for p in CheckpointFolder(tmp_path / "checkpoints").list()]
+    assert names == ["images-000000000400", "images-000000000800"]
+
+
+@pytest.mark.parametrize("how", ["pruned", "rolled back"])
+def test_kill_while_removing_leaves_no_half_checkpoint(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = write(tmp_path, 8, 16)
+
+    def kill(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            (path / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt):
+            if how == "pruned":
+                checkpoints.keep = 1
+                checkpoints._prune(16)
+            else:
+                checkpoints.drop_after(8)
+    left = [8] if how == "rolled back" else [16]
+    assert [images_of(path) for path in checkpoints.list()] == left
+    checkpoints.drop_partial()
+    assert [path.name for path in tmp_path.iterdir()] == [f"images-{left[0]:012d}"]

@@ -63,7 +63,7 @@ def test_one_graph_serves_every_block(counter: CompileCounterWithBackend, recomp
     torch.testing.assert_close(compiled_grads, grads)
 
 
-def test_the_graph_of_a_block_serves_networks_of_other_depths_and_channels(counter: CompileCounterWithBackend) -> None:
+def test_block_graph_serves_other_networks(counter: CompileCounterWithBackend) -> None:
     for depth, channels in ((2, 3), (5, 3), (3, 7)):
         model = network(depth, channels, seed=depth)
         expected, grads = step(model, model)
@@ -73,7 +73,7 @@ def test_the_graph_of_a_block_serves_networks_of_other_depths_and_channels(count
     assert counter.frame_count == 1
 
 
-def test_a_whole_network_is_one_graph(counter: CompileCounterWithBackend) -> None:
+def test_whole_network_is_one_graph(counter: CompileCounterWithBackend) -> None:
     model = network()
     expected, _ = step(model, model)
     found, _ = step(compile_network(model, list(model.blocks), True), model)

@@ -10,7 +10,7 @@ from vavae.cli import run
 from vavae.training.run_log import read_metrics
 
 
-def test_the_documented_command_goes_to_the_same_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_documented_command_reproduces_the_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From 64 images on the learning rate is absurd, so that loss and gradient are soon not finite."""
     write_latents(tmp_path)
     recipe, folder = tmp_path / "recipe.yaml", tmp_path / "run"
@@ -32,15 +32,15 @@ training:
 """
     )
     assert run(["train-dit", str(recipe), "--output", str(folder)]) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert "of the steps were skipped" in told and f"for the 2. time; {folder}/failure reproduces it" in told
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "of the steps were skipped" in message and f"after 1 rollback; {folder}/failure reproduces it" in message
     wrong = json.loads((folder / "failure/failure.json").read_text())
     before = read_metrics(folder)
 
     # As docs/training.md gives it: the run's own recipe, and the folder as output.
     assert run(["train-dit", str(recipe), "--output", str(folder / "failure")]) == 1
     again = capsys.readouterr().err.splitlines()[-1]
-    assert again == told.replace(f"{folder}/failure", f"{folder}/failure/failure")
+    assert again == message.replace(f"{folder}/failure", f"{folder}/failure/failure")
     assert json.loads((folder / "failure/failure/failure.json").read_text()) == wrong
     repeated = read_metrics(folder / "failure")
     assert repeated and repeated == before[-len(repeated) :]

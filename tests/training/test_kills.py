@@ -1,4 +1,4 @@
-"""Both stages, killed at random steps: bit-identical to the run that nobody touched. The long form is a benchmark."""
+"""Both stages, killed at random steps, end bit-identical to an undisturbed run. The long form is a benchmark."""
 
 import random
 import signal
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import workers
+from children import CONTEXT
 from tiny_runs import write_latents
 
-from children import CONTEXT
 from vavae.training.checkpoint import CheckpointFolder
 
 
@@ -28,7 +28,7 @@ def run(stage: str, folder: Path, data: Path, kill: tuple[int, int] = (0, -1)) -
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
-def test_a_run_killed_again_and_again_ends_bit_identical(stage: str, data: Path, tmp_path: Path) -> None:
+def test_repeatedly_killed_run_ends_bit_identical(stage: str, data: Path, tmp_path: Path) -> None:
     assert run(stage, tmp_path / "whole", data) == 0
     chance = random.Random(7)
     signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL]

@@ -1,4 +1,4 @@
-"""Work without gradients in parts that fit: statistics and validation of both stages."""
+"""Chunks and micro-batches: halved until they fit, with the same results."""
 
 import errno
 import os
@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from regression_task import CONFIG, Unnormed, weights
 from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
 from torch import Tensor
 
 from vavae.data import LatentDataset
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderKL
-from vavae.training.memory import Chunks, MicroBatch
+from vavae.training.memory import Chunks, MicroBatch, split_batch
+from vavae.training.trainer import Trainer
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 FULL_ELSEWHERE = [
@@ -40,30 +42,30 @@ def lengths_that_fit(fits: int, error: Exception = FULL) -> tuple[list[int], Any
     return tried, work
 
 
-def test_portions_are_halved_until_they_fit_and_stay_so() -> None:
-    portions = Chunks(8)
+def test_chunks_are_halved_until_they_fit() -> None:
+    chunks = Chunks(8)
     tried, work = lengths_that_fit(3)
-    found = list(portions.over((torch.arange(11),), work))
+    found = list(chunks.over((torch.arange(11),), work))
     assert torch.cat([part[0] for part, _ in found]).tolist() == list(range(11))
     assert torch.cat([result for _, result in found]).tolist() == list(range(0, 22, 2))
-    assert tried == [8, 4, 2, 2, 2, 2, 2, 1] and portions.size == 2
-    assert len(list(portions.over((torch.arange(4),), work))) == 2 and tried[8:] == [2, 2]
+    assert tried == [8, 4, 2, 2, 2, 2, 2, 1] and chunks.size == 2
+    assert len(list(chunks.over((torch.arange(4),), work))) == 2 and tried[8:] == [2, 2]
 
 
 @pytest.mark.parametrize("error", FULL_ELSEWHERE, ids=["machine", "Apple's GPU", "one buffer", "CPU"])
-def test_memory_runs_out_under_other_names(error: Exception) -> None:
+def test_other_out_of_memory_errors(error: Exception) -> None:
     tried, work = lengths_that_fit(2, error)
     assert len(list(Chunks(4).over((torch.arange(4),), work))) == 2 and tried == [4, 2, 2]
 
 
-def test_another_failure_is_not_tried_with_less() -> None:
+def test_other_errors_do_not_halve_chunks() -> None:
     tried, work = lengths_that_fit(2, RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
         list(Chunks(4).over((torch.arange(4),), work))
     assert tried == [4]
 
 
-def test_a_single_image_that_does_not_fit_is_told_and_so_is_any_where_processes_keep_step() -> None:
+def test_chunks_raise_if_they_cannot_be_halved() -> None:
     tried, work = lengths_that_fit(0)
     with pytest.raises(torch.OutOfMemoryError):
         list(Chunks(4).over((torch.arange(4),), work))
@@ -98,7 +100,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def test_statistics_are_the_same_in_any_parts(task: train_tokenizer.TokenizerTask, encoded: list[int]) -> None:
+def test_statistics_do_not_depend_on_chunks(task: train_tokenizer.TokenizerTask, encoded: list[int]) -> None:
     model = task.averaged_model(task.autoencoder.state_dict())
     whole = task.statistics(model, 12)
     assert max(encoded) == 12
@@ -114,7 +116,7 @@ def test_statistics_are_the_same_in_any_parts(task: train_tokenizer.TokenizerTas
         torch.testing.assert_close(other.std, whole.std, rtol=1e-5, atol=1e-6)
 
 
-def test_large_images_are_few_at_once(
+def test_large_images_have_small_chunks(
     task: train_tokenizer.TokenizerTask, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train_tokenizer, "_PIXELS_AT_ONCE", 5 * 16**2)
@@ -125,7 +127,7 @@ def test_large_images_are_few_at_once(
     assert max(encoded) == 5
 
 
-def test_validation_of_the_tokenizer_is_the_same_in_any_parts(
+def test_tokenizer_validation_does_not_depend_on_chunks(
     task: train_tokenizer.TokenizerTask, encoded: list[int]
 ) -> None:
     whole = task.validate({}, 12)
@@ -137,9 +139,7 @@ def test_validation_of_the_tokenizer_is_the_same_in_any_parts(
         torch.testing.assert_close(halved[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_validation_of_the_transformer_is_the_same_in_any_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transformer_validation_does_not_depend_on_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = write_latents(tmp_path / "data")
     recipe = transformer_recipe(tmp_path / "run", data, validation_images=48)
     recipe = replace(recipe, validation_latents=str(data / "latents"))
@@ -160,8 +160,10 @@ def test_validation_of_the_transformer_is_the_same_in_any_parts(
         torch.testing.assert_close(halved[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_a_run_hands_its_micro_batch_on(tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """To validation and to the statistics at its end."""
+def test_micro_batch_limits_validation_and_statistics(
+    tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run passes it to validation and to the statistics at its end."""
     monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
     train_tokenizer.run(tokenizer_recipe(tmp_path, images=16, micro_batch=2, validation_images=16))
     assert max(encoded) == 2
@@ -170,7 +172,7 @@ def test_a_run_hands_its_micro_batch_on(tmp_path: Path, encoded: list[int], monk
 @pytest.mark.parametrize(
     "content", ["", "{}", "[1]", '{"micro_batch": 0}', '{"micro_batch": null}', '{"micro_batch": 1']
 )
-def test_a_damaged_memory_of_the_micro_batch_is_named(content: str, tmp_path: Path) -> None:
+def test_damaged_micro_batch_file_is_named(content: str, tmp_path: Path) -> None:
     path = tmp_path / "micro_batch.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"micro_batch.json: is damaged; remove it"):
@@ -178,7 +180,7 @@ def test_a_damaged_memory_of_the_micro_batch_is_named(content: str, tmp_path: Pa
     assert MicroBatch(tmp_path, 4).size == 4
 
 
-def test_a_full_disk_leaves_the_former_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_former_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     micro = MicroBatch(tmp_path, None)
     assert micro.halve(16)
 
@@ -191,3 +193,38 @@ def test_a_full_disk_leaves_the_former_micro_batch(tmp_path: Path, monkeypatch: 
         with pytest.raises(OSError, match="No space"):
             micro.halve(16)
     assert MicroBatch(tmp_path, None).size == 8 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_micro_batches_give_the_same_run(tmp_path: Path) -> None:
+    whole = Trainer(Unnormed(), CONFIG, tmp_path / "whole")
+    whole.run("whole")
+    task = Unnormed()
+    parts = Trainer(task, replace(CONFIG, micro_batch=3), tmp_path / "parts")
+    parts.run("parts")
+    assert task.lengths[:3] == [3, 3, 2]
+    for one, other in zip(weights(whole), weights(parts), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_micro_batch_is_halved_and_saved(tmp_path: Path) -> None:
+    task = Unnormed()
+    task.fits = 3
+    Trainer(task, replace(CONFIG, images=16), tmp_path).run("halved")
+    assert task.lengths == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]  # the second step knows
+    again = Unnormed()
+    Trainer(again, replace(CONFIG, images=32), tmp_path).run("resumed")
+    assert set(again.lengths) == {2}
+
+
+def test_run_ends_if_one_image_or_given_micro_batch_is_too_large(tmp_path: Path) -> None:
+    for given, name in ((None, "one"), (4, "given")):
+        task = Unnormed()
+        task.fits = 0
+        with pytest.raises(RunError, match="out of memory with"):
+            Trainer(task, replace(CONFIG, micro_batch=given), tmp_path / name).run("no")
+
+
+def test_split_batch_takes_tuples_and_keeps_numbers() -> None:
+    parts = list(split_batch((5, torch.arange(5), None), 2))
+    assert [p[1].tolist() for p in parts] == [[0, 1], [2, 3], [4]]
+    assert all(p[0] == 5 and p[2] is None for p in parts)

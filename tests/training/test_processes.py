@@ -1,4 +1,4 @@
-"""Two processes against one: the same losses, whoever saves and whoever resumes."""
+"""Two processes give the losses of one, and each number resumes from the other's checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -36,13 +36,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in tensors.items() if name.startswith("average/")}
 
 
-def test_messages(launch: Launch) -> None:
+def test_collectives(launch: Launch) -> None:
     launch(2, "messages")
 
 
-def test_a_process_that_waits_for_one_that_failed_hides_nothing(
-    launch: Launch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launch_reports_every_process(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(launch.__globals__, "GRACE", 1.0)
     with pytest.raises(
         AssertionError, match=r"(?s)process 0 ended with 1:.*the port is taken.*process 1 ended with -9"
@@ -50,7 +48,7 @@ def test_a_process_that_waits_for_one_that_failed_hides_nothing(
         launch(2, "one_fails")
 
 
-def test_a_mistake_is_told_once(launch: Launch) -> None:
+def test_user_error_is_reported_once(launch: Launch) -> None:
     launch(2, "mistake")
 
 

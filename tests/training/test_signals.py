@@ -1,4 +1,4 @@
-"""Signals that come at a bad moment."""
+"""Signals at bad moments, twice, and as copies."""
 
 import signal
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from vavae.training import signals as interrupt
+from vavae.training import signals
 from vavae.training.signals import signals_later, stop_on_signal
 from vavae.training.throughput import count_flops, count_peak_bytes
 
 
 @pytest.mark.parametrize("count", [count_flops, count_peak_bytes])
-def test_a_stop_waits_until_operations_are_counted(count: Callable[[Callable[[], object]], object]) -> None:
-    """In the middle, torch would meet the exception in C++ and abort the process."""
+def test_signal_waits_until_operations_are_counted(count: Callable[[Callable[[], object]], object]) -> None:
+    """Otherwise torch would meet the exception in C++ and abort the process."""
     done = []
 
     def work() -> None:
@@ -25,7 +25,7 @@ def test_a_stop_waits_until_operations_are_counted(count: Callable[[Callable[[],
     assert len(done) == 1
 
 
-def test_signals_are_delivered_once_and_to_whom_they_were_for() -> None:
+def test_held_signals_are_delivered_once() -> None:
     came: list[int] = []
     former = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
     try:
@@ -38,12 +38,12 @@ def test_signals_are_delivered_once_and_to_whom_they_were_for() -> None:
         signal.signal(signal.SIGTERM, former)
 
 
-def test_the_copy_that_torchrun_passes_on_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scheduler, or Ctrl-C, reaches the processes of torchrun themselves, and torchrun tells them once more."""
+def test_signal_copied_by_torchrun_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler or Ctrl-C signals the processes of torchrun, and torchrun signals them once more."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     now = [100.0]
-    monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
-    with pytest.raises(KeyboardInterrupt, match="stopped; what is finished is saved"), stop_on_signal() as stop:
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with pytest.raises(KeyboardInterrupt, match="stopped; finished work is saved"), stop_on_signal() as stop:
         for signal_number in (signal.SIGINT, signal.SIGTERM):
             signal.raise_signal(signal_number)
         assert stop
@@ -54,7 +54,7 @@ def test_the_copy_that_torchrun_passes_on_is_no_second_signal(monkeypatch: pytes
         pytest.fail("a signal that came later must end the block at once")
 
 
-def test_without_torchrun_a_second_signal_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_signal_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with pytest.raises(KeyboardInterrupt, match=r"^$"), stop_on_signal():
         signal.raise_signal(signal.SIGTERM)

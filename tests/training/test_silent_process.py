@@ -1,4 +1,4 @@
-"""What a process says and does when another one of its run ends, or falls silent."""
+"""Exit code and message of a process when another process of its run ends or stops to answer."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Far beyond what is needed on an idle machine.
+# Seconds; far more than needed on an idle machine.
 PATIENCE = 120.0
 LOST = "vavae: another process of this run has ended, or no longer answers; see its message"
 
@@ -42,30 +42,30 @@ def two(*arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
             process.communicate()
 
 
-def said(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
-    """Its exit code and what it said, but for warnings of the libraries' own."""
+def result(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    """Return the exit code and the lines of standard error, without warnings of libraries."""
     _, errors = process.communicate(timeout=PATIENCE)
     return process.returncode, [line for line in errors.splitlines() if not line.startswith("[W")]
 
 
 @pytest.mark.parametrize("how", ["vanish", "die"])
-def test_the_loss_of_another_process_is_one_line(how: str) -> None:
+def test_lost_process_is_reported_in_one_line(how: str) -> None:
     with two(how) as (first, _):
-        assert said(first) == (1, [LOST])
+        assert result(first) == (1, [LOST])
 
 
-def test_a_mistake_in_one_process_is_not_buried() -> None:
+def test_user_error_in_one_process_is_reported() -> None:
     with two("fail") as (first, second):
-        assert said(second) == (2, ["vavae: cannot read image x.png"])
-        assert said(first) == (1, [LOST])
+        assert result(second) == (2, ["vavae: cannot read image x.png"])
+        assert result(first) == (1, [LOST])
 
 
-def test_one_process_may_be_long_about_what_it_does_alone() -> None:
+def test_first_process_may_work_alone_for_long() -> None:
     with two("be_long") as running:
-        assert [said(process) for process in running] == [(0, []), (0, [])]
+        assert [result(process) for process in running] == [(0, []), (0, [])]
 
 
-def test_a_second_signal_ends_a_process_that_waits_for_a_silent_one(tmp_path: Path) -> None:
+def test_second_signal_ends_a_waiting_process(tmp_path: Path) -> None:
     waits = tmp_path / "waits"
     with two("wait_for_ever", str(waits)) as (first, _):
         deadline = time.monotonic() + PATIENCE
@@ -74,5 +74,5 @@ def test_a_second_signal_ends_a_process_that_waits_for_a_silent_one(tmp_path: Pa
             time.sleep(0.02)
         first.send_signal(signal.SIGINT)
         first.send_signal(signal.SIGTERM)
-        status, lines = said(first)
+        status, lines = result(first)
     assert status == 1 and "ended at once by a second signal" in lines[-1]

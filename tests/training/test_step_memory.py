@@ -1,4 +1,4 @@
-"""The memory of a step that a run tells beforehand, against what the allocator gives out in a real one."""
+"""Estimated memory of a step, against the peak of the allocator in a real one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from vavae.training.throughput import count_peak_bytes
 
 
 def allocated(task: TrainingTask, images_seen: int) -> int:
-    """Most bytes that torch's allocator gave out during one step, by its own profile."""
+    """Return the peak memory of one step in bytes, from torch's profile."""
     batch = next(iter(task.batches(0, 0)))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         task.step(batch, images_seen, 1.0)
@@ -31,7 +31,7 @@ def allocated(task: TrainingTask, images_seen: int) -> int:
     return peak
 
 
-def test_what_is_freed_and_what_is_a_view_does_not_count() -> None:
+def test_freed_memory_and_views_do_not_count() -> None:
     weight = torch.ones(100, 100)
 
     def work() -> None:
@@ -43,7 +43,7 @@ def test_what_is_freed_and_what_is_a_view_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_tokenizer(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_step_bytes(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
     monkeypatch.setattr(LPIPS, "pretrained", lambda network: LPIPS(network))
     recipe = tokenizer_recipe(tmp_path, precision=precision)
@@ -61,7 +61,7 @@ def test_tokenizer(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("precision", "recomputation"), [("fp32", "none"), ("fp32", "selective"), ("fp32", "full"), ("bf16", "none")]
 )
-def test_transformer(precision: str, recomputation: Recomputation, tmp_path: Path) -> None:
+def test_transformer_step_bytes(precision: str, recomputation: Recomputation, tmp_path: Path) -> None:
     write_latents(tmp_path)
     recipe = transformer_recipe(tmp_path / "run", tmp_path, precision=precision)
     shape = replace(recipe.transformer, depth=6, activation_checkpointing=recomputation)

@@ -1,4 +1,4 @@
-"""Under torchrun: a stop asked of the launcher saves and stops both; the death of one ends the other."""
+"""Under torchrun: a signal to the launcher saves and stops both processes; if one is killed, the other ends."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(folder: Path, data: Path) -> subprocess.Popen[str]:
-    """Two processes that train on and on, and write their ids into the folder."""
+    """Start two processes that train until stopped, and write their ids into the folder."""
     folder.mkdir()
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "endless.py"]
     return subprocess.Popen(
@@ -54,21 +54,21 @@ def ids(folder: Path) -> list[int]:
     return [int((folder / f"pid-{rank}").read_text()) for rank in range(2)]
 
 
-def test_a_stop_of_the_launcher_saves_and_stops_both(data: Path, tmp_path: Path) -> None:
+def test_signal_to_torchrun_saves_and_stops_both(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "stopped"
     launcher = launch(folder, data)
     wait_until_it_trains(launcher, folder)
     launcher.send_signal(signal.SIGTERM)
     _, errors = launcher.communicate(timeout=PATIENCE)
     assert not any(alive(process) for process in ids(folder)), errors
-    said = [(folder / f"stopped-{rank}").read_text() for rank in range(2)]
-    assert said[0] == said[1] and "goes on from there" in said[0]  # at the same step
+    messages = [(folder / f"stopped-{rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1] and "same command to resume" in messages[0]  # at the same step
     newest = CheckpointFolder(folder / "run/checkpoints").newest()
-    assert newest is not None and f"after {newest.numbers['images_seen']:,} of" in said[0]
+    assert newest is not None and f"after {newest.numbers['images_seen']:,} of" in messages[0]
     assert not list((folder / "run/checkpoints").glob(".partial-*"))
 
 
-def test_the_death_of_one_process_ends_the_other(data: Path, tmp_path: Path) -> None:
+def test_killed_process_ends_the_other(data: Path, tmp_path: Path) -> None:
     """Without the launcher's help too: the survivor sees the connection close and ends with an error."""
     folder = tmp_path / "killed"
     launcher = launch(folder, data)

@@ -1,4 +1,4 @@
-"""The engine on a small task: exact resume, averages, skipped steps, clean stops."""
+"""The trainer on a small task: exact resume, averages, skipped steps, clean stops."""
 
 import errno
 import json
@@ -18,18 +18,18 @@ from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.trainer import Trainer, TrainingConfig
 
 
-def state(engine: Trainer) -> dict[str, Tensor]:
-    tensors, _ = engine._checkpoints.load_newest() or ({}, {})
+def state(trainer: Trainer) -> dict[str, Tensor]:
+    tensors, _ = trainer._checkpoints.load_newest() or ({}, {})
     return tensors
 
 
-def test_a_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
+def test_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
     whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
     whole.run("whole")
     for stop_at in (104, 336, 600):  # within a log interval, and between checkpoints
         task = Regression()
         task.stop_at = stop_at
-        with pytest.raises(KeyboardInterrupt, match="goes on from there"):
+        with pytest.raises(KeyboardInterrupt, match="same command to resume"):
             Trainer(task, CONFIG, tmp_path / "parts").run("part")
     parts = Trainer(Regression(), CONFIG, tmp_path / "parts")
     parts.run("rest")
@@ -41,12 +41,12 @@ def test_a_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
     assert (tmp_path / "whole/metrics.jsonl").read_text() == (tmp_path / "parts/metrics.jsonl").read_text()
 
 
-def test_a_stop_in_the_last_step_saves_and_is_not_forgotten(tmp_path: Path) -> None:
-    """What follows the run, another stage perhaps, must not go on."""
+def test_stop_in_the_last_step_saves_and_raises(tmp_path: Path) -> None:
+    """So that a stage that follows does not start."""
     task = Regression()
     task.stop_at = 792
     former = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="finished work is saved; run the same command to resume"):
         Trainer(task, CONFIG, tmp_path).run("stopped")
     assert signal.getsignal(signal.SIGINT) is former
     again = Trainer(Regression(), CONFIG, tmp_path)
@@ -54,8 +54,8 @@ def test_a_stop_in_the_last_step_saves_and_is_not_forgotten(tmp_path: Path) -> N
     assert again.images_seen == 800 and again.steps_done == 100
 
 
-def test_a_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
-    """After SIGKILL the newest checkpoint may be older than the log: its lines are written anew, not twice."""
+def test_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
+    """After SIGKILL the newest checkpoint may be older than the log, whose lines must not be written twice."""
     whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
     whole.run("whole")
     script = "import sys; from regression_task import run_until_killed; run_until_killed(sys.argv[1])"
@@ -78,8 +78,8 @@ def test_a_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
 def test_averages_follow_the_formula(tmp_path: Path) -> None:
     task = Regression()
     reference = {k: v.clone().double() for k, v in task.modules["head"].state_dict().items()}
-    engine = Trainer(task, TrainingConfig(images=80, batch_size=8, ema_decay=0.9, tensorboard=False), tmp_path)
-    original = engine._apply
+    trainer = Trainer(task, TrainingConfig(images=80, batch_size=8, ema_decay=0.9, tensorboard=False), tmp_path)
+    original = trainer._apply
     steps = 0
 
     def apply(terms: dict[str, Tensor]) -> None:
@@ -90,32 +90,32 @@ def test_averages_follow_the_formula(tmp_path: Path) -> None:
             reference[key] = decay * reference[key] + (1 - decay) * value.double()
         steps += 1
 
-    engine._apply = apply  # type: ignore[method-assign, assignment]
-    engine.run("averages")
+    trainer._apply = apply  # type: ignore[method-assign, assignment]
+    trainer.run("averages")
     assert steps == 10
-    for key, value in engine.averaged_state("head").items():
+    for key, value in trainer.averaged_state("head").items():
         torch.testing.assert_close(value.double(), reference[key], rtol=1e-5, atol=1e-6)
         assert not torch.equal(value, task.modules["head"].state_dict()[key])
 
 
-def test_a_bad_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+def test_bad_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
     task = Regression()
     task.bad_steps = {(0, 0)}
     before = {k: v.clone() for k, v in task.modules["head"].state_dict().items()}
     Trainer(task, TrainingConfig(images=8, batch_size=8, log_images=16, tensorboard=False), tmp_path)._apply(
         {"total": torch.tensor(torch.nan)}
     )
-    engine = Trainer(task, TrainingConfig(images=80, batch_size=8, log_images=80, tensorboard=False), tmp_path)
+    trainer = Trainer(task, TrainingConfig(images=80, batch_size=8, log_images=80, tensorboard=False), tmp_path)
     terms = task.step(next(task.batches(0, 0)), 0, 1.0)
-    engine._apply(terms)
+    trainer._apply(terms)
     assert all(torch.equal(before[k], v) for k, v in task.modules["head"].state_dict().items())
-    engine.run("goes on")
+    trainer.run("rest")
     line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert line["skipped/head"] == pytest.approx(2 / 11)
     assert not torch.equal(before["weight"], task.modules["head"].state_dict()["weight"])
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_the_former(tmp_path: Path) -> None:
     Trainer(Regression(), CONFIG, tmp_path).run("all")
     checkpoints = CheckpointFolder(tmp_path / "checkpoints").list()
     assert [p.name for p in checkpoints] == ["images-000000000600", "images-000000000800"]
@@ -123,20 +123,20 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: 
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    engine = Trainer(Regression(), CONFIG, tmp_path)
-    engine._resume(engine._checkpoints.newest())
-    assert engine.images_seen == 600
+    trainer = Trainer(Regression(), CONFIG, tmp_path)
+    trainer._resume(trainer._checkpoints.newest())
+    assert trainer.images_seen == 600
     assert (tmp_path / "checkpoints/damaged-images-000000000800").is_dir()
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     Trainer(Regression(), CONFIG, tmp_path).run("six")
     with pytest.raises(UserError, match="does not fit this recipe"):
         Trainer(Regression(width=7), CONFIG, tmp_path).run("seven")
 
 
 @pytest.mark.parametrize("where", ["in our own files", "within torch's writer", "in another process"])
-def test_a_full_disk_leaves_the_former_checkpoint(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_former_checkpoint(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.checkpoint import FileSystemWriter
     from torch.distributed.checkpoint.api import CheckpointException
 
@@ -148,7 +148,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(where: str, tmp_path: Path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def hidden(*arguments: object) -> None:
-        """As the writer tells it: the archive notices that a write went wrong, and says no more."""
+        """As torch's writer raises it: the archive reports a failed write, without its cause."""
         try:
             full()
         except OSError as error:
@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(where: str, tmp_path: Path, mo
     assert [p.name for p in tmp_path.iterdir()] == ["images-000000000008"]
 
 
-def test_another_failure_of_the_writer_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.checkpoint import FileSystemWriter
 
     def broken(*arguments: object) -> None:

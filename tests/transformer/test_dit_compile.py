@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from vavae.training.activation_checkpointing import apply_activation_checkpointing
 from vavae.transformer import LightningDiT
 
 TINY = {"latent_size": 4, "latent_channels": 3, "width": 32, "depth": 2, "heads": 2, "num_classes": 5}
@@ -57,7 +58,7 @@ def test_training_step_with_checkpointing_and_autocast() -> None:
     model, expected = network(label_dropout=0.0), network(label_dropout=0.0)
     for each in (model, expected):
         each.train()
-        each.set_activation_checkpointing("full")
+        apply_activation_checkpointing(list(each.blocks), "full")
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     arguments = batch(4, 4)
     for each in (compiled, expected):

@@ -95,8 +95,6 @@ def test_unknown_sizes_and_options_are_named() -> None:
         LightningDiT.from_size("XXL/1")
     with pytest.raises(UserError, match="use_rope"):
         LightningDiT.from_size("S/1", use_rope=True)
-    with pytest.raises(UserError, match="partial"):
-        tiny().set_activation_checkpointing("partial")
 
 
 def test_wrong_inputs_are_refused() -> None:
@@ -311,23 +309,3 @@ def test_float64_is_float64_throughout() -> None:
     exact = copy.deepcopy(model).double()(x.double(), t.double(), y)
     assert exact.dtype == torch.float64
     torch.testing.assert_close(model(x, t, y).double(), exact, rtol=1e-4, atol=1e-5)
-
-
-def test_checkpointing_recomputes_blocks_and_changes_nothing() -> None:
-    gradients, calls = [], []
-    x, t, y = inputs()
-    for mode in ("none", "full"):
-        model = tiny().train()
-        model.set_activation_checkpointing(mode)
-        count = [0]
-
-        def counted(_module: nn.Module, _inputs: object, count: list[int] = count) -> None:
-            count[0] += 1
-
-        model.blocks[0].register_forward_pre_hook(counted)
-        torch.manual_seed(0)
-        model(x, t, y).square().mean().backward()
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-        calls.append(count[0])
-    assert calls == [1, 2]
-    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])

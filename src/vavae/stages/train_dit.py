@@ -229,7 +229,7 @@ class TransformerTask(TrainingTask):
             wanted = fits_on(self.device, count * math.prod(self.latents.shape) * self.latents.dtype.itemsize, 1 / 2)
         return self.latents.to_device(self.device) if wanted else self.latents
 
-    def batches(self, start: int, order: int) -> Iterator[_Batch]:
+    def batches(self, start: int, data_order: int) -> Iterator[_Batch]:
         training, reader = self.config.training, self._reader
         flips = self.config.flip and self.latents.has_flips
 
@@ -238,7 +238,7 @@ class TransformerTask(TrainingTask):
             latents, labels = reader.get(indices, mask, normalize=False)
             return self.statistics.normalize(latents), labels
 
-        seed = stream_seed(training.seed, order)
+        seed = stream_seed(training.seed, data_order)
         stream = IndexStream(len(self.latents), seed, start, self.world.rank, self.world.size)
         with BatchLoader(stream, load, training.batch_size, 2 if reader is self.latents else 0) as loader:
             for batch in loader:
@@ -354,7 +354,7 @@ class TransformerTask(TrainingTask):
             apply_activation_checkpointing(list(model.blocks), self.config.transformer.activation_checkpointing)
             return count_peak_bytes(step)
 
-    def regime(self, images_seen: int) -> int:
+    def phase(self, images_seen: int) -> int:
         switch = self.config.flow.uniform_after_images
         return int(switch is not None and images_seen >= switch)
 

@@ -271,9 +271,9 @@ class TokenizerTask(TrainingTask):
             recipes["discriminator"] = (self.config.discriminator_optimizer, discriminator)
         return recipes
 
-    def batches(self, start: int, order: int) -> Iterator[_Batch]:
+    def batches(self, start: int, data_order: int) -> Iterator[_Batch]:
         training = self.config.training
-        seed = stream_seed(training.seed, order)
+        seed = stream_seed(training.seed, data_order)
         stream = IndexStream(len(self.source), seed, start, self.world.rank, self.world.size)
         with BatchLoader(stream, self._load, training.batch_size, self.config.data.workers) as loader:
             for batch in loader:
@@ -328,7 +328,7 @@ class TokenizerTask(TrainingTask):
             self.objective.alignment.config = self.objective.config.alignment
             self.objective.alignment.linear_proj.requires_grad_(self.objective.config.alignment.train_projection)
 
-    def regime(self, images_seen: int) -> int:
+    def phase(self, images_seen: int) -> int:
         return 2 * self.config.stage_at(images_seen) + self.objective.adversarial_active(images_seen)
 
     def prepare_validation(self) -> None:

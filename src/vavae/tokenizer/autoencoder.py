@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.tokenizer.gaussian import DiagonalGaussian
-from vavae.tokenizer.layers import CheckpointedBlock, DownLevel, GroupNorm, Middle, UpLevel
+from vavae.tokenizer.layers import DownLevel, GroupNorm, Middle, UpLevel
 
 IMAGE_CHANNELS = 3
 # No network comes near these; numbers in a damaged file do, and would take all time or memory.
@@ -203,12 +203,6 @@ class AutoencoderKL(nn.Module):
     def last_decoder_layer(self) -> nn.Conv2d:
         """The layer at which reconstruction and adversarial gradients are balanced."""
         return self.decoder.conv_out
-
-    def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Trade time for memory: compute each block's activations again in the backward pass."""
-        for module in self.modules():
-            if isinstance(module, CheckpointedBlock):
-                module.checkpoint_activations = enabled
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
         """The posterior of (B, 3, H, W) images in [-1, 1].

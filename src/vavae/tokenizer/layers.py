@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -93,23 +92,7 @@ class GroupNorm(nn.GroupNorm):
         return F.silu(self(x))
 
 
-class CheckpointedBlock(nn.Module):
-    """A block that, when asked, keeps only its input and computes its activations again in the backward pass."""
-
-    checkpoint_activations: bool = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C', H, W)."""
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(self.transform, x, use_reentrant=False, preserve_rng_state=False)
-        return self.transform(x)
-
-    def transform(self, x: Tensor) -> Tensor:
-        """What the block computes."""
-        raise NotImplementedError
-
-
-class ResidualBlock(CheckpointedBlock):
+class ResidualBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1×1 shortcut where the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -122,14 +105,14 @@ class ResidualBlock(CheckpointedBlock):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
         self.changes_width = in_channels != out_channels
 
-    def transform(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H, W)."""
         h = self.conv1(self.norm1.silu(x))
         h = self.conv2(self.norm2.silu(h))
         return (self.nin_shortcut(x) if self.changes_width else x) + h
 
 
-class AttentionBlock(CheckpointedBlock):
+class AttentionBlock(nn.Module):
     """x + single-head attention over all positions, scale channels**-0.5, with 1×1 convolutions as projections."""
 
     def __init__(self, channels: int) -> None:
@@ -140,7 +123,7 @@ class AttentionBlock(CheckpointedBlock):
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def transform(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         batch, channels, height, width = x.shape
         h = self.norm(x)

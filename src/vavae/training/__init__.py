@@ -1,1 +1,1 @@
-"""The engine: state, checkpoints, averages, schedules, tracking. It knows no model by name."""
+"""The trainer: state, checkpoints, averages, schedules, logs. It does not depend on any model."""

@@ -1,4 +1,4 @@
-"""Activation checkpointing from outside: blocks that compute again in the backward pass instead of keeping all."""
+"""Activation checkpointing: blocks compute activations again in the backward pass instead of keeping them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -12,7 +12,7 @@ from vavae.errors import UserError
 Recomputation = Literal["none", "selective", "full"]
 
 _aten = torch.ops.aten
-# What is dear to compute and small to keep beside what lies between: products of matrices, and attention.
+# Results of matrix products and attention: costly to compute, small to keep.
 _KEPT = frozenset(
     {
         _aten.mm.default,
@@ -35,19 +35,19 @@ def _selective() -> Any:
 
 
 def apply_activation_checkpointing(units: Sequence[nn.Module], mode: Recomputation) -> None:
-    """Choose what training keeps of each unit for its backward pass. Names of parameters do not change.
+    """Set what each unit keeps for its backward pass. Names of parameters do not change.
 
     Args:
         units: Modules such as the blocks of a transformer.
-        mode: "none" keeps all activations; "selective" keeps results of matrix products and attention and computes
-            norms, activations and modulations again; "full" keeps the unit's inputs only, for about a third more
+        mode: "none" keeps all activations. "selective" keeps the results of matrix products and attention, and computes
+            norms, activations and modulations again. "full" keeps the unit's inputs only, for about a third more
             computation.
 
     Raises:
-        UserError: No such mode.
+        UserError: The mode is unknown.
     """
     if mode not in get_args(Recomputation):
-        raise UserError(f"activation_checkpointing: {mode!r} is not one of {', '.join(get_args(Recomputation))}")
+        raise UserError(f"activation_checkpointing: must be one of {', '.join(get_args(Recomputation))}, got {mode!r}")
     for unit in units:
         unit.__dict__.pop("forward", None)
         if mode != "none":

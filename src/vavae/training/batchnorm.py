@@ -1,7 +1,4 @@
-"""Batch normalisation over the batch of all processes.
-
-torch's SyncBatchNorm runs on GPUs only; on CPUs the class below does the same with differentiable collectives.
-"""
+"""Batch normalization over the batch of all processes: torch's SyncBatchNorm on GPUs, and its like on CPUs."""
 
 from typing import Any
 
@@ -10,56 +7,36 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-class _MeanOverProcesses(torch.autograd.Function):
-    """Mean over processes; its gradient is the mean of theirs."""
+class _GatherBatch(torch.autograd.Function):
+    """(B, …) of each process -> (processes * B, …) of all; gradients are summed over processes."""
 
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
-        return _mean(x)
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.cat(parts)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        return _mean(gradient)
-
-
-def _mean(x: Tensor) -> Tensor:
-    total = x.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 class HostSyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of the batches of all processes, of equal size each."""
+    """BatchNorm2d over the batches of all processes, of equal size each. SyncBatchNorm supports GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         if not self.training:
             return super().forward(x)
-        wide = x.float()
-        # Two passes, deviations after the mean: the difference of two large sums would lose digits.
-        mean = _MeanOverProcesses.apply(wide.mean((0, 2, 3)))
-        centred = wide - mean.view(1, -1, 1, 1)
-        variance = _MeanOverProcesses.apply(centred.square().mean((0, 2, 3)))
-        if self.track_running_stats:
-            self._follow(mean.detach(), variance.detach(), dist.get_world_size() * x.numel() // x.shape[1])
-        normed = centred * torch.rsqrt(variance + self.eps).view(1, -1, 1, 1)
-        if self.affine:
-            normed = normed * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
-        return normed.to(x.dtype)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        self.num_batches_tracked.add_(1)
+        whole = super().forward(_GatherBatch.apply(x))  # (processes * B, C, H, W)
+        return whole.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:
-    """Make every BatchNorm2d below `module` see the batches of all processes, in place; names stay as they are."""
+    """Make every BatchNorm2d below `module` normalize over the batches of all processes, in place; names stay."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
             on_gpu = child.weight.device.type == "cuda"

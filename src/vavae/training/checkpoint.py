@@ -1,13 +1,13 @@
-"""Checkpoints: written whole or not at all, verified on load, the last K and the milestones kept.
+"""Checkpoints: written atomically, verified on load; the newest and the milestones are kept.
 
-A checkpoint is a folder `images-000000640000` written by `torch.distributed.checkpoint`: each process writes its
-part of the tensors, from a copy and in the background, so training goes on meanwhile. The parts lie in a folder
-of another name until the first process has hashed them, written `manifest.json` (numbers, the sha256 of every file
-and its own) and flushed all; then the folder gets its name. So a folder with a checkpoint's name is always complete.
-A damaged one is reported, set aside under the name `damaged-…`, and the one before is used; where none is left, the
-run ends rather than begin anew. A file that cannot be got at (no permission, a failing disk) is no damage: it ends the
-call, and the next may find it. Tensors are stored by name and global shape: another number of processes reads them as
-well.
+A checkpoint is a folder `images-000000640000` written by `torch.distributed.checkpoint`. Each process writes its part
+of the tensors from a copy, in the background, while training continues. The folder has a temporary name until the
+first process has hashed the files, written `manifest.json` (numbers, the sha256 of every file and its own) and flushed
+everything to disk. So a folder with a checkpoint's name is always complete.
+
+A damaged checkpoint is reported and renamed to `damaged-…`, and the one before is used. If none is left, the run ends
+instead of starting over. A file that cannot be read (no permission, a failing disk) is not damage: the call fails, and
+the next may succeed. Tensors are stored by name and global shape, so another number of processes can read them.
 """
 
 import hashlib
@@ -31,11 +31,12 @@ from vavae.training.parallel import World
 
 log = logging.getLogger(__name__)
 
-# One process alone is meant, and no reason to warn at every save.
+# A single process is intended; torch would warn at every save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 _PREFIX = "images-"
 _DAMAGED = "damaged-"
+_PARTIAL = ".partial-"
 _MANIFEST = "manifest.json"
 _OWN_HASH = "sha256"  # key of the manifest
 
@@ -55,8 +56,8 @@ class Checkpoint:
     Attributes:
         path: Its folder.
         numbers: The numbers it was saved with.
-        shapes: Global shape of every tensor in it, by name.
-        dtypes: Its type.
+        shapes: Global shape of every tensor, by name.
+        dtypes: Type of every tensor, by name.
         world: The processes that read it together.
     """
 
@@ -67,7 +68,7 @@ class Checkpoint:
     world: World
 
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill `tensors`, plain or sharded, with the values of their names. All processes must call it.
+        """Load the values of `tensors`, plain or sharded, by name, in place. All processes must call it.
 
         Raises:
             OSError: A file could not be read.
@@ -88,8 +89,8 @@ class CheckpointFolder:
     """The checkpoints of one run.
 
     Args:
-        folder: Where they lie; made on the first save.
-        keep: How many of the newest to keep, beside the milestones.
+        folder: Their folder; the first save creates it.
+        keep: How many of the newest to keep, in addition to the milestones.
         world: The processes that write together.
     """
 
@@ -101,12 +102,12 @@ class CheckpointFolder:
         self._pending: Future[None] | None = None
 
     def list(self) -> list[Path]:
-        """Complete checkpoints, oldest first.
+        """Return the complete checkpoints, oldest first.
 
         Raises:
-            OSError: The folder is there and cannot be read.
+            OSError: The folder exists but cannot be read.
         """
-        return [path for path in _named(self.folder, _PREFIX) if path.name.removeprefix(_PREFIX).isdigit()]
+        return [path for path in _named(self.folder, _PREFIX) if path.name.removeprefix(_PREFIX).isdecimal()]
 
     def save(
         self,
@@ -114,26 +115,26 @@ class CheckpointFolder:
         tensors: Mapping[str, Tensor],
         numbers: Mapping[str, Any],
         milestone: bool = False,
-        judged: int | None = None,
+        checked: int | None = None,
     ) -> None:
-        """Begin to write the state after `images` images; it is copied at once and written in the background.
+        """Start to write the state after `images` images: it is copied at once and written in the background.
 
         Args:
             images: Names the checkpoint.
             tensors: The state by name; the same names in all processes, values plain and equal, or sharded.
-            numbers: What JSON can hold.
-            milestone: Keep this one for good.
-            judged: Up to how many images the run is known to be good; the newest checkpoint up to there is kept as
-                well. By default up to `images`.
+            numbers: Values that JSON can represent.
+            milestone: Keep this checkpoint forever.
+            checked: Images up to which the run is known to be good; the newest checkpoint up to there is kept as well.
+                None is `images`.
 
         Raises:
-            OSError: A former save failed (the disk is full, say). Older checkpoints are untouched.
+            OSError: A former save failed, for example on a full disk. Older checkpoints are untouched.
             RunError: It failed for another reason.
         """
-        import torch.distributed.checkpoint as dcp  # half of what every --help would wait for
+        import torch.distributed.checkpoint as dcp  # slow to import
 
         self.wait()
-        partial = self.folder / f".partial-{images:012d}"
+        partial = self.folder / f"{_PARTIAL}{images:012d}"
         if self.world.first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -145,14 +146,14 @@ class CheckpointFolder:
             no_dist=self.world.size == 1,
         )
         manifest = {"numbers": dict(numbers), "milestone": milestone}
-        judged = images if judged is None else judged
-        self._pending = self._finisher.submit(self._finish, written, partial, images, manifest, judged)
+        checked = images if checked is None else checked
+        self._pending = self._finisher.submit(self._finish, written, partial, images, manifest, checked)
 
     def wait(self) -> None:
-        """Until the checkpoint in the making is complete in all processes.
+        """Wait until the current checkpoint is complete in all processes.
 
         Raises:
-            OSError: It could not be written (the disk is full, say).
+            OSError: It could not be written, for example on a full disk.
             RunError: It could not be written for another reason.
         """
         pending, self._pending = self._pending, None
@@ -160,41 +161,42 @@ class CheckpointFolder:
             pending.result()
             self.world.wait()
 
-    def _finish(self, written: Any, partial: Path, images: int, manifest: dict[str, Any], judged: int) -> None:
+    def _finish(self, written: Any, partial: Path, images: int, manifest: dict[str, Any], checked: int) -> None:
         try:
             written.result()
             if self.world.first:
-                self._name(partial, self.folder / f"{_PREFIX}{images:012d}", manifest)
-                self._prune(judged)
+                self._complete(partial, self.folder / f"{_PREFIX}{images:012d}", manifest)
+                self._prune(checked)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise _as_fault(error, self.folder, "written") from error
 
-    def _name(self, partial: Path, target: Path, manifest: dict[str, Any]) -> None:
+    def _complete(self, partial: Path, target: Path, manifest: dict[str, Any]) -> None:
+        """Write the manifest, flush all files, and give the folder its name."""
         files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
         _write_manifest(partial, {"files": files, **manifest})
         for path in (*partial.iterdir(), partial):
             _sync(path)
         if target.exists():
-            shutil.rmtree(target)
+            _remove(target)
         partial.replace(target)
         _sync(self.folder)
 
-    def _prune(self, judged: int) -> None:
+    def _prune(self, checked: int) -> None:
         complete = self.list()
-        good = [path for path in complete if images_of(path) <= judged]
+        good = [path for path in complete if images_of(path) <= checked]
         for old in complete[: -self.keep]:
             if old not in good[-1:] and not _may_be_milestone(old):
-                shutil.rmtree(old)
+                _remove(old)
 
     def newest(self, upto: int | None = None) -> Checkpoint | None:
-        """The newest good checkpoint, of at most `upto` images where that is given; None where there is none.
+        """Return the newest good checkpoint, of at most `upto` images if given; None if there is none.
 
-        All processes must call it; they read each file once between them.
+        All processes must call it; each hashes its share of the files.
 
         Raises:
-            OSError: One could not be got at, which says nothing about it.
-            UserError: There were checkpoints, and all are damaged; not where `upto` is given.
+            OSError: A file could not be read, which does not mean that it is damaged.
+            UserError: All checkpoints are damaged, and `upto` is None.
         """
         self.wait()
         for path in reversed(self.world.once(self.list)):
@@ -207,23 +209,23 @@ class CheckpointFolder:
         return None
 
     def _opened(self, path: Path) -> Checkpoint | None:
-        """A checkpoint that is good; None of one that is damaged, and set aside."""
+        """Return a good checkpoint; rename a damaged one and return None."""
         world = self.world
         found = world.gather(world.each(lambda: self._problem(path)))
         problems = [problem for problem in found if problem is not None]
         if problems:
-            world.once(lambda: _set_aside(path, problems[0]))
+            world.once(lambda: _rename_damaged(path, problems[0]))
             return None
         return world.each(lambda: Checkpoint(path, _read_manifest(path)["numbers"], *_stored_tensors(path), world))
 
     def _check_none_is_damaged(self) -> None:
         if _named(self.folder, _DAMAGED):
             raise UserError(
-                f"{self.folder}: all its checkpoints are damaged ({_DAMAGED}…); remove this folder to begin anew"
+                f"{self.folder}: all its checkpoints are damaged ({_DAMAGED}…); remove this folder to start over"
             )
 
     def load_newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Whole tensors, on the CPU, and numbers of the newest good checkpoint; None where there is none."""
+        """Return tensors, unsharded and on the CPU, and numbers of the newest good checkpoint; None without one."""
         found = self.newest()
         if found is None:
             return None
@@ -232,42 +234,42 @@ class CheckpointFolder:
         return tensors, found.numbers
 
     def drop_partial(self) -> None:
-        """Remove what a killed run left half-written. All processes must call it, before the first save."""
+        """Remove half-written or half-removed checkpoints. All processes must call it, before the first save."""
         if self.world.first and self.folder.is_dir():
-            for partial in self.folder.glob(".partial-*"):
+            for partial in self.folder.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(partial, ignore_errors=True)
         self.world.wait()
 
     def _problem(self, path: Path) -> str | None:
-        """What is wrong with this process's share of the files.
+        """Return what is wrong with this process's share of the files, or None.
 
         Raises:
-            OSError: One could not be got at.
+            OSError: A file could not be read.
         """
         try:
             manifest = _read_manifest(path)
             files = sorted(manifest["files"].items())
             for name, digest in files[self.world.rank :: self.world.size]:
                 if sha256_file(path / name) != digest:
-                    return f"the sha256 of {name} is not the one that was written"
+                    return f"the sha256 of {name} is not the one in the manifest"
         except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
             return one_line(error)
         return None
 
     def drop_after(self, images: int) -> None:
-        """Remove checkpoints of more than `images` images: their run is taken back. All processes must call it."""
+        """Remove checkpoints of more than `images` images, newest first. All processes must call it."""
         if self.world.first:
-            for path in self.list():
+            for path in reversed(self.list()):
                 if images_of(path) > images:
-                    shutil.rmtree(path)
+                    _remove(path)
         self.world.wait()
 
 
 def _as_fault(error: BaseException, path: Path, done: str) -> Exception:
-    """What kept a checkpoint from being written or read: the file system's own error, with its number, if there is one.
+    """Return the file system's error that made a write or read fail, or else a RunError with the innermost message.
 
-    torch tells failures of any process as one exception that is no `Exception`, and its writer hides a full disk
-    behind an error of its own.
+    torch wraps the failures of all processes in one exception that is not an `Exception`, and its writer replaces the
+    error of a full disk by its own.
     """
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno is not None:
@@ -277,7 +279,7 @@ def _as_fault(error: BaseException, path: Path, done: str) -> Exception:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, what led to it, and what led to that; of torch's collected failures each."""
+    """Yield an error and its chain of causes, including each failure that torch has collected."""
     following: BaseException | None = error
     while following is not None:
         yield following
@@ -287,7 +289,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _named(folder: Path, prefix: str) -> list[Path]:
-    """What lies in a folder under such names. One that cannot be read is not empty: it raises an OSError."""
+    """Return the entries of a folder with such names, sorted. A folder that cannot be read raises an OSError."""
     try:
         return sorted(path for path in folder.iterdir() if path.name.startswith(prefix))
     except (FileNotFoundError, NotADirectoryError):
@@ -295,12 +297,20 @@ def _named(folder: Path, prefix: str) -> list[Path]:
 
 
 def images_of(path: Path) -> int:
-    """Images seen by the checkpoint in folder `path`."""
+    """Return the images seen by the checkpoint in folder `path`."""
     return int(path.name.removeprefix(_PREFIX))
 
 
+def _remove(path: Path) -> None:
+    """Remove a checkpoint. It loses its name first, so that a kill does not leave half a checkpoint."""
+    partial = path.with_name(f"{_PARTIAL}removed-{path.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    path.replace(partial)
+    shutil.rmtree(partial)
+
+
 def copy_checkpoint(source: Path, folder: Path, **numbers: Any) -> Path:
-    """Copy a checkpoint into another folder of checkpoints, with some of its numbers changed."""
+    """Copy a checkpoint into another folder of checkpoints, and change some of its numbers."""
     target = folder / source.name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
@@ -315,13 +325,13 @@ def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a manifest with the sha256 of all else in it."""
+    """Write a manifest with the sha256 of its content."""
     signed = {**manifest, _OWN_HASH: _manifest_sha256(manifest)}
     (folder / _MANIFEST).write_text(json.dumps(signed, indent=1))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in folder `path`, without its own hash, which older ones lack.
+    """Return the manifest of the checkpoint in folder `path`, without its own hash, which older ones lack.
 
     Raises:
         OSError: It could not be read.
@@ -329,17 +339,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     """
     manifest = json.loads((path / _MANIFEST).read_text())
     if not isinstance(manifest, dict) or not isinstance(manifest.get("numbers"), dict):
-        raise ValueError(f"{_MANIFEST} holds no numbers")
+        raise ValueError(f"{_MANIFEST} has no numbers")
     digest = manifest.pop(_OWN_HASH, None)
     if digest is not None and digest != _manifest_sha256(manifest):
-        raise ValueError(f"the sha256 of {_MANIFEST} is not the one that was written")
+        raise ValueError(f"{_MANIFEST} does not match its own sha256")
     if manifest["numbers"].get("images_seen", images_of(path)) != images_of(path):
-        raise ValueError(f"{_MANIFEST} tells of another number of images")
+        raise ValueError(f"images_seen in {_MANIFEST} does not match the folder name")
     return manifest
 
 
 def _stored_tensors(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
-    """Global shapes and types of the tensors of a checkpoint, by name."""
+    """Return the global shapes and the types of the tensors of a checkpoint, by name."""
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -350,15 +360,15 @@ def _stored_tensors(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, t
 
 
 def _may_be_milestone(path: Path) -> bool:
-    """Whether a checkpoint is to be kept for good, or does not tell."""
+    """Whether a checkpoint is a milestone, or its manifest cannot be read."""
     try:
         return bool(_read_manifest(path).get("milestone"))
     except (OSError, ValueError):
         return True
 
 
-def _set_aside(path: Path, problem: str) -> None:
-    aside = path.with_name(f"{_DAMAGED}{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.replace(aside)
-    log.warning("checkpoint %s is damaged (%s): set aside as %s", path, problem, aside.name)
+def _rename_damaged(path: Path, problem: str) -> None:
+    damaged = path.with_name(f"{_DAMAGED}{path.name}")
+    shutil.rmtree(damaged, ignore_errors=True)
+    path.replace(damaged)
+    log.warning("checkpoint %s is damaged (%s); renamed to %s", path, problem, damaged.name)

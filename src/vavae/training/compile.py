@@ -1,4 +1,4 @@
-"""torch.compile from outside: chosen methods of a module, or a whole network or its blocks, in place."""
+"""Apply torch.compile to methods of a module, to a whole network, or to its blocks."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,12 +13,12 @@ Compilation = bool | Literal["blocks"]
 def compile_methods(module: nn.Module, *names: str) -> None:
     """Compile methods of `module`, each as one graph without breaks, in place.
 
-    Names of parameters do not change. A backward pass may run more than once (`retain_graph`): torch's donated
-    buffers, which forbid that, are switched off for the whole process.
+    Names of parameters do not change. A backward pass may run more than once (`retain_graph`), so torch's donated
+    buffers, which forbid it, are switched off for the whole process.
 
     Args:
         module: The module.
-        names: Its methods; compiled when first called, and again for another kind of input.
+        names: Its methods; each is compiled on its first call, and again for another kind of input.
     """
     torch._functorch.config.donated_buffer = False
     for name in names:
@@ -26,16 +26,16 @@ def compile_methods(module: nn.Module, *names: str) -> None:
 
 
 def compile_network(network: nn.Module, blocks: Sequence[nn.Module], how: Compilation) -> nn.Module:
-    """What to call instead of `network`; names of parameters do not change.
+    """Return the module to call instead of `network`; names of parameters do not change.
 
     Args:
         network: The network.
-        blocks: Its repeated parts, alike in everything but their parameters.
-        how: False compiles nothing; True makes one graph of all, without breaks; "blocks" makes one of each block,
-            in place: as they are alike, the first one's graph serves them all, so compiling takes a fraction of the
-            time, whatever the depth, and a graph serves every network of blocks of that width. In one process torch
-            keeps eight graphs of one function (`torch._dynamo.config.recompile_limit`): blocks of many widths, or many
-            kinds of batches, need `torch.compiler.reset()` in between.
+        blocks: Its repeated parts, which differ in their parameters only.
+        how: False compiles nothing. True makes one graph of the whole network, without breaks. "blocks" compiles the
+            blocks in place: all share the graph of the first, so compile time does not grow with depth, and another
+            network with blocks of this width shares it too. In one process torch keeps eight graphs per function
+            (`torch._dynamo.config.recompile_limit`): blocks of many widths, or many kinds of batches, need
+            `torch.compiler.reset()` in between.
     """
     if how == "blocks":
         for block in blocks:

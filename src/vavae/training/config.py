@@ -1,4 +1,4 @@
-"""How long and how to train: the part of a recipe that is the same for every stage."""
+"""The part of a recipe that is the same for every training stage."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,26 +14,26 @@ class TrainingConfig:
     """How long and how to train.
 
     Attributes:
-        images: Images to see in all.
+        images: Images of the whole run.
         batch_size: Images per optimizer step, over all processes.
         seed: All randomness of the run is a function of this seed and the position in the run.
         device: auto (an NVIDIA GPU where there is one), cpu, cuda, cuda:1, mps, …
         precision: Compute precision; parameters and optimizers stay float32. auto is bf16 where the CPU or NVIDIA's GPU
             has it.
-        parallel: What several processes (torchrun) do: `replicate` keeps everything in each, `shard` (FSDP2) spreads
-            parameters, averages and optimizer over them.
-        micro_batch: Images per process that are worked on at once; gradients add up over the batch. Null takes the
-            whole batch, and halves that whenever memory runs out.
+        parallel: What several processes (torchrun) do: `replicate` keeps everything in each, `shard` (FSDP2) divides
+            parameters, averages and optimizer among them.
+        micro_batch: Images that a process works on at once; gradients add up over the batch. Null takes the whole
+            batch, and halves it whenever memory runs out.
         ema_decay: Decay per step of the averaged weights; null keeps none.
         ema_warmup: Let this decay, and those of `averages`, be smaller at first: min(ema_decay, (1 + n) / (10 + n)) at
-            step n, below 0.9999 up to step 89,990. The published averages have one decay from the first step on.
+            step n, below 0.9999 up to step 89,990. The published averages have the same decay from the first step.
         averages: Further averages.
-        stability: What counts as a run gone wrong.
+        stability: When a run has gone wrong, and what it does then.
         log_images: Write one log line per this many images.
         checkpoint_images: Save the state every this many images, and at the end; null only at the end.
-        keep_checkpoints: How many of the newest checkpoints stay on the disk.
-        milestone_images: Keep a checkpoint for good every this many images; null never.
-        preview_images: Write a picture of the averaged model's work this often; null never.
+        keep_checkpoints: How many of the newest checkpoints to keep.
+        milestone_images: Keep a checkpoint forever every this many images; null never.
+        preview_images: Write a picture of the averaged model's results this often; null never.
         validation_images: Measure the validation loss this often, where the stage has validation data; null never.
         tensorboard: Write TensorBoard events.
         wandb: Project on Weights & Biases to log to (extra `wandb`); null does not.
@@ -62,13 +62,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("images", "batch_size", "log_images", "keep_checkpoints"):
             if getattr(self, name) < 1:
-                raise UserError(f"training.{name}: {getattr(self, name)} is not positive")
+                raise UserError(f"training.{name}: must be at least 1, got {getattr(self, name)}")
         for name in ("micro_batch", "checkpoint_images", "milestone_images", "preview_images", "validation_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"training.{name}: {value} is neither positive nor null")
+                raise UserError(f"training.{name}: must be at least 1 or null, got {value}")
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
-            raise UserError(f"training.ema_decay: {self.ema_decay} is not in [0, 1); null keeps no average")
+            raise UserError(f"training.ema_decay: must be in [0, 1), or null for no average, got {self.ema_decay}")
 
     @property
     def steps(self) -> int:

@@ -1,7 +1,7 @@
 """Moving averages of parameters: several decays at once, and power functions for averages chosen afterwards.
 
 A power-function average (arXiv 2312.02696, section 3) weighs the parameters of step τ by τ^γ, so its length is a
-share of the run. Snapshots of two of them suffice to make the average of any other length later: `posthoc.py`.
+share of the run. From snapshots of two of them, `posthoc_ema` computes the average of any other length.
 """
 
 import math
@@ -19,12 +19,12 @@ Rate = Callable[[int], float]
 
 @dataclass(frozen=True)
 class AveragesConfig:
-    """Averages kept beside the one named by `ema_decay`.
+    """Averages in addition to the one of `ema_decay`.
 
     Attributes:
         decays: Further decays per step.
-        widths: Lengths of power-function averages, as the relative standard deviation of their weights over the run:
-            0.05 and 0.10 serve to make any other.
+        widths: Lengths of power-function averages, as the relative standard deviation of their weights over the run;
+            from 0.05 and 0.10 any other can be computed.
         snapshot_images: Write the power-function averages this often, to `averages/` in the run folder.
     """
 
@@ -34,19 +34,20 @@ class AveragesConfig:
 
     def __post_init__(self) -> None:
         if any(not 0.0 <= decay < 1.0 for decay in self.decays):
-            raise UserError("averages.decays: must be in [0, 1)")
+            raise UserError(f"averages.decays: must be in [0, 1), got {list(self.decays)}")
         if any(not 0.0 < width < 0.288 for width in self.widths):
-            raise UserError("averages.widths: must be in (0, 0.288)")
+            raise UserError(f"averages.widths: must be in (0, 0.288), got {list(self.widths)}")
         if self.snapshot_images is not None and self.snapshot_images < 1:
-            raise UserError(f"averages.snapshot_images: {self.snapshot_images} is neither positive nor null")
+            raise UserError(f"averages.snapshot_images: must be at least 1 or null, got {self.snapshot_images}")
         if bool(self.widths) != bool(self.snapshot_images):
-            raise UserError("averages: widths and snapshot_images go together")
+            raise UserError("averages: widths and snapshot_images must be given together")
 
 
 def exponential(decay: float, warmup: bool = True) -> Rate:
-    """Weight of the new value at step n: 1 - min(decay, (1 + n) / (10 + n)), or 1 - decay without `warmup`.
+    """Return the weight of the new value at step n: 1 - min(decay, (1 + n) / (10 + n)), or 1 - decay without `warmup`.
 
-    The second term keeps short runs from being averages of their beginning; the published averages do without.
+    The second term keeps the average of a short run from being dominated by its start; the published averages do not
+    use it.
     """
     if not warmup:
         return lambda _: 1.0 - decay
@@ -54,29 +55,36 @@ def exponential(decay: float, warmup: bool = True) -> Rate:
 
 
 def power_exponent(width: float) -> float:
-    """γ of the power function whose relative standard deviation is `width`: the positive root of equation 126.
+    """Return γ of the power function whose relative standard deviation is `width`, by bisection of equation 126.
 
-    width² = (γ + 1) / ((γ + 2)² (γ + 3)), which falls from γ = 0 (0.289) on.
+    width² = (γ + 1) / ((γ + 2)² (γ + 3)) decreases in γ, from 0.289² at γ = 0.
     """
     low, high = 0.0, 1e9
     for _ in range(200):
         middle = (low + high) / 2
-        wide = (middle + 1) / ((middle + 2) ** 2 * (middle + 3)) > width**2
-        low, high = (middle, high) if wide else (low, middle)
+        too_wide = (middle + 1) / ((middle + 2) ** 2 * (middle + 3)) > width**2
+        low, high = (middle, high) if too_wide else (low, middle)
     return (low + high) / 2
 
 
 def power(width: float) -> Rate:
-    """Weight of the new value at step n: 1 - (1 - 1/(n + 1))^(γ + 1), equation 127."""
+    """Return the weight of the new value at step n: 1 - (1 - 1/(n + 1))^(γ + 1), equation 127."""
     gamma = power_exponent(width)
     return lambda steps_done: -math.expm1((gamma + 1) * math.log1p(-1 / (steps_done + 1))) if steps_done else 1.0
 
 
 class MovingAverage:
-    """An average of the floating-point entries of a module's state dict, kept in their type.
+    """Average of the floating-point entries of a module's state dict, in their dtype.
 
     After each step: average <- (1 - r) · average + r · value with r = rate(steps done before). Integer entries
     (BatchNorm's counters) are copied. Sharded parameters have sharded averages.
+
+    Args:
+        module: The module; its present values start the average.
+        rate: Step -> weight of the new value.
+
+    Attributes:
+        values: The averaged state dict.
     """
 
     def __init__(self, module: nn.Module, rate: Rate) -> None:
@@ -90,7 +98,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, steps_done: int) -> None:
-        """Take in the module's present values; `steps_done` counts from 0."""
+        """Add the module's present values to the average; `steps_done` counts from 0."""
         torch._foreach_lerp_(self._averages, self._live, self._rate(steps_done))
         for average, live in self._copied:
             average.copy_(live)
@@ -103,7 +111,7 @@ def build_averages(
     config: AveragesConfig,
     warmup: bool = True,
 ) -> dict[str, dict[str, MovingAverage]]:
-    """Label -> module name -> average. The label of an exponential one is its decay, of a power one `width …`."""
+    """Return label -> module name -> average. An exponential average is labeled by its decay, a power one `width …`."""
     rates = {str(d): exponential(d, warmup) for d in ((decay,) if decay is not None else ()) + config.decays}
     rates |= {f"width {width}": power(width) for width in config.widths}
     return {label: {n: MovingAverage(modules[n], rate) for n in names} for label, rate in rates.items()}

@@ -1,4 +1,4 @@
-"""fp8 matrix products through torchao, an option on GPUs that have them (compute capability 8.9 and above)."""
+"""fp8 matrix products through torchao, for GPUs of compute capability 8.9 and above."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from vavae.errors import UserError
 
 
 def use_float8(units: Sequence[nn.Module], device: torch.device) -> None:
-    """Turn the linear layers of `units` into torchao's fp8 layers, in place; parameters and names stay.
+    """Turn the linear layers of `units` into torchao's fp8 layers, in place; parameters and names do not change.
 
-    Layers whose sides are not multiples of 16 stay as they are: the hardware asks for that.
+    Layers whose sides are not multiples of 16 stay as they are, since the hardware does not support them.
 
     Raises:
-        UserError: The device has no fp8 units, or torchao is not installed.
+        UserError: The device does not support fp8, or torchao is not installed.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise UserError("fp8: needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell)")

@@ -1,4 +1,8 @@
-"""A batch in parts that fit into memory."""
+"""Work on a batch in parts that fit into memory.
+
+`MicroBatch` is for training steps: its size is saved in the run folder, since a resumed run must add up the same parts.
+`Chunks` is for work without gradients, whose results do not depend on the parts.
+"""
 
 import dataclasses
 import json
@@ -16,15 +20,24 @@ T = TypeVar("T")
 
 
 def batch_length(batch: Any) -> int:
-    """Number of images of a batch: the length of its tensors."""
+    """Return the number of images of a batch, a dataclass or tuple: the length of its tensors."""
     for value in _members(batch):
         if isinstance(value, Tensor):
             return len(value)
-    raise TypeError(f"{type(batch).__name__} holds no tensor")
+    raise TypeError(f"{type(batch).__name__} has no tensor")
+
+
+def slice_batch(batch: Any, start: int, size: int) -> Any:
+    """Return images [start, start + size) of a batch; members that are not tensors stay as they are."""
+    values = [v[start : start + size] if isinstance(v, Tensor) else v for v in _members(batch)]
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        names = [field.name for field in dataclasses.fields(batch)]
+        return dataclasses.replace(batch, **dict(zip(names, values, strict=True)))
+    return tuple(values)
 
 
 def split_batch(batch: Any, size: int) -> Iterator[Any]:
-    """Parts of at most `size` images; what is no tensor goes into each part as it is.
+    """Yield parts of at most `size` images.
 
     Args:
         batch: A dataclass or tuple whose tensors all have the images as their first dimension.
@@ -34,16 +47,8 @@ def split_batch(batch: Any, size: int) -> Iterator[Any]:
     if size >= length:
         yield batch
         return
-    for first in range(0, length, size):
-        yield _part(batch, first, size)
-
-
-def _part(batch: Any, first: int, size: int) -> Any:
-    chosen = [v[first : first + size] if isinstance(v, Tensor) else v for v in _members(batch)]
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        names = [field.name for field in dataclasses.fields(batch)]
-        return dataclasses.replace(batch, **dict(zip(names, chosen, strict=True)))
-    return tuple(chosen)
+    for start in range(0, length, size):
+        yield slice_batch(batch, start, size)
 
 
 def _members(batch: Any) -> list[Any]:
@@ -57,7 +62,7 @@ class Chunks:
 
     Args:
         size: Images per part to begin with.
-        halve: Whether to halve. Not where processes must compute in step: one that began anew would leave the others
+        halve: Whether to halve. False where processes compute in step: one that tried again would leave the others
             waiting.
     """
 
@@ -66,29 +71,29 @@ class Chunks:
         self._halve = halve
 
     def over(self, batch: Any, work: Callable[[Any], T]) -> Iterator[tuple[Any, T]]:
-        """(part, work(part)) for parts that cover `batch`, in order.
+        """Yield (part, work(part)) for parts that cover `batch`, in order.
 
         Args:
             batch: As for `split_batch`.
-            work: What is computed of a part; it is called again with less where memory ran out.
+            work: Computes the result of a part; it is called again with a smaller one if memory ran out.
 
         Raises:
             RuntimeError, MemoryError: A single image does not fit, or `work` failed otherwise.
         """
         done, length = 0, batch_length(batch)
         while done < length:
-            part = _part(batch, done, self.size)
+            part = slice_batch(batch, done, self.size)
             images = batch_length(part)
-            result = self._tried(part, images, work)
+            result = self._try(part, images, work)
             if result is None:
                 self.size = -(-images // 2)
-                _free()
+                _empty_cache()
                 continue
             yield part, result[0]
             done += images
 
-    def _tried(self, part: Any, images: int, work: Callable[[Any], T]) -> tuple[T] | None:
-        """What `work` returns; None where it is to be tried with less. The error, and what it holds, ends here."""
+    def _try(self, part: Any, images: int, work: Callable[[Any], T]) -> tuple[T] | None:
+        """Return (work(part),), or None if memory ran out. The error, and the memory it holds, does not leave here."""
         try:
             return (work(part),)
         except (RuntimeError, MemoryError) as error:
@@ -98,47 +103,55 @@ class Chunks:
 
 
 class MicroBatch:
-    """How many images of a batch are worked on at once, found by halving and remembered in the run folder.
+    """How many images of a batch one training step works on at once, found by halving and saved in the run folder.
 
-    A resumed run uses what was found, as the order of sums would differ otherwise.
+    A resumed run reads the saved size, since the order of sums would differ otherwise.
 
     Args:
         folder: The run folder.
-        given: The recipe's number; None begins with the whole batch.
+        given: The recipe's number, which is never halved; None begins with the whole batch.
+
+    Attributes:
+        size: Images per part; None is the whole batch.
 
     Raises:
-        UserError: What was remembered cannot be read.
+        UserError: The saved size cannot be read.
     """
 
     def __init__(self, folder: Path, given: int | None) -> None:
         self._path = folder / "micro_batch.json"
-        self.size = given
-        if given is None and self._path.exists():
-            self.size = _remembered(self._path)
+        self._fixed = given is not None
+        self.size = _read_size(self._path) if given is None and self._path.exists() else given
+
+    def split(self, batch: Any) -> Iterator[tuple[Any, float]]:
+        """Yield parts of a batch, and the share of its images that each has."""
+        length = batch_length(batch)
+        for part in split_batch(batch, self.size or length):
+            yield part, batch_length(part) / length
 
     def halve(self, length: int) -> bool:
-        """Take half of what did not fit, of a batch of `length`; False where a single image did not fit."""
+        """Take half of what did not fit of a batch of `length`; False if a single image, or the given size, did not."""
         tried = min(self.size or length, length)
-        if tried == 1:
+        if tried == 1 or self._fixed:
             return False
         self.size = -(-tried // 2)
         with written_whole(self._path) as temporary:
             temporary.write_text(json.dumps({"micro_batch": self.size}) + "\n")
-        _free()
+        _empty_cache()
         return True
 
 
-def _remembered(path: Path) -> int:
+def _read_size(path: Path) -> int:
     try:
         size = json.loads(path.read_text())["micro_batch"]
     except (ValueError, KeyError, TypeError):
         size = None
     if type(size) is not int or size < 1:
-        raise UserError(f"{path}: is damaged; remove it, and the micro-batch is found anew")
+        raise UserError(f"{path}: is damaged; remove it, and the run finds the micro-batch again")
     return size
 
 
-def _free() -> None:
+def _empty_cache() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""Optimizers from a recipe, whose steps are skipped on the device where the gradient is not finite."""
+"""Optimizers from a recipe. A step whose gradient is not finite is skipped on the device, without waiting for it."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ class OptimizerConfig:
     """One optimizer and the schedule of its learning rate.
 
     Attributes:
-        kind: `adam` (the published tokenizer's), `adamw`, or `muon`: Muon for the matrices of linear layers, AdamW
-            for everything else.
+        kind: `adam` (used for the published tokenizer), `adamw`, or `muon`: Muon for the matrices of linear layers,
+            AdamW for everything else.
         learning_rate: Peak learning rate.
         betas: Decay rates of the two moments.
         eps: Added to the root of the second moment.
@@ -42,17 +42,17 @@ class OptimizerConfig:
         for name in ("learning_rate", "eps", "weight_decay"):
             value = getattr(self, name)
             if not 0.0 <= value < math.inf:
-                raise UserError(f"{name}: {value} is negative or no number")
+                raise UserError(f"{name}: must be a finite number >= 0, got {value}")
         if any(not 0.0 <= beta < 1.0 for beta in self.betas):
-            raise UserError(f"betas: {list(self.betas)} are not in [0, 1)")
+            raise UserError(f"betas: must be in [0, 1), got {list(self.betas)}")
         if not 0.0 <= self.momentum < 1.0:
-            raise UserError(f"momentum: {self.momentum} is not in [0, 1)")
+            raise UserError(f"momentum: must be in [0, 1), got {self.momentum}")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise UserError(f"gradient_clip: {self.gradient_clip} is not positive; null does not clip")
+            raise UserError(f"gradient_clip: must be positive, or null for no clipping, got {self.gradient_clip}")
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """A fused Adam or AdamW over `parameters`."""
+    """Return a fused Adam or AdamW over `parameters`."""
     kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
     return kind(
         parameters,
@@ -65,34 +65,37 @@ def build_optimizer(config: OptimizerConfig, parameters: Sequence[nn.Parameter])
 
 
 def linear_matrices(modules: Sequence[nn.Module]) -> set[Tensor]:
-    """Weights of all linear layers: what Muon is for. Embedding tables and convolutions are not among them."""
+    """Return the weights of all linear layers, which Muon may take; embedding tables and convolutions are left out."""
     return {part.weight for module in modules for part in module.modules() if isinstance(part, nn.Linear)}
 
 
 class Optimizer:
     """The optimizers of one recipe over one set of parameters.
 
-    Muon's learning rate is scaled to AdamW's size of update (0.2 · sqrt(longer side), arXiv 2502.16982), so that
+    Muon's learning rate is scaled to the size of AdamW's updates (0.2 · sqrt(longer side), arXiv 2502.16982), so that
     one learning rate and one weight decay serve both.
 
     Args:
         config: The recipe.
-        parameters: Parameters; those that do not require gradients are left out.
-        matrices: Those which Muon may take.
+        parameters: Parameters; only those that require gradients are trained.
+        matrices: Parameters that Muon may take.
+
+    Raises:
+        UserError: Muon is to take sharded parameters.
     """
 
     def __init__(self, config: OptimizerConfig, parameters: Sequence[nn.Parameter], matrices: set[Tensor]) -> None:
         self.config = config
         self.parameters = [p for p in parameters if p.requires_grad]
-        taken = [p for p in self.parameters if config.kind == "muon" and p in matrices]
+        for_muon = [p for p in self.parameters if config.kind == "muon" and p in matrices]
         rest = [p for p in self.parameters if config.kind != "muon" or p not in matrices]
         self._muon: torch.optim.Optimizer | None = None
         self._adam: torch.optim.Optimizer | None = build_optimizer(config, rest) if rest else None
-        if taken:
-            if any(is_sharded(p) for p in taken):
+        if for_muon:
+            if any(is_sharded(p) for p in for_muon):
                 raise UserError("optimizer.kind: muon needs whole matrices; train with training.parallel replicate")
             self._muon = torch.optim.Muon(
-                taken,
+                for_muon,
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
                 momentum=config.momentum,
@@ -103,11 +106,16 @@ class Optimizer:
         return (part for part in (self._adam, self._muon) if part is not None)
 
     def gradients(self) -> list[Tensor]:
-        """Gradients of the parameters that have one."""
+        """Return the gradients of the parameters that have one."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
     def clip(self) -> Tensor:
-        """Clip the gradients and return their global norm before that, 0-dim; 0 where there are none."""
+        """Clip the gradients; return their global norm before clipping, 0-dim, or 0 if there are none."""
         grads = self.gradients()
         if not grads:
             return torch.zeros((), device=self.parameters[0].device)
@@ -117,9 +125,9 @@ class Optimizer:
         return norm
 
     def step(self, factor: float, bad: Tensor) -> None:
-        """One step at `factor` times the learning rate; where `bad` (0-dim bool) holds, nothing changes.
+        """Take one step at `factor` times the learning rate; if `bad` (0-dim bool), change nothing.
 
-        Nothing here waits for the device: the decision is taken there.
+        Nothing here waits for the device, which evaluates `bad` itself.
         """
         for part in self._parts():
             for group in part.param_groups:
@@ -129,13 +137,12 @@ class Optimizer:
             self._adam.step()
         if self._muon is not None:
             self._step_muon(self._muon, bad)
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.zero_grad()
 
     @torch.no_grad()
     def _step_muon(self, muon: torch.optim.Optimizer, bad: Tensor) -> None:
-        """torch's Muon knows no `found_inf`: what it changes is kept beside and put back where the step is bad."""
-        changed = [p for p in self._muon_parameters() if p.grad is not None]
+        """Step Muon; if the step is bad, restore parameters and slots, since torch's Muon does not read `found_inf`."""
+        changed = [p for p in muon.param_groups[0]["params"] if p.grad is not None]
         kept = [(p, p.detach().clone()) for p in changed]
         kept += [(slot, slot.clone()) for p in changed for slot in muon.state.get(p, {}).values()]
         fresh = [p for p in changed if p not in muon.state]
@@ -146,18 +153,15 @@ class Optimizer:
             for slot in muon.state[parameter].values():
                 slot.copy_(torch.where(bad, torch.zeros_like(slot), slot))
 
-    def _muon_parameters(self) -> list[nn.Parameter]:
-        return [] if self._muon is None else list(self._muon.param_groups[0]["params"])
-
     def slots(self) -> Iterator[tuple[Tensor, str, Tensor]]:
-        """(parameter, name, value) of everything that the optimizer remembers."""
+        """Yield (parameter, name, value) of the optimizer's state."""
         for part in self._parts():
             for parameter, slots in part.state.items():
                 for name, value in slots.items():
                     yield parameter, name, value
 
     def restore(self, slots: Sequence[tuple[Tensor, str, Tensor]]) -> None:
-        """Take over what `slots` of another object gave."""
+        """Replace the optimizer's state with `slots` of another one."""
         for part in self._parts():
             own = set(part.param_groups[0]["params"])
             part.state.clear()

@@ -1,7 +1,7 @@
-"""The processes of one run: who they are, and the little they tell each other.
+"""The processes of one run, and what they communicate.
 
-`torchrun` starts them; without it there is one. All agree on the batch, so each sees its own slice of it, and
-gradients are averaged in one pass over flat buffers.
+`torchrun` starts them; without it there is one. Each process takes its own slice of every batch, and gradients are
+averaged in flat buffers after the backward pass.
 """
 
 import os
@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-# Imported before there is a group: its functions keep the default group of that moment as a default argument, and
-# torch imports it by itself when it first needs `torch._dynamo`. A group that is kept is not taken down, and a thread
-# of it that lets go of a last tensor while the interpreter ends aborts the process.
+# Imported before a group exists: its functions keep the default group of the time of import as a default argument, and
+# torch imports it when it first needs `torch._dynamo`. A group that is kept is never destroyed, and if one of its
+# threads frees a last tensor while the interpreter exits, the process aborts.
 import torch.distributed.nn
 from torch import Tensor
 
@@ -27,13 +27,12 @@ from vavae.training.signals import ended_by_second_signal
 
 T = TypeVar("T")
 
-# Gradients are averaged in flat buffers of about this size, after the backward pass: large enough to fill a link.
+# Gradients are averaged in flat buffers of about this size: large enough to fill a link.
 _BUCKET_BYTES = 64 * 2**20
-# One process may work alone for hours (statistics, t-SNE, a report) while the others wait for it.
+# One process may work alone for hours (statistics, t-SNE, a report) while the others wait.
 _PATIENCE = timedelta(days=2)
-# In a step, and while a checkpoint's parts are written, a process that is silent for this long is given up. Validations
-# are shared, and a checkpoint is written beside the steps: at most a compilation, a preview or a snapshot of the
-# averages keeps one alone, for minutes.
+# In a step, and while a checkpoint is written, a process that is silent for this long counts as lost. Compiling, a
+# preview or a snapshot of the averages may keep one process alone there, but for minutes only.
 _STEP_PATIENCE = timedelta(minutes=30)
 
 
@@ -44,9 +43,9 @@ class World:
     Attributes:
         rank: This process, in [0, size).
         size: Number of processes.
-        host: Group for numbers and objects in host memory that one process may be long about; None is the default
-            group, which the steps use.
-        saving: Group for the thread that writes checkpoints, which must not meet the other's messages.
+        host: Group for numbers and objects in host memory, with long patience; None is the default group, which the
+            steps use.
+        saving: Group for the thread that writes checkpoints, so that its messages do not mix with others.
     """
 
     rank: int = 0
@@ -75,14 +74,14 @@ class World:
             torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
 
     def average(self, tensor: Tensor) -> Tensor:
-        """Mean of `tensor` over processes, as a new tensor."""
+        """Return the mean of `tensor` over processes, as a new tensor."""
         mean = tensor.detach().clone(memory_format=torch.contiguous_format)
         self.average_([mean])
         return mean
 
     @torch.no_grad()
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
-        """Give every process the first one's values, in place."""
+        """Copy the first process's values into every other one's tensors."""
         if self.size == 1:
             return
         for bucket in _buckets(tensors):
@@ -92,7 +91,7 @@ class World:
             torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in any process. All must call it, within the patience of a step."""
+        """Whether `flag` is true in any process. All must call it, within the patience of a step."""
         if self.size == 1:
             return flag
         shared = torch.tensor([int(flag)])
@@ -100,48 +99,48 @@ class World:
         return bool(shared.item())
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes to call this."""
         if self.size > 1:
             dist.barrier(group=self.host)
 
     def once(self, action: Callable[[], T]) -> T:
-        """What `action` returns in the first process, given to all.
+        """Call `action` in the first process and return its result in all.
 
-        An error of the first process ends all of them: there as itself, elsewhere as a silent exit, so that a
-        user's mistake is reported once.
+        An error ends all processes: the first raises it, the others exit without a message, so that a user's mistake
+        is reported once.
         """
         if self.size == 1:
             return action()
-        told: list[Any] = [None, 1]  # the result, and with which code the others leave
+        shared: list[Any] = [None, 1]  # the result, and the exit code of the others
         try:
             if self.first:
-                told = [action(), 0]
+                shared = [action(), 0]
         except UserError:
-            told[1] = 2
+            shared[1] = 2
             raise
         finally:
-            dist.broadcast_object_list(told, 0, group=self.host)
-        if told[1]:
-            raise SystemExit(told[1])
-        return told[0]
+            dist.broadcast_object_list(shared, 0, group=self.host)
+        if shared[1]:
+            raise SystemExit(shared[1])
+        return shared[0]
 
     def each(self, action: Callable[[], T]) -> T:
-        """What `action` returns in this process; all must call it.
+        """Call `action` in every process and return the own result. All must call it.
 
-        An error of any process ends all of them: there as itself, elsewhere as a silent exit.
+        An error in any process ends all: it raises there, and the others exit without a message.
         """
-        made: list[T] = []
-        fine: list[bool] = []
+        results: list[T] = []
+        succeeded: list[bool] = []
         try:
-            made.append(action())
+            results.append(action())
         finally:
-            fine = self.gather(bool(made))
-        if not all(fine):
+            succeeded = self.gather(bool(results))
+        if not all(succeeded):
             raise SystemExit(1)
-        return made[0]
+        return results[0]
 
     def gather(self, value: T) -> list[T]:
-        """`value` of every process, by rank."""
+        """Return `value` of every process, by rank. All must call it."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -150,7 +149,7 @@ class World:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors grouped by type and device, in order, up to `_BUCKET_BYTES` a group."""
+    """Group tensors by dtype and device, in order, up to `_BUCKET_BYTES` per group."""
     buckets: list[list[Tensor]] = []
     latest: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], int]] = {}
     for tensor in tensors:
@@ -165,27 +164,27 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether each process holds a part of `tensor` only (a DTensor)."""
-    # The module takes most of a second to import, and who has a DTensor has imported it.
-    tensors = sys.modules.get("torch.distributed.tensor")
-    return tensors is not None and isinstance(tensor, tensors.DTensor)
+    """Whether `tensor` is a DTensor, of which each process holds a part."""
+    # The import takes most of a second, and whoever has a DTensor has imported the module.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor, gathered from all processes, which must all call it; any other as it is."""
+    """Gather a sharded tensor from all processes, which must all call it; return any other as it is."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """This process's part of a sharded tensor; any other as it is."""
+    """Return this process's part of a sharded tensor; return any other as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 @contextmanager
 def sharing_processes() -> Iterator[World]:
-    """Join the processes that `torchrun` started, through gloo, to share files and numbers but no tensors.
+    """Join the processes that `torchrun` started, through gloo, to share files and numbers but not tensors.
 
-    Without torchrun, one process alone. Within another such block, the processes are those that have joined already.
+    Without torchrun, there is one process. Inside another such block, the processes have joined already.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
@@ -202,13 +201,13 @@ def sharing_processes() -> Iterator[World]:
 
 @contextmanager
 def processes(device: str) -> Iterator[World]:
-    """Join the processes that `torchrun` started to train together; one process alone without it.
+    """Join the processes that `torchrun` started to train together; without torchrun, there is one.
 
     Args:
-        device: As in a recipe. A GPU run talks through NCCL, a CPU run through gloo.
+        device: As in a recipe. GPU runs communicate through NCCL, CPU runs through gloo.
 
     Raises:
-        UserError: There are more processes than GPUs, the device does not exist, or several cannot share it.
+        UserError: There are more processes than GPUs, the device does not exist, or processes cannot share it.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
@@ -217,15 +216,13 @@ def processes(device: str) -> Iterator[World]:
         _join(resolve_device(device))
         groups = [dist.new_group(backend="gloo", timeout=patience) for patience in (_PATIENCE, _STEP_PATIENCE)]
         yield World(dist.get_rank(), dist.get_world_size(), *groups)
-        # After an error nothing is taken down: that would wait for processes which wait for this one. Its end tells
-        # them.
+        # Not after an error: destroying the group would wait for processes that wait for this one. Its exit ends them.
         dist.destroy_process_group()
 
 
 def _join(device: torch.device) -> None:
     if device.type == "cuda":
-        to_local = int(os.environ["LOCAL_RANK"])
-        if to_local >= torch.cuda.device_count():
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise UserError(f"torchrun started more processes than this machine's {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_STEP_PATIENCE)

@@ -1,9 +1,8 @@
-"""Averages of a run, afterwards: those in its checkpoint, and any length of power-function averages.
+"""Averages of a finished run: the ones in its checkpoint, and power-function averages of any length.
 
-The second come from stored snapshots (arXiv 2312.02696, section 3.2). A snapshot at step t of exponent γ is a weighted
-sum of all parameters of the run, with weights p(τ) = (γ + 1) τ^γ / t^(γ + 1) for τ in [0, t]. The average that is
-wanted has such weights too; the combination of snapshots nearest to it, in the squares of the weights, is its
-reconstruction.
+The latter are computed from snapshots (arXiv 2312.02696, section 3.2). A snapshot at step t with exponent γ is a
+weighted sum of all parameters of the run, with weights p(τ) = (γ + 1) τ^γ / t^(γ + 1) for τ in [0, t]. The wanted
+average has such weights too. It is approximated by the combination of snapshots whose weights are nearest in L2.
 """
 
 import math
@@ -28,10 +27,10 @@ class Snapshot:
     """A stored power-function average.
 
     Attributes:
-        path: Its file.
-        steps: Optimizer steps it has seen.
-        images: Images it has seen.
-        width: Its relative standard deviation.
+        path: The file.
+        steps: Optimizer steps that it averages over.
+        images: Images seen in these steps.
+        width: Relative standard deviation of its weights.
     """
 
     path: Path
@@ -43,7 +42,7 @@ class Snapshot:
 def save_snapshot(
     folder: Path, module: str, values: dict[str, Tensor], *, steps: int, images: int, width: float
 ) -> Path:
-    """Write one snapshot, whole or not at all."""
+    """Write one snapshot atomically and return its path."""
     path = folder / f"{module}-width{width}-images{images:012d}.safetensors"
     metadata = {"steps": str(steps), "images": str(images), "width": str(width)}
     with written_whole(path) as temporary:
@@ -52,19 +51,19 @@ def save_snapshot(
 
 
 def list_snapshots(folder: Path, module: str) -> list[Snapshot]:
-    """Snapshots of a module, by images and width."""
+    """Return the snapshots of a module, sorted by images and width."""
     found = []
     for path in sorted(folder.glob(f"{module}-width*-images*.safetensors")):
         with safe_open(path, "pt") as file:
-            said = file.metadata()
-        found.append(Snapshot(path, int(said["steps"]), int(said["images"]), float(said["width"])))
+            metadata = file.metadata()
+        found.append(Snapshot(path, int(metadata["steps"]), int(metadata["images"]), float(metadata["width"])))
     return sorted(found, key=lambda snapshot: (snapshot.images, snapshot.width))
 
 
 def _inner_products(
     steps: np.ndarray, exponents: np.ndarray, other_steps: np.ndarray, other_exponents: np.ndarray
 ) -> np.ndarray:
-    """∫ p_i q_j dτ for every pair, (N, M): equation 132, in logarithms since the powers overflow."""
+    """Return ∫ p_i q_j dτ for every pair, (N, M): equation 132, in logarithms since the powers overflow."""
     t, g = steps[:, None], exponents[:, None]
     u, h = other_steps[None], other_exponents[None]
     total = g + h + 1
@@ -74,7 +73,9 @@ def _inner_products(
 
 
 def combination(steps: Sequence[int], widths: Sequence[float], target_steps: int, target_width: float) -> np.ndarray:
-    """Factors (N,) of N snapshots that give the average of `target_width` at `target_steps`; they sum to 1.
+    """Return the factors (N,) by which N snapshots add up to the average of `target_width` at `target_steps`.
+
+    They sum to 1.
 
     Raises:
         UserError: No snapshot reaches the target's step.
@@ -86,26 +87,26 @@ def combination(steps: Sequence[int], widths: Sequence[float], target_steps: int
     u, h = np.array([float(target_steps)]), np.array([power_exponent(target_width)])
     gram = _inner_products(t, g, t, g)
     wanted = _inner_products(t, g, u, h)
-    # Scaled to a unit diagonal, and solved in the least-squares sense: close snapshots are nearly dependent.
+    # Unit diagonal and least squares: snapshots close to each other are nearly dependent.
     scale = 1.0 / np.sqrt(np.diag(gram))
     solved = np.linalg.lstsq(gram * scale[:, None] * scale[None], wanted[:, 0] * scale, rcond=1e-12)[0] * scale
     return np.asarray(solved / solved.sum())
 
 
 def reconstruct(folder: Path, module: str, width: float, images: int | None = None) -> dict[str, Tensor]:
-    """The state dict of `module` averaged with relative standard deviation `width`, as of `images`.
+    """Return the state dict of `module` averaged with relative standard deviation `width`, as of `images`.
 
     Args:
         folder: The run's `averages/`.
         module: Name of the module, `transformer` or `autoencoder`.
         width: Length of the average as a share of the run, in (0, 0.288).
-        images: Images seen at the end of the average; null is the last snapshot.
+        images: Images seen at the end of the average; None is the last snapshot.
 
     Raises:
-        UserError: There are no snapshots up to there.
+        UserError: There are no snapshots up to `images`.
     """
     if not 0.0 < width < 1 / math.sqrt(12):
-        raise UserError(f"width: {width} is not in (0, 0.288)")
+        raise UserError(f"width: must be in (0, 0.288), got {width}")
     snapshots = list_snapshots(folder, module)
     if images is not None:
         snapshots = [snapshot for snapshot in snapshots if snapshot.images <= images]
@@ -127,7 +128,7 @@ def reconstruct(folder: Path, module: str, width: float, images: int | None = No
 
 
 def decayed(folder: Path, module: str, decay: float) -> dict[str, Tensor]:
-    """The state dict of `module` averaged with `decay` per step, from the newest good checkpoint of a run.
+    """Return the state dict of `module` averaged with `decay` per step, from the newest good checkpoint of a run.
 
     Args:
         folder: The run folder.
@@ -135,7 +136,7 @@ def decayed(folder: Path, module: str, decay: float) -> dict[str, Tensor]:
         decay: The run's `ema_decay`, or one of its `averages.decays`.
 
     Raises:
-        UserError: There is no checkpoint, or no such average in it; the message names those there are.
+        UserError: There is no checkpoint, or it lacks this average; the message names the ones that it has.
     """
     found = CheckpointFolder(folder / "checkpoints").newest()
     if found is None:

@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl`, TensorBoard events, the recipe and the versions used."""
+"""The logs of a run: `metrics.jsonl`, TensorBoard and Weights & Biases, the recipe and the versions used."""
 
 import json
 import math
@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "numpy", "transformers", "safetensors", "torchdiffeq", "sc
 
 
 def versions() -> dict[str, str]:
-    """Versions of vavae, Python, the libraries and the device: what a number depends on beside the recipe."""
+    """Return the versions of vavae, Python, the libraries and the device, on which numbers depend."""
     found = {"vavae": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for package in _PACKAGES:
         try:
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 def write_run_header(folder: Path, config: Any) -> None:
     """Write `recipe.yaml` (resolved) and `versions.json` into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    # The versions first: a recipe without them counts as the user's own.
+    # The versions first: a recipe without versions counts as the user's own file.
     with written_whole(folder / "versions.json") as temporary:
         temporary.write_text(json.dumps(versions(), indent=1) + "\n")
     with written_whole(folder / "recipe.yaml") as temporary:
@@ -45,19 +45,19 @@ def write_run_header(folder: Path, config: Any) -> None:
 
 
 class Tracker:
-    """Appends one line per log interval to `metrics.jsonl`, to TensorBoard and to Weights & Biases.
+    """Append one line per log interval to `metrics.jsonl`, to TensorBoard and to Weights & Biases.
 
-    `metrics.jsonl` holds only what the recipe determines, so two equal runs write equal files; times and rates,
-    which differ from machine to machine, go to `timing.jsonl`, and what happened beside the plan to `events.jsonl`.
+    `metrics.jsonl` has only numbers that the recipe determines, so two equal runs write equal files. Times and rates
+    go to `timing.jsonl`, rollbacks to `events.jsonl`.
 
     Args:
         folder: The run folder.
-        resumed_images: Lines beyond this count of images belong to work that is done again, and are cut.
-        config: Says which of the other loggers are asked for.
-        first: Whether this process writes; in the others nothing happens.
+        resumed_images: Lines of later images are removed, since the run computes them again.
+        config: Which other loggers to use.
+        first: Whether this process writes; the others log nothing.
 
     Raises:
-        UserError: wandb is asked for and not installed.
+        UserError: The config wants wandb, which is not installed.
     """
 
     def __init__(self, folder: Path, resumed_images: int, config: TrainingConfig, first: bool = True) -> None:
@@ -68,24 +68,28 @@ class Tracker:
         if not first:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self._cut(resumed_images)
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_images + 1)
+        self._tensorboard_wanted = config.tensorboard
+        self._resume_at(resumed_images)
         if config.wandb is not None:
             self._wandb = _start_wandb(config, folder)
 
-    def _cut(self, images: int) -> None:
+    def _resume_at(self, images: int) -> None:
+        """Remove lines and points beyond `images`."""
         for name in ("metrics", "timing"):
-            _cut(self._folder / f"{name}.jsonl", images)
+            _truncate(self._folder / f"{name}.jsonl", images)
+        if self._tensorboard_wanted:
+            from torch.utils.tensorboard import SummaryWriter
+
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+            self._tensorboard = SummaryWriter(str(self._folder / "tensorboard"), purge_step=images + 1)
 
     def log(self, images: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
         """Write one line to each file."""
         if not self._first:
             return
         for name, numbers in (("metrics", metrics), ("timing", timing)):
-            # JSON has no NaN: a number that is not finite is written as null.
+            # JSON has no NaN: numbers that are not finite become null.
             line = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
             self._append(name, {"images": images, **line})
             if self._tensorboard is not None:
@@ -94,10 +98,10 @@ class Tracker:
         if self._wandb is not None:
             self._wandb.log({"images": images, **metrics, **timing})
 
-    def take_back(self, images: int, seen: int, event: str) -> None:
-        """Cut the lines beyond `images`, as the run goes on from there, and note why, at `seen` images."""
+    def truncate(self, images: int, seen: int, event: str) -> None:
+        """Remove the lines beyond `images`, where the run resumes, and log the reason as an event at `seen` images."""
         if self._first:
-            self._cut(images)
+            self._resume_at(images)
             self._append("events", {"images": seen, "event": event})
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
@@ -106,7 +110,7 @@ class Tracker:
             file.write(json.dumps(line) + "\n")
 
     def close(self) -> None:
-        """Flush and close what is open."""
+        """Flush and close all logs."""
         if self._tensorboard is not None:
             self._tensorboard.close()
         if self._wandb is not None:
@@ -114,10 +118,10 @@ class Tracker:
 
 
 def check_loggers(config: TrainingConfig) -> None:
-    """Check that the loggers a recipe asks for are there, before any work is done.
+    """Check, before any work, that the loggers of a recipe are installed.
 
     Raises:
-        UserError: wandb is asked for and not installed.
+        UserError: The recipe wants wandb, which is not installed.
     """
     if config.wandb is None:
         return
@@ -144,7 +148,7 @@ def _start_wandb(config: TrainingConfig, folder: Path) -> Any:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The run's id: drawn once and kept in its folder, since two folders may have the same name."""
+    """Return the run's id, drawn once and saved in its folder, since two folders may have the same name."""
     path = folder / "wandb_id.txt"
     if not path.exists():
         with written_whole(path) as temporary:
@@ -153,12 +157,12 @@ def _wandb_id(folder: Path) -> str:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float | None]]:
-    """Lines of a run's `metrics.jsonl`, oldest first; empty where there is none."""
+    """Return the lines of a run's `metrics.jsonl`, oldest first; an empty list without the file."""
     return [values for _, values in _whole_lines(folder / "metrics.jsonl")]
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Lines of a log, and what they say, without what a kill or a fault of the disk left of others."""
+    """Yield the lines of a log and their values, without the remains of lines that a kill or the disk cut off."""
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             values = json.loads(line)
@@ -169,7 +173,7 @@ def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
             yield line, values
 
 
-def _cut(path: Path, images: int) -> None:
+def _truncate(path: Path, images: int) -> None:
     if not path.exists():
         return
     kept = [line for line, values in _whole_lines(path) if values["images"] <= images]

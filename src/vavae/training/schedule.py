@@ -10,14 +10,14 @@ from vavae.errors import UserError
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate moves over a run.
+    """How the learning rate changes over a run.
 
     Attributes:
         kind: Shape after the warm-up: constant, cosine to `final`, linear to `final`, or staged.
         warmup_images: Images over which the rate rises linearly from 0.
         final: Factor at the end of the run, for cosine and linear.
-        decay_images: For cosine and linear: the images at the end of the run over which the rate falls; before them
-            it is constant. Null falls over the whole run.
+        decay_images: For cosine and linear: images at the end of the run over which the rate falls; until then it is
+            constant. Null lets it fall over the whole run.
         boundaries: For staged: image counts at which the next of `factors` begins.
         factors: For staged: factors of the learning rate, one more than `boundaries`.
     """
@@ -31,30 +31,30 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if self.warmup_images < 0:
-            raise UserError(f"schedule.warmup_images: {self.warmup_images} is negative")
+            raise UserError(f"schedule.warmup_images: must be at least 0, got {self.warmup_images}")
         if self.decay_images is not None and self.decay_images < 1:
-            raise UserError(f"schedule.decay_images: {self.decay_images} is neither positive nor null")
+            raise UserError(f"schedule.decay_images: must be at least 1 or null, got {self.decay_images}")
         if not 0.0 <= self.final < math.inf:
-            raise UserError(f"schedule.final: {self.final} is negative or no number")
+            raise UserError(f"schedule.final: must be a finite number >= 0, got {self.final}")
         if any(not 0.0 <= factor < math.inf for factor in self.factors):
-            raise UserError(f"schedule.factors: {list(self.factors)} must all be numbers from 0 on")
+            raise UserError(f"schedule.factors: must be finite numbers >= 0, got {list(self.factors)}")
         if any(boundary < 0 for boundary in self.boundaries):
-            raise UserError(f"schedule.boundaries: {list(self.boundaries)} must not be negative")
+            raise UserError(f"schedule.boundaries: must be at least 0, got {list(self.boundaries)}")
         if self.kind == "staged" and len(self.factors) != len(self.boundaries) + 1:
             raise UserError(
                 f"schedule.factors: {len(self.boundaries)} boundaries need {len(self.boundaries) + 1} factors, "
-                f"not {len(self.factors)}"
+                f"got {len(self.factors)}"
             )
         if self.kind != "staged" and (self.boundaries or self.factors):
-            raise UserError(f"schedule.boundaries: kind {self.kind} has no stages")
+            raise UserError(f"schedule.boundaries: needs schedule.kind staged, got {self.kind}")
         if any(a >= b for a, b in pairwise(self.boundaries)):
-            raise UserError("schedule.boundaries: must rise")
+            raise UserError(f"schedule.boundaries: must rise, got {list(self.boundaries)}")
 
 
 def learning_rate_factor(schedule: ScheduleConfig, images: int, batch_size: int, total_images: int) -> float:
-    """Factor in [0, 1] (or one of `factors`) for the step that starts after `images` images of `total_images`.
+    """Return the factor of the learning rate in the step that starts after `images` images of `total_images`.
 
-    The warm-up counts the step's own batch, so that the first step already moves.
+    The warm-up counts the step's own batch, so that the first step is not lost.
     """
     warm = 1.0
     if schedule.warmup_images > 0:

@@ -1,8 +1,7 @@
-"""SIGINT (Ctrl-C) and SIGTERM: both interrupt a command; training stops between two steps, with its state saved."""
+"""SIGINT (Ctrl-C) and SIGTERM interrupt a command; training stops between two steps and saves its state."""
 
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,20 +9,20 @@ from contextlib import contextmanager
 from types import FrameType
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
-# Seconds that a second signal leaves to the way out.
+# Seconds between a second signal and the end of a process that still waits.
 _GRACE = 5.0
-# Seconds within which torchrun passes on to its processes a signal that a scheduler or a terminal gave to all of them.
+# A scheduler or a terminal signals torchrun and its processes; torchrun signals them once more within these seconds.
 _ECHO = 10.0
 
 
 class _Signals:
-    """Recognize torchrun's copy of a signal that this process got already."""
+    """Recognize torchrun's copy of a signal that this process has received already."""
 
     def __init__(self) -> None:
         self._first: float | None = None
 
-    def copied(self, number: int) -> bool:
-        """Whether a signal that came just now is torchrun's copy of the first."""
+    def is_copy(self, number: int) -> bool:
+        """Whether the signal that has just arrived is torchrun's copy of the first."""
         now = time.monotonic()
         if self._first is None:
             self._first = now
@@ -32,18 +31,18 @@ class _Signals:
 
 
 class StopRequest:
-    """Whether a stop was asked for; false until then."""
+    """True once a stop was requested."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
     def __bool__(self) -> bool:
-        return self.asked
+        return self.requested
 
 
 @contextmanager
 def _handled_by(handle: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Give SIGINT and SIGTERM to `handle` for the block; outside the main thread none arrive."""
+    """Handle SIGINT and SIGTERM by `handle` in the block; outside the main thread, signals cannot be handled."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -61,10 +60,10 @@ def interrupted_by_signals() -> Iterator[None]:
 
     SIGINT counts even if the process was started with SIGINT ignored, as a script's background jobs are.
     """
-    came = _Signals()
+    received = _Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if not came.copied(number):
+        if not received.is_copy(number):
             raise KeyboardInterrupt
 
     with _handled_by(handle):
@@ -75,39 +74,38 @@ def interrupted_by_signals() -> Iterator[None]:
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; a second one interrupts at once, unless it is torchrun's copy.
 
-    Outside the main thread signals cannot be caught, and the request stays false.
+    Outside the main thread the request stays false.
 
     Raises:
-        KeyboardInterrupt: The block ended and the request was not acted on, since it came with the last step.
+        KeyboardInterrupt: A second signal came, or the block ended before it could act on the request.
     """
-    request, came = StopRequest(), _Signals()
+    request, received = StopRequest(), _Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if came.copied(number):
+        if received.is_copy(number):
             return
-        if request.asked:
+        if request.requested:
             raise KeyboardInterrupt
-        request.asked = True
+        request.requested = True
 
     with _handled_by(handle):
         yield request
-    if request.asked:
-        raise KeyboardInterrupt("stopped; what is finished is saved, and the same command goes on")
+    if request.requested:
+        raise KeyboardInterrupt("stopped; finished work is saved; run the same command to resume")
 
 
 @contextmanager
 def signals_later() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back until the block has ended, and deliver them then.
+    """Hold SIGINT and SIGTERM back until the block has ended, and deliver each once then.
 
-    For short work in which torch calls Python out of C++, such as a dispatch mode: an exception that comes up there
-    aborts the process.
+    For short work in which torch calls Python from C++, such as a dispatch mode: an exception there aborts the process.
     """
-    came: list[int] = []
+    held: list[int] = []
     try:
-        with _handled_by(lambda number, _: came.append(number)):
+        with _handled_by(lambda number, _: held.append(number)):
             yield
     finally:
-        for number in dict.fromkeys(came):
+        for number in dict.fromkeys(held):
             signal.raise_signal(number)
 
 
@@ -115,29 +113,28 @@ def signals_later() -> Iterator[None]:
 def ended_by_second_signal() -> Iterator[None]:
     """End the process some seconds after a second SIGINT or SIGTERM in the block, wherever it waits.
 
-    Processes that wait for each other wait in C++, where no handler in Python runs. The interpreter's own handler runs
-    at once and writes each signal to a socket, which a thread reads. After an error the thread stays, since the way
-    out may wait as well.
+    Processes that wait for each other wait in C++, where Python runs no handler. The interpreter itself writes each
+    signal to a pipe at once, and a thread reads it. After an error the thread stays, since the way out may wait too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_second, args=(reader, writer), name="second signal", daemon=True).start()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second, args=(reader,), name="second signal", daemon=True).start()
     yield
     signal.set_wakeup_fd(former)
-    writer.shutdown(socket.SHUT_WR)
+    os.close(writer)
 
 
-def _end_at_second(reader: socket.socket, writer: socket.socket) -> None:
-    """Read signals until there are two, or until the writer is shut down; both ends stay open meanwhile."""
-    with reader, writer:
-        came, count = _Signals(), 0
-        while numbers := reader.recv(64):
-            count += sum(number in _STOPS and not came.copied(number) for number in numbers)
+def _end_at_second(reader: int) -> None:
+    """Read signals until there are two, or until the pipe is closed."""
+    received, count = _Signals(), 0
+    with open(reader, "rb", buffering=0) as pipe:
+        while numbers := pipe.read(64):
+            count += sum(number in _STOPS and not received.is_copy(number) for number in numbers)
             if count > 1:
                 time.sleep(_GRACE)
-                os.write(2, b"vavae: ended at once by a second signal; what was finished is kept\n")
+                os.write(2, b"vavae: ended at once by a second signal; finished work is saved\n")
                 os._exit(1)

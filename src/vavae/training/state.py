@@ -1,8 +1,8 @@
-"""Everything that the rest of a run depends on, as named tensors; what a checkpoint holds.
+"""Everything that the rest of a run depends on, as the named tensors of a checkpoint.
 
 Names are `model/<module>/<key>`, `average/<label>/<module>/<key>`, `optimizer/<name>/<module>/<key>/<slot>` and
-`sum/<term>`. Positions in the run are numbers beside them; random numbers are functions of the position, so there
-is no random state to keep.
+`sum/<term>`. The position in the run is saved as numbers, not tensors. Random numbers are functions of the position,
+so there is no random state.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from vavae.training.optimizer import Optimizer
 
 @dataclass(frozen=True)
 class RunState:
-    """The tensors of a run, where they live.
+    """The tensors of a run, on their devices.
 
     Attributes:
         modules: Parameters and buffers.
@@ -32,7 +32,7 @@ class RunState:
     optimizers: Mapping[str, Optimizer]
 
     def _fixed(self) -> Iterator[tuple[str, Tensor]]:
-        """Tensors that exist from the first step on."""
+        """Yield the tensors that exist before the first step."""
         for name, module in self.modules.items():
             yield from ((f"model/{name}/{key}", value.detach()) for key, value in module.state_dict().items())
         for label, averages in self.averages.items():
@@ -47,7 +47,7 @@ class RunState:
         }
 
     def tensors(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All tensors by name, those of optimizers that have not stepped yet left out."""
+        """Return all tensors by name, without the slots of optimizers that have not stepped yet."""
         names: dict[Tensor, str] = {parameter: name for name, parameter in self._parameters().items()}
         found = dict(self._fixed())
         for recipe, optimizer in self.optimizers.items():
@@ -56,11 +56,12 @@ class RunState:
         return found | {f"sum/{term}": value for term, value in sums.items()}
 
     def restore(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
-        """Take over a checkpoint in place and return its sums.
+        """Load a checkpoint in place and return its sums.
 
         Raises:
             ValueError: The checkpoint belongs to other modules; the message names the first difference.
         """
+        # Where each tensor of the checkpoint goes
         shapes = checkpoint.shapes
         targets = dict(self._fixed())
         device = float64_device(next(iter(targets.values())).device)
@@ -75,16 +76,20 @@ class RunState:
                 recipe, _, rest = rest.partition("/")
                 key, _, slot = rest.rpartition("/")
                 if recipe not in slots or key not in parameters:
-                    raise ValueError(f"it has {full}, which this recipe has not")
+                    raise ValueError(f"it has {full}, which this recipe does not have")
                 parameter = parameters[key]
                 targets[full] = _like(parameter, shapes[full])
                 slots[recipe].append((parameter, slot, targets[full]))
+
+        # The names and shapes must be the same
         differing = next((name for name in sorted(targets) if tuple(targets[name].shape) != shapes.get(name)), None)
         unknown = next((name for name in sorted(shapes) if name not in targets), None)
         if differing is not None:
-            raise ValueError(f"{differing} is {tuple(targets[differing].shape)} here, {shapes.get(differing)} there")
+            found = shapes.get(differing, "missing")
+            raise ValueError(f"{differing} must be {tuple(targets[differing].shape)}, got {found}")
         if unknown is not None:
-            raise ValueError(f"it has {unknown}, which this recipe has not")
+            raise ValueError(f"it has {unknown}, which this recipe does not have")
+
         checkpoint.read_into(targets)
         for name, optimizer in self.optimizers.items():
             optimizer.restore(slots[name])
@@ -92,7 +97,7 @@ class RunState:
 
 
 def _like(parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
-    """An empty slot: laid out (and sharded) as its parameter, or a count on its device."""
+    """Return an empty slot: sharded like its parameter if it has the same shape, else a count on the same device."""
     if tuple(parameter.shape) == shape and shape != ():
         return torch.zeros_like(parameter.detach())
     return torch.zeros(shape, dtype=torch.float32, device=parameter.device)

@@ -1,4 +1,4 @@
-"""How fast a run is, beside what the device can do, and what a run will need before it begins."""
+"""Speed of a run relative to the peak of its device, and an estimate of its cost before it starts."""
 
 import resource
 import shutil
@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from vavae.device import device_name
 from vavae.training.signals import signals_later
 
-# Dense bf16 TFLOP/s of the data sheets, first match of the device's name. Variants with other clocks come first.
+# Dense bf16 TFLOP/s from the data sheets; the first match of the device's name counts, so variants come first.
 _PEAKS = (
     ("H100 PCIe", 756.0),
     ("H100 NVL", 835.0),
@@ -42,13 +42,12 @@ _PEAKS = (
     ("RTX 3090", 71.0),
 )
 
-
-# Of the peak, what a training step of large matrix products gets in practice.
+# Share of the peak that a training step of large matrix products reaches in practice.
 _USUAL_SHARE = 0.4
 
 
 def peak_tflops(device: torch.device) -> float | None:
-    """Dense bf16 matrix peak of a GPU in TFLOP/s, or None for a device that the table does not know."""
+    """Return the dense bf16 matrix peak of a GPU in TFLOP/s, or None if the table lacks the device."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -56,7 +55,7 @@ def peak_tflops(device: torch.device) -> float | None:
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up what torch's own formulas say; its FlopCounterMode also follows modules, which autograd.grad forbids."""
+    """Add up torch's FLOP formulas. Its own FlopCounterMode also tracks modules, which autograd.grad forbids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +64,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         formula = flop_registry.get(operation._overloadpacket)
         if formula is None and operation is not torch.ops.prim.device.default:
-            with self:  # in inference mode, linear layers and convolutions arrive here whole
+            with self:  # in inference mode, linear layers and convolutions are not decomposed yet
                 parts = operation.decompose(*args, **(kwargs or {}))
             if parts is not NotImplemented:
                 return parts
@@ -76,9 +75,9 @@ class _Counter(TorchDispatchMode):
 
 
 def count_flops(work: Callable[[], object]) -> float:
-    """Floating-point operations of the matrix products, convolutions and attention that `work` does.
+    """Return the floating-point operations of the matrix products, convolutions and attention in `work`.
 
-    On the meta device, or with fake tensors, it costs little time and no memory.
+    On the meta device, or with fake tensors, this takes little time and no memory.
     """
     with signals_later(), _Counter() as counter:
         work()
@@ -86,7 +85,7 @@ def count_flops(work: Callable[[], object]) -> float:
 
 
 class _Allocations(TorchDispatchMode):
-    """Follows the memory of the tensors that operations make, until it is freed."""
+    """Track the memory of the tensors that operations create, until it is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +94,7 @@ class _Allocations(TorchDispatchMode):
         self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for storage in _storages((args, kwargs)):  # a view shares its argument's
+        for storage in _storages((args, kwargs)):  # a view shares its argument's storage
             self._known.setdefault(storage, None)
         result = operation(*args, **(kwargs or {}))
         for storage in _storages(result):
@@ -115,9 +114,9 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 def count_peak_bytes(work: Callable[[], object]) -> int:
-    """Most memory that tensors made by `work` take at one time, in bytes; not what kernels use within themselves.
+    """Return the peak memory of the tensors created in `work`, in bytes, without the workspaces of kernels.
 
-    With fake tensors it costs little time and no memory.
+    With fake tensors this takes little time and no memory.
     """
     with signals_later(), _Allocations() as found:
         work()
@@ -126,11 +125,11 @@ def count_peak_bytes(work: Callable[[], object]) -> int:
 
 @dataclass(frozen=True)
 class StepWork:
-    """What one image costs.
+    """Cost of one image.
 
     Attributes:
-        flops: Floating-point operations of one image in one training step, recomputation not counted; None unknown.
-        tokens: Tokens per image; None where there are none.
+        flops: Floating-point operations of one image in one training step, without recomputation; None if unknown.
+        tokens: Tokens per image; None if the model has no tokens.
     """
 
     flops: float | None = None
@@ -138,7 +137,7 @@ class StepWork:
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """Most memory in use so far: of the device on an NVIDIA GPU, else of the process."""
+    """Return the peak memory in use so far: of the device on an NVIDIA GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -146,7 +145,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """What the device does in TFLOP/s on one large matrix product: its peak, where no table knows it."""
+    """Measure the device's TFLOP/s on one large matrix product, for devices that `peak_tflops` does not know."""
     side = {"cpu": 1024, "cuda": 8192}.get(device.type, 2048)
     a = torch.ones(side, side, dtype=dtype, device=device)
     fastest = float("inf")
@@ -159,7 +158,7 @@ def measured_tflops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def rates(images_per_second: float, work: StepWork, device: torch.device, processes: int) -> dict[str, float]:
-    """Numbers for the timing log: images and tokens per second over all processes; the rest per device."""
+    """Return the numbers of the timing log: images and tokens per second over all processes; the rest per device."""
     numbers = {"images_per_second": images_per_second}
     if work.tokens is not None:
         numbers["tokens_per_second"] = images_per_second * work.tokens
@@ -186,10 +185,10 @@ def estimate(
     processes: int,
     folder: Path,
 ) -> str:
-    """What a run will need, in one line, before its first step: steps, memory, disk, time.
+    """Return one line on what a run needs, before its first step: steps, memory, disk, time.
 
-    The memory of a step (`step_bytes`, for `at_once` images) is an estimate, beside that of the state. The time is
-    that of the operations alone, at the share of the device's peak that such training usually gets.
+    The memory of a step (`step_bytes`, for `at_once` images) is an estimate, in addition to the memory of the state.
+    The time counts matrix operations only, at the share of the device's peak that such training usually reaches.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -211,7 +210,7 @@ def estimate(
 
 
 def _time(seconds: float) -> str:
-    """A duration to two digits, in the unit that suits it."""
+    """Format a duration to two digits."""
     for size, unit in ((3600, "hours"), (60, "minutes")):
         if seconds >= size:
             return f"about {float(f'{seconds / size:.2g}'):,g} {unit}"

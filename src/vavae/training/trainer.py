@@ -1,7 +1,7 @@
 """The training loop. Images are the clock: progress, schedules, logs and checkpoints count images seen.
 
-A task tells the engine what to train and how one batch turns into gradients; the engine does the rest:
-processes, optimizer steps, averages, logs, checkpoints, resume, going back, and a clean stop.
+A task defines what is trained and how one batch turns into gradients. The trainer does the rest: processes, optimizer
+steps, averages, logs, checkpoints, resume, rollback, and a clean stop.
 """
 
 import json
@@ -24,7 +24,7 @@ from vavae.training.batchnorm import synchronize_batch_norm
 from vavae.training.checkpoint import Checkpoint, CheckpointFolder, copy_checkpoint
 from vavae.training.config import TrainingConfig
 from vavae.training.ema import build_averages
-from vavae.training.memory import MicroBatch, batch_length, split_batch
+from vavae.training.memory import MicroBatch, batch_length
 from vavae.training.optimizer import Optimizer, linear_matrices
 from vavae.training.parallel import World, full_tensor, is_sharded
 from vavae.training.posthoc_ema import save_snapshot
@@ -39,17 +39,17 @@ from vavae.training.throughput import estimate, rates
 __all__ = ["Trainer", "TrainingConfig", "TrainingTask"]
 
 
-class _WentWrong(Exception):
-    """An interval that must be taken back.
+class _BadInterval(Exception):
+    """Raised for a log interval that must be rolled back.
 
     Args:
-        what: What is wrong with it.
-        began: Images seen when it began.
+        reason: Why the interval is bad.
+        start: Images seen when it began.
     """
 
-    def __init__(self, what: str, began: int) -> None:
-        super().__init__(what)
-        self.began = began
+    def __init__(self, reason: str, start: int) -> None:
+        super().__init__(reason)
+        self.start = start
 
 
 class Trainer:
@@ -58,8 +58,15 @@ class Trainer:
     Args:
         task: What to train.
         config: How long and how.
-        folder: The run folder; its checkpoints are resumed from when there are any, else the task begins.
+        folder: The run folder. `run` resumes from its newest good checkpoint; without one, the task loads its starting
+            weights here.
         world: The processes of the run.
+
+    Attributes:
+        images_seen: Images of all steps so far.
+        steps_done: Optimizer steps so far, skipped ones included.
+        seconds: Time spent training, over all starts of the run.
+        data_order: Which order of the data is in use; each rollback takes the next.
 
     Raises:
         UserError: The task cannot be sharded, or the run folder is damaged.
@@ -73,34 +80,36 @@ class Trainer:
         self.images_seen = 0
         self.steps_done = 0
         self.seconds = 0.0
-        self.order = 0
+        self.data_order = 0
         self._checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints, self.world)
         self._found = self._checkpoints.newest()
-        if self._found is None:  # neither a folder of checkpoints nor a damaged one is a reason to begin elsewhere
+        if self._found is None:
             self.world.once(self._begin)
-        _spread(task, config, self.world)
+        _distribute(task, config, self.world)
         matrices = linear_matrices(list(task.modules.values()))
         optimizers = {name: Optimizer(*recipe, matrices) for name, recipe in task.optimizers().items()}
         averages = build_averages(task.modules, task.averaged, config.ema_decay, config.averages, config.ema_warmup)
         self._state = RunState(task.modules, averages, optimizers)
         self._sums: dict[str, Tensor] = {}
         self._summed_steps = 0
-        self._watch = SpikeDetector(config.stability)
+        self._detector = SpikeDetector(config.stability)
         self._micro = self.world.once(lambda: MicroBatch(folder, config.micro_batch))
 
     def _begin(self) -> None:
-        """Load the task's starting weights, and write what was taken into the run folder."""
-        taken = self.task.begin()
-        if taken is not None:
+        """Load the task's starting weights, and record their source in the run folder."""
+        source = self.task.begin()
+        if source is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "initial.txt").write_text(taken + "\n")
+            (self.folder / "initial.txt").write_text(source + "\n")
 
     def averaged_state(self, name: str, label: str | None = None) -> dict[str, Tensor]:
-        """An averaged state dict of module `name`, whole; its present one where no average is kept.
+        """Return the averaged state dict of module `name`, unsharded; the live one if the run keeps no average.
+
+        All processes must call it.
 
         Args:
             name: One of the task's modules.
-            label: Which average: a decay, or `width …`; null is the first.
+            label: Which average: a decay, or `width …`; None is the first.
         """
         averages = self._state.averages
         if averages:
@@ -110,36 +119,41 @@ class Trainer:
         return {key: full_tensor(value.detach()) for key, value in values.items()}
 
     def run(self, description: str) -> None:
-        """Train to the end, from the newest good checkpoint where there is one.
+        """Train to the end, from the newest good checkpoint if there is one.
 
         Raises:
-            KeyboardInterrupt: A stop was asked for; the state is saved and the message says how to go on.
+            KeyboardInterrupt: A stop was requested; the state is saved and the message says how to resume.
             RunError: The run went wrong more often than the recipe allows.
             UserError: The checkpoint belongs to another model.
         """
+        # Resume
         self._checkpoints.drop_partial()
         self._resume(self._found)
         if self._finished:
             return
+
+        # Report the cost of the run, and open what it needs, before the first step
         if self.world.first:
             print(f"{description}: {self._estimate()}", flush=True)
         if self.config.validation_images is not None:
             self.task.prepare_validation()
         tracker = Tracker(self.folder, self.images_seen, self.config, self.world.first)
+
+        # Train; after each rollback the loop starts again with the next order of the data
         try:
             with stop_on_signal() as stop, _bar(description, self.config.images, self) as bar:
                 while not self._finished:
                     try:
                         self._loop(tracker, bar, stop)
-                    except _WentWrong as wrong:
-                        self._go_back(wrong, tracker, bar)
+                    except _BadInterval as interval:
+                        self._rollback(interval, tracker, bar)
                 self._checkpoints.wait()
         finally:
             tracker.close()
 
     @property
     def at_once(self) -> int:
-        """Images that one process works on at once: the recipe's micro-batch, or what was found to fit."""
+        """Images that one process works on at once: the recipe's micro-batch, or the size found to fit."""
         return min(self._micro.size or self.config.batch_size, self.config.batch_size // self.world.size)
 
     @property
@@ -169,65 +183,78 @@ class Trainer:
         return next(next(iter(self.task.modules.values())).parameters()).device
 
     def _loop(self, tracker: Tracker, bar: Bar | None, stop: StopRequest) -> None:
+        """Train until the run ends, a stop is requested, or an interval must be rolled back."""
         config = self.config
         began = time.perf_counter()
-        window = (began, self.images_seen)
+        window = (began, self.images_seen)  # start of the interval whose rate is logged
         shown: dict[str, float] = {}
-        with closing(self.task.batches(self.images_seen, self.order)) as batches:  # type: ignore[type-var]
+        with closing(self.task.batches(self.images_seen, self.data_order)) as batches:  # type: ignore[type-var]
             for batch in batches:
+                # One optimizer step
                 self._apply(self._gradients(batch))
                 before, self.images_seen = self.images_seen, self.images_seen + config.batch_size
                 self.steps_done += 1
+
+                # Log; a bad interval ends the loop here, before it is saved
                 if self._finished or self._crosses(before, config.log_images):
                     now = time.perf_counter()
                     shown = self._log(tracker, (self.images_seen - window[1]) / (now - window[0]))
                     window = (now, self.images_seen)
                 if bar is not None:
                     bar.advance(min(config.batch_size, config.images - before), **shown)
+
+                # Pictures and averages
                 if self._crosses(before, config.preview_images):
                     self._preview()
                 if self._crosses(before, config.averages.snapshot_images):
                     self._snapshot()
+
+                # Save
                 stopping = self.world.any(bool(stop))
                 milestone = self._crosses(before, config.milestone_images)
                 if self._finished or stopping or milestone or self._crosses(before, config.checkpoint_images):
                     self.seconds += time.perf_counter() - began
                     began = time.perf_counter()
                     self.save(milestone)
+
+                # Stop
                 if self._finished:
                     return
                 if stopping:
                     self._checkpoints.wait()
                     raise KeyboardInterrupt(
                         f"stopped after {self.images_seen:,} of {config.images:,} images, saved in {self.folder}; "
-                        "the same command goes on from there"
+                        "run the same command to resume"
                     )
 
     def _crosses(self, before: int, interval: int | None) -> bool:
+        """Whether a multiple of `interval` is in (before, images_seen]."""
         return interval is not None and before // interval != self.images_seen // interval
 
     def _gradients(self, batch: Any) -> dict[str, Tensor]:
-        """Fill the gradients of this process's part of the batch, in parts that fit; mean terms of it."""
-        length = batch_length(batch)
+        """Compute gradients of this process's part of the batch, in micro-batches that fit; return mean terms."""
         while True:
             try:
                 terms: dict[str, Tensor] = {}
-                for part in split_batch(batch, self._micro.size or length):
-                    share = batch_length(part) / length
+                for part, share in self._micro.split(batch):
                     for name, value in self.task.step(part, self.images_seen, share).items():
                         terms[name] = terms[name] + share * value if name in terms else share * value
                 return terms
             except (RuntimeError, MemoryError) as error:
                 if not memory_ran_out(error):
                     raise
-                self._shrink(length, error)
+                self._halve_micro_batch(batch_length(batch), error)
 
-    def _shrink(self, length: int, error: Exception) -> None:
-        """Halve the micro-batch; several processes must start anew for that, since the others wait for this one."""
+    def _halve_micro_batch(self, length: int, error: Exception) -> None:
+        """Drop the gradients and halve the micro-batch.
+
+        Raises:
+            RunError: It cannot be halved, or there are several processes: the others wait for this one, so the run
+                must start again with the new size.
+        """
         for optimizer in self._state.optimizers.values():
-            for parameter in optimizer.parameters:
-                parameter.grad = None
-        if self.config.micro_batch is not None or not self._micro.halve(length):
+            optimizer.zero_grad()
+        if not self._micro.halve(length):
             raise RunError(f"out of memory with {self._micro.size or length} images at once: {error}") from error
         if self.world.size > 1:
             raise RunError(
@@ -236,56 +263,70 @@ class Trainer:
             ) from error
 
     def _apply(self, terms: dict[str, Tensor]) -> None:
-        numbers = dict(terms)
+        """Average gradients and terms over processes, step the optimizers and averages, and add up the log's sums."""
+        # Means over processes; sharded gradients are means already
         optimizers = self._state.optimizers
-        grads = [g for o in optimizers.values() for g in o.gradients() if not is_sharded(g)]
-        numbers = {name: value.detach().float() for name, value in numbers.items()}
-        self.world.average_([*grads, *numbers.values()])
+        numbers = {name: value.detach().float() for name, value in terms.items()}
+        gradients = [g for optimizer in optimizers.values() for g in optimizer.gradients() if not is_sharded(g)]
+        self.world.average_([*gradients, *numbers.values()])
+
+        # Optimizer steps, skipped on the device if loss or gradient is not finite
         total = numbers["total"]
         for name, optimizer in optimizers.items():
             norm = optimizer.clip()
             bad = ~(torch.isfinite(norm) & torch.isfinite(total))
-            schedule = optimizer.config.schedule
-            optimizer.step(
-                learning_rate_factor(schedule, self.images_seen, self.config.batch_size, self.config.images), bad
-            )
+            schedule, config = optimizer.config.schedule, self.config
+            optimizer.step(learning_rate_factor(schedule, self.images_seen, config.batch_size, config.images), bad)
             numbers[f"gradient_norm/{name}"] = norm
             numbers[f"skipped/{name}"] = bad.float()
+
+        # Averages of the weights, and sums for the log
         for averages in self._state.averages.values():
             for average in averages.values():
                 average.update(self.steps_done)
         self._add(numbers)
 
     def _add(self, numbers: Mapping[str, Tensor]) -> None:
-        """Sum of each number over the steps in which it was finite, and their count: a skipped step hides no other."""
+        """Add each number to its sum over the steps in which it was finite, and count those steps.
+
+        So one skipped step does not make the interval's mean NaN, which would hide a spike.
+        """
         values = to_float64(torch.stack(list(numbers.values())))
         finite = torch.isfinite(values)
-        rows = torch.stack((values.where(finite, 0.0), finite), dim=1)
+        rows = torch.stack((values.where(finite, 0.0), finite), dim=1)  # (numbers, 2): value and count
         for name, row in zip(numbers, rows, strict=True):
             self._sums[name] = self._sums[name] + row if name in self._sums else row
         self._summed_steps += 1
 
     def _log(self, tracker: Tracker, rate: float) -> dict[str, float]:
-        count = self._summed_steps
-        # Sorted, as a resumed run has the names in the order of its checkpoint. One transfer for all.
+        """Log the means of the interval and check them; return what the progress bar shows.
+
+        Raises:
+            _BadInterval: The interval must be rolled back.
+        """
+        # Means of the interval, in one transfer. Sorted, since a resumed run has its checkpoint's order of names.
+        steps = self._summed_steps
+        before = self.images_seen - steps * self.config.batch_size
         names = sorted(self._sums)
-        values = torch.stack([self._sums[name] for name in names]).tolist()
-        means = {n: total / finite if finite else math.nan for n, (total, finite) in zip(names, values, strict=True)}
+        rows = torch.stack([self._sums[name] for name in names]).tolist()
+        means = {n: total / finite if finite else math.nan for n, (total, finite) in zip(names, rows, strict=True)}
         self._sums, self._summed_steps = {}, 0
-        before = self.images_seen - count * self.config.batch_size
+
+        # One line of the log
         numbers = {"step": float(self.steps_done), **means}
         if self._crosses(before, self.config.validation_images):
             numbers |= self._validate()
         tracker.log(self.images_seen, numbers, rates(rate, self.task.work(), self._device, self.world.size))
-        # One judge: processes that disagreed would wait for each other for ever.
-        wrong, self._watch.regime, self._watch.history = self.world.once(lambda: self._judge(means))
-        if wrong is not None:
-            raise _WentWrong(f"{wrong}, in the {count} steps before {self.images_seen:,} images", before)
+
+        # The first process decides for all: processes that disagreed would wait for each other forever.
+        problem, self._detector.phase, self._detector.history = self.world.once(lambda: self._check(means))
+        if problem is not None:
+            raise _BadInterval(f"{problem}, in the {steps} steps before {self.images_seen:,} images", before)
         return {"loss": means["total"]}
 
-    def _judge(self, means: Mapping[str, float]) -> tuple[str | None, int, dict[str, list[float]]]:
-        wrong = self._watch.judge(means, self.task.regime(self.images_seen - self.config.batch_size))
-        return wrong, self._watch.regime, self._watch.history
+    def _check(self, means: Mapping[str, float]) -> tuple[str | None, int, dict[str, list[float]]]:
+        problem = self._detector.check(means, self.task.phase(self.images_seen - self.config.batch_size))
+        return problem, self._detector.phase, self._detector.history
 
     def _validate(self) -> dict[str, float]:
         states = {name: self.averaged_state(name) for name in self.task.averaged}
@@ -315,77 +356,81 @@ class Trainer:
                     )
 
     def save(self, milestone: bool = False) -> None:
-        """Begin to write a checkpoint of everything that the rest of the run depends on."""
+        """Start to write a checkpoint of everything that the rest of the run depends on."""
         numbers = {
             "images_seen": self.images_seen,
             "steps_done": self.steps_done,
             "summed_steps": self._summed_steps,
             "seconds": self.seconds,
-            "order": self.order,
-            "regime": self._watch.regime,
-            "history": self._watch.history,
+            "order": self.data_order,
+            "regime": self._detector.phase,
+            "history": self._detector.history,
         }
-        judged = self.images_seen - self._summed_steps * self.config.batch_size
-        self._checkpoints.save(self.images_seen, self._state.tensors(self._sums), numbers, milestone, judged)
+        checked = self.images_seen - self._summed_steps * self.config.batch_size
+        self._checkpoints.save(self.images_seen, self._state.tensors(self._sums), numbers, milestone, checked)
 
     def _resume(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             return
         try:
             self._sums = self._state.restore(checkpoint)
-            self._take(checkpoint.numbers)
+            self._restore_numbers(checkpoint.numbers)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = one_line(error)[:300]
             raise UserError(
-                f"{self.folder}: its checkpoint does not fit this recipe; use another output folder ({reason})"
+                f"{self.folder}: its checkpoint does not fit this recipe ({reason}); use another output folder"
             ) from error
 
-    def _take(self, numbers: Mapping[str, Any]) -> None:
+    def _restore_numbers(self, numbers: Mapping[str, Any]) -> None:
         self.images_seen, self.steps_done = numbers["images_seen"], numbers["steps_done"]
-        self._summed_steps, self.seconds, self.order = numbers["summed_steps"], numbers["seconds"], numbers["order"]
-        self._watch.regime, self._watch.history = numbers["regime"], numbers["history"]
+        self._summed_steps, self.seconds = numbers["summed_steps"], numbers["seconds"]
+        self.data_order = numbers["order"]
+        self._detector.phase, self._detector.history = numbers["regime"], numbers["history"]
 
-    def _go_back(self, interval: _WentWrong, tracker: Tracker, bar: Bar | None) -> None:
-        """Go on from the last checkpoint before the interval that went wrong, with the next order of the data.
+    def _rollback(self, interval: _BadInterval, tracker: Tracker, bar: Bar | None) -> None:
+        """Return to the last checkpoint before the bad interval, and take the next order of the data.
 
         Raises:
-            RunError: There is none, or the run has gone back often enough. `failure/` then holds a run folder
-                that goes from the last good checkpoint to the same step.
+            RunError: There is no such checkpoint, or the run has rolled back as often as the recipe allows. In the
+                second case `failure/` holds a run folder that leads from the last good checkpoint to the same step.
         """
-        wrong, seen, order = str(interval), self.images_seen, self.order
-        # A checkpoint within the interval may hold the damage already.
-        good = self._checkpoints.newest(upto=interval.began)
+        reason, seen, order = str(interval), self.images_seen, self.data_order
+        # A checkpoint within the interval may contain the damage.
+        good = self._checkpoints.newest(upto=interval.start)
         if good is None:
-            raise RunError(f"{wrong}; there is no checkpoint to go back to. See {self.folder / 'metrics.jsonl'}")
+            raise RunError(f"{reason}; there is no checkpoint to go back to. See {self.folder / 'metrics.jsonl'}")
         if order >= self.config.stability.rollbacks:
-            self.world.once(lambda: self._keep_failure(good, wrong))
-            raise RunError(f"{wrong}, for the {order + 1}. time; {self.folder / 'failure'} reproduces it")
+            self.world.once(lambda: self._keep_failure(good, reason))
+            rollbacks = "1 rollback" if order == 1 else f"{order} rollbacks"
+            raise RunError(f"{reason}, after {rollbacks}; {self.folder / 'failure'} reproduces it")
         self._resume(good)
-        self.order = order + 1
+        self.data_order = order + 1
         self._checkpoints.drop_after(self.images_seen)
-        tracker.take_back(self.images_seen, seen, f"{wrong}: back to {self.images_seen:,}, data order {self.order}")
+        event = f"{reason}: back to {self.images_seen:,}, data order {self.data_order}"
+        tracker.truncate(self.images_seen, seen, event)
         if bar is not None:
             bar.advance(min(self.images_seen - seen, 0))
 
-    def _keep_failure(self, good: Checkpoint, wrong: str) -> None:
+    def _keep_failure(self, good: Checkpoint, reason: str) -> None:
+        """Write `failure/`: the checkpoint, the data order that failed, and the files that a resume needs."""
         folder = self.folder / "failure"
         with naming(folder):
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            copy_checkpoint(good.path, folder / "checkpoints", order=self.order)
+            copy_checkpoint(good.path, folder / "checkpoints", order=self.data_order)
             for name in ("recipe.yaml", "versions.json", "data.json", "micro_batch.json"):
                 if (self.folder / name).exists():
                     shutil.copyfile(self.folder / name, folder / name)
-            what = {"what": wrong, "images": self.images_seen}
-            (folder / "failure.json").write_text(json.dumps(what, indent=1) + "\n")
+            failure = {"what": reason, "images": self.images_seen}
+            (folder / "failure.json").write_text(json.dumps(failure, indent=1) + "\n")
 
 
-def _bar(description: str, total: int, engine: Trainer) -> Any:
-    """The progress bar of the first process; nothing in the others."""
-    return track(description, total, "images", engine.images_seen) if engine.world.first else nullcontext()
+def _bar(description: str, total: int, trainer: Trainer) -> Any:
+    """Return the progress bar of the first process; the others have none."""
+    return track(description, total, "images", trainer.images_seen) if trainer.world.first else nullcontext()
 
 
-def _spread(task: TrainingTask, config: TrainingConfig, world: World) -> None:
-    """Give all processes the same parameters, then replicate or shard them."""
+def _distribute(task: TrainingTask, config: TrainingConfig, world: World) -> None:
+    """Give all processes the first one's parameters, then replicate or shard them."""
     if world.size == 1:
         return
     for module in task.modules.values():

@@ -1,6 +1,6 @@
 """The diffusion transformer: LightningDiT, its parts and its sizes."""
 
-from vavae.transformer.model import ActivationCheckpointing, LightningDiT, LightningDiTConfig
+from vavae.transformer.model import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import SIZES, size_names
 
-__all__ = ["SIZES", "ActivationCheckpointing", "LightningDiT", "LightningDiTConfig", "size_names"]
+__all__ = ["SIZES", "LightningDiT", "LightningDiTConfig", "size_names"]

@@ -4,11 +4,10 @@ import dataclasses
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vavae.errors import UserError
 from vavae.transformer.blocks import Block, FinalLayer
@@ -23,7 +22,6 @@ from vavae.transformer.positions import (
 )
 from vavae.transformer.sizes import parse_size
 
-ActivationCheckpointing = Literal["none", "full"]
 # No network comes near these; numbers in a damaged file do, and would take all time or memory.
 _MOST = {"patch_size": 1024, "latent_channels": 65_536, "width": 65_536, "depth": 1_000, "heads": 4_096}
 _STD = 0.02
@@ -177,7 +175,6 @@ class LightningDiT(nn.Module):
             label_dropout=label_dropout,
             positions=positions,
         )
-        self.checkpointing: ActivationCheckpointing = "none"
         self.register_buffer("pos_embed", torch.empty(1, config.grid[0] * config.grid[1], width))
         self.x_embedder = PatchEmbedding(patch_size, latent_channels, width)
         self.t_embedder = TimeEmbedding(width)
@@ -248,21 +245,6 @@ class LightningDiT(nn.Module):
         if self.feat_rope is not None:
             self.feat_rope.reset()
 
-    def set_activation_checkpointing(self, mode: ActivationCheckpointing) -> None:
-        """Choose what training keeps for the backward pass.
-
-        Args:
-            mode: "none" keeps all activations; "full" keeps the input of each block and computes the block
-                again, for about a third more computation.
-
-        Raises:
-            UserError: No such mode.
-        """
-        if mode not in get_args(ActivationCheckpointing):
-            modes = ", ".join(get_args(ActivationCheckpointing))
-            raise UserError(f"activation checkpointing: {mode!r} is not one of {modes}")
-        self.checkpointing = mode
-
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None) -> Tensor:
         """Velocity at x.
 
@@ -284,12 +266,8 @@ class LightningDiT(nn.Module):
         embedding, rotary = self._positions(grid, x.device)
         tokens = (self.x_embedder(x) + embedding).to(x.dtype)  # the tables are float32 whatever the weights are
         condition = self.t_embedder(t) + self.y_embedder(y, label_drop)
-        recompute = self.checkpointing == "full" and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            if recompute:
-                tokens = checkpoint(block, tokens, condition, rotary, use_reentrant=False)
-            else:
-                tokens = block(tokens, condition, rotary)
+            tokens = block(tokens, condition, rotary)
         velocity = unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
         return velocity[:, : self.config.latent_channels]
 
