@@ -287,7 +287,7 @@ def test_modes_gradients_and_dtype() -> None:
 
 def test_mode_is_restored_after_an_error() -> None:
     model = network().train()
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(UserError, match="^x must have shape"):
         sample(model, torch.zeros(1, 3, 4, 4), torch.tensor([1]), steps=3)
     assert model.training
 
