@@ -181,7 +181,7 @@ def test_a_later_stage_starts_from_its_weights(tmp_path: Path) -> None:
         ),
         (VA_VAE, {"model__params__use_vf": "clip"}, "use_vf: 'clip' is not one of dinov2, mae"),
         (VA_VAE, {"model__params__embed_dim": 16}, "embed_dim 16 is not ddconfig.z_channels 32"),
-        (LIGHTNINGDIT, {"transport__prediction": "score"}, "transport.prediction: the score has no bound"),
+        (LIGHTNINGDIT, {"transport__prediction": "score"}, "transport.prediction: the score is unbounded near data"),
         (LIGHTNINGDIT, {"transport__path_type": "cubic"}, "transport.path_type: 'cubic' is not one of linear, gvp, vp"),
         (LIGHTNINGDIT, {"sample__sampling_method": "adams"}, "sample.sampling_method: 'adams'"),
         (LIGHTNINGDIT, {"train__max_steps": "many"}, "train.max_steps is 'many', not a int"),

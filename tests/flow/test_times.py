@@ -133,12 +133,15 @@ def test_extreme_uniform_numbers_give_times_inside(kind: str) -> None:
     [
         ({"kind": "beta"}, "kind"),
         ({"std": 0.0}, "std"),
+        ({"std": float("nan")}, "std"),
+        ({"mean": float("nan")}, "mean"),
+        ({"shift": float("inf")}, "shift"),
         ({"shift": 0.0}, "shift"),
-        ({"low": 0.6, "high": 0.5}, "low, high"),
-        ({"high": 1.5}, "low, high"),
+        ({"low": 0.6, "high": 0.5}, "low and high"),
+        ({"high": 1.5}, "low and high"),
         ({"partial_probability": 2.0}, "partial_probability"),
     ],
 )
 def test_bad_values_are_named(changes: dict, named: str) -> None:
-    with pytest.raises(UserError, match=f"^{named}:"):
+    with pytest.raises(UserError, match=f"^{named} must"):
         TimeDistribution(**changes)

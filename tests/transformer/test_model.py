@@ -105,7 +105,7 @@ def test_wrong_inputs_are_refused() -> None:
     _, t, y = inputs()
     with pytest.raises(UserError, match=r"^x must have shape \(B, 3, h, w\), got \(2, 4, 4, 4\)"):
         tiny()(torch.zeros(2, 4, 4, 4), t, y)
-    with pytest.raises(UserError, match="^x must have sides that are multiples of 2"):
+    with pytest.raises(UserError, match=r"^x must have sides that are multiples of 2"):
         tiny(patch_size=2)(torch.zeros(2, 3, 4, 5), t, y)
 
 

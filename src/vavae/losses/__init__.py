@@ -1,4 +1,4 @@
-"""What tokenizer training minimises: reconstruction, KL, adversarial, and alignment (the VF loss)."""
+"""Loss terms of tokenizer training: reconstruction, KL, adversarial, and alignment (the VF loss)."""
 
 from vavae.grids import resample_grid
 from vavae.losses.adaptive import adaptive_weight
