@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vavae.teachers import resample_grid
+from vavae.grids import resample_grid
 
 _SIDES = st.integers(1, 12)
 

@@ -152,7 +152,7 @@ def test_the_tokenizer_recipe_is_ours(tmp_path: Path) -> None:
         assert getattr(config, name) == getattr(ours, name), name
     assert (config.training.images, config.training.batch_size) == (ours.training.images, 256)
     assert config.teacher.name == "dinov2-large"
-    assert (config.teacher.input_size, config.teacher.normalisation) == (224, "published")
+    assert (config.teacher.input_size, config.teacher.normalization) == (224, "published")
     assert (config.data.size, config.data.crop, config.data.flip) == (256, "random", False)
     assert {part.what for part in recipe.left_aside} >= {"ckpt_path", "model.target", "model.params.monitor"}
 

@@ -16,8 +16,8 @@ from vavae.flow import (
     VariancePreservingPath,
     flow_matching_loss,
     sample,
-    velocity_loss,
 )
+from vavae.flow.loss import velocity_loss
 from vavae.transformer import LightningDiT
 
 

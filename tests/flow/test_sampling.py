@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from vavae.errors import UserError
 from vavae.flow import (
     CosinePath,
-    Dopri5,
-    EulerMaruyama,
     Guidance,
     LinearPath,
     ProbabilityPath,
     VariancePreservingPath,
     counter_noise,
-    guided_prediction,
     sample,
     shifted_times,
 )
+from vavae.flow.guidance import guided_prediction
+from vavae.flow.solvers import Dopri5, EulerMaruyama
 from vavae.transformer import LightningDiT
 
 MIXTURE = GaussianMixture(torch.tensor([[1.0, -1.0, 0.5, 0.0], [-1.0, 0.3, 0.2, 2.0]]).double(), std=0.4)

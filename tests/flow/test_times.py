@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from scipy import special, stats
 
 from vavae.errors import UserError
-from vavae.flow import TimeDistribution, shift_times, shifted_times
+from vavae.flow import TimeDistribution, shifted_times
+from vavae.flow.times import shift_times
 
 GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "flow.safetensors")
 distributions = st.builds(

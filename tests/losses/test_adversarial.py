@@ -4,13 +4,8 @@ import pytest
 import torch
 
 from vavae.errors import UserError
-from vavae.losses import (
-    AdversarialConfig,
-    DiscriminatorConfig,
-    PatchDiscriminator,
-    discriminator_hinge_loss,
-    generator_loss,
-)
+from vavae.losses import AdversarialConfig, DiscriminatorConfig
+from vavae.losses.adversarial import PatchDiscriminator, discriminator_hinge_loss, generator_loss
 
 
 def test_names_shapes_and_count_are_the_published_ones() -> None:

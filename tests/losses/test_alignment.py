@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.grids import resample_grid
 from vavae.losses import (
     AlignmentConfig,
     AlignmentLoss,
     adaptive_weight,
     cosine_alignment,
     distance_matrix_alignment,
-    resample_grid,
 )
 
 SEEDS = st.integers(0, 2**31)

@@ -46,7 +46,7 @@ def test_a_large_offset_does_not_cost_precision() -> None:
     torch.testing.assert_close(running.finalize().std.double(), latents.std().view(1), rtol=1e-6, atol=0)
 
 
-def test_normalised_latents_have_mean_zero_and_deviation_one_and_come_back() -> None:
+def test_normalize_and_denormalize() -> None:
     latents = _latents(64)
     running = RunningStatistics(3)
     running.update(latents)
