@@ -140,7 +140,7 @@ class Measurements:
         return self.transformer("bf16")
 
     def transformer(self, ours_precision: Literal["fp32", "bf16"] | None = None) -> Pair:
-        """Random numbers, loss, gradients, norm, AdamW and the moving average."""
+        """Return steps with random numbers, loss, gradients, norm, AdamW and the moving average."""
         latents = rng.normal(0, "latents", range(self.batch), self.latent, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.shape.num_classes
         ours = LightningDiT.from_config(self.shape).to(self.device)
@@ -175,7 +175,7 @@ class Measurements:
         return plain_step, step
 
     def sampling(self) -> Pair:
-        """Guided Euler with the interval from 0.125 on: 25 grid points, shift 0.3."""
+        """Return guided Euler sampling from time 0.125 on: 25 grid points, shift 0.3."""
         noise = rng.normal(0, "noise", range(self.batch), self.latent, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.shape.num_classes
         ours = LightningDiT.from_config(self.shape).to(self.device).eval()
@@ -192,7 +192,7 @@ class Measurements:
         return plain_step, step
 
     def reading(self, folder: Path) -> Pair:
-        """20 batches of 256 latents of f16d32 at random places of four shards of 1,000; one takes a millisecond."""
+        """Return readers of 20 batches of 256 f16d32 latents at random places of four shards of 1,000."""
         writer = LatentWriter(folder, 4000, LatentSettings(image_size=256, flips=False), 1000)
         for shard in writer.missing():
             latents = rng.normal(0, "bench", range(shard.first, shard.first + shard.count), (32, 16, 16))
@@ -214,7 +214,7 @@ class Measurements:
 
 
 def engine_step(optimizers: list[Optimizer], total: torch.Tensor) -> None:
-    """What the engine does with gradients: norms, the decision to skip, the step."""
+    """Do what the trainer does with gradients: norms, the decision to skip, the step."""
     for optimizer in optimizers:
         norm = optimizer.clip()
         optimizer.step(1.0, ~(torch.isfinite(norm) & torch.isfinite(total)))
@@ -254,7 +254,7 @@ def measure(name: str, pair: Pair, pairs: int, device: torch.device) -> dict[str
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux tells it."""
+    """Return the processor's name from /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
