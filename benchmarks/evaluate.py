@@ -1,17 +1,17 @@
-"""Speed and truth of evaluation on this machine; meant for a GPU.
+"""Measure speed and correctness of evaluation on this machine; meant for a GPU.
 
     python benchmarks/evaluate.py cifar                          # FID of CIFAR-10's two parts, time from pixels
     python benchmarks/evaluate.py networks [--networks inception,...]
     python benchmarks/evaluate.py generation --generator FOLDER [--count 50000]
 
-Every piece measures, and writes as a dated JSON into benchmarks/results:
+Each piece writes a dated JSON into benchmarks/results:
 - `cifar`: FID between CIFAR-10's 50,000 training and 10,000 test images (literature: about 3.15 with the TensorFlow
   Inception), the time it takes from pixels, and again from stored features;
 - `networks`: images per second of every feature network at 256 px, and of the distance alone on the CPU;
 - `generation`: the time of a whole evaluation of `count` samples, and of drawing them without measuring.
-A piece adds to the JSON of its day and device. Features are kept: a stopped piece goes on, its times then are of the
-last part only, and the JSON says of how many images ("computed").
-Without a GPU use small numbers, such as `--count 200 --cifar 200`.
+A piece adds to the JSON of its day and device. Features are kept, so a stopped piece resumes. Its times then cover the
+last part only, and "computed" in the JSON is the number of its images.
+Without a GPU use small numbers, for example `--count 200 --cifar 200`.
 """
 
 import argparse
@@ -41,25 +41,25 @@ _NETWORKS = "inception,inception-pytorch-fid,inception-clean,teacher:dinov2-smal
 
 
 def finish(device: torch.device) -> float:
-    """The time when all that was asked of the device is done."""
+    """Wait for the device and return the time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class CountingStore(BlockStore):
-    """A store that counts what is written: a piece that was stopped finds some of it there."""
+    """A store that counts what it writes; after a stop some features are stored already."""
 
     written = 0
 
     def write(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Store and count."""
+        """Store tensors and count them."""
         self.written += max(len(tensor) for tensor in tensors.values())
         super().write(key, tensors)
 
 
 def cifar_distance(device: torch.device, limit: int | None, batch_size: int, folder: Path) -> dict[str, object]:
-    """FID between CIFAR-10's training and test images, with times."""
+    """Return the FID between CIFAR-10's training and test images, with times."""
     network = load_feature_network("inception", device)
     store = CountingStore(folder)
     found: dict[str, object] = {}
@@ -79,7 +79,7 @@ def cifar_distance(device: torch.device, limit: int | None, batch_size: int, fol
 
 
 def network_rates(names: list[str], device: torch.device, batch_size: int, batches: int) -> dict[str, object]:
-    """Images per second of networks on 256 px images that are on the host."""
+    """Return images per second of each network for 256 px images on the host."""
     found: dict[str, object] = {}
     pixels = torch.randint(0, 256, (batch_size, 256, 256, 3), dtype=torch.uint8)
     for name in names:
@@ -97,7 +97,7 @@ def network_rates(names: list[str], device: torch.device, batch_size: int, batch
 
 
 def distance_seconds(dimension: int = 2048, count: int = 5000) -> dict[str, float]:
-    """Seconds for moments of `count` features, and for one Fréchet distance, on the CPU."""
+    """Return seconds for moments of `count` features, and for one Fréchet distance, on the CPU."""
     generator = torch.Generator().manual_seed(0)
     scale = torch.logspace(0, -2, dimension)
     moments = [RunningMoments(dimension), RunningMoments(dimension)]
@@ -112,7 +112,7 @@ def distance_seconds(dimension: int = 2048, count: int = 5000) -> dict[str, floa
 def whole_evaluation(
     folder: str, device: torch.device, count: int, batch_size: int, store_folder: Path
 ) -> dict[str, object]:
-    """Seconds to draw samples, and to draw and measure them; the difference is what measuring adds."""
+    """Return seconds to draw samples, and to draw and measure them."""
     generator = Generator.from_pretrained(folder, device)
     labels = choose_labels(count, generator.num_classes, "balanced", 0)
     few = min(count, 4 * batch_size)
@@ -130,7 +130,7 @@ def whole_evaluation(
     features.moments()
     features.moments("spatial")
     whole = finish(device) - began
-    computed = store.written // 2  # pooled and spatial features lie apart
+    computed = store.written // 2  # pooled and spatial features are stored separately
     return {
         "samples": count,
         "computed": computed,

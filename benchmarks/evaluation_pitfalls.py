@@ -1,12 +1,12 @@
-"""What each known pitfall does to a Fréchet distance, measured on embedded real images.
+"""Measure the effect of each known pitfall on a Fréchet distance, with embedded real images.
 
     python benchmarks/evaluation_pitfalls.py [--count 500] [--generator FOLDER] [--samples 250] [--threads 1]
     python benchmarks/evaluation_pitfalls.py --page-only    # write the tables of the latest result into the page
 
-Everything is measured between training and test images of the demo (CIFAR-10, 32 px) with real Inception features,
-so that the right answer is known: the two are draws of one distribution. With a generator of 32 px, also guidance on
-few channels. Writes a dated JSON into benchmarks/results after every part, and then the tables in
-docs/evaluation.md. Features are kept, 50 images at a time: a stopped run goes on, and a larger one uses them.
+All distances are between training and test images of the demo (CIFAR-10, 32 px) with real Inception features. Both are
+draws of one distribution, so the right answer is known. With a generator of 32 px it also measures guidance on few
+channels. It writes a dated JSON into benchmarks/results after every part, and then the tables in docs/evaluation.md.
+Features are kept, 50 images at a time, so a stopped run resumes and a larger one reuses them.
 """
 
 import argparse
@@ -44,7 +44,7 @@ _SETTINGS: tuple[tuple[float, int | None], ...] = ((1.0, None), (3.0, None), (3.
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance between two sets of features (N, d)."""
+    """Return the Fréchet distance between two sets of features (N, d)."""
     first, second = RunningMoments(a.shape[1]), RunningMoments(b.shape[1])
     first.update(a)
     second.update(b)
@@ -52,13 +52,13 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def sample_counts(train: Tensor, test: Tensor) -> dict[str, dict[str, float]]:
-    """FID and KID of the same two distributions at several counts."""
+    """Return FID and KID of the same two distributions at several counts."""
     counts = [n for n in (50, 100, 200, 500, 1000) if n <= min(len(train), len(test))]
     return {str(n): {"FID": distance(train[:n], test[:n]), "KID": kernel_distance(train[:n], test[:n])} for n in counts}
 
 
 def label_protocols(train: Tensor, labels: Tensor, test: Tensor, draws: int = 10) -> dict[str, object]:
-    """FID of real images whose labels are balanced, or drawn at random, as many of each."""
+    """Return the FID of as many real images with balanced labels as with random labels."""
     count = len(train) // 4
     found: dict[str, list[float]] = {"balanced": [], "random": []}
     for draw in range(draws):
@@ -81,7 +81,7 @@ def label_protocols(train: Tensor, labels: Tensor, test: Tensor, draws: int = 10
 
 
 def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) -> Iterator[dict[str, object]]:
-    """FID of guided samples, all channels or three, one setting more each time."""
+    """Yield the FIDs of guided samples, on all channels or three, after each setting."""
     generator = Generator.from_pretrained(folder)
     network = load_feature_network("inception")
     fingerprint = generator_fingerprint(generator)
@@ -101,14 +101,14 @@ def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) 
 
 
 def processor() -> str:
-    """The CPU's model and number of cores."""
+    """Return the CPU's model and number of cores."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
 
 
 def latest() -> dict[str, Any]:
-    """The newest result."""
+    """Return the newest result."""
     found = json.loads(max(_RESULTS.glob("*-evaluation-pitfalls.json")).read_text())
     assert isinstance(found, dict)
     return found
@@ -119,7 +119,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def tables(result: dict[str, Any]) -> str:
-    """A result as the text of the page."""
+    """Return a result as text of the page."""
     labels, reference, resize = result["label protocol"], result["reference"], result["resize"]
     mixed = result["statistics of another resize"]
     counts = [[n, f"{v['FID']:.1f}", f"{v['KID']:.4f}"] for n, v in result["sample count"].items()]
@@ -172,14 +172,14 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def write_page(result: dict[str, Any]) -> None:
-    """Put the tables of a result into the page, between its two marks."""
+    """Write the tables of a result into the page, between its two marks."""
     before, rest = PAGE.read_text().split(_MARKS[0])
     after = rest.split(_MARKS[1])[1]
     PAGE.write_text(before + _MARKS[0] + "\n" + tables(result) + "\n" + _MARKS[1] + after)
 
 
 def measured(arguments: argparse.Namespace) -> Iterator[tuple[str, object]]:
-    """Every part of the result, by name."""
+    """Yield every part of the result, by name."""
     store = BlockStore(arguments.features)
     features: dict[tuple[str, str], Tensor] = {}
     labels = torch.empty(0)
@@ -234,7 +234,7 @@ def main() -> None:
     evaluate_store.BLOCK = 50
     command = f"python benchmarks/evaluation_pitfalls.py --count {arguments.count} --threads {arguments.threads}"
     if arguments.generator is not None:
-        # A path of this machine says nothing to others; `demo` comes with the package.
+        # Paths of this machine do not help others; `demo` is in the package.
         command += f" --samples {arguments.samples} --generator {'demo' if arguments.generator == 'demo' else 'FOLDER'}"
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),

@@ -1,14 +1,14 @@
-"""Measurements on a GPU, in pieces of at most nine minutes each.
+"""Measure speed and memory on a GPU, in pieces of at most nine minutes each.
 
     python benchmarks/gpu.py frontier           # steps of recipes/frontier/cifar10.yaml, compiled or not
     python benchmarks/gpu.py transformer        # XL/1 and B/1: images/s, MFU, graph breaks; compiled blocks and whole
     python benchmarks/gpu.py memory             # peak memory of each size, with and without activation checkpointing
-    python benchmarks/gpu.py tokenizer          # f16d32 with a ViT-L teacher and LPIPS at 256 px, beside the plain step
+    python benchmarks/gpu.py tokenizer          # f16d32 with a ViT-L teacher and LPIPS at 256 px, and the plain step
     python benchmarks/gpu.py precision          # XL/1 in fp32, bf16 and fp8 (torchao); optimizers
     python benchmarks/gpu.py sampling           # guided sampling, with and without the interval
 
-Each writes `<output>/<date>-gpu-<piece>.json` after every measurement, so that a time limit loses the rest only.
-Random weights and data: speed does not depend on them. Teacher: a ViT-L/14 of DINOv2's shape.
+Each piece writes `<output>/<date>-gpu-<piece>.json` after every measurement, so a time limit keeps finished ones.
+Weights and data are random; speed does not depend on them. The teacher is a ViT-L/14 of DINOv2's shape.
 """
 
 import argparse
@@ -50,7 +50,7 @@ RECIPE = Path(__file__).parents[1] / "recipes/frontier/cifar10.yaml"
 
 
 class Record:
-    """What was measured so far, on the disk after every measurement."""
+    """The measurements so far, written to disk after each one."""
 
     def __init__(self, piece: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,9 +77,9 @@ def clear() -> None:
 
 
 def rate(step: Callable[[], object], batch: int, repeats: int = 10, began: float | None = None) -> dict[str, float]:
-    """Images per second of the median step, after three to warm up, the seconds of these, and the peak memory.
+    """Return images per second of the median step, seconds of three warm-up steps, and peak memory.
 
-    `began` is when the making of the step began, where that may compile already.
+    `began` is the start of building the step, if that may compile already.
     """
     began = time.perf_counter() if began is None else began
     for _ in range(3):
@@ -119,7 +119,7 @@ def transformer_step(
     optimizer: OptimizerConfig | None = None,
     latent: tuple[int, int, int] = LATENT,
 ) -> Callable[[], None]:
-    """A whole training step: noise and times by position, loss, gradients, clipping, optimizer, average."""
+    """Return a whole training step: noise and times by position, loss, gradients, clipping, optimizer, average."""
     torch.manual_seed(0)
     model = LightningDiT.from_size(size, latent_channels=latent[0], latent_size=latent[1]).to(DEVICE)
     apply_activation_checkpointing(list(model.blocks), recompute)
@@ -149,7 +149,7 @@ def transformer_step(
 
 
 def measured(record: Record, size: str, batch: int, repeats: int = 10, **options: Any) -> bool:
-    """Measure one setting; false where it does not fit into memory."""
+    """Measure one setting; return False if it does not fit into memory."""
     clear()
     said = {name: value.kind if isinstance(value, OptimizerConfig) else value for name, value in options.items()}
     if "latent" in said:
@@ -190,7 +190,7 @@ def transformer(record: Record) -> None:
 
 
 def frontier_tokenizer(grid: Grid, compiled: bool, adversarial: bool) -> Callable[[], None]:
-    """A step of the recipe's tokenizer with 16 channels, aligned with the features of a ViT-S."""
+    """Return a step of the recipe's tokenizer with 16 channels, aligned with the features of a ViT-S."""
     recipe = grid.tokenizer(TokenizerCell(16, "dinov2-small-focus", "full", 0))
     batch, size, side = recipe.training.batch_size, recipe.data.size, grid.side
     torch.manual_seed(0)
@@ -250,7 +250,7 @@ def precision(record: Record) -> None:
 
 
 def tokenizer_steps(dtype: torch.dtype, batch: int) -> dict[str, Callable[[], None]]:
-    """Our step and the plain one on the same networks, both with the teacher's forward pass."""
+    """Return our step and the plain one on the same networks, both with the teacher's forward pass."""
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
@@ -287,7 +287,7 @@ def tokenizer_steps(dtype: torch.dtype, batch: int) -> dict[str, Callable[[], No
 
 
 def tokenizer(record: Record) -> None:
-    """In turns, twice each, in bf16 and in fp32."""
+    """Measure both steps alternating, twice each, in bf16 and in fp32."""
     for dtype in (torch.bfloat16, torch.float32):
         for batch in (8, 16, 32):
             clear()
@@ -326,7 +326,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("gpu.py: there is no CUDA device")
+        raise SystemExit("gpu.py needs a CUDA device")
     torch.set_float32_matmul_precision("high")
     for piece in options.piece:
         PIECES[piece](Record(piece, options.output))

@@ -1,11 +1,11 @@
-"""Kill a run at random moments until it is finished, and compare it bit for bit with a run that nobody touched.
+"""Kill a run at random moments until it finishes, and compare it bit for bit with an uninterrupted run.
 
     python benchmarks/kill_test.py --kills 20 --images 4096
 
-Both stages, tiny networks, everything random switched on (crops, flips, sampled posteriors, label dropout, the
-discriminator). The moments are drawn over the images of the run; each kill is SIGKILL, SIGTERM or SIGINT. Compared
-are parameters, averages, optimizer slots, and the text of `metrics.jsonl`. Writes
-`benchmarks/results/<date>-kill-test.json`; exit code 0 if all is equal.
+It runs both stages with tiny networks and all random features: crops, flips, sampled posteriors, label dropout, the
+discriminator. The moments are drawn over the images of the run; each kill is SIGKILL, SIGTERM or SIGINT. It compares
+parameters, averages, optimizer state, and the text of `metrics.jsonl`. It writes
+`benchmarks/results/<date>-kill-test.json`. The exit code is 0 if all is equal.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def start(stage: str, folder: Path, data: Path, images: int) -> subprocess.Popen
 
 
 def compare(one: Path, other: Path) -> list[str]:
-    """Names of what differs."""
+    """Return the names of tensors and files that differ."""
     from vavae.training.checkpoint import CheckpointFolder
 
     states = [CheckpointFolder(folder / "checkpoints").load_newest() for folder in (one, other)]
@@ -49,7 +49,7 @@ def compare(one: Path, other: Path) -> list[str]:
 
 
 def logged(folder: Path) -> int:
-    """Images of the newest line of the log; 0 before there is one."""
+    """Return the images of the last line of the log, 0 without a log."""
     try:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         return int(json.loads(lines[-1])["images"])
@@ -57,26 +57,28 @@ def logged(folder: Path) -> int:
         return 0
 
 
-def torment(stage: str, folder: Path, data: Path, images: int, kills: int, seed: int) -> list[dict[str, object]]:
-    """Start the run again and again until it ends well; signal and logged images of every kill."""
+def kill_until_done(
+    stage: str, folder: Path, data: Path, images: int, kills: int, seed: int
+) -> list[dict[str, object]]:
+    """Start and kill the run until it finishes; return signal and logged images of every kill."""
     chance = random.Random(seed)
     targets = sorted(chance.sample(range(1, images * 9 // 10), kills))
     hits: list[dict[str, object]] = []
     while targets:
         process = start(stage, folder, data, images)
-        target = max(targets.pop(0), logged(folder) + 1)  # no run is killed before it has done something
+        target = max(targets.pop(0), logged(folder) + 1)  # every run makes progress before it is killed
         while process.poll() is None and logged(folder) < target:
             time.sleep(0.01)
-        time.sleep(chance.uniform(0.0, 0.2))  # not only just after a line of the log
+        time.sleep(chance.uniform(0.0, 0.2))  # also kill between lines of the log
         number = chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
         process.send_signal(number)
         ended = process.wait()
         if ended == 0:
             break
         if ended not in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
-            raise AssertionError(f"the run ended by itself with {ended}")
+            raise AssertionError(f"the run ended before the kill with exit code {ended}")
         hits.append({"signal": number.name, "images": logged(folder)})
-    assert start(stage, folder, data, images).wait() == 0, "the run did not end well"
+    assert start(stage, folder, data, images).wait() == 0, "the run failed"
     return hits
 
 
@@ -99,9 +101,9 @@ def main() -> int:
         for stage in ("tokenizer", "transformer"):
             began = time.monotonic()
             assert start(stage, root / f"{stage}-whole", data, options.images).wait() == 0
-            tormented = root / f"{stage}-killed"
-            hits = torment(stage, tormented, data, options.images, options.kills, options.seed)
-            differing = compare(root / f"{stage}-whole", tormented)
+            killed = root / f"{stage}-killed"
+            hits = kill_until_done(stage, killed, data, options.images, options.kills, options.seed)
+            differing = compare(root / f"{stage}-whole", killed)
             result = {"stage": stage, "images": options.images, "kills": hits, "differing": differing}
             results.append(result | {"seconds": round(time.monotonic() - began, 1)})
             print(f"{stage}: {len(hits)} kills, {len(differing)} differences {differing[:3]}", flush=True)

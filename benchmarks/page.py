@@ -2,7 +2,7 @@
 
     python benchmarks/page.py
 
-A test holds the page to the results: run this after adding a result.
+A test compares the page with the results: run this after adding a result.
 """
 
 import json
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 
 
 def newest(results: Path) -> dict[str, tuple[Path, Record]]:
-    """Kind -> newest file of it and its content. A file is called `<date>-<kind>.json`."""
+    """Return the newest file `<date>-<kind>.json` of each kind with its content."""
     found = {}
     for path in sorted(results.glob("????-??-??-*.json")):
         found[path.stem[11:]] = path, json.loads(path.read_text())
@@ -26,14 +26,14 @@ def newest(results: Path) -> dict[str, tuple[Path, Record]]:
 
 
 def table(heads: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """A Markdown table whose columns after the first are numbers."""
+    """Yield a Markdown table whose columns after the first are numbers."""
     yield "| " + " | ".join(heads) + " |"
     yield "| --- |" + " ---: |" * (len(heads) - 1)
     yield from ("| " + " | ".join(row) + " |" for row in rows)
 
 
 def circumstances(record: Record) -> str:
-    """One sentence on where and how a result came about."""
+    """Return one sentence on date, machine and settings of a result."""
     parts = [record["date"]]
     versions = record.get("versions", {})
     if "gpu" in versions:
@@ -54,8 +54,8 @@ def circumstances(record: Record) -> str:
 
 
 def paired(record: Record) -> Iterator[str]:
-    """Ratios to the plain implementation."""
-    yield "Time of our step as a share of a plain implementation's, in pairs within one process; the median counts."
+    """Yield a table of ratios to the plain implementation."""
+    yield "Time of our step divided by the time of a plain implementation, in pairs in one process; median over pairs."
     yield ""
     rows = []
     for result in record["results"]:
@@ -74,8 +74,8 @@ def paired(record: Record) -> Iterator[str]:
 
 
 def kill_test(record: Record) -> Iterator[str]:
-    """Runs killed again and again."""
-    yield "Runs killed at random moments and taken up again, compared bit for bit with a run that nobody touched."
+    """Yield a table of runs that were killed repeatedly."""
+    yield "Runs killed at random moments and resumed, compared bit for bit with an uninterrupted run."
     yield ""
     rows = []
     for result in record["results"]:
@@ -87,7 +87,7 @@ def kill_test(record: Record) -> Iterator[str]:
 
 
 def numbers(record: Record) -> Iterator[str]:
-    """Any other list of results: their numbers and words."""
+    """Yield a table of any other list of results."""
     results = [entry for entry in record["results"] if isinstance(entry, dict)]
     names = list(dict.fromkeys(key for entry in results for key, value in entry.items() if plain(value)))
     yield from table(
@@ -96,12 +96,12 @@ def numbers(record: Record) -> Iterator[str]:
 
 
 def plain(value: object) -> bool:
-    """Whether a value fits into a cell."""
+    """Return whether a value fits into a cell."""
     return isinstance(value, str | int | float) or value is None
 
 
 def shown(value: object) -> str:
-    """A number with four digits; words as they are."""
+    """Format a number with four digits; return words unchanged."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -110,7 +110,7 @@ def shown(value: object) -> str:
 
 
 def section(kind: str, path: Path, record: Record) -> Iterator[str]:
-    """Heading, circumstances, command and table of one result."""
+    """Yield heading, circumstances, command and table of one result."""
     yield f"## {kind.replace('-', ' ').capitalize().replace('Gpu', 'GPU:')}"
     yield ""
     yield circumstances(record)
@@ -131,12 +131,12 @@ def section(kind: str, path: Path, record: Record) -> Iterator[str]:
 
 
 def page(results: Path = RESULTS) -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [
         "# Benchmarks",
         "",
         "Written by `python benchmarks/page.py` from the newest result of each kind; do not edit. What each script",
-        "measures, and what still waits for a GPU: [benchmarks/README.md](../benchmarks/README.md).",
+        "measures, and what has not run on a GPU yet: [benchmarks/README.md](../benchmarks/README.md).",
         "",
     ]
     for kind, (path, record) in sorted(newest(results).items()):

@@ -1,13 +1,13 @@
-"""Our steps beside plain ones: the same work on the same device, in turns, in one process.
+"""Compare our steps with plain ones: the same work on the same device, alternating in one process.
 
     python benchmarks/paired.py --threads 2 --pairs 7
     python benchmarks/paired.py --device cuda --scale published --precision bf16 --pairs 5
 
-Each measurement times plain, ours, ours, plain, …; the ratio of a pair is ours / plain, and the median over pairs
-counts. Both run in one process, with the same threads, precision and teacher; ours with all that the engine does in a
-step (random numbers by position, gradient norms, skipping, the average). "tokenizer step, features kept" lets ours read
-the teacher's features where plain computes them. Only "transformer step as shipped" compares bf16 with plain fp32.
-Writes `benchmarks/results/<date>-paired-….json` with every pair, so that a noisy machine shows.
+Each measurement times plain, ours, ours, plain, …; the ratio of a pair is ours / plain, and the result is the median
+over pairs. Both run in one process with the same threads, precision and teacher. Ours includes all that the trainer
+does in a step: random numbers by position, gradient norms, skipping, the average. In "tokenizer step, features kept"
+ours reads the teacher's features and plain computes them. Only "transformer step as shipped" compares bf16 with plain
+fp32. It writes `benchmarks/results/<date>-paired-….json` with every pair, so that noise of the machine is visible.
 """
 
 import argparse
@@ -51,7 +51,7 @@ TARGETS = {
 
 
 class Measurements:
-    """What is measured, at one scale on one device."""
+    """The measurements at one scale on one device."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.device = resolve_device(options.device)
@@ -70,10 +70,10 @@ class Measurements:
         self.discriminator = DiscriminatorConfig(64, 2 if small else 3)
 
     def tokenizer(self, features_kept: bool = False) -> Pair:
-        """With LPIPS, discriminator, adaptive weights, and a teacher of DINOv2's shape (ViT-S, published: ViT-L).
+        """Return steps with LPIPS, discriminator, adaptive weights, and a DINOv2 teacher (ViT-S; published: ViT-L).
 
-        With `features_kept` our step finds the teacher's features computed, as `teacher.cache_features` has it for
-        images that are the same in every epoch; the plain step runs the teacher.
+        With `features_kept` our step reads precomputed teacher features, like `teacher.cache_features` for images that
+        are the same in every epoch; the plain step runs the teacher.
         """
         torch.manual_seed(0)
         config = replace(
@@ -115,7 +115,7 @@ class Measurements:
         return plain_step, step
 
     def _teacher(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
-        """Images -> features on the latents' grid, by random weights, which cost what trained ones do; their width."""
+        """Return a function from images to features on the latents' grid, and their width; weights are random."""
         from transformers import Dinov2Config, Dinov2Model
 
         large = self.scale == "published"
@@ -136,11 +136,11 @@ class Measurements:
         return features, width
 
     def shipped(self) -> Pair:
-        """Ours in bf16 beside plain fp32."""
+        """Return plain steps in fp32 and ours in bf16."""
         return self.transformer("bf16")
 
     def transformer(self, ours_precision: Literal["fp32", "bf16"] | None = None) -> Pair:
-        """Random numbers, loss, gradients, norm, AdamW and the moving average."""
+        """Return steps with random numbers, loss, gradients, norm, AdamW and the moving average."""
         latents = rng.normal(0, "latents", range(self.batch), self.latent, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.shape.num_classes
         ours = LightningDiT.from_config(self.shape).to(self.device)
@@ -175,7 +175,7 @@ class Measurements:
         return plain_step, step
 
     def sampling(self) -> Pair:
-        """Guided Euler with the interval from 0.125 on: 25 grid points, shift 0.3."""
+        """Return guided Euler sampling from time 0.125 on: 25 grid points, shift 0.3."""
         noise = rng.normal(0, "noise", range(self.batch), self.latent, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.shape.num_classes
         ours = LightningDiT.from_config(self.shape).to(self.device).eval()
@@ -192,7 +192,7 @@ class Measurements:
         return plain_step, step
 
     def reading(self, folder: Path) -> Pair:
-        """20 batches of 256 latents of f16d32 at random places of four shards of 1,000; one takes a millisecond."""
+        """Return readers of 20 batches of 256 f16d32 latents at random places of four shards of 1,000."""
         writer = LatentWriter(folder, 4000, LatentSettings(image_size=256, flips=False), 1000)
         for shard in writer.missing():
             latents = rng.normal(0, "bench", range(shard.first, shard.first + shard.count), (32, 16, 16))
@@ -214,7 +214,7 @@ class Measurements:
 
 
 def engine_step(optimizers: list[Optimizer], total: torch.Tensor) -> None:
-    """What the engine does with gradients: norms, the decision to skip, the step."""
+    """Do what the trainer does with gradients: norms, the decision to skip, the step."""
     for optimizer in optimizers:
         norm = optimizer.clip()
         optimizer.step(1.0, ~(torch.isfinite(norm) & torch.isfinite(total)))
@@ -254,7 +254,7 @@ def measure(name: str, pair: Pair, pairs: int, device: torch.device) -> dict[str
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux tells it."""
+    """Return the processor's name from /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vavae.teachers import resample_grid
+from vavae.errors import UserError
+from vavae.grids import resample_grid
 
 _SIDES = st.integers(1, 12)
 
@@ -55,3 +56,10 @@ def test_down_by_other_factors_uses_every_input() -> None:
     resample_grid(grid, (6, 6)).sum().backward()
     assert grid.grad is not None
     assert (grid.grad > 0).all()
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^features must have shape \(B, D, h, w\), got"):
+        resample_grid(torch.zeros(3, 4, 4), (2, 2))
+    with pytest.raises(UserError, match="size must be at least 1 x 1, got 0 x 4"):
+        resample_grid(torch.zeros(1, 3, 4, 4), (0, 4))

@@ -1,1 +1,1 @@
-"""The same work written down the plain way, as published training scripts do it: what paired.py measures against."""
+"""Plain implementations in the style of published training scripts, which paired.py compares ours with."""

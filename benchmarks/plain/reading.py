@@ -1,4 +1,4 @@
-"""Latents read as the published data set does: each item opens its shard, and a loader collates items."""
+"""Read latents like the published data set: each item opens its shard, and a loader collates items."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The published tokenizer objective, written down term by term: one graph, and a backward pass for every gradient.
+"""The published tokenizer objective, term by term: one graph, and a backward pass for every gradient.
 
 `TokenizerObjective` must equal it in the tests, and be faster in the benchmark; nothing is shared with it but the
 networks.

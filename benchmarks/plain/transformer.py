@@ -1,4 +1,4 @@
-"""A LightningDiT step without care: eager modules, RMSNorm and rotation in small steps, per-tensor EMA, AdamW loop."""
+"""A plain LightningDiT step: eager modules, RMSNorm and rotation in small steps, per-tensor EMA, AdamW loop."""
 
 import math
 from itertools import pairwise
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class PlainDiT(nn.Module):
-    """The shape of a `LightningDiTConfig` with SwiGLU, rotation, RMSNorm and shift."""
+    """Network of a `LightningDiTConfig` with SwiGLU, rotation, RMSNorm and shift."""
 
     def __init__(self, config: LightningDiTConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class PlainDiT(nn.Module):
 
 
 def loss(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
-    """Velocity loss with the direction term; noise and logit-normal times drawn here."""
+    """Return the velocity loss with the direction term; draw noise and logit-normal times."""
     noise = torch.randn_like(data)
     t = torch.sigmoid(torch.randn(len(data), device=data.device))
     at = t.view(-1, 1, 1, 1)
@@ -98,7 +98,7 @@ def loss(model: nn.Module, data: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float = 0.9999) -> None:
-    """One parameter after the other."""
+    """Average one parameter at a time."""
     values = dict(model.named_parameters())
     for name, value in average.named_parameters():
         value.mul_(decay).add_(values[name].data, alpha=1 - decay)
@@ -106,7 +106,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float = 0.9999) 
 
 @torch.no_grad()
 def guided_euler(model: nn.Module, noise: Tensor, labels: Tensor, steps: int, scale: float) -> Tensor:
-    """Both predictions at every step, also where guidance does not act (before t = 0.125)."""
+    """Compute both predictions at every step, also before t = 0.125, where guidance does not act."""
     null = torch.full_like(labels, model.config.num_classes)
     grid = torch.linspace(0, 1, steps)
     grid = 0.3 * grid / (1 - 0.7 * grid)

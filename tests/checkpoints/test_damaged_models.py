@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     shape = AutoencoderConfig(4, 32, (1, 2), blocks_per_level=1, attention_levels=())
     tokenizer = Tokenizer(AutoencoderKL.from_config(shape), LatentStatistics.from_dict(statistics(4)))
-    transformer = LightningDiT(4, 1, 4, width=32, depth=1, heads=2, num_classes=10)
+    transformer = LightningDiT(latent_size=4, latent_channels=4, width=32, depth=1, heads=2, num_classes=10)
     for weight in transformer.parameters():  # those of a new network draw noise whatever their bits are
         torch.nn.init.normal_(weight, std=0.1)
     folder = tmp_path_factory.mktemp("model") / "generator"
@@ -143,7 +143,7 @@ def test_a_published_file_of_many_empty_blocks_is_refused(tmp_path: Path) -> Non
     tensors = golden_dit()[0].state_dict()
     tensors |= {f"blocks.{number}.norm1.weight": torch.ones(1) for number in range(2, 5_000)}
     save_file(tensors, tmp_path / "dit.safetensors")
-    with pytest.raises(UserError, match=r"dit\.safetensors: depth: must be at most 1,000, got 5000"):
+    with pytest.raises(UserError, match=r"dit\.safetensors: depth must be from 1 to 1,000, got 5000"):
         Generator.from_pretrained(tmp_path / "dit.safetensors", tokenizer="demo")
 
 

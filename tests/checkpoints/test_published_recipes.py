@@ -152,7 +152,7 @@ def test_the_tokenizer_recipe_is_ours(tmp_path: Path) -> None:
         assert getattr(config, name) == getattr(ours, name), name
     assert (config.training.images, config.training.batch_size) == (ours.training.images, 256)
     assert config.teacher.name == "dinov2-large"
-    assert (config.teacher.input_size, config.teacher.normalisation) == (224, "published")
+    assert (config.teacher.input_size, config.teacher.normalization) == (224, "published")
     assert (config.data.size, config.data.crop, config.data.flip) == (256, "random", False)
     assert {part.what for part in recipe.left_aside} >= {"ckpt_path", "model.target", "model.params.monitor"}
 
@@ -181,7 +181,7 @@ def test_a_later_stage_starts_from_its_weights(tmp_path: Path) -> None:
         ),
         (VA_VAE, {"model__params__use_vf": "clip"}, "use_vf: 'clip' is not one of dinov2, mae"),
         (VA_VAE, {"model__params__embed_dim": 16}, "embed_dim 16 is not ddconfig.z_channels 32"),
-        (LIGHTNINGDIT, {"transport__prediction": "score"}, "transport.prediction: the score has no bound"),
+        (LIGHTNINGDIT, {"transport__prediction": "score"}, "transport.prediction: the score is unbounded near data"),
         (LIGHTNINGDIT, {"transport__path_type": "cubic"}, "transport.path_type: 'cubic' is not one of linear, gvp, vp"),
         (LIGHTNINGDIT, {"sample__sampling_method": "adams"}, "sample.sampling_method: 'adams'"),
         (LIGHTNINGDIT, {"train__max_steps": "many"}, "train.max_steps is 'many', not a int"),

@@ -154,9 +154,9 @@ def test_a_tokenizer_of_another_width_is_refused(
     import torch
 
     from vavae.models import Tokenizer
-    from vavae.tokenizer import AutoencoderKL, LatentStatistics
+    from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 
-    model = AutoencoderKL(8, 32, (1, 2, 4), 1, ())
+    model = AutoencoderKL.from_config(AutoencoderConfig(8, 32, (1, 2, 4), 1, ()))
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8))).save_pretrained(tmp_path / "tokenizer")
     done = vavae(
         "train-dit",

@@ -16,8 +16,8 @@ from vavae.flow import (
     VariancePreservingPath,
     flow_matching_loss,
     sample,
-    velocity_loss,
 )
+from vavae.flow.loss import velocity_loss
 from vavae.transformer import LightningDiT
 
 
@@ -138,7 +138,7 @@ def test_a_perfect_prediction_of_any_kind_costs_nothing_and_samples_its_data(
 
 
 def test_the_score_is_not_trained() -> None:
-    with pytest.raises(UserError, match="prediction: the score has no bound"):
+    with pytest.raises(UserError, match="prediction must not be score: the score is unbounded"):
         flow_matching_loss(
             lambda x, t, y: x, torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), prediction="score"
         )
@@ -146,7 +146,23 @@ def test_the_score_is_not_trained() -> None:
 
 def test_what_no_loss_can_be_taken_of_is_named() -> None:
     data = torch.randn(2, 4, 3, 3)
-    with pytest.raises(UserError, match="prediction: 'foo' is none of"):
+    with pytest.raises(UserError, match="prediction must be velocity, noise or data, got 'foo'"):
         flow_matching_loss(lambda x, t, y: x, data, torch.zeros(2, dtype=torch.long), prediction="foo")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"labels: expected 2, one per sample, got shape \(1,\)"):
+    with pytest.raises(UserError, match=r"labels must have shape \(2,\), one per sample, got \(1,\)"):
         flow_matching_loss(lambda x, t, y: x, data, torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"t": torch.rand(1)}, r"^t must have shape \(2,\)"),
+        ({"noise": torch.zeros(1, 4, 3, 3)}, "noise must have the shape of the data"),
+        ({"labels": torch.zeros(2)}, "labels must be integers"),
+        ({"labels": None}, "labels must"),
+        ({"model": lambda x, t, y: x[:, :1]}, "the prediction must have the shape of the data"),
+    ],
+)
+def test_what_torch_would_broadcast_is_refused(changes: dict, message: str) -> None:
+    arguments = {"model": lambda x, t, y: x, "data": torch.randn(2, 4, 3, 3), "labels": [0, 1], **changes}
+    with pytest.raises(UserError, match=message):
+        flow_matching_loss(**arguments)

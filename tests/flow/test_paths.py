@@ -96,8 +96,8 @@ def test_intervals_avoid_division_by_zero() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(UserError, match="path: 'straight'"):
+    with pytest.raises(UserError, match="path must be one of linear, cosine, vp, got 'straight'"):
         path_by_name("straight")
-    with pytest.raises(UserError, match="prediction: 'epsilon'"):
+    with pytest.raises(UserError, match=r"prediction must be one of .*, got 'epsilon'"):
         LinearPath().convert(torch.ones(1), torch.ones(1), torch.tensor(0.5), "epsilon", "data")
     assert [type(path_by_name(name)) for name in ("linear", "cosine", "vp")] == [type(p) for p in PATHS.values()]

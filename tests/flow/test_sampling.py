@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from vavae.errors import UserError
 from vavae.flow import (
     CosinePath,
-    Dopri5,
-    EulerMaruyama,
     Guidance,
     LinearPath,
     ProbabilityPath,
     VariancePreservingPath,
     counter_noise,
-    guided_prediction,
     sample,
     shifted_times,
 )
+from vavae.flow.guidance import guided_prediction
+from vavae.flow.solvers import Dopri5, EulerMaruyama
 from vavae.transformer import LightningDiT
 
 MIXTURE = GaussianMixture(torch.tensor([[1.0, -1.0, 0.5, 0.0], [-1.0, 0.3, 0.2, 2.0]]).double(), std=0.4)
@@ -143,17 +142,17 @@ def test_predictions_are_combined_in_the_dtype_of_the_state() -> None:
 
 
 def test_bad_guidance() -> None:
-    with pytest.raises(UserError, match=r"^scale:"):
+    with pytest.raises(UserError, match=r"^scale must"):
         Guidance(-1.0)
-    with pytest.raises(UserError, match=r"^channels:"):
+    with pytest.raises(UserError, match=r"^channels must"):
         Guidance(2.0, channels=0)
     for start, stop in ((0.9, 0.2), (7.0, 8.0), (-0.1, 1.0), (0.0, 1.1), (0.0, math.nan)):
-        with pytest.raises(UserError, match=r"^start, stop:"):
+        with pytest.raises(UserError, match=r"^start and stop must"):
             Guidance(2.0, start, stop)
     for scale in (math.nan, math.inf):
-        with pytest.raises(UserError, match=r"^scale:"):
+        with pytest.raises(UserError, match=r"^scale must"):
             Guidance(scale)
-    with pytest.raises(UserError, match=r"^null_label:"):
+    with pytest.raises(UserError, match=r"^null_label or weak_model must"):
         guided_prediction(Constant(), torch.tensor([1]), Guidance(2.0))
 
 
@@ -287,7 +286,7 @@ def test_modes_gradients_and_dtype() -> None:
 
 def test_mode_is_restored_after_an_error() -> None:
     model = network().train()
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(UserError, match=r"^x must have shape"):
         sample(model, torch.zeros(1, 3, 4, 4), torch.tensor([1]), steps=3)
     assert model.training
 
@@ -297,13 +296,16 @@ def test_mode_is_restored_after_an_error() -> None:
     [
         (torch.tensor([1]), "one per sample"),
         (torch.tensor([[1], [2]]), "one per sample"),
+        (1, "one per sample"),
+        ([1, 7], r"\[0, 6\], got \[7\]"),
         (torch.tensor([1.0, 2.0]), "integers"),
+        (torch.tensor([True, False]), "integers"),
         (torch.tensor([1, 7]), r"\[0, 6\]"),
         (torch.tensor([-1, 0]), r"\[0, 6\]"),
     ],
 )
-def test_bad_labels(labels: Tensor, message: str) -> None:
-    with pytest.raises(UserError, match=f"labels: .*{message}"):
+def test_bad_labels(labels: object, message: str) -> None:
+    with pytest.raises(UserError, match=f"^labels must .*{message}"):
         sample(network(), latents(2), labels, steps=2)
 
 
@@ -342,5 +344,5 @@ def test_every_module_samples_in_eval_mode_and_has_its_own_mode_after() -> None:
 
 @pytest.mark.parametrize("shift", [math.nan, math.inf, -1.0])
 def test_a_shift_that_is_none_is_named(shift: float) -> None:
-    with pytest.raises(UserError, match=r"shift: .* is not a number from 0 on"):
+    with pytest.raises(UserError, match=r"shift must be at least 0 and finite"):
         sample(_Normed(), torch.randn(1, 2, 3, 3), torch.zeros(1, dtype=torch.long), shift=shift)

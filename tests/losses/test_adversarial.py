@@ -4,13 +4,8 @@ import pytest
 import torch
 
 from vavae.errors import UserError
-from vavae.losses import (
-    AdversarialConfig,
-    DiscriminatorConfig,
-    PatchDiscriminator,
-    discriminator_hinge_loss,
-    generator_loss,
-)
+from vavae.losses import AdversarialConfig, DiscriminatorConfig
+from vavae.losses.adversarial import PatchDiscriminator, discriminator_hinge_loss, generator_loss
 
 
 def test_names_shapes_and_count_are_the_published_ones() -> None:
@@ -42,6 +37,9 @@ def test_small_images_take_fewer_layers(layers: int, size: int, logits: int) -> 
     too_small = 3 * 2**layers - 1
     with pytest.raises(UserError, match=r"discriminator\.layers"):
         model(torch.zeros(1, 3, too_small, too_small))
+    for shape in ((1, 1, size, size), (3, size, size)):
+        with pytest.raises(UserError, match=r"^images must have shape \(B, 3, H, W\)"):
+            model(torch.zeros(shape))
 
 
 def test_initialisation_is_the_published_one() -> None:
@@ -82,5 +80,7 @@ def test_it_learns_to_tell_two_textures_apart() -> None:
 def test_bad_settings_are_named() -> None:
     with pytest.raises(UserError, match=r"discriminator\.layers"):
         DiscriminatorConfig(layers=0)
+    with pytest.raises(UserError, match=r"discriminator\.layers must be from 1 to 16, got 1000000000"):
+        DiscriminatorConfig(layers=10**9)
     with pytest.raises(UserError, match=r"adversarial\.start_images"):
         AdversarialConfig(start_images=-1)

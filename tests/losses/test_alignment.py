@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.grids import resample_grid
 from vavae.losses import (
     AlignmentConfig,
     AlignmentLoss,
     adaptive_weight,
     cosine_alignment,
     distance_matrix_alignment,
-    resample_grid,
 )
 
 SEEDS = st.integers(0, 2**31)
@@ -119,11 +119,15 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     z, f = _pair(0, 5, 4)
-    with pytest.raises(UserError, match="differ in shape"):
+    with pytest.raises(UserError, match=r"^latents and features must have the same shape"):
         cosine_alignment(z, f)
     assert distance_matrix_alignment(z, f) > 0  # widths may differ here
-    with pytest.raises(UserError, match="differ in grid"):
+    with pytest.raises(UserError, match=r"^latents and features must have the same batch and grid"):
         distance_matrix_alignment(z[..., :1], f)
+    loss = AlignmentLoss(AlignmentConfig(), latent_channels=5, teacher_channels=4)
+    for latents in (z[:, :3], z[0]):
+        with pytest.raises(UserError, match=r"^latents must have shape \(B, 5, h, w\)"):
+            loss(latents, f)
 
 
 def test_resampling_keeps_equal_grids_and_averages_where_it_shrinks() -> None:
@@ -182,8 +186,10 @@ def test_a_frozen_projection_takes_no_gradient() -> None:
     "name", ["weight", "cos_margin", "distance_margin", "cos_weight", "distance_weight", "maximum"]
 )
 def test_negative_settings_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"alignment.{name}"):
+    with pytest.raises(UserError, match=f"alignment.{name} must be at least 0, got"):
         AlignmentConfig(**{name: -0.1})
+    with pytest.raises(UserError, match=f"alignment.{name} must be at least 0, got nan"):
+        AlignmentConfig(**{name: float("nan")})
 
 
 def test_an_unknown_projection_is_refused() -> None:

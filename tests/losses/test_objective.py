@@ -20,6 +20,7 @@ from vavae.losses import (
     PixelConfig,
     TokenizerObjective,
 )
+from vavae.losses.pixel import pixel_error
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 
 SHAPE = AutoencoderConfig(4, 8, (1, 2), blocks_per_level=1, attention_levels=(1,))
@@ -363,17 +364,21 @@ def test_parameters_go_to_the_right_optimizer() -> None:
 def test_bad_input_is_named() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()
-    with pytest.raises(UserError, match="teacher's features"):
+    with pytest.raises(UserError, match=r"^teacher_features must be given"):
         objective.accumulate_gradients(autoencoder, batch["images"], batch["noise"])
-    with pytest.raises(UserError, match=r"teacher features: shape \(2, 6, h, w\)"):
+    with pytest.raises(UserError, match=r"teacher features must have shape \(2, 6, h, w\)"):
         objective.accumulate_gradients(autoencoder, batch["images"], batch["noise"], batch["noise"])
     with pytest.raises(UserError, match="compute_dtype"):
         objective.accumulate_gradients(autoencoder, **batch, compute_dtype=torch.float16)
     with pytest.raises(UserError, match="images"):
         objective.accumulate_gradients(autoencoder, batch["images"].bfloat16(), batch["noise"])
-    with pytest.raises(UserError, match="teacher is needed"):
+    with pytest.raises(UserError, match="images"):
+        objective.evaluate(autoencoder, batch["images"].byte())
+    with pytest.raises(UserError, match=r"^images and reconstruction must have the same shape"):
+        pixel_error(batch["images"], batch["images"][:1])
+    with pytest.raises(UserError, match="without a teacher"):
         TokenizerObjective(_config(), 4, None, _lpips())
-    with pytest.raises(UserError, match="both are 0"):
+    with pytest.raises(UserError, match="got 0 for both"):
         ObjectiveConfig(pixel=PixelConfig(weight=0.0), perceptual=PerceptualConfig(weight=0.0))
     for config, name in ((PixelConfig, "pixel"), (PerceptualConfig, "perceptual"), (KLConfig, "kl")):
         with pytest.raises(UserError, match=f"{name}.weight"):

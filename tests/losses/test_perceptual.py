@@ -131,6 +131,16 @@ def test_training_mode_changes_nothing() -> None:
     assert torch.equal(model.train()(first, second), model.eval()(first, second))
 
 
+def test_images_that_torch_would_broadcast_are_refused() -> None:
+    model, images = LPIPS("alexnet"), torch.zeros(2, 3, 64, 64)
+    for other in (images[:1], images[..., :32]):
+        with pytest.raises(UserError, match=r"^images must have the same shape"):
+            model(images, other)
+    for wrong in (images[:, :1], images[0], images.byte()):
+        with pytest.raises(UserError, match=r"^images must be floats of shape"):
+            model.extract(wrong)
+
+
 def test_an_unknown_network_is_refused() -> None:
     with pytest.raises(UserError, match="squeeze"):
         LPIPS("squeeze")  # type: ignore[arg-type]
@@ -144,7 +154,8 @@ def test_images_too_small_for_the_network_are_refused(network: Literal["vgg16", 
     model = LPIPS(network)
     assert model(torch.zeros(1, 3, side, side), torch.zeros(1, 3, side, side)).shape == (1,)
     with pytest.raises(
-        UserError, match=rf"^images of {side} x {side - 1} pixels .* {network}, .* {side} \(in a recipe: data\.size\)$"
+        UserError,
+        match=rf"^images must be at least {side} .* {network}, got {side} x {side - 1} \(in a recipe: data\.size\)$",
     ):
         model.extract(torch.zeros(1, 3, side, side - 1))
 
@@ -153,6 +164,6 @@ def test_a_recipe_whose_shorter_side_is_too_small_is_refused() -> None:
     PerceptualConfig(network="alexnet").check_size((31, 64))
     PerceptualConfig(weight=0.0, network="alexnet").check_size((64, 30))
     with pytest.raises(
-        UserError, match=r"^data\.size: 64x30 is too small for objective\.perceptual with alexnet, .* 31;"
+        UserError, match=r"^data\.size must be at least 31 .* objective\.perceptual with alexnet, got 64x30;"
     ):
         PerceptualConfig(network="alexnet").check_size((64, 30))

@@ -248,11 +248,11 @@ MISTAKES = {
     "demo": (["demo", "--size=[24, 40]"], "size: expected a whole number", "got [24, 40]"),
     "LPIPS": (
         ["train-tokenizer", *TOKENIZER, "--data.size=[8, 40]", "--objective.perceptual.weight=1"],
-        "data.size: 8x40 is too small for objective.perceptual", "16",
+        "data.size must be at least 16 pixels a side for objective.perceptual", "got 8x40",
     ),
     "discriminator": (
         ["train-tokenizer", *TOKENIZER, "--data.size=[16, 40]", "--objective.adversarial.discriminator.layers=3"],
-        "data.size: 16x40 is too small for objective.adversarial.discriminator.layers 3", "24 pixels a side",
+        "data.size must be at least 24 pixels a side for objective.adversarial.discriminator.layers 3", "got 16x40",
     ),
 }  # fmt: skip
 

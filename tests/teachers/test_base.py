@@ -50,7 +50,7 @@ def _images(size: int, count: int = 1) -> Tensor:
         ("siglip2-naflex", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     ],
 )
-def test_normalisation_numbers(family: str, mean: tuple, std: tuple, tmp_path: Path) -> None:
+def test_normalization_numbers(family: str, mean: tuple, std: tuple, tmp_path: Path) -> None:
     randomise(VISION_MODELS[family]()).save_pretrained(tmp_path)  # type: ignore[operator]
     teacher = load_teacher(tmp_path, input_size=32)
     images = _images(32)
@@ -59,7 +59,7 @@ def test_normalisation_numbers(family: str, mean: tuple, std: tuple, tmp_path: P
     np.testing.assert_allclose(teacher.preprocess(images).numpy(), expected, atol=2e-6)
 
 
-def test_a_folder_may_state_its_own_normalisation(folder: Path, tmp_path: Path) -> None:
+def test_own_normalization_of_a_folder(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path = tmp_path / "preprocessor_config.json"
@@ -91,7 +91,7 @@ def test_images_are_resized_with_antialiasing(size: int, folder: Path) -> None:
 
 
 def test_published_input_is_raw_and_without_antialiasing(folder: Path) -> None:
-    teacher = load_teacher(folder, input_size=32, normalisation="published")
+    teacher = load_teacher(folder, input_size=32, normalization="published")
     assert torch.equal(teacher.preprocess(_images(32)), _images(32))
     plain = F.interpolate(_images(50), size=(32, 32), mode="bilinear", align_corners=False)
     torch.testing.assert_close(teacher.preprocess(_images(50)), plain)
@@ -100,7 +100,7 @@ def test_published_input_is_raw_and_without_antialiasing(folder: Path) -> None:
 @pytest.mark.parametrize("side", [3, 4, 6])
 def test_published_position_embeddings_are_fitted_with_antialiasing(side: int, folder: Path) -> None:
     own = load_teacher(folder, input_size=8 * side).backbone.model.embeddings.position_embeddings
-    fitted = load_teacher(folder, input_size=8 * side, normalisation="published")
+    fitted = load_teacher(folder, input_size=8 * side, normalization="published")
     found = fitted.backbone.model.embeddings.position_embeddings
     grid = own[:, 1:].reshape(1, 4, 4, 16).permute(0, 3, 1, 2)
     expected = _resized_by_pillow(grid, side, Image.Resampling.BICUBIC)
@@ -111,15 +111,15 @@ def test_published_position_embeddings_are_fitted_with_antialiasing(side: int, f
 
 def test_published_changes_the_features(folder: Path) -> None:
     default = load_teacher(folder, input_size=48)
-    published = load_teacher(folder, input_size=48, normalisation="published")
+    published = load_teacher(folder, input_size=48, normalization="published")
     assert not torch.allclose(default(_images(48)).grid, published(_images(48)).grid, atol=1e-2)
     assert default.fingerprint() != published.fingerprint()
-    told = "^normalisation: 'published' needs a square input_size of teacher '.*', not"
-    with pytest.raises(UserError, match=f"{told} 48x32: give"):
-        load_teacher(folder, input_size=(48, 32), normalisation="published")
+    told = "^input_size of teacher '.*' must be square for normalization published, got"
+    with pytest.raises(UserError, match=f"{told} 48x32; give"):
+        load_teacher(folder, input_size=(48, 32), normalization="published")
     with pytest.raises(UserError, match=f"{told} 176x288"):
-        load_teacher(folder, image_size=(192, 320), normalisation="published")
-    assert load_teacher(folder, input_size=48, image_size=(192, 320), normalisation="published").input_size == (48, 48)
+        load_teacher(folder, image_size=(192, 320), normalization="published")
+    assert load_teacher(folder, input_size=48, image_size=(192, 320), normalization="published").input_size == (48, 48)
 
 
 @pytest.mark.parametrize(
@@ -182,13 +182,13 @@ def test_fingerprints_tell_weights_and_sizes_apart(folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("size", [33, 7, 0, -8, (32, 33)])
 def test_sizes_that_are_not_whole_patches(size: int | tuple[int, int], folder: Path) -> None:
-    with pytest.raises(UserError, match="is no multiple of its patch 8"):
+    with pytest.raises(UserError, match="must be a multiple of its patch 8, got"):
         load_teacher(folder, input_size=size)
 
 
-def test_a_wrong_normalisation(folder: Path) -> None:
-    with pytest.raises(UserError, match="normalisation: 'raw' is neither"):
-        load_teacher(folder, normalisation="raw")
+def test_wrong_normalization(folder: Path) -> None:
+    with pytest.raises(UserError, match="normalization must be default or published, got 'raw'"):
+        load_teacher(folder, normalization="raw")
 
 
 def test_unknown_names_are_answered_with_the_nearest_and_all() -> None:
@@ -206,11 +206,11 @@ def test_hub_names_go_to_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         asked.append(name)
         return folder
 
-    monkeypatch.setattr(assets, "fetch", fetch)
+    monkeypatch.setattr(assets, "path", fetch)
     assert isinstance(load_teacher("someone/their-model", input_size=32), Teacher)
     # The tiny model is not the one the name stands for, and that is noticed.
     for name in ("dinov2-large", "facebook/dinov2-large"):
-        with pytest.raises(UserError, match=rf"teacher '{name}': .* has width 16 and patch 8"):
+        with pytest.raises(UserError, match=rf"teacher '{name}': .* must have width .* got 16 and 8"):
             load_teacher(name)
     assert asked == ["someone/their-model", "facebook/dinov2-large", "facebook/dinov2-large"]
 
@@ -220,7 +220,7 @@ def test_the_table_is_consistent() -> None:
     assert len(set(names)) == len(names)
     for spec in TEACHERS:
         assert spec.input_size % spec.patch == 0
-        assert spec.licence
+        assert spec.license
     assert "saliency" in next(spec.note for spec in TEACHERS if spec.name == "dinov2-small-focus")
 
 

@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on_with_the_next_block(workers: int, tmp_path: Path)
     first, second, third = _Loader(stop=12), _Loader(), _Loader()
     with pytest.raises(KeyboardInterrupt):
         _new(tmp_path).fill(first, batch_size=2, workers=workers)
-    with pytest.raises(UserError, match="missing: fill the cache first"):
+    with pytest.raises(UserError, match="missing; call `fill` first"):
         _new(tmp_path).get([0])
     resumed = _new(tmp_path)
     resumed.fill(second, batch_size=2, workers=workers)
@@ -141,6 +141,6 @@ def test_features_too_large_for_the_stored_type_are_refused(tmp_path: Path) -> N
     with torch.no_grad():
         teacher.backbone.layer.bias.fill_(1e5)  # type: ignore[union-attr]
     features = _new(tmp_path, teacher)
-    with pytest.raises(UserError, match="images 0 to 4 are not finite as float16"):
+    with pytest.raises(UserError, match="must be finite, got others for images 0 to 4 as float16"):
         features.fill(_Loader())
     assert not list(features.folder.glob("*.safetensors"))

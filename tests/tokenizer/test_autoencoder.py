@@ -40,7 +40,9 @@ def test_state_dict_names_shapes_and_counts_are_the_published_ones(channels: int
 
 def test_the_variant_of_mar_lacks_attention_on_the_way_up_only() -> None:
     with torch.device("meta"):
-        full, variant = (AutoencoderKL(16, decoder_attention=flag).state_dict().keys() for flag in (True, False))
+        full, variant = (
+            AutoencoderKL(latent_channels=16, decoder_attention=flag).state_dict().keys() for flag in (True, False)
+        )
     assert full - variant == {name for name in full if name.startswith("decoder.up.4.attn.")}
     assert variant <= full
 
@@ -105,11 +107,21 @@ def test_the_convolutional_stem_moves_with_the_image() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((1, 3, 18, 16), "height 18"), ((1, 1, 16, 16), "shape"), ((3, 16, 16), "shape"), ((1, 3, 0, 16), "height 0")],
+    [
+        ((1, 3, 18, 16), "multiples of 4, got 18 x 16"),
+        ((1, 1, 16, 16), "shape"),
+        ((3, 16, 16), "shape"),
+        ((1, 3, 0, 16), "got 0 x 16"),
+    ],
 )
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         _small().encode(torch.zeros(shape))
+
+
+def test_stored_pixels_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^images must be floats in \[-1, 1\], got torch.uint8"):
+        _small().encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
 def test_latents_that_do_not_fit_are_refused() -> None:
@@ -120,7 +132,8 @@ def test_latents_that_do_not_fit_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention_levels": (5,)}, "attention_levels: 5"),
+        ({"attention_levels": (5,)}, "^attention_levels must be levels from 0 to 4, got 5"),
+        ({"attention_levels": (-6,)}, "^attention_levels must be levels from 0 to 4, got -6"),
         ({"latent_channels": 0}, "latent_channels"),
         ({"channel_multipliers": ()}, "channel_multipliers"),
         ({"blocks_per_level": 0}, "blocks_per_level"),
@@ -137,9 +150,16 @@ def test_a_config_from_lists_equals_one_from_tuples() -> None:
     assert AutoencoderKL.from_config(config).config == config
 
 
+def test_the_lowest_level_has_attention_by_default() -> None:
+    assert AutoencoderConfig().attention_levels == (4,)
+    model = AutoencoderKL(base_channels=32, channel_multipliers=(1, 2), latent_channels=4)
+    assert model.config == AutoencoderConfig(4, 32, (1, 2), attention_levels=(1,))
+    assert AutoencoderKL(model.config, blocks_per_level=1).config.attention_levels == (1,)
+
+
 @pytest.mark.parametrize("width", [4, 24, 32, 48])
 def test_narrow_and_odd_widths_work(width: int) -> None:
-    model = AutoencoderKL(2, width, (1, 2), 1, attention_levels=())
+    model = AutoencoderKL(AutoencoderConfig(2, width, (1, 2), 1, ()))
     model(_images(1, 8, 8)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 

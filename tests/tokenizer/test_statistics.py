@@ -46,7 +46,7 @@ def test_a_large_offset_does_not_cost_precision() -> None:
     torch.testing.assert_close(running.finalize().std.double(), latents.std().view(1), rtol=1e-6, atol=0)
 
 
-def test_normalised_latents_have_mean_zero_and_deviation_one_and_come_back() -> None:
+def test_normalize_and_denormalize() -> None:
     latents = _latents(64)
     running = RunningStatistics(3)
     running.update(latents)
@@ -91,11 +91,11 @@ def test_bad_input_is_named() -> None:
         LatentStatistics(torch.zeros(2), torch.tensor([1.0, 0.0]))
     with pytest.raises(UserError, match="finite"):
         LatentStatistics(torch.tensor([0.0, torch.nan]), torch.ones(2))
-    with pytest.raises(UserError, match="2 means but 3"):
+    with pytest.raises(UserError, match="standard deviations as means, got 3 and 2"):
         LatentStatistics(torch.zeros(2), torch.ones(3))
     with pytest.raises(UserError, match="shape"):
         LatentStatistics(torch.zeros(2), torch.ones(2)).normalize(torch.zeros(1, 3, 2, 2))
-    with pytest.raises(UserError, match="too few"):
+    with pytest.raises(UserError, match="at least 2 values per channel, got 0"):
         RunningStatistics(2).finalize()
     with pytest.raises(UserError, match="channels"):
         RunningStatistics(2).merge(RunningStatistics(3))

@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vavae.flow import Guidance, flow_matching_loss, guided_prediction, sample
+from vavae.flow import Guidance, flow_matching_loss, sample
+from vavae.flow.guidance import guided_prediction
 from vavae.transformer import LightningDiT
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import inspect
 
 import pytest
 import torch
@@ -46,10 +45,12 @@ def inputs(batch: int = 2, height: int = 4, width: int = 4, seed: int = 1) -> tu
 # Construction
 
 
-def test_constructor_and_config_agree() -> None:
-    parameters = inspect.signature(LightningDiT).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    assert defaults == dataclasses.asdict(LightningDiTConfig())
+def test_config_and_keyword_arguments_agree() -> None:
+    config = LightningDiTConfig(**TINY)
+    assert LightningDiT(**TINY).config == config == LightningDiT(config).config
+    assert LightningDiT(config, depth=1).config == dataclasses.replace(config, depth=1)
+    with pytest.raises(TypeError, match="widht"):
+        LightningDiT(widht=32)
 
 
 def test_config_rebuilds_the_network() -> None:
@@ -75,6 +76,7 @@ def test_sizes() -> None:
     [
         ({"patch_size": 3}, "latent_size"),
         ({"latent_size": (4, 5), "patch_size": 2}, "latent_size"),
+        ({"latent_size": (4, 4, 4)}, "latent_size"),
         ({"heads": 3}, "heads"),
         ({"width": 30}, "width"),
         ({"width": 24, "heads": 4}, "rope"),
@@ -86,7 +88,7 @@ def test_sizes() -> None:
     ],
 )
 def test_bad_values_are_named(changes: dict, named: str) -> None:
-    with pytest.raises(UserError, match=f"^{named}:"):
+    with pytest.raises(UserError, match=f"^{named} must "):
         LightningDiT(**{**TINY, **changes})
 
 
@@ -99,10 +101,36 @@ def test_unknown_sizes_and_options_are_named() -> None:
 
 def test_wrong_inputs_are_refused() -> None:
     _, t, y = inputs()
-    with pytest.raises(ValueError, match=r"expected \(B, 3, h, w\)"):
+    with pytest.raises(UserError, match=r"^x must have shape \(B, 3, h, w\), got \(2, 4, 4, 4\)"):
         tiny()(torch.zeros(2, 4, 4, 4), t, y)
-    with pytest.raises(ValueError, match="patch size 2"):
+    with pytest.raises(UserError, match=r"^x must have sides that are multiples of 2"):
         tiny(patch_size=2)(torch.zeros(2, 3, 4, 5), t, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("t", torch.rand(1)),  # torch would broadcast one value over the batch
+        ("t", torch.rand(2, 1)),
+        ("t", 0.5),
+        ("y", torch.tensor([1])),
+        ("y", [1, 2]),
+        ("y", torch.tensor([1.0, 2.0])),
+        ("y", torch.tensor([True, False])),
+        ("label_drop", torch.tensor([True])),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(name: str, value: object) -> None:
+    x, t, y = inputs()
+    with pytest.raises(UserError, match=f"^{name} must "):
+        tiny()(**{"x": x, "t": t, "y": y, name: value})
+
+
+def test_labels_of_any_integer_type() -> None:
+    x, t, y = inputs()
+    model = tiny()
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        assert torch.equal(model(x, t, y.to(dtype)), model(x, t, y))
 
 
 def test_published_initialisation() -> None:

@@ -173,7 +173,7 @@ def _aligned(keys: Keys, resolution: int) -> dict[str, Any]:
         "objective.alignment.projection": "latent_to_teacher" if reverse else "teacher_to_latent",
         "objective.alignment.train_projection": not fixed,
         "teacher.name": _TEACHERS[teacher],
-        # As published: DINOv2 sees 224 pixels, MAE the image as it is, both without ImageNet's normalisation.
+        # As published: DINOv2 sees 224 pixels, MAE the image as it is, both without ImageNet's normalization.
         "teacher.input_size": 224 if teacher == "dinov2" else resolution,
-        "teacher.normalisation": "published",
+        "teacher.normalization": "published",
     }

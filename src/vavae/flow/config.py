@@ -1,4 +1,4 @@
-"""What a transformer learns: path, prediction, times and loss weights, as a part of a recipe."""
+"""Config of the flow: path, prediction, times and loss weights."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,15 +13,16 @@ from vavae.flow.times import TimeDistribution
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """The flow that is learned.
+    """The flow that the transformer learns.
 
     Attributes:
-        path: linear, cosine (GVP) or variance-preserving.
-        prediction: What the network predicts; the published one velocity, DiT noise.
-        times: How training draws times.
-        direction_weight: Weight of the velocity-direction loss; 0 leaves the mean squared error alone.
-        uniform_after_images: From this many images on, draw times uniformly, whatever `times` says; null never. The
-            published 800-epoch model switched at 480 epochs.
+        path: Path from noise to data: linear, cosine (GVP) or variance-preserving (`path_type` in the published code).
+        prediction: What the network predicts: velocity (published), noise (DiT) or data; the score cannot be trained.
+        times: Distribution of training times.
+        direction_weight: Weight of the velocity-direction loss (1 is the published `use_cosine_loss: true`); 0
+            leaves only the mean squared error.
+        uniform_after_images: Draw times uniformly from this many images on; null never. The published 800-epoch
+            model switched after 480 epochs.
     """
 
     path: PathName = "linear"
@@ -32,12 +33,14 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.direction_weight < math.inf:
-            raise UserError(f"flow.direction_weight: {self.direction_weight} is negative or no number")
+            raise UserError(f"flow.direction_weight must be at least 0 and finite, got {self.direction_weight}")
         if self.uniform_after_images is not None and self.uniform_after_images < 0:
-            raise UserError(f"flow.uniform_after_images: {self.uniform_after_images} is negative; null is never")
+            raise UserError(
+                f"flow.uniform_after_images must be at least 0, or null for never, got {self.uniform_after_images}"
+            )
 
     def draw_times(self, seed: int, positions: Tensor, device: torch.device) -> Tensor:
-        """(B,) float32 times of the images at `positions` of the run, each a function of (seed, position)."""
+        """Return (B,) float32 times of the images at `positions` of the run, each a function of (seed, position)."""
         times = self.times.at(seed, positions, device=device)
         if self.uniform_after_images is None:
             return times

@@ -1,8 +1,8 @@
-"""Guidance: move away from what a poorer prediction says.
+"""Guidance: extrapolate from a poorer prediction to the conditional one.
 
-Classifier-free guidance (arXiv 2207.12598) takes the network without the label as the poorer one;
-autoguidance (arXiv 2406.02507) takes a weaker network with the label. Both act on an interval of time
-(arXiv 2404.07724), and outside it the poorer prediction is not computed.
+The poorer prediction of classifier-free guidance (arXiv 2207.12598) comes from the network without the label, the one
+of autoguidance (arXiv 2406.02507) from a weaker network with the label. Both act on an interval of time
+(arXiv 2404.07724); outside it the poorer prediction is not computed.
 """
 
 import math
@@ -17,17 +17,18 @@ from vavae.errors import UserError
 
 @dataclass(frozen=True)
 class Guidance:
-    """How strongly to guide, when, and which channels.
+    """Scale, interval and channels of guidance.
 
     Attributes:
-        scale: guided = poorer + scale · (conditional - poorer). 1 is no guidance, 0 the poorer prediction.
-        start: First time at which guidance acts (0 is noise, 1 is data).
+        scale: guided = poorer + scale · (conditional - poorer). 1 is no guidance, 0 the poorer prediction
+            (`cfg_scale` in the published code).
+        start: First time at which guidance acts; 0 is noise, 1 is data (`cfg_interval_start`).
         stop: Last time at which guidance acts.
-        channels: Guide only the first so many channels; None guides all. The published FIDs use 3, with
-            scales two to three times those that suit all channels.
+        channels: Number of leading channels to guide; None guides all. The published FIDs use 3, with scales two to
+            three times as large as for all channels.
 
     Raises:
-        UserError: A scale below 0 or not finite, an interval that is none within 0..1, or no channels.
+        UserError: A value is out of range.
     """
 
     scale: float = 1.0
@@ -37,20 +38,22 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale < math.inf:
-            raise UserError(f"scale: {self.scale} is not a number from 0 on")
+            raise UserError(f"scale must be at least 0 and finite, got {self.scale}")
         if not 0 <= self.start <= self.stop <= 1:
-            raise UserError(f"start, stop: {self.start} to {self.stop} is no interval within 0 (noise) to 1 (data)")
+            raise UserError(
+                f"start and stop must be an interval within 0 (noise) to 1 (data), got {self.start} to {self.stop}"
+            )
         if self.channels is not None and self.channels < 1:
-            raise UserError(f"channels: {self.channels} is not a positive number")
+            raise UserError(f"channels must be at least 1, or None for all, got {self.channels}")
 
     def acts_at(self, t: float) -> bool:
-        """Whether a poorer prediction is needed at time t; times are compared in float32, as grids hold them."""
-        # 0.7 is larger than the grid point that stands for it, so in float64 a bound on the grid could be missed.
+        """Return whether a poorer prediction is needed at time t."""
+        # Grids are float32. In float64 the bound 0.7 would be larger than the grid point 0.7.
         start, now, stop = torch.tensor([self.start, t, self.stop], dtype=torch.float32).tolist()
         return self.scale != 1 and start <= now <= stop
 
     def combine(self, conditional: Tensor, poorer: Tensor) -> Tensor:
-        """The guided prediction of two (B, C, ...) predictions at the same point."""
+        """Return the guided prediction (B, C, ...) of two predictions (B, C, ...) at the same point."""
         guided = poorer + self.scale * (conditional - poorer)
         if self.channels is None:
             return guided
@@ -65,23 +68,26 @@ def guided_prediction(
     null_label: int | None = None,
     weak_model: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Callable[[Tensor, float], Tensor]:
-    """The model with its labels and guidance filled in.
+    """Return the model as a function of point and time, with labels and guidance applied.
 
     Args:
-        model: (x, t, labels) -> prediction, with t (B,) float32, as published, whatever the dtype of x.
+        model: (x, t, labels) -> prediction, with t (B,) float32, as published, for every dtype of x.
         labels: (B,) integers.
-        guidance: How to guide.
-        null_label: The label that means "no label"; needed for guidance without `weak_model`.
-        weak_model: A weaker network for autoguidance, called with the labels.
+        guidance: Scale, interval and channels.
+        null_label: Label that means "no label"; needed for guidance without `weak_model`.
+        weak_model: Weaker network for autoguidance, called with the labels.
 
     Returns:
-        (x, t) -> prediction in the dtype of x, t being a number. Where guidance acts without a weak model, the
-        model is called once with the batch doubled; where it does not, once with the batch as it is.
+        (x, t) -> prediction in the dtype of x, for a number t. Where guidance acts without a weak model, the model is
+        called once with a doubled batch; elsewhere once with the batch.
+
+    Raises:
+        UserError: Guidance lacks both `null_label` and `weak_model`.
     """
     if weak_model is None and null_label is None and guidance.scale != 1:
-        raise UserError("null_label: guidance needs the label that means 'no label', or a weak model")
+        raise UserError("null_label or weak_model must be given for guidance, got None for both")
     null = torch.full_like(labels, 0 if null_label is None else null_label)
-    doubled = torch.cat((labels, null))
+    doubled = torch.cat((labels, null))  # (2B,)
 
     def predict(x: Tensor, t: float) -> Tensor:
         time = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
@@ -90,6 +96,7 @@ def guided_prediction(
         if weak_model is not None:
             strong = model(x, time, labels).to(x.dtype)
             return guidance.combine(strong, weak_model(x, time, labels).to(x.dtype))
+        # (2B, C, ...) -> two of (B, C, ...)
         both = model(torch.cat((x, x)), torch.cat((time, time)), doubled).to(x.dtype)
         return guidance.combine(*both.chunk(2))
 

@@ -1,4 +1,4 @@
-"""The training loss: how far the prediction is from the truth, in size and in direction."""
+"""The training loss: squared error and direction error of the predicted velocity."""
 
 from collections.abc import Callable
 
@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.flow.labels import integer_labels
 from vavae.flow.paths import LinearPath, Prediction, ProbabilityPath
 from vavae.flow.times import TimeDistribution
 
-NO_SCORE = "the score has no bound near data; train the noise, which is the score times -sigma"
+NO_SCORE = "the score is unbounded near data; train the noise, which is the score times -sigma"
 
-# Below this norm a predicted velocity counts as having this norm, in the cosine only. The network starts by
-# predicting exactly zero, where the usual 1e-8 makes the first gradient 10^7 times too large, and that stays in
-# Adam's second moments for hundreds of steps. Velocities of normalised latents are hundreds of times longer.
+# Lower bound of norms in the cosine. The network starts by predicting exactly zero. There the usual 1e-8 makes the
+# first gradient 10^7 times too large, and Adam's second moments keep it for hundreds of steps. Velocities of
+# normalized latents are hundreds of times longer than this bound.
 _SMALLEST_NORM = 1e-2
 
 
@@ -32,16 +33,15 @@ def flow_matching_loss(
     label_drop: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Flow-matching loss of each sample, computed in float32.
+    """Return the flow-matching loss of each sample, computed in float32.
 
-    mse is the mean over channels and positions of (v - u)²; direction is the mean over positions of
-    1 - cosine(v, u), the cosine taken over channels (FasterDiT, arXiv 2410.10356). v is predicted at
-    path.interpolate(t, noise, data), u is the velocity there, or the noise or data it is made of.
+    mse is the mean over channels and positions of (v - u)². direction is the mean over positions of 1 - cosine(v, u),
+    with the cosine over channels (FasterDiT, arXiv 2410.10356). v is the prediction at
+    path.interpolate(t, noise, data); u is the velocity there, or the noise or data.
 
     Args:
-        model: Called as model(x, t, labels), with label_drop=... if that is given; predicts what `prediction`
-            says.
-        data: (B, C, h, w) normalised latents.
+        model: Called as model(x, t, labels), with label_drop=... if that is given; returns what `prediction` names.
+        data: (B, C, h, w) normalized latents.
         labels: (B,) integers.
         noise: (B, C, h, w); drawn if None.
         t: (B,) times in [0, 1]; drawn from `times` if None.
@@ -49,27 +49,29 @@ def flow_matching_loss(
         times: Distribution of drawn times; the published logit-normal if None.
         prediction: "velocity", "noise" (DDPM, arXiv 2006.11239) or "data".
         direction_weight: Weight of the direction term in the total.
-        label_drop: (B,) bool, which labels the model replaces by "no label"; None leaves that to the model.
-        generator: Where drawn noise and times come from, on the device of data.
+        label_drop: (B,) bool, True where the model replaces the label by "no label"; None leaves that to the model.
+        generator: Source of drawn noise and times, on the device of data.
 
     Returns:
         "mse", "direction" and "total" = mse + direction_weight · direction: (B,) float32 each.
 
     Raises:
-        UserError: No such prediction; the score, whose size has no bound near data; labels that are not one per sample.
+        UserError: The prediction does not exist or is the score, which is unbounded near data, or a shape or dtype
+            does not fit.
     """
     if prediction == "score":
-        raise UserError(f"prediction: {NO_SCORE}")
+        raise UserError(f"prediction must not be score: {NO_SCORE}")
     if prediction not in ("velocity", "noise", "data"):
-        raise UserError(f"prediction: {prediction!r} is none of velocity, noise, data")
-    if labels.shape != (len(data),):
-        raise UserError(f"labels: expected {len(data)}, one per sample, got shape {tuple(labels.shape)}")
+        raise UserError(f"prediction must be velocity, noise or data, got {prediction!r}")
+    labels = integer_labels(labels, len(data), data.device)
     path = LinearPath() if path is None else path
     times = TimeDistribution() if times is None else times
     if noise is None:
         noise = torch.randn(data.shape, generator=generator, device=data.device, dtype=data.dtype)
     if t is None:
         t = times.sample(len(data), generator=generator, device=data.device)
+    elif t.shape != (len(data),):
+        raise UserError(f"t must have shape ({len(data)},), one time per sample, got {tuple(t.shape)}")
     x, velocity = path.interpolate(t, noise, data)
     target = {"velocity": velocity, "noise": noise, "data": data}[prediction]
     options = {} if label_drop is None else {"label_drop": label_drop}
@@ -77,9 +79,17 @@ def flow_matching_loss(
 
 
 def velocity_loss(velocity: Tensor, target: Tensor, direction_weight: float = 1.0) -> dict[str, Tensor]:
-    """The terms of `flow_matching_loss` for velocities (B, C, h, w) that are already predicted."""
+    """Return the terms of `flow_matching_loss` for predicted velocities (B, C, h, w).
+
+    Raises:
+        UserError: The shapes differ.
+    """
+    if velocity.shape != target.shape:
+        raise UserError(
+            f"the prediction must have the shape of the data {tuple(target.shape)}, got {tuple(velocity.shape)}"
+        )
     velocity, target = velocity.float(), target.float()
-    mse = (velocity - target).square().flatten(1).mean(dim=1)
-    cosine = F.cosine_similarity(velocity, target, dim=1, eps=_SMALLEST_NORM)
-    direction = (1 - cosine).flatten(1).mean(dim=1)
+    mse = (velocity - target).square().flatten(1).mean(dim=1)  # (B, C, h, w) -> (B, C·h·w) -> (B,)
+    cosine = F.cosine_similarity(velocity, target, dim=1, eps=_SMALLEST_NORM)  # (B, h, w)
+    direction = (1 - cosine).flatten(1).mean(dim=1)  # (B, h, w) -> (B, h·w) -> (B,)
     return {"mse": mse, "direction": direction, "total": mse + direction_weight * direction}

@@ -1,4 +1,4 @@
-"""From noise to latents: a network, a solver, a grid of times and guidance, put together."""
+"""Sampling: from noise to latents with a network, a solver, a time grid and guidance."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.flow.guidance import Guidance, guided_prediction
+from vavae.flow.labels import integer_labels
 from vavae.flow.paths import LinearPath, Prediction, ProbabilityPath
 from vavae.flow.solvers import Solver, StepCallback, StepNoise, solver_by_name
 from vavae.flow.times import shifted_times
@@ -32,41 +33,48 @@ def sample(
     callback: SampleCallback | None = None,
     null_label: int | None = None,
 ) -> Tensor:
-    """Carry noise to data.
+    """Integrate the flow from noise to data, without gradients and with all networks in eval mode.
 
-    Runs without gradients and with all of the network in eval mode. With fixed steps, a sample depends on its own
-    noise and label only.
+    With a fixed-step solver, a sample depends only on its own noise and label.
 
     Args:
-        model: (x, t, labels) -> prediction, with t (B,) float32; such as `LightningDiT`.
-        noise: (B, C, h, w) standard normal noise; its dtype is that of the state.
+        model: (x, t, labels) -> prediction, with t (B,) float32; for example `LightningDiT`.
+        noise: (B, C, h, w) standard normal noise; the state has its dtype.
         labels: (B,) integers.
         solver: A name ("euler", "heun", "midpoint", "rk4", "dopri5", "euler_maruyama") or a solver.
-        steps: Grid points, as published: 250 points are 249 evaluations with Euler. Of no effect on dopri5.
-        shift: How the grid is bent (`shifted_times`); below 1 puts more points near noise, 0 bends nothing.
-        guidance: How to guide; None does not.
-        weak_model: A weaker network, which makes the guidance autoguidance.
-        path: The path the network was trained on; straight lines if None.
+        steps: Grid points, as published: 250 points are 249 evaluations with Euler. dopri5 chooses its own steps.
+        shift: Shift of the grid (`shifted_times`): below 1 puts more points near noise, 0 spaces them evenly
+            (`timestep_shift` in the published code).
+        guidance: Scale, interval and channels; None for no guidance.
+        weak_model: Weaker network, which makes the guidance autoguidance.
+        path: Path that the network was trained on; straight lines if None.
         prediction: What the network predicts.
-        step_noise: Where "euler_maruyama" takes its noise from; `counter_noise` makes it a function of seed
-            and image, None draws it from torch's default generator.
-        callback: Called at the start of each step as callback(step, t, x, data), data being what the network
-            now expects the result to be; for previews.
-        null_label: The label that means "no label"; None takes model.config.num_classes.
+        step_noise: Noise of "euler_maruyama"; `counter_noise` makes it a function of seed and image, None draws it
+            from torch's default generator.
+        callback: Called at the start of each step as callback(step, t, x, data), where data is the network's current
+            estimate of the result; for previews.
+        null_label: Label that means "no label"; None takes model.config.num_classes.
 
     Returns:
-        (B, C, h, w) data, in the normalisation of the data the network was trained on.
+        (B, C, h, w) data, normalized like the network's training data.
 
     Raises:
-        UserError: Labels that are not one per sample, not integers, or out of range; an unknown solver; too
-            few steps; guidance without a null label or weak model.
+        UserError: Labels do not fit, noise is not floating-point, the solver or prediction does not exist, there are
+            too few steps, or guidance has neither a null label nor a weak model.
     """
+    # Defaults and checks
     path = LinearPath() if path is None else path
     guidance = Guidance() if guidance is None else guidance
+    if not noise.is_floating_point():
+        raise UserError(f"noise must be floats, got {noise.dtype}")
     num_classes = getattr(getattr(model, "config", None), "num_classes", None)
     null_label = num_classes if null_label is None else null_label
-    labels = labels.to(noise.device)
-    _check_labels(labels, len(noise), num_classes)
+    labels = integer_labels(labels, len(noise), noise.device)
+    if num_classes is not None:
+        _check_range("labels", labels.tolist(), num_classes)
+        _check_range("null_label", [null_label], num_classes)
+
+    # Solver, time grid and guided network
     solve = solver_by_name(solver, path=path, step_noise=step_noise) if isinstance(solver, str) else solver
     start, end = path.interval(prediction)
     times = start + (end - start) * shifted_times(steps, shift)
@@ -77,7 +85,7 @@ def sample(
         return value if prediction == "velocity" else convert(value, x, t, prediction, "velocity")
 
     def convert(value: Tensor, x: Tensor, t: float, source: Prediction, target: Prediction) -> Tensor:
-        time = torch.tensor(t, dtype=torch.float32, device=x.device)  # what the network is told
+        time = torch.tensor(t, dtype=torch.float32, device=x.device)  # the network's input is float32 too
         wide = time.to(torch.promote_types(x.dtype, torch.float32))
         return path.convert(value, x, wide, source, target).to(x.dtype)
 
@@ -87,15 +95,16 @@ def sample(
         def on_step(step: int, t: float, x: Tensor, v: Tensor) -> None:
             callback(step, t, x, convert(v, x, t, "velocity", "data"))
 
+    # Integration
     with _evaluating(model, weak_model), torch.inference_mode():
         data = solve(velocity, noise, times, callback=on_step)
-    # A tensor made under inference mode cannot enter autograd; its copy can.
+    # Autograd cannot use a tensor made under inference mode, but it can use a copy.
     return data.clone()
 
 
 @contextmanager
 def _evaluating(*models: Network | None) -> Iterator[None]:
-    """Eval mode inside, the former mode of each of their modules after: some may be frozen in eval mode."""
+    """Set all modules to eval mode in the block, and restore the mode of each one; some may be in eval mode already."""
     training = [
         module for model in models if isinstance(model, nn.Module) for module in model.modules() if module.training
     ]
@@ -108,10 +117,7 @@ def _evaluating(*models: Network | None) -> Iterator[None]:
             module.training = True
 
 
-def _check_labels(labels: Tensor, count: int, highest: int | None) -> None:
-    if labels.shape != (count,):
-        raise UserError(f"labels: expected {count}, one per sample, got shape {tuple(labels.shape)}")
-    if labels.is_floating_point():
-        raise UserError(f"labels: expected integers, got {labels.dtype}")
-    if highest is not None and count and not 0 <= int(labels.min()) <= int(labels.max()) <= highest:
-        raise UserError(f"labels: must lie in [0, {highest}], got {sorted(set(labels.tolist()))}")
+def _check_range(name: str, labels: list[int], highest: int) -> None:
+    wrong = sorted({label for label in labels if not 0 <= label <= highest})
+    if wrong:
+        raise UserError(f"{name} must be in [0, {highest}], got {wrong[:10]}")

@@ -1,15 +1,15 @@
-"""Solvers that carry noise along a velocity field to data. All share one signature:
+"""Solvers that integrate a velocity field from noise to data. All have the same signature:
 
     solve(velocity, x, times, *, callback=None) -> x
 
     velocity: (x, t) -> dx/dt of the shape of x; t is a Python number.
     x: (B, ...) the state at times[0]; it is not changed.
-    times: grid points, rising; a CPU tensor or numbers. Fixed-step solvers take one step between two of them.
-    callback: called as callback(step, t, x, v) at the start of each step, v being the velocity there.
-    returns: the state at times[-1]. No other state is kept.
+    times: increasing grid points, a CPU tensor or numbers. Fixed-step solvers take one step between two of them.
+    callback: called as callback(step, t, x, v) at the start of each step; v is the velocity there.
+    returns: the state at times[-1]. Other states are not kept.
 
-Every sample goes its own way through a fixed-step solver. The adaptive one chooses its steps for the batch as
-a whole, so there a sample depends on its batch within the tolerance.
+With a fixed-step solver samples are independent. The adaptive solver chooses its steps for the whole batch, so there a
+sample depends on its batch within the tolerance.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ StepNoise = Callable[[int, Tensor], Tensor]
 
 
 class Solver(Protocol):
-    """What every solver is."""
+    """Signature of a solver."""
 
     def __call__(
         self,
@@ -41,7 +41,7 @@ class Solver(Protocol):
         *,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Carry x from times[0] to times[-1]."""
+        """Integrate x from times[0] to times[-1]."""
         ...
 
 
@@ -50,7 +50,7 @@ def _numbers(times: Tensor | Sequence[float]) -> list[float]:
 
 
 def _steps(times: Tensor | Sequence[float]) -> Iterator[tuple[int, float, float]]:
-    """(step, start, length) of each step."""
+    """Yield (step, start, length) of each step."""
     numbers = _numbers(times)
     for step, (start, end) in enumerate(pairwise(numbers)):
         yield step, start, end - start
@@ -61,8 +61,8 @@ class RungeKutta:
     """An explicit Runge-Kutta method with fixed steps.
 
     Attributes:
-        stages: For each stage after the first, the weights of the earlier slopes (the rows of the Butcher
-            tableau); a stage's time is their sum.
+        stages: Rows of the Butcher tableau: for each stage after the first, the weights of the earlier slopes. Their
+            sum is the stage's time.
         weights: Weights of all slopes in the step.
     """
 
@@ -77,7 +77,7 @@ class RungeKutta:
         *,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Carry x from times[0] to times[-1]."""
+        """Integrate x from times[0] to times[-1]."""
         for step, t, dt in _steps(times):
             slopes = [velocity(x, t)]
             if callback is not None:
@@ -89,7 +89,7 @@ class RungeKutta:
 
 
 def _advance(x: Tensor, dt: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """x + dt · sum of weight · slope."""
+    """Return x + dt · sum of weight · slope."""
     for weight, slope in zip(weights, slopes, strict=True):
         if weight:
             x = x + (dt * weight) * slope
@@ -99,13 +99,13 @@ def _advance(x: Tensor, dt: float, weights: Sequence[float], slopes: Sequence[Te
 euler = RungeKutta(stages=(), weights=(1.0,))
 heun = RungeKutta(stages=((1.0,),), weights=(0.5, 0.5))
 midpoint = RungeKutta(stages=((0.5,),), weights=(0.0, 1.0))
-# Kutta's 3/8 rule, which is what torchdiffeq and so the published code call rk4.
+# Kutta's 3/8 rule, which torchdiffeq and therefore the published code call rk4.
 rk4 = RungeKutta(stages=((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), weights=(1 / 8, 3 / 8, 3 / 8, 1 / 8))
 
 
 @dataclass(frozen=True)
 class Dopri5:
-    """The adaptive Dormand-Prince method of order 5 (torchdiffeq); of `times` only the ends count.
+    """The adaptive Dormand-Prince method of order 5 (torchdiffeq); it uses only the first and last of `times`.
 
     Attributes:
         atol: Absolute tolerance.
@@ -123,7 +123,7 @@ class Dopri5:
         *,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Carry x from times[0] to times[-1]; the callback sees each accepted step."""
+        """Integrate x from times[0] to times[-1]; the callback is called for each accepted step."""
         from torchdiffeq import odeint
 
         observed = _Observed(velocity, callback)
@@ -134,7 +134,7 @@ class Dopri5:
 
 
 class _Observed:
-    """A velocity in torchdiffeq's order of arguments, which tells the callback of accepted steps.
+    """A velocity with torchdiffeq's order of arguments that calls the callback for accepted steps.
 
     The last slope of an accepted step is the first of the next, so no extra evaluation is needed.
     """
@@ -153,7 +153,7 @@ class _Observed:
         return self.latest
 
     def callback_accept_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        """Called by torchdiffeq with the start of a step it accepted."""
+        """Call the callback; torchdiffeq passes the start of an accepted step."""
         if self.callback is not None and self.start is not None:
             self.callback(self.step, float(t), x, self.start)
         self.step += 1
@@ -162,13 +162,13 @@ class _Observed:
 
 @dataclass(frozen=True)
 class EulerMaruyama:
-    """The stochastic sampler with the same marginals as the flow (SiT, arXiv 2401.08740).
+    """Stochastic sampler with the same marginals as the flow (SiT, arXiv 2401.08740).
 
-    dx = (v + w/2 · score) dt + sqrt(w) dW with w(t) = diffusion · sigma(t); the score follows from the
-    velocity. The last step follows the velocity alone, so that no noise is left.
+    dx = (v + w/2 · score) dt + sqrt(w) dW with w(t) = diffusion · sigma(t). The score follows from the velocity. The
+    last step uses the velocity alone, so that no noise remains.
 
     Attributes:
-        path: The path the velocity belongs to.
+        path: Path of the velocity.
         diffusion: Strength of the noise; 0 is Euler's method.
         noise: (step, x) -> standard normal numbers of the shape of x. None draws them from torch's default
             generator; `counter_noise` makes them a function of seed and image.
@@ -186,7 +186,7 @@ class EulerMaruyama:
         *,
         callback: StepCallback | None = None,
     ) -> Tensor:
-        """Carry x from times[0] to times[-1]."""
+        """Integrate x from times[0] to times[-1]."""
         last = len(times) - 2
         for step, t, dt in _steps(times):
             v = velocity(x, t)
@@ -198,13 +198,13 @@ class EulerMaruyama:
             noise = self.path.convert(v, x, time, "velocity", "noise")
             spread = (self.diffusion * float(self.path.coefficients(torch.tensor(t)).sigma) * dt) ** 0.5
             fresh = torch.randn_like(x) if self.noise is None else self.noise(step, x)
-            # score = -noise / sigma and w = diffusion · sigma: sigma cancels in w/2 · score.
+            # score = -noise / sigma and w = diffusion · sigma, so sigma cancels in w/2 · score.
             x = x + dt * (v - self.diffusion / 2 * noise) + spread * fresh
         return x
 
 
 def counter_noise(seed: int, indices: Tensor | Sequence[int]) -> StepNoise:
-    """Noise for `EulerMaruyama` that depends only on seed, step and the index of each image in the batch."""
+    """Return noise for `EulerMaruyama` that depends only on seed, step and the index of each image in the batch."""
 
     def noise(step: int, x: Tensor) -> Tensor:
         return rng.normal(seed, f"flow.sde/{step}", indices, x.shape[1:], device=x.device).to(x.dtype)
@@ -225,18 +225,18 @@ DETERMINISTIC_SOLVERS: tuple[SolverName, ...] = tuple(name for name in SOLVERS i
 
 
 def solver_by_name(name: str, *, path: ProbabilityPath | None = None, step_noise: StepNoise | None = None) -> Solver:
-    """The solver called `name`, with its defaults.
+    """Return the solver called `name`, with its defaults.
 
     Args:
         name: One of `SOLVERS`.
-        path: The path the velocity belongs to, which "euler_maruyama" needs; straight lines if None.
-        step_noise: Where "euler_maruyama" takes its noise from; torch's default generator if None.
+        path: Path of the velocity, used by "euler_maruyama"; straight lines if None.
+        step_noise: Noise of "euler_maruyama"; from torch's default generator if None.
 
     Raises:
-        UserError: No such solver.
+        UserError: The solver does not exist.
     """
     if name == "euler_maruyama":
         return EulerMaruyama(path=LinearPath() if path is None else path, noise=step_noise)
     if name not in _DETERMINISTIC:
-        raise UserError(f"solver: {name!r} is not one of {', '.join(SOLVERS)}")
+        raise UserError(f"solver must be one of {', '.join(SOLVERS)}, got {name!r}")
     return _DETERMINISTIC[name]

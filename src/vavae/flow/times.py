@@ -1,4 +1,4 @@
-"""Which times training sees, and on which times sampling steps."""
+"""Times: the distribution for training and the grid for sampling."""
 
 import math
 from collections.abc import Sequence
@@ -16,54 +16,54 @@ TimeKind = Literal["logit_normal", "uniform"]
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:
-    """shift·t / (1 + (shift - 1)·t): below 1 moves times towards noise, 1 leaves them; the ends stay.
+    """Return shift·t / (1 + (shift - 1)·t): below 1 moves times towards noise, 1 changes nothing, 0 and 1 stay.
 
-    The shift of Stable Diffusion 3 (arXiv 2403.03206) counts time from data to noise; its alpha is 1/shift.
+    Stable Diffusion 3 (arXiv 2403.03206) counts time from data to noise; its alpha is 1/shift.
     """
     return shift * t / (1 + (shift - 1) * t)
 
 
 def shifted_times(steps: int, shift: float) -> Tensor:
-    """The grid on which sampling steps, from noise (0) to data (1).
+    """Return the time grid of sampling, from noise (0) to data (1).
 
     Args:
-        steps: Number of grid points, at least 2; a one-evaluation solver evaluates one time fewer.
+        steps: Number of grid points, at least 2. A solver with one evaluation per step needs steps - 1 evaluations.
         shift: Below 1 puts more points near noise; 0 (as published) and 1 space them evenly.
 
     Returns:
-        (steps,) float32 (as published, to the bit) on the CPU, rising from 0 to 1.
+        (steps,) float32 on the CPU, increasing from 0 to 1; bit for bit the published grid.
 
     Raises:
-        UserError: Fewer than two steps, or a shift that is negative or no finite number.
+        UserError: There are fewer than two steps, or the shift is negative or not finite.
     """
     if steps < 2:
-        raise UserError(f"steps: {steps} grid points are too few; there must be at least 2")
+        raise UserError(f"steps must be at least 2 grid points, got {steps}")
     if not 0 <= shift < math.inf:
-        raise UserError(f"shift: {shift} is not a number from 0 on")
+        raise UserError(f"shift must be at least 0 and finite, got {shift}")
     even = torch.linspace(0, 1, steps, dtype=torch.float32, device="cpu")
     if shift == 0:
         return even
     grid = shift_times(even, shift)
-    grid[-1] = 1  # for some shifts, rounding leaves it a little beside
+    grid[-1] = 1  # rounding makes it slightly different for some shifts
     return grid
 
 
 @dataclass(frozen=True)
 class TimeDistribution:
-    """How training draws times.
+    """Distribution of training times.
 
-    A base distribution, then `shift_times`, then, for a share of the samples, truncation to [low, high].
-    Every draw is a function of one uniform number, by inverting the cumulative distribution.
+    Times come from a base distribution and `shift_times`. A share of the samples is truncated to [low, high]. Each
+    time is a function of one uniform number, by inverting the cumulative distribution.
 
     Attributes:
-        kind: "logit_normal" (t = sigmoid of a normal; arXiv 2403.03206) or "uniform".
-        mean: Mean of the normal; above 0 favours data, below 0 noise.
+        kind: "logit_normal" (t = sigmoid of a normal; arXiv 2403.03206; `use_lognorm` in the published code) or
+            "uniform".
+        mean: Mean of the normal; above 0 favors data, below 0 noise.
         std: Standard deviation of the normal.
-        shift: `shift_times` applied to the base times; 1 leaves them.
+        shift: Shift of the base times (`shift_times`); 1 changes nothing.
         low: Lower end of the truncated times.
         high: Upper end of the truncated times.
-        partial_probability: Share of samples truncated to [low, high]; the others follow the whole
-            distribution.
+        partial_probability: Share of samples truncated to [low, high]; the others follow the whole distribution.
     """
 
     kind: TimeKind = "logit_normal"
@@ -76,18 +76,19 @@ class TimeDistribution:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(TimeKind):
-            raise UserError(f"kind: {self.kind!r} is not one of {', '.join(get_args(TimeKind))}")
-        if self.std <= 0:
-            raise UserError(f"std: {self.std} is not positive")
-        if self.shift <= 0:
-            raise UserError(f"shift: {self.shift} is not positive")
+            raise UserError(f"kind must be one of {', '.join(get_args(TimeKind))}, got {self.kind!r}")
+        if not math.isfinite(self.mean):
+            raise UserError(f"mean must be finite, got {self.mean}")
+        for name in ("std", "shift"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
         if not 0 <= self.low < self.high <= 1:
-            raise UserError(f"low, high: {self.low}, {self.high} are not an interval inside [0, 1]")
+            raise UserError(f"low and high must be an interval inside [0, 1], got {self.low} and {self.high}")
         if not 0 <= self.partial_probability <= 1:
-            raise UserError(f"partial_probability: {self.partial_probability} is not a probability")
+            raise UserError(f"partial_probability must be from 0 to 1, got {self.partial_probability}")
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """Times from uniform numbers.
+        """Convert uniform numbers to times.
 
         Args:
             u: Numbers in [0, 1), any shape.
@@ -95,11 +96,11 @@ class TimeDistribution:
         Returns:
             Times in [0, 1], dtype and shape of u.
         """
-        # Half a unit of the 24 random bits away from 0 and 1, which a normal cannot reach.
+        # Keep half a unit of the 24 random bits away from 0 and 1, where the normal is infinite.
         p = to_float64(u).clamp(2.0**-25, 1 - 2.0**-25)
         first, last = self._cdf(self.low), self._cdf(self.high)
         share = self.partial_probability
-        # One number decides both: below `share` it is spread over the truncated range, above it over all.
+        # One number decides both: below `share` it covers the truncated range, above it the whole range.
         truncated = p < share
         inside = first + (last - first) * p / max(share, 1e-12)
         outside = (p - share) / max(1 - share, 1e-12)
@@ -115,7 +116,7 @@ class TimeDistribution:
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """(count,) float32 times from torch's random numbers."""
+        """Return (count,) float32 times from torch's random numbers."""
         return self.from_uniform(torch.rand(count, generator=generator, device=device))
 
     def at(
@@ -126,11 +127,11 @@ class TimeDistribution:
         stream: str = "flow.time",
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """(len(indices),) float32 times, each a function of (seed, stream, its index) only."""
+        """Return (len(indices),) float32 times, each a function of (seed, stream, its index) only."""
         return self.from_uniform(rng.uniform(seed, stream, indices, device=device))
 
     def _cdf(self, t: float) -> float:
-        """The share of the whole distribution below t."""
+        """Return the share of the whole distribution below t."""
         base = t / (self.shift - (self.shift - 1) * t)
         if self.kind == "uniform" or not 0 < base < 1:
             return min(max(base, 0.0), 1.0)

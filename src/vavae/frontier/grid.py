@@ -389,6 +389,7 @@ class Grid:
         """Hash of the recipe and the training images."""
         own = to_plain(self.tokenizer(cell))
         del own["frechet"]  # watches a training, and changes nothing of it
+        own["teacher"]["normalisation"] = own["teacher"].pop("normalization")  # spelled so in the first results
         return digest("tokenizer", _telling(own), self.fingerprints[0])
 
     def generator_name(self, cell: GeneratorCell) -> str:

@@ -204,7 +204,7 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
     names = {cell.teacher.partition("@")[0] for cell in measured.grid.tokenizers}
     for spec in TEACHERS:
         if spec.name in names or spec.name == measure.teacher:
-            said.append(f"{spec.name}: {spec.note + '; ' if spec.note else ''}licence {spec.licence}.")
+            said.append(f"{spec.name}: {spec.note + '; ' if spec.note else ''}licence {spec.license}.")
     types = sorted({record.protocol.dtype for record in generated if record.protocol.dtype})
     if types:
         hashes = sorted({(record.protocol.feature_network_hash or "")[:12] for record in generated})

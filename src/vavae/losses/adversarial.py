@@ -1,4 +1,4 @@
-"""The adversarial term: a discriminator of patches and its hinge loss (arXiv 1611.07004, 2012.09841)."""
+"""The adversarial term: a patch discriminator and its hinge loss (arXiv 1611.07004, 2012.09841)."""
 
 from dataclasses import dataclass, field
 
@@ -7,28 +7,31 @@ from torch import Tensor, nn
 
 from vavae.config.image_size import Size, format_size, height_width
 from vavae.errors import UserError
+from vavae.losses.checks import check_not_negative
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """The shape of a `PatchDiscriminator`; the defaults are the published ones.
+    """Shape of a `PatchDiscriminator`; the defaults are the published ones.
 
     Attributes:
-        base_channels: width of the first convolution; it doubles per layer, up to eightfold.
-        layers: convolutions of stride 2. Images need 3 · 2^layers pixels a side; 2 suits 32-pixel images.
+        base_channels: Channels of the first convolution; they double per layer, up to eightfold.
+        layers: Convolutions of stride 2 (`disc_num_layers` in the published code). Images need at least
+            3 · 2^layers pixels a side; 2 suits 32-pixel images.
     """
 
     base_channels: int = 64
     layers: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("base_channels", "layers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"discriminator.{name}: {getattr(self, name)} is not positive")
+        # Far above any real network; without a bound a mistyped recipe could take all time or memory.
+        for name, most in (("base_channels", 65_536), ("layers", 16)):
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"discriminator.{name} must be from 1 to {most:,}, got {str(getattr(self, name))[:20]}")
 
     @property
     def smallest_side(self) -> int:
-        """Side of the smallest images it takes, in pixels."""
+        """Side in pixels of the smallest images."""
         return 3 * 2**self.layers
 
 
@@ -37,13 +40,13 @@ class AdversarialConfig:
     """The adversarial term.
 
     Attributes:
-        enabled: whether there is a discriminator at all.
-        weight: factor of the term, on top of the adaptive weight.
-        start_images: images seen before the term and the discriminator's training begin. The published
-            5001 counts two optimizer steps per batch of 256: 640,000 images.
-        adaptive: balance the gradient with the reconstruction's at the decoder's last layer.
-        maximum: upper bound of the adaptive weight.
-        discriminator: shape of the discriminator.
+        enabled: Whether to train a discriminator.
+        weight: Factor of the term, multiplied with the adaptive weight (`disc_weight` in the published code).
+        start_images: Images seen before the term and the discriminator's training begin (`disc_start`). The
+            published 5001 counts two optimizer steps per batch of 256: 640,000 images.
+        adaptive: Scale the term's gradient to the reconstruction's gradient at the decoder's last layer.
+        maximum: Upper bound of the adaptive weight.
+        discriminator: Shape of the discriminator.
     """
 
     enabled: bool = True
@@ -54,34 +57,32 @@ class AdversarialConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
     def __post_init__(self) -> None:
-        for name in ("weight", "start_images", "maximum"):
-            if getattr(self, name) < 0:
-                raise UserError(f"adversarial.{name}: {getattr(self, name)} is negative")
+        check_not_negative("adversarial", self, "weight", "start_images", "maximum")
 
     def check_size(self, size: Size, images: int) -> None:
-        """Check that images of a run are large enough for the discriminator, if it begins within so many of them.
+        """Check that images of `size` are large enough for the discriminator, if it starts within `images` images.
 
         Raises:
-            UserError: They are not.
+            UserError: The images are too small.
         """
         needed = self.discriminator.smallest_side
         if self.enabled and self.start_images < images and min(height_width(size)) < needed:
             raise UserError(
-                f"data.size: {format_size(size)} is too small for objective.adversarial.discriminator.layers "
-                f"{self.discriminator.layers}, which need {needed} pixels a side"
+                f"data.size must be at least {needed} pixels a side for objective.adversarial.discriminator.layers "
+                f"{self.discriminator.layers}, got {format_size(size)}"
             )
 
 
 class PatchDiscriminator(nn.Module):
-    """Convolutions that call each patch of an image real (positive) or reconstructed (negative).
+    """Convolutions whose logits are positive for real patches of an image and negative for reconstructed ones.
 
-    Batch normalisation uses each batch's own statistics in training. Where processes must agree, convert with
-    `torch.nn.SyncBatchNorm.convert_sync_batchnorm`.
-    State dict: `main.{0,2,3,5,6,…}.*`, as published.
+    In training, batch normalization uses the statistics of the batch of this process;
+    `torch.nn.SyncBatchNorm.convert_sync_batchnorm` makes processes share them. State dict: `main.{0,2,3,5,6,…}.*`,
+    as published.
 
     Args:
-        config: the shape.
-        in_channels: channels of an image.
+        config: The shape; the published one if None.
+        in_channels: Channels of an image.
     """
 
     def __init__(self, config: DiscriminatorConfig | None = None, in_channels: int = 3) -> None:
@@ -107,25 +108,27 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, 1, h, w) of (B, 3, H, W) images in [-1, 1]; 30×30 logits at 256 pixels.
+        """Return logits (B, 1, h, w) of (B, 3, H, W) images in [-1, 1]; 30×30 logits for 256 pixels.
 
         Raises:
-            UserError: if the images are too small for the number of layers.
+            UserError: The images have another shape, or are too small for the number of layers.
         """
-        smallest = self.config.smallest_side
+        smallest, channels = self.config.smallest_side, self.main.get_submodule("0").in_channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise UserError(f"images must have shape (B, {channels}, H, W), got {tuple(images.shape)}")
         if min(images.shape[2:]) < smallest:
             raise UserError(
-                f"discriminator.layers: {self.config.layers} layers need images of {smallest} pixels a side, "
-                f"not {images.shape[2]}×{images.shape[3]}"
+                f"images must be at least {smallest} pixels a side for discriminator.layers {self.config.layers}, "
+                f"got {images.shape[2]} x {images.shape[3]}"
             )
         return self.main(images)
 
 
 def generator_loss(logits_fake: Tensor) -> Tensor:
-    """−mean D(x̂), 0-dim: what the autoencoder minimises."""
+    """Return −mean D(x̂), 0-dim, which the autoencoder minimizes."""
     return -logits_fake.mean()
 
 
 def discriminator_hinge_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
-    """½ (mean relu(1 − D(x)) + mean relu(1 + D(x̂))), 0-dim: what the discriminator minimises."""
+    """Return ½ (mean relu(1 − D(x)) + mean relu(1 + D(x̂))), 0-dim, which the discriminator minimizes."""
     return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())

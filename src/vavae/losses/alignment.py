@@ -1,4 +1,4 @@
-"""The vision-foundation-model loss: latents aligned with a frozen teacher's features (arXiv 2501.01423, section 4)."""
+"""The vision foundation model loss: align latents with features of a frozen teacher (arXiv 2501.01423, section 4)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,24 +9,29 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import resample_grid
+from vavae.losses.checks import check_not_negative, check_one_of, check_same_shape
 
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """The alignment term; the defaults are those of the published variants.
+    """The alignment term; the defaults are the published ones.
+
+    Names of the published code are in brackets.
 
     Attributes:
-        enabled: whether the latent is aligned with a teacher at all.
-        weight: factor of the term, on top of the adaptive weight.
-        adaptive: balance the gradient with the reconstruction's at the encoder's last layer.
-        maximum: upper bound of the adaptive weight.
-        cos_margin: cosine distance below which a position costs nothing (m1 of the paper).
-        distance_margin: difference of two similarities below which a pair costs nothing (m2).
-        cos_weight: factor of the marginal cosine similarity loss.
-        distance_weight: factor of the marginal distance-matrix similarity loss.
-        projection: what the learned 1×1 projection maps: the latent to the teacher's width (published), or
-            the teacher's features to the latent's.
-        train_projection: whether the projection learns; published fine-tuning may have frozen it.
+        enabled: Whether to align the latent with a teacher.
+        weight: Factor of the term, multiplied with the adaptive weight (`vf_weight`; w_hyper in the paper).
+        adaptive: Scale the term's gradient to the reconstruction's gradient at the encoder's last layer
+            (`adaptive_vf`).
+        maximum: Upper bound of the adaptive weight.
+        cos_margin: Cosine distance below which a position costs nothing (`cos_margin`; m1 in the paper).
+        distance_margin: Difference of two similarities below which a pair costs nothing (`distmat_margin`; m2).
+        cos_weight: Factor of the marginal cosine similarity loss (`cos_weight`).
+        distance_weight: Factor of the marginal distance-matrix similarity loss (`distmat_weight`).
+        projection: "latent_to_teacher": the learned 1×1 projection maps the latent to the teacher's channels
+            (published, `reverse_proj: true`). "teacher_to_latent": it maps the teacher's features to the latent's
+            channels.
+        train_projection: Whether the projection is trained; the published fine-tuning may have frozen it.
     """
 
     enabled: bool = True
@@ -41,54 +46,55 @@ class AlignmentConfig:
     train_projection: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("weight", "maximum", "cos_margin", "distance_margin", "cos_weight", "distance_weight"):
-            if getattr(self, name) < 0:
-                raise UserError(f"alignment.{name}: {getattr(self, name)} is negative")
-        if self.projection not in ("latent_to_teacher", "teacher_to_latent"):
-            raise UserError(
-                f"alignment.projection: {self.projection!r} is neither 'latent_to_teacher' nor 'teacher_to_latent'"
-            )
-
-
-def _check_pair(z: Tensor, f: Tensor) -> None:
-    if z.ndim != 4 or z.shape != f.shape:
-        raise UserError(f"alignment: latents {tuple(z.shape)} and features {tuple(f.shape)} differ in shape")
+        names = ("weight", "maximum", "cos_margin", "distance_margin", "cos_weight", "distance_weight")
+        check_not_negative("alignment", self, *names)
+        check_one_of("alignment.projection", self.projection, ("latent_to_teacher", "teacher_to_latent"))
 
 
 def cosine_alignment(z: Tensor, f: Tensor, margin: float = 0.0) -> Tensor:
-    """Marginal cosine similarity loss (mcos, equation 4): mean over positions of relu(1 − margin − cos(z, f)).
+    """Return the marginal cosine similarity loss (mcos, equation 4).
+
+    It is the mean over positions of relu(1 − margin − cos(z, f)).
 
     Args:
         z: (B, C, h, w) projected latents.
         f: (B, C, h, w) teacher features.
-        margin: cosine distance that is forgiven, in [0, 2].
+        margin: Cosine distance without cost, in [0, 2].
 
     Returns:
-        0-dim, in [0, 2]. Neither z's nor f's scale matters.
+        0-dim, in [0, 2]. It does not depend on the scale of z or f.
+
+    Raises:
+        UserError: The shapes differ.
     """
-    _check_pair(z, f)
+    check_same_shape(z, f, "latents and features")
     return F.relu(1.0 - margin - F.cosine_similarity(z, f, dim=1, eps=1e-8)).mean()
 
 
 def distance_matrix_alignment(z: Tensor, f: Tensor, margin: float = 0.0) -> Tensor:
-    """Marginal distance-matrix similarity loss (mdms, equation 6).
+    """Return the marginal distance-matrix similarity loss (mdms, equation 6).
 
-    Mean over all pairs of positions within an image of relu(|cos(zᵢ, zⱼ) − cos(fᵢ, fⱼ)| − margin).
+    It is the mean over all pairs of positions in an image of relu(|cos(zᵢ, zⱼ) − cos(fᵢ, fⱼ)| − margin).
 
     Args:
         z: (B, C, h, w) projected latents.
         f: (B, D, h, w) teacher features.
-        margin: difference of similarities that is forgiven, in [0, 2].
+        margin: Difference of similarities without cost, in [0, 2].
 
     Returns:
-        0-dim, in [0, 2]. Neither scales nor rotations of z or f matter.
+        0-dim, in [0, 2]. It does not depend on scale or rotation of z or f.
+
+    Raises:
+        UserError: Batch or grid differ.
     """
     if z.ndim != 4 or z.shape[0] != f.shape[0] or z.shape[2:] != f.shape[2:]:
-        raise UserError(f"alignment: latents {tuple(z.shape)} and features {tuple(f.shape)} differ in grid")
+        raise UserError(
+            f"latents and features must have the same batch and grid, got {tuple(z.shape)} and {tuple(f.shape)}"
+        )
     similarities = []
     for x in (z, f):
-        tokens = F.normalize(x.flatten(2), dim=1, eps=1e-12)  # (B, C, h*w)
-        similarities.append(tokens.transpose(1, 2) @ tokens)  # (B, h*w, h*w)
+        tokens = F.normalize(x.flatten(2), dim=1, eps=1e-12)  # (B, C, h·w)
+        similarities.append(tokens.transpose(1, 2) @ tokens)  # (B, h·w, h·w)
     return F.relu((similarities[0] - similarities[1]).abs() - margin).mean()
 
 
@@ -96,9 +102,9 @@ class AlignmentLoss(nn.Module):
     """The alignment term with its learned projection `linear_proj`.
 
     Args:
-        config: margins, weights, direction of the projection.
-        latent_channels: channels of the latent.
-        teacher_channels: channels of the teacher's features.
+        config: Margins, weights and direction of the projection.
+        latent_channels: Channels of the latent.
+        teacher_channels: Channels of the teacher's features.
     """
 
     def __init__(self, config: AlignmentConfig, latent_channels: int, teacher_channels: int) -> None:
@@ -108,15 +114,22 @@ class AlignmentLoss(nn.Module):
             self.linear_proj = nn.Conv2d(latent_channels, teacher_channels, 1, bias=False)
         else:
             self.linear_proj = nn.Conv2d(teacher_channels, latent_channels, 1)
+        self.latent_channels = latent_channels
         self.teacher_channels = teacher_channels
         self.linear_proj.requires_grad_(config.train_projection)
 
     def project(self, latents: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Both in one space: latents (B, C, h, w), features (B, D, h', w') -> two tensors of one shape."""
+        """Map latents (B, C, h, w) and features (B, D, h', w') to one space: two tensors of the same shape.
+
+        Raises:
+            UserError: A shape does not fit.
+        """
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise UserError(f"latents must have shape (B, {self.latent_channels}, h, w), got {tuple(latents.shape)}")
         if features.ndim != 4 or features.shape[:2] != (len(latents), self.teacher_channels):
             raise UserError(
-                f"teacher features: shape ({len(latents)}, {self.teacher_channels}, h, w) is needed, "
-                f"not {tuple(features.shape)}"
+                f"teacher features must have shape ({len(latents)}, {self.teacher_channels}, h, w), "
+                f"got {tuple(features.shape)}"
             )
         features = resample_grid(features.to(latents.dtype), (latents.shape[2], latents.shape[3]))
         if self.config.projection == "latent_to_teacher":
@@ -124,13 +137,13 @@ class AlignmentLoss(nn.Module):
         return latents, self.linear_proj(features)
 
     def forward(self, latents: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """Terms for sampled latents (B, C, h, w) and teacher features (B, D, h', w').
+        """Return the terms for sampled latents (B, C, h, w) and teacher features (B, D, h', w').
 
         Returns:
             `cosine`, `distance_matrix`, and `alignment`, their weighted sum; each 0-dim.
         """
         config = self.config
-        # cosines of nearly parallel vectors need float32, so autocast stays out
+        # Cosines of nearly parallel vectors need float32, so autocast is off.
         with torch.autocast(latents.device.type, enabled=False):
             z, f = self.project(latents, features)
             cosine = cosine_alignment(z, f, config.cos_margin)

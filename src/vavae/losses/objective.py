@@ -1,14 +1,14 @@
-"""The whole tokenizer objective, with only the backward passes that it needs.
+"""The whole tokenizer objective, with no more backward passes than necessary.
 
 The published total is
 
     nll + w_kl · kl + w_adv · generator + w_align · alignment
 
 where nll = (Σ pixel error + elements · LPIPS) / batch, and the adaptive weights compare gradients at the last
-layers of decoder and encoder. Written down naively, each of them takes its own pass back to that layer: LPIPS
-is passed three times and the decoder twice. Here the graph is cut at the latent and at the reconstruction, so
-each term's gradient is known there: a norm at a last layer costs one convolution, and the terms' gradients are
-added before the one pass through decoder and encoder.
+layers of decoder and encoder. A direct implementation takes one pass back to that layer per term: three through
+LPIPS and two through the decoder. Here the graph is cut at the latent and at the reconstruction, where the gradient
+of each term is known. A norm at a last layer then costs one convolution, and the gradients of all terms are added
+before a single pass through decoder and encoder.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,11 +41,11 @@ class ObjectiveConfig:
     """All terms of the tokenizer objective; the defaults are the published ones.
 
     Attributes:
-        pixel: absolute or squared error.
+        pixel: Absolute or squared error.
         perceptual: LPIPS.
-        kl: pull of the posterior towards N(0, I).
-        adversarial: discriminator of patches.
-        alignment: the VF loss.
+        kl: KL divergence of the posterior to N(0, I).
+        adversarial: Patch discriminator.
+        alignment: Alignment with a teacher (the VF loss).
     """
 
     pixel: PixelConfig = field(default_factory=PixelConfig)
@@ -56,24 +56,27 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         if self.pixel.weight == 0 and self.perceptual.weight == 0:
-            raise UserError("pixel.weight, perceptual.weight: both are 0, so nothing asks for reconstruction")
+            raise UserError("pixel.weight or perceptual.weight must be above 0 to train reconstruction, got 0 for both")
 
 
 class TokenizerObjective(nn.Module):
-    """Everything tokenizer training needs besides the autoencoder: LPIPS, discriminator, alignment.
+    """Loss terms of tokenizer training: LPIPS, discriminator, alignment, and how their gradients combine.
 
-    The state dict holds discriminator and projection only: LPIPS is frozen and comes from its asset.
+    The state dict contains discriminator and projection only; LPIPS is frozen and comes from its asset.
 
     Args:
-        config: the terms.
-        latent_channels: channels of the autoencoder's latent.
-        teacher_channels: channels of the teacher's features; needed if alignment is enabled.
-        perceptual: LPIPS to use instead of fetching the published weights.
+        config: The terms.
+        latent_channels: Channels of the autoencoder's latent.
+        teacher_channels: Channels of the teacher's features; needed if alignment is enabled.
+        perceptual: LPIPS to use; None fetches the published weights.
 
     Attributes:
         perceptual: `LPIPS`, or None if its weight is 0.
         discriminator: `PatchDiscriminator`, or None if not enabled.
         alignment: `AlignmentLoss`, or None if not enabled.
+
+    Raises:
+        UserError: Alignment is enabled without `teacher_channels`.
     """
 
     def __init__(
@@ -94,23 +97,23 @@ class TokenizerObjective(nn.Module):
         self.alignment: AlignmentLoss | None = None
         if config.alignment.enabled:
             if teacher_channels is None:
-                raise UserError("alignment.enabled: a teacher is needed to align with")
+                raise UserError("alignment.enabled must be false without a teacher, got true")
             self.alignment = AlignmentLoss(config.alignment, latent_channels, teacher_channels)
         self.register_state_dict_post_hook(_drop_perceptual)
-        self.register_load_state_dict_post_hook(_forgive_perceptual)
+        self.register_load_state_dict_post_hook(_ignore_missing_perceptual)
 
     def projection_parameters(self) -> list[nn.Parameter]:
-        """Trainable parameters that belong to the autoencoder's optimizer: the alignment's projection."""
+        """Return the trainable parameters for the autoencoder's optimizer: the alignment's projection."""
         if self.alignment is None:
             return []
         return [parameter for parameter in self.alignment.parameters() if parameter.requires_grad]
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the discriminator's own optimizer; none if it is not enabled."""
+        """Return the parameters for the discriminator's own optimizer; empty if it is not enabled."""
         return [] if self.discriminator is None else list(self.discriminator.parameters())
 
     def adversarial_active(self, images_seen: int) -> bool:
-        """Whether the adversarial term has begun, so that the discriminator's optimizer is to step."""
+        """Return whether the adversarial term has started, so that the discriminator's optimizer must step."""
         return self.discriminator is not None and images_seen >= self.config.adversarial.start_images
 
     def accumulate_gradients(
@@ -127,33 +130,32 @@ class TokenizerObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Add this batch's gradients to `.grad` of autoencoder, projection and discriminator.
 
-        Autoencoder and projection get the gradient of the total, the discriminator that of its hinge loss
-        on the same reconstruction; no optimizer steps. Before `start_images` the discriminator does not run.
+        Autoencoder and projection get the gradient of the total, the discriminator gets the gradient of its hinge
+        loss on the same reconstruction. No optimizer steps. Before `start_images` the discriminator does not run.
 
         Args:
-            autoencoder: the model in training.
+            autoencoder: The model in training.
             images: (B, 3, H, W) in [-1, 1], float32.
-            noise: standard normal numbers of the latents' shape (B, C, h, w), for the posterior's sample.
+            noise: (B, C, h, w) standard normal numbers for the posterior's sample.
             teacher_features: (B, D, h', w') of the same images; needed if alignment is enabled.
-            images_seen: images seen in training before this batch.
+            images_seen: Images seen in training before this batch.
             compute_dtype: float32, or bfloat16 for autocast in the networks; losses and norms are float32.
-            gradient_scale: factor of every gradient, 1/k to accumulate over k batches.
-            average: mean of a tensor over processes. With it the adaptive weights are those of the whole
-                batch rather than of this process's part. The gradients themselves stay local.
+            gradient_scale: Factor of every gradient, 1/k to accumulate over k batches.
+            average: Mean of a tensor over processes; None for one process. It makes the adaptive weights belong to
+                the whole batch instead of this process's part. The gradients themselves stay local.
 
         Returns:
             Detached 0-dim tensors, unscaled, 0 where a term is off: `total`, `nll`, `pixel` and `perceptual`
             (means), `kl`, `adversarial`, `discriminator`, `logits_real`, `logits_fake`, `cosine`,
-            `distance_matrix`, `alignment`, the weights applied `adversarial_weight` and `alignment_weight`,
-            and `psnr` in dB (mean over images of the batch).
+            `distance_matrix`, `alignment`, the applied weights `adversarial_weight` and `alignment_weight`, and
+            `psnr` in dB (mean over the images).
 
         Raises:
-            UserError: on shapes that do not fit, a type that is not supported, missing teacher features, or
-                alignment with a frozen encoder.
+            UserError: A shape or dtype does not fit, teacher features are missing, or the encoder is frozen although
+                alignment is enabled.
         """
-        if images.dtype not in (torch.float32, torch.float64):
-            raise UserError(f"images: type float32 is needed, not {images.dtype}")
-        # An autocast of the caller's would also touch the backward passes, losses included.
+        _check_images(images)
+        # The caller's autocast would also change the backward passes and the losses.
         with torch.autocast(images.device.type, enabled=False):
             return self._accumulate(
                 autoencoder,
@@ -178,21 +180,25 @@ class TokenizerObjective(nn.Module):
         average: Average,
     ) -> dict[str, Tensor]:
         config = self.config
+
+        # Encode; (B, 3, H, W) -> (B, C, h, w)
         with precision():
             posterior = autoencoder.encode(images)
         latents = posterior.sample(noise=noise)
         if self.alignment is not None:
             _needed(teacher_features)
             if not latents.requires_grad:
-                raise UserError("alignment.enabled: the encoder is frozen, so its latents cannot be aligned")
+                raise UserError("alignment.enabled must be false for a frozen encoder, got true")
         kl = kl_loss(posterior)
+
+        # Decode from a leaf, so that the graph is cut at the latent; (B, C, h, w) -> (B, 3, H, W)
         latent_leaf = latents.detach().requires_grad_(latents.requires_grad)
         with precision():
             decoded = autoencoder.decode(latent_leaf)
         decoded = decoded.to(images.dtype)
         image_leaf = decoded.detach().requires_grad_()
 
-        # Gradients at the reconstruction
+        # Gradients of reconstruction and adversarial term at the decoded images, (B, 3, H, W)
         terms = self._reconstruction_terms(images, image_leaf, precision)
         (nll_grad,) = torch.autograd.grad(terms["nll"], image_leaf)
         image_grad = nll_grad
@@ -205,15 +211,15 @@ class TokenizerObjective(nn.Module):
             )
             image_grad = nll_grad + adversarial_weight * adversarial_grad
 
-        # Through the decoder: once, and for the reconstruction alone, without its parameters, if the
-        # alignment must be weighed against that
+        # Backward through the decoder. An adaptive alignment weight needs the gradient of the reconstruction alone at
+        # the latent; with an adversarial term that takes a second pass, which skips the decoder's parameters.
         nll_latent_grad = None
         if adversarial_active and self.alignment is not None and config.alignment.adaptive:
             nll_latent_grad = _gradient(decoded, latent_leaf, nll_grad)
         torch.autograd.backward(decoded, image_grad * scale)
         latent_grad = latent_leaf.grad
 
-        # Gradients at the latent
+        # Gradients of the alignment at the latent, (B, C, h, w), and at its projection
         alignment_weight = images.new_zeros(())
         if self.alignment is not None and latent_grad is not None:
             if nll_latent_grad is None:
@@ -230,7 +236,7 @@ class TokenizerObjective(nn.Module):
             for parameter, gradient in zip(parameters, parameter_grads, strict=True):
                 _add_gradient(parameter, alignment_weight * scale * gradient)
 
-        # Through the encoder, once
+        # Backward through the encoder
         if latent_grad is not None:
             torch.autograd.backward([latents, kl], [latent_grad, torch.full_like(kl, config.kl.weight * scale)])
 
@@ -249,18 +255,22 @@ class TokenizerObjective(nn.Module):
         *,
         compute_dtype: torch.dtype = torch.float32,
     ) -> dict[str, Tensor]:
-        """Validation terms without gradients: those of `accumulate_gradients` that need no discriminator.
+        """Return the terms of `accumulate_gradients` that need no discriminator, without gradients.
 
         Args:
-            autoencoder: the model.
+            autoencoder: The model.
             images: (B, 3, H, W) in [-1, 1].
             teacher_features: (B, D, h', w'); needed if alignment is enabled.
-            noise: for the posterior's sample; without it the mean is decoded.
-            compute_dtype: as there.
+            noise: (B, C, h, w) for the posterior's sample; None decodes the mean.
+            compute_dtype: float32, or bfloat16 for autocast in the networks.
 
         Returns:
-            `nll`, `pixel`, `perceptual`, `psnr`, `kl`, `cosine`, `distance_matrix`, `alignment`.
+            `nll`, `pixel`, `perceptual`, `psnr`, `kl`, `cosine`, `distance_matrix`, `alignment`: 0-dim each.
+
+        Raises:
+            UserError: A shape or dtype does not fit, or teacher features are missing.
         """
+        _check_images(images)
         precision = _precision(images.device, compute_dtype)
         with precision():
             posterior = autoencoder.encode(images)
@@ -275,8 +285,8 @@ class TokenizerObjective(nn.Module):
 
     def _reconstruction_terms(self, images: Tensor, reconstruction: Tensor, precision: Precision) -> dict[str, Tensor]:
         config = self.config
-        error = pixel_error(images, reconstruction, config.pixel.kind)
-        pixel = error.mean((1, 2, 3))
+        error = pixel_error(images, reconstruction, config.pixel.kind)  # (B, 3, H, W)
+        pixel = error.mean((1, 2, 3))  # (B,)
         per_element = config.pixel.weight * pixel
         terms = {"pixel": pixel.mean()}
         if self.perceptual is not None:
@@ -287,7 +297,7 @@ class TokenizerObjective(nn.Module):
             perceptual = self.perceptual.distance(targets, features)
             per_element = per_element + config.perceptual.weight * perceptual
             terms["perceptual"] = perceptual.mean()
-        # a sum over elements, a mean over images: LPIPS counts once per element
+        # A sum over elements and a mean over images, so LPIPS counts once per element.
         terms["nll"] = error[0].numel() * per_element.mean()
         with torch.no_grad():
             squared = (images - reconstruction).square().mean((1, 2, 3))
@@ -297,9 +307,9 @@ class TokenizerObjective(nn.Module):
     def _adversarial_step(
         self, images: Tensor, image_leaf: Tensor, precision: Precision, scale: float
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Fill the discriminator's gradients; return terms and the generator loss's gradient at the images.
+        """Add the discriminator's gradients; return terms and the gradient of the generator loss at the images.
 
-        Both losses see the same logits of the reconstruction, so one forward pass serves both.
+        Both losses use the same logits of the reconstruction, so one forward pass is enough.
         """
         assert self.discriminator is not None
         with precision():
@@ -321,7 +331,7 @@ class TokenizerObjective(nn.Module):
     def _alignment_gradients(
         self, latents: Tensor, teacher_features: Tensor | None, parameters: Sequence[nn.Parameter]
     ) -> tuple[dict[str, Tensor], Tensor, *tuple[Tensor, ...]]:
-        """Terms, and gradients of `alignment` at the latents and at the projection's parameters."""
+        """Return the terms and the gradients of `alignment` at the latents and at the projection's parameters."""
         assert self.alignment is not None
         leaf = latents.detach().requires_grad_()
         terms = self.alignment(leaf, _needed(teacher_features))
@@ -351,9 +361,14 @@ _REPORTED = (
 )
 
 
+def _check_images(images: Tensor) -> None:
+    if images.dtype not in (torch.float32, torch.float64):
+        raise UserError(f"images must be float32 in [-1, 1], got {images.dtype}")
+
+
 def _precision(device: torch.device, compute_dtype: torch.dtype) -> Precision:
     if compute_dtype not in (torch.float32, torch.bfloat16):
-        raise UserError(f"compute_dtype: {compute_dtype} is neither float32 nor bfloat16")
+        raise UserError(f"compute_dtype must be float32 or bfloat16, got {compute_dtype}")
     if compute_dtype == torch.float32:
         return nullcontext
     return lambda: torch.autocast(device.type, compute_dtype)
@@ -361,7 +376,7 @@ def _precision(device: torch.device, compute_dtype: torch.dtype) -> Precision:
 
 def _needed(teacher_features: Tensor | None) -> Tensor:
     if teacher_features is None:
-        raise UserError("alignment.enabled: the teacher's features of the images are missing")
+        raise UserError("teacher_features must be given if alignment.enabled is true, got None")
     return teacher_features
 
 
@@ -373,7 +388,10 @@ def _term_weight(
     grad: Tensor,
     average: Average,
 ) -> Tensor:
-    """A term's factor, 0-dim: its weight, times the adaptive one from both gradients at `output`, if asked for."""
+    """Return a term's factor, 0-dim: its weight, times the adaptive weight if enabled.
+
+    `reference_grad` and `grad` are the gradients of reconstruction and term at `output`, the last layer's output.
+    """
     weight = output.new_full((), config.weight)
     if not config.adaptive:
         return weight
@@ -383,7 +401,7 @@ def _term_weight(
 
 
 def _gradient(output: Tensor, parameter: Tensor, output_grad: Tensor | None = None) -> Tensor:
-    """d output / d input times `output_grad`, keeping the graph; work stops at `parameter`."""
+    """Return the gradient of `output` with respect to `parameter` for `output_grad`; the graph is kept."""
     grads = None if output_grad is None else [output_grad]
     return torch.autograd.grad([output], [parameter], grads, retain_graph=True)[0]
 
@@ -397,6 +415,6 @@ def _drop_perceptual(module: nn.Module, state: dict, prefix: str, local_metadata
         del state[name]
 
 
-def _forgive_perceptual(module: nn.Module, incompatible: torch.nn.modules.module._IncompatibleKeys) -> None:
+def _ignore_missing_perceptual(module: nn.Module, incompatible: torch.nn.modules.module._IncompatibleKeys) -> None:
     missing = incompatible.missing_keys
     missing[:] = [name for name in missing if not name.startswith("perceptual.") and ".perceptual." not in name]

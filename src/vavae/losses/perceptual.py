@@ -1,8 +1,8 @@
-"""LPIPS: distance between images in the features of a classification network (arXiv 1801.03924, version 0.1)."""
+"""LPIPS: distance of images in the feature space of a classification network (arXiv 1801.03924, version 0.1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vavae.config.image_size import Size, format_size, height_width
 from vavae.errors import UserError
+from vavae.losses.checks import check_not_negative, check_one_of, check_same_shape
 
 Network = Literal["vgg16", "alexnet"]
 
@@ -19,42 +20,42 @@ class PerceptualConfig:
     """The perceptual term.
 
     Attributes:
-        weight: factor of LPIPS, which is added to every element's error; 0 switches it off.
-        network: whose features are compared: "vgg16" (published) or "alexnet" (an eighth of the work).
+        weight: Factor of LPIPS, which is added to every element's error (`perceptual_weight` in the published
+            code); 0 switches it off.
+        network: Network whose features are compared: "vgg16" (published) or "alexnet" (an eighth of the
+            computation).
     """
 
     weight: float = 1.0
     network: Network = "vgg16"
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise UserError(f"perceptual.weight: {self.weight} is negative")
-        if self.network not in ("vgg16", "alexnet"):
-            raise UserError(f"perceptual.network: {self.network!r} is neither 'vgg16' nor 'alexnet'")
+        check_not_negative("perceptual", self, "weight")
+        check_one_of("perceptual.network", self.network, get_args(Network))
 
     def check_size(self, size: Size) -> None:
-        """Check that images of a run are large enough for the network.
+        """Check that images of `size` are large enough for the network.
 
         Raises:
-            UserError: They are not.
+            UserError: The images are too small.
         """
         if self.weight > 0 and min(height_width(size)) < smallest_side(self.network):
             raise UserError(
-                f"data.size: {format_size(size)} is too small for objective.perceptual with {self.network}, which "
-                f"needs {smallest_side(self.network)}; objective.perceptual.weight 0 does without"
+                f"data.size must be at least {smallest_side(self.network)} pixels a side for objective.perceptual "
+                f"with {self.network}, got {format_size(size)}; objective.perceptual.weight 0 switches it off"
             )
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One convolution: its geometry, the max-pooling before it, and whether its rectified output is compared."""
+    """One convolution, the max-pooling before it, and whether its rectified output is compared."""
 
     in_channels: int
     out_channels: int
     kernel: int
     stride: int = 1
     padding: int = 1
-    pool: int = 0  # kernel of the max-pooling before the convolution, stride 2; 0 is none
+    pool: int = 0  # kernel of the max-pooling of stride 2 before the convolution; 0 for none
     tap: bool = False
 
 
@@ -83,7 +84,7 @@ _NETWORKS = {"vgg16": _vgg16, "alexnet": _alexnet}
 
 
 def smallest_side(network: Network) -> int:
-    """Side in pixels of the smallest images of which every layer sees at least one position."""
+    """Return the side in pixels of the smallest images that leave every layer at least one position."""
     side = 1
     for layer in reversed(_NETWORKS[network]()):
         side = max(1, (side - 1) * layer.stride + layer.kernel - 2 * layer.padding)
@@ -92,17 +93,17 @@ def smallest_side(network: Network) -> int:
     return side
 
 
-# ImageNet's mean and standard deviation, moved from [0, 1] to [-1, 1]
+# ImageNet's mean and standard deviation, converted from [0, 1] to [-1, 1]
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual image patch similarity; frozen, and without the published training code's dropout.
+    """Learned perceptual image patch similarity: frozen, without the dropout of the published training code.
 
-    Features of five layers are normalised to unit length over channels, their squared differences weighted
-    per channel, averaged over positions, and summed over layers.
-    State dict: `features.{i}.weight`, `features.{i}.bias`, numbered over convolutions; `heads.{k}.weight`
+    Features of five layers are normalized to unit length over channels. Their squared differences are weighted per
+    channel, averaged over positions, and summed over layers.
+    State dict: `features.{i}.weight` and `features.{i}.bias`, numbered over convolutions; `heads.{k}.weight`
     (1, C, 1, 1), numbered over compared layers.
 
     Args:
@@ -114,8 +115,7 @@ class LPIPS(nn.Module):
 
     def __init__(self, network: Network = "vgg16") -> None:
         super().__init__()
-        if network not in _NETWORKS:
-            raise UserError(f"network: {network!r} is neither 'vgg16' nor 'alexnet'")
+        check_one_of("network", network, get_args(Network))
         self._network: Network = network
         self._smallest = smallest_side(network)
         self.layers = _NETWORKS[network]()
@@ -132,7 +132,7 @@ class LPIPS(nn.Module):
 
     @classmethod
     def pretrained(cls, network: Network = "vgg16") -> Self:
-        """LPIPS with its published weights, fetched on first use."""
+        """Return LPIPS with its published weights, which are fetched on first use."""
         from vavae import assets
 
         model = cls(network)
@@ -140,17 +140,21 @@ class LPIPS(nn.Module):
         return model
 
     def extract(self, images: Tensor) -> list[Tensor]:
-        """Unit-length features of (B, 3, H, W) images in [-1, 1]: one (B, C, h, w) per compared layer.
+        """Return unit-length features of (B, 3, H, W) images in [-1, 1]: one (B, C, h, w) per compared layer.
 
-        The convolutions follow autocast; the features are float32 at least.
+        The convolutions follow autocast; the features are at least float32.
 
         Raises:
-            UserError: The images are too small for the network.
+            UserError: The images have another shape or dtype, or are too small for the network.
         """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise UserError(
+                f"images must be floats of shape (B, 3, H, W), got {images.dtype} of shape {tuple(images.shape)}"
+            )
         if min(images.shape[2:]) < self._smallest:
             raise UserError(
-                f"images of {images.shape[2]} x {images.shape[3]} pixels are too small for LPIPS with "
-                f"{self._network}, which needs {self._smallest} (in a recipe: data.size)"
+                f"images must be at least {self._smallest} pixels a side for LPIPS with {self._network}, "
+                f"got {images.shape[2]} x {images.shape[3]} (in a recipe: data.size)"
             )
         h = (images - self.shift) / self.scale
         taps = []
@@ -160,19 +164,20 @@ class LPIPS(nn.Module):
             h = F.relu(convolution(h))
             if layer.tap:
                 wide = h.float() if h.dtype in (torch.bfloat16, torch.float16) else h
-                # vector_norm has gradient 0, not NaN, where every channel is 0
+                # vector_norm has gradient 0 instead of NaN at positions where every channel is 0.
                 taps.append(wide / (torch.linalg.vector_norm(wide, dim=1, keepdim=True) + 1e-10))
         return taps
 
     def distance(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-        """LPIPS of two images' features from `extract`, (B,)."""
+        """Return LPIPS of two images' features from `extract`: (B,)."""
         total = torch.zeros((), device=first[0].device, dtype=first[0].dtype)
         for head, a, b in zip(self.heads, first, second, strict=True):
-            # the mean over positions first: the head is linear, and C numbers are left to weigh
+            # The head is linear, so the mean over positions comes first and leaves only (B, C) numbers to weight.
             weight = head.get_parameter("weight").flatten()
             total = total + ((a - b).square().mean((2, 3)) * weight).sum(1)
         return total
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """LPIPS of (B, 3, H, W) images in [-1, 1], one value per pair, (B,)."""
+        """Return LPIPS of (B, 3, H, W) images in [-1, 1], one value per pair: (B,)."""
+        check_same_shape(first, second, "images")
         return self.distance(self.extract(first), self.extract(second))

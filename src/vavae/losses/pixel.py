@@ -1,11 +1,11 @@
-"""Per-element reconstruction error."""
+"""Reconstruction error per element."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from vavae.errors import UserError
+from vavae.losses.checks import check_not_negative, check_one_of, check_same_shape
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class PixelConfig:
     """The pixel term.
 
     Attributes:
-        weight: factor of the term; 0 switches it off.
+        weight: Factor of the term; 0 switches it off.
         kind: "l1", absolute error (published), or "l2", squared error.
     """
 
@@ -21,15 +21,13 @@ class PixelConfig:
     kind: Literal["l1", "l2"] = "l1"
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise UserError(f"pixel.weight: {self.weight} is negative")
-        if self.kind not in ("l1", "l2"):
-            raise UserError(f"pixel.kind: {self.kind!r} is neither 'l1' nor 'l2'")
+        check_not_negative("pixel", self, "weight")
+        check_one_of("pixel.kind", self.kind, ("l1", "l2"))
 
 
 def pixel_error(images: Tensor, reconstruction: Tensor, kind: Literal["l1", "l2"] = "l1") -> Tensor:
-    """|images − reconstruction| or its square, element by element, in the inputs' shape."""
-    if kind not in ("l1", "l2"):
-        raise UserError(f"kind: {kind!r} is neither 'l1' nor 'l2'")
+    """Return |images − reconstruction|, or its square for "l2", per element: (B, C, H, W) like both inputs."""
+    check_one_of("kind", kind, ("l1", "l2"))
+    check_same_shape(images, reconstruction, "images and reconstruction")
     difference = images - reconstruction
     return difference.abs() if kind == "l1" else difference.square()

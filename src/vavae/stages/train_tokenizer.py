@@ -68,7 +68,7 @@ class TeacherConfig:
         name: Short name (`dinov2-large`, …; an unknown one lists all), local folder or hub id.
         input_size: To which images are resized for it: one number or [height, width]; null is the teacher's own, and
             for images that are not square about its area in their shape (in SAM's one square they are squeezed).
-        normalisation: `default` is the one it was trained with; `published` feeds it raw [-1, 1], as the published
+        normalization: `default` is the one it was trained with; `published` feeds it raw [-1, 1], as the published
             VA-VAE does, whose DINOv2 and MAE take square input only.
         cache_features: Run the teacher once over the training images and keep its features on the disk. Needs
             images that are the same each time: centre crop, no flips.
@@ -80,7 +80,7 @@ class TeacherConfig:
 
     name: str = "dinov2-large"
     input_size: Size | None = None
-    normalisation: str = "default"
+    normalization: str = "default"
     cache_features: bool = False
     features_folder: str | None = None
     features_on_device: bool | None = None
@@ -244,7 +244,7 @@ class TokenizerTask(TrainingTask):
             config.teacher.name,
             input_size=config.teacher.input_size,
             image_size=config.data.size,
-            normalisation=config.teacher.normalisation,
+            normalization=config.teacher.normalization,
             dtype=self.compute_dtype,
         ).to(self.device)
         if not config.teacher.cache_features:

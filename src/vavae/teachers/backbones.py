@@ -1,4 +1,4 @@
-"""Backbones around transformers' vision models: which tokens are patches, and in which order they come."""
+"""Backbones around the vision models of transformers: select the patch tokens and arrange them in a grid."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from vavae.teachers.tiny_vit import TinyViT
 
 
 def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Patch tokens (B, h*w, D), row by row -> (B, D, h, w)."""
+    """(B, h·w, D) patch tokens, row by row -> (B, D, h, w)."""
     batch, _, width = tokens.shape
     return tokens.transpose(1, 2).reshape(batch, width, *size)
 
 
 class TokenBackbone(Backbone):
-    """A vision transformer that answers with a sequence of tokens: some of its own, then the patches.
+    """Vision transformer whose output is a sequence: prefix tokens, then patches.
 
     Args:
-        model: A transformers vision model.
-        prefix: Number of tokens before the patches (class token and registers).
-        interpolate: Whether the model must be told to fit its position embeddings to the input size.
+        model: A vision model of transformers.
+        prefix: Number of tokens before the patches: class token and registers.
+        interpolate: Whether the model needs `interpolate_pos_encoding` to accept other input sizes.
     """
 
     def __init__(self, model: Any, prefix: int, interpolate: bool) -> None:
@@ -35,13 +35,14 @@ class TokenBackbone(Backbone):
     def forward(self, pixels: Tensor) -> TeacherFeatures:
         output = self.model(pixel_values=pixels, **self._options)
         size = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
+        # (B, prefix + h·w, D) -> (B, D, h, w)
         return TeacherFeatures(to_grid(output.last_hidden_state[:, self.prefix :], size), output.pooler_output)
 
 
 class MaskedAutoencoderBackbone(Backbone):
-    """A masked autoencoder's encoder with nothing masked.
+    """Encoder of a masked autoencoder, without masking.
 
-    The model sorts patches by a random noise even when it keeps all of them; an increasing noise keeps the order.
+    The model sorts patches by random noise even if it keeps all of them; increasing noise keeps their order.
     """
 
     def __init__(self, model: Any) -> None:
@@ -58,7 +59,7 @@ class MaskedAutoencoderBackbone(Backbone):
 
 
 class NaflexBackbone(Backbone):
-    """SigLIP 2's variant for any aspect ratio: takes patches instead of an image."""
+    """SigLIP 2 for any aspect ratio; its input is patches instead of an image."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -68,8 +69,8 @@ class NaflexBackbone(Backbone):
     def forward(self, pixels: Tensor) -> TeacherFeatures:
         batch, channels = pixels.shape[:2]
         size = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
-        cells = pixels.view(batch, channels, size[0], self.patch, size[1], self.patch)
-        # Within a patch: row, column, channel.
+        cells = pixels.view(batch, channels, size[0], self.patch, size[1], self.patch)  # (B, C, h, p, w, p)
+        # (B, h, w, p, p, C) -> (B, h·w, p·p·C)
         patches = cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, size[0] * size[1], -1)
         output = self.model(
             pixel_values=patches,
@@ -80,7 +81,7 @@ class NaflexBackbone(Backbone):
 
 
 class SamBackbone(Backbone):
-    """SAM's image encoder with its neck; takes one input size only."""
+    """Image encoder of SAM with its neck; it accepts a single input size."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -93,7 +94,7 @@ class SamBackbone(Backbone):
 
 
 class ResNetBackbone(Backbone):
-    """A ResNet's last feature map, and its mean."""
+    """Last feature map of a ResNet, and its mean."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class ResNetBackbone(Backbone):
 
 
 class TinyViTBackbone(Backbone):
-    """MobileSAM's image encoder with its neck."""
+    """Image encoder of MobileSAM with its neck."""
 
     width = TinyViT.width
     patch = TinyViT.patch
@@ -123,13 +124,15 @@ class TinyViTBackbone(Backbone):
 
 
 def resize_positions(model: Any, size: tuple[int, int]) -> None:
-    """Replace a model's position embeddings by ones of grid `size`, bicubic with antialiasing.
+    """Resize a model's position embeddings to the grid `size`, bicubic with antialiasing.
 
-    The published system's models fit theirs that way; transformers' do it without antialiasing.
+    The published system does this; transformers resizes without antialiasing.
     """
+    # (1, 1 + h·w, D): class token, then patches
     positions = model.embeddings.position_embeddings.data
     grid = to_grid(positions[:, 1:], (round((positions.shape[1] - 1) ** 0.5),) * 2)
     resized = F.interpolate(grid.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
+    # (1, D, h', w') -> (1, h'·w', D)
     both = torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
     model.embeddings.position_embeddings = nn.Parameter(both, requires_grad=False)
 

@@ -1,8 +1,8 @@
-"""Features of a fixed list of images, computed once and read from the disk.
+"""Features of a fixed list of images, computed once and read from disk.
 
-The teacher costs more than the tokenizer it helps to train; for images that are the same each time (centre crop, no
-flips) its features are too. They are kept in blocks of consecutive images, each a safetensors file written whole or
-not at all, so that a run stopped half-way goes on with the next block.
+The teacher costs more than the tokenizer that it helps to train. If the images are the same in every epoch (center
+crop, no flips), so are its features. They are stored in blocks of consecutive images. Each block is a safetensors file
+that is written completely or not at all, so a stopped run resumes with the next block.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _IN_MEMORY_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class _Settings:
-    """What the features depend on; a folder made with others is not used."""
+    """All that the features depend on; their hash names the folder."""
 
     teacher: str
     image_set: str
@@ -43,19 +43,19 @@ class _Settings:
 
 
 class FeatureCache:
-    """The feature grids of images 0 ... count - 1, at one grid size.
+    """Feature grids of images 0 ... count - 1, at one grid size.
 
     Args:
-        folder: Parent folder; the features go into a folder of their own in it, named by what they depend on
-            (weights, preprocessing and precision of the teacher, images, grid, stored type).
-        teacher: Computes what is missing, on the device it is on.
-        grid: (h, w) the features are resampled to.
-        image_set: Fingerprint of the list of images, their preprocessing included: it must change when they do.
+        folder: Parent folder. The features go into a subfolder named by a hash of all that they depend on: weights,
+            preprocessing and precision of the teacher, images, grid, stored dtype.
+        teacher: Computes missing features, on its own device.
+        grid: (h, w) that the features are resampled to.
+        image_set: Fingerprint of the list of images and their preprocessing; it must change with them.
         count: Number of images.
-        dtype: Type on the disk, `torch.float16`, `torch.bfloat16` or `torch.float32`.
+        dtype: Dtype on disk: `torch.float16`, `torch.bfloat16` or `torch.float32`.
 
     Attributes:
-        resident: Whether `to_device` has put them into a device's memory.
+        resident: Whether `to_device` has put the features into a device's memory.
     """
 
     def __init__(
@@ -85,17 +85,20 @@ class FeatureCache:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all features."""
+        """Size of all features in bytes."""
         channels, height, width = self._settings.shape
         return self.count * channels * height * width * self.dtype.itemsize
 
     def fill(self, load: Callable[[Tensor], Tensor], batch_size: int = 64, workers: int = 0) -> None:
-        """Compute the blocks that are missing; a second process waits for the first.
+        """Compute missing blocks; a second process waits for the first.
 
         Args:
             load: Indices (n,) int64 -> images (n, 3, H, W) in [-1, 1]; called from several threads at once.
             batch_size: Images per call of the teacher.
-            workers: Threads that load images while the teacher works on those before; 0 loads in the calling one.
+            workers: Threads that load images ahead of the teacher; 0 loads in the calling thread.
+
+        Raises:
+            UserError: Features are not finite in the stored dtype.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._blocks = None
@@ -115,7 +118,7 @@ class FeatureCache:
                     self._write_block(start, islice(loaded, -(-self._block_length(start) // batch_size)), bar.advance)
 
     def to_device(self, device: torch.device | str) -> None:
-        """Keep all features, `size_bytes` of them, in the memory of `device`, where `get` then returns them.
+        """Keep all features (`size_bytes`) in the memory of `device`, where `get` then returns them.
 
         Raises:
             UserError: A block is missing or damaged.
@@ -128,13 +131,13 @@ class FeatureCache:
         self.resident = True
 
     def get(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """Features of the images `indices` (n,), in that order: (n, D, h, w) in the stored type.
+        """Return features of the images `indices` (n,), in that order: (n, D, h, w) in the stored dtype.
 
-        They are on the CPU, or where `to_device` put them.
+        They are on the CPU, or on the device given to `to_device`.
 
         Raises:
-            IndexError: An index outside the list.
-            UserError: A block is missing (`fill` has not run to its end) or damaged.
+            IndexError: An index is outside the list.
+            UserError: A block is missing (`fill` has not finished) or damaged.
         """
         wanted = torch.as_tensor(indices, dtype=torch.int64).cpu()
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.count):
@@ -164,7 +167,7 @@ class FeatureCache:
         return self.folder / f"{start:09d}.safetensors"
 
     def _write_block(self, start: int, loaded: Iterator[tuple[Tensor, Tensor]], advance: Callable[[int], None]) -> None:
-        """Write the block that begins with image `start`, of which `loaded` gives all (indices, images)."""
+        """Write the block that starts with image `start`; `loaded` yields its batches (indices, images)."""
         indices = self._indices(start)
         features = torch.empty((len(indices), *self._settings.shape), dtype=self.dtype)
         device = next(self._teacher.parameters()).device
@@ -174,25 +177,25 @@ class FeatureCache:
             advance(len(batch))
         if not torch.isfinite(features).all():
             raise UserError(
-                f"features of {self._teacher.name} for images {start} to {start + len(indices) - 1} are not finite"
-                f" as {self._settings.dtype}"
+                f"features of {self._teacher.name} must be finite, got others for images {start} to "
+                f"{start + len(indices) - 1} as {self._settings.dtype}"
             )
         path = self._block_path(start)
         with written_whole(path) as temporary:
             save_file({"features": features}, temporary, metadata={"settings": json.dumps(asdict(self._settings))})
 
     def _open(self) -> list[Tensor]:
-        """The blocks, mapped into memory."""
+        """Return the blocks, mapped into memory."""
         blocks = []
         for start in self._starts():
             path = self._block_path(start)
             try:
                 block = load_file(path)["features"]
             except FileNotFoundError as error:
-                raise UserError(f"teacher features {path} are missing: fill the cache first") from error
+                raise UserError(f"teacher features {path} are missing; call `fill` first") from error
             except (SafetensorError, OSError, KeyError) as error:
-                raise UserError(f"teacher features {path} are damaged ({error}): remove the file") from error
+                raise UserError(f"teacher features {path} are damaged ({error}); delete the file") from error
             if block.shape != (self._block_length(start), *self._settings.shape) or block.dtype != self.dtype:
-                raise UserError(f"teacher features {path} are damaged (wrong shape): remove the file")
+                raise UserError(f"teacher features {path} are damaged (wrong shape); delete the file")
             blocks.append(block)
         return blocks

@@ -1,4 +1,4 @@
-"""Families of teachers: how a folder with `config.json` and weights becomes a backbone."""
+"""Families of teachers: load a backbone from a folder with `config.json` and weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from vavae.teachers.backbones import (
     TinyViTBackbone,
     TokenBackbone,
 )
-from vavae.teachers.base import CLIP, HALF, IMAGENET, Backbone, Normalisation
+from vavae.teachers.base import CLIP, HALF, IMAGENET, Backbone, Normalization
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Family:
     """One architecture.
 
     Attributes:
-        name: What to call it.
-        model_types: Values of `model_type` in `config.json` that mean it.
-        model_class: Class of transformers that loads it; empty for a model of our own.
-        wrap: Makes a backbone of the loaded model.
-        normalisation: Used where the folder does not state its own.
-        input_size: Side images are resized to by default; None means what `config.json` states.
-        other_parts: Beginnings of the names of weights that a full checkpoint holds beside the vision model.
-        antialiased_positions: Whether the published system has this family and fits its position embeddings with
+        name: Name in messages.
+        model_types: Values of `model_type` in `config.json`.
+        model_class: Class of transformers that loads the model; empty for a model of our own.
+        wrap: Convert the loaded model to a backbone.
+        normalization: Used if the folder does not state its own.
+        input_size: Side that images are resized to by default; None takes it from `config.json`.
+        other_parts: Prefixes of weights that a full checkpoint has in addition to the vision model.
+        antialiased_positions: Whether the published system uses this family and resizes its position embeddings with
             antialiasing.
     """
 
@@ -41,7 +41,7 @@ class Family:
     model_types: tuple[str, ...]
     model_class: str
     wrap: Callable[[Any], Backbone]
-    normalisation: Normalisation
+    normalization: Normalization
     input_size: int | None = None
     other_parts: tuple[str, ...] = ()
     antialiased_positions: bool = False
@@ -134,31 +134,36 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        UserError: The file is missing, cannot be read, or holds something else; the message names it.
+        UserError: The file is missing, unreadable, or not a JSON object; the message names it.
     """
     try:
         return read_json_object(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: the folder holds no teacher") from error
+        raise UserError(f"{path} is missing; a teacher's folder must have it") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def detect_family(folder: Path) -> Family:
-    """The family of the model in `folder`, by the `model_type` of its `config.json`."""
+    """Return the family of the model in `folder`, by the `model_type` of its `config.json`.
+
+    Raises:
+        UserError: `config.json` is missing or unreadable, or the family is unknown.
+    """
     model_type = read_json(folder / "config.json").get("model_type")
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.model_types)
-    raise UserError(f"{folder / 'config.json'}: model_type '{model_type}' is no known teacher (known: {known})")
+    raise UserError(f"{folder / 'config.json'}: model_type must be one of {known}, got '{model_type}'")
 
 
 def load_backbone(folder: Path, family: Family) -> Backbone:
-    """The backbone with its weights, float32, every weight accounted for.
+    """Return the backbone with its weights, in float32.
 
-    Raises `UserError` if weights are missing, have other shapes, or are left over (but for other parts of a full
-    checkpoint, such as a text model).
+    Raises:
+        UserError: Weights are missing, have another shape, or are left over. Other parts of a full checkpoint, for
+            example a text model, are ignored.
     """
     return family.wrap(_load_transformers(folder, family) if family.model_class else _load_tiny_vit(folder))
 
@@ -176,11 +181,11 @@ def _load_transformers(folder: Path, family: Family) -> nn.Module:
                 folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: no {family.name} model can be loaded from it: {_first_line(error)}") from error
+        raise UserError(f"{folder}: cannot load a {family.name} model: {_first_line(error)}") from error
     left_over = [name for name in report["unexpected_keys"] if not name.startswith(family.other_parts)]
     problems = {
         "missing": sorted(report["missing_keys"]),
-        "of another shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
+        "of the wrong shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
         "left over": sorted(left_over),
     }
     _check_complete(folder, family, problems)
@@ -197,7 +202,7 @@ def _load_tiny_vit(folder: Path) -> nn.Module:
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: no MobileSAM encoder can be loaded from it: {_first_line(error)}") from error
+        raise UserError(f"{folder}: cannot load a MobileSAM encoder: {_first_line(error)}") from error
     return model
 
 
@@ -214,7 +219,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own bar and report: what matters of them becomes an error here."""
+    """Silence the progress bar and the report of transformers; problems in the report become errors here."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

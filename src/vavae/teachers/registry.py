@@ -1,4 +1,4 @@
-"""The teachers by name, and how one is loaded."""
+"""The teachers by name, and a function that loads them."""
 
 import difflib
 import itertools
@@ -12,7 +12,7 @@ import torch
 from vavae.config.image_size import Size, format_size, height_width
 from vavae.errors import UserError
 from vavae.teachers.backbones import resize_positions
-from vavae.teachers.base import CAFFE, CLIP, HALF, IMAGENET, PUBLISHED, Backbone, Normalisation, Teacher
+from vavae.teachers.base import CAFFE, CLIP, HALF, IMAGENET, PUBLISHED, Backbone, Normalization, Teacher
 from vavae.teachers.families import Family, detect_family, load_backbone, read_json
 
 
@@ -24,11 +24,11 @@ class TeacherSpec:
         name: Short name.
         source: Model of the hub (`owner/name`), or asset.
         width: Channels of its features.
-        patch: Pixels a feature stands for on each axis.
-        input_size: Side images are resized to unless asked otherwise.
-        normalisation: What its input is normalised with.
-        licence: Licence of the weights.
-        note: What a reader of results must know; often empty.
+        patch: Side in pixels of the patch of one feature.
+        input_size: Side that images are resized to by default.
+        normalization: Statistics of its input.
+        license: License of the weights.
+        note: Remark for readers of results; often empty.
     """
 
     name: str
@@ -36,13 +36,13 @@ class TeacherSpec:
     width: int
     patch: int
     input_size: int
-    normalisation: Normalisation
-    licence: str
+    normalization: Normalization
+    license: str
     note: str = ""
 
 
-_GATED = "DINOv3 licence; gated on the hub"
-_MAE_LICENCE = "CC-BY-NC-4.0 (original release; the hub's copy says Apache-2.0)"
+_GATED = "DINOv3 license; gated on the hub"
+_MAE_LICENSE = "CC-BY-NC-4.0 (original release; the hub's copy says Apache-2.0)"
 
 TEACHERS: tuple[TeacherSpec, ...] = (
     *(
@@ -72,9 +72,9 @@ TEACHERS: tuple[TeacherSpec, ...] = (
             ("vit7b16", 4096),
         )
     ),
-    TeacherSpec("mae-base", "facebook/vit-mae-base", 768, 16, 224, IMAGENET, _MAE_LICENCE),
-    TeacherSpec("mae-large", "facebook/vit-mae-large", 1024, 16, 224, IMAGENET, _MAE_LICENCE),
-    TeacherSpec("mae-huge", "facebook/vit-mae-huge", 1280, 14, 224, IMAGENET, _MAE_LICENCE),
+    TeacherSpec("mae-base", "facebook/vit-mae-base", 768, 16, 224, IMAGENET, _MAE_LICENSE),
+    TeacherSpec("mae-large", "facebook/vit-mae-large", 1024, 16, 224, IMAGENET, _MAE_LICENSE),
+    TeacherSpec("mae-huge", "facebook/vit-mae-huge", 1280, 14, 224, IMAGENET, _MAE_LICENSE),
     TeacherSpec("clip-base32", "openai/clip-vit-base-patch32", 768, 32, 224, CLIP, "MIT"),
     TeacherSpec("clip-base16", "openai/clip-vit-base-patch16", 768, 16, 224, CLIP, "MIT"),
     TeacherSpec("clip-large14", "openai/clip-vit-large-patch14", 1024, 14, 224, CLIP, "MIT"),
@@ -117,52 +117,55 @@ def load_teacher(
     *,
     input_size: Size | None = None,
     image_size: Size | None = None,
-    normalisation: Literal["default", "published"] | str = "default",
+    normalization: Literal["default", "published"] | str = "default",
     dtype: torch.dtype | None = None,
 ) -> Teacher:
     """Load a teacher by short name (see `TEACHERS`), local folder, or model of the hub (`owner/name`).
 
     Args:
-        name: Which. A folder must hold `config.json` and weights as transformers saves them.
-        input_size: Side, or (height, width), images are resized to; a multiple of the patch. A side of patch times
-            n gives an n x n grid: 112 gives 8 x 8 with a patch of 14. None: the teacher's own.
-        image_size: Size of the images it will see, where it is known: without an `input_size` those that are not square
-            keep their shape, at about the area of the teacher's own square, as nearly as whole patches allow. SAM,
-            which takes one size only, gets them squeezed into that.
-        normalisation: "default" is what the model was trained with; "published" does as the published VA-VAE: its
-            input is the raw [-1, 1], resized without antialiasing, and position embeddings of DINOv2 and MAE, whose
-            input must be square then, are fitted with antialiasing. (The published sizes are 224 for DINOv2 and the
+        name: Name, folder or model. A folder must have `config.json` and weights as transformers saves them.
+        input_size: Side, or (height, width), that images are resized to; a multiple of the patch. A side of n patches
+            gives an n x n grid: 112 gives 8 x 8 with a patch of 14. None takes the teacher's own size.
+        image_size: Size of the images, if known. Without `input_size`, images that are not square keep their aspect
+            ratio as nearly as whole patches allow, at about the area of the teacher's own square. SAM accepts only one
+            size, so it gets them distorted.
+        normalization: "default" is the one that the model was trained with. "published" does as the published VA-VAE:
+            the input is raw [-1, 1], resized without antialiasing, and position embeddings of DINOv2 and MAE, whose
+            input must then be square, are resized with antialiasing. (The published sizes are 224 for DINOv2 and the
             image's own for MAE.)
-        dtype: Type of matrix products, say `torch.bfloat16`; float32 if None.
+        dtype: Dtype of matrix products, for example `torch.bfloat16`; float32 if None.
 
     Raises:
-        UserError: Unknown name, no such model, wrong input size or normalisation, weights that do not fit.
+        UserError: The name, model, input size or normalization does not exist or fit, or weights do not fit.
     """
-    if normalisation not in ("default", "published"):
-        raise UserError(f"normalisation: '{normalisation}' is neither 'default' nor 'published'")
+    if normalization not in ("default", "published"):
+        raise UserError(f"normalization must be default or published, got '{normalization}'")
     spec = next((spec for spec in TEACHERS if str(name) in (spec.name, spec.source)), None)
     folder = _find_folder(spec, str(name))
     family = detect_family(folder)
     backbone = load_backbone(folder, family)
     if spec is not None and (backbone.width, backbone.patch) != (spec.width, spec.patch):
-        raise UserError(f"teacher '{name}': {folder} has width {backbone.width} and patch {backbone.patch}")
+        raise UserError(
+            f"teacher '{name}': {folder} must have width {spec.width} and patch {spec.patch}, got {backbone.width} and "
+            f"{backbone.patch}"
+        )
     if input_size is None:
         own_size = spec.input_size if spec else _own_input_size(folder, family, backbone)
         input_size = _in_shape_of(image_size, own_size, backbone)
     size = _check_size(str(name), backbone, input_size)
-    own = spec.normalisation if spec else _own_normalisation(folder, family)
-    if normalisation == "published" and family.antialiased_positions:
+    own = spec.normalization if spec else _own_normalization(folder, family)
+    if normalization == "published" and family.antialiased_positions:
         if size[0] != size[1]:
             raise UserError(
-                f"normalisation: 'published' needs a square input_size of teacher '{name}', not {format_size(size)}: "
-                "give it one, or take normalisation default"
+                f"input_size of teacher '{name}' must be square for normalization published, got {format_size(size)}; "
+                "give a square input_size, or use normalization default"
             )
         resize_positions(backbone.model, (size[0] // backbone.patch, size[1] // backbone.patch))
-    return Teacher(str(name), backbone, size, PUBLISHED if normalisation == "published" else own, dtype)
+    return Teacher(str(name), backbone, size, PUBLISHED if normalization == "published" else own, dtype)
 
 
 def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
-    """The folder with the teacher's files, fetched if need be."""
+    """Return the folder with the teacher's files; fetch them if necessary."""
     from vavae import assets
 
     if spec is not None:
@@ -175,11 +178,11 @@ def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
     names = [spec.name for spec in TEACHERS]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise UserError(f"teacher '{name}' is no known name, no folder and no hub model{hint} (names: {', '.join(names)})")
+    raise UserError(f"teacher must be a name, folder or hub model, got '{name}'{hint} (names: {', '.join(names)})")
 
 
 def _in_shape_of(images: Size | None, own: int, backbone: Backbone) -> Size:
-    """The input size for such images: the teacher's own square, or about its area in their shape."""
+    """Return the input size for images of a size: the teacher's own square, or about its area in their aspect ratio."""
     height, width = height_width(own if images is None else images)
     if height == width or backbone.fixed_size is not None:
         return own
@@ -189,7 +192,7 @@ def _in_shape_of(images: Size | None, own: int, backbone: Backbone) -> Size:
     def error(grid: tuple[int, ...]) -> float:
         rows, columns = grid
         shape, whole = columns * height / (rows * width), rows * columns / cells**2
-        # The shape counts twice: a picture that is squeezed is another one, a smaller one hardly.
+        # The aspect ratio counts twice: distortion changes the image more than a different scale.
         return 2 * abs(math.log(shape)) + abs(math.log(whole))
 
     nearest = ((max(1, math.floor(side)), math.ceil(side)) for side in exact)
@@ -201,35 +204,37 @@ def _check_size(name: str, backbone: Backbone, size: Size) -> tuple[int, int]:
     height, width = height_width(size)
     patch = backbone.patch
     if backbone.fixed_size is not None and (height, width) != (backbone.fixed_size, backbone.fixed_size):
-        raise UserError(f"teacher '{name}' takes only input_size {backbone.fixed_size}, not {height} x {width}")
+        raise UserError(f"input_size of teacher '{name}' must be {backbone.fixed_size}, got {height} x {width}")
     for side in (height, width):
         if side <= 0 or side % patch:
             below = max(side // patch, 1) * patch
-            advice = f"try {below} or {below + patch}"
-            raise UserError(f"teacher '{name}': input_size {side} is no multiple of its patch {patch} ({advice})")
+            raise UserError(
+                f"input_size of teacher '{name}' must be a multiple of its patch {patch}, got {side}; "
+                f"try {below} or {below + patch}"
+            )
     return height, width
 
 
 def _own_input_size(folder: Path, family: Family, backbone: Backbone) -> int:
-    """The family's, else what `config.json` states, brought down to whole patches."""
+    """Return the family's input size, else the one in `config.json`, rounded down to whole patches."""
     if family.input_size is not None:
         return family.input_size
     config = read_json(folder / "config.json")
     stated = config.get("vision_config", config).get("image_size")
     if not isinstance(stated, int):
-        raise UserError(f"{folder / 'config.json'} states no image_size: give the teacher an input_size")
+        raise UserError(f"{folder / 'config.json'} must have an image_size; without it give the teacher an input_size")
     return max(stated // backbone.patch, 1) * backbone.patch
 
 
-def _own_normalisation(folder: Path, family: Family) -> Normalisation:
-    """What the folder's preprocessor states, else the family's."""
+def _own_normalization(folder: Path, family: Family) -> Normalization:
+    """Return the normalization in the folder's preprocessor config, else the family's."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        return family.normalisation
+        return family.normalization
     stated = read_json(path)
     mean, std = stated.get("image_mean"), stated.get("image_std")
     if not (isinstance(mean, list) and isinstance(std, list) and len(mean) == len(std) == 3):
-        return family.normalisation
+        return family.normalization
     if not all(value > 0 for value in std):
-        raise UserError(f"{path}: image_std must be positive")
-    return Normalisation("stated", (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+        raise UserError(f"{path}: image_std must be positive, got {std}")
+    return Normalization("stated", (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))

@@ -1,6 +1,6 @@
-"""TinyViT as MobileSAM uses it (arXiv 2207.10666, 2306.14289): an image encoder distilled from SAM ViT-H.
+"""TinyViT of MobileSAM (arXiv 2207.10666, 2306.14289): an image encoder distilled from SAM ViT-H.
 
-Inference only: every BatchNorm is part of the convolution before it.
+For inference only: every BatchNorm is folded into the convolution before it.
 """
 
 import torch
@@ -16,11 +16,11 @@ _NECK_WIDTH = 256
 
 
 class TinyViT(nn.Module):
-    """Pixels (B, 3, H, W), sides a multiple of 16 -> features (B, 256, H/16, W/16).
+    """Pixels (B, 3, H, W), H and W multiples of 16 -> features (B, 256, H/16, W/16).
 
     Attributes:
         width: Channels of the features, 256.
-        patch: Pixels a feature stands for on each axis, 16.
+        patch: Side in pixels of the patch of one feature, 16.
     """
 
     width = _NECK_WIDTH
@@ -50,7 +50,7 @@ class TinyViT(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Blocks of one resolution, and the step to the next; the first stage is convolutional."""
+    """Blocks of one resolution and the transition to the next; the blocks of the first stage are convolutions."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.merge: nn.Module = nn.Identity()
         if index + 1 < len(_WIDTHS):
-            # MobileSAM keeps the resolution at the last step, so that the grid is 1/16 as in SAM.
+            # MobileSAM keeps the resolution in the last transition, so that the grid is 1/16 as in SAM.
             stride = 1 if index + 2 == len(_WIDTHS) else 2
             self.merge = _Merge(width, _WIDTHS[index + 1], stride)
 
@@ -88,7 +88,7 @@ class _ConvBlock(nn.Module):
 
 
 class _Merge(nn.Module):
-    """Change of width, and of resolution by `stride`."""
+    """Change the width, and divide the resolution by `stride`."""
 
     def __init__(self, width: int, out: int, stride: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class _Merge(nn.Module):
 
 
 class _WindowBlock(nn.Module):
-    """Attention within windows, a depthwise convolution, an MLP; residuals around attention and MLP."""
+    """Attention in windows, a depthwise convolution, an MLP; residuals around attention and MLP."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -112,27 +112,29 @@ class _WindowBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         _, _, height, width = features.shape
-        tokens = features.permute(0, 2, 3, 1)
+        tokens = features.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
         attended = tokens + self._attend(tokens, height, width)
         local = self.local(attended.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return (local + self.mlp(local)).permute(0, 3, 1, 2)
 
     def _attend(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """(B, H, W, C), padded with zeros to whole windows; the padding takes part in attention."""
+        """Attend in windows of (B, H, W, C), padded with zeros to whole windows; attention includes the padding."""
         side = self.window
         if height == side and width == side:
             return self.attention(tokens.flatten(1, 2)).view(tokens.shape)
         padded = F.pad(tokens, (0, 0, 0, -width % side, 0, -height % side))
         batch, full_height, full_width, channels = padded.shape
         rows, columns = full_height // side, full_width // side
+        # (B, rows, side, columns, side, C) -> (B, rows, columns, side, side, C) -> (B·rows·columns, side·side, C)
         windows = padded.view(batch, rows, side, columns, side, channels).transpose(2, 3)
         attended = self.attention(windows.reshape(-1, side * side, channels))
+        # (B, rows, columns, side, side, C) -> (B, rows, side, columns, side, C) -> (B, H', W', C) -> (B, H, W, C)
         attended = attended.view(batch, rows, columns, side, side, channels).transpose(2, 3)
         return attended.reshape(batch, full_height, full_width, channels)[:, :height, :width]
 
 
 class _WindowAttention(nn.Module):
-    """Attention over a window (N, side*side, C) with a learned bias per head and absolute offset of positions."""
+    """Attention over a window (N, side·side, C) with a learned bias per head and absolute offset of positions."""
 
     def __init__(self, width: int, heads: int, side: int) -> None:
         super().__init__()
@@ -149,11 +151,13 @@ class _WindowAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         count, length, channels = tokens.shape
-        # Queries, keys and values lie beside each other within each head.
+        # The channels of each head are its queries, keys and values: (N, T, 3·C) -> (N, T, heads, 3, head_dim).
         qkv = self.qkv(self.norm(tokens)).view(count, length, self.heads, 3, channels // self.heads)
+        # (3, N, heads, T, head_dim)
         query, key, value = qkv.permute(3, 0, 2, 1, 4)
-        bias = self.offset_bias[:, self.offsets].to(query.dtype)
+        bias = self.offset_bias[:, self.offsets].to(query.dtype)  # (heads, T, T)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        # (N, heads, T, head_dim) -> (N, T, C)
         return self.proj(attended.transpose(1, 2).reshape(count, length, channels))
 
 

@@ -1,4 +1,4 @@
-"""Images ⇄ latents: the autoencoder, its diagonal Gaussian posterior, and the statistics of its latents."""
+"""From images to latents and back: the autoencoder, its Gaussian posterior, and the statistics of its latents."""
 
 from vavae.tokenizer.autoencoder import AutoencoderConfig, AutoencoderKL
 from vavae.tokenizer.gaussian import DiagonalGaussian

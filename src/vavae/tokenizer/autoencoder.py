@@ -1,4 +1,4 @@
-"""The convolutional autoencoder of latent diffusion, in the form VA-VAE publishes it (arXiv 2501.01423)."""
+"""The convolutional autoencoder of latent diffusion as VA-VAE publishes it (arXiv 2501.01423)."""
 
 import dataclasses
 import importlib
@@ -14,48 +14,48 @@ from vavae.tokenizer.gaussian import DiagonalGaussian
 from vavae.tokenizer.layers import DownLevel, GroupNorm, Middle, UpLevel
 
 IMAGE_CHANNELS = 3
-# No network comes near these; numbers in a damaged file do, and would take all time or memory.
+# Upper bounds far above any real network. Without them a number in a damaged file could take all time or memory.
 _MOST = {"latent_channels": 65_536, "base_channels": 65_536, "blocks_per_level": 1_000}
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The shape of an `AutoencoderKL`; the defaults are VA-VAE f16d32 (69.8 M parameters).
+    """Shape of an `AutoencoderKL`; the defaults are VA-VAE f16d32 (69.8 M parameters).
+
+    Names of the published code are in brackets.
 
     Attributes:
-        latent_channels: channels of a latent.
-        base_channels: width that the multipliers multiply.
-        channel_multipliers: one per resolution level, from full resolution down; n levels downsample by 2^(n-1).
-        blocks_per_level: residual blocks of each encoder level; the decoder has one more.
-        attention_levels: levels whose residual blocks are followed by attention, 0 being full resolution.
-            The middle always has attention.
-        decoder_attention: whether `attention_levels` holds for the decoder too; MAR's tokenizer says no.
+        latent_channels: Channels of a latent (`embed_dim` and `z_channels`).
+        base_channels: Channels that the multipliers multiply (`ch`).
+        channel_multipliers: One per resolution level, from full resolution down (`ch_mult`); n levels downsample by
+            2^(n-1).
+        blocks_per_level: Residual blocks of each encoder level (`num_res_blocks`); the decoder has one more.
+        attention_levels: Levels whose residual blocks are followed by attention (`attn_resolutions`, there in
+            pixels). 0 is full resolution, -1 the lowest. The middle always has attention.
+        decoder_attention: Whether `attention_levels` applies to the decoder too; MAR's tokenizer has False.
     """
 
     latent_channels: int = 32
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     blocks_per_level: int = 2
-    attention_levels: tuple[int, ...] = (4,)
+    attention_levels: tuple[int, ...] = (-1,)
     decoder_attention: bool = True
 
     def __post_init__(self) -> None:
-        for name in _MOST:
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not positive")
-            if getattr(self, name) > _MOST[name]:
-                raise UserError(f"{name}: must be at most {_MOST[name]:,}, got {str(getattr(self, name))[:20]}")
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise UserError(f"channel_multipliers: {self.channel_multipliers} must be positive, at least one")
-        if len(self.channel_multipliers) > 16 or max(self.channel_multipliers) > 1_000:
-            raise UserError("channel_multipliers: must be at most 16 numbers up to 1,000")
-        # lists come from YAML and JSON; a frozen config must be hashable
-        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        object.__setattr__(self, "attention_levels", tuple(self.attention_levels))
-        levels = len(self.channel_multipliers)
-        wrong = [level for level in self.attention_levels if not 0 <= level < levels]
+        for name, most in _MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name} must be from 1 to {most:,}, got {str(getattr(self, name))[:20]}")
+        multipliers, levels = tuple(self.channel_multipliers), len(self.channel_multipliers)
+        if not 1 <= levels <= 16 or not all(1 <= multiplier <= 1_000 for multiplier in multipliers):
+            raise UserError(f"channel_multipliers must be 1 to 16 numbers from 1 to 1,000, got {str(multipliers)[:60]}")
+        wrong = [level for level in self.attention_levels if not -levels <= level < levels]
         if wrong:
-            raise UserError(f"attention_levels: {wrong[0]} is not one of the levels 0..{levels - 1}")
+            raise UserError(f"attention_levels must be levels from 0 to {levels - 1}, got {wrong[0]}")
+        # Lists come from YAML and JSON; a frozen config must be hashable.
+        object.__setattr__(self, "channel_multipliers", multipliers)
+        # -1 becomes the level's number, so that equal networks have equal configs.
+        object.__setattr__(self, "attention_levels", tuple(level % levels for level in self.attention_levels))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def features(self, images: Tensor) -> Tensor:
-        """All but the last layer: (B, 3, H, W) -> (B, widths[-1], h, w)."""
+        """Return the input of the last layer: (B, 3, H, W) -> (B, widths[-1], h, w)."""
         h = self.conv_in(images)
         for level in self.down:
             h = level(h)
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
         widths = config.widths
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
-        # stored from full resolution down, run the other way
+        # Stored from full resolution down; `features` runs them from the lowest up.
         self.up = nn.ModuleList(
             UpLevel(
                 widths[min(i + 1, len(widths) - 1)],
@@ -124,7 +124,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], IMAGE_CHANNELS, 3, padding=1)
 
     def features(self, latents: Tensor) -> Tensor:
-        """All but the last layer: (B, latent_channels, h, w) -> (B, widths[0], H, W)."""
+        """Return the input of the last layer: (B, latent_channels, h, w) -> (B, widths[0], H, W)."""
         h = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             h = level(h)
@@ -136,56 +136,50 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Images ⇄ Gaussian latents; the arguments are those of `AutoencoderConfig`.
+    """Autoencoder between images and Gaussian latents.
 
-    Images are (B, 3, H, W) with values in [-1, 1]; H and W any multiples of `factor`. Latents are
-    (B, latent_channels, H/factor, W/factor), as the encoder gives them: normalisation is
-    `LatentStatistics`' work. The state dict has the published names and shapes.
+    Images are (B, 3, H, W) in [-1, 1]; H and W are multiples of `factor`. Latents are
+    (B, latent_channels, H/factor, W/factor), not normalized; `LatentStatistics` normalizes them. The state dict has
+    the published names and shapes.
+
+    Args:
+        config: The shape; None starts from the defaults of `AutoencoderConfig`.
+        settings: Fields of `AutoencoderConfig` to change, for example `latent_channels=16`.
+
+    Raises:
+        UserError: A value does not fit; the message names the field.
     """
 
-    def __init__(
-        self,
-        latent_channels: int = 32,
-        base_channels: int = 128,
-        channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
-        blocks_per_level: int = 2,
-        attention_levels: tuple[int, ...] = (4,),
-        decoder_attention: bool = True,
-    ) -> None:
+    def __init__(self, config: AutoencoderConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        self.config = AutoencoderConfig(
-            latent_channels,
-            base_channels,
-            channel_multipliers,
-            blocks_per_level,
-            attention_levels,
-            decoder_attention,
-        )
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
-        self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        config = AutoencoderConfig(**settings) if config is None else dataclasses.replace(config, **settings)
+        self.config = config
+        channels = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
     @classmethod
     def from_config(cls, config: AutoencoderConfig) -> Self:
-        """The autoencoder `config` describes, freshly initialised."""
-        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+        """Return a freshly initialized autoencoder of the shape `config`."""
+        return cls(config)
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu", **options: Any) -> Self:
-        """Read an autoencoder, here or on the hub, in eval mode: one of ours, published, or of diffusers.
+        """Load an autoencoder in eval mode from a local path or the hub: ours, published, or of diffusers.
 
-        Its latents are the raw ones; `Tokenizer.from_pretrained` reads their statistics too.
+        Its latents are not normalized; `Tokenizer.from_pretrained` loads their statistics too.
 
         Args:
-            path_or_hub_id: As `Tokenizer.from_pretrained` takes it.
-            device: Where to put the network.
+            path_or_hub_id: See `Tokenizer.from_pretrained`.
+            device: Device of the network.
             options: `weights`, `dtype`, `revision`, `token` and others; see `Tokenizer.from_pretrained`.
 
         Raises:
-            UserError: Names the file or key that is missing or wrong.
+            UserError: A file or key is missing or wrong; the message names it.
         """
-        # What reads files knows the networks, and not the other way round, so it is looked up when it is needed.
+        # `checkpoints` imports this module, so it is imported here by name and only when needed.
         networks = importlib.import_module("vavae.checkpoints.networks")
         return cast(Self, networks.read_autoencoder(path_or_hub_id, device, **options))
 
@@ -196,39 +190,42 @@ class AutoencoderKL(nn.Module):
 
     @property
     def last_encoder_layer(self) -> nn.Conv2d:
-        """The layer at which reconstruction and alignment gradients are balanced."""
+        """Layer at which reconstruction and alignment gradients are balanced."""
         return self.encoder.conv_out
 
     @property
     def last_decoder_layer(self) -> nn.Conv2d:
-        """The layer at which reconstruction and adversarial gradients are balanced."""
+        """Layer at which reconstruction and adversarial gradients are balanced."""
         return self.decoder.conv_out
 
     def encode(self, images: Tensor) -> DiagonalGaussian:
-        """The posterior of (B, 3, H, W) images in [-1, 1].
+        """Return the posterior of (B, 3, H, W) images in [-1, 1].
 
         Raises:
-            UserError: on another number of channels, or sides that `factor` does not divide.
+            UserError: The images are not floating-point, have another number of channels, or have sides that are
+                not multiples of `factor`.
         """
         if images.ndim != 4 or images.shape[1] != IMAGE_CHANNELS:
-            raise UserError(f"images: shape (B, 3, H, W) is needed, not {tuple(images.shape)}")
+            raise UserError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise UserError(f"images must be floats in [-1, 1], got {images.dtype}; vavae.data.to_tensor converts them")
         height, width = images.shape[2:]
         if height % self.factor or width % self.factor or height == 0 or width == 0:
-            raise UserError(f"images: height {height} and width {width} must be multiples of {self.factor}")
+            raise UserError(f"images must have sides that are multiples of {self.factor}, got {height} x {width}")
         return DiagonalGaussian(self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images of (B, latent_channels, h, w) latents, about [-1, 1] but not clamped.
+        """Return images of (B, latent_channels, h, w) latents, about [-1, 1] but not clamped.
 
         Raises:
-            UserError: on another number of channels.
+            UserError: The latents have another number of channels.
         """
         channels = self.config.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:
-            raise UserError(f"latents: shape (B, {channels}, h, w) is needed, not {tuple(latents.shape)}")
+            raise UserError(f"latents must have shape (B, {channels}, h, w), got {tuple(latents.shape)}")
         return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Reconstruction of images from the posterior's mean, or with `noise` from its sample."""
+        """Reconstruct images from the posterior's mean, or with `noise` from its sample."""
         posterior = self.encode(images)
         return self.decode(posterior.mode() if noise is None else posterior.sample(noise=noise))

@@ -1,4 +1,4 @@
-"""The posterior of the autoencoder: a Gaussian with one mean and variance per latent element."""
+"""Posterior of the autoencoder: a Gaussian with one mean and one variance per latent element."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from vavae.errors import UserError
 
 
 class DiagonalGaussian:
-    """N(mean, var) over latents, from the encoder's moments.
+    """N(mean, var) over latents.
 
     Args:
-        moments: (B, 2C, h, w): the means, then the log-variances, which are clamped to [-30, 20].
-            Half-precision moments are widened to float32 first.
+        moments: (B, 2C, h, w) output of the encoder: means, then log-variances, which are clamped to [-30, 20].
+            Half-precision moments are converted to float32 first.
 
     Attributes:
         mean: (B, C, h, w).
@@ -20,10 +20,10 @@ class DiagonalGaussian:
 
     def __init__(self, moments: Tensor) -> None:
         if moments.ndim < 2 or moments.shape[1] % 2 != 0:
-            raise UserError(f"moments: an even number of channels is needed, not shape {tuple(moments.shape)}")
+            raise UserError(f"moments must have an even number of channels, got shape {tuple(moments.shape)}")
         if moments.dtype in (torch.bfloat16, torch.float16):
             moments = moments.float()
-        self.mean, logvar = moments.chunk(2, dim=1)
+        self.mean, logvar = moments.chunk(2, dim=1)  # (B, 2C, h, w) -> two of (B, C, h, w)
         self.logvar = logvar.clamp(-30.0, 20.0)
 
     @property
@@ -37,26 +37,29 @@ class DiagonalGaussian:
         return torch.exp(self.logvar)
 
     def mode(self) -> Tensor:
-        """The most probable latent, which is the mean."""
+        """Return the most probable latent, the mean."""
         return self.mean
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-        """mean + std · noise, differentiable in the moments.
+        """Return mean + std · noise, differentiable in the moments.
 
         Args:
-            generator: where the noise comes from; a CPU generator gives the same noise for every device.
-            noise: standard normal numbers of the latents' shape, instead of a generator.
+            generator: Source of the noise; a CPU generator gives the same noise for every device.
+            noise: Standard normal numbers of the latents' shape, used instead of `generator`.
+
+        Raises:
+            UserError: The noise has another shape than the latents.
         """
         if noise is None:
             device = self.mean.device if generator is None else generator.device
             noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
         elif noise.shape != self.mean.shape:
-            raise UserError(f"noise: shape {tuple(noise.shape)} is not the latents' {tuple(self.mean.shape)}")
+            raise UserError(f"noise must have the latents' shape {tuple(self.mean.shape)}, got {tuple(noise.shape)}")
         return self.mean + self.std * noise.to(self.mean)
 
     def kl(self) -> Tensor:
-        """KL(N(mean, var) ‖ N(0, I)) in nats, one value per image, (B,).
+        """Return KL(N(mean, var) ‖ N(0, I)) in nats, one value per image: (B,).
 
-        ½ Σ (mean² + var − 1 − logvar) over channels and positions.
+        The value is ½ Σ (mean² + var − 1 − logvar) over channels and positions.
         """
         return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).flatten(1).sum(1)

@@ -1,6 +1,6 @@
-"""Building blocks of the convolutional autoencoder: normalisation, residual and attention blocks, resampling.
+"""Layers of the convolutional autoencoder: normalization, residual and attention blocks, resampling.
 
-Attribute names are those of the published state dict.
+Attributes have the names of the published state dict.
 """
 
 import math
@@ -17,16 +17,16 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """The layout torch's group norm kernels take: on CPU the tensor's own, elsewhere the contiguous one."""
+    """Return the layout that torch's group norm kernels accept: the tensor's own on CPU, elsewhere contiguous."""
     if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
 
 
 class _NormThenSiLU(torch.autograd.Function):
-    """silu(group_norm(x)) that keeps x, in its own type, and two numbers per group for the backward pass.
+    """silu(group_norm(x)) that saves only x, in its own dtype, and two numbers per group for the backward pass.
 
-    Left to autograd, both functions keep their float32 inputs: three times the memory of bfloat16 networks.
+    Autograd would save the float32 inputs of both functions, three times the memory in a bfloat16 network.
     """
 
     @staticmethod
@@ -45,7 +45,7 @@ class _NormThenSiLU(torch.autograd.Function):
         batch, channels, height, width = x.shape
         memory_format = _memory_format(x)
         wide = _wide(x).contiguous(memory_format=memory_format)
-        # the normalised input again, from the kept statistics: x · scale + offset per image and channel
+        # Recompute the normalized input from the saved statistics: x · scale + offset per image and channel, (B, C).
         per_group = channels // ctx.groups
         scale = rstd.repeat_interleave(per_group, dim=1) * weight
         offset = bias - mean.repeat_interleave(per_group, dim=1) * scale
@@ -67,25 +67,26 @@ class _NormThenSiLU(torch.autograd.Function):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation, eps 1e-6, computed in float32 whatever the input type and autocast say.
+    """Group normalization with eps 1e-6, computed in float32 for every input dtype and under autocast.
 
-    The number of groups is gcd(32, channels): the published 32 for every multiple of 32, and the largest
-    power of two that divides smaller or odd widths (48 channels: 16 groups).
+    The number of groups is gcd(32, channels): the published 32 for multiples of 32, otherwise the largest power of
+    two that divides the channels (16 groups for 48 channels).
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(math.gcd(32, channels), channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape and type."""
+        """(B, C, H, W) -> the same shape and dtype."""
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = _wide(self.weight), _wide(self.bias)
             return F.group_norm(_wide(x), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
     def silu(self, x: Tensor) -> Tensor:
-        """silu(forward(x)); in training without activations that can be computed again.
+        """Return silu(forward(x)); in training, save only what the backward pass cannot recompute.
 
-        In evaluation every kind of differentiation works; a compiler finds the saving by itself.
+        The memory-saving form supports first derivatives only, so evaluation mode uses the plain functions. A
+        compiler saves the memory by itself.
         """
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return _NormThenSiLU.apply(x, self.weight, self.bias, self.num_groups, self.eps)
@@ -127,14 +128,15 @@ class AttentionBlock(nn.Module):
         """(B, C, H, W) -> the same shape."""
         batch, channels, height, width = x.shape
         h = self.norm(x)
-        # (B, C, H, W) -> (B, 1 head, H*W, C)
+        # (B, C, H, W) -> (B, 1 head, H·W, C)
         q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)
+        # (B, 1, H·W, C) -> (B, C, H, W)
         return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(batch, channels, height, width))
 
 
 class Downsample(nn.Module):
-    """Half the size: zeros on the right and bottom edge, then a 3×3 convolution of stride 2."""
+    """Halve the size: pad the right and bottom edge with zeros, then apply a 3×3 convolution of stride 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -146,7 +148,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size: nearest neighbour, then a 3×3 convolution."""
+    """Double the size: nearest neighbor, then a 3×3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -158,7 +160,7 @@ class Upsample(nn.Module):
 
 
 class Middle(nn.Module):
-    """Residual, attention, residual: between the two halves of the encoder and of the decoder."""
+    """Residual, attention and residual block at the lowest resolution of encoder and decoder."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -172,7 +174,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution: residual blocks, each followed by attention where the level has it."""
+    """Residual blocks of one resolution, each followed by attention if the level has it."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool) -> None:
         super().__init__()
@@ -191,26 +193,26 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    """A level of the encoder, which halves the size at its end unless it is the last."""
+    """Level of the encoder; it halves the size at its end unless it is the last."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, last: bool) -> None:
         super().__init__(in_channels, out_channels, blocks, attention)
         self.downsample = None if last else Downsample(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H/2, W/2), or of the same size if last."""
+        """(B, in, H, W) -> (B, out, H/2, W/2), or (B, out, H, W) for the last level."""
         x = super().forward(x)
         return x if self.downsample is None else self.downsample(x)
 
 
 class UpLevel(Level):
-    """A level of the decoder, which doubles the size at its end unless it is the last."""
+    """Level of the decoder; it doubles the size at its end unless it is the last."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, last: bool) -> None:
         super().__init__(in_channels, out_channels, blocks, attention)
         self.upsample = None if last else Upsample(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, 2H, 2W), or of the same size if last."""
+        """(B, in, H, W) -> (B, out, 2H, 2W), or (B, out, H, W) for the last level."""
         x = super().forward(x)
         return x if self.upsample is None else self.upsample(x)

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of latents, and the one pair of functions that applies them."""
+"""Mean and standard deviation of latents, and the pair of functions that applies them."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -12,7 +12,9 @@ from vavae.errors import UserError
 
 def _check(latents: Tensor, channels: int) -> None:
     if latents.ndim != 4 or latents.shape[1] != channels:
-        raise UserError(f"latents: shape (B, {channels}, h, w) is needed, not {tuple(latents.shape)}")
+        raise UserError(f"latents must have shape (B, {channels}, h, w), got {tuple(latents.shape)}")
+    if not latents.is_floating_point():
+        raise UserError(f"latents must be floats, got {latents.dtype}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +24,7 @@ class LatentStatistics:
     Attributes:
         mean: (C,), float32.
         std: (C,), float32, all positive.
-        count: number of latents (images) they were computed over; 0 if unknown.
+        count: Number of images they were computed over; 0 if unknown.
     """
 
     mean: Tensor
@@ -33,9 +35,12 @@ class LatentStatistics:
         object.__setattr__(self, "mean", self.mean.detach().to(torch.float32, copy=True).flatten())
         object.__setattr__(self, "std", self.std.detach().to(torch.float32, copy=True).flatten())
         if self.mean.shape != self.std.shape:
-            raise UserError(f"latent statistics: {self.mean.numel()} means but {self.std.numel()} standard deviations")
+            raise UserError(
+                f"latent statistics must have as many standard deviations as means, got {self.std.numel()} and "
+                f"{self.mean.numel()}"
+            )
         if not bool(torch.isfinite(self.mean).all()) or not bool((self.std > 0).all() & self.std.isfinite().all()):
-            raise UserError("latent statistics: means must be finite and standard deviations positive")
+            raise UserError("latent statistics must have finite means and positive standard deviations")
 
     @property
     def channels(self) -> int:
@@ -43,51 +48,55 @@ class LatentStatistics:
         return self.mean.numel()
 
     def equals(self, other: "LatentStatistics") -> bool:
-        """Whether both normalise alike, whatever images they were computed over."""
+        """Return whether both have the same mean and standard deviation; `count` may differ."""
         return torch.equal(self.mean, other.mean) and torch.equal(self.std, other.std)
 
     def normalize(self, latents: Tensor) -> Tensor:
-        """(latents − mean) / std: what the transformer is trained on. (B, C, h, w), type and device kept."""
+        """Return (latents − mean) / std, the input of the transformer: (B, C, h, w), same dtype and device."""
         _check(latents, self.channels)
         return (latents - self._like(self.mean, latents)) / self._like(self.std, latents)
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        """latents · std + mean: what the decoder takes. (B, C, h, w), type and device kept."""
+        """Return latents · std + mean, the input of the decoder: (B, C, h, w), same dtype and device."""
         _check(latents, self.channels)
         return latents * self._like(self.std, latents) + self._like(self.mean, latents)
 
     @staticmethod
     def _like(values: Tensor, latents: Tensor) -> Tensor:
-        return values.to(latents.device, latents.dtype).view(1, -1, 1, 1)
+        return values.to(latents.device, latents.dtype).view(1, -1, 1, 1)  # (C,) -> (1, C, 1, 1)
 
     def to_dict(self) -> dict[str, Tensor]:
-        """Tensors that safetensors can store: `mean`, `std`, `count`."""
+        """Return tensors that safetensors can store: `mean`, `std`, `count`."""
         return {"mean": self.mean, "std": self.std, "count": torch.tensor(self.count, dtype=torch.int64)}
 
     @classmethod
     def from_dict(cls, tensors: dict[str, Tensor]) -> Self:
-        """Inverse of `to_dict`; also takes the published form, (1, C, 1, 1) tensors without a count."""
+        """Return statistics from the output of `to_dict`, or from the published form: (1, C, 1, 1) without a count.
+
+        Raises:
+            UserError: A tensor is missing, or a value does not fit.
+        """
         for name in ("mean", "std"):
             if name not in tensors:
-                raise UserError(f"latent statistics: no tensor named {name}")
+                raise UserError(f"latent statistics must have a tensor {name}")
         count = int(tensors["count"]) if "count" in tensors else 0
         return cls(tensors["mean"], tensors["std"], count)
 
 
 class RunningStatistics:
-    """Exact mean and variance per channel of any number of latents, seen in batches, in float64.
+    """Exact mean and variance per channel, in float64, of latents that arrive in batches.
 
-    Counts, means and sums of squared deviations of two parts combine without loss (Chan, Golub, LeVeque 1979),
-    so parts may come from different batches, processes, or runs.
+    Counts, means and sums of squared deviations of two parts combine without loss (Chan, Golub, LeVeque 1979).
+    The parts may come from different batches, processes or runs.
 
     Args:
-        channels: number of latent channels.
+        channels: Number of latent channels.
     """
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
         self.images = 0
-        self.values = 0  # per channel: images times positions
+        self.values = 0  # images times positions, per channel
         self.mean = torch.zeros(channels, dtype=torch.float64)
         self.squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared deviations from the mean
 
@@ -96,14 +105,14 @@ class RunningStatistics:
         _check(latents, self.channels)
         if latents.numel() == 0:
             return
-        flat = to_float64(latents.detach()).cpu().transpose(0, 1).flatten(1)
+        flat = to_float64(latents.detach()).cpu().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B·h·w)
         mean = flat.mean(1)
         self._combine(len(latents), flat.shape[1], mean, (flat - mean[:, None]).square().sum(1))
 
     def merge(self, other: "RunningStatistics") -> None:
-        """Add everything `other` has seen, for example in another process."""
+        """Add all that `other` has seen, for example in another process."""
         if other.channels != self.channels:
-            raise UserError(f"latent statistics: {other.channels} channels cannot join {self.channels}")
+            raise UserError(f"latent statistics must have {self.channels} channels to be merged, got {other.channels}")
         if other.values > 0:
             self._combine(other.images, other.values, other.mean, other.squares)
 
@@ -116,18 +125,18 @@ class RunningStatistics:
         self.values = total
 
     def finalize(self) -> LatentStatistics:
-        """The statistics so far; the standard deviation is the unbiased one.
+        """Return the statistics so far; the standard deviation is the unbiased one.
 
         Raises:
-            UserError: with fewer than two values per channel, or a channel that is constant.
+            UserError: There are fewer than two values per channel, or a channel is constant.
         """
         if self.values < 2:
-            raise UserError(f"latent statistics: {self.values} values per channel are too few")
+            raise UserError(f"latent statistics need at least 2 values per channel, got {self.values}")
         std = (self.squares / (self.values - 1)).sqrt()
         return LatentStatistics(self.mean, std, self.images)
 
     def to_dict(self) -> dict[str, Tensor]:
-        """Tensors that safetensors can store: `images`, `values`, `mean`, `squares`."""
+        """Return tensors that safetensors can store: `images`, `values`, `mean`, `squares`."""
         return {
             "images": torch.tensor(self.images, dtype=torch.int64),
             "values": torch.tensor(self.values, dtype=torch.int64),
@@ -137,10 +146,10 @@ class RunningStatistics:
 
     @classmethod
     def from_dict(cls, tensors: dict[str, Tensor]) -> Self:
-        """Inverse of `to_dict`."""
+        """Return statistics from the output of `to_dict`."""
         for name in ("images", "values", "mean", "squares"):
             if name not in tensors:
-                raise UserError(f"latent statistics: no tensor named {name}")
+                raise UserError(f"latent statistics must have a tensor {name}")
         statistics = cls(tensors["mean"].numel())
         statistics.images = int(tensors["images"])
         statistics.values = int(tensors["values"])

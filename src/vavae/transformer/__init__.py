@@ -1,4 +1,4 @@
-"""The diffusion transformer: LightningDiT, its parts and its sizes."""
+"""The diffusion transformer: LightningDiT, its layers and its sizes."""
 
 from vavae.transformer.model import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import SIZES, size_names

@@ -1,4 +1,4 @@
-"""Transformer blocks whose norms are steered by time and label (adaLN-Zero, arXiv 2212.09748)."""
+"""Transformer blocks conditioned on time and label through their norms (adaLN-Zero, arXiv 2212.09748)."""
 
 from torch import Tensor, nn
 
@@ -8,27 +8,27 @@ _MLP_RATIO = 4
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
-    """x·(1 + scale) + shift, for x (B, T, D) and the others (B, 1, D)."""
+    """Return x·(1 + scale) + shift for x (B, T, D); scale and shift are (B, 1, D)."""
     x = x * (1 + scale)
     return x if shift is None else x + shift
 
 
 def conditioning(width: int, chunks: int) -> nn.Sequential:
-    """SiLU and a linear map from the condition to `chunks` modulations of `width` channels each."""
+    """Return SiLU and a linear map from the condition to `chunks` modulations of `width` channels each."""
     return nn.Sequential(nn.SiLU(), nn.Linear(width, chunks * width))
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normed, modulated, and gated into the residual stream.
+    """Attention and MLP; each is normalized, modulated, and gated into the residual stream.
 
     Args:
         width: Channels of a token.
         heads: Attention heads.
-        swiglu: SwiGLU of 2/3 · 4 · width hidden channels, as published not rounded to a multiple of 8,
-            instead of a GELU MLP of 4 · width.
-        rmsnorm: RMSNorm instead of LayerNorm.
-        qk_norm: Norm queries and keys.
-        adaln_shift: Condition by scale, shift and gate; without it, by scale and gate.
+        swiglu: Use a SwiGLU with 2/3 · 4 · width hidden channels instead of a GELU MLP with 4 · width. As
+            published, the number is not rounded to a multiple of 8.
+        rmsnorm: Use RMSNorm instead of LayerNorm.
+        qk_norm: Normalize queries and keys.
+        adaln_shift: Condition by shift, scale and gate; without it by scale and gate.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         """(B, T, width) tokens, (B, width) condition -> (B, T, width)."""
-        modulation = self.adaLN_modulation(condition)[:, None]
+        modulation = self.adaLN_modulation(condition)[:, None]  # (B, 1, 6·width), or (B, 1, 4·width)
         shift1: Tensor | None = None
         shift2: Tensor | None = None
         if self.adaln_shift:
@@ -57,7 +57,7 @@ class Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Norm, modulation (always with a shift) and a linear map from tokens to patches."""
+    """Norm, modulation by shift and scale, and a linear map from tokens to patches."""
 
     def __init__(self, width: int, patch_channels: int, rmsnorm: bool) -> None:
         super().__init__()
@@ -67,5 +67,6 @@ class FinalLayer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(B, T, width) tokens, (B, width) condition -> (B, T, patch_channels)."""
+        # (B, 1, 2·width) -> two of (B, 1, width)
         shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x), shift, scale))

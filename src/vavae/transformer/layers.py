@@ -1,4 +1,4 @@
-"""The small parts of the transformer: norms, patches, embeddings of time and label, attention, MLPs."""
+"""Layers of the transformer: norms, patches, embeddings of time and label, attention, MLPs."""
 
 import math
 
@@ -17,10 +17,10 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) in float32, back to the dtype of x, times a learned weight (arXiv 1910.07467).
+    """x / sqrt(mean(x²) + eps) in float32, rounded to the dtype of x, times a learned weight (arXiv 1910.07467).
 
-    `torch.nn.RMSNorm` multiplies before it rounds and warns where x and the weight differ in dtype, which is
-    what autocast makes of queries and keys.
+    `torch.nn.RMSNorm` multiplies before it rounds. It also warns if x and the weight differ in dtype, as queries
+    and keys do under autocast.
     """
 
     def __init__(self, width: int, eps: float = NORM_EPS) -> None:
@@ -37,28 +37,30 @@ class RMSNorm(nn.Module):
 
 
 def block_norm(width: int, rmsnorm: bool) -> nn.Module:
-    """The norm before attention, MLP and output: RMSNorm with a weight, or LayerNorm without."""
+    """Return the norm before attention, MLP and output: RMSNorm with a weight, or LayerNorm without."""
     return RMSNorm(width) if rmsnorm else nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, h·p, w·p) -> (B, h·w, p·p·C): patches row by row, inside a patch row, column, channel."""
+    """(B, C, h·p, w·p) -> (B, h·w, p·p·C): patches row by row; in a patch row, column, channel."""
     batch, channels, height, width = images.shape
     p = patch_size
-    grid = images.reshape(batch, channels, height // p, p, width // p, p)
+    grid = images.reshape(batch, channels, height // p, p, width // p, p)  # (B, C, h, p, w, p)
+    # (B, h, w, p, p, C) -> (B, h·w, p·p·C)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // p) * (width // p), p * p * channels)
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """(B, h·w, p·p·C) -> (B, C, h·p, w·p); undoes `patchify`."""
+    """(B, h·w, p·p·C) -> (B, C, h·p, w·p), the inverse of `patchify`."""
     p, (h, w) = patch_size, grid
     batch, channels = len(patches), patches.shape[-1] // (p * p)
     squares = patches.reshape(batch, h, w, p, p, channels)
+    # (B, C, h, p, w, p) -> (B, C, h·p, w·p)
     return squares.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, h * p, w * p)
 
 
 class PatchEmbedding(nn.Module):
-    """A linear map of each patch to a token; the weight has the shape of the equivalent convolution."""
+    """Linear map of each patch to a token; the weight has the shape of the equivalent convolution."""
 
     def __init__(self, patch_size: int, channels: int, width: int) -> None:
         super().__init__()
@@ -67,8 +69,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, H·W/p², width)."""
-        # A matrix product over patches: it yields tokens in place, where the convolution needs a transpose.
-        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        # A matrix product over patches gives tokens directly; the convolution would need a transpose.
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (width, C, p, p) -> (width, p·p·C)
         return F.linear(patchify(images, self.patch_size), weight, self.proj.bias)
 
 
@@ -81,14 +83,14 @@ def time_features(t: Tensor) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Time in [0, 1] (not scaled to 1000) -> sinusoids -> two-layer MLP."""
+    """Time in [0, 1], not scaled to 1000 -> sinusoids -> two-layer MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(2 * _TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def linears(self) -> list[nn.Linear]:
-        """The two linear layers."""
+        """Return the two linear layers."""
         return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
 
     def forward(self, t: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ class TimeEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A table with one row per class and, last, the row of "no label"."""
+    """Table with one row per class and a last row for "no label"."""
 
     def __init__(self, num_classes: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -110,18 +112,18 @@ class LabelEmbedding(nn.Module):
 
         Args:
             labels: Integers; num_classes means "no label".
-            drop: (B,) bool, where the label is replaced by "no label". None draws it in train mode, each
-                with probability `dropout`, and drops nothing in eval mode.
+            drop: (B,) bool, True where "no label" replaces the label. None draws each with probability
+                `dropout` in train mode, and drops nothing in eval mode.
         """
         if drop is None and self.training and self.dropout > 0:
             drop = torch.rand(labels.shape, device=labels.device) < self.dropout
         if drop is not None:
             labels = labels.masked_fill(drop, self.num_classes)
-        return self.embedding_table(labels)
+        return self.embedding_table(labels.long())
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with optional norms of queries and keys and optional rotation."""
+    """Multi-head self-attention; queries and keys may be normalized and rotated."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool, rmsnorm: bool) -> None:
         super().__init__()
@@ -140,18 +142,20 @@ class Attention(nn.Module):
             x: Tokens.
             rotary: (T, head_dim) cosines and sines, or None for no rotation.
         """
+        # (B, T, 3·width) -> (B, T, 3, heads, head_dim) -> (3, B, heads, T, head_dim)
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        # Norms and rotation are computed in float32 under autocast; attention takes one dtype.
+        # Under autocast norms and rotation give float32; attention needs one dtype.
         out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        # (B, heads, T, head_dim) -> (B, T, heads, head_dim) -> (B, T, width)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(a) · b) with a, b the halves of w12(x) (arXiv 2002.05202)."""
+    """w3(silu(a) · b), where a and b are the halves of w12(x) (arXiv 2002.05202)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

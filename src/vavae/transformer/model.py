@@ -22,32 +22,36 @@ from vavae.transformer.positions import (
 )
 from vavae.transformer.sizes import parse_size
 
-# No network comes near these; numbers in a damaged file do, and would take all time or memory.
+# Upper bounds far above any real network. Without them a number in a damaged file could take all time or memory.
 _MOST = {"patch_size": 1024, "latent_channels": 65_536, "width": 65_536, "depth": 1_000, "heads": 4_096}
 _STD = 0.02
 
 
 @dataclass(frozen=True)
 class LightningDiTConfig:
-    """The shape of a LightningDiT; the defaults are the published XL/1 on VA-VAE f16d32 latents at 256 px.
+    """Shape of a `LightningDiT`; the defaults are the published XL/1 for VA-VAE f16d32 latents of 256-pixel images.
+
+    Names of the published code, where they differ, are in brackets.
 
     Attributes:
-        latent_size: Latent height and width the network is trained on: one number, or (height, width).
-        patch_size: Side of the square of latent pixels that makes one token.
-        latent_channels: Channels of the latents.
-        width: Channels of a token; divisible by `heads`, and by 4.
+        latent_size: Latent height and width that the network is trained on: one number, or (height, width)
+            (`input_size`).
+        patch_size: Side in latent pixels of the square that becomes one token.
+        latent_channels: Channels of the latents (`in_channels`).
+        width: Channels of a token (`hidden_size`); a multiple of `heads` and of 4.
         depth: Number of blocks.
-        heads: Attention heads; with `rope` width / heads must be divisible by 4.
-        num_classes: Classes; label `num_classes` means "no label". 0 for data without labels.
-        swiglu: SwiGLU instead of a GELU MLP.
-        rope: Rotate queries and keys by position.
-        rmsnorm: RMSNorm instead of LayerNorm.
-        qk_norm: Norm queries and keys; steadier in long runs, lower quality at equal steps.
-        adaln_shift: Blocks are conditioned by scale, shift and gate; without it, by scale and gate.
-        learn_sigma: Predict a second set of channels, which the forward drops (weights of the original DiT).
-        label_dropout: Probability, in training, that a label is replaced by "no label".
-        positions: Where a grid other than the trained one stands: "recompute" or "interpolate"
-            (`vavae.transformer.positions` says which is for what).
+        heads: Attention heads (`num_heads`); with `rope`, width / heads is a multiple of 4.
+        num_classes: Number of classes; label `num_classes` means "no label". 0 for data without labels.
+        swiglu: Use a SwiGLU instead of a GELU MLP (`use_swiglu`).
+        rope: Rotate queries and keys by position (`use_rope`).
+        rmsnorm: Use RMSNorm instead of LayerNorm (`use_rmsnorm`).
+        qk_norm: Normalize queries and keys (`use_qknorm`); more stable in long runs, lower quality at equal steps.
+        adaln_shift: Condition blocks by shift, scale and gate; without it by scale and gate (`wo_shift` is the
+            opposite).
+        learn_sigma: Predict a second set of channels, which `forward` drops (weights of the original DiT have it).
+        label_dropout: Probability in training that a label is replaced by "no label" (`class_dropout_prob`).
+        positions: How to place tokens on a grid other than the trained one: "recompute" or "interpolate"
+            (`vavae.transformer.positions` describes both).
     """
 
     latent_size: int | tuple[int, int] = 16
@@ -67,57 +71,58 @@ class LightningDiTConfig:
     positions: Positions = "recompute"
 
     def __post_init__(self) -> None:
-        if isinstance(self.latent_size, list):  # as read from JSON or YAML
+        if isinstance(self.latent_size, list):  # from JSON or YAML; a frozen config must be hashable
             object.__setattr__(self, "latent_size", tuple(self.latent_size))
         for name, most in _MOST.items():
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is not a positive number")
-            if getattr(self, name) > most:
-                raise UserError(f"{name}: must be at most {most:,}, got {str(getattr(self, name))[:20]}")
+            if not 1 <= getattr(self, name) <= most:
+                raise UserError(f"{name} must be from 1 to {most:,}, got {_short(getattr(self, name))}")
+        if not isinstance(self.latent_size, int) and len(self.latent_size) != 2:
+            raise UserError(f"latent_size must be one number or (height, width), got {_short(self.latent_size)}")
         if any(side < 1 or side % self.patch_size for side in self.latent_hw):
-            raise UserError(f"latent_size: {self.latent_size} is not a multiple of patch_size {self.patch_size}")
+            raise UserError(
+                f"latent_size must be a multiple of patch_size {self.patch_size}, got {_short(self.latent_size)}"
+            )
         if self.width % self.heads:
-            raise UserError(f"heads: {self.heads} does not divide width {self.width}")
+            raise UserError(f"heads must divide width {self.width}, got {self.heads}")
         if self.width % 4:
-            raise UserError(f"width: {self.width} is not divisible by 4, as the position embedding needs")
+            raise UserError(f"width must be a multiple of 4 for the position embedding, got {self.width}")
         if self.rope and self.head_dim % 4:
             raise UserError(
-                f"rope: needs width / heads divisible by 4, not {self.width} / {self.heads} = {self.head_dim}"
+                f"rope must be off unless width / heads is a multiple of 4, got {self.width} / {self.heads} = "
+                f"{self.head_dim}"
             )
-        if self.num_classes < 0:
-            raise UserError(f"num_classes: {self.num_classes} is negative")
-        if self.num_classes > 10_000_000:
-            raise UserError(f"num_classes: must be at most 10,000,000, got {str(self.num_classes)[:20]}")
+        if not 0 <= self.num_classes <= 10_000_000:
+            raise UserError(f"num_classes must be from 0 to 10,000,000, got {_short(self.num_classes)}")
         if self.grid[0] * self.grid[1] > 1_000_000:
-            raise UserError(f"latent_size: must make at most 1,000,000 tokens, got {str(self.latent_size)[:60]}")
+            raise UserError(f"latent_size must make at most 1,000,000 tokens, got {_short(self.latent_size)}")
         if not 0 <= self.label_dropout <= 1:
-            raise UserError(f"label_dropout: {self.label_dropout} is not a probability")
+            raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
         if self.positions not in POSITIONS:
-            raise UserError(f"positions: {self.positions!r} is not one of {', '.join(POSITIONS)}")
+            raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
 
     @classmethod
     def from_size(cls, size: str, **changes: Any) -> Self:
-        """The configuration named `size`, such as "XL/1", with `changes` to single fields.
+        """Return the configuration named `size`, for example "XL/1", with `changes` to single fields.
 
         Raises:
-            UserError: No such size, no such field, or a value that does not fit.
+            UserError: The size or a field does not exist, or a value does not fit.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         for name in changes:
             if name not in known:
-                raise UserError(f"{name}: not an option of LightningDiT; there are {', '.join(sorted(known))}")
+                raise UserError(f"options of LightningDiT must be among {', '.join(sorted(known))}, got {name}")
         shape, patch_size = parse_size(size)
         return cls(**{**dataclasses.asdict(shape), "patch_size": patch_size, **changes})
 
     @property
     def latent_hw(self) -> tuple[int, int]:
-        """Latent (height, width) the network is trained on."""
+        """Latent (height, width) that the network is trained on."""
         size = self.latent_size
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens the network is trained on."""
+        """Rows and columns of tokens that the network is trained on."""
         height, width = self.latent_hw
         return height // self.patch_size, width // self.patch_size
 
@@ -127,105 +132,95 @@ class LightningDiTConfig:
         return self.width // self.heads
 
 
-class LightningDiT(nn.Module):
-    """Predicts the velocity of a noised latent from time and label.
+def _short(value: object) -> str:
+    """Return a value as text of bounded length for a message."""
+    return str(value)[:60]
 
-    The arguments are the fields of `LightningDiTConfig`, which explains them. State-dict names are the
-    published ones. The position tables are buffers: they are saved and loaded, never trained.
+
+class LightningDiT(nn.Module):
+    """Predict the velocity of a noised latent from time and label.
+
+    State-dict names are the published ones. The position tables are buffers: they are saved and loaded, never
+    trained.
+
+    Args:
+        config: The shape; None starts from the defaults of `LightningDiTConfig`.
+        settings: Fields of `LightningDiTConfig` to change, for example `depth=12`.
 
     Raises:
-        UserError: A value that does not fit, naming the field.
+        UserError: A value does not fit; the message names the field.
     """
 
     pos_embed: Tensor
 
-    def __init__(
-        self,
-        latent_size: int | tuple[int, int] = 16,
-        patch_size: int = 1,
-        latent_channels: int = 32,
-        width: int = 1152,
-        depth: int = 28,
-        heads: int = 16,
-        num_classes: int = 1000,
-        swiglu: bool = True,
-        rope: bool = True,
-        rmsnorm: bool = True,
-        qk_norm: bool = False,
-        adaln_shift: bool = True,
-        learn_sigma: bool = False,
-        label_dropout: float = 0.1,
-        positions: Positions = "recompute",
-    ) -> None:
+    def __init__(self, config: LightningDiTConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        self.config = config = LightningDiTConfig(
-            latent_size=latent_size,
-            patch_size=patch_size,
-            latent_channels=latent_channels,
-            width=width,
-            depth=depth,
-            heads=heads,
-            num_classes=num_classes,
-            swiglu=swiglu,
-            rope=rope,
-            rmsnorm=rmsnorm,
-            qk_norm=qk_norm,
-            adaln_shift=adaln_shift,
-            learn_sigma=learn_sigma,
-            label_dropout=label_dropout,
-            positions=positions,
-        )
+        config = LightningDiTConfig(**settings) if config is None else dataclasses.replace(config, **settings)
+        self.config = config
+        width, channels = config.width, config.latent_channels
         self.register_buffer("pos_embed", torch.empty(1, config.grid[0] * config.grid[1], width))
-        self.x_embedder = PatchEmbedding(patch_size, latent_channels, width)
+        self.x_embedder = PatchEmbedding(config.patch_size, channels, width)
         self.t_embedder = TimeEmbedding(width)
-        self.y_embedder = LabelEmbedding(num_classes, width, label_dropout)
-        self.feat_rope = RotaryEmbedding(config.grid, config.head_dim) if rope else None
+        self.y_embedder = LabelEmbedding(config.num_classes, width, config.label_dropout)
+        self.feat_rope = RotaryEmbedding(config.grid, config.head_dim) if config.rope else None
         self.blocks = nn.ModuleList(
-            Block(width, heads, swiglu=swiglu, rmsnorm=rmsnorm, qk_norm=qk_norm, adaln_shift=adaln_shift)
-            for _ in range(depth)
+            Block(
+                width,
+                config.heads,
+                swiglu=config.swiglu,
+                rmsnorm=config.rmsnorm,
+                qk_norm=config.qk_norm,
+                adaln_shift=config.adaln_shift,
+            )
+            for _ in range(config.depth)
         )
-        out_channels = 2 * latent_channels if learn_sigma else latent_channels
-        self.final_layer = FinalLayer(width, patch_size**2 * out_channels, rmsnorm)
+        out_channels = 2 * channels if config.learn_sigma else channels
+        self.final_layer = FinalLayer(width, config.patch_size**2 * out_channels, config.rmsnorm)
         self.reset_parameters()
 
     @classmethod
     def from_config(cls, config: LightningDiTConfig) -> Self:
-        """The network of a configuration, freshly initialised."""
-        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+        """Return a freshly initialized network of the shape `config`."""
+        return cls(config)
 
     @classmethod
     def from_size(cls, size: str, **changes: Any) -> Self:
-        """The network named `size` ("S", "B", "L", "XL", "1p0B" or "1p6B" with "/1" or "/2"), with `changes`.
+        """Return the network named `size`: "S", "B", "L", "XL", "1p0B" or "1p6B", with "/1" or "/2".
+
+        Args:
+            size: Size and patch size, for example "XL/1".
+            changes: Fields of `LightningDiTConfig` to change.
 
         Raises:
-            UserError: No such size, no such argument, or a value that does not fit.
+            UserError: The size or a field does not exist, or a value does not fit.
         """
-        return cls.from_config(LightningDiTConfig.from_size(size, **changes))
+        return cls(LightningDiTConfig.from_size(size, **changes))
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu", **options: Any) -> Self:
-        """Read a transformer, here or on the hub, in eval mode: one of ours, published, or exported for diffusers.
+        """Load a transformer in eval mode from a local path or the hub: ours, published, or exported for diffusers.
 
         Args:
-            path_or_hub_id: As `Generator.from_pretrained` takes it.
-            device: Where to put the network.
+            path_or_hub_id: See `Generator.from_pretrained`.
+            device: Device of the network.
             options: `weights`, `heads`, `dtype`, `revision`, `token` and others; see `Generator.from_pretrained`.
 
         Raises:
-            UserError: Names the file or key that is missing or wrong.
+            UserError: A file or key is missing or wrong; the message names it.
         """
-        # What reads files knows the networks, and not the other way round, so it is looked up when it is needed.
+        # `checkpoints` imports this module, so it is imported here by name and only when needed.
         networks = importlib.import_module("vavae.checkpoints.networks")
         return cast(Self, networks.read_transformer(path_or_hub_id, device, **options))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise every parameter as published and fill the position tables.
+        """Initialize every parameter as published and fill the position tables.
 
-        Linear layers and the patch embedding are Xavier-uniform with zero bias; label table and time MLP
-        normal with deviation 0.02; all modulations and the output zero, so that blocks start as identities.
-        Call it again after `to_empty`, when the network was built on the meta device.
+        Linear layers and the patch embedding are Xavier-uniform with zero bias. Label table and time MLP are
+        normal with standard deviation 0.02. All modulations and the output are zero, so that each block starts
+        as the identity. Call this again after `to_empty` on a network built on the meta device.
         """
+        # Linear layers, the patch embedding and norms
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
@@ -234,61 +229,80 @@ class LightningDiT(nn.Module):
             bias = getattr(module, "bias", None)
             if isinstance(bias, nn.Parameter):
                 nn.init.zeros_(bias)
+
+        # Labels and times
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=_STD)
         for linear in self.t_embedder.linears():
             nn.init.normal_(linear.weight, std=_STD)
+
+        # Modulations and output
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
+
+        # Position tables
         grid, cpu = self.config.grid, torch.device("cpu")
         self.pos_embed.copy_(embedding_of_grid(self.config.width, grid, grid, "recompute", cpu))
         if self.feat_rope is not None:
             self.feat_rope.reset()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None) -> Tensor:
-        """Velocity at x.
+        """Return the velocity at x.
 
         Args:
-            x: (B, latent_channels, h, w) noised latents; `patch_size` divides h and w, which need not be the
-                sizes trained on.
+            x: (B, latent_channels, h, w) noised latents. h and w are multiples of `patch_size`; they may differ
+                from the trained size.
             t: (B,) times in [0, 1]; 0 is noise, 1 is data.
             y: (B,) integer labels in [0, num_classes]; num_classes is "no label".
-            label_drop: (B,) bool, which labels to replace by "no label". None draws them with probability
-                `label_dropout` in train mode and drops none in eval mode.
+            label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
+                `label_dropout` in train mode, and drops nothing in eval mode.
 
         Returns:
-            (B, latent_channels, h, w).
+            (B, latent_channels, h, w) velocity.
 
         Raises:
-            ValueError: x has other channels, or sides that `patch_size` does not divide.
+            UserError: The shape of an argument does not fit, or the labels are not integers.
         """
         grid = self._grid_of(x)
-        embedding, rotary = self._positions(grid, x.device)
-        tokens = (self.x_embedder(x) + embedding).to(x.dtype)  # the tables are float32 whatever the weights are
-        condition = self.t_embedder(t) + self.y_embedder(y, label_drop)
+        _check_conditions(len(x), t=t, y=y, label_drop=label_drop)
+        embedding, rotary = self._positions(grid, x.device)  # (1, T, width); two of (T, head_dim)
+        # (B, C, h, w) -> (B, T, width). The tables are float32 whatever the dtype of the weights.
+        tokens = (self.x_embedder(x) + embedding).to(x.dtype)
+        condition = self.t_embedder(t) + self.y_embedder(y, label_drop)  # (B, width)
         for block in self.blocks:
             tokens = block(tokens, condition, rotary)
+        # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)
         velocity = unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
         return velocity[:, : self.config.latent_channels]
 
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
         channels, patch = self.config.latent_channels, self.config.patch_size
         if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"x: expected (B, {channels}, h, w), got {tuple(x.shape)}")
+            raise UserError(f"x must have shape (B, {channels}, h, w), got {tuple(x.shape)}")
         if x.shape[2] % patch or x.shape[3] % patch:
-            raise ValueError(f"x: {x.shape[2]}x{x.shape[3]} is not divisible by patch size {patch}")
+            raise UserError(f"x must have sides that are multiples of {patch}, got {x.shape[2]} x {x.shape[3]}")
         return x.shape[2] // patch, x.shape[3] // patch
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Position embedding (1, T, width) and rotary tables (T, head_dim) of a grid."""
+        """Return the position embedding (1, T, width) and the rotary tables (T, head_dim) of a grid."""
         config = self.config
         if grid == config.grid:
             rope = self.feat_rope
             return self.pos_embed, None if rope is None else (rope.freqs_cos, rope.freqs_sin)
         placing = (grid, config.grid, config.positions, device)
         if torch.compiler.is_compiling():
-            # In the graph, where it works for any number of grids and costs a few small kernels: a compiled
-            # graph cannot look into a cache.
+            # A compiled graph cannot use a cache. Computing the tables in the graph costs a few small kernels.
             embedding = embedding_of_grid(config.width, *placing)
             return embedding, rotary_of_grid(config.head_dim, *placing) if config.rope else None
         return tables_of_grid(config.width, config.head_dim if config.rope else None, *placing)
+
+
+def _check_conditions(batch: int, **conditions: Tensor | None) -> None:
+    """Raise UserError unless every condition has one value per sample; torch would broadcast a single value."""
+    for name, value in conditions.items():
+        if value is not None and getattr(value, "shape", None) != (batch,):
+            given = getattr(value, "shape", value)
+            raise UserError(f"{name} must be a tensor of shape ({batch},), one value per sample, got {given}")
+    labels = conditions["y"]
+    if labels is not None and (labels.is_floating_point() or labels.dtype == torch.bool):
+        raise UserError(f"y must hold integer labels, got {labels.dtype}")

@@ -1,14 +1,14 @@
-"""Where a token stands: a fixed sine-cosine embedding added to tokens, and a rotation of queries and keys.
+"""Positions of tokens: a fixed sine-cosine embedding added to tokens, and a rotation of queries and keys.
 
-Both describe a grid of h rows and w columns, flattened row by row, and both are functions of real-valued
-coordinates, so a network trained on one grid can run on another. Two ways to place a new grid:
+Both describe a grid of h rows and w columns, flattened row by row. Both are functions of real-valued coordinates,
+so a network trained on one grid can run on another. There are two ways to place a new grid:
 
-- "recompute": token (i, j) has the coordinates (i, j), the same formula as on the trained grid. Distances
-  between neighbours stay as trained; a larger grid reaches coordinates never seen in training. Right for
-  training on several grids, or on a new one.
-- "interpolate": coordinates are scaled so that the first and last row (column) of the new grid fall on the
-  first and last row (column) of the trained one. No coordinate is new, neighbours come closer. Right for
-  running weights on a grid they were not trained on.
+- "recompute": token (i, j) has the coordinates (i, j), as on the trained grid. Distances between neighbors stay as
+  trained; a larger grid reaches coordinates that training never used. Use it to train on several grids, or on a new
+  one.
+- "interpolate": coordinates are scaled so that the first and last row (column) of the new grid fall on the first and
+  last row (column) of the trained one. No coordinate is outside the trained range; neighbors come closer. Use it to
+  run weights on a grid they were not trained on.
 
 On the trained grid both give the same numbers, bit for bit.
 """
@@ -26,7 +26,7 @@ _BASE = 10000.0
 
 
 def axis_coordinates(size: int, trained: int, positions: Positions, device: torch.device | str = "cpu") -> Tensor:
-    """Coordinates of `size` rows (or columns) where the network was trained on `trained`: (size,) float64."""
+    """Return coordinates of `size` rows (or columns) for a network trained on `trained` of them: (size,) float64."""
     index = torch.arange(size, dtype=torch.float64, device=device)
     if positions == "recompute":
         return index
@@ -43,13 +43,13 @@ def _coordinates(
 
 
 def sincos_embedding(width: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """The fixed position embedding of a grid: (len(rows)·len(columns), width), dtype of `rows`.
+    """Return the fixed position embedding of a grid: (h·w, width), dtype of `rows`.
 
-    The first width/2 channels encode the column, the last width/2 the row; each half holds width/4 sines and
-    then width/4 cosines of the coordinate times 10000^(-k / (width/4)).
+    The first width/2 channels encode the column, the last width/2 the row. Each half is width/4 sines and then
+    width/4 cosines of the coordinate times 10000^(-k / (width/4)).
 
     Args:
-        width: Channels of a token, divisible by 4.
+        width: Channels of a token, a multiple of 4.
         rows: (h,) coordinates.
         columns: (w,) coordinates.
     """
@@ -61,19 +61,20 @@ def sincos_embedding(width: int, rows: Tensor, columns: Tensor) -> Tensor:
         return torch.cat((angles.sin(), angles.cos()), dim=1)
 
     shape = (len(rows), len(columns), width // 2)
+    # two of (h, w, width/2) -> (h, w, width)
     grid = torch.cat((encode(columns)[None].expand(shape), encode(rows)[:, None].expand(shape)), dim=2)
     return grid.flatten(0, 1)
 
 
 def rotary_tables(head_dim: int, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the axial rotary embedding: two (len(rows)·len(columns), head_dim) tables.
+    """Return cosines and sines of the axial rotary embedding: two tables (h·w, head_dim).
 
-    Channels come in adjacent pairs, each rotated by one angle (so every entry stands twice). The pairs of the
-    first half of a head turn with the row, those of the second half with the column; pair k turns by the
+    Adjacent channels form pairs, and each pair is rotated by one angle, so every entry appears twice. Pairs of the
+    first half of a head rotate with the row, pairs of the second half with the column. Pair k rotates by the
     coordinate times 10000^(-2k / (head_dim/2)) (RoFormer, arXiv 2104.09864, once per axis).
 
     Args:
-        head_dim: Channels of an attention head, divisible by 4.
+        head_dim: Channels of an attention head, a multiple of 4.
         rows: (h,) coordinates.
         columns: (w,) coordinates.
     """
@@ -85,19 +86,20 @@ def rotary_tables(head_dim: int, rows: Tensor, columns: Tensor) -> tuple[Tensor,
 
     def over_grid(row_values: Tensor, column_values: Tensor) -> Tensor:
         halves = (row_values[:, None].expand(shape), column_values[None].expand(shape))
-        return torch.cat(halves, dim=2).flatten(0, 1)
+        return torch.cat(halves, dim=2).flatten(0, 1)  # (h, w, head_dim) -> (h·w, head_dim)
 
     return over_grid(by_row.cos(), by_column.cos()), over_grid(by_row.sin(), by_column.sin())
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each adjacent pair (a, b) of the last dimension into (a·cos - b·sin, b·cos + a·sin).
+    """Rotate each adjacent pair (a, b) of the last dimension to (a·cos - b·sin, b·cos + a·sin).
 
     Args:
         x: (..., T, head_dim) queries or keys.
-        cos: (T, head_dim), as `rotary_tables` lays it out.
-        sin: (T, head_dim).
+        cos: (T, head_dim) from `rotary_tables`.
+        sin: (T, head_dim) from `rotary_tables`.
     """
+    # (..., T, head_dim) -> (..., T, head_dim/2, 2) -> two of (..., T, head_dim/2)
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return x * cos + torch.stack((-b, a), dim=-1).flatten(-2) * sin
 
@@ -105,7 +107,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def embedding_of_grid(
     width: int, grid: tuple[int, int], trained: tuple[int, int], positions: Positions, device: torch.device
 ) -> Tensor:
-    """The position embedding of a grid of a network trained on another: (1, h·w, width), float32."""
+    """Return the position embedding of `grid` for a network trained on the grid `trained`: (1, h·w, width) float32."""
     rows, columns = _coordinates(grid, trained, positions, device)
     return sincos_embedding(width, rows, columns)[None].float()
 
@@ -113,7 +115,7 @@ def embedding_of_grid(
 def rotary_of_grid(
     head_dim: int, grid: tuple[int, int], trained: tuple[int, int], positions: Positions, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The rotary tables of a grid of a network trained on another: two (h·w, head_dim), float32."""
+    """Return the rotary tables of `grid` for a network trained on the grid `trained`: two (h·w, head_dim) float32."""
     cos, sin = rotary_tables(head_dim, *_coordinates(grid, trained, positions, device))
     return cos.float(), sin.float()
 
@@ -127,9 +129,12 @@ def tables_of_grid(
     positions: Positions,
     device: torch.device,
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """Both of the above, computed on the CPU once per grid and kept on `device`; head_dim None for no rotation."""
+    """Return embedding and rotary tables of a grid, computed once on the CPU and kept on `device`.
+
+    `head_dim` None means no rotation.
+    """
     cpu = torch.device("cpu")
-    # Tables made under inference mode could never be used in training, and these outlive the call.
+    # Training cannot use tensors made under inference mode, and these outlive the call.
     with torch.inference_mode(False):
         embedding = embedding_of_grid(width, grid, trained, positions, cpu).to(device)
         if head_dim is None:
@@ -139,7 +144,7 @@ def tables_of_grid(
 
 
 class RotaryEmbedding(nn.Module):
-    """Holds the rotary tables of the trained grid under their published names, as persistent buffers."""
+    """Rotary tables of the trained grid as persistent buffers with the published names."""
 
     freqs_cos: Tensor
     freqs_sin: Tensor
@@ -154,7 +159,7 @@ class RotaryEmbedding(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Fill the tables."""
+        """Fill the tables; needed after `to_empty`."""
         cos, sin = rotary_of_grid(self.head_dim, self.grid, self.grid, "recompute", torch.device("cpu"))
         self.freqs_cos.copy_(cos)
         self.freqs_sin.copy_(sin)

@@ -1,7 +1,7 @@
-"""The published sizes of LightningDiT, by name.
+"""Named sizes of LightningDiT.
 
-A name is SIZE/PATCH, such as "XL/1": the published family plus "S" and "L/1", which are ours ("S" keeps the
-64-wide heads of "B").
+A name is SIZE/PATCH, for example "XL/1". The sizes are the published family plus "S" and "L/1", which are ours;
+"S" has heads of 64 channels like "B".
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ PATCH_SIZES = (1, 2)
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """Depth and widths of one member of the family.
+    """Depth, width and heads of one size.
 
     Attributes:
         depth: Number of transformer blocks.
-        width: Channels of a token.
-        heads: Attention heads; each is width / heads channels wide.
+        width: Channels of a token (`hidden_size` in the published code).
+        heads: Attention heads (`num_heads`) of width / heads channels each.
     """
 
     depth: int
@@ -37,18 +37,18 @@ SIZES = {
 
 
 def size_names() -> list[str]:
-    """Every name that `parse_size` takes."""
+    """Return every name that `parse_size` accepts."""
     return [f"{size}/{patch}" for size in SIZES for patch in PATCH_SIZES]
 
 
 def parse_size(name: str) -> tuple[TransformerSize, int]:
-    """The size and the patch size behind a name such as "XL/1" or "LightningDiT-XL/1".
+    """Return size and patch size of a name such as "XL/1" or "LightningDiT-XL/1".
 
     Raises:
         UserError: The name is not in `size_names`.
     """
     short = name.removeprefix("LightningDiT-")
     if short not in size_names():
-        raise UserError(f"size: {name!r} is not one of {', '.join(size_names())}")
+        raise UserError(f"size must be one of {', '.join(size_names())}, got {name!r}")
     size, patch = short.split("/")
     return SIZES[size], int(patch)
