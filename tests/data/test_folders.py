@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vavae.cli import run
-from vavae.data import FolderImages, has_part, open_images, source_labels
+from vavae.data import FolderImages, ReadOptions, has_part, open_images, source_labels
 from vavae.data.found import Found, describe
 from vavae.errors import UserError
 
@@ -246,7 +246,7 @@ def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     write_images(tmp_path / name, f"{name}/{name}.png", "b/0.png")
     (tmp_path / name / "b" / f"{name}.png").write_bytes(b"x")
-    source = FolderImages(tmp_path / name, unreadable_list=tmp_path / "unreadable.txt")
+    source = FolderImages(tmp_path / name, options=ReadOptions(unreadable_list=tmp_path / "unreadable.txt"))
     assert source.class_names == ("b", "caf\\udce9") and source.name == "caf\\udce9"
     assert len(source.fingerprint()) == 64
     assert (tmp_path / "unreadable.txt").read_bytes().endswith(b"/caf\xe9/b/caf\xe9.png\tnot an image\n")

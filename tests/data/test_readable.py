@@ -16,7 +16,7 @@ import PIL
 import pytest
 from PIL import Image, ImageOps, features
 
-from vavae.data import DemoImages, FolderImages, read_rgb
+from vavae.data import DemoImages, FolderImages, ReadOptions, read_rgb
 from vavae.data import readable as readable_module
 from vavae.data.images import ImagesConfig
 from vavae.data.readable import find_unreadable, image_error
@@ -311,6 +311,6 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     Path(os.fsdecode(folder)).mkdir()
     PICTURE.save(os.fsdecode(folder + b"/\xff.png"))
     Path(os.fsdecode(folder + b"/\xfe.png")).write_bytes(b"no picture")
-    source = FolderImages(tmp_path, tmp_path / "unreadable.txt")
+    source = FolderImages(tmp_path, ReadOptions(unreadable_list=tmp_path / "unreadable.txt"))
     assert len(source) == 1 and len(source.fingerprint()) == 64
     assert (tmp_path / "unreadable.txt").read_bytes() == folder + b"/\xfe.png\tnot an image\n"

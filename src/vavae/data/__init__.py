@@ -1,21 +1,12 @@
 """Images in, latents on disk, and the order in which training sees them."""
 
+from vavae.data.folder_images import FolderImages
 from vavae.data.latent_writer import LatentWriter, Shard, write_published_layout
 from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
 from vavae.data.loader import Batch, BatchLoader, IndexStream, loaded_ahead
-from vavae.data.readable import read_rgb
-from vavae.data.sources import (
-    ArrayImages,
-    Cifar10Images,
-    DemoImages,
-    FolderImages,
-    ImageSource,
-    Split,
-    demo_pixels,
-    has_part,
-    open_images,
-    source_labels,
-)
+from vavae.data.open import has_part, open_images
+from vavae.data.readable import ReadOptions, read_rgb
+from vavae.data.sources import ArrayImages, Cifar10Images, DemoImages, ImageSource, Split, demo_pixels, source_labels
 from vavae.data.transforms import (
     InMemoryImages,
     as_images,
@@ -41,6 +32,7 @@ __all__ = [
     "LatentDataset",
     "LatentSettings",
     "LatentWriter",
+    "ReadOptions",
     "ResidentLatents",
     "Shard",
     "Split",

@@ -6,13 +6,12 @@ All need the extra `datasets`.
 import glob
 import hashlib
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,8 @@ from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import Found
 from vavae.data.labels import IMAGE_NAMES, LABEL_NAMES, NO_LABELS, class_number, is_number
 from vavae.data.readable import (
-    GrayRange,
+    DEFAULT_OPTIONS,
+    ReadOptions,
     Unreadable,
     find_unreadable,
     image_error,
@@ -31,6 +31,7 @@ from vavae.data.readable import (
     reading,
     write_unreadable,
 )
+from vavae.data.sources import ImageSource, Split
 from vavae.errors import UserError, as_user_error
 
 # What sets call the part for testing. Some (ImageNet) hide the labels of `test`, so a validation part goes first.
@@ -39,7 +40,7 @@ _SPLIT_NAMES = frozenset((*_SPLITS["train"], *_SPLITS["test"]))
 _IMAGE_COLUMNS = (*IMAGE_NAMES, *sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 
 
-class HuggingFaceImages:
+class HuggingFaceImages(ImageSource):
     """A map-style data set with an image column and, if there is one, a label column.
 
     Images that cannot be read are left out, counted and named. `found` says which columns were taken.
@@ -49,15 +50,11 @@ class HuggingFaceImages:
             configuration may follow after a colon and a revision after an @: `owner/name:config@revision`.
         split: "train" or "test"; "test" is the set's validation part where it has one. Case does not matter in the
             names of parts. A folder with one set only is taken whole for both.
-        image_column: Column of the images; null takes a column of type Image or else of files' bytes (binary, or a
-            struct with `bytes`): the one called `image`, `img`, …, or else the first one of type Image, or the only
-            one of bytes.
-        label_column: Column of the labels, "none" for no labels; null takes `label`, or the first column of classes,
-            or else whole numbers, or else text, under one of `LABEL_NAMES`. Text numbers classes by their sorted
-            names in the training part.
-        unreadable_list: Where to write numbers of unreadable images and the reasons, one per line, tab-separated.
-        check: "decode" reads every image whole once; "header" reads only the beginnings.
-        gray_range: See `readable.upright_rgb`.
+        options: How to read the images. Without `image_column`, a column of type Image or else of files' bytes
+            (binary, or a struct with `bytes`) is used: the one called `image`, `img`, …, or else the first one of type
+            Image, or the only one of bytes. Without `label_column`, it is `label`, or the first column of classes, or
+            else whole numbers, or else text, under one of `LABEL_NAMES`. Text numbers classes by their sorted names
+            in the training part.
 
     Attributes:
         unreadable: (number in the set, reason) of each image left out.
@@ -72,12 +69,8 @@ class HuggingFaceImages:
     def __init__(
         self,
         source: str,
-        split: Literal["train", "test"] = "train",
-        image_column: str | None = None,
-        label_column: str | None = None,
-        unreadable_list: str | os.PathLike[str] | None = None,
-        check: Literal["decode", "header"] = "decode",
-        gray_range: GrayRange | None = None,
+        split: Split = "train",
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> None:
         parts, others = _parts(source)
         part = _part(parts, split)
@@ -87,27 +80,27 @@ class HuggingFaceImages:
                 + ("; keep some images for testing (data.holdout)" if split == "test" else "")
             )
         rows = parts[part]
-        self._image, notes = _image_column(rows.features, source, image_column)
+        self._image, notes = _image_column(rows.features, source, options.image_column)
         # Undecoded, so that all sources are decoded in the same way.
         self._rows: Any = _as_files(rows.select_columns([self._image]), self._image)
         self.name = source.rsplit("/", 1)[-1]
-        chosen, said = _label_column(rows.features, source, label_column)
+        chosen, said = _label_column(rows.features, source, options.label_column)
         labels = np.zeros(len(rows), dtype=np.int64)
         self.class_names: tuple[str, ...] = ("image",)
         if chosen is not None:
             training = parts.get(_part(parts, "train") or part, rows)
             labels, self.class_names = _labels(chosen, rows, training, split, source)
         self._identity = f"{rows._fingerprint} {self._image}"
-        self.gray_range = gray_range
-        key = ("hf", self._identity, len(rows), check, gray_range)
+        self.gray_range = options.gray_range
+        key = ("hf", self._identity, len(rows), options.check, options.gray_range)
 
         def error_of(row: int) -> str | None:
             file = self._file(row)
-            return "there is no image" if file is None else image_error(file, check == "decode", gray_range)
+            return "there is no image" if file is None else image_error(file, options.decode, options.gray_range)
 
         failed = find_unreadable(len(rows), error_of, lambda row: f"{row} of {source} {split}", key)
         self.unreadable: Unreadable = [(f"{source} {split} {number}", reason) for number, reason in failed.items()]
-        write_unreadable(self.unreadable, unreadable_list)
+        write_unreadable(self.unreadable, options.unreadable_list)
         self._kept = np.array([i for i in range(len(rows)) if i not in failed], dtype=np.int64)
         self.labels = labels[self._kept]
         if not len(self._kept):
@@ -118,10 +111,6 @@ class HuggingFaceImages:
         notes = (*(() if part else ("the set has no splits and counts for training and testing",)), *notes, *said)
         passed_over = {"unreadable": len(failed), "files that are not named after a split": others}
         self.found = Found(where, {reason: count for reason, count in passed_over.items() if count}, notes)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -16,12 +16,12 @@ from PIL import Image
 
 from vavae import rng
 from vavae.config.image_size import Size, as_size, format_size, height_width
-from vavae.data import ImageSource, has_part, open_images
 from vavae.data.found import Found, classes_text, describe
+from vavae.data.open import has_part, open_images
+from vavae.data.readable import ReadOptions
+from vavae.data.sources import ImageSource, Split
 from vavae.errors import UserError
 from vavae.io.files import read_json_object, written_whole
-
-Split = Literal["train", "test"]
 
 # What `report` has printed, within `printed_once`.
 _printed: ContextVar[set[str] | None] = ContextVar("printed", default=None)
@@ -105,8 +105,8 @@ class ImagesConfig:
         has_test = has_part(self.images, "test")
         held_out = self.holdout > 0 and not has_test
         part: Split = "train" if held_out else split
-        columns = self.image_column, self.label_column
-        source = open_images(self.images, part, names, self.check, *columns, self.gray_range)
+        options = ReadOptions(self.check, names, self.image_column, self.label_column, self.gray_range)
+        source = open_images(self.images, part, options)
         if source.found.passed_over.get("unreadable"):
             name, reason = source.unreadable[0]  # type: ignore[attr-defined]
             more = f" ({names.name} lists all)" if names is not None else ""
@@ -187,7 +187,7 @@ def _noted(source: ImageSource, text: str) -> ImageSource:
     return source
 
 
-class Selection:
+class Selection(ImageSource):
     """Some images of a source, in a given order.
 
     Args:
@@ -203,10 +203,6 @@ class Selection:
         self.indices = indices
         self.name = source.name
         self.class_names = source.class_names
-
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -6,7 +6,6 @@ order, resume and number of processes mean the same as for a folder. The index i
 
 import hashlib
 import io
-import os
 import tarfile
 import threading
 from collections import Counter
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,7 +25,9 @@ from vavae.data.labels import NO_LABELS, label_names
 from vavae.data.loader import loaded_ahead
 from vavae.data.ranges import RangedFile, expand_shards, naming_shard
 from vavae.data.readable import (
+    DEFAULT_OPTIONS,
     GrayRange,
+    ReadOptions,
     Unreadable,
     cache_folder,
     decoder_version,
@@ -40,6 +41,7 @@ from vavae.data.readable import (
     write_unreadable,
 )
 from vavae.data.shard_samples import Entry, Sample, read_label
+from vavae.data.sources import ImageSource
 from vavae.errors import RunError, UserError
 from vavae.progress import Bar, track
 
@@ -103,7 +105,7 @@ class _Member:
     label: int
 
 
-class WebDatasetImages:
+class WebDatasetImages(ImageSource):
     """Images of tar shards, in the order of the shards.
 
     A sample is neighboring members whose names are equal up to the first dot. It has an image, and its label in
@@ -114,13 +116,9 @@ class WebDatasetImages:
 
     Args:
         shards: Addresses as for `expand_shards`: paths, or what fsspec opens.
-        cache: Folder for indices; null is the user's cache folder.
-        unreadable_list: Where to write names of unreadable images and the reasons, one per line, tab-separated.
-        check: "decode" reads every image whole while indexing; "header" reads only the beginnings.
-        image_column: The part of the ending that images have (`left` for `1.left.png`); null as above.
-        label_column: The part of the ending, or the key of JSON, that labels have; "none" takes no labels; null as
-            above.
-        gray_range: See `readable.upright_rgb`.
+        options: How to read the images: `image_column` is the part of the ending that images have (`left` for
+            `1.left.png`), and `label_column` the part of the ending, or the key in JSON, that labels have.
+        cache: Folder for indices; None is in the user's cache folder.
 
     Attributes:
         unreadable: (shard: member, reason) of each image left out, as it cannot be read.
@@ -136,17 +134,14 @@ class WebDatasetImages:
     def __init__(
         self,
         shards: str,
+        options: ReadOptions = DEFAULT_OPTIONS,
         cache: Path | None = None,
-        unreadable_list: str | os.PathLike[str] | None = None,
-        check: Literal["decode", "header"] = "decode",
-        image_column: str | None = None,
-        label_column: str | None = None,
-        gray_range: GrayRange | None = None,
     ) -> None:
         self.name = shards.rsplit("/", 1)[-1]
         self._addresses = expand_shards(shards)
-        self.gray_range = gray_range
-        rules = _Rules(check == "decode", image_column and image_column.lower(), label_names(label_column), gray_range)
+        self.gray_range = options.gray_range
+        image_column = options.image_column and options.image_column.lower()
+        rules = _Rules(options.decode, image_column, label_names(options.label_column), options.gray_range)
         found = _indices(list(dict.fromkeys(self._addresses)), cache or cache_folder() / "shards", rules)
         self._files = [found[address][0] for address in self._addresses]
         indices = [found[address][1] for address in self._addresses]
@@ -159,18 +154,14 @@ class WebDatasetImages:
                     self._members.append(_Member(number, offset, size, -1 if label is None else label))
                 else:
                     self.unreadable.append((f"{address}: {name}", error))
-        write_unreadable(self.unreadable, unreadable_list)
-        self.found = _found(shards, self._addresses, indices, len(self.unreadable), label_column)
+        write_unreadable(self.unreadable, options.unreadable_list)
+        self.found = _found(shards, self._addresses, indices, len(self.unreadable), options.label_column)
         if not self._members:
             passed = ", ".join(f"{count} {reason}" for reason, count in self.found.passed_over.items())
             raise UserError(f"images: no images in the shards {shards} (passed over: {passed or 'nothing'})")
         labels = np.array([member.label for member in self._members])
         self.labels = np.where(labels < 0, 0, labels)
         self.class_names = tuple(str(n) for n in range(int(self.labels.max()) + 1))
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
 
     def __len__(self) -> int:
         return len(self._members)
