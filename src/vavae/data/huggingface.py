@@ -19,7 +19,7 @@ from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import Found
-from vavae.data.labels import IMAGE_NAMES, LABEL_NAMES, NO_LABELS, class_number, is_number
+from vavae.data.labels import IMAGE_NAMES, LABEL_NAMES, NO_LABELS, PART_OF, PARTS, class_number, is_number
 from vavae.data.readable import (
     DEFAULT_OPTIONS,
     ReadOptions,
@@ -34,9 +34,8 @@ from vavae.data.readable import (
 from vavae.data.sources import ImageSource, Split
 from vavae.errors import UserError, as_user_error
 
-# What sets call the part for testing. Some (ImageNet) hide the labels of `test`, so a validation part goes first.
-_SPLITS = {"train": ("train", "training"), "test": ("validation", "valid", "val", "dev", "test", "testing")}
-_SPLIT_NAMES = frozenset((*_SPLITS["train"], *_SPLITS["test"]))
+# Some sets (ImageNet) hide the labels of `test`, so a validation part goes first.
+_SPLITS = {"train": PARTS["train"], "test": (*PARTS["val"], *PARTS["test"])}
 _IMAGE_COLUMNS = (*IMAGE_NAMES, *sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 
 
@@ -212,7 +211,7 @@ def _files_by_split(folder: Path) -> tuple[dict[str, list[str]], int]:
         if path.is_dir() or any(part.startswith(".") for part in parts):
             continue
         splits = [(depth, word) for depth, part in enumerate(parts) for word in re.split(r"[^a-z]+", part.lower())]
-        depth, split = next(((d, word) for d, word in splits if word in _SPLIT_NAMES), (0, ""))
+        depth, split = next(((d, word) for d, word in splits if word in PART_OF), (0, ""))
         (endings if split else others)[path.suffix] += 1
         if split:
             pattern = "/".join(glob.escape(part) for part in parts[: depth + 1])

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
+from vavae.data.found import NO_LABELS as UNLABELED
 from vavae.data.found import Found
 from vavae.data.labels import NO_LABELS, label_names
 from vavae.data.loader import loaded_ahead
@@ -161,7 +162,7 @@ class WebDatasetImages(ImageSource):
             raise UserError(f"images: no images in the shards {shards} (passed over: {passed or 'nothing'})")
         labels = np.array([member.label for member in self._members])
         self.labels = np.where(labels < 0, 0, labels)
-        self.class_names = tuple(str(n) for n in range(int(self.labels.max()) + 1))
+        self.class_names = tuple(str(n) for n in range(int(labels.max()) + 1)) or UNLABELED
 
     def __len__(self) -> int:
         return len(self._members)
