@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from vavae.data import (
-    ArrayImages,
     DemoImages,
     FolderImages,
     ImageSource,
@@ -19,6 +18,7 @@ from vavae.data import (
     open_images,
     source_labels,
 )
+from vavae.data.sources import ArrayImages
 from vavae.errors import UserError
 
 DEMO = DemoImages("train")

@@ -14,16 +14,15 @@ from vavae.data import (
     DemoImages,
     FolderImages,
     InMemoryImages,
-    as_images,
     center_crop,
     flip_horizontally,
     load_images,
     load_pixels,
-    published_random_crop,
     to_tensor,
     to_uint8,
     transforms,
 )
+from vavae.data.transforms import as_images, published_random_crop
 from vavae.errors import UserError
 
 DEMO = DemoImages("test")

@@ -29,7 +29,7 @@ from vavae.errors import UserError, printable
 class FolderImages(ImageSource):
     """Images of a folder: one class per sub-folder (sorted by name), or without labels; see `list_images`.
 
-    Other files, hidden files and those of file servers and operating systems are passed over and counted. Unreadable
+    Other files, hidden files and files of file servers and operating systems are passed over and counted. Unreadable
     images are left out, counted and named, so every index is an image that can be read. The result for a large folder
     is cached until one of its files, or Pillow, changes.
 
