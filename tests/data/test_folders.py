@@ -99,7 +99,7 @@ def test_val_goes_before_test(tmp_path):
     assert open_images(str(tmp_path)).found.notes == ()
 
 
-def test_class_folders_of_a_test_part_whose_training_part_has_none_are_no_classes(tmp_path):
+def test_class_folders_in_the_test_part_only_are_not_classes(tmp_path):
     write_images(tmp_path, "train/0.png", "val/a/0.png", "val/b/0.png")
     source = open_images(str(tmp_path), "test")
     assert source.class_names == ("image",) and source_labels(source).tolist() == [0, 0]

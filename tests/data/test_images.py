@@ -92,9 +92,7 @@ def test_a_command_of_several_stages_says_it_once(capsys: pytest.CaptureFixture[
         assert capsys.readouterr().out.count("images: 5,000 in 10 classes (airplane, ") == times
 
 
-def test_parts_of_other_classes_are_refused_where_labels_are_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_parts_with_different_classes_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folder(tmp_path / "x/train", 2, 20)
     make_folder(tmp_path / "y", 1, 20)
     (tmp_path / "y/c0").rename(tmp_path / "x/val")

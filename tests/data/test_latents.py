@@ -421,7 +421,7 @@ def test_index_is_plain_json(folder):
 
 
 @pytest.mark.parametrize(("size", "stored"), [(32, 32), ((24, 40), [24, 40])])
-def test_the_index_tells_the_size_of_the_images(size, stored, tmp_path):
+def test_the_index_has_the_size_of_the_images(size, stored, tmp_path):
     config = replace(SETTINGS, image_size=size)
     write(tmp_path, config=config)
     finish(tmp_path, config=config)

@@ -194,7 +194,7 @@ def test_odd_modes_become_rgb(tmp_path):
     assert images[4].size == (32, 32)
 
 
-def test_a_file_in_place_of_its_folder_is_told(tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     write_image(tmp_path / "one.png", 0)
     with pytest.raises(UserError, match=r"one\.png is a file: give the folder"):
         open_images(str(tmp_path / "one.png"))

@@ -120,7 +120,7 @@ def test_corrupt_images_of_shards_are_named_and_skipped(tmp_path: Path) -> None:
         assert lines[1].endswith("not an image")
 
 
-def test_a_shard_that_was_written_anew_is_indexed_anew(tmp_path: Path) -> None:
+def test_a_replaced_shard_is_indexed_again(tmp_path: Path) -> None:
     """Its size says nothing: archives are padded to multiples of 10,240 bytes."""
     path = write_tar(tmp_path / "a.tar", labelled([0, 1]))
     before = WebDatasetImages(str(path), cache=tmp_path / "cache")
@@ -145,9 +145,7 @@ def test_one_name_in_two_folders_is_two_shards(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_a_remote_shard_that_changed_is_indexed_anew(
-    told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_remote_shard_is_indexed_again(told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what its store tells of it, or by its beginning where that is nothing but a size."""
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -192,7 +190,7 @@ def test_shards_are_read_in_other_processes(method: str, tmp_path: Path) -> None
     assert _same_pictures(images)
 
 
-def test_a_shard_that_was_cut_is_told(tmp_path: Path) -> None:
+def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", labelled([0, 1]))
     images = WebDatasetImages(str(path), cache=tmp_path / "cache")
     os.truncate(path, 600)
@@ -249,7 +247,7 @@ def test_a_shard_that_ends_with_one_block_of_zeros_is_whole(tmp_path: Path) -> N
     assert len(WebDatasetImages(str(path), cache=tmp_path / "cache")) == 2
 
 
-def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_index_is_replaced(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", labelled([0, 1]))
     WebDatasetImages(str(path), cache=tmp_path / "cache")
     (index,) = (tmp_path / "cache").iterdir()
@@ -258,7 +256,7 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
         assert len(WebDatasetImages(str(path), cache=tmp_path / "cache")) == 2
 
 
-def test_shards_are_indexed_by_several_threads_and_kept_one_by_one(
+def test_threads_index_shards_and_cache_each_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vavae.data import webdataset
@@ -381,9 +379,7 @@ def test_whole_numbers_are_labels_however_they_are_written(text: bytes, tmp_path
         ("1.json", b" " * (2**24 + 1), "is too long for a label"),
     ],
 )
-def test_labels_that_cannot_be_are_refused_by_the_name_of_their_member(
-    name: str, content: bytes, message: str, tmp_path: Path
-) -> None:
+def test_wrong_labels_are_refused_by_member(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^images: .*a\.tar: {name}: .*{message}") as caught:
         opened(tmp_path / "a.tar", [("1.png", png(1)), (name, content)])
     assert len(str(caught.value)) < 400
@@ -546,7 +542,7 @@ def hub_set(contents: list[bytes], labels: list[int]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=kinds)
 
 
-def test_a_hub_set_without_a_name_is_told() -> None:
+def test_a_hub_set_without_a_name_is_refused() -> None:
     for split in ("train", "test"):
         with pytest.raises(UserError, match=r"^images: hf: names no data set"):
             open_images("hf:", split)
@@ -588,7 +584,7 @@ def test_hub_sets_have_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, None], [[0], [1, 2]], [[0], [1]], [0.5, 1.0]])
-def test_labels_of_hub_sets_that_are_no_numbers_are_told(labels: list[object], tmp_path: Path) -> None:
+def test_labels_of_hub_sets_must_be_class_numbers(labels: list[object], tmp_path: Path) -> None:
     rows = {"picture": [{"bytes": png(n), "path": None} for n in range(2)], "label": labels}
     made = datasets.Dataset.from_dict(rows).cast_column("picture", datasets.Image())
     made.save_to_disk(str(tmp_path / "set"))
@@ -834,7 +830,7 @@ def test_mistyped_folders_of_hub_sets_do_not_ask_the_hub(tmp_path: Path) -> None
         open_images(source, "test")
 
 
-def test_too_little_memory_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_a_run_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise MemoryError
 
