@@ -268,7 +268,7 @@ def test_latents_whose_conversion_was_killed_are_refused_and_replaced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors = published_latents(Path("published"))
-    save = latent_writer._save_deterministic
+    save = latent_writer.save_file
 
     def killed(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         save(tensors, path, metadata)
@@ -277,7 +277,7 @@ def test_latents_whose_conversion_was_killed_are_refused_and_replaced(
 
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(latent_writer, "_save_deterministic", killed)
+        monkeypatch.setattr(latent_writer, "save_file", killed)
         latent_writer.write_published_layout(LatentDataset("published"), "written", shard_size=3)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vavae.cli import run
-from vavae.data import FolderImages, has_part, open_images, source_labels
+from vavae.data import FolderImages, ReadOptions, has_part, open_images, source_labels
 from vavae.data.found import Found, describe
 from vavae.errors import UserError
 
@@ -51,6 +51,9 @@ def test_folders_without_images_do_not_make_parts_classes(tmp_path):
         ("train", "validation"),
         ("train", "Dev"),
         ("Training", "testing"),
+        ("train2017", "val2017"),
+        ("train_images", "val_images"),
+        ("Images-Train", "Images-Test"),
     ],
 )
 def test_parts_have_several_names_in_any_case(tmp_path, train, test):
@@ -59,6 +62,23 @@ def test_parts_have_several_names_in_any_case(tmp_path, train, test):
     assert first.class_names == second.class_names == ("a", "b")
     assert (len(first), source_labels(second).tolist()) == (2, [1])
     assert second.found.where == f"folder {tmp_path / test}"
+
+
+@pytest.mark.parametrize("names", [("test tube", "train station"), ("train1", "train2"), ("test 2", "train 1")])
+def test_classes_that_only_begin_like_parts(tmp_path, names):
+    write_images(tmp_path, *(f"{name}/0.png" for name in names))
+    assert open_images(str(tmp_path)).class_names == names
+
+
+def test_parts_inside_a_class_are_noted(tmp_path):
+    write_images(tmp_path, "images/train/0.png", "images/val/1.png")
+    source = open_images(str(tmp_path))
+    assert len(source) == 2
+    assert source.found.notes == (
+        "images/train and images/val are not parts of the set but images of the class images",
+    )
+    write_images(tmp_path / "other", "bus/train/0.png", "bus/deep/1.png")
+    assert open_images(str(tmp_path / "other")).found.notes == ()
 
 
 @pytest.mark.parametrize(("one", "other"), [("val", "validation"), ("train", "Train"), ("training", "train")])
@@ -79,7 +99,7 @@ def test_val_goes_before_test(tmp_path):
     assert open_images(str(tmp_path)).found.notes == ()
 
 
-def test_class_folders_of_a_test_part_whose_training_part_has_none_are_no_classes(tmp_path):
+def test_class_folders_in_the_test_part_only_are_not_classes(tmp_path):
     write_images(tmp_path, "train/0.png", "val/a/0.png", "val/b/0.png")
     source = open_images(str(tmp_path), "test")
     assert source.class_names == ("image",) and source_labels(source).tolist() == [0, 0]
@@ -154,6 +174,20 @@ def test_labels_of_a_dataset_json(tmp_path, form):
     assert source.found == Found(f"folder {tmp_path}", {}, (f"labels from {tmp_path}/dataset.json",))
 
 
+def test_labels_with_a_mark_of_byte_order_and_whole_floats(tmp_path):
+    write_images(tmp_path, *EDM)
+    content = json.dumps({"labels": [[name, float(number)] for number, name in enumerate(EDM)]})
+    (tmp_path / "dataset.json").write_text(content, encoding="utf-8-sig")
+    assert source_labels(FolderImages(tmp_path)).tolist() == list(range(len(EDM)))
+
+
+def test_labels_given_twice_are_refused(tmp_path):
+    write_images(tmp_path, *EDM)
+    (tmp_path / "dataset.json").write_text('{"labels": null, "labels": []}')
+    with pytest.raises(UserError, match=r"dataset\.json cannot be read: the key 'labels' stands twice"):
+        FolderImages(tmp_path)
+
+
 def test_labels_of_files_that_are_not_there_are_counted(tmp_path):
     write_images(tmp_path, *EDM)
     write_labels(tmp_path, [[name, 1] for name in (*EDM, "00001/img00000003.png")])
@@ -182,7 +216,7 @@ def test_labels_of_parts(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "why"),
     [
-        ([[EDM[0], 1]], f"must give a label to every image, but has none for {EDM[1]}"),
+        ([[EDM[0], 1]], f"must have a label for every image, but has no label for {EDM[1]}"),
         ([[EDM[0], -1]], rf"the label of {EDM[0]} must be a whole number from 0 to 999,999, got -1"),
         ([[EDM[0], 1_000_000]], "got 1000000"),
         ([[EDM[0], 1e308]], r"got 1e\+308"),
@@ -246,7 +280,7 @@ def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     write_images(tmp_path / name, f"{name}/{name}.png", "b/0.png")
     (tmp_path / name / "b" / f"{name}.png").write_bytes(b"x")
-    source = FolderImages(tmp_path / name, unreadable_list=tmp_path / "unreadable.txt")
+    source = FolderImages(tmp_path / name, options=ReadOptions(unreadable_list=tmp_path / "unreadable.txt"))
     assert source.class_names == ("b", "caf\\udce9") and source.name == "caf\\udce9"
     assert len(source.fingerprint()) == 64
     assert (tmp_path / "unreadable.txt").read_bytes().endswith(b"/caf\xe9/b/caf\xe9.png\tnot an image\n")

@@ -118,10 +118,12 @@ def test_finished_shards_are_not_made_again(tmp_path):
     content[-30] ^= 1  # one flipped bit
     damaged.write_bytes(content)
     (tmp_path / "latents_rank00_shard004.safetensors").unlink()
-    (tmp_path / "latents_rank00_shard001.json").write_text("{")
+    header = bytearray((tmp_path / "latents_rank00_shard001.safetensors").read_bytes())
+    header[header.index(b'"sha256"') + 12] ^= 1
+    (tmp_path / "latents_rank00_shard001.safetensors").write_bytes(header)
     writer = LatentWriter(tmp_path, 50, SETTINGS, shard_size=12)
     assert [shard.number for shard in writer.missing()] == [1, 2, 4]
-    with pytest.raises(UserError, match="shard 1 of 5 is missing"):
+    with pytest.raises(UserError, match="shard 4 of 5 is missing"):
         writer.finish()
     assert write(tmp_path) == 3
     finish(tmp_path)
@@ -275,8 +277,11 @@ def test_damaged_index_and_statistics_are_named(folder):
     (folder / "statistics.safetensors").write_bytes(b"xx")
     with pytest.raises(UserError, match=r"statistics\.safetensors cannot be read"):
         _ = LatentDataset(folder).statistics
-    (folder / "index.json").write_text('{"settings": {}}')
+    (folder / "index.json").write_text('{"format": "vavae latents 2", "settings": {}}')
     with pytest.raises(UserError, match=r"index\.json is damaged"):
+        LatentDataset(folder)
+    (folder / "index.json").write_text('{"format": "vavae latents 1"}')
+    with pytest.raises(UserError, match=r"index\.json: format must be vavae latents 2, got vavae latents 1; encode"):
         LatentDataset(folder)
 
 
@@ -416,7 +421,7 @@ def test_index_is_plain_json(folder):
 
 
 @pytest.mark.parametrize(("size", "stored"), [(32, 32), ((24, 40), [24, 40])])
-def test_the_index_tells_the_size_of_the_images(size, stored, tmp_path):
+def test_the_index_has_the_size_of_the_images(size, stored, tmp_path):
     config = replace(SETTINGS, image_size=size)
     write(tmp_path, config=config)
     finish(tmp_path, config=config)

@@ -92,7 +92,7 @@ def test_loader_works_ahead_but_not_further_than_asked():
         assert sorted(started) == [0, 2, 4]
 
 
-def test_loader_raises_the_error_at_its_batch_and_stops_its_threads():
+def test_loader_raises_errors_in_order_and_stops_threads():
     def load(batch: torch.Tensor, positions: torch.Tensor) -> int:
         if positions[0] == 4:
             raise UserError("cannot read image 4")
@@ -109,7 +109,7 @@ def test_loader_raises_the_error_at_its_batch_and_stops_its_threads():
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_parts_are_loaded_ahead_in_order_and_errors_come_in_their_place(workers):
+def test_loaded_ahead_keeps_the_order_of_parts_and_errors(workers):
     parts = torch.arange(10).split(3)
     loaded = list(loaded_ahead(parts, lambda part: part * 2, workers))
     assert [part.tolist() for part, _ in loaded] == [part.tolist() for part in parts]

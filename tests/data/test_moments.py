@@ -66,15 +66,15 @@ def test_latents_of_edm2_that_are_wrong_are_named(tmp_path: Path, capsys: pytest
     labels = dict(json.loads((folder / "dataset.json").read_text())["labels"])
     name = "00002/img-mean-std-00000005.npy"
     for wrong, message in (
-        (2**40, "not below 1,000,000"),
-        ("cat", "'cat' is not a class number"),
-        (None, "no label for"),
+        (2**40, "must be a whole number from 0 to 999,999, got 1099511627776"),
+        ("cat", "must be a whole number from 0 to 999,999, got cat"),
+        (None, "has no label for"),
     ):
         entries = [[key, wrong if key == name else label] for key, label in labels.items() if wrong or key != name]
         (folder / "dataset.json").write_text(json.dumps({"labels": entries}))
         assert run(["convert", str(folder), str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err.strip()
-        assert f"{folder / 'dataset.json'}: " in error and name in error and message in error and "\n" not in error
+        assert f"{folder / 'dataset.json'}" in error and name in error and message in error and "\n" not in error
 
 
 def test_training_on_latents_of_edm2_says_to_convert_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

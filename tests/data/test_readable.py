@@ -16,7 +16,7 @@ import PIL
 import pytest
 from PIL import Image, ImageOps, features
 
-from vavae.data import DemoImages, FolderImages, read_rgb
+from vavae.data import DemoImages, FolderImages, ReadOptions, read_rgb
 from vavae.data import readable as readable_module
 from vavae.data.images import ImagesConfig
 from vavae.data.readable import find_unreadable, image_error
@@ -30,7 +30,7 @@ def search(error_of: Callable[[int], str | None], folder: Path, count: int = 100
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_what_has_no_rgb_is_found_before_it_is_used(mode: str, tmp_path: Path) -> None:
+def test_images_of_32_bit_numbers_are_unreadable(mode: str, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         PICTURE.save(tmp_path / name)
     Image.new(mode, (16, 16)).save(tmp_path / "odd.tif")
@@ -69,7 +69,7 @@ def test_the_check_and_the_reader_agree_on_damage(file_format: str) -> None:
     assert damaged > 10
 
 
-def test_any_error_of_a_decoder_is_a_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_any_error_of_a_decoder_means_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a.png")
     source = FolderImages(tmp_path)
     for error in (RuntimeError("two\nlines"), IndexError(), OSError(errno.EINVAL, "Invalid argument")):
@@ -84,7 +84,7 @@ def test_any_error_of_a_decoder_is_a_verdict(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
-def test_a_file_that_cannot_be_got_at_is_named_and_not_remembered(
+def test_inaccessible_files_are_errors_and_not_cached(
     number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for n in range(4):
@@ -108,7 +108,7 @@ def test_a_file_that_cannot_be_got_at_is_named_and_not_remembered(
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate")]
 )
-def test_too_little_memory_is_no_verdict(error: Exception, tmp_path: Path) -> None:
+def test_too_little_memory_is_a_run_error(error: Exception, tmp_path: Path) -> None:
     def fails(_: int) -> None:
         raise error
 
@@ -116,7 +116,7 @@ def test_too_little_memory_is_no_verdict(error: Exception, tmp_path: Path) -> No
         search(fails, tmp_path)
 
 
-def test_another_pillow_judges_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_pillow_checks_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert search(lambda number: "bad" if number == 3 else None, tmp_path) == {3: "bad"}
     assert search(lambda number: None, tmp_path) == {3: "bad"}
     monkeypatch.setattr(PIL, "__version__", "99.0")
@@ -132,7 +132,7 @@ def test_a_search_never_holds_all_images_at_once(tmp_path: Path) -> None:
         search(ends, tmp_path, 10**12)
 
 
-def test_a_search_that_was_ended_goes_on_where_it_was(
+def test_an_interrupted_search_resumes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     looked_at: list[int] = []
@@ -154,7 +154,7 @@ def test_a_search_that_was_ended_goes_on_where_it_was(
     assert not looked_at
 
 
-def test_what_was_found_is_stored_while_the_search_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_results_are_cached_during_the_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A kill leaves no time to store it."""
     monkeypatch.setattr(readable_module, "_SAVE_SECONDS", 0.0)
     monkeypatch.setattr(readable_module, "threads", lambda: 1)
@@ -170,7 +170,7 @@ def test_what_was_found_is_stored_while_the_search_goes_on(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"3": "bad"}', '{"checked": 1000, "unreadable": [1]}'])
-def test_a_damaged_record_is_made_anew(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_replaced(damage: str, tmp_path: Path) -> None:
     search(lambda number: None, tmp_path)
     (stored,) = tmp_path.glob("*.json")
     stored.write_text(damage)
@@ -254,7 +254,7 @@ def gray(file_format: str, bits: int, dtype: str = "uint16") -> io.BytesIO:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_gray_of_twelve_bits_is_dark_with_a_warning_and_right_with_a_range(
+def test_dark_gray_warns_and_gray_range_corrects_it(
     file_format: str, first_dark: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert np.asarray(read_rgb(gray(file_format, 12))).max() == 15
@@ -311,6 +311,6 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     Path(os.fsdecode(folder)).mkdir()
     PICTURE.save(os.fsdecode(folder + b"/\xff.png"))
     Path(os.fsdecode(folder + b"/\xfe.png")).write_bytes(b"no picture")
-    source = FolderImages(tmp_path, tmp_path / "unreadable.txt")
+    source = FolderImages(tmp_path, ReadOptions(unreadable_list=tmp_path / "unreadable.txt"))
     assert len(source) == 1 and len(source.fingerprint()) == 64
     assert (tmp_path / "unreadable.txt").read_bytes() == folder + b"/\xfe.png\tnot an image\n"

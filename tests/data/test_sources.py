@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vavae.data import ArrayImages, DemoImages, FolderImages, ImageSource, demo_pixels, open_images, source_labels
+from vavae.data import (
+    DemoImages,
+    FolderImages,
+    ImageSource,
+    ReadOptions,
+    demo_pixels,
+    open_images,
+    source_labels,
+)
+from vavae.data.sources import ArrayImages
 from vavae.errors import UserError
 
 DEMO = DemoImages("train")
@@ -119,7 +128,7 @@ def test_unreadable_images_are_named_and_skipped(tmp_path):
         (folder / name).write_bytes(data[: len(data) // 2])
     (folder / "a" / "text.jpeg").write_text("hello")
     (folder / "a" / "nothing.png").write_bytes(b"")
-    source = FolderImages(folder, unreadable_list=listing)
+    source = FolderImages(folder, options=ReadOptions(unreadable_list=listing))
     assert [path.name for path in source.paths] == ["good.png", "good.jpg"]
     # A class whose images all fail keeps its number: labels must not depend on damage.
     assert source_labels(source).tolist() == [0, 2]
@@ -138,7 +147,9 @@ def test_a_large_folder_is_checked_once_until_a_file_changes(tmp_path, monkeypat
     paths[1].write_bytes(paths[1].read_bytes()[:200])
     looked_at = []
     original = readable.image_error
-    monkeypatch.setattr("vavae.data.sources.image_error", lambda path, *_: looked_at.append(path) or original(path))
+    monkeypatch.setattr(
+        "vavae.data.folder_images.image_error", lambda path, *_: looked_at.append(path) or original(path)
+    )
     for _ in range(2):
         source = FolderImages(tmp_path / "images")
         assert [path.name for path in source.paths] == ["0.png", "2.png", "3.png"]
@@ -152,7 +163,7 @@ def test_header_check_leaves_truncation_to_the_reader(tmp_path):
     path = write_image(tmp_path / "cut.jpg", quality=95)
     path.write_bytes(path.read_bytes()[:-200])
     (tmp_path / "text.jpg").write_text("hello")
-    source = FolderImages(tmp_path, check="header")
+    source = FolderImages(tmp_path, options=ReadOptions(check="header"))
     assert len(source) == 1
     with pytest.raises(UserError, match=r"cut\.jpg"):
         source.image(0)
@@ -183,7 +194,7 @@ def test_odd_modes_become_rgb(tmp_path):
     assert images[4].size == (32, 32)
 
 
-def test_a_file_in_place_of_its_folder_is_told(tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(tmp_path):
     write_image(tmp_path / "one.png", 0)
     with pytest.raises(UserError, match=r"one\.png is a file: give the folder"):
         open_images(str(tmp_path / "one.png"))

@@ -14,16 +14,15 @@ from vavae.data import (
     DemoImages,
     FolderImages,
     InMemoryImages,
-    as_images,
     center_crop,
     flip_horizontally,
     load_images,
     load_pixels,
-    published_random_crop,
     to_tensor,
     to_uint8,
     transforms,
 )
+from vavae.data.transforms import as_images, published_random_crop
 from vavae.errors import UserError
 
 DEMO = DemoImages("test")
@@ -87,7 +86,7 @@ def bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return rows[:, left] * (1 - across)[:, None] + rows[:, right] * across[:, None]
 
 
-def test_published_random_crop_is_a_window_of_the_bilinear_resize():
+def test_published_random_crop_is_a_window_of_the_resize():
     image = photograph(150, 100)
     expected = bilinear(np.asarray(image), 64, 96)
     lefts = set()
@@ -310,7 +309,7 @@ def test_thin_images_are_cut_before_they_are_scaled(width, height, size, monkeyp
 
 @pytest.mark.parametrize(("width", "height", "size"), THIN)
 @pytest.mark.parametrize("way", [0, 1])
-def test_crops_of_thin_images_are_where_those_of_the_whole_would_be(width, height, size, way):
+def test_crops_of_thin_images_equal_crops_of_the_whole(width, height, size, way):
     """A ramp along the image: the value of a crop is its place."""
     ramp = np.linspace(0, 255, max(width, height)).reshape((height, 1) if height > width else (1, width))
     image = Image.fromarray(np.repeat(np.broadcast_to(ramp, (height, width))[..., None], 3, 2).astype(np.uint8))
@@ -394,6 +393,6 @@ def test_pillow_images_are_read_as_files_are():
         (Image.new("F", (8, 8)), "32-bit numbers"),
     ],
 )
-def test_what_is_no_image_is_refused(given, sentence):
+def test_values_that_are_not_images_are_refused(given, sentence):
     with pytest.raises(UserError, match=sentence):
         as_images(given)

@@ -21,7 +21,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from vavae.cli import run
-from vavae.data import ImageSource, open_images
+from vavae.data import ImageSource, ReadOptions, open_images
 from vavae.data.found import Found
 from vavae.data.huggingface import HuggingFaceImages
 from vavae.data.images import ImagesConfig
@@ -72,7 +72,7 @@ def write_shards(folder: Path) -> str:
 
 def test_shards_are_an_indexable_list(tmp_path: Path) -> None:
     spec = write_shards(tmp_path)
-    images = WebDatasetImages(spec, tmp_path / "cache")
+    images = WebDatasetImages(spec, cache=tmp_path / "cache")
     assert isinstance(images, ImageSource) and len(images) == 6
     assert [images.label(i) for i in range(6)] == [0, 1, 0, 2, 2, 0] and images.num_classes == 3
     order = [5, 0, 3, 1, 4, 2] * 8
@@ -83,9 +83,9 @@ def test_shards_are_an_indexable_list(tmp_path: Path) -> None:
 
 def test_the_second_opening_reads_the_stored_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = write_shards(tmp_path)
-    first = WebDatasetImages(spec, tmp_path / "cache")
+    first = WebDatasetImages(spec, cache=tmp_path / "cache")
     monkeypatch.setattr("vavae.data.webdataset._scan", None)
-    second = WebDatasetImages(spec, tmp_path / "cache")
+    second = WebDatasetImages(spec, cache=tmp_path / "cache")
     assert second.fingerprint() == first.fingerprint()
     assert np.array_equal(np.asarray(second.image(4)), picture(4))
 
@@ -97,7 +97,7 @@ def test_shards_over_fsspec_addresses(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for path in tmp_path.glob("*.tar"):
         memory.pipe(f"/bucket/{path.name}", path.read_bytes())
-    images = WebDatasetImages("memory://bucket/images-{000..001}.tar", tmp_path / "cache")
+    images = WebDatasetImages("memory://bucket/images-{000..001}.tar", cache=tmp_path / "cache")
     assert np.array_equal(np.asarray(images.image(3)), picture(3))
 
 
@@ -110,7 +110,9 @@ def test_corrupt_images_of_shards_are_named_and_skipped(tmp_path: Path) -> None:
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
     for _ in range(2):  # the second time from the stored index
-        images = WebDatasetImages(str(tmp_path / "a.tar"), tmp_path / "cache", tmp_path / "unreadable.txt")
+        images = WebDatasetImages(
+            str(tmp_path / "a.tar"), ReadOptions(unreadable_list=tmp_path / "unreadable.txt"), tmp_path / "cache"
+        )
         assert len(images) == len(images.unreadable) == 2 and [images.label(i) for i in range(2)] == [0, 2]
         assert np.array_equal(np.asarray(images.image(1)), picture(2))
         lines = (tmp_path / "unreadable.txt").read_text().splitlines()
@@ -118,14 +120,14 @@ def test_corrupt_images_of_shards_are_named_and_skipped(tmp_path: Path) -> None:
         assert lines[1].endswith("not an image")
 
 
-def test_a_shard_that_was_written_anew_is_indexed_anew(tmp_path: Path) -> None:
+def test_a_replaced_shard_is_indexed_again(tmp_path: Path) -> None:
     """Its size says nothing: archives are padded to multiples of 10,240 bytes."""
     path = write_tar(tmp_path / "a.tar", labelled([0, 1]))
-    before = WebDatasetImages(str(path), tmp_path / "cache")
+    before = WebDatasetImages(str(path), cache=tmp_path / "cache")
     size, state = path.stat().st_size, path.stat()
     write_tar(path, labelled([1, 0]))
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1000))
-    after = WebDatasetImages(str(path), tmp_path / "cache")
+    after = WebDatasetImages(str(path), cache=tmp_path / "cache")
     assert path.stat().st_size == size
     assert [after.label(i) for i in range(2)] == [1, 0] and after.fingerprint() != before.fingerprint()
 
@@ -136,16 +138,14 @@ def test_one_name_in_two_folders_is_two_shards(tmp_path: Path, monkeypatch: pyte
         path = write_tar(tmp_path / folder / "a.tar", labelled(labels))
         os.utime(path, ns=(10**18, 10**18))
         monkeypatch.chdir(tmp_path / folder)
-        images = WebDatasetImages("a.tar", tmp_path / "cache")
+        images = WebDatasetImages("a.tar", cache=tmp_path / "cache")
         assert [images.label(i) for i in range(2)] == labels
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(np.asarray(images.image(1)), picture(1))  # a relative name means where it was opened
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_a_remote_shard_that_changed_is_indexed_anew(
-    told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_remote_shard_is_indexed_again(told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what its store tells of it, or by its beginning where that is nothing but a size."""
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -159,7 +159,7 @@ def test_a_remote_shard_that_changed_is_indexed_anew(
     memory = MemoryFileSystem()
     for labels in ([0, 1], [1, 0]):
         memory.pipe(f"/told-{told}/a.tar", write_tar(tmp_path / "a.tar", labelled(labels)).read_bytes())
-        images = WebDatasetImages(f"memory://told-{told}/a.tar", tmp_path / "cache")
+        images = WebDatasetImages(f"memory://told-{told}/a.tar", cache=tmp_path / "cache")
         assert [images.label(i) for i in range(2)] == labels
         assert np.array_equal(np.asarray(images.image(1)), picture(1))
 
@@ -168,7 +168,7 @@ def test_a_remote_shard_that_changed_is_indexed_anew(
 def test_shards_do_not_exhaust_open_files(tmp_path: Path) -> None:
     for n in range(80):
         write_tar(tmp_path / f"{n:03d}.tar", [("1.png", png(n))])
-    images = WebDatasetImages(f"{tmp_path}/{{000..079}}.tar", tmp_path / "cache")
+    images = WebDatasetImages(f"{tmp_path}/{{000..079}}.tar", cache=tmp_path / "cache")
     opened = len(list(Path("/proc/self/fd").iterdir()))
     order = np.random.default_rng(0).permutation(np.tile(np.arange(80), 6)).tolist()
     with ThreadPoolExecutor(8) as pool:
@@ -183,16 +183,16 @@ def _same_pictures(images: WebDatasetImages) -> bool:
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_shards_are_read_in_other_processes(method: str, tmp_path: Path) -> None:
-    images = WebDatasetImages(write_shards(tmp_path), tmp_path / "cache")
+    images = WebDatasetImages(write_shards(tmp_path), cache=tmp_path / "cache")
     assert _same_pictures(images) and _same_pictures(pickle.loads(pickle.dumps(images)))
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert all(pool.map(_same_pictures, [images] * 4))
     assert _same_pictures(images)
 
 
-def test_a_shard_that_was_cut_is_told(tmp_path: Path) -> None:
+def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", labelled([0, 1]))
-    images = WebDatasetImages(str(path), tmp_path / "cache")
+    images = WebDatasetImages(str(path), cache=tmp_path / "cache")
     os.truncate(path, 600)
     with pytest.raises(UserError, match=r"cannot read image 1 of .*a\.tar: 0 bytes came back"):
         images.image(1)
@@ -227,7 +227,7 @@ def test_a_shard_of_which_a_part_is_lost_is_refused(damage: str, tmp_path: Path)
     path.write_bytes(damaged(path.read_bytes(), damage, member))
     for _ in range(2):  # nothing is stored of it
         with pytest.raises(UserError, match=rf"shard {path} (is damaged or incomplete: at byte \d+|cannot be read)"):
-            WebDatasetImages(str(path), tmp_path / "cache")
+            WebDatasetImages(str(path), cache=tmp_path / "cache")
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="needs tar")
@@ -235,7 +235,7 @@ def test_a_shard_of_which_a_part_is_lost_is_refused(damage: str, tmp_path: Path)
 def test_shards_of_gnu_tar_are_whole(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(png(1))
     subprocess.run(["tar", "-cf", "a.tar", *options, "1.png"], cwd=tmp_path, check=True)
-    assert len(WebDatasetImages(str(tmp_path / "a.tar"), tmp_path / "cache")) == 1
+    assert len(WebDatasetImages(str(tmp_path / "a.tar"), cache=tmp_path / "cache")) == 1
 
 
 def test_a_shard_that_ends_with_one_block_of_zeros_is_whole(tmp_path: Path) -> None:
@@ -244,19 +244,19 @@ def test_a_shard_that_ends_with_one_block_of_zeros_is_whole(tmp_path: Path) -> N
         archive.getmembers()
         end = archive.offset
     os.truncate(path, end + 512)
-    assert len(WebDatasetImages(str(path), tmp_path / "cache")) == 2
+    assert len(WebDatasetImages(str(path), cache=tmp_path / "cache")) == 2
 
 
-def test_a_damaged_index_is_made_anew(tmp_path: Path) -> None:
+def test_a_damaged_index_is_replaced(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", labelled([0, 1]))
-    WebDatasetImages(str(path), tmp_path / "cache")
+    WebDatasetImages(str(path), cache=tmp_path / "cache")
     (index,) = (tmp_path / "cache").iterdir()
     for damage in ("{", "[]", '{"entries": [[1]], "only_labelled": null}'):
         index.write_text(damage)
-        assert len(WebDatasetImages(str(path), tmp_path / "cache")) == 2
+        assert len(WebDatasetImages(str(path), cache=tmp_path / "cache")) == 2
 
 
-def test_shards_are_indexed_by_several_threads_and_kept_one_by_one(
+def test_threads_index_shards_and_cache_each_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vavae.data import webdataset
@@ -274,16 +274,18 @@ def test_shards_are_indexed_by_several_threads_and_kept_one_by_one(
     monkeypatch.setattr(webdataset, "_scan", scan)
     monkeypatch.setattr(webdataset, "threads", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        WebDatasetImages(spec, tmp_path / "cache")
+        WebDatasetImages(spec, cache=tmp_path / "cache")
     monkeypatch.setattr(webdataset, "threads", lambda: 2)
-    assert len(WebDatasetImages(spec, tmp_path / "cache")) == 6
+    assert len(WebDatasetImages(spec, cache=tmp_path / "cache")) == 6
     assert scanned == ["000.tar", "001.tar", "001.tar"]
     assert "indexing shards" in capsys.readouterr().err
 
 
 def test_of_several_images_the_plain_name_counts(tmp_path: Path) -> None:
     members = [("1.aaa.png", png(5)), ("1.png", png(1)), ("1.seg.png", png(6)), ("2.seg.jpg.png", png(2))]
-    images = WebDatasetImages(str(write_tar(tmp_path / "a.tar", [*members, ("._2.png", b"")])), tmp_path / "cache")
+    images = WebDatasetImages(
+        str(write_tar(tmp_path / "a.tar", [*members, ("._2.png", b"")])), cache=tmp_path / "cache"
+    )
     assert len(images) == 2 and images.num_classes == 1 and not images.unreadable
     assert [np.array_equal(np.asarray(images.image(i)), picture(i + 1)) for i in range(2)] == [True, True]
 
@@ -295,7 +297,7 @@ def test_of_several_images_the_plain_name_counts(tmp_path: Path) -> None:
         ([("1.png", png(0)), ("1.png", png(1))], r"a\.tar holds 1\.png twice in one sample"),
         ([*labelled([1]), ("x/7.png", png(7))], r"x/7\.png has no label, and .*0\.png has one"),
         ([("1.png", png(1)), ("2.png", png(2)), ("1.cls", b"1")], r"1\.png has no label, and .*: 1 \(no image beside"),
-        ([("1.png", png(1)), ("1.json", b"[3]")], r"1\.json: holds no object with a label"),
+        ([("1.png", png(1)), ("1.json", b"[3]")], r"1\.json: must hold an object with a label"),
         ([("1.png", png(1)), ("1.json", b'{"label": null}')], r"1\.json: its label 'None' is not a class number"),
         ([("1.png", png(1)), ("1.json", b'{"label": "cat"}')], r"1\.json: its label 'cat' is not a class number"),
         ([("1.png", png(1)), ("1.json", b'{"label": 1.5}')], r"1\.json: its label '1.5' is not a class number"),
@@ -308,7 +310,7 @@ def test_samples_in_doubt_are_refused(members: list[tuple[str, bytes]], told: st
     path = write_tar(tmp_path / "a.tar", members)
     for _ in range(2):  # the second time from the stored index, if there is one
         with pytest.raises(UserError, match=told):
-            WebDatasetImages(str(path), tmp_path / "cache")
+            WebDatasetImages(str(path), cache=tmp_path / "cache")
 
 
 def test_shard_mistakes_are_one_line(tmp_path: Path) -> None:
@@ -319,12 +321,12 @@ def test_shard_mistakes_are_one_line(tmp_path: Path) -> None:
         open_images("webdataset:s9://x.tar")
     (tmp_path / "text.tar").write_text("no archive " * 100)
     with pytest.raises(UserError, match=r"text.tar cannot be read"):
-        WebDatasetImages(str(tmp_path / "text.tar"), tmp_path / "cache")
+        WebDatasetImages(str(tmp_path / "text.tar"), cache=tmp_path / "cache")
 
 
 def opened(path: Path, members: list[tuple[str, bytes]], **options: str) -> WebDatasetImages:
     write_tar(path, members)
-    return WebDatasetImages(str(path), path.parent / "cache", **options)  # type: ignore[arg-type]
+    return WebDatasetImages(str(path), ReadOptions(**options), path.parent / "cache")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -367,18 +369,17 @@ def test_whole_numbers_are_labels_however_they_are_written(text: bytes, tmp_path
         ("1.cls", b"3 5", "its label '3 5' is not a class number"),
         ("1.cls", b"1_0", "its label '1_0' is not a class number"),
         ("1.cls", b"", "its label '' is not a class number"),
-        ("1.label.npy", b"\x93NUMPY", "codec can't decode"),
+        ("1.label.npy", b"\x93NUMPY", "is not a class number"),
         ("1.json", b'{"label": 1e308}', "its label 1e\\+308 is not below"),
         ("1.json", b'{"label": true}', "its label 'True' is not a class number"),
         ("1.json", b'{"label": NaN}', "its label 'nan' is not a class number"),
         ("1.json", b'{"label": ' + b"9" * 5000 + b"}", "limit"),
-        ("1.json", b"[" * 10**6, "is nested too deeply"),
+        ("1.json", b"[" * 10**6, "nested too deeply"),
+        ("1.json", b'{"label": 0, "label": 1}', "the key 'label' stands twice"),
         ("1.json", b" " * (2**24 + 1), "is too long for a label"),
     ],
 )
-def test_labels_that_cannot_be_are_refused_by_the_name_of_their_member(
-    name: str, content: bytes, message: str, tmp_path: Path
-) -> None:
+def test_wrong_labels_are_refused_by_member(name: str, content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^images: .*a\.tar: {name}: .*{message}") as caught:
         opened(tmp_path / "a.tar", [("1.png", png(1)), (name, content)])
     assert len(str(caught.value)) < 400
@@ -423,7 +424,7 @@ def test_what_is_passed_over_in_shards_is_counted(tmp_path: Path) -> None:
             info.type, info.linkname = kind, "0.png"
             archive.addfile(info)
     for _ in range(2):  # the second time from the stored index
-        images = WebDatasetImages(str(path), tmp_path / "cache")
+        images = WebDatasetImages(str(path), cache=tmp_path / "cache")
         assert len(images) == 3
         assert images.found.passed_over == {
             "unreadable": 1, "files without an ending": 1, "names that begin with a dot": 1, ".txt files": 1,
@@ -496,6 +497,20 @@ def test_patterns_of_remote_shards() -> None:
     assert expand_shards("memory://patterns/*.tar") == both == expand_shards("memory://patterns")
 
 
+def test_a_folder_of_training_and_test_shards_is_refused(tmp_path: Path) -> None:
+    for name in ("train-000.tar", "train-001.tar", "val-000.tar"):
+        write_tar(tmp_path / name, [("1.png", png(1)), ("1.cls", b"1")])
+    with pytest.raises(UserError, match=rf"{tmp_path} holds shards for training and for testing") as caught:
+        WebDatasetImages(str(tmp_path), cache=tmp_path / "cache")
+    pattern = str(caught.value).rpartition("webdataset:")[2]
+    assert len(WebDatasetImages(pattern, cache=tmp_path / "cache")) == 2
+
+
+def test_shards_without_labels_have_no_class_names(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", [("1.png", png(1)), ("2.png", png(2))])
+    assert WebDatasetImages(str(path), cache=tmp_path / "cache").class_names == ("image",)
+
+
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar"])
 @pytest.mark.parametrize(
     ("mode", "message"), [("w:gz", "gzip.*gunzip"), ("w:bz2", "bzip2.*bunzip2"), ("w:xz", "xz.*unxz")]
@@ -504,12 +519,14 @@ def test_compressed_shards_say_what_to_do(name: str, mode: str, message: str, tm
     with tarfile.open(tmp_path / name, mode) as archive:  # type: ignore[call-overload]
         archive.addfile(tarfile.TarInfo("1.png"))
     with pytest.raises(UserError, match=rf"shard .*{name} is compressed \({message}"):
-        WebDatasetImages(str(tmp_path / name), tmp_path / "cache")
+        WebDatasetImages(str(tmp_path / name), cache=tmp_path / "cache")
 
 
 def test_names_of_members_that_are_not_utf8(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [("1.png", png(1)), ("caf\udce9.png", b"broken")])
-    images = WebDatasetImages(str(tmp_path / "a.tar"), tmp_path / "cache", tmp_path / "unreadable.txt")
+    images = WebDatasetImages(
+        str(tmp_path / "a.tar"), ReadOptions(unreadable_list=tmp_path / "unreadable.txt"), tmp_path / "cache"
+    )
     assert len(images) == 1 and "caf\\udce9.png\tnot an image" in (tmp_path / "unreadable.txt").read_text()
 
 
@@ -525,7 +542,7 @@ def hub_set(contents: list[bytes], labels: list[int]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(rows, features=kinds)
 
 
-def test_a_hub_set_without_a_name_is_told() -> None:
+def test_a_hub_set_without_a_name_is_refused() -> None:
     for split in ("train", "test"):
         with pytest.raises(UserError, match=r"^images: hf: names no data set"):
             open_images("hf:", split)
@@ -546,7 +563,7 @@ def test_hub_sets_saved_to_disk(tmp_path: Path) -> None:
 
 def test_corrupt_images_of_hub_sets_are_named_and_skipped(tmp_path: Path) -> None:
     hub_set([png(0), png(1)[:60], png(2)], [0, 1, 1]).save_to_disk(str(tmp_path / "set"))
-    images = open_images(f"hf:{tmp_path / 'set'}", "train", tmp_path / "unreadable.txt")
+    images = open_images(f"hf:{tmp_path / 'set'}", "train", ReadOptions(unreadable_list=tmp_path / "unreadable.txt"))
     assert [images.label(i) for i in range(len(images))] == [0, 1]
     assert np.array_equal(np.asarray(images.image(1)), picture(2))
     assert (tmp_path / "unreadable.txt").read_text().startswith(f"{tmp_path / 'set'} train 1\t")
@@ -567,7 +584,7 @@ def test_hub_sets_have_parts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, None], [[0], [1, 2]], [[0], [1]], [0.5, 1.0]])
-def test_labels_of_hub_sets_that_are_no_numbers_are_told(labels: list[object], tmp_path: Path) -> None:
+def test_labels_of_hub_sets_must_be_class_numbers(labels: list[object], tmp_path: Path) -> None:
     rows = {"picture": [{"bytes": png(n), "path": None} for n in range(2)], "label": labels}
     made = datasets.Dataset.from_dict(rows).cast_column("picture", datasets.Image())
     made.save_to_disk(str(tmp_path / "set"))
@@ -682,7 +699,7 @@ def test_labels_of_hub_sets_that_cannot_be_are_refused(name: str, labels: list[A
     source = write_parquet(tmp_path / "set" / "train.parquet", {"image": PNGS, name: labels})
     with pytest.raises(UserError, match=rf"column {name} of the train part of .*set: row 2: its label .*label_column"):
         open_images(source)
-    assert open_images(source, label_column="none").num_classes == 1
+    assert open_images(source, options=ReadOptions(label_column="none")).num_classes == 1
 
 
 @pytest.mark.usefixtures("hub_cache")
@@ -702,7 +719,7 @@ def test_options_name_columns_of_hub_sets(tmp_path: Path) -> None:
         ({"image_column": "a", "label_column": "many"}, "column many of the train part .* is not a class number"),
     ):
         with pytest.raises(UserError, match=message):
-            open_images(source, **options)  # type: ignore[arg-type]
+            open_images(source, options=ReadOptions(**options))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("hub_cache")
@@ -741,7 +758,7 @@ def test_parts_of_hub_sets_under_other_names(train: str, tested: str, tmp_path: 
         source = write_parquet(tmp_path / "set" / f"{name}.parquet", rows)
     with pytest.raises(UserError, match="holds the class 2, but the classes of the train part are 1"):
         open_images(source, "test")
-    images = open_images(source, "test", label_column="none")
+    images = open_images(source, "test", ReadOptions(label_column="none"))
     assert len(images) == 1 and np.array_equal(np.asarray(images.image(0)), picture(2))
     images = open_images(source)
     assert len(images) == 2 and isinstance(images, HuggingFaceImages) and not images.found.passed_over
@@ -813,14 +830,14 @@ def test_mistyped_folders_of_hub_sets_do_not_ask_the_hub(tmp_path: Path) -> None
         open_images(source, "test")
 
 
-def test_too_little_memory_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_a_run_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise MemoryError
 
     path = write_tar(tmp_path / "a.tar", labelled([0, 1]))
-    images = WebDatasetImages(str(path), tmp_path / "cache")
+    images = WebDatasetImages(str(path), cache=tmp_path / "cache")
     monkeypatch.setattr(Image, "open", fails)
     with pytest.raises(RunError, match=r"not enough memory to decode image 1 of .*a\.tar"):
         images.image(1)
     with pytest.raises(RunError, match=r"not enough memory to index the shard .*a\.tar"):
-        WebDatasetImages(str(path), tmp_path / "other")
+        WebDatasetImages(str(path), cache=tmp_path / "other")

@@ -76,11 +76,10 @@ def test_files_of_somebody_else_are_left_alone(
     "left",
     [
         (),
-        ("latents_rank00_shard000.json",),
         ("latents_rank00_shard000.safetensors",),
-        ("latents_rank00_shard001.safetensors", "latents_rank00_shard001.json"),
+        ("latents_rank00_shard001.safetensors", "statistics.safetensors"),
         ("index.json",),
-        ("statistics.safetensors", "checked.json"),
+        ("statistics.safetensors",),
     ],
 )
 def test_what_a_stopped_call_left_is_gone_on_from(left: tuple[str, ...], tmp_path: Path) -> None:

@@ -241,9 +241,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
 
 MISTAKES = {
-    "factor": (["train-tokenizer", "--data.size=[24, 42]", *TOKENIZER], "data.size: 24x42 is no multiple", "factor 4"),
+    "factor": (
+        ["train-tokenizer", "--data.size=[24, 42]", *TOKENIZER], "data.size must be a multiple", "factor 4, got 24x42"
+    ),
     "one number": (["encode", "--data.size=[24]"], "data.size: expected a whole number, or 2 values", "got [24]"),
-    "nothing": (["encode", "--data.size=[0, 32]"], "size: images of 0x32 pixels are too small", "8"),
+    "nothing": (["encode", "--data.size=[0, 32]"], "size must be at least 8 pixels", "got 0x32"),
     "frontier": (["frontier", "--data.size=[24, 40]"], "data.size: 24x40 is not square", "vavae frontier"),
     "demo": (["demo", "--size=[24, 40]"], "size: expected a whole number", "got [24, 40]"),
     "LPIPS": (
@@ -281,9 +283,9 @@ def test_what_does_not_fit_the_models_is_told(
 
     data, new = ["--data.images", str(images), "--device=cpu"], f"--output={tmp_path / 'new'}"
     told = refused("encode", trained, *data, "--data.size=[24, 42]", new)
-    assert "data.size: 24x42 is no multiple of the tokenizer's factor 4" in told
+    assert "data.size must be a multiple of the tokenizer's factor 4, got 24x42" in told
     told = refused("evaluate", "tokenizer", str(path / "tokenizer/tokenizer"), *data, "--data.size=[24, 42]")
-    assert "data.size: 24x42 is no multiple of the tokenizer's factor 4" in told
+    assert "data.size must be a multiple of the tokenizer's factor 4, got 24x42" in told
     told = refused(*commands(images, path)["generator"], "--transformer.patch_size=4", new)
     assert f"latents: those in {path / 'latents'} are of 6x10, no multiple of the transformer's patch 4" in told
     # Latents of another size in the same folder, and a run of another size.

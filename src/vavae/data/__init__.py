@@ -1,36 +1,23 @@
-"""Images in, latents on disk, and the order in which training sees them."""
+"""Image sources, transforms, the order of images in training, and latents on disk."""
 
+from vavae.data.folder_images import FolderImages
 from vavae.data.latent_writer import LatentWriter, Shard, write_published_layout
 from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
-from vavae.data.loader import Batch, BatchLoader, IndexStream, loaded_ahead
-from vavae.data.readable import read_rgb
-from vavae.data.sources import (
-    ArrayImages,
-    Cifar10Images,
-    DemoImages,
-    FolderImages,
-    ImageSource,
-    Split,
-    demo_pixels,
-    has_part,
-    open_images,
-    source_labels,
-)
+from vavae.data.loader import BatchLoader, IndexStream, loaded_ahead
+from vavae.data.open import has_part, open_images
+from vavae.data.readable import ReadOptions, read_rgb
+from vavae.data.sources import Cifar10Images, DemoImages, ImageSource, demo_pixels, source_labels
 from vavae.data.transforms import (
     InMemoryImages,
-    as_images,
     center_crop,
     flip_horizontally,
     load_images,
     load_pixels,
-    published_random_crop,
     to_tensor,
     to_uint8,
 )
 
 __all__ = [
-    "ArrayImages",
-    "Batch",
     "BatchLoader",
     "Cifar10Images",
     "DemoImages",
@@ -41,10 +28,9 @@ __all__ = [
     "LatentDataset",
     "LatentSettings",
     "LatentWriter",
+    "ReadOptions",
     "ResidentLatents",
     "Shard",
-    "Split",
-    "as_images",
     "center_crop",
     "demo_pixels",
     "flip_horizontally",
@@ -53,7 +39,6 @@ __all__ = [
     "load_pixels",
     "loaded_ahead",
     "open_images",
-    "published_random_crop",
     "read_rgb",
     "source_labels",
     "to_tensor",

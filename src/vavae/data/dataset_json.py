@@ -1,10 +1,9 @@
-"""Labels of a folder of images in `dataset.json`, the layout of StyleGAN, EDM and REPA.
+"""Read labels of files from `dataset.json`, the layout of StyleGAN, EDM and REPA.
 
-`{"labels": [["00000/img00000000.png", 3], …]}` gives a class number for each file, by its path relative to the folder;
-`{"labels": null}` says that there are no labels.
+`{"labels": [["00000/img00000000.png", 3], …]}` gives a class number for each file, by its path relative to the folder.
+`{"labels": null}` means that there are no labels.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vavae.errors import UserError, one_line
+from vavae.io.files import parse_json
 
 NAME = "dataset.json"
 _MOST_CLASSES = 1_000_000
@@ -25,7 +25,7 @@ class LabelFile:
 
     Attributes:
         path: The file.
-        stated: Whether it has the key `labels`; other tools write files of this name too.
+        stated: Whether it has the key `labels`. Other tools write files of this name too.
         labels: Class number by path relative to the file's folder; empty if there are no labels.
     """
 
@@ -34,19 +34,19 @@ class LabelFile:
     labels: dict[str, int]
 
     def class_names(self) -> tuple[str, ...]:
-        """The class numbers as names, up to the largest."""
+        """Return the class numbers as names, up to the largest."""
         return tuple(str(number) for number in range(max(self.labels.values()) + 1))
 
     def labels_of(self, paths: Sequence[Path]) -> NDArray[np.int64]:
-        """Return the class numbers of images, (N,) int64.
+        """Return the class numbers of files, (N,) int64.
 
         Raises:
-            UserError: An image has none.
+            UserError: A file has none.
         """
         names = [path.relative_to(self.path.parent).as_posix() for path in paths]
         for name in names:
             if name not in self.labels:
-                raise UserError(f"{self.path} must give a label to every image, but has none for {name}")
+                raise UserError(f"{self.path} must have a label for every image, but has no label for {name}")
         return np.array([self.labels[name] for name in names], dtype=np.int64)
 
     def missing(self, root: Path, paths: Sequence[Path]) -> list[str]:
@@ -66,8 +66,8 @@ def find_label_file(*folders: Path) -> LabelFile | None:
     if path is None:
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, dict) or "labels" not in content:
         return LabelFile(path, False, {})
@@ -75,7 +75,7 @@ def find_label_file(*folders: Path) -> LabelFile | None:
 
 
 def _checked(entries: Any, path: Path) -> dict[str, int]:
-    """Return class number by file; nothing if all of them are null."""
+    """Return class number by file; empty if all labels are null."""
     if entries is None:
         return {}
     pairs = list(entries.items()) if isinstance(entries, dict) else entries
@@ -90,6 +90,8 @@ def _checked(entries: Any, path: Path) -> dict[str, int]:
         if label is None:
             without = name
             continue
+        if isinstance(label, float) and label.is_integer() and abs(label) < _MOST_CLASSES:
+            label = int(label)
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < _MOST_CLASSES:
             raise UserError(
                 f"{path}: the label of {name} must be a whole number from 0 to {_MOST_CLASSES - 1:,}, "

@@ -1,7 +1,7 @@
-"""What is in a folder of images: its files, its parts for training and testing, and its labels.
+"""List the images of a folder, its parts for training and testing, and its labels.
 
-Everything that is not an image of the set is counted by its reason: an unknown ending, a hidden name, a folder that a
-file server or an operating system keeps for itself.
+Other files are counted by the reason why they are passed over: an unknown ending, a hidden name, or a folder of a file
+server or an operating system.
 """
 
 import errno
@@ -21,17 +21,14 @@ from vavae.data.dataset_json import NAME as LABELS_NAME
 from vavae.data.dataset_json import LabelFile, find_label_file
 from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import NO_LABELS, passed_over_text
+from vavae.data.labels import PART_OF, PARTS
 from vavae.errors import UserError, printable
 
-_PARTS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-_PART_OF = {name: part for part, names in _PARTS.items() for name in names}
+# Names of parts may have these words and a year around them: `train2017`, `val_images`.
+_AROUND_PARTS = frozenset({"image", "images", "img", "imgs", "set", "data", "split"})
 
-# Folders that file servers and operating systems keep for thumbnails, deleted files and so on, in lower case. Names
-# that begin with a dot (`.AppleDouble`, `.@__thumb`, `.Trashes`) are hidden in any case.
+# Folders of file servers and operating systems for thumbnails, deleted files and so on, in lower case. Names that begin
+# with a dot (`.AppleDouble`, `.@__thumb`, `.Trashes`) are hidden.
 _SYSTEM_FOLDERS = frozenset(
     {
         *("@eadir", "@tmp", "#recycle"),  # Synology
@@ -41,7 +38,7 @@ _SYSTEM_FOLDERS = frozenset(
         "lost+found",  # Linux
     }
 )
-# Each holds the whole set once more for every hour or day, so their files are not even counted.
+# Each can contain many copies of the whole set, so their files are not counted.
 _SNAPSHOTS = frozenset({"#snapshot", "~snapshot", ".snapshot", ".snapshots", ".zfs"})
 
 _NUMBERED_FOLDER = re.compile(r"\d{5}")
@@ -67,6 +64,14 @@ class Parts:
     left_out: Path | None = None
 
 
+def _part_of(folder: Path) -> str | None:
+    """Return "train", "val" or "test" if a folder is named after a part, also as `Train2017` or `val_images`."""
+    words = [word for word in re.findall(r"[a-z]+|\d+", folder.name.lower()) if word not in _AROUND_PARTS]
+    if len(words) == 2 and re.fullmatch(r"(19|20)\d\d", words[1]):
+        words.pop()
+    return PART_OF.get(words[0]) if len(words) == 1 else None
+
+
 def find_parts(root: Path) -> Parts:
     """Find the training and the test part of a folder by the names of its sub-folders, in any case.
 
@@ -79,8 +84,8 @@ def find_parts(root: Path) -> Parts:
     passed: Counter[str] = Counter()
     with _naming_folder(root):
         files, folders = _content(root, passed)
-        named = [folder for folder in folders if folder.name.lower() in _PART_OF]
-        others = [folder for folder in folders if folder.name.lower() not in _PART_OF]
+        named = {folder: part for folder in folders if (part := _part_of(folder)) is not None}
+        others = [folder for folder in folders if folder not in named]
         if not named:
             return Parts()
         other = next((folder for folder in others if any(images_below(folder, passed))), None)
@@ -89,14 +94,14 @@ def find_parts(root: Path) -> Parts:
         what = "is a class, not a part" if len(named) == 1 else "are classes, not parts"
         return Parts(notes=(f"{names} {what} of the set, since {other.name} contains images too",))
     parts: dict[str, Path] = {}
-    for folder in named:
-        former = parts.setdefault(_PART_OF[folder.name.lower()], folder)
+    for folder, part in named.items():
+        former = parts.setdefault(part, folder)
         if former is not folder:
             raise UserError(
                 f"{root}: {former.name} and {folder.name} are the same part of the set: rename or remove one"
             )
     passed["next to the parts"] += sum(1 for _ in _images_of(files, passed))
-    train, val, test = (parts.get(part) for part in _PARTS)
+    train, val, test = (parts.get(part) for part in PARTS)
     return Parts(train, val or test, dict(+passed), left_out=test if val is not None else None)
 
 
@@ -122,8 +127,8 @@ class Listing:
 def list_images(root: Path, names: Sequence[str] | None = None, base: Path | None = None) -> Listing:
     """List the images of a folder, at every depth, with their labels.
 
-    The labels are those of `dataset.json` if there is one, otherwise each sub-folder is a class. Images directly in the
-    folder have no labels, and neither have numbered files in numbered folders (`00000/img00000000.png`).
+    Labels come from `dataset.json` if there is one, otherwise each sub-folder is a class. Images directly in the folder
+    and numbered files in numbered folders (`00000/img00000000.png`) have no labels.
 
     Args:
         root: The folder.
@@ -164,9 +169,21 @@ def list_images(root: Path, names: Sequence[str] | None = None, base: Path | Non
         labels = np.repeat(numbers, [len(group) for group in groups.values()])
     if label_file is not None:
         notes.append(f'{label_file.path} is not used: it has no "labels"')
+    notes += _nested_parts(groups)
     if empty:
         notes.append(f"folders without images are not counted as classes: {', '.join(empty)}")
     return Listing(paths, labels, class_names, passed, tuple(notes))
+
+
+def _nested_parts(groups: Mapping[Path, list[Path]]) -> list[str]:
+    """Return a note if folders for training and testing are inside a class, for example `images/train`."""
+    for folder, paths in groups.items():
+        inner = sorted({folder / path.relative_to(folder).parts[0] for path in paths if path.parent != folder})
+        parts = [path for path in inner if _part_of(path) is not None]
+        if len({_part_of(path) for path in parts}) > 1:
+            names = " and ".join(str(path.relative_to(folder.parent)) for path in parts)
+            return [f"{names} are not parts of the set but images of the class {folder.name}"]
+    return []
 
 
 def class_names_of(root: Path, base: Path) -> tuple[str, ...]:
@@ -189,7 +206,7 @@ def class_names_of(root: Path, base: Path) -> tuple[str, ...]:
 def _classes(
     root: Path, folders: list[Path], numbered: bool, names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Return the class names that folders with images stand for, and what to say about it."""
+    """Return the class names of folders with images, and notes."""
     if not folders:
         if names is None or tuple(names) == NO_LABELS:
             return NO_LABELS, []
@@ -225,7 +242,7 @@ def _labels_of_file(
 
 
 def _are_numbered(groups: Mapping[Path, Iterable[Path]]) -> bool:
-    """Whether folders and files are only numbered, as those that `dataset.json` belongs to."""
+    """Return whether all folders and files are only numbered, as in the layout of `dataset.json`."""
     return all(
         _NUMBERED_FOLDER.fullmatch(folder.name) and all(_NUMBERED_IMAGE.fullmatch(path.stem) for path in group)
         for folder, group in groups.items()
@@ -251,7 +268,7 @@ def _images_of(files: Iterable[Path], passed: Counter[str]) -> Iterator[Path]:
 
 
 def images_below(folder: Path, passed: Counter[str]) -> Iterator[Path]:
-    """Yield the images in a folder and below; links are followed, each real folder once."""
+    """Yield the images in a folder and below it. Links are followed, but each real folder is read once."""
     seen: set[str] = set()
     waiting = [folder]
     while waiting:
@@ -267,7 +284,7 @@ def images_below(folder: Path, passed: Counter[str]) -> Iterator[Path]:
 
 
 def _content(folder: Path, passed: Counter[str]) -> tuple[list[Path], list[Path]]:
-    """Return the files and the sub-folders of a folder, sorted, and count those that are never part of a set.
+    """Return the files and the sub-folders of a folder, sorted, and count those that never belong to a set.
 
     Raises:
         OSError: The folder cannot be listed, or a file in it cannot be examined.
@@ -291,7 +308,7 @@ def _content(folder: Path, passed: Counter[str]) -> tuple[list[Path], list[Path]
 
 
 def _kind(path: Path) -> int | None:
-    """Return the type of what a path leads to; None for a link that leads nowhere."""
+    """Return the type of a path's target; None for a broken link."""
     try:
         return stat.S_IFMT(path.stat().st_mode)
     except OSError as error:
@@ -301,5 +318,5 @@ def _kind(path: Path) -> int | None:
 
 
 def _count_files(path: Path) -> int:
-    """Return the number of files in a folder and below that can be listed; 1 for a file."""
+    """Return the number of files in a folder and below it; 1 for a file."""
     return sum(len(files) for _, _, files in os.walk(path)) if os.path.isdir(path) else 1  # noqa: PTH112 never fails

@@ -9,8 +9,8 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-# By Pillow's name of the decoder. Only these decoders run, whatever a file is called: others start programs
-# (Ghostscript for EPS) or read documents. Pillow reads phones' MPO files through its JPEG decoder.
+# By Pillow's name of the decoder. Only these decoders run, for any file name: others start programs (Ghostscript for
+# EPS) or read documents. Pillow reads phones' MPO files with its JPEG decoder.
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -24,7 +24,7 @@ _SUFFIXES = {
     "AVIF": (".avif", ".avifs"),
     "HEIF": (".heic", ".heif", ".hif"),
 }
-# Brands in the first bytes of formats whose decoder may be missing, and what brings it.
+# Brands in the first bytes of formats whose decoder may be missing, and the package that has it.
 _MISSING = {
     "HEIF": (b"heic heix heim heis hevc hevx mif1 msf1".split(), "pillow-heif: pip install pillow-heif"),
     "AVIF": (b"avif avis".split(), "a Pillow with AVIF: pip install --upgrade pillow"),
@@ -39,8 +39,8 @@ with suppress(ImportError):
 
     pillow_heif.register_heif_opener()
 Image.init()
-# Pillow warns from 89 million pixels on and refuses 179 million; MAX_PIXELS decides here. Its warnings
-# of damaged EXIF data do not matter, since only the orientation is read.
+# MAX_PIXELS replaces Pillow's own limits (a warning at 89 million pixels, an error at 179 million). Warnings of damaged
+# EXIF data do not matter, since only the orientation is read.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin", category=UserWarning)
 

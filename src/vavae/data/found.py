@@ -1,4 +1,4 @@
-"""What opening a set of images found: where the images are, what was passed over, what was assumed."""
+"""Description of an opened set of images: where it is, which files were passed over, and what was assumed."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,18 @@ from vavae.errors import printable
 # Class names of a set without labels.
 NO_LABELS: tuple[str, ...] = ("image",)
 _WIDTH = 80
-# Class names are listed if they fit into so many characters, and at most so many reasons are listed.
+# Largest length of listed class names in characters, and largest number of listed reasons.
 _NAMES_WIDTH, _REASONS = 70, 8
 
 
 @dataclass(frozen=True)
 class Found:
-    """What an image source found when it was opened.
+    """Result of opening an image source.
 
     Attributes:
         where: Folder, split and form, for example "folder photos/val" or "hf:cifar10, split test".
         passed_over: Number of files by reason, for example {"unreadable": 2, ".txt": 3, "in @eaDir": 6}.
-        notes: Assumptions in a sentence each, for example "no labels: the folders 00000, 00001 are only numbers".
+        notes: Assumptions, one sentence each, for example "no labels: the folders 00000, 00001 are only numbers".
     """
 
     where: str
@@ -50,10 +50,10 @@ def describe(what: str, count: int, class_names: Sequence[str], found: Found) ->
     """Describe a set in one line, wrapped at 80 columns, and each of its notes in a line of its own.
 
     Args:
-        what: What the set is: "images", "latents", "validation".
+        what: Kind of the set: "images", "latents", "validation".
         count: Number of images.
-        class_names: One name per class; empty where classes do not matter.
-        found: What opening the set found.
+        class_names: One name per class; empty to leave classes out.
+        found: Result of opening the set.
     """
     classes = f" {classes_text(class_names)}" if class_names else ""
     line = f"{what}: {count:,}{classes} from {found.where}"

@@ -1,18 +1,17 @@
-"""Image data sets of the Hugging Face hub, local folders of parquet or tar files, or saved by the `datasets` library.
+"""Image data sets on the Hugging Face hub, in local folders of parquet or tar files, or saved by `datasets`.
 
-All need the extra `datasets`.
+The extra `datasets` is required.
 """
 
 import glob
 import hashlib
 import io
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +19,10 @@ from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import Found
-from vavae.data.labels import IMAGE_NAMES, LABEL_NAMES, NO_LABELS, class_number, is_number
+from vavae.data.labels import IMAGE_NAMES, LABEL_NAMES, NO_LABELS, PART_OF, PARTS, class_number, is_number
 from vavae.data.readable import (
-    GrayRange,
+    DEFAULT_OPTIONS,
+    ReadOptions,
     Unreadable,
     find_unreadable,
     image_error,
@@ -31,33 +31,29 @@ from vavae.data.readable import (
     reading,
     write_unreadable,
 )
+from vavae.data.sources import ImageSource, Split
 from vavae.errors import UserError, as_user_error
 
-# What sets call the part for testing. Some (ImageNet) hide the labels of `test`, so a validation part goes first.
-_SPLITS = {"train": ("train", "training"), "test": ("validation", "valid", "val", "dev", "test", "testing")}
-_SPLIT_NAMES = frozenset((*_SPLITS["train"], *_SPLITS["test"]))
+# Some sets (ImageNet) hide the labels of `test`, so a validation part goes first.
+_SPLITS = {"train": PARTS["train"], "test": (*PARTS["val"], *PARTS["test"])}
 _IMAGE_COLUMNS = (*IMAGE_NAMES, *sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 
 
-class HuggingFaceImages:
-    """A map-style data set with an image column and, if there is one, a label column.
+class HuggingFaceImages(ImageSource):
+    """A map-style data set with an image column and, optionally, a label column.
 
-    Images that cannot be read are left out, counted and named. `found` says which columns were taken.
+    Images that cannot be read are left out, counted and named. `found` names the columns in use.
 
     Args:
-        source: Name on the hub, or a folder: of parquet, tar or image files, or one that `save_to_disk` wrote. A
+        source: Name on the hub, or a folder of parquet, tar or image files, or a folder that `save_to_disk` wrote. A
             configuration may follow after a colon and a revision after an @: `owner/name:config@revision`.
-        split: "train" or "test"; "test" is the set's validation part where it has one. Case does not matter in the
-            names of parts. A folder with one set only is taken whole for both.
-        image_column: Column of the images; null takes a column of type Image or else of files' bytes (binary, or a
-            struct with `bytes`): the one called `image`, `img`, …, or else the first one of type Image, or the only
-            one of bytes.
-        label_column: Column of the labels, "none" for no labels; null takes `label`, or the first column of classes,
-            or else whole numbers, or else text, under one of `LABEL_NAMES`. Text numbers classes by their sorted
-            names in the training part.
-        unreadable_list: Where to write numbers of unreadable images and the reasons, one per line, tab-separated.
-        check: "decode" reads every image whole once; "header" reads only the beginnings.
-        gray_range: See `readable.upright_rgb`.
+        split: "train" or "test"; "test" is the set's validation part if it has one. Case does not matter in the names
+            of parts. A set without parts is used whole for both.
+        options: How to read the images. Without `image_column`, a column of type Image or else of files' bytes
+            (binary, or a struct with `bytes`) is used: the one called `image`, `img`, …, or else the first one of type
+            Image, or the only one of bytes. Without `label_column`, it is `label`, or the first column of classes, or
+            else whole numbers, or else text, under one of `LABEL_NAMES`. Text numbers classes by their sorted names
+            in the training part.
 
     Attributes:
         unreadable: (number in the set, reason) of each image left out.
@@ -72,12 +68,8 @@ class HuggingFaceImages:
     def __init__(
         self,
         source: str,
-        split: Literal["train", "test"] = "train",
-        image_column: str | None = None,
-        label_column: str | None = None,
-        unreadable_list: str | os.PathLike[str] | None = None,
-        check: Literal["decode", "header"] = "decode",
-        gray_range: GrayRange | None = None,
+        split: Split = "train",
+        options: ReadOptions = DEFAULT_OPTIONS,
     ) -> None:
         parts, others = _parts(source)
         part = _part(parts, split)
@@ -87,27 +79,27 @@ class HuggingFaceImages:
                 + ("; keep some images for testing (data.holdout)" if split == "test" else "")
             )
         rows = parts[part]
-        self._image, notes = _image_column(rows.features, source, image_column)
-        # Undecoded, so that all sources are decoded in the same way.
+        self._image, notes = _image_column(rows.features, source, options.image_column)
+        # Not decoded by the library, so that all sources are decoded in the same way.
         self._rows: Any = _as_files(rows.select_columns([self._image]), self._image)
         self.name = source.rsplit("/", 1)[-1]
-        chosen, said = _label_column(rows.features, source, label_column)
+        chosen, label_notes = _label_column(rows.features, source, options.label_column)
         labels = np.zeros(len(rows), dtype=np.int64)
         self.class_names: tuple[str, ...] = ("image",)
         if chosen is not None:
             training = parts.get(_part(parts, "train") or part, rows)
             labels, self.class_names = _labels(chosen, rows, training, split, source)
         self._identity = f"{rows._fingerprint} {self._image}"
-        self.gray_range = gray_range
-        key = ("hf", self._identity, len(rows), check, gray_range)
+        self.gray_range = options.gray_range
+        key = ("hf", self._identity, len(rows), options.check, options.gray_range)
 
         def error_of(row: int) -> str | None:
             file = self._file(row)
-            return "there is no image" if file is None else image_error(file, check == "decode", gray_range)
+            return "there is no image" if file is None else image_error(file, options.decode, options.gray_range)
 
         failed = find_unreadable(len(rows), error_of, lambda row: f"{row} of {source} {split}", key)
         self.unreadable: Unreadable = [(f"{source} {split} {number}", reason) for number, reason in failed.items()]
-        write_unreadable(self.unreadable, unreadable_list)
+        write_unreadable(self.unreadable, options.unreadable_list)
         self._kept = np.array([i for i in range(len(rows)) if i not in failed], dtype=np.int64)
         self.labels = labels[self._kept]
         if not len(self._kept):
@@ -115,19 +107,18 @@ class HuggingFaceImages:
             raise UserError(f"images: no readable images in column {self._image} of {source} ({reason})")
         config = rows.config_name if rows.config_name not in (None, "default") else ""
         where = f"hf:{source}" + (f", split {part}" if part else "") + (f", configuration {config}" if config else "")
-        notes = (*(() if part else ("the set has no splits and counts for training and testing",)), *notes, *said)
+        if not part:
+            notes = ("the set has no splits and counts for training and testing", *notes)
         passed_over = {"unreadable": len(failed), "files that are not named after a split": others}
-        self.found = Found(where, {reason: count for reason, count in passed_over.items() if count}, notes)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+        self.found = Found(
+            where, {reason: count for reason, count in passed_over.items() if count}, (*notes, *label_notes)
+        )
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def _file(self, row: int) -> Any:
-        """Return an image's file, open or by its path; None where the row has none."""
+        """Return an image's file, open or by its path; None if the row has no image."""
         entry = self._rows[row][self._image] or {}
         if entry.get("bytes") is not None:
             return io.BytesIO(entry["bytes"])
@@ -171,7 +162,7 @@ def _naming_set(source: str) -> AbstractContextManager[None]:
 
 
 def _parts(source: str) -> tuple[dict[str, Any], int]:
-    """Open a set: its parts by name, or the whole under "" where it has no parts; and the number of unused files."""
+    """Open a set. Return its parts by name, or {"": set} without parts, and the number of unused files."""
     datasets = _library()
     if not source:
         raise UserError("images: hf: names no data set; give its name on the hub or its folder, as hf:cifar10")
@@ -195,7 +186,7 @@ def _parts(source: str) -> tuple[dict[str, Any], int]:
             name = str(folder) if folder.is_dir() else name
         named, others = _files_by_split(folder)
         if any(file != file.lower() for files in named.values() for file in files):
-            # The library knows names of splits in lower case only, and passes others over.
+            # The library recognizes only lower-case names of splits.
             return dict(datasets.load_dataset(name, data_files=named)), others
         try:
             return dict(datasets.load_dataset(name, config or None, revision=revision or None)), others
@@ -209,11 +200,11 @@ def _parts(source: str) -> tuple[dict[str, Any], int]:
 
 
 def _files_by_split(folder: Path) -> tuple[dict[str, list[str]], int]:
-    """Find the files of each split in a folder that has no card (README.md) to list them.
+    """Find the files of each split in a folder without a card (README.md) that lists them.
 
     Returns:
-        Patterns of the files, and folders of files, that are named after a split, in any case; and the number of other
-        files with the same endings, which the library passes over.
+        Patterns of files and folders that are named after a split, in any case, and the number of other files with the
+        same endings, which the library does not use.
     """
     named: dict[str, dict[str, None]] = {}
     endings: Counter[str] = Counter()
@@ -223,7 +214,7 @@ def _files_by_split(folder: Path) -> tuple[dict[str, list[str]], int]:
         if path.is_dir() or any(part.startswith(".") for part in parts):
             continue
         splits = [(depth, word) for depth, part in enumerate(parts) for word in re.split(r"[^a-z]+", part.lower())]
-        depth, split = next(((d, word) for d, word in splits if word in _SPLIT_NAMES), (0, ""))
+        depth, split = next(((d, word) for d, word in splits if word in PART_OF), (0, ""))
         (endings if split else others)[path.suffix] += 1
         if split:
             pattern = "/".join(glob.escape(part) for part in parts[: depth + 1])
@@ -239,7 +230,7 @@ def _part(parts: dict[str, Any], which: str) -> str | None:
 
 
 def _chosen(candidates: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the candidate whose name is the first of `names`, in any case; None where no name fits."""
+    """Return the candidate with the first matching name in `names`, in any case; None if none matches."""
     return next((column for name in names for column in candidates if column.lower() == name), None)
 
 
@@ -255,7 +246,7 @@ def _note(what: str, chosen: str, candidates: Sequence[str]) -> str:
 
 
 def _image_column(features: Any, source: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
-    """Return the column of images, and a note where it was chosen among several."""
+    """Return the column of images, and a note if there are several."""
     import datasets
 
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -279,14 +270,14 @@ def _image_column(features: Any, source: str, asked: str | None) -> tuple[str, t
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Return whether a column holds files' bytes, as pandas, polars and Spark write them."""
+    """Return whether a column has bytes of files, as pandas, polars and Spark write them."""
     if isinstance(kind, dict):
         return _holds_bytes(kind.get("bytes"))
     return getattr(kind, "dtype", None) in ("binary", "large_binary", "binary_view")
 
 
 def _as_files(rows: Any, column: str) -> Any:
-    """Return rows whose images are files: a path, or bytes, which may have any of Arrow's types."""
+    """Convert a column to undecoded images: a path, or bytes of any of Arrow's types."""
     import datasets
 
     kind, plain = rows.features[column], datasets.Value("binary")
@@ -297,7 +288,7 @@ def _as_files(rows: Any, column: str) -> Any:
 
 
 def _described(kind: Any) -> str:
-    """Return a column's type in few words."""
+    """Return a short name of a column's type."""
     inner = getattr(kind, "feature", None)
     if inner is not None:
         return f"lists of {_described(inner)}"
@@ -330,10 +321,10 @@ def _label_column(features: Any, source: str, asked: str | None) -> tuple[str | 
 def _labels(
     column: str, rows: Any, training: Any, split: str, source: str
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Read class numbers (N,) int64, and the names of the classes, which the training part decides.
+    """Return class numbers, (N,) int64, and the names of the classes in the training part.
 
     Raises:
-        UserError: A label is not a class number, or its class is not among those of the training part.
+        UserError: A label is not a class number, or the training part does not have its class.
     """
     names = getattr(rows.features[column], "names", None)
     if column not in training.features or names != getattr(training.features[column], "names", None):
@@ -358,7 +349,7 @@ def _labels(
 
 
 def _numbers(values: list[Any], where: str) -> NDArray[np.int64]:
-    """Read class numbers, (N,) int64. Raises UserError for a value that is not one."""
+    """Return class numbers, (N,) int64. Raises UserError for other values."""
     numbers = np.zeros(len(values), dtype=np.int64)
     for row, value in enumerate(values):
         try:

@@ -1,4 +1,4 @@
-"""The images a stage works on, from a recipe."""
+"""Options of images in recipes, and the one line that reports which images a command uses."""
 
 import hashlib
 import json
@@ -16,42 +16,42 @@ from PIL import Image
 
 from vavae import rng
 from vavae.config.image_size import Size, as_size, format_size, height_width
-from vavae.data import ImageSource, has_part, open_images
 from vavae.data.found import Found, classes_text, describe
+from vavae.data.open import has_part, open_images
+from vavae.data.readable import ReadOptions
+from vavae.data.sources import ImageSource, Split
 from vavae.errors import UserError
 from vavae.io.files import read_json_object, written_whole
 
-Split = Literal["train", "test"]
-
-# What `report` has printed, within `printed_once`.
+# Texts that `report` has printed, inside `printed_once`.
 _printed: ContextVar[set[str] | None] = ContextVar("printed", default=None)
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """Which images, at which size.
+    """Images of a recipe.
 
     Attributes:
         images: A folder (one sub-folder per class, or none), `webdataset:` and tar shards (`shards-{000..123}.tar`,
             `shards-*.tar` or a folder; paths or what fsspec opens), `hf:` and a data set on the hub
             (`owner/name:config@revision`) or its folder, `demo` (embedded) or `cifar10` (an asset).
-        size: Of the images, in pixels: one number for squares, or [height, width]. An image is scaled until it just
-            covers that, and what stands out on two sides is cut off.
-        crop: `center` as for extraction and evaluation; `random` as in the published tokenizer training.
+        size: Size of the images in pixels: one number for squares, or [height, width]. An image is scaled until it just
+            covers this size, then cropped to it.
+        crop: `center` crops the middle, as for extraction and evaluation; `random` crops as in the published tokenizer
+            training.
         flip: Mirror images at random in training.
-        limit: Use at most this many images, spread evenly over the source; null uses all.
-        holdout: Share of the images kept for testing, where they have no test part of their own; 0 tests on the
-            training images.
+        limit: Use at most this many images, spaced evenly over the source; null uses all.
+        holdout: Share of the images that is kept for testing if they have no test part; 0 tests on the training images.
         workers: Threads that decode images; 0 decodes in the main thread.
-        check: What is looked at before the first use, to leave out images that cannot be read: `decode` reads each
-            whole, once; `header` reads only beginnings, for sets of millions known to be sound, where a truncated
-            image ends the run when its turn comes.
+        check: How unreadable images are found before the first use: `decode` decodes each image once; `header` reads
+            only beginnings, for sets of millions that are known to be sound. With `header`, a truncated image ends
+            the run when it is used.
         image_column: Column of the images of `hf:`, or part of their ending in shards (`left` for 1.left.png); null
-            looks for it.
+            searches.
         label_column: Column of the labels of `hf:`, or in shards part of their ending or their key in JSON; `none`
-            takes no labels, null looks for them.
-        gray_range: The gray values that become black and white, as [0, 4095], for gray images of 16 bits or of 32-bit
-            numbers. null takes 16-bit values from 0 to 65535 and leaves out images of 32-bit numbers.
+            takes no labels, null searches.
+        gray_range: The gray values that become black and white, for example [0, 4095], for gray images of 16 bits or
+            of 32-bit numbers. null maps 16-bit values from 0 to 65535 and leaves out images of 32-bit numbers.
     """
 
     images: str = "demo"
@@ -69,34 +69,36 @@ class ImagesConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", as_size("size", self.size))
         if min(height_width(self.size)) < 8:
-            raise UserError(f"size: images of {format_size(self.size)} pixels are too small; at least 8")
+            raise UserError(f"size must be at least 8 pixels, got {format_size(self.size)}")
         if not 0.0 <= self.holdout < 1.0:
-            raise UserError(f"holdout: {self.holdout} is not a share in [0, 1)")
+            raise UserError(f"holdout must be in [0, 1), got {self.holdout}")
         if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit: {self.limit} is not positive")
+            raise UserError(f"limit must be at least 1, got {self.limit}")
         if self.workers < 0:
-            raise UserError(f"workers: {self.workers} threads cannot be; 0 is none beside the main one")
+            raise UserError(f"workers must be at least 0, got {self.workers} (0 decodes in the main thread)")
         if self.gray_range is not None and not -math.inf < self.gray_range[0] < self.gray_range[1] < math.inf:
             raise UserError(f"gray_range must be [black, white] with black < white, got {list(self.gray_range)}")
 
     def latent_size(self, factor: int) -> tuple[int, int]:
-        """Height and width of the latents of a tokenizer with this factor.
+        """Return height and width of the latents of a tokenizer with this downsampling factor.
 
         Raises:
             UserError: The factor does not divide the size.
         """
         height, width = height_width(self.size)
         if height % factor or width % factor:
-            raise UserError(f"data.size: {format_size(self.size)} is no multiple of the tokenizer's factor {factor}")
+            raise UserError(
+                f"data.size must be a multiple of the tokenizer's factor {factor}, got {format_size(self.size)}"
+            )
         return height // factor, width // factor
 
     def open(self, split: Split, folder: Path | None = None, what: str = "images") -> ImageSource:
-        """Open the images of a split and say what was found.
+        """Open the images of a split and report them.
 
         Args:
-            split: Which part.
+            split: "train" or "test".
             folder: Run folder, for `images.json` and, if images cannot be read, `unreadable.txt`.
-            what: What the images are called there; only "images" have an `unreadable.txt`.
+            what: Name of the images in the report; only "images" have an `unreadable.txt`.
 
         Raises:
             UserError: The images cannot be opened, or none are left.
@@ -105,14 +107,14 @@ class ImagesConfig:
         has_test = has_part(self.images, "test")
         held_out = self.holdout > 0 and not has_test
         part: Split = "train" if held_out else split
-        columns = self.image_column, self.label_column
-        source = open_images(self.images, part, names, self.check, *columns, self.gray_range)
+        options = ReadOptions(self.check, names, self.image_column, self.label_column, self.gray_range)
+        source = open_images(self.images, part, options)
         if source.found.passed_over.get("unreadable"):
             name, reason = source.unreadable[0]  # type: ignore[attr-defined]
             more = f" ({names.name} lists all)" if names is not None else ""
             source = _noted(source, f"unreadable: {name}: {reason}{more}")
         if held_out:
-            # The split depends on the number of images alone, so that both parts agree on it in every run.
+            # The split depends only on the number of images, so it is the same in every run.
             order = rng.permutation(0, "holdout", len(source)).numpy()
             held = max(1, round(len(source) * self.holdout))
             kept = np.sort(order[:held] if split == "test" else order[held:])
@@ -129,7 +131,7 @@ class ImagesConfig:
 
 
 def report(what: str, count: int, class_names: Sequence[str], found: Found, folder: Path | None = None) -> None:
-    """Print what a set of images or latents is, and note it under `what` in `images.json` of `folder`."""
+    """Print a description of a set of images or latents, and record it under `what` in `images.json` of `folder`."""
     text = describe(what, count, class_names, found)
     printed = _printed.get()
     if printed is None or text not in printed:
@@ -141,7 +143,7 @@ def report(what: str, count: int, class_names: Sequence[str], found: Found, fold
 
 
 def note(path: Path, what: str, count: int, class_names: Sequence[str], found: Found) -> None:
-    """Note what a set of images is under `what` in a file of JSON."""
+    """Record the description of a set of images under `what` in a JSON file."""
     try:
         former = read_json_object(path)
     except (OSError, UserError):
@@ -160,7 +162,7 @@ def note(path: Path, what: str, count: int, class_names: Sequence[str], found: F
 
 @contextmanager
 def printed_once() -> Iterator[None]:
-    """Print what is equal only once in the block: a command of several stages opens its images in each."""
+    """Print equal reports only once in the block, since each stage of a command opens its images."""
     token = _printed.set(set())
     try:
         yield
@@ -169,7 +171,7 @@ def printed_once() -> Iterator[None]:
 
 
 def check_same_classes(train: ImageSource, test: ImageSource) -> None:
-    """Refuse parts of a set whose labels mean different things, for commands that measure labels.
+    """Raise UserError if the training and the test part of a set have different classes.
 
     Raises:
         UserError: Their classes differ.
@@ -187,13 +189,13 @@ def _noted(source: ImageSource, text: str) -> ImageSource:
     return source
 
 
-class Selection:
+class Selection(ImageSource):
     """Some images of a source, in a given order.
 
     Args:
         source: The images.
-        indices: (N,) which of them.
-        reason: Why not all of them; null where that is not to be noted.
+        indices: (N,) int64.
+        reason: Note about the selection; None adds no note.
     """
 
     def __init__(self, source: ImageSource, indices: np.ndarray, reason: str | None = None) -> None:
@@ -203,10 +205,6 @@ class Selection:
         self.indices = indices
         self.name = source.name
         self.class_names = source.class_names
-
-    @property
-    def num_classes(self) -> int:
-        return self.source.num_classes
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -222,12 +220,15 @@ class Selection:
 
 
 def evenly_spaced(count: int, length: int) -> torch.Tensor:
-    """`count` of the numbers 0 … `length` − 1, evenly apart: some of every class where they lie in its order."""
+    """Return `count` of the numbers 0 … `length` − 1, evenly spaced, (count,) int64.
+
+    If images are sorted by class, this selects some of every class.
+    """
     return torch.linspace(0, length - 1, count, dtype=torch.float64).round().long()
 
 
 def class_balanced(count: int, source: ImageSource) -> list[int]:
-    """At most `count` indices that take turns over the classes: 0 of class a, 0 of class b, …, 1 of class a, …"""
+    """Return at most `count` indices that alternate over the classes: first of a, first of b, …, second of a, …"""
     labels = np.array([source.label(i) for i in range(len(source))])
     turn = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):

@@ -1,23 +1,30 @@
-"""Names of images and labels in other people's data, and which values are class numbers."""
+"""Names of images, labels and parts in data sets, and the values that are class numbers."""
 
 import re
 from typing import Any
 
-# Names of columns, and parts of endings in shards, that hold the image where there are several.
+# Names of columns, and parts of endings in shards, that hold the image if there are several.
 IMAGE_NAMES = ("image", "img", "picture", "photo", "pixels")
 # Names of columns, of keys in JSON and of endings in shards that hold labels, in order of preference.
 LABEL_NAMES = (
     *("label", "labels", "cls", "class", "class_id", "class_idx", "class_index", "class_label"),
     *("label_id", "label_idx", "target", "targets", "fine_label", "category_id", "category", "y"),
 )
-# The option `label_column` of images that shall count as unlabeled.
+# Value of the option `label_column` that takes no labels.
 NO_LABELS = "none"
+# Names of parts of a set, in order of preference.
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+PART_OF = {name: part for part, names in PARTS.items() for name in names}
 # Memory grows with the largest class number.
 _MOST_CLASSES = 1_000_000
 
 
 def label_names(column: str | None) -> tuple[str, ...]:
-    """Return the names that labels may have under the option `label_column`; none where labels are not wanted."""
+    """Return the names that labels may have under the option `label_column`; empty if no labels are wanted."""
     if column is None:
         return LABEL_NAMES
     return () if column == NO_LABELS else (column,)
@@ -29,10 +36,10 @@ def is_number(text: str) -> bool:
 
 
 def class_number(value: Any) -> int:
-    """Return the class number that a value is: a whole number in [0, 1,000,000), as a number or as text.
+    """Return a value as a class number: a whole number in [0, 1,000,000), as a number or as text.
 
     Raises:
-        ValueError: It is another value (names, lists, true and false too); the message names the value.
+        ValueError: It is not a class number; the message names the value.
     """
     shown = str(value).strip()[:40]
     if isinstance(value, str) and is_number(value):

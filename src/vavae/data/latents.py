@@ -6,14 +6,16 @@ A folder of latents holds safetensors shards `latents_rank{RR}_shard{SSS}.safete
     latents_flip  (n, C, h, w)    of the mirrored images, if wanted
     labels        (n,) int64
 
-which is the layout of the published extractor, and beside them `index.json` (settings, and count and sha256 of
-each shard), `statistics.safetensors` (mean and standard deviation per channel) and `checked.json` (which files are
-known to have their sha256). Folders of the published extractor, with `latents_stats.pt` and no index, are read too.
+which is the layout of the published extractor. `statistics.safetensors` holds mean and standard deviation per channel.
+`index.json` holds the settings, name, number of images and sha256 of each shard, and which files have been compared
+with their sha256. Folders of the published extractor, with `latents_stats.pt` and without an index, are read too.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,30 +27,35 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vavae.config.image_size import Size, as_size
-from vavae.data.latent_check import check_files
+from vavae.data.loader import loaded_ahead
 from vavae.errors import UserError, one_line
-from vavae.io.files import UNFINISHED, read_json_object
+from vavae.io.files import UNFINISHED, check_hash, read_json_object, written_whole
+from vavae.progress import track
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
 INDEX_NAME = "index.json"
 STATISTICS_NAME = "statistics.safetensors"
 PUBLISHED_STATISTICS_NAME = "latents_stats.pt"
-FORMAT = "vavae latents 1"
+FORMAT = "vavae latents 2"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Statistics add up in pieces of this many images, so that they do not depend on the encoder's batch size.
+# Statistics are summed over chunks of this many images, so that they do not depend on the encoder's batch size.
 STATISTICS_CHUNK = 256
+# Fewer bytes are hashed in about a second, so no bar is shown for them.
+_WORTH_SHOWING = 1e9
+# Shards that are hashed at once.
+_THREADS = 4
 
 
 @dataclass(frozen=True)
 class LatentSettings:
-    """What latents are made of; two parts of one folder must agree in all of it.
+    """Settings of an encoder; all shards of a folder have the same.
 
     Attributes:
-        image_size: Of the encoded images in pixels: one number for squares, else (height, width).
+        image_size: Size of the encoded images in pixels: one number for squares, else (height, width).
         posterior: "sample" stores one sample of the posterior per image, as published; "mean" stores its mean.
         seed: Seed of the posterior samples.
-        dtype: Type in which latents are stored.
-        flips: Whether the latents of mirrored images are stored beside the others.
+        dtype: Data type of the stored latents.
+        flips: Whether the latents of mirrored images are stored too.
         tokenizer: Fingerprint of the tokenizer.
         source: Fingerprint of the images.
         class_names: One name per class.
@@ -65,13 +72,13 @@ class LatentSettings:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch names it."""
+        """The torch data type."""
         return _DTYPES[self.dtype]
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard as the index lists it: file name, index of the first image, number of images, sha256."""
+    """Entry of a shard in the index: file name, index of the first image, number of images, `content_sha256`."""
 
     file: str
     first: int
@@ -79,8 +86,15 @@ class ShardRecord:
     sha256: str
 
 
-class _MappedShard:
-    """A shard whose tensors lie in the file's pages: opening it reads the header only.
+class MappedShard:
+    """A shard whose tensors are mapped from the file. Opening it reads the header only.
+
+    Attributes:
+        path: The file.
+        metadata: Text metadata of the safetensors header.
+        latents: (n, C, h, w).
+        flipped: (n, C, h, w), latents of the mirrored images, or None.
+        labels: (n,) int64.
 
     Raises:
         UserError: The file is missing, cut off, or not a shard.
@@ -90,8 +104,8 @@ class _MappedShard:
         self.path = path
         try:
             header, begin, size = read_header(path)
-            self.format: str | None = header.get("__metadata__", {}).get("format")
-            # A private mapping (nothing is ever written to the file), which keeps no file descriptor open.
+            self.metadata: dict[str, str] = header.get("__metadata__", {})
+            # A private mapping, since nothing is ever written to the file. It keeps no file descriptor open.
             content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
             self.latents = _view(content, header["latents"], begin)
             self.flipped = _view(content, header["latents_flip"], begin) if "latents_flip" in header else None
@@ -105,9 +119,27 @@ class _MappedShard:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def sha256(self) -> str:
+        """Read all tensors and return the shard's `content_sha256`."""
+        flipped = {} if self.flipped is None else {"latents_flip": self.flipped}
+        tensors = {"latents": self.latents, "labels": self.labels} | flipped
+        return content_sha256(tensors, {key: text for key, text in self.metadata.items() if key != "sha256"})
+
+
+def content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the hexadecimal sha256 of metadata, and of names, types, shapes and bytes of tensors on the CPU.
+
+    The sha256 of the file would differ from run to run, since safetensors writes metadata in random order.
+    """
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
 
 def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Header of a safetensors file, where its data begins, and the size of the file."""
+    """Return the header of a safetensors file, the offset of its data in bytes, and the size of the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -117,34 +149,34 @@ def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     begin = 8 + length
     end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     if begin + end != size:
-        raise ValueError(f"{size} bytes, not the {begin + end} its header announces")
+        raise ValueError(f"the file must have {begin + end} bytes by its header, got {size}")
     return header, begin, size
 
 
 def _view(content: Tensor, entry: dict[str, Any], begin: int) -> Tensor:
     names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
     if entry["dtype"] not in names:
-        raise ValueError(f"type {entry['dtype']} is not one of {', '.join(names)}")
+        raise ValueError(f"the type must be one of {', '.join(names)}, got {entry['dtype']}")
     first, last = entry["data_offsets"]
     return content[begin + first : begin + last].view(names[entry["dtype"]]).view(entry["shape"])
 
 
 def _as_array(tensor: Tensor) -> NDArray[np.integer]:
-    """The same memory as integers of the same width, since numpy has no bfloat16."""
+    """View a tensor as integers of the same width, since numpy has no bfloat16."""
     return tensor.view({2: torch.int16, 4: torch.int32}[tensor.itemsize]).numpy()
 
 
 class LatentDataset:
-    """All latents of a folder, in the order of the images (in order of file name where there is no index).
+    """All latents of a folder, in the order of the images, or of the file names if there is no index.
 
-    Shards are mapped into memory, not read: opening costs milliseconds, and each latent is read once it is asked for.
+    Shards are mapped into memory, so opening takes milliseconds and a latent is read when it is used.
 
     Args:
         folder: A folder written by `LatentWriter` or by the published extractor.
 
     Attributes:
         folder: The folder.
-        settings: What the latents are made of; None for a folder without an index.
+        settings: Settings of the encoder; None for a folder without an index.
         labels: (N,) int64.
         shape: (C, h, w).
         has_flips: Whether latents of mirrored images are stored.
@@ -161,9 +193,10 @@ class LatentDataset:
             raise UserError(f"{self.folder} was not written to its end: write it again")
         self.settings: LatentSettings | None = None
         self._records: list[ShardRecord] = []
-        self._hashes: dict[str, str] = {}
+        self._index: dict[str, Any] = {}
         if (self.folder / INDEX_NAME).is_file():
-            self.settings, self._records, self._hashes = self._read_index()
+            self._index = read_json_object(self.folder / INDEX_NAME)
+            self.settings, self._records = self._parse_index()
             paths = [self.folder / record.file for record in self._records]
         else:
             paths = sorted(self.folder.glob("latents*.safetensors"))
@@ -172,9 +205,9 @@ class LatentDataset:
                 f"no latent shards (latents_rank*_shard*.safetensors) in {self.folder}; 'vavae convert' writes them "
                 "from .npy files of EDM2 and REPA"
             )
-        self._shards = [_MappedShard(path) for path in paths]
+        self._shards = [MappedShard(path) for path in paths]
         first = self._shards[0]
-        if not self._records and first.format == FORMAT:
+        if not self._records and first.metadata.get("format") == FORMAT:
             raise UserError(f"{self.folder} was not encoded to its end: run the encoder again")
         for shard in self._shards[1:]:
             same = shard.latents.shape[1:] == first.latents.shape[1:] and shard.latents.dtype == first.latents.dtype
@@ -182,7 +215,9 @@ class LatentDataset:
                 raise UserError(f"latent shard {shard.path} differs in shape or type from {first.path.name}")
         for shard, record in zip(self._shards, self._records, strict=False):
             if len(shard) != record.count:
-                raise UserError(f"latent shard {shard.path} holds {len(shard)} images, not {record.count}")
+                raise UserError(
+                    f"latent shard {shard.path} must have {record.count} images, got {len(shard)}; encode again"
+                )
         channels, height, width = first.latents.shape[1:]
         self.shape: tuple[int, int, int] = (channels, height, width)
         self.dtype = first.latents.dtype
@@ -196,22 +231,17 @@ class LatentDataset:
         )
         self._statistics: LatentStatistics | None = None
 
-    def _read_index(self) -> tuple[LatentSettings, list[ShardRecord], dict[str, str]]:
-        """Settings, shards, and the sha256 of each file that has one."""
-        path = self.folder / INDEX_NAME
-        index = read_json_object(path)
+    def _parse_index(self) -> tuple[LatentSettings, list[ShardRecord]]:
+        path, form = self.folder / INDEX_NAME, self._index.get("format")
+        if form != FORMAT:
+            raise UserError(f"{path}: format must be {FORMAT}, got {form}; encode again")
         try:
             known = {field.name for field in fields(LatentSettings)}
-            stored = {key: value for key, value in index["settings"].items() if key in known}
+            stored = {key: value for key, value in self._index["settings"].items() if key in known}
             stored["class_names"] = tuple(stored["class_names"])
             stored["image_size"] = as_size("image_size", stored["image_size"])
-            settings = LatentSettings(**stored)
-            records = [ShardRecord(**record) for record in index["shards"]]
-            hashes = {record.file: record.sha256 for record in records}
-            if "statistics_sha256" in index:  # former versions did not note it
-                hashes[STATISTICS_NAME] = index["statistics_sha256"]
-            return settings, records, hashes
-        except (KeyError, TypeError, UserError) as error:
+            return LatentSettings(**stored), [ShardRecord(**record) for record in self._index["shards"]]
+        except (KeyError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
 
     def __len__(self) -> int:
@@ -219,17 +249,17 @@ class LatentDataset:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name per class; empty where the folder does not say."""
+        """One name per class; empty for a folder without an index."""
         return self.settings.class_names if self.settings is not None else ()
 
     @property
     def num_classes(self) -> int:
-        """Number of class names; where there are none, the largest label + 1."""
+        """Number of class names, or the largest label + 1 if there are none."""
         return len(self.class_names) or int(self.labels.max()) + 1
 
     @property
     def statistics(self) -> LatentStatistics:
-        """Channel statistics stored beside the shards; computed over all latents where none are."""
+        """Channel statistics, read from the folder, or computed over all latents if it has none."""
         if self._statistics is None:
             ours, published = self.folder / STATISTICS_NAME, self.folder / PUBLISHED_STATISTICS_NAME
             try:
@@ -240,7 +270,7 @@ class LatentDataset:
                     self._statistics = LatentStatistics.from_dict(stored)
             except Exception as error:
                 name = ours if ours.is_file() else published
-                reason = one_line(error)[:200]  # torch explains over many lines
+                reason = one_line(error)[:200]  # messages of torch have many lines
                 raise UserError(f"latent statistics {name} cannot be read: {reason}") from error
         if self._statistics is None:
             running = RunningStatistics(self.shape[0])
@@ -255,12 +285,12 @@ class LatentDataset:
         return self._statistics
 
     def get(self, indices: Tensor, flip_mask: Tensor | None = None, normalize: bool = True) -> tuple[Tensor, Tensor]:
-        """Latents and labels of some images.
+        """Return latents and labels of some images.
 
         Args:
             indices: (B,) int64, each in [0, len(self)).
-            flip_mask: (B,) bool: where true, the latent of the mirrored image; None for none of them.
-            normalize: Apply (z - mean) / std per channel, as the transformer is trained on.
+            flip_mask: (B,) bool; true takes the latent of the mirrored image. None takes no mirrored image.
+            normalize: Apply (z - mean) / std per channel, the input of the transformer.
 
         Returns:
             (latents (B, C, h, w) float32, labels (B,) int64).
@@ -276,23 +306,23 @@ class LatentDataset:
             return torch.zeros(len(indices), dtype=torch.bool)
         flips = flip_mask.to("cpu", torch.bool)
         if not self.has_flips and bool(flips.any()):
-            raise UserError(f"{self.folder} holds no latents of mirrored images: encode with flips, or train without")
+            raise UserError(f"{self.folder} has no latents of mirrored images: encode with flips, or train without")
         return flips
 
     def _gather(self, indices: Tensor, flips: Tensor) -> Tensor:
-        """Raw latents in their stored type."""
+        """Return raw latents (B, C, h, w) in their stored type."""
         numbers = torch.searchsorted(self._ends, indices, right=True)
         local = indices - self._starts[numbers]
         latents = torch.empty((len(indices), *self.shape), dtype=self.dtype)
         if len(indices):
-            # Plain copies, image after image: several times faster than indexing with tensors, shard by shard.
+            # One plain copy per image is several times faster than indexing each shard with a tensor.
             places = zip(numbers.tolist(), local.tolist(), flips.tolist(), strict=True)
             parts = [self._arrays[flip][number][index] for number, index, flip in places]
             np.concatenate(parts, out=_as_array(latents).reshape(-1, *self.shape[1:]))
         return latents
 
     def to_device(self, device: torch.device | str) -> "ResidentLatents":
-        """A copy of everything in the memory of `device`, in the stored type, for sets that fit."""
+        """Copy all latents to the memory of `device`, in the stored type."""
 
         def copy(parts: list[Tensor]) -> Tensor:
             whole = torch.empty((len(self), *self.shape), dtype=self.dtype, device=device)
@@ -306,7 +336,7 @@ class LatentDataset:
         return ResidentLatents(plain, flipped, self.labels.to(device), self.statistics)
 
     def fingerprint(self) -> str:
-        """A hex digest of the shards: of their sha256 where there is an index, else of their names and sizes."""
+        """Return a hex digest of the sha256 of the shards, or of their names and sizes if there is no index."""
         if self._records:
             parts = [record.sha256 for record in self._records]
         else:
@@ -314,14 +344,49 @@ class LatentDataset:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Compare the files with the sha256 in the index: once, and again those that changed or were copied.
+        """Compare shards and statistics with the sha256 in the index.
 
-        Folders without an index have nothing to compare with.
+        The index records the state of each shard that was compared, so it is compared again only if it was changed or
+        copied. Folders without an index are not checked.
 
         Raises:
             UserError: A file is damaged or missing; the message names it.
         """
-        check_files(self.folder, self._hashes)
+        if not self._records:
+            return
+        check_hash(self.folder / STATISTICS_NAME, self._index.get("statistics_sha256"), "encode again")
+        former = self._index.get("checked")
+        checked: dict[str, list[int]] = dict(former) if isinstance(former, dict) else {}
+        # States are taken before a file is read, so that a later change is noticed.
+        states = {shard.path.name: _file_state(shard.path) for shard in self._shards}
+        pairs = zip(self._shards, self._records, strict=True)
+        unknown = [pair for pair in pairs if checked.get(pair[1].file) != states[pair[1].file]]
+        size = sum(states[record.file][0] for _, record in unknown)
+        try:
+            with track("checking latents", len(unknown), "files") if size >= _WORTH_SHOWING else nullcontext() as bar:
+                for (shard, record), found in loaded_ahead(unknown, lambda pair: pair[0].sha256(), _THREADS):
+                    if found != record.sha256:
+                        raise UserError(f"{shard.path}: damaged: its hash is not the recorded one; encode again")
+                    checked[record.file] = states[record.file]
+                    if bar is not None:
+                        bar.advance()
+        finally:
+            if unknown:
+                self._index["checked"] = checked
+                with suppress(OSError):  # a folder that cannot be written is compared at each start
+                    write_index(self.folder, self._index)
+
+
+def _file_state(path: Path) -> list[int]:
+    """Return size and times of change in ns. The second time (ctime) differs for a copy that keeps the first."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """Write `index.json` of a folder."""
+    with written_whole(folder / INDEX_NAME) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n")
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,7 +395,7 @@ class ResidentLatents:
 
     Attributes:
         latents: (N, C, h, w) in the stored type.
-        flipped: The same of mirrored images, or None.
+        flipped: Latents of the mirrored images, (N, C, h, w), or None.
         labels: (N,) int64.
         statistics: Channel statistics.
     """
@@ -344,7 +409,7 @@ class ResidentLatents:
         return len(self.labels)
 
     def get(self, indices: Tensor, flip_mask: Tensor | None = None, normalize: bool = True) -> tuple[Tensor, Tensor]:
-        """See `LatentDataset.get`; results lie on the device."""
+        """See `LatentDataset.get`; results are on the device."""
         indices = indices.to(self.labels.device)
         latents = self.latents[indices].to(torch.float32)
         if flip_mask is not None:

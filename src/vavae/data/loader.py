@@ -1,7 +1,7 @@
-"""The order in which training sees images, and the threads that fetch them ahead of time.
+"""The order of images in training, and threads that load them in advance.
 
-The clock is the position: the number of images seen. Position p is image `permutation(epoch)[p % length]` of
-epoch p // length, whatever the number of processes, the batch size, or the moments at which a run was stopped.
+A position is the number of images seen before. Position p is image `permutation(epoch)[p % length]` of epoch
+p // length. It does not depend on the number of processes, the batch size, or where a run was stopped.
 """
 
 from collections import deque
@@ -24,13 +24,13 @@ T = TypeVar("T")
 class IndexStream:
     """An endless, shuffled order of images as a pure function of (seed, position).
 
-    Every epoch visits each image once; its order is a permutation that depends on the seed and the epoch. All
-    processes see one global order and each takes its own slice of a batch.
+    Every epoch visits each image once, in a permutation that depends on the seed and the epoch. All processes share one
+    global order, and each takes its own slice of a batch.
 
     Args:
         length: Number of images.
         seed: Seed of the run.
-        start: Position at which iteration begins, that is, images already seen.
+        start: Position at which iteration begins: the number of images already seen.
         rank: This process, in [0, world).
         world: Number of processes.
     """
@@ -53,13 +53,13 @@ class IndexStream:
         order = self._orders.get(epoch)
         if order is None:
             order = rng.permutation(self.seed, f"epoch {epoch}", self.length)
-            # Batches move on through the epochs: the one before may be needed once more, older ones are not.
+            # Batches proceed through the epochs, so only the newest two orders can be needed again.
             newest = sorted(self._orders.items())[-1:]
             self._orders = dict([*newest, (epoch, order)])
         return order
 
     def at(self, positions: Tensor) -> Tensor:
-        """Image indices at the given positions, (N,) int64 -> (N,) int64."""
+        """Return the image indices at the given positions, (N,) int64 -> (N,) int64."""
         indices = torch.empty_like(positions)
         epochs = torch.div(positions, self.length, rounding_mode="floor")
         for epoch in epochs.unique().tolist():
@@ -68,7 +68,7 @@ class IndexStream:
         return indices
 
     def batch(self, position: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """This process's share of the batch that begins at `position`.
+        """Return this process's share of the batch that begins at `position`.
 
         Args:
             position: Global position of the batch's first image.
@@ -88,7 +88,7 @@ class IndexStream:
         return self.at(positions), positions
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless batches from `start` on; see `batch`."""
+        """Yield endless batches from `start`; see `batch`."""
         position = self.start
         while True:
             yield self.batch(position, batch_size)
@@ -97,13 +97,13 @@ class IndexStream:
 
 @dataclass(frozen=True)
 class Batch(Generic[T]):
-    """What `BatchLoader` yields.
+    """A batch of `BatchLoader`.
 
     Attributes:
         position: Global position of the batch's first image.
         indices: Indices of this process's images, (B,) int64.
-        positions: Global positions of this process's images, (B,) int64; they seed whatever is random about them.
-        data: What the loading function returned.
+        positions: Global positions of this process's images, (B,) int64; they seed everything random about the images.
+        data: Result of the loading function.
     """
 
     position: int
@@ -124,7 +124,7 @@ class BatchLoader(Generic[T]):
         load: (indices, positions) -> data; called from several threads at once.
         batch_size: Size of a batch over all processes.
         workers: Number of threads; 0 loads in the calling thread.
-        prefetch: Number of batches held ready or in the making, at least 1; null is four, or one for each worker.
+        prefetch: Number of batches that are ready or being loaded, at least 1; None means 4, or one per worker if more.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class BatchLoader(Generic[T]):
         prefetch = max(4, workers) if prefetch is None else prefetch
         if workers < 0 or prefetch < 1:
             raise ValueError(f"workers {workers}, prefetch {prefetch}")
-        stream.batch(stream.start, batch_size)  # refuse a bad batch size here, not in a thread
+        stream.batch(stream.start, batch_size)  # raises for a bad batch size here, not in a thread
         self._stream = stream
         self._load = load
         self._batch_size = batch_size
@@ -172,7 +172,7 @@ class BatchLoader(Generic[T]):
         return position
 
     def close(self) -> None:
-        """Drop what has not been started and wait for what has."""
+        """Cancel batches that are not started and wait for the others."""
         self._closed = True
         self._waiting.clear()
         if self._pool is not None:
@@ -188,14 +188,14 @@ class BatchLoader(Generic[T]):
 
 
 def loaded_ahead(parts: Iterable[P], load: Callable[[P], T], workers: int) -> Generator[tuple[P, T], None, None]:
-    """(part, load(part)) for each part, in order, loaded by threads while the caller works on those before.
+    """Yield (part, load(part)) for each part in order, loaded in advance by threads.
 
-    Parts are taken as they are needed, so there may be any number of them.
+    Parts are taken when they are needed, so their number is not limited.
 
     Args:
-        parts: What to load, such as the indices of a batch.
-        load: Called from several threads at once. Its error is raised where its part would have been yielded.
-        workers: Number of threads, each with one part ahead; 0 loads in the calling thread.
+        parts: The parts to load, for example indices of batches.
+        load: Loading function, called from several threads. Its error is raised when its part would be yielded.
+        workers: Number of threads, each one part ahead; 0 loads in the calling thread.
     """
     if workers == 0:
         yield from ((part, load(part)) for part in parts)

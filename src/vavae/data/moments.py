@@ -1,10 +1,9 @@
-"""Latents of EDM2 and REPA: one `.npy` file per image with mean and standard deviation of its posterior.
+"""Convert latents of EDM2 and REPA: one `.npy` file per image with mean and standard deviation of its posterior.
 
-Files are called `00000/img-mean-std-00000000.npy`, of shape (2C, h, w): C means, then C standard deviations, as the
-autoencoder gives them, before any scaling. `dataset.json` in the same folder may hold labels.
+A file `00000/img-mean-std-00000000.npy` has the shape (2C, h, w): C means, then C standard deviations, as the
+autoencoder returns them, before any scaling. `dataset.json` in the same folder may hold labels.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vavae import rng
-from vavae.data.labels import class_number
+from vavae.data.dataset_json import find_label_file
 from vavae.data.latent_writer import write_shards
 from vavae.data.loader import loaded_ahead
 from vavae.errors import UserError, one_line
@@ -23,7 +22,7 @@ _NAME = "img-mean-std-*.npy"
 
 
 def holds_moments(folder: Path) -> bool:
-    """Return whether a folder holds latents in this form."""
+    """Return whether a folder has latents in this form."""
     return any(any(folder.glob(pattern)) for pattern in (_NAME, f"*/{_NAME}"))
 
 
@@ -31,18 +30,18 @@ def convert_moments(folder: Path, output: Path, seed: int = 0) -> str:
     """Write one sample of each posterior, z = mean + std · noise, in the layout of the published extractor.
 
     Args:
-        folder: Where the files are.
-        output: Where to write; must be empty or missing.
-        seed: Seed of the noise, which depends on the number of the image in the order of file names.
+        folder: Folder of the `.npy` files.
+        output: Output folder; must be empty or missing.
+        seed: Seed of the noise. Noise is a function of the seed and the image's number in the order of file names.
 
     Returns:
-        What was written, in one line.
+        One line that describes the result.
 
     Raises:
         UserError: A file is damaged or of another shape than the first, or the labels do not fit the files.
     """
     paths = sorted(folder.rglob(_NAME))
-    labels, said = _labels(folder, paths)
+    labels, sentence = _labels(folder, paths)
     shape = _read(paths[0]).shape
 
     def load(indices: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ def convert_moments(folder: Path, output: Path, seed: int = 0) -> str:
     with whole_folder(output):
         write_shards(batches(), output)
     size = "x".join(map(str, (shape[0] // 2, *shape[1:])))
-    return f"{len(paths):,} latents {size}, one sample of each mean and deviation (seed {seed}); {said}"
+    return f"{len(paths):,} latents {size}, one sample of each mean and deviation (seed {seed}); {sentence}"
 
 
 def _read(path: Path) -> np.ndarray:
@@ -78,26 +77,11 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _labels(folder: Path, paths: list[Path]) -> tuple[Tensor, str]:
-    """Return class numbers (N,) int64 of `dataset.json`, zeros where it has none, and a sentence on them.
-
-    Raises:
-        UserError: `dataset.json` cannot be read, or a file has no label or one that is not a class number.
-    """
-    path = folder / "dataset.json"
-    name = None
-    try:
-        entries = json.loads(path.read_text())["labels"] if path.is_file() else None
-        if entries is None:
-            return torch.zeros(len(paths), dtype=torch.int64), "no labels in dataset.json: one class"
-        by_name = dict(entries)
-        names = [p.relative_to(folder).as_posix() for p in paths]
-        numbers = []
-        for name in names:
-            if name not in by_name:
-                raise UserError(f"{path}: has no label for {name}")
-            numbers.append(class_number(by_name[name]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: {f'{name}: ' if name else ''}{one_line(error)[:200]}") from error
-    unused = len(by_name) - len(names)
+    """Return the class numbers (N,) int64 in `dataset.json`, or zeros, and a sentence about them."""
+    label_file = find_label_file(folder)
+    if label_file is None or not label_file.labels:
+        return torch.zeros(len(paths), dtype=torch.int64), "no labels in dataset.json: one class"
+    labels = torch.from_numpy(label_file.labels_of(paths))
+    unused = len(label_file.missing(folder, paths))
     rest = f", in which {unused:,} labels have no file" if unused else ""
-    return torch.tensor(numbers, dtype=torch.int64), f"labels of dataset.json{rest}"
+    return labels, f"labels of dataset.json{rest}"

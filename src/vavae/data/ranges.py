@@ -1,4 +1,4 @@
-"""Ranges of large files, on disk or at any address that fsspec reads, for any number of threads and processes."""
+"""Read ranges of large files, on disk or at any address that fsspec opens, from any number of threads and processes."""
 
 import functools
 import hashlib
@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vavae.data.labels import PART_OF
 from vavae.errors import UserError, as_user_error
 
-# Files on disk kept open by this process; far below any limit, and most reads of a set of that many shards find
-# theirs open.
+# Files that this process keeps open: far below any limit, and enough for most reads to find their file open.
 _OPEN_FILES = 64
-# What stores tell of a file that changes with its contents.
+# Properties of a file, as stores name them, that change with its contents.
 _STAMPS = (
     *("ETag", "etag", "Content-MD5", "md5Hash", "content_md5", "blob_id"),
     *("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created"),
 )
-# So much of a file's beginning stands for it where its store tells nothing but its size.
+# Bytes at the beginning of a file that are hashed if its store gives nothing but its size.
 _HEAD = 2**20
 
-# Files that a folder of shards is searched for; the compressed ones, which cannot be read, so that they are refused.
+# Shards in a folder. Compressed ones cannot be read; they are listed so that they are refused, not passed over.
 _SHARD = re.compile(r"\.(tar|tgz|tbz2?|txz|tar\.\w+)$", re.IGNORECASE)
 
 
 def expand_shards(spec: str) -> list[str]:
-    """Return the addresses that patterns stand for, those of one pattern sorted.
+    """Return the addresses that match patterns, sorted for each pattern.
 
     Args:
         spec: Patterns, joined by `::`: paths or what fsspec opens, with `{000..123}` for ranges, `{a,b}` for choices,
@@ -48,7 +48,7 @@ def expand_shards(spec: str) -> list[str]:
 
 
 def naming_shard(address: str) -> AbstractContextManager[None]:
-    """Turn whatever the store of a shard raises into one line that names the shard."""
+    """Turn any exception of the store of a shard into a UserError that names the shard."""
     return as_user_error(
         lambda reason: f"images: shard {address} cannot be read ({reason})", f"index the shard {address}"
     )
@@ -71,7 +71,7 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _matches(address: str) -> list[str]:
-    """Return the files that an address without braces stands for; a plain one stands for itself."""
+    """Return the files that an address without braces matches; an address of a file matches itself."""
     files, path = _store(address)
     pattern = re.search(r"[*?\[]", path) is not None and not files.exists(path)
     if not pattern and (_SHARD.search(path) or not files.isdir(path)):
@@ -81,20 +81,26 @@ def _matches(address: str) -> list[str]:
         raise UserError(
             f"images: no shards match {address}" if pattern else f"images: no tar files in the folder {address}"
         )
+    words = {word for path in paths for word in re.split(r"[^a-z]+", path.rpartition("/")[2].lower())}
+    parts = {PART_OF[word] for word in words if word in PART_OF}
+    if not pattern and "train" in parts and len(parts) > 1:
+        raise UserError(
+            f"images: the folder {address} holds shards for training and for testing: give one kind, for example "
+            f"webdataset:{address.rstrip('/')}/train-*.tar"
+        )
     is_plain = "://" not in address
     return sorted(path if is_plain else files.unstrip_protocol(path) for path in paths)
 
 
 @dataclass(frozen=True)
 class RangedFile:
-    """A file whose ranges are read. It holds nothing open, so it can be pickled and used after a fork.
+    """A file whose ranges are read. It keeps nothing open, so it can be pickled and used after a fork.
 
     Attributes:
         address: A path, or what fsspec opens.
         size: Bytes.
-        identity: Where the file lies, wherever the address is read from, and what changes when its contents do:
-            the time of change on disk, and what the store tells elsewhere (ETag, time of change, or else a hash of
-            the first MiB).
+        identity: The file's place and a state that changes with its contents: the time of change on disk, elsewhere
+            the store's ETag or time of change, or else a hash of the first MiB.
         path: Its absolute path if it is on disk.
     """
 
@@ -105,7 +111,7 @@ class RangedFile:
 
     @classmethod
     def find(cls, address: str) -> "RangedFile":
-        """Look a file up. Raises whatever its store raises; OSError on disk."""
+        """Look up a file. Raises any exception of its store; OSError on disk."""
         from fsspec.implementations.local import LocalFileSystem
 
         files, path = _store(address)
@@ -119,18 +125,18 @@ class RangedFile:
         if size is None:
             with files.open(path, "rb") as file:
                 size = file.seek(0, 2)
-        as_user_error = [f"{name} {info[name]}" for name in _STAMPS if info.get(name)]
-        if not as_user_error:
-            as_user_error = [hashlib.sha256(files.cat_file(path, 0, min(size, _HEAD))).hexdigest()]
-        return cls(address, size, "\0".join((address, path, str(size), *as_user_error)))
+        stamps = [f"{name} {info[name]}" for name in _STAMPS if info.get(name)]
+        if not stamps:
+            stamps = [hashlib.sha256(files.cat_file(path, 0, min(size, _HEAD))).hexdigest()]
+        return cls(address, size, "\0".join((address, path, str(size), *stamps)))
 
     def open(self) -> AbstractContextManager[Any]:
-        """The whole file, to read from its beginning."""
+        """Open the whole file for reading."""
         files, path = _store(self.address)
         return files.open(path, "rb")
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset` on. Raises OSError if there are fewer, and whatever the store raises."""
+        """Return `size` bytes from `offset`. Raises OSError if there are fewer, and any exception of the store."""
         if self.path is not None:
             content = _descriptor(self.path, self.identity).read(offset, size)
         else:
@@ -142,14 +148,14 @@ class RangedFile:
 
 
 def _store(address: str) -> tuple[Any, str]:
-    """What reads an address, and the path in there. Asked for anew each time: fsspec keeps one store per process."""
+    """Return the store of an address and the path in it. fsspec keeps one store per process."""
     from fsspec.core import url_to_fs
 
     return url_to_fs(address)
 
 
 class _Descriptor:
-    """An open file without a position, closed when nobody refers to it: never under a thread that reads."""
+    """An open file without a position. It is closed when its last reference ends, so never while a thread reads."""
 
     def __init__(self, path: str) -> None:
         self._number = os.open(path, os.O_RDONLY)
@@ -164,5 +170,5 @@ class _Descriptor:
 
 @functools.lru_cache(maxsize=_OPEN_FILES)
 def _descriptor(path: str, identity: str) -> _Descriptor:
-    """The open file of a path; `identity` tells a file from another that took its place."""
+    """Return the open file of a path; `identity` distinguishes files that replaced each other."""
     return _Descriptor(path)

@@ -1,7 +1,7 @@
-"""Image files as RGB, and which of a source cannot be read: found once, named in a file, and remembered.
+"""Read image files as RGB, and find the images of a source that cannot be read.
 
-Decoding a million images takes a while, so what was found about a large set is kept in the user's cache under a
-key of everything that it depends on, and part of it already while the search goes on.
+Decoding a million images takes long. The result for a large set is therefore cached in the user's cache folder, under
+a key of everything that it depends on. A search that was interrupted resumes from the cache.
 """
 
 import errno
@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import PIL
@@ -31,18 +32,18 @@ log = logging.getLogger(__name__)
 Unreadable = list[tuple[str, str]]  # (name, reason)
 GrayRange = tuple[float, float]  # the gray values that become black and white
 
-# Smaller sets are checked anew in seconds.
+# Smaller sets are checked in seconds, so their results are not cached.
 _WORTH_KEEPING = 1000
-# Images that one thread looks at before it takes others, and how often what was found is stored meanwhile.
+# Images in a piece of work of one thread, and seconds between two writes of the cache.
 _BLOCK = 64
 _SAVE_SECONDS = 20.0
-# Changes whenever `image_error` or `read_rgb` judge otherwise than before.
+# Must change whenever `image_error` or `read_rgb` accept other images than before.
 _RULES = 3
 
-# What `read_rgb` raises for a file that it cannot read.
+# `read_rgb` raises these for a file that it cannot read.
 IMAGE_ERRORS = (OSError, ValueError)
 
-# What makes an image upright, by its orientation tag (EXIF 2.32, tag 0x0112).
+# The transposition that makes an image upright, by its orientation tag (EXIF 2.32, tag 0x0112).
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,25 +56,57 @@ _TURNS: dict[object, Image.Transpose] = {
 _DARK_SEEN = threading.Event()
 
 
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a source reads its images.
+
+    Attributes:
+        check: "decode" decodes every image once when the source is opened, which finds truncated files. "header"
+            reads only the beginnings, for sets of millions that are known to be sound; a truncated image then
+            raises UserError when it is used.
+        unreadable_list: File for the names of unreadable images and the reasons, one per line, tab-separated. It is
+            not written if all images can be read.
+        image_column: Column of the images in Hugging Face sets, or part of their ending in shards; None searches.
+        label_column: Column of the labels, or in shards part of their ending or their key in JSON; "none" takes no
+            labels, None searches.
+        gray_range: The gray values that become black and white, for gray images of 16 bits or of 32-bit numbers.
+            Without it, 16-bit values keep their high byte and images of 32-bit numbers are unreadable.
+    """
+
+    check: Literal["decode", "header"] = "decode"
+    unreadable_list: str | os.PathLike[str] | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    gray_range: GrayRange | None = None
+
+    @property
+    def decode(self) -> bool:
+        """Whether images are decoded when the source is opened."""
+        return self.check == "decode"
+
+
+DEFAULT_OPTIONS = ReadOptions()
+
+
 def cache_folder() -> Path:
-    """Where what is known about large sets is kept."""
+    """Return the folder of everything that is cached about large sets."""
     from vavae import assets
 
     return Path(assets.cache_folder())
 
 
 def decoder_version() -> str:
-    """Return all that verdicts depend on except the image: our rules, the decoders and the version of Pillow."""
+    """Return everything but the image that decides whether it can be read: our rules, the decoders and Pillow."""
     return f"{_RULES} Pillow {PIL.__version__} {IMAGE_FORMATS}"
 
 
 def threads() -> int:
-    """How many threads decode at once while a set is looked through."""
+    """Return the number of threads that decode while a set is checked."""
     return min(16, os.cpu_count() or 1)
 
 
 def read_cache(path: Path) -> Any:
-    """What `write_cache` stored, or None where there is nothing, or nothing whole."""
+    """Return the value that `write_cache` stored, or None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -81,7 +114,7 @@ def read_cache(path: Path) -> Any:
 
 
 def write_cache(path: Path, value: Any) -> None:
-    """Store `value` as JSON. A cache that cannot be written costs time at the next start, not the run."""
+    """Store `value` as JSON, if the file can be written."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary:
@@ -89,7 +122,7 @@ def write_cache(path: Path, value: Any) -> None:
 
 
 def reading(what: str) -> AbstractContextManager[None]:
-    """Tell in one line of whatever goes wrong while `what` is read: `cannot read WHAT: …`; see `as_user_error`."""
+    """Turn any exception in the block into the UserError `cannot read WHAT: …`; see `as_user_error`."""
     return as_user_error(lambda reason: f"cannot read {what}: {reason}", f"decode {what}")
 
 
@@ -116,9 +149,8 @@ def upright_rgb(image: Image.Image, gray_range: GrayRange | None = None) -> Imag
     Of 16-bit color Pillow keeps the high byte.
 
     Args:
-        image: The image; it is not to be used afterwards.
-        gray_range: The gray values that become black and white, for gray images of 16 bits or of 32-bit numbers.
-            Without it, 16-bit gray values keep their high byte.
+        image: The image. It must not be used afterwards.
+        gray_range: See `ReadOptions`.
 
     Raises:
         OSError: The image cannot be decoded whole.
@@ -131,12 +163,12 @@ def upright_rgb(image: Image.Image, gray_range: GrayRange | None = None) -> Imag
         image = image.transpose(turn)
     if deep:
         image = Image.fromarray(_eight_bits(np.asarray(image), gray_range, name))
-    image.info = {}  # else the result could be turned again, and Pillow warns of transparency that it drops
+    image.info = {}  # otherwise the result could be turned again, and Pillow warns of dropped transparency
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def range_key(gray_range: GrayRange | None) -> bytes:
-    """Return what a source's fingerprint gets from `gray_range`: nothing where there is none."""
+    """Return the part of a source's fingerprint that depends on `gray_range`; empty without one."""
     return b"" if gray_range is None else repr(gray_range).encode()
 
 
@@ -144,7 +176,7 @@ def _orientation(image: Image.Image) -> object:
     """Return the value of the orientation tag. `ImageOps.exif_transpose` would also write the other tags, and fail."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF data, of which Pillow raises whatever it stumbles over
+    except Exception:  # Pillow raises errors of any kind for damaged EXIF data
         return None
 
 
@@ -193,17 +225,16 @@ def image_error(file: Path | IO[bytes], whole: bool = True, gray_range: GrayRang
     Args:
         file: A path, or an open binary file.
         whole: Decode it, which finds truncated ones; otherwise read its beginning only.
-        gray_range: See `upright_rgb`.
+        gray_range: See `ReadOptions`.
 
     Raises:
-        OSError: The file cannot be read (no permission, a failing disk, too many open files), which says nothing about
-            the image.
-        MemoryError: There is not enough memory to decode it, which does not either.
+        OSError: The file cannot be accessed (no permission, a failing disk, too many open files).
+        MemoryError: There is not enough memory to decode the image.
     """
     try:
         with open_image(file) as image:
             if whole:
-                # For JPEG this skips most of the inverse transform and still reads the file to its end.
+                # This skips most of the inverse transform of a JPEG but still reads the file to its end.
                 image.draft("RGB", (32, 32))
                 upright_rgb(image, gray_range)
             else:
@@ -211,7 +242,7 @@ def image_error(file: Path | IO[bytes], whole: bool = True, gray_range: GrayRang
     except MemoryError:
         raise
     except OSError as error:
-        # Decoders raise OSError without a number, or seek to where a damaged file sends them, which is EINVAL.
+        # Decoders raise OSError without a number. A damaged file can make them seek to an invalid place: EINVAL.
         if error.errno not in (None, errno.EINVAL):
             raise
         return one_line(error)
@@ -227,29 +258,28 @@ def find_unreadable(
     key: Sequence[object],
     cache: Path | None = None,
 ) -> dict[int, str]:
-    """Number -> reason of each of `count` images that cannot be read.
+    """Return number -> reason for each of `count` images that cannot be read.
 
-    What is known about a large set is stored every now and then, so that a search that was ended goes on where it
-    was. An image that could not be got at is neither left out nor remembered: that may pass, and a set that loses
-    images for a while would change labels, order and fingerprint from one start to the next without a word.
+    A file that cannot be accessed is an error. Leaving it out would change labels, order and fingerprint silently when
+    the fault passes.
 
     Args:
         count: Number of images.
-        error_of: Why an image, by number, cannot be read, or None; called from several threads.
-        name_of: What to call an image, by number.
-        key: All that the answer depends on: names, sizes, times of change.
-        cache: Folder for answers about large sets; null is the user's.
+        error_of: Returns why an image, given by its number, cannot be read, or None. Several threads call it.
+        name_of: Returns the name of an image for errors.
+        key: Everything that the result depends on: names, sizes, times of change.
+        cache: Folder for the results of large sets; None is in the user's cache folder.
 
     Raises:
-        UserError: An image could not be got at; the message names it.
-        RunError: There was not enough memory for one.
+        UserError: An image cannot be accessed; the message names it.
+        RunError: There is not enough memory to decode an image.
     """
     path: Path | None = None
     checked, found = 0, dict[int, str]()
     if count >= _WORTH_KEEPING:
         digest = hashlib.sha256(repr((decoder_version(), *key)).encode()).hexdigest()[:24]
         path = (cache or cache_folder() / "readable") / f"{digest}.json"
-        checked, found = _verdicts(read_cache(path))
+        checked, found = _parse_cache(read_cache(path))
     if checked >= count:
         return found
 
@@ -280,8 +310,8 @@ def find_unreadable(
     return found
 
 
-def _verdicts(stored: Any) -> tuple[int, dict[int, str]]:
-    """How many images of a set are known, from the first on, and why some cannot be read."""
+def _parse_cache(stored: Any) -> tuple[int, dict[int, str]]:
+    """Return the number of images checked so far, from the first, and number -> reason of the unreadable ones."""
     try:
         return int(stored["checked"]), {int(number): str(why) for number, why in stored["unreadable"].items()}
     except (TypeError, KeyError, ValueError, AttributeError):
@@ -289,7 +319,7 @@ def _verdicts(stored: Any) -> tuple[int, dict[int, str]]:
 
 
 def write_unreadable(unreadable: Sequence[tuple[Any, str]], path: str | os.PathLike[str] | None) -> None:
-    """Write names as they are, also those that are not UTF-8, and reasons: one per line, tab-separated."""
+    """Write names and reasons, one per line, tab-separated. Names keep their bytes, also if they are not UTF-8."""
     if unreadable and path is not None:
         target = Path(path)
         with written_whole(target) as temporary:

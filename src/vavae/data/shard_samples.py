@@ -1,17 +1,17 @@
-"""Samples of tar shards: neighboring members of one name, which of them is the image, and which give the label."""
+"""Samples of tar shards: find the image and the label among neighboring members of one name."""
 
-import json
 from typing import IO, NamedTuple
 
 from vavae.data.labels import IMAGE_NAMES, class_number
 from vavae.errors import UserError, one_line
+from vavae.io.files import parse_json
 
 # Bytes of members that are read for a label.
 _LONGEST_NUMBER, _LONGEST_JSON = 2**10, 2**24
 
 
 class Entry(NamedTuple):
-    """An image of a shard: its member, its label if it has one, and why it cannot be read."""
+    """An image of a shard: name, offset and size of its member, its label or None, and why it cannot be read."""
 
     name: str
     offset: int
@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A label of a sample: its rank (0 goes first), what it comes from, and the class number."""
+    """A label of a sample: its rank (the lowest counts), its origin, and the class number."""
 
     rank: int
     source: str
@@ -29,7 +29,7 @@ class Label(NamedTuple):
 
 
 class Sample:
-    """Members of one name, as they come."""
+    """The members of one sample, in the order of the shard."""
 
     def __init__(self, name: str, address: str) -> None:
         self.name = name
@@ -39,10 +39,10 @@ class Sample:
         self._extensions: set[str] = set()
 
     def add(self, extension: str) -> None:
-        """Note a member.
+        """Record the extension of a member.
 
         Raises:
-            UserError: There is one of this name already.
+            UserError: The sample has such a member already.
         """
         if extension in self._extensions:
             raise UserError(f"images: {self._address} holds {self.name}.{extension} twice in one sample")
@@ -89,14 +89,14 @@ def read_label(content: IO[bytes], parts: list[str], names: tuple[str, ...], whe
     Args:
         content: The member.
         parts: Its extension's parts in lower case, such as ["label", "cls"].
-        names: What labels may be called.
-        where: What to call the member in errors.
+        names: Names that labels may have.
+        where: Name of the member in errors.
 
     Returns:
-        The label; None for a member that has none.
+        The label, or None.
 
     Raises:
-        UserError: The member's name says that it is a label, or its JSON has one, and it is not a class number.
+        UserError: The member is a label by its name, or its JSON has one, but it is not a class number.
     """
     by_name = any(name.lower() in parts for name in names)
     if not names or not (by_name or parts[-1] == "json"):
@@ -107,16 +107,14 @@ def read_label(content: IO[bytes], parts: list[str], names: tuple[str, ...], whe
         if len(text) > limit:
             raise ValueError(f"is too long for a label (more than {limit:,} bytes)")
         if parts[-1] != "json":
-            return Label(int(len(parts) > 1), f".{'.'.join(parts)}", class_number(text.decode("utf-8-sig")))
-        value = json.loads(text)
+            return Label(int(len(parts) > 1), f".{'.'.join(parts)}", class_number(text.decode("utf-8-sig", "replace")))
+        value = parse_json(text.decode("utf-8-sig"))
         if isinstance(value, dict):
             keys = {key.lower(): key for key in value}
             key = next((keys[name.lower()] for name in names if name.lower() in keys), None)
             return None if key is None else Label(2, f"{key} in .json", class_number(value[key]))
         if not by_name:
-            raise ValueError("holds no object with a label")
+            raise ValueError("must hold an object with a label")
         return Label(2, f".{'.'.join(parts)}", class_number(value))
-    except RecursionError as error:
-        raise UserError(f"images: {where}: is nested too deeply") from error
     except ValueError as error:  # of JSON and of UTF-8 too
         raise UserError(f"images: {where}: {one_line(error)[:200]}") from error

@@ -1,8 +1,8 @@
-"""From image files to tensors and back.
+"""Convert image files to tensors and back.
 
-Pixels are (N, H, W, 3) uint8, as Pillow, numpy and the ADM evaluator have them; images are (N, 3, H, W) float32 in
-[-1, 1], as networks take them. `to_tensor` and `to_uint8` are the only two ways between the two; `as_images` takes
-either, and Pillow images.
+Pixels are (N, H, W, 3) uint8, the form of Pillow, numpy and the ADM evaluator. Images are (N, 3, H, W) float32 in
+[-1, 1], the input of networks. Only `to_tensor` and `to_uint8` convert between the two. `as_images` accepts both, and
+Pillow images.
 """
 
 from collections.abc import Sequence
@@ -20,30 +20,30 @@ from vavae.data.readable import reading, upright_rgb
 from vavae.data.sources import ArrayImages, ImageSource
 from vavae.errors import UserError
 
-# Panoramas are shorter, so no ordinary image is cut before it is scaled; 32 crops take little memory.
+# Longest side before scaling, in lengths of the crop. Panoramas are shorter, and 32 crops take little memory.
 _MOST_CROPS = 32
-# Bicubic filters and decoders that are not clamped exceed [-1, 1] a little.
+# Bicubic filters and unclamped decoders exceed [-1, 1] slightly.
 _LARGEST = 1.1
 
 Images = Tensor | np.ndarray | Image.Image | Sequence[Tensor | np.ndarray | Image.Image]
 
 
 def _covering(image: Image.Image, size: Size) -> tuple[int, int]:
-    """(width, height) of the image scaled so that it just covers `size`: of a square, the short side is as long."""
+    """Return (width, height) of the image after it is scaled to just cover `size`."""
     height, width = height_width(size)
     scale = max(height / image.height, width / image.width)
     return round(image.width * scale), round(image.height * scale)
 
 
 def _without_far_ends(image: Image.Image, size: Size, across: float = 0.5, down: float = 0.5) -> Image.Image:
-    """Cut an image that is over 32 times as long as its crop down to that, around where the crop will be.
+    """Cut the ends of an image that is more than 32 times as long as its crop.
 
-    Scaled whole, an image of 1x5000 pixels would become one of 256x1,280,000 before it is cropped to 256x256.
-    `across` and `down` are the place of the crop, from 0 (left, top) to 1 (right, bottom).
+    Without this, an image of 1x5000 pixels would be scaled to 256x1,280,000 before it is cropped to 256x256.
+    `across` and `down` are the position of the crop, from 0 (left, top) to 1 (right, bottom).
     """
     height, width = height_width(size)
     longest = -(-_MOST_CROPS * image.height * width // height), -(-_MOST_CROPS * image.width * height // width)
-    # An even number of pixels is cut off, so that the middle stays the middle.
+    # An even number of pixels is cut, so the middle does not move.
     kept = [side - max(0, side - most) // 2 * 2 for side, most in zip(image.size, longest, strict=True)]
     if kept == list(image.size):
         return image
@@ -52,10 +52,10 @@ def _without_far_ends(image: Image.Image, size: Size, across: float = 0.5, down:
 
 
 def center_crop(image: Image.Image, size: Size) -> Image.Image:
-    """The ADM centre crop (arXiv 2105.05233), used for encoding and evaluation: an image of `size`, in pixels.
+    """Return the ADM center crop of an image (arXiv 2105.05233) of `size` in pixels, for encoding and evaluation.
 
-    Halves the image by box averaging while both sides are at least twice as long as wanted, then scales it with a
-    bicubic filter until it just covers `size`, and cuts the middle out. Of a square, the short side becomes `size`.
+    The image is halved by box averaging while both sides are at least twice as long as those of the crop, then scaled
+    with a bicubic filter to just cover `size`. The crop is its middle.
     """
     height, width = height_width(size)
     image = _without_far_ends(image, size)
@@ -69,15 +69,15 @@ def center_crop(image: Image.Image, size: Size) -> Image.Image:
 def published_random_crop(
     image: Image.Image, size: Size, seed: int, position: int, antialias: bool = False
 ) -> Image.Image:
-    """The crop of published tokenizer training: scaled bilinearly to just cover `size`, then a random window of it.
+    """Return the crop of published tokenizer training: scale bilinearly to just cover `size`, take a random window.
 
     Args:
         image: RGB image.
-        size: Of the crop in pixels; of a square, the short side becomes `size`, as published.
+        size: Size of the crop in pixels.
         seed: Seed of the run.
-        position: Position in the data order; the window is a function of (seed, position) only.
-        antialias: Average over the source pixels each target pixel covers. The published resize does not, so
-            large photographs are aliased; use it to repeat the published training.
+        position: Position in the data order. The window is a function of (seed, position) only.
+        antialias: Average over all source pixels that a target pixel covers. False repeats the published training,
+            in which large photographs are aliased.
     """
     across, down = rng.uniform(seed, "random crop", [position], (2,))[0].tolist()
     image = _without_far_ends(image, size, across, down)
@@ -95,10 +95,10 @@ def published_random_crop(
 
 
 def to_tensor(pixels: Tensor | np.ndarray | Image.Image) -> Tensor:
-    """Pixels (..., H, W, 3) uint8, or an RGB picture -> images (..., 3, H, W) float32 in [-1, 1]: x / 127.5 - 1."""
+    """Convert pixels (..., H, W, 3) uint8 or an RGB picture to images (..., 3, H, W) in [-1, 1]: x / 127.5 - 1."""
     tensor = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     if tensor.dtype != torch.uint8 or tensor.shape[-1] != 3:
-        raise ValueError(f"pixels must be (..., H, W, 3) uint8, not {tuple(tensor.shape)} {tensor.dtype}")
+        raise ValueError(f"pixels must be (..., H, W, 3) uint8, got {tuple(tensor.shape)} {tensor.dtype}")
     return tensor.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
 
 
@@ -157,7 +157,7 @@ def _of_floats(images: Tensor) -> Tensor:
         raise UserError(f"images: floats must be (3, H, W) or (B, 3, H, W), got {tuple(images.shape)}")
     if images.numel():
         low, high = (float(bound) for bound in images.detach().aminmax())
-        if not (low >= -_LARGEST and high <= _LARGEST):  # also where one is not a number
+        if not (low >= -_LARGEST and high <= _LARGEST):  # also if one is NaN
             raise UserError(
                 f"images: values must be in [-1, 1], got {low:g} to {high:g}; x / 127.5 - 1 scales 0 to 255, "
                 "2 * x - 1 scales 0 to 1"
@@ -166,24 +166,24 @@ def _of_floats(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images (..., 3, H, W) in [-1, 1] -> pixels (..., H, W, 3) uint8, as the published code stores samples.
+    """Convert images (..., 3, H, W) in [-1, 1] to pixels (..., H, W, 3) uint8: clamp(127.5 x + 128, 0, 255), truncated.
 
-    clamp(127.5 x + 128, 0, 255), truncated. This inverts `to_tensor`, and rounds halves up elsewhere.
+    The published code stores samples in this way. It inverts `to_tensor`.
     """
     if images.ndim < 3 or images.shape[-3] != 3 or not images.is_floating_point():
-        raise ValueError(f"images must be (..., 3, H, W) in [-1, 1], not {tuple(images.shape)} {images.dtype}")
+        raise ValueError(f"images must be (..., 3, H, W) in [-1, 1], got {tuple(images.shape)} {images.dtype}")
     scaled = (images.detach().to(torch.float32) * 127.5 + 128.0).clamp(0.0, 255.0)
     return scaled.to(torch.uint8).movedim(-3, -1).contiguous()
 
 
 def flip_horizontally(images: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mirror images (B, C, H, W) left to right: all of them, or those where `mask` (B,) is true."""
+    """Mirror images (B, C, H, W) left to right, or only the images for which `mask` (B,) is true."""
     flipped = images.flip(-1)
     return flipped if mask is None else torch.where(mask.view(-1, 1, 1, 1), flipped, images)
 
 
 def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size, workers: int = 0) -> Tensor:
-    """Centre-cropped images of `source` as pixels, (len(indices), H, W, 3) uint8; `workers` threads share decoding."""
+    """Return center-cropped images as pixels, (len(indices), H, W, 3) uint8, decoded by `workers` threads."""
     wanted = [int(index) for index in indices]
     if isinstance(source, ArrayImages) and source.pixels.shape[1:3] == height_width(size):
         return torch.from_numpy(source.pixels[wanted])
@@ -195,7 +195,7 @@ def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size
     rows = range(len(wanted))
     if workers > 1:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(decode, rows))  # a list, so that errors are raised
+            list(pool.map(decode, rows))  # list() raises errors of the threads
     else:
         for row in rows:
             decode(row)
@@ -203,16 +203,16 @@ def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size
 
 
 def load_images(source: ImageSource, indices: Tensor | Sequence[int], size: Size, workers: int = 0) -> Tensor:
-    """As `load_pixels`, (len(indices), 3, H, W) float32 in [-1, 1]."""
+    """Return center-cropped images of `source`, (len(indices), 3, H, W) float32 in [-1, 1]; see `load_pixels`."""
     return to_tensor(load_pixels(source, indices, size, workers))
 
 
 class InMemoryImages(ArrayImages):
-    """All images of a source, centre-cropped and decoded once: for sets of up to some ten thousand small images.
+    """All images of a source, center-cropped and decoded once, for sets of up to some ten thousand small images.
 
     Args:
         source: The images.
-        size: In pixels.
+        size: Size in pixels.
         workers: Number of decoding threads.
     """
 

@@ -1,32 +1,33 @@
-"""WebDataset shards as an indexable list of images: tar files, local or at any address that fsspec reads.
+"""WebDataset shards as an indexable list of images: tar files, local or at any address that fsspec opens.
 
-Shards are indexed once (where each member begins, and its label); after that any image is one read of a range, so
-order, resume and number of processes mean the same as for a folder. The index is kept in the user's cache.
+Shards are indexed once: the offset of each member, and its label. Each image is then one read of a range, so order,
+resuming and the number of processes work as for a folder. The index is kept in the user's cache folder.
 """
 
 import hashlib
 import io
-import os
 import tarfile
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
+from vavae.data.found import NO_LABELS as UNLABELED
 from vavae.data.found import Found
 from vavae.data.labels import NO_LABELS, label_names
 from vavae.data.loader import loaded_ahead
 from vavae.data.ranges import RangedFile, expand_shards, naming_shard
 from vavae.data.readable import (
-    GrayRange,
+    DEFAULT_OPTIONS,
+    ReadOptions,
     Unreadable,
     cache_folder,
     decoder_version,
@@ -40,12 +41,13 @@ from vavae.data.readable import (
     write_unreadable,
 )
 from vavae.data.shard_samples import Entry, Sample, read_label
+from vavae.data.sources import ImageSource
 from vavae.errors import RunError, UserError
 from vavae.progress import Bar, track
 
-# Indexing shards of fewer bytes is a matter of seconds, and shows no bar.
+# Fewer bytes are indexed in seconds, so no bar is shown for them.
 _WORTH_SHOWING = 200e6
-# An archive ends with blocks of zeros, which fill up its last record: of 10 KiB as a rule, of 1 MiB at most.
+# An archive ends with blocks of zeros that fill its last record, which usually has 10 KiB and at most 1 MiB.
 _BLOCK, _LONGEST_END = 512, 2**20 + 1024
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
@@ -59,17 +61,17 @@ _COMPRESSED = {
 
 @dataclass
 class _Index:
-    """What a shard holds.
+    """Index of a shard.
 
     Attributes:
-        entries: Its images.
-        only_labelled: The first sample that has a label and no image.
-        passed_over: Number of members by reason.
-        labels_from: What the labels come from: endings, and keys of JSON.
+        entries: The images.
+        only_labeled: The first sample that has a label and no image, or None.
+        passed_over: Number of other members by reason.
+        labels_from: Endings and keys in JSON that labels come from.
     """
 
     entries: list[Entry]
-    only_labelled: str | None
+    only_labeled: str | None
     passed_over: dict[str, int]
     labels_from: list[str]
 
@@ -86,16 +88,6 @@ class _Index:
 
 
 @dataclass(frozen=True)
-class _Rules:
-    """How shards are indexed; an index is kept under these and the shard's identity."""
-
-    decode: bool
-    image: str | None
-    labels: tuple[str, ...]
-    gray_range: GrayRange | None
-
-
-@dataclass(frozen=True)
 class _Member:
     shard: int
     offset: int
@@ -103,51 +95,42 @@ class _Member:
     label: int
 
 
-class WebDatasetImages:
+class WebDatasetImages(ImageSource):
     """Images of tar shards, in the order of the shards.
 
-    A sample is neighboring members whose names are equal up to the first dot. It has an image, and its label in
-    `.cls` (a number; `.label.cls`, `.class`, … too, see `vavae.data.labels`) or in a key of `.json` of such a name;
-    `.cls` goes before other endings, and these before `.json`. Where no sample has a label, all images are of one
-    class. Of several images the one counts that has nothing but an image's extension: `1.jpg`, not `1.seg.png`;
-    without one `1.image.png`. Case does not matter in endings and keys. `found` counts what is passed over.
+    A sample consists of neighboring members whose names are equal up to the first dot. Its label is a number in `.cls`
+    (or `.label.cls`, `.class`, …; see `vavae.data.labels`) or in a key of `.json`. `.cls` has priority over other
+    endings, and these over `.json`. If no sample has a label, all images are of one class. Of several images, the one
+    with a plain ending counts: `1.jpg`, not `1.seg.png`; otherwise `1.image.png`. Case does not matter in endings and
+    keys.
 
     Args:
-        shards: Addresses as for `expand_shards`: paths, or what fsspec opens.
-        cache: Folder for indices; null is the user's cache folder.
-        unreadable_list: Where to write names of unreadable images and the reasons, one per line, tab-separated.
-        check: "decode" reads every image whole while indexing; "header" reads only the beginnings.
-        image_column: The part of the ending that images have (`left` for `1.left.png`); null as above.
-        label_column: The part of the ending, or the key of JSON, that labels have; "none" takes no labels; null as
-            above.
-        gray_range: See `readable.upright_rgb`.
+        shards: Addresses as for `expand_shards`: paths, or addresses that fsspec opens.
+        options: How to read the images: `image_column` is the part of the ending that images have (`left` for
+            `1.left.png`), and `label_column` the part of the ending, or the key in JSON, that labels have.
+        cache: Folder for indices; None is in the user's cache folder.
 
     Attributes:
-        unreadable: (shard: member, reason) of each image left out, as it cannot be read.
-        found: What was passed over, and what the labels come from.
+        unreadable: (shard: member, reason) of each image that cannot be read and is left out.
+        found: Members that were passed over, and the origin of the labels.
 
     Raises:
-        UserError: A shard cannot be opened, is not a tar file, is compressed or not whole, a sample of several images
-            does not say which one it is, a label is not a class number, some images have labels and others none, or
-            there are no images.
+        UserError: A shard cannot be opened, is not a tar file, is compressed or incomplete, a sample has several
+            images and none of them counts, a label is not a class number, some images have labels and others none,
+            or there are no images.
         RunError: There is not enough memory to decode an image.
     """
 
     def __init__(
         self,
         shards: str,
+        options: ReadOptions = DEFAULT_OPTIONS,
         cache: Path | None = None,
-        unreadable_list: str | os.PathLike[str] | None = None,
-        check: Literal["decode", "header"] = "decode",
-        image_column: str | None = None,
-        label_column: str | None = None,
-        gray_range: GrayRange | None = None,
     ) -> None:
         self.name = shards.rsplit("/", 1)[-1]
         self._addresses = expand_shards(shards)
-        self.gray_range = gray_range
-        rules = _Rules(check == "decode", image_column and image_column.lower(), label_names(label_column), gray_range)
-        found = _indices(list(dict.fromkeys(self._addresses)), cache or cache_folder() / "shards", rules)
+        self.gray_range = options.gray_range
+        found = _indices(list(dict.fromkeys(self._addresses)), cache or cache_folder() / "shards", options)
         self._files = [found[address][0] for address in self._addresses]
         indices = [found[address][1] for address in self._addresses]
         _refuse_mixed_labels(self._addresses, indices)
@@ -159,18 +142,14 @@ class WebDatasetImages:
                     self._members.append(_Member(number, offset, size, -1 if label is None else label))
                 else:
                     self.unreadable.append((f"{address}: {name}", error))
-        write_unreadable(self.unreadable, unreadable_list)
-        self.found = _found(shards, self._addresses, indices, len(self.unreadable), label_column)
+        write_unreadable(self.unreadable, options.unreadable_list)
+        self.found = _found(shards, self._addresses, indices, len(self.unreadable), options.label_column)
         if not self._members:
             passed = ", ".join(f"{count} {reason}" for reason, count in self.found.passed_over.items())
             raise UserError(f"images: no images in the shards {shards} (passed over: {passed or 'nothing'})")
         labels = np.array([member.label for member in self._members])
         self.labels = np.where(labels < 0, 0, labels)
-        self.class_names = tuple(str(n) for n in range(int(self.labels.max()) + 1))
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+        self.class_names = tuple(str(n) for n in range(int(labels.max()) + 1)) or UNLABELED
 
     def __len__(self) -> int:
         return len(self._members)
@@ -185,7 +164,7 @@ class WebDatasetImages:
         return int(self.labels[index])
 
     def fingerprint(self) -> str:
-        """Digest of addresses, sizes, and where the images lie."""
+        """Return a digest of addresses, sizes, and offsets and labels of the images."""
         digest = hashlib.sha256(repr((self._addresses, [file.size for file in self._files])).encode())
         digest.update(range_key(self.gray_range))
         for m in self._members:
@@ -196,10 +175,10 @@ class WebDatasetImages:
 def _found(
     shards: str, addresses: list[str], indices: list[_Index], unreadable: int, label_column: str | None
 ) -> Found:
-    """Return what was passed over, and what the labels come from.
+    """Describe the shards.
 
     Raises:
-        UserError: Labels were asked for under a name that no sample has.
+        UserError: No sample has a label under the name `label_column`.
     """
     passed_over = Counter({"unreadable": unreadable} if unreadable else {})
     empty = sum(not index.entries for index in indices)
@@ -221,19 +200,19 @@ def _found(
 
 
 def _refuse_mixed_labels(addresses: list[str], indices: list[_Index]) -> None:
-    """An image without a label among labelled ones would count as one of class 0."""
+    """Raise UserError if only some images have a label, since the others would be of class 0."""
     images = [(address, entry) for address, index in zip(addresses, indices, strict=True) for entry in index.entries]
     without = next((f"{address}: {entry.name}" for address, entry in images if entry.label is None), None)
     with_one = next((f"{address}: {entry.name}" for address, entry in images if entry.label is not None), None)
     for address, index in zip(addresses, indices, strict=True):
-        if with_one is None and index.only_labelled is not None:
-            with_one = f"{address}: {index.only_labelled} (no image beside it)"
+        if with_one is None and index.only_labeled is not None:
+            with_one = f"{address}: {index.only_labeled} (it has no image)"
     if without is not None and with_one is not None:
         raise UserError(f"images: {without} has no label, and {with_one} has one: give all of them labels, or none")
 
 
 class _Progress:
-    """Bytes of shards that threads have read, and the end of all threads when one has failed."""
+    """Counts the bytes that threads have read, and stops all threads when one has failed."""
 
     def __init__(self, bar: Bar | None) -> None:
         self.stopping = threading.Event()
@@ -242,22 +221,23 @@ class _Progress:
         self._lock = threading.Lock()
 
     def passed(self, size: int) -> None:
-        """Count bytes. Raises RunError where the thread shall end."""
+        """Count bytes. Raises RunError if another thread has failed."""
         if self.stopping.is_set():
-            raise RunError("the shards are read no further")
+            raise RunError("indexing was stopped by an error in another shard")
         with self._lock:
             self._bytes += size
             if self._bar is not None and self._bytes // 10**6 > self._bar.done:
                 self._bar.advance(self._bytes // 10**6 - self._bar.done)
 
 
-def _indices(addresses: list[str], folder: Path, rules: _Rules) -> dict[str, tuple[RangedFile, _Index]]:
-    """Each shard, and what it holds: from the cache, or read by several threads and stored shard by shard."""
+def _indices(addresses: list[str], folder: Path, options: ReadOptions) -> dict[str, tuple[RangedFile, _Index]]:
+    """Return each shard and its index: from the cache, or read by several threads and stored shard by shard."""
+    rules = replace(options, unreadable_list=None)
 
     def known(address: str) -> tuple[RangedFile, Path, _Index | None]:
         with naming_shard(address):
             file = RangedFile.find(address)
-        key = hashlib.sha256(f"5\0{rules}\0{decoder_version()}\0{file.identity}".encode()).hexdigest()[:24]
+        key = hashlib.sha256(f"6\0{rules}\0{decoder_version()}\0{file.identity}".encode()).hexdigest()[:24]
         path = folder / f"{key}.json"
         return file, path, _Index.load(path)
 
@@ -276,7 +256,7 @@ def _indices(addresses: list[str], folder: Path, rules: _Rules) -> dict[str, tup
 
         def index_of(file: RangedFile, path: Path) -> _Index:
             with naming_shard(file.address), file.open() as content:
-                index = _scan(content, file.address, rules, progress.passed)
+                index = _scan(content, file.address, options, progress.passed)
             index.store(path)
             return index
 
@@ -290,16 +270,18 @@ def _indices(addresses: list[str], folder: Path, rules: _Rules) -> dict[str, tup
     return found
 
 
-def _scan(file: Any, address: str, rules: _Rules, passed: Callable[[int], None]) -> _Index:
+def _scan(file: Any, address: str, options: ReadOptions, passed: Callable[[int], None]) -> _Index:
     """Index a tar file; `passed` is called with the number of bytes that have been read since its last call."""
+    image_part = options.image_column and options.image_column.lower()
+    names = label_names(options.label_column)
     _refuse_compressed(file, address)
     entries: list[Entry] = []
     counts: Counter[str] = Counter()
     labels_from: set[str] = set()
-    only_labelled: str | None = None
+    only_labeled: str | None = None
 
     def finish(sample: Sample) -> None:
-        nonlocal only_labelled
+        nonlocal only_labeled
         entry, label = sample.image(), sample.label()
         counts["other images of a sample"] += max(len(sample.images) - 1, 0)
         if label is not None:
@@ -310,7 +292,7 @@ def _scan(file: Any, address: str, rules: _Rules, passed: Callable[[int], None])
             entries.append(entry._replace(label=label and label.number))
         elif label is not None:
             counts["labels without an image"] += 1
-            only_labelled = only_labelled or sample.name
+            only_labeled = only_labeled or sample.name
 
     sample = Sample("", address)
     position = 0
@@ -335,10 +317,10 @@ def _scan(file: Any, address: str, rules: _Rules, passed: Callable[[int], None])
             assert content is not None
             parts = extension.split(".")
             is_image = f".{parts[-1]}" in IMAGE_SUFFIXES
-            label = None if is_image else read_label(content, parts, rules.labels, f"{address}: {name}")
-            if is_image and rules.image in (None, *parts):
+            label = None if is_image else read_label(content, parts, names, f"{address}: {name}")
+            if is_image and image_part in (None, *parts):
                 problem = image_error(
-                    io.BytesIO(content.read()) if rules.decode else content, rules.decode, rules.gray_range
+                    io.BytesIO(content.read()) if options.decode else content, options.decode, options.gray_range
                 )
                 sample.images.append((extension, Entry(name, member.offset_data, member.size, None, problem)))
             elif label is not None:
@@ -347,11 +329,11 @@ def _scan(file: Any, address: str, rules: _Rules, passed: Callable[[int], None])
                 counts[f".{parts[-1]} files"] += 1
     _check_end(file, archive.offset, address)
     finish(sample)
-    return _Index(entries, only_labelled, dict(+counts), sorted(labels_from))
+    return _Index(entries, only_labeled, dict(+counts), sorted(labels_from))
 
 
 def _not_data(member: tarfile.TarInfo, base: str, extension: str) -> str | None:
-    """Return why a member is not a part of a sample, or None if it is."""
+    """Return why a member does not belong to a sample, or None if it does."""
     if member.isdir():
         return "folders"
     if not member.isfile() or member.issparse():
@@ -362,7 +344,7 @@ def _not_data(member: tarfile.TarInfo, base: str, extension: str) -> str | None:
 
 
 def _refuse_compressed(file: Any, address: str) -> None:
-    """Refuse a compressed shard: images are read from the middle of a file, which compression does not allow.
+    """Raise UserError for a compressed shard, since images cannot be read from the middle of one.
 
     Raises:
         UserError: The shard is compressed; the message says how to uncompress it.
@@ -378,7 +360,7 @@ def _refuse_compressed(file: Any, address: str) -> None:
 
 
 def _check_end(file: Any, offset: int, address: str) -> None:
-    """Refuse a shard of which tarfile read a part only: at a member it cannot make out it ends without a word.
+    """Raise UserError for a damaged shard, since tarfile stops silently at a damaged member.
 
     Raises:
         UserError: What follows the last member, at `offset`, is not the end of an archive.
