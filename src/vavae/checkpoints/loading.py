@@ -1,10 +1,10 @@
 """Networks from published files and from folders in the form of diffusers, strictly, with a report."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import parse_size, size_names
 
 log = logging.getLogger(__name__)
+
+C = TypeVar("C")
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,24 @@ class LoadedTransformer:
     model: LightningDiT
     report: LoadReport
     training: Mapping[str, Any]
+
+
+def build(make: Callable[[C], N], config: C, tensors: dict[str, Tensor], source: str | Path) -> N:
+    """Return a network with these weights, on the CPU, in eval mode.
+
+    Args:
+        make: Makes the network of a configuration.
+        config: The configuration.
+        tensors: The state dict.
+        source: The file, for messages.
+
+    Raises:
+        UserError: See `load_strictly`.
+    """
+    with torch.device("meta"):
+        network = make(config)
+    files.load_strictly(network, tensors, source)
+    return network.eval()
 
 
 def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
@@ -108,12 +129,10 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
         where = path.parent / files.CONFIG
         check_diffusers_config(config, shape, where)
         statistics = diffusers_statistics(config, shape.latent_channels, where)
-    with torch.device("meta"):
-        model = AutoencoderKL.from_config(shape)
-    files.load_strictly(model, tensors, path)
+    model = build(AutoencoderKL.from_config, shape, tensors, path)
     attention = "" if shape.decoder_attention else ", no attention on the decoder's way up"
     what = f"autoencoder f{shape.factor} d{shape.latent_channels}, widths {shape.widths}{attention}"
-    return LoadedAutoencoder(model.eval(), statistics, _report(path, what, model, found, notes), found.extra)
+    return LoadedAutoencoder(model, statistics, _report(path, what, model, found, notes), found.extra)
 
 
 def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = None) -> LoadedTransformer:
@@ -141,12 +160,10 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
         # The width of that size but another depth: blocks are missing at the end, where no gap shows.
         raise UserError(f"{path}: its configuration says {named}, its weights are {size_name(shape)}")
     _check_configuration(found.training, shape, path)
-    with torch.device("meta"):
-        model = LightningDiT.from_config(shape)
-    files.load_strictly(model, tensors, path)
+    model = build(LightningDiT.from_config, shape, tensors, path)
     what = f"LightningDiT {size_name(shape)} for latents {shape.latent_channels}x{'x'.join(map(str, shape.latent_hw))}"
     return LoadedTransformer(
-        model.eval(), _report(path, f"{what}, {shape.num_classes} classes", model, found, notes), found.training
+        model, _report(path, f"{what}, {shape.num_classes} classes", model, found, notes), found.training
     )
 
 

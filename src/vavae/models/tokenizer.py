@@ -15,7 +15,7 @@ from vavae.checkpoints.diffusers_autoencoder import (
     to_diffusers_names,
 )
 from vavae.checkpoints.folder import HubOptions
-from vavae.checkpoints.loading import load_autoencoder
+from vavae.checkpoints.loading import build, load_autoencoder
 from vavae.checkpoints.networks import own_autoencoder
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.shapes import infer_autoencoder
@@ -276,8 +276,7 @@ class Tokenizer:
         name = type(autoencoder).__name__
         tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
         shape = infer_autoencoder(tensors, name)
-        model = AutoencoderKL.from_config(shape)
-        files.load_strictly(model, tensors, name)
+        model = build(AutoencoderKL.from_config, shape, tensors, name)
         if statistics is None:
             statistics = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
         return cls(model, read_statistics(statistics)).to(autoencoder.device)

@@ -1,10 +1,9 @@
 """The convolutional autoencoder of latent diffusion, in the form VA-VAE publishes it (arXiv 2501.01423)."""
 
 import dataclasses
-import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +140,13 @@ class AutoencoderKL(nn.Module):
     Images are (B, 3, H, W) with values in [-1, 1]; H and W any multiples of `factor`. Latents are
     (B, latent_channels, H/factor, W/factor), as the encoder gives them: normalisation is
     `LatentStatistics`' work. The state dict has the published names and shapes.
+
+    Attributes:
+        from_pretrained: `vavae.checkpoints.networks.read_autoencoder`; loading that module sets it, and
+            `vavae.AutoencoderKL` loads it.
     """
+
+    from_pretrained: ClassVar[Callable[..., "AutoencoderKL"]]
 
     def __init__(
         self,
@@ -170,24 +175,6 @@ class AutoencoderKL(nn.Module):
     def from_config(cls, config: AutoencoderConfig) -> Self:
         """The autoencoder `config` describes, freshly initialised."""
         return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
-
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu", **options: Any) -> Self:
-        """Read an autoencoder, here or on the hub, in eval mode: one of ours, published, or of diffusers.
-
-        Its latents are the raw ones; `Tokenizer.from_pretrained` reads their statistics too.
-
-        Args:
-            path_or_hub_id: As `Tokenizer.from_pretrained` takes it.
-            device: Where to put the network.
-            options: `weights`, `dtype`, `revision`, `token` and others; see `Tokenizer.from_pretrained`.
-
-        Raises:
-            UserError: Names the file or key that is missing or wrong.
-        """
-        # What reads files knows the networks, and not the other way round, so it is looked up when it is needed.
-        networks = importlib.import_module("vavae.checkpoints.networks")
-        return cast(Self, networks.read_autoencoder(path_or_hub_id, device, **options))
 
     @property
     def factor(self) -> int:

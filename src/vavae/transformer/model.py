@@ -1,10 +1,9 @@
 """LightningDiT: a class-conditional diffusion transformer on latents (arXiv 2501.01423)."""
 
 import dataclasses
-import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -135,10 +134,15 @@ class LightningDiT(nn.Module):
     The arguments are the fields of `LightningDiTConfig`, which explains them. State-dict names are the
     published ones. The position tables are buffers: they are saved and loaded, never trained.
 
+    Attributes:
+        from_pretrained: `vavae.checkpoints.networks.read_transformer`; loading that module sets it, and
+            `vavae.LightningDiT` loads it.
+
     Raises:
         UserError: A value that does not fit, naming the field.
     """
 
+    from_pretrained: ClassVar[Callable[..., "LightningDiT"]]
     pos_embed: Tensor
 
     def __init__(
@@ -204,22 +208,6 @@ class LightningDiT(nn.Module):
             UserError: No such size, no such argument, or a value that does not fit.
         """
         return cls.from_config(LightningDiTConfig.from_size(size, **changes))
-
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu", **options: Any) -> Self:
-        """Read a transformer, here or on the hub, in eval mode: one of ours, published, or exported for diffusers.
-
-        Args:
-            path_or_hub_id: As `Generator.from_pretrained` takes it.
-            device: Where to put the network.
-            options: `weights`, `heads`, `dtype`, `revision`, `token` and others; see `Generator.from_pretrained`.
-
-        Raises:
-            UserError: Names the file or key that is missing or wrong.
-        """
-        # What reads files knows the networks, and not the other way round, so it is looked up when it is needed.
-        networks = importlib.import_module("vavae.checkpoints.networks")
-        return cast(Self, networks.read_transformer(path_or_hub_id, device, **options))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
