@@ -36,11 +36,8 @@ def imported_modules(source: str) -> set[str]:
             found.add("." * node.level + node.module)
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
-            "import_module",
-            "__import__",
-        ):
-            found |= {ast.literal_eval(part) for part in ast.walk(node) if isinstance(part, ast.Constant)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            found |= {str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant)}
     return {name for name in found if name.startswith(("vavae.", "."))}
 
 

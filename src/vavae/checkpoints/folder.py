@@ -128,6 +128,17 @@ def describe_form(form: Form) -> str:
     return articles.get(form, "a ") + form
 
 
+def refuse_unused(source: Path, form: Form, /, **options: object) -> None:
+    """Refuse options that only the reading of a published checkpoint uses.
+
+    Raises:
+        UserError: The source has another form, and an option is neither None nor "auto".
+    """
+    for name, value in options.items():
+        if form != "checkpoint" and value not in (None, "auto"):
+            raise UserError(f"{name}: is for published checkpoints, not for {source} ({form}), got {value!r}")
+
+
 def holds_generator(path: Path) -> bool:
     """Whether a folder is a generator's, ours or one exported for diffusers; a pipeline of others is not.
 

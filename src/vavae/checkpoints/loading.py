@@ -19,7 +19,8 @@ from vavae.checkpoints.diffusers_autoencoder import (
 )
 from vavae.checkpoints.published import IgnoredSetting, LoadReport, Unwrapped, Weights, unwrap
 from vavae.checkpoints.reading import check_tensors, read_with_placeholders
-from vavae.checkpoints.shapes import infer_autoencoder, infer_transformer, size_name
+from vavae.checkpoints.shapes import check_transformer, infer_autoencoder, infer_transformer, size_name
+from vavae.config import from_plain
 from vavae.errors import UserError
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
@@ -146,14 +147,19 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     Raises:
         UserError: It holds none, or not all of one, or another one than its configuration says.
     """
+    said: LightningDiTConfig | None = None
     if path.is_dir() and files.form_of(path) == "pipeline":
-        path = _diffusers_weights(files.subfolder(path, "transformer"))
+        folder = files.subfolder(path, "transformer")
+        said, path = _exported_config(folder), _diffusers_weights(folder)
     found = open_checkpoint(path, weights)
     if found.kind != "transformer":
         raise UserError(f"{path}: holds {_WORDS[found.kind]}, not a transformer")
     tensors = found.tensors
     check_tensors(tensors, path)
-    shape = infer_transformer(tensors, path, heads)
+    shape = infer_transformer(tensors, path, said.heads if said else heads)
+    if said is not None:
+        check_transformer(said, tensors, path)
+        shape = said
     named = _published_size(found.training)
     notes = [] if named in (None, size_name(shape)) else [f"its configuration says {named}"]
     if notes and named in size_names() and parse_size(str(named))[0].width == shape.width:
@@ -175,6 +181,15 @@ def _diffusers_weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{folder}: holds neither {' nor '.join(files.DIFFUSERS_WEIGHTS)}")
+
+
+def _exported_config(folder: Path) -> LightningDiTConfig:
+    """Return the configuration of a transformer that was exported for diffusers, whose own keys have an underscore."""
+    values = {key: value for key, value in files.read_config(folder).items() if not key.startswith("_")}
+    try:
+        return from_plain(LightningDiTConfig, values)
+    except UserError as error:
+        raise UserError(f"{folder / files.CONFIG}: {error}") from error
 
 
 def _published_size(training: Mapping[str, Any]) -> str | None:

@@ -81,6 +81,7 @@ def read_autoencoder(
     """
     path = files.resolve(path_or_hub_id, "tokenizer", **hub)
     form = files.form_of(path)
+    files.refuse_unused(path, form, weights=weights)
     if form in ("tokenizer", "generator"):
         network = own_autoencoder(path if form == "tokenizer" else files.subfolder(path, "tokenizer"))[0]
     elif form in ("checkpoint", "diffusers", "pipeline"):
@@ -109,6 +110,7 @@ def read_transformer(
     """
     path = files.resolve(path_or_hub_id, "transformer", **hub)
     form = files.form_of(path)
+    files.refuse_unused(path, form, weights=weights, heads=heads)
     if form == "generator":
         network = own_transformer(path)[0]
     elif form in ("checkpoint", "pipeline"):

@@ -147,8 +147,8 @@ def _refuse_unused(config: Config, kind: str, source: Path) -> None:
         "tokenizer": kind in ("generator", "recipe"),
         "statistics": bool(models),
         "scaling_factor": kind == "tokenizer" or len(models) == 2,
-        "weights": any(form not in ("tokenizer", "generator") for form in forms),
-    } | dict.fromkeys(("heads", "path", "prediction"), kind == "generator" and forms[0] != "generator")
+        "weights": "checkpoint" in forms,
+    } | dict.fromkeys(("heads", "path", "prediction"), kind == "generator" and forms[0] == "checkpoint")
     purpose = {
         "tokenizer": "is for generators and for recipes that train one",
         "statistics": "is for tokenizers and generators",
@@ -166,6 +166,11 @@ def _given_statistics(config: Config, channels: int) -> LatentStatistics | None:
     return None if config.statistics is None else read_statistics(config.statistics)
 
 
+def _weights(config: Config, source: Path) -> Weights:
+    """Return which weights to take: the option is for the checkpoint among transformer and tokenizer."""
+    return config.weights if files.form_of(source) == "checkpoint" else "auto"
+
+
 def _tell(report: LoadReport | None) -> None:
     if report is not None:
         print(report)
@@ -176,10 +181,10 @@ def _read_tokenizer(config: Config, source: Path) -> Tokenizer:
     if config.scaling_factor is not None or config.statistics is not None:
         channels = 0
         if config.scaling_factor is not None:
-            identity = Tokenizer.from_pretrained(source, statistics="identity", weights=config.weights)
+            identity = Tokenizer.from_pretrained(source, statistics="identity", weights=_weights(config, source))
             channels = identity.latent_channels
         statistics = _given_statistics(config, channels)
-    tokenizer = Tokenizer.from_pretrained(source, statistics=statistics, weights=config.weights)
+    tokenizer = Tokenizer.from_pretrained(source, statistics=statistics, weights=_weights(config, source))
     _tell(tokenizer.report)
     return tokenizer
 
@@ -204,7 +209,7 @@ def _generator(config: Config, source: Path, output: Path) -> None:
         source,
         tokenizer=tokenizer,
         statistics=statistics,
-        weights=config.weights,
+        weights=_weights(config, source),
         heads=config.heads,
         path=config.path,
         prediction=config.prediction,

@@ -1,21 +1,26 @@
 """How a generator samples: its settings, labels by protocol, and uint8 images in a chosen precision."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from torch import Tensor
 
 from vavae import rng
+from vavae.config import from_plain
 from vavae.config.image_size import Size
 from vavae.data import to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError
-from vavae.flow import Guidance, SolverName
+from vavae.flow import Guidance, PathName, Prediction, SolverName
 
 if TYPE_CHECKING:
     from vavae.models.generator import Generator
+
+Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 
 # Far beyond what samples well. Without bounds, numbers overflow or a grid takes all memory.
 _MOST_STEPS = 100_000
@@ -75,6 +80,23 @@ class SamplingConfig:
         return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
 
 
+def read_sampling(settings: object, path: object, prediction: object, source: str | Path) -> SamplingConfig:
+    """Return the sampling settings in a model's file, with a path and a prediction that are known.
+
+    Raises:
+        UserError: A value is out of range or unknown; the message names the file and the key.
+    """
+    for key, value, known in (("path", path, get_args(PathName)), ("prediction", prediction, get_args(Prediction))):
+        if value not in known:
+            raise UserError(f"{source}: {key} must be one of {', '.join(known)}, got {str(value)[:60]}")
+    if not isinstance(settings, dict):
+        raise UserError(f"{source}: sampling must be a set of keys, got {str(settings)[:60]}")
+    try:
+        return from_plain(SamplingConfig, settings)
+    except UserError as error:
+        raise UserError(f"{source}: sampling: {error}") from error
+
+
 def check_drawn(values: Tensor, indices: Sequence[int], sampling: SamplingConfig) -> None:
     """Check that samples are finite.
 
@@ -102,6 +124,39 @@ def check_count(count: int, least: int) -> None:
     """
     if not least <= count <= _MOST_SAMPLES:
         raise UserError(f"count must be from {least} to {_MOST_SAMPLES:,} samples, got {count:,}")
+
+
+def label_numbers(labels: Labels, class_names: Sequence[str]) -> list[int]:
+    """Return labels as numbers; a name stands for its place in `class_names`.
+
+    Args:
+        labels: Numbers and names in a sequence, a tensor or an array, or a single one.
+        class_names: Names of the classes, empty where they are not known.
+
+    Raises:
+        UserError: A label is neither a whole number nor a name; the message lists the names that are near.
+    """
+    if isinstance(labels, Tensor | np.ndarray):
+        labels = labels.tolist()
+    return [_number(label, class_names) for label in (labels if isinstance(labels, list | tuple | range) else [labels])]
+
+
+def _number(label: Any, class_names: Sequence[str]) -> int:
+    if isinstance(label, str):
+        if label in class_names:
+            return class_names.index(label)
+        if not class_names:
+            raise UserError(f"labels must be numbers, since this generator has no names of classes, got {label!r}")
+        near = difflib.get_close_matches(label.lower(), [name.lower() for name in class_names], cutoff=0.5)
+        near += [name.lower() for name in class_names if label.lower() in name.lower()]
+        found = [name for name in class_names if name.lower() in near]
+        names = ", ".join(map(repr, (found or class_names)[:5]))
+        hint = f"near are {names}" if found else f"the first are {names}"
+        raise UserError(f"labels must be numbers or names of classes, got {label!r}; {hint}")
+    number = label.item() if getattr(label, "ndim", None) == 0 else label
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise UserError(f"labels must be numbers or names of classes, got {str(number)[:40]} ({type(number).__name__})")
+    return number
 
 
 def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> list[int]:

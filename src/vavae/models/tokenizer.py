@@ -23,6 +23,7 @@ from vavae.checkpoints.statistics import read_statistics, statistics_file
 from vavae.config import to_plain
 from vavae.data.transforms import Images, as_images
 from vavae.errors import UserError
+from vavae.io.hashing import digest, tensor_digest, weights_fingerprint
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.version import __version__
 
@@ -85,6 +86,11 @@ class Tokenizer:
         """
         self.autoencoder.to(device_only(device))
         return self
+
+    def fingerprint(self) -> str:
+        """Return a hash of weights, configuration and statistics of the latents, in hexadecimal."""
+        statistics = {name: tensor_digest(value) for name, value in self.statistics.to_dict().items()}
+        return digest(weights_fingerprint(self.autoencoder), to_plain(self.autoencoder.config), statistics)
 
     def __repr__(self) -> str:
         return f"Tokenizer(f{self.factor} d{self.latent_channels}, {self.device})"
@@ -201,6 +207,7 @@ class Tokenizer:
         """
         path = files.resolve(path_or_hub_id, "tokenizer", **hub)
         form = files.form_of(path)
+        files.refuse_unused(path, form, weights=weights)
         if form == "generator":
             path, form = files.subfolder(path, "tokenizer"), "tokenizer"
         if form == "tokenizer":
