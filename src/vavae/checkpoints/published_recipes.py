@@ -239,6 +239,8 @@ def _sampling(keys: Keys, shift: float = 0.3) -> dict[str, Any]:
     # At 1 and below the published sampler does not guide.
     start = keys.get if scale > 1.0 else keys.given
     values["guidance_start"] = start("sample.cfg_interval_start", 0.125 if silent else 0.0)
+    if "sample.cfg_interval_end" in keys.values:
+        values["guidance_stop"] = keys.given("sample.cfg_interval_end", 1.0)
     return values | ({"guidance_channels": _GUIDED_CHANNELS} if scale > 1.0 else {})
 
 
@@ -288,6 +290,9 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
         "training.log_images": keys.get("train.log_every", 100) * batch,
         "training.checkpoint_images": keys.get("train.ckpt_every", 20_000) * batch,
     }
+    for key in ("data.random_flip", "data.use_flip"):
+        if key in keys.values:
+            values["flip"] = keys.given(key, True)
     if keys.values.get("train.weight_init"):
         values["initial"] = keys.given("train.weight_init", "")
     recipe = keys.recipe("train-dit", values, _TRANSFORMER_REASONS)

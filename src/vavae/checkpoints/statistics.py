@@ -58,7 +58,16 @@ def scaled(statistics: LatentStatistics, factor: float) -> LatentStatistics:
 
 
 def scaling_statistics(channels: int, scaling_factor: float, shift: float = 0.0) -> LatentStatistics:
-    """Statistics that stand for (latents − shift) · scaling_factor, the same in all channels, as SD-VAE's 0.18215."""
+    """Return statistics for (latents − shift) · scaling_factor, the same in all channels, as SD-VAE's 0.18215.
+
+    Raises:
+        UserError: The factor is not positive, or one of the numbers or 1 / scaling_factor is beyond float32.
+    """
     if not scaling_factor > 0:
         raise UserError(f"scaling_factor: {scaling_factor} is not positive")
-    return LatentStatistics(torch.full((channels,), shift), torch.full((channels,), 1.0 / scaling_factor))
+    numbers = torch.tensor([shift, 1.0 / scaling_factor], dtype=torch.float64).float()
+    if not bool(numbers.isfinite().all()) or numbers[1] == 0:
+        raise UserError(
+            f"scaling_factor and shift_factor must be numbers of float32, got {scaling_factor:g} and {shift:g}"
+        )
+    return LatentStatistics(numbers[0].repeat(channels), numbers[1].repeat(channels))
