@@ -314,6 +314,13 @@ def test_full_disk_leaves_nothing(to: str, file: str) -> None:
     assert Path("out").is_dir() and not Path("out/.unfinished").exists()
 
 
+@pytest.mark.parametrize(("factor", "shift"), [("1e-300", "0"), ("1e300", "0"), ("1", "1e300")])
+def test_factors_beyond_float32_are_refused(factor: str, shift: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    assert vavae("convert", "vavae.pt", "out", "--scaling_factor", factor, "--shift_factor", shift) == 2
+    assert "scaling_factor and shift_factor must be numbers of float32" in capsys.readouterr().err
+
+
 def test_latents_we_encode_with_a_published_tokenizer_give_its_statistics(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     options = ("--data.images", "demo", "--data.size", "32", "--split", "test", "--data.limit", "6")

@@ -1,4 +1,4 @@
-"""Networks from published files and from folders in the form of diffusers, strictly, with a report."""
+"""Load networks from published files and from folders of diffusers, strictly, with a report."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -38,8 +38,8 @@ class LoadedAutoencoder:
 
     Attributes:
         model: The network, on the CPU.
-        statistics: Of its latents, where the checkpoint's form says; published files do not.
-        report: What was loaded and left aside.
+        statistics: Statistics of its latents from a configuration of diffusers; None for published files.
+        report: What was loaded and what was left out.
         training: Tensors that only training uses, under their published names: discriminator and projection.
     """
 
@@ -55,7 +55,7 @@ class LoadedTransformer:
 
     Attributes:
         model: The network, on the CPU.
-        report: What was loaded and left aside.
+        report: What was loaded and what was left out.
         training: The published training configuration, where the checkpoint holds it.
     """
 
@@ -102,10 +102,10 @@ def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
 
 
 def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder:
-    """An autoencoder from a published file, or from a folder or file in the form of diffusers.
+    """Load an autoencoder from a published file, or from a folder or file of diffusers.
 
     Raises:
-        UserError: It holds none, or not all of one.
+        UserError: There is no autoencoder, or a part of it is missing.
     """
     config: dict[str, Any] | None = None
     if path.is_dir() and files.form_of(path) == "pipeline":
@@ -137,15 +137,15 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
 
 
 def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = None) -> LoadedTransformer:
-    """A LightningDiT from a published file, or from the transformer's folder of an exported pipeline.
+    """Load a LightningDiT from a published file, or from an exported pipeline.
 
     Args:
         path: File or folder.
         weights: Which of several sets of weights.
-        heads: Number of attention heads, where neither the shapes nor the checkpoint's configuration tell.
+        heads: Number of attention heads, where the shapes do not show it.
 
     Raises:
-        UserError: It holds none, or not all of one, or another one than its configuration says.
+        UserError: There is no transformer, a part of it is missing, or it differs from its configuration.
     """
     said: LightningDiTConfig | None = None
     if path.is_dir() and files.form_of(path) == "pipeline":
@@ -199,7 +199,11 @@ def _published_size(training: Mapping[str, Any]) -> str | None:
 
 
 def _check_configuration(training: Mapping[str, Any], shape: LightningDiTConfig, path: Path) -> None:
-    """Weights that lack all of a part, or have too much of one, fit a network; not the one that was trained."""
+    """Compare the configuration with the weights: weights without any tensor of a part fit another network.
+
+    Raises:
+        UserError: Names the first key that differs.
+    """
     held = {
         "model.use_rope": shape.rope,
         "model.use_rmsnorm": shape.rmsnorm,

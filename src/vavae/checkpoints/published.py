@@ -1,4 +1,4 @@
-"""Checkpoints as training code writes them -> the state dict of one network, and what was left out."""
+"""Find the state dict of one network in a checkpoint of training code, and list what is left out."""
 
 import re
 import textwrap
@@ -20,7 +20,7 @@ Weights = str
 # Names of sets of averaged weights: ema, model_ema, state_dict_ema, params_ema, ema_0.9999, …
 _AVERAGED = re.compile(r"(^|[_.])(ema|emas|averaged?|swa|shadow)([_.\d]|$)", re.IGNORECASE)
 _NETWORK = re.compile(r"(^|\.)(encoder|decoder|x_embedder|blocks)\.")
-# What stands before these names stands before all names of a network.
+# The prefix of these names is the prefix of all names of a network.
 _FIRST = re.compile(r"^(.+\.)?(?:encoder\.conv_in|x_embedder\.proj)\.weight$")
 # LDM's averages are among the weights, under names without dots.
 _LDM_AVERAGE = re.compile(r"model_ema\.[^.]+$")
@@ -114,7 +114,7 @@ class Unwrapped:
         weights: Name of the set of weights; empty if the file is one.
         training: The training configuration in the checkpoint, in the sections of LightningDiT's.
         left_aside: What is not part of the network.
-        extra: Tensors among `left_aside` that training can go on from: discriminator and projection.
+        extra: Tensors among `left_aside` that a training can continue from: discriminator and projection.
     """
 
     kind: Kind
@@ -157,7 +157,7 @@ def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwra
             of a set.
 
     Raises:
-        UserError: There is no such set, or it is not one of our networks.
+        UserError: There is no such set, or its network is neither an autoencoder nor a LightningDiT.
     """
     if not isinstance(content, Mapping):
         what = content.path if isinstance(content, Placeholder) else type(content).__name__

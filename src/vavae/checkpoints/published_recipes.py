@@ -99,7 +99,7 @@ def convert_recipe(path: Path) -> ConvertedRecipe:
 def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Return sampling settings of a training configuration, and in words those that it does not give.
 
-    LightningDiT's sampler shifts times by default, that of SiT, which has flat `args`, does not.
+    LightningDiT's sampler shifts times by default; SiT's sampler, whose options are flat `args`, does not.
     """
     keys = Keys({"sample": training.get("sample")}, "config")
     values = _sampling(keys, shift=0.0 if "args" in training else 0.3)
@@ -107,7 +107,7 @@ def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str
 
 
 def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
-    """Return whether the latents of a training were normalised by statistics, and what they were multiplied with then.
+    """Return whether statistics normalized the latents of a training, and the multiplier on top.
 
     None means that the configuration does not speak of its latents.
     """
@@ -183,7 +183,7 @@ def _asks_for_steps(training: Mapping[str, Any]) -> str:
 def published_training(
     sampling: Mapping[str, Any], path: PathName, prediction: Prediction = "velocity"
 ) -> tuple[dict[str, Any], list[str]]:
-    """What `published_sampling`, `published_path` and `published_prediction` read, to lie beside weights.
+    """Return the part of a configuration that `published_sampling` and `published_flow` read, to save with weights.
 
     Args:
         sampling: Values of a `SamplingConfig`.
@@ -255,8 +255,8 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
     if prediction == "score":
         raise UserError(f"{keys.source}: transport.prediction: {NO_SCORE}")
     batch = keys.get("train.global_batch_size", 1024)
-    normalised, multiplier = _scaling(keys)
-    if normalised and multiplier != 1.0:
+    normalized, multiplier = _scaling(keys)
+    if normalized and multiplier != 1.0:
         raise UserError(
             f"{keys.source}: data.latent_multiplier: {multiplier} on top of latent_norm cannot be trained with "
             f"({PUBLISHED_MULTIPLIER} is the published default; write 1.0 for none)"
@@ -267,7 +267,7 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
     output = Path(keys.get("train.output_dir", "output")) / keys.get("train.exp_name", Path(keys.source).stem)
     values = {
         "output": str(output),
-        "normalisation": "latents" if normalised else "tokenizer",
+        "normalisation": "latents" if normalized else "tokenizer",
         "transformer.size": size,
         **keys.table(_TRANSFORMER),
         "transformer.adaln_shift": not keys.get("model.wo_shift", False),
@@ -296,7 +296,7 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
     if keys.values.get("train.weight_init"):
         values["initial"] = keys.given("train.weight_init", "")
     recipe = keys.recipe("train-dit", values, _TRANSFORMER_REASONS)
-    if normalised:
+    if normalized:
         return recipe
     factor = IgnoredSetting("data.latent_multiplier", 1, f"{multiplier:g} must be the tokenizer's: --scaling_factor")
     return replace(recipe, left_aside=(*recipe.left_aside, factor))

@@ -1,4 +1,4 @@
-"""Statistics of latents from a file or folder, ours or published."""
+"""Read the statistics of latents from a file or folder, ours or published."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from vavae.tokenizer import LatentStatistics
 
 
 def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
-    """Statistics as they are, or from a file, or from a folder that holds them.
+    """Return statistics as they are, or read them from a file or folder.
 
     Args:
         source: `latents_stats.pt` of the published extractor, our `statistics.safetensors`, or a folder with
             either: of latents, or of a tokenizer.
 
     Raises:
-        UserError: Neither is there, or it holds no means and standard deviations.
+        UserError: There is no such file, or it has no tensors `mean` and `std`.
     """
     if isinstance(source, LatentStatistics):
         return source
@@ -41,13 +41,13 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
 
 
 def statistics_file(folder: Path) -> Path | None:
-    """The file of statistics in a folder, ours before a published one; None where there is none, or no folder."""
+    """Return the file of statistics in a folder, ours before a published one; None if there is none, or no folder."""
     files = (folder / name for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME))
     return next((file for file in files if file.is_file()), None)
 
 
 def scaled(statistics: LatentStatistics, factor: float) -> LatentStatistics:
-    """Statistics that stand for (latents − mean) / std · factor.
+    """Return statistics for (latents − mean) / std · factor.
 
     Raises:
         UserError: The factor is not positive.

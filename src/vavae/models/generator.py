@@ -372,7 +372,7 @@ class Generator:
         if missing := {"sampling", "path", "prediction", "class_names"} - config.keys():
             raise UserError(f"{where}: no key {min(missing)!r}")
         sampling = read_sampling(config["sampling"], config["path"], config["prediction"], where)
-        names = config["class_names"]
+        names = [] if config["class_names"] is None else config["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{where}: class_names must be a list of names, got {str(names)[:60]}")
         if tokenizer is None:

@@ -1,4 +1,4 @@
-"""How a generator samples: its settings, labels by protocol, and uint8 images in a chosen precision."""
+"""Sample from a generator: settings, labels, and uint8 images in a chosen precision."""
 
 import difflib
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class SamplingConfig:
     """How noise becomes latents.
 
     Attributes:
-        solver: Integration method of the flow's differential equation; `euler_maruyama` that of the stochastic one.
+        solver: Method that integrates the flow's differential equation; `euler_maruyama` takes the stochastic one.
         steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations.
         shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
         guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
@@ -63,8 +63,8 @@ class SamplingConfig:
                 raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 to {_MOST_SCALE:,}")
         if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
             raise UserError(
-                f"guidance_start, guidance_stop: {self.guidance_start} to {self.guidance_stop} is no interval within "
-                "0 (noise) to 1 (data)"
+                f"guidance_start, guidance_stop must be an interval within 0 (noise) to 1 (data), got "
+                f"{self.guidance_start} to {self.guidance_stop}"
             )
         if self.guidance_channels is not None and self.guidance_channels < 0:
             raise UserError(f"guidance_channels: {self.guidance_channels} is negative; 0 guides all")
@@ -74,7 +74,7 @@ class SamplingConfig:
 
     @property
     def guidance(self) -> Guidance | None:
-        """The guidance these numbers describe; None where the scale is 1."""
+        """The guidance of these numbers; None if the scale is 1."""
         if self.guidance_scale == 1.0:
             return None
         return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
@@ -120,7 +120,7 @@ def check_count(count: int, least: int) -> None:
     """Check a number of samples.
 
     Raises:
-        UserError: There are too few, or more than the list of their labels fits into memory.
+        UserError: There are too few, or so many that their labels would not fit into memory.
     """
     if not least <= count <= _MOST_SAMPLES:
         raise UserError(f"count must be from {least} to {_MOST_SAMPLES:,} samples, got {count:,}")
@@ -160,7 +160,7 @@ def _number(label: Any, class_names: Sequence[str]) -> int:
 
 
 def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> list[int]:
-    """Labels of samples 0 … count − 1; each is a function of its index alone.
+    """Return the labels of samples 0 … count − 1, each a function of its index alone.
 
     Without classes every label is 0, which then means "no label".
     """
@@ -180,7 +180,7 @@ def draw(
     precision: InferencePrecision = "fp32",
     size: Size | None = None,
 ) -> np.ndarray:
-    """Images of the given labels and sample numbers, (B, H, W, 3) uint8.
+    """Draw images of the given labels and sample numbers, (B, H, W, 3) uint8.
 
     Raises:
         RunError: A sample is not finite.
