@@ -1,4 +1,4 @@
-"""Published YAML configurations -> recipes of ours, as plain values.
+"""Convert published YAML configurations to recipes of ours, as plain values.
 
 Every key of a file is taken over, left out with a reason because it does not change what is trained, or refused. A key
 that the file lacks is assumed, and listed with its value.
@@ -97,7 +97,7 @@ def convert_recipe(path: Path) -> ConvertedRecipe:
 
 
 def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return sampling settings of a training configuration, and in words those that it does not give.
+    """Return the sampling settings of a training configuration, and in words the assumed ones.
 
     LightningDiT's sampler shifts times by default; SiT's sampler, whose options are flat `args`, does not.
     """
@@ -109,7 +109,7 @@ def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str
 def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
     """Return whether statistics normalized the latents of a training, and the multiplier on top.
 
-    None means that the configuration does not speak of its latents.
+    None means that the configuration has no section `data`.
     """
     if not isinstance(training.get("data"), Mapping):
         return None

@@ -94,7 +94,7 @@ def read_settings(folder: Path) -> tuple[SamplingConfig, PathName, tuple[str, ..
 
 
 def transformer_source() -> str:
-    """The network and its class for diffusers as the text of one module that needs torch and diffusers only."""
+    """Return a module, as text, with the network and its class for diffusers; it needs torch and diffusers only."""
     from vavae import errors
     from vavae.transformer import blocks, layers, model, positions, sizes
 
@@ -121,7 +121,7 @@ def _without_own_imports(module: ModuleType) -> tuple[list[str], str]:
 
 
 def _split_imports(source: str) -> tuple[list[str], str]:
-    """Imports of other packages, and the module without imports and docstring."""
+    """Split a module into its imports of other packages and its text without imports and docstring."""
     lines = source.splitlines()
     imports = []
     for node in ast.parse(source).body:
