@@ -29,7 +29,7 @@ from vavae.data.images import Selection
 from vavae.device import resolve_device
 from vavae.errors import UserError
 from vavae.evaluation.features import BlockStore, extract
-from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint
+from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
 from vavae.io.files import written_whole
 from vavae.metrics import RunningMoments, load_feature_network
 from vavae.models import Generator
@@ -123,7 +123,7 @@ def whole_evaluation(
         draw(generator, [labels[i] for i in numbers], numbers, 0, generator.sampling)
     drawing = (finish(device) - began) / few
     network = load_feature_network("inception", device)
-    blocks = GeneratorBlocks(generator, labels, 0, generator.sampling, "fp32", generator_fingerprint(generator))
+    blocks = GeneratorBlocks(generator, labels, 0, generator.sampling, "fp32", generator.fingerprint())
     store = CountingStore(store_folder)
     began = finish(device)
     features = extract(blocks, [network], store, batch_size, World(), "samples", ("pool", "spatial"))["inception"]

@@ -28,7 +28,7 @@ from vavae.data import DemoImages
 from vavae.data.images import Selection, class_balanced
 from vavae.evaluation import features as evaluate_store
 from vavae.evaluation.features import BlockStore, extract
-from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint
+from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
 from vavae.io.files import written_whole
 from vavae.metrics import RunningMoments, kernel_distance, load_feature_network
 from vavae.models import Generator
@@ -84,7 +84,7 @@ def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) 
     """Yield the FIDs of guided samples, on all channels or three, after each setting."""
     generator = Generator.from_pretrained(folder)
     network = load_feature_network("inception")
-    fingerprint = generator_fingerprint(generator)
+    fingerprint = generator.fingerprint()
     found: dict[str, object] = {
         "samples": count,
         "steps": generator.sampling.steps,

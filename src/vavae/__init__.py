@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from vavae.tokenizer import AutoencoderKL
     from vavae.transformer import LightningDiT
 
+# The module of each; `checkpoints.networks` gives the two networks their `from_pretrained`.
 _EXPORTS = {
-    "AutoencoderKL": "vavae.tokenizer",
-    "LightningDiT": "vavae.transformer",
+    "AutoencoderKL": "vavae.checkpoints.networks",
+    "LightningDiT": "vavae.checkpoints.networks",
     "Tokenizer": "vavae.models",
     "Generator": "vavae.models",
     "SamplingConfig": "vavae.models",

@@ -10,6 +10,7 @@ from huggingface_hub.hf_api import BlobLfsInfo, RepoSibling
 
 from vavae import assets
 from vavae.assets import hub
+from vavae.cli import run
 from vavae.errors import UserError
 
 _FILES = {"config.json": b'{"model_type": "dinov2"}', "model.safetensors": b"weights", "README.md": b"text"}
@@ -78,6 +79,30 @@ def test_fetched_once_recorded_and_verified(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("VAVAE_OFFLINE")
     assert assets.fetch("owner/model") == assets.path("owner/model") == folder
     assert stand_in.downloads == 2 and (folder / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_verify_of_all_includes_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _use(monkeypatch, _Hub(tmp_path / "hub", _FILES))
+    folder = assets.fetch("owner/model")
+    assert run(["assets", "verify"]) == 0
+    assert capsys.readouterr().out == "owner/model: all hashes match\n"
+    (folder / "config.json").write_bytes(b"{}")
+    assert run(["assets", "verify"]) == 2
+
+
+@pytest.mark.parametrize(
+    "damage", ['"files": 3', '"files": []', '"files": null', '"other": {}', '"files": {}, "files": {}']
+)
+def test_damaged_record_counts_as_missing(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = _use(monkeypatch, _Hub(tmp_path / "hub", _FILES))
+    folder = assets.fetch("owner/model")
+    (record,) = (tmp_path / "cache" / "hub").glob("*.json")
+    text = record.read_text()
+    record.write_text(text[: text.index('"files"')] + damage + "}")
+    assert assets.list_hub_models() == []
+    assert assets.fetch("owner/model") == folder and stand_in.downloads == 2
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

@@ -139,6 +139,29 @@ def test_sizes_that_the_weights_do_not_have_are_refused_at_once(part: str, key: 
     assert len(str(caught.value)) < 400 + len(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("path", "spiral", "path must be one of linear, cosine, vp, got spiral"),
+        ("path", [1], "path must be one of"),
+        ("prediction", "noise2", "prediction must be one of"),
+        ("sampling", [], r"sampling must be a set of keys, got \[\]"),
+        ("sampling", {"steps": 10**9}, "sampling: steps must be at most"),
+        ("class_names", "abc", "class_names must be a list of names, got abc"),
+        ("path", None, "path must be one of"),
+    ],
+)
+def test_values_in_a_generators_config(key: str, value: Any, said: str, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    files.write_json(model / "config.json", files.signed(model, {**config, key: value}))
+    with pytest.raises(UserError, match=rf"config\.json: {said}"):
+        Generator.from_pretrained(model)
+    del config[key]
+    files.write_json(model / "config.json", files.signed(model, config))
+    with pytest.raises(UserError, match=rf"config\.json: no key '{key}'"):
+        Generator.from_pretrained(model)
+
+
 def test_a_published_file_of_many_empty_blocks_is_refused(tmp_path: Path) -> None:
     tensors = golden_dit()[0].state_dict()
     tensors |= {f"blocks.{number}.norm1.weight": torch.ones(1) for number in range(2, 5_000)}

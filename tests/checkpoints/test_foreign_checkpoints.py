@@ -59,6 +59,30 @@ def test_averaged_weights_are_taken_by_their_name(name: str) -> None:
         loaded(content, "other")
 
 
+@pytest.mark.parametrize(
+    ("content", "plain", "averaged"),
+    [
+        ({"state_dict": weights(), "ema": {"state_dict": moved(), "decay": 0.9}}, "state_dict", "ema.state_dict"),
+        ({"model": {"module": weights()}, "ema": {"module": moved()}}, "model.module", "ema.module"),
+        ({"nets": {"vae": weights(), "vae_ema": moved()}, "step": 3}, "nets.vae", "nets.vae_ema"),
+        ({"model": defaultdict(int, weights()), "ema": defaultdict(int, moved())}, "model", "ema"),
+    ],
+)
+def test_nested_sets_of_weights(content: Any, plain: str, averaged: str) -> None:
+    state, report = loaded(content)
+    assert same_weights(state, moved())
+    assert f"numbers loaded from '{averaged}'" in report and f"left out {plain}: weights that are not" in report
+    assert same_weights(loaded(content, "model")[0], weights())
+    assert same_weights(loaded(content, plain)[0], weights())
+
+
+def test_optimizer_state_is_not_weights() -> None:
+    moments = {"state": {name: {"exp_avg": value} for name, value in weights().items()}}
+    state, report = loaded({"model": weights(), "optimizer": moments, "second": moments})
+    assert same_weights(state, weights())
+    assert "left out optimizer: state of the optimizer" in report and "left out second: not weights" in report
+
+
 def test_averages_without_names_are_named() -> None:
     state, report = loaded({"model": weights(), "ema": {"decay": 0.99, "shadow_params": [torch.zeros(3)]}})
     assert same_weights(state, weights())

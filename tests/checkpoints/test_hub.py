@@ -196,6 +196,23 @@ def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err == f"vavae: {tmp_path}/modles/x: there is no such file or folder\n"
 
 
+@pytest.mark.parametrize(
+    ("read", "options"),
+    [
+        (Tokenizer.from_pretrained, {"weights": "ema"}),
+        (AutoencoderKL.from_pretrained, {"weights": "model"}),
+        (LightningDiT.from_pretrained, {"heads": 2}),
+        (Generator.from_pretrained, {"path": "cosine"}),
+        (Generator.from_pretrained, {"prediction": "noise"}),
+        (Generator.from_pretrained, {"weights": "ema"}),
+    ],
+)
+def test_options_without_effect_are_refused(read: Callable[..., Any], options: dict[str, Any]) -> None:
+    ((name, value),) = options.items()
+    with pytest.raises(UserError, match=f"^{name}: is for published checkpoints, not for .*demo.*, got {value!r}$"):
+        read("demo", **options)
+
+
 def test_networks_alone(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     assert same_weights(vavae.LightningDiT.from_pretrained(tmp_path), generator.transformer)

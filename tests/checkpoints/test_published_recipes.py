@@ -157,6 +157,13 @@ def test_the_tokenizer_recipe_is_ours(tmp_path: Path) -> None:
     assert {part.what for part in recipe.left_aside} >= {"ckpt_path", "model.target", "model.params.monitor"}
 
 
+def test_guidance_interval_and_flips(tmp_path: Path) -> None:
+    recipe = converted(tmp_path, LIGHTNINGDIT, sample__cfg_interval_end=0.75, data__use_flip=False)
+    config = from_plain(train_dit.Config, recipe.values)
+    assert (config.sampling.guidance_stop, config.flip) == (0.75, False)
+    assert not {"sample.cfg_interval_end", "data.use_flip"} & {part.what for part in recipe.left_aside}
+
+
 def test_a_tokenizer_without_teacher(tmp_path: Path) -> None:
     recipe = converted(tmp_path, VA_VAE, model__params__use_vf=None, model__params__lossconfig__params__disc_start=1)
     config = from_plain(train_tokenizer.Config, recipe.values)

@@ -295,18 +295,30 @@ def test_latents_whose_conversion_was_killed_are_refused_and_replaced(
     assert "output: written is there already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("to", ["native", "published", "diffusers"])
-def test_a_full_disk_leaves_nothing_that_is_in_the_way(to: str) -> None:
+@pytest.mark.parametrize(
+    ("to", "file"),
+    [
+        ("native", "model.safetensors"),
+        ("published", "autoencoder.pt"),
+        ("diffusers", "diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_full_disk_leaves_nothing(to: str, file: str) -> None:
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     config = Config(source="vavae.pt", output="out", to=to, statistics="latents_stats.pt")  # type: ignore[arg-type]
-    full = OSError if to == "published" else Exception  # safetensors has errors of its own
-    with limited("FSIZE", 20_000), pytest.raises(full, match="File too large") as told:
+    with limited("FSIZE", 20_000), pytest.raises(OSError, match="File too large") as raised:
         convert.run(config)
-    if isinstance(told.value, OSError):
-        assert (told.value.errno, told.value.filename) == (errno.EFBIG, str(Path("out/autoencoder.pt")))
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(Path("out", file)))
     assert not Path("out").exists()
     convert.run(config)
     assert Path("out").is_dir() and not Path("out/.unfinished").exists()
+
+
+@pytest.mark.parametrize(("factor", "shift"), [("1e-300", "0"), ("1e300", "0"), ("1", "1e300")])
+def test_factors_beyond_float32_are_refused(factor: str, shift: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(autoencoder()[0].state_dict(), "vavae.pt")
+    assert vavae("convert", "vavae.pt", "out", "--scaling_factor", factor, "--shift_factor", shift) == 2
+    assert "scaling_factor and shift_factor must be numbers of float32" in capsys.readouterr().err
 
 
 def test_latents_we_encode_with_a_published_tokenizer_give_its_statistics(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from evaluate_models import colour_network, make_generator, use_colours
 from vavae.data.images import ImagesConfig
 from vavae.device import autocast
 from vavae.evaluation.features import Block, BlockStore, extract
-from vavae.evaluation.images import GeneratorBlocks, LatentBlocks, generator_fingerprint
+from vavae.evaluation.images import GeneratorBlocks, LatentBlocks
 from vavae.models.sampling import draw
 from vavae.stages import evaluate
 from vavae.training.parallel import World
@@ -45,7 +45,7 @@ def test_stored_features_of_tf32_are_not_those_of_fp32():
     generator = make_generator()
     keys = {
         GeneratorBlocks(
-            generator, [0, 1], 0, generator.sampling, precision, generator_fingerprint(generator)
+            generator, [0, 1], 0, generator.sampling, precision, generator.fingerprint()
         ).open(range(2)).key
         for precision in ("fp32", "tf32", "bf16")
     }  # fmt: skip

@@ -14,7 +14,6 @@ from vavae.checkpoints.folder import SHIPPED, resolve
 from vavae.cli import run
 from vavae.data import DemoImages, demo_pixels, to_tensor
 from vavae.errors import UserError
-from vavae.evaluation.images import generator_fingerprint
 from vavae.metrics import linear_probe, psnr
 from vavae.models import Generator
 
@@ -40,7 +39,7 @@ def test_its_fid_is_the_one_that_was_measured_with_its_defaults(generator: Gener
     assert record["name"] == "FID" and f"images: {record['value']:.1f}." in CARD
     assert (protocol["samples"], protocol["reference_samples"]) == (5_000, 10_000)
     assert (protocol["steps"], protocol["guidance_scale"]) == (defaults.steps, defaults.guidance_scale)
-    assert protocol["checkpoint_hash"] == generator_fingerprint(generator)
+    assert protocol["checkpoint_hash"] == generator.fingerprint()
 
 
 def test_it_says_how_it_was_trained(generator: Generator) -> None:

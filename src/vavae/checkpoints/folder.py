@@ -1,7 +1,7 @@
 """The folder a model is saved in: `config.json`, `model.safetensors`, `statistics.safetensors`, `README.md`.
 
 `config.json` holds the sha256 of the other files and of itself, which are compared whenever the folder is read.
-Also which other forms a path can have, so that whatever is published can be named as it is.
+This module also recognizes the other forms that a path can have: published files, folders of diffusers, latents.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[^@]+)?")
 
 
 class HubOptions(TypedDict, total=False):
-    """How a model is fetched from the hub; the names and meanings are those of `huggingface_hub`.
+    """How a model is fetched from the hub; names and meanings as in `huggingface_hub`.
 
     Attributes:
         revision: Branch, tag or commit; `owner/name@revision` says the same.
@@ -93,10 +93,10 @@ def resolve(path_or_hub_id: str | Path, part: Part | None = None, **hub: Unpack[
 
 
 def form_of(path: Path) -> Form:
-    """What a file or folder holds, by its name and the names in it.
+    """Return what a file or folder holds, by its name and the names in it.
 
     Raises:
-        UserError: A folder of something else, or one that was not written to its end.
+        UserError: A folder holds something else, or was not written to its end.
     """
     if path.is_file():
         return "recipe" if path.suffix in (".yaml", ".yml") else "checkpoint"
@@ -123,13 +123,24 @@ def form_of(path: Path) -> Form:
 
 
 def describe_form(form: Form) -> str:
-    """A form with its article, for messages."""
+    """Return a form with its article, for messages."""
     articles: dict[Form, str] = {"latents": "", "moments": "", "diffusers": "an autoencoder of "}
     return articles.get(form, "a ") + form
 
 
+def refuse_unused(source: Path, form: Form, /, **options: object) -> None:
+    """Refuse options that only the reading of a published checkpoint uses.
+
+    Raises:
+        UserError: The source has another form, and an option is neither None nor "auto".
+    """
+    for name, value in options.items():
+        if form != "checkpoint" and value not in (None, "auto"):
+            raise UserError(f"{name}: is for published checkpoints, not for {source} ({form}), got {value!r}")
+
+
 def holds_generator(path: Path) -> bool:
-    """Whether a folder is a generator's, ours or one exported for diffusers; a pipeline of others is not.
+    """Return whether a folder holds a generator, ours or one exported for diffusers; other pipelines do not count.
 
     Raises:
         UserError: A folder of something else than models.
@@ -151,7 +162,7 @@ def subfolder(folder: Path, name: str) -> Path:
 
 
 def published_file(folder: Path) -> Path | None:
-    """Return the one checkpoint of a folder as it is published; None where there is none.
+    """Return the checkpoint in a published folder, or None.
 
     Raises:
         UserError: There are several.
@@ -182,7 +193,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
-    """`config.json` of a folder, which must be that of a `kind` where one is given.
+    """Return `config.json` of a folder, and check its `kind` if one is given.
 
     Raises:
         UserError: It is missing, unreadable, or of another kind.
@@ -229,7 +240,7 @@ def _digest(config: dict[str, Any]) -> str:
 
 
 def read_pipeline(folder: Path) -> dict[str, Any]:
-    """`model_index.json` of a folder in the form of diffusers."""
+    """Return `model_index.json` of a folder of diffusers."""
     return _read_json(folder / PIPELINE)
 
 
@@ -275,9 +286,9 @@ def _narrow(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def write_model_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
-    """`config.json`, by which a folder counts as whole, appears when the block ends well.
+    """Write `config.json`, by which a folder counts as whole, when the block ends well.
 
-    That of an older model in the folder goes first: no mixture of two is ever taken for a model.
+    The `config.json` of an older model is removed first, so that a mixture of two models never counts as one.
     """
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -340,7 +351,7 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Pa
 
 
 def push(folder: Path, repo_id: str, private: bool, token: str | None, message: str) -> str:
-    """Upload a folder as a model repository of the hub, which is made if need be; returns its address.
+    """Upload a folder as a model repository of the hub, which is made if it is missing; return its address.
 
     Raises:
         UserError: The hub refuses.

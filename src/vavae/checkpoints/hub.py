@@ -19,7 +19,7 @@ def fetch(name: str, part: Part | None, hub: HubOptions) -> Path:
 
     Args:
         name: `owner/name` or `owner/name@revision`.
-        part: What is wanted of it; None stands for all that can be read.
+        part: The part that is wanted; None for everything that can be read.
         hub: How to fetch it.
 
     Raises:
@@ -62,7 +62,7 @@ def fetch(name: str, part: Part | None, hub: HubOptions) -> Path:
 
 
 def _list(repository: str, revision: str | None, token: str | bool | None) -> list[str] | None:
-    """Return the names of a repository's files; None where the hub cannot be reached."""
+    """Return the names of a repository's files, or None if the hub cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -80,7 +80,7 @@ def needed(folder: Path | None, names: Collection[str], part: Part | None, sourc
     """Return which files of a repository are needed.
 
     Args:
-        folder: Holds `model_index.json` and `config.json` of the repository; None where it has neither.
+        folder: Holds `model_index.json` and `config.json` of the repository; None if it has neither.
         names: All its files.
         part: What is wanted of it.
         source: The repository, for messages.
@@ -114,7 +114,7 @@ def _diffusers(names: Collection[str], within: str) -> list[str]:
 
 
 def _published(names: Collection[str], part: Part | None, source: str) -> list[str]:
-    """Return the checkpoint, its statistics, and for a generator those of the tokenizer next to it."""
+    """Return the checkpoint, its statistics, and for a generator also the files in `tokenizer/`."""
     chosen = []
     for within in ("",) if part in ("tokenizer", "transformer") else ("", "tokenizer/"):
         here = [file.removeprefix(within) for file in names if file.startswith(within)]

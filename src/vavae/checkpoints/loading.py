@@ -1,10 +1,10 @@
-"""Networks from published files and from folders in the form of diffusers, strictly, with a report."""
+"""Load networks from published files and from folders of diffusers, strictly, with a report."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,17 @@ from vavae.checkpoints.diffusers_autoencoder import (
 )
 from vavae.checkpoints.published import IgnoredSetting, LoadReport, Unwrapped, Weights, unwrap
 from vavae.checkpoints.reading import check_tensors, read_with_placeholders
-from vavae.checkpoints.shapes import infer_autoencoder, infer_transformer, size_name
+from vavae.checkpoints.shapes import check_transformer, infer_autoencoder, infer_transformer, size_name
+from vavae.config import from_plain
 from vavae.errors import UserError
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import parse_size, size_names
 
 log = logging.getLogger(__name__)
+
+C = TypeVar("C")
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +38,8 @@ class LoadedAutoencoder:
 
     Attributes:
         model: The network, on the CPU.
-        statistics: Of its latents, where the checkpoint's form says; published files do not.
-        report: What was loaded and left aside.
+        statistics: Statistics of its latents from a configuration of diffusers; None for published files.
+        report: What was loaded and what was left out.
         training: Tensors that only training uses, under their published names: discriminator and projection.
     """
 
@@ -51,13 +55,31 @@ class LoadedTransformer:
 
     Attributes:
         model: The network, on the CPU.
-        report: What was loaded and left aside.
+        report: What was loaded and what was left out.
         training: The published training configuration, where the checkpoint holds it.
     """
 
     model: LightningDiT
     report: LoadReport
     training: Mapping[str, Any]
+
+
+def build(make: Callable[[C], N], config: C, tensors: dict[str, Tensor], source: str | Path) -> N:
+    """Return a network with these weights, on the CPU, in eval mode.
+
+    Args:
+        make: Makes the network of a configuration.
+        config: The configuration.
+        tensors: The state dict.
+        source: The file, for messages.
+
+    Raises:
+        UserError: See `load_strictly`.
+    """
+    with torch.device("meta"):
+        network = make(config)
+    files.load_strictly(network, tensors, source)
+    return network.eval()
 
 
 def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
@@ -80,10 +102,10 @@ def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
 
 
 def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder:
-    """An autoencoder from a published file, or from a folder or file in the form of diffusers.
+    """Load an autoencoder from a published file, or from a folder or file of diffusers.
 
     Raises:
-        UserError: It holds none, or not all of one.
+        UserError: There is no autoencoder, or a part of it is missing.
     """
     config: dict[str, Any] | None = None
     if path.is_dir() and files.form_of(path) == "pipeline":
@@ -108,45 +130,46 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
         where = path.parent / files.CONFIG
         check_diffusers_config(config, shape, where)
         statistics = diffusers_statistics(config, shape.latent_channels, where)
-    with torch.device("meta"):
-        model = AutoencoderKL.from_config(shape)
-    files.load_strictly(model, tensors, path)
+    model = build(AutoencoderKL.from_config, shape, tensors, path)
     attention = "" if shape.decoder_attention else ", no attention on the decoder's way up"
     what = f"autoencoder f{shape.factor} d{shape.latent_channels}, widths {shape.widths}{attention}"
-    return LoadedAutoencoder(model.eval(), statistics, _report(path, what, model, found, notes), found.extra)
+    return LoadedAutoencoder(model, statistics, _report(path, what, model, found, notes), found.extra)
 
 
 def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = None) -> LoadedTransformer:
-    """A LightningDiT from a published file, or from the transformer's folder of an exported pipeline.
+    """Load a LightningDiT from a published file, or from an exported pipeline.
 
     Args:
         path: File or folder.
         weights: Which of several sets of weights.
-        heads: Number of attention heads, where neither the shapes nor the checkpoint's configuration tell.
+        heads: Number of attention heads, where the shapes do not show it.
 
     Raises:
-        UserError: It holds none, or not all of one, or another one than its configuration says.
+        UserError: There is no transformer, a part of it is missing, or it differs from its configuration.
     """
+    said: LightningDiTConfig | None = None
     if path.is_dir() and files.form_of(path) == "pipeline":
-        path = _diffusers_weights(files.subfolder(path, "transformer"))
+        folder = files.subfolder(path, "transformer")
+        said, path = _exported_config(folder), _diffusers_weights(folder)
     found = open_checkpoint(path, weights)
     if found.kind != "transformer":
         raise UserError(f"{path}: holds {_WORDS[found.kind]}, not a transformer")
     tensors = found.tensors
     check_tensors(tensors, path)
-    shape = infer_transformer(tensors, path, heads)
+    shape = infer_transformer(tensors, path, said.heads if said else heads)
+    if said is not None:
+        check_transformer(said, tensors, path)
+        shape = said
     named = _published_size(found.training)
     notes = [] if named in (None, size_name(shape)) else [f"its configuration says {named}"]
     if notes and named in size_names() and parse_size(str(named))[0].width == shape.width:
         # The width of that size but another depth: blocks are missing at the end, where no gap shows.
         raise UserError(f"{path}: its configuration says {named}, its weights are {size_name(shape)}")
     _check_configuration(found.training, shape, path)
-    with torch.device("meta"):
-        model = LightningDiT.from_config(shape)
-    files.load_strictly(model, tensors, path)
+    model = build(LightningDiT.from_config, shape, tensors, path)
     what = f"LightningDiT {size_name(shape)} for latents {shape.latent_channels}x{'x'.join(map(str, shape.latent_hw))}"
     return LoadedTransformer(
-        model.eval(), _report(path, f"{what}, {shape.num_classes} classes", model, found, notes), found.training
+        model, _report(path, f"{what}, {shape.num_classes} classes", model, found, notes), found.training
     )
 
 
@@ -160,6 +183,15 @@ def _diffusers_weights(folder: Path) -> Path:
     raise UserError(f"{folder}: holds neither {' nor '.join(files.DIFFUSERS_WEIGHTS)}")
 
 
+def _exported_config(folder: Path) -> LightningDiTConfig:
+    """Return the configuration of a transformer that was exported for diffusers, whose own keys have an underscore."""
+    values = {key: value for key, value in files.read_config(folder).items() if not key.startswith("_")}
+    try:
+        return from_plain(LightningDiTConfig, values)
+    except UserError as error:
+        raise UserError(f"{folder / files.CONFIG}: {error}") from error
+
+
 def _published_size(training: Mapping[str, Any]) -> str | None:
     model = training.get("model")
     name = model.get("model_type") if isinstance(model, Mapping) else None
@@ -167,7 +199,11 @@ def _published_size(training: Mapping[str, Any]) -> str | None:
 
 
 def _check_configuration(training: Mapping[str, Any], shape: LightningDiTConfig, path: Path) -> None:
-    """Weights that lack all of a part, or have too much of one, fit a network; not the one that was trained."""
+    """Compare the configuration with the weights: weights without any tensor of a part fit another network.
+
+    Raises:
+        UserError: Names the first key that differs.
+    """
     held = {
         "model.use_rope": shape.rope,
         "model.use_rmsnorm": shape.rmsnorm,

@@ -1,16 +1,19 @@
-"""One network out of any folder, file or repository: the autoencoder or the transformer alone.
+"""Read the autoencoder or the transformer alone out of any folder, file or repository.
 
-`AutoencoderKL.from_pretrained` and `LightningDiT.from_pretrained` are the two readers here.
+Loading this module sets `AutoencoderKL.from_pretrained` and `LightningDiT.from_pretrained` to the two readers: the
+rooms of the networks know no files.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
 import torch
+from torch import nn
 
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.folder import HubOptions
-from vavae.checkpoints.loading import load_autoencoder, load_transformer
+from vavae.checkpoints.loading import build, load_autoencoder, load_transformer
 from vavae.checkpoints.published import Weights
 from vavae.checkpoints.reading import read_safetensors
 from vavae.checkpoints.shapes import check_autoencoder, check_transformer
@@ -19,39 +22,46 @@ from vavae.errors import UserError
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
-C = TypeVar("C")
+N = TypeVar("N", bound=nn.Module)
 
 
 def own_autoencoder(folder: Path) -> tuple[AutoencoderKL, dict[str, Any]]:
-    """Return the network of a tokenizer's folder of ours, on the CPU, and what its `config.json` holds.
+    """Return the network in a tokenizer's folder of ours, on the CPU, and the content of its `config.json`.
 
     Raises:
         UserError: Names the file or key that is missing, damaged or wrong.
     """
-    config, path = files.read_model(folder, "tokenizer"), folder / files.WEIGHTS
-    shape = _shape(AutoencoderConfig, config, "autoencoder", folder)
-    tensors = read_safetensors(path)
-    check_autoencoder(shape, tensors, path)
-    with torch.device("meta"):
-        network = AutoencoderKL.from_config(shape)
-    files.load_strictly(network, tensors, path)
-    return network, config
+    return _own(folder, "tokenizer", "autoencoder", AutoencoderConfig, check_autoencoder, AutoencoderKL.from_config)
 
 
 def own_transformer(folder: Path) -> tuple[LightningDiT, dict[str, Any]]:
-    """Return the transformer of a generator's folder of ours, on the CPU, and what its `config.json` holds.
+    """Return the transformer in a generator's folder of ours, on the CPU, and the content of its `config.json`.
 
     Raises:
         UserError: Names the file or key that is missing, damaged or wrong.
     """
-    config, path = files.read_model(folder, "generator"), folder / files.WEIGHTS
-    shape = _shape(LightningDiTConfig, config, "transformer", folder)
+    return _own(folder, "generator", "transformer", LightningDiTConfig, check_transformer, LightningDiT.from_config)
+
+
+def _own(
+    folder: Path,
+    model: Literal["tokenizer", "generator"],
+    key: str,
+    config_class: type[Any],
+    check: Callable[[Any, dict[str, torch.Tensor], Path], None],
+    make: Callable[[Any], N],
+) -> tuple[N, dict[str, Any]]:
+    """Read the network that `config.json` describes under `key`."""
+    content, path, where = files.read_model(folder, model), folder / files.WEIGHTS, folder / files.CONFIG
+    if not isinstance(content.get(key), dict):
+        raise UserError(f"{where}: {key} must be a set of keys, got {str(content.get(key))[:60]}")
+    try:
+        config = from_plain(config_class, content[key])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     tensors = read_safetensors(path)
-    check_transformer(shape, tensors, path)
-    with torch.device("meta"):
-        network = LightningDiT.from_config(shape)
-    files.load_strictly(network, tensors, path)
-    return network, config
+    check(config, tensors, path)
+    return build(make, config, tensors, path), content
 
 
 def read_autoencoder(
@@ -62,13 +72,16 @@ def read_autoencoder(
     dtype: torch.dtype | None = None,
     **hub: Unpack[HubOptions],
 ) -> AutoencoderKL:
-    """Return the autoencoder alone, in eval mode; see `Tokenizer.from_pretrained` for the arguments.
+    """Read an autoencoder, here or on the hub, in eval mode: one of ours, published, or of diffusers.
+
+    Its latents are the raw ones; `Tokenizer.from_pretrained` reads their statistics too, and explains the arguments.
 
     Raises:
         UserError: Names the file or key that is missing or wrong.
     """
     path = files.resolve(path_or_hub_id, "tokenizer", **hub)
     form = files.form_of(path)
+    files.refuse_unused(path, form, weights=weights)
     if form in ("tokenizer", "generator"):
         network = own_autoencoder(path if form == "tokenizer" else files.subfolder(path, "tokenizer"))[0]
     elif form in ("checkpoint", "diffusers", "pipeline"):
@@ -76,7 +89,7 @@ def read_autoencoder(
     else:
         raise UserError(f"{path}: holds {files.describe_form(form)}, not an autoencoder")
     files.hold_in(network, dtype)
-    return network.to(device).eval()
+    return network.to(device)
 
 
 def read_transformer(
@@ -88,13 +101,16 @@ def read_transformer(
     dtype: torch.dtype | None = None,
     **hub: Unpack[HubOptions],
 ) -> LightningDiT:
-    """Return the transformer alone, in eval mode; see `Generator.from_pretrained` for the arguments.
+    """Read a transformer, here or on the hub, in eval mode: one of ours, published, or exported for diffusers.
+
+    `Generator.from_pretrained` explains the arguments.
 
     Raises:
         UserError: Names the file or key that is missing or wrong.
     """
     path = files.resolve(path_or_hub_id, "transformer", **hub)
     form = files.form_of(path)
+    files.refuse_unused(path, form, weights=weights, heads=heads)
     if form == "generator":
         network = own_transformer(path)[0]
     elif form in ("checkpoint", "pipeline"):
@@ -102,13 +118,8 @@ def read_transformer(
     else:
         raise UserError(f"{path}: holds {files.describe_form(form)}, not a transformer")
     files.hold_in(network, dtype)
-    return network.to(device).eval()
+    return network.to(device)
 
 
-def _shape(kind: type[C], config: dict[str, Any], key: str, folder: Path) -> C:
-    if not isinstance(config.get(key), dict):
-        raise UserError(f"{folder / files.CONFIG}: {key} must be a set of keys, got {str(config.get(key))[:60]}")
-    try:
-        return from_plain(kind, config[key])
-    except UserError as error:
-        raise UserError(f"{folder / files.CONFIG}: {error}") from error
+AutoencoderKL.from_pretrained = staticmethod(read_autoencoder)
+LightningDiT.from_pretrained = staticmethod(read_transformer)

@@ -1,8 +1,8 @@
-"""Checkpoints as training code writes them -> the state dict of one network, and what was left out."""
+"""Find the state dict of one network in a checkpoint of training code, and list what is left out."""
 
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,12 @@ Weights = str
 # Names of sets of averaged weights: ema, model_ema, state_dict_ema, params_ema, ema_0.9999, …
 _AVERAGED = re.compile(r"(^|[_.])(ema|emas|averaged?|swa|shadow)([_.\d]|$)", re.IGNORECASE)
 _NETWORK = re.compile(r"(^|\.)(encoder|decoder|x_embedder|blocks)\.")
-# What stands before these names stands before all names of a network.
+# The prefix of these names is the prefix of all names of a network.
 _FIRST = re.compile(r"^(.+\.)?(?:encoder\.conv_in|x_embedder\.proj)\.weight$")
 # LDM's averages are among the weights, under names without dots.
 _LDM_AVERAGE = re.compile(r"model_ema\.[^.]+$")
+# Dictionaries of weights are within so many keys.
+_MOST_NESTED = 3
 _ASIDE = {
     "opt": "state of the optimizer",
     "optimizer": "state of the optimizer",
@@ -112,7 +114,7 @@ class Unwrapped:
         weights: Name of the set of weights; empty if the file is one.
         training: The training configuration in the checkpoint, in the sections of LightningDiT's.
         left_aside: What is not part of the network.
-        extra: Tensors among `left_aside` that training can go on from: discriminator and projection.
+        extra: Tensors among `left_aside` that a training can continue from: discriminator and projection.
     """
 
     kind: Kind
@@ -125,9 +127,18 @@ class Unwrapped:
 
 @dataclass(frozen=True, eq=False)
 class _Set:
-    """One set of weights in a checkpoint; its label is empty if the file is one set."""
+    """One set of weights in a checkpoint.
+
+    Attributes:
+        label: Its name; empty if the file is one set.
+        key: The key of the file under which it is; empty if the file is one set.
+        averaged: Whether its name says that the weights are averages.
+        tensors: The weights.
+        rest: Other parts of the same dictionary.
+    """
 
     label: str
+    key: str
     averaged: bool
     tensors: dict[str, Any]
     rest: tuple[IgnoredSetting, ...] = ()
@@ -146,7 +157,7 @@ def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwra
             of a set.
 
     Raises:
-        UserError: There is no such set, or it is not one of our networks.
+        UserError: There is no such set, or its network is neither an autoencoder nor a LightningDiT.
     """
     if not isinstance(content, Mapping):
         what = content.path if isinstance(content, Placeholder) else type(content).__name__
@@ -158,9 +169,9 @@ def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwra
         for other in sets
         if other is not chosen
     ]
-    labels = {_top(each.label) for each in sets}
-    if _top(chosen.label) in content:
-        aside += [IgnoredSetting(str(k), 1, _reason(str(k), value)) for k, value in content.items() if k not in labels]
+    keys = {each.key for each in sets}
+    if chosen.key:
+        aside += [IgnoredSetting(str(k), 1, _reason(str(k), v)) for k, v in content.items() if str(k) not in keys]
     aside += chosen.rest
     tensors, extra = dict(chosen.tensors), dict[str, Tensor]()
     for prefix, why in _TRAINING_ONLY.items():
@@ -172,10 +183,6 @@ def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwra
     return Unwrapped(_kind(tensors, source), tensors, chosen.label, _training(content), tuple(aside), kept)
 
 
-def _top(label: str) -> str:
-    return label.split(":")[0]
-
-
 def _reason(key: str, value: Any) -> str:
     if _AVERAGED.search(key) and not isinstance(value, int | float):
         return "averaged weights without the names of the network"
@@ -184,15 +191,25 @@ def _reason(key: str, value: Any) -> str:
 
 def _sets(content: Mapping[Any, Any], source: str | Path) -> list[_Set]:
     """Return all sets of weights of a file, in its order."""
-    found = {
-        str(key): value
-        for key, value in content.items()
-        if isinstance(value, Mapping) and any(_NETWORK.search(str(name)) for name in value)
-    }
-    return [each for label, state in (found or {"": content}).items() for each in _split(label, state, source)]
+    found = [(".".join(place), place[0], state) for place, state in _networks(content)] or [("", "", content)]
+    return [each for label, key, state in found for each in _split(label, key, state, source)]
 
 
-def _split(label: str, state: Mapping[Any, Any], source: str | Path) -> list[_Set]:
+def _networks(content: Mapping[Any, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the dictionaries of weights, with their keys from the file down: `ema`, or `state_dict` within `ema`."""
+    for key, value in content.items():
+        value = value.values if isinstance(value, Placeholder) else value
+        if not isinstance(value, Mapping):
+            continue
+        here = (*place, str(key))
+        # Further down, the state of an optimizer may have the names of the network.
+        if any(_NETWORK.search(str(name)) and (not place or isinstance(v, Tensor)) for name, v in value.items()):
+            yield here, value
+        elif len(here) < _MOST_NESTED and str(key) not in _ASIDE:
+            yield from _networks(value, here)
+
+
+def _split(label: str, key: str, state: Mapping[Any, Any], source: str | Path) -> list[_Set]:
     """Split one dictionary into sets: plain weights and LDM's averages, each by the prefixes before whole networks."""
     tensors = _clean_names(state, source)
     flat, rest = {name: tensors.pop(name) for name in list(tensors) if _LDM_AVERAGE.match(name)}, []
@@ -214,7 +231,7 @@ def _split(label: str, state: Mapping[Any, Any], source: str | Path) -> list[_Se
             ]
             name = ":".join(part for part in (version, prefix.removesuffix(".") if len(prefixes) > 1 else "") if part)
             name = name or ("weights" if several else "")
-            sets.append(_Set(name, bool(_AVERAGED.search(name)), inside, (*rest, *parts)))
+            sets.append(_Set(name, key, bool(_AVERAGED.search(name)), inside, (*rest, *parts)))
     return sets
 
 

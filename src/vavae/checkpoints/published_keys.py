@@ -1,4 +1,4 @@
-"""The keys of a published configuration: taken over, assumed, left out with a reason, or refused."""
+"""Take over, assume, leave out or refuse the keys of a published configuration."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ _HARMLESS = frozenset(
         *("workers", "pin", "prefetch", "persistent", "accelerator", "strategy", "benchmark", "callbacks"),
     ]
 )
-# Sections that do not: how samples are drawn, the tokenizer (it is given by its folder), logs and measurements.
+# Sections of sampling, the tokenizer (its folder is an option), logs and measurements, which do not change it either.
 _FREE = (
     *("sample.", "vae.", "wandb.", "logging.", "lightning.callbacks.", "lightning.modelcheckpoint."),
     *("lightning.logger.", "data.params.validation.", "data.params.test."),
@@ -94,7 +94,7 @@ class Keys:
         self.values = dict(flat(self.content))
 
     def given(self, key: str, default: Any) -> Any:
-        """Return a value of the default's type, or the default without a word."""
+        """Return a value of the default's type, or the default, which is not listed."""
         if key not in self.values:
             return default
         self.used.append(key)
@@ -116,7 +116,7 @@ class Keys:
         return {ours: self.get(key, default) for ours, (key, default) in rows.items()}
 
     def choose(self, key: str, default: str, names: Mapping[str, Any]) -> Any:
-        """Return what a name stands for."""
+        """Return the value of a name among `names`."""
         value = self.get(key, default).lower()
         if value not in names:
             raise UserError(f"{self.source}: {key}: {value!r} is not one of {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""Published YAML configurations -> recipes of ours, as plain values.
+"""Convert published YAML configurations to recipes of ours, as plain values.
 
 Every key of a file is taken over, left out with a reason because it does not change what is trained, or refused. A key
 that the file lacks is assumed, and listed with its value.
@@ -97,9 +97,9 @@ def convert_recipe(path: Path) -> ConvertedRecipe:
 
 
 def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return sampling settings of a training configuration, and in words those that it does not give.
+    """Return the sampling settings of a training configuration, and in words the assumed ones.
 
-    LightningDiT's sampler shifts times by default, that of SiT, which has flat `args`, does not.
+    LightningDiT's sampler shifts times by default; SiT's sampler, whose options are flat `args`, does not.
     """
     keys = Keys({"sample": training.get("sample")}, "config")
     values = _sampling(keys, shift=0.0 if "args" in training else 0.3)
@@ -107,9 +107,9 @@ def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str
 
 
 def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
-    """Return whether the latents of a training were normalised by statistics, and what they were multiplied with then.
+    """Return whether statistics normalized the latents of a training, and the multiplier on top.
 
-    None means that the configuration does not speak of its latents.
+    None means that the configuration has no section `data`.
     """
     if not isinstance(training.get("data"), Mapping):
         return None
@@ -183,7 +183,7 @@ def _asks_for_steps(training: Mapping[str, Any]) -> str:
 def published_training(
     sampling: Mapping[str, Any], path: PathName, prediction: Prediction = "velocity"
 ) -> tuple[dict[str, Any], list[str]]:
-    """What `published_sampling`, `published_path` and `published_prediction` read, to lie beside weights.
+    """Return the part of a configuration that `published_sampling` and `published_flow` read, to save with weights.
 
     Args:
         sampling: Values of a `SamplingConfig`.
@@ -239,6 +239,8 @@ def _sampling(keys: Keys, shift: float = 0.3) -> dict[str, Any]:
     # At 1 and below the published sampler does not guide.
     start = keys.get if scale > 1.0 else keys.given
     values["guidance_start"] = start("sample.cfg_interval_start", 0.125 if silent else 0.0)
+    if "sample.cfg_interval_end" in keys.values:
+        values["guidance_stop"] = keys.given("sample.cfg_interval_end", 1.0)
     return values | ({"guidance_channels": _GUIDED_CHANNELS} if scale > 1.0 else {})
 
 
@@ -253,8 +255,8 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
     if prediction == "score":
         raise UserError(f"{keys.source}: transport.prediction: {NO_SCORE}")
     batch = keys.get("train.global_batch_size", 1024)
-    normalised, multiplier = _scaling(keys)
-    if normalised and multiplier != 1.0:
+    normalized, multiplier = _scaling(keys)
+    if normalized and multiplier != 1.0:
         raise UserError(
             f"{keys.source}: data.latent_multiplier: {multiplier} on top of latent_norm cannot be trained with "
             f"({PUBLISHED_MULTIPLIER} is the published default; write 1.0 for none)"
@@ -265,7 +267,7 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
     output = Path(keys.get("train.output_dir", "output")) / keys.get("train.exp_name", Path(keys.source).stem)
     values = {
         "output": str(output),
-        "normalisation": "latents" if normalised else "tokenizer",
+        "normalisation": "latents" if normalized else "tokenizer",
         "transformer.size": size,
         **keys.table(_TRANSFORMER),
         "transformer.adaln_shift": not keys.get("model.wo_shift", False),
@@ -288,10 +290,13 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
         "training.log_images": keys.get("train.log_every", 100) * batch,
         "training.checkpoint_images": keys.get("train.ckpt_every", 20_000) * batch,
     }
+    for key in ("data.random_flip", "data.use_flip"):
+        if key in keys.values:
+            values["flip"] = keys.given(key, True)
     if keys.values.get("train.weight_init"):
         values["initial"] = keys.given("train.weight_init", "")
     recipe = keys.recipe("train-dit", values, _TRANSFORMER_REASONS)
-    if normalised:
+    if normalized:
         return recipe
     factor = IgnoredSetting("data.latent_multiplier", 1, f"{multiplier:g} must be the tokenizer's: --scaling_factor")
     return replace(recipe, left_aside=(*recipe.left_aside, factor))

@@ -1,4 +1,4 @@
-"""Published configurations of autoencoders (LDM, VA-VAE) -> recipes of ours."""
+"""Convert published configurations of autoencoders (LDM, VA-VAE) to recipes of ours."""
 
 import math
 from pathlib import Path

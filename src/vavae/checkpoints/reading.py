@@ -23,7 +23,7 @@ from torch import Tensor
 from vavae.errors import UserError, one_line
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-# The structure of a checkpoint without its numbers; those of the largest published models take under 1 MB.
+# Bytes of a checkpoint's structure without its numbers; the largest published models take under 1 MB.
 _MOST_STRUCTURE = 64 * 2**20
 
 
@@ -170,7 +170,7 @@ def read_with_placeholders(path: Path) -> tuple[Any, tuple[str, ...]]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+    """Return the tensors of a safetensors file.
 
     Raises:
         UserError: It is missing, cut off or damaged.
@@ -256,7 +256,7 @@ def check_tensors(tensors: Mapping[str, Any], source: str | Path) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Check that there is no NaN and no infinity.
+    """Check that all numbers are finite.
 
     Raises:
         UserError: Names the first tensor with one.

@@ -19,7 +19,7 @@ C = TypeVar("C", AutoencoderConfig, LightningDiTConfig)
 
 
 def infer_autoencoder(tensors: Tensors, source: str | Path) -> AutoencoderConfig:
-    """The shape of an autoencoder under its published names.
+    """Return the configuration of an autoencoder, from its published names and shapes.
 
     Raises:
         UserError: A tensor that decides it is missing or has an impossible shape.
@@ -46,10 +46,10 @@ def infer_autoencoder(tensors: Tensors, source: str | Path) -> AutoencoderConfig
 
 
 def infer_transformer(tensors: Tensors, source: str | Path, heads: int | None = None) -> LightningDiTConfig:
-    """The shape of a LightningDiT under its published names.
+    """Return the configuration of a LightningDiT, from its published names and shapes.
 
-    Everything but the number of heads shows in the shapes. It shows too where there is a rotary embedding or a
-    norm of queries; otherwise it is `heads`, or that of the published size with this width and depth.
+    The shapes show everything but the number of heads. A rotary embedding or a norm of queries shows it too;
+    otherwise it is `heads`, or the number in the published size with this width and depth.
 
     Raises:
         UserError: A tensor that decides it is missing or has an impossible shape, or the heads cannot be known.
@@ -119,7 +119,7 @@ def _compare(said: C, held: C, source: str | Path) -> None:
 
 
 def size_name(config: LightningDiTConfig) -> str:
-    """The published name of a shape, such as `XL/1`; its numbers where it has none."""
+    """Return the published name of a configuration, such as `XL/1`, or its numbers."""
     for name, size in SIZES.items():
         if (size.depth, size.width, size.heads) == (config.depth, config.width, config.heads):
             return f"{name}/{config.patch_size}"
@@ -136,7 +136,7 @@ def _shape(tensors: Tensors, name: str, dimensions: int, source: str | Path) -> 
 
 
 def _any(tensors: Tensors, pattern: str) -> bool:
-    """Whether any name begins so: one of many, so that where another is missing, that one is found to be missing."""
+    """Return whether any name matches. A single tensor of a part is enough: the others are then reported missing."""
     return any(re.match(pattern, name) for name in tensors)
 
 
@@ -151,13 +151,13 @@ def _count(tensors: Tensors, pattern: str, first: str, source: str | Path) -> in
 
 
 def _grid(tensors: Tensors, source: str | Path) -> tuple[int, int]:
-    """Rows and columns: the second half of the position embedding encodes the row, so a row ends where it changes."""
+    """Return rows and columns: the second half of the embedding encodes the row, so a row ends where it changes."""
     _, tokens, width = _shape(tensors, "pos_embed", 3, source)
     row = tensors["pos_embed"][0, :, width // 2 :]
     same = (row == row[0]).all(dim=1)
     columns = tokens if bool(same.all()) else int(same.logical_not().int().argmax())
     if columns == 0 or tokens % columns:
-        raise UserError(f"{source}: pos_embed is not that of a grid of rows and columns")
+        raise UserError(f"{source}: pos_embed must be the embedding of a grid of rows and columns")
     return tokens // columns, columns
 
 

@@ -1,4 +1,4 @@
-"""Statistics of latents from a file or folder, ours or published."""
+"""Read the statistics of latents from a file or folder, ours or published."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from vavae.tokenizer import LatentStatistics
 
 
 def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
-    """Statistics as they are, or from a file, or from a folder that holds them.
+    """Return statistics as they are, or read them from a file or folder.
 
     Args:
         source: `latents_stats.pt` of the published extractor, our `statistics.safetensors`, or a folder with
             either: of latents, or of a tokenizer.
 
     Raises:
-        UserError: Neither is there, or it holds no means and standard deviations.
+        UserError: There is no such file, or it has no tensors `mean` and `std`.
     """
     if isinstance(source, LatentStatistics):
         return source
@@ -41,13 +41,13 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
 
 
 def statistics_file(folder: Path) -> Path | None:
-    """The file of statistics in a folder, ours before a published one; None where there is none, or no folder."""
+    """Return the file of statistics in a folder, ours before a published one; None if there is none, or no folder."""
     files = (folder / name for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME))
     return next((file for file in files if file.is_file()), None)
 
 
 def scaled(statistics: LatentStatistics, factor: float) -> LatentStatistics:
-    """Statistics that stand for (latents − mean) / std · factor.
+    """Return statistics for (latents − mean) / std · factor.
 
     Raises:
         UserError: The factor is not positive.
@@ -58,7 +58,16 @@ def scaled(statistics: LatentStatistics, factor: float) -> LatentStatistics:
 
 
 def scaling_statistics(channels: int, scaling_factor: float, shift: float = 0.0) -> LatentStatistics:
-    """Statistics that stand for (latents − shift) · scaling_factor, the same in all channels, as SD-VAE's 0.18215."""
+    """Return statistics for (latents − shift) · scaling_factor, the same in all channels, as SD-VAE's 0.18215.
+
+    Raises:
+        UserError: The factor is not positive, or one of the numbers or 1 / scaling_factor is beyond float32.
+    """
     if not scaling_factor > 0:
         raise UserError(f"scaling_factor: {scaling_factor} is not positive")
-    return LatentStatistics(torch.full((channels,), shift), torch.full((channels,), 1.0 / scaling_factor))
+    numbers = torch.tensor([shift, 1.0 / scaling_factor], dtype=torch.float64).float()
+    if not bool(numbers.isfinite().all()) or numbers[1] == 0:
+        raise UserError(
+            f"scaling_factor and shift_factor must be numbers of float32, got {scaling_factor:g} and {shift:g}"
+        )
+    return LatentStatistics(numbers[0].repeat(channels), numbers[1].repeat(channels))

@@ -36,7 +36,8 @@ def run(config: Config) -> None:
         for name in config.names:
             print(f"{name}: {assets.fetch(name)}")
         return
-    names = config.names or tuple(state.name for state in assets.list_assets() if state.cached)
+    cached = [state.name for state in (*assets.list_assets(), *assets.list_hub_models()) if state.cached]
+    names = config.names or cached
     for name in names:
         assets.verify(name)
         print(f"{name}: all hashes match")

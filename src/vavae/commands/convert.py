@@ -1,4 +1,4 @@
-"""Published files ⇄ folders of ours ⇄ diffusers."""
+"""Convert between published files, folders of ours and folders of diffusers."""
 
 import logging
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ def run(config: Config) -> Path:
     """Convert, print what was taken, assumed and left out, and return what was written.
 
     Raises:
-        UserError: The source cannot be read, needs something besides, or has no such form.
+        UserError: The source cannot be read, needs another option, or cannot have the form that `to` asks for.
     """
     if config.source is None or config.output is None:
         raise UserError(
@@ -113,7 +113,7 @@ def run(config: Config) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library's own reports: the stage prints them."""
+    """Silence the library's own reports: this command prints them."""
     logger = logging.getLogger("vavae.checkpoints")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -134,10 +134,10 @@ def _kind(source: Path, weights: Weights) -> str:
 
 
 def _refuse_unused(config: Config, kind: str, source: Path) -> None:
-    """An option that would change nothing was meant to change something.
+    """Refuse options that would change nothing.
 
     Raises:
-        UserError: Names it.
+        UserError: Names the option.
     """
     models = [source] if kind in ("tokenizer", "generator") else []
     if kind == "generator" and config.tokenizer is not None:
@@ -147,8 +147,8 @@ def _refuse_unused(config: Config, kind: str, source: Path) -> None:
         "tokenizer": kind in ("generator", "recipe"),
         "statistics": bool(models),
         "scaling_factor": kind == "tokenizer" or len(models) == 2,
-        "weights": any(form not in ("tokenizer", "generator") for form in forms),
-    } | dict.fromkeys(("heads", "path", "prediction"), kind == "generator" and forms[0] != "generator")
+        "weights": "checkpoint" in forms,
+    } | dict.fromkeys(("heads", "path", "prediction"), kind == "generator" and forms[0] == "checkpoint")
     purpose = {
         "tokenizer": "is for generators and for recipes that train one",
         "statistics": "is for tokenizers and generators",
@@ -166,7 +166,12 @@ def _given_statistics(config: Config, channels: int) -> LatentStatistics | None:
     return None if config.statistics is None else read_statistics(config.statistics)
 
 
-def _tell(report: LoadReport | None) -> None:
+def _weights(config: Config, source: Path) -> Weights:
+    """Return which weights to take: the option is for the checkpoint among transformer and tokenizer."""
+    return config.weights if files.form_of(source) == "checkpoint" else "auto"
+
+
+def _print_report(report: LoadReport | None) -> None:
     if report is not None:
         print(report)
 
@@ -176,11 +181,11 @@ def _read_tokenizer(config: Config, source: Path) -> Tokenizer:
     if config.scaling_factor is not None or config.statistics is not None:
         channels = 0
         if config.scaling_factor is not None:
-            identity = Tokenizer.from_pretrained(source, statistics="identity", weights=config.weights)
+            identity = Tokenizer.from_pretrained(source, statistics="identity", weights=_weights(config, source))
             channels = identity.latent_channels
         statistics = _given_statistics(config, channels)
-    tokenizer = Tokenizer.from_pretrained(source, statistics=statistics, weights=config.weights)
-    _tell(tokenizer.report)
+    tokenizer = Tokenizer.from_pretrained(source, statistics=statistics, weights=_weights(config, source))
+    _print_report(tokenizer.report)
     return tokenizer
 
 
@@ -204,12 +209,12 @@ def _generator(config: Config, source: Path, output: Path) -> None:
         source,
         tokenizer=tokenizer,
         statistics=statistics,
-        weights=config.weights,
+        weights=_weights(config, source),
         heads=config.heads,
         path=config.path,
         prediction=config.prediction,
     )
-    _tell(generator.report)
+    _print_report(generator.report)
     if config.to == "published":
         square_side("to", generator.image_size, "the published code")
     with whole_folder(output):
@@ -236,7 +241,7 @@ def _write_generator(config: Config, generator: Generator, output: Path) -> None
 
 
 def _write_published(path: Path, content: Any, statistics: LatentStatistics) -> None:
-    """Weights as the published code loads them, and the statistics beside."""
+    """Write weights as the published code loads them, and the statistics in the same folder."""
     save_torch(dict(content), path)
     write_published_statistics(path.parent / PUBLISHED_STATISTICS_NAME, statistics)
 
@@ -256,7 +261,7 @@ def _latents(config: Config, source: Path, output: Path) -> None:
     if config.to != "published":
         raise UserError(f"{source}: latents are read as they are; they can be written --to published")
     write_published_layout(latents, output)
-    flips = " and those of the mirrored images" if latents.has_flips else ""
+    flips = " and as many of mirrored images" if latents.has_flips else ""
     print(f"{source}: {len(latents):,} latents {'x'.join(map(str, latents.shape))}{flips}, with their statistics")
 
 

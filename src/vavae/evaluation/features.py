@@ -6,7 +6,6 @@ added up block by block in order: the numbers do not depend on who computed whic
 """
 
 import fcntl
-import hashlib
 import io
 import queue
 import threading
@@ -25,6 +24,7 @@ from vavae.config.image_size import Size
 from vavae.device import device_lock, without_tf32
 from vavae.errors import RunError, UserError
 from vavae.io.files import drop_drafts, written_whole
+from vavae.io.hashing import digest, tensor_digest
 from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.metrics.inception import full_precision
 from vavae.progress import track
@@ -32,17 +32,6 @@ from vavae.training.parallel import World
 
 BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
 _WAITING = 3  # batches of pixels that may wait for the networks
-
-
-def digest(*parts: object) -> str:
-    """sha256 of the text of `parts`, as hexadecimal."""
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """sha256 of shape, type and values."""
-    head = f"{tensor.dtype} {tuple(tensor.shape)}\n".encode()
-    return hashlib.sha256(head + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 class BlockStore:

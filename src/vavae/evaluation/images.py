@@ -22,8 +22,8 @@ from vavae.data.images import ImagesConfig
 from vavae.data.readable import reading
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line, printable
-from vavae.evaluation.features import Block, digest, tensor_digest
-from vavae.metrics.features import weights_fingerprint
+from vavae.evaluation.features import Block
+from vavae.io.hashing import digest, tensor_digest
 from vavae.metrics.npz import check_unpacked
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import draw
@@ -160,7 +160,7 @@ class GeneratorBlocks:
         seed: Seed of the noise.
         sampling: How they are drawn.
         precision: Compute precision of the transformer.
-        fingerprint: Of the generator (`generator_fingerprint`).
+        fingerprint: `generator.fingerprint()`.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class LatentBlocks:
         self._tokenizer = tokenizer
         self._latents = latents
         self._mode = resolve_precision(precision, tokenizer.device)
-        self._described = digest("decoded", tokenizer_fingerprint(tokenizer), self._mode)
+        self._described = digest("decoded", tokenizer.fingerprint(), self._mode)
 
     def open(self, indices: Sequence[int]) -> Block:
         """The block; its key is a hash of tokenizer and latents."""
@@ -227,20 +227,6 @@ class LatentBlocks:
                 yield to_uint8(decoded).cpu()
 
         return Block(digest(self._described, tensor_digest(latents)), batches)
-
-
-def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """Hash of weights, shape and latent statistics."""
-    statistics = {name: tensor_digest(value) for name, value in tokenizer.statistics.to_dict().items()}
-    return digest(weights_fingerprint(tokenizer.autoencoder), to_plain(tokenizer.autoencoder.config), statistics)
-
-
-def generator_fingerprint(generator: Generator) -> str:
-    """Hash of transformer, path, prediction and tokenizer."""
-    own = [weights_fingerprint(generator.transformer), to_plain(generator.transformer.config), generator.path]
-    if generator.prediction != "velocity":  # whose hash, and what is stored under it, is from before there were others
-        own.append(generator.prediction)
-    return digest(*own, tokenizer_fingerprint(generator.tokenizer))
 
 
 def npz_images(path: str | Path) -> ArrayBlocks | None:

@@ -14,9 +14,10 @@ from vavae.config.image_size import Size, height_width
 from vavae.data import ImageSource, to_tensor, to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError
-from vavae.evaluation.features import Block, BlockStore, StoredFeatures, digest, tensor_digest
-from vavae.evaluation.images import SourceBlocks, tokenizer_fingerprint
+from vavae.evaluation.features import Block, BlockStore, StoredFeatures
+from vavae.evaluation.images import SourceBlocks
 from vavae.io.files import check_not_foreign, drop_drafts, read_json_object, written_whole
+from vavae.io.hashing import digest, tensor_digest
 from vavae.metrics import Convention, fidelity
 from vavae.models import Tokenizer
 
@@ -108,9 +109,7 @@ class Reconstructions:
         self._folder = folder
         self._mode = resolve_precision(precision, tokenizer.device)
         sampled = () if originals.convention == "strict" else (seed,)
-        self._described = digest(
-            "reconstruction", tokenizer_fingerprint(tokenizer), self._mode, originals.convention, *sampled
-        )
+        self._described = digest("reconstruction", tokenizer.fingerprint(), self._mode, originals.convention, *sampled)
 
     def claim_folder(self) -> None:
         """Make the folder of images that of these reconstructions.

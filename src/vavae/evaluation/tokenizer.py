@@ -14,9 +14,9 @@ from vavae.config.image_size import Size, height_width
 from vavae.data import ImageSource, source_labels, to_tensor
 from vavae.data.images import Selection, class_balanced
 from vavae.device import InferencePrecision, autocast, resolve_precision
-from vavae.evaluation.features import BlockStore, StoredFeatures, digest, extract
+from vavae.evaluation.features import BlockStore, StoredFeatures, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records
-from vavae.evaluation.images import LatentBlocks, SourceBlocks, tokenizer_fingerprint
+from vavae.evaluation.images import LatentBlocks, SourceBlocks
 from vavae.evaluation.reconstruction import Originals, Reconstructions
 from vavae.evaluation.records import (
     EncodedImages,
@@ -26,6 +26,7 @@ from vavae.evaluation.records import (
     uniformity_records,
 )
 from vavae.io.files import written_whole
+from vavae.io.hashing import digest
 from vavae.losses import LPIPS
 from vavae.metrics import (
     Convention,
@@ -141,7 +142,7 @@ def encoder_network(tokenizer: Tokenizer, precision: InferencePrecision) -> Feat
         with autocast(mode, tokenizer.device):
             return tokenizer.encode(to_tensor(pixels)).float().flatten(1)
 
-    return FeatureNetwork("latents", digest(tokenizer_fingerprint(tokenizer), mode), tokenizer.device, compute)
+    return FeatureNetwork("latents", digest(tokenizer.fingerprint(), mode), tokenizer.device, compute)
 
 
 def grid_network(teacher: Teacher, grid: tuple[int, int]) -> FeatureNetwork:

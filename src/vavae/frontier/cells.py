@@ -23,7 +23,7 @@ from vavae.device import Precision, resolve_device, resolve_precision
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.features import BlockStore, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records, open_reference
-from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint, tokenizer_fingerprint
+from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.frontier.config import Config, Kind
 from vavae.frontier.grid import Cell, GeneratorCell, Grid, TokenizerCell, Unit
@@ -163,7 +163,7 @@ class CellContext:
             split=f"{self.test.name} (test)",
             dtype=resolve_precision(self.config.measure.precision, self.device),
             image_size=self.config.data.size,
-            checkpoint_hash=tokenizer_fingerprint(tokenizer),
+            checkpoint_hash=tokenizer.fingerprint(),
         )
 
 
@@ -415,7 +415,7 @@ def _distance(
     config, seed = bench.config, bench.config.measure.seed
     sampling, mode = config.generator.sampling, _precision(config)
     reference = bench.reference
-    fingerprint = generator_fingerprint(generator)
+    fingerprint = generator.fingerprint()
     labels = choose_labels(count, generator.num_classes, "balanced", seed)
     images = GeneratorBlocks(generator, labels, seed, sampling, mode, fingerprint)
     features = extract(images, [bench.network], store, config.measure.batch_size, World(), "sampling and measuring")

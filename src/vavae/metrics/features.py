@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vavae.device import to_device
 from vavae.errors import UserError
+from vavae.io.hashing import weights_fingerprint
 from vavae.metrics.frechet import RunningMoments
 from vavae.metrics.inception_resize import RESIZE_VERSIONS, Resize
 
@@ -61,15 +62,6 @@ class FeatureNetwork:
         pixels = to_device(pixels, self.device)
         found = {"pool": self.compute(pixels)} if self.compute_parts is None else self.compute_parts(pixels)
         return {name: values.float() for name, values in found.items()}
-
-
-def weights_fingerprint(network: nn.Module) -> str:
-    """sha256 over the names, shapes and values of all parameters and buffers, as hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def load_feature_network(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:

@@ -1,14 +1,12 @@
 """`Generator`: a diffusion transformer with the tokenizer it was trained on and its sampling defaults."""
 
 import dataclasses
-import difflib
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,19 +17,19 @@ from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import LoadedTransformer, load_transformer
 from vavae.checkpoints.networks import own_transformer
 from vavae.checkpoints.published import LoadReport, Weights
+from vavae.checkpoints.published_recipes import published_flow, published_sampling, published_scaling
 from vavae.checkpoints.statistics import read_statistics, scaled, scaling_statistics, statistics_file
 from vavae.config import from_plain, to_plain
 from vavae.config.image_size import Size, as_size, height_width, scale_size
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
-from vavae.models.sampling import SamplingConfig, check_drawn
+from vavae.io.hashing import digest, weights_fingerprint
+from vavae.models.sampling import Labels, SamplingConfig, check_drawn, label_numbers, read_sampling
 from vavae.models.tokenizer import StatisticsSource, Tokenizer, device_only
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT
 from vavae.transformer.positions import Positions
 from vavae.version import __version__
-
-Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 
 
 class Generator:
@@ -40,18 +38,18 @@ class Generator:
     Args:
         transformer: The trained network; it is put in eval mode.
         tokenizer: The tokenizer whose latents it was trained on.
-        statistics: The statistics those latents were normalised with; the tokenizer's own by default.
+        statistics: The statistics that normalized those latents; the tokenizer's own by default.
         sampling: Defaults for `__call__`.
         path: The path between noise and data that it was trained on.
-        prediction: What it predicts.
+        prediction: What the network predicts.
         class_names: Names of the labels, where they are known.
         provenance: How it was trained and on what, for the model card.
 
     Attributes:
-        report: What `from_pretrained` took from a published checkpoint and what it left aside; None for others.
+        report: What `from_pretrained` took from a published checkpoint and what it left out; None for other forms.
 
     Raises:
-        UserError: Transformer and tokenizer do not fit: the message names both numbers of latent channels.
+        UserError: Transformer and tokenizer have different numbers of latent channels.
     """
 
     def __init__(
@@ -84,17 +82,17 @@ class Generator:
 
     @property
     def num_classes(self) -> int:
-        """Labels run from 0 to this number − 1; the number itself means "no label"."""
+        """Number of classes K: labels are 0 … K − 1, and K means "no label"."""
         return self.transformer.config.num_classes
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a latent at the size the transformer was trained on."""
+        """Channels, height and width of a latent at the size of the training."""
         return self.transformer.config.latent_channels, *self.transformer.config.latent_hw
 
     @property
     def image_size(self) -> Size:
-        """Size in pixels of the images it was trained on, and draws by default."""
+        """Size in pixels of the training images, which is also the default size of samples."""
         return scale_size(self.transformer.config.latent_hw, self.tokenizer.factor)
 
     @property
@@ -112,18 +110,25 @@ class Generator:
         self.tokenizer.to(device)
         return self
 
+    def fingerprint(self) -> str:
+        """Return a hash of transformer, path, prediction and tokenizer, in hexadecimal."""
+        own = [weights_fingerprint(self.transformer), to_plain(self.transformer.config), self.path]
+        if self.prediction != "velocity":  # stored features of velocities are older than the other predictions
+            own.append(self.prediction)
+        return digest(*own, self.tokenizer.fingerprint())
+
     def __repr__(self) -> str:
         config = self.transformer.config
         shape = f"depth {config.depth}, width {config.width}, {self.num_classes} classes"
         return f"Generator({shape}, latents {'x'.join(map(str, self.latent_shape))}, {self.tokenizer.device})"
 
     def noise(self, indices: Sequence[int], seed: int = 0, size: Size | None = None) -> Tensor:
-        """The starting noise (B, C, h, w) of samples number `indices`: a function of (seed, index, size) alone.
+        """Return the starting noise (B, C, h, w) of samples: a function of (seed, index, size) alone.
 
         Args:
             indices: Number of each sample.
-            seed: Seed of all of them.
-            size: Of the images in pixels, one number or (height, width); that of training by default.
+            seed: Seed of all samples.
+            size: Size of the images in pixels, one number or (height, width); the training's by default.
 
         Raises:
             UserError: Tokenizer or patches do not divide `size`.
@@ -140,10 +145,10 @@ class Generator:
         return self.latent_shape[0], height // self.tokenizer.factor, width // self.tokenizer.factor
 
     def check(self, labels: Sequence[int], size: Size | None = None, sampling: SamplingConfig | None = None) -> None:
-        """Check what is to be drawn, before any time is spent on it.
+        """Check labels, size and guidance before any time is spent on drawing.
 
         Raises:
-            UserError: A label out of range, a size that does not divide, or guidance by "no label", which was never
+            UserError: A label is out of range, a size does not divide, or guidance needs "no label", which was never
                 trained.
         """
         wrong = [label for label in labels if not 0 <= label <= self.num_classes]
@@ -153,30 +158,6 @@ class Generator:
         self._shape_for(size)
         if sampling is not None and sampling.guidance is not None and self.transformer.config.label_dropout == 0:
             raise UserError("guidance_scale: this generator was trained without label_dropout, so only 1 has a meaning")
-
-    def _numbers(self, labels: Labels) -> list[int]:
-        """Return labels as numbers."""
-        if isinstance(labels, Tensor | np.ndarray):
-            labels = labels.tolist()
-        return [self._number(label) for label in (labels if isinstance(labels, list | tuple | range) else [labels])]
-
-    def _number(self, label: Any) -> int:
-        """Return one label, a number or one of `class_names`, as a number."""
-        if isinstance(label, str) and label in self.class_names:
-            return self.class_names.index(label)
-        if isinstance(label, str):
-            near = difflib.get_close_matches(label, self.class_names)
-            if near:
-                raise UserError(f"labels: {label!r} is not a class; did you mean {' or '.join(map(repr, near))}?")
-            names = ", ".join(self.class_names[:20])
-            known = f"none of {names}" if names else "a name, and it knows no names"
-            raise UserError(f"labels: {label!r} is {known}")
-        number = label.item() if getattr(label, "ndim", None) == 0 else label
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise UserError(
-                f"labels: must be numbers or names of classes, got {str(number)[:40]} ({type(number).__name__})"
-            )
-        return number
 
     def latents(
         self,
@@ -190,8 +171,8 @@ class Generator:
         weak_model: LightningDiT | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Normalised latents (B, C, h, w), one per label; see `__call__`."""
-        labels = self._numbers(labels)
+        """Return normalized latents (B, C, h, w), one per label; see `__call__`."""
+        labels = label_numbers(labels, self.class_names)
         indices = range(len(labels)) if indices is None else indices
         if len(indices) != len(labels):
             raise UserError(f"indices: {len(indices)} for {len(labels)} labels")
@@ -233,7 +214,7 @@ class Generator:
         weak_model: LightningDiT | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1], one per label.
+        """Draw images (B, 3, H, W) in [-1, 1], one per label.
 
         Args:
             labels: Class of each image, its number or one of `class_names`; `num_classes` means no label. A list, a
@@ -242,10 +223,11 @@ class Generator:
             indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample number i is the same image
                 whatever else is in the batch, up to rounding; not with "dopri5", which chooses its steps for a batch.
             sampling: Other settings than the generator's defaults.
-            size: In pixels, one number or (height, width); by default that of its training. How it places
-                other grids is its `positions` (see `vavae.transformer.positions`, and `from_pretrained`).
+            size: Size in pixels, one number or (height, width); the training's by default. The transformer's
+                `positions` decide how it places other grids (see `vavae.transformer.positions`, and
+                `from_pretrained`).
             weak_model: A weaker transformer, which makes the guidance autoguidance (arXiv 2406.02507).
-            noise: Standard normal noise (B, C, h, w) to start from, instead of that of `seed` and `indices`.
+            noise: Standard normal noise (B, C, h, w) to start from, instead of noise from `seed` and `indices`.
 
         Raises:
             UserError: See `check`; or noise of another shape.
@@ -254,9 +236,11 @@ class Generator:
         return self.tokenizer.decode(latents)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the folder that `from_pretrained` reads; it holds the tokenizer too.
+        """Write the folder that `from_pretrained` reads, with the tokenizer in it.
 
-        `dtype` is the type the weights of both are stored in; see `Tokenizer.save_pretrained`.
+        Args:
+            path: The folder.
+            dtype: Type in which the weights of both networks are stored; see `Tokenizer.save_pretrained`.
 
         Raises:
             UserError: A weight is too large for `dtype`.
@@ -274,10 +258,9 @@ class Generator:
             "class_names": list(self.class_names),
             "provenance": to_plain(self.provenance),
         }
+        # Both may be refused: before anything in the folder changes.
         weights = files.state_dict_for_saving(self.transformer, dtype)
-        files.state_dict_for_saving(
-            self.tokenizer.autoencoder, dtype
-        )  # it may refuse, and then the folder is as it was
+        files.state_dict_for_saving(self.tokenizer.autoencoder, dtype)
         with files.write_model_folder(folder, config):
             self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
             files.write_tensors(folder / files.WEIGHTS, weights, "generator")
@@ -286,7 +269,7 @@ class Generator:
     def save_diffusers(self, path: str | Path) -> None:
         """Write a folder that `diffusers.DiffusionPipeline.from_pretrained` runs, with or without this package.
 
-        See `vavae.models.diffusers.pipeline` for what is in it.
+        `vavae.models.diffusers.pipeline` explains its files.
 
         Raises:
             UserError: diffusers cannot build such an autoencoder, or the transformer does not predict velocities.
@@ -307,7 +290,7 @@ class Generator:
         token: str | None = None,
         commit_message: str = "Upload generator",
     ) -> str:
-        """Upload what `save_pretrained` writes as the model repository `repo_id`; returns its address.
+        """Upload the files of `save_pretrained` as the model repository `repo_id`; return its address.
 
         Raises:
             UserError: The hub refuses.
@@ -336,37 +319,40 @@ class Generator:
 
         Args:
             path_or_hub_id: A folder that `save_pretrained` or `save_diffusers` wrote; a published file (.pt, .pth,
-                .ckpt, .safetensors), or the folder it is published in; `demo`, the one that comes with the package; or
-                a repository of the hub with any of these, `owner/name` or `owner/name@revision`.
+                .ckpt, .safetensors), or its folder; `demo`, the generator in the package; or a repository of the hub
+                with any of these, `owner/name` or `owner/name@revision`.
             device: Where to put both networks.
-            tokenizer: The tokenizer the transformer was trained on, or where it is, in any form that
-                `Tokenizer.from_pretrained` reads. Published transformers need it; other folders hold theirs.
-            statistics: The statistics the latents of its training were normalised with, `latents_stats.pt` say; by
-                default those that lie with the transformer, and where there are none the tokenizer's. A
+            tokenizer: The tokenizer the transformer was trained on, or a path to it in any form that
+                `Tokenizer.from_pretrained` reads. Published transformers need it; other folders have it inside.
+            statistics: The statistics that normalized the latents of the training, for example `latents_stats.pt`. By
+                default the file next to the transformer, or the tokenizer's statistics where there is none. A
                 `latent_multiplier` in a published configuration comes on top.
-            weights: Which weights of a checkpoint with several: averaged ("ema"), not averaged ("model"), or the name
-                of a set; "auto" prefers averaged ones.
+            weights: Which weights of a checkpoint with several sets: averaged ("ema"), not averaged ("model"), or the
+                name of a set; "auto" prefers averaged ones.
             heads: Number of attention heads of a published transformer, where its shapes do not show it.
             path: The path a published transformer was trained on, if its file does not say; linear by default.
             prediction: What a published transformer predicts, if its file does not say; velocity by default.
-            positions: How the transformer places other grids than its own; by default as it is saved, and
+            positions: How the transformer places other grids than its own; by default as it was saved, and
                 "recompute" for published ones. "interpolate" suits weights that saw one grid only.
             dtype: Hold the weights of both networks in float16 or bfloat16, which takes half the memory and computes
-                in it; images and latents that come out are float32. None is float32. A `Tokenizer` that is given
-                stays as it is.
+                in it; the images and latents that come out are float32. None is float32. A `Tokenizer` object stays
+                as it is.
             hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`, as in
-                `huggingface_hub` (see `HubOptions`). They concern `path_or_hub_id` only.
+                `huggingface_hub` (see `HubOptions`), for `path_or_hub_id` only.
 
         Raises:
-            UserError: Names the file or key that is missing or wrong, or says what is needed besides.
+            UserError: Names the file or key that is missing or wrong, or the argument that is needed too.
         """
         folder = files.resolve(path_or_hub_id, "generator", **hub)
         form = files.form_of(folder)
+        files.refuse_unused(folder, form, weights=weights, heads=heads, path=path, prediction=prediction)
         if form == "generator":
-            generator = cls._from_folder(folder, tokenizer, statistics)
-        elif form in ("checkpoint", "pipeline"):
-            published = form == "pipeline", tokenizer, statistics, weights, heads, path, prediction
-            generator = cls._from_published(folder, *published)
+            generator = cls._from_native(folder, tokenizer, statistics)
+        elif form == "checkpoint":
+            loaded = load_transformer(folder, weights, heads)
+            generator = cls._from_published(folder, loaded, tokenizer, statistics, path, prediction)
+        elif form == "pipeline":
+            generator = cls._from_diffusers(folder, tokenizer, statistics)
         else:
             raise UserError(f"{folder}: holds {files.describe_form(form)}, not a generator")
         if positions is not None:
@@ -377,100 +363,90 @@ class Generator:
         return generator.to(device)
 
     @classmethod
-    def _from_folder(
+    def _from_native(
         cls, folder: Path, tokenizer: Tokenizer | str | Path | None, statistics: StatisticsSource | None
     ) -> Self:
+        """Read a folder that `save_pretrained` wrote."""
         transformer, config = own_transformer(folder)
-        try:
-            sampling = from_plain(SamplingConfig, config["sampling"])
-        except KeyError as error:
-            raise UserError(f"{folder / files.CONFIG}: no key {error}") from error
-        names = config.get("class_names") or []
+        where = folder / files.CONFIG
+        if missing := {"sampling", "path", "prediction", "class_names"} - config.keys():
+            raise UserError(f"{where}: no key {min(missing)!r}")
+        sampling = read_sampling(config["sampling"], config["path"], config["prediction"], where)
+        names = [] if config["class_names"] is None else config["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{folder / files.CONFIG}: class_names: {str(names)[:60]} is no list of names")
-        trained = _read(statistics)
+            raise UserError(f"{where}: class_names must be a list of names, got {str(names)[:60]}")
         if tokenizer is None:
-            tokenizer = files.subfolder(folder, "tokenizer")
-        elif trained is None:
+            tokenizer = Tokenizer.from_pretrained(files.subfolder(folder, "tokenizer"), statistics=statistics)
+        elif statistics is None:  # of its own tokenizer: it was trained on these
             own = files.subfolder(folder, "tokenizer")
             files.read_model(own, "tokenizer")
-            trained = _read(own)
+            statistics = own
+        trained = None if statistics is None else read_statistics(statistics)
         return cls(
             transformer,
             _tokenizer(tokenizer, trained),
             trained,
             sampling,
-            config.get("path", "linear"),
+            config["path"],
             names,
             config.get("provenance"),
-            config.get("prediction", "velocity"),
+            config["prediction"],
         )
+
+    @classmethod
+    def _from_diffusers(
+        cls, folder: Path, tokenizer: Tokenizer | str | Path | None, statistics: StatisticsSource | None
+    ) -> Self:
+        """Read a folder that `save_diffusers` wrote."""
+        from vavae.models.diffusers.pipeline import read_settings
+
+        sampling, path, names = read_settings(folder)  # before anything large is read
+        loaded = load_transformer(folder)
+        own = files.subfolder(folder, "vae")
+        if statistics is None:
+            channels = loaded.model.config.latent_channels
+            statistics = diffusers_statistics(files.read_config(own), channels, own / files.CONFIG)
+        trained = read_statistics(statistics)
+        tokenizer = _tokenizer(own if tokenizer is None else tokenizer, trained)
+        provenance = {"converted_from": folder.name}
+        generator = cls(loaded.model, tokenizer, trained, sampling, path, names, provenance)
+        generator.report = loaded.report
+        return generator
 
     @classmethod
     def _from_published(
         cls,
-        path: Path,
-        pipeline: bool,
+        source: Path,
+        loaded: LoadedTransformer,
         tokenizer: Tokenizer | str | Path | None,
         statistics: StatisticsSource | None,
-        weights: Weights,
-        heads: int | None,
         given_path: PathName | None,
         given_prediction: Prediction | None,
     ) -> Self:
-        if pipeline:  # before anything large is read
-            from vavae.models.diffusers.pipeline import read_settings
-
-            settings = read_settings(path)
-        loaded = load_transformer(path, weights, heads)
-        trained, multiplier = _read(statistics), 1.0
-        if pipeline:
-            report = loaded.report
-            sampling = from_plain(SamplingConfig, settings.sampling)
-            flow_path, names = settings.path, settings.class_names
-            prediction: Prediction = "velocity"  # the only one a pipeline is written for
-            if given_path not in (None, flow_path) or given_prediction not in (None, prediction):
-                raise UserError(f"{path}: path and prediction must be {flow_path} and {prediction}, as it was written")
-            own = files.subfolder(path, "vae")
-            if trained is None:
-                channels = loaded.model.config.latent_channels
-                trained = diffusers_statistics(files.read_config(own), channels, own / files.CONFIG)
-            tokenizer = own if tokenizer is None else tokenizer
-        else:
-            from vavae.checkpoints.published_recipes import published_flow, published_sampling
-
-            flow_path, prediction, notes = published_flow(loaded.training, path, given_path, given_prediction)
-            try:
-                values, assumed = published_sampling(loaded.training)
-                sampling = from_plain(SamplingConfig, values)
-                notes += [f"sampling is assumed: {assumed}"] if assumed else []
-            except UserError as error:  # defaults that ours cannot do must not keep the weights from loading
-                sampling = SamplingConfig()
-                notes.append(f"sampling defaults are ours: {error}")
-            names = ()
-            report = dataclasses.replace(loaded.report, notes=(*loaded.report.notes, *notes))
-            if tokenizer is None and (path / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
-                tokenizer = path / "tokenizer"
-            trained, multiplier, said = published_latents(path, loaded, trained)
-            report = dataclasses.replace(report, notes=(*report.notes, *said))
+        """Put a published transformer together with its tokenizer, statistics and sampling."""
+        path, prediction, notes = published_flow(loaded.training, source, given_path, given_prediction)
+        try:
+            values, assumed = published_sampling(loaded.training)
+            sampling = from_plain(SamplingConfig, values)
+            notes += [f"sampling is assumed: {assumed}"] if assumed else []
+        except UserError as error:  # settings that cannot be done here must not keep the weights from loading
+            sampling = SamplingConfig()
+            notes.append(f"sampling defaults are ours: {error}")
+        given = None if statistics is None else read_statistics(statistics)
+        trained, multiplier, said = published_latents(source, loaded, given)
+        if tokenizer is None and (source / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
+            tokenizer = source / "tokenizer"
         if tokenizer is None:
             raise UserError(
-                f"{path}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer it was "
+                f"{source}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer it was "
                 "trained on, and statistics, the latents_stats.pt of its training latents ('vavae convert' keeps all "
                 "three together)"
             )
         tokenizer = _tokenizer(tokenizer, trained)
-        generator = cls(
-            loaded.model,
-            tokenizer,
-            scaled(trained or tokenizer.statistics, multiplier),
-            sampling,
-            flow_path,
-            names,
-            {"converted_from": path.name},
-            prediction,
-        )
-        generator.report = report
+        normalized = scaled(trained or tokenizer.statistics, multiplier)
+        provenance = {"converted_from": source.name}
+        generator = cls(loaded.model, tokenizer, normalized, sampling, path, (), provenance, prediction)
+        generator.report = dataclasses.replace(loaded.report, notes=(*loaded.report.notes, *notes, *said))
         return generator
 
     def _card(self) -> str:
@@ -488,30 +464,32 @@ class Generator:
 
 
 def published_latents(
-    path: Path, loaded: LoadedTransformer, given: LatentStatistics | None
+    source: Path, loaded: LoadedTransformer, given: LatentStatistics | None
 ) -> tuple[LatentStatistics | None, float, tuple[str, ...]]:
-    """The statistics of the latents that a published transformer was trained on, what comes on top, and notes.
+    """Return how the latents of a published transformer's training were normalized.
 
-    None stands for the tokenizer's. Training fed (latents − mean) / std · latent_multiplier, or, without
-    `latent_norm`, latents · latent_multiplier.
+    Training fed (latents − mean) / std · latent_multiplier, or, without `latent_norm`, latents · latent_multiplier.
+
+    Args:
+        source: Its file or folder.
+        loaded: The transformer and its configuration.
+        given: Statistics from the user.
+
+    Returns:
+        The statistics, None for the tokenizer's; the multiplier on top; and notes for the report.
     """
-    from vavae.checkpoints.published_recipes import published_scaling
-
-    normalised, multiplier = published_scaling(loaded.training) or (True, 1.0)
+    normalized, multiplier = published_scaling(loaded.training) or (True, 1.0)
     note = f"latent_multiplier {multiplier:g} of its configuration is in the statistics of the latents"
     notes = (note,) if multiplier != 1.0 else ()
-    if normalised:
-        return given or _read(statistics_file(path)), multiplier, notes
+    if normalized:
+        found = statistics_file(source)
+        return given or (read_statistics(found) if found else None), multiplier, notes
     if given is not None:
         return given, 1.0, ()
     return scaling_statistics(loaded.model.config.latent_channels, multiplier), 1.0, notes
 
 
-def _read(statistics: StatisticsSource | None) -> LatentStatistics | None:
-    return None if statistics is None else read_statistics(statistics)
-
-
-def _tokenizer(source: Tokenizer | str | Path, statistics: StatisticsSource | None = None) -> Tokenizer:
+def _tokenizer(source: Tokenizer | str | Path, statistics: LatentStatistics | None) -> Tokenizer:
     if isinstance(source, Tokenizer):
         return source
     return Tokenizer.from_pretrained(source, statistics=statistics)

@@ -1,21 +1,26 @@
-"""How a generator samples: its settings, labels by protocol, and uint8 images in a chosen precision."""
+"""Sample from a generator: settings, labels, and uint8 images in a chosen precision."""
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from torch import Tensor
 
 from vavae import rng
+from vavae.config import from_plain
 from vavae.config.image_size import Size
 from vavae.data import to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError
-from vavae.flow import Guidance, SolverName
+from vavae.flow import Guidance, PathName, Prediction, SolverName
 
 if TYPE_CHECKING:
     from vavae.models.generator import Generator
+
+Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 
 # Far beyond what samples well. Without bounds, numbers overflow or a grid takes all memory.
 _MOST_STEPS = 100_000
@@ -28,7 +33,7 @@ class SamplingConfig:
     """How noise becomes latents.
 
     Attributes:
-        solver: Integration method of the flow's differential equation; `euler_maruyama` that of the stochastic one.
+        solver: Method that integrates the flow's differential equation; `euler_maruyama` takes the stochastic one.
         steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations.
         shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
         guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
@@ -58,8 +63,8 @@ class SamplingConfig:
                 raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 to {_MOST_SCALE:,}")
         if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
             raise UserError(
-                f"guidance_start, guidance_stop: {self.guidance_start} to {self.guidance_stop} is no interval within "
-                "0 (noise) to 1 (data)"
+                f"guidance_start, guidance_stop must be an interval within 0 (noise) to 1 (data), got "
+                f"{self.guidance_start} to {self.guidance_stop}"
             )
         if self.guidance_channels is not None and self.guidance_channels < 0:
             raise UserError(f"guidance_channels: {self.guidance_channels} is negative; 0 guides all")
@@ -69,10 +74,27 @@ class SamplingConfig:
 
     @property
     def guidance(self) -> Guidance | None:
-        """The guidance these numbers describe; None where the scale is 1."""
+        """The guidance of these numbers; None if the scale is 1."""
         if self.guidance_scale == 1.0:
             return None
         return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
+
+
+def read_sampling(settings: object, path: object, prediction: object, source: str | Path) -> SamplingConfig:
+    """Return the sampling settings in a model's file, with a path and a prediction that are known.
+
+    Raises:
+        UserError: A value is out of range or unknown; the message names the file and the key.
+    """
+    for key, value, known in (("path", path, get_args(PathName)), ("prediction", prediction, get_args(Prediction))):
+        if value not in known:
+            raise UserError(f"{source}: {key} must be one of {', '.join(known)}, got {str(value)[:60]}")
+    if not isinstance(settings, dict):
+        raise UserError(f"{source}: sampling must be a set of keys, got {str(settings)[:60]}")
+    try:
+        return from_plain(SamplingConfig, settings)
+    except UserError as error:
+        raise UserError(f"{source}: sampling: {error}") from error
 
 
 def check_drawn(values: Tensor, indices: Sequence[int], sampling: SamplingConfig) -> None:
@@ -98,14 +120,47 @@ def check_count(count: int, least: int) -> None:
     """Check a number of samples.
 
     Raises:
-        UserError: There are too few, or more than the list of their labels fits into memory.
+        UserError: There are too few, or so many that their labels would not fit into memory.
     """
     if not least <= count <= _MOST_SAMPLES:
         raise UserError(f"count must be from {least} to {_MOST_SAMPLES:,} samples, got {count:,}")
 
 
+def label_numbers(labels: Labels, class_names: Sequence[str]) -> list[int]:
+    """Return labels as numbers; a name stands for its place in `class_names`.
+
+    Args:
+        labels: Numbers and names in a sequence, a tensor or an array, or a single one.
+        class_names: Names of the classes, empty where they are not known.
+
+    Raises:
+        UserError: A label is neither a whole number nor a name; the message lists the names that are near.
+    """
+    if isinstance(labels, Tensor | np.ndarray):
+        labels = labels.tolist()
+    return [_number(label, class_names) for label in (labels if isinstance(labels, list | tuple | range) else [labels])]
+
+
+def _number(label: Any, class_names: Sequence[str]) -> int:
+    if isinstance(label, str):
+        if label in class_names:
+            return class_names.index(label)
+        if not class_names:
+            raise UserError(f"labels must be numbers, since this generator has no names of classes, got {label!r}")
+        near = difflib.get_close_matches(label.lower(), [name.lower() for name in class_names], cutoff=0.5)
+        near += [name.lower() for name in class_names if label.lower() in name.lower()]
+        found = [name for name in class_names if name.lower() in near]
+        names = ", ".join(map(repr, (found or class_names)[:5]))
+        hint = f"near are {names}" if found else f"the first are {names}"
+        raise UserError(f"labels must be numbers or names of classes, got {label!r}; {hint}")
+    number = label.item() if getattr(label, "ndim", None) == 0 else label
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise UserError(f"labels must be numbers or names of classes, got {str(number)[:40]} ({type(number).__name__})")
+    return number
+
+
 def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> list[int]:
-    """Labels of samples 0 … count − 1; each is a function of its index alone.
+    """Return the labels of samples 0 … count − 1, each a function of its index alone.
 
     Without classes every label is 0, which then means "no label".
     """
@@ -125,7 +180,7 @@ def draw(
     precision: InferencePrecision = "fp32",
     size: Size | None = None,
 ) -> np.ndarray:
-    """Images of the given labels and sample numbers, (B, H, W, 3) uint8.
+    """Draw images of the given labels and sample numbers, (B, H, W, 3) uint8.
 
     Raises:
         RunError: A sample is not finite.

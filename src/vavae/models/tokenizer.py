@@ -15,7 +15,7 @@ from vavae.checkpoints.diffusers_autoencoder import (
     to_diffusers_names,
 )
 from vavae.checkpoints.folder import HubOptions
-from vavae.checkpoints.loading import load_autoencoder
+from vavae.checkpoints.loading import build, load_autoencoder
 from vavae.checkpoints.networks import own_autoencoder
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.shapes import infer_autoencoder
@@ -23,6 +23,7 @@ from vavae.checkpoints.statistics import read_statistics, statistics_file
 from vavae.config import to_plain
 from vavae.data.transforms import Images, as_images
 from vavae.errors import UserError
+from vavae.io.hashing import digest, tensor_digest, weights_fingerprint
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.version import __version__
 
@@ -30,7 +31,7 @@ StatisticsSource = LatentStatistics | str | Path
 
 
 class Tokenizer:
-    """Images in [-1, 1] ⇄ normalised latents.
+    """Images in [-1, 1] ⇄ normalized latents.
 
     Args:
         autoencoder: The network; it is put in eval mode.
@@ -38,7 +39,7 @@ class Tokenizer:
         provenance: How it was trained and on what, for the model card.
 
     Attributes:
-        report: What `from_pretrained` took from a published checkpoint and what it left aside; None for others.
+        report: What `from_pretrained` took from a published checkpoint and what it left out; None for other forms.
     """
 
     def __init__(
@@ -86,6 +87,11 @@ class Tokenizer:
         self.autoencoder.to(device_only(device))
         return self
 
+    def fingerprint(self) -> str:
+        """Return a hash of weights, configuration and statistics of the latents, in hexadecimal."""
+        statistics = {name: tensor_digest(value) for name, value in self.statistics.to_dict().items()}
+        return digest(weights_fingerprint(self.autoencoder), to_plain(self.autoencoder.config), statistics)
+
     def __repr__(self) -> str:
         return f"Tokenizer(f{self.factor} d{self.latent_channels}, {self.device})"
 
@@ -130,8 +136,10 @@ class Tokenizer:
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the folder that `from_pretrained` reads: configuration, weights, statistics, model card.
 
-        `dtype` is the type the weights are stored in, `torch.float16` say, where it is not their own; they are
-        widened again when they are read. Statistics stay as they are.
+        Args:
+            path: The folder.
+            dtype: Type in which the weights are stored, for example `torch.float16`; None is their own. They are
+                widened again when they are read. Statistics stay as they are.
 
         Raises:
             UserError: A weight is too large for `dtype`.
@@ -158,7 +166,7 @@ class Tokenizer:
         token: str | None = None,
         commit_message: str = "Upload tokenizer",
     ) -> str:
-        """Upload what `save_pretrained` writes as the model repository `repo_id`; returns its address.
+        """Upload the files of `save_pretrained` as the model repository `repo_id`; return its address.
 
         Raises:
             UserError: The hub refuses.
@@ -182,11 +190,11 @@ class Tokenizer:
 
         Args:
             path_or_hub_id: A folder that `save_pretrained` wrote, also a generator's, whose tokenizer is taken; a
-                published file (.pt, .pth, .ckpt, .safetensors), or the folder it is published in; a folder in the
-                form of diffusers, also a pipeline's, whose autoencoder is taken; `demo`, the one that comes with the
-                package; or a repository of the hub with any of these, `owner/name` or `owner/name@revision`.
+                published file (.pt, .pth, .ckpt, .safetensors), or its folder; a folder of diffusers, also a
+                pipeline's, whose autoencoder is taken; `demo`, the tokenizer in the package; or a repository of the
+                hub with any of these, `owner/name` or `owner/name@revision`.
             device: Where to put the network.
-            statistics: Statistics of the latents instead of those that lie in the folder: a `LatentStatistics`,
+            statistics: Statistics of the latents instead of the ones in the folder: a `LatentStatistics`,
                 `latents_stats.pt`, a folder of latents, or "identity" for latents as the network gives them.
                 Published files need it.
             weights: Which weights of a checkpoint with several: averaged ("ema"), not averaged ("model"), or the name
@@ -201,6 +209,7 @@ class Tokenizer:
         """
         path = files.resolve(path_or_hub_id, "tokenizer", **hub)
         form = files.form_of(path)
+        files.refuse_unused(path, form, weights=weights)
         if form == "generator":
             path, form = files.subfolder(path, "tokenizer"), "tokenizer"
         if form == "tokenizer":
@@ -243,12 +252,12 @@ class Tokenizer:
         folder = Path(path)
         config = diffusers_config(self.autoencoder.config, self.statistics)
         names = to_diffusers_names(self.autoencoder.state_dict(), len(self.autoencoder.config.widths))
-        (folder / files.CONFIG).unlink(missing_ok=True)  # first, so that it never lies beside weights of another
+        (folder / files.CONFIG).unlink(missing_ok=True)  # first: it must not describe weights of another
         files.write_tensors(folder / files.DIFFUSERS_WEIGHTS[0], names)
         files.write_json(folder / files.CONFIG, config)
 
     def to_diffusers(self) -> Any:
-        """A `diffusers.AutoencoderKL` with the same weights, on the same device, in eval mode.
+        """Return a `diffusers.AutoencoderKL` with the same weights, on the same device, in eval mode.
 
         Raises:
             UserError: diffusers is not installed, or cannot build such an autoencoder.
@@ -264,20 +273,19 @@ class Tokenizer:
 
     @classmethod
     def from_diffusers(cls, autoencoder: Any, statistics: StatisticsSource | None = None) -> Self:
-        """A tokenizer with the weights of a `diffusers.AutoencoderKL`.
+        """Return a tokenizer with the weights of a `diffusers.AutoencoderKL`.
 
         Args:
             autoencoder: The network.
-            statistics: Of its latents; by default what its configuration says.
+            statistics: Statistics of its latents; by default from its configuration.
 
         Raises:
-            UserError: It has parts that ours has not.
+            UserError: It has parts that our autoencoder does not have.
         """
         name = type(autoencoder).__name__
         tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
         shape = infer_autoencoder(tensors, name)
-        model = AutoencoderKL.from_config(shape)
-        files.load_strictly(model, tensors, name)
+        model = build(AutoencoderKL.from_config, shape, tensors, name)
         if statistics is None:
             statistics = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
         return cls(model, read_statistics(statistics)).to(autoencoder.device)
@@ -299,7 +307,7 @@ class Tokenizer:
 
 
 def device_only(device: torch.device | str) -> torch.device | str:
-    """`device`, unless it is a type, which torch's `to` would take as well.
+    """Return a device, and refuse a type, which torch's `to` would take as well.
 
     Raises:
         UserError: It is a type.
@@ -310,10 +318,10 @@ def device_only(device: torch.device | str) -> torch.device | str:
 
 
 def _published_statistics(path: Path) -> Path:
-    """The statistics in a published folder; a file alone says nothing of its latents.
+    """Return the file of statistics in a published folder.
 
     Raises:
-        UserError: There are none.
+        UserError: There is none, or the checkpoint is a single file.
     """
     if (found := statistics_file(path)) is not None:
         return found

@@ -31,10 +31,8 @@ from vavae.evaluation.images import (
     FileBlocks,
     GeneratorBlocks,
     SourceBlocks,
-    generator_fingerprint,
     npz_images,
     one_part,
-    tokenizer_fingerprint,
 )
 from vavae.evaluation.records import check_writable, sampling_protocol, write_records
 from vavae.evaluation.table import plot, print_table
@@ -331,7 +329,7 @@ def _generator(config: Config, store: BlockStore, together: World) -> Iterator[M
     against = _open_reference(config, store, together, config.count)
     for path in config.model:
         generator = Generator.from_pretrained(path, device)
-        fingerprint = generator_fingerprint(generator)
+        fingerprint = generator.fingerprint()
         labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
         for sampling in config.sampling(generator.sampling):
             images = GeneratorBlocks(generator, labels, config.seed, sampling, config.precision, fingerprint)
@@ -420,7 +418,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
             dtype=resolve_precision(config.precision, device),
             image_size=size,
             checkpoint=path,
-            checkpoint_hash=tokenizer_fingerprint(tokenizer),
+            checkpoint_hash=tokenizer.fingerprint(),
         )
         per_image: dict[str, dict[str, Tensor]] = {}
         for convention in config.conventions:

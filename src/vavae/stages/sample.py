@@ -1,7 +1,6 @@
 """Labels or counts -> PNGs, a grid, an npz."""
 
 import dataclasses
-import difflib
 import io
 import json
 import zipfile
@@ -22,7 +21,7 @@ from vavae.errors import UserError
 from vavae.flow import SolverName
 from vavae.io.files import check_not_foreign, read_json_object, written_whole
 from vavae.models import Generator, SamplingConfig
-from vavae.models.sampling import check_count, choose_labels, draw
+from vavae.models.sampling import check_count, choose_labels, draw, label_numbers
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.run_folder import exclusive
@@ -96,33 +95,11 @@ class Config:
         return dataclasses.replace(defaults, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
 
 
-def label_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
-    """Labels as numbers; a name stands for its place in `class_names`.
-
-    Raises:
-        UserError: There is no such name; the message lists those that are near.
-    """
-    numbers = []
-    for label in labels:
-        if isinstance(label, int):
-            if str(label) in class_names and class_names.index(str(label)) != label:
-                print(f"labels: {label} is taken as a number; the class named '{label}' has another")
-            numbers.append(label)
-        elif label in class_names:
-            numbers.append(class_names.index(label))
-        elif not class_names:
-            raise UserError(f"labels must be numbers, since this generator has no names of classes, got {label!r}")
-        else:
-            near = difflib.get_close_matches(label.lower(), [name.lower() for name in class_names], cutoff=0.5)
-            near += [name.lower() for name in class_names if label.lower() in name.lower()]
-            found = [name for name in class_names if name.lower() in near][:5]
-            hint = f"near are {', '.join(map(repr, found))}" if found else f"the first are {_first(class_names)}"
-            raise UserError(f"labels must be numbers or names of classes, got {label!r}; {hint}")
-    return numbers
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5]))
+def _note_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> None:
+    """Print which numbers are also the name of another class: the command line does not tell 10 from "10"."""
+    for label in dict.fromkeys(labels):
+        if isinstance(label, int) and str(label) in class_names and class_names.index(str(label)) != label:
+            print(f"labels: {label} is taken as a number; the class named '{label}' has another")
 
 
 def run(config: Config) -> Path:
@@ -132,20 +109,18 @@ def run(config: Config) -> Path:
         UserError: No such generator, a label or size it cannot draw, or a folder with samples of another generator
             or of other settings, or with files of somebody else.
     """
-    # Evaluation draws by this module.
-    from vavae.evaluation.images import generator_fingerprint
-
     folder = Path(config.output)
     with sharing_processes() as together, ExitStack() as held:
         generator = Generator.from_pretrained(config.generator, resolve_device(config.device))
         sampling = config.sampling(generator.sampling)
+        _note_numbers(config.labels, generator.class_names)
         labels = label_numbers(config.labels, generator.class_names) or choose_labels(
             config.count, generator.num_classes, config.label_protocol, config.seed
         )
         generator.check(labels, config.size, sampling)  # before the folder is claimed: a mistake must not cost it
         protocol = {
             "generator": config.generator,
-            "fingerprint": generator_fingerprint(generator),
+            "fingerprint": generator.fingerprint(),
             "seed": config.seed,
             "label_protocol": "given" if config.labels else config.label_protocol,
             "sampling": to_plain(sampling),

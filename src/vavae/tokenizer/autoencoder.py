@@ -1,12 +1,10 @@
 """The convolutional autoencoder of latent diffusion as VA-VAE publishes it (arXiv 2501.01423)."""
 
 import dataclasses
-import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
@@ -146,9 +144,15 @@ class AutoencoderKL(nn.Module):
         config: The shape; None starts from the defaults of `AutoencoderConfig`.
         settings: Fields of `AutoencoderConfig` to change, for example `latent_channels=16`.
 
+    Attributes:
+        from_pretrained: `vavae.checkpoints.networks.read_autoencoder`; loading that module sets it, and
+            `vavae.AutoencoderKL` loads it.
+
     Raises:
         UserError: A value does not fit; the message names the field.
     """
+
+    from_pretrained: ClassVar[Callable[..., "AutoencoderKL"]]
 
     def __init__(self, config: AutoencoderConfig | None = None, **settings: Any) -> None:
         super().__init__()
@@ -164,24 +168,6 @@ class AutoencoderKL(nn.Module):
     def from_config(cls, config: AutoencoderConfig) -> Self:
         """Return a freshly initialized autoencoder of the shape `config`."""
         return cls(config)
-
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu", **options: Any) -> Self:
-        """Load an autoencoder in eval mode from a local path or the hub: ours, published, or of diffusers.
-
-        Its latents are not normalized; `Tokenizer.from_pretrained` loads their statistics too.
-
-        Args:
-            path_or_hub_id: See `Tokenizer.from_pretrained`.
-            device: Device of the network.
-            options: `weights`, `dtype`, `revision`, `token` and others; see `Tokenizer.from_pretrained`.
-
-        Raises:
-            UserError: A file or key is missing or wrong; the message names it.
-        """
-        # `checkpoints` imports this module, so it is imported here by name and only when needed.
-        networks = importlib.import_module("vavae.checkpoints.networks")
-        return cast(Self, networks.read_autoencoder(path_or_hub_id, device, **options))
 
     @property
     def factor(self) -> int:

@@ -1,10 +1,9 @@
 """LightningDiT: a class-conditional diffusion transformer on latents (arXiv 2501.01423)."""
 
 import dataclasses
-import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -147,10 +146,15 @@ class LightningDiT(nn.Module):
         config: The shape; None starts from the defaults of `LightningDiTConfig`.
         settings: Fields of `LightningDiTConfig` to change, for example `depth=12`.
 
+    Attributes:
+        from_pretrained: `vavae.checkpoints.networks.read_transformer`; loading that module sets it, and
+            `vavae.LightningDiT` loads it.
+
     Raises:
         UserError: A value does not fit; the message names the field.
     """
 
+    from_pretrained: ClassVar[Callable[..., "LightningDiT"]]
     pos_embed: Tensor
 
     def __init__(self, config: LightningDiTConfig | None = None, **settings: Any) -> None:
@@ -195,22 +199,6 @@ class LightningDiT(nn.Module):
             UserError: The size or a field does not exist, or a value does not fit.
         """
         return cls(LightningDiTConfig.from_size(size, **changes))
-
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, device: torch.device | str = "cpu", **options: Any) -> Self:
-        """Load a transformer in eval mode from a local path or the hub: ours, published, or exported for diffusers.
-
-        Args:
-            path_or_hub_id: See `Generator.from_pretrained`.
-            device: Device of the network.
-            options: `weights`, `heads`, `dtype`, `revision`, `token` and others; see `Generator.from_pretrained`.
-
-        Raises:
-            UserError: A file or key is missing or wrong; the message names it.
-        """
-        # `checkpoints` imports this module, so it is imported here by name and only when needed.
-        networks = importlib.import_module("vavae.checkpoints.networks")
-        return cast(Self, networks.read_transformer(path_or_hub_id, device, **options))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

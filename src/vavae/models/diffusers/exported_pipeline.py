@@ -76,7 +76,7 @@ class LightningDiTPipeline(DiffusionPipeline):
             width: Of the images, in pixels.
             generator: Source of the noise.
             latents: (B, C, h, w) standard normal noise to start from, instead.
-            output_type: "pil", "np", "pt" (values in [0, 1]) or "latent" (normalised latents).
+            output_type: "pil", "np", "pt" (values in [0, 1]) or "latent" (normalized latents).
             return_dict: Return an `ImagePipelineOutput` rather than a tuple.
         """
         labels = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)

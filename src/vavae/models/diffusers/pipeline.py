@@ -14,7 +14,6 @@ maintain, and a folder keeps the code its weights were saved with.
 import ast
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,25 +22,11 @@ from vavae.checkpoints import folder as files
 from vavae.config import to_plain
 from vavae.errors import UserError
 from vavae.flow import PathName, path_by_name
+from vavae.models.sampling import SamplingConfig, read_sampling
 from vavae.models.tokenizer import Tokenizer
 from vavae.transformer import LightningDiT
 
 _VERSION = "0.35.0"  # the oldest diffusers that the folder's code is meant for
-
-
-@dataclass(frozen=True)
-class PipelineSettings:
-    """What a pipeline folder says besides its networks.
-
-    Attributes:
-        sampling: Values of a `SamplingConfig`.
-        path: The path between noise and data.
-        class_names: Names of the labels.
-    """
-
-    sampling: dict[str, Any]
-    path: PathName
-    class_names: tuple[str, ...]
 
 
 def write_pipeline(
@@ -91,22 +76,25 @@ def write_pipeline(
     files.write_json(folder / files.PIPELINE, index)
 
 
-def read_settings(folder: Path) -> PipelineSettings:
-    """The settings of a folder that `write_pipeline` wrote.
+def read_settings(folder: Path) -> tuple[SamplingConfig, PathName, tuple[str, ...]]:
+    """Return sampling settings, path and names of classes from a folder that `write_pipeline` wrote.
 
     Raises:
-        UserError: They are not there.
+        UserError: They are not there, or damaged.
     """
-    index = files.read_pipeline(folder)
+    index, where = files.read_pipeline(folder), folder / files.PIPELINE
     sampling, names = index.get("sampling"), index.get("class_names", {})
-    if not isinstance(sampling, dict) or not isinstance(names, dict):
-        raise UserError(f"{folder / files.PIPELINE}: no key 'sampling'; it is not a pipeline of a vavae generator")
+    if not isinstance(sampling, dict):
+        raise UserError(f"{where}: no key 'sampling'; it is not a pipeline of a vavae generator")
     path = sampling.pop("path", "linear")
-    return PipelineSettings(sampling, path, tuple(names[str(i)] for i in range(len(names)) if str(i) in names))
+    numbers = [str(i) for i in range(len(names))]
+    if not isinstance(names, dict) or names.keys() != set(numbers):
+        raise UserError(f"{where}: class_names must be names by number from 0 on, got {str(names)[:60]}")
+    return read_sampling(sampling, path, "velocity", where), path, tuple(names[number] for number in numbers)
 
 
 def transformer_source() -> str:
-    """The network and its class for diffusers as the text of one module that needs torch and diffusers only."""
+    """Return a module, as text, with the network and its class for diffusers; it needs torch and diffusers only."""
     from vavae import errors
     from vavae.transformer import blocks, layers, model, positions, sizes
 
@@ -133,7 +121,7 @@ def _without_own_imports(module: ModuleType) -> tuple[list[str], str]:
 
 
 def _split_imports(source: str) -> tuple[list[str], str]:
-    """Imports of other packages, and the module without imports and docstring."""
+    """Split a module into its imports of other packages and its text without imports and docstring."""
     lines = source.splitlines()
     imports = []
     for node in ast.parse(source).body:
