@@ -54,7 +54,7 @@ def test_reconstructions_are_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     arguments = ["--data.size", "32", "--data.limit", "60", "--features", str(tmp_path / "f"), "--device", "cpu"]
     assert run(["evaluate", "samples", str(strict), *arguments]) == 0
-    assert f"{strict}: 60 samples; passed over: 1 .json" in capsys.readouterr().out
+    assert f"samples: 60 from folder {strict}; passed over: 1 .json" in " ".join(capsys.readouterr().out.split())
 
 
 def test_reconstructions_of_two_tokenizers_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
