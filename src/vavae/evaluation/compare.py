@@ -1,13 +1,17 @@
 """Numbers of two evaluations side by side, if they were measured alike."""
 
-import json
+import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from vavae.config.image_size import format_size
 from vavae.errors import UserError
 from vavae.evaluation.table import telling_columns, telling_names, wide_console
+from vavae.io.files import parse_json
 from vavae.metrics import MetricRecord
 
 
@@ -51,12 +55,29 @@ def read_records(path: str | Path) -> list[MetricRecord]:
         UserError: No such file, or it holds something else.
     """
     try:
-        plain = json.loads(Path(path).read_text())
-        return [MetricRecord.from_dict(entry) for entry in plain]
+        plain = parse_json(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(plain, list):
+            raise TypeError("it is not a list")
+        records = [MetricRecord.from_dict(entry) for entry in plain]
+        for part in (part for record in records for part in (record, record.protocol)):
+            for f in fields(part):
+                if not _fits(getattr(part, f.name), f.type):
+                    raise TypeError(f"{f.name} cannot be {getattr(part, f.name)!r}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
-        raise UserError(f"{path}: holds no records of 'vavae evaluate' ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: not a result of 'vavae evaluate' ({type(error).__name__}: {error})") from error
+    return records
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Return whether a value has the type of a field, looking no deeper than lists and mappings."""
+    for option in get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,):
+        whole = option is float and type(value) is int
+        literal = get_origin(option) is Literal
+        if whole or (value in get_args(option) if literal else isinstance(value, get_origin(option) or option)):
+            return True
+    return False
 
 
 def pair_records(first: Sequence[MetricRecord], second: Sequence[MetricRecord]) -> list[Comparison]:
@@ -123,12 +144,17 @@ def print_comparison(pairs: Sequence[Comparison], first: str, second: str) -> No
     for row, pair in enumerate(pairs):
         higher = pair.first.higher_is_better
         verdict = ""
-        if higher is not None and pair.difference != 0:
+        if higher is not None and pair.difference != 0 and not math.isnan(pair.difference):
             verdict = "better" if (pair.difference > 0) == higher else "worse"
         values = (f"{pair.first.value:.4f}", f"{pair.second.value:.4f}", f"{pair.difference:+.4f}")
-        told = (cells[row] for cells in shown.values())
-        table.add_row(pair.first.name, *told, *values, "not alike" if pair.obstacles else verdict)
+        cells = (column[row] for column in shown.values())
+        table.add_row(pair.first.name, *cells, *values, "not alike" if pair.obstacles else verdict)
     console = wide_console()
     console.print(table)
     for reason in dict.fromkeys(reason for pair in pairs for reason in pair.reasons()):
         console.print(f"differs: {reason}")
+    paired = Counter(pair.first.name for pair in pairs)
+    for path in (first, second):
+        alone = Counter(record.name for record in read_records(path)) - paired
+        if alone:
+            console.print(f"only in {path}: {', '.join(alone)}")

@@ -125,6 +125,8 @@ def _networks_of(
     """Those of `networks` that the statistics of a file are of, and how that is known."""
     if "network_hash" in arrays:
         return [n for n in networks if n.fingerprint == str(arrays["network_hash"])], "by its hash"
+    if "network" in arrays:
+        return [n for n in networks if n.name == str(arrays["network"])], "by its name"
     if "mu_s" in arrays:
         return [n for n in networks if n.kind == "inception"], "mu_s is in ADM's files"
     mode = re.search(f"_({'|'.join(_CLEAN_FID)})_", path.name)
@@ -217,10 +219,12 @@ def open_reference(
                 "statistics of one network mean nothing to another"
             )
     name = npz or (images.name if images is not None else "")
-    for metric in required:
+    for metric in metrics:
         lack = _what_lacks(metric, networks, statistics, name, None if images is None else images.count, samples)
-        if lack is not None:
+        if lack is not None and metric in required:
             raise UserError(f"metrics: {metric} needs {lack}")
+        if lack is not None and processes.first:
+            print(f"{metric} is left out: it needs {lack}")
     if images is None:
         return Reference(name, {}, statistics, None)
     if images.count < 2 and any(network.name not in statistics for network in networks):

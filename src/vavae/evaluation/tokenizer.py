@@ -77,6 +77,20 @@ def perceptual_networks(device: torch.device) -> dict[str, Callable[[Tensor, Ten
     return {f"lpips_{name}": LPIPS.pretrained(name).to(device) for name in ("vgg16", "alexnet")}
 
 
+def rebuild(
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    size: Size,
+    convention: Convention,
+    perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    work: EvaluationContext,
+) -> Reconstructions:
+    """Return the reconstructions of a set of images, which are computed when they are measured."""
+    originals = Originals(source, size, convention, work.workers)
+    folder = None if work.images is None else work.images / convention
+    return Reconstructions(originals, tokenizer, perceptual, work.store, work.precision, work.seed, folder)
+
+
 def reconstruction(
     tokenizer: Tokenizer,
     source: ImageSource,
@@ -92,12 +106,9 @@ def reconstruction(
     Returns:
         The records, and one value per image (N,) by name; both empty on all processes but the first.
     """
-    originals = Originals(source, size, convention, work.workers)
-    folder = None if work.images is None else work.images / convention
-    rebuilt = Reconstructions(originals, tokenizer, perceptual, work.store, work.precision, work.seed, folder)
-    work.processes.once(rebuilt.claim_folder)
+    rebuilt = rebuild(tokenizer, source, size, convention, perceptual, work)
     with work.originals() if work.originals is not None else nullcontext(work.store) as store:
-        real = extract(originals, networks, store, work.batch_size, work.processes, f"originals, {convention}")
+        real = extract(rebuilt.originals, networks, store, work.batch_size, work.processes, f"originals, {convention}")
     # One network at least, so that there is always something to store the blocks' keys under.
     made = extract(
         rebuilt,

@@ -15,6 +15,7 @@ from vavae.metrics.npz import read_npz, stored_count
 
 Array = NDArray[np.floating] | Tensor
 _TOLERANCE = 1e-3  # of a covariance that its factor may miss
+_LARGEST = 1e100  # number in statistics, whose squares and sums must be finite
 _PRECISION = 1e-11  # of the traces of the covariances: a distance a thousandth of them keeps eight digits
 
 
@@ -195,8 +196,8 @@ class RunningMoments:
                 raise UserError(f"{name}: {key} holds no real numbers ({arrays[key].dtype})")
             if arrays[key].dtype == np.float16:
                 raise UserError(f"{name}: {key} must be float32 or float64, got float16, which moves distances")
-            if not np.isfinite(arrays[key]).all():
-                raise UserError(f"{name}: {key} holds numbers that are not finite")
+            if not (np.abs(arrays[key].astype(np.float64)) < _LARGEST).all():  # NaN is not smaller either
+                raise UserError(f"{name}: {key} holds numbers that are not finite or above {_LARGEST:g}")
         try:
             _checked_factor(torch.from_numpy(c.astype(np.float64)), covariance)
         except ValueError as error:

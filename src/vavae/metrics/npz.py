@@ -16,7 +16,7 @@ from vavae.errors import UserError, one_line
 _MOST_SHRUNK = 200
 _SMALL = 2**20  # bytes, which do no harm
 _MOST_STATISTICS = 2 * 2**30  # bytes of a covariance of 16,384 features
-_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "count", "network", "network_hash")
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "count", "network", "network_hash")
 
 
 def check_unpacked(member: zipfile.ZipInfo) -> None:
@@ -41,7 +41,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-        names = [name for name in _STATISTICS if name in members]
+        names = [name for name in STATISTICS if name in members]
         for name in names:
             check_unpacked(members[name])
             if members[name].file_size > _MOST_STATISTICS:
