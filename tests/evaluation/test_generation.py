@@ -75,7 +75,10 @@ NONE = {
     "huge": ({**PLAIN, "mu": np.full(12, 1e200)}, "mu holds numbers that are not finite or above 1e+100"),
     "half precision": (HALF, "sigma must be float32 or float64, got float16"),
     "no covariance": ({**PLAIN, "sigma": np.arange(144.0).reshape(12, 12)}, "not symmetric and positive semi-definite"),
-    "neither": ({"features": np.zeros((3, 12))}, "holds no images (arr_0), and no statistics"),
+    "neither": (
+        {"features": np.zeros((3, 12))},
+        "ref.npz must have images (arr_0), or statistics of the network inception (mu, sigma)",
+    ),
 }
 
 

@@ -149,7 +149,7 @@ LACKING = {
     ),
     "samples": ({"metrics": ["kid"], "count": 3}, "kid needs at least 4 samples and 4 reference images, not 3"),
     "reference": ({"metrics": ["kid"], "data": ImagesConfig("demo", 32, limit=2)}, "reference images, not 2"),
-    "one reference image": ({"data": ImagesConfig("demo", 32, limit=1)}, "one image only"),
+    "one reference image": ({"data": ImagesConfig("demo", 32, limit=1)}, "must have at least 2 images, got 1"),
     "Fréchet distance": ({"metrics": ["kid"], "real_split": "train"}, "real_split: FDr is a ratio of Fréchet"),
     "generated images": ({"what": "tokenizer", "metrics": ["kid"]}, "kid is of generated images"),
     "enlarged": ({"what": "tokenizer", "data": ImagesConfig()}, "data.images: the demo's are of 32 px, not 256"),

@@ -1,4 +1,4 @@
-"""Numbers of two evaluations side by side, if they were measured alike."""
+"""Compare the numbers of two evaluations, if they were measured alike."""
 
 import math
 from collections import Counter
@@ -22,7 +22,7 @@ class Comparison:
     Attributes:
         first: From the first file.
         second: From the second file.
-        obstacles: Fields of the protocol in which they differ and must not.
+        obstacles: Fields of the protocol that differ and must be equal.
     """
 
     first: MetricRecord
@@ -31,11 +31,11 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Second minus first."""
+        """The second value minus the first."""
         return self.second.value - self.first.value
 
     def reasons(self) -> list[str]:
-        """One line for each obstacle: the field and both of its values."""
+        """Return one line for each obstacle: the field and both of its values."""
         return [f"{name}: {_stated(self.first, name)} against {_stated(self.second, name)}" for name in self.obstacles]
 
 
@@ -49,10 +49,10 @@ def _stated(record: MetricRecord, name: str) -> str:
 
 
 def read_records(path: str | Path) -> list[MetricRecord]:
-    """Records that `vavae evaluate --output` wrote.
+    """Read records that `vavae evaluate --output` wrote.
 
     Raises:
-        UserError: No such file, or it holds something else.
+        UserError: The file is missing, damaged or something else.
     """
     try:
         plain = parse_json(Path(path).read_text(encoding="utf-8"))
@@ -81,9 +81,9 @@ def _fits(value: object, kind: Any) -> bool:
 
 
 def pair_records(first: Sequence[MetricRecord], second: Sequence[MetricRecord]) -> list[Comparison]:
-    """Pair records of equal name, those with the fewest obstacles first; each enters one pair.
+    """Pair records of equal name, in the order of fewest obstacles. Each record enters at most one pair.
 
-    So of several guidance scales, or several networks, in both files, like meets like.
+    If both files have several guidance scales or several networks, equal ones are paired.
     """
     candidates = [
         (len(obstacles), i, j, obstacles)
@@ -107,11 +107,11 @@ def compare_files(first: str | Path, second: str | Path, force: bool = False) ->
     Args:
         first: JSON file of records.
         second: JSON file of records.
-        force: Compare numbers of unlike protocols too.
+        force: Compare numbers of different protocols too.
 
     Raises:
-        UserError: The files share no metric, or, without `force`, the protocols of a pair differ; the message
-            names every field with both of its values.
+        UserError: The files share no metric, or, without `force`, the protocols of a pair differ. The message names
+            every field with both of its values.
     """
     pairs = pair_records(read_records(first), read_records(second))
     if not pairs:
@@ -127,9 +127,9 @@ def compare_files(first: str | Path, second: str | Path, force: bool = False) ->
 
 
 def print_comparison(pairs: Sequence[Comparison], first: str, second: str) -> None:
-    """A table of both numbers and their difference, and below it what differs in the protocols.
+    """Print a table of both numbers and their difference, then differing protocols and metrics of one file only.
 
-    Columns are named by what tells the paths apart; what tells rows of one name apart has columns of its own.
+    The shortest distinct ends of the paths name the columns. Further columns distinguish rows of one name.
     """
     from rich.table import Table
 
@@ -137,7 +137,7 @@ def print_comparison(pairs: Sequence[Comparison], first: str, second: str) -> No
     shown = telling_columns([pair.first for pair in pairs])
     table = Table(box=None, pad_edge=False)
     for heading in ("metric", *shown):
-        table.add_column(heading, overflow="fold")  # in a narrow terminal nothing is cut off
+        table.add_column(heading, overflow="fold")  # a narrow terminal cuts nothing off
     for heading in (names[first].removesuffix(".json"), names[second].removesuffix(".json"), "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")

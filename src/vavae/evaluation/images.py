@@ -1,4 +1,4 @@
-"""Sets of images to measure: sources, folders of samples, npz files, a generator, decoded latents."""
+"""Sets of images to measure: image sources, folders of samples, npz files, samples of a generator, decoded latents."""
 
 import math
 import re
@@ -32,21 +32,21 @@ from vavae.models.sampling import draw
 
 
 def one_part(data: ImagesConfig) -> bool:
-    """Whether training and test part are the same images: there is no test part, and none are held out.
+    """Return whether training and test part are the same images: there is no test part, and none are held out.
 
     Raises:
-        UserError: A Hugging Face set that cannot be opened.
+        UserError: A Hugging Face set cannot be opened.
     """
     return data.holdout == 0 and not has_part(data.images, "test")
 
 
 class SourceBlocks:
-    """Images of a source, centre-cropped as ADM does.
+    """Images of a source, with ADM's center crop.
 
     Args:
         source: The images.
-        size: They are cropped to it.
-        workers: Threads that decode.
+        size: Size of the crop in pixels.
+        workers: Threads that decode images.
     """
 
     def __init__(self, source: ImageSource, size: Size, workers: int = 4) -> None:
@@ -57,17 +57,17 @@ class SourceBlocks:
         self._workers = workers
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """(len(indices), H, W, 3) uint8."""
+        """Return the pixels of these images, (len(indices), H, W, 3) uint8."""
         assert self.size is not None
         return load_pixels(self.source, indices, self.size, self._workers)
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is the hash of its pixels."""
+        """Return the block. Its key is the hash of its pixels."""
         return _block_of(self.pixels(indices))
 
 
 class ArrayBlocks:
-    """Images of an array as they are, which may be a file mapped into memory.
+    """Images of an array, which may be a file mapped into memory; neither cropped nor resized.
 
     Args:
         pixels: (N, H, W, 3) uint8.
@@ -91,7 +91,7 @@ class ArrayBlocks:
         self.size: Size | None = size_of(*pixels.shape[1:3])
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is the hash of its pixels."""
+        """Return the block. Its key is the hash of its pixels."""
         return _block_of(torch.from_numpy(np.array(self._pixels[indices[0] : indices[-1] + 1])))
 
 
@@ -99,13 +99,14 @@ class FileBlocks:
     """Sample files of one size, neither cropped nor resized.
 
     Args:
-        folder: All images in it and below, in natural order, but for the grid of `vavae sample`.
+        folder: Folder of the samples. All images in it and below count, in natural order, except the grid that
+            `vavae sample` writes.
 
     Attributes:
-        found: What was passed over.
+        found: Where the images are, and what was passed over.
 
     Raises:
-        UserError: Fewer than two images, or (when they are read) images of several sizes.
+        UserError: There are fewer than two images, or (when they are read) they differ in size.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -123,7 +124,7 @@ class FileBlocks:
         self.size: Size | None = size_of(*self._shape[:2])
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is the hash of its pixels."""
+        """Return the block. Its key is the hash of its pixels."""
         with ThreadPoolExecutor(4) as pool:
             arrays = list(pool.map(lambda i: _pixels_of(self.files[i]), indices))
         if any(array.shape != self._shape for array in arrays):
@@ -146,7 +147,7 @@ def _sample_files(root: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key of a name in which numbers count as numbers."""
+    """Return the sort key of a name in which numbers are compared as numbers."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
@@ -160,15 +161,15 @@ def _block_of(pixels: Tensor) -> Block:
 
 
 class GeneratorBlocks:
-    """Samples 0 … of a generator, drawn when they are needed.
+    """Samples of a generator, numbered from 0 and drawn when they are needed.
 
     Args:
         generator: The generator.
         labels: Class of each sample.
         seed: Seed of the noise.
-        sampling: How they are drawn.
+        sampling: Settings of sampling.
         precision: Compute precision of the transformer.
-        fingerprint: Of the generator (`generator_fingerprint`).
+        fingerprint: `generator_fingerprint` of the generator.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class GeneratorBlocks:
         self._described = digest("samples", fingerprint, to_plain(sampling), seed, mode)
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is a hash of all that determines its pixels."""
+        """Return the block. Its key is a hash of all that determines its pixels."""
         labels = [self._labels[i] for i in indices]
 
         def batches(batch_size: int) -> Iterator[Tensor]:
@@ -209,10 +210,10 @@ class LatentBlocks:
     """Decodings of latents.
 
     Args:
-        tokenizer: Decodes.
-        latents: (N, C, h, w), normalised.
-        precision: Compute precision.
-        name: What to call them.
+        tokenizer: Tokenizer that decodes.
+        latents: (N, C, h, w), normalized.
+        precision: Compute precision of the tokenizer.
+        name: Name of the set, for messages.
     """
 
     def __init__(self, tokenizer: Tokenizer, latents: Tensor, precision: InferencePrecision, name: str) -> None:
@@ -225,7 +226,7 @@ class LatentBlocks:
         self._described = digest("decoded", tokenizer_fingerprint(tokenizer), self._mode)
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is a hash of tokenizer and latents."""
+        """Return the block. Its key is a hash of tokenizer and latents."""
         latents = self._latents[indices[0] : indices[-1] + 1]
 
         def batches(batch_size: int) -> Iterator[Tensor]:
@@ -238,15 +239,15 @@ class LatentBlocks:
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
-    """Hash of weights, shape and latent statistics."""
+    """Return a hash of weights, configuration and latent statistics."""
     statistics = {name: tensor_digest(value) for name, value in tokenizer.statistics.to_dict().items()}
     return digest(weights_fingerprint(tokenizer.autoencoder), to_plain(tokenizer.autoencoder.config), statistics)
 
 
 def generator_fingerprint(generator: Generator) -> str:
-    """Hash of transformer, path, prediction and tokenizer."""
+    """Return a hash of transformer, path, prediction and tokenizer."""
     own = [weights_fingerprint(generator.transformer), to_plain(generator.transformer.config), generator.path]
-    if generator.prediction != "velocity":  # whose hash, and what is stored under it, is from before there were others
+    if generator.prediction != "velocity":  # stored features of velocity models have a hash without it
         own.append(generator.prediction)
     return digest(*own, tokenizer_fingerprint(generator.tokenizer))
 
