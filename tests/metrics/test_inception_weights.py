@@ -54,7 +54,7 @@ def test_weights_files_are_read_strictly(tmp_path):
     with pytest.raises(UserError, match=r"no such file.*absent\.pth"):
         read_weights(tmp_path / "absent.pth")
     torch.save({"a": 3}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="no state dict"):
+    with pytest.raises(UserError, match="not a state dict"):
         read_weights(tmp_path / "other.pth")
 
 

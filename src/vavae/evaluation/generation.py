@@ -344,7 +344,7 @@ def generation_records(
         yield _ratio(distances, real, reference, measuring)
     for name, features in samples.items():
         if name in reference.features:
-            yield from _neighbourhoods(features, reference.features[name], protocols[name], measuring)
+            yield from _neighborhoods(features, reference.features[name], protocols[name], measuring)
 
 
 def _ratio(
@@ -396,7 +396,7 @@ def _distances(
     return [MetricRecord(name, value, protocol, higher_is_better=False, interval=interval)]
 
 
-def _neighbourhoods(
+def _neighborhoods(
     features: StoredFeatures, reference: StoredFeatures, protocol: MeasurementProtocol, measuring: Measuring
 ) -> Iterator[MetricRecord]:
     """Yield precision, recall and kernel distance, which need the features of every image."""

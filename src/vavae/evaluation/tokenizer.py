@@ -33,10 +33,10 @@ from vavae.metrics import (
     MeasurementProtocol,
     MetricRecord,
     bootstrap_mean,
-    interpolate_neighbours,
+    interpolate_neighbors,
     latent_spectrum,
     mean_uniformity,
-    neighbour_uniformity,
+    neighbor_uniformity,
     one_position_each,
     sphere_uniformity,
 )
@@ -212,7 +212,7 @@ def interpolation(
     work: EvaluationContext,
 ) -> list[MetricRecord]:
     """Measure Fréchet distances between images and decoded midpoints of nearest neighbors among their latents."""
-    midpoints = interpolate_neighbours(latents.values)
+    midpoints = interpolate_neighbors(latents.values)
     decoded = LatentBlocks(tokenizer, midpoints, work.precision, "interpolations")
     store = work.store
     real = extract(latents.images, networks, store, work.batch_size, work.processes, "originals of latents")
@@ -246,7 +246,7 @@ def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: 
     points = one_position_each(values, 0)
     seeded = replace(protocol, seed=0)
     if len(points) > max(5, points.shape[1]):
-        near = neighbour_uniformity(points, 5)
+        near = neighbor_uniformity(points, 5)
         records += [
             MetricRecord("neighbour uniformity: distance cv", near.distance_cv, seeded, higher_is_better=False),
             MetricRecord("neighbour uniformity: distance Gini", near.distance_gini, seeded, higher_is_better=False),
