@@ -270,12 +270,10 @@ def check_writable(key: str, path: str | Path, folder: bool = False) -> None:
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
-        raise UserError(
-            f"{key}: {path} is {'no folder' if folder else 'a folder' if path.is_dir() else 'no plain file'}"
-        )
+        raise UserError(f"{key} must be a {'folder' if folder else 'file'}, got {path}, which exists and is not one")
     above = next(p for p in (*([path] if folder else []), *path.absolute().parents) if p.exists())
     if not above.is_dir():
-        raise UserError(f"{key}: {path} cannot be made ({above} is no folder)")
+        raise UserError(f"{key}: {path} cannot be made ({above} is not a folder)")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"{key}: {path} cannot be made (no permission to write in {above})")
 

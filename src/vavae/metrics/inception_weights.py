@@ -69,12 +69,12 @@ def from_pytorch_fid(state: dict[str, Tensor]) -> dict[str, Tensor]:
     left = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     weights = {}
     try:
-        for theirs, ours in _torchvision_names().items():
-            gain = left.pop(f"{theirs}.bn.weight").double()
-            weights[f"{ours}.weight"] = left.pop(f"{theirs}.conv.weight").double() * gain.view(-1, 1, 1, 1)
-            weights[f"{ours}.beta"] = left.pop(f"{theirs}.bn.bias").double()
-            weights[f"{ours}.mean"] = left.pop(f"{theirs}.bn.running_mean").double() * gain
-            weights[f"{ours}.var"] = left.pop(f"{theirs}.bn.running_var").double()
+        for published, ours in _torchvision_names().items():
+            gain = left.pop(f"{published}.bn.weight").double()
+            weights[f"{ours}.weight"] = left.pop(f"{published}.conv.weight").double() * gain.view(-1, 1, 1, 1)
+            weights[f"{ours}.beta"] = left.pop(f"{published}.bn.bias").double()
+            weights[f"{ours}.mean"] = left.pop(f"{published}.bn.running_mean").double() * gain
+            weights[f"{ours}.var"] = left.pop(f"{published}.bn.running_var").double()
     except KeyError as error:
         raise UserError(f"FID Inception weights: {error.args[0]} is missing") from None
     if "fc.weight" in left:
