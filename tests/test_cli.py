@@ -76,7 +76,7 @@ MISTAKES = {
     "device of no use": (["doctor", "--device", "meta"], "device: 'meta' is not on this machine"),
     "no batch": (["bench", "--batch_size", "-1"], "batch_size: -1 is not positive"),
     "empty batch": (["bench", "--batch_size", "0"], "batch_size: 0 is not positive"),
-    "results in a folder": (["bench", "--output", "."], "output: . is a folder"),
+    "results in a folder": (["bench", "--output", "."], "output must be a file, got ."),
     "records in no folder": (["evaluate", "tokenizer", "demo", "--output", "/dev/null/x.json"], "output: /dev/null/x"),
     "too few steps": (["sample", "--steps", "1"], "steps: 1 is too few"),
     "negative grid": (["sample", "--grid_columns", "-1"], "grid_columns: -1"),

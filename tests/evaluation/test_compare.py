@@ -1,5 +1,6 @@
 """Comparing results: like with like only, unless forced."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -110,7 +111,7 @@ def test_files_that_are_no_results_are_refused(files, tmp_path, capsys):
         read_records(tmp_path / "absent.json")
     for text in ("no json", "[1]", '[{"name": "FID"}]', "{}3"):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(UserError, match="holds no records"):
+        with pytest.raises(UserError, match="not a result of"):
             read_records(tmp_path / "bad.json")
     with pytest.raises(UserError, match="share no metric"):
         compare_files(a, files("c.json", SCORE))
@@ -124,3 +125,38 @@ def test_sizes_are_told_as_they_are_written(tmp_path):
         write_records(tmp_path / f"{name}.json", records)
     with pytest.raises(UserError, match=r"image_size: 24 against 24x40 \(PSNR\)"):
         compare_files(tmp_path / "square.json", tmp_path / "wide.json")
+
+
+def test_undefined_numbers_have_no_verdict(files, capsys):
+    a, b = files("a.json", replace(FID, value=float("nan"))), files("b.json", FID)
+    assert run(["evaluate", "compare", a, b]) == 0
+    out = capsys.readouterr().out
+    assert "+nan" in out and "better" not in out and "worse" not in out
+
+
+def test_metrics_of_one_file_only_are_named(files, capsys):
+    a, b = files("a.json", FID, SCORE), files("b.json", FID, changed(FID, 4.0, seed=1))
+    assert run(["evaluate", "compare", a, b]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"only in {a}: Inception Score" in lines and f"only in {b}: FID" in lines
+
+
+PLAIN = FID.to_dict()
+DAMAGED = {
+    "nested": "[" * 100_000,
+    "an object": {},
+    "samples": [PLAIN | {"protocol": PLAIN["protocol"] | {"samples": "many"}}],
+    "network": [PLAIN | {"protocol": PLAIN["protocol"] | {"feature_network": [1]}}],
+    "hash": [PLAIN | {"protocol": PLAIN["protocol"] | {"reference_hash": 5}}],
+    "checkpoint": [PLAIN | {"protocol": PLAIN["protocol"] | {"checkpoint": 7}}],
+    "direction": [PLAIN | {"higher_is_better": "yes"}],
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGED)
+def test_damaged_results_are_refused_in_one_line(fault, files, tmp_path, capsys):
+    content = DAMAGED[fault]
+    (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    assert run(["evaluate", "compare", str(tmp_path / "a.json"), files("b.json", FID)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a.json: not a result of 'vavae evaluate'" in line

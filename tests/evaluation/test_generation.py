@@ -25,6 +25,13 @@ SAID = {
     "of clean-fid": ("mine_clean_custom_na.npz", PLAIN, [CLEAN, GRAPH], ["inception-clean"], "mode clean"),
     "of its second mode": ("ffhq_legacy_pytorch_trainval_256.npz", PLAIN, [PYTORCH], ["inception-pytorch-fid"], "mode"),
     "of its third mode": ("cifar10_legacy_tensorflow_train_32.npz", PLAIN, [GRAPH], ["inception"], "mode"),
+    "of a named network": (
+        "ref.npz",
+        {**PLAIN, "network": "teacher:a"},
+        [GRAPH, TEACHER],
+        ["teacher:a"],
+        "by its name",
+    ),
     "of its mode for others": ("mine_clean_custom_na.npz", PLAIN, [GRAPH], [], ""),
 }
 
@@ -65,9 +72,13 @@ def test_the_network_is_said(samples: list[str], tmp_path: Path, capsys: pytest.
 
 HALF = {"mu": np.zeros(12), "sigma": np.eye(12, dtype=np.float16)}
 NONE = {
+    "huge": ({**PLAIN, "mu": np.full(12, 1e200)}, "mu holds numbers that are not finite or above 1e+100"),
     "half precision": (HALF, "sigma must be float32 or float64, got float16"),
     "no covariance": ({**PLAIN, "sigma": np.arange(144.0).reshape(12, 12)}, "not symmetric and positive semi-definite"),
-    "neither": ({"features": np.zeros((3, 12))}, "holds no images (arr_0), and no statistics"),
+    "neither": (
+        {"features": np.zeros((3, 12))},
+        "ref.npz must have images (arr_0), or statistics of the network inception (mu, sigma)",
+    ),
 }
 
 

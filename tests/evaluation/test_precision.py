@@ -11,6 +11,7 @@ from vavae.data.images import ImagesConfig
 from vavae.device import autocast
 from vavae.evaluation.features import Block, BlockStore, extract
 from vavae.evaluation.images import GeneratorBlocks, LatentBlocks
+from vavae.models import sampling
 from vavae.models.sampling import draw
 from vavae.stages import evaluate
 from vavae.training.parallel import World
@@ -54,9 +55,7 @@ def test_stored_features_of_tf32_are_not_those_of_fp32():
 
 def test_decoder_and_transformer_compute_in_tf32(monkeypatch):
     """Both are asked in it; the switch itself is told of a GPU here, where there may be none."""
-    from vavae.stages import sample
-
-    monkeypatch.setattr(sample, "autocast", lambda mode, device: autocast(mode, torch.device("cuda")))
+    monkeypatch.setattr(sampling, "autocast", lambda mode, device: autocast(mode, torch.device("cuda")))
     generator, seen = make_generator(), []
     for module in (generator.transformer, generator.tokenizer.autoencoder.decoder):
         module.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.matmul.fp32_precision))

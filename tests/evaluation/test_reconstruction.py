@@ -6,14 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluate_models import BLOCK, make_tokenizer, use_colours
+from evaluate_models import BLOCK, colour_network, make_tokenizer, use_colours
 from PIL import Image
 
 from vavae.cli import run
 from vavae.data import to_tensor, to_uint8
 from vavae.data.images import ImagesConfig
 from vavae.evaluation import features as evaluate_store
+from vavae.evaluation.features import BlockStore, extract
+from vavae.evaluation.reconstruction import Originals, Reconstructions
+from vavae.metrics import Convention
 from vavae.stages import evaluate
+from vavae.training.parallel import World
 
 COUNT = 60  # a block and a half
 
@@ -54,7 +58,7 @@ def test_reconstructions_are_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     arguments = ["--data.size", "32", "--data.limit", "60", "--features", str(tmp_path / "f"), "--device", "cpu"]
     assert run(["evaluate", "samples", str(strict), *arguments]) == 0
-    assert f"{strict}: 60 samples; passed over: 1 .json" in capsys.readouterr().out
+    assert f"samples: 60 from folder {strict}; passed over: 1 .json" in " ".join(capsys.readouterr().out.split())
 
 
 def test_reconstructions_of_two_tokenizers_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,5 +72,26 @@ def test_reconstructions_of_two_tokenizers_are_not_mixed(tmp_path: Path, capsys:
     (strict / "reconstructions.json").write_text(json.dumps({"reconstructions": "others"}))
     assert reconstruct(tmp_path) == 2
     assert "strict is of another tokenizer, other images or settings" in capsys.readouterr().err
+    (strict / "reconstructions.json").unlink()
+    published = tmp_path / "images/published"
+    published.mkdir()
+    (published / "mine.png").touch()
+    assert reconstruct(tmp_path) == 2
+    assert "published holds mine.png" in capsys.readouterr().err
+    assert not list(strict.glob("*.png"))  # refused before the work
     assert reconstruct(tmp_path, "--conventions", "[]") == 2
     assert "reconstructions: images are written of one tokenizer" in capsys.readouterr().err
+
+
+def test_reconstructions_of_another_seed_are_not_reused(tmp_path: Path) -> None:
+    """The published convention decodes a sample of the posterior, the strict one its mean."""
+    source, tokenizer, store = ImagesConfig("demo", 32, limit=8).open("test"), make_tokenizer(), BlockStore(tmp_path)
+
+    def measured(convention: Convention, seed: int) -> torch.Tensor:
+        rebuilt = Reconstructions(Originals(source, 32, convention), tokenizer, {}, store, "fp32", seed)
+        features = extract(rebuilt, [colour_network("a")], store, 8, World(), "test")
+        return rebuilt.values(features["a"])["psnr"]
+
+    assert not torch.equal(measured("published", 0), measured("published", 1))
+    assert torch.equal(measured("published", 0), measured("published", 0))
+    assert torch.equal(measured("strict", 0), measured("strict", 1))

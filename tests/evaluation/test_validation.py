@@ -80,9 +80,11 @@ def test_the_tokenizers_distance_is_that_of_reconstructions_of_test_images(
     launch(2, "measured_tokenizer", tmp_path / "two")
     assert read_metrics(tmp_path / "two")[-1]["validation/frechet"] == pytest.approx(found[1], rel=0.02)
 
-    with pytest.raises(UserError, match=r"frechet.samples: 1 samples have no covariance"):
+    with pytest.raises(UserError, match=r"frechet.samples must be 0 \(off\) or at least 2, got 1"):
         ReconstructionFrechetConfig(1)
-    with pytest.raises(UserError, match=r"frechet.samples: 20 test images are too few"):
+    with pytest.raises(
+        UserError, match=r"frechet.samples: at least 30 test images are needed \(30 processes\), got 20"
+    ):
         ReconstructionDistance(recipe.frechet, recipe.data.open("test"), 16, torch.device("cpu"), World(size=30))
 
 
@@ -130,9 +132,9 @@ def test_a_reference_of_another_network_is_refused(data: Path, tmp_path: Path, m
     wrong.update(torch.randn(9, 5))
     wrong.save(tmp_path / "wrong.npz")
     frechet = FrechetConfig(4, "tiny", str(tmp_path / "wrong.npz"), steps=3)
-    with pytest.raises(UserError, match=r"wrong.npz holds 5 features, tiny has 6"):
+    with pytest.raises(UserError, match=r"statistics of 6 features, as tiny has, got 5 in .*wrong.npz"):
         train_dit.run(replace(transformer_recipe(tmp_path / "run", data, validation_images=16), frechet=frechet))
-    with pytest.raises(UserError, match=r"1 samples have no covariance"):
+    with pytest.raises(UserError, match=r"must be 0 \(off\) or at least 2, got 1"):
         FrechetConfig(1)
 
 

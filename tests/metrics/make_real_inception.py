@@ -21,7 +21,7 @@ COUNT = 12
 def distance_of_few(a: np.ndarray, b: np.ndarray) -> float:
     """Fréchet distance of fewer samples than dimensions without any covariance, (n, d) and (m, d) float64.
 
-    tr (C1 C2)^½ is the nuclear norm of X1 X2ᵀ / ((n - 1) (m - 1))^½, X centred.
+    tr (C1 C2)^½ is the nuclear norm of X1 X2ᵀ / ((n - 1) (m - 1))^½, X centered.
     """
     x, y = a - a.mean(0), b - b.mean(0)
     overlap = np.linalg.svd(x @ y.T, compute_uv=False).sum() / np.sqrt((len(x) - 1) * (len(y) - 1))

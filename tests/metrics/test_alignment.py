@@ -12,7 +12,7 @@ from vavae.metrics import cknna, distance_matrix_similarity, mapped_cosine
 
 
 def brute_cknna(a: np.ndarray, b: np.ndarray, k: int) -> float:
-    """Neighbour lists as sets; HSIC by equation 5 of Song et al. 2012 as it stands there (diagonals are 0)."""
+    """Neighbor lists as sets; HSIC by equation 5 of Song et al. 2012 as it stands there (diagonals are 0)."""
     n = len(a)
     a = a / np.linalg.norm(a, axis=1, keepdims=True)
     b = b / np.linalg.norm(b, axis=1, keepdims=True)
@@ -57,7 +57,7 @@ def test_cknna_of_equal_turned_and_unrelated_features():
     assert abs(cknna(a, torch.randn(300, 10, generator=generator))) < 0.05
     noisy = [cknna(a, a + level * torch.randn(a.shape, generator=generator)) for level in (0.1, 0.5, 2.0)]
     assert 1 > noisy[0] > noisy[1] > noisy[2] > 0
-    with pytest.raises(ValueError, match="300 neighbours"):
+    with pytest.raises(ValueError, match="more than 300 and 3, are needed, got"):
         cknna(a, a, 300)
 
 

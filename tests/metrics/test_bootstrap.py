@@ -39,6 +39,12 @@ def test_interval_of_a_distance_is_as_wide_as_repetition_makes_it():
     assert sum(widths) / 5 == pytest.approx(width, rel=0.25)
 
 
+def test_interval_is_moved_onto_the_value():
+    """Of images drawn with repetition only 63 % differ, so that no repetition comes near the share of all images."""
+    low, high = bootstrap_interval(lambda indices: len(indices.unique()) / 200, 200, 1.0, 100)
+    assert 0.9 < low < 1.0 < high < 1.1
+
+
 def test_too_little_is_refused():
     with pytest.raises(ValueError, match="2 repetitions"):
         bootstrap_mean(torch.ones(5), 1)

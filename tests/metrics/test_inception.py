@@ -40,11 +40,8 @@ def test_surrounding_precision_changes_nothing(rule_network):
     assert torch.backends.cudnn.conv.fp32_precision == usual
 
 
-def test_real_weights_give_the_archive_features():
-    try:
-        network = FIDInception.from_asset()
-    except UserError as error:
-        pytest.skip(f"the weights cannot be fetched: {error}")
+def test_real_weights_give_the_archive_features(fid_weights):
+    network = FIDInception.from_weights(fid_weights)
     for size, pixels in PIXELS.items():
         torch.testing.assert_close(network(pixels), GOLDEN[f"inception.{size}"], rtol=0, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Linear probe and nearest neighbours: closed forms, scikit-learn, real images."""
+"""Linear probe and nearest neighbors: closed forms, scikit-learn, real images."""
 
 import numpy as np
 import pytest
@@ -19,16 +19,16 @@ def blobs(count: int, seed: int, spread: float = 0.3, size: int = 6) -> tuple[to
 
 
 @pytest.mark.parametrize("shape", [(60, 8), (20, 50)])
-@pytest.mark.parametrize("regularisation", [1e-4, 0.1, 10.0])
-def test_ridge_path_is_ridge_regression(shape, regularisation):
+@pytest.mark.parametrize("regularization", [1e-4, 0.1, 10.0])
+def test_ridge_path_is_ridge_regression(shape, regularization):
     """More samples than features and fewer: both decompositions."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=shape) * rng.uniform(0.1, 5, shape[1]) + 3, rng.normal(size=(shape[0], 4))
     new = rng.normal(size=(7, shape[1])) + 3
     mean, std = x.mean(0), x.std(0)
-    expected = Ridge(alpha=regularisation * shape[0], solver="svd").fit((x - mean) / std, y)
+    expected = Ridge(alpha=regularization * shape[0], solver="svd").fit((x - mean) / std, y)
     path = _RidgePath(torch.from_numpy(x), torch.from_numpy(y))
-    found = path.predict(torch.from_numpy(new), regularisation)
+    found = path.predict(torch.from_numpy(new), regularization)
     np.testing.assert_allclose(found.numpy(), expected.predict((new - mean) / std), rtol=1e-7, atol=1e-9)
 
 
@@ -64,7 +64,7 @@ def test_arrays_of_numpy_count_as_tensors_do():
     assert linear_probe(train[0], arrays[1], test[0], arrays[3]) == linear_probe(*train, *test)
 
 
-def test_noise_features_call_for_regularisation():
+def test_noise_features_call_for_regularization():
     """As many features, most of them noise, as samples: plain least squares fails, which the held-out part notices."""
     train, test = blobs(150, 0, 0.1), blobs(300, 1, 0.1)
     generator = torch.Generator().manual_seed(2)
@@ -95,19 +95,19 @@ def test_a_class_unseen_in_training_counts_as_wrong():
 def test_knn_votes_by_similarity():
     train, test = blobs(80, 3, 0.6), blobs(40, 4, 0.6)
     search = NearestNeighbors(n_neighbors=7, metric="cosine").fit(train[0].double().numpy())
-    distances, neighbours = search.kneighbors(test[0].double().numpy())
+    distances, neighbors = search.kneighbors(test[0].double().numpy())
     right = 0
     for row in range(40):
         votes = np.zeros(3)
-        for distance, neighbour in zip(distances[row], neighbours[row], strict=True):
-            votes[int(train[1][neighbour])] += np.exp((1 - distance) / 0.07)
+        for distance, neighbor in zip(distances[row], neighbors[row], strict=True):
+            votes[int(train[1][neighbor])] += np.exp((1 - distance) / 0.07)
         right += int(votes.argmax() == int(test[1][row]))
     assert knn_accuracy(*train, *test, k=7) == right / 40
     assert knn_accuracy(*train, *train, k=1) == 1.0
 
 
 def test_raw_pixels_of_real_images():
-    """Known from an independent measurement: about .33 (probe) and .34 (neighbours) with 1,000 images of 32 px."""
+    """Known from an independent measurement: about .33 (probe) and .34 (neighbors) with 1,000 images of 32 px."""
     train, test = DemoImages("train"), DemoImages("test")
     pick = np.sort(np.concatenate([np.flatnonzero(train.labels == c)[:100] for c in range(10)]))
     train_x, train_y = torch.tensor(train.pixels[pick]), torch.from_numpy(train.labels[pick])

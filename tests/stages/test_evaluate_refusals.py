@@ -74,8 +74,8 @@ DAMAGED = {
     "mean not finite": (_with(mu=[np.nan] * 12), "mu holds numbers that are not finite"),
     "covariance not finite": (_with(sigma=np.full((12, 12), np.inf)), "sigma holds numbers that are not finite"),
     "spatial mean not finite": (_with(mu_s=[np.nan] * 6), "mu_s holds numbers that are not finite"),
-    "text": (_with(mu=["a"] * 12), "mu holds no real numbers"),
-    "complex": (_with(sigma=np.eye(12) * 1j), "sigma holds no real numbers"),
+    "text": (_with(mu=["a"] * 12), "mu must be real numbers"),
+    "complex": (_with(sigma=np.eye(12) * 1j), "sigma must be real numbers"),
     "other network": (statistics(192), "mu has 192 numbers, the features of inception 12"),
     "other spatial features": (_with(mu_s=[0.0] * 7, sigma_s=np.eye(7)), "mu_s has 7 numbers"),
     "other shapes": (_with(sigma=np.eye(11)), "mu has shape (12,), sigma (11, 11)"),
@@ -149,7 +149,7 @@ LACKING = {
     ),
     "samples": ({"metrics": ["kid"], "count": 3}, "kid needs at least 4 samples and 4 reference images, not 3"),
     "reference": ({"metrics": ["kid"], "data": ImagesConfig("demo", 32, limit=2)}, "reference images, not 2"),
-    "one reference image": ({"data": ImagesConfig("demo", 32, limit=1)}, "one image only"),
+    "one reference image": ({"data": ImagesConfig("demo", 32, limit=1)}, "must have at least 2 images, got 1"),
     "Fréchet distance": ({"metrics": ["kid"], "real_split": "train"}, "real_split: FDr is a ratio of Fréchet"),
     "generated images": ({"what": "tokenizer", "metrics": ["kid"]}, "kid is of generated images"),
     "enlarged": ({"what": "tokenizer", "data": ImagesConfig()}, "data.images: the demo's are of 32 px, not 256"),
@@ -186,12 +186,15 @@ def test_what_some_network_can_say_is_not_refused(generator, tmp_path, monkeypat
 
 
 UNWRITABLE = {
-    "a file above": ({"output": "afile/x.json"}, "output: FOLDER/afile/x.json cannot be made (FOLDER/afile is no"),
+    "a file above": (
+        {"output": "afile/x.json"},
+        "output: FOLDER/afile/x.json cannot be made (FOLDER/afile is not a folder)",
+    ),
     "a file far above": ({"output": "afile/a/b/x.json"}, "output: FOLDER/afile/a/b/x.json cannot be made"),
-    "a folder": ({"output": "afolder"}, "output: FOLDER/afolder is a folder"),
+    "a folder": ({"output": "afolder"}, "output must be a file, got FOLDER/afolder,"),
     "the plot": ({"output": "x.png"}, "output: FOLDER/x.png is where the plot would go"),
     "statistics": ({"save_reference": "afile/x.npz"}, "save_reference: FOLDER/afile/x.npz cannot be made"),
-    "features": ({"features": "afile"}, "features: FOLDER/afile is no folder"),
+    "features": ({"features": "afile"}, "features must be a folder, got FOLDER/afile,"),
     "features below": ({"features": "afile/features"}, "features: FOLDER/afile/features cannot be made"),
 }
 

@@ -1,13 +1,17 @@
-"""Numbers of two evaluations side by side, if they were measured alike."""
+"""Compare the numbers of two evaluations, if they were measured alike."""
 
-import json
+import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from vavae.config.image_size import format_size
 from vavae.errors import UserError
 from vavae.evaluation.table import telling_columns, telling_names, wide_console
+from vavae.io.files import parse_json
 from vavae.metrics import MetricRecord
 
 
@@ -18,7 +22,7 @@ class Comparison:
     Attributes:
         first: From the first file.
         second: From the second file.
-        obstacles: Fields of the protocol in which they differ and must not.
+        obstacles: Fields of the protocol that differ and must be equal.
     """
 
     first: MetricRecord
@@ -27,11 +31,11 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Second minus first."""
+        """The second value minus the first."""
         return self.second.value - self.first.value
 
     def reasons(self) -> list[str]:
-        """One line for each obstacle: the field and both of its values."""
+        """Return one line for each obstacle: the field and both of its values."""
         return [f"{name}: {_stated(self.first, name)} against {_stated(self.second, name)}" for name in self.obstacles]
 
 
@@ -45,24 +49,41 @@ def _stated(record: MetricRecord, name: str) -> str:
 
 
 def read_records(path: str | Path) -> list[MetricRecord]:
-    """Records that `vavae evaluate --output` wrote.
+    """Read records that `vavae evaluate --output` wrote.
 
     Raises:
-        UserError: No such file, or it holds something else.
+        UserError: The file is missing, damaged or something else.
     """
     try:
-        plain = json.loads(Path(path).read_text())
-        return [MetricRecord.from_dict(entry) for entry in plain]
+        plain = parse_json(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(plain, list):
+            raise TypeError("it is not a list")
+        records = [MetricRecord.from_dict(entry) for entry in plain]
+        for part in (part for record in records for part in (record, record.protocol)):
+            for f in fields(part):
+                if not _fits(getattr(part, f.name), f.type):
+                    raise TypeError(f"{f.name} cannot be {getattr(part, f.name)!r}")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
-        raise UserError(f"{path}: holds no records of 'vavae evaluate' ({type(error).__name__}: {error})") from error
+        raise UserError(f"{path}: not a result of 'vavae evaluate' ({type(error).__name__}: {error})") from error
+    return records
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Return whether a value has the type of a field, looking no deeper than lists and mappings."""
+    for option in get_args(kind) if isinstance(kind, UnionType) or get_origin(kind) is Union else (kind,):
+        whole = option is float and type(value) is int
+        literal = get_origin(option) is Literal
+        if whole or (value in get_args(option) if literal else isinstance(value, get_origin(option) or option)):
+            return True
+    return False
 
 
 def pair_records(first: Sequence[MetricRecord], second: Sequence[MetricRecord]) -> list[Comparison]:
-    """Pair records of equal name, those with the fewest obstacles first; each enters one pair.
+    """Pair records of equal name, in the order of fewest obstacles. Each record enters at most one pair.
 
-    So of several guidance scales, or several networks, in both files, like meets like.
+    If both files have several guidance scales or several networks, equal ones are paired.
     """
     candidates = [
         (len(obstacles), i, j, obstacles)
@@ -86,11 +107,11 @@ def compare_files(first: str | Path, second: str | Path, force: bool = False) ->
     Args:
         first: JSON file of records.
         second: JSON file of records.
-        force: Compare numbers of unlike protocols too.
+        force: Compare numbers of different protocols too.
 
     Raises:
-        UserError: The files share no metric, or, without `force`, the protocols of a pair differ; the message
-            names every field with both of its values.
+        UserError: The files share no metric, or, without `force`, the protocols of a pair differ. The message names
+            every field with both of its values.
     """
     pairs = pair_records(read_records(first), read_records(second))
     if not pairs:
@@ -106,9 +127,9 @@ def compare_files(first: str | Path, second: str | Path, force: bool = False) ->
 
 
 def print_comparison(pairs: Sequence[Comparison], first: str, second: str) -> None:
-    """A table of both numbers and their difference, and below it what differs in the protocols.
+    """Print a table of both numbers and their difference, then differing protocols and metrics of one file only.
 
-    Columns are named by what tells the paths apart; what tells rows of one name apart has columns of its own.
+    The shortest distinct ends of the paths name the columns. Further columns distinguish rows of one name.
     """
     from rich.table import Table
 
@@ -116,19 +137,24 @@ def print_comparison(pairs: Sequence[Comparison], first: str, second: str) -> No
     shown = telling_columns([pair.first for pair in pairs])
     table = Table(box=None, pad_edge=False)
     for heading in ("metric", *shown):
-        table.add_column(heading, overflow="fold")  # in a narrow terminal nothing is cut off
+        table.add_column(heading, overflow="fold")  # a narrow terminal cuts nothing off
     for heading in (names[first].removesuffix(".json"), names[second].removesuffix(".json"), "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("")
     for row, pair in enumerate(pairs):
         higher = pair.first.higher_is_better
         verdict = ""
-        if higher is not None and pair.difference != 0:
+        if higher is not None and pair.difference != 0 and not math.isnan(pair.difference):
             verdict = "better" if (pair.difference > 0) == higher else "worse"
         values = (f"{pair.first.value:.4f}", f"{pair.second.value:.4f}", f"{pair.difference:+.4f}")
-        told = (cells[row] for cells in shown.values())
-        table.add_row(pair.first.name, *told, *values, "not alike" if pair.obstacles else verdict)
+        cells = (column[row] for column in shown.values())
+        table.add_row(pair.first.name, *cells, *values, "not alike" if pair.obstacles else verdict)
     console = wide_console()
     console.print(table)
     for reason in dict.fromkeys(reason for pair in pairs for reason in pair.reasons()):
         console.print(f"differs: {reason}")
+    paired = Counter(pair.first.name for pair in pairs)
+    for path in (first, second):
+        alone = Counter(record.name for record in read_records(path)) - paired
+        if alone:
+            console.print(f"only in {path}: {', '.join(alone)}")

@@ -1,19 +1,20 @@
-"""Features on the disk in blocks of images, so that memory is constant, a stopped run goes on, and processes share.
+"""Stored features of images, in blocks: constant memory, stopped runs resume, processes share the work.
 
-A block is a fixed number of consecutive images of a set. Its features lie in one file per network, named by a hash of
-the images' content (or of what determines generated images) and the network's fingerprint. Moments and scores are then
-added up block by block in order: the numbers do not depend on who computed which block, or when.
+A block is a fixed number of consecutive images of a set. Its features are in one file per network and part. The file's
+name is a hash of the images' content (or of all that determines generated images) and the network's fingerprint.
+Moments and scores are added up block by block in order, so the numbers do not depend on which process computed which
+block, or when.
 """
 
 import fcntl
 import io
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,20 +26,22 @@ from vavae.device import device_lock, without_tf32
 from vavae.errors import RunError, UserError
 from vavae.io.files import drop_drafts, written_whole
 from vavae.io.hashing import digest, tensor_digest
-from vavae.metrics import FeatureNetwork, RunningMoments
+from vavae.metrics import FeatureNetwork, RunningMoments, moments_of
 from vavae.metrics.inception import full_precision
 from vavae.progress import track
 from vavae.training.parallel import World
 
 BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
-_WAITING = 3  # batches of pixels that may wait for the networks
+_AHEAD = 3  # batches of pixels that may wait for the networks
+
+T = TypeVar("T")
 
 
 class BlockStore:
-    """Named tensors on the disk, each file written whole or not at all.
+    """Named tensors on the disk. Each file is written whole or not at all.
 
     Args:
-        folder: Where; it may be deleted at any time, which costs the work only.
+        folder: Folder of the files. Deleting it at any time loses only the work.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,7 +49,7 @@ class BlockStore:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Mark the store as in use. Drafts of killed processes go first, unless another process uses the store."""
+        """Mark the store as in use. Remove drafts of killed processes first, unless another process uses the store."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a") as lock:
             with suppress(OSError):  # it is in use, or the file system has no locks
@@ -61,15 +64,15 @@ class BlockStore:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def has(self, key: str) -> bool:
-        """Whether there is a file of this name."""
+        """Return whether a file of this name exists."""
         return self._path(key).is_file()
 
     def rows(self, key: str, name: str) -> int | None:
-        """Length of the tensor `name` under `key`, read without its values; None where there is none.
+        """Return the length of the tensor `name` under `key` without reading its values, or None if it is missing.
 
         Raises:
             UserError: The file is damaged; the message names it.
-            OSError: It cannot be read now.
+            OSError: The file cannot be read now.
         """
         path = self._path(key)
         if not path.is_file():
@@ -78,18 +81,17 @@ class BlockStore:
             return stored.get_slice(name).get_shape()[0] if name in stored.keys() else None  # noqa: SIM118
 
     def read(self, key: str) -> dict[str, Tensor]:
-        """The tensors under `key`.
+        """Return the tensors under `key`.
 
         Raises:
             UserError: The file is missing or damaged; the message names it.
-            OSError: It cannot be read now.
+            OSError: The file cannot be read now.
         """
         path = self._path(key)
         with _opened(path) as stored:
-            said = stored.metadata() or {}
+            recorded = (stored.metadata() or {}).get("sha256")
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        # Files of former versions have no digest.
-        if "sha256" in said and said["sha256"] != _content(tensors):
+        if recorded != _content(tensors):
             raise _damaged(path, "not what was written")
         return tensors
 
@@ -103,9 +105,9 @@ class BlockStore:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
-    """A file of tensors. Only what is wrong with the file itself is damage: too many open files, say, is not."""
+    """Open a file of tensors. Only faults of the file itself are damage; too many open files, for example, are not."""
     try:
-        with path.open("rb"):  # the library calls whatever it cannot open missing
+        with path.open("rb"):  # the library reports every file that it cannot open as missing
             pass
         with safe_open(path, "pt") as stored:
             yield stored
@@ -126,9 +128,9 @@ class Block:
     """Some consecutive images of a set.
 
     Attributes:
-        key: Hash of their content, or of what determines it.
-        batches: Batch size -> their pixels, (B, H, W, 3) uint8 each, in order.
-        complete: Whether all that `batches` stores by the way is there already.
+        key: Hash of their content, or of all that determines it.
+        batches: Function from a batch size to their pixels in order, (B, H, W, 3) uint8 each.
+        complete: Whether everything that `batches` also stores exists already.
     """
 
     key: str
@@ -140,9 +142,9 @@ class ImageBlocks(Protocol):
     """A set of images in blocks of `BLOCK`.
 
     Attributes:
-        name: What to call it.
+        name: Name of the set, for messages.
         count: Number of images.
-        size: Of its images in pixels; None where only the images know.
+        size: Size of the images in pixels; None if only the images know it.
     """
 
     name: str
@@ -150,7 +152,7 @@ class ImageBlocks(Protocol):
     size: Size | None
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block of these images."""
+        """Return the block of these images."""
         ...
 
 
@@ -162,9 +164,9 @@ class StoredFeatures:
         network: The network.
         count: Number of images.
         content: Hash of the images.
-        store: Where the features are.
-        keys: Content of each block.
-        parts: What of the network's features was asked for.
+        store: Store of the features.
+        keys: Hash of each block's images.
+        parts: Parts of the network's output that are stored.
     """
 
     network: FeatureNetwork
@@ -175,24 +177,19 @@ class StoredFeatures:
     parts: tuple[str, ...] = ("pool",)
 
     def blocks(self, part: str = "pool") -> Iterator[Tensor]:
-        """Features (B, d) float32, block by block in order."""
+        """Yield the features (B, d) float32, block by block in order."""
         for key in self.keys:
             yield self.store.read(_file_key(key, self.network, part))[part]
 
     def moments(self, part: str = "pool") -> RunningMoments:
-        """Mean and covariance, in constant memory."""
-        moments: RunningMoments | None = None
-        for block in self.blocks(part):
-            moments = moments or RunningMoments(block.shape[1])
-            moments.update(block)
-        assert moments is not None
-        return moments
+        """Return mean and covariance, in constant memory."""
+        return moments_of(self.blocks(part))
 
     def all(self, part: str = "pool") -> Tensor:
-        """All features, (N, d) float32."""
+        """Return all features, (N, d) float32."""
         found = torch.empty(0)
         filled = 0
-        # Not a list of blocks put together, which would hold all of them twice.
+        # Joining a list of blocks would hold all of them twice.
         for block in self.blocks(part):
             found = found if filled else block.new_empty(self.count, *block.shape[1:])
             found[filled : filled + len(block)] = block
@@ -213,28 +210,27 @@ def extract(
     description: str,
     parts: Sequence[str] = ("pool",),
 ) -> dict[str, StoredFeatures]:
-    """Features of all images by several networks in one pass; what is stored already is not computed again.
+    """Compute features of all images by several networks in one pass, and store them.
 
-    A stored block with features of more or fewer images than the block has is computed anew.
-
-    A thread decodes or draws the next images while the networks see the last ones. Every process takes every n-th
-    block; all must call this alike.
+    Stored blocks are not computed again, except if a file has features of another number of images. A thread decodes
+    or draws the next images while the networks compute. Each process takes every n-th block; all processes must call
+    this with the same arguments.
 
     Args:
         images: The set.
         networks: The networks.
-        store: Where features go.
-        batch_size: Images at once.
-        processes: Who shares the work.
-        description: For the progress bar.
-        parts: Which of what the networks say.
+        store: Store of the features.
+        batch_size: Images per batch.
+        processes: Processes that share the work.
+        description: Text of the progress bar.
+        parts: Parts of the networks' outputs to store, as far as a network has them.
 
     Returns:
         The features by name of network.
 
     Raises:
-        UserError: There are no images, or two networks have one name.
-        RunError: A network gave features of more or fewer images than it was shown.
+        UserError: The set is empty, or two networks have one name.
+        RunError: A network gave features of another number of images, or features that are not finite.
     """
     if images.count == 0:
         raise UserError(f"{images.name}: there are no images")
@@ -242,38 +238,49 @@ def extract(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"network: {twice} is named twice")
-    starts = list(range(0, images.count, BLOCK))
+    starts = range(0, images.count, BLOCK)
     mine = starts[processes.rank :: processes.size]
     wanted = {network.name: [part for part in dict.fromkeys(parts) if part in network.parts] for network in networks}
-    keys: dict[int, str] = {}
-    total = sum(_length(images, start) for start in mine)
     device = networks[0].device if networks else torch.device("cpu")
+
+    def missing(block: Block, count: int) -> list[FeatureNetwork]:
+        """Return the networks that have no features of a block of `count` images."""
+        return [n for n in networks if any(store.rows(_file_key(block.key, n, p), p) != count for p in wanted[n.name])]
+
+    keys: dict[int, str] = {}
+    found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    total = sum(_length(images, start) for start in mine)
     with (
         store.in_use(),
-        # Held for all of it: the networks switch it, and a generator in the other thread must not notice.
+        # Held for all blocks: the networks switch it, and a generator in the other thread must not notice.
         full_precision(device),
         track(description, total, "images", stream=None if processes.first else io.StringIO()) as bar,
-        _Ahead(images, mine, batch_size, _missing(networks, wanted, store), device) as blocks,
+        closing(_ahead(_batches(images, mine, batch_size, missing, device))) as batches,
     ):
-        for start, block, missing in blocks:
-            keys[start] = block.key
-            found: dict[str, dict[str, list[Tensor]]] = {n.name: {p: [] for p in wanted[n.name]} for n in missing}
-            for pixels in blocks.pixels():
-                for network in missing:
+        for start, block, lacking, pixels in batches:
+            # Features of one batch.
+            if pixels is not None:
+                for network in lacking:
                     with device_lock(device):
                         with without_tf32():
-                            said = network.all_parts(pixels)
+                            outputs = network.all_parts(pixels)
                         for part in wanted[network.name]:
-                            found[network.name][part].append(said[part].cpu())
+                            found[network.name, part].append(outputs[part].cpu())
                 bar.advance(len(pixels))
-            for network in missing:
-                for part, values in found[network.name].items():
-                    features, count = torch.cat(values), _length(images, start)
+                continue
+            # The end of a block: store its features.
+            count = _length(images, start)
+            for network in lacking:
+                for part in wanted[network.name]:
+                    features = torch.cat(found.pop((network.name, part)))
                     if len(features) != count:
                         raise RunError(f"{network.name}: gave {len(features)} features ({part}) of {count} images")
+                    if not bool(features.isfinite().all()):
+                        raise RunError(f"{network.name}: features ({part}) of {images.name} are not finite")
                     store.write(_file_key(block.key, network, part), {part: features})
-            if not missing and block.complete:
-                bar.advance(_length(images, start))
+            if not lacking and block.complete:
+                bar.advance(count)
+            keys[start] = block.key
     everyone = {start: key for part in processes.gather(keys) for start, key in part.items()}
     ordered = tuple(everyone[start] for start in starts)
     content = digest(images.count, *ordered)
@@ -281,106 +288,45 @@ def extract(
 
 
 def _length(images: ImageBlocks, start: int) -> int:
-    """Number of images of the block that begins at `start`."""
+    """Return the number of images of the block that begins at `start`."""
     return min(BLOCK, images.count - start)
 
 
-def _missing(
-    networks: Sequence[FeatureNetwork], wanted: dict[str, list[str]], store: BlockStore
-) -> Callable[[Block, int], list[FeatureNetwork]]:
-    """Which networks have no features of a block of so many images."""
+def _batches(
+    images: ImageBlocks,
+    starts: Sequence[int],
+    batch_size: int,
+    missing: Callable[[Block, int], list[FeatureNetwork]],
+    device: torch.device,
+) -> Iterator[tuple[int, Block, list[FeatureNetwork], Tensor | None]]:
+    """Yield the batches of each block that networks need, and None at the end of every block.
 
-    def find(block: Block, count: int) -> list[FeatureNetwork]:
-        return [n for n in networks if any(store.rows(_file_key(block.key, n, p), p) != count for p in wanted[n.name])]
-
-    return find
-
-
-_Item = tuple[int, Block, list[FeatureNetwork]] | Tensor | BaseException | None
-
-
-class _Ahead:
-    """Blocks and their pixels, made by a thread a few batches ahead of whoever takes them.
-
-    Iterate over it for blocks; for each, iterate over `pixels()`, which is empty where nothing is missing.
+    Each comes with the number of the block's first image, the block, and the networks that need it.
     """
+    # A stream of its own lets sampling and feature networks share a GPU.
+    with torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext():
+        for start in starts:
+            count = _length(images, start)
+            block = images.open(range(start, start + count))
+            lacking = missing(block, count)
+            if lacking or not block.complete:
+                batches = iter(block.batches(batch_size))
+                while True:
+                    with device_lock(device):
+                        pixels = next(batches, None)
+                    if pixels is None:
+                        break
+                    yield start, block, lacking, pixels
+            yield start, block, lacking, None
 
-    def __init__(
-        self,
-        images: ImageBlocks,
-        starts: Sequence[int],
-        batch_size: int,
-        missing: Callable[[Block, int], list[FeatureNetwork]],
-        device: torch.device,
-    ) -> None:
-        self._images = images
-        self._starts = starts
-        self._batch_size = batch_size
-        self._missing = missing
-        self._device = device
-        self._queue: queue.Queue[_Item] = queue.Queue(_WAITING)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def __enter__(self) -> "_Ahead":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        while self._thread.is_alive():  # it may be waiting for room in the queue
-            try:
-                self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
-        self._thread.join()
-
-    def _work(self) -> None:
-        # A stream of its own lets sampling and feature networks share a GPU.
-        stream = torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext()
-        try:
-            with stream:
-                for start in self._starts:
-                    count = _length(self._images, start)
-                    block = self._images.open(range(start, start + count))
-                    missing = self._missing(block, count)
-                    if not self._put((start, block, missing)):
-                        return
-                    if missing or not block.complete:
-                        batches = iter(block.batches(self._batch_size))
-                        while (pixels := self._next(batches)) is not None:
-                            if not self._put(pixels):
-                                return
-                    self._put(None)
-        except BaseException as error:
-            self._put(error)
-            return
-        self._put(None)
-
-    def _next(self, batches: Iterator[Tensor]) -> Tensor | None:
-        with device_lock(self._device):
-            return next(batches, None)
-
-    def _put(self, item: _Item) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def _get(self) -> _Item:
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def __iter__(self) -> Iterator[tuple[int, Block, list[FeatureNetwork]]]:
-        while isinstance(item := self._get(), tuple):
+def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """Yield the items in order; one thread makes the next ones meanwhile. Close it to stop the thread."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        waiting = deque(pool.submit(next, items, None) for _ in range(_AHEAD))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, items, None))
             yield item
-
-    def pixels(self) -> Iterator[Tensor]:
-        """The batches of the block last taken."""
-        while isinstance(item := self._get(), Tensor):
-            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""How generated images compare with real ones: FID, sFID, Inception Score, precision and recall, KID, FDr."""
+"""Compare generated images with real ones: FID, sFID, Inception Score, precision and recall, KID, FDr."""
 
 import hashlib
 import re
@@ -35,21 +35,21 @@ Metric = Literal["frechet", "sfid", "inception_score", "precision_recall", "kid"
 METRICS: tuple[Metric, ...] = ("frechet", "sfid", "inception_score", "precision_recall", "kid")
 _PARTS: dict[Metric, str] = {"sfid": "spatial", "inception_score": "logits"}
 _OF_NEIGHBOURS: tuple[Metric, ...] = ("precision_recall", "kid")
-# Images on both sides together up to which each is compared with each unasked: on a CPU that is 8e13 float64 operations
-# of 2,048 features and an hour on two cores, on a GPU 8e15 and two minutes to two hours.
+# The most images, samples and reference together, that are compared pairwise unless a metric is required. With 2,048
+# features a CPU needs 8e13 float64 operations for them, an hour on two cores; a GPU 8e15, two minutes to two hours.
 _COMPARED = {"cpu": 200_000, "cuda": 2_000_000}
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean and covariance that a file holds.
+    """Mean and covariance read from a file.
 
     Attributes:
-        pool: Of the pooled features.
-        spatial: Of the spatial features; None where the file has none.
-        count: Number of images behind them; None where the file does not say.
+        pool: Moments of the pooled features.
+        spatial: Moments of the spatial features; None if the file has none.
+        count: Number of images they were computed over; None if the file does not say.
         fingerprint: sha256 over the numbers.
-        origin: How it is known which network they are of.
+        origin: How the network of these features is known.
     """
 
     pool: RunningMoments
@@ -61,13 +61,13 @@ class Statistics:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What samples are measured against.
+    """Reference of a measurement.
 
     Attributes:
-        name: What to call it.
-        features: Features of its images by network; empty where there are statistics only.
-        statistics: Statistics of a file by network: where they are, they stand for its images in distances.
-        size: Of its images in pixels, where it is known.
+        name: Name in records and messages.
+        features: Features of its images by network; empty if there are only statistics.
+        statistics: Statistics of a file by network. Distances use them instead of the images' features.
+        size: Size of its images in pixels, if it is known.
     """
 
     name: str
@@ -76,34 +76,34 @@ class Reference:
     size: Size | None
 
     def moments(self, network: str, part: str = "pool") -> tuple[RunningMoments, int | None, str] | None:
-        """Moments, number of images and hash; None where it cannot tell.
+        """Return moments, number of images and hash, or None if there are none of this part.
 
         Raises:
-            UserError: It knows nothing of this network.
+            UserError: There is nothing of this network.
         """
         if network in self.statistics:
             stored = self.statistics[network]
             found = stored.pool if part == "pool" else stored.spatial
             return None if found is None else (found, stored.count, stored.fingerprint)
         if network not in self.features:
-            raise UserError(f"{self.name}: holds no images, and no statistics of {network} features")
+            raise UserError(f"{self.name}: has neither images nor statistics of {network} features")
         features = self.features[network]
         return features.moments(part), features.count, features.content
 
 
 def read_statistics(path: str | Path, networks: Sequence[FeatureNetwork]) -> dict[str, Statistics]:
-    """Reference statistics `mu`, `sigma` (and `mu_s`, `sigma_s`) of an npz, as ADM and others publish them.
+    """Read reference statistics `mu`, `sigma` (and `mu_s`, `sigma_s`) from an npz, as ADM and others publish them.
 
-    Which network they are of: files of `save_statistics` say it. `mu_s` is in ADM's files only, which are of
-    `inception`. clean-fid's names of files hold its mode. Any other file, such as pytorch-fid's and EDM's, does not
-    say it, and is taken for the one Inception among `networks`, or for `inception` where there are several.
+    The network of the features is found in this order: files of `save_statistics` record it; only ADM's files have
+    `mu_s`, and their network is `inception`; clean-fid writes its mode into the file name. Other files, such as
+    pytorch-fid's and EDM's, do not record it: the one Inception among `networks` is assumed, or `inception` if there
+    are several.
 
     Returns:
-        By network; empty where the file holds neither `mu` nor `sigma`, or none of these networks.
+        Statistics by network; empty if the file has neither `mu` nor `sigma`, or is of none of these networks.
 
     Raises:
-        UserError: The file cannot be read, holds a mean without a covariance, or its numbers cannot be statistics of
-            a network it is said to be of.
+        UserError: The file cannot be read, has a mean without a covariance, or its numbers do not fit the network.
     """
     arrays = read_npz(path)
     lacking = {"mu", "sigma"} - arrays.keys()
@@ -122,9 +122,11 @@ _CLEAN_FID = {"clean": "inception-clean", "legacy_tensorflow": "inception", "leg
 def _networks_of(
     path: Path, arrays: dict[str, np.ndarray], networks: Sequence[FeatureNetwork]
 ) -> tuple[list[FeatureNetwork], str]:
-    """Those of `networks` that the statistics of a file are of, and how that is known."""
+    """Return the networks whose features the statistics describe, and how that is known."""
     if "network_hash" in arrays:
         return [n for n in networks if n.fingerprint == str(arrays["network_hash"])], "by its hash"
+    if "network" in arrays:
+        return [n for n in networks if n.name == str(arrays["network"])], "by its name"
     if "mu_s" in arrays:
         return [n for n in networks if n.kind == "inception"], "mu_s is in ADM's files"
     mode = re.search(f"_({'|'.join(_CLEAN_FID)})_", path.name)
@@ -138,13 +140,13 @@ def _networks_of(
 
 def _statistics(arrays: dict[str, np.ndarray], path: str, network: FeatureNetwork, origin: str) -> Statistics:
     fingerprint = hashlib.sha256()
-    # What the network says of any image tells how many numbers there must be.
-    said = network.all_parts(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+    # The features of any image show how many numbers there must be.
+    shown = network.all_parts(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
 
     def moments(mean: str, covariance: str, part: str) -> RunningMoments:
         found = RunningMoments.from_arrays(arrays, path, mean, covariance)
-        if part in said and said[part].shape[1] != len(found.mean):
-            wanted = said[part].shape[1]
+        if part in shown and shown[part].shape[1] != len(found.mean):
+            wanted = shown[part].shape[1]
             raise UserError(
                 f"{path}: {mean} has {len(found.mean):,} numbers, the features of {network.name} {wanted:,}"
             )
@@ -158,7 +160,7 @@ def _statistics(arrays: dict[str, np.ndarray], path: str, network: FeatureNetwor
 
 
 def save_statistics(path: str | Path, features: StoredFeatures) -> None:
-    """Write `mu`, `sigma`, the same with `_s` where there are spatial features, and which network they are of."""
+    """Write `mu` and `sigma`, `mu_s` and `sigma_s` if there are spatial features, and the network's name and hash."""
     arrays: dict[str, object] = {"count": features.count, "network": features.network.name}
     arrays["network_hash"] = features.network.fingerprint
     for part, suffix in (("pool", ""), ("spatial", "_s")):
@@ -170,7 +172,7 @@ def save_statistics(path: str | Path, features: StoredFeatures) -> None:
 
 
 def parts_for(metrics: Sequence[Metric]) -> tuple[str, ...]:
-    """Which parts of features the metrics need."""
+    """Return the parts of features that the metrics need."""
     return ("pool", *(_PARTS[metric] for metric in metrics if metric in _PARTS))
 
 
@@ -185,22 +187,25 @@ def open_reference(
     required: Sequence[Metric] = (),
     samples: int | None = None,
 ) -> Reference:
-    """The reference: `images`, or the images and statistics of an npz.
+    """Open the reference: `images`, or the images and statistics of an npz.
+
+    A metric that cannot be measured with these networks, this reference and this number of samples is left out, which
+    is printed.
 
     Args:
-        images: The images, where there is no npz.
+        images: The images, if there is no npz.
         npz: The file.
         networks: Feature networks.
-        metrics: What shall be measured against it, as far as networks and reference allow.
-        store: Where features go.
-        batch_size: Images at once.
-        processes: Who shares the work.
-        required: Those of `metrics` that must come out.
-        samples: Number of samples that will be measured against it, where it is known.
+        metrics: Metrics to measure against the reference.
+        store: Store of the features.
+        batch_size: Images per batch.
+        processes: Processes that share the work.
+        required: Metrics that must not be left out.
+        samples: Number of samples that will be measured, if it is known.
 
     Raises:
-        UserError: There is none, the npz holds neither, or only statistics of other networks; or, before any feature
-            is computed, one of `required` cannot be measured with these networks, this reference and so few samples.
+        UserError: There is no reference, the npz has neither images nor statistics of the networks, or one of
+            `required` cannot be measured. No feature has been computed then.
     """
     statistics: dict[str, Statistics] = {}
     if npz is not None:
@@ -209,22 +214,24 @@ def open_reference(
             print(f"reference: the statistics in {npz} are taken for those of {network}: {found.origin}")
     if images is None:
         if npz is None:
-            raise UserError("reference: neither images nor an npz")
+            raise UserError("reference: images or an npz are needed")
         lacking = [network.name for network in networks if network.name not in statistics]
         if lacking:
             raise UserError(
-                f"reference: {npz} holds no images (arr_0), and no statistics of the network {lacking[0]} (mu, sigma): "
-                "statistics of one network mean nothing to another"
+                f"reference: {npz} must have images (arr_0), or statistics of the network {lacking[0]} (mu, sigma); "
+                "statistics of one network cannot be compared with features of another"
             )
     name = npz or (images.name if images is not None else "")
-    for metric in required:
+    for metric in metrics:
         lack = _what_lacks(metric, networks, statistics, name, None if images is None else images.count, samples)
-        if lack is not None:
+        if lack is not None and metric in required:
             raise UserError(f"metrics: {metric} needs {lack}")
+        if lack is not None and processes.first:
+            print(f"{metric} is left out: it needs {lack}")
     if images is None:
         return Reference(name, {}, statistics, None)
     if images.count < 2 and any(network.name not in statistics for network in networks):
-        raise UserError(f"reference: {name} holds one image only; at least 2 are needed")
+        raise UserError(f"reference: {name} must have at least 2 images, got 1")
     parts = [part for part in parts_for(metrics) if part != "logits"]
     features = extract(images, networks, store, batch_size, processes, "reference", parts)
     return Reference(name, features, statistics, images.size)
@@ -238,9 +245,9 @@ def _what_lacks(
     images: int | None,
     samples: int | None,
 ) -> str | None:
-    """What a metric needs that is not there, for a message; None where it can be measured with one network at least.
+    """Return what a metric lacks, for a message, or None if at least one network can measure it.
 
-    `images` is the number of the reference's images, None where there are statistics only.
+    `images` is the number of the reference's images, or None if there are only statistics.
     """
     able = [network for network in networks if _PARTS.get(metric, "pool") in network.parts]
     named = ", ".join(network.name for network in networks)
@@ -250,10 +257,10 @@ def _what_lacks(
         if not able:
             return f"spatial features, which {named} cannot give: --network inception has them"
         if all(n.name in statistics and statistics[n.name].spatial is None for n in able):
-            return f"mu_s and sigma_s, which {reference} does not hold"
+            return f"mu_s and sigma_s, which {reference} does not have"
     if metric in _OF_NEIGHBOURS:
         if images is None:
-            return f"the features of real images, and {reference} holds statistics only"
+            return f"the features of real images, and {reference} has only statistics"
         few = [count for count in (samples, images) if count is not None and count < 4]
         if few:
             return f"at least 4 samples and 4 reference images, not {few[0]}"
@@ -262,15 +269,15 @@ def _what_lacks(
 
 @dataclass(frozen=True)
 class Measuring:
-    """What is measured, and how.
+    """Metrics to measure, and their settings.
 
     Attributes:
-        metrics: Which metrics.
-        required: Those of them that are measured however long it takes.
+        metrics: The metrics.
+        required: Metrics that are measured however long it takes.
         manifold_reference: Reference images for precision and recall, spread evenly; 10,000 in ADM's protocol.
-        bootstrap: Repetitions for an interval of Fréchet distances; 0 for none.
-        seed: Of the bootstrap.
-        device: Where distances between features are computed.
+        bootstrap: Repetitions for an interval of Fréchet distances; 0 for no interval.
+        seed: Seed of the bootstrap.
+        device: Device that computes distances between features.
     """
 
     metrics: tuple[Metric, ...] = METRICS
@@ -282,7 +289,7 @@ class Measuring:
 
 
 def distance_name(network: str, part: str = "pool") -> str:
-    """What the Fréchet distance on a network's features is called."""
+    """Return the name of the Fréchet distance on a network's features."""
     if part == "spatial":
         return "sFID"
     return "FID" if network.startswith("inception") else "Fréchet distance"
@@ -295,17 +302,17 @@ def generation_records(
     measuring: Measuring,
     real: dict[str, StoredFeatures] | None = None,
 ) -> Iterator[MetricRecord]:
-    """All metrics that the features allow, each when it is known: what may take hours, or all memory, comes last.
+    """Yield all metrics that the features allow. Those that may take hours, or much memory, come last.
 
     Args:
         samples: Features of the samples by network.
         reference: The reference.
-        protocol: What is known already of how it was measured.
-        measuring: Which metrics.
+        protocol: Protocol of the samples.
+        measuring: Metrics to measure.
         real: Features of other real images, whose distance to the reference is the unit of FDr.
 
     Raises:
-        UserError: A set holds too few images, or `real` are the images of the reference.
+        UserError: A set has too few images, or `real` are the images of the reference.
     """
     if "frechet" in measuring.metrics and any(_is_reference(images, reference) for images in (real or {}).values()):
         raise UserError(f"real_split: its images are those of the reference {reference.name} itself")
@@ -337,13 +344,13 @@ def generation_records(
         yield _ratio(distances, real, reference, measuring)
     for name, features in samples.items():
         if name in reference.features:
-            yield from _neighbourhoods(features, reference.features[name], protocols[name], measuring)
+            yield from _neighborhoods(features, reference.features[name], protocols[name], measuring)
 
 
 def _ratio(
     distances: dict[str, MetricRecord], real: dict[str, StoredFeatures], reference: Reference, measuring: Measuring
 ) -> MetricRecord:
-    """FDr: the mean over networks of `distances`, each in units of the distance of `real` to the same reference."""
+    """Return FDr: the mean over networks of `distances`, each divided by the distance of `real` to the reference."""
     plain = replace(measuring, bootstrap=0)
     units = {name: _distances(real[name], reference, d.protocol, plain, "pool")[0] for name, d in distances.items()}
     first = next(iter(real.values()))
@@ -359,7 +366,7 @@ def _ratio(
 
 
 def _is_reference(images: StoredFeatures, reference: Reference) -> bool:
-    """Whether the reference is of the same images, be it their statistics only."""
+    """Return whether the reference has the same images, or their statistics."""
     known = reference.moments(images.network.name)
     return known is not None and torch.equal(known[0].mean, images.moments("pool").mean)
 
@@ -372,7 +379,7 @@ def _distances(
         return []
     moments, count, fingerprint = known
     if features.count < 2 or moments.count < 2:
-        raise UserError(f"a covariance needs at least 2 images, not {features.count} and {moments.count}")
+        raise UserError(f"a covariance needs at least 2 images, got {features.count} and {moments.count}")
     value = features.moments(part).distance(moments)
     interval = None
     if measuring.bootstrap:
@@ -389,10 +396,10 @@ def _distances(
     return [MetricRecord(name, value, protocol, higher_is_better=False, interval=interval)]
 
 
-def _neighbourhoods(
+def _neighborhoods(
     features: StoredFeatures, reference: StoredFeatures, protocol: MeasurementProtocol, measuring: Measuring
 ) -> Iterator[MetricRecord]:
-    """Precision, recall and kernel distance, which need the features themselves."""
+    """Yield precision, recall and kernel distance, which need the features of every image."""
     kept = min(measuring.manifold_reference, reference.count)
     against: dict[Metric, int] = {"precision_recall": kept, "kid": reference.count}
     wanted = [metric for metric in _OF_NEIGHBOURS if metric in measuring.metrics]
@@ -415,7 +422,7 @@ def _neighbourhoods(
 
 
 def _affordable(metric: Metric, images: int, measuring: Measuring) -> bool:
-    """Whether so many images on both sides together are compared, each with each; says so where they are not."""
+    """Return whether `images`, samples and reference together, are compared pairwise; print it if they are not."""
     if metric in measuring.required or images <= _COMPARED[float64_device(measuring.device).type]:
         return True
     print(

@@ -1,12 +1,14 @@
-"""Sets of images to measure: sources, folders of samples, npz files, a generator, decoded latents."""
+"""Sets of images to measure: image sources, folders of samples, npz files, samples of a generator, decoded latents."""
 
+import math
 import re
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -22,29 +24,29 @@ from vavae.data.images import ImagesConfig
 from vavae.data.readable import reading
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line, printable
-from vavae.evaluation.features import Block
+from vavae.evaluation.features import Block, digest, tensor_digest
 from vavae.io.hashing import digest, tensor_digest
-from vavae.metrics.npz import check_unpacked
+from vavae.metrics.npz import STATISTICS, check_unpacked
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import draw
 
 
 def one_part(data: ImagesConfig) -> bool:
-    """Whether training and test part are the same images: there is no test part, and none are held out.
+    """Return whether training and test part are the same images: there is no test part, and none are held out.
 
     Raises:
-        UserError: A Hugging Face set that cannot be opened.
+        UserError: A Hugging Face set cannot be opened.
     """
     return data.holdout == 0 and not has_part(data.images, "test")
 
 
 class SourceBlocks:
-    """Images of a source, centre-cropped as ADM does.
+    """Images of a source, with ADM's center crop.
 
     Args:
         source: The images.
-        size: They are cropped to it.
-        workers: Threads that decode.
+        size: Size of the crop in pixels.
+        workers: Threads that decode images.
     """
 
     def __init__(self, source: ImageSource, size: Size, workers: int = 4) -> None:
@@ -55,33 +57,41 @@ class SourceBlocks:
         self._workers = workers
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """(len(indices), H, W, 3) uint8."""
+        """Return the pixels of these images, (len(indices), H, W, 3) uint8."""
         assert self.size is not None
         return load_pixels(self.source, indices, self.size, self._workers)
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is the hash of its pixels."""
+        """Return the block. Its key is the hash of its pixels."""
         return _block_of(self.pixels(indices))
 
 
 class ArrayBlocks:
-    """Images of an array as they are, which may be a file mapped into memory.
+    """Images of an array, which may be a file mapped into memory; neither cropped nor resized.
 
     Args:
         pixels: (N, H, W, 3) uint8.
-        name: What to call them.
+        name: Name of the file.
+        passed_over: Number of other arrays in the file by name.
+
+    Attributes:
+        found: Where the images are, and what was passed over.
+
+    Raises:
+        UserError: The array has another shape or type.
     """
 
-    def __init__(self, pixels: NDArray[np.uint8], name: str) -> None:
+    def __init__(self, pixels: NDArray[np.uint8], name: str, passed_over: Mapping[str, int] = MappingProxyType({})):
         if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
-            raise UserError(f"{name}: images must be (N, H, W, 3) uint8, not {pixels.shape} {pixels.dtype}")
+            raise UserError(f"{name}: images must be (N, H, W, 3) uint8, got {pixels.shape} {pixels.dtype}")
         self._pixels = pixels
         self.name = name
+        self.found = Found(name, passed_over)
         self.count = len(pixels)
         self.size: Size | None = size_of(*pixels.shape[1:3])
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is the hash of its pixels."""
+        """Return the block. Its key is the hash of its pixels."""
         return _block_of(torch.from_numpy(np.array(self._pixels[indices[0] : indices[-1] + 1])))
 
 
@@ -89,21 +99,20 @@ class FileBlocks:
     """Sample files of one size, neither cropped nor resized.
 
     Args:
-        folder: All images in it and below, in natural order, but for the grid of `vavae sample`.
+        folder: Folder of the samples. All images in it and below count, in natural order, except the grid that
+            `vavae sample` writes.
 
     Attributes:
-        found: What was passed over.
+        found: Where the images are, and what was passed over.
 
     Raises:
-        UserError: Fewer than two images, or (when they are read) images of several sizes.
+        UserError: There are fewer than two images, or (when they are read) they differ in size.
     """
 
     def __init__(self, folder: str | Path) -> None:
         root = Path(folder)
-        if root.is_file():
-            raise UserError(f"{folder}: is neither a folder of samples nor an npz")
         if not root.is_dir():
-            raise UserError(f"no such folder or file of samples: {folder}")
+            raise UserError(f"no such folder or npz of samples: {folder}")
         files, passed_over = _sample_files(root)
         self.found = Found(f"folder {root}", passed_over)
         if len(files) < 2:
@@ -115,7 +124,7 @@ class FileBlocks:
         self.size: Size | None = size_of(*self._shape[:2])
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is the hash of its pixels."""
+        """Return the block. Its key is the hash of its pixels."""
         with ThreadPoolExecutor(4) as pool:
             arrays = list(pool.map(lambda i: _pixels_of(self.files[i]), indices))
         if any(array.shape != self._shape for array in arrays):
@@ -138,7 +147,7 @@ def _sample_files(root: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:
-    """Sort key of a name in which numbers count as numbers."""
+    """Return the sort key of a name in which numbers are compared as numbers."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
@@ -152,13 +161,13 @@ def _block_of(pixels: Tensor) -> Block:
 
 
 class GeneratorBlocks:
-    """Samples 0 … of a generator, drawn when they are needed.
+    """Samples of a generator, numbered from 0 and drawn when they are needed.
 
     Args:
         generator: The generator.
         labels: Class of each sample.
         seed: Seed of the noise.
-        sampling: How they are drawn.
+        sampling: Settings of sampling.
         precision: Compute precision of the transformer.
         fingerprint: `generator.fingerprint()`.
     """
@@ -184,7 +193,7 @@ class GeneratorBlocks:
         self._described = digest("samples", fingerprint, to_plain(sampling), seed, mode)
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is a hash of all that determines its pixels."""
+        """Return the block. Its key is a hash of all that determines its pixels."""
         labels = [self._labels[i] for i in indices]
 
         def batches(batch_size: int) -> Iterator[Tensor]:
@@ -201,10 +210,10 @@ class LatentBlocks:
     """Decodings of latents.
 
     Args:
-        tokenizer: Decodes.
-        latents: (N, C, h, w), normalised.
-        precision: Compute precision.
-        name: What to call them.
+        tokenizer: Tokenizer that decodes.
+        latents: (N, C, h, w), normalized.
+        precision: Compute precision of the tokenizer.
+        name: Name of the set, for messages.
     """
 
     def __init__(self, tokenizer: Tokenizer, latents: Tensor, precision: InferencePrecision, name: str) -> None:
@@ -217,7 +226,7 @@ class LatentBlocks:
         self._described = digest("decoded", tokenizer.fingerprint(), self._mode)
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is a hash of tokenizer and latents."""
+        """Return the block. Its key is a hash of tokenizer and latents."""
         latents = self._latents[indices[0] : indices[-1] + 1]
 
         def batches(batch_size: int) -> Iterator[Tensor]:
@@ -230,42 +239,45 @@ class LatentBlocks:
 
 
 def npz_images(path: str | Path) -> ArrayBlocks | None:
-    """The images `arr_0` of an npz file, read as they are needed; None where it has none.
+    """Return the images `arr_0` of an npz file, which are read as they are needed, or None if it has none.
+
+    An uncompressed array is mapped into memory where it is; a compressed one is unpacked into a temporary file first.
 
     Raises:
-        UserError: No such file, no npz, a damaged one, or one that unpacks to far more than it takes.
+        UserError: The file is missing, damaged, not an npz, or unpacks to far more than it takes.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
             if "arr_0.npy" not in archive.namelist():
                 return None
-            member = archive.getinfo("arr_0.npy")
-            check_unpacked(member)
-            if member.compress_type == zipfile.ZIP_STORED:
-                pixels = _map_member(Path(path), archive, member)
-            else:
-                check_unpacked(member)
-                # Random access needs the array unpacked; the file goes when nothing maps it any more.
-                with tempfile.TemporaryDirectory() as folder:
-                    pixels = np.load(archive.extract(member, folder), mmap_mode="r", allow_pickle=False)
+            pixels = _map_array(Path(path), archive, archive.getinfo("arr_0.npy"))
     except Exception as error:  # a damaged archive fails in a dozen ways: compression, headers, sizes
         if fault_number(error) in DISK_FAULTS:  # where it is unpacked
             raise
         raise UserError(f"{path}: cannot be read as npz ({one_line(error)})") from error
-    return ArrayBlocks(pixels, str(path))
+    others = Counter(f"array {name}" for name in names if name not in ("arr_0", *STATISTICS))
+    return ArrayBlocks(pixels, str(path), others)
 
 
-def _map_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
-    """Map an uncompressed .npy member of a zip file into memory."""
+def _map_array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.uint8]:
+    """Map an .npy member of a zip file into memory."""
+    check_unpacked(member)
     with archive.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
         header = stream.tell()
-    if fortran or dtype.hasobject:
-        raise ValueError("arr_0 is no plain array in C order")
-    with path.open("rb") as file:
-        file.seek(member.header_offset + 26)  # lengths of name and extra field in the local header
-        name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
-    offset = member.header_offset + 30 + name_length + extra_length + header
-    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+    if dtype.hasobject:
+        raise ValueError("arr_0 must be a plain array, got Python objects")
+    if header + math.prod(shape) * dtype.itemsize != member.file_size:
+        raise ValueError(f"arr_0 has {member.file_size:,} bytes, which its shape {shape} does not fit")
+    with tempfile.TemporaryDirectory() as folder:  # it may go while the file is mapped
+        if member.compress_type == zipfile.ZIP_STORED:
+            with path.open("rb") as file:
+                file.seek(member.header_offset + 26)  # lengths of name and extra field in the local header
+                name_length, extra_length = (int.from_bytes(file.read(2), "little") for _ in range(2))
+            header += member.header_offset + 30 + name_length + extra_length
+        else:
+            path = Path(archive.extract(member, folder))
+        return np.memmap(path, dtype=dtype, mode="r", offset=header, shape=shape, order="F" if fortran else "C")

@@ -1,4 +1,4 @@
-"""Reconstructions as a set of images to measure; their fidelity is stored by the way, one value per image."""
+"""Reconstructions as a set of images to measure. Their fidelity is stored on the way, one value per image."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,16 +25,16 @@ _RECORD = "reconstructions.json"
 
 
 def published_evaluation_crop(source: ImageSource, index: int, size: Size) -> Tensor:
-    """An image as the published evaluation of tokenizers crops it, (3, H, W) float32 in [-1, 1].
+    """Return an image as the published evaluation of tokenizers crops it, (3, H, W) float32 in [-1, 1].
 
-    Resized until it just covers `size` (of a square, the short side becomes `size`), bilinear and anti-aliased, on
-    floats that are not rounded again; then the middle.
+    The image is resized until it just covers `size` (for a square, the short side becomes `size`), bilinear and
+    anti-aliased. The floats are not rounded again. Then the center is cut out.
     """
     import numpy as np
 
-    image = to_tensor(np.array(source.image(index)))[None]
+    image = to_tensor(np.array(source.image(index)))[None]  # (1, 3, H, W)
     (height, width), (rows, columns) = image.shape[2:], height_width(size)
-    # In whole numbers, as published: one side is as wanted, and the other, rounded down, at least that.
+    # In whole numbers, as published: one side is as requested; the other is rounded down, and at least as requested.
     lower = rows * width < columns * height
     covering = (columns * height // width, columns) if lower else (rows, rows * width // height)
     if covering != (height, width):
@@ -44,13 +44,13 @@ def published_evaluation_crop(source: ImageSource, index: int, size: Size) -> Te
 
 
 class Originals:
-    """Images as one convention crops them.
+    """Images with the crop of one convention.
 
     Args:
         source: The images.
-        size: They are cropped to it.
-        convention: Which crop.
-        workers: Threads that decode.
+        size: Size of the crop in pixels.
+        convention: Convention of the crop.
+        workers: Threads that decode images.
     """
 
     def __init__(self, source: ImageSource, size: Size, convention: Convention, workers: int = 4) -> None:
@@ -63,29 +63,29 @@ class Originals:
         self._strict = SourceBlocks(source, size, workers)
 
     def images(self, indices: Sequence[int]) -> Tensor:
-        """(len(indices), 3, H, W) float32 in [-1, 1]."""
+        """Return these images, (len(indices), 3, H, W) float32 in [-1, 1]."""
         if self.convention == "strict":
             return to_tensor(self._strict.pixels(indices))
         return torch.stack([published_evaluation_crop(self.source, int(i), self._size) for i in indices])
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block as 8-bit pixels; its key is their hash."""
+        """Return the block as 8-bit pixels. Its key is their hash."""
         pixels = to_uint8(self.images(indices))
         return Block(tensor_digest(pixels), lambda batch_size: iter(pixels.split(batch_size)))
 
 
 class Reconstructions:
-    """What a tokenizer makes of images: of the posterior's mean in the strict convention, of a sample as published.
+    """Reconstructions of images: from the posterior's mean in the strict convention, from a sample as published.
 
     Args:
         originals: The images.
         tokenizer: The tokenizer.
         perceptual: LPIPS networks by name.
-        store: Where the fidelity of each image goes.
+        store: Store of each image's fidelity.
         precision: Compute precision of the tokenizer.
-        seed: Of the posterior's samples.
-        folder: Where the reconstructions go as PNGs, `000000.png` and so on in the order of the images; None writes
-            none.
+        seed: Seed of the posterior's samples.
+        folder: Folder for the reconstructions as PNGs, `000000.png`, … in the order of the images; None writes no
+            images.
     """
 
     def __init__(
@@ -112,19 +112,21 @@ class Reconstructions:
         self._described = digest("reconstruction", tokenizer.fingerprint(), self._mode, originals.convention, *sampled)
 
     def claim_folder(self) -> None:
-        """Make the folder of images that of these reconstructions.
+        """Record in the folder of images which reconstructions it contains, and remove drafts of killed calls.
 
         Raises:
-            UserError: It contains images of another tokenizer, of other images or settings, or other files.
+            UserError: The folder contains reconstructions by another tokenizer, of other images or with other
+                settings, or other files.
         """
         if self._folder is None:
             return
         record = {"reconstructions": digest(self._described, self.originals.source.fingerprint(), self.size)}
         path = self._folder / _RECORD
-        check_not_foreign(self._folder, lambda folder: path.is_file(), f"{_RECORD} that says of which tokenizer")
+        check_not_foreign(self._folder, lambda folder: path.is_file(), f"{_RECORD} that names the tokenizer")
         if path.is_file() and read_json_object(path) != record:
             raise UserError(
-                f"reconstructions: {self._folder} is of another tokenizer, other images or settings; choose another"
+                f"reconstructions: {self._folder} is of another tokenizer, other images or settings; choose another "
+                "folder"
             )
         drop_drafts(self._folder)
         with written_whole(path) as draft:
@@ -138,7 +140,7 @@ class Reconstructions:
         return digest("fidelity", key, sorted(self._perceptual))
 
     def open(self, indices: Sequence[int]) -> Block:
-        """The block; its key is a hash of tokenizer, convention and originals."""
+        """Return the block. Its key is a hash of tokenizer, convention and originals."""
         images = self.originals.images(indices)
         key = digest(self._described, indices[0], tensor_digest(images))
 
@@ -150,7 +152,8 @@ class Reconstructions:
                 decoded = self._rebuild(part, numbers)
                 good = decoded.flatten(1).isfinite().all(1)
                 if not bool(good.all()):
-                    raise RunError(f"{self.name}: number {int(numbers[good.cpu().logical_not()][0])} is not finite")
+                    number = int(numbers[good.cpu().logical_not()][0])
+                    raise RunError(f"{self.name}: the reconstruction of image {number} is not finite")
                 with torch.inference_mode():
                     found = fidelity(part.to(decoded.device), decoded, self.originals.convention, self._perceptual)
                 for name, value in found.items():
@@ -167,7 +170,7 @@ class Reconstructions:
         return Block(key, batches, complete=written and self._store.has(self._values_key(key)))
 
     def _rebuild(self, images: Tensor, indices: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> what the decoder gives, not clamped, float32."""
+        """Return the decoder's output for images (B, 3, H, W), not clamped, float32."""
         tokenizer = self._tokenizer
         with autocast(self._mode, tokenizer.device), torch.inference_mode():
             if self.originals.convention == "strict":
@@ -179,6 +182,6 @@ class Reconstructions:
             return tokenizer.autoencoder.decode(tokenizer.statistics.denormalize(latents)).float()
 
     def values(self, features: StoredFeatures) -> dict[str, Tensor]:
-        """Fidelity of every image, (N,) float64 by name, after `extract` gave `features`."""
+        """Return the fidelity of every image, (N,) float64 by name, after `extract` returned `features`."""
         parts = [self._store.read(self._values_key(key)) for key in features.keys]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

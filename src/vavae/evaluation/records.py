@@ -1,4 +1,4 @@
-"""Measurements as records, each with its protocol: what the stages share that measure something."""
+"""Measurements as records, each with its protocol, for all stages that measure."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class EncodedImages:
 
     Attributes:
         pixels: (N, H, W, 3) uint8.
-        latents: (N, C, h, w) normalised posterior means, float32.
+        latents: (N, C, h, w) normalized posterior means, float32.
         labels: (N,) int64.
     """
 
@@ -56,7 +56,7 @@ class EncodedImages:
 def encode_all(
     tokenizer: Tokenizer, source: ImageSource, size: Size, batch_size: int, precision: InferencePrecision
 ) -> EncodedImages:
-    """Pixels, posterior means and labels of all images of a source."""
+    """Return pixels, posterior means and labels of all images of a source."""
     device = tokenizer.device
     mode = resolve_precision(precision, device)
     pixels, latents = [], []
@@ -71,7 +71,7 @@ def encode_all(
 
 
 def reconstruct_all(tokenizer: Tokenizer, latents: Tensor, batch_size: int, precision: InferencePrecision) -> Tensor:
-    """Normalised latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1], clamped, on the CPU."""
+    """Decode normalized latents (N, C, h, w) to images (N, 3, H, W) in [-1, 1], clamped, on the CPU."""
     device = tokenizer.device
     mode = resolve_precision(precision, device)
     images = []
@@ -84,13 +84,13 @@ def reconstruct_all(tokenizer: Tokenizer, latents: Tensor, batch_size: int, prec
 def reconstruction_records(
     pixels: Tensor, rebuilt: Tensor, protocol: MeasurementProtocol, batch_size: int
 ) -> list[MetricRecord]:
-    """PSNR, SSIM and LPIPS of reconstructions in the strict convention, means over the images.
+    """Measure PSNR, SSIM and LPIPS of reconstructions in the strict convention, as means over the images.
 
     Args:
         pixels: (N, H, W, 3) uint8 originals.
         rebuilt: (N, 3, H, W) in [-1, 1].
-        protocol: Of the records.
-        batch_size: Images at once.
+        protocol: Protocol of the records.
+        batch_size: Images per batch.
     """
     perceptual = {"lpips_vgg16": LPIPS.pretrained("vgg16")}
     values: dict[str, list[Tensor]] = {}
@@ -112,7 +112,7 @@ _FIDELITY = {
 
 
 def _preprocessing(convention: Convention, size: Size | None) -> str:
-    """How images are cropped and what is compared."""
+    """Return how images are cropped and what is compared, in words."""
     if convention == "strict":
         return "ADM centre crop; both images as 8-bit pixels"
     resized = "short side resized" if size is None or isinstance(size, int) else "resized until it covers both sides"
@@ -124,7 +124,7 @@ def fidelity_records(
     protocol: MeasurementProtocol,
     intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> list[MetricRecord]:
-    """Records of the means of `vavae.metrics.fidelity`, in the convention the protocol names."""
+    """Return records of the means of `vavae.metrics.fidelity`, in the convention of the protocol."""
     assert protocol.convention is not None
     protocol = replace(protocol, preprocessing=_preprocessing(protocol.convention, protocol.image_size))
     records = []
@@ -136,7 +136,7 @@ def fidelity_records(
 
 
 def probe_records(train: EncodedImages, test: EncodedImages, protocol: MeasurementProtocol) -> list[MetricRecord]:
-    """Linear probe and k-NN on flattened latents; none where there is one class only."""
+    """Measure linear probe and k-NN on flattened latents; return nothing if there is only one class."""
     if len(train.labels.unique()) < 2:
         return []
     protocol = replace(protocol, reference_samples=len(train.labels), reference="training images")
@@ -150,7 +150,7 @@ def probe_records(train: EncodedImages, test: EncodedImages, protocol: Measureme
 def alignment_records(
     latents: Tensor, features: Tensor, pooled: Tensor, teacher: Teacher, protocol: MeasurementProtocol
 ) -> list[MetricRecord]:
-    """How latents (N, C, h, w) agree with a teacher's grid (N, D, h, w) and pooled features (N, D')."""
+    """Measure how latents (N, C, h, w) agree with a teacher's grid (N, D, h, w) and pooled features (N, D')."""
     protocol = replace(protocol, feature_network=teacher.name, feature_network_hash=teacher.fingerprint())
     rows = [
         ("alignment: cosine after the best linear map", mapped_cosine(latents, features), True),
@@ -166,7 +166,7 @@ def alignment_records(
 
 
 def uniformity_records(points: np.ndarray | Uniformity, protocol: MeasurementProtocol) -> list[MetricRecord]:
-    """Uniformity of latents laid out by t-SNE, or its mean over several layouts, as in the paper's Table 6."""
+    """Return the uniformity of latents laid out by t-SNE, or its mean over layouts, as in the paper's Table 6."""
     found = points if isinstance(points, Uniformity) else latent_uniformity(points)
     return [
         MetricRecord("uniformity: density cv", found.density_cv, protocol, higher_is_better=False),
@@ -177,7 +177,7 @@ def uniformity_records(points: np.ndarray | Uniformity, protocol: MeasurementPro
 
 
 def teacher_network(teacher: Teacher) -> FeatureNetwork:
-    """The pooled features of a loaded teacher, at its input size, as a feature network."""
+    """Return a loaded teacher as a feature network: its pooled features at its input size."""
 
     def compute(pixels: Tensor) -> Tensor:
         features = teacher(to_tensor(pixels))
@@ -194,7 +194,7 @@ def frechet_record(
     reference: RunningMoments,
     protocol: MeasurementProtocol,
 ) -> MetricRecord:
-    """The Fréchet distance of two sets of features."""
+    """Return the Fréchet distance of two sets of features."""
     protocol = replace(
         protocol,
         samples=samples.count,
@@ -206,7 +206,7 @@ def frechet_record(
 
 
 def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_protocol: str) -> MeasurementProtocol:
-    """The protocol of samples drawn with these settings."""
+    """Return the protocol of samples drawn with these settings."""
     guided = sampling.guidance_scale != 1.0
     return MeasurementProtocol(
         samples=count,
@@ -222,7 +222,7 @@ def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_pro
 
 
 def batched_pixels(source: ImageSource, size: Size, batch_size: int, description: str) -> Iterator[Tensor]:
-    """All images of a source as pixels, in order, with a progress bar."""
+    """Yield all images of a source as pixels, in order, with a progress bar."""
     with track(description, len(source), "images") as bar:
         for indices in torch.arange(len(source)).split(batch_size):
             yield load_pixels(source, indices, size)
@@ -237,7 +237,7 @@ def drawn_pixels(
     batch_size: int,
     precision: InferencePrecision,
 ) -> Iterator[Tensor]:
-    """Samples 0 … of the given labels as pixels, in order, with a progress bar."""
+    """Yield the samples of these labels as pixels, in order, with a progress bar."""
     with track("sampling", len(labels), "images") as bar:
         for indices in torch.arange(len(labels)).split(batch_size):
             numbers = indices.tolist()
@@ -247,7 +247,7 @@ def drawn_pixels(
 
 
 def teacher_features(teacher: Teacher, pixels: Tensor, grid: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor]:
-    """A teacher's grids (N, D, h, w), resampled to `grid`, and pooled features (N, D') of pixels."""
+    """Return a teacher's grids (N, D, h, w), resampled to `grid`, and pooled features (N, D') of pixels."""
     from vavae.teachers import resample_grid
 
     device = next(teacher.parameters()).device
@@ -262,22 +262,18 @@ def teacher_features(teacher: Teacher, pixels: Tensor, grid: tuple[int, int], ba
 
 
 def check_writable(key: str, path: str | Path, folder: bool = False) -> None:
-    """Make sure that a file, or a folder, can be made at `path`, so that a mistake is not told after the work.
-
-    Nothing is made.
+    """Check that a file, or a folder, can be made at `path`, so that a mistake is reported before the work.
 
     Raises:
-        UserError: There is something of another kind, or above it a file, or a folder that may not be written to. The
+        UserError: `path` has another kind, or a parent of it is a file or a folder without write permission. The
             message begins with `key`.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() if folder else path.is_file()):
-        raise UserError(
-            f"{key}: {path} is {'no folder' if folder else 'a folder' if path.is_dir() else 'no plain file'}"
-        )
+        raise UserError(f"{key} must be a {'folder' if folder else 'file'}, got {path}, which exists and is not one")
     above = next(p for p in (*([path] if folder else []), *path.absolute().parents) if p.exists())
     if not above.is_dir():
-        raise UserError(f"{key}: {path} cannot be made ({above} is no folder)")
+        raise UserError(f"{key}: {path} cannot be made ({above} is not a folder)")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"{key}: {path} cannot be made (no permission to write in {above})")
 

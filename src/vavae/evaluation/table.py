@@ -1,4 +1,4 @@
-"""Records as a table, and as a plot over guidance scales or checkpoints."""
+"""Print records as a table, and plot them over guidance scales or checkpoints."""
 
 import math
 import sys
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-# Characters that fit over a panel.
+# Characters that fit above a panel.
 _TITLE = 42
 
 
 def telling_names(paths: Iterable[str]) -> dict[str, str]:
-    """The shortest ends of paths, equally many parts of each, that tell them apart: `run-a/generator`."""
+    """Return the shortest ends of paths that are distinct, with equally many parts each: `run-a/generator`."""
     whole = dict.fromkeys(paths)
     for length in range(1, max((len(Path(path).parts) for path in whole), default=0) + 1):
         names = {path: str(Path(*Path(path).parts[-length:])) for path in whole}
@@ -35,7 +35,7 @@ def _checkpoint_names(records: Sequence[MetricRecord]) -> dict[str, str]:
 
 
 def telling_columns(records: Sequence[MetricRecord]) -> dict[str, list[str]]:
-    """Cells that tell records of one name apart, by heading; columns that say the same everywhere are left out."""
+    """Return the cells that distinguish records of one name, by heading. Columns of one value are left out."""
     short = _checkpoint_names(records)
     optional: dict[str, list[str]] = {
         "checkpoint": [short[record.protocol.checkpoint or ""] for record in records],
@@ -49,14 +49,14 @@ def telling_columns(records: Sequence[MetricRecord]) -> dict[str, list[str]]:
 
 
 def wide_console() -> "Console":
-    """For tables of text that is not ours; elsewhere than in a terminal nothing limits the width."""
+    """Return a console that prints text as it is, 160 columns wide if the output is not a terminal."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
 
 
 def print_table(records: Sequence[MetricRecord]) -> None:
-    """One line per record; columns that say the same everywhere are left out."""
+    """Print one line per record. Columns of one value are left out."""
     from rich.table import Table
 
     shown = telling_columns(records)
@@ -84,7 +84,7 @@ def _panel(record: MetricRecord) -> tuple[str, str, str]:
 
 
 def _draw_scales(axes: "Axes", records: Sequence[MetricRecord], short: Mapping[str, str]) -> None:
-    """A line over guidance scales for each checkpoint."""
+    """Draw a line over guidance scales for each checkpoint."""
     checkpoints = list(dict.fromkeys(r.protocol.checkpoint or "" for r in records))
     for checkpoint in checkpoints:
         own = [r for r in records if (r.protocol.checkpoint or "") == checkpoint]
@@ -96,7 +96,7 @@ def _draw_scales(axes: "Axes", records: Sequence[MetricRecord], short: Mapping[s
 
 
 def _draw_checkpoints(axes: "Axes", records: Sequence[MetricRecord], short: Mapping[str, str]) -> None:
-    """A point for each checkpoint; a line would say that there is something between them."""
+    """Draw a point for each checkpoint, without a line, since nothing is between them."""
     places = range(len(records))
     axes.plot(places, [r.value for r in records], marker="o", linestyle="none")
     axes.set_xticks(places, [short[r.protocol.checkpoint or ""] for r in records], rotation=20, ha="right")
@@ -104,10 +104,10 @@ def _draw_checkpoints(axes: "Axes", records: Sequence[MetricRecord], short: Mapp
 
 
 def draw(records: Sequence[MetricRecord]) -> "Figure | None":
-    """One panel per metric, network and convention, over guidance scales, or over checkpoints where there is one scale.
+    """Draw one panel per metric, network and convention, over guidance scales, or over checkpoints of one scale.
 
     Returns:
-        The figure; None where there is nothing to draw: neither several scales nor several checkpoints.
+        The figure, or None if there is only one scale and one checkpoint.
     """
     scales = {r.protocol.guidance_scale for r in records if r.protocol.guidance_scale is not None}
     if len(scales) < 2 and len({r.protocol.checkpoint for r in records}) < 2:
@@ -128,17 +128,17 @@ def draw(records: Sequence[MetricRecord]) -> "Figure | None":
         axes.ticklabel_format(axis="y", useOffset=False)
         direction = {True: "higher is better", False: "lower is better", None: ""}[chosen[0].higher_is_better]
         name, *details = panel
-        told = ", ".join(detail for detail in details if detail)
-        axes.set_title(fill(f"{name} ({told})" if told else name, _TITLE), fontsize="medium")
+        detail = ", ".join(filter(None, details))
+        axes.set_title(fill(f"{name} ({detail})" if detail else name, _TITLE), fontsize="medium")
         axes.set_ylabel(direction, fontsize="small")
     return figure
 
 
 def plot(records: Sequence[MetricRecord], path: Path) -> bool:
-    """Write what `draw` draws as a PNG.
+    """Write the figure of `draw` as a PNG.
 
     Returns:
-        Whether there was anything to draw.
+        Whether there was a figure to write.
     """
     figure = draw(records)
     if figure is None:

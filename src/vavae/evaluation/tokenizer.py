@@ -1,4 +1,4 @@
-"""Everything about one tokenizer: reconstruction, and the shape, meaning and interpolations of its latents."""
+"""Measure one tokenizer: its reconstructions, and the shape, meaning and interpolations of its latents."""
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +34,10 @@ from vavae.metrics import (
     MeasurementProtocol,
     MetricRecord,
     bootstrap_mean,
-    interpolate_neighbours,
+    interpolate_neighbors,
     latent_spectrum,
     mean_uniformity,
-    neighbour_uniformity,
+    neighbor_uniformity,
     one_position_each,
     sphere_uniformity,
 )
@@ -48,18 +48,18 @@ from vavae.training.parallel import World
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What all measurements of an evaluation share.
+    """Settings that all measurements of an evaluation share.
 
     Attributes:
-        store: Where features are kept.
-        processes: Who shares the work.
-        batch_size: Images at once.
+        store: Store of the features.
+        processes: Processes that share the work.
+        batch_size: Images per batch.
         precision: Compute precision of the tokenizer.
-        seed: Of the posterior's samples and the bootstrap.
-        bootstrap: Repetitions for intervals; 0 for none.
+        seed: Seed of the posterior's samples and of the bootstrap.
+        bootstrap: Repetitions for intervals; 0 for no intervals.
         workers: Threads that decode images.
-        originals: Opens the store of the original images' features, if that is another one.
-        images: Folder for the reconstructions as PNGs, one folder in it for each convention; None writes none.
+        originals: Opens the store of the original images' features, if it is another one.
+        images: Folder for the reconstructions as PNGs, with one folder for each convention; None writes no images.
     """
 
     store: BlockStore
@@ -74,8 +74,22 @@ class EvaluationContext:
 
 
 def perceptual_networks(device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """LPIPS with VGG-16 and AlexNet."""
+    """Return LPIPS with VGG-16 and with AlexNet, by name."""
     return {f"lpips_{name}": LPIPS.pretrained(name).to(device) for name in ("vgg16", "alexnet")}
+
+
+def rebuild(
+    tokenizer: Tokenizer,
+    source: ImageSource,
+    size: Size,
+    convention: Convention,
+    perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    work: EvaluationContext,
+) -> Reconstructions:
+    """Return the reconstructions of a set of images, which are computed when they are measured."""
+    originals = Originals(source, size, convention, work.workers)
+    folder = None if work.images is None else work.images / convention
+    return Reconstructions(originals, tokenizer, perceptual, work.store, work.precision, work.seed, folder)
 
 
 def reconstruction(
@@ -88,18 +102,15 @@ def reconstruction(
     protocol: MeasurementProtocol,
     work: EvaluationContext,
 ) -> tuple[list[MetricRecord], dict[str, Tensor]]:
-    """Reconstruction metrics in one convention.
+    """Measure the reconstructions in one convention.
 
     Returns:
-        The records, and one value per image (N,) by name; both empty on all processes but the first.
+        The records, and one value per image (N,) by name. Both are empty on all processes except the first.
     """
-    originals = Originals(source, size, convention, work.workers)
-    folder = None if work.images is None else work.images / convention
-    rebuilt = Reconstructions(originals, tokenizer, perceptual, work.store, work.precision, work.seed, folder)
-    work.processes.once(rebuilt.claim_folder)
+    rebuilt = rebuild(tokenizer, source, size, convention, perceptual, work)
     with work.originals() if work.originals is not None else nullcontext(work.store) as store:
-        real = extract(originals, networks, store, work.batch_size, work.processes, f"originals, {convention}")
-    # One network at least, so that there is always something to store the blocks' keys under.
+        real = extract(rebuilt.originals, networks, store, work.batch_size, work.processes, f"originals, {convention}")
+    # Without any network, fidelity still needs one pass over the blocks.
     made = extract(
         rebuilt,
         networks or [_counted(tokenizer)],
@@ -130,12 +141,12 @@ def reconstruction(
 
 
 def _counted(tokenizer: Tokenizer) -> FeatureNetwork:
-    """A network that only counts."""
+    """Return a network that does no work: one feature per image, always 1."""
     return FeatureNetwork("count", "count", tokenizer.device, lambda pixels: torch.ones(len(pixels), 1))
 
 
 def encoder_network(tokenizer: Tokenizer, precision: InferencePrecision) -> FeatureNetwork:
-    """Normalised posterior means, flattened, as the features of a network."""
+    """Return the tokenizer as a feature network: normalized posterior means, flattened."""
     mode = resolve_precision(precision, tokenizer.device)
 
     def compute(pixels: Tensor) -> Tensor:
@@ -146,7 +157,7 @@ def encoder_network(tokenizer: Tokenizer, precision: InferencePrecision) -> Feat
 
 
 def grid_network(teacher: Teacher, grid: tuple[int, int]) -> FeatureNetwork:
-    """A teacher's features on a latent grid, flattened, and its pooled features."""
+    """Return a teacher as a feature network: its features on a latent grid, flattened, and its pooled features."""
 
     def parts(pixels: Tensor) -> dict[str, Tensor]:
         found = teacher(to_tensor(pixels))
@@ -169,10 +180,10 @@ class Latents:
     """Latents of some images.
 
     Attributes:
-        values: (N, C, h, w), normalised posterior means.
-        labels: (N,).
+        values: (N, C, h, w), normalized posterior means.
+        labels: Class of each image, (N,).
         images: The images.
-        name: Of their source.
+        name: Name of their source.
     """
 
     values: Tensor
@@ -182,7 +193,7 @@ class Latents:
 
 
 def encode(tokenizer: Tokenizer, source: ImageSource, size: Size, limit: int, work: EvaluationContext) -> Latents:
-    """Latents of at most `limit` images of a source, taking turns over the classes where it has more."""
+    """Encode at most `limit` images of a source, balanced over the classes if it has more."""
     chosen = source if len(source) <= limit else Selection(source, np.array(sorted(class_balanced(limit, source))))
     images = SourceBlocks(chosen, size, work.workers)
     network = encoder_network(tokenizer, work.precision)
@@ -190,7 +201,7 @@ def encode(tokenizer: Tokenizer, source: ImageSource, size: Size, limit: int, wo
         "latents"
     ]
     height, width = (side // tokenizer.factor for side in height_width(size))
-    values = features.all().view(-1, tokenizer.latent_channels, height, width)
+    values = features.all().view(-1, tokenizer.latent_channels, height, width)  # (N, C h w) -> (N, C, h, w)
     return Latents(values, torch.from_numpy(np.array(source_labels(chosen))), images, source.name)
 
 
@@ -201,8 +212,8 @@ def interpolation(
     protocol: MeasurementProtocol,
     work: EvaluationContext,
 ) -> list[MetricRecord]:
-    """Fréchet distances between images and decodings of the midpoints of nearest neighbours among their latents."""
-    midpoints = interpolate_neighbours(latents.values)
+    """Measure Fréchet distances between images and decoded midpoints of nearest neighbors among their latents."""
+    midpoints = interpolate_neighbors(latents.values)
     decoded = LatentBlocks(tokenizer, midpoints, work.precision, "interpolations")
     store = work.store
     real = extract(latents.images, networks, store, work.batch_size, work.processes, "originals of latents")
@@ -216,12 +227,12 @@ def interpolation(
 
 
 def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: int) -> list[MetricRecord]:
-    """Shape of a latent space: spectrum, uniformity with t-SNE as published and without.
+    """Measure the shape of a latent space: spectrum, and uniformity with and without t-SNE.
 
     Args:
         latents: The latents.
-        protocol: What is known already.
-        tsne_seeds: Runs of t-SNE to average; 0 leaves t-SNE out.
+        protocol: Protocol of the images and the tokenizer.
+        tsne_seeds: Runs of t-SNE to average, as published; 0 leaves t-SNE out.
     """
     values = latents.values
     protocol = replace(protocol, samples=len(values), posterior="mean")
@@ -236,7 +247,7 @@ def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: 
     points = one_position_each(values, 0)
     seeded = replace(protocol, seed=0)
     if len(points) > max(5, points.shape[1]):
-        near = neighbour_uniformity(points, 5)
+        near = neighbor_uniformity(points, 5)
         records += [
             MetricRecord("neighbour uniformity: distance cv", near.distance_cv, seeded, higher_is_better=False),
             MetricRecord("neighbour uniformity: distance Gini", near.distance_gini, seeded, higher_is_better=False),
@@ -258,7 +269,7 @@ def meaning_records(
     teacher_features: StoredFeatures | None,
     protocol: MeasurementProtocol,
 ) -> list[MetricRecord]:
-    """What latents know: linear probe and nearest neighbours of classes, agreement with a teacher."""
+    """Measure the meaning of latents: linear probe and nearest neighbors of classes, agreement with a teacher."""
     protocol = replace(protocol, samples=len(test.values), posterior="mean")
     records: list[MetricRecord] = []
     if train is not None:
@@ -268,13 +279,13 @@ def meaning_records(
         )
     if teacher is not None and teacher_features is not None:
         pooled = teacher_features.all()
-        grid = teacher_features.all("grid").view(len(pooled), -1, *test.values.shape[2:])
+        grid = teacher_features.all("grid").view(len(pooled), -1, *test.values.shape[2:])  # (N, D h w) -> (N, D, h, w)
         records += alignment_records(test.values, grid, pooled, teacher, protocol)
     return records
 
 
 def write_values(path: Path, values: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write one line per image: its number, and every value, headed "convention name"."""
+    """Write a CSV file with one line per image: its number and its values, in columns named "convention name"."""
     columns = {f"{convention} {name}": found for convention, group in values.items() for name, found in group.items()}
     with written_whole(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -284,6 +295,6 @@ def write_values(path: Path, values: Mapping[str, Mapping[str, Tensor]]) -> None
 
 
 def write_spectrum(path: Path, latents: Latents) -> None:
-    """Write the eigenvalues of the latents' channel covariance, largest first, one per line."""
+    """Write the eigenvalues of the latents' channel covariance, one per line, largest first."""
     with written_whole(path) as partial:
         partial.write_text("".join(f"{value!r}\n" for value in latent_spectrum(latents.values).eigenvalues.tolist()))

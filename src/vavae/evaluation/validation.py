@@ -1,4 +1,4 @@
-"""A Fréchet distance of few samples while training goes on: to see a run improve, not to compare it with others."""
+"""Fréchet distance of few samples during training. It shows whether a run improves; other runs are not comparable."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,17 +23,17 @@ _REFERENCE_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class FrechetConfig:
-    """Samples of the averaged model against real images, at each validation.
+    """Distance of samples of the averaged model to real images, at each validation.
 
-    Few samples bias the distance upwards: compare it within one run only.
+    Few samples bias the distance upwards: compare it only within one run.
 
     Attributes:
-        samples: How many to draw, with random labels and without guidance; 0 measures nothing.
+        samples: Number of samples, with random labels and without guidance; 0 measures nothing.
         network: Feature network: `inception`, or `teacher:NAME`.
         reference: Real images as in `data.images` (at most 10,000 are used), or an npz of their statistics, as
             `vavae evaluate --save_reference` writes it.
         steps: Grid points of the solver.
-        batch_size: Samples drawn at once; halved where memory runs out.
+        batch_size: Samples per batch; halved if memory runs out.
     """
 
     samples: int = 0
@@ -45,19 +45,19 @@ class FrechetConfig:
     def __post_init__(self) -> None:
         _check(self.samples, self.batch_size)
         if self.steps < 2:
-            raise UserError(f"frechet.steps: {self.steps} is less than 2")
+            raise UserError(f"frechet.steps must be at least 2, got {self.steps}")
 
 
 @dataclass(frozen=True)
 class ReconstructionFrechetConfig:
-    """Reconstructions of test images by the averaged model against these images, at each validation.
+    """Distance of reconstructions by the averaged model to the test images, at each validation.
 
-    Few samples bias the distance upwards: compare it within one run only.
+    Few samples bias the distance upwards: compare it only within one run.
 
     Attributes:
-        samples: How many test images, evenly spread over the set; 0 measures nothing.
+        samples: Number of test images, evenly spread over the set; 0 measures nothing.
         network: Feature network: `inception`, or `teacher:NAME`.
-        batch_size: Images reconstructed at once; halved where memory runs out.
+        batch_size: Images per batch; halved if memory runs out.
     """
 
     samples: int = 0
@@ -70,21 +70,21 @@ class ReconstructionFrechetConfig:
 
 def _check(samples: int, batch_size: int) -> None:
     if samples < 0 or samples == 1:
-        raise UserError(f"frechet.samples: {samples} samples have no covariance; at least 2, or 0 for none")
+        raise UserError(f"frechet.samples must be 0 (off) or at least 2, got {samples}")
     if batch_size < 1:
-        raise UserError(f"frechet.batch_size: {batch_size} is not positive")
+        raise UserError(f"frechet.batch_size must be at least 1, got {batch_size}")
 
 
 def check_rhythm(samples: int, validation_images: int | None) -> None:
-    """A UserError for a Fréchet distance that is asked for but would never be measured."""
+    """Raise UserError for a Fréchet distance that is requested but would never be measured."""
     if samples and validation_images is None:
-        raise UserError("frechet.samples: needs training.validation_images, which says how often to measure")
+        raise UserError("frechet.samples needs training.validation_images, the interval between measurements")
 
 
 def shard_of(most: int, length: int, world: World) -> Tensor:
-    """Which of `length` images this process validates on: its share of at most `most` that are spread evenly.
+    """Return the images out of `length` that this process validates on: its share of at most `most`, evenly spread.
 
-    Processes that compute in step must take the same number, so all have as many; none where they are too few.
+    Processes that compute in step must have equally many images. All have none if there are fewer than processes.
     """
     count = min(most, length) // world.size
     return evenly_spaced(count * world.size, length)[world.rank :: world.size]
@@ -93,7 +93,7 @@ def shard_of(most: int, length: int, world: World) -> Tensor:
 def mean_terms(
     portions: Chunks, own: Tensor, measure: Callable[[tuple[Tensor]], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Means over the images numbered `own` of the terms that `measure` returns of a part of them."""
+    """Return the means over the images `own` of the terms that `measure` returns for parts of them."""
     sums: dict[str, Tensor] = {}
     for (part,), terms in portions.over((own,), measure):
         for name, value in terms.items():
@@ -102,7 +102,7 @@ def mean_terms(
 
 
 class _Moments:
-    """Moments of a network's features of the images of all processes, in parts that fit into memory."""
+    """Moments of a network's features over the images of all processes, in parts that fit into memory."""
 
     def __init__(self, network: str, batch_size: int, device: torch.device, world: World) -> None:
         self._network: FeatureNetwork = load_feature_network(network, device)
@@ -110,7 +110,7 @@ class _Moments:
         self._world = world
 
     def __call__(self, pixels: Callable[[Tensor], Tensor], own: Tensor) -> RunningMoments:
-        """Of `pixels(indices)`; every process must call it, with at least one index of its own."""
+        """Return the moments over `pixels(indices)`. Every process must call it, with at least one index in `own`."""
         features = (found for _, found in self._portions.over((own,), lambda part: self._network(pixels(part[0]))))
         parts = self._world.gather(moments_of(features))
         for part in parts[1:]:
@@ -119,14 +119,14 @@ class _Moments:
 
 
 class SampleDistance:
-    """Measures generators against one reference, whose features are computed once.
+    """Distance of generators to one reference, whose features are computed once.
 
     Args:
-        config: What to measure.
-        image_size: Of the images.
-        device: Where the network runs.
-        precision: In which samples are drawn; decoder and network compute in float32.
-        world: The processes that share the samples.
+        config: Settings of the measurement.
+        image_size: Size of the images in pixels.
+        device: Device of the network.
+        precision: Compute precision of sampling; decoder and network compute in float32.
+        world: Processes that share the samples.
     """
 
     def __init__(
@@ -153,9 +153,9 @@ class SampleDistance:
 
     @torch.inference_mode()
     def __call__(self, generator: Generator, seed: int) -> Tensor:
-        """Distance of its samples, 0-dim and equal in all processes, which must all call it.
+        """Return the distance of the generator's samples, 0-dim and equal in all processes. All must call it.
 
-        Sample i is a function of (seed, i), however many processes there are.
+        Sample i is a function of (seed, i), whatever the number of processes.
         """
         labels = choose_labels(self.config.samples, generator.num_classes, "random", seed)
         sampling = SamplingConfig(steps=self.config.steps, shift=generator.sampling.shift)
@@ -171,25 +171,25 @@ class SampleDistance:
         drawn = self._moments(drawn_pixels, own)
         if len(drawn.mean) != len(self._real.mean):
             raise UserError(
-                f"frechet.reference: {self.config.reference} holds {len(self._real.mean)} features, "
-                f"{self.config.network} has {len(drawn.mean)}"
+                f"frechet.reference must be statistics of {len(drawn.mean)} features, as {self.config.network} has, "
+                f"got {len(self._real.mean)} in {self.config.reference}"
             )
         return torch.tensor(drawn.distance(self._real), device=device)
 
 
 class ReconstructionDistance:
-    """Measures tokenizers on some images of one set, whose features are computed once.
+    """Distance of tokenizers' reconstructions to some images of one set, whose features are computed once.
 
     Args:
-        config: What to measure.
+        config: Settings of the measurement.
         source: The images.
-        image_size: Their size.
-        device: Where the network and the tokenizers run, in float32.
-        world: The processes that share the images.
+        image_size: Size of the images in pixels.
+        device: Device of the network and the tokenizers, which compute in float32.
+        world: Processes that share the images.
         workers: Threads that decode images.
 
     Raises:
-        UserError: There are too few images.
+        UserError: There are fewer images than processes, or fewer than 2.
     """
 
     def __init__(
@@ -203,7 +203,10 @@ class ReconstructionDistance:
     ) -> None:
         count = min(config.samples, len(source))
         if count < max(2, world.size):
-            raise UserError(f"frechet.samples: {count} test images are too few for {world.size} processes, or for any")
+            raise UserError(
+                f"frechet.samples: at least {max(2, world.size)} test images are needed ({world.size} processes), "
+                f"got {count}"
+            )
         self.config = config
         self.source = source
         self.image_size = image_size
@@ -219,9 +222,9 @@ class ReconstructionDistance:
 
     @torch.inference_mode()
     def __call__(self, model: AutoencoderKL) -> Tensor:
-        """Distance of its reconstructions from the posterior's mean, 0-dim and equal in all processes.
+        """Return the distance of reconstructions from the posterior's mean, 0-dim and equal in all processes.
 
-        All processes must call it, with the same model.
+        All processes must call it with the same model.
         """
 
         def rebuilt(indices: Tensor) -> Tensor:

@@ -1,20 +1,17 @@
-"""Numbers about images and about latents."""
+"""Metrics of images and of latents: pure functions of tensors, and records with the protocol of each number."""
 
 from vavae.metrics.alignment import cknna, distance_matrix_similarity, mapped_cosine
 from vavae.metrics.bootstrap import bootstrap_interval, bootstrap_mean
-from vavae.metrics.distribution import PrecisionRecall, kernel_distance, precision_recall
-from vavae.metrics.features import FeatureNetwork, extract_features, feature_moments, load_feature_network, moments_of
+from vavae.metrics.distribution import kernel_distance, precision_recall
+from vavae.metrics.features import FeatureNetwork, feature_moments, load_feature_network, moments_of
 from vavae.metrics.frechet import RunningMoments, frechet_distance
 from vavae.metrics.images import Convention, fidelity, psnr, published_psnr, ssim
 from vavae.metrics.inception import FIDInception
 from vavae.metrics.inception_score import InceptionScore
 from vavae.metrics.latent_shape import (
-    NeighbourUniformity,
-    Spectrum,
-    interpolate_neighbours,
+    interpolate_neighbors,
     latent_spectrum,
-    nearest_neighbours,
-    neighbour_uniformity,
+    neighbor_uniformity,
     sphere_uniformity,
 )
 from vavae.metrics.probe import knn_accuracy, linear_probe
@@ -28,20 +25,16 @@ __all__ = [
     "InceptionScore",
     "MeasurementProtocol",
     "MetricRecord",
-    "NeighbourUniformity",
-    "PrecisionRecall",
     "RunningMoments",
-    "Spectrum",
     "Uniformity",
     "bootstrap_interval",
     "bootstrap_mean",
     "cknna",
     "distance_matrix_similarity",
-    "extract_features",
     "feature_moments",
     "fidelity",
     "frechet_distance",
-    "interpolate_neighbours",
+    "interpolate_neighbors",
     "kernel_distance",
     "knn_accuracy",
     "latent_spectrum",
@@ -51,8 +44,7 @@ __all__ = [
     "mapped_cosine",
     "mean_uniformity",
     "moments_of",
-    "nearest_neighbours",
-    "neighbour_uniformity",
+    "neighbor_uniformity",
     "one_position_each",
     "precision_recall",
     "psnr",

@@ -1,4 +1,4 @@
-"""How much a number varies with the images it was measured on."""
+"""Bootstrap intervals: how much a number varies with the images on which it was measured."""
 
 from collections.abc import Callable
 
@@ -12,21 +12,21 @@ from vavae.device import to_float64
 def bootstrap_interval(
     statistic: Callable[[Tensor], float], count: int, value: float, repetitions: int, seed: int = 0
 ) -> tuple[float, float]:
-    """Where a number would lie in 95 of 100 measurements on as many other images.
+    """Return the 95 % bootstrap interval of a number.
 
-    Percentiles 2.5 and 97.5 over resampled images, moved so that the resampled mean falls on `value`: drawing with
-    repetition adds a bias of its own to distances, which is no part of the spread. The bias of `value` itself, that
-    of a Fréchet distance to few samples say, is not in the interval.
+    These are percentiles 2.5 and 97.5 over resampled images, shifted so that the resampled mean equals `value`: drawing
+    with repetition adds a bias to distances, which does not belong to the spread. The bias of `value` itself, for
+    example of a Fréchet distance of few samples, is not in the interval.
 
     Args:
-        statistic: Indices (count,) int64 of images, some several times -> the number.
+        statistic: Function from indices (count,) int64 of images, with repetition, to the number.
         count: Number of images.
-        value: The number measured on all of them.
-        repetitions: How often to resample; 100 or more for a smooth interval.
-        seed: Of the resampling.
+        value: The number measured on all images.
+        repetitions: Number of resamplings; 100 or more for a smooth interval.
+        seed: Seed of the resampling.
     """
     if repetitions < 2 or count < 2:
-        raise ValueError(f"at least 2 repetitions and 2 images are needed, not {repetitions} and {count}")
+        raise ValueError(f"at least 2 repetitions and 2 images are needed, got {repetitions} and {count}")
     found = torch.tensor(
         [
             statistic(rng.integers(seed, f"bootstrap {number}", torch.arange(count), count))
@@ -40,7 +40,7 @@ def bootstrap_interval(
 
 
 def bootstrap_mean(values: Tensor, repetitions: int, seed: int = 0) -> tuple[float, float]:
-    """The interval of the mean of one value per image, (N,)."""
+    """Return the 95 % bootstrap interval of the mean of one value per image, (N,)."""
     values = to_float64(values.detach()).cpu()
     return bootstrap_interval(
         lambda indices: float(values[indices].mean()), len(values), float(values.mean()), repetitions, seed

@@ -1,4 +1,4 @@
-"""Other distances between sets of features: kernel distance for small sets, precision and recall."""
+"""Kernel distance (KID) and precision and recall of two sets of features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ from torch import Tensor
 
 from vavae.device import float64_device, to_float64
 
-_ROWS = 2048  # samples on either side of the part of a distance or kernel matrix that is held at once
+_ROWS = 2048  # rows and columns of a distance or kernel matrix that are held at once
 
 
 def _check_features(first: Tensor, second: Tensor, fewest: int) -> tuple[Tensor, Tensor]:
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
-        raise ValueError(f"features (N, d) and (M, d) are needed, not {tuple(first.shape)}, {tuple(second.shape)}")
+        raise ValueError(f"features (N, d) and (M, d) are needed, got {tuple(first.shape)}, {tuple(second.shape)}")
     if min(len(first), len(second)) < fewest:
-        raise ValueError(f"at least {fewest} samples on each side are needed, not {len(first)} and {len(second)}")
+        raise ValueError(f"at least {fewest} samples on each side are needed, got {len(first)} and {len(second)}")
     return first.detach(), second.detach().to(first.device)
 
 
 def _parts(features: Tensor) -> Iterator[Tensor]:
-    """The samples in float64, some at a time: a whole copy of a million would take as much again twice."""
+    """Return the samples in float64 in parts, since a copy of all would take twice their memory."""
     return (to_float64(rows) for rows in features.split(_ROWS))
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> float:
-    """Kernel distance (KID, arXiv 1801.01401): unbiased squared MMD with the kernel (x · y / d + 1)³.
+    """Return the kernel distance (KID, arXiv 1801.01401): unbiased squared MMD with the kernel (x · y / d + 1)³.
 
-    Unlike the Fréchet distance it does not depend on the number of samples on average, so it suits small sets; it may
-    be slightly negative. All samples enter at once, where other programs average over random subsets: (N + M)² · d
-    floating-point operations, in memory that does not grow with their number beside the features.
+    Unlike the Fréchet distance, its mean does not depend on the number of samples, so it suits small sets. It may be
+    slightly negative. All samples are used, where other programs average over random subsets. This takes (N + M)² · d
+    floating-point operations; apart from the features, memory does not grow with the number of samples.
 
     Args:
         first: (N, d) features, at least 2.
@@ -50,7 +50,7 @@ def _kernel(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _kernel_within(samples: Tensor) -> Tensor:
-    """Sum of the kernel over all ordered pairs of different samples."""
+    """Return the sum of the kernel over all ordered pairs of different samples."""
     total = _zero(samples)
     for number, rows in enumerate(_parts(samples)):
         own = _kernel(rows, rows)
@@ -62,11 +62,11 @@ def _kernel_within(samples: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """How much two sets of features overlap.
+    """Overlap of two sets of features.
 
     Attributes:
-        precision: Share of generated samples that lie in the manifold of the reference: fidelity.
-        recall: Share of reference samples that lie in the manifold of the generated ones: diversity.
+        precision: Share of generated samples in the manifold of the reference: fidelity.
+        recall: Share of reference samples in the manifold of the generated samples: diversity.
     """
 
     precision: float
@@ -74,22 +74,22 @@ class PrecisionRecall:
 
 
 def precision_recall(reference: Tensor, generated: Tensor, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (arXiv 1904.06991).
+    """Return improved precision and recall (arXiv 1904.06991).
 
-    The manifold of a set is the union of balls around its samples, each as wide as the distance to its k-th nearest
-    neighbour in the set. Both numbers depend on the numbers of samples, which must go with them.
+    The manifold of a set is the union of balls around its samples. The radius of a ball is the distance to the sample's
+    k-th nearest neighbor in the set. Both results depend on the numbers of samples: report them together.
 
     Args:
         reference: (N, d) features, more than k.
         generated: (M, d) features, more than k.
-        k: Neighbour that sets the width; 3 as usual.
+        k: Neighbor that defines the radius; usually 3.
     """
     real, fake = _check_features(reference, generated, k + 1)
     return PrecisionRecall(_share_inside(real, fake, k), _share_inside(fake, real, k))
 
 
 def _share_inside(manifold: Tensor, points: Tensor, k: int) -> float:
-    """Share of `points` inside the manifold of another set."""
+    """Return the share of `points` inside the manifold of another set."""
     radii = _radii(manifold, k)
     inside = 0
     for rows in _parts(points):
@@ -101,7 +101,7 @@ def _share_inside(manifold: Tensor, points: Tensor, k: int) -> float:
 
 
 def _radii(samples: Tensor, k: int) -> Tensor:
-    """Distance of each sample to its k-th nearest neighbour."""
+    """Return the distance of each sample to its k-th nearest neighbor."""
     radii = []
     for rows in _parts(samples):
         nearest = rows.new_empty(len(rows), 0)

@@ -1,6 +1,6 @@
-"""Networks whose features Fréchet distances, probes and alignment are computed on, by name.
+"""Feature networks by name, for Fréchet distances, probes and alignment.
 
-Every network takes stored pixels, so that samples and reference images are quantised and resized alike.
+Every network takes stored pixels, so that samples and reference images are quantized and resized alike.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ class FeatureNetwork:
     """A frozen network from pixels to one feature vector per image.
 
     Attributes:
-        name: As in recipes and records, with the file of its weights where one was named: see `load_feature_network`.
+        name: Name in recipes and records, with the file of its weights if one was given: see `load_feature_network`.
         fingerprint: sha256 over its weights and preprocessing.
-        device: Where it runs.
+        device: Device of the network.
         compute: Pixels (B, H, W, 3) uint8 on `device` -> (B, d).
-        compute_parts: For networks with more to say: the same pixels -> (B, d) by name, "pool" as `compute`.
-        parts: Names of what it says.
+        compute_parts: For networks with several outputs: the same pixels -> (B, d) by name, "pool" as `compute`.
+        parts: Names of the outputs.
     """
 
     name: str
@@ -48,17 +48,17 @@ class FeatureNetwork:
 
     @property
     def kind(self) -> str:
-        """The name without a file of weights: "inception" of "inception:FILE"; "teacher" of a teacher."""
+        """The name without a file of weights: "inception" for "inception:FILE", "teacher" for a teacher."""
         return self.name.partition(":")[0]
 
-    @torch.no_grad()  # what is made under inference mode cannot enter a training
+    @torch.no_grad()  # tensors of inference mode cannot enter training
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, H, W, 3) uint8 -> features (B, d) float32, on the CPU."""
+        """Compute features (B, d) float32, on the CPU, of pixels (B, H, W, 3) uint8."""
         return self.compute(pixels.to(self.device)).float().cpu()
 
     @torch.no_grad()
     def all_parts(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Pixels (B, H, W, 3) uint8 -> (B, d) float32 by name, on `device`."""
+        """Compute all outputs (B, d) float32 by name, on `device`, of pixels (B, H, W, 3) uint8."""
         pixels = to_device(pixels, self.device)
         found = {"pool": self.compute(pixels)} if self.compute_parts is None else self.compute_parts(pixels)
         return {name: values.float() for name, values in found.items()}
@@ -69,14 +69,14 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
 
     Args:
         name: "inception" for the network of FID with the resize of the original graph (as ADM and StyleGAN),
-            "inception-pytorch-fid" or "inception-clean" with that of those programs; after a colon may follow a
-            file of its weights in any published form, such as one with logits. "teacher:NAME" for any teacher of
-            `vavae.teachers`, at its own input size, or "teacher:NAME@SIDE" at another, which is faster and gives
-            other numbers. Of a teacher the pooled feature is taken, or the mean over the grid where it has none.
-        device: Where it shall run.
+            "inception-pytorch-fid" or "inception-clean" for the resize of these programs. A colon and a file of its
+            weights in any published form may follow, for example of a file with logits. "teacher:NAME" for any
+            teacher of `vavae.teachers` at its own input size, or "teacher:NAME@SIDE" at another size, which changes
+            the numbers. A teacher's feature is its pooled feature, or the mean over its grid if it has none.
+        device: Device of the network.
 
     Raises:
-        UserError: There is no such network, or its weights cannot be had.
+        UserError: There is no such network, or its weights cannot be loaded.
     """
     device = torch.device(device)
     kind, _, file = name.partition(":")
@@ -114,21 +114,8 @@ def _pooled_by(teacher: "Teacher") -> Callable[[Tensor], Tensor]:
     return compute
 
 
-def extract_features(network: FeatureNetwork, batches: Iterable[Tensor]) -> Tensor:
-    """Features of all images in order, (N, d) float32 on the CPU.
-
-    Args:
-        network: The feature network.
-        batches: Pixels, (B, H, W, 3) uint8 each.
-    """
-    features = [network(pixels) for pixels in batches]
-    if not features:
-        raise UserError(f"there are no images to compute {network.name} features of")
-    return torch.cat(features)
-
-
 def feature_moments(network: FeatureNetwork, batches: Iterable[Tensor]) -> RunningMoments:
-    """Mean and covariance of the features of all images, without keeping the features.
+    """Compute mean and covariance of the features of all images, without keeping the features.
 
     Args:
         network: The feature network.
@@ -138,10 +125,10 @@ def feature_moments(network: FeatureNetwork, batches: Iterable[Tensor]) -> Runni
 
 
 def moments_of(features: Iterable[Tensor]) -> RunningMoments:
-    """Mean and covariance of (B, D) features that come in parts.
+    """Compute mean and covariance of features that come in parts, (B, d) each.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no features.
     """
     moments: RunningMoments | None = None
     for part in features:

@@ -1,4 +1,4 @@
-"""Fréchet distance between Gaussians, and the running mean and covariance it is made from."""
+"""Fréchet distance between Gaussians, and the running mean and covariance that it needs."""
 
 import os
 from collections.abc import Mapping
@@ -14,8 +14,9 @@ from vavae.errors import UserError
 from vavae.metrics.npz import read_npz, stored_count
 
 Array = NDArray[np.floating] | Tensor
-_TOLERANCE = 1e-3  # of a covariance that its factor may miss
-_PRECISION = 1e-11  # of the traces of the covariances: a distance a thousandth of them keeps eight digits
+_TOLERANCE = 1e-3  # largest error of a factored covariance, relative to its norm
+_LARGEST = 1e100  # number in statistics, whose squares and sums must be finite
+_PRECISION = 1e-11  # relative to the traces of the covariances: a distance of a thousandth of them has eight digits
 
 
 def _as_double(values: Array) -> Tensor:
@@ -24,10 +25,10 @@ def _as_double(values: Array) -> Tensor:
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """A with A Aᵀ = covariance, (d, r), r its numerical rank: Cholesky with pivoting.
+    """Return A (d, r) with A Aᵀ = covariance, r its numerical rank, by Cholesky decomposition with pivoting.
 
-    A fraction of the cost of eigenvectors. What is below the rounding of the largest entry is noise around zero and
-    left out: its root would be 1e-8, not 1e-16.
+    It costs a fraction of eigenvectors. Values below the rounding of the largest entry are noise around zero and left
+    out: their roots would be 1e-8 instead of 1e-16.
     """
     from scipy.linalg.lapack import dpstrf
 
@@ -41,7 +42,7 @@ def _factor(covariance: Tensor) -> Tensor:
 
 
 def _checked_factor(covariance: Tensor, name: str) -> Tensor:
-    """`_factor`, which is one for positive semi-definite matrices only; statistics stored in float32 pass."""
+    """Factor a covariance. Raise ValueError if it is not positive semi-definite; float32 rounding is tolerated."""
     covariance = covariance.cpu()
     factor = _factor(covariance)
     if torch.linalg.norm(covariance - factor @ factor.T) > _TOLERANCE * torch.linalg.norm(covariance):
@@ -50,10 +51,10 @@ def _checked_factor(covariance: Tensor, name: str) -> Tensor:
 
 
 def _nuclear_norm(matrix: Tensor, needed: float) -> Tensor:
-    """Sum of singular values, to an absolute error of `needed` or what singular values themselves allow.
+    """Return the sum of singular values, to an absolute error of `needed` or the precision of singular values.
 
-    The roots of the eigenvalues of the smaller Gram matrix come in a third of the time of singular values; an
-    eigenvalue is exact to a rounding of the largest, so a root is too unless it is small, which is checked.
+    The roots of the eigenvalues of the smaller Gram matrix take a third of the time of singular values. Eigenvalues
+    are exact to a rounding of the largest one. Their roots are as exact unless they are small, which is checked.
     """
     if min(matrix.shape) == 0:
         return matrix.new_zeros(())
@@ -66,12 +67,12 @@ def _nuclear_norm(matrix: Tensor, needed: float) -> Tensor:
 
 
 def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
-    """Squared Fréchet distance between two Gaussians: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½).
+    """Return the squared Fréchet distance between two Gaussians: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½).
 
-    The trace of the root is taken without the root: with C1 = A Aᵀ and C2 = B Bᵀ (of as many columns as their rank),
-    tr (C1 C2)^½ is the sum of the singular values of Aᵀ B, by a symmetric eigendecomposition. That is real, finite
-    and accurate for singular covariances too, as from fewer samples than dimensions, where a general matrix square
-    root fails.
+    The matrix root is not needed for its trace: with C1 = A Aᵀ and C2 = B Bᵀ (with as many columns as their rank),
+    tr (C1 C2)^½ is the sum of the singular values of Aᵀ B, computed by a symmetric eigendecomposition. The result is
+    real, finite and accurate for singular covariances too, for example of fewer samples than dimensions, for which a
+    general matrix square root fails.
 
     Args:
         mean1: (d,).
@@ -83,16 +84,16 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
         The distance, at least 0, computed in float64.
 
     Raises:
-        ValueError: Shapes differ, a number is not finite, or a matrix is no covariance.
+        ValueError: Shapes differ, a number is not finite, or a matrix is not positive semi-definite.
     """
     m1, c1, m2, c2 = (_as_double(values) for values in (mean1, cov1, mean2, cov2))
     size = m1.numel()
     if m1.shape != (size,) or m2.shape != (size,) or c1.shape != (size, size) or c2.shape != (size, size):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (m1, c1, m2, c2))
-        raise ValueError(f"means (d,) and covariances (d, d) of one d are needed, not {shapes}")
+        raise ValueError(f"means (d,) and covariances (d, d) of one d are needed, got {shapes}")
     for name, tensor in (("mean1", m1), ("cov1", c1), ("mean2", m2), ("cov2", c2)):
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds numbers that are not finite")
+            raise ValueError(f"{name} has numbers that are not finite")
     spread = float((m1 - m2).square().sum() + c1.trace() + c2.trace())
     root1, root2 = _checked_factor(c1, "cov1"), _checked_factor(c2, "cov2")
     overlap = float(_nuclear_norm(root1.T @ root2, _PRECISION * spread))
@@ -101,13 +102,13 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
 
 
 class RunningMoments:
-    """Mean and covariance of features seen in batches, in float64.
+    """Mean and covariance of features that come in batches, in float64.
 
-    Parts from several batches or processes combine as if seen at once (Chan, Golub, LeVeque 1979).
+    Parts of several batches or processes are combined exactly (Chan, Golub, LeVeque 1979).
 
     Args:
         dimension: Number of features.
-        device: Where to add up; the CPU where it has no float64.
+        device: Device of the sums; the CPU if the device has no float64.
     """
 
     def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
@@ -118,24 +119,24 @@ class RunningMoments:
 
     @property
     def covariance(self) -> Tensor:
-        """Unbiased covariance, (d, d); needs two samples."""
+        """Unbiased covariance, (d, d), of at least two samples."""
         if self.count < 2:
-            raise UserError(f"a covariance needs at least 2 samples, not {self.count}")
+            raise UserError(f"a covariance needs at least 2 samples, got {self.count}")
         return self.scatter / (self.count - 1)
 
     def update(self, features: Tensor) -> None:
         """Add (N, d) features."""
         if features.ndim != 2 or features.shape[1] != len(self.mean):
-            raise ValueError(f"features must be (N, {len(self.mean)}), not {tuple(features.shape)}")
+            raise ValueError(f"features must be (N, {len(self.mean)}), got {tuple(features.shape)}")
         if len(features) == 0:
             return
         x = to_float64(features.detach()).to(self.mean)
         mean = x.mean(0)
-        centred = x - mean
-        self._combine(len(x), mean, centred.T @ centred)
+        centered = x - mean
+        self._combine(len(x), mean, centered.T @ centered)
 
     def merge(self, other: "RunningMoments") -> None:
-        """Add everything `other` has seen."""
+        """Add all features of `other`."""
         if other.mean.shape != self.mean.shape:
             raise ValueError(f"{len(other.mean)} features cannot join {len(self.mean)}")
         if other.count:
@@ -149,22 +150,22 @@ class RunningMoments:
         self.count = total
 
     def distance(self, other: "RunningMoments") -> float:
-        """Fréchet distance to another set of features."""
+        """Return the Fréchet distance to another set of features."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `mu`, `sigma` and `count` as .npz, which the common FID programs read as well."""
+        """Write `mu`, `sigma` and `count` as .npz, which common FID programs can read."""
         np.savez(path, mu=self.mean.cpu().numpy(), sigma=self.covariance.cpu().numpy(), count=np.int64(self.count))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read reference statistics: .npz with `mu` and `sigma`, as from `save`, ADM or other FID programs.
+        """Read reference statistics: .npz with `mu` and `sigma`, from `save`, ADM or other FID programs.
 
-        Where the file does not say how many samples it stands for, `count` is a nominal 50,000, which does not
-        enter the distance.
+        If the file does not have the number of samples, `count` is a nominal 50,000, which the distance does not
+        depend on.
 
         Raises:
-            UserError: The file is missing or damaged, or holds no such statistics.
+            UserError: The file is missing or damaged, or has no such statistics.
         """
         arrays = read_npz(path)
         if not {"mu", "sigma"} <= arrays.keys():
@@ -175,28 +176,28 @@ class RunningMoments:
     def from_arrays(
         cls, arrays: Mapping[str, NDArray[Any]], name: str, mean: str = "mu", covariance: str = "sigma"
     ) -> Self:
-        """Reference statistics out of the arrays of a file.
+        """Build reference statistics from the arrays of a file.
 
         Args:
-            arrays: By name; `count`, where it is there, is the number of samples, else a nominal 50,000.
-            name: Of the file, for messages.
+            arrays: Arrays by name. `count` is the number of samples; without it 50,000 is assumed.
+            name: Name of the file, for messages.
             mean: Name of the mean, (d,).
             covariance: Name of the covariance, (d, d).
 
         Raises:
-            UserError: Shapes do not fit, an array holds something else than finite numbers of single or double
-            precision, or the covariance is none. (Half precision moves a distance by hundredths.)
+            UserError: Shapes do not fit, an array does not contain finite numbers of single or double precision, or
+                the covariance is not positive semi-definite. (Half precision changes a distance by hundredths.)
         """
         m, c = (arrays[key] for key in (mean, covariance))
         if m.ndim != 1 or c.shape != (len(m), len(m)):
             raise UserError(f"{name}: {mean} has shape {m.shape}, {covariance} {c.shape}")
         for key in (mean, covariance):
             if arrays[key].dtype.kind not in "fiu":
-                raise UserError(f"{name}: {key} holds no real numbers ({arrays[key].dtype})")
+                raise UserError(f"{name}: {key} must be real numbers, got {arrays[key].dtype}")
             if arrays[key].dtype == np.float16:
                 raise UserError(f"{name}: {key} must be float32 or float64, got float16, which moves distances")
-            if not np.isfinite(arrays[key]).all():
-                raise UserError(f"{name}: {key} holds numbers that are not finite")
+            if not (np.abs(arrays[key].astype(np.float64)) < _LARGEST).all():  # NaN is not smaller either
+                raise UserError(f"{name}: {key} holds numbers that are not finite or above {_LARGEST:g}")
         try:
             _checked_factor(torch.from_numpy(c.astype(np.float64)), covariance)
         except ValueError as error:

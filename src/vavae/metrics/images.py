@@ -1,6 +1,6 @@
 """Fidelity of reconstructions, one value per image: PSNR, SSIM, and LPIPS in two conventions.
 
-Means are taken by the caller over all images at once, never over batches of unequal size.
+The caller takes means over all images at once, never over batches of unequal size.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ _WINDOW = 11
 
 def _check_pair(images: Tensor, references: Tensor) -> None:
     if images.shape != references.shape or images.ndim != 4:
-        raise ValueError(f"two batches of equal shape are needed, not {tuple(images.shape)}, {tuple(references.shape)}")
+        raise ValueError(f"two batches of equal shape are needed, got {tuple(images.shape)}, {tuple(references.shape)}")
 
 
 def psnr(images: Tensor, references: Tensor, data_range: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio of each image: 10 log10(data_range² / mean squared error), in dB.
+    """Return the peak signal-to-noise ratio of each image: 10 log10(data_range² / mean squared error), in dB.
 
     Args:
         images: (B, C, H, W) float, not clamped here.
@@ -39,7 +39,7 @@ def psnr(images: Tensor, references: Tensor, data_range: float = 2.0) -> Tensor:
 
 
 def published_psnr(pixels: Tensor, references: Tensor) -> Tensor:
-    """PSNR as the published evaluation computes it, between stored 8-bit images: 20 log10(255 / RMSE), in dB.
+    """Return PSNR as in the published evaluation, between stored 8-bit images: 20 log10(255 / RMSE), in dB.
 
     Args:
         pixels: (B, H, W, 3) uint8, as `vavae.data.to_uint8` makes them.
@@ -49,7 +49,7 @@ def published_psnr(pixels: Tensor, references: Tensor) -> Tensor:
         (B,) float64; infinite for equal images.
     """
     if pixels.dtype != torch.uint8 or references.dtype != torch.uint8:
-        raise ValueError(f"8-bit pixels are needed, not {pixels.dtype} and {references.dtype}")
+        raise ValueError(f"pixels must be uint8, got {pixels.dtype} and {references.dtype}")
     return psnr(pixels, references, data_range=255.0)
 
 
@@ -61,7 +61,7 @@ def ssim(
     sigma: float = 1.5,
     border: Literal["valid", "reflect"] = "valid",
 ) -> Tensor:
-    """Structural similarity of each image (Wang et al. 2004), averaged over channels and positions.
+    """Return the structural similarity of each image (Wang et al. 2004), averaged over channels and positions.
 
     Published numbers use images clamped to [-1, 1], window 11 and sigma 1.5.
 
@@ -71,7 +71,7 @@ def ssim(
         data_range: Difference between the largest and the smallest possible value; 2 for [-1, 1].
         window: Side of the Gaussian window, odd.
         sigma: Its standard deviation, in pixels.
-        border: "valid" uses windows that lie wholly in the image, as the original, scikit-image, and torchmetrics
+        border: "valid" uses windows that are wholly in the image, as the original, scikit-image, and torchmetrics
             before 1.5; "reflect" pads the image by reflection, as torchmetrics since 1.5. They differ by about a
             hundredth at 256 pixels and more for smaller images.
 
@@ -80,9 +80,9 @@ def ssim(
     """
     _check_pair(images, references)
     if border not in ("valid", "reflect"):
-        raise ValueError(f"border: {border!r} is neither 'valid' nor 'reflect'")
+        raise ValueError(f"border must be 'valid' or 'reflect', got {border!r}")
     if window % 2 == 0:
-        raise ValueError(f"window: {window} is even")
+        raise ValueError(f"window must be odd, got {window}")
     channels = images.shape[1]
     if min(images.shape[2:]) < window:
         raise ValueError(f"images of {images.shape[2]} x {images.shape[3]} are smaller than the window {window}")
@@ -111,17 +111,17 @@ def fidelity(
     convention: Convention,
     perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
 ) -> dict[str, Tensor]:
-    """PSNR, SSIM and LPIPS of reconstructions.
+    """Compute PSNR, SSIM and LPIPS of reconstructions.
 
-    "strict" measures what would be stored: both images as 8-bit pixels, whatever the metric; SSIM over windows that
-    lie wholly in the image. "published" does as the published evaluation: PSNR between 8-bit pixels, SSIM between
-    clamped images that are not rounded, padded by reflection, and LPIPS of what the decoder gives, not clamped.
+    "strict" measures stored images: both images as 8-bit pixels for every metric, and SSIM over windows that are wholly
+    in the image. "published" follows the published evaluation: PSNR between 8-bit pixels, SSIM between clamped images
+    that are not rounded, padded by reflection, and LPIPS of the decoder's output without clamping.
 
     Args:
         originals: (B, 3, H, W) in [-1, 1].
         decoded: (B, 3, H, W), not clamped.
-        convention: Which of the two.
-        perceptual: By name, functions of two batches in [-1, 1] -> (B,): LPIPS networks.
+        convention: "strict" or "published".
+        perceptual: LPIPS networks by name: functions of two batches in [-1, 1] -> (B,).
 
     Returns:
         "psnr" in dB, "ssim" (not for images smaller than its window) and one entry for each of `perceptual`, (B,)
@@ -132,8 +132,8 @@ def fidelity(
     """
     _check_pair(decoded, originals)
     if convention not in ("strict", "published"):
-        raise ValueError(f"convention: {convention!r} is neither 'strict' nor 'published'")
-    if not bool((originals.abs() <= 1.1).all()):  # they would be clamped in silence; also not for NaN
+        raise ValueError(f"convention must be 'strict' or 'published', got {convention!r}")
+    if not bool((originals.abs() <= 1.1).all()):  # they would be clamped without a message; NaN fails too
         raise ValueError("originals: values must be in [-1, 1]; vavae.data.to_tensor scales pixels")
     stored, reference = to_uint8(decoded), to_uint8(originals)
     values = {"psnr": published_psnr(stored, reference)}

@@ -1,7 +1,7 @@
 """The Inception-v3 of the Fréchet inception distance: the network of December 2015.
 
-It differs from other Inception-v3 networks in its weights, in average pools that leave the padding out, in a
-maximum pool in the last block, and in how images are resized. Weights come from the asset `fid-inception`, whose
+It differs from other Inception-v3 networks in its weights, in average pools that exclude the padding, in a
+maximum pool in the last block, and in the resizing of images. Weights come from the asset `fid-inception`, whose
 tensor names the modules here repeat, or from a file in one of its published forms (`inception_weights`).
 """
 
@@ -20,20 +20,20 @@ from vavae.metrics.inception_resize import RESIZES, Resize
 FEATURES = 2048
 CLASSES = 1008
 _LOGITS = "output.weight"
-_SPATIAL = ("mixed_6", 7)  # whose first channels, those of its 1x1 convolution, are the spatial features
+_SPATIAL = ("mixed_6", 7)  # the spatial features are the first channels of this layer, from its 1x1 convolution
 _PREFIX = "layers."
 _BATCH_NORM_EPSILON = 1e-3
 
 
 class _ConvRelu(nn.Conv2d):
-    """Convolution and ReLU; batch normalisation is folded into weight and bias when weights are loaded."""
+    """Convolution and ReLU; batch normalization is folded into weight and bias when weights are loaded."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x), inplace=True)
 
 
 class _Parallel(nn.Module):
-    """Branches side by side, joined along the channels in the order given."""
+    """Parallel branches, joined along the channels in the given order."""
 
     def __init__(self, **branches: nn.Module) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ def _average_pool() -> nn.Module:
 
 
 def _conv(channels: int, out: int, kernel: int | tuple[int, int] = 1, stride: int = 1, pad: bool = True) -> _ConvRelu:
-    """A convolution that keeps the size, or with `pad` off one that takes the border away."""
+    """Return a convolution that keeps the size, or without `pad` removes the border."""
     sides = (kernel, kernel) if isinstance(kernel, int) else kernel
     padding = (sides[0] // 2, sides[1] // 2) if pad else (0, 0)
     return _ConvRelu(channels, out, sides, stride, padding)
 
 
 def _tower(*layers: nn.Module) -> nn.Sequential:
-    """Layers in a row: an optional pool named `pool`, convolutions named `conv`, `conv_1`, ..."""
+    """Return a sequence of layers: an optional pool named `pool`, convolutions named `conv`, `conv_1`, …"""
     named: OrderedDict[str, nn.Module] = OrderedDict()
     for layer in layers:
         convolutions = len([name for name in named if name != "pool"])
@@ -66,7 +66,7 @@ def _tower(*layers: nn.Module) -> nn.Sequential:
 
 
 def _block_35(channels: int, pooled: int) -> _Parallel:
-    """At 35 x 35: 1x1, 5x5, double 3x3, pooled."""
+    """Return a block at 35 x 35: 1x1, 5x5, double 3x3, pooled."""
     return _Parallel(
         conv=_conv(channels, 64),
         tower=_tower(_conv(channels, 48), _conv(48, 64, 5)),
@@ -76,7 +76,7 @@ def _block_35(channels: int, pooled: int) -> _Parallel:
 
 
 def _block_17(width: int) -> _Parallel:
-    """At 17 x 17: 1x1, 7x7 in two parts, double 7x7 in four parts, pooled."""
+    """Return a block at 17 x 17: 1x1, 7x7 in two parts, double 7x7 in four parts, pooled."""
     row, column = (1, 7), (7, 1)
     return _Parallel(
         conv=_conv(768, 192),
@@ -93,7 +93,7 @@ def _block_17(width: int) -> _Parallel:
 
 
 class _Block8(nn.Module):
-    """At 8 x 8: two towers end in a 1x3 and a 3x1 convolution side by side.
+    """Block at 8 x 8: two towers end in parallel 1x3 and 3x1 convolutions.
 
     Args:
         channels: Input channels.
@@ -128,16 +128,15 @@ class _Block8(nn.Module):
 
 
 class FIDInception(nn.Module):
-    """Pixels -> features. Construct it with `from_weights`, `from_file` or `from_asset`.
+    """Network from pixels to features. Construct it with `from_weights`, `from_file` or `from_asset`.
 
     Args:
-        resize: Which program's resize to 299 pixels, and scaling, stands before the network: see
-            `inception_resize`.
-        logits: Whether it classifies.
+        resize: Program whose resize to 299 pixels and scaling come before the network: see `inception_resize`.
+        logits: Whether the network has logits.
 
     Attributes:
         output: (1008, 2048) weights of the logits, without the bias, which the Inception Score leaves out; None
-            where the weights have none.
+            without logits.
     """
 
     def __init__(self, resize: Resize = "tensorflow", logits: bool = False) -> None:
@@ -183,7 +182,7 @@ class FIDInception(nn.Module):
     def from_weights(cls, weights: Mapping[str, Tensor], resize: Resize = "tensorflow") -> "FIDInception":
         """Build from `weight`, `beta`, `mean` and `var` of every convolution, named as in the asset.
 
-        `output.weight` (1008, 2048), where it is there, gives logits.
+        `output.weight` (1008, 2048) is optional and adds logits.
 
         Raises:
             UserError: Names or shapes differ.
@@ -216,44 +215,44 @@ class FIDInception(nn.Module):
 
     @classmethod
     def from_asset(cls, resize: Resize = "tensorflow") -> "FIDInception":
-        """Build with the asset `fid-inception`, fetched on first use."""
+        """Build from the asset `fid-inception`, which is fetched on first use."""
         from vavae import assets
 
         return cls.from_weights(assets.load("fid-inception"), resize)
 
     @classmethod
     def from_file(cls, path: str | Path, resize: Resize = "tensorflow") -> "FIDInception":
-        """Build with the weights in a file, in any form that `inception_weights.read_weights` knows."""
+        """Build from a file of weights, in any form that `inception_weights.read_weights` reads."""
         from vavae.metrics.inception_weights import read_weights
 
         return cls.from_weights(read_weights(Path(path)), resize)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, H, W, 3) uint8 of any size -> pool features (B, 2048) float32."""
+        """Compute pool features (B, 2048) float32 of pixels (B, H, W, 3) uint8 of any size."""
         return self.outputs(pixels)["pool"]
 
     def outputs(self, pixels: Tensor) -> dict[str, Tensor]:
-        """All that is measured on pixels (B, H, W, 3) uint8 of any size, float32.
+        """Compute all features of pixels (B, H, W, 3) uint8 of any size, float32.
 
         Returns:
-            "pool" (B, 2048): the features of FID. "spatial" (B, 2023): those of sFID, seven channels of a 17 x 17
-            grid, position by position as TensorFlow lays them out. "logits" (B, 1008), where there are weights for
-            them: those of the Inception Score.
+            "pool" (B, 2048): features of FID. "spatial" (B, 2023): features of sFID, seven channels of a 17 x 17 grid,
+            position by position in TensorFlow's layout. "logits" (B, 1008), if there are weights for them: logits of
+            the Inception Score.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-            raise ValueError(f"pixels must be (B, H, W, 3) uint8, not {tuple(pixels.shape)} {pixels.dtype}")
+            raise ValueError(f"pixels must be (B, H, W, 3) uint8, got {tuple(pixels.shape)} {pixels.dtype}")
         with full_precision(pixels.device):
             return self.features(RESIZES[self.resize](pixels))
 
     def features(self, inputs: Tensor) -> dict[str, Tensor]:
-        """`outputs` of network inputs (B, 3, 299, 299) in [-1, 1]."""
+        """Compute `outputs` from network inputs (B, 3, 299, 299) in [-1, 1]."""
         found = {}
         h = inputs
         name, channels = _SPATIAL
         for stage, layer in self.layers.named_children():
             h = layer(h)
             if stage == name:
-                found["spatial"] = h[:, :channels].permute(0, 2, 3, 1).flatten(1)
+                found["spatial"] = h[:, :channels].permute(0, 2, 3, 1).flatten(1)  # (B, 17 · 17 · 7)
         found["pool"] = h.mean(dim=(2, 3))
         if self.output is not None:
             found["logits"] = found["pool"] @ self.output.T
@@ -262,7 +261,7 @@ class FIDInception(nn.Module):
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 without TF32 and without a surrounding autocast: the distance must not depend on how models ran."""
+    """Compute in float32 without TF32 or autocast: distances must not depend on the precision of the models."""
     convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch sets it when imported
     usual = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"

@@ -1,7 +1,7 @@
-"""How pixels become the input of FID Inception: one function per program whose numbers are quoted.
+"""Resizing and scaling of pixels for FID Inception: one function per program whose numbers are published.
 
-They differ in the interpolation and in the last bits of the scaling; distances taken with one cannot be compared with
-those of another.
+They differ in the interpolation and in the last bits of the scaling. Distances with different resizes cannot be
+compared.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,20 @@ SIDE = 299
 
 
 def tensorflow_input(pixels: Tensor) -> Tensor:
-    """As the graph of 2015, ADM's evaluator and StyleGAN: `resize_as_tensorflow`, then (x - 128) / 128."""
+    """Resize as the graph of 2015, ADM's evaluator and StyleGAN: `resize_as_tensorflow`, then (x - 128) / 128."""
     return (resize_as_tensorflow(pixels.permute(0, 3, 1, 2).float(), SIDE) - 128.0) / 128.0
 
 
 def pytorch_fid_input(pixels: Tensor) -> Tensor:
-    """As the program pytorch-fid: bilinear between pixel centres without anti-aliasing, then 2 x - 1 of [0, 1]."""
+    """Resize as pytorch-fid: bilinear between pixel centers without anti-aliasing, then 2 x - 1 of [0, 1]."""
     images = pixels.permute(0, 3, 1, 2).float() / 255.0
     return 2.0 * F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", align_corners=False) - 1.0
 
 
 def clean_input(pixels: Tensor) -> Tensor:
-    """As the program clean-fid (arXiv 2104.11222): Pillow's anti-aliased bicubic on floats, then (x - 128) / 128.
+    """Resize as clean-fid (arXiv 2104.11222): Pillow's anti-aliased bicubic on floats, then (x - 128) / 128.
 
-    As since its version 0.1.35, what the cubic overshoots at edges is cut off at 0 and 255.
+    Values that the cubic overshoots at edges are clipped to [0, 255], as since its version 0.1.35.
     """
     import numpy as np
     from PIL import Image
@@ -49,7 +49,7 @@ RESIZES: dict[Resize, Callable[[Tensor], Tensor]] = {
     "pytorch-fid": pytorch_fid_input,
     "clean": clean_input,
 }
-# What a resize is called where features are kept: another text whenever its numbers change.
+# Names of the resizes in the hashes of stored features. A name must change whenever the numbers do.
 RESIZE_VERSIONS: dict[Resize, str] = {
     "tensorflow": "tensorflow",
     "pytorch-fid": "pytorch-fid",
@@ -58,10 +58,10 @@ RESIZE_VERSIONS: dict[Resize, str] = {
 
 
 def resize_as_tensorflow(images: Tensor, side: int) -> Tensor:
-    """Bilinear resize (B, C, H, W) -> (B, C, side, side) as in the graph that defined FID.
+    """Resize (B, C, H, W) -> (B, C, side, side), bilinear as in the graph that defined FID.
 
-    Target pixel i reads source position i · H / side, without half-pixel centres and without anti-aliasing. Other
-    resizes give other distances.
+    Target pixel i reads source position i · H / side, without half-pixel centers and without anti-aliasing. Other
+    resizes change the distance.
     """
 
     def axis(length: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,17 +11,17 @@ from vavae.device import to_float64
 class InceptionScore:
     """Running Inception Score (arXiv 1606.03498), in constant memory.
 
-    exp(mean KL(p(y | x) ‖ p(y))) of each run of `split_size` consecutive samples, averaged over the runs, as ADM's
-    evaluator and others do; a last run may be shorter. Samples sorted by class thus score too low: give them in
-    random or alternating order.
+    The score is exp(mean KL(p(y | x) ‖ p(y))) of each split of `split_size` consecutive samples, averaged over the
+    splits, as in ADM's evaluator; the last split may be shorter. Samples sorted by class score too low: their order
+    must be random or alternating.
 
     Args:
-        split_size: Samples per run.
+        split_size: Samples per split.
     """
 
     def __init__(self, split_size: int = 5000) -> None:
         if split_size < 1:
-            raise ValueError(f"split_size must be positive, not {split_size}")
+            raise ValueError(f"split_size must be positive, got {split_size}")
         self.split_size = split_size
         self._scores: list[float] = []
         self._restart()
@@ -52,7 +52,7 @@ class InceptionScore:
         return math.exp(self._negentropy / self._count - float(torch.xlogy(marginal, marginal).sum()))
 
     def compute(self) -> float:
-        """The score, between 1 and the number of classes.
+        """Return the score, between 1 and the number of classes.
 
         Raises:
             ValueError: There were no samples.

@@ -1,4 +1,4 @@
-"""Weights of FID Inception in their published forms -> the names of the asset.
+"""Read weights of FID Inception in their published forms, under the names of the asset.
 
 Forms: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid (converted from TensorFlow, in torchvision's names, with
 logits), StyleGAN's TorchScript, and safetensors in the names of the asset.
@@ -22,7 +22,7 @@ _STEM = {
 
 
 def _tower(branch: str, tower: str, length: int) -> dict[str, str]:
-    """`branch_1`, `branch_2`, ... -> `tower.conv`, `tower.conv_1`, ..."""
+    """Map `branch_1`, `branch_2`, … to `tower.conv`, `tower.conv_1`, …"""
     return {f"{branch}_{i + 1}": f"{tower}.conv_{i}" if i else f"{tower}.conv" for i in range(length)}
 
 
@@ -50,7 +50,7 @@ _BLOCKS = {
 
 
 def _torchvision_names() -> dict[str, str]:
-    """Convolutions in torchvision's names -> in the asset's."""
+    """Map torchvision's names of convolutions to the asset's."""
     names = dict(_STEM)
     for number, (block, branches) in enumerate(_BLOCKS.items()):
         mixed = f"mixed_{number}" if number else "mixed"
@@ -59,9 +59,9 @@ def _torchvision_names() -> dict[str, str]:
 
 
 def from_pytorch_fid(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of pytorch-fid's network -> the names of the asset, with `output.weight` where it has logits.
+    """Convert a state dict of pytorch-fid's network to the names of the asset, with `output.weight` if it has logits.
 
-    The gain of the normalisation, which the asset does not have, goes into weights and means.
+    The asset has no gain of the normalization: weights and means are multiplied by it.
 
     Raises:
         UserError: A name is missing or unknown.
@@ -69,27 +69,27 @@ def from_pytorch_fid(state: dict[str, Tensor]) -> dict[str, Tensor]:
     left = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     weights = {}
     try:
-        for theirs, ours in _torchvision_names().items():
-            gain = left.pop(f"{theirs}.bn.weight").double()
-            weights[f"{ours}.weight"] = left.pop(f"{theirs}.conv.weight").double() * gain.view(-1, 1, 1, 1)
-            weights[f"{ours}.beta"] = left.pop(f"{theirs}.bn.bias").double()
-            weights[f"{ours}.mean"] = left.pop(f"{theirs}.bn.running_mean").double() * gain
-            weights[f"{ours}.var"] = left.pop(f"{theirs}.bn.running_var").double()
+        for published, ours in _torchvision_names().items():
+            gain = left.pop(f"{published}.bn.weight").double()
+            weights[f"{ours}.weight"] = left.pop(f"{published}.conv.weight").double() * gain.view(-1, 1, 1, 1)
+            weights[f"{ours}.beta"] = left.pop(f"{published}.bn.bias").double()
+            weights[f"{ours}.mean"] = left.pop(f"{published}.bn.running_mean").double() * gain
+            weights[f"{ours}.var"] = left.pop(f"{published}.bn.running_var").double()
     except KeyError as error:
         raise UserError(f"FID Inception weights: {error.args[0]} is missing") from None
     if "fc.weight" in left:
         weights["output.weight"] = left.pop("fc.weight")
-    left.pop("fc.bias", None)  # the Inception Score is defined on logits without it
+    left.pop("fc.bias", None)  # the Inception Score uses logits without bias
     if left:
         raise UserError(f"FID Inception weights: {min(left)} is unknown")
     return weights
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights in the names of the asset from a file in any of the forms above.
+    """Read weights from a file in any of the forms above, under the names of the asset.
 
     Raises:
-        UserError: No such file, or in none of these forms.
+        UserError: The file is missing, or has none of these forms.
     """
     if not path.is_file():
         raise UserError(f"no such file of FID Inception weights: {path}")
@@ -104,12 +104,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise UserError(f"{path}: not readable as FID Inception weights ({error})") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no state dict of FID Inception")
+        raise UserError(f"{path}: not a state dict of FID Inception")
     return from_pytorch_fid(state)
 
 
 def _is_script(path: Path) -> bool:
-    """A TorchScript archive holds code."""
+    """Return whether a file is a TorchScript archive: it contains code."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -117,7 +117,7 @@ def _is_script(path: Path) -> bool:
 
 
 def _from_script(path: Path) -> dict[str, Tensor]:
-    """The tensors of the archive; its code is not run."""
+    """Return the tensors of the archive without running its code."""
     import tempfile
 
     from safetensors.torch import load_file

@@ -1,4 +1,4 @@
-"""Measures of the shape of a latent space that need no t-SNE: spectrum, nearest neighbours, pairwise potential."""
+"""Shape of a latent space without t-SNE: spectrum, nearest neighbors, pairwise potential."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _ROWS = 1024  # rows of a distance matrix held at once
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """How the variance of latents spreads over directions of their channels.
+    """Distribution of the variance of latents over directions of their channels.
 
     Attributes:
         eigenvalues: (C,) of the covariance of all tokens, largest first.
@@ -28,10 +28,10 @@ class Spectrum:
 
 
 def latent_spectrum(latents: Tensor) -> Spectrum:
-    """Spectrum of the channels of latents (N, C, h, w), every position a sample."""
+    """Return the spectrum of the channels of latents (N, C, h, w); every position is a sample."""
     if latents.ndim != 4 or latents.shape[0] * latents.shape[2] * latents.shape[3] < 2:
-        raise ValueError(f"latents (N, C, h, w) of at least 2 tokens are needed, not {tuple(latents.shape)}")
-    tokens = to_float64(latents.detach().movedim(1, 0).flatten(1))
+        raise ValueError(f"latents (N, C, h, w) of at least 2 tokens are needed, got {tuple(latents.shape)}")
+    tokens = to_float64(latents.detach().movedim(1, 0).flatten(1))  # (C, N h w)
     values = torch.linalg.eigvalsh(torch.cov(tokens).view(len(tokens), len(tokens))).clamp(min=0).flip(0)
     share = values / values.sum()
     return Spectrum(
@@ -42,15 +42,15 @@ def latent_spectrum(latents: Tensor) -> Spectrum:
 
 
 @dataclass(frozen=True)
-class NeighbourUniformity:
-    """How evenly points fill their space, by the distance to their k-th neighbour; none needs a picture of them.
+class NeighborUniformity:
+    """Evenness of points in their space, from each point's distance to its k-th neighbor.
 
     Attributes:
-        distance_cv: Coefficient of variation of those distances; 0 where all are equal.
-        distance_gini: Gini coefficient of those distances, in [0, 1).
-        entropy_gap: How much less entropy the points have than a normal distribution of their covariance, in nats
-            per dimension: 0 for a normal cloud, more for clumps and thin sheets. By the estimate of Kozachenko and
-            Leonenko, which is low by some hundredths in tens of dimensions: compare equal counts.
+        distance_cv: Coefficient of variation of these distances; 0 if all are equal.
+        distance_gini: Gini coefficient of these distances, in [0, 1).
+        entropy_gap: Entropy of a normal distribution of the same covariance minus entropy of the points, in nats per
+            dimension: 0 for a normal cloud, more for clumps and thin sheets. The estimate of Kozachenko and Leonenko
+            is low by some hundredths in tens of dimensions: compare equal counts.
     """
 
     distance_cv: float
@@ -58,10 +58,10 @@ class NeighbourUniformity:
     entropy_gap: float
 
 
-def neighbour_distances(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Distance to and index of the k nearest other points of points (N, d), both (N, k), nearest first; float64."""
+def neighbor_distances(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return distances (N, k), float64, and indices (N, k) of the k nearest other points of points (N, d)."""
     if points.ndim != 2 or not 1 <= k < len(points):
-        raise ValueError(f"more than {k} points (N, d) are needed, not {tuple(points.shape)}")
+        raise ValueError(f"more than {k} points (N, d) are needed, got {tuple(points.shape)}")
     x = to_float64(points.detach())
     distances, indices = [], []
     for start in range(0, len(x), _ROWS):
@@ -74,14 +74,14 @@ def neighbour_distances(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.cat(distances), torch.cat(indices)
 
 
-def neighbour_uniformity(points: Tensor, k: int = 5) -> NeighbourUniformity:
-    """Uniformity of points (N, d), such as one token of each of N latents, in their own space.
+def neighbor_uniformity(points: Tensor, k: int = 5) -> NeighborUniformity:
+    """Return the uniformity of points (N, d), for example one token of each of N latents, in their own space.
 
     Args:
-        points: (N, d), N more than k and than d.
-        k: Which neighbour.
+        points: (N, d), N greater than k and d.
+        k: Neighbor whose distance counts.
     """
-    distances = neighbour_distances(points, k)[0][:, -1].cpu()
+    distances = neighbor_distances(points, k)[0][:, -1].cpu()
     count, size = points.shape
     ordered = distances.sort().values
     rank = torch.arange(1, count + 1, dtype=torch.float64)
@@ -93,31 +93,31 @@ def neighbour_uniformity(points: Tensor, k: int = 5) -> NeighbourUniformity:
     entropy = float(psi[0] - psi[1]) + volume + size * float(logs)
     covariance = torch.cov(to_float64(points.detach()).T).view(size, size)
     normal = 0.5 * (size * math.log(2 * math.pi * math.e) + float(torch.linalg.slogdet(covariance).logabsdet))
-    return NeighbourUniformity(float(distances.std() / distances.mean()), gini, (normal - entropy) / size)
+    return NeighborUniformity(float(distances.std() / distances.mean()), gini, (normal - entropy) / size)
 
 
 def sphere_uniformity(points: Tensor, t: float = 2.0) -> float:
-    """log E exp(-t |x - y|²) over pairs of points (N, d) scaled to unit length (arXiv 2005.10242); lower is evener.
+    """Return log E exp(-t |x - y|²) over pairs of points (N, d) of unit length (arXiv 2005.10242); lower is more even.
 
-    From 0 (all in one direction) down to about -2 t for a high-dimensional even sphere.
+    The range is from 0 (all in one direction) to about -2 t for an even sphere in many dimensions.
     """
     if points.ndim != 2 or len(points) < 2:
-        raise ValueError(f"at least 2 points (N, d) are needed, not {tuple(points.shape)}")
+        raise ValueError(f"at least 2 points (N, d) are needed, got {tuple(points.shape)}")
     x = F.normalize(to_float64(points.detach()), dim=1)
     total = torch.stack([torch.exp(-t * (2 - 2 * rows @ x.T)).sum() for rows in x.split(_ROWS)]).sum()
     count = len(x)
     return math.log(float(total - count) / (count * (count - 1)))
 
 
-def nearest_neighbours(latents: Tensor) -> Tensor:
-    """Index of the nearest other latent of each of latents (N, ...), by Euclidean distance: (N,) int64."""
-    return neighbour_distances(latents.detach().flatten(1), 1)[1][:, 0]
+def nearest_neighbors(latents: Tensor) -> Tensor:
+    """Return the index of the nearest other latent of each of latents (N, ...), by Euclidean distance: (N,) int64."""
+    return neighbor_distances(latents.detach().flatten(1), 1)[1][:, 0]
 
 
-def interpolate_neighbours(latents: Tensor, share: float = 0.5) -> Tensor:
-    """Latents (N, ...) moved by `share` of the way to their nearest neighbour.
+def interpolate_neighbors(latents: Tensor, share: float = 0.5) -> Tensor:
+    """Move latents (N, ...) by `share` of the way to their nearest neighbor.
 
-    The Fréchet distance of their decodings to the images predicts that of a generator trained on such latents
-    (interpolated FID, arXiv 2603.05630), as the distance of plain reconstructions does not.
+    The Fréchet distance between their decodings and the images predicts the distance of a generator trained on such
+    latents (interpolated FID, arXiv 2603.05630). The distance of reconstructions does not predict it.
     """
-    return torch.lerp(latents, latents[nearest_neighbours(latents).to(latents.device)], share)
+    return torch.lerp(latents, latents[nearest_neighbors(latents).to(latents.device)], share)

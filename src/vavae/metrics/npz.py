@@ -1,4 +1,4 @@
-"""Statistics in npz files that others wrote: bounded in size, and read without running what they hold."""
+"""Read statistics from npz files of others: bounded in size, and without running any code in them."""
 
 import math
 import os
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from vavae.errors import UserError, one_line
 
-# Real numbers and images shrink to a half or a tenth; only a file made to fill memory shrinks so much.
+# Compression shrinks real numbers and images to a half or a tenth; only files made to fill memory shrink more.
 _MOST_SHRUNK = 200
-_SMALL = 2**20  # bytes, which do no harm
+_SMALL = 2**20  # bytes, always accepted
 _MOST_STATISTICS = 2 * 2**30  # bytes of a covariance of 16,384 features
-_STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "count", "network", "network_hash")
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s", "count", "network", "network_hash")
 
 
 def check_unpacked(member: zipfile.ZipInfo) -> None:
-    """Check that a member of a zip file does not unpack to far more than it takes.
+    """Check that a member of a zip file does not unpack to far more than its compressed size.
 
     Raises:
-        ValueError: It does; the message says what to do if the numbers are meant.
+        ValueError: It does; the message names the remedy for a real array.
     """
     if member.file_size > max(_SMALL, _MOST_SHRUNK * member.compress_size):
         raise ValueError(
@@ -33,7 +33,7 @@ def check_unpacked(member: zipfile.ZipInfo) -> None:
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """The statistics in an npz file by name: mu, sigma, mu_s, sigma_s, count, network, network_hash, as far as there.
+    """Return the statistics in an npz file by name: those of `STATISTICS` that it has.
 
     Raises:
         UserError: It cannot be read, or its arrays are too large; the message names it.
@@ -41,7 +41,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-        names = [name for name in _STATISTICS if name in members]
+        names = [name for name in STATISTICS if name in members]
         for name in names:
             check_unpacked(members[name])
             if members[name].file_size > _MOST_STATISTICS:
@@ -54,10 +54,10 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
 
 
 def stored_count(arrays: Mapping[str, NDArray[Any]], name: str) -> int | None:
-    """The number of samples that the arrays of a file called `name` say; None where they do not.
+    """Return the number of samples that the arrays of the file `name` record, or None.
 
     Raises:
-        UserError: `count` is no such number.
+        UserError: `count` is not a number of samples.
     """
     if "count" not in arrays:
         return None

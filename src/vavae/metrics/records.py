@@ -1,4 +1,4 @@
-"""Numbers with their protocol: a metric without it cannot be compared."""
+"""Numbers with their protocol, without which they cannot be compared."""
 
 import json
 import math
@@ -10,31 +10,31 @@ from vavae.config.image_size import Size, as_size
 
 @dataclass(frozen=True)
 class MeasurementProtocol:
-    """How a number was measured; what does not apply is None.
+    """How a number was measured. Fields that do not apply are None.
 
     Attributes:
         samples: Number of images, samples or latents it was computed over.
         reference_samples: Number of reference images behind it.
-        split: Which images: "train", "test", or the name of a set.
-        label_protocol: How labels of generated images were chosen: "random" per image, or "balanced" over classes.
-        solver: Name of the solver; `euler_maruyama` is that of the stochastic equation.
+        split: Set of images: "train", "test", or the name of a set.
+        label_protocol: Labels of generated images: "random" per image, or "balanced" over classes.
+        solver: Name of the solver; `euler_maruyama` solves the stochastic equation.
         steps: Grid points of the solver, as published (250 points are 249 Euler evaluations).
         shift: Time shift of the grid.
-        guidance_scale: Scale of classifier-free guidance; 1 is none.
+        guidance_scale: Scale of classifier-free guidance; 1 is no guidance.
         guidance_interval: Times between which guidance acts.
-        guidance_channels: Number of leading channels it acts on; None is all.
-        seed: Seed of the samples, be it of a generator or of the tokenizer's posterior.
+        guidance_channels: Number of leading channels that are guided; None guides all.
+        seed: Seed of the samples of a generator or of the tokenizer's posterior.
         dtype: Compute type of the generator or tokenizer: fp32, tf32 (float32 with TF32 products on GPUs) or bf16.
         posterior: "sample" or "mean" of the tokenizer's posterior.
-        image_size: Of the images in pixels: one number for squares, else (height, width).
-        preprocessing: How images were cropped and quantised.
+        image_size: Size of the images in pixels: one number for squares, else (height, width).
+        preprocessing: How images were cropped and quantized.
         feature_network: Name of the feature network.
         feature_network_hash: Its fingerprint.
-        reference: Where the reference statistics come from.
+        reference: Origin of the reference statistics.
         reference_hash: Their fingerprint.
-        checkpoint: Which weights, or which folder or file of samples: a path or hub id.
+        checkpoint: Path or hub id of the weights, or path of the samples.
         checkpoint_hash: Fingerprint of the weights, or of the samples' pixels.
-        convention: Of reconstructions: "strict" or "published".
+        convention: Convention of reconstructions: "strict" or "published".
     """
 
     samples: int
@@ -61,9 +61,9 @@ class MeasurementProtocol:
     convention: Literal["strict", "published"] | None = None
 
 
-# What a comparison is about, so that it may differ.
+# The subject of a comparison, which may differ.
 _COMPARED = frozenset({"checkpoint", "checkpoint_hash"})
-# A name and the hash of what it names: where both records have the hash, it alone decides.
+# Names, and hashes of the named things: if both records have the hash, only the hash is compared.
 _NAMED_BY_HASH = {"feature_network": "feature_network_hash", "reference": "reference_hash"}
 
 
@@ -72,13 +72,13 @@ class MetricRecord:
     """One measured number.
 
     Attributes:
-        name: What was measured, such as "psnr" or "frechet_distance".
+        name: Name of the metric as displayed and stored, such as "PSNR" or "Fréchet distance".
         value: The number.
-        protocol: How.
-        unit: Unit of the number; empty for none.
-        higher_is_better: Direction of improvement; None where there is none.
-        versions: Versions of the libraries that took part.
-        interval: Where the number lies in 95 of 100 repetitions with other images, by bootstrap; None if not asked for.
+        protocol: How it was measured.
+        unit: Unit of the number; empty if it has none.
+        higher_is_better: Direction of improvement; None if there is none.
+        versions: Versions of the libraries used.
+        interval: 95 % bootstrap interval; None if it was not requested.
     """
 
     name: str
@@ -90,7 +90,7 @@ class MetricRecord:
     interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values: what does not apply is left out, and numbers that are not finite become text."""
+        """Return plain JSON values. Fields that are None are left out; numbers that are not finite become text."""
         plain = asdict(self)
         plain["value"] = self.value if math.isfinite(self.value) else str(self.value)
         plain["protocol"] = {key: value for key, value in plain["protocol"].items() if value is not None}
@@ -100,7 +100,7 @@ class MetricRecord:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Self:
-        """Inverse of `to_dict`; unknown keys raise TypeError."""
+        """Return the record of which `to_dict` made `plain`. Unknown keys raise TypeError."""
         protocol = dict(plain["protocol"])
         if "guidance_interval" in protocol:
             protocol["guidance_interval"] = tuple(protocol["guidance_interval"])
@@ -112,7 +112,7 @@ class MetricRecord:
         return cls(**plain | changed)
 
     def differences(self, other: "MetricRecord") -> list[str]:
-        """Names of the protocol's fields in which two records differ, so that a comparison can say so."""
+        """Return the names of the protocol's fields in which two records differ."""
         return [
             f.name
             for f in fields(MeasurementProtocol)
@@ -120,10 +120,10 @@ class MetricRecord:
         ]
 
     def obstacles(self, other: "MetricRecord") -> list[str]:
-        """The differences that forbid to compare the two numbers.
+        """Return the differences that forbid comparing the two numbers.
 
-        All but what is compared (the checkpoint) and names of networks and references of equal hash, which are the
-        same thing in another place.
+        The checkpoint may differ, since it is the subject of the comparison. Networks and references of equal hash may
+        have different names, since they are the same at another path.
         """
         same = {
             name

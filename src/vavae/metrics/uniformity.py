@@ -1,4 +1,4 @@
-"""How evenly latents fill their space, as the VA-VAE paper measures it (arXiv 2501.01423, table 6)."""
+"""Uniformity of latents as in the VA-VAE paper (arXiv 2501.01423, table 6)."""
 
 from dataclasses import dataclass, fields
 
@@ -12,13 +12,13 @@ from vavae import rng
 
 @dataclass(frozen=True)
 class Uniformity:
-    """Evenness of a point cloud by its kernel density at the points themselves; the first three fall as it grows.
+    """Evenness of a point cloud, from its kernel density at its points. Even clouds have small first three numbers.
 
     Attributes:
         density_std: Standard deviation of the density.
         density_cv: Coefficient of variation of the density: standard deviation / mean.
         gini: Gini coefficient of the densities, in [0, 1).
-        normalized_entropy: Entropy of the densities as shares, / log2 n; at most 1, which means even.
+        normalized_entropy: Entropy of the densities as shares, / log2 n; at most 1, for equal densities.
     """
 
     density_std: float
@@ -28,7 +28,7 @@ class Uniformity:
 
 
 def latent_uniformity(points: NDArray[np.floating] | Tensor) -> Uniformity:
-    """Uniformity of points (n, d), published with d = 2 after `tsne_points`.
+    """Return the uniformity of points (n, d), published with d = 2 after `tsne_points`.
 
     Densities d_i come from a Gaussian kernel density estimate with Scott's bandwidth. With p_i = d_i / Σ d and
     d_(i) in rising order: entropy -Σ p log2(p + 1e-10) / log2 n, Gini Σ (2 i - n - 1) d_(i) / (n Σ d).
@@ -37,7 +37,7 @@ def latent_uniformity(points: NDArray[np.floating] | Tensor) -> Uniformity:
 
     array = np.asarray(points.detach().cpu() if isinstance(points, Tensor) else points, dtype=np.float64)
     if array.ndim != 2 or len(array) < 3:
-        raise ValueError(f"at least 3 points (n, d) are needed, not {array.shape}")
+        raise ValueError(f"at least 3 points (n, d) are needed, got {array.shape}")
     count = len(array)
     density = gaussian_kde(array.T)(array.T)
     share = density / density.sum()
@@ -52,21 +52,21 @@ def latent_uniformity(points: NDArray[np.floating] | Tensor) -> Uniformity:
 
 
 def one_position_each(latents: Tensor, seed: int) -> Tensor:
-    """One spatial position of each latent, chosen at random by (seed, row): (N, C, h, w) -> (N, C)."""
-    flat = latents.flatten(2)
+    """Return one spatial position of each latent, chosen at random by (seed, row): (N, C, h, w) -> (N, C)."""
+    flat = latents.flatten(2)  # (N, C, h w)
     chosen = rng.integers(seed, "uniformity position", torch.arange(len(flat)), flat.shape[2])
     return flat[torch.arange(len(flat)), :, chosen.to(flat.device)]
 
 
 def tsne_points(latents: Tensor, seed: int = 42) -> NDArray[np.float64]:
-    """Points in the plane for `latent_uniformity` by the published recipe.
+    """Return points in the plane for `latent_uniformity`, as published.
 
-    One random position of each latent, embedded by t-SNE with perplexity 30 and 1000 iterations. The paper uses
+    One random position of each latent is embedded by t-SNE with perplexity 30 and 1000 iterations. The paper uses
     10,000 latents and averages 10 runs.
 
     Args:
-        latents: (N, C, h, w), normalised per channel; N more than 30.
-        seed: Chooses positions and starts t-SNE; 42 is the published random state.
+        latents: (N, C, h, w), normalized per channel; N more than 30.
+        seed: Seed of the positions and of t-SNE; 42 is the published random state.
 
     Returns:
         (N, 2).
@@ -79,13 +79,13 @@ def tsne_points(latents: Tensor, seed: int = 42) -> NDArray[np.float64]:
 
 
 def mean_uniformity(latents: Tensor, seeds: int = 10) -> Uniformity:
-    """Uniformity as the paper reports it: the mean over `seeds` runs of `tsne_points`, seeds 0, 1, 2, …
+    """Return the uniformity as in the paper: the mean over `seeds` runs of `tsne_points`, with seeds 0, 1, 2, …
 
     Args:
-        latents: (N, C, h, w), normalised per channel; N more than 30.
+        latents: (N, C, h, w), normalized per channel; N more than 30.
         seeds: Number of runs, at least 1.
     """
     if seeds < 1:
-        raise ValueError(f"at least 1 run is needed, not {seeds}")
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
     runs = [latent_uniformity(tsne_points(latents, seed)) for seed in range(seeds)]
     return Uniformity(*(float(np.mean([getattr(run, f.name) for run in runs])) for f in fields(Uniformity)))

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vavae.config.image_size import Size, as_size, format_size
 from vavae.data import ImageSource, has_part
-from vavae.data.found import Found
 from vavae.data.images import ImagesConfig, note, report
 from vavae.device import InferencePrecision, resolve_device, resolve_precision
 from vavae.errors import UserError
@@ -28,6 +27,7 @@ from vavae.evaluation.generation import (
     save_statistics,
 )
 from vavae.evaluation.images import (
+    ArrayBlocks,
     FileBlocks,
     GeneratorBlocks,
     SourceBlocks,
@@ -213,6 +213,8 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
             f"real_split: {config.data.images} has no test part, so that train and test are the same images; keep some "
             "for testing with --data.holdout 0.1, here and in training"
         )
+    if config.reference is not None and together.first and (held := npz_images(config.reference)) is not None:
+        report("reference", held.count, (), held.found)
     networks = _networks(config, config.networks)
     reference = open_reference(
         source, config.reference, networks, metrics, store, config.batch_size, together, config.metrics, samples
@@ -293,10 +295,10 @@ def _check_images(config: Config) -> None:
         )
 
 
-def _sample_images(path: str) -> ImageBlocks:
-    images = npz_images(path) if path.endswith(".npz") else FileBlocks(path)
+def _sample_images(path: str) -> ArrayBlocks | FileBlocks:
+    images = npz_images(path) if Path(path).is_file() else FileBlocks(path)
     if images is None:
-        raise UserError(f"{path}: holds no images (arr_0)")
+        raise UserError(f"{path}: has no array arr_0, which the samples must be in")
     if images.count < 2:
         raise UserError(f"{path}: at least 2 samples are needed")
     return images
@@ -305,16 +307,20 @@ def _sample_images(path: str) -> ImageBlocks:
 def _check_outputs(config: Config, store: BlockStore) -> None:
     """Raise UserError where what is measured could not be written afterwards."""
     check_writable("features", store.folder, folder=True)
-    if config.save_reference is not None:
-        check_writable("save_reference", config.save_reference)
+    used = {Path(path).resolve() for path in (*config.model, config.reference) if path is not None}
+    for key, path in (("save_reference", config.save_reference), ("output", config.output)):
+        if path is None:
+            continue
+        check_writable(key, path)
+        if Path(path).resolve() in used:
+            raise UserError(f"{key}: {path} is another file of this command; choose another name")
+        used.add(Path(path).resolve())
     if config.reconstructions is not None:
         check_writable("reconstructions", config.reconstructions, folder=True)
         if config.what != "tokenizer" or len(config.model) != 1 or not config.conventions:
             raise UserError("reconstructions: images are written of one tokenizer, in one convention at least")
-    if config.output is not None:
-        check_writable("output", config.output)
-        if Path(config.output).suffix == ".png":
-            raise UserError(f"output: {config.output} is where the plot would go; name a .json file")
+    if config.output is not None and Path(config.output).suffix == ".png":
+        raise UserError(f"output: {config.output} is where the plot would go; name a .json file")
 
 
 def _drop_drafts(config: Config) -> None:
@@ -346,7 +352,7 @@ def _generator(config: Config, store: BlockStore, together: World) -> Iterator[M
 def _samples(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
     sets = [_sample_images(path) for path in config.model]
     for images in sets if together.first else ():
-        report("samples", images.count, (), images.found if isinstance(images, FileBlocks) else Found(images.name))
+        report("samples", images.count, (), images.found)
     against = _open_reference(config, store, together, min(images.count for images in sets))
     for path, images in zip(config.model, sets, strict=True):
         protocol = MeasurementProtocol(samples=images.count, image_size=images.size, checkpoint=path)
@@ -420,6 +426,8 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
             checkpoint=path,
             checkpoint_hash=tokenizer.fingerprint(),
         )
+        for convention in config.conventions if config.reconstructions is not None else ():  # refused before the work
+            together.once(of_tokenizer.rebuild(tokenizer, source, size, convention, perceptual, work).claim_folder)
         per_image: dict[str, dict[str, Tensor]] = {}
         for convention in config.conventions:
             records, values = of_tokenizer.reconstruction(
