@@ -9,10 +9,9 @@ from html_page import Page
 
 from vavae.config import load_recipe
 from vavae.frontier.config import Config
-from vavae.frontier.grid import Grid, Unit
-from vavae.frontier.page import write_everything
+from vavae.frontier.grid import Grid, Job
+from vavae.frontier.page import State, write_everything
 from vavae.frontier.results import Results
-from vavae.frontier.status import State
 from vavae.metrics import MeasurementProtocol, MetricRecord
 
 RECIPE = Path(__file__).with_name("frontier_grid.yaml")
@@ -23,8 +22,8 @@ NAMES = {
 }
 
 
-def content(unit: Unit, number: int) -> dict[str, Any]:
-    """What a result file of a unit has in it, with numbers that differ from unit to unit."""
+def content(job: Job, number: int) -> dict[str, Any]:
+    """What a result file of a job has in it, with numbers that differ from job to job."""
     protocol = MeasurementProtocol(samples=20, reference_samples=20)
 
     def record(name: str) -> dict[str, Any]:
@@ -36,17 +35,17 @@ def content(unit: Unit, number: int) -> dict[str, Any]:
         "generator": {"pictures": {"samples": "data:,"}, "parameters": 12_345_678},
         "curve": {"points": [{"images": images, "record": record("FID")} for images in (32, 64)]},
     }
-    common = {"kind": unit.kind, "seconds": 1.0, "versions": {"machine": "x86_64"}}
-    return {**common, "records": [record(name) for name in NAMES.get(unit.kind, ())], **own[unit.kind]}
+    common = {"kind": job.kind, "seconds": 1.0, "versions": {"machine": "x86_64"}}
+    return {**common, "records": [record(name) for name in NAMES.get(job.kind, ())], **own[job.kind]}
 
 
 def written(folder: Path, *overrides: str) -> str:
     """The HTML of a grid of which everything is finished."""
     config = load_recipe(Config, RECIPE, ["--output", str(folder), *overrides])
     grid, results = Grid(config, ("train", "test")), Results(folder / "results")
-    for number, unit in enumerate(grid.units):
-        results.write(unit.result, content(unit, number))
-    states = [(unit, State.DONE, "") for unit in grid.units]
+    for number, job in enumerate(grid.jobs):
+        results.write(job.result, content(job, number))
+    states = [(job, State.DONE, "") for job in grid.jobs]
     return write_everything(config, grid, results, states).read_text()
 
 

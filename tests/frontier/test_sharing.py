@@ -37,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return shown
 
 
-def bench(folder: Path) -> CellContext:
+def context(folder: Path) -> CellContext:
     config = load_recipe(Config, RECIPE, ["--output", str(folder), *ONLY, *PLAIN])
     grid = Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
     return CellContext(config, grid, Results(folder / "results"))
@@ -54,7 +54,7 @@ def test_originals_are_seen_once_for_all_tokenizers(tmp_path: Path, seen: list[i
 def test_a_second_process_waits_and_finds_what_the_first_computed(
     tmp_path: Path, seen: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = bench(tmp_path), bench(tmp_path)
+    first, second = context(tmp_path), context(tmp_path)
     _ = first.reference
     assert sum(seen) == 20
     (lock,) = first.store.folder.glob(".*training*.lock")
@@ -73,12 +73,12 @@ def test_a_second_process_waits_and_finds_what_the_first_computed(
 
 def test_those_who_waited_read_at_the_same_time(tmp_path: Path, seen: list[int]) -> None:
     """The lock is for computing: who had to wait does not hold it while it reads."""
-    one = bench(tmp_path)
+    one = context(tmp_path)
     lock = FileLock(one.store.folder / ".something.lock", thread_local=False)
     one.store.folder.mkdir(parents=True)
     lock.acquire()
     entered = []
-    other = bench(tmp_path)
+    other = context(tmp_path)
 
     def enter() -> None:
         with other.sharing("something"):

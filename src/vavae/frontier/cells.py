@@ -26,7 +26,7 @@ from vavae.evaluation.generation import Measuring, Reference, generation_records
 from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint, tokenizer_fingerprint
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.frontier.config import Config, Kind
-from vavae.frontier.grid import Cell, GeneratorCell, Grid, TokenizerCell, Unit
+from vavae.frontier.grid import Cell, GeneratorCell, Grid, Job, TokenizerCell
 from vavae.frontier.results import Results
 from vavae.io.files import written_whole
 from vavae.losses import LPIPS
@@ -53,7 +53,7 @@ from vavae.training.run_log import read_metrics, versions
 _SHOWN = 16  # reconstructions
 _ROWS, _COLUMNS = 4, 8  # samples
 _POINTS = 1000  # of a t-SNE picture
-# Folders of what a unit has measured so far.
+# Folders of what a job has measured so far.
 _MEASURED: dict[Kind, str] = {
     "tokenizer": "features",
     "uniformity": "features-of-latents",
@@ -78,7 +78,7 @@ class CellContext:
 
     def done(self, kind: Kind, cell: Cell) -> bool:
         """Whether a cell has a result of this kind."""
-        return self.results.read(self.grid.unit(kind, cell).result) is not None
+        return self.results.read(self.grid.job(kind, cell).result) is not None
 
     @cached_property
     def device(self) -> torch.device:
@@ -174,47 +174,47 @@ def _part(source: ImageSource, count: int | None) -> ImageSource:
     return Selection(source, np.array(sorted(class_balanced(count, source))))
 
 
-def run_unit(bench: CellContext, unit: Unit, known: dict[str, Any] | None) -> dict[str, Any]:
-    """Do what a unit asks for, from where a former call stopped; the content of its result file.
+def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dict[str, Any]:
+    """Do what a job asks for, from where a former call stopped; the content of its result file.
 
     Args:
-        bench: What measurements share.
-        unit: The work.
+        context: What measurements share.
+        job: The work.
         known: Its result, where it is there already and only the models are missing.
     """
-    if isinstance(unit.cell, TokenizerCell):
-        folder = bench.grid.tokenizer_folder(unit.cell)
-        with _timed(folder / f"{unit.kind}.seconds") as seconds:
-            if unit.kind == "uniformity":
-                found = _uniformity(bench, unit.cell)
+    if isinstance(job.cell, TokenizerCell):
+        folder = context.grid.tokenizer_folder(job.cell)
+        with _timed(folder / f"{job.kind}.seconds") as seconds:
+            if job.kind == "uniformity":
+                found = _uniformity(context, job.cell)
             else:
-                found = _tokenizer(bench, unit.cell, folder, known)
+                found = _tokenizer(context, job.cell, folder, known)
     else:
-        folder = bench.grid.generator_folder(unit.cell)
-        with _timed(folder / f"{unit.kind}.seconds") as seconds:
-            if unit.kind == "curve":
-                found = _curve(bench, unit.cell, folder, unit)
+        folder = context.grid.generator_folder(job.cell)
+        with _timed(folder / f"{job.kind}.seconds") as seconds:
+            if job.kind == "curve":
+                found = _curve(context, job.cell, folder, job)
             else:
-                found = _generator(bench, unit.cell, folder)
+                found = _generator(context, job.cell, folder)
     return {
-        "kind": unit.kind,
-        "cell": to_plain(unit.cell),
-        "label": unit.cell.label,
-        "name": unit.name,
-        "measure": to_plain(bench.config.measure),
+        "kind": job.kind,
+        "cell": to_plain(job.cell),
+        "label": job.cell.label,
+        "name": job.name,
+        "measure": to_plain(context.config.measure),
         "versions": versions(),
-        "precision": _trained_in(bench, unit),
+        "precision": _trained_in(context, job),
         "seconds": round(seconds[0], 1),
         **found,
     }
 
 
-def delete_intermediates(grid: Grid, unit: Unit) -> None:
-    """Remove what a unit kept to go on from, once its result is on the disk."""
-    folder = grid.work_folder("tokenizer" if isinstance(unit.cell, TokenizerCell) else "generator", unit.name)
-    shutil.rmtree(folder / _MEASURED[unit.kind], ignore_errors=True)
-    if unit.kind == "curve":
-        Results(folder).path(_partial(unit)).unlink(missing_ok=True)
+def delete_intermediates(grid: Grid, job: Job) -> None:
+    """Remove what a job kept to go on from, once its result is on the disk."""
+    folder = grid.work_folder("tokenizer" if isinstance(job.cell, TokenizerCell) else "generator", job.name)
+    shutil.rmtree(folder / _MEASURED[job.kind], ignore_errors=True)
+    if job.kind == "curve":
+        Results(folder).path(_partial(job)).unlink(missing_ok=True)
         _remove_averages(folder / "run")
 
 
@@ -227,32 +227,32 @@ def _remove_averages(run: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _partial(unit: Unit) -> str:
+def _partial(job: Job) -> str:
     """What the points of a curve so far are stored as; the name says how they are measured."""
-    return f"{unit.result}.partial"
+    return f"{job.result}.partial"
 
 
-def _points_so_far(folder: Path, unit: Unit) -> list[dict[str, Any]]:
+def _points_so_far(folder: Path, job: Job) -> list[dict[str, Any]]:
     """What is measured of a curve already; nothing where that is damaged."""
     stored = Results(folder)
     with suppress(OSError, ValueError):
-        former = json.loads(stored.path(_partial(unit)).read_text(encoding="utf-8"))
+        former = json.loads(stored.path(_partial(job)).read_text(encoding="utf-8"))
         if isinstance(former, list):  # as a former version left it
             return former
-    found = stored.read(_partial(unit))
+    found = stored.read(_partial(job))
     return [] if found is None else found["points"]
 
 
-def _trained_in(bench: CellContext, unit: Unit) -> str:
+def _trained_in(context: CellContext, job: Job) -> str:
     """What `auto` meant on this machine: a folder that several machines share may hold both."""
-    config = bench.config
-    asked = config.tokenizer.precision if isinstance(unit.cell, TokenizerCell) else config.generator.precision
-    return resolve_precision(asked, bench.device)
+    config = context.config
+    asked = config.tokenizer.precision if isinstance(job.cell, TokenizerCell) else config.generator.precision
+    return resolve_precision(asked, context.device)
 
 
 @contextmanager
 def _timed(path: Path) -> Iterator[list[float]]:
-    """Seconds of all calls that worked on a unit; filled when the block ends."""
+    """Seconds of all calls that worked on a job; filled when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     former = 0.0
     with suppress(OSError, ValueError):  # damaged, it costs no more than the time that it told of
@@ -278,47 +278,54 @@ def trained_generator(grid: Grid, cell: GeneratorCell, with_averages: bool = Fal
     return (run / "generator/config.json").exists() and (not with_averages or (run / "averages").is_dir())
 
 
-def _load_tokenizer(bench: CellContext, cell: TokenizerCell) -> Tokenizer:
-    return Tokenizer.from_pretrained(bench.grid.tokenizer_folder(cell) / "run/tokenizer", bench.device)
+def _load_tokenizer(context: CellContext, cell: TokenizerCell) -> Tokenizer:
+    return Tokenizer.from_pretrained(context.grid.tokenizer_folder(cell) / "run/tokenizer", context.device)
 
 
-def _tokenizer(bench: CellContext, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
+def _tokenizer(context: CellContext, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
     if not (folder / "run/tokenizer/config.json").exists():
         print(f"training {cell.label}", flush=True)
         torch.compiler.reset()
         # All that the numbers depend on is in the folder's name; places and samplings in the recipe may change.
-        train_tokenizer.run(bench.grid.placed_tokenizer(cell), any_recipe=True)
-    encode.run(bench.grid.encoding(cell))
+        train_tokenizer.run(context.grid.placed_tokenizer(cell), any_recipe=True)
+    encode.run(context.grid.encoding(cell))
     _forget_training(folder / "run")
     if known is not None:
         return {key: known[key] for key in ("recipe", "trained", "records", "log", "pictures")}
-    tokenizer = _load_tokenizer(bench, cell)
-    config, measure = bench.config, bench.config.measure
-    protocol = bench.protocol(tokenizer, len(bench.reconstructed))
+    tokenizer = _load_tokenizer(context, cell)
+    config, measure = context.config, context.config.measure
+    protocol = context.protocol(tokenizer, len(context.reconstructed))
     # What belongs to this tokenizer alone is kept until its result is written.
-    work = bench.work(BlockStore(folder / _MEASURED["tokenizer"]))
+    work = context.work(BlockStore(folder / _MEASURED["tokenizer"]))
     records, _ = of_tokenizer.reconstruction(
-        tokenizer, bench.reconstructed, config.data.size, "strict", [bench.network], bench.perceptual, protocol, work
+        tokenizer,
+        context.reconstructed,
+        config.data.size,
+        "strict",
+        [context.network],
+        context.perceptual,
+        protocol,
+        work,
     )
-    test = of_tokenizer.encode(tokenizer, bench.test, config.data.size, measure.latents, work)
+    test = of_tokenizer.encode(tokenizer, context.test, config.data.size, measure.latents, work)
     train = None
-    if bench.train.num_classes > 1:
-        train = of_tokenizer.encode(tokenizer, bench.train, config.data.size, measure.latents, work)
+    if context.train.num_classes > 1:
+        train = of_tokenizer.encode(tokenizer, context.train, config.data.size, measure.latents, work)
     features = None
-    if bench.teacher is not None:
-        side = bench.grid.side
-        seen = of_tokenizer.grid_network(bench.teacher, (side, side))
-        with bench.sharing("the teacher's features of test images") as store:
+    if context.teacher is not None:
+        side = context.grid.side
+        seen = of_tokenizer.grid_network(context.teacher, (side, side))
+        with context.sharing("the teacher's features of test images") as store:
             features = extract(
                 test.images, [seen], store, measure.batch_size, World(), f"features of {seen.name}", seen.parts
             )[seen.name]
-    records += of_tokenizer.meaning_records(train, test, bench.teacher, features, protocol)
+    records += of_tokenizer.meaning_records(train, test, context.teacher, features, protocol)
     return {
-        "recipe": to_plain(bench.grid.tokenizer(cell)),
+        "recipe": to_plain(context.grid.tokenizer(cell)),
         "trained": dict(tokenizer.provenance),
         "records": [record.to_dict() for record in records],
         "log": read_metrics(folder / "run"),
-        "pictures": {"reconstructions": _reconstructions(bench, tokenizer)},
+        "pictures": {"reconstructions": _reconstructions(context, tokenizer)},
     }
 
 
@@ -327,23 +334,23 @@ def _forget_training(run: Path) -> None:
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
-def _reconstructions(bench: CellContext, tokenizer: Tokenizer) -> str:
+def _reconstructions(context: CellContext, tokenizer: Tokenizer) -> str:
     """Originals over their reconstructions, as a data URI."""
-    images = load_images(bench.test, torch.tensor(class_balanced(_SHOWN, bench.test)), bench.config.data.size)
-    rebuilt = tokenizer.decode(tokenizer.encode(images.to(bench.device))).float().cpu()
+    images = load_images(context.test, torch.tensor(class_balanced(_SHOWN, context.test)), context.config.data.size)
+    rebuilt = tokenizer.decode(tokenizer.encode(images.to(context.device))).float().cpu()
     rows: list[Tensor] = []
     for original, again in zip(images.split(_COLUMNS), rebuilt.split(_COLUMNS), strict=True):
         rows += [original, again]
     return image_uri(image_grid(to_uint8(torch.cat(rows)).numpy(), columns=_COLUMNS, padding=1))
 
 
-def _uniformity(bench: CellContext, cell: TokenizerCell) -> dict[str, Any]:
+def _uniformity(context: CellContext, cell: TokenizerCell) -> dict[str, Any]:
     """Uniformity as in the paper's table 6, and the first t-SNE for its figure 6."""
-    measure = bench.config.measure
-    tokenizer = _load_tokenizer(bench, cell)
-    folder = bench.grid.tokenizer_folder(cell) / _MEASURED["uniformity"]
+    measure = context.config.measure
+    tokenizer = _load_tokenizer(context, cell)
+    folder = context.grid.tokenizer_folder(cell) / _MEASURED["uniformity"]
     latents = of_tokenizer.encode(
-        tokenizer, bench.test, bench.config.data.size, measure.latents, bench.work(BlockStore(folder))
+        tokenizer, context.test, context.config.data.size, measure.latents, context.work(BlockStore(folder))
     )
     runs, first = [], None
     with track(f"t-SNE of {len(latents.values):,} latents", measure.tsne_seeds, "runs") as bar:
@@ -354,7 +361,7 @@ def _uniformity(bench: CellContext, cell: TokenizerCell) -> dict[str, Any]:
             bar.advance()
     mean = Uniformity(**{name: float(np.mean([getattr(run, name) for run in runs])) for name in to_plain(runs[0])})
     protocol = replace(
-        bench.protocol(tokenizer, len(latents.values)),
+        context.protocol(tokenizer, len(latents.values)),
         posterior="mean",
         preprocessing=f"t-SNE, mean of seeds 0 to {measure.tsne_seeds - 1}",
     )
@@ -367,40 +374,40 @@ def _uniformity(bench: CellContext, cell: TokenizerCell) -> dict[str, Any]:
     }
 
 
-def _train_generator(bench: CellContext, cell: GeneratorCell, folder: Path, with_averages: bool) -> None:
-    if trained_generator(bench.grid, cell, with_averages):
+def _train_generator(context: CellContext, cell: GeneratorCell, folder: Path, with_averages: bool) -> None:
+    if trained_generator(context.grid, cell, with_averages):
         return
     if (folder / "run/generator").exists():  # its averages are gone: they come with a new run only
         shutil.rmtree(folder / "run")
     print(f"training {cell.label}", flush=True)
     # What is compiled is kept on the disk; in one process only a few versions of a function may pile up.
     torch.compiler.reset()
-    train_dit.run(bench.grid.placed_generator(cell), any_recipe=True)  # as for tokenizers
+    train_dit.run(context.grid.placed_generator(cell), any_recipe=True)  # as for tokenizers
     _forget_training(folder / "run")
     if not with_averages:
         _remove_averages(folder / "run")
 
 
-def _load_generator(bench: CellContext, folder: Path) -> Generator:
-    generator = Generator.from_pretrained(folder / "run/generator", bench.device)
-    if bench.config.generator.compile:
+def _load_generator(context: CellContext, folder: Path) -> Generator:
+    generator = Generator.from_pretrained(folder / "run/generator", context.device)
+    if context.config.generator.compile:
         torch.compiler.reset()  # else the batches of the training before would make those of the samples "dynamic"
         compile_network(generator.transformer, list(generator.transformer.blocks), "blocks")
     return generator
 
 
-def _generator(bench: CellContext, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
-    _train_generator(bench, cell, folder, cell in bench.grid.curves and not bench.done("curve", cell))
-    generator = _load_generator(bench, folder)
+def _generator(context: CellContext, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
+    _train_generator(context, cell, folder, cell in context.grid.curves and not context.done("curve", cell))
+    generator = _load_generator(context, folder)
     store = BlockStore(folder / _MEASURED["generator"])
-    records = _distance(bench, generator, bench.config.measure.samples, store, "averaged over the last steps")
+    records = _distance(context, generator, context.config.measure.samples, store, "averaged over the last steps")
     return {
-        "recipe": to_plain(bench.grid.generator(cell)),
+        "recipe": to_plain(context.grid.generator(cell)),
         "trained": dict(generator.provenance),
         "parameters": sum(parameter.numel() for parameter in generator.transformer.parameters()),
         "records": [record.to_dict() for record in records],
         "log": read_metrics(folder / "run"),
-        "pictures": {"samples": _samples(bench, generator)},
+        "pictures": {"samples": _samples(context, generator)},
     }
 
 
@@ -409,51 +416,51 @@ def _precision(config: Config) -> Precision:
 
 
 def _distance(
-    bench: CellContext, generator: Generator, count: int, store: BlockStore, description: str
+    context: CellContext, generator: Generator, count: int, store: BlockStore, description: str
 ) -> list[MetricRecord]:
     """The Fréchet distance of samples to the training images; the samples are not kept."""
-    config, seed = bench.config, bench.config.measure.seed
+    config, seed = context.config, context.config.measure.seed
     sampling, mode = config.generator.sampling, _precision(config)
-    reference = bench.reference
+    reference = context.reference
     fingerprint = generator_fingerprint(generator)
     labels = choose_labels(count, generator.num_classes, "balanced", seed)
     images = GeneratorBlocks(generator, labels, seed, sampling, mode, fingerprint)
-    features = extract(images, [bench.network], store, config.measure.batch_size, World(), "sampling and measuring")
+    features = extract(images, [context.network], store, config.measure.batch_size, World(), "sampling and measuring")
     protocol = replace(
         sampling_protocol(sampling, count, seed, "balanced"),
-        dtype=resolve_precision(mode, bench.device),
+        dtype=resolve_precision(mode, context.device),
         image_size=config.data.size,
         checkpoint=description,
         checkpoint_hash=fingerprint,
     )
-    return list(generation_records(features, reference, protocol, Measuring(("frechet",), device=str(bench.device))))
+    return list(generation_records(features, reference, protocol, Measuring(("frechet",), device=str(context.device))))
 
 
-def _curve(bench: CellContext, cell: GeneratorCell, folder: Path, unit: Unit) -> dict[str, Any]:
+def _curve(context: CellContext, cell: GeneratorCell, folder: Path, job: Job) -> dict[str, Any]:
     """The distance at every stored average of the run; what is measured is kept until all are."""
-    _train_generator(bench, cell, folder, with_averages=True)
+    _train_generator(context, cell, folder, with_averages=True)
     store = BlockStore(folder / _MEASURED["curve"])
-    done = _points_so_far(folder, unit)
+    done = _points_so_far(folder, job)
     snapshots = list_snapshots(folder / "run/averages", "transformer")
-    base = _load_generator(bench, folder)
+    base = _load_generator(context, folder)
     for snapshot in snapshots[len(done) :]:
-        base.transformer.load_state_dict({k: v.to(bench.device) for k, v in load_file(snapshot.path).items()})
+        base.transformer.load_state_dict({k: v.to(context.device) for k, v in load_file(snapshot.path).items()})
         said = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
-        found = _distance(bench, base, bench.config.measure.curve_samples, store, said)
+        found = _distance(context, base, context.config.measure.curve_samples, store, said)
         done.append({"images": snapshot.images, "record": found[0].to_dict()})
-        Results(folder).write(_partial(unit), {"points": done})
+        Results(folder).write(_partial(job), {"points": done})
         shutil.rmtree(store.folder, ignore_errors=True)
     return {"points": done}
 
 
-def _samples(bench: CellContext, generator: Generator) -> str:
+def _samples(context: CellContext, generator: Generator) -> str:
     """Samples as they are measured, a row per class, as a data URI."""
     classes = min(_ROWS, max(generator.num_classes, 1))
     labels = [label for label in range(classes) for _ in range(_ROWS * _COLUMNS // classes)]
-    sampling: SamplingConfig = bench.config.generator.sampling
+    sampling: SamplingConfig = context.config.generator.sampling
     with torch.compiler.set_stance("force_eager"):  # one batch of another size is not worth a compilation
         pixels = draw(
-            generator, labels, range(len(labels)), bench.config.measure.seed, sampling, _precision(bench.config)
+            generator, labels, range(len(labels)), context.config.measure.seed, sampling, _precision(context.config)
         )
     return image_uri(image_grid(pixels, columns=_COLUMNS, padding=1))
 

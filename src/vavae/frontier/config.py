@@ -383,8 +383,8 @@ class Config:
         if side % 2 ** (len(self.tokenizer.channel_multipliers) - 1):
             raise UserError(f"data.size: {side} is no multiple of the tokenizers' factor")
         if self.workers < 1:
-            raise UserError(f"workers: {self.workers} is less than 1")
-        if self.time_limit is not None and self.time_limit <= 0:
-            raise UserError(f"time_limit: {self.time_limit} minutes is not positive")
+            raise UserError(f"workers must be at least 1, got {self.workers}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise UserError(f"time_limit must be a positive number of minutes, got {self.time_limit}")
         if self.experiments.convergence.seeds and self.generator.curve_points < 2:
             raise UserError("experiments.convergence: needs generator.curve_points of at least 2")

@@ -7,7 +7,6 @@ import numpy as np
 
 from vavae.frontier import published as paper
 from vavae.frontier.grid import NONE, GeneratorCell, TokenizerCell
-from vavae.frontier.names import shown_name
 from vavae.frontier.tables import Measured, Stat
 from vavae.report.figures import MARKER_SIGNS, scatter_figure
 from vavae.report.series import Series, series_figure
@@ -191,7 +190,7 @@ def maps(measured: Measured) -> list[Drawn]:
         content = measured.content("uniformity", cell)
         if content is None:
             continue
-        title = shown_name(measured.grid, cell)
+        title = measured.grid.shown_name(cell)
         svg = scatter_figure(np.array(content["points"]), content["labels"])
         said = f"t-SNE map of {len(content['points'])} latents: {title}"
         found.append(Drawn(f"figure6-d{cell.dimension}-{cell.teacher}-{cell.loss}".replace("/", "-"), title, svg, said))

@@ -29,6 +29,25 @@ NONE = "none"
 ROWS: tuple[LadderRow, ...] = (
     "dit", "rectified-flow", "batch", "beta2", "lognorm", "direction", "swiglu", "rmsnorm", "rope", "aligned",
 )  # fmt: skip
+ROW_NAMES = {
+    "dit": "DiT",
+    "rectified-flow": "+ rectified flow",
+    "batch": "+ batch × 4, learning rate × 2",
+    "beta2": "+ AdamW β₂ 0.95",
+    "lognorm": "+ logit-normal times",
+    "direction": "+ velocity direction loss",
+    "swiglu": "+ SwiGLU",
+    "rmsnorm": "+ RMSNorm",
+    "rope": "+ RoPE",
+    "aligned": "+ patch 1, aligned tokenizer",
+}
+LOSS_NAMES = {
+    "none": "no alignment",
+    "full": "full",
+    "no-mcos": "without mcos",
+    "no-mdms": "without mdms",
+    "no-margin": "without margins",
+}
 # What a run may change on its way and the runner never sets: in the names of cells since the first results.
 _NEVER_SET = frozenset(
     {
@@ -107,7 +126,7 @@ Cell = TokenizerCell | GeneratorCell
 
 
 @dataclass(frozen=True)
-class Unit:
+class Job:
     """One piece of work with one result file.
 
     Attributes:
@@ -115,7 +134,7 @@ class Unit:
         cell: Of what.
         name: Hash of what it is trained with.
         result: Name of the result file: kind, `name`, and a hash of how it is measured.
-        needs: Name of the unit whose models it uses; "" for none.
+        needs: Name of the job whose models it uses; "" for none.
     """
 
     kind: Kind
@@ -397,16 +416,29 @@ class Grid:
         del own["initial"]  # the runner never sets it, and it is younger than the first results
         return digest("generator", own, self.tokenizer_name(cell.tokenizer), self._kind_of_latents)
 
-    def unit(self, kind: Kind, cell: Cell) -> Unit:
-        """The unit of a kind for a cell."""
+    def shown_name(self, cell: Cell) -> str:
+        """Return the name of a cell on the page, with its seed if the grid has several.
+
+        `d 16, none` for a tokenizer; `M/2 on d 16, none: + RMSNorm` for a generator in a row of Table 1.
+        """
+        if isinstance(cell, TokenizerCell):
+            parts = [f"d {cell.dimension}", cell.teacher]
+            parts += [LOSS_NAMES[cell.loss]] if cell.loss not in ("full", "none") else []
+            parts += [f"seed {cell.seed}"] if len({each.seed for each in self.tokenizers}) > 1 else []
+            return ", ".join(parts)
+        row = next((ROW_NAMES[row] for row, each in self.ladder() if each == cell), "")
+        return f"{cell.size} on {self.shown_name(cell.tokenizer)}{f': {row}' if row else ''}"
+
+    def job(self, kind: Kind, cell: Cell) -> Job:
+        """The job of a kind for a cell."""
         measure = self.config.measure
         if isinstance(cell, TokenizerCell):
             name = self.tokenizer_name(cell)
             shape = (measure.latents, measure.precision, self.fingerprints[1])
             if kind == "uniformity":
-                return Unit(kind, cell, name, f"{kind}-{name}-{digest(shape, measure.tsne_seeds)}", name)
+                return Job(kind, cell, name, f"{kind}-{name}-{digest(shape, measure.tsne_seeds)}", name)
             how = digest(shape, measure.network, measure.reconstructions, measure.teacher)
-            return Unit(kind, cell, name, f"{kind}-{name}-{how}")
+            return Job(kind, cell, name, f"{kind}-{name}-{how}")
         name = self.generator_name(cell)
         how = digest(
             measure.network,
@@ -417,19 +449,19 @@ class Grid:
             self.config.generator.fp32_sampling,
         )
         needs = self.tokenizer_name(cell.tokenizer) if kind == "generator" else name
-        return Unit(kind, cell, name, f"{kind}-{name}-{how}", needs)
+        return Job(kind, cell, name, f"{kind}-{name}-{how}", needs)
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
-        """All work, each unit after the one it needs; cells of one hash are one unit."""
-        found: list[Unit] = []
+    def jobs(self) -> tuple[Job, ...]:
+        """All work, each job after the one it needs; cells of one hash are one job."""
+        found: list[Job] = []
         for cell in self.generators:
-            found += [self.unit("tokenizer", cell.tokenizer), self.unit("generator", cell)]
-            found += [self.unit("curve", cell)] if cell in self.curves else []
-            found += [self.unit("uniformity", cell.tokenizer)]
-        once: dict[str, Unit] = {}
-        for unit in found:
-            once.setdefault(unit.result, unit)
+            found += [self.job("tokenizer", cell.tokenizer), self.job("generator", cell)]
+            found += [self.job("curve", cell)] if cell in self.curves else []
+            found += [self.job("uniformity", cell.tokenizer)]
+        once: dict[str, Job] = {}
+        for job in found:
+            once.setdefault(job.result, job)
         return tuple(once.values())
 
 

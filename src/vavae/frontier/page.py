@@ -1,7 +1,10 @@
-"""Tables, figures and the page of a frontier, from whatever is finished."""
+"""Write tables, figures and the page of a frontier from the jobs that are finished; print the states of its jobs."""
 
+import enum
 import json
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +18,8 @@ from vavae.frontier import figures
 from vavae.frontier.claims import ENOUGH_SAMPLES, Claim, claims
 from vavae.frontier.config import Config
 from vavae.frontier.figures import Drawn, LegendLine
-from vavae.frontier.grid import Grid, Unit
-from vavae.frontier.names import shown_name
+from vavae.frontier.grid import Grid, Job
 from vavae.frontier.results import Results
-from vavae.frontier.status import State
 from vavae.frontier.tables import (
     Column,
     Correlation,
@@ -28,6 +29,7 @@ from vavae.frontier.tables import (
     correlations,
     tables,
     to_csv,
+    to_markdown,
     to_plain_table,
 )
 from vavae.io.files import written_whole
@@ -37,7 +39,51 @@ from vavae.report.page_base import Embedder, page_environment
 from vavae.teachers.registry import TEACHERS
 
 _CIFAR10 = ("cifar10", "demo")  # image sources that are CIFAR-10, or a part of it
-States = Sequence[tuple[Unit, State, str]]
+
+
+class State(enum.Enum):
+    """State of a job."""
+
+    DONE = "done"
+    RUNNING = "running"
+    ELSEWHERE = "in another process"
+    FAILED = "failed"
+    WAITING = "waiting"
+
+
+States = Sequence[tuple[Job, State, str]]  # with main numbers, or the reason of a failure
+_STYLES = {
+    State.DONE: "green",
+    State.RUNNING: "bold",
+    State.FAILED: "red",
+    State.ELSEWHERE: "cyan",
+    State.WAITING: "dim",
+}
+
+
+def print_states(states: States, begins: Job | None) -> None:
+    """Print the states of all jobs: a table in a terminal, otherwise one line.
+
+    Args:
+        states: Jobs with their states and notes.
+        begins: The job that begins now; None at the end.
+    """
+    counts = Counter(state for _, state, _ in states)
+    summary = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
+    if not sys.stdout.isatty():
+        print(f"-- {begins.label} ({summary})" if begins is not None else f"-- {summary}", flush=True)
+        return
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    table = RichTable(box=None, pad_edge=False, title=summary, title_justify="left", title_style="bold")
+    for name in ("job", "cell", "state", "numbers"):
+        table.add_column(name)
+    for job, state, note in states:
+        table.add_row(job.kind, job.cell.label, state.value, note, style=_STYLES[state])
+    console = Console(highlight=False)
+    console.clear()
+    console.print(table)
 
 
 @dataclass(frozen=True)
@@ -63,11 +109,11 @@ class FrontierView:
     sampling: str
     how: tuple[str, ...]
     command: str
-    units: tuple[tuple[str, str, str, str], ...]
+    jobs: tuple[tuple[str, str, str, str], ...]
 
 
 def write_everything(config: Config, grid: Grid, results: Results, states: States) -> Path:
-    """Write `tables.json`, CSV files, SVG files, `claims.md` and `frontier.html`; returns the page."""
+    """Write `tables.json`, CSV, SVG and Markdown files and `frontier.html`; return the path of the page."""
     measured = Measured(grid, results)
     view = _view(config, measured, states)
     folder = grid.folder
@@ -86,6 +132,7 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
     }
     _write(folder / "tables.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
     _write(folder / "claims.md", claims_markdown(view.claims))
+    _write(folder / "tables.md", tables_markdown(config.title, view.tables))
     page = folder / "frontier.html"
     environment = page_environment("frontier")
     environment.filters |= {"fixed": _fixed, "signed": lambda value: f"{value:+.2f}".replace("-", "−")}
@@ -113,20 +160,24 @@ def _best(table: Table, row: Row, column: Column) -> bool:
 
 
 def claims_markdown(found: Sequence[Claim]) -> str:
-    """The table of claims, for docs."""
+    """Return the claims as a table in Markdown."""
     lines = ["| claim | published | measured here | verdict |", "|---|---|---|---|"]
     lines += [f"| {c.claim} | {c.published} | {c.ours} | {c.verdict} |" for c in found]
     return "\n".join(lines) + "\n"
 
 
+def tables_markdown(title: str, found: Sequence[Table]) -> str:
+    """Return all tables in Markdown."""
+    parts = [f"# {title}\n", *(f"## {one.title}\n\n{to_markdown(one)}\n{one.note}".rstrip() + "\n" for one in found)]
+    return "\n".join(parts)
+
+
 def _view(config: Config, measured: Measured, states: States) -> FrontierView:
     every = tables(measured)
-    table6 = next((table for table in every if table.name == "table6"), None)
-    contents = [content for unit, _, _ in states if (content := measured.results.read(unit.result)) is not None]
+    contents = [content for job, _, _ in states if (content := measured.results.read(job.result)) is not None]
     recipe = config.generator
     sampling = recipe.sampling
     guided = "without guidance" if sampling.guidance_scale == 1 else f"guidance {sampling.guidance_scale:g}"
-    order = ("table2", "table4", "table5", "table6", "table1")
     return FrontierView(
         title=config.title,
         subtitle=_subtitle(config, measured),
@@ -137,8 +188,8 @@ def _view(config: Config, measured: Measured, states: States) -> FrontierView:
         machines=tuple(dict.fromkeys(_machine(content["versions"]) for content in contents)),
         enough=f"{ENOUGH_SAMPLES:,}",
         claims=tuple(claims(measured)),
-        tables=tuple(sorted(every, key=lambda table: order.index(table.name))),
-        correlations=tuple(correlations(measured, table6)) if table6 is not None else (),
+        tables=tuple(every.values()),
+        correlations=tuple(correlations(every["table6"])),
         frontier=tuple(figures.frontier(measured)),
         convergence=(*figures.convergence(measured), *figures.by_size(measured)),
         maps=tuple(figures.maps(measured)),
@@ -147,7 +198,7 @@ def _view(config: Config, measured: Measured, states: States) -> FrontierView:
         sampling=f"{sampling.steps} {sampling.solver} grid points, {guided}",
         how=tuple(_how(config, measured, contents)),
         command=command_line(without="--page_only"),
-        units=tuple((unit.kind, shown_name(measured.grid, unit.cell), state.value, it) for unit, state, it in states),
+        jobs=tuple((job.kind, measured.grid.shown_name(job.cell), state.value, it) for job, state, it in states),
     )
 
 
@@ -169,12 +220,12 @@ def _subtitle(config: Config, measured: Measured) -> str:
 
 def _galleries(measured: Measured, states: States) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
     found: dict[str, list[tuple[str, str]]] = {"Reconstructions": [], "Samples": []}
-    for unit, _, _ in states:
-        content = measured.results.read(unit.result)
+    for job, _, _ in states:
+        content = measured.results.read(job.result)
         for heading, key in (("Reconstructions", "reconstructions"), ("Samples", "samples")):
             uri = (content or {}).get("pictures", {}).get(key)
             if uri is not None:
-                found[heading].append((shown_name(measured.grid, unit.cell), uri))
+                found[heading].append((measured.grid.shown_name(job.cell), uri))
     return tuple((heading, tuple(group)) for heading, group in found.items() if group)
 
 
