@@ -38,7 +38,7 @@ from vavae.report.figures import standalone
 from vavae.report.page_base import Embedder, page_environment
 from vavae.teachers.registry import TEACHERS
 
-_CIFAR10 = ("cifar10", "demo")  # image sources that are CIFAR-10, or a part of it
+_CIFAR10 = ("cifar10", "demo")  # image sources from CIFAR-10
 
 
 class State(enum.Enum):
@@ -88,7 +88,7 @@ def print_states(states: States, begins: Job | None) -> None:
 
 @dataclass(frozen=True)
 class FrontierView:
-    """The page as the template wants it."""
+    """The variables of the template."""
 
     title: str
     subtitle: str
@@ -120,7 +120,7 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
     for table in view.tables:
         _write(folder / f"{table.name}.csv", to_csv(table))
     for drawn in (*view.frontier, *view.convergence, *view.maps):
-        legend = [(line.colour, line.sign, line.name) for line in drawn.legend]
+        legend = [(line.color, line.sign, line.name) for line in drawn.legend]
         _write(folder / f"{drawn.name}.svg", standalone(drawn.svg, drawn.title, legend))
     everything = {
         "title": config.title,
@@ -151,7 +151,7 @@ def _fixed(value: float, decimals: int) -> str:
 
 
 def _best(table: Table, row: Row, column: Column) -> bool:
-    """Whether a row has the best mean of its column, of several that are measured."""
+    """Return whether a row has the best mean of its column, if several differ."""
     means = [r.ours[column.key].mean for r in table.rows]
     known = [mean for mean in means if mean is not None]
     if len(set(known)) < 2:
@@ -230,45 +230,45 @@ def _galleries(measured: Measured, states: States) -> tuple[tuple[str, tuple[tup
 
 
 def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]]) -> list[str]:
-    """What every number depends on, as sentences."""
+    """Return sentences on the protocol of all numbers."""
     measure, data = config.measure, config.data
-    said = []
+    lines = []
     if data.images in _CIFAR10:
         part = "a class-balanced part of CIFAR-10" if data.images == "demo" else "CIFAR-10"
-        said.append(f"Images: {part} (A. Krizhevsky, 2009; the data set states no licence).")
+        lines.append(f"Images: {part} (A. Krizhevsky, 2009; the data set states no license).")
     generated, rebuilt = _records(contents, "generator"), _records(contents, "tokenizer")
     reference = _counts([r.protocol.reference_samples for r in generated], measure.reference_images)
     shown = _counts([r.protocol.samples for r in rebuilt if r.name == "PSNR"], measure.reconstructions)
-    said.append(
+    lines.append(
         f"g{measured.distance}: {measure.samples:,} class-balanced samples against {reference} training images; "
         f"r{measured.distance}, PSNR, LPIPS, SSIM: {shown} test images, reconstructed from the posterior’s mean as "
         f"8-bit pixels. Feature network: {measure.network}."
     )
     if not measure.is_fid:
-        said.append("Distances in this network are no FIDs and must not be set beside published ones.")
+        lines.append("Distances in this network are not FIDs and must not be compared with published ones.")
     seeds = "one seed" if measure.tsne_seeds == 1 else f"{measure.tsne_seeds} seeds"
-    said.append(
-        f"Uniformity, linear probe and cosine: {measure.latents:,} latents at most; t-SNE over {seeds}. A seed trains "
-        "its own tokenizer and its own generators."
+    lines.append(
+        f"Uniformity, linear probe and cosine: at most {measure.latents:,} latents; t-SNE over {seeds}. Each seed "
+        "trains its own tokenizer and its own generators."
     )
-    said += _sizes(measured)
+    lines += _sizes(measured)
     names = {cell.teacher.partition("@")[0] for cell in measured.grid.tokenizers}
     for spec in TEACHERS:
         if spec.name in names or spec.name == measure.teacher:
-            said.append(f"{spec.name}: {spec.note + '; ' if spec.note else ''}licence {spec.licence}.")
+            lines.append(f"{spec.name}: {spec.note + '; ' if spec.note else ''}license {spec.licence}.")
     types = sorted({record.protocol.dtype for record in generated if record.protocol.dtype})
     if types:
         hashes = sorted({(record.protocol.feature_network_hash or "")[:12] for record in generated})
-        said.append(f"Samples were computed in {', '.join(types)}; feature network {', '.join(hashes)}.")
+        lines.append(f"Samples were computed in {', '.join(types)}; feature network {', '.join(hashes)}.")
     for kind in ("tokenizer", "generator"):
         trained = sorted({c["precision"] for c in contents if c["kind"] == kind and "precision" in c})
         if len(trained) > 1:
-            said.append(f"Machines differed: some {kind}s were trained in {trained[0]}, others in {trained[1]}.")
-    return said
+            lines.append(f"Machines differed: some {kind}s were trained in {trained[0]}, others in {trained[1]}.")
+    return lines
 
 
 def _sizes(measured: Measured) -> Iterator[str]:
-    """The shape behind the name of each size, with its parameters where one is measured: latents and rows differ."""
+    """Yield the shape of each size, with the range of its parameters, which depend on latents and row."""
     grid = measured.grid
     for size in dict.fromkeys(cell.size for cell in grid.generators):
         cells = [cell for cell in grid.generators if cell.size == size]
@@ -285,7 +285,7 @@ def _records(contents: Sequence[dict[str, Any]], kind: str) -> list[MetricRecord
 
 
 def _counts(measured: Sequence[int | None], asked: int | None) -> str:
-    """How many images there were; what was asked for where nothing is measured yet."""
+    """Return the numbers of images, or the number in the recipe if nothing is measured yet."""
     known = sorted({count for count in measured if count is not None})
     if known:
         return " to ".join(f"{count:,}" for count in dict.fromkeys((known[0], known[-1])))
