@@ -103,14 +103,14 @@ def test_published_numbers() -> None:
         ((16, 32), (16, 32)),  # the same, not the same rank
         ((4, 32), (16, 32)),
         ((32, 128), (32, 64)),
-        ((64, 4, 16), (64, 16, 32)),  # beside 16 there is no room for both 4 and 16
+        ((64, 4, 16), (64, 16, 32)),  # 4 and 16 cannot both correspond to 16
         ((4, 16), (16, 64)),
         ((2, 4, 8), (16, 32, 64)),
         ((4, 16, 32, 64), (None, 16, 32, 64)),
         ((4,), (None,)),
     ],
 )
-def test_published_dimensions_beside_ours(ours: tuple[int, ...], published: tuple[int | None, ...]) -> None:
+def test_published_dimension_of_ours(ours: tuple[int, ...], published: tuple[int | None, ...]) -> None:
     assert tuple(paper.counterpart(d, ours) for d in ours) == published
 
 
@@ -329,7 +329,7 @@ def test_claims_of_numbers_like_the_papers(tmp_path: Path) -> None:
     over_all = next(c for c in correlations(tables(found)["table6"]) if c.group == "all tokenizers")
     assert over_all.count == len(known) == 4
     assert over_all.pearson == pytest.approx(np.corrcoef(known.T)[0, 1])
-    assert over_all.spearman == pytest.approx(0.8)  # ranks 1, 3, 2, 4 beside 1, 2, 3, 4
+    assert over_all.spearman == pytest.approx(0.8)  # ranks 1, 3, 2, 4 and 1, 2, 3, 4
 
 
 @pytest.mark.parametrize(

@@ -108,10 +108,10 @@ def test_stop_and_resume_with_workers(tmp_path: Path) -> None:
 
 
 def test_wrong_recipe_is_reported_once(tmp_path: Path) -> None:
-    asked = start("--output", str(tmp_path), "--workers", "2", "--measure.network", "teacher:nobody@28")
+    asked = start("--output", str(tmp_path), "--workers", "2", "--measure.network", "teacher:unknown@28")
     _, error = asked.communicate()
     assert asked.returncode == 2
-    assert error.startswith("vavae: ") and "nobody" in error and len(error.splitlines()) == 1
+    assert error.startswith("vavae: ") and "unknown" in error and len(error.splitlines()) == 1
 
 
 def test_killed_workers_fail_the_run_with_a_page(tmp_path: Path) -> None:

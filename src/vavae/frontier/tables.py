@@ -235,9 +235,9 @@ def _table(
     """
     groups: dict[tuple[str, ...], list[GeneratorCell]] = {}
     published: dict[tuple[str, ...], paper.Published] = {}
-    for row, cell, theirs in cells:
+    for row, cell, numbers in cells:
         groups.setdefault(row, []).append(cell)
-        published[row] = theirs or paper.Published({}, "")
+        published[row] = numbers or paper.Published({}, "")
     rows = [
         Row(
             row,
@@ -325,7 +325,7 @@ def _published2(measured: Measured, tokenizer: TokenizerCell) -> paper.Published
         return None
     sizes = {size: paper.size_counterpart(size, wanted.sizes) for size in wanted.sizes}
     values = {key: value for key, value in found.values.items() if "/" not in key}
-    values |= {f"gfid/{ours}": found.values[f"gfid/{theirs}"] for ours, theirs in sizes.items() if theirs is not None}
+    values |= {f"gfid/{ours}": found.values[f"gfid/{size}"] for ours, size in sizes.items() if size is not None}
     return paper.Published(values, found.source)
 
 
@@ -403,8 +403,8 @@ def to_markdown(table: Table) -> str:
             spread = f" ± {stat.spread:.{column.decimals}f}" if stat.spread is not None else ""
             cells.append("–" if stat.mean is None else f"{stat.mean:.{column.decimals}f}{spread}")
         for column in table.published_columns:
-            theirs = row.published.get(column.key)
-            cells.append("–" if theirs is None else f"{theirs:.{column.published_decimals}f}")
+            number = row.published.get(column.key)
+            cells.append("–" if number is None else f"{number:.{column.published_decimals}f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -425,8 +425,8 @@ def to_csv(table: Table) -> str:
                 "" if stat.spread is None else stat.spread,
                 len(stat.values),
             ]
-        theirs = [row.published.get(column.key, "") for column in table.published_columns]
-        writer.writerow([*row.labels, *cells, *theirs, row.source])
+        published_numbers = [row.published.get(column.key, "") for column in table.published_columns]
+        writer.writerow([*row.labels, *cells, *published_numbers, row.source])
     return buffer.getvalue()
 
 

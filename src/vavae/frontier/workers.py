@@ -67,7 +67,7 @@ def failures_of_call(folder: Path | None = None) -> Failures:
     """Return the failures of a call.
 
     Args:
-        folder: Folder of the call. By default that of the call which started this process; without one the failures are
+        folder: Folder of the call. By default the call that started this process; without a call the failures are
             kept in memory.
     """
     named = os.environ.get(_CALL)
