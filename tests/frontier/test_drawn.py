@@ -1,4 +1,4 @@
-"""The page of a frontier as HTML, from results that nobody had to compute."""
+"""The page of a frontier as HTML, from invented results."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,9 @@ from html_page import Page
 
 from vavae.config import load_recipe
 from vavae.frontier.config import Config
-from vavae.frontier.grid import Grid, Unit
-from vavae.frontier.page import write_everything
+from vavae.frontier.grid import Grid, Job
+from vavae.frontier.page import State, write_everything
 from vavae.frontier.results import Results
-from vavae.frontier.status import State
 from vavae.metrics import MeasurementProtocol, MetricRecord
 
 RECIPE = Path(__file__).with_name("frontier_grid.yaml")
@@ -23,8 +22,8 @@ NAMES = {
 }
 
 
-def content(unit: Unit, number: int) -> dict[str, Any]:
-    """What a result file of a unit has in it, with numbers that differ from unit to unit."""
+def content(job: Job, number: int) -> dict[str, Any]:
+    """Return the content of a result file, with numbers that differ between jobs."""
     protocol = MeasurementProtocol(samples=20, reference_samples=20)
 
     def record(name: str) -> dict[str, Any]:
@@ -36,17 +35,17 @@ def content(unit: Unit, number: int) -> dict[str, Any]:
         "generator": {"pictures": {"samples": "data:,"}, "parameters": 12_345_678},
         "curve": {"points": [{"images": images, "record": record("FID")} for images in (32, 64)]},
     }
-    common = {"kind": unit.kind, "seconds": 1.0, "versions": {"machine": "x86_64"}}
-    return {**common, "records": [record(name) for name in NAMES.get(unit.kind, ())], **own[unit.kind]}
+    common = {"kind": job.kind, "seconds": 1.0, "versions": {"machine": "x86_64"}}
+    return {**common, "records": [record(name) for name in NAMES.get(job.kind, ())], **own[job.kind]}
 
 
 def written(folder: Path, *overrides: str) -> str:
-    """The HTML of a grid of which everything is finished."""
+    """Return the HTML of a finished grid."""
     config = load_recipe(Config, RECIPE, ["--output", str(folder), *overrides])
     grid, results = Grid(config, ("train", "test")), Results(folder / "results")
-    for number, unit in enumerate(grid.units):
-        results.write(unit.result, content(unit, number))
-    states = [(unit, State.DONE, "") for unit in grid.units]
+    for number, job in enumerate(grid.jobs):
+        results.write(job.result, content(job, number))
+    states = [(job, State.DONE, "") for job in grid.jobs]
     return write_everything(config, grid, results, states).read_text()
 
 
@@ -60,13 +59,13 @@ def page(html: str) -> Page:
     return Page(html)
 
 
-def test_labels_of_rows_stay_while_numbers_are_scrolled(page: Page) -> None:
+def test_row_labels_stay_when_scrolled(page: Page) -> None:
     rows = [attributes for attributes in page.all("th") if attributes.get("scope") == "row"]
     rows = [attributes for attributes in rows if "label" in attributes.get("class", "")]
     assert len(rows) > 15 and all("stay" in attributes["class"].split() for attributes in rows)
 
 
-def test_captions_name_what_is_drawn(page: Page, tmp_path: Path) -> None:
+def test_captions_describe_figures(page: Page, tmp_path: Path) -> None:
     assert "spread of the seeds." not in page.text
     assert "t-SNE over one seed." in page.text and "Uniformity: one t-SNE run of test latents" in page.text
     seeds = ("--experiments.table2.seeds", "[0,1]", "--measure.tsne_seeds", "2")
@@ -80,7 +79,7 @@ def test_sizes_are_explained(page: Page) -> None:
     assert "Size nano/1: width 32, depth 1, patch 1, 12.3 million parameters." in page.text
 
 
-def test_figures_are_said_and_their_ids_are_their_own(page: Page) -> None:
+def test_figures_have_alt_texts_and_unique_ids(page: Page) -> None:
     figures = page.all("svg")
     assert len(figures) == 3 + 5 and all(svg["role"] == "img" for svg in figures)
     assert "Ours, nano/2: gFD over rFD; no alignment, dinov2-small-focus@28" in [svg["aria-label"] for svg in figures]
@@ -93,13 +92,13 @@ def test_figures_are_said_and_their_ids_are_their_own(page: Page) -> None:
         assert all(name in ids for name in named), named
 
 
-def test_classes_on_the_maps_have_their_names(html: str, page: Page, tmp_path: Path) -> None:
+def test_maps_name_classes(html: str, page: Page, tmp_path: Path) -> None:
     maps = html[html.index('id="maps"') :]
     assert "airplane" in maps and "horse" in maps and "truck" not in maps  # labels 0 and 7
     assert "airplane" not in written(tmp_path, "--data.images", "imagefolder:somewhere")
 
 
-def test_pictures_and_maps_are_called_as_rows_of_the_tables(page: Page) -> None:
+def test_pictures_are_named_like_table_rows(page: Page) -> None:
     described = [image["alt"] for image in page.all("img")]
     assert "Reconstructions of d 4, dinov2-small-focus@28, without mcos" in described
     assert "Samples of nano/2 on d 4, none: DiT" in described
@@ -108,7 +107,7 @@ def test_pictures_and_maps_are_called_as_rows_of_the_tables(page: Page) -> None:
     assert "no-mcos" not in page.text and "(dit)" not in page.text and "seed 0" not in page.text
 
 
-def test_seeds_are_told_apart_where_there_are_several(tmp_path: Path) -> None:
+def test_seeds_are_named_if_there_are_several(tmp_path: Path) -> None:
     several = Page(written(tmp_path, "--experiments.table2.seeds", "[0,1]"))
     described = [image["alt"] for image in several.all("img")]
     assert {f"Reconstructions of d 2, none, seed {seed}" for seed in (0, 1)} <= set(described)
@@ -124,6 +123,6 @@ def test_every_table_has_a_heading_and_a_link(page: Page) -> None:
 
 
 def test_verdicts_are_bold(html: str) -> None:
-    """The rule for them must come after that of all cells."""
+    """The style rule of verdicts must come after the rule of all cells."""
     cells, verdicts = "table.claims th, table.claims td {", "table.claims td.verdict { font-weight: 600; }"
     assert 0 < html.index(cells) < html.index(verdicts)

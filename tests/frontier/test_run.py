@@ -1,4 +1,4 @@
-"""The grid by the real command line: nothing is trained twice, two processes share it, damage is mended."""
+"""`vavae frontier` on the real command line: processes share a grid, no cell is trained twice, damage is repaired."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ from vavae.stages.run_folder import start_run
 
 COMMAND = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from vavae.cli import main; main()"]
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
-UNITS = {"tokenizer": 5, "uniformity": 5, "generator": 7, "curve": 2}
+JOBS = {"tokenizer": 5, "uniformity": 5, "generator": 7, "curve": 2}
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -44,7 +44,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def here(*arguments: str) -> tuple[int, str, str]:
-    """The same command in this process, which has loaded its libraries already."""
+    """Run the same command in this process, which has loaded its libraries."""
     output, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
         code = run(["frontier", RECIPE, *arguments])
@@ -56,13 +56,13 @@ def trained(output: str) -> list[str]:
 
 
 def results(folder: Path) -> dict[str, int]:
-    """Result files with the time they were written."""
+    """Return the result files with their modification times."""
     return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob("*.json")}
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str, str]], list[str]]:
-    """A grid that is stopped once, then finished by two processes at the same time."""
+    """Stop a grid once, then finish it with two processes at the same time."""
     folder = tmp_path_factory.mktemp("frontier") / "run"
     first = start("--output", str(folder))
     while first.poll() is None and len(results(folder)) < 3:
@@ -71,30 +71,30 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[i
     stopped = finish(first)
     assert stopped[0] == 1, stopped
     assert "Traceback" not in stopped[2]
-    assert "the same command goes on" in stopped[2].splitlines()[-1]
+    assert "the same command resumes" in stopped[2].splitlines()[-1]
     before = results(folder)
-    assert 3 <= len(before) < sum(UNITS.values())
+    assert 3 <= len(before) < sum(JOBS.values())
     pair = [start("--output", str(folder)) for _ in range(2)]
     ended = [finish(process) for process in pair]
-    assert {name: at for name, at in results(folder).items() if name in before} == before  # nothing done again
+    assert {name: at for name, at in results(folder).items() if name in before} == before  # no job ran again
     return folder, ended, trained(stopped[1])
 
 
 Shared = tuple[Path, list[tuple[int, str, str]], list[str]]
 
 
-def test_two_processes_share_the_cells(shared: Shared) -> None:
+def test_two_processes_share_the_jobs(shared: Shared) -> None:
     folder, ended, _ = shared
     assert [code for code, _, _ in ended] == [0, 0], ended
     found = [name.split("-")[0] for name in results(folder)]
-    assert {kind: found.count(kind) for kind in UNITS} == UNITS
+    assert {kind: found.count(kind) for kind in JOBS} == JOBS
     done = [set(re.findall(r"^done: (.*) in \d", output, re.MULTILINE)) for _, output, _ in ended]
     assert not done[0] & done[1] and done[0] and done[1]
-    assert not list((folder / "claims").glob("*.lock"))
+    assert not list((folder / "locks").glob("*.lock"))
 
 
-def test_results_tell_nothing_of_where_they_were_made(shared: Shared) -> None:
-    """They go into papers and repositories."""
+def test_results_contain_no_local_paths(shared: Shared) -> None:
+    """Results are published in papers and repositories."""
     folder = shared[0]
     for path in folder.glob("results/*.json"):
         assert str(folder.parent) not in path.read_text(), path
@@ -102,14 +102,14 @@ def test_results_tell_nothing_of_where_they_were_made(shared: Shared) -> None:
 
 
 def test_nothing_is_trained_twice(shared: Shared) -> None:
-    """A cell that was stopped inside its training is taken up, and counts once more; all others once."""
+    """A cell that was stopped during its training resumes and is listed twice, all others once."""
     _, ended, at_first = shared
     everything = at_first + [label for _, output, _ in ended for label in trained(output)]
     assert len(set(everything)) == 12  # 5 tokenizers and 7 generators, though the tables ask for 16 generators
     assert len(everything) <= 13
 
 
-def test_all_tables_and_figures_are_there(shared: Shared) -> None:
+def test_all_tables_and_figures_are_written(shared: Shared) -> None:
     folder = shared[0]
     assert {path.name for path in folder.glob("*.csv")} == {f"table{n}.csv" for n in (1, 2, 4, 5, 6)}
     assert {"figure2-nano-2.svg", "figure2-published.svg", "figure4-training.svg"} <= {
@@ -127,35 +127,35 @@ def test_all_tables_and_figures_are_there(shared: Shared) -> None:
         assert [images for images, _ in curve] == [32, 64]
 
 
-def test_the_page_is_whole_and_stands_alone(shared: Shared) -> None:
+def test_page_is_complete_and_self_contained(shared: Shared) -> None:
     page = Page((shared[0] / "frontier.html").read_text())
     assert all(source.startswith(("data:", "#")) for source in page.sources)
     assert len([source for source in page.sources if source.startswith("data:image/")]) == 5 + 7
     for published in ("16.24", "36.83", "0.55", "19.50", "too little for a verdict", "CIFAR-10", "saliency"):
         assert published in page.text, published
-    assert "reproduced" not in page.text  # nobody may say so from twenty samples
+    assert "reproduced" not in page.text  # twenty samples are too few for a verdict
     assert "missing" not in page.text
 
 
-def test_a_finished_grid_trains_nothing_and_damage_is_mended(shared: Shared) -> None:
+def test_damaged_result_is_measured_again_only(shared: Shared) -> None:
     folder = shared[0]
     before = results(folder)
     victim = next(folder.glob("results/generator-*.json"))
     whole = json.loads(victim.read_text())
-    whole["content"]["records"][0]["value"] += 1.0  # a number that nobody measured
+    whole["content"]["records"][0]["value"] += 1.0  # a wrong number
     victim.write_text(json.dumps(whole))
     code, output, error = here("--output", str(folder))
     assert code == 0, error
     assert f"{victim}: damaged" in output
-    assert trained(output) == []  # the generator is there, and is measured again
+    assert trained(output) == []  # the generator exists and is measured again
     after = results(folder)
     assert {name for name in after if after[name] != before.get(name)} == {victim.name, f"damaged-{victim.name}"}
     again = json.loads(victim.read_text())["content"]["records"][0]["value"]
     assert again == pytest.approx(whole["content"]["records"][0]["value"] - 1.0, rel=1e-6)
 
 
-def test_a_page_is_made_of_what_is_finished(shared: Shared, tmp_path: Path) -> None:
-    """Result files alone, brought from another machine, are enough."""
+def test_page_from_partial_results(shared: Shared, tmp_path: Path) -> None:
+    """Result files copied from another machine are enough."""
     target = tmp_path / "run/results"
     target.mkdir(parents=True)
     for path in shared[0].glob("results/tokenizer-*.json"):
@@ -168,7 +168,7 @@ def test_a_page_is_made_of_what_is_finished(shared: Shared, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
-def test_a_time_limit_ends_well(handler: Any, tmp_path: Path) -> None:
+def test_time_limit_exits_with_zero(handler: Any, tmp_path: Path) -> None:
     former = signal.signal(signal.SIGINT, handler)
     try:
         code, output, error = here("--output", str(tmp_path / "run"), "--time_limit", "0.02")
@@ -197,16 +197,17 @@ def test_a_time_limit_ends_well(handler: Any, tmp_path: Path) -> None:
         (("--experiments.table5.seeds", "[0,0]"), "experiments.table5.seeds"),
         (("--measure.teacher", "dinov9"), "measure.teacher"),
         (("--measure.network", "incepton"), "incepton"),
+        (("--time_limit", "nan"), "time_limit"),
         (("--device", "gpu"), "gpu"),
         (("--data.images", "/no/such/folder"), "/no/such/folder"),
         (("--experiments.table2.teachers", "[none,dinov9]"), "dinov9"),
     ],
 )
-def test_a_wrong_recipe_is_one_line(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
+def test_wrong_recipe_is_one_line(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
     code, _, said = here("--output", str(tmp_path / "run"), *arguments)
     assert code == 2
     assert named in said and len(said.strip().splitlines()) == 1
-    assert not (tmp_path / "run/work").exists()  # said before anything was trained
+    assert not (tmp_path / "run/work").exists()  # reported before any training
 
 
 def test_help_shows_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,7 +217,7 @@ def test_help_shows_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> No
     assert "--experiments.table2.dimensions" in said
 
 
-def test_torchrun_is_told_how_to_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, said = here("--output", str(tmp_path / "run"))
     assert code == 2 and "plain processes" in said
@@ -241,7 +242,7 @@ def one_file(folder: Path, pattern: str) -> Path:
     return found
 
 
-def test_a_generator_sees_latents_made_as_its_recipe_says(tmp_path: Path) -> None:
+def test_latents_follow_the_recipe(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert here("--output", str(folder), *ONE)[0] == 0
     first = one_file(folder, "work/tokenizer-*/latents-*/index.json")
@@ -260,9 +261,7 @@ def interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt("stopped")
 
 
-def test_points_of_a_curve_measured_in_another_way_are_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partial_curve_of_another_protocol_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, measure, calls = tmp_path / "run", frontier_cells._distance, []
 
     def stop_at_the_third(*arguments: Any) -> Any:
@@ -279,9 +278,7 @@ def test_points_of_a_curve_measured_in_another_way_are_not_taken(
     assert [point["record"]["protocol"]["samples"] for point in points] == [12, 12]
 
 
-def test_a_curve_whose_result_could_not_be_written_is_not_trained_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_curve_resumes_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, write = tmp_path / "run", Results.write
 
     def full(self: Results, name: str, content: dict[str, Any]) -> None:
@@ -298,7 +295,7 @@ def test_a_curve_whose_result_could_not_be_written_is_not_trained_again(
     assert not list(folder.glob("work/generator-*/*.partial.json")) + list(folder.glob("work/generator-*/run/averages"))
 
 
-def test_a_run_folder_that_another_process_has_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_for_an_occupied_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = (*ONE, "--tokenizer.images", "16", "--measure.teacher", "null")
     config = load_recipe(Config, RECIPE, ["--output", str(tmp_path), *quick])
     grid = Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
@@ -306,7 +303,7 @@ def test_a_run_folder_that_another_process_has_is_waited_for(tmp_path: Path, mon
     run_folder.mkdir(parents=True)
     other = FileLock(run_folder / ".lock")
     other.acquire()
-    # Instead of waiting, the other process ends.
+    # The other process ends while this one would sleep.
     monkeypatch.setattr(frontier, "time", SimpleNamespace(sleep=lambda _: other.release(), monotonic=time.monotonic))
     code, output, error = here("--output", str(tmp_path), *quick, "--kinds", "[tokenizer]")
     assert code == 0, error
@@ -314,10 +311,8 @@ def test_a_run_folder_that_another_process_has_is_waited_for(tmp_path: Path, mon
     assert len(list((tmp_path / "results").glob("tokenizer-*.json"))) == 1
 
 
-def test_a_stopped_run_goes_on_with_another_sampling_and_in_another_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither is a part of a cell's name, so neither may stand in the way of taking it up."""
+def test_resume_with_other_sampling_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is part of a cell's name, so neither prevents the resume."""
 
     def stopped(config: Any, **_: object) -> None:
         folder = Path(config.output)
@@ -335,31 +330,29 @@ def test_a_stopped_run_goes_on_with_another_sampling_and_in_another_place(
 
 
 @pytest.mark.parametrize("fault", [ValueError("input contains NaN"), UserError("bad latents"), RunError("diverged")])
-def test_a_cell_that_fails_does_not_cost_the_others(
-    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    do = frontier.run_unit
+def test_failed_job_does_not_stop_the_others(fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    do = frontier.run_job
 
-    def fails(bench: Any, unit: Any, known: Any) -> dict[str, Any]:
-        if unit.kind == "uniformity":
+    def fails(context: Any, job: Any, known: Any) -> dict[str, Any]:
+        if job.kind == "uniformity":
             raise fault
-        return do(bench, unit, known)
+        return do(context, job, known)
 
-    monkeypatch.setattr(frontier, "run_unit", fails)
+    monkeypatch.setattr(frontier, "run_job", fails)
     code, output, error = here("--output", str(tmp_path / "run"), *ONE)
     assert code == 1
     assert f"failed: uniformity d 2, none, seed 0: {fault}" in output and "2 of 3 done" in error.splitlines()[-1]
     assert (tmp_path / "run/frontier.html").exists()
 
 
-def test_what_nobody_makes_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_models_end_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frontier, "_PATIENCE", 0.0)
     code, output, error = here("--output", str(tmp_path / "run"), *ONE, "--kinds", "[uniformity]")
     assert code == 0, error
-    assert "1 pieces of work wait for models that nobody is making, first uniformity d 2" in output
+    assert "1 jobs need models that have not been trained, first uniformity d 2" in output
 
 
-def test_machines_that_trained_in_other_precisions_are_told_apart(shared: Shared, tmp_path: Path) -> None:
+def test_page_names_different_precisions(shared: Shared, tmp_path: Path) -> None:
     target = tmp_path / "run/results"
     target.mkdir(parents=True)
     brought = Results(target)

@@ -1,4 +1,4 @@
-"""What all cells of a frontier share is computed once, for all tokenizers and by one of several processes."""
+"""Features that all cells share are computed once, by one of several processes."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ PLAIN = ["--experiments.table2.teachers=[none]", "--measure.teacher=null"]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images the feature network was shown, call by call."""
+    """Return a list of the numbers of images that the feature network gets, call by call."""
     shown: list[int] = []
 
     def features(pixels: Tensor) -> Tensor:
@@ -37,13 +37,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return shown
 
 
-def bench(folder: Path) -> CellContext:
+def context(folder: Path) -> CellContext:
     config = load_recipe(Config, RECIPE, ["--output", str(folder), *ONLY, *PLAIN])
     grid = Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
     return CellContext(config, grid, Results(folder / "results"))
 
 
-def test_originals_are_seen_once_for_all_tokenizers(tmp_path: Path, seen: list[int]) -> None:
+def test_original_features_are_computed_once(tmp_path: Path, seen: list[int]) -> None:
     """Two tokenizers: 10 originals, and 10 reconstructions of each."""
     arguments = ["frontier", RECIPE, *ONLY, *PLAIN, "--output", str(tmp_path), "--kinds", "[tokenizer]"]
     assert run(arguments) == 0
@@ -51,10 +51,10 @@ def test_originals_are_seen_once_for_all_tokenizers(tmp_path: Path, seen: list[i
     assert sum(seen) == 10 + 2 * 10
 
 
-def test_a_second_process_waits_and_finds_what_the_first_computed(
+def test_second_process_waits_for_shared_features(
     tmp_path: Path, seen: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = bench(tmp_path), bench(tmp_path)
+    first, second = context(tmp_path), context(tmp_path)
     _ = first.reference
     assert sum(seen) == 20
     (lock,) = first.store.folder.glob(".*training*.lock")
@@ -71,14 +71,14 @@ def test_a_second_process_waits_and_finds_what_the_first_computed(
     assert "waiting for features of training images" in capsys.readouterr().out
 
 
-def test_those_who_waited_read_at_the_same_time(tmp_path: Path, seen: list[int]) -> None:
-    """The lock is for computing: who had to wait does not hold it while it reads."""
-    one = bench(tmp_path)
+def test_waiting_processes_read_at_the_same_time(tmp_path: Path, seen: list[int]) -> None:
+    """A process that waited for the lock does not hold it while it reads."""
+    one = context(tmp_path)
     lock = FileLock(one.store.folder / ".something.lock", thread_local=False)
     one.store.folder.mkdir(parents=True)
     lock.acquire()
     entered = []
-    other = bench(tmp_path)
+    other = context(tmp_path)
 
     def enter() -> None:
         with other.sharing("something"):
@@ -95,7 +95,7 @@ def test_those_who_waited_read_at_the_same_time(tmp_path: Path, seen: list[int])
 def test_generators_are_compiled_block_by_block(
     tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In training and for the samples that are measured; the numbers are those of a plain run."""
+    """Blocks are compiled in training and for the measured samples; compilation does not change the cell's name."""
     compiled: list[str] = []
 
     def compile_block(self: torch.nn.Module, *, fullgraph: bool) -> None:
@@ -110,5 +110,5 @@ def test_generators_are_compiled_block_by_block(
     (result,) = (tmp_path / "results").glob("generator-*.json")
     result.unlink()
     compiled.clear()
-    assert run(arguments) == 0  # the same cell: compiling tells no two apart
+    assert run(arguments) == 0  # the same cell
     assert result.exists() and not compiled

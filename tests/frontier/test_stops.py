@@ -1,6 +1,5 @@
-"""What a unit keeps to go on from: a stop or damage there costs no more than that work."""
+"""Intermediate files of a job: a stop or damage costs only the work of that job."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from vavae.config import load_recipe
 from vavae.frontier import cells as frontier_cells
 from vavae.frontier.cells import delete_intermediates, trained_generator
 from vavae.frontier.config import Config
-from vavae.frontier.grid import GeneratorCell, Grid, Unit
+from vavae.frontier.grid import GeneratorCell, Grid, Job
 from vavae.frontier.results import Results
 
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
@@ -25,20 +24,18 @@ def grid(tmp_path: Path) -> Grid:
 
 
 @pytest.fixture
-def curve(grid: Grid) -> Unit:
-    """A curve whose generator is trained."""
-    unit = next(unit for unit in grid.units if unit.kind == "curve")
-    assert isinstance(unit.cell, GeneratorCell)
-    run = grid.generator_folder(unit.cell) / "run"
+def curve(grid: Grid) -> Job:
+    """Return the job of a curve whose generator is trained."""
+    job = next(job for job in grid.jobs if job.kind == "curve")
+    assert isinstance(job.cell, GeneratorCell)
+    run = grid.generator_folder(job.cell) / "run"
     for name in ("generator/config.json", "averages/a.safetensors", "averages/b.safetensors"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).touch()
-    return unit
+    return job
 
 
-def test_a_part_of_a_curves_averages_never_counts_as_all(
-    grid: Grid, curve: Unit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partly_removed_averages_do_not_count(grid: Grid, curve: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(curve.cell, GeneratorCell)
     run, remove = grid.generator_folder(curve.cell) / "run", shutil.rmtree
 
@@ -61,7 +58,7 @@ def test_a_part_of_a_curves_averages_never_counts_as_all(
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "bytes"])
-def test_damaged_points_of_a_curve_are_measured_again(damage: str, curve: Unit, tmp_path: Path) -> None:
+def test_damaged_curve_points_are_measured_again(damage: str, curve: Job, tmp_path: Path) -> None:
     name = f"{curve.result}.partial"
     Results(tmp_path).write(name, {"points": POINTS})
     assert frontier_cells._points_so_far(tmp_path, curve) == POINTS
@@ -72,13 +69,8 @@ def test_damaged_points_of_a_curve_are_measured_again(damage: str, curve: Unit, 
     assert frontier_cells._points_so_far(tmp_path, curve) == []
 
 
-def test_points_that_a_former_version_left_count(curve: Unit, tmp_path: Path) -> None:
-    (tmp_path / f"{curve.result}.partial.json").write_text(json.dumps(POINTS))
-    assert frontier_cells._points_so_far(tmp_path, curve) == POINTS
-
-
-@pytest.mark.parametrize("damaged", [b"", b"12.5.", b"\xff\xfe"])
-def test_damaged_seconds_cost_the_time_they_told_of(damaged: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"", b"12.5.", b"\xff\xfe", b"nan", b"inf", b"-1"])
+def test_damaged_seconds_file_is_ignored(damaged: bytes, tmp_path: Path) -> None:
     path = tmp_path / "curve.seconds"
     path.write_bytes(damaged)
     with frontier_cells._timed(path) as seconds:

@@ -1,10 +1,11 @@
-"""`--workers`: several processes started by one command share the grid, stop together, and tell what is wrong once."""
+"""`--workers`: processes of one command share the grid, stop together, and report an error once."""
 
 import contextlib
 import io
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,15 +22,15 @@ from vavae.frontier import run as frontier
 from vavae.frontier import workers as frontier_workers
 from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid
-from vavae.frontier.results import Claims, Owner
+from vavae.frontier.results import Locks
 from vavae.frontier.workers import call_folder, failures_of_call
 
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]
-LONG = ["--tokenizer.images", "100000"]  # neither process ends its first cell before the other begins
+LONG = ["--tokenizer.images", "100000"]  # no process ends its first job before the other begins
 FEW = ["--experiments.table2.dimensions", "[4]"]
 COMMAND = [sys.executable, "-m", "vavae", "frontier", RECIPE, *ONLY, "--kinds", "[tokenizer,generator]", *FEW]
-UNITS = 4  # two tokenizers and two generators
+JOBS = 4  # two tokenizers and two generators
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -43,18 +44,18 @@ def results(folder: Path) -> dict[str, int]:
 
 
 def logs_of(folder: Path) -> list[str]:
-    """What each process of the last call said."""
+    """Return the log of each process of the last call."""
     (call,) = (folder / "workers").iterdir()
     return [path.read_text() for path in sorted(call.glob("*.log"))]
 
 
 def trainings(folder: Path) -> list[str]:
-    """What the processes of the last call began to train."""
+    """Return what the processes of the last call started to train."""
     return re.findall("^training .*", "\n".join(logs_of(folder)), re.MULTILINE)
 
 
 def workers_of(folder: Path) -> list[int]:
-    """Living processes that work on the folder."""
+    """Return the running processes that work on the folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -67,12 +68,12 @@ def workers_of(folder: Path) -> list[int]:
 
 
 def begun(running: subprocess.Popen[str], folder: Path) -> None:
-    """Wait until both processes of a call have a cell."""
-    while running.poll() is None and len(list(folder.glob("claims/tokenizer-*.lock"))) < 2:
+    """Wait until both processes of a call run a job."""
+    while running.poll() is None and len(list(folder.glob("locks/tokenizer-*.lock"))) < 2:
         time.sleep(0.05)
 
 
-def test_one_command_stopped_and_given_again(tmp_path: Path) -> None:
+def test_stop_and_resume_with_workers(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ("--output", str(folder), "--workers", "2")
     first = start(*arguments)
@@ -81,39 +82,39 @@ def test_one_command_stopped_and_given_again(tmp_path: Path) -> None:
     first.send_signal(signal.SIGINT)
     output, error = first.communicate()
     assert first.returncode == 1, error
-    assert "Traceback" not in error and "the same command goes on" in error.splitlines()[-1]
+    assert "Traceback" not in error and "the same command resumes" in error.splitlines()[-1]
     assert "stopping: the processes save their state" in output
     assert not workers_of(folder)
     before = results(folder)
-    assert 1 <= len(before) < UNITS and (folder / "frontier.html").exists()
+    assert 1 <= len(before) < JOBS and (folder / "frontier.html").exists()
     trained = trainings(folder)
 
     second = start(*arguments)
     output, error = second.communicate()
     assert second.returncode == 0, error
-    assert f"{UNITS} of " in output.splitlines()[-1]
+    assert f"{JOBS} of " in output.splitlines()[-1]
     after = results(folder)
-    assert len(after) == UNITS
+    assert len(after) == JOBS
     assert {name: at for name, at in after.items() if name in before} == before  # nothing is done again
     done = [set(re.findall(r"^done: (.*) in \d", log, re.MULTILINE)) for log in logs_of(folder)]
-    assert not done[0] & done[1] and len(done[0] | done[1]) == UNITS - len(before)
+    assert not done[0] & done[1] and len(done[0] | done[1]) == JOBS - len(before)
     trained += trainings(folder)
-    assert len(set(trained)) == UNITS and len(trained) <= UNITS + 2  # two were stopped in their training
-    assert not list(folder.glob("claims/*.lock"))
+    assert len(set(trained)) == JOBS and len(trained) <= JOBS + 2  # two were stopped in their training
+    assert not list(folder.glob("locks/*.lock"))
 
-    third = start(*arguments)  # nothing is left: no process is started
+    third = start(*arguments)  # nothing is left, so no process is started
     output, _ = third.communicate()
     assert third.returncode == 0 and "processes" not in output
 
 
-def test_a_wrong_recipe_is_told_once(tmp_path: Path) -> None:
-    asked = start("--output", str(tmp_path), "--workers", "2", "--measure.network", "teacher:nobody@28")
+def test_wrong_recipe_is_reported_once(tmp_path: Path) -> None:
+    asked = start("--output", str(tmp_path), "--workers", "2", "--measure.network", "teacher:unknown@28")
     _, error = asked.communicate()
     assert asked.returncode == 2
-    assert error.startswith("vavae: ") and "nobody" in error and len(error.splitlines()) == 1
+    assert error.startswith("vavae: ") and "unknown" in error and len(error.splitlines()) == 1
 
 
-def test_processes_that_die_fail_the_run_and_a_page_is_written(tmp_path: Path) -> None:
+def test_killed_workers_fail_the_run_with_a_page(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     running = start("--output", str(folder), "--workers", "2", *LONG)
     begun(running, folder)
@@ -121,13 +122,13 @@ def test_processes_that_die_fail_the_run_and_a_page_is_written(tmp_path: Path) -
         os.kill(process, signal.SIGKILL)
     output, error = running.communicate()
     assert running.returncode == 1
-    assert "process 0.log: killed by signal 9" in output  # said at once
+    assert "process 0.log: killed by signal 9" in output  # reported at once
     assert error.startswith("vavae: 2 of 2 processes failed, 0.log: killed by signal 9; ")
     assert len(error.splitlines()) == 1
     assert (folder / "frontier.html").exists() and not workers_of(folder)
 
 
-def test_processes_stop_when_the_command_is_killed(tmp_path: Path) -> None:
+def test_workers_stop_when_the_command_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     running = start("--output", str(folder), "--workers", "2", *LONG)
     begun(running, folder)
@@ -137,11 +138,11 @@ def test_processes_stop_when_the_command_is_killed(tmp_path: Path) -> None:
     while workers_of(folder) and time.monotonic() < until:
         time.sleep(0.1)
     assert not workers_of(folder)
-    assert all("the same command goes on" in log.splitlines()[-1] for log in logs_of(folder))
+    assert all("the same command resumes" in log.splitlines()[-1] for log in logs_of(folder))
 
 
 def here(monkeypatch: pytest.MonkeyPatch, together: Callable[..., list[str]], *arguments: str) -> tuple[int, str, str]:
-    """The command in this process, with something else in place of its processes."""
+    """Run the command in this process, with a stub for its worker processes."""
     monkeypatch.setattr(frontier, "work_together", together)
     output, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
@@ -149,29 +150,27 @@ def here(monkeypatch: pytest.MonkeyPatch, together: Callable[..., list[str]], *a
     return code, output.getvalue(), error.getvalue()
 
 
-def test_folders_of_calls_that_are_over_are_removed(tmp_path: Path) -> None:
-    """And no others, though their process may have the number of this one: containers share a host's name."""
-    claims, this = Claims(tmp_path / "claims"), Owner.this()
-    other = tmp_path / "workers" / f"{this.host}-{this.pid}-another"
-    other.mkdir(parents=True)
-    with claims.holding(f"call-{other.name}"), call_folder(tmp_path, claims) as own:
-        assert other.is_dir() and own.parent == other.parent and own != other
+def test_folders_of_ended_calls_are_removed(tmp_path: Path) -> None:
+    locks, workers = Locks(tmp_path / "locks"), tmp_path / "workers"
+    other, elsewhere = workers / f"{socket.gethostname()}-1-running", workers / "another machine-1-running"
+    for folder in (other, elsewhere):
+        folder.mkdir(parents=True)
+    with locks.holding(f"call-{other.name}"), call_folder(tmp_path, locks) as own:
+        assert other.is_dir() and own.parent == workers and own not in (other, elsewhere)
     own.mkdir()
-    with call_folder(tmp_path, claims) as again:
-        assert not other.exists() and again == own and not own.exists()
-    assert not list((tmp_path / "claims").glob("*.lock"))
+    with call_folder(tmp_path, locks) as again:
+        assert not other.exists() and elsewhere.exists() and again != own and not own.exists()
+    assert not list((tmp_path / "locks").glob("*.lock"))
 
 
-def test_a_cell_that_failed_in_one_process_is_told_by_the_command_and_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def together(config: Config, folder: Path, look: Callable[[], None]) -> list[str]:
+def test_failure_in_a_worker_reaches_command_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def together(config: Config, folder: Path, report: Callable[[], None]) -> list[str]:
         folder.mkdir(parents=True)
         monkeypatch.setenv("VAVAE_FRONTIER_CALL", str(folder))  # as a process of the call has it
         grid = Grid(config, tuple(config.data.open(split).fingerprint() for split in ("train", "test")))
-        failures_of_call().add(grid.units[0].result, "no memory left")
-        assert failures_of_call().read() == {grid.units[0].result: "no memory left"}  # another process of the call
-        look()
+        failures_of_call().add(grid.jobs[0].result, "no memory left")
+        assert failures_of_call().read() == {grid.jobs[0].result: "no memory left"}  # another process of the call
+        report()
         return ["0.log: 1 failed, first no memory left; 0 of 8 done"]
 
     code, output, error = here(monkeypatch, together, "--output", str(tmp_path))
@@ -181,14 +180,14 @@ def test_a_cell_that_failed_in_one_process_is_told_by_the_command_and_the_page(
     assert "no memory left" in (tmp_path / "frontier.html").read_text()
 
 
-def test_work_that_waits_for_models_is_no_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_models_is_not_the_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("--output", str(tmp_path), "--kinds", "[uniformity]", "--time_limit", "60")
     code, output, error = here(monkeypatch, lambda *_: [], *arguments)
     assert (code, error) == (0, "")
-    assert "time limit" not in output and "2 pieces of work wait for models that nobody is making" in output
+    assert "time limit" not in output and "2 jobs need models that have not been trained" in output
 
 
-def test_a_limit_that_is_over_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passed_time_limit_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def together(*_: object) -> list[str]:
         time.sleep(0.2)
         return []
@@ -197,7 +196,7 @@ def test_a_limit_that_is_over_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert code == 0 and output.splitlines()[-1].startswith("time limit reached; 0 of ")
 
 
-def test_gpus_are_dealt_out_and_cores_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_and_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(frontier_workers.os, "sched_getaffinity", lambda _: range(8), raising=False)
@@ -212,7 +211,7 @@ def test_gpus_are_dealt_out_and_cores_divided(monkeypatch: pytest.MonkeyPatch) -
         assert all("CUDA_VISIBLE_DEVICES" not in share for share in frontier_workers.shares(3, torch.device(device)))
 
 
-def test_processes_that_share_a_gpu_are_told_of_mps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mps_is_suggested_for_a_shared_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     gpus = [{"CUDA_VISIBLE_DEVICES": number} for number in "010"]
     cuda, one = torch.device("cuda"), torch.device("cuda:1")
@@ -223,6 +222,6 @@ def test_processes_that_share_a_gpu_are_told_of_mps(tmp_path: Path, monkeypatch:
     assert not frontier_workers.take_turns(gpus, cuda)
 
 
-def test_fewer_than_one_is_refused() -> None:
-    with pytest.raises(UserError, match="workers: 0 is less than 1"):
+def test_zero_workers_are_refused() -> None:
+    with pytest.raises(UserError, match="workers must be at least 1, got 0"):
         load_recipe(Config, RECIPE, ["--workers", "0"])

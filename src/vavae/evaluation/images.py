@@ -24,7 +24,7 @@ from vavae.data.images import ImagesConfig
 from vavae.data.readable import reading
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line, printable
-from vavae.evaluation.features import Block, digest, tensor_digest
+from vavae.evaluation.features import Block
 from vavae.io.hashing import digest, tensor_digest
 from vavae.metrics.npz import STATISTICS, check_unpacked
 from vavae.models import Generator, SamplingConfig, Tokenizer

@@ -1,6 +1,6 @@
-"""Training and measuring one cell of a frontier."""
+"""Train and measure one cell of a frontier."""
 
-import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from vavae.evaluation.generation import Measuring, Reference, generation_records
 from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.frontier.config import Config, Kind
-from vavae.frontier.grid import Cell, GeneratorCell, Grid, TokenizerCell, Unit
+from vavae.frontier.grid import Cell, GeneratorCell, Grid, Job, TokenizerCell
 from vavae.frontier.results import Results
 from vavae.io.files import written_whole
 from vavae.losses import LPIPS
@@ -53,7 +53,7 @@ from vavae.training.run_log import read_metrics, versions
 _SHOWN = 16  # reconstructions
 _ROWS, _COLUMNS = 4, 8  # samples
 _POINTS = 1000  # of a t-SNE picture
-# Folders of what a unit has measured so far.
+# Folders with the features of a job that is not finished.
 _MEASURED: dict[Kind, str] = {
     "tokenizer": "features",
     "uniformity": "features-of-latents",
@@ -64,12 +64,12 @@ _MEASURED: dict[Kind, str] = {
 
 @dataclass(eq=False)
 class CellContext:
-    """What all measurements share, loaded when it is first needed.
+    """What all measurements share; networks and images are loaded on first use.
 
     Args:
         config: The recipe.
         grid: Its cells.
-        results: What is measured already.
+        results: The finished results.
     """
 
     config: Config
@@ -77,12 +77,12 @@ class CellContext:
     results: Results
 
     def done(self, kind: Kind, cell: Cell) -> bool:
-        """Whether a cell has a result of this kind."""
-        return self.results.read(self.grid.unit(kind, cell).result) is not None
+        """Return whether a cell has a result of this kind."""
+        return self.results.read(self.grid.job(kind, cell).result) is not None
 
     @cached_property
     def device(self) -> torch.device:
-        """Where everything runs."""
+        """The device of the recipe."""
         return resolve_device(self.config.device)
 
     @cached_property
@@ -107,7 +107,7 @@ class CellContext:
 
     @cached_property
     def perceptual(self) -> dict[str, LPIPS]:
-        """LPIPS."""
+        """LPIPS by the name of its metric."""
         return {"lpips_vgg16": LPIPS.pretrained("vgg16").to(self.device)}
 
     @cached_property
@@ -121,19 +121,19 @@ class CellContext:
 
     @cached_property
     def store(self) -> BlockStore:
-        """Features of real images, which all cells share."""
+        """The features of real images, shared by all cells."""
         return BlockStore(self.grid.folder / "features")
 
     @contextmanager
     def sharing(self, what: str) -> Iterator[BlockStore]:
-        """`store`, after another process that is at `what` at this moment: it leaves there what it computed."""
+        """Yield `store` under a lock, so that one process computes the features `what` and the others read them."""
         self.store.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.store.folder / f".{what.replace(' ', '-')}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"waiting for {what}, which another process computes", flush=True)
-            with lock:  # and no longer: all who waited read at the same time
+            with lock:  # released at once, so that all waiting processes read at the same time
                 pass
         try:
             yield self.store
@@ -142,14 +142,14 @@ class CellContext:
 
     @cached_property
     def reference(self) -> Reference:
-        """What samples are measured against."""
+        """The training images that samples are compared with."""
         images = SourceBlocks(_part(self.train, self.config.measure.reference_images), self.config.data.size)
         batch = self.config.measure.batch_size
         with self.sharing("features of training images") as store:
             return open_reference(images, None, [self.network], ("frechet",), store, batch, World())
 
     def work(self, store: BlockStore) -> of_tokenizer.EvaluationContext:
-        """How tokenizers are measured."""
+        """Return how tokenizers are measured."""
         measure = self.config.measure
         originals = partial(self.sharing, "features of test images")
         return of_tokenizer.EvaluationContext(
@@ -157,7 +157,7 @@ class CellContext:
         )
 
     def protocol(self, tokenizer: Tokenizer, samples: int) -> MeasurementProtocol:
-        """Of a tokenizer's numbers."""
+        """Return the protocol of a tokenizer's numbers."""
         return MeasurementProtocol(
             samples=samples,
             split=f"{self.test.name} (test)",
@@ -168,95 +168,91 @@ class CellContext:
 
 
 def _part(source: ImageSource, count: int | None) -> ImageSource:
-    """At most `count` images, taking turns over the classes."""
+    """Return at most `count` images, balanced over the classes."""
     if count is None or len(source) <= count:
         return source
     return Selection(source, np.array(sorted(class_balanced(count, source))))
 
 
-def run_unit(bench: CellContext, unit: Unit, known: dict[str, Any] | None) -> dict[str, Any]:
-    """Do what a unit asks for, from where a former call stopped; the content of its result file.
+def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dict[str, Any]:
+    """Run a job, or resume it, and return the content of its result file.
 
     Args:
-        bench: What measurements share.
-        unit: The work.
-        known: Its result, where it is there already and only the models are missing.
+        context: What all measurements share.
+        job: The job.
+        known: Its result, if it exists and only the models are missing.
     """
-    if isinstance(unit.cell, TokenizerCell):
-        folder = bench.grid.tokenizer_folder(unit.cell)
-        with _timed(folder / f"{unit.kind}.seconds") as seconds:
-            if unit.kind == "uniformity":
-                found = _uniformity(bench, unit.cell)
+    if isinstance(job.cell, TokenizerCell):
+        folder = context.grid.tokenizer_folder(job.cell)
+        with _timed(folder / f"{job.kind}.seconds") as seconds:
+            if job.kind == "uniformity":
+                found = _uniformity(context, job.cell)
             else:
-                found = _tokenizer(bench, unit.cell, folder, known)
+                found = _tokenizer(context, job.cell, folder, known)
     else:
-        folder = bench.grid.generator_folder(unit.cell)
-        with _timed(folder / f"{unit.kind}.seconds") as seconds:
-            if unit.kind == "curve":
-                found = _curve(bench, unit.cell, folder, unit)
+        folder = context.grid.generator_folder(job.cell)
+        with _timed(folder / f"{job.kind}.seconds") as seconds:
+            if job.kind == "curve":
+                found = _curve(context, job.cell, folder, job)
             else:
-                found = _generator(bench, unit.cell, folder)
+                found = _generator(context, job.cell, folder)
     return {
-        "kind": unit.kind,
-        "cell": to_plain(unit.cell),
-        "label": unit.cell.label,
-        "name": unit.name,
-        "measure": to_plain(bench.config.measure),
+        "kind": job.kind,
+        "cell": to_plain(job.cell),
+        "label": job.cell.label,
+        "name": job.name,
+        "measure": to_plain(context.config.measure),
         "versions": versions(),
-        "precision": _trained_in(bench, unit),
+        "precision": _trained_in(context, job),
         "seconds": round(seconds[0], 1),
         **found,
     }
 
 
-def delete_intermediates(grid: Grid, unit: Unit) -> None:
-    """Remove what a unit kept to go on from, once its result is on the disk."""
-    folder = grid.work_folder("tokenizer" if isinstance(unit.cell, TokenizerCell) else "generator", unit.name)
-    shutil.rmtree(folder / _MEASURED[unit.kind], ignore_errors=True)
-    if unit.kind == "curve":
-        Results(folder).path(_partial(unit)).unlink(missing_ok=True)
+def delete_intermediates(grid: Grid, job: Job) -> None:
+    """Remove the intermediate files of a job, once its result is on the disk."""
+    folder = grid.work_folder("tokenizer" if isinstance(job.cell, TokenizerCell) else "generator", job.name)
+    shutil.rmtree(folder / _MEASURED[job.kind], ignore_errors=True)
+    if job.kind == "curve":
+        Results(folder).path(_partial(job)).unlink(missing_ok=True)
         _remove_averages(folder / "run")
 
 
 def _remove_averages(run: Path) -> None:
-    """Remove a run's averages all at once, as it looks: a part of them would count as a shorter curve."""
+    """Remove the averages of a run; the rename makes it atomic, since some of them would pass for a shorter curve."""
     gone = run / "averages.gone"
-    shutil.rmtree(gone, ignore_errors=True)  # what a former call was stopped in
+    shutil.rmtree(gone, ignore_errors=True)  # left by a stopped call
     with suppress(FileNotFoundError):
         (run / "averages").rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _partial(unit: Unit) -> str:
-    """What the points of a curve so far are stored as; the name says how they are measured."""
-    return f"{unit.result}.partial"
+def _partial(job: Job) -> str:
+    """Return the name under which the first points of a curve are stored; it contains the hash of the protocol."""
+    return f"{job.result}.partial"
 
 
-def _points_so_far(folder: Path, unit: Unit) -> list[dict[str, Any]]:
-    """What is measured of a curve already; nothing where that is damaged."""
-    stored = Results(folder)
-    with suppress(OSError, ValueError):
-        former = json.loads(stored.path(_partial(unit)).read_text(encoding="utf-8"))
-        if isinstance(former, list):  # as a former version left it
-            return former
-    found = stored.read(_partial(unit))
+def _points_so_far(folder: Path, job: Job) -> list[dict[str, Any]]:
+    """Return the points of a curve that a stopped call measured; an empty list if they are damaged."""
+    found = Results(folder).read(_partial(job))
     return [] if found is None else found["points"]
 
 
-def _trained_in(bench: CellContext, unit: Unit) -> str:
-    """What `auto` meant on this machine: a folder that several machines share may hold both."""
-    config = bench.config
-    asked = config.tokenizer.precision if isinstance(unit.cell, TokenizerCell) else config.generator.precision
-    return resolve_precision(asked, bench.device)
+def _trained_in(context: CellContext, job: Job) -> str:
+    """Return the precision of training on this machine; machines on one folder may differ with `auto`."""
+    config = context.config
+    asked = config.tokenizer.precision if isinstance(job.cell, TokenizerCell) else config.generator.precision
+    return resolve_precision(asked, context.device)
 
 
 @contextmanager
 def _timed(path: Path) -> Iterator[list[float]]:
-    """Seconds of all calls that worked on a unit; filled when the block ends."""
+    """Add the seconds of the block to those of stopped calls; the yielded list has the sum when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     former = 0.0
-    with suppress(OSError, ValueError):  # damaged, it costs no more than the time that it told of
-        former = float(path.read_text())
+    with suppress(OSError, ValueError):  # of a damaged file only the time is lost
+        stored = float(path.read_text())
+        former = stored if 0 <= stored < math.inf else 0.0
     seconds, began = [former], time.perf_counter()
     try:
         yield seconds
@@ -267,83 +263,90 @@ def _timed(path: Path) -> Iterator[list[float]]:
 
 
 def trained_tokenizer(grid: Grid, cell: TokenizerCell) -> bool:
-    """Whether the tokenizer and its latents are there."""
+    """Return whether the tokenizer and its latents exist."""
     tokenizer = grid.tokenizer_folder(cell) / "run/tokenizer/config.json"
     return tokenizer.exists() and (grid.latents_folder(cell) / "index.json").exists()
 
 
 def trained_generator(grid: Grid, cell: GeneratorCell, with_averages: bool = False) -> bool:
-    """Whether the generator is there, and its averages along the run where these are asked for."""
+    """Return whether the generator exists, and its averages along the run if `with_averages`."""
     run = grid.generator_folder(cell) / "run"
     return (run / "generator/config.json").exists() and (not with_averages or (run / "averages").is_dir())
 
 
-def _load_tokenizer(bench: CellContext, cell: TokenizerCell) -> Tokenizer:
-    return Tokenizer.from_pretrained(bench.grid.tokenizer_folder(cell) / "run/tokenizer", bench.device)
+def _load_tokenizer(context: CellContext, cell: TokenizerCell) -> Tokenizer:
+    return Tokenizer.from_pretrained(context.grid.tokenizer_folder(cell) / "run/tokenizer", context.device)
 
 
-def _tokenizer(bench: CellContext, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
+def _tokenizer(context: CellContext, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
     if not (folder / "run/tokenizer/config.json").exists():
         print(f"training {cell.label}", flush=True)
         torch.compiler.reset()
-        # All that the numbers depend on is in the folder's name; places and samplings in the recipe may change.
-        train_tokenizer.run(bench.grid.placed_tokenizer(cell), any_recipe=True)
-    encode.run(bench.grid.encoding(cell))
+        # The folder's name is a hash of all that the numbers depend on; paths and sampling may differ in the recipe.
+        train_tokenizer.run(context.grid.placed_tokenizer(cell), any_recipe=True)
+    encode.run(context.grid.encoding(cell))
     _forget_training(folder / "run")
     if known is not None:
         return {key: known[key] for key in ("recipe", "trained", "records", "log", "pictures")}
-    tokenizer = _load_tokenizer(bench, cell)
-    config, measure = bench.config, bench.config.measure
-    protocol = bench.protocol(tokenizer, len(bench.reconstructed))
-    # What belongs to this tokenizer alone is kept until its result is written.
-    work = bench.work(BlockStore(folder / _MEASURED["tokenizer"]))
+    tokenizer = _load_tokenizer(context, cell)
+    config, measure = context.config, context.config.measure
+    protocol = context.protocol(tokenizer, len(context.reconstructed))
+    # Features of this tokenizer are kept until its result is written.
+    work = context.work(BlockStore(folder / _MEASURED["tokenizer"]))
     records, _ = of_tokenizer.reconstruction(
-        tokenizer, bench.reconstructed, config.data.size, "strict", [bench.network], bench.perceptual, protocol, work
+        tokenizer,
+        context.reconstructed,
+        config.data.size,
+        "strict",
+        [context.network],
+        context.perceptual,
+        protocol,
+        work,
     )
-    test = of_tokenizer.encode(tokenizer, bench.test, config.data.size, measure.latents, work)
+    test = of_tokenizer.encode(tokenizer, context.test, config.data.size, measure.latents, work)
     train = None
-    if bench.train.num_classes > 1:
-        train = of_tokenizer.encode(tokenizer, bench.train, config.data.size, measure.latents, work)
+    if context.train.num_classes > 1:
+        train = of_tokenizer.encode(tokenizer, context.train, config.data.size, measure.latents, work)
     features = None
-    if bench.teacher is not None:
-        side = bench.grid.side
-        seen = of_tokenizer.grid_network(bench.teacher, (side, side))
-        with bench.sharing("the teacher's features of test images") as store:
+    if context.teacher is not None:
+        side = context.grid.side
+        seen = of_tokenizer.grid_network(context.teacher, (side, side))
+        with context.sharing("the teacher's features of test images") as store:
             features = extract(
                 test.images, [seen], store, measure.batch_size, World(), f"features of {seen.name}", seen.parts
             )[seen.name]
-    records += of_tokenizer.meaning_records(train, test, bench.teacher, features, protocol)
+    records += of_tokenizer.meaning_records(train, test, context.teacher, features, protocol)
     return {
-        "recipe": to_plain(bench.grid.tokenizer(cell)),
+        "recipe": to_plain(context.grid.tokenizer(cell)),
         "trained": dict(tokenizer.provenance),
         "records": [record.to_dict() for record in records],
         "log": read_metrics(folder / "run"),
-        "pictures": {"reconstructions": _reconstructions(bench, tokenizer)},
+        "pictures": {"reconstructions": _reconstructions(context, tokenizer)},
     }
 
 
 def _forget_training(run: Path) -> None:
-    """Remove the state of a training that has ended: it is several times as large as what it made."""
+    """Remove the checkpoints of a finished training, which are several times as large as the model."""
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
-def _reconstructions(bench: CellContext, tokenizer: Tokenizer) -> str:
-    """Originals over their reconstructions, as a data URI."""
-    images = load_images(bench.test, torch.tensor(class_balanced(_SHOWN, bench.test)), bench.config.data.size)
-    rebuilt = tokenizer.decode(tokenizer.encode(images.to(bench.device))).float().cpu()
+def _reconstructions(context: CellContext, tokenizer: Tokenizer) -> str:
+    """Return originals above their reconstructions, as a data URI."""
+    images = load_images(context.test, torch.tensor(class_balanced(_SHOWN, context.test)), context.config.data.size)
+    rebuilt = tokenizer.decode(tokenizer.encode(images.to(context.device))).float().cpu()
     rows: list[Tensor] = []
     for original, again in zip(images.split(_COLUMNS), rebuilt.split(_COLUMNS), strict=True):
         rows += [original, again]
     return image_uri(image_grid(to_uint8(torch.cat(rows)).numpy(), columns=_COLUMNS, padding=1))
 
 
-def _uniformity(bench: CellContext, cell: TokenizerCell) -> dict[str, Any]:
-    """Uniformity as in the paper's table 6, and the first t-SNE for its figure 6."""
-    measure = bench.config.measure
-    tokenizer = _load_tokenizer(bench, cell)
-    folder = bench.grid.tokenizer_folder(cell) / _MEASURED["uniformity"]
+def _uniformity(context: CellContext, cell: TokenizerCell) -> dict[str, Any]:
+    """Measure uniformity as in the paper's Table 6, with the first t-SNE for its Figure 6."""
+    measure = context.config.measure
+    tokenizer = _load_tokenizer(context, cell)
+    folder = context.grid.tokenizer_folder(cell) / _MEASURED["uniformity"]
     latents = of_tokenizer.encode(
-        tokenizer, bench.test, bench.config.data.size, measure.latents, bench.work(BlockStore(folder))
+        tokenizer, context.test, context.config.data.size, measure.latents, context.work(BlockStore(folder))
     )
     runs, first = [], None
     with track(f"t-SNE of {len(latents.values):,} latents", measure.tsne_seeds, "runs") as bar:
@@ -354,7 +357,7 @@ def _uniformity(bench: CellContext, cell: TokenizerCell) -> dict[str, Any]:
             bar.advance()
     mean = Uniformity(**{name: float(np.mean([getattr(run, name) for run in runs])) for name in to_plain(runs[0])})
     protocol = replace(
-        bench.protocol(tokenizer, len(latents.values)),
+        context.protocol(tokenizer, len(latents.values)),
         posterior="mean",
         preprocessing=f"t-SNE, mean of seeds 0 to {measure.tsne_seeds - 1}",
     )
@@ -367,40 +370,40 @@ def _uniformity(bench: CellContext, cell: TokenizerCell) -> dict[str, Any]:
     }
 
 
-def _train_generator(bench: CellContext, cell: GeneratorCell, folder: Path, with_averages: bool) -> None:
-    if trained_generator(bench.grid, cell, with_averages):
+def _train_generator(context: CellContext, cell: GeneratorCell, folder: Path, with_averages: bool) -> None:
+    if trained_generator(context.grid, cell, with_averages):
         return
-    if (folder / "run/generator").exists():  # its averages are gone: they come with a new run only
+    if (folder / "run/generator").exists():  # only a new run makes averages
         shutil.rmtree(folder / "run")
     print(f"training {cell.label}", flush=True)
-    # What is compiled is kept on the disk; in one process only a few versions of a function may pile up.
+    # torch keeps few compiled versions of a function per process; its cache on the disk stays.
     torch.compiler.reset()
-    train_dit.run(bench.grid.placed_generator(cell), any_recipe=True)  # as for tokenizers
+    train_dit.run(context.grid.placed_generator(cell), any_recipe=True)  # as for tokenizers
     _forget_training(folder / "run")
     if not with_averages:
         _remove_averages(folder / "run")
 
 
-def _load_generator(bench: CellContext, folder: Path) -> Generator:
-    generator = Generator.from_pretrained(folder / "run/generator", bench.device)
-    if bench.config.generator.compile:
-        torch.compiler.reset()  # else the batches of the training before would make those of the samples "dynamic"
+def _load_generator(context: CellContext, folder: Path) -> Generator:
+    generator = Generator.from_pretrained(folder / "run/generator", context.device)
+    if context.config.generator.compile:
+        torch.compiler.reset()  # otherwise batch sizes of the training make the graphs dynamic
         compile_network(generator.transformer, list(generator.transformer.blocks), "blocks")
     return generator
 
 
-def _generator(bench: CellContext, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
-    _train_generator(bench, cell, folder, cell in bench.grid.curves and not bench.done("curve", cell))
-    generator = _load_generator(bench, folder)
+def _generator(context: CellContext, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
+    _train_generator(context, cell, folder, cell in context.grid.curves and not context.done("curve", cell))
+    generator = _load_generator(context, folder)
     store = BlockStore(folder / _MEASURED["generator"])
-    records = _distance(bench, generator, bench.config.measure.samples, store, "averaged over the last steps")
+    records = _distance(context, generator, context.config.measure.samples, store, "averaged over the last steps")
     return {
-        "recipe": to_plain(bench.grid.generator(cell)),
+        "recipe": to_plain(context.grid.generator(cell)),
         "trained": dict(generator.provenance),
         "parameters": sum(parameter.numel() for parameter in generator.transformer.parameters()),
         "records": [record.to_dict() for record in records],
         "log": read_metrics(folder / "run"),
-        "pictures": {"samples": _samples(bench, generator)},
+        "pictures": {"samples": _samples(context, generator)},
     }
 
 
@@ -409,57 +412,57 @@ def _precision(config: Config) -> Precision:
 
 
 def _distance(
-    bench: CellContext, generator: Generator, count: int, store: BlockStore, description: str
+    context: CellContext, generator: Generator, count: int, store: BlockStore, description: str
 ) -> list[MetricRecord]:
-    """The Fréchet distance of samples to the training images; the samples are not kept."""
-    config, seed = bench.config, bench.config.measure.seed
+    """Return the Fréchet distance of samples to the training images; the samples are not stored."""
+    config, seed = context.config, context.config.measure.seed
     sampling, mode = config.generator.sampling, _precision(config)
-    reference = bench.reference
+    reference = context.reference
     fingerprint = generator.fingerprint()
     labels = choose_labels(count, generator.num_classes, "balanced", seed)
     images = GeneratorBlocks(generator, labels, seed, sampling, mode, fingerprint)
-    features = extract(images, [bench.network], store, config.measure.batch_size, World(), "sampling and measuring")
+    features = extract(images, [context.network], store, config.measure.batch_size, World(), "sampling and measuring")
     protocol = replace(
         sampling_protocol(sampling, count, seed, "balanced"),
-        dtype=resolve_precision(mode, bench.device),
+        dtype=resolve_precision(mode, context.device),
         image_size=config.data.size,
         checkpoint=description,
         checkpoint_hash=fingerprint,
     )
-    return list(generation_records(features, reference, protocol, Measuring(("frechet",), device=str(bench.device))))
+    return list(generation_records(features, reference, protocol, Measuring(("frechet",), device=str(context.device))))
 
 
-def _curve(bench: CellContext, cell: GeneratorCell, folder: Path, unit: Unit) -> dict[str, Any]:
-    """The distance at every stored average of the run; what is measured is kept until all are."""
-    _train_generator(bench, cell, folder, with_averages=True)
+def _curve(context: CellContext, cell: GeneratorCell, folder: Path, job: Job) -> dict[str, Any]:
+    """Return the distance at every stored average of the run; points are stored until all are measured."""
+    _train_generator(context, cell, folder, with_averages=True)
     store = BlockStore(folder / _MEASURED["curve"])
-    done = _points_so_far(folder, unit)
+    done = _points_so_far(folder, job)
     snapshots = list_snapshots(folder / "run/averages", "transformer")
-    base = _load_generator(bench, folder)
+    base = _load_generator(context, folder)
     for snapshot in snapshots[len(done) :]:
-        base.transformer.load_state_dict({k: v.to(bench.device) for k, v in load_file(snapshot.path).items()})
-        said = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
-        found = _distance(bench, base, bench.config.measure.curve_samples, store, said)
+        base.transformer.load_state_dict({k: v.to(context.device) for k, v in load_file(snapshot.path).items()})
+        description = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
+        found = _distance(context, base, context.config.measure.curve_samples, store, description)
         done.append({"images": snapshot.images, "record": found[0].to_dict()})
-        Results(folder).write(_partial(unit), {"points": done})
+        Results(folder).write(_partial(job), {"points": done})
         shutil.rmtree(store.folder, ignore_errors=True)
     return {"points": done}
 
 
-def _samples(bench: CellContext, generator: Generator) -> str:
-    """Samples as they are measured, a row per class, as a data URI."""
+def _samples(context: CellContext, generator: Generator) -> str:
+    """Return samples drawn as for the metrics, a row per class, as a data URI."""
     classes = min(_ROWS, max(generator.num_classes, 1))
     labels = [label for label in range(classes) for _ in range(_ROWS * _COLUMNS // classes)]
-    sampling: SamplingConfig = bench.config.generator.sampling
-    with torch.compiler.set_stance("force_eager"):  # one batch of another size is not worth a compilation
+    sampling: SamplingConfig = context.config.generator.sampling
+    with torch.compiler.set_stance("force_eager"):  # no compilation for a single batch of another size
         pixels = draw(
-            generator, labels, range(len(labels)), bench.config.measure.seed, sampling, _precision(bench.config)
+            generator, labels, range(len(labels)), context.config.measure.seed, sampling, _precision(context.config)
         )
     return image_uri(image_grid(pixels, columns=_COLUMNS, padding=1))
 
 
 def main_values(kind: str, content: dict[str, Any]) -> Sequence[tuple[str, float]]:
-    """What the terminal shows of a result."""
+    """Return the numbers of a result that the terminal shows."""
     shown = {"tokenizer": ("rFID", "reconstruction Fréchet distance", "PSNR"), "generator": ("FID", "Fréchet distance"),
              "uniformity": ("uniformity: density cv",)}  # fmt: skip
     if kind == "curve":

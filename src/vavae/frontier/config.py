@@ -1,4 +1,4 @@
-"""The recipe of a frontier: data, what all tokenizers and generators share, how they are measured, and the grid."""
+"""The recipe of a frontier: data, settings of all tokenizers and generators, measurements, and the grid."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -36,39 +36,39 @@ LadderRow = Literal[
 def _positive(section: str, **values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            raise UserError(f"{section}.{name}: {value} is less than 1")
+            raise UserError(f"{section}.{name} must be at least 1, got {value}")
 
 
 def _listed(section: str, **values: tuple[Any, ...]) -> None:
-    """Lists of a table: something in each, and nothing twice, for a seed counted twice would look like two."""
+    """Check the lists of a table: not empty, and without duplicates, since a seed counted twice would look like two."""
     for name, value in values.items():
         if not value and name != "seeds":
-            raise UserError(f"experiments.{section}.{name}: is empty; seeds [] leaves the table out")
+            raise UserError(f"experiments.{section}.{name} must not be empty; seeds [] leaves the table out")
         if len(set(value)) < len(value):
-            raise UserError(f"experiments.{section}.{name}: {list(value)} names something twice")
+            raise UserError(f"experiments.{section}.{name} must not contain duplicates, got {list(value)}")
 
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """What all tokenizers share; channels of the latent, teacher, loss and seed come from the experiments.
+    """Settings of all tokenizers; channels of the latent, teacher, loss and seed come from the experiments.
 
     Attributes:
         images: Images that each tokenizer sees.
         batch_size: Images per step.
-        base_channels: Width that the multipliers multiply.
+        base_channels: Width before multiplication by `channel_multipliers`.
         channel_multipliers: One per resolution level; n levels downsample by 2^(n-1).
         blocks_per_level: Residual blocks per level.
         attention_levels: Levels with attention.
-        objective: All loss terms. Its `alignment` is that of the loss `full`, and is on where there is a teacher.
-        optimizer: Of autoencoder and projection.
-        discriminator_optimizer: Of the discriminator.
-        ema_decay: Decay of the averaged weights, which are what is measured; null keeps none.
+        objective: All loss terms. Its `alignment` describes the loss `full` and is on with a teacher.
+        optimizer: Optimizer of autoencoder and projection.
+        discriminator_optimizer: Optimizer of the discriminator.
+        ema_decay: Decay of the averaged weights, which are measured; null measures the weights themselves.
         compile: Compile encoder, decoder and LPIPS.
         precision: Compute precision of training.
-        random_crop: Train on random crops, as published, where images are larger than `data.size`; everything else
-            takes the centre. Needs `cache_features` false.
-        cache_features: Run each teacher once over the training images and keep its features on the disk.
-        latent_dtype: Type in which the latents of the training images are stored.
+        random_crop: Train on random crops of images larger than `data.size`, as published. Latents and metrics use
+            center crops. Needs `cache_features` false.
+        cache_features: Run each teacher once over the training images and store its features on the disk.
+        latent_dtype: Stored type of the latents of the training images.
         flips: Train generators on the latents of mirrored images too.
     """
 
@@ -92,14 +92,14 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         _positive("tokenizer", images=self.images, batch_size=self.batch_size, base_channels=self.base_channels)
         if not self.channel_multipliers:
-            raise UserError("tokenizer.channel_multipliers: is empty; it needs one per resolution level")
+            raise UserError("tokenizer.channel_multipliers must have one number per resolution level, got none")
         if self.random_crop and self.cache_features:
-            raise UserError("tokenizer.random_crop: needs tokenizer.cache_features false")
+            raise UserError("tokenizer.random_crop: true needs tokenizer.cache_features false")
 
 
 @dataclass(frozen=True)
 class SizeConfig:
-    """A size of the transformer beside the published ones.
+    """A size of the transformer in addition to the published ones.
 
     Attributes:
         width: Channels of a token.
@@ -114,21 +114,21 @@ class SizeConfig:
 
 @dataclass(frozen=True)
 class GeneratorRecipe:
-    """What all generators share; size and seed come from the experiments.
+    """Settings of all generators; size and seed come from the experiments.
 
     Attributes:
         images: Latents that each generator sees.
-        images_of_size: Another number for some sizes: `{B/1: 204800000}`.
+        images_of_size: Exceptions by size, for example `{B/1: 204800000}`.
         batch_size: Latents per step.
-        sizes: Further sizes by name; a size of this list is written with its patch, `tiny/1` say, as are the published
-            ones (`S/1`, `B/2`).
-        optimizer: Of the transformer.
-        ema_decay: Decay of the averaged weights, which are what is measured.
-        sampling: How samples are drawn for the tables and figures; the paper's are without guidance.
-        curve_points: How often along the run averaged weights are kept for the curves of gFID; 0 never.
+        sizes: Further sizes by name. The experiments name a size with its patch, for example `tiny/1`, like the
+            published ones (`S/1`, `B/2`).
+        optimizer: Optimizer of the transformer.
+        ema_decay: Decay of the averaged weights, which are measured.
+        sampling: Sampling for the tables and figures; the paper samples without guidance.
+        curve_points: Number of averaged weights along the run that are stored for the curves of gFID; 0 for none.
         curve_width: Length of these averages, relative to the run so far (arXiv 2312.02696).
-        compile: Compile the transformer, `true` as one graph or `blocks` each block; samples are drawn with compiled
-            blocks too.
+        compile: Compile the transformer, `true` as one graph or `blocks` each block; sampling then compiles the blocks
+            too.
         precision: Compute precision of training.
         fp32_sampling: Draw samples in float32, as published, rather than in the precision of training.
     """
@@ -152,18 +152,18 @@ class GeneratorRecipe:
             _positive("generator.images_of_size", **{size: images})
             self.shape(size, "generator.images_of_size")
         if self.curve_points < 0 or self.curve_points > self.images // self.batch_size:
-            raise UserError(f"generator.curve_points: {self.curve_points} is not between 0 and the number of steps")
+            raise UserError(f"generator.curve_points must be from 0 to the number of steps, got {self.curve_points}")
 
     def shape(self, size: str, key: str) -> TransformerConfig:
-        """The transformer of a size with its patch; `key` is where it was asked for.
+        """Return the transformer of a size with its patch.
 
         Raises:
-            UserError: There is no such size.
+            UserError: The size is unknown; `key` is the key of the recipe that names it.
         """
         name, _, patch = size.partition("/")
         known = [f"{each}/{number}" for each in (*self.sizes, *SIZES) for number in PATCH_SIZES]
         if size not in known:
-            raise UserError(f"{key}: '{size}' is no size with its patch (sizes: {', '.join(known)})")
+            raise UserError(f"{key}: a size must be one of {', '.join(known)}, got '{size}'")
         if name in self.sizes:
             own = self.sizes[name]
             return TransformerConfig(f"S/{patch}", own.width, own.depth, own.heads)
@@ -172,22 +172,22 @@ class GeneratorRecipe:
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """How everything is measured.
+    """Settings of the measurements.
 
     Attributes:
-        network: Feature network of rFID and gFID: `inception`, or `teacher:NAME@SIDE`, whose distances are no FIDs and
-            are called FD.
+        network: Feature network of rFID and gFID: `inception`, or `teacher:NAME@SIDE`, whose distances are called FD
+            since they are not FIDs.
         samples: Samples per generator.
         curve_samples: Samples per point of a curve.
-        reference_images: Training images that samples are measured against; null is all.
-        reconstructions: Test images that are reconstructed; null is all.
-        latents: Test latents that uniformity, probe and alignment are measured on, at most, and training latents
-            that the probe is fitted on.
-        tsne_seeds: Runs of t-SNE to average for the uniformity.
-        teacher: The teacher with which agreement is measured, for all tokenizers alike; null measures none.
-        batch_size: Images at once.
+        reference_images: Training images that samples are compared with; null for all.
+        reconstructions: Test images that are reconstructed; null for all.
+        latents: Maximum number of test latents for uniformity, probe and cosine, and of training latents for the
+            probe.
+        tsne_seeds: Runs of t-SNE that are averaged for the uniformity.
+        teacher: Teacher of the cosine, the same for all tokenizers; null measures no cosine.
+        batch_size: Images per batch.
         precision: Compute precision of the tokenizers; generators have their own.
-        seed: Of the samples.
+        seed: Seed of the samples.
     """
 
     network: str = "inception"
@@ -207,9 +207,9 @@ class MeasureConfig:
             value = getattr(self, name)
             least = 1 if name in ("batch_size", "tsne_seeds") else 2
             if value is not None and value < least:
-                raise UserError(f"measure.{name}: {value} is too few; at least {least}")
+                raise UserError(f"measure.{name} must be at least {least}, got {value}")
         if self.latents <= 30:
-            raise UserError(f"measure.latents: {self.latents} is too few for t-SNE; more than 30")
+            raise UserError(f"measure.latents must be more than 30 for t-SNE, got {self.latents}")
 
     @property
     def is_fid(self) -> bool:
@@ -223,8 +223,8 @@ class Table2Config:
 
     Attributes:
         dimensions: Channels of the latent.
-        teachers: `none`, names of teachers, or NAME@SIDE for another input size than the one that gives the latent's
-            grid.
+        teachers: `none` and names of teachers; NAME@SIDE overrides the input size, which by default gives the
+            latent's grid.
         sizes: Sizes of the generator.
         seeds: One tokenizer with its generators per seed; empty leaves the table out.
     """
@@ -285,7 +285,7 @@ class ConvergenceConfig:
     """Figure 4 (left): gFID over training, with and without alignment; needs two `generator.curve_points` or more.
 
     Attributes:
-        dimension: Channels of the latent: the highest shows most.
+        dimension: Channels of the latent; the effect is largest at the highest dimension.
         teachers: As in table 2.
         size: Size of the generator.
         seeds: Empty leaves the figure out.
@@ -302,13 +302,13 @@ class ConvergenceConfig:
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """Table 1: from DiT to LightningDiT, row by row, on the latents of one tokenizer without alignment.
+    """Table 1: from DiT to LightningDiT, row by row, on latents of one tokenizer without alignment.
 
     Attributes:
         dimension: Channels of the latent.
         teacher: Teacher of the last row's tokenizer.
-        size: Size of the generator, without patch: the rows have patch 2, the last one has 1.
-        rows: Which rows.
+        size: Size of the generator without patch; the last row has patch 1, the others 2.
+        rows: Names of the rows.
         seeds: Empty leaves the table out.
     """
 
@@ -324,7 +324,7 @@ class LadderConfig:
 
 @dataclass(frozen=True)
 class ExperimentsConfig:
-    """The grid. A cell that several experiments need is trained once; table 6 takes the tokenizers of all.
+    """The grid. A cell that several experiments need is trained once; Table 6 shows all tokenizers.
 
     Attributes:
         table2: Dimensions, teachers and sizes.
@@ -346,21 +346,21 @@ class Config:
     """Train and measure a grid of tokenizers and generators, and write the paper's tables and figures.
 
     Attributes:
-        output: Folder of everything; the page is `frontier.html` in it. The same command goes on where the last one
-            stopped, a changed recipe trains what is new, and several processes on one folder share the cells.
+        output: Folder of all files; the page is `frontier.html` in it. The same command resumes, a changed recipe
+            trains only new cells, and several processes on one folder share the jobs.
         title: Heading of the page.
-        data: The images, centre-cropped; a folder without a test part keeps `holdout` of them for testing.
-        tokenizer: What all tokenizers share.
-        generator: What all generators share.
-        measure: How they are measured.
+        data: The images, center-cropped; of a folder without a test part `holdout` images are kept for testing.
+        tokenizer: Settings of all tokenizers.
+        generator: Settings of all generators.
+        measure: Settings of the measurements.
         experiments: The grid.
         device: auto, cpu, cuda, cuda:1, mps, …
-        workers: Processes that share the cells of this call. Where small models do not fill a GPU, several at once use
-            it better; several GPUs are dealt out in turn.
-        time_limit: Minutes after which this call saves its state, writes the page and ends; null has no limit.
-        kinds: Work on these cells only: tokenizer, uniformity (t-SNE, which needs no GPU), generator, curve; empty is
+        workers: Processes that share the jobs of this call. Several processes use a GPU better that small models do
+            not fill; several GPUs are assigned in turn.
+        time_limit: Minutes after which this call saves its state, writes the page and ends; null for no limit.
+        kinds: Kinds of jobs to run: tokenizer, uniformity (t-SNE, which needs no GPU), generator, curve; empty for
             all.
-        page_only: Write tables, figures and page from what is finished, and train nothing.
+        page_only: Write tables, figures and page from the finished jobs, without training.
     """
 
     output: str = "runs/frontier"
@@ -378,13 +378,16 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.data.crop != "center" or self.data.flip:
-            raise UserError("data: tokenizers, latents and metrics take the same images: crop center, flip false")
+            raise UserError(
+                "data: crop must be center and flip false: tokenizers, latents and metrics use the same images"
+            )
         side = square_side("data.size", self.data.size, "'vavae frontier'")
-        if side % 2 ** (len(self.tokenizer.channel_multipliers) - 1):
-            raise UserError(f"data.size: {side} is no multiple of the tokenizers' factor")
+        factor = 2 ** (len(self.tokenizer.channel_multipliers) - 1)
+        if side % factor:
+            raise UserError(f"data.size must be a multiple of {factor}, the factor of the tokenizers, got {side}")
         if self.workers < 1:
-            raise UserError(f"workers: {self.workers} is less than 1")
-        if self.time_limit is not None and self.time_limit <= 0:
-            raise UserError(f"time_limit: {self.time_limit} minutes is not positive")
+            raise UserError(f"workers must be at least 1, got {self.workers}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise UserError(f"time_limit must be a positive number of minutes, got {self.time_limit}")
         if self.experiments.convergence.seeds and self.generator.curve_points < 2:
-            raise UserError("experiments.convergence: needs generator.curve_points of at least 2")
+            raise UserError("experiments.convergence: generator.curve_points must be at least 2")

@@ -1,4 +1,4 @@
-"""The paper's figures from what is measured: the frontier, convergence, size, and maps of latents."""
+"""Draw the paper's figures from our results: the frontier, convergence, size, and maps of latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ import numpy as np
 
 from vavae.frontier import published as paper
 from vavae.frontier.grid import NONE, GeneratorCell, TokenizerCell
-from vavae.frontier.names import shown_name
 from vavae.frontier.tables import Measured, Stat
 from vavae.report.figures import MARKER_SIGNS, scatter_figure
 from vavae.report.series import Series, series_figure
@@ -15,9 +14,9 @@ from vavae.report.series import Series, series_figure
 
 @dataclass(frozen=True)
 class LegendLine:
-    """A series in the legend: colour number, marker, name."""
+    """A series in the legend: number of its color, marker, name."""
 
-    colour: int
+    color: int
     sign: str
     name: str
 
@@ -30,15 +29,15 @@ class Drawn:
         name: Stem of its file.
         title: Heading.
         svg: The figure.
-        said: What it shows, for those who do not see it.
+        alt_text: Alternative text.
         legend: Its series.
-        note: What a reader must know.
+        note: Caption.
     """
 
     name: str
     title: str
     svg: str
-    said: str
+    alt_text: str
     legend: tuple[LegendLine, ...] = ()
     note: str = ""
 
@@ -53,12 +52,12 @@ def _drawn(
         for one in series
         if one.points
     )
-    said = f"{title}: {y} over {x}; {', '.join(line.name for line in legend)}"
-    return [Drawn(name, title, series_figure(series, x, y, **scales), said, legend, note)]
+    alt_text = f"{title}: {y} over {x}; {', '.join(line.name for line in legend)}"
+    return [Drawn(name, title, series_figure(series, x, y, **scales), alt_text, legend, note)]
 
 
 def _styles(measured: Measured) -> dict[str, int]:
-    """A colour per teacher, the same in all figures."""
+    """Return a color number per teacher, the same in all figures."""
     experiments = measured.grid.config.experiments
     teachers = [*experiments.table2.teachers, *experiments.convergence.teachers, *experiments.table4.teachers]
     return {teacher: number for number, teacher in enumerate(dict.fromkeys([NONE, *teachers]))}
@@ -69,7 +68,7 @@ def _name(teacher: str) -> str:
 
 
 def _pairs(xs: Sequence[float | None], stats: Sequence[Stat]) -> tuple[list[tuple[float, float]], list[float | None]]:
-    """The points where both numbers are known, and their spreads."""
+    """Return the points of which both numbers are known, and their spreads."""
     known = [(x, s.mean, s.spread) for x, s in zip(xs, stats, strict=True) if x is not None and s.mean is not None]
     return [(x, y) for x, y, _ in known], [spread for _, _, spread in known]
 
@@ -80,7 +79,7 @@ def _better(series: Sequence[Series]) -> str:
 
 
 def frontier(measured: Measured) -> list[Drawn]:
-    """Figure 2: reconstruction against generation, a line per teacher; and the paper's own."""
+    """Draw Figure 2, reconstruction against generation with a line per teacher, for each of our sizes and the paper."""
     wanted = measured.grid.config.experiments.table2
     if not wanted.seeds:
         return []
@@ -120,7 +119,7 @@ def frontier(measured: Measured) -> list[Drawn]:
 
 
 def convergence(measured: Measured) -> list[Drawn]:
-    """Figure 4, left: gFID along training."""
+    """Draw Figure 4, left: gFID along training."""
     wanted = measured.grid.config.experiments.convergence
     styles, series = _styles(measured), []
     for teacher in wanted.teachers:
@@ -149,7 +148,7 @@ def convergence(measured: Measured) -> list[Drawn]:
 
 
 def by_size(measured: Measured) -> list[Drawn]:
-    """Figure 4, right: gFID over the size of the generator, at the highest dimension."""
+    """Draw Figure 4, right: gFID over the size of the generator, at the highest dimension."""
     wanted = measured.grid.config.experiments.table2
     if not wanted.seeds or len(wanted.sizes) < 2:
         return []
@@ -183,7 +182,7 @@ def _parameters(measured: Measured, cells: Sequence[GeneratorCell]) -> float | N
 
 
 def maps(measured: Measured) -> list[Drawn]:
-    """Figure 6: the latents of each tokenizer of the first seed, laid out by t-SNE."""
+    """Draw Figure 6: t-SNE maps of the latents of each tokenizer of the first seed."""
     found: list[Drawn] = []
     first = next(iter(cell.seed for cell in measured.grid.tokenizers), 0)
     ordered = sorted((cell for cell in measured.grid.tokenizers if cell.seed == first), key=lambda c: c.dimension)
@@ -191,18 +190,20 @@ def maps(measured: Measured) -> list[Drawn]:
         content = measured.content("uniformity", cell)
         if content is None:
             continue
-        title = shown_name(measured.grid, cell)
+        title = measured.grid.shown_name(cell)
         svg = scatter_figure(np.array(content["points"]), content["labels"])
-        said = f"t-SNE map of {len(content['points'])} latents: {title}"
-        found.append(Drawn(f"figure6-d{cell.dimension}-{cell.teacher}-{cell.loss}".replace("/", "-"), title, svg, said))
+        alt_text = f"t-SNE map of {len(content['points'])} latents: {title}"
+        found.append(
+            Drawn(f"figure6-d{cell.dimension}-{cell.teacher}-{cell.loss}".replace("/", "-"), title, svg, alt_text)
+        )
     return found
 
 
 def classes(measured: Measured, names: Sequence[str]) -> tuple[LegendLine, ...]:
-    """The classes on the maps; none where they have no names.
+    """Return the legend of the classes on the maps; empty without class names.
 
     Args:
-        measured: What is finished.
+        measured: The finished results.
         names: One per class, in label order.
     """
     contents = [measured.content("uniformity", cell) for cell in measured.grid.tokenizers]

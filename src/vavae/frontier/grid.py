@@ -1,8 +1,8 @@
-"""The cells of a frontier: what is trained and measured, each named by a hash of all that its numbers depend on.
+"""The cells of a frontier and the jobs that train and measure them, named by hashes.
 
-A tokenizer's name is the hash of its resolved recipe and of the images. A generator's is the hash of its own recipe and
-of its tokenizer's name. So a cell that several tables need is one cell, and a changed recipe changes the cells it
-concerns, and no others.
+The name of a tokenizer is the hash of its resolved recipe and of the images. The name of a generator is the hash of its
+own recipe and of its tokenizer's name. So several tables share a cell, and a changed recipe renames only the cells that
+depend on the change.
 """
 
 import hashlib
@@ -29,7 +29,26 @@ NONE = "none"
 ROWS: tuple[LadderRow, ...] = (
     "dit", "rectified-flow", "batch", "beta2", "lognorm", "direction", "swiglu", "rmsnorm", "rope", "aligned",
 )  # fmt: skip
-# What a run may change on its way and the runner never sets: in the names of cells since the first results.
+ROW_NAMES = {
+    "dit": "DiT",
+    "rectified-flow": "+ rectified flow",
+    "batch": "+ batch × 4, learning rate × 2",
+    "beta2": "+ AdamW β₂ 0.95",
+    "lognorm": "+ logit-normal times",
+    "direction": "+ velocity direction loss",
+    "swiglu": "+ SwiGLU",
+    "rmsnorm": "+ RMSNorm",
+    "rope": "+ RoPE",
+    "aligned": "+ patch 1, aligned tokenizer",
+}
+LOSS_NAMES = {
+    "none": "no alignment",
+    "full": "full",
+    "no-mcos": "without mcos",
+    "no-mdms": "without mdms",
+    "no-margin": "without margins",
+}
+# Keys that a run may change and a frontier never sets. They have been in the hashes since the first results.
 _NEVER_SET = frozenset(
     {
         "latents_on_device",
@@ -39,13 +58,13 @@ _NEVER_SET = frozenset(
         "training.wandb",
     }
 )
-# Where things lie and how they are run: no number depends on it.
+# Keys that no number depends on: paths, devices, logging.
 _ASIDE = (IGNORED_KEYS - _NEVER_SET) | {
-    "training.ema_warmup",  # the runner never sets it, and it is younger than the first results
+    "training.ema_warmup",  # never set by a frontier, and newer than the first results
     "latents",
     "tokenizer",
-    "sampling",  # belongs to the measurement
-    "data.images",  # their fingerprint says more, also of the range
+    "sampling",  # in the hash of the measurement
+    "data.images",  # the fingerprint of the images is hashed, which covers the gray range
     "data.gray_range",
     "data.image_column",
     "data.label_column",
@@ -59,9 +78,9 @@ class TokenizerCell:
 
     Attributes:
         dimension: Channels of the latent.
-        teacher: `none`, or a teacher's name, with its input size after an @ where it is not the grid's.
-        loss: Which parts of the alignment loss; `none` where there is no teacher.
-        seed: Seed of its training, and of its generators'.
+        teacher: `none`, or a teacher's name, with an input size after an @ to override the default.
+        loss: Parts of the alignment loss; `none` without a teacher.
+        seed: Seed of its training and of its generators' training.
     """
 
     dimension: int
@@ -71,7 +90,7 @@ class TokenizerCell:
 
     @classmethod
     def of(cls, dimension: int, teacher: str, loss: Loss, seed: int) -> "TokenizerCell":
-        """No teacher and no loss are the same."""
+        """Return the cell; without a teacher or without a loss, both are `none`."""
         off = teacher == NONE or loss == "none"
         return cls(dimension, NONE if off else teacher, "none" if off else loss, seed)
 
@@ -87,9 +106,9 @@ class GeneratorCell:
     """A generator of the grid.
 
     Attributes:
-        tokenizer: Whose latents it is trained on.
-        size: With patch: `S/1`.
-        row: Up to which row of the ladder it is LightningDiT; `rope` is all of it.
+        tokenizer: The tokenizer of its latents.
+        size: Size with patch, for example `S/1`.
+        row: Last row of Table 1 that it includes; `rope` is the whole LightningDiT.
     """
 
     tokenizer: TokenizerCell
@@ -107,15 +126,15 @@ Cell = TokenizerCell | GeneratorCell
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One piece of work with one result file.
+class Job:
+    """One piece of work on a cell, with one result file.
 
     Attributes:
-        kind: What is done: a tokenizer or a generator is trained and measured, or one already trained is measured.
-        cell: Of what.
-        name: Hash of what it is trained with.
-        result: Name of the result file: kind, `name`, and a hash of how it is measured.
-        needs: Name of the unit whose models it uses; "" for none.
+        kind: `tokenizer` and `generator` train and measure; `uniformity` and `curve` measure a trained model.
+        cell: The cell.
+        name: Hash of the recipe of training.
+        result: Name of the result file: kind, `name`, and a hash of the protocol.
+        needs: Name of the job that trains the models it uses; "" for none.
     """
 
     kind: Kind
@@ -126,18 +145,18 @@ class Unit:
 
     @property
     def label(self) -> str:
-        """What a reader calls it."""
+        """Kind and cell, for logs."""
         return f"{self.kind} {self.cell.label}"
 
 
 def digest(*parts: Any) -> str:
-    """16 hexadecimal digits of the sha256 over plain values."""
+    """Return 16 hexadecimal digits of the sha256 over plain values."""
     text = json.dumps(to_plain(parts), sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _telling(values: Any, prefix: str = "") -> dict[str, Any]:
-    """A plain recipe as dotted keys with values, without what no number depends on."""
+    """Return a plain recipe as dotted keys with values, without the keys that no number depends on."""
     if not isinstance(values, dict):
         return {prefix: values}
     found: dict[str, Any] = {}
@@ -151,21 +170,21 @@ def _telling(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class Grid:
-    """All cells of a recipe, in the order in which they are worked on.
+    """All cells of a recipe, in the order of the jobs.
 
     Args:
         config: The recipe.
         fingerprints: Of the training and the test images.
 
     Raises:
-        UserError: A size, a teacher's input size or a loss that does not exist.
+        UserError: A size, a teacher or its input size does not exist.
     """
 
     def __init__(self, config: Config, fingerprints: tuple[str, str]) -> None:
         self.config = config
         self.fingerprints = fingerprints
         self.folder = Path(config.output)
-        for cell in self.generators:  # a wrong size or teacher is named before anything is trained
+        for cell in self.generators:  # a wrong size or teacher is reported before training
             self.generator(cell).transformer.resolve(cell.tokenizer.dimension, self.side, 10)
             self.tokenizer(cell.tokenizer)
         if config.measure.teacher is not None:
@@ -176,10 +195,10 @@ class Grid:
         """Height and width of a latent."""
         return self.config.data.latent_size(2 ** (len(self.config.tokenizer.channel_multipliers) - 1))[0]
 
-    # What the experiments ask for
+    # Cells of the experiments
 
     def table2(self) -> Iterator[GeneratorCell]:
-        """Cells of table 2, seed by seed."""
+        """Yield the cells of Table 2, seed by seed."""
         wanted = self.config.experiments.table2
         for seed in wanted.seeds:
             for size in wanted.sizes:
@@ -188,28 +207,28 @@ class Grid:
                         yield GeneratorCell(TokenizerCell.of(dimension, teacher, "full", seed), size)
 
     def table4(self) -> Iterator[GeneratorCell]:
-        """Cells of table 4."""
+        """Yield the cells of Table 4."""
         wanted = self.config.experiments.table4
         for seed in wanted.seeds:
             for teacher in wanted.teachers:
                 yield GeneratorCell(TokenizerCell.of(wanted.dimension, teacher, "full", seed), wanted.size)
 
     def table5(self) -> Iterator[GeneratorCell]:
-        """Cells of table 5."""
+        """Yield the cells of Table 5."""
         wanted = self.config.experiments.table5
         for seed in wanted.seeds:
             for loss in wanted.losses:
                 yield GeneratorCell(TokenizerCell.of(wanted.dimension, wanted.teacher, loss, seed), wanted.size)
 
     def convergence(self) -> Iterator[GeneratorCell]:
-        """Cells of figure 4, left."""
+        """Yield the cells of Figure 4, left."""
         wanted = self.config.experiments.convergence
         for seed in wanted.seeds:
             for teacher in wanted.teachers:
                 yield GeneratorCell(TokenizerCell.of(wanted.dimension, teacher, "full", seed), wanted.size)
 
     def ladder(self) -> Iterator[tuple[LadderRow, GeneratorCell]]:
-        """Rows of table 1 with their cells."""
+        """Yield the rows of Table 1 with their cells."""
         wanted = self.config.experiments.ladder
         for seed in wanted.seeds:
             for row in (row for row in ROWS if row in wanted.rows):
@@ -222,7 +241,7 @@ class Grid:
 
     @cached_property
     def generators(self) -> tuple[GeneratorCell, ...]:
-        """Every generator once; first seeds first, so that a stopped grid is a smaller grid."""
+        """Every generator once, sorted by seed, so that a stopped grid has complete seeds."""
         found = [*self.table2(), *self.convergence(), *self.table4(), *self.table5(), *(c for _, c in self.ladder())]
         every = dict.fromkeys(found)
         seeds = list(dict.fromkeys(cell.tokenizer.seed for cell in every))
@@ -230,7 +249,7 @@ class Grid:
 
     @cached_property
     def curves(self) -> frozenset[GeneratorCell]:
-        """Generators that are measured along their run."""
+        """Generators with a gFID curve along training."""
         return frozenset(self.convergence())
 
     @cached_property
@@ -241,44 +260,46 @@ class Grid:
     # Recipes
 
     def teacher(self, name: str, key: str = "experiments") -> train_tokenizer.TeacherConfig:
-        """A teacher at the input size that gives the latent's grid, or at the one after its @.
+        """Return a teacher at the input size that gives the latent's grid, or at the size after its @.
 
         Raises:
-            UserError: There is none of that name, and `key` asks for it.
+            UserError: The teacher is unknown; `key` is the key of the recipe that names it.
         """
         plain, _, side = name.partition("@")
         spec = next((spec for spec in TEACHERS if spec.name == plain), None)
         if spec is None and "/" not in plain and not Path(plain).is_dir():
             known = ", ".join(spec.name for spec in TEACHERS)
-            raise UserError(f"{key}: teacher '{plain}' is no known name, folder or hub model (names: {known})")
+            raise UserError(
+                f"{key}: a teacher must be a known name, a folder or a hub model, got '{plain}' (names: {known})"
+            )
         size: int | None = None
         if side:
             if not side.isdigit():
-                raise UserError(f"{key}: teacher '{name}': {side!r} is no input size")
+                raise UserError(f"{key}: the input size of teacher '{name}' must be an integer, got {side!r}")
             size = int(side)
-        elif spec is not None and not spec.name.startswith("sam-"):  # SAM takes its own size only
+        elif spec is not None and not spec.name.startswith("sam-"):  # SAM has a fixed input size
             size = spec.patch * self.side
         return train_tokenizer.TeacherConfig(plain, size, cache_features=self.config.tokenizer.cache_features)
 
     def _alignment(self, loss: Loss) -> AlignmentConfig:
         base = self.config.tokenizer.objective.alignment
         if loss == "none":
-            return AlignmentConfig(enabled=False)  # settings of what is off must not tell two cells apart
+            return AlignmentConfig(enabled=False)  # settings of a loss that is off must not change the name
         changes: dict[Loss, dict[str, Any]] = {
             "full": {"enabled": True},
             "no-margin": {"enabled": True, "cos_margin": 0.0, "distance_margin": 0.0},
-            # One term alone gets half the weight, as published.
+            # A single term has half the weight, as published.
             "no-mcos": {"enabled": True, "cos_weight": 0.0, "weight": base.weight / 2},
             "no-mdms": {"enabled": True, "distance_weight": 0.0, "weight": base.weight / 2},
         }
         return replace(base, **changes[loss])
 
     def work_folder(self, kind: str, name: str) -> Path:
-        """Where the models of a cell lie."""
+        """Return the folder of a cell's models."""
         return self.folder / "work" / f"{kind}-{name}"
 
     def tokenizer(self, cell: TokenizerCell) -> train_tokenizer.Config:
-        """Recipe of a tokenizer, without its place."""
+        """Return the recipe of a tokenizer, without paths."""
         recipe, config = self.config.tokenizer, self.config
         engine = self._engine(recipe.images, recipe.batch_size, cell.seed, recipe.ema_decay)
         return train_tokenizer.Config(
@@ -290,7 +311,7 @@ class Grid:
                 recipe.blocks_per_level,
                 recipe.attention_levels,
             ),
-            # Without alignment it is not used, and must not tell two cells apart.
+            # Without alignment the teacher is not used and must not change the name.
             teacher=train_tokenizer.TeacherConfig() if cell.teacher == NONE else self.teacher(cell.teacher),
             objective=replace(recipe.objective, alignment=self._alignment(cell.loss)),
             optimizer=recipe.optimizer,
@@ -300,7 +321,7 @@ class Grid:
         )
 
     def placed_tokenizer(self, cell: TokenizerCell) -> train_tokenizer.Config:
-        """Recipe of a tokenizer, to be run."""
+        """Return the recipe of a tokenizer with its paths."""
         recipe = self.tokenizer(cell)
         if recipe.teacher.cache_features:
             features = str(self.folder / "teacher-features")
@@ -308,20 +329,20 @@ class Grid:
         return replace(recipe, output=str(self.tokenizer_folder(cell) / "run"))
 
     def tokenizer_folder(self, cell: TokenizerCell) -> Path:
-        """Holds `run` and the latents."""
+        """Return the folder that contains `run` and the latents."""
         return self.work_folder("tokenizer", self.tokenizer_name(cell))
 
     @property
     def _kind_of_latents(self) -> tuple[str, bool, str]:
-        """What latents of one tokenizer may differ in."""
+        """Settings in which the latents of one tokenizer can differ."""
         return self.config.tokenizer.latent_dtype, self.config.tokenizer.flips, self.config.measure.precision
 
     def latents_folder(self, cell: TokenizerCell) -> Path:
-        """Latents of the training images; those made in another way lie beside them."""
+        """Return the folder of the latents of the training images; its name contains the hash of their settings."""
         return self.tokenizer_folder(cell) / f"latents-{digest(self._kind_of_latents)[:8]}"
 
     def encoding(self, cell: TokenizerCell) -> encode.Config:
-        """Recipe of the latents of the training images."""
+        """Return the recipe of the latents of the training images."""
         folder = self.tokenizer_folder(cell)
         return encode.Config(
             tokenizer=str(folder / "run" / "tokenizer"),
@@ -336,7 +357,7 @@ class Grid:
         )
 
     def generator(self, cell: GeneratorCell) -> train_dit.Config:
-        """Recipe of a generator, without its place."""
+        """Return the recipe of a generator, without paths."""
         recipe = self.config.generator
         images = recipe.images_of_size.get(cell.size, recipe.images)
         engine = self._engine(images, recipe.batch_size, cell.tokenizer.seed, recipe.ema_decay)
@@ -357,7 +378,7 @@ class Grid:
         return AveragesConfig((), (recipe.curve_width,), images // recipe.curve_points)
 
     def placed_generator(self, cell: GeneratorCell) -> train_dit.Config:
-        """Recipe of a generator, to be run."""
+        """Return the recipe of a generator with its paths."""
         tokenizer = self.encoding(cell.tokenizer)
         return replace(
             self.generator(cell),
@@ -367,7 +388,7 @@ class Grid:
         )
 
     def generator_folder(self, cell: GeneratorCell) -> Path:
-        """Holds `run`."""
+        """Return the folder that contains `run`."""
         return self.work_folder("generator", self.generator_name(cell))
 
     def _engine(self, images: int, batch_size: int, seed: int, ema_decay: float | None) -> TrainingConfig:
@@ -386,28 +407,41 @@ class Grid:
     # Names
 
     def tokenizer_name(self, cell: TokenizerCell) -> str:
-        """Hash of the recipe and the training images."""
+        """Return the hash of the recipe and the training images."""
         own = to_plain(self.tokenizer(cell))
-        del own["frechet"]  # watches a training, and changes nothing of it
+        del own["frechet"]  # validation does not change a training
         own["teacher"]["normalisation"] = own["teacher"].pop("normalization")  # spelled so in the first results
         return digest("tokenizer", _telling(own), self.fingerprints[0])
 
     def generator_name(self, cell: GeneratorCell) -> str:
-        """Hash of the recipe, the tokenizer and how its latents are made."""
+        """Return the hash of the recipe, the tokenizer and the settings of its latents."""
         own = _telling(to_plain(self.generator(cell)))
-        del own["initial"]  # the runner never sets it, and it is younger than the first results
+        del own["initial"]  # never set by a frontier, and newer than the first results
         return digest("generator", own, self.tokenizer_name(cell.tokenizer), self._kind_of_latents)
 
-    def unit(self, kind: Kind, cell: Cell) -> Unit:
-        """The unit of a kind for a cell."""
+    def shown_name(self, cell: Cell) -> str:
+        """Return the name of a cell on the page, with its seed if the grid has several.
+
+        `d 16, none` for a tokenizer; `M/2 on d 16, none: + RMSNorm` for a generator in a row of Table 1.
+        """
+        if isinstance(cell, TokenizerCell):
+            parts = [f"d {cell.dimension}", cell.teacher]
+            parts += [LOSS_NAMES[cell.loss]] if cell.loss not in ("full", "none") else []
+            parts += [f"seed {cell.seed}"] if len({each.seed for each in self.tokenizers}) > 1 else []
+            return ", ".join(parts)
+        row = next((ROW_NAMES[row] for row, each in self.ladder() if each == cell), "")
+        return f"{cell.size} on {self.shown_name(cell.tokenizer)}{f': {row}' if row else ''}"
+
+    def job(self, kind: Kind, cell: Cell) -> Job:
+        """Return the job of a kind on a cell."""
         measure = self.config.measure
         if isinstance(cell, TokenizerCell):
             name = self.tokenizer_name(cell)
             shape = (measure.latents, measure.precision, self.fingerprints[1])
             if kind == "uniformity":
-                return Unit(kind, cell, name, f"{kind}-{name}-{digest(shape, measure.tsne_seeds)}", name)
+                return Job(kind, cell, name, f"{kind}-{name}-{digest(shape, measure.tsne_seeds)}", name)
             how = digest(shape, measure.network, measure.reconstructions, measure.teacher)
-            return Unit(kind, cell, name, f"{kind}-{name}-{how}")
+            return Job(kind, cell, name, f"{kind}-{name}-{how}")
         name = self.generator_name(cell)
         how = digest(
             measure.network,
@@ -418,27 +452,27 @@ class Grid:
             self.config.generator.fp32_sampling,
         )
         needs = self.tokenizer_name(cell.tokenizer) if kind == "generator" else name
-        return Unit(kind, cell, name, f"{kind}-{name}-{how}", needs)
+        return Job(kind, cell, name, f"{kind}-{name}-{how}", needs)
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
-        """All work, each unit after the one it needs; cells of one hash are one unit."""
-        found: list[Unit] = []
+    def jobs(self) -> tuple[Job, ...]:
+        """All jobs, each after the job that it needs; cells with the same hash are one job."""
+        found: list[Job] = []
         for cell in self.generators:
-            found += [self.unit("tokenizer", cell.tokenizer), self.unit("generator", cell)]
-            found += [self.unit("curve", cell)] if cell in self.curves else []
-            found += [self.unit("uniformity", cell.tokenizer)]
-        once: dict[str, Unit] = {}
-        for unit in found:
-            once.setdefault(unit.result, unit)
+            found += [self.job("tokenizer", cell.tokenizer), self.job("generator", cell)]
+            found += [self.job("curve", cell)] if cell in self.curves else []
+            found += [self.job("uniformity", cell.tokenizer)]
+        once: dict[str, Job] = {}
+        for job in found:
+            once.setdefault(job.result, job)
         return tuple(once.values())
 
 
 def down_to(config: train_dit.Config, row: LadderRow) -> train_dit.Config:
-    """LightningDiT without what the rows of Table 1 after `row` add.
+    """Return the recipe of LightningDiT without the changes of the rows of Table 1 after `row`.
 
-    The rows before `beta2` have AdamW's usual 0.999, those before `batch` a quarter of the batch and half of the
-    learning rate; DiT predicts noise on the variance-preserving path. Images seen stay the same.
+    Rows before `beta2` have AdamW's default of 0.999. Rows before `batch` have a quarter of the batch size and half of
+    the learning rate. DiT predicts noise on the variance-preserving path. The number of images is the same.
     """
     place = ROWS.index(row)
 

@@ -1,6 +1,6 @@
-"""The numbers of arXiv 2501.01423, to stand beside ours in a column of their own.
+"""The numbers of arXiv 2501.01423, shown next to ours in separate columns.
 
-All on ImageNet at 256 px with an f16 tokenizer; teachers are ViT-L. rFID, PSNR, LPIPS and SSIM over the 50,000
+All are on ImageNet at 256 px with an f16 tokenizer; teachers are ViT-L. rFID, PSNR, LPIPS and SSIM over the 50,000
 validation images; gFID of LightningDiT without guidance, 10,000 samples in Tables 2, 4 and 5, 50,000 in Table 1.
 """
 
@@ -103,27 +103,27 @@ _FAMILIES = (("dinov2", "dinov2"), ("mae", "mae"), ("sam", "sam"), ("mobile-sam"
 
 
 def family(teacher: str) -> str:
-    """The paper's teacher that is like ours: `none`, dinov2, mae, sam or clip; "" for one it has not."""
+    """Return the paper's teacher that corresponds to ours: `none`, dinov2, mae, sam or clip; "" if there is none."""
     if teacher == "none":
         return "none"
     return next((kind for prefix, kind in _FAMILIES if teacher.startswith(prefix)), "")
 
 
 def counterpart(ours: int, all_ours: Sequence[int]) -> int | None:
-    """The paper's dimension that plays the part of ours; None for none.
+    """Return the paper's dimension that corresponds to ours, or None.
 
-    Ours that the paper has too stand beside the same number, the others beside that of the same rank among three or
-    two. Where two of ours would so stand beside one of the paper's, all go by rank.
+    A dimension that the paper has corresponds to itself. The others correspond by rank, among two or three dimensions.
+    If two of ours would correspond to the same dimension, all go by rank.
     """
     ranks = sorted(set(all_ours))
     by_rank = dict(zip(ranks, {3: DIMENSIONS, 2: (DIMENSIONS[0], DIMENSIONS[-1])}.get(len(ranks), ()), strict=False))
     found = {d: d if d in DIMENSIONS else by_rank.get(d) for d in ranks}
-    beside = [d for d in found.values() if d is not None]
-    return (found if len(set(beside)) == len(beside) else by_rank).get(ours)
+    matched = [d for d in found.values() if d is not None]
+    return (found if len(set(matched)) == len(matched) else by_rank).get(ours)
 
 
 def size_counterpart(ours: str, all_ours: Sequence[str]) -> str | None:
-    """The paper's size of the same name, or of the same rank among ours."""
+    """Return the paper's size of the same name, or else of the same rank."""
     names = [size.partition("/")[0] for size in all_ours]
     name = ours.partition("/")[0]
     if all(n in SIZES for n in names):

@@ -1,13 +1,15 @@
-"""Several processes for one grid: on one GPU that a small model does not fill, on several GPUs, or on many cores.
+"""Run several processes on one grid: on one GPU that a small model does not fill, on several GPUs, or on many cores.
 
-Each call has a folder `workers/HOST-PID-TOKEN` of its own with the recipe of its processes, what each of them says, and
-the cells that failed in one of them, which the others then leave alone.
+Each call has its own folder in `workers/`. It contains the recipe of the processes, their logs, and the jobs that
+failed in one of them, which the others then skip.
 """
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,19 +25,18 @@ from vavae.config import to_yaml
 from vavae.device import resolve_device
 from vavae.errors import UserError
 from vavae.frontier.config import Config
-from vavae.frontier.results import Claims, Failures, Owner
+from vavae.frontier.results import Failures, Locks
 from vavae.io.files import written_whole
 from vavae.training.signals import stop_on_signal
 
-_LOOK = 1.0  # seconds between two looks at the processes
-_SAVING = 60.0  # seconds they have to save their state when the call ends by an error
+_POLL = 1.0  # seconds between two checks of the processes
+_SAVING = 60.0  # seconds for the processes to save their state when the call ends by an error
 _FAILURES = "failed.jsonl"
 _TURNS = (
     "note: processes on one GPU take turns; `nvidia-cuda-mps-control -d` before this command lets their kernels run "
     "side by side (docs/frontier.md)"
 )
-# Names the folder of the call to its processes.
-_CALL = "VAVAE_FRONTIER_CALL"
+_CALL = "VAVAE_FRONTIER_CALL"  # environment variable that gives the processes the folder of their call
 _PROGRAM = """
 from vavae.frontier.workers import end_with_parent
 end_with_parent()
@@ -45,59 +46,61 @@ main()
 
 
 @contextlib.contextmanager
-def call_folder(output: Path, claims: Claims) -> Iterator[Path]:
-    """Of this process's call, which it claims for the block; those of calls on this machine that are over are removed.
+def call_folder(output: Path, locks: Locks) -> Iterator[Path]:
+    """Name a folder for this call and lock it for the block. Remove folders of ended calls on this machine.
 
     Args:
-        output: The frontier's folder.
-        claims: Its claims.
+        output: Folder of the frontier.
+        locks: Its locks.
     """
-    this, folder = Owner.this(), output / "workers"
-    for old in folder.glob(f"{this.host}-*"):
-        with claims.holding(_claim(old.name)) as over:
-            if over:
+    folder, host = output / "workers", socket.gethostname()
+    for old in folder.glob(f"{host}-*"):
+        with locks.holding(f"call-{old.name}") as ended:
+            if ended:
                 shutil.rmtree(old, ignore_errors=True)
-    with claims.holding(_claim(this.name)):
-        yield folder / this.name
-
-
-def _claim(call: str) -> str:
-    return f"call-{call}"
+    name = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+    with locks.holding(f"call-{name}"):
+        yield folder / name
 
 
 def failures_of_call(folder: Path | None = None) -> Failures:
-    """What failed in the call whose folder is given, or of which this process is one; in memory where there is none."""
+    """Return the failures of a call.
+
+    Args:
+        folder: Folder of the call. By default the call that started this process; without a call the failures are
+            kept in memory.
+    """
     named = os.environ.get(_CALL)
     place = folder or (Path(named) if named else None)
     return Failures(place / _FAILURES if place is not None else None)
 
 
-def work_together(config: Config, folder: Path, look: Callable[[], None]) -> list[str]:
+def work_together(config: Config, folder: Path, report: Callable[[], None]) -> list[str]:
     """Run `config.workers` processes on the grid until all have ended; each writes to `<folder>/N.log`.
 
-    A stop is passed on once, and the processes save their state; a second one ends them at once. They also stop, with
-    their state saved, when this process dies.
+    The first signal is passed on, and the processes save their state. The second ends them at once. They also save
+    their state and stop when this process dies.
 
     Args:
         config: The recipe.
-        folder: Of this call.
-        look: Called now and then meanwhile.
+        folder: Folder of the call.
+        report: Called about once a second.
 
     Returns:
-        The last words of the processes that ended badly, `2.log: out of memory`.
+        The last messages of the processes that failed, for example `2.log: out of memory`.
 
     Raises:
-        UserError: All of them say that the recipe is wrong.
-        KeyboardInterrupt: A stop was asked for.
+        UserError: All processes rejected the recipe.
+        KeyboardInterrupt: The call was stopped by a signal.
     """
     folder.mkdir(parents=True)
     device = resolve_device(config.device)
     recipe = folder / "recipe.yaml"
     with written_whole(recipe) as temporary:
-        # The device by name: a process that sees no GPU must not go on without.
+        # With the name of the device, so that a process that finds no GPU fails.
         temporary.write_text(to_yaml(replace(config, workers=1, device=str(device))), encoding="utf-8")
     logs = [folder / f"{number}.log" for number in range(config.workers)]
-    print(f"{config.workers} processes; what each says is in {folder}", flush=True)
+    print(f"{config.workers} processes; their logs are in {folder}", flush=True)
     environments = shares(config.workers, device)
     if take_turns(environments, device):
         print(_TURNS, flush=True)
@@ -106,7 +109,7 @@ def work_together(config: Config, folder: Path, look: Callable[[], None]) -> lis
         held.callback(lambda: _end(processes, at_once=bool(stop)))
         for log, environment in zip(logs, environments, strict=True):
             processes.append(_start(recipe, log, environment | {_CALL: str(folder)}))
-        complaints: dict[int, str] = {}
+        failed: dict[int, str] = {}
         stopping = False
         while True:
             alive = [process.poll() is None for process in processes]
@@ -116,26 +119,26 @@ def work_together(config: Config, folder: Path, look: Callable[[], None]) -> lis
                 for process in processes:
                     process.terminate()
             for number, (process, log) in enumerate(zip(processes, logs, strict=True)):
-                if process.returncode and number not in complaints and not stopping:
-                    complaints[number] = _last_words(process.returncode, log)
-                    print(f"process {log.name}: {complaints[number]}", flush=True)
-            look()
+                if process.returncode and number not in failed and not stopping:
+                    failed[number] = _last_message(process.returncode, log)
+                    print(f"process {log.name}: {failed[number]}", flush=True)
+            report()
             if not any(alive):
                 break
-            time.sleep(_LOOK)
+            time.sleep(_POLL)
     if all(process.returncode == 2 for process in processes):
-        raise UserError(complaints[0])
-    return [f"{logs[number].name}: {said}" for number, said in sorted(complaints.items())]
+        raise UserError(failed[0])
+    return [f"{logs[number].name}: {message}" for number, message in sorted(failed.items())]
 
 
 def shares(workers: int, device: torch.device) -> list[dict[str, str]]:
-    """What the environment says to each process: its share of the cores, and its GPU where there are several."""
+    """Return environment variables for each process: its share of the cores, and its GPU if there are several."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
     gpus: list[str] = []
     if device.type == "cuda" and device.index is None:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = seen.split(",") if seen else [str(number) for number in range(torch.cuda.device_count())]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
     return [
         {"OMP_NUM_THREADS": threads} | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
         for number in range(workers)
@@ -143,20 +146,20 @@ def shares(workers: int, device: torch.device) -> list[dict[str, str]]:
 
 
 def take_turns(environments: Sequence[dict[str, str]], device: torch.device) -> bool:
-    """Whether processes share a GPU without NVIDIA's MPS, so that the kernels of one at a time run on it.
+    """Return whether processes share a GPU without NVIDIA's MPS, so that their kernels run one at a time.
 
     Args:
-        environments: As `shares` gives them.
-        device: That of the recipe.
+        environments: As `shares` returns them.
+        device: Device of the recipe.
     """
     gpus = {environment.get("CUDA_VISIBLE_DEVICES", "the same") for environment in environments}
-    # Where its control daemon listens unless it is told otherwise (NVIDIA's guide to MPS).
+    # Default folder of MPS's control daemon (NVIDIA's guide to MPS).
     pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
     return device.type == "cuda" and len(gpus) < len(environments) and not (pipes / "control").exists()
 
 
 def end_with_parent() -> None:
-    """Stop this process, as SIGTERM would, when the one that started it is gone: our input closes then."""
+    """Send SIGTERM to this process when its parent ends, which closes standard input."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):
@@ -170,18 +173,18 @@ def end_with_parent() -> None:
 def _start(recipe: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
-            # -P: no file of the current folder may stand in for a module.
+            # -P: a file in the current folder must not shadow a module.
             [sys.executable, "-P", "-c", _PROGRAM, "frontier", str(recipe)],
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C in a terminal would reach it too, and a second time from here
+            start_new_session=True,  # Ctrl-C in a terminal would reach it twice
         )
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]], at_once: bool) -> None:
-    """No process of this call is left behind."""
+    """End all processes of this call."""
     deadline = time.monotonic() + _SAVING
     for process in processes if not at_once else ():
         process.terminate()
@@ -194,9 +197,10 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], at_once: bool) -> None:
             process.stdin.close()
 
 
-def _last_words(code: int, log: Path) -> str:
+def _last_message(code: int, log: Path) -> str:
+    """Return the error at the end of a log, or the exit code."""
     if code < 0:
         return f"killed by signal {-code}"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = next((line for line in reversed(lines) if line.startswith("vavae: ")), f"ended with code {code}")
-    return said.removeprefix("vavae: ")
+    message = next((line for line in reversed(lines) if line.startswith("vavae: ")), f"ended with code {code}")
+    return message.removeprefix("vavae: ")
