@@ -276,7 +276,7 @@ def test_a_full_disk_in_the_thread_of_tensorboard_is_told_without_a_traceback(tm
 import sys
 from tensorboard.summary.writer import event_file_writer
 from vavae import cli
-from vavae.stages import doctor
+from vavae.commands import doctor
 
 def run(config):
     writer = event_file_writer._AsyncWriter(open("/dev/full", "wb", buffering=0))

@@ -44,5 +44,5 @@ def test_a_recipe_of_the_users_own_is_kept(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "run").mkdir()
     recipe = tmp_path / "run/recipe.yaml"
     recipe.write_text("# notes\n")
-    assert f"{recipe} is no recipe of a run" in refusal(tmp_path / "run", tmp_path / "images", capsys)
+    assert f"{recipe} is not the recipe of a run" in refusal(tmp_path / "run", tmp_path / "images", capsys)
     assert [*(tmp_path / "run").iterdir()] == [recipe] and recipe.read_text() == "# notes\n"

@@ -196,7 +196,7 @@ for refused in (
 def test_the_accelerator_of_a_machine_is_named() -> None:
     script = """
 from vavae.errors import UserError
-from vavae.stages import doctor
+from vavae.commands import doctor
 from vavae.training.parallel import processes
 from vavae.device import resolve_device
 print(resolve_device("auto"), resolve_device("standin"))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from tiny_teacher import tiny_teacher
+
 from vavae.cli import run
 from vavae.device import fits_on
 from vavae.losses import AdversarialConfig, ObjectiveConfig

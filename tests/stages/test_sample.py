@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from evaluate_models import make_generator
+from machine_faults import limited
 from PIL import Image
 
-from machine_faults import limited
 from vavae.cli import run
 from vavae.evaluation.images import npz_images
 from vavae.models import SamplingConfig, generator

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from children import CONTEXT
+
 from vavae.cli import run
 from vavae.training.checkpoint import CheckpointFolder
 

@@ -119,7 +119,7 @@ def test_deleted_images_are_noticed_and_a_moved_run_is_not(tmp_path: Path, monke
     gone = pictures / "a/3.png"
     content = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(UserError, match=r"data\.images: not what the run in .*moved began with"):
+    with pytest.raises(UserError, match=r"data\.images must name the data that the run in .*moved began with"):
         train_tokenizer.run(recipe)
     gone.write_bytes(content)
     train_tokenizer.run(recipe)
@@ -151,7 +151,7 @@ def test_replaced_latents_or_tokenizer_are_refused(
             torch.nn.init.normal_(former.autoencoder.decoder.conv_out.weight)
             statistics = former.statistics
         Tokenizer(former.autoencoder, statistics, {}).save_pretrained(data / "tokenizer")
-    with pytest.raises(UserError, match=rf"^{what}: not what the run in .*run began with"):
+    with pytest.raises(UserError, match=rf"^{what} must name the data that the run in .*run began with"):
         train_dit.run(recipe)
     (tmp_path / "run/data.json").unlink()  # as a former version left it
     train_dit.run(recipe)

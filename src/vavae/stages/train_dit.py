@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,16 +26,15 @@ from vavae.models.sampling import choose_labels
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
 from vavae.stages.initial import load_initial_transformer
-from vavae.stages.run_folder import check_same_data, finish, start_run, stream_seed
+from vavae.stages.run_folder import open_run, stream_seed
 from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.compile import Compilation, compile_network
 from vavae.training.float8 import use_float8
 from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.parallel import World, processes
-from vavae.training.run_log import check_loggers
+from vavae.training.parallel import World
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
-from vavae.training.trainer import Trainer, TrainingConfig, TrainingTask
+from vavae.training.trainer import TrainingConfig, TrainingTask
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import parse_size
 
@@ -195,7 +193,7 @@ class TransformerTask(TrainingTask):
         self.modules: Mapping[str, nn.Module] = {"transformer": self.transformer}
         self._model = compile_network(self.transformer, list(self.transformer.blocks), config.compile)
 
-    def start_run(self) -> str | None:
+    def begin(self) -> str | None:
         """Load the recipe's starting weights; returns what was taken from where."""
         if self.config.initial is None:
             return None
@@ -440,40 +438,26 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
 
     Args:
         config: The recipe.
-        any_recipe: See `start_run`.
+        any_recipe: As for `open_run`.
 
     Raises:
-        UserError: Latents, tokenizer or recipe are wrong.
+        UserError: The latents, the tokenizer or the recipe are wrong.
         KeyboardInterrupt: A stop was asked for; the state is saved.
     """
-    folder = Path(config.output)
-    done = folder / "generator"
-    device = resolve_device(config.training.device)
-    with ExitStack() as held:
-        world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: start_run(folder, config, done, "generator", held, _FREE, any_recipe)):
-            return Generator.from_pretrained(done, device)
-        check_loggers(config.training)
+    with open_run(config, "generator", _FREE, any_recipe) as run:
+        if run.finished:
+            return Generator.from_pretrained(run.result, run.device)
         latents = LatentDataset(config.latents)
         names = latents.class_names or tuple(str(number) for number in range(latents.num_classes))
-        world.once(lambda: report("latents", len(latents), names, Found(f"folder {latents.folder}"), folder))
+        run.world.once(lambda: report("latents", len(latents), names, Found(f"folder {latents.folder}"), run.folder))
         # A published tokenizer may come without statistics: the latents have them.
         statistics = latents.statistics if config.normalisation == "latents" else None
         tokenizer = Tokenizer.from_pretrained(config.tokenizer, statistics=statistics)
-        world.once(latents.verify)
-        task = TransformerTask(config, latents, tokenizer, world)
-        world.once(lambda: check_same_data(folder, task.identity()))
-        engine = Trainer(task, config.training, folder, world)
-        engine.run("transformer")
-        generator = task.generator(
-            engine.averaged_state("transformer"),
-            {
-                "latents": f"{len(task.latents):,} of shape {tuple(task.latents.shape)}",
-                "images_seen": engine.images_seen,
-                "seed": config.training.seed,
-                **({} if config.initial is None else {"initial": config.initial}),
-                "hours": round(engine.seconds / 3600, 3),
-            },
-        )
-        world.once(lambda: finish(generator, done, "generator"))
+        run.world.once(latents.verify)
+        task = TransformerTask(config, latents, tokenizer, run.world)
+        run.record_data(task.identity)
+        trainer = run.train(task, "transformer")
+        provenance = {"latents": f"{len(latents):,} of shape {latents.shape}", **run.provenance(trainer)}
+        generator = task.generator(trainer.averaged_state("transformer"), provenance)
+        run.finish(generator)
         return generator

@@ -1,7 +1,6 @@
 """Stage 1: train a visual tokenizer, aligned with a teacher (VA-VAE, arXiv 2501.01423)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -41,16 +40,15 @@ from vavae.models import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.initial import load_initial
-from vavae.stages.run_folder import check_same_data, finish, start_run, stream_seed
+from vavae.stages.run_folder import open_run, stream_seed
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
 from vavae.training.compile import compile_methods
 from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.parallel import World, processes
-from vavae.training.run_log import check_loggers
+from vavae.training.parallel import World
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
-from vavae.training.trainer import Trainer, TrainingConfig, TrainingTask
+from vavae.training.trainer import TrainingConfig, TrainingTask
 
 # A set up to this size is decoded once and kept in memory.
 _IN_MEMORY_BYTES = 2_000_000_000
@@ -230,7 +228,7 @@ class TokenizerTask(TrainingTask):
         if config.compile:
             compile_tokenizer(self.autoencoder, self.objective)
 
-    def start_run(self) -> str | None:
+    def begin(self) -> str | None:
         """Load the recipe's starting weights; returns what was taken from where."""
         if self.config.initial is None:
             return None
@@ -472,41 +470,28 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
 
     Args:
         config: The recipe.
-        any_recipe: See `start_run`.
+        any_recipe: As for `open_run`.
 
     Raises:
-        UserError: Images, teacher or recipe are wrong.
+        UserError: The images, the teacher or the recipe are wrong.
         KeyboardInterrupt: A stop was asked for; the state is saved.
     """
-    folder = Path(config.output)
-    done = folder / "tokenizer"
-    device = resolve_device(config.training.device)
-    with ExitStack() as held:
-        world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: start_run(folder, config, done, "tokenizer", held, any_recipe=any_recipe)):
-            return Tokenizer.from_pretrained(done, device)
-        check_loggers(config.training)
-        # The first process lists and checks them for all: a set may have millions, and each node its own cache.
-        source = world.once(lambda: config.data.open("train", folder))
-        world.once(lambda: check_same_data(folder, {"data.images": source.fingerprint()}))
+    with open_run(config, "tokenizer", any_recipe=any_recipe) as run:
+        if run.finished:
+            return Tokenizer.from_pretrained(run.result, run.device)
+        # The first process lists and checks the images for all: a set may have millions, and each node its own cache.
+        source = run.world.once(lambda: config.data.open("train", run.folder))
+        run.record_data(lambda: {"data.images": source.fingerprint()})
         if len(source) * 3 * num_pixels(config.data.size) <= _IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)
-        task = TokenizerTask(config, source, folder, world)
-        engine = Trainer(task, config.training, folder, world)
-        engine.run("tokenizer")
-        model = task.averaged_model(engine.averaged_state("autoencoder"))
-        tokenizer = Tokenizer(model, task.statistics(model, engine.at_once), _provenance(config, source, engine))
-        world.once(lambda: finish(tokenizer, done, "tokenizer"))
+        task = TokenizerTask(config, source, run.folder, run.world)
+        trainer = run.train(task, "tokenizer")
+        model = task.averaged_model(trainer.averaged_state("autoencoder"))
+        provenance = {
+            "images": f"{source.name}, {len(source):,} images of {format_size(config.data.size)} px",
+            "teacher": config.teacher.name if config.objective.alignment.enabled else "none",
+            **run.provenance(trainer),
+        }
+        tokenizer = Tokenizer(model, task.statistics(model, trainer.at_once), provenance)
+        run.finish(tokenizer)
         return tokenizer
-
-
-def _provenance(config: Config, source: ImageSource, engine: Trainer) -> dict[str, object]:
-    aligned = config.objective.alignment.enabled
-    return {
-        "images": f"{source.name}, {len(source):,} images of {format_size(config.data.size)} px",
-        "images_seen": engine.images_seen,
-        "teacher": config.teacher.name if aligned else "none",
-        "seed": config.training.seed,
-        **({} if config.initial is None else {"initial": config.initial}),
-        "hours": round(engine.seconds / 3600, 3),
-    }
