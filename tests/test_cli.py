@@ -79,7 +79,7 @@ MISTAKES = {
     "results in a folder": (["bench", "--output", "."], "output: . is a folder"),
     "records in no folder": (["evaluate", "tokenizer", "demo", "--output", "/dev/null/x.json"], "output: /dev/null/x"),
     "too few steps": (["sample", "--steps", "1"], "steps: 1 is too few"),
-    "negative grid": (["sample", "--grid_columns", "-1"], "grid_columns: -1"),
+    "negative grid": (["sample", "--grid_columns", "-1"], "got -1"),
     "output in no folder": (["convert", "demo", "/dev/null/x"], "output: /dev/null/x cannot be written"),
     "unknown asset": (["assets", "fetch", "dinov2-smal-focus"], "did you mean 'dinov2-small-focus'"),
     "asset not in the cache": (["assets", "verify", "cifar10"], "asset 'cifar10' is not in the cache"),

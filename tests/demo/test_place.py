@@ -27,7 +27,7 @@ def test_a_folder_of_images_is_no_place_for_a_demo(
 ) -> None:
     draw(tmp_path / "images", count)
     before = sorted((tmp_path / "images").iterdir())
-    assert f"{tmp_path / 'images'} holds 0.png, but no demo" in refusal(
+    assert f"{tmp_path / 'images'} has 0.png, but no demo" in refusal(
         tmp_path / "images", tmp_path / "images", capsys
     )
     assert sorted((tmp_path / "images").iterdir()) == before

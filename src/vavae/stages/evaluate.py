@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -150,10 +150,8 @@ class Config:
         return tuple(dict.fromkeys(n.strip() for n in (self.network or "").split(",") if n.strip()))
 
     def sampling(self, defaults: SamplingConfig) -> list[SamplingConfig]:
-        """The settings to draw with: the generator's own with this recipe's changes, one for each guidance scale."""
-        names = {f.name for f in fields(SamplingConfig)} & {f.name for f in fields(self)}
-        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        base = replace(defaults, **changes)
+        """Return the generator's settings with this recipe's changes, once for each guidance scale."""
+        base = defaults.changed_by(self)
         return [replace(base, guidance_scale=scale) for scale in self.guidance_scales] or [base]
 
 
