@@ -97,11 +97,11 @@ MISTAKES = {
     ),
     "guidance without its label": (
         ["train-dit", "--transformer.label_dropout", "0", "--sampling.guidance_scale", "3"],
-        "sampling.guidance_scale: 3.0 needs samples without a label, which transformer.label_dropout 0 never trains",
+        "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a label, got 3.0",
     ),
     "muon in shards": (
         ["train-dit", "--optimizer.kind", "muon", "--training.parallel", "shard"],
-        "optimizer.kind: muon needs whole matrices",
+        "optimizer.kind muon needs whole matrices",
     ),
     "conflict": (["train-tokenizer", "--teacher.cache_features", "--data.flip"], "teacher.cache_features"),
 }

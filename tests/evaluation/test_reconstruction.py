@@ -69,4 +69,4 @@ def test_reconstructions_of_two_tokenizers_are_not_mixed(tmp_path: Path, capsys:
     assert reconstruct(tmp_path) == 2
     assert "strict is of another tokenizer, other images or settings" in capsys.readouterr().err
     assert reconstruct(tmp_path, "--conventions", "[]") == 2
-    assert "reconstructions: images are written of one tokenizer" in capsys.readouterr().err
+    assert "reconstructions needs one tokenizer" in capsys.readouterr().err

@@ -95,3 +95,13 @@ def test_flips_change_from_epoch_to_epoch(data: Path, tmp_path: Path) -> None:
     batches.close()  # type: ignore[attr-defined]
     assert times.sum(0).tolist() == [8] * 30
     assert int((times > 0).all(0).sum()) >= 25 and 80 <= int(times[1].sum()) <= 160
+
+
+def test_batches_are_normalized_by_the_tokenizer(data: Path, tmp_path: Path) -> None:
+    task = make_task(replace(transformer_recipe(tmp_path, data), normalisation="tokenizer", flip=False))
+    raw = task.latents.get(torch.arange(30), normalize=False)[0]
+    wanted = task.tokenizer.statistics.normalize(raw)  # of mean 1 and standard deviation 2
+    batch = next(task.batches(0, 0)).latents
+    assert bool((batch[:, None] == wanted[None]).flatten(2).all(2).any(1).all())
+    torch.testing.assert_close(wanted, (raw - 1) / 2)
+    assert not torch.equal(wanted, task.latents.statistics.normalize(raw))

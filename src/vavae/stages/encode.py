@@ -170,6 +170,6 @@ def _until_stop(batches: Iterator[_Batch], bar: Bar, stop: StopRequest, folder: 
     """
     for batch in batches:
         if stop:
-            raise KeyboardInterrupt(f"stopped; the finished shards are in {folder}, and the same command goes on")
+            raise KeyboardInterrupt(f"stopped; the finished shards are in {folder}, and the same command resumes")
         yield batch
         bar.advance(len(batch[2]))
