@@ -304,6 +304,21 @@ def test_a_stop_while_modules_are_read_is_one_line(
     assert "the same command" in told and len(told.splitlines()) == 1
 
 
+def test_signal_during_an_import(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy, imported by torch's C++, makes another error of a KeyboardInterrupt."""
+
+    def load(name: str) -> Any:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+        return doctor
+
+    monkeypatch.setattr("vavae.cli.importlib.import_module", load)
+    assert run(["doctor"]) == 1
+    assert "the same command" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
 def test_sigterm_and_sigint_stop_a_command(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vavae.errors import RunError, UserError, fault_number, memory_ran_out, one_line, printable
-from vavae.training.signals import interrupted_by_signals
+from vavae.training.signals import interrupted_by_signals, signals_later
 from vavae.version import __version__
 
 
@@ -121,9 +121,10 @@ def run(arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     try:
         with interrupted_by_signals():
-            from vavae.config import parse_command_line
+            with signals_later():  # an import that is interrupted half-way, such as torch's, fails in its own ways
+                from vavae.config import parse_command_line
 
-            stage = importlib.import_module(f"vavae.{command.module}")
+                stage = importlib.import_module(f"vavae.{command.module}")
             config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positionals)
             stage.run(config)
     except UserError as error:

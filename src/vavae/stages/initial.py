@@ -112,8 +112,8 @@ def _check_ended(run: Path, source: str, seen: int) -> None:
         raise UserError(f"{recipe} must hold the number training.images, which every run writes") from error
     if seen < wanted:
         raise UserError(
-            f"initial must be a run that has ended, got {source}, which was stopped after {seen:,} of {wanted:,} images: "
-            "resume it first"
+            f"initial must be a run that has ended, got {source}, which was stopped after {seen:,} of "
+            f"{wanted:,} images: resume it first"
         )
 
 
