@@ -74,8 +74,8 @@ MISTAKES = {
     "no device": (["bench", "--device", "cuda:99"], "cuda:99"),
     "unknown device": (["doctor", "--device", "toaster"], "toaster"),
     "device of no use": (["doctor", "--device", "meta"], "device: 'meta' is not on this machine"),
-    "no batch": (["bench", "--batch_size", "-1"], "batch_size: -1 is not positive"),
-    "empty batch": (["bench", "--batch_size", "0"], "batch_size: 0 is not positive"),
+    "no batch": (["bench", "--batch_size", "-1"], "batch_size must be at least 1, got -1"),
+    "empty batch": (["bench", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
     "results in a folder": (["bench", "--output", "."], "output: . is a folder"),
     "records in no folder": (["evaluate", "tokenizer", "demo", "--output", "/dev/null/x.json"], "output: /dev/null/x"),
     "too few steps": (["sample", "--steps", "1"], "steps: 1 is too few"),
@@ -83,7 +83,7 @@ MISTAKES = {
     "output in no folder": (["convert", "demo", "/dev/null/x"], "output: /dev/null/x cannot be written"),
     "unknown asset": (["assets", "fetch", "dinov2-smal-focus"], "did you mean 'dinov2-small-focus'"),
     "asset not in the cache": (["assets", "verify", "cifar10"], "asset 'cifar10' is not in the cache"),
-    "fetch nothing": (["assets", "fetch"], "which?"),
+    "fetch nothing": (["assets", "fetch"], "names must have at least one asset"),
     "wrong factor": (["train-tokenizer", "--data.size", "40"], "data.size: 40"),
     "small images": (
         ["train-tokenizer", "--data.size=8", "--tokenizer.channel_multipliers=1,2", "--tokenizer.attention_levels=1"],
@@ -97,7 +97,7 @@ MISTAKES = {
     ),
     "guidance without its label": (
         ["train-dit", "--transformer.label_dropout", "0", "--sampling.guidance_scale", "3"],
-        "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a label, got 3.0",
+        "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a label",
     ),
     "muon in shards": (
         ["train-dit", "--optimizer.kind", "muon", "--training.parallel", "shard"],

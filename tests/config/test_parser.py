@@ -194,6 +194,8 @@ def test_a_recipe_that_cannot_be_meant_is_one_line(
         (["--training.images", "1e400"], "training.images: expected a whole number; got inf"),
         (["--training.images"], "training.images: expected a whole number; got nothing"),
         (["--training.images="], "training.images: expected a whole number; got nothing"),
+        (["--output="], "output must not be empty"),
+        (["--data.images", ""], "data.images must not be empty"),
         (["--train", "{}"], "unknown option --train; did you mean '--training'?"),
         (["--config="], "--config: expected the path of a recipe; got nothing"),
         ([""], "--config: expected the path of a recipe; got nothing"),

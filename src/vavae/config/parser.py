@@ -116,17 +116,21 @@ def _split(options: Sequence[str]) -> tuple[list[Path], list[str]]:
     return recipes, others
 
 
-def _check_numbers(values: Iterable[tuple[str, Any]]) -> None:
-    """Refuse numbers that tensors and files cannot hold.
+def _check_values(values: Iterable[tuple[str, Any]]) -> None:
+    """Check numbers, which must fit in tensors and files, and texts, which must not be empty.
+
+    An empty text is usually a variable of the shell that is not set. As a path, it would be the current folder.
 
     Raises:
-        UserError: A number is infinite, not a number, or a whole number of more than 64 bits.
+        UserError: A number is infinite, not a number, or a whole number of more than 64 bits; or a text is empty.
     """
     for key, value in values:
         if isinstance(value, list | tuple):
-            _check_numbers((key, item) for item in value)
+            _check_values((key, item) for item in value)
         elif isinstance(value, Mapping):
-            _check_numbers((f"{key}.{name}", item) for name, item in value.items())
+            _check_values((f"{key}.{name}", item) for name, item in value.items())
+        elif value == "":
+            raise UserError(f"{key} must not be empty; null or leaving it out gives the default")
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise UserError(f"{key} must fit in 64 bits, got a whole number of {value.bit_length()} bits")
         elif isinstance(value, float) and not math.isfinite(value):
@@ -134,7 +138,7 @@ def _check_numbers(values: Iterable[tuple[str, Any]]) -> None:
 
 
 def _built(config_class: type[C], parser: Any, parsed: Any) -> C:
-    _check_numbers(parsed.items())
+    _check_values(parsed.items())
     built = parser.instantiate(parsed)
     return config_class(**{f.name: getattr(built, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
 
