@@ -287,7 +287,7 @@ def test_a_generator_without_names_says_so(folder: Path, capsys: pytest.CaptureF
 
 def test_a_name_that_is_another_number_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert label_numbers([10, 1, "10"], ["0", "1", "10"]) == [10, 1, 2]
-    assert capsys.readouterr().out == "labels: 10 is taken as a number; the class named '10' has another\n"
+    assert capsys.readouterr().out == "labels: 10 is read as a number; the class named '10' has another number\n"
 
 
 @pytest.mark.parametrize(

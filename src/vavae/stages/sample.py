@@ -37,19 +37,19 @@ class Config:
 
     Attributes:
         generator: Folder of a generator, or its hub id; `demo` comes with the package (CIFAR-10's classes, 32 px).
-        output: Folder for `000000.png`, `000001.png`, …, `grid.png` and `samples.json`. Images that are there
-            already, drawn by the same weights with the same settings, are not drawn again.
-        labels: The class of each image, its number or its name, as in `--labels cat,3`; a name that holds a comma
-            needs quotes and brackets. Empty to draw `count` images with labels chosen by `label_protocol`.
+        output: Folder for `000000.png`, `000001.png`, …, `grid.png` and `samples.json`. Images that it has already,
+            drawn by the same weights with the same settings, are not drawn again.
+        labels: The class of each image by number or name, as in `--labels cat,3`; a name with a comma needs quotes and
+            brackets. If empty, `count` images are drawn with labels chosen by `label_protocol`.
         count: Number of images when `labels` is empty.
         label_protocol: `balanced` gives each class the same number; `random` draws labels, as published.
         seed: Seed of noise and random labels.
-        batch_size: Images drawn at once. Only dopri5, which chooses its steps for all of them together, makes images
-            depend on it, in the last digits.
-        size: Of the images in pixels, one number or [height, width]; null is that the generator was trained on.
+        batch_size: Images drawn at once. Images depend on it only with dopri5, which chooses its steps for all images
+            together, and then in the last digits.
+        size: Size of the images in pixels, one number or [height, width]; null is the size of the training images.
         npz: Also write `samples.npz` with `arr_0` (N, H, W, 3) uint8, for the ADM evaluator.
         grid_columns: Columns of `grid.png`; 0 writes none.
-        solver: Integration method, euler_maruyama being stochastic; null is the generator's default, here and below.
+        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
         steps: Grid points of the solver.
         shift: Time shift.
         guidance_scale: Classifier-free guidance scale; 1 is off.
@@ -58,7 +58,7 @@ class Config:
         guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of the transformer: auto, fp32, bf16, or tf32, which is float32 with TF32 products
-            on GPUs, as the published samples; the decoder then has them too.
+            on GPUs, like the published samples, in the decoder too.
     """
 
     generator: str = "demo"
@@ -96,16 +96,16 @@ class Config:
 
 
 def label_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> list[int]:
-    """Labels as numbers; a name stands for its place in `class_names`.
+    """Return labels as numbers; the number of a name is its place in `class_names`.
 
     Raises:
-        UserError: There is no such name; the message lists those that are near.
+        UserError: A name is unknown; the message lists similar names.
     """
     numbers = []
     for label in labels:
         if isinstance(label, int):
             if str(label) in class_names and class_names.index(str(label)) != label:
-                print(f"labels: {label} is taken as a number; the class named '{label}' has another")
+                print(f"labels: {label} is read as a number; the class named '{label}' has another number")
             numbers.append(label)
         elif label in class_names:
             numbers.append(class_names.index(label))
@@ -239,6 +239,7 @@ def _check_settings(folder: Path, former: dict[str, Any], settings: dict[str, An
 
 
 def _collect(folder: Path, config: Config, count: int) -> None:
+    """Write the grid and the npz."""
     if config.grid_columns:
         shown = min(count, 16 * config.grid_columns)
         pictures = np.stack([np.asarray(read_rgb(_file(folder, i))) for i in range(shown)])
@@ -249,7 +250,7 @@ def _collect(folder: Path, config: Config, count: int) -> None:
 
 
 def _write_npz(folder: Path, count: int) -> None:
-    """The images as `np.savez(arr_0=...)` writes them, one after the other: 50,000 of 256 px are 10 GB."""
+    """Write the images as `np.savez(arr_0=...)` does, one at a time: 50,000 images of 256 px are 10 GB."""
     shape = np.asarray(read_rgb(_file(folder, 0))).shape
     with (
         written_whole(folder / "samples.npz") as temporary,
