@@ -90,7 +90,7 @@ MISTAKES = {
         "data.size: 8 is too small for objective.perceptual with vgg16, which needs 16",
     ),
     "negative weight": (["train-dit", "--flow.direction_weight", "-3"], "flow.direction_weight: -3.0 is negative"),
-    "weight that is no number": (["train-dit", "--flow.direction_weight", ".nan"], "flow.direction_weight: nan"),
+    "weight that is no number": (["train-dit", "--flow.direction_weight", ".nan"], "flow.direction_weight must be a finite number, got nan"),
     "negative switch": (
         ["train-dit", "--flow.uniform_after_images", "-5"],
         "flow.uniform_after_images: -5 is negative",
