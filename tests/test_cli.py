@@ -74,16 +74,16 @@ MISTAKES = {
     "no device": (["bench", "--device", "cuda:99"], "cuda:99"),
     "unknown device": (["doctor", "--device", "toaster"], "toaster"),
     "device of no use": (["doctor", "--device", "meta"], "device: 'meta' is not on this machine"),
-    "no batch": (["bench", "--batch_size", "-1"], "batch_size: -1 is not positive"),
-    "empty batch": (["bench", "--batch_size", "0"], "batch_size: 0 is not positive"),
+    "no batch": (["bench", "--batch_size", "-1"], "batch_size must be at least 1, got -1"),
+    "empty batch": (["bench", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
     "results in a folder": (["bench", "--output", "."], "output must be a file, got ."),
     "records in no folder": (["evaluate", "tokenizer", "demo", "--output", "/dev/null/x.json"], "output: /dev/null/x"),
     "too few steps": (["sample", "--steps", "1"], "steps: 1 is too few"),
-    "negative grid": (["sample", "--grid_columns", "-1"], "grid_columns: -1"),
+    "negative grid": (["sample", "--grid_columns", "-1"], "got -1"),
     "output in no folder": (["convert", "demo", "/dev/null/x"], "output: /dev/null/x cannot be written"),
     "unknown asset": (["assets", "fetch", "dinov2-smal-focus"], "did you mean 'dinov2-small-focus'"),
     "asset not in the cache": (["assets", "verify", "cifar10"], "asset 'cifar10' is not in the cache"),
-    "fetch nothing": (["assets", "fetch"], "which?"),
+    "fetch nothing": (["assets", "fetch"], "names must have at least one asset"),
     "wrong factor": (["train-tokenizer", "--data.size", "40"], "data.size: 40"),
     "small images": (
         ["train-tokenizer", "--data.size=8", "--tokenizer.channel_multipliers=1,2", "--tokenizer.attention_levels=1"],
@@ -93,18 +93,21 @@ MISTAKES = {
         ["train-dit", "--flow.direction_weight", "-3"],
         "flow.direction_weight must be at least 0 and finite, got -3.0",
     ),
-    "weight that is no number": (["train-dit", "--flow.direction_weight", ".nan"], "flow.direction_weight: nan"),
+    "weight that is no number": (
+        ["train-dit", "--flow.direction_weight", ".nan"],
+        "flow.direction_weight must be a finite number, got nan",
+    ),
     "negative switch": (
         ["train-dit", "--flow.uniform_after_images", "-5"],
         "flow.uniform_after_images must be at least 0, or null for never, got -5",
     ),
     "guidance without its label": (
         ["train-dit", "--transformer.label_dropout", "0", "--sampling.guidance_scale", "3"],
-        "sampling.guidance_scale: 3.0 needs samples without a label, which transformer.label_dropout 0 never trains",
+        "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a label",
     ),
     "muon in shards": (
         ["train-dit", "--optimizer.kind", "muon", "--training.parallel", "shard"],
-        "optimizer.kind: muon needs whole matrices",
+        "optimizer.kind muon needs whole matrices",
     ),
     "conflict": (["train-tokenizer", "--teacher.cache_features", "--data.flip"], "teacher.cache_features"),
 }
@@ -279,7 +282,7 @@ def test_a_full_disk_in_the_thread_of_tensorboard_is_told_without_a_traceback(tm
 import sys
 from tensorboard.summary.writer import event_file_writer
 from vavae import cli
-from vavae.stages import doctor
+from vavae.commands import doctor
 
 def run(config):
     writer = event_file_writer._AsyncWriter(open("/dev/full", "wb", buffering=0))
@@ -305,6 +308,21 @@ def test_a_stop_while_modules_are_read_is_one_line(
     assert run(["demo"]) == 1
     told = capsys.readouterr().err.strip()
     assert "the same command" in told and len(told.splitlines()) == 1
+
+
+def test_signal_during_an_import(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy, imported by torch's C++, makes another error of a KeyboardInterrupt."""
+
+    def load(name: str) -> Any:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+        return doctor
+
+    monkeypatch.setattr("vavae.cli.importlib.import_module", load)
+    assert run(["doctor"]) == 1
+    assert "the same command" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

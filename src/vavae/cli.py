@@ -1,4 +1,4 @@
-"""The command `vavae`: parses and calls a stage.
+"""The command `vavae`: parse a command line and run the command's module.
 
 Exit codes: 0 done, 1 the run failed or was interrupted, 2 bad input.
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vavae.errors import RunError, UserError, fault_number, memory_ran_out, one_line, printable
-from vavae.training.signals import interrupted_by_signals
+from vavae.training.signals import interrupted_by_signals, signals_later
 from vavae.version import __version__
 
 
@@ -69,7 +69,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-# What gloo and NCCL say when another process is gone or does not answer.
+# Messages of gloo and NCCL when another process has ended or does not answer.
 _LOST = re.compile(
     r"gloo.*(closed by peer|reset by peer|broken pipe|timed out|timeout|connectFullMesh)|NCCL.*remote process exited",
     re.IGNORECASE,
@@ -77,22 +77,22 @@ _LOST = re.compile(
 
 
 def _processes() -> int:
-    """How many processes `torchrun` started."""
+    """Return the number of processes that `torchrun` started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _lost_process(error: Exception) -> str | None:
-    """One line for an error that only tells that another process of the run has gone wrong; None for any other."""
+    """Return one line for an error which says only that another process failed; None for any other error."""
     if _processes() == 1:
         return None
-    # The store, in which processes find each other, has exceptions of its own.
+    # The store in which processes find each other has its own exceptions.
     if type(error).__name__ in ("DistNetworkError", "DistStoreError") or _LOST.search(one_line(error)):
         return "another process of this run has ended, or no longer answers; see its message"
     return None
 
 
 def _machine_fault(error: BaseException) -> str | None:
-    """One line for a fault of the machine (full disk, no permission, out of memory); None for a defect of ours."""
+    """Return one line for a fault of the machine (full disk, no permission, out of memory); None for a defect."""
     if memory_ran_out(error):
         return f"out of memory: use a smaller batch or image size ({one_line(error)[:200]})"
     number = fault_number(error)
@@ -121,9 +121,10 @@ def run(arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     try:
         with interrupted_by_signals():
-            from vavae.config import parse_command_line
+            with signals_later():  # an import that is interrupted half-way, such as torch's, fails in its own ways
+                from vavae.config import parse_command_line
 
-            stage = importlib.import_module(f"vavae.{command.module}")
+                stage = importlib.import_module(f"vavae.{command.module}")
             config = parse_command_line(stage.Config, rest, f"vavae {name}", command.summary, command.positionals)
             stage.run(config)
     except UserError as error:
@@ -131,7 +132,7 @@ def run(arguments: Sequence[str]) -> int:
     except RunError as error:
         return _fail(_lost_process(error) or str(error), 1)
     except KeyboardInterrupt as interrupt:
-        # The engine raises this after it has saved; its text says how to go on.
+        # Training raises this after it has saved its state; the text says how to resume.
         return _fail(
             str(interrupt) or "interrupted; what was finished is kept, and the same command can be given again", 1
         )
@@ -142,27 +143,27 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return _fail(f"{error.strerror}: {str(error.filename)[:100]}…", 2)
-        told = _lost_process(error) or _machine_fault(error)
-        if told is None:
+        message = _lost_process(error) or _machine_fault(error)
+        if message is None:
             raise
-        return _fail(told, 1)
+        return _fail(message, 1)
     return 0
 
 
 def _fail_in_thread(failure: threading.ExceptHookArgs) -> None:
-    """One line for a fault of the machine that a library's thread meets (TensorBoard's, say), as in `run`."""
-    told = None if failure.exc_value is None else _machine_fault(failure.exc_value)
-    if told is None:
+    """Print one line for a fault of the machine in a library's thread, for example TensorBoard's, as `run` does."""
+    message = None if failure.exc_value is None else _machine_fault(failure.exc_value)
+    if message is None:
         threading.__excepthook__(failure)
     else:
-        _fail(told, 1)
+        _fail(message, 1)
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line of this process; the entry point of the console script."""
     threading.excepthook = _fail_in_thread
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be in another encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: file names may be in another encoding
     code = 1
 
     def leave() -> None:
@@ -171,8 +172,8 @@ def main() -> None:
             os._exit(code)
 
     if _processes() > 1:
-        # A group that failed is not taken down, and its threads could abort an interpreter that ends in order.
-        # Registered before all others, so called after them.
+        # A group that failed is not destroyed, and its threads could abort an interpreter that ends normally.
+        # Registered first, so called last.
         atexit.register(leave)
     code = run(sys.argv[1:])
     sys.exit(code)

@@ -1,13 +1,13 @@
-"""Errors that are the user's to mend, told in one line."""
+"""Errors in one line: bad input, a failed run, faults of the machine."""
 
 import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Faults of the disk itself; others (no permission, a file in place of a folder) come from what the user chose.
+# Faults of the disk. Other errors (no permission, a file in place of a folder) come from the path that the user chose.
 DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-# Faults that libraries, for example safetensors, report in the system's words as errors of their own.
+# Faults that libraries such as safetensors report in the system's words, as their own errors.
 _IN_WORDS = (*DISK_FAULTS, errno.EROFS, errno.EACCES, errno.EMFILE)
 
 
@@ -20,11 +20,11 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """A run failed for a reason other than its input: the loss is not finite, say. Exit code 1, one line."""
+    """A run failed for a reason other than its input, for example a loss that is not finite. Exit code 1, one line."""
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; its kind where it has none."""
+    """Return an error's message without line breaks, or its class if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether a device or the machine had no more memory; for CPUs and Apple's GPUs torch has no error of its own."""
+    """Return whether a device or the machine ran out of memory; torch has no error class for CPUs and Apple's GPUs."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     texts = ("DefaultCPUAllocator", "MPS backend out of memory", "Invalid buffer size")
@@ -42,26 +42,26 @@ def memory_ran_out(error: BaseException) -> bool:
 
 
 def fault_number(error: BaseException) -> int | None:
-    """Return the errno behind an error of the system, which libraries may raise as an error of their own, or None."""
+    """Return the errno of a system error, which libraries may raise as their own error, or None."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     if isinstance(error, UserError | RunError):
         return None
-    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch, of a file it writes to
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch, writing a file
         return error.__context__.errno
     return next((number for number in _IN_WORDS if os.strerror(number) in str(error)), None)
 
 
 @contextmanager
 def as_user_error(failure: Callable[[str], str], memory: str) -> Iterator[None]:
-    """Tell in one line of whatever goes wrong in the block: libraries of formats and stores raise what they like.
+    """Turn any exception of the block into an error of one line: libraries raise errors of many classes.
 
     Args:
-        failure: The message, given the reason.
-        memory: What too little memory was there for.
+        failure: Makes the message from the reason.
+        memory: What needed the memory, for the message if there was too little.
 
     Raises:
-        UserError: Something went wrong; those of the block itself, and its RunErrors, pass as they are.
+        UserError: The block failed. A UserError or RunError of the block passes unchanged.
         RunError: There was not enough memory.
     """
     try:

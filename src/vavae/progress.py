@@ -26,7 +26,7 @@ from rich.progress import (
 
 
 def format_duration(seconds: float) -> str:
-    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    """Return seconds as text: `75` as `1:15`, `3700` as `1:01:40`."""
     whole = round(seconds)
     hours, rest = divmod(whole, 3600)
     minutes, secs = divmod(rest, 60)
@@ -34,7 +34,7 @@ def format_duration(seconds: float) -> str:
 
 
 class Bar:
-    """What `track` yields: counts work done and shows it with rate, time left and the latest numbers."""
+    """Count the work done, and show it with its rate, the time left and the latest numbers."""
 
     def __init__(self, description: str, total: int, unit: str, start: int = 0) -> None:
         self.description = description
@@ -46,12 +46,12 @@ class Bar:
 
     @property
     def rate(self) -> float:
-        """Units per second since the start; 0 before the first."""
+        """Units per second since the start; 0 at the start."""
         elapsed = time.monotonic() - self._began
         return (self.done - self._start) / elapsed if elapsed > 0 else 0.0
 
     def advance(self, amount: int = 1, **numbers: float) -> None:
-        """Count `amount` more units as done; `numbers` (a loss, say) are shown beside the bar."""
+        """Count `amount` more units as done, and show `numbers`, for example a loss, after the bar."""
         self.done += amount
         self._show(" ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
@@ -114,10 +114,10 @@ def track(
     stream: TextIO | None = None,
     every_seconds: float = 10.0,
 ) -> Iterator[Bar]:
-    """Show the progress of `total` units of work, `start` of which a former run has done.
+    """Show the progress of `total` units of work, `start` of which an earlier run has done.
 
-    In a terminal: one bar with rate and time left. Elsewhere: a plain line every `every_seconds` and one at
-    the end. `stream` defaults to standard error.
+    In a terminal it is one bar with rate and time left; elsewhere a plain line every `every_seconds` and one at the
+    end. `stream` defaults to standard error.
     """
     stream = stream or sys.stderr
     if stream.isatty():

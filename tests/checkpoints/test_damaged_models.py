@@ -176,8 +176,8 @@ def test_a_published_file_of_many_empty_blocks_is_refused(tmp_path: Path) -> Non
         ("[" * 10**5, "nested too deeply"),
         ('{"a":' * 10**5, "nested too deeply"),
         ('{"kind": ' + "9" * 5_000 + "}", "4300 digits"),
-        ('{"kind": "generator", "kind": "tokenizer"}', "the key 'kind' stands twice"),
-        ("[1]", "no JSON object"),
+        ('{"kind": "generator", "kind": "tokenizer"}', "the key 'kind' occurs twice"),
+        ("[1]", "not a JSON object"),
         ("\xff", "not JSON"),
     ],
 )

@@ -317,7 +317,7 @@ def test_configurations_of_other_models_are_refused(
 
 def test_other_yaml_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    for content, said in [("a: 1", "neither a configuration"), ("{", "not YAML"), ("- 1", "must hold keys")]:
+    for content, said in [("a: 1", "neither a configuration"), ("{", "not YAML"), ("- 1", "must have keys")]:
         path.write_text(content)
         with pytest.raises(UserError) as caught:
             convert_recipe(path)

@@ -25,7 +25,7 @@ def arguments_of(recipe: Path, form: str) -> list[str]:
 def test_a_file_that_is_no_recipe_is_named_however_it_is_given(form: str, tmp_path: Path) -> None:
     recipe = tmp_path / "list.yaml"
     recipe.write_text("- a\n")
-    with pytest.raises(UserError, match=f"^{recipe}: must hold keys with values, got"):
+    with pytest.raises(UserError, match=f"^{recipe}: must have keys with values, got"):
         parse_command_line(Config, arguments_of(recipe, form), "vavae sample")
     with pytest.raises(UserError, match=f"^{tmp_path}/none.yaml: cannot be read \\(No such file"):
         parse_command_line(Config, arguments_of(tmp_path / "none.yaml", form), "vavae sample")
@@ -43,7 +43,7 @@ MISTAKES: list[tuple[type, str, str]] = [
         "--size [24,x]",
         "size: expected a whole number, or 2 values, each a whole number, or null; got [24, 'x']",
     ),
-    (Config, "--labels a,b", "labels: expected a list, each item a whole number; got a"),
+    (Config, "--labels [[1]]", "labels: expected a list, each item a whole number or text; got [[1]]"),
     (Config, "--size 256 256", "unexpected argument '256': a recipe, or other words, must stand before all options"),
     (Config, "--seed 1 word", "unexpected argument 'word': a recipe, or other words, must stand before all options"),
     (Config, "--colour red", "unknown option --colour; see 'vavae x --help'"),
@@ -118,8 +118,13 @@ BOMB = "{a: &a [1, 2], " + ", ".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
 REFUSED: dict[str, tuple[str, str]] = {
-    "key twice": ("training:\n  images: 5\n  images: 6\n", "RECIPE: line 3: the key 'images' stands twice"),
-    "group twice": ("data: {size: 64}\ndata: {limit: 5}\n", "RECIPE: line 2: the key 'data' stands twice"),
+    "key of a group in a list": (
+        "stages: [{from_images: 3, wieght: 4}]\n",
+        "RECIPE: 'vavae train-tokenizer' has no key stages.wieght; did you mean 'stages.weight'?",
+    ),
+    "stage before the beginning": ("stages: [{from_images: -3}]\n", "stages.from_images must be at least 0, got -3"),
+    "key twice": ("training:\n  images: 5\n  images: 6\n", "RECIPE: line 3: the key 'images' occurs twice"),
+    "group twice": ("data: {size: 64}\ndata: {limit: 5}\n", "RECIPE: line 2: the key 'data' occurs twice"),
     "key with dots": (
         "training.images: 5\ntraining: {images: 6}\n",
         "RECIPE: write 'training.images' as the key 'images' under 'training:'",
@@ -132,7 +137,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         "tokenizer: {channel_multipliers: [1, -" + "9" * 50 + "]}\n",
         "tokenizer.channel_multipliers must fit in 64 bits, got a whole number",
     ),
-    "infinite": ("optimizer: {learning_rate: 1e999}\n", "optimizer.learning_rate: inf is not a finite number"),
+    "infinite": ("optimizer: {learning_rate: 1e999}\n", "optimizer.learning_rate must be a finite number, got inf"),
     "bomb in a text": (
         f'training: {{images: "{BOMB}}}"}}\n',
         "RECIPE: training.images: expected a whole number; got {a:",
@@ -177,7 +182,7 @@ def test_a_recipe_that_cannot_be_meant_is_one_line(
             ["--data", "{a: &a [*a]}"],
             "data: expected a group of keys (images, size, crop, …); got {a: &a [*a]} (the alias *a",
         ),
-        (["--training", "{images: 5, images: 6}"], "(the key 'images' stands twice)"),
+        (["--training", "{images: 5, images: 6}"], "(the key 'images' occurs twice)"),
         (["--training", "[" * 9000], "(nested more than 50 levels deep)"),
         (["--training.images", BOMB + "}"], "training.images: expected a whole number; got {a: &a [1, 2], b:"),
         (["--tokenizer.channel_multipliers", f"['{BOMB}}}']"], "tokenizer.channel_multipliers: expected a list"),
@@ -189,6 +194,8 @@ def test_a_recipe_that_cannot_be_meant_is_one_line(
         (["--training.images", "1e400"], "training.images: expected a whole number; got inf"),
         (["--training.images"], "training.images: expected a whole number; got nothing"),
         (["--training.images="], "training.images: expected a whole number; got nothing"),
+        (["--output="], "output must not be empty"),
+        (["--data.images", ""], "data.images must not be empty"),
         (["--train", "{}"], "unknown option --train; did you mean '--training'?"),
         (["--config="], "--config: expected the path of a recipe; got nothing"),
         ([""], "--config: expected the path of a recipe; got nothing"),

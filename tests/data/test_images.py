@@ -162,7 +162,7 @@ def test_a_size_is_a_number_or_height_and_width(given: Any, kept: Any, latents: 
         ([22, 40], 4, r"^data\.size must be a multiple of the tokenizer's factor 4, got 22x40$"),
         ([0, 32], 4, r"^size must be at least 8 pixels, got 0x32$"),
         ([32, 7], 4, r"^size must be at least 8 pixels, got 32x7$"),
-        ([192], 4, r"^size: \[192\] is neither a number nor \[height, width\]$"),
+        ([192], 4, r"^size must be a number or \[height, width\], got \[192\]$"),
     ],
 )
 def test_a_size_that_does_not_fit_is_named(given: Any, factor: int, told: str) -> None:

@@ -27,9 +27,7 @@ def test_a_folder_of_images_is_no_place_for_a_demo(
 ) -> None:
     draw(tmp_path / "images", count)
     before = sorted((tmp_path / "images").iterdir())
-    assert f"{tmp_path / 'images'} holds 0.png, but no demo" in refusal(
-        tmp_path / "images", tmp_path / "images", capsys
-    )
+    assert f"{tmp_path / 'images'} has 0.png, but no demo" in refusal(tmp_path / "images", tmp_path / "images", capsys)
     assert sorted((tmp_path / "images").iterdir()) == before
 
 
@@ -44,5 +42,5 @@ def test_a_recipe_of_the_users_own_is_kept(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "run").mkdir()
     recipe = tmp_path / "run/recipe.yaml"
     recipe.write_text("# notes\n")
-    assert f"{recipe} is no recipe of a run" in refusal(tmp_path / "run", tmp_path / "images", capsys)
+    assert f"{recipe} is not the recipe of a run" in refusal(tmp_path / "run", tmp_path / "images", capsys)
     assert [*(tmp_path / "run").iterdir()] == [recipe] and recipe.read_text() == "# notes\n"

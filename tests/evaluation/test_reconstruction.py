@@ -80,7 +80,7 @@ def test_reconstructions_of_two_tokenizers_are_not_mixed(tmp_path: Path, capsys:
     assert "published holds mine.png" in capsys.readouterr().err
     assert not list(strict.glob("*.png"))  # refused before the work
     assert reconstruct(tmp_path, "--conventions", "[]") == 2
-    assert "reconstructions: images are written of one tokenizer" in capsys.readouterr().err
+    assert "reconstructions needs one tokenizer" in capsys.readouterr().err
 
 
 def test_reconstructions_of_another_seed_are_not_reused(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +25,7 @@ from vavae.frontier import run as frontier
 from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid
 from vavae.frontier.results import Results
-from vavae.stages.run_folder import start_run
+from vavae.stages.run_folder import open_run
 
 COMMAND = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from vavae.cli import main; main()"]
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
@@ -316,8 +315,7 @@ def test_resume_with_other_sampling_and_folder(tmp_path: Path, monkeypatch: pyte
 
     def stopped(config: Any, **_: object) -> None:
         folder = Path(config.output)
-        with ExitStack() as held:
-            start_run(folder, config, folder / "generator", "generator", held)
+        with open_run(config, "generator"):
             (folder / "metrics.jsonl").touch()
             interrupted()
 

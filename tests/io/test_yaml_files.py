@@ -19,16 +19,16 @@ LAUGHS = "a: &a [1, 2]\n" + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 10
 CHAIN = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 400))
 REFUSED = {
     "billion laughs": (LAUGHS, "line 5: aliases repeat more than 10000 values"),
-    "anchor inside itself": ("a: &a [*a]", "line 1: the alias \\*a has no anchor before it, or stands inside it"),
+    "anchor inside itself": ("a: &a [*a]", "line 1: the alias \\*a has no anchor before it, or is inside it"),
     "merge of itself": ("x: 1\na: &a {<<: *a}", "line 2: the alias \\*a"),
     "alias without anchor": ("a: *b", "line 1: the alias \\*b"),
     "deep through aliases": (CHAIN, "line 50: nested more than 50 levels deep"),
     "deep lists": ("[" * 100_000, "line 1: nested more than 50"),
     "deep mappings": ("{a: " * 100_000, "line 1: nested more than 50"),
     "deep blocks": ("- " * 100_000, "line 1: nested more than 50"),
-    "key twice": ("a: 1\nb: 2\na: 3", "line 3: the key 'a' stands twice"),
-    "key twice, deep": ("a: [{b: {c: 1,\n c: 2}}]", "line 2: the key 'c' stands twice"),
-    "key twice, quoted": ("a: 1\n'a': 2", "line 2: the key 'a' stands twice"),
+    "key twice": ("a: 1\nb: 2\na: 3", "line 3: the key 'a' occurs twice"),
+    "key twice, deep": ("a: [{b: {c: 1,\n c: 2}}]", "line 2: the key 'c' occurs twice"),
+    "key twice, quoted": ("a: 1\n'a': 2", "line 2: the key 'a' occurs twice"),
     "list as a key": ("? [a]\n: 1", "line 1: a key must be plain text"),
     "5,000 digits": ("a:\n  " + "9" * 5000, "line 2: a number of 5000 characters; at most 100"),
     "5,000 hexadecimal digits": ("a: 0x" + "f" * 5000, "line 1: a number of 5002 characters"),
@@ -36,7 +36,7 @@ REFUSED = {
     "binary": ("a: !!binary aGk=", "line 1: the tag !!binary"),
     "object": ("a: !!python/object/apply:os.system [x]", "line 1: the tag !!python/object/apply:os.system"),
     "two documents": ("a: 1\n---\nb: 2", "line 2: a second document"),
-    "tab": ("a:\n\tb: 1", "not YAML: line 2: a tab, @, % or ` cannot stand here"),
+    "tab": ("a:\n\tb: 1", "not YAML: line 2: a tab, @, % or ` is not allowed here"),
     "open quote": ("a: 'b", "not YAML: line 1"),
     "control character": ("a: \x00", "not YAML: control characters"),
     "not UTF-8": (b"a: \xe9", "not YAML: .*must be text in UTF-8"),
@@ -87,9 +87,9 @@ def test_a_file_in_any_unicode_encoding(encoding: str, tmp_path: Path) -> None:
 def test_files_that_hold_no_keys(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     for content, message in [
-        ("", "must hold keys with values, got nothing"),
-        ("- a\n", r"must hold keys with values, got \['a'\]"),
-        ("a: 1\na: 2\n", "line 2: the key 'a' stands twice"),
+        ("", "must have keys with values, got nothing"),
+        ("- a\n", r"must have keys with values, got \['a'\]"),
+        ("a: 1\na: 2\n", "line 2: the key 'a' occurs twice"),
         ("a: " + "x" * 3_000_000, "must be at most 2 MB"),
     ]:
         path.write_text(content)

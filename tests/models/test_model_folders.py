@@ -320,7 +320,7 @@ def test_other_sizes(generator: Generator, tmp_path: Path) -> None:
     for size in ((30, 64), (0, 64), 30, -16):
         with pytest.raises(UserError, match=r"size: .* in multiples of 16"):
             generator([1], size=size)
-    with pytest.raises(UserError, match=r"size: \[64\] is neither a number nor \[height, width\]"):
+    with pytest.raises(UserError, match=r"size must be a number or \[height, width\], got \[64\]"):
         generator([1], size=(64,))  # type: ignore[arg-type]
     generator.save_pretrained(tmp_path)
     recomputed, interpolated = (Generator.from_pretrained(tmp_path, positions=p) for p in ("recompute", "interpolate"))

@@ -279,8 +279,8 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["/nowhere"], "/nowhere"),
-        (["--port", "70000"], "port: 70000 is not in 1..65535"),
-        (["--host", "nowhere.invalid"], "host: there is no 'nowhere.invalid'"),
+        (["--port", "70000"], "port must be from 1 to 65535, got 70000"),
+        (["--host", "nowhere.invalid"], "host: 'nowhere.invalid' does not exist"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
         (["--device", "meta"], "device: 'meta' is not on this machine"),
     ],

@@ -259,9 +259,9 @@ def test_images_of_unlike_size_are_refused(models, tmp_path):
         ({"what": "tokenizer", "model": ["/missing"]}, "/missing"),
         ({"reference": "/missing.npz"}, "/missing.npz"),
         ({"data": replace(DATA, images="/missing")}, "/missing"),
-        ({"data": replace(DATA, size=64)}, "32 px cannot be measured against a reference of 64 px"),
-        ({"real_split": "test"}, "the reference itself"),
-        ({"network": ""}, "give one"),
+        ({"data": replace(DATA, size=64)}, r"size of the reference, 64 px \(data\.size\), got 32 px"),
+        ({"real_split": "test"}, "real_split must not be the reference"),
+        ({"network": ""}, "must name a feature network"),
     ],
 )
 def test_mistakes_are_told_before_any_work(models, tmp_path, monkeypatch, changes, message):
@@ -291,7 +291,7 @@ def test_a_stopped_generation_goes_on_and_gives_the_same(models, tmp_path, monke
 
     monkeypatch.setattr(images, "draw", counted)
     config = generation(models, tmp_path / "stopped")
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         evaluate.run(config)
     assert calls[-1][0] == BLOCK + 16  # the first block is done
     assert values(evaluate.run(config)) == expected

@@ -150,9 +150,15 @@ LACKING = {
     "samples": ({"metrics": ["kid"], "count": 3}, "kid needs at least 4 samples and 4 reference images, not 3"),
     "reference": ({"metrics": ["kid"], "data": ImagesConfig("demo", 32, limit=2)}, "reference images, not 2"),
     "one reference image": ({"data": ImagesConfig("demo", 32, limit=1)}, "must have at least 2 images, got 1"),
-    "Fréchet distance": ({"metrics": ["kid"], "real_split": "train"}, "real_split: FDr is a ratio of Fréchet"),
-    "generated images": ({"what": "tokenizer", "metrics": ["kid"]}, "kid is of generated images"),
-    "enlarged": ({"what": "tokenizer", "data": ImagesConfig()}, "data.images: the demo's are of 32 px, not 256"),
+    "Fréchet distance": (
+        {"metrics": ["kid"], "real_split": "train"},
+        "real_split needs frechet among the metrics: FDr is a ratio of Fréchet",
+    ),
+    "generated images": (
+        {"what": "tokenizer", "metrics": ["kid"]},
+        "metrics must be empty for a tokenizer, got kid, a metric of generated images",
+    ),
+    "enlarged": ({"what": "tokenizer", "data": ImagesConfig()}, "data.size must be 32 for data.images demo, got 256"),
     "guidance": ({"guidance_scales": [-1.0]}, "guidance_scale: -1.0"),
 }
 
@@ -192,7 +198,7 @@ UNWRITABLE = {
     ),
     "a file far above": ({"output": "afile/a/b/x.json"}, "output: FOLDER/afile/a/b/x.json cannot be made"),
     "a folder": ({"output": "afolder"}, "output must be a file, got FOLDER/afolder,"),
-    "the plot": ({"output": "x.png"}, "output: FOLDER/x.png is where the plot would go"),
+    "the plot": ({"output": "x.png"}, "output must be a .json file, got FOLDER/x.png"),
     "statistics": ({"save_reference": "afile/x.npz"}, "save_reference: FOLDER/afile/x.npz cannot be made"),
     "features": ({"features": "afile"}, "features must be a folder, got FOLDER/afile,"),
     "features below": ({"features": "afile/features"}, "features: FOLDER/afile/features cannot be made"),

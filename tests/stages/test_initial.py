@@ -87,13 +87,13 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file or folder"):
         load_initial(str(tmp_path / "absent"), *make(1))
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no good checkpoint"):
+    with pytest.raises(UserError, match="has no undamaged checkpoint"):
         load_initial(str(tmp_path / "empty"), *make(1))
 
 
 def test_a_run_that_was_stopped_on_its_way_is_refused(tmp_path: Path) -> None:
     as_run_folder(tmp_path / "run", *make(0), wanted=1200)
-    with pytest.raises(UserError, match="was stopped after 100 of 1,200 images: let it end first"):
+    with pytest.raises(UserError, match="which was stopped after 100 of 1,200 images: resume it"):
         load_initial(str(tmp_path / "run"), *make(1))
 
 

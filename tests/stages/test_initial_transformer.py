@@ -234,7 +234,7 @@ def test_a_run_is_resumed_without_its_initial_weights(
     assert "initial" not in capsys.readouterr().out and (tmp_path / "parts/initial.txt").read_text() == said
     first, second = whole.transformer.state_dict(), resumed.transformer.state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    with pytest.raises(UserError, match=r"holds a run with initial = .*dit\.pt, not None"):
+    with pytest.raises(UserError, match=r"has a run with initial = .*dit\.pt, not None"):
         train_dit.run(replace(parts, initial=None))
 
 

@@ -197,7 +197,7 @@ def test_evaluation_of_samples(
     assert records(output)["FID"]["protocol"]["image_size"] == [HEIGHT, WIDTH]
     for size, told in (("24", "24"), ("40", "40"), ("[40, 24]", "40x24")):
         assert run([*generated, "--data.size", size]) == 2
-        refused = f"images of 24x40 px cannot be measured against a reference of {told} px (data.size)"
+        refused = f"images must have the size of the reference, {told} px (data.size), got 24x40 px"
         assert refused in capsys.readouterr().err
     # The same as files, as an npz, and as the reference itself.
     samples = tmp_path / "samples"
@@ -212,7 +212,7 @@ def test_evaluation_of_samples(
     square = tmp_path / "square"
     make_generator().save_pretrained(square)
     assert run(["evaluate", "generator", str(square), *reference, *options]) == 2
-    assert "images of 32 px cannot be measured against a reference of 24x40 px" in capsys.readouterr().err
+    assert "images must have the size of the reference, 24x40 px (data.size), got 32 px" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "generator"])
@@ -287,7 +287,7 @@ def test_what_does_not_fit_the_models_is_told(
     told = refused("evaluate", "tokenizer", str(path / "tokenizer/tokenizer"), *data, "--data.size=[24, 42]")
     assert "data.size must be a multiple of the tokenizer's factor 4, got 24x42" in told
     told = refused(*commands(images, path)["generator"], "--transformer.patch_size=4", new)
-    assert f"latents: those in {path / 'latents'} are of 6x10, no multiple of the transformer's patch 4" in told
+    assert f"a multiple of the transformer's patch 4, got 6x10 in {path / 'latents'}" in told
     # Latents of another size in the same folder, and a run of another size.
     kept = tmp_path / "latents"
     shutil.copytree(path / "latents", kept)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import yaml
 from machine_faults import limited
 
 from vavae.errors import UserError
-from vavae.stages.run_folder import check_same_data, exclusive, open_run_folder, start_run
+from vavae.stages.run_folder import check_same_data, exclusive, open_run, open_run_folder
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.schedule import ScheduleConfig
 
@@ -20,6 +19,7 @@ from vavae.training.schedule import ScheduleConfig
 class Training:
     images: int = 10
     device: str = "cpu"
+    wandb: str | None = None
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,11 @@ class Recipe:
 
 def test_the_same_recipe_is_taken_up_again(tmp_path: Path) -> None:
     open_run_folder(tmp_path, Recipe())
-    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"] == {"images": 10, "device": "cpu"}
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"] == {
+        "images": 10,
+        "device": "cpu",
+        "wandb": None,
+    }
     assert "torch" in (tmp_path / "versions.json").read_text()
     open_run_folder(tmp_path, Recipe())
     open_run_folder(tmp_path, Recipe(output="y", training=Training(device="cuda")))  # where it runs may change
@@ -95,7 +99,7 @@ def test_a_run_whose_learning_rate_falls_to_its_end_may_not(kind: str, tmp_path:
 def test_a_key_that_a_stage_leaves_free_may_differ(tmp_path: Path) -> None:
     open_run_folder(tmp_path, Recipe())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
-    open_run_folder(tmp_path, Recipe(seed=3), free=("seed",))
+    open_run_folder(tmp_path, Recipe(seed=3), ignored_keys=("seed",))
     with pytest.raises(UserError, match="seed = 0, not 3"):
         open_run_folder(tmp_path, Recipe(seed=3))
 
@@ -105,7 +109,7 @@ def test_other_data_are_refused_by_name(tmp_path: Path) -> None:
     check_same_data(tmp_path, {"images": "one", "latents": "two"})
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     check_same_data(tmp_path, {"images": "one", "latents": "two"})
-    with pytest.raises(UserError, match=f"^latents: not what the run in {tmp_path} began with"):
+    with pytest.raises(UserError, match=f"^latents must name the data that the run in {tmp_path} began with"):
         check_same_data(tmp_path, {"images": "one", "latents": "three"})
     check_same_data(tmp_path, {"images": "one", "latents": "two"})  # the refusal changed nothing
     # A folder without its recipe begins another one, with its own data.
@@ -147,7 +151,7 @@ def test_a_recipe_of_the_users_own_is_kept(beside: tuple[str, ...], any_recipe: 
     for name in ("recipe.yaml", *beside):
         (tmp_path / name).write_text("# notes\noutput: x\n")
     for call in (lambda: open_run_folder(tmp_path, Recipe()), lambda: take_up(tmp_path, Recipe(), any_recipe)):
-        with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml is no recipe of a run.*another name[^\n]*$"):
+        with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml is not the recipe.*another name[^\n]*$"):
             call()
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", *beside}
     assert all(path.read_text() == "# notes\noutput: x\n" for path in tmp_path.iterdir())
@@ -216,8 +220,8 @@ def test_a_full_disk_at_the_start_is_a_fault_of_the_machine(tmp_path: Path) -> N
 
 
 def take_up(folder: Path, recipe: Recipe, any_recipe: bool = False) -> bool:
-    with ExitStack() as held:
-        return start_run(folder, recipe, folder / "generator", "generator", held, any_recipe=any_recipe)
+    with open_run(replace(recipe, output=str(folder)), "generator", any_recipe=any_recipe) as run:
+        return run.finished
 
 
 @pytest.mark.parametrize("made", ["checkpoints/images-000000000048", "generator"])
@@ -225,7 +229,7 @@ def test_a_run_without_its_recipe_is_nobodys(made: str, tmp_path: Path) -> None:
     take_up(tmp_path, Recipe())
     (tmp_path / made).mkdir(parents=True)
     (tmp_path / "recipe.yaml").unlink()
-    with pytest.raises(UserError, match=rf"{tmp_path} holds a run, but no recipe\.yaml"):
+    with pytest.raises(UserError, match=rf"{tmp_path} has a run, but its recipe\.yaml is missing"):
         take_up(tmp_path, Recipe(seed=1))
     assert not (tmp_path / "recipe.yaml").exists()
 
@@ -242,7 +246,7 @@ def test_a_damaged_recipe_is_named(damage: bytes, tmp_path: Path) -> None:
     open_run_folder(tmp_path, Recipe())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "recipe.yaml").write_bytes(damage)
-    with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml: (not YAML: |must hold keys)[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml: (not YAML: |must have keys)[^\n]*$"):
         open_run_folder(tmp_path, Recipe())
 
 
@@ -269,7 +273,7 @@ def test_a_damaged_result_is_made_again(damage: str, tmp_path: Path, capsys: pyt
     assert take_up(tmp_path, Recipe())
     result.write_text(damage)
     assert not take_up(tmp_path, Recipe())
-    assert f"{result}: damaged, so the result is made again" in capsys.readouterr().out
+    assert f"{result} is damaged, so the result is made again" in capsys.readouterr().out
 
 
 def test_what_a_killed_call_left_is_removed(tmp_path: Path) -> None:

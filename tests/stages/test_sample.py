@@ -109,7 +109,7 @@ def test_a_record_without_images_counts_for_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "named"), [('{"generator": "x", "la', "damaged"), ("[]", "damaged"), ('{"seed": 0}', "no record")]
+    ("content", "named"), [('{"generator": "x", "la', "damaged"), ("[]", "damaged"), ('{"seed": 0}', "not a record")]
 )
 def test_a_record_that_cannot_be_read_is_named(
     content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]
@@ -125,27 +125,27 @@ def test_a_record_without_a_fingerprint_vouches_for_no_model(folder: Path, capsy
     record = json.loads((folder / "samples.json").read_text())
     del record["fingerprint"]
     (folder / "samples.json").write_text(json.dumps(record))
-    assert "did not record the generator's fingerprint" in refused(folder, capsys, "--count", "3")
+    assert "samples of another generator" in refused(folder, capsys, "--count", "3")
 
 
 def test_images_of_somebody_else_are_no_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.mkdir()
     Image.new("RGB", (7, 7)).save(folder / "000001.png")
-    assert f"{folder} holds 000001.png, but no samples.json" in refused(folder, capsys, "--count", "2")
+    assert f"{folder} has 000001.png, but no samples.json" in refused(folder, capsys, "--count", "2")
     (folder / "000001.png").unlink()
     assert sample(folder, "--count", "2") == 0
     Image.new("RGB", (7, 7)).save(folder / "000002.png")
-    assert f"{folder / '000002.png'}: no sample that samples.json tells of" in refused(folder, capsys, "--count", "3")
+    assert f"{folder / '000002.png'} is not listed in samples.json" in refused(folder, capsys, "--count", "3")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("grid.png", "mine", "holds grid.png, but no samples.json"),
-        ("cats/1.png", "mine", "holds cats, but no samples.json"),
-        ("config.json", "{}", "holds config.json, but no samples.json"),
-        ("samples.npz", "mine", "holds samples.npz, but no samples.json"),
-        ("samples.json", '{"labels": [1]}', "samples.json: is no record"),
+        ("grid.png", "mine", "has grid.png, but no samples.json"),
+        ("cats/1.png", "mine", "has cats, but no samples.json"),
+        ("config.json", "{}", "has config.json, but no samples.json"),
+        ("samples.npz", "mine", "has samples.npz, but no samples.json"),
+        ("samples.json", '{"labels": [1]}', "samples.json is not a record"),
         ("samples.json", "[1, 2]", "samples.json is damaged"),
     ],
 )
@@ -191,7 +191,7 @@ def test_damaged_images_are_drawn_again(folder: Path, capsys: pytest.CaptureFixt
     assert {path.name: path.read_bytes() for path in folder.glob("*.png")} == before
     assert (folder / "000003.png").stat().st_mtime_ns == kept
     assert np.load(folder / "samples.npz")["arr_0"].shape == (4, 32, 32, 3)
-    assert f"{folder / '000001.png'}: damaged, so it is drawn again" in capsys.readouterr().out
+    assert f"{folder / '000001.png'} is damaged, so it is drawn again" in capsys.readouterr().out
 
 
 def test_a_call_that_was_killed_leaves_nothing_half_written(folder: Path) -> None:
@@ -210,7 +210,7 @@ def test_an_npz_of_images_of_several_sizes_is_refused(folder: Path, capsys: pyte
     assert sample(folder, "--count", "3") == 0
     Image.new("RGB", (7, 7)).save(folder / "000002.png")
     assert sample(folder, "--count", "3", "--npz", "--grid_columns", "0") == 2
-    assert "000002.png: is of another size" in capsys.readouterr().err
+    assert "000002.png has another size" in capsys.readouterr().err
     assert not (folder / "samples.npz").exists()
 
 
@@ -287,7 +287,7 @@ def test_a_generator_without_names_says_so(folder: Path, capsys: pytest.CaptureF
 
 def test_a_name_that_is_another_number_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     stage._note_numbers([10, 1, "10"], ["0", "1", "10"])
-    assert capsys.readouterr().out == "labels: 10 is taken as a number; the class named '10' has another\n"
+    assert capsys.readouterr().out == "labels: 10 is read as a number; the class named '10' has another number\n"
 
 
 @pytest.mark.parametrize(

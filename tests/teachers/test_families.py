@@ -163,7 +163,7 @@ def test_weights_that_do_not_fit_are_refused(family: str, edit: str, tmp_path: P
     [
         ({"model_type": "bert"}, "model_type must be one of dinov2, .*, got 'bert'"),
         ({}, "model_type must be .*, got 'None'"),
-        ([1], "holds no JSON object"),
+        ([1], "not a JSON object"),
     ],
 )
 def test_a_folder_of_another_kind(config: object, message: str, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_deleted_images_are_noticed_in_a_moved_run(tmp_path: Path, monkeypatch: 
     gone = pictures / "a/3.png"
     content = gone.read_bytes()
     gone.unlink()
-    with pytest.raises(UserError, match=r"data\.images: not what the run in .*moved began with"):
+    with pytest.raises(UserError, match=r"data\.images must name the data that the run in .*moved began with"):
         train_tokenizer.run(recipe)
     gone.write_bytes(content)
     train_tokenizer.run(recipe)
@@ -148,7 +148,7 @@ def test_replaced_latents_or_tokenizer_are_refused(
             torch.nn.init.normal_(former.autoencoder.decoder.conv_out.weight)
             statistics = former.statistics
         Tokenizer(former.autoencoder, statistics, {}).save_pretrained(data / "tokenizer")
-    with pytest.raises(UserError, match=rf"^{what}: not what the run in .*run began with"):
+    with pytest.raises(UserError, match=rf"^{what} must name the data that the run in .*run began with"):
         train_dit.run(recipe)
     (tmp_path / "run/data.json").unlink()  # as a former version left it
     train_dit.run(recipe)
@@ -197,11 +197,12 @@ def test_validation_latents_of_other_classes_are_refused(data: Path, tmp_path: P
         return str(refused.value)
 
     named = refusal("named", 6, class_names=("a", "dog", "c", "d", "e", "f"))
-    assert named.startswith("validation_latents: ") and named.endswith("other classes than latents: 'dog' for 'b'")
-    assert refusal("more", class_names=tuple("abcdef")).endswith("6 for 3")
-    assert refusal("unnamed").endswith("has class 5, latents only 3 classes")
+    assert named == f"validation_latents must have the classes of latents, got 'dog' for 'b' in {tmp_path / 'named'}"
+    assert "must have the classes of latents, got 6 for 3 in" in refusal("more", class_names=tuple("abcdef"))
+    unnamed = refusal("unnamed")
+    assert unnamed.startswith("validation_latents must have classes below 3, as latents have, got 5 in")
     own = refusal("foreign", 3, class_names=("a", "b", "c"), tokenizer="another")
-    assert own.endswith("encoded by another tokenizer than latents")
+    assert own == f"validation_latents must be encoded by the tokenizer of latents, got {tmp_path / 'foreign'}"
 
 
 MISSING = {

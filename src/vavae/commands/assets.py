@@ -9,12 +9,12 @@ from vavae.errors import UserError
 
 @dataclass(frozen=True)
 class Config:
-    """Assets.
+    """List, fetch or verify assets.
 
     Attributes:
-        action: `list` every asset with licence, size and sources; `fetch` into the cache; `verify` what is cached
-            against its hashes.
-        names: Assets to fetch or verify; all cached ones for `verify` when empty.
+        action: `list` every asset with license, size and sources; `fetch` assets into the cache; `verify` cached
+            assets by their hashes.
+        names: Assets to list, fetch or verify; empty lists all, and verifies all that are cached.
     """
 
     action: Literal["list", "fetch", "verify"] = "list"
@@ -25,10 +25,10 @@ def run(config: Config) -> None:
     """Carry out the action.
 
     Raises:
-        UserError: Unknown asset, wrong hash, no source that can be reached.
+        UserError: An asset is unknown, a hash differs, or no source can be reached.
     """
     if config.action == "fetch" and not config.names:
-        raise UserError("assets fetch: which? 'vavae assets list' names them")
+        raise UserError("names must have at least one asset to fetch; 'vavae assets list' lists them")
     if config.action == "list":
         _list(config.names)
         return
@@ -55,6 +55,6 @@ def _list(names: tuple[str, ...]) -> None:
         where = "cached" if state.cached else "not cached"
         console.print(f"[bold]{state.name}[/bold]  {state.size_bytes / 1e6:,.0f} MB, {where}")
         sources = "; ".join(map(str, known[state.name].sources)) if state.name in known else state.source
-        for line in (state.description, f"licence: {state.licence}", f"from: {sources}"):
+        for line in (state.description, f"license: {state.licence}", f"from: {sources}"):
             console.print(Padding(line, (0, 0, 0, 4)), markup=False)
     console.print(f"\ncache: {assets.cache_folder()}", markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Throughput and memory of each stage on this machine."""
+"""Measure throughput and memory of each stage on this machine."""
 
 import json
 import statistics
@@ -38,7 +38,7 @@ class Config:
             the transformer named by `size` on its latents.
         size: Transformer for the published scale.
         batch_size: Images per step; null is 64 for small, 16 for published.
-        repeats: Timed steps of each stage, after two for warming up; the median counts.
+        repeats: Timed steps of each stage, after two untimed ones; the result is the median.
         device: auto, cpu, cuda, mps, …
         precision: Compute precision.
         output: JSON file to write, new or with an earlier record; null prints only.
@@ -54,23 +54,23 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
-            raise UserError(f"repeats: {self.repeats} is not positive")
+            raise UserError(f"repeats must be at least 1, got {self.repeats}")
         if self.batch_size is not None and self.batch_size < 1:
-            raise UserError(f"batch_size: {self.batch_size} is not positive")
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One stage.
+    """The measurement of one stage.
 
     Attributes:
-        stage: What was measured.
+        stage: Name of the stage.
         images_per_second: Median over the repeats.
         spread: (slowest, fastest) images per second.
-        peak_memory_gb: Of the device on an NVIDIA GPU, else of the process; of all stages so far.
-        tflops: Achieved TFLOP/s of matrix products, convolutions and attention; 0 where a stage has none.
-        mfu: Their share of the device's peak: of its data sheet where that is known, else of one large matrix product
-            in the same precision.
+        peak_memory_gb: Peak memory of all stages so far, of an NVIDIA GPU or else of the process.
+        tflops: TFLOP/s of matrix products, convolutions and attention; 0 if a stage has none.
+        mfu: Their share of the device's peak in its data sheet, or else of the speed of one large matrix product in
+            the same precision.
     """
 
     stage: str
@@ -99,7 +99,7 @@ class _Bench:
 
     def _time(self, stage: str, step: Callable[[], object]) -> Result:
         rates = []
-        flops = count_flops(step) / self.batch  # the first of two for warming up
+        flops = count_flops(step) / self.batch  # the first of two untimed steps
         for repeat in range(-1, self.config.repeats):
             began = time.perf_counter()
             step()
@@ -210,13 +210,13 @@ def measure(config: Config) -> list[Result]:
 
 
 def _check_output(output: str) -> None:
-    """Raise UserError where the record could not be written, or something else would be lost by it."""
+    """Raise UserError if the record could not be written, or would replace another file."""
     check_writable("output", output)
     path = Path(output)
     if path.suffix != ".json":
-        raise UserError(f"output: {output} does not end in .json")
+        raise UserError(f"output must end in .json, got {output}")
     if path.exists() and not _is_record(path):
-        raise UserError(f"output: {output} is no record of 'vavae bench', and is not replaced; name another file")
+        raise UserError(f"output must be new or a record of 'vavae bench', got {output}, another file, which is kept")
 
 
 def _is_record(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What this machine can run, and what is missing."""
+"""Report what this machine can run, and which packages are missing."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from vavae import assets
 from vavae.device import device_name, resolve_device, resolve_precision, supports_float64
 from vavae.training.run_log import versions
 
-# Package: the extra that brings it, and what for.
+# Package: the extra that installs it, and its purpose.
 _EXTRAS = {
     "gradio": ("gradio", "the web page of 'vavae serve'"),
     "wandb": ("wandb", "logging to Weights & Biases"),
@@ -25,17 +25,17 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Doctor.
+    """Report on this machine.
 
     Attributes:
-        device: The device to look at: auto, cpu, cuda, mps, …
+        device: The device to report on: auto, cpu, cuda, mps, …
     """
 
     device: str = "auto"
 
 
 def findings(config: Config) -> list[tuple[str, str]]:
-    """(subject, what was found), in the order they are printed."""
+    """Return (subject, finding), in the order in which they are printed."""
     device = resolve_device(config.device)
     rows = [("versions", ", ".join(f"{name} {version}" for name, version in versions().items()))]
     rows.append(("system", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU cores"))
@@ -44,7 +44,7 @@ def findings(config: Config) -> list[tuple[str, str]]:
     if precision == "bf16":
         why = "the hardware multiplies bf16 matrices"
     else:
-        why = "no hardware bf16 matrices" if supports_float64(device) else "bf16 is for the asking there"
+        why = "no hardware bf16 matrices" if supports_float64(device) else "bf16 is available with --precision bf16"
     rows.append(("precision", f"auto means {precision}: {why}"))
     free = shutil.disk_usage(assets.cache_folder().parent if assets.cache_folder().parent.exists() else "/").free
     cached = [state.name for state in assets.list_assets() if state.cached]

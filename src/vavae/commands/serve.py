@@ -1,4 +1,4 @@
-"""A local web page for a tokenizer or a generator."""
+"""Serve a local web page for a tokenizer or a generator."""
 
 import os
 import socket
@@ -22,8 +22,8 @@ class Config:
     Attributes:
         model: A generator's or a tokenizer's folder, or its hub id; `demo` comes with the package. A tokenizer alone
             reconstructs and interpolates. Published checkpoints are converted first (`vavae convert`).
-        host: Address to listen on; 127.0.0.1 is this machine alone, 0.0.0.0 lets others in, who need no password.
-        allowed_hosts: Further names under which a browser may reach the page, such as that of a proxy. Requests for
+        host: Address to listen on; 127.0.0.1 serves this machine only, 0.0.0.0 also others, without a password.
+        allowed_hosts: More names under which a browser may reach the page, such as that of a proxy. Requests for
             other names are refused.
         port: Port to listen on; null takes the first free one from 7860 on.
         device: auto, cpu, cuda, mps, …
@@ -39,21 +39,21 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.port is not None and not 1 <= self.port <= 65535:
-            raise UserError(f"port: {self.port} is not in 1..65535")
+            raise UserError(f"port must be from 1 to 65535, got {self.port}")
 
 
 def run(config: Config) -> None:
     """Serve until interrupted.
 
     Raises:
-        UserError: gradio is missing, the model cannot be read, or nobody can listen there.
+        UserError: gradio is missing, the model cannot be read, or the port cannot be used.
     """
     port = free_port(config)
     with tempfile.TemporaryDirectory(prefix="vavae-serve-") as kept:
-        # What visitors send and get lies in a folder of this run alone, and goes with it.
+        # Uploads and results are in a folder of this run, which is removed at its end.
         os.environ["GRADIO_TEMP_DIR"] = kept
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-        # gradio asks its own page whether it is there; a proxy must not stand between.
+        # gradio requests its own page to check it; that request must not go to a proxy.
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1,::1", config.host]))
         try:
@@ -101,15 +101,15 @@ def known_hosts(config: Config) -> tuple[set[str], bool]:
 
 
 def free_port(config: Config) -> int:
-    """The port asked for, or the first free one.
+    """Return `config.port`, or the first free port.
 
     Raises:
-        UserError: There is no such host, or no free port.
+        UserError: The host does not exist, or the port cannot be used.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UserError(f"host: there is no '{config.host}' ({error.strerror})") from error
+        raise UserError(f"host: '{config.host}' does not exist ({error.strerror})") from error
     for port in _PORTS if config.port is None else (config.port,):
         with socket.socket(family, socket.SOCK_STREAM) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -124,7 +124,7 @@ def free_port(config: Config) -> int:
 
 
 def build(config: Config) -> Any:
-    """The page of `config.model`, a `gradio.Blocks` not yet served."""
+    """Return the page of `config.model`, a `gradio.Blocks` that is not served yet."""
     from vavae.serve.page import build as build_page
     from vavae.serve.studio import Studio
 
@@ -139,5 +139,5 @@ def build(config: Config) -> Any:
 
 
 def _title(path: Path) -> str:
-    """The last three parts of a folder's path: those of runs all end alike."""
+    """Return the last three parts of a folder's path, since the paths of all runs end alike."""
     return "/".join(path.resolve().parts[-3:]).strip("/")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def command_line(without: str = "") -> str:
-    """The command line as a user would type it again.
+    """Return the command line as a user would type it.
 
     Args:
         without: A switch to leave out, with its value, such as `--page_only`.

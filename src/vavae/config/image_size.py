@@ -9,21 +9,21 @@ Size = int | tuple[int, int]
 
 
 def height_width(size: Size) -> tuple[int, int]:
-    """(height, width)."""
+    """Return (height, width)."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def size_of(height: int, width: int) -> Size:
-    """The size with these sides; that of a square is one number."""
+    """Return the size with these sides; the size of a square is one number."""
     return height if height == width else (height, width)
 
 
 def as_size(key: str, given: int | Sequence[int]) -> Size:
-    """A size as recipes and JSON hold it: a number or [height, width], where [256, 256] is 256.
+    """Return the size that a recipe or JSON gives as a number or [height, width]; [256, 256] is 256.
 
     Args:
         key: Where it was given, for the message.
-        given: What was given.
+        given: The value.
 
     Raises:
         UserError: It is neither.
@@ -31,34 +31,34 @@ def as_size(key: str, given: int | Sequence[int]) -> Size:
     if isinstance(given, int):
         return given
     if len(given) != 2 or not all(isinstance(side, int) for side in given):
-        raise UserError(f"{key}: {list(given)} is neither a number nor [height, width]")
+        raise UserError(f"{key} must be a number or [height, width], got {list(given)}")
     return size_of(*given)
 
 
 def format_size(size: Size) -> str:
-    """How a size is written, without its unit: "256", and "192x320" for 192 rows of 320."""
+    """Return a size as text without its unit: "256", or "192x320" for 192 rows of 320 columns."""
     height, width = height_width(size)
     return f"{height}" if height == width else f"{height}x{width}"
 
 
 def num_pixels(size: Size) -> int:
-    """Height times width."""
+    """Return height times width."""
     return math.prod(height_width(size))
 
 
 def scale_size(size: Size, factor: int) -> Size:
-    """The size of what is `factor` times as high and as wide."""
+    """Return a size with both sides multiplied by `factor`."""
     height, width = height_width(size)
     return size_of(height * factor, width * factor)
 
 
 def square_side(key: str, size: Size, what: str) -> int:
-    """The one side of a square.
+    """Return the side of a square.
 
     Args:
         key: Where the size was given, for the message.
         size: The size.
-        what: Who needs squares.
+        what: The command or model that needs squares.
 
     Raises:
         UserError: It is another rectangle.

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe or an option, in words of the recipe rather than of the parser."""
+"""Messages about recipes and options that name the key, the value and what is expected."""
 
 import dataclasses
 import difflib
@@ -19,17 +19,25 @@ _VALUE = re.compile(
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
-    """The types of a union, and of anything else that type alone."""
+    """Return the types of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
+def _groups(kind: Any) -> list[Any]:
+    """Return the dataclasses among the alternatives of a type; for a list, the dataclass of its items."""
+    items = [
+        one for part in alternatives(kind) for one in (get_args(part) if get_origin(part) in (list, tuple) else [part])
+    ]
+    return [one for one in items if dataclasses.is_dataclass(one)]
+
+
 def fields_of(config_class: type, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> type of every field in a tree of dataclasses, groups of fields among them."""
+    """Return dotted name -> type of every field in a tree of dataclasses, with groups of fields and items of lists."""
     found: dict[str, Any] = {}
     for name, kind in get_type_hints(config_class).items():
         found[prefix + name] = kind
-        for one in alternatives(kind):
-            if isinstance(one, type) and dataclasses.is_dataclass(one):
+        for one in _groups(kind):
+            if isinstance(one, type):
                 found |= fields_of(one, f"{prefix}{name}.")
     return found
 
@@ -40,7 +48,7 @@ def check_keys(values: Mapping[str, Any], config_class: type, source: str, prog:
     Args:
         values: What the recipe holds.
         config_class: The dataclass to build.
-        source: What the message begins with.
+        source: The beginning of the message.
         prog: The command.
 
     Raises:
@@ -120,12 +128,14 @@ def _unknown_keys(known: Mapping[str, Any], values: Mapping[str, Any], prefix: s
         name = prefix + key
         if name not in known:
             yield name
-        elif isinstance(value, Mapping) and any(map(dataclasses.is_dataclass, alternatives(known[name]))):
-            yield from _unknown_keys(known, value, f"{name}.")
+        elif _groups(known[name]):
+            for group in value if isinstance(value, list) else [value]:
+                if isinstance(group, Mapping):
+                    yield from _unknown_keys(known, group, f"{name}.")
 
 
 def _named(kind: Any) -> str:
-    """A type in plain words."""
+    """Return a type in plain words."""
     parts = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
         names = [_named(part) for part in parts]

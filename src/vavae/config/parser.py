@@ -1,7 +1,7 @@
-"""Recipes: YAML files and command-line options -> trees of frozen dataclasses.
+"""Build trees of frozen dataclasses from recipes (YAML files) and options.
 
-A recipe is the YAML form of one command's `Config` dataclass. Options on the command line win over the
-recipe, the recipe wins over the defaults. Types, defaults and help come from the dataclasses alone.
+A recipe is the YAML form of one command's `Config` dataclass. An option overrides the recipe, and the recipe overrides
+the default. Types, defaults and help come from the dataclasses.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from vavae.errors import UserError, one_line
 from vavae.io.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 C = TypeVar("C")
-_MODE = "vavae"  # of the parser: our reader of YAML
+_MODE = "vavae"  # the parser's mode that reads YAML with parse_yaml
 _PRINT = "--print_config"
 _PARSING = (ArgumentError, yaml.YAMLError, TypeError, ValueError)
 
@@ -30,13 +30,13 @@ _PARSING = (ArgumentError, yaml.YAMLError, TypeError, ValueError)
 def _parser(config_class: type, prog: str, description: str, positionals: Sequence[str] = ()) -> Any:
     from jsonargparse import ArgumentParser, _loaders_dumpers, set_loader
 
-    # Options and the texts in a recipe are YAML too. For single numbers the parser uses its own loader in every mode.
+    # Options and the texts in a recipe are YAML too. For single numbers the parser uses yaml_load in every mode.
     set_loader(_MODE, parse_yaml, (yaml.YAMLError,))
     _loaders_dumpers.yaml_load = parse_yaml
     names = {"config": "RECIPE"}
     more = {name: " ..." for name in positionals if name.endswith("+")}
     leading = "".join(f"[{names.get(p, p.rstrip('+').upper())}{more.get(p, '')}] " for p in positionals)
-    # The options are listed below with their help; a second list of them in the usage line helps nobody.
+    # The help lists the options, so the usage line does not.
     usage = f"{prog} {leading}[--key value ...]"
     parser = ArgumentParser(
         prog=prog,
@@ -53,7 +53,7 @@ def _parser(config_class: type, prog: str, description: str, positionals: Sequen
 
 
 def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
-    """`--compare` alone means `--compare true`."""
+    """Return the options with `true` after each switch without a value: `--npz` means `--npz true`."""
     switches = {f"--{name}" for name, kind in fields_of(config_class).items() if bool in alternatives(kind)}
     completed = []
     for option, following in zip(options, [*options, "--"][1:], strict=True):
@@ -64,10 +64,10 @@ def _with_flag_values(config_class: type, options: Sequence[str]) -> list[str]:
 
 
 def _with_brackets(config_class: type, options: Sequence[str]) -> list[str]:
-    """`--labels 3` means `--labels [3]`, and `--labels 3,4` means `--labels [3,4]`; free text may hold commas.
+    """Return the options with brackets around lists: `--labels 3,4` means `--labels [3,4]`.
 
-    In a list of numbers and names, as in `--labels cat,3`, what is no whole number is a name.
-    Where one number has a meaning of its own, as in `--data.size 256`, it stays one.
+    A list of texts is one text, which may contain commas. In a list of numbers and names, such as `--labels cat,3`,
+    items that are not whole numbers are names. A single number stays a number if the key takes one (`--data.size 256`).
     """
     known = fields_of(config_class)
     numbers = {f"--{name}" for name, kind in known.items() if int in alternatives(kind)}
@@ -116,25 +116,29 @@ def _split(options: Sequence[str]) -> tuple[list[Path], list[str]]:
     return recipes, others
 
 
-def _check_numbers(values: Iterable[tuple[str, Any]]) -> None:
-    """Refuse numbers that tensors and files cannot hold.
+def _check_values(values: Iterable[tuple[str, Any]]) -> None:
+    """Check numbers, which must fit in tensors and files, and texts, which must not be empty.
+
+    An empty text is usually a variable of the shell that is not set. As a path, it would be the current folder.
 
     Raises:
-        UserError: A number is infinite, not a number, or a whole number of more than 64 bits.
+        UserError: A number is infinite, not a number, or a whole number of more than 64 bits; or a text is empty.
     """
     for key, value in values:
         if isinstance(value, list | tuple):
-            _check_numbers((key, item) for item in value)
+            _check_values((key, item) for item in value)
         elif isinstance(value, Mapping):
-            _check_numbers((f"{key}.{name}", item) for name, item in value.items())
+            _check_values((f"{key}.{name}", item) for name, item in value.items())
+        elif value == "":
+            raise UserError(f"{key} must not be empty; null or leaving it out gives the default")
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise UserError(f"{key} must fit in 64 bits, got a whole number of {value.bit_length()} bits")
         elif isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}: {value} is not a finite number")
+            raise UserError(f"{key} must be a finite number, got {value}")
 
 
 def _built(config_class: type[C], parser: Any, parsed: Any) -> C:
-    _check_numbers(parsed.items())
+    _check_values(parsed.items())
     built = parser.instantiate(parsed)
     return config_class(**{f.name: getattr(built, f.name) for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
 
@@ -148,8 +152,8 @@ def parse_command_line(
 ) -> C:
     """Build `config_class` from command-line `arguments`.
 
-    Arguments that stand before the first option are taken as the options `positionals`, in order, so that
-    `vavae train-tokenizer recipe.yaml --seed 1` reads well. A last name ending in `+` takes all the rest.
+    Arguments before the first option are values of the options `positionals`, in order, as in
+    `vavae train-tokenizer recipe.yaml --seed 1`. A last name ending in `+` takes all the rest.
 
     Raises:
         UserError: An unknown key, a value of the wrong type, a recipe that cannot be read; the message names it.
@@ -193,7 +197,7 @@ def load_recipe(config_class: type[C], path: str | Path, overrides: Sequence[str
 
 
 def to_plain(value: Any) -> Any:
-    """Dataclasses, tuples, paths and enums -> what YAML and JSON can hold."""
+    """Return dataclasses, tuples, paths and enums as values that YAML and JSON have."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -208,12 +212,12 @@ def to_plain(value: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The resolved recipe: every key with its value, in the order of the dataclass."""
+    """Return the resolved recipe: every key with its value, in the order of the dataclass."""
     return dump_yaml(to_plain(config))
 
 
 def from_plain(config_class: type[C], values: Mapping[str, Any]) -> C:
-    """The inverse of `to_plain`, with the checks of the command line.
+    """Build `config_class` from plain values, the inverse of `to_plain`, with the checks of the command line.
 
     Raises:
         UserError: Unknown key or wrong type, named in the message.

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, with faults that name them; read as JSON; compared with their sha256."""
+"""Write files completely or not at all, name them in errors, read JSON, and compare hashes."""
 
 import contextlib
 import functools
@@ -14,9 +14,9 @@ from typing import Any
 
 from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line
 
-# Marks a folder that is being written, so that what a kill leaves does not count as the whole.
+# Marks a folder that is being written, so that the files which a kill leaves do not count as complete.
 UNFINISHED = ".unfinished"
-# In the mark of a folder that was empty before: all files in it are ours.
+# Text of the mark in a folder that was empty before: this toolkit wrote all files in it.
 _ALL_OURS = "written by a call that did not end\n"
 _DRAFT = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
@@ -42,8 +42,8 @@ def check_hash(path: Path, expected: object, remedy: str, of: Callable[[Path], s
     Args:
         path: The file.
         expected: Its hash in hexadecimal.
-        remedy: What to do where it differs.
-        of: How it is hashed.
+        remedy: What to do if they differ.
+        of: The hash function.
 
     Raises:
         UserError: The file is missing, cannot be read, or differs.
@@ -65,7 +65,7 @@ def _hash_in_state(path: Path, of: Callable[[Path], str], *state: int) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return what a text in JSON holds; a key may stand only once in an object.
+    """Return the value of a text in JSON; a key may occur only once in an object.
 
     Raises:
         ValueError: The text is not JSON, is nested too deeply, or holds a number of thousands of digits.
@@ -80,7 +80,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
     return found
 
 
@@ -88,7 +88,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object in a file of JSON.
 
     Raises:
-        UserError: The file holds something else; the message names it.
+        UserError: The file has another content; the message names it.
         OSError: The file cannot be read.
     """
     try:
@@ -96,7 +96,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except ValueError as error:  # of UTF-8 too
         raise UserError(f"{path} is damaged: not JSON: {one_line(error)}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: it holds no JSON object")
+        raise UserError(f"{path} is damaged: not a JSON object")
     return found
 
 
@@ -135,15 +135,15 @@ def chosen(key: str, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block ends well, and vanishes otherwise.
+    """Yield a temporary path that becomes `path` if the block succeeds, and is removed otherwise.
 
-    The bytes are on the disk before the name appears. The mode is what the user's mask grants: some libraries
-    would leave their files to the owner alone. The folder is made if it is missing.
+    The bytes are on the disk before the name appears. The mode follows the user's mask: some libraries would give
+    access to the owner only. The folder is made if it is missing.
 
     Raises:
         OSError: A fault of the disk, in the block too; it names `path`.
     """
-    # A random name: processes of two machines or containers may have the same number, and one folder.
+    # A random name: processes of two machines may share a folder and have the same number.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with naming(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,16 +172,16 @@ def drop_drafts(folder: Path, name: str = "*") -> None:
 
 
 def save_torch(content: Any, path: Path) -> None:
-    """`torch.save`, whole or not at all."""
+    """Write a file with `torch.save`, completely or not at all."""
     import torch
 
-    # To a file, not to a path: torch does not say what is wrong with a path.
+    # To a file, not to a path: for a path, torch does not report the errno.
     with written_whole(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 
 def is_free(folder: Path) -> bool:
-    """Whether `whole_folder` may write to a path: nothing is there, an empty folder, or what such a block left."""
+    """Return whether `whole_folder` may write to a path: it is missing, empty, or left by a killed `whole_folder`."""
     mark = folder / UNFINISHED
     if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == _ALL_OURS:
         return True
@@ -190,12 +190,12 @@ def is_free(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[None]:
-    """Fill a folder in the block, from its beginning: what a killed one left there goes first.
+    """Fill an empty folder in the block; files that a killed block left in it are removed first.
 
-    Until the block ends a mark is in the folder. All that a failed block made vanishes again.
+    The folder has a mark until the block ends. If the block fails, its files are removed.
 
     Raises:
-        UserError: The folder holds something else.
+        UserError: The folder has other files.
         OSError: A fault of the disk.
     """
     if not is_free(folder):
@@ -219,7 +219,7 @@ def whole_folder(folder: Path) -> Iterator[None]:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all but the mark, which goes last."""
+    """Remove all files but the mark."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -228,19 +228,19 @@ def _empty(folder: Path) -> None:
 
 
 def check_not_foreign(folder: Path, ours: Callable[[Path], bool], what: str, beginnings: Collection[str] = ()) -> None:
-    """Refuse a folder of somebody else's files, which could be replaced, or be taken for results later.
+    """Check that a folder has no foreign files, which could be replaced or be taken for results later.
 
-    Hidden files count for nothing: neither a lock nor what a killed call was writing belongs to anybody.
+    Hidden files do not count: locks and half-written files.
 
     Args:
         folder: The folder, which may be missing.
-        ours: Whether a folder is one that this stage may write to though it is not empty.
-        what: What such a folder holds.
-        beginnings: Names of files that a call leaves that was stopped before it made anything.
+        ours: Returns whether this command may write to a folder that is not empty.
+        what: The content that such a folder has, for the message.
+        beginnings: Names of files of a call that was stopped before it made anything.
 
     Raises:
-        UserError: It holds something and none of `what`.
+        UserError: It has other files.
     """
     names = {path.name for path in folder.glob("[!.]*")} - set(beginnings)
     if names and not ours(folder):
-        raise UserError(f"{folder} holds {min(names)}, but no {what}: choose another --output, or an empty folder")
+        raise UserError(f"{folder} has {min(names)}, but no {what}: choose another --output, or an empty folder")

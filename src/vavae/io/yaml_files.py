@@ -1,9 +1,9 @@
-"""YAML that anyone may have written: plain values or one line that says what is wrong and where.
+"""Read and write YAML safely: plain values, or one line that names the problem and its place.
 
-The whole tree reads YAML here: recipes, options on the command line, configurations of other systems. The values are
-YAML 1.1 without its surprises: keys are always text, `1e-4` is a number, `2024-01-01` and `16:9` are text, and a
-leading zero does not make a number octal. A key that stands twice, a tag, a second document and an anchor inside itself
-are errors, and so is whatever would take more memory than a recipe needs.
+All code reads YAML here: recipes, options, configurations of other systems. The values are those of YAML 1.1 with these
+changes: keys are always text, `1e-4` is a number, `2024-01-01` and `16:9` are text, and a number with a leading zero is
+decimal. A key that occurs twice, a tag, a second document and an anchor inside itself are errors, and so is a file that
+would take much more memory than a recipe needs.
 """
 
 import re
@@ -33,7 +33,14 @@ _FLOAT = re.compile(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Put quotes around texts that `parse_yaml` would read as numbers and PyYAML would not."""
+    """Quote texts that `parse_yaml` would read as numbers, and escape line breaks of Unicode."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if any(character in data for character in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"(?:{_INTEGER.pattern}|{_FLOAT.pattern})$"), None)
@@ -50,15 +57,15 @@ def dump_yaml(values: Any, **style: Any) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a file that holds keys with values.
+    """Read a file of keys with values.
 
     Raises:
-        UserError: The file cannot be read, is not safe YAML, or holds something else; the line names the file.
+        UserError: The file cannot be read, is not safe YAML, or has other content; the line names the file.
     """
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError of a path with a NUL in it
+    except (OSError, ValueError) as error:  # ValueError for a path with a NUL in it
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if len(data) > _MOST_BYTES:
         raise UserError(f"{path}: must be at most {_MOST_BYTES // 10**6} MB of YAML; is it another kind of file?")
@@ -68,7 +75,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from error
     if not isinstance(values, dict):
         found = "nothing" if values is None else " ".join(str(values).split())[:60]
-        raise UserError(f"{path}: must hold keys with values, got {found}")
+        raise UserError(f"{path}: must have keys with values, got {found}")
     return values
 
 
@@ -81,7 +88,7 @@ def parse_yaml(text: str | bytes) -> Any:
     try:
         return _Document(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))).value()
     except yaml.MarkedYAMLError as error:
-        problem = str(error.problem).replace(_TAB, "a tab, @, % or ` cannot stand here; indent with spaces")
+        problem = str(error.problem).replace(_TAB, "a tab, @, % or ` is not allowed here; indent with spaces")
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise yaml.YAMLError(f"not YAML: {line}{problem}") from error
     except (yaml.reader.ReaderError, UnicodeEncodeError) as error:
@@ -112,7 +119,7 @@ class _Document:
         if isinstance(event, yaml.AliasEvent):
             # An anchor is known from its end on, so that one inside itself is not.
             if event.anchor not in self._anchors:
-                raise self._error(event, f"the alias *{event.anchor} has no anchor before it, or stands inside it")
+                raise self._error(event, f"the alias *{event.anchor} has no anchor before it, or is inside it")
             return self._repeat(event, self._anchors[event.anchor], depth)
         if event.tag not in _NO_TAG:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
@@ -153,14 +160,14 @@ class _Document:
             if not isinstance(key, yaml.ScalarEvent) or key.tag not in _NO_TAG or key.anchor is not None:
                 raise self._error(key, "a key must be plain text")
             if key.value in found:
-                raise self._error(key, f"the key '{key.value[:60]}' stands twice")
+                raise self._error(key, f"the key '{key.value[:60]}' occurs twice")
             found[key.value] = self._node(next(self._events), depth + 1)
         if _MERGE in found:
             found = self._merged(start, found.pop(_MERGE)) | found
         return found
 
     def _merged(self, start: Any, value: Any) -> dict[str, Any]:
-        """Return the keys that `<<` brings in; the first mapping that has a key decides."""
+        """Return the keys that `<<` merges in; the first mapping that has a key wins."""
         merged: dict[str, Any] = {}
         for mapping in reversed(value if isinstance(value, list) else [value]):
             if not isinstance(mapping, dict):

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -71,6 +71,11 @@ class SamplingConfig:
         if self.guidance_channels == 0:
             # An option that is not given is null, so all channels need a number; records and folders say it one way.
             object.__setattr__(self, "guidance_channels", None)
+
+    def changed_by(self, overrides: object) -> "SamplingConfig":
+        """Return these settings with the attributes of `overrides` that have their names and are not None."""
+        given = {field.name: getattr(overrides, field.name, None) for field in fields(self)}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @property
     def guidance(self) -> Guidance | None:

@@ -1,8 +1,7 @@
-"""Images -> latent shards and their statistics."""
+"""Encode images to latent shards, with the statistics of their channels."""
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,11 +27,11 @@ from vavae.errors import UserError
 from vavae.io.files import check_not_foreign
 from vavae.models import Tokenizer
 from vavae.progress import Bar, track
-from vavae.stages.run_folder import exclusive
+from vavae.stages.run_folder import held_folder
 from vavae.training.parallel import processes
 from vavae.training.signals import StopRequest, stop_on_signal
 
-_Batch = tuple[Tensor, Tensor | None, Tensor]  # latents, those of the mirrored images, labels
+_Batch = tuple[Tensor, Tensor | None, Tensor]  # latents (B, C, h, w), latents of the mirrored images, labels (B,)
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,13 @@ class Config:
 
     Attributes:
         tokenizer: Folder or hub id of a tokenizer, or a published checkpoint.
-        output: Folder for the shards; shards that are there already and whole are kept.
-        data: The images; centre-cropped.
+        output: Folder for the shards; complete shards that it has already are kept.
+        data: The images; they are center-cropped.
         split: Which part of the images.
         posterior: Store a sample of the posterior, as published, or its mean.
         flips: Store the latents of the mirrored images too.
         dtype: Type in which latents are stored.
-        seed: Of the posterior's samples: each is a function of the seed and the image's index.
+        seed: Seed of the posterior's samples: each is a function of the seed and the image's index.
         shard_size: Images per shard.
         batch_size: Images encoded at once.
         device: auto, cpu, cuda, mps, …
@@ -69,13 +68,15 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
-            raise UserError(f"batch_size: {self.batch_size} is not positive")
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.data.crop != "center" or self.data.flip:
-            raise UserError("data: encoding takes the centre crop; 'flips' stores the mirrored images too")
+            raise UserError(
+                "data.crop must be center and data.flip false for encoding; 'flips' stores the mirrored images too"
+            )
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """A hex digest of the weights and shape of a tokenizer: latents of two tokenizers must not be mixed."""
+    """Return a hexadecimal hash of a tokenizer's weights and shape; latents of two tokenizers must not be mixed."""
     digest = hashlib.sha256(repr(tokenizer.autoencoder.config).encode())
     for name, value in sorted(tokenizer.autoencoder.state_dict().items()):
         digest.update(name.encode())
@@ -84,6 +85,8 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 class _Encoder:
+    """Encodes the images of a shard, and their mirror images."""
+
     def __init__(self, config: Config, tokenizer: Tokenizer, source: ImageSource) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -119,16 +122,19 @@ def run(config: Config) -> LatentDataset:
     """Encode what is missing and write index and statistics. Under torchrun the processes share the shards.
 
     Raises:
-        UserError: Wrong tokenizer or images, or a folder with latents of other settings, or with something else.
-        KeyboardInterrupt: A stop was asked for; whole shards are kept.
+        UserError: The tokenizer or the images are wrong, or the folder has latents of other settings or other files.
+        KeyboardInterrupt: A stop was asked for; complete shards are kept.
     """
     folder = Path(config.output)
     # Shards hold latents as the network gives them, so a published one can be used before its statistics are known.
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device), statistics="identity")
-    config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide, before the folder is claimed
-    with ExitStack() as held:
-        world = held.enter_context(processes(config.device))
-        world.once(lambda: _claim(folder, held))
+    config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide, before the folder is made
+
+    def check() -> None:
+        beginnings = {*LEFT_OVER, "images.json", "unreadable.txt"}
+        check_not_foreign(folder, holds_latents, "latents of this command", beginnings)
+
+    with processes(config.device) as world, held_folder(folder, world, check):
         source = world.once(lambda: config.data.open(config.split, folder))
         settings = LatentSettings(
             image_size=config.data.size,
@@ -148,25 +154,22 @@ def run(config: Config) -> LatentDataset:
             total = sum(shard.count for shard in writer.shards[world.rank :: world.size])
             with track("encoding", total, "images", total - todo) as bar, stop_on_signal() as stop:
                 for shard in missing:
-                    writer.write(shard, _watched(encoder.batches(shard), bar, stop, folder))
+                    writer.write(shard, _until_stop(encoder.batches(shard), bar, stop, folder))
         world.wait()
-        world.once(lambda: _finish(writer, folder))
+        world.once(writer.finish)
+        if world.first:
+            print(f"latents: {folder}")
         return LatentDataset(folder)
 
 
-def _claim(folder: Path, held: ExitStack) -> None:
-    check_not_foreign(folder, holds_latents, "latents of this command", {*LEFT_OVER, "images.json", "unreadable.txt"})
-    held.enter_context(exclusive(folder))
+def _until_stop(batches: Iterator[_Batch], bar: Bar, stop: StopRequest, folder: Path) -> Iterator[_Batch]:
+    """Yield batches and show progress; at a stop, give up the shard that is being made, however long it is.
 
-
-def _finish(writer: LatentWriter, folder: Path) -> None:
-    writer.finish()
-    print(f"latents: {folder}")
-
-
-def _watched(batches: Iterator[_Batch], bar: Bar, stop: StopRequest, folder: Path) -> Iterator[_Batch]:
+    Raises:
+        KeyboardInterrupt: A stop was asked for.
+    """
     for batch in batches:
-        if stop:  # the shard in the making is given up, so that a stop never waits for a long one
-            raise KeyboardInterrupt(f"stopped; the finished shards are in {folder}, and the same command goes on")
+        if stop:
+            raise KeyboardInterrupt(f"stopped; the finished shards are in {folder}, and the same command resumes")
         yield batch
         bar.advance(len(batch[2]))

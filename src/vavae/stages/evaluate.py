@@ -1,8 +1,8 @@
-"""Reconstruction, generation and latent metrics, each with its protocol."""
+"""Measure tokenizers, generators and samples; every number carries its protocol."""
 
 import glob
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,49 +52,49 @@ _DEMO_SIDE = 32  # of the embedded images
 class Config:
     """Evaluate tokenizers, generators or stored samples, or compare two results.
 
-    Under torchrun several processes share the work; a stopped run goes on where it was.
+    Under torchrun several processes share the work. The same command resumes a stopped run.
 
     Attributes:
         what: `tokenizer`, `generator`, `samples`, or `compare` for two JSON files of results.
         model: Folders or hub ids of the models; for `samples` folders of images or npz files; for `compare` two JSON
             files.
-        data: Images: those to reconstruct, or the reference of generated ones.
-        split: Part of the images that is reconstructed or is the reference; the probe is fitted on `train`, and left
-            out where both parts are the same images.
+        data: Images to reconstruct, or the reference of generated images.
+        split: Part of the images that is reconstructed or is the reference. The probe is fitted on `train`, and left
+            out if both parts are the same images.
         reference: An npz instead of `data` as the reference: statistics (`mu`, `sigma`, `mu_s`, `sigma_s`), images
             (`arr_0`), or both.
         save_reference: Write the statistics of the first network on the reference images to this npz.
-        real_split: Also compute FDr, distances in units of that between this part of `data` and the reference.
+        real_split: Also compute FDr: distances divided by the distance between this part of `data` and the reference.
         network: Feature networks, separated by commas: `inception`, `inception-pytorch-fid`, `inception-clean`, each
             with `:FILE` for weights in a file, and `teacher:NAME`; null computes no distances.
-        metrics: Which generation metrics: frechet, sfid, inception_score, precision_recall, kid; empty is all that
-            the network and the reference allow, but for those that would take hours with so many images.
+        metrics: Which generation metrics: frechet, sfid, inception_score, precision_recall, kid; empty computes all
+            that the network and the reference allow, except those that would take hours with so many images.
         count: Samples to draw from a generator.
         label_protocol: Labels of those samples: `balanced` over the classes, or `random` as published.
-        guidance_scales: Scales of classifier-free guidance to measure, in turn; empty is the generator's own.
-        solver: Integration method, euler_maruyama being stochastic; null is the generator's default, here and below.
+        guidance_scales: Scales of classifier-free guidance to measure, one after the other; empty is the generator's.
+        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
         steps: Grid points of the solver.
         shift: Time shift.
         guidance_start: Guidance acts from this time on (0 noise, 1 data).
         guidance_stop: Guidance acts up to this time.
         guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
-        conventions: Of reconstructions: `strict` (8-bit pixels, ADM crop, posterior mean) and `published`.
-        latents: Latents to measure uniformity, probes, alignment and interpolation on, at most.
+        conventions: Conventions of reconstructions: `strict` (8-bit pixels, ADM crop, posterior mean) and `published`.
+        latents: Number of latents for uniformity, probes, alignment and interpolation, at most.
         tsne_seeds: Runs of t-SNE to average for the published uniformity; 0 leaves it out.
         teacher: Also measure how latents agree with this teacher's features (tokenizers only).
-        teacher_size: Input size of the teacher, one number or [height, width]; null is its own, and for images that are
-            not square about its area in their shape.
-        bootstrap: Repetitions for 95 % intervals of distances and means; 0 is none.
+        teacher_size: Input size of the teacher, one number or [height, width]; null is its own size, and for images
+            that are not square about that area in their shape.
+        bootstrap: Repetitions for 95 % intervals of distances and means; 0 computes none.
         features: Folder where features are kept for later runs; null is `features` in vavae's cache.
-        seed: Seed of samples, of posteriors and of the bootstrap.
+        seed: Seed of samples, posteriors and the bootstrap.
         batch_size: Images at once.
         reconstructions: Folder for the reconstructions of one tokenizer as PNGs, `strict/000000.png`, … and
             `published/000000.png`, …, numbered in the order of the images; null writes none.
-        output: JSON file for the records; per-image values, spectrum and plot go beside it. null prints only.
-        force: Compare numbers of unlike protocols too.
+        output: JSON file for the records; per-image values, spectrum and plot are written next to it. null prints only.
+        force: Also compare numbers that were measured by different protocols.
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of tokenizer and generator: auto, fp32, bf16, or tf32, which is float32 with TF32
-            products on GPUs, as the published samples. Features are fp32.
+            products on GPUs, like the published samples. Features are fp32.
     """
 
     what: Literal["tokenizer", "generator", "samples", "compare"] = "tokenizer"
@@ -138,39 +138,34 @@ class Config:
         check_count(self.count, 2)
         if self.latents < 4 or self.tsne_seeds < 0 or self.bootstrap < 0 or self.bootstrap == 1:
             raise UserError(
-                "latents must be at least 4, tsne_seeds at least 0, bootstrap 0 or at least 2, not "
+                "latents must be at least 4, tsne_seeds at least 0, bootstrap 0 or at least 2, got "
                 f"{self.latents}, {self.tsne_seeds} and {self.bootstrap}"
             )
 
     @property
     def networks(self) -> tuple[str, ...]:
-        """Names of the feature networks."""
+        """Names of the feature networks, without duplicates."""
         return tuple(dict.fromkeys(n.strip() for n in (self.network or "").split(",") if n.strip()))
 
     def sampling(self, defaults: SamplingConfig) -> list[SamplingConfig]:
-        """The settings to draw with: the generator's own with this recipe's changes, one for each guidance scale."""
-        names = {f.name for f in fields(SamplingConfig)} & {f.name for f in fields(self)}
-        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        base = replace(defaults, **changes)
+        """Return the generator's settings with this recipe's changes, once for each guidance scale."""
+        base = defaults.changed_by(self)
         return [replace(base, guidance_scale=scale) for scale in self.guidance_scales] or [base]
 
 
 def _store(config: Config) -> BlockStore:
-    if config.features is not None:
-        return BlockStore(config.features)
     from vavae import assets
 
-    return BlockStore(assets.cache_folder() / "features")
+    return BlockStore(config.features or assets.cache_folder() / "features")
 
 
 def _networks(config: Config, names: tuple[str, ...]) -> list[FeatureNetwork]:
-    device = resolve_device(config.device)
-    return [load_feature_network(name, device) for name in names]
+    return [load_feature_network(name, resolve_device(config.device)) for name in names]
 
 
 @dataclass(frozen=True, eq=False)
 class _Against:
-    """What generated images are measured against, and with."""
+    """What generated images are compared with, and by which networks."""
 
     networks: list[FeatureNetwork]
     reference: Reference
@@ -181,13 +176,13 @@ class _Against:
 def _check_size(name: str, size: Size | None, reference: Size | None) -> None:
     if size is not None and reference is not None and size != reference:
         raise UserError(
-            f"{name}: images of {format_size(size)} px cannot be measured against a reference of "
-            f"{format_size(reference)} px (data.size)"
+            f"{name}: images must have the size of the reference, {format_size(reference)} px (data.size), got "
+            f"{format_size(size)} px"
         )
 
 
 def _open(config: Config, together: World, split: Literal["train", "test"], what: str) -> ImageSource:
-    """Open a part of the images; what was found is printed, and noted next to the records."""
+    """Open a part of the images; print what was found, and write it next to the records."""
 
     def open_and_note() -> ImageSource:
         source = config.data.open(split, what=what)
@@ -199,19 +194,19 @@ def _open(config: Config, together: World, split: Literal["train", "test"], what
 
 
 def _open_reference(config: Config, store: BlockStore, together: World, samples: int) -> _Against:
-    """What is measured against; `samples` is the number in the smallest set of them."""
+    """Open the reference; `samples` is the size of the smallest set of generated images."""
     metrics = tuple(config.metrics) or METRICS
 
     def images(split: Literal["train", "test"], what: str) -> SourceBlocks:
         return SourceBlocks(_open(config, together, split, what), config.data.size, config.data.workers)
 
-    # An npz is read alone: `data` may not even exist beside it.
+    # With an npz, `data` is not read and may not exist.
     source = images(config.split, "reference") if config.reference is None else None
     other = images(config.real_split, "real_split") if config.real_split is not None else None
     if source is not None and other is not None and one_part(config.data):
         raise UserError(
-            f"real_split: {config.data.images} has no test part, so that train and test are the same images; keep some "
-            "for testing with --data.holdout 0.1, here and in training"
+            f"real_split needs a test part, and {config.data.images} has none: keep images for one with "
+            "--data.holdout 0.1, here and in training"
         )
     if config.reference is not None and together.first and (held := npz_images(config.reference)) is not None:
         report("reference", held.count, (), held.found)
@@ -221,12 +216,10 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
     )
     if config.save_reference is not None:
         if networks[0].name not in reference.features:
-            raise UserError("save_reference: the reference has no images to take statistics of")
+            raise UserError("save_reference needs a reference with images, got statistics")
         if together.first:
             save_statistics(config.save_reference, reference.features[networks[0].name])
-    real = None
-    if other is not None:
-        real = extract(other, networks, store, config.batch_size, together, "real images")
+    real = None if other is None else extract(other, networks, store, config.batch_size, together, "real images")
     measuring = Measuring(
         metrics, tuple(config.metrics), bootstrap=config.bootstrap, seed=config.seed, device=str(networks[0].device)
     )
@@ -252,25 +245,27 @@ def _measure(
 
 
 def _check_models(config: Config) -> None:
-    """Open all that is to be measured, so that a mistake is told at once and not after hours of reference images.
+    """Open models, samples and reference, so that a mistake is reported before hours of work.
 
     Raises:
-        UserError: A model, samples or the reference are missing, damaged, of another kind or size; metrics are asked
-            for that are not of such models; or a generator cannot be sampled with these settings.
+        UserError: One is missing, damaged, or has another kind or size; a metric does not fit such models; or a
+            generator cannot be sampled with these settings.
     """
     if config.what == "tokenizer":
         _check_images(config)
         if config.metrics:
-            raise UserError(f"metrics: {config.metrics[0]} is of generated images, not of a tokenizer")
+            raise UserError(
+                f"metrics must be empty for a tokenizer, got {config.metrics[0]}, a metric of generated images"
+            )
         for path in config.model:
             Tokenizer.from_pretrained(path)
         return
     if not config.networks:
-        raise UserError(f"network: {config.what} are measured with a feature network; give one")
+        raise UserError(f"network must name a feature network to measure {config.what}, got none")
     if config.reference is None and config.real_split == config.split:
-        raise UserError(f"real_split: {config.real_split} is the reference itself; take the other part")
+        raise UserError(f"real_split must not be the reference (split), got {config.real_split}; choose the other part")
     if config.real_split is not None and config.metrics and "frechet" not in config.metrics:
-        raise UserError("real_split: FDr is a ratio of Fréchet distances: add frechet to the metrics")
+        raise UserError("real_split needs frechet: FDr is a ratio of Fréchet distances; add it to the metrics")
     size: Size | None = config.data.size
     if config.reference is not None:
         held = npz_images(config.reference)
@@ -287,25 +282,25 @@ def _check_models(config: Config) -> None:
 
 
 def _check_images(config: Config) -> None:
-    """Refuse enlarged demo images: who names no images would measure a model of others with them."""
+    """Raise UserError for enlarged demo images: without --data.images, a model of other images would be measured."""
     if config.data.images == "demo" and config.data.size != _DEMO_SIDE:
         raise UserError(
-            f"data.images: the demo's are of {_DEMO_SIDE} px, not {format_size(config.data.size)}; name the images to "
-            f"measure with, or give --data.size {_DEMO_SIDE}"
+            f"data.size must be {_DEMO_SIDE} for data.images demo, got {format_size(config.data.size)}; name the "
+            f"images to measure with, or give --data.size {_DEMO_SIDE}"
         )
 
 
 def _sample_images(path: str) -> ArrayBlocks | FileBlocks:
     images = npz_images(path) if Path(path).is_file() else FileBlocks(path)
     if images is None:
-        raise UserError(f"{path}: has no array arr_0, which the samples must be in")
+        raise UserError(f"{path} must have images (arr_0), got statistics only")
     if images.count < 2:
-        raise UserError(f"{path}: at least 2 samples are needed")
+        raise UserError(f"{path} must have at least 2 samples, got {images.count}")
     return images
 
 
 def _check_outputs(config: Config, store: BlockStore) -> None:
-    """Raise UserError where what is measured could not be written afterwards."""
+    """Raise UserError if an output could not be written later."""
     check_writable("features", store.folder, folder=True)
     used = {Path(path).resolve() for path in (*config.model, config.reference) if path is not None}
     for key, path in (("save_reference", config.save_reference), ("output", config.output)):
@@ -318,13 +313,15 @@ def _check_outputs(config: Config, store: BlockStore) -> None:
     if config.reconstructions is not None:
         check_writable("reconstructions", config.reconstructions, folder=True)
         if config.what != "tokenizer" or len(config.model) != 1 or not config.conventions:
-            raise UserError("reconstructions: images are written of one tokenizer, in one convention at least")
+            raise UserError("reconstructions needs one tokenizer, and at least one of the conventions")
     if config.output is not None and Path(config.output).suffix == ".png":
-        raise UserError(f"output: {config.output} is where the plot would go; name a .json file")
+        raise UserError(f"output must be a .json file, got {config.output}, the name of the plot")
 
 
-def _drop_drafts(config: Config) -> None:
-    """Remove what killed calls left of the files that this call writes."""
+def _drop_old(config: Config) -> None:
+    """Remove the earlier note of the images, and half-written files that killed calls left under this call's names."""
+    if config.output is not None:
+        Path(config.output).with_suffix(".images.json").unlink(missing_ok=True)
     for path in (config.output, config.save_reference):
         if path is not None and Path(path).parent.is_dir():
             drop_drafts(Path(path).parent, f"{glob.escape(Path(path).stem)}.*")
@@ -359,17 +356,20 @@ def _samples(config: Config, store: BlockStore, together: World) -> Iterator[Met
         yield from _measure(images, against, protocol, config, store, together)
 
 
-def _no_probes(config: Config, source: ImageSource) -> str | None:
+def _no_probes(config: Config, source: ImageSource, part: str) -> str | None:
     """Return why a probe cannot be fitted, or None."""
-    if source.num_classes < 2:
+    images = config.data.images
+    if part == "all":
+        return f"{images} has no test part; --data.holdout 0.1, here and in training, keeps images for one"
+    if part == "test" and source.num_classes < 2:
         return "the images have no labels, or one class only"
-    if config.data.holdout == 0 and not has_part(config.data.images, "train"):
-        return f"{config.data.images} has no training part"
+    if part == "test" and config.data.holdout == 0 and not has_part(images, "train"):
+        return f"{images} has no training part"
     return None
 
 
 def _as_published(network: str) -> str:
-    """The network of a published rFID: that of pytorch-fid, whose resize is its own."""
+    """Return the network of a published rFID: pytorch-fid's Inception, which has its own resize."""
     kind, _, file = network.partition(":")
     if kind != "inception":
         return network
@@ -390,22 +390,14 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
         images=None if config.reconstructions is None else Path(config.reconstructions),
     )
     source = _open(config, together, config.split, "images")
-    part: str = config.split
-    if part == "test" and one_part(config.data):
-        # A probe would see its own answers, and what may have been trained on is no test.
-        part = "all"
-        if together.first:
-            print(
-                f"linear probe and k-NN are left out: {config.data.images} has no test part. --data.holdout 0.1, here "
-                "and in training, keeps images for one"
-            )
+    # A probe is fitted on the training part, and needs another part to be tested on.
+    part = "all" if config.split == "test" and one_part(config.data) else config.split
+    why = _no_probes(config, source, part)
     train_source = None
-    if part == "test":
-        why = _no_probes(config, source)
-        if why is None:
-            train_source = _open(config, together, "train", "training images of the probe")
-        elif together.first:
-            print(f"linear probe and k-NN are left out: {why}")
+    if why is None and part == "test":
+        train_source = _open(config, together, "train", "training images of the probe")
+    elif why is not None and together.first:
+        print(f"linear probe and k-NN are left out: {why}")
     perceptual = of_tokenizer.perceptual_networks(device) if config.conventions else {}
     as_published = tuple(dict.fromkeys(_as_published(name) for name in config.networks))
     strict = _networks(config, config.networks)
@@ -464,52 +456,46 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
 def run(config: Config) -> list[MetricRecord]:
     """Measure, print a table, and write JSON and plot; or compare two results.
 
-    Where an error or Ctrl-C stops it, what is measured by then is printed and written all the same.
+    After an error or Ctrl-C, the numbers measured so far are printed and written.
 
     Returns:
         The records; empty for `compare`, and on all processes but the first.
 
     Raises:
-        UserError: No such model, images or network; a metric they do not allow; a file that cannot be written; or
-            results that were not measured alike.
-        KeyboardInterrupt: Stopped; the blocks of images that are done are kept.
+        UserError: A model, images or a network do not exist; they do not allow a metric; a file cannot be written; or
+            the results to compare were measured by different protocols.
+        KeyboardInterrupt: A stop was asked for; complete blocks of images are kept.
     """
     if config.what == "compare":
         if len(config.model) != 2:
-            raise UserError(f"compare: two JSON files are needed, not {len(config.model)}")
+            raise UserError(f"compare must have two JSON files, got {len(config.model)}")
         first, second = config.model
         print_comparison(compare_files(first, second, config.force), first, second)
         return []
     if not config.model:
-        raise UserError(f"model: which {config.what}? Give one or more after the word {config.what}")
+        raise UserError(f"model must name at least one {config.what}: give it after the word {config.what}")
     measure = {"tokenizer": _tokenizer, "generator": _generator, "samples": _samples}[config.what]
     store = _store(config)
     _check_outputs(config, store)
     _check_models(config)
     with sharing_processes() as together:
-        together.once(lambda: _drop_drafts(config))
-        if config.output is not None and together.first:
-            Path(config.output).with_suffix(".images.json").unlink(missing_ok=True)
+        together.once(lambda: _drop_old(config))
         records: list[MetricRecord] = []
         found = versions()
         try:
             for record in measure(config, store, together):
                 records.append(replace(record, versions=found))
-        except BaseException as error:
-            if records:  # they may have taken hours
+        except KeyboardInterrupt:
+            message = f"stopped; finished features are in {store.folder}, and the same command resumes"
+            raise KeyboardInterrupt(message) from None
+        finally:
+            if records:  # after an error too: they may have taken hours
                 _report(config, records)
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(
-                    f"stopped; finished features are in {store.folder}, and the same command goes on"
-                ) from None
-            raise
-        if together.first:
-            _report(config, records)
     return records
 
 
 def _report(config: Config, records: list[MetricRecord]) -> None:
-    """Print a table, and write JSON and plot where they are wanted."""
+    """Print a table; with `output`, write JSON and plot."""
     print_table(records)
     if config.output is not None:
         output = Path(config.output)

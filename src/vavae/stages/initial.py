@@ -1,4 +1,4 @@
-"""Starting weights of a training: from an earlier run, a model's folder, or a published checkpoint."""
+"""Load starting weights from an earlier run, a model's folder or a published checkpoint."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,26 +23,25 @@ from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
-# Published names of what only training uses -> names in our objective.
+# Published names of modules that only training uses -> names in our objective.
 _PUBLISHED = {"loss.discriminator.": "discriminator.", "linear_proj.": "alignment.linear_proj."}
 _PARTS = ("discriminator", "alignment")
-# What the blocks compute; a transformer that differs in one of these cannot use the weights.
+# Settings of the blocks; a transformer that differs in one of them cannot use the weights.
 _ARCHITECTURE = ("width", "depth", "heads", "swiglu", "rope", "rmsnorm", "qk_norm", "adaln_shift")
 _TABLE = "y_embedder.embedding_table"
 
 
 def load_initial(source: str, autoencoder: AutoencoderKL, objective: TokenizerObjective) -> str:
-    """Fill `autoencoder`, and of `objective` what the source has: discriminator and projection.
+    """Load weights into `autoencoder` and, if the source has them, into discriminator and projection of `objective`.
 
     Args:
-        source: The run folder of an earlier training, whose autoencoder, discriminator and projection are taken; a
-            folder, hub id or file that `Tokenizer.from_pretrained` reads (of published training checkpoints,
-            discriminator and projection are taken too).
-        autoencoder: Its shape must be the source's.
-        objective: Parts that the source lacks stay as they are.
+        source: The run folder of an earlier training, or a folder, hub id or file that `Tokenizer.from_pretrained`
+            reads. Runs and published training checkpoints have discriminator and projection.
+        autoencoder: It must have the source's shape.
+        objective: Modules that the source lacks stay unchanged.
 
     Returns:
-        One line that says what was taken and what is new; it is printed too.
+        One line that names the loaded and the new modules; it is printed too.
 
     Raises:
         UserError: The source cannot be read, has another shape, or is a run that has not ended.
@@ -63,8 +62,9 @@ def load_initial(source: str, autoencoder: AutoencoderKL, objective: TokenizerOb
 
 
 def _say(source: str, taken: str, new: Sequence[str], notes: Sequence[str] = ()) -> str:
-    what = f"; new: {', '.join(new)}" if new else ""
-    text = "\n".join([f"initial: {taken} from {source}{what}", *(f"initial: {note}" for note in notes)])
+    """Print and return what was loaded, what is new, and the notes, one on a line."""
+    rest = f"; new: {', '.join(new)}" if new else ""
+    text = "\n".join([f"initial: {taken} from {source}{rest}", *(f"initial: {note}" for note in notes)])
     print(text, flush=True)
     return text
 
@@ -77,12 +77,12 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
 
 
 def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Weights of the autoencoder, and tensors of the objective."""
+    """Return the weights of the autoencoder and the tensors of the objective."""
     path = files.resolve(source)
     if (path / "checkpoints").is_dir():
         found = CheckpointFolder(path / "checkpoints").load_newest()
         if found is None:
-            raise UserError(f"initial: {source} holds no good checkpoint")
+            raise UserError(f"initial: {source} has no undamaged checkpoint")
         _check_ended(path, source, found[1].get("images_seen", 0))
         return _under(found[0], "model/autoencoder/"), _under(found[0], "model/objective/")
     if files.form_of(path) in ("tokenizer", "generator"):
@@ -98,7 +98,7 @@ def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _check_ended(run: Path, source: str, seen: int) -> None:
-    """Refuse a run that was stopped on its way: the stage after it would begin from other weights than meant.
+    """Check that a run has ended: its weights would not be the final ones.
 
     Raises:
         UserError: It has seen fewer images than its recipe says.
@@ -112,8 +112,8 @@ def _check_ended(run: Path, source: str, seen: int) -> None:
         raise UserError(f"{recipe} must hold the number training.images, which every run writes") from error
     if seen < wanted:
         raise UserError(
-            f"initial: {source} was stopped after {seen:,} of {wanted:,} images: let it end first, by the command that "
-            "began it"
+            f"initial must be a run that has ended, got {source}, which was stopped after {seen:,} of "
+            f"{wanted:,} images: resume it first"
         )
 
 
@@ -123,7 +123,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """A transformer and what is known of its training; None and () where the source does not say."""
+    """A transformer and its training; None and () mean that the source does not record a value."""
 
     model: LightningDiT
     path: PathName | None
@@ -139,22 +139,22 @@ def load_initial_transformer(
     statistics: LatentStatistics,
     class_names: Sequence[str] = (),
 ) -> str:
-    """Fill `transformer` with the weights of another; what has another shape there stays as it is.
+    """Load the weights of another transformer into the layers of `transformer` that have the same shape.
 
-    Averaged weights are taken where the source has them. A layer is taken whole or not at all, but for the table of
-    labels, whose row of "no label" is taken for any number of classes. Position tables of another grid are functions
-    of the grid and stay as computed. Of weights with `learn_sigma` the outputs for sigma are left out.
+    Averaged weights are loaded if the source has them. Of the table of labels, the row for "no label" is loaded for any
+    number of classes; every other layer is loaded completely or not at all. Position tables of another grid stay as
+    computed. With `learn_sigma`, the outputs for sigma are left out.
 
     Args:
         source: A generator's folder or hub id, the run folder of a training that has ended, or a published
             checkpoint.
-        transformer: Its width, depth, heads and switches must be the source's.
-        flow: Its path and prediction must be the source's, where the source says them.
-        statistics: Those that normalize the latents of this training.
-        class_names: Names of its labels; () where there are none.
+        transformer: It must have the source's width, depth, heads and switches.
+        flow: It must have the source's path and prediction, if the source records them.
+        statistics: The statistics that normalize the latents of this training.
+        class_names: Names of this training's labels, or ().
 
     Returns:
-        A line that says what was taken and what is new, and lines on what differs in the data; they are printed too.
+        A line that names the loaded and the new layers, and lines on differences of the data; they are printed too.
 
     Raises:
         UserError: The source cannot be read, or differs in the architecture or the flow; the message names the key.
@@ -173,9 +173,11 @@ def load_initial_transformer(
     if _TABLE in new:
         with torch.no_grad():
             transformer.y_embedder.embedding_table.weight[-1] = given[f"{_TABLE}.weight"][-1]
-    said = [f"{layer} ({_shape(layer, ours)}, has {_shape(layer, theirs)}{_EXTRA.get(layer, '')})" for layer in new]
+    described = [
+        f"{layer} ({_shape(layer, ours)}, has {_shape(layer, theirs)}{_EXTRA.get(layer, '')})" for layer in new
+    ]
     notes += _data_notes(found, ours, statistics, class_names)
-    return _say(source, f"{len(taken)} of {len(present)} tensors", said, notes)
+    return _say(source, f"{len(taken)} of {len(present)} tensors", described, notes)
 
 
 _EXTRA = {_TABLE: '; its row of "no label" is taken', "pos_embed": "; recomputed", "feat_rope": "; recomputed"}
@@ -186,7 +188,7 @@ def _layer(name: str) -> str:
 
 
 def _shape(layer: str, config: LightningDiTConfig) -> str:
-    """What the shape of a layer depends on, in words."""
+    """Return the numbers that the shape of a layer depends on, in words."""
     if layer == _TABLE:
         return f"{config.num_classes} classes"
     if layer in ("x_embedder.proj", "final_layer.linear"):
@@ -195,7 +197,7 @@ def _shape(layer: str, config: LightningDiTConfig) -> str:
 
 
 def _without_sigma(tensors: Mapping[str, Tensor], config: LightningDiTConfig) -> dict[str, Tensor]:
-    """The last layer without its second set of channels; rows are laid out (patch, patch, channels)."""
+    """Return the last layer without its second set of channels; its rows are (patch, patch, channels)."""
     last = {name: tensors[name] for name in ("final_layer.linear.weight", "final_layer.linear.bias")}
     squares = {name: value.unflatten(0, (config.patch_size**2, -1)) for name, value in last.items()}
     return {name: value[:, : config.latent_channels].flatten(0, 1) for name, value in squares.items()}
@@ -229,7 +231,7 @@ def _read_transformer(source: str, heads: int) -> _Source:
 def _load_published(path: Path, heads: int) -> LoadedTransformer:
     try:
         return load_transformer(path)
-    except UserError:  # the number of heads may not show in the weights: then the recipe says it
+    except UserError:  # the weights may not show the number of heads; the recipe does
         return load_transformer(path, heads=heads)
 
 
@@ -249,7 +251,7 @@ def _check_same(
 def _data_notes(
     found: _Source, ours: LightningDiTConfig, statistics: LatentStatistics, class_names: Sequence[str]
 ) -> list[str]:
-    """What a reader must know of how the data of both trainings differ."""
+    """Return notes on differences between the data of both trainings."""
     theirs, notes = found.model.config, []
     if ours.num_classes == theirs.num_classes and class_names and found.class_names:
         different = [i for i, (a, b) in enumerate(zip(class_names, found.class_names, strict=False)) if a != b]
@@ -258,7 +260,7 @@ def _data_notes(
             notes.append(f"class {i} was {found.class_names[i]!r} and is {class_names[i]!r}: rows are taken by number")
     remedy = "train on latents of its tokenizer, with --tokenizer its tokenizer and --normalisation tokenizer"
     if found.statistics is None:
-        notes.append(f"by which statistics its latents were normalized is not known; if by others: {remedy}")
+        notes.append(f"the statistics that normalized its latents are unknown; if they differ from these: {remedy}")
     elif found.statistics.channels == statistics.channels and not found.statistics.equals(statistics):
         i = int(((found.statistics.mean - statistics.mean).abs() / found.statistics.std).argmax())
         notes.append(

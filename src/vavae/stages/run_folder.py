@@ -1,27 +1,33 @@
-"""The run folder of a stage: one recipe each, so that a second call resumes and never mixes two runs."""
+"""The run folder of a training stage: it holds one recipe, and one process group at a time works in it."""
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from vavae import rng
 from vavae.config import to_plain, to_yaml
+from vavae.device import resolve_device
 from vavae.errors import UserError, one_line
 from vavae.io.files import chosen, drop_drafts, read_json_object, written_whole
 from vavae.io.yaml_files import read_yaml
 from vavae.models import Generator, Tokenizer
-from vavae.training.run_log import write_run_header
+from vavae.training.parallel import World, processes
+from vavae.training.run_log import check_loggers, write_run_header
+from vavae.training.task import TrainingTask
+from vavae.training.trainer import Trainer
 
-# What may differ between two calls on one folder: it changes neither the numbers nor their meaning.
+# Keys that may differ between two calls on one folder. They change neither the numbers nor their meaning.
 IGNORED_KEYS = frozenset(
     {
         "output",
-        "compile",  # as on another device, but for rounding
+        "compile",  # like another device, it changes rounding only
         "training.device",
         "training.keep_checkpoints",
         "training.checkpoint_images",
@@ -31,16 +37,15 @@ IGNORED_KEYS = frozenset(
         "training.milestone_images",
         "training.parallel",
         "data.workers",
-        "data.check",  # what it leaves out shows in the fingerprint of the images
+        "data.check",  # the fingerprint of the images shows what it leaves out
         "teacher.features_folder",
         "teacher.features_on_device",
         "latents_on_device",
     }
 )
 
-
-# What a call leaves that failed before it made anything, over a wrong path, say. In the order in which it is removed:
-# a recipe without versions would be taken for the user's own.
+# Files of a call that failed before it made anything, in the order in which they are removed: a recipe without
+# versions would be taken for the user's own.
 _HEADER = (
     "recipe.yaml",
     "data.json",
@@ -51,128 +56,142 @@ _HEADER = (
     "versions.json",
 )
 RUN_FILES = frozenset({".lock", *_HEADER})
-# Beside a recipe that vavae wrote lies one of these; the first is written before the recipe.
+# One of these is next to every recipe that vavae wrote; the first is written before the recipe.
 _RUN_MARKS = ("versions.json", "metrics.jsonl", "checkpoints")
-# Schedules that know where a run ends.
 _LENGTH = "training.images"
+# Schedules that depend on the length of the run.
 _FALLING = frozenset({"cosine", "linear"})
-_WHY = {
-    "training.micro_batch": "adaptive weights and BatchNorm see one micro-batch at a time, so this is another run: "
-}
+_WHY = {"training.micro_batch": "adaptive weights and BatchNorm see one micro-batch at a time, so the numbers differ: "}
+_REMEDY = "choose another --output, or delete the folder"
 
 
 class OccupiedError(UserError):
-    """Another process is working in a run folder; it may end."""
+    """Another process is working in a run folder."""
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    return {
-        key: value
-        for name, part in values.items()
-        for key, value in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A training run that `open_run` has opened.
 
-
-def check_no_own_recipe(folder: Path) -> None:
-    """Refuse a folder whose `recipe.yaml` is the user's own, which a run's would replace.
-
-    Raises:
-        UserError: It is.
-    """
-    recipe = folder / "recipe.yaml"
-    if recipe.exists() and not any((folder / name).exists() for name in _RUN_MARKS):
-        raise UserError(
-            f"{recipe} is no recipe of a run, and a run there would replace it: give it another name or place, or "
-            "choose another --output"
-        )
-
-
-def open_run_folder(folder: Path, config: Any, free: Collection[str] = ()) -> None:
-    """Make `folder` the run folder of `config`; a folder with the same recipe is taken up again.
-
-    A folder in which nothing was made yet changes its recipe: a mistake in a first call must not cost its folder.
-    A key that the recipe of a former version does not have counts as its default. A run whose learning rate does not
-    depend on where it ends may be made longer.
-
-    Args:
-        folder: The folder.
-        config: The recipe.
-        free: Further keys that may differ, since this stage's numbers do not depend on them.
-
-    Raises:
-        UserError: It holds a run with another recipe (the message names the first key that differs) or with one that
-            cannot be read, or a recipe of the user's own, or it cannot be written.
-    """
-    check_no_own_recipe(folder)
-    recipe = folder / "recipe.yaml"
-    if recipe.exists() and {path.name for path in folder.iterdir()} <= RUN_FILES:
-        for name in _HEADER:
-            (folder / name).unlink(missing_ok=True)
-    if recipe.exists():
-        former = _flat(to_plain(type(config)())) | _flat(read_yaml(recipe))
-        present = _flat(to_plain(config))
-        changed = [key for key in [*present, *former] if former.get(key) != present.get(key)]
-        for key in changed:
-            if key not in IGNORED_KEYS | set(free):
-                _check_longer(folder, key, former, present)
-        if _LENGTH in changed:
-            with written_whole(recipe) as temporary:
-                temporary.write_text(to_yaml(config))
-        return
-    with chosen("output", folder):
-        if (folder / "versions.json").exists():  # a run was here; what it was trained on belongs to its recipe
-            (folder / "data.json").unlink(missing_ok=True)
-        write_run_header(folder, config)
-
-
-def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Refuse a recipe in which `key` differs, unless it makes a run longer that does not know its end."""
-    why = _WHY.get(key, "")
-    if key == _LENGTH and isinstance(former[key], int) and former[key] < present[key]:
-        falling = [name for name, kind in present.items() if name.endswith("schedule.kind") and kind in _FALLING]
-        if not falling:
-            return
-        why = f"{falling[0]} {present[falling[0]]} depends on where the run ends, so a longer one is another run: "
-    raise UserError(
-        f"{folder} holds a run with {key} = {former.get(key)}, not {present.get(key)}: {why}"
-        "choose another --output, or delete the folder"
-    )
-
-
-def check_same_data(folder: Path, found: Mapping[str, str]) -> None:
-    """Remember what a run is trained on, and refuse anything else later: one recipe may come to name other files.
-
-    A run of a former version, which does not say, goes on with what is there.
-
-    Args:
+    Attributes:
+        config: The recipe, with `output` and `training`.
         folder: The run folder.
-        found: Keys of the recipe -> fingerprints of what they name.
+        result: Folder of the trained model, `<folder>/<name>`.
+        finished: Whether the result is complete already.
+        world: The processes of the run.
+        device: The device of this process.
+    """
+
+    config: Any
+    folder: Path
+    result: Path
+    finished: bool
+    world: World
+    device: torch.device
+
+    def record_data(self, fingerprints: Callable[[], Mapping[str, str]]) -> None:
+        """Record what the run is trained on, as `check_same_data` does; the first process calls `fingerprints`."""
+        self.world.once(lambda: check_same_data(self.folder, fingerprints()))
+
+    def train(self, task: TrainingTask, name: str) -> Trainer:
+        """Train `task` to the end; `name` heads the progress."""
+        trainer = Trainer(task, self.config.training, self.folder, self.world)
+        trainer.run(name)
+        return trainer
+
+    def provenance(self, trainer: Trainer) -> dict[str, Any]:
+        """Return what a trained model's folder says of its training."""
+        initial = self.config.initial
+        return {
+            "images_seen": trainer.images_seen,
+            "seed": self.config.training.seed,
+            **({} if initial is None else {"initial": initial}),
+            "hours": round(trainer.seconds / 3600, 3),
+        }
+
+    def finish(self, model: Tokenizer | Generator) -> None:
+        """Write the trained model to `result` and print where it is."""
+
+        def write() -> None:
+            model.save_pretrained(self.result)
+            print(f"{self.result.name}: {self.result}")
+
+        self.world.once(write)
+
+
+@contextmanager
+def open_run(config: Any, name: str, ignored_keys: Collection[str] = (), any_recipe: bool = False) -> Iterator[Run]:
+    """Open the run folder `config.output` for the block, with the processes that torchrun started.
+
+    Args:
+        config: The recipe, with `output` and `training`.
+        name: Name of the result's folder, and of the result in messages.
+        ignored_keys: As for `open_run_folder`.
+        any_recipe: Resume the run in the folder whatever its recipe says; the caller knows that it is the same run.
 
     Raises:
-        UserError: The run began with something else (the message names the first such key), or what it began with
-            cannot be read.
+        OccupiedError: Another process is working in the folder.
+        UserError: The folder has a run with another recipe or without one, or the user's own recipe; it cannot be
+            written; the device does not exist; or a logger is not installed.
     """
-    path = folder / "data.json"
-    former = read_json_object(path) if path.exists() else {}
-    for key, fingerprint in found.items():
-        if former.get(key, fingerprint) != fingerprint:
-            raise UserError(
-                f"{key}: not what the run in {folder} began with, though the recipe is the same: bring that back, "
-                "choose another --output, or delete the folder"
-            )
-    if former.keys() < found.keys():
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(dict(found), indent=1) + "\n")
+    folder = Path(config.output)
+    result = folder / name
+    device = resolve_device(config.training.device)
+    with (
+        processes(config.training.device) as world,
+        held_folder(folder, world, lambda: check_no_own_recipe(folder)),
+    ):
+        finished = world.once(lambda: _take_up(folder, config, result, ignored_keys, any_recipe))
+        if not finished:
+            check_loggers(config.training)
+        yield Run(config, folder, result, finished, world, device)
+
+
+def _take_up(folder: Path, config: Any, result: Path, ignored_keys: Collection[str], any_recipe: bool) -> bool:
+    """Check or write the recipe in a folder that is held; return whether the result is complete."""
+    recipe = folder / "recipe.yaml"
+    if any_recipe:
+        recipe.unlink(missing_ok=True)
+    elif not recipe.exists() and (result.exists() or any(folder.glob("checkpoints/[!.]*"))):
+        raise UserError(f"{folder} has a run, but its {recipe.name} is missing: restore it, {_REMEDY}")
+    open_run_folder(folder, config, ignored_keys)
+    finished = _images_of(result) >= config.training.images
+    if finished:
+        print(f"{result.name}: {result} is complete")
+    return finished
+
+
+def _images_of(result: Path) -> float:
+    """Return the images that a result has seen: 0 if it is missing or damaged, infinity if it does not say."""
+    config = result / "config.json"
+    if not config.exists():
+        return 0.0
+    try:
+        return float(read_json_object(config).get("provenance", {}).get("images_seen", math.inf))
+    except (UserError, AttributeError, TypeError, ValueError) as error:
+        print(f"{config} is damaged, so the result is made again ({one_line(error)})")
+        return 0.0
+
+
+@contextmanager
+def held_folder(folder: Path, world: World, check: Callable[[], object]) -> Iterator[None]:
+    """Let the first process of `world` check a folder and then hold it alone for the block, as `exclusive` does."""
+    with ExitStack() as held:
+
+        def take() -> None:
+            check()
+            held.enter_context(exclusive(folder))
+
+        world.once(take)
+        yield
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a run folder alone; two processes writing one run would spoil it. What a killed one left is removed.
+    """Hold a folder alone for the block, and remove what a killed process left half written in it.
 
     Raises:
-        OccupiedError: Another process has it.
+        OccupiedError: Another process holds it.
         UserError: It cannot be written.
     """
     lock = FileLock(folder / ".lock")
@@ -182,8 +201,8 @@ def exclusive(folder: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
     except Timeout as error:
         raise OccupiedError(
-            f"{folder}: another process is working in this run folder (where none is, on any machine, a dead one left "
-            f"{lock.lock_file}: remove it)"
+            f"{folder}: another process is working in this run folder (if no process is running on any machine, remove "
+            f"{lock.lock_file})"
         ) from error
     try:
         drop_drafts(folder)
@@ -192,64 +211,103 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def start_run(
-    folder: Path,
-    config: Any,
-    done: Path,
-    what: str,
-    held: ExitStack,
-    free: Collection[str] = (),
-    any_recipe: bool = False,
-) -> bool:
-    """Take a training run's folder for as long as `held` lasts; true if its result `done` is there already.
+def check_no_own_recipe(folder: Path) -> None:
+    """Check that a run's recipe would not replace a `recipe.yaml` of the user's own.
+
+    Raises:
+        UserError: It would.
+    """
+    recipe = folder / "recipe.yaml"
+    if recipe.exists() and not any((folder / name).exists() for name in _RUN_MARKS):
+        raise UserError(
+            f"{recipe} is not the recipe of a run, and a run there would replace it: give it another name or folder, "
+            "or choose another --output"
+        )
+
+
+def open_run_folder(folder: Path, config: Any, ignored_keys: Collection[str] = ()) -> None:
+    """Write the recipe into a new run folder, or check that the run there has the same recipe.
+
+    If nothing was made in the folder yet, its recipe is replaced: a mistake in a first call must not cost the folder.
+    A key that is missing in the recipe of the run has its default. A run may be made longer if its learning rate does
+    not depend on its length.
 
     Args:
         folder: The run folder.
         config: The recipe.
-        done: Where the result lies, or will lie.
-        what: What it is called.
-        held: Gives the folder back in the end.
-        free: As for `open_run_folder`.
-        any_recipe: Take up a run whatever its recipe says; the caller knows that it is this one.
+        ignored_keys: More keys that may differ, since this stage's numbers do not depend on them.
 
     Raises:
-        UserError: See `exclusive` and `open_run_folder`; or it holds a run and no recipe that says which.
+        UserError: The folder has a run with another recipe (the message names the first key that differs), a recipe
+            that cannot be read, or the user's own recipe; or it cannot be written.
     """
-    check_no_own_recipe(folder)  # before a lock is left beside it
-    held.enter_context(exclusive(folder))
+    check_no_own_recipe(folder)
     recipe = folder / "recipe.yaml"
-    if any_recipe:
-        recipe.unlink(missing_ok=True)
-    elif not recipe.exists() and (done.exists() or any(folder.glob("checkpoints/[!.]*"))):
-        raise UserError(
-            f"{folder} holds a run, but no {recipe.name} that says which: bring it back, choose another --output, or "
-            "delete the folder"
-        )
-    open_run_folder(folder, config, free)
-    finished = _images_of(done) >= config.training.images
-    if finished:
-        print(f"{what}: {done} is there already")
-    return finished
+    if recipe.exists() and {path.name for path in folder.iterdir()} <= RUN_FILES:
+        for name in _HEADER:
+            (folder / name).unlink(missing_ok=True)
+    if not recipe.exists():
+        with chosen("output", folder):
+            if (folder / "versions.json").exists():  # of an earlier run, whose record of the data goes with its recipe
+                (folder / "data.json").unlink(missing_ok=True)
+            write_run_header(folder, config)
+        return
+    former = _flat(to_plain(type(config)())) | _flat(read_yaml(recipe))
+    present = _flat(to_plain(config))
+    changed = [key for key in [*present, *former] if former.get(key) != present.get(key)]
+    for key in changed:
+        if key not in IGNORED_KEYS | set(ignored_keys):
+            _check_longer(folder, key, former, present)
+    if _LENGTH in changed:
+        with written_whole(recipe) as temporary:
+            temporary.write_text(to_yaml(config))
 
 
-def _images_of(done: Path) -> float:
-    """Images that a result has seen; none where it is missing or damaged, infinitely many where it does not say."""
-    config = done / "config.json"
-    if not config.exists():
-        return 0.0
-    try:
-        return float(read_json_object(config).get("provenance", {}).get("images_seen", math.inf))
-    except (UserError, AttributeError, TypeError, ValueError) as error:
-        print(f"{config}: damaged, so the result is made again ({one_line(error)})")
-        return 0.0
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted keys."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        key: value
+        for name, part in values.items()
+        for key, value in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
 
 
-def finish(model: Tokenizer | Generator, done: Path, what: str) -> None:
-    """Write a training run's result and say where."""
-    model.save_pretrained(done)
-    print(f"{what}: {done}")
+def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Raise UserError for a key that differs, unless it makes a run longer that does not depend on its length."""
+    why = _WHY.get(key, "")
+    if key == _LENGTH and isinstance(former[key], int) and former[key] < present[key]:
+        falling = [name for name, kind in present.items() if name.endswith("schedule.kind") and kind in _FALLING]
+        if not falling:
+            return
+        why = f"{falling[0]} {present[falling[0]]} depends on where the run ends, so the numbers differ: "
+    raise UserError(f"{folder} has a run with {key} = {former.get(key)}, not {present.get(key)}: {why}{_REMEDY}")
+
+
+def check_same_data(folder: Path, found: Mapping[str, str]) -> None:
+    """Record what a run is trained on, or check that it is unchanged: a path may come to name other files.
+
+    Args:
+        folder: The run folder.
+        found: Keys of the recipe -> fingerprints of what they name.
+
+    Raises:
+        UserError: The run began with other data (the message names the first such key), or the record is damaged.
+    """
+    path = folder / "data.json"
+    former = read_json_object(path) if path.exists() else {}
+    for key, fingerprint in found.items():
+        if former.get(key, fingerprint) != fingerprint:
+            raise UserError(
+                f"{key} must name the data that the run in {folder} began with, and they have changed: restore them, "
+                f"{_REMEDY}"
+            )
+    if former.keys() < found.keys():
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(dict(found), indent=1) + "\n")
 
 
 def stream_seed(seed: int, order: int) -> int:
-    """Seed of the data order. `order` counts the times a run went back; the first order is the seed's own."""
+    """Return the seed of the data order; `order` counts the rollbacks, and order 0 has the run's own seed."""
     return seed if order == 0 else rng.stream_key(seed, f"data order {order}")

@@ -1,11 +1,9 @@
-"""Labels or counts -> PNGs, a grid, an npz."""
+"""Sample images from a generator: PNGs, a grid, an npz."""
 
-import dataclasses
 import io
 import json
 import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +22,11 @@ from vavae.models import Generator, SamplingConfig
 from vavae.models.sampling import check_count, choose_labels, draw, label_numbers
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.stages.run_folder import exclusive
+from vavae.stages.run_folder import held_folder
 from vavae.training.parallel import sharing_processes
 
 _RECORD = "samples.json"
+_REMEDY = "choose another --output"
 
 
 @dataclass(frozen=True)
@@ -36,19 +35,19 @@ class Config:
 
     Attributes:
         generator: Folder of a generator, or its hub id; `demo` comes with the package (CIFAR-10's classes, 32 px).
-        output: Folder for `000000.png`, `000001.png`, …, `grid.png` and `samples.json`. Images that are there
-            already, drawn by the same weights with the same settings, are not drawn again.
-        labels: The class of each image, its number or its name, as in `--labels cat,3`; a name that holds a comma
-            needs quotes and brackets. Empty to draw `count` images with labels chosen by `label_protocol`.
+        output: Folder for `000000.png`, `000001.png`, …, `grid.png` and `samples.json`. Images that it has already,
+            drawn by the same weights with the same settings, are not drawn again.
+        labels: The class of each image by number or name, as in `--labels cat,3`; a name with a comma needs quotes and
+            brackets. If empty, `count` images are drawn with labels chosen by `label_protocol`.
         count: Number of images when `labels` is empty.
         label_protocol: `balanced` gives each class the same number; `random` draws labels, as published.
         seed: Seed of noise and random labels.
-        batch_size: Images drawn at once. Only dopri5, which chooses its steps for all of them together, makes images
-            depend on it, in the last digits.
-        size: Of the images in pixels, one number or [height, width]; null is that the generator was trained on.
+        batch_size: Images drawn at once. Images depend on it only with dopri5, which chooses its steps for all images
+            together, and then in the last digits.
+        size: Size of the images in pixels, one number or [height, width]; null is the size of the training images.
         npz: Also write `samples.npz` with `arr_0` (N, H, W, 3) uint8, for the ADM evaluator.
         grid_columns: Columns of `grid.png`; 0 writes none.
-        solver: Integration method, euler_maruyama being stochastic; null is the generator's default, here and below.
+        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
         steps: Grid points of the solver.
         shift: Time shift.
         guidance_scale: Classifier-free guidance scale; 1 is off.
@@ -57,7 +56,7 @@ class Config:
         guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of the transformer: auto, fp32, bf16, or tf32, which is float32 with TF32 products
-            on GPUs, as the published samples; the decoder then has them too.
+            on GPUs, like the published samples, in the decoder too.
     """
 
     generator: str = "demo"
@@ -87,38 +86,37 @@ class Config:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         check_count(self.count, 1)
         if self.grid_columns < 0:
-            raise UserError(f"grid_columns: {self.grid_columns} is negative; 0 writes no grid")
+            raise UserError(f"grid_columns must be at least 0, which writes no grid, got {self.grid_columns}")
 
     def sampling(self, defaults: SamplingConfig) -> SamplingConfig:
-        """The generator's defaults with this recipe's changes."""
-        names = [f.name for f in dataclasses.fields(SamplingConfig)]
-        return dataclasses.replace(defaults, **{n: getattr(self, n) for n in names if getattr(self, n) is not None})
+        """Return the generator's defaults with this recipe's changes."""
+        return defaults.changed_by(self)
 
 
 def _note_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> None:
     """Print which numbers are also the name of another class: the command line does not tell 10 from "10"."""
     for label in dict.fromkeys(labels):
         if isinstance(label, int) and str(label) in class_names and class_names.index(str(label)) != label:
-            print(f"labels: {label} is taken as a number; the class named '{label}' has another")
+            print(f"labels: {label} is read as a number; the class named '{label}' has another number")
 
 
 def run(config: Config) -> Path:
-    """Draw the images; returns the folder.
+    """Draw the images and return their folder.
 
     Raises:
-        UserError: No such generator, a label or size it cannot draw, or a folder with samples of another generator
-            or of other settings, or with files of somebody else.
+        UserError: The generator does not exist, cannot draw a label or size, or the folder has other files or samples
+            of another generator or of other settings.
     """
     folder = Path(config.output)
-    with sharing_processes() as together, ExitStack() as held:
+    with sharing_processes() as world:
         generator = Generator.from_pretrained(config.generator, resolve_device(config.device))
         sampling = config.sampling(generator.sampling)
         _note_numbers(config.labels, generator.class_names)
         labels = label_numbers(config.labels, generator.class_names) or choose_labels(
             config.count, generator.num_classes, config.label_protocol, config.seed
         )
-        generator.check(labels, config.size, sampling)  # before the folder is claimed: a mistake must not cost it
-        protocol = {
+        generator.check(labels, config.size, sampling)  # before the folder is made: a mistake must not cost it
+        settings = {
             "generator": config.generator,
             "fingerprint": generator.fingerprint(),
             "seed": config.seed,
@@ -127,29 +125,26 @@ def run(config: Config) -> Path:
             "precision": config.precision,
             "size": None if config.size is None else list(height_width(config.size)),
         }
+        with held_folder(folder, world, lambda: check_not_foreign(folder, _has_record, f"{_RECORD} that lists it")):
+            missing = world.once(lambda: _take_up(folder, settings, labels))
 
-        def claim() -> list[int]:
-            check_not_foreign(folder, _has_record, f"{_RECORD} that says whose")
-            held.enter_context(exclusive(folder))
-            return _claim(folder, protocol, labels)
-
-        waiting = together.once(claim)
-        mine = waiting[together.rank :: together.size]
-        done = (len(labels) - len(waiting)) // together.size
-        stream = None if together.first else io.StringIO()
-        with track("sampling", done + len(mine), "images", start=done, stream=stream) as bar:
-            for start in range(0, len(mine), config.batch_size):
-                indices = mine[start : start + config.batch_size]
-                chosen = [labels[i] for i in indices]
-                images = draw(generator, chosen, indices, config.seed, sampling, config.precision, config.size)
-                for i, pixels in zip(indices, images, strict=True):
-                    with written_whole(_file(folder, i)) as temporary:
-                        Image.fromarray(pixels).save(temporary, format="PNG")
-                bar.advance(len(indices))
-        together.wait()  # now all images are there
-        if together.first:
-            _collect(folder, config, len(labels))
-            print(f"samples: {folder}")
+            # Each process draws every n-th missing image.
+            mine = missing[world.rank :: world.size]
+            done = (len(labels) - len(missing)) // world.size
+            stream = None if world.first else io.StringIO()
+            with track("sampling", done + len(mine), "images", start=done, stream=stream) as bar:
+                for start in range(0, len(mine), config.batch_size):
+                    indices = mine[start : start + config.batch_size]
+                    chosen = [labels[i] for i in indices]
+                    images = draw(generator, chosen, indices, config.seed, sampling, config.precision, config.size)
+                    for i, pixels in zip(indices, images, strict=True):
+                        with written_whole(_file(folder, i)) as temporary:
+                            Image.fromarray(pixels).save(temporary, format="PNG")
+                    bar.advance(len(indices))
+            world.wait()
+            if world.first:
+                _collect(folder, config, len(labels))
+                print(f"samples: {folder}")
     return folder
 
 
@@ -157,96 +152,71 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
-def _claim(folder: Path, protocol: dict[str, Any], labels: list[int]) -> list[int]:
-    """Make `folder` that of these samples; returns the numbers of those that are not there yet, or damaged.
+def _take_up(folder: Path, settings: dict[str, Any], labels: list[int]) -> list[int]:
+    """Record settings and labels in the folder; return the numbers of the images that are missing or damaged.
 
-    A record without images counts for nothing, so that a first call that failed does not cost the folder.
+    A record without images does not count, so that a first call that failed does not cost the folder.
 
     Raises:
-        UserError: It holds other images, or its record cannot be read.
+        UserError: The folder has other images, or its record cannot be read.
     """
-    record = folder / _RECORD
-    present = {path.name for path in folder.glob("[0-9]*.png")}  # what evaluation takes for samples
+    present = {path.name for path in folder.glob("[0-9]*.png")}  # the images that evaluation takes for samples
+    listed = labels
     if present:
-        former = _read_record(record)
-        _check_same(folder, former, protocol)
-        told = former["labels"]
-        strangers = present - {_file(folder, i).name for i in range(len(told))}
-        if strangers:
-            raise UserError(
-                f"{folder / min(strangers)}: no sample that {record.name} tells of; choose another --output"
-            )
-        shared = min(len(labels), len(told))
-        if told[:shared] != labels[:shared]:
-            raise UserError(f"{folder} holds samples with other labels: choose another --output")
-        told = max(labels, told, key=len)
-    else:
-        told = labels
-    with written_whole(record) as temporary:
-        temporary.write_text(json.dumps({**protocol, "labels": told}) + "\n")
+        former = _read_record(folder / _RECORD)
+        _check_settings(folder, former, settings)
+        listed = max(labels, former["labels"], key=len)
+        foreign = present - {_file(folder, i).name for i in range(len(former["labels"]))}
+        if foreign:
+            raise UserError(f"{folder / min(foreign)} is not listed in {_RECORD}; {_REMEDY}")
+        if any(a != b for a, b in zip(labels, former["labels"], strict=False)):
+            raise UserError(f"{folder} has samples with other labels; {_REMEDY}")
+    with written_whole(folder / _RECORD) as temporary:
+        temporary.write_text(json.dumps({**settings, "labels": listed}) + "\n")
+
     files = [_file(folder, i) for i in range(len(labels))]
     there = [file for file in files if file.name in present]
-    kept = set(there) - _damaged(there)
-    return [i for i, file in enumerate(files) if file not in kept]
-
-
-def _damaged(files: Sequence[Path]) -> set[Path]:
-    """Those of the images that cannot be read, by a fault of the disk, say; told of, as they are drawn again."""
-    states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in files]
-    reasons = find_unreadable(len(files), lambda n: image_error(files[n]), lambda n: files[n], ("samples", states))
-    for number, reason in reasons.items():
-        print(f"{files[number]}: damaged, so it is drawn again ({reason})")
-    return {files[number] for number in reasons}
+    states = [(str(file), (state := file.stat()).st_size, state.st_mtime_ns) for file in there]
+    damaged = find_unreadable(len(there), lambda n: image_error(there[n]), lambda n: there[n], ("samples", states))
+    for number, reason in damaged.items():
+        print(f"{there[number]} is damaged, so it is drawn again ({reason})")
+        present.remove(there[number].name)
+    return [i for i, file in enumerate(files) if file.name not in present]
 
 
 def _has_record(folder: Path) -> bool:
-    """Whether a call wrote its record there, which it does first; refuses somebody else's of that name."""
+    """Return whether the folder has a record, which every call writes first; raise UserError for another file."""
     record = folder / _RECORD
     return record.exists() and bool(_read_record(record))
 
 
 def _read_record(record: Path) -> dict[str, Any]:
-    """What `samples.json` says of the images beside it."""
+    """Read `samples.json`."""
     try:
         former = read_json_object(record)
     except UserError as error:
-        raise UserError(f"{error}; choose another --output") from error
+        raise UserError(f"{error}; {_REMEDY}") from error
     if not isinstance(former.get("labels"), list) or "generator" not in former:
-        raise UserError(f"{record}: is no record of samples; choose another --output")
+        raise UserError(f"{record} is not a record of samples; {_REMEDY}")
     return former
 
 
-def _check_same(folder: Path, former: dict[str, Any], protocol: dict[str, Any]) -> None:
-    # Not by name: training again leaves other weights under the same name, and a folder that was moved holds the same.
-    if "fingerprint" not in former:
-        # Nothing tells whether its generator is this one, and a set drawn by two is no one's.
+def _check_settings(folder: Path, former: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raise UserError if the samples in a folder were drawn by other weights or with other settings."""
+    # Weights, not names: training again leaves other weights under the same name, and a moved folder has the same ones.
+    if former.get("fingerprint") != settings["fingerprint"]:
         raise UserError(
-            f"{folder} holds samples of a former version, which did not record the generator's fingerprint: "
-            "choose another --output"
+            f"{folder} has samples of another generator ({former['generator']}, which had other weights); {_REMEDY}"
         )
-    if former["fingerprint"] != protocol["fingerprint"]:
-        raise UserError(
-            f"{folder} holds samples of another generator ({former.get('generator')} as it was then, by its weights): "
-            "choose another --output"
-        )
-    before, now = (_settings(values) for values in (former, protocol))
-    for key, value in now.items():
-        if key not in before or before[key] != value:
-            raise UserError(
-                f"{folder} holds samples with another {key} ({before.get(key)}, not {value}): choose another --output"
-            )
-
-
-def _settings(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings in a record, those of sampling by their own names."""
-    sampling = values.get("sampling")
-    rest = {
-        key: value for key, value in values.items() if key not in ("generator", "fingerprint", "labels", "sampling")
-    }
-    return {**rest, **(sampling if isinstance(sampling, dict) else {})}
+    given = former.get("sampling")
+    before = former | (given if isinstance(given, dict) else {})
+    for key, value in (settings | settings["sampling"]).items():
+        if key not in ("generator", "sampling") and (key not in before or before[key] != value):
+            raise UserError(f"{folder} has samples with another {key} ({before.get(key)}, not {value}); {_REMEDY}")
 
 
 def _collect(folder: Path, config: Config, count: int) -> None:
+    """Write the grid and the npz."""
     if config.grid_columns:
         shown = min(count, 16 * config.grid_columns)
         pictures = np.stack([np.asarray(read_rgb(_file(folder, i))) for i in range(shown)])
@@ -257,7 +227,7 @@ def _collect(folder: Path, config: Config, count: int) -> None:
 
 
 def _write_npz(folder: Path, count: int) -> None:
-    """The images as `np.savez(arr_0=...)` writes them, one after the other: 50,000 of 256 px are 10 GB."""
+    """Write the images as `np.savez(arr_0=...)` does, one at a time: 50,000 images of 256 px are 10 GB."""
     shape = np.asarray(read_rgb(_file(folder, 0))).shape
     with (
         written_whole(folder / "samples.npz") as temporary,
@@ -269,5 +239,5 @@ def _write_npz(folder: Path, count: int) -> None:
         for i in range(count):
             pixels = np.asarray(read_rgb(_file(folder, i)))
             if pixels.shape != shape:
-                raise UserError(f"{_file(folder, i)}: is of another size than the samples before it")
+                raise UserError(f"{_file(folder, i)} has another size than the samples before it")
             member.write(pixels.tobytes())

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,29 +26,28 @@ from vavae.models.sampling import choose_labels
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
 from vavae.stages.initial import load_initial_transformer
-from vavae.stages.run_folder import check_same_data, finish, start_run, stream_seed
+from vavae.stages.run_folder import open_run, stream_seed
 from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.compile import Compilation, compile_network
 from vavae.training.float8 import use_float8
 from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.parallel import World, processes
-from vavae.training.run_log import check_loggers
+from vavae.training.parallel import World
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
-from vavae.training.trainer import Trainer, TrainingConfig, TrainingTask
+from vavae.training.trainer import TrainingConfig, TrainingTask
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import parse_size
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of the transformer; latent size, channels and classes come from the latents.
+    """Shape of the transformer; the latents give size, channels and classes.
 
     Attributes:
         size: S, B, L, XL, 1p0B or 1p6B with /1 or /2 for the patch size.
-        width: Channels of a token; null is the size's own, here and below.
+        width: Channels of a token (the paper's hidden_size); null is the value of `size`, here and below.
         depth: Number of blocks.
-        heads: Attention heads.
+        heads: Attention heads (the paper's num_heads).
         patch_size: Side of the square of latent pixels that makes one token.
         swiglu: SwiGLU instead of a GELU MLP.
         rope: Rotate queries and keys by position.
@@ -57,8 +55,8 @@ class TransformerConfig:
         qk_norm: Norm queries and keys.
         adaln_shift: Condition blocks by scale, shift and gate; without it by scale and gate.
         label_dropout: Probability that a label is replaced by "no label" in training; guidance needs it.
-        activation_checkpointing: What training keeps for the backward pass: `none` keeps all, `selective` computes
-            all but matrix products and attention again, `full` computes each block again.
+        activation_checkpointing: Which activations training recomputes in the backward pass: `none`; `selective`, all
+            except matrix products and attention; or `full`, each block.
     """
 
     size: str = "XL/1"
@@ -75,10 +73,10 @@ class TransformerConfig:
     activation_checkpointing: Recomputation = "none"
 
     def resolve(self, latent_channels: int, latent_size: Size, num_classes: int) -> LightningDiTConfig:
-        """The full shape for given latents.
+        """Return the complete shape for given latents.
 
         Raises:
-            UserError: No such size, or numbers that do not fit each other.
+            UserError: The size does not exist, or the numbers do not fit together.
         """
         given = {name: getattr(self, name) for name in ("width", "depth", "heads", "patch_size")}
         switches = ("swiglu", "rope", "rmsnorm", "qk_norm", "adaln_shift", "label_dropout")
@@ -97,25 +95,25 @@ class Config:
     """Train a diffusion transformer.
 
     Attributes:
-        output: Run folder; a second call with the same recipe goes on where the first stopped.
+        output: Run folder; a second call with the same recipe resumes the run.
         latents: Folder that `vavae encode` wrote.
-        tokenizer: Folder or hub id of the tokenizer that made the latents; it goes into the generator's folder.
+        tokenizer: Folder or hub id of the tokenizer that made the latents; the generator's folder gets a copy.
         transformer: Shape of the network.
         initial: Starting weights: a generator's folder or hub id, the run folder of an earlier training, or a
-            published checkpoint; null starts from random ones. Width, depth, heads and switches must be its own;
-            what depends on classes, channels, patch or latent size is new where those differ.
-        flow: What is learned.
-        normalisation: Whose statistics normalise the latents: those stored with the latents, or the tokenizer's
-            (SD-VAE's one scaling factor, say).
-        flip: Use the latents of mirrored images for half of the samples, where the folder has them.
-        sampling: Defaults that the generator is saved with.
+            published checkpoint; null starts from random weights. Width, depth, heads and switches must be the same;
+            layers that depend on classes, channels, patch or latent size are new if these differ.
+        flow: Path, prediction and times of flow matching.
+        normalisation: Whose statistics normalize the latents: the statistics stored with the latents, or the
+            tokenizer's, for example SD-VAE's one scaling factor.
+        flip: Use the latents of mirrored images for half of the samples, if the folder has them.
+        sampling: Defaults that are saved with the generator.
         optimizer: Optimizer of the transformer.
         training: How long and how.
-        compile: Compile with torch.compile: `true` the whole transformer as one graph; `blocks` each block, which takes
-            a fraction of the time to compile and goes with `training.parallel shard`.
+        compile: Compile with torch.compile: `true` compiles the transformer as one graph; `blocks` compiles each block,
+            which takes a fraction of the time and works with `training.parallel shard`.
         fp8: Matrix products of the blocks in fp8 (extra `fp8`; Ada, Hopper or newer GPUs).
-        latents_on_device: Keep all latents in the GPU's memory; null does so where they fit into half of what is free.
-        validation_latents: Folder of latents to measure the validation loss on; null has none.
+        latents_on_device: Keep all latents in the GPU's memory; null does so if they fit into half of the free memory.
+        validation_latents: Folder of latents for the validation loss; null measures none.
         frechet: Fréchet distance of few samples, every `training.validation_images`.
     """
 
@@ -141,22 +139,22 @@ class Config:
     def __post_init__(self) -> None:
         check_rhythm(self.frechet.samples, self.training.validation_images)
         if self.validation_latents is not None and self.training.validation_images is None:
-            raise UserError("validation_latents: needs training.validation_images, which says how often to measure")
+            raise UserError("validation_latents needs training.validation_images, the images between two measurements")
         if self.compile is True and self.training.parallel == "shard":
-            # What FSDP2 does before and after a block cannot be part of a graph.
-            raise UserError("compile: true makes one graph of all, which training.parallel shard forbids; use blocks")
+            # The work of FSDP2 before and after a block cannot be part of a graph.
+            raise UserError("compile must be blocks with training.parallel shard, got true")
         if self.sampling.guidance is not None and self.transformer.label_dropout == 0:
             raise UserError(
-                f"sampling.guidance_scale: {self.sampling.guidance_scale} needs samples without a label, which "
-                "transformer.label_dropout 0 never trains"
+                "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a "
+                f"label, got {self.sampling.guidance_scale}"
             )
         if self.optimizer.kind == "muon" and self.training.parallel == "shard":
-            raise UserError("optimizer.kind: muon needs whole matrices; train with training.parallel replicate")
+            raise UserError("optimizer.kind muon needs whole matrices: choose training.parallel replicate")
 
 
-# Gradients are means over images, so that parts of a batch add up to the batch but for rounding.
+# Gradients are means over images, so micro-batches change rounding only.
 _FREE = ("training.micro_batch",)
-# The validation loss is of so many latents at most.
+# At most this many latents are used for the validation loss.
 _VALIDATION_LATENTS = 2048
 
 
@@ -168,7 +166,7 @@ class _Batch:
 
 
 class TransformerTask(TrainingTask):
-    """What the engine trains in stage 2."""
+    """The training of a transformer: network, batches, loss, validation, previews."""
 
     averaged: Sequence[str] = ("transformer",)
 
@@ -195,15 +193,15 @@ class TransformerTask(TrainingTask):
         self.modules: Mapping[str, nn.Module] = {"transformer": self.transformer}
         self._model = compile_network(self.transformer, list(self.transformer.blocks), config.compile)
 
-    def start_run(self) -> str | None:
-        """Load the recipe's starting weights; returns what was taken from where."""
+    def begin(self) -> str | None:
+        """Load the recipe's starting weights, and return a line that names them."""
         if self.config.initial is None:
             return None
         names = self.latents.class_names
         return load_initial_transformer(self.config.initial, self.transformer, self.config.flow, self.statistics, names)
 
     def identity(self) -> dict[str, str]:
-        """Fingerprints of what the recipe names: latents, tokenizer, and the statistics in use."""
+        """Return the fingerprints of latents, tokenizer and statistics."""
         numbers = torch.cat([self.statistics.mean, self.statistics.std]).cpu().numpy().tobytes()
         return {
             "latents": self.latents.fingerprint(),
@@ -252,7 +250,7 @@ class TransformerTask(TrainingTask):
         return {name: value.detach() for name, value in terms.items()}
 
     def _loss(self, batch: _Batch, purpose: str, label_dropout: float) -> dict[str, Tensor]:
-        """Mean terms of a batch; noise, times and dropped labels are functions of the positions and `purpose`."""
+        """Return the mean terms of a batch; noise, times and dropped labels depend on positions and `purpose` only."""
         seed, positions = self.config.training.seed, batch.positions
         noise = rng.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
         drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device)
@@ -271,7 +269,7 @@ class TransformerTask(TrainingTask):
         return {name: value.mean() for name, value in terms.items()}
 
     def prepare_validation(self) -> None:
-        """Open and check the validation latents; and, if asked for, the feature network and its reference."""
+        """Open and check the validation latents; if a distance is asked for, load its network and reference."""
         if self.config.validation_latents is not None:
             self.world.once(self._validation.verify)
         if self.config.frechet.samples:
@@ -279,7 +277,7 @@ class TransformerTask(TrainingTask):
 
     @torch.no_grad()
     def validate(self, states: Mapping[str, Mapping[str, Tensor]], at_once: int | None = None) -> dict[str, Tensor]:
-        """Terms on validation latents, and the Fréchet distance of samples of the averaged model, if asked for."""
+        """Return terms on validation latents and, if asked for, the Fréchet distance of the averaged model."""
         terms = self._validation_loss(at_once) if self.config.validation_latents is not None else {}
         if self.config.frechet.samples:
             terms["frechet"] = self._distance(self.generator(states["transformer"], {}), self.config.training.seed)
@@ -291,14 +289,14 @@ class TransformerTask(TrainingTask):
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
     def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:
-        """Terms on some latents of all the validation folder, with the same noise and times each time."""
+        """Return mean terms on validation latents, with the same noise and times each time."""
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
             latents, labels = self._validation.get(part[0], normalize=False)
             batch = _Batch(part[0], self.statistics.normalize(latents).to(self.device), labels.to(self.device))
             return self._loss(batch, "validation ", 0.0)
 
-        # Processes that share the parameters gather them together, so all must take the same number of parts.
+        # Processes with sharded parameters gather them together, so all must have the same number of chunks.
         portions = Chunks(at_once or self.config.training.batch_size // self.world.size, halve=not self._sharded)
         self.transformer.eval()
         terms = mean_terms(portions, shard_of(_VALIDATION_LATENTS, len(self._validation), self.world), measure)
@@ -309,16 +307,18 @@ class TransformerTask(TrainingTask):
     def _validation(self) -> LatentDataset:
         dataset = LatentDataset(str(self.config.validation_latents))
         if dataset.shape != self.latents.shape:
-            raise UserError(f"validation_latents: shape {dataset.shape} differs from {self.latents.shape}")
+            raise UserError(
+                f"validation_latents must have the shape of latents, {self.latents.shape}, got {dataset.shape}"
+            )
         _check_classes(dataset, self.latents)
         settings, own = dataset.settings, self.latents.settings
         if settings is not None and own is not None and settings.tokenizer != own.tokenizer:
-            raise UserError(f"validation_latents: {dataset.folder} was encoded by another tokenizer than latents")
+            raise UserError(f"validation_latents must be encoded by the tokenizer of latents, got {dataset.folder}")
         return dataset
 
     @cached_property
     def _work(self) -> StepWork:
-        """Counted on the meta device."""
+        """FLOPs of an image, counted on the meta device."""
         config = self.transformer.config
         with torch.device("meta"):
             model = LightningDiT.from_config(config)
@@ -330,7 +330,7 @@ class TransformerTask(TrainingTask):
         return self._work
 
     def step_bytes(self, images: int) -> int:
-        """Counted on one step with tensors that hold no numbers, on a CPU and not compiled."""
+        """Estimate the peak memory of one step with fake tensors, on a CPU and not compiled."""
         config = self.transformer.config
 
         def step() -> None:
@@ -369,7 +369,7 @@ class TransformerTask(TrainingTask):
         image_grid(to_uint8(generator.tokenizer.decode(latents.float())).cpu().numpy(), columns=8).save(path)
 
     def generator(self, state: Mapping[str, Tensor], provenance: dict[str, Any]) -> Generator:
-        """A generator with the given weights."""
+        """Return a generator with the given weights."""
         transformer = LightningDiT.from_config(self.transformer.config)
         transformer.load_state_dict(dict(state))
         names = self.latents.class_names
@@ -386,35 +386,35 @@ class TransformerTask(TrainingTask):
 
 
 def _check_classes(validation: LatentDataset, latents: LatentDataset) -> None:
-    """Labels of one set mean nothing in another: refuse validation latents of other classes.
+    """Check that validation latents have the classes of the training latents.
 
     Raises:
-        UserError: The names of the classes differ, or one lies beyond those that are trained.
+        UserError: The names of the classes differ, or the training latents lack a class.
     """
     there, here = validation.class_names, latents.class_names
     if there and here and there != here:
         different = [(a, b) for a, b in zip(there, here, strict=False) if a != b]
         which = f"'{different[0][0]}' for '{different[0][1]}'" if different else f"{len(there)} for {len(here)}"
-        raise UserError(f"validation_latents: {validation.folder} has other classes than latents: {which}")
+        raise UserError(f"validation_latents must have the classes of latents, got {which} in {validation.folder}")
     if len(validation) and int(validation.labels.max()) >= latents.num_classes:
         raise UserError(
-            f"validation_latents: {validation.folder} has class {int(validation.labels.max())}, "
-            f"latents only {latents.num_classes} classes"
+            f"validation_latents must have classes below {latents.num_classes}, as latents have, got "
+            f"{int(validation.labels.max())} in {validation.folder}"
         )
 
 
 def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenizer) -> None:
-    """Latents of one tokenizer, decoded by another, would be noise: refuse the pair before a long training.
+    """Check that the tokenizer made the latents: another one would decode samples to noise.
 
     Raises:
-        UserError: The latents say that another tokenizer made them, or have other channels.
+        UserError: The latents record another tokenizer, or have other channels.
     """
     if latents.shape[0] != tokenizer.latent_channels:
         raise UserError(
             f"latents: {config.latents} has {latents.shape[0]} channels, the tokenizer {config.tokenizer} "
             f"has {tokenizer.latent_channels}"
         )
-    made_by = latents.settings.tokenizer if latents.settings is not None else ""  # the published layout does not say
+    made_by = latents.settings.tokenizer if latents.settings is not None else ""  # the published layout has no record
     given = fingerprint(tokenizer) if made_by else ""
     if made_by != given:
         raise UserError(
@@ -424,14 +424,14 @@ def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenize
 
 
 def _check_patch(config: Config, latent_size: Size) -> None:
-    """Raise UserError where latents are no whole number of patches: in the recipe's words, which has no latent size."""
+    """Raise UserError if the latent size is not a multiple of the patch size."""
     patch = config.transformer.patch_size
     if patch is None:
         patch = parse_size(config.transformer.size)[1]
     if patch > 0 and any(side % patch for side in height_width(latent_size)):
         raise UserError(
-            f"latents: those in {config.latents} are of {format_size(latent_size)}, no multiple of the transformer's "
-            f"patch {patch}"
+            f"latents must have a size that is a multiple of the transformer's patch {patch}, got "
+            f"{format_size(latent_size)} in {config.latents}"
         )
 
 
@@ -440,40 +440,26 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
 
     Args:
         config: The recipe.
-        any_recipe: See `start_run`.
+        any_recipe: As for `open_run`.
 
     Raises:
-        UserError: Latents, tokenizer or recipe are wrong.
+        UserError: The latents, the tokenizer or the recipe are wrong.
         KeyboardInterrupt: A stop was asked for; the state is saved.
     """
-    folder = Path(config.output)
-    done = folder / "generator"
-    device = resolve_device(config.training.device)
-    with ExitStack() as held:
-        world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: start_run(folder, config, done, "generator", held, _FREE, any_recipe)):
-            return Generator.from_pretrained(done, device)
-        check_loggers(config.training)
+    with open_run(config, "generator", _FREE, any_recipe) as run:
+        if run.finished:
+            return Generator.from_pretrained(run.result, run.device)
         latents = LatentDataset(config.latents)
         names = latents.class_names or tuple(str(number) for number in range(latents.num_classes))
-        world.once(lambda: report("latents", len(latents), names, Found(f"folder {latents.folder}"), folder))
+        run.world.once(lambda: report("latents", len(latents), names, Found(f"folder {latents.folder}"), run.folder))
         # A published tokenizer may come without statistics: the latents have them.
         statistics = latents.statistics if config.normalisation == "latents" else None
         tokenizer = Tokenizer.from_pretrained(config.tokenizer, statistics=statistics)
-        world.once(latents.verify)
-        task = TransformerTask(config, latents, tokenizer, world)
-        world.once(lambda: check_same_data(folder, task.identity()))
-        engine = Trainer(task, config.training, folder, world)
-        engine.run("transformer")
-        generator = task.generator(
-            engine.averaged_state("transformer"),
-            {
-                "latents": f"{len(task.latents):,} of shape {tuple(task.latents.shape)}",
-                "images_seen": engine.images_seen,
-                "seed": config.training.seed,
-                **({} if config.initial is None else {"initial": config.initial}),
-                "hours": round(engine.seconds / 3600, 3),
-            },
-        )
-        world.once(lambda: finish(generator, done, "generator"))
+        run.world.once(latents.verify)
+        task = TransformerTask(config, latents, tokenizer, run.world)
+        run.record_data(task.identity)
+        trainer = run.train(task, "transformer")
+        provenance = {"latents": f"{len(latents):,} of shape {latents.shape}", **run.provenance(trainer)}
+        generator = task.generator(trainer.averaged_state("transformer"), provenance)
+        run.finish(generator)
         return generator

@@ -1,7 +1,6 @@
-"""Stage 1: train a visual tokenizer, aligned with a teacher (VA-VAE, arXiv 2501.01423)."""
+"""Stage 1: train a visual tokenizer that is aligned with a teacher (VA-VAE, arXiv 2501.01423)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import rng
-from vavae.config.image_size import Size, as_size, format_size, height_width, num_pixels
+from vavae.config.image_size import format_size, height_width, num_pixels
 from vavae.data import (
     BatchLoader,
     ImageSource,
@@ -41,65 +40,35 @@ from vavae.models import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.initial import load_initial
-from vavae.stages.run_folder import check_same_data, finish, start_run, stream_seed
+from vavae.stages.run_folder import open_run, stream_seed
 from vavae.teachers import FeatureCache, Teacher, load_teacher
+from vavae.teachers.config import TeacherConfig as TeacherConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
 from vavae.training.compile import compile_methods
 from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.parallel import World, processes
-from vavae.training.run_log import check_loggers
+from vavae.training.parallel import World
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
-from vavae.training.trainer import Trainer, TrainingConfig, TrainingTask
+from vavae.training.trainer import TrainingConfig, TrainingTask
 
-# A set up to this size is decoded once and kept in memory.
+# A data set up to this size is decoded once and kept in memory.
 _IN_MEMORY_BYTES = 2_000_000_000
-# What is worked on at once without gradients: 32 images of 256 px, about 5 GB in the published autoencoder.
+# Pixels of one pass without gradients: 32 images of 256 px take about 5 GB in the published autoencoder.
 _PIXELS_AT_ONCE = 32 * 256**2
-# The validation terms are of so many test images at most.
+# At most this many test images are used for the validation terms.
 _VALIDATION_IMAGES = 512
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
-    """The frozen foundation model that latents are aligned with.
-
-    Attributes:
-        name: Short name (`dinov2-large`, …; an unknown one lists all), local folder or hub id.
-        input_size: To which images are resized for it: one number or [height, width]; null is the teacher's own, and
-            for images that are not square about its area in their shape (in SAM's one square they are squeezed).
-        normalization: `default` is the one it was trained with; `published` feeds it raw [-1, 1], as the published
-            VA-VAE does, whose DINOv2 and MAE take square input only.
-        cache_features: Run the teacher once over the training images and keep its features on the disk. Needs
-            images that are the same each time: centre crop, no flips.
-        features_folder: Where these features are kept, so that several runs on the same images share them; null is
-            the run folder.
-        features_on_device: Keep these features in the GPU's memory; null does so where they fit into a quarter of
-            what is free.
-    """
-
-    name: str = "dinov2-large"
-    input_size: Size | None = None
-    normalization: str = "default"
-    cache_features: bool = False
-    features_folder: str | None = None
-    features_on_device: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.input_size is not None:
-            object.__setattr__(self, "input_size", as_size("teacher.input_size", self.input_size))
-
-
-@dataclass(frozen=True)
 class StageConfig:
-    """A later part of the run, in which the alignment differs; null keeps what was.
+    """A later part of the run in which the alignment differs; null keeps the value.
 
     Attributes:
-        from_images: Images seen when it begins.
+        from_images: Images seen when the stage begins.
         weight: Factor of the alignment term.
         cos_margin: Margin of the cosine loss.
         distance_margin: Margin of the distance-matrix loss.
-        train_projection: Whether the projection goes on learning.
+        train_projection: Whether the projection keeps learning.
     """
 
     from_images: int
@@ -108,8 +77,12 @@ class StageConfig:
     distance_margin: float | None = None
     train_projection: bool | None = None
 
+    def __post_init__(self) -> None:
+        if self.from_images < 0:
+            raise UserError(f"stages.from_images must be at least 0, got {self.from_images}")
+
     def applied(self, objective: ObjectiveConfig) -> ObjectiveConfig:
-        """The objective from this stage on, where `objective` was in force before."""
+        """Return the objective of this stage, given the objective before it."""
         names = ("weight", "cos_margin", "distance_margin", "train_projection")
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return replace(objective, alignment=replace(objective.alignment, **changes))
@@ -120,17 +93,17 @@ class Config:
     """Train a tokenizer.
 
     Attributes:
-        output: Run folder; a second call with the same recipe goes on where the first stopped.
+        output: Run folder; a second call with the same recipe resumes the run.
         data: Training images.
         tokenizer: Shape of the autoencoder.
-        initial: Starting weights: the run folder of an earlier training (autoencoder, projection and discriminator
-            go on), a tokenizer's folder or hub id, or a published checkpoint; null starts from random ones.
+        initial: Starting weights: the run folder of an earlier training (for autoencoder, projection and
+            discriminator), a tokenizer's folder or hub id, or a published checkpoint; null starts from random weights.
         teacher: Used when the alignment term is enabled.
-        objective: All loss terms, as the run begins.
-        stages: What changes in the alignment later, in the order of their images: the published model's three stages
+        objective: All loss terms at the beginning of the run.
+        stages: Later changes of the alignment, in the order of `from_images`: the three stages of the published model
             are one recipe.
-        optimizer: Of autoencoder and projection.
-        discriminator_optimizer: Of the discriminator.
+        optimizer: Optimizer of autoencoder and projection.
+        discriminator_optimizer: Optimizer of the discriminator.
         training: How long and how.
         compile: Compile encoder, decoder and LPIPS with torch.compile, each as one graph.
         frechet: Fréchet distance of few reconstructions, every `training.validation_images`.
@@ -154,16 +127,19 @@ class Config:
         self.objective.perceptual.check_size(self.data.size)
         self.objective.adversarial.check_size(self.data.size, self.training.images)
         if self.teacher.cache_features and (self.data.crop == "random" or self.data.flip):
-            raise UserError("teacher.cache_features: needs data.crop center and data.flip false")
+            raise UserError("teacher.cache_features needs data.crop center and data.flip false")
         if any(a.from_images >= b.from_images for a, b in pairwise(self.stages)):
-            raise UserError("stages: from_images must rise from stage to stage")
+            raise UserError("stages.from_images must rise from stage to stage")
         if self.stages and not self.objective.alignment.enabled:
-            raise UserError("stages: they change the alignment, which objective.alignment.enabled turns off")
+            raise UserError("stages change the alignment, so objective.alignment.enabled must be true")
         if any(stage.train_projection for stage in self.stages) and not self.objective.alignment.train_projection:
-            raise UserError("stages: a projection that begins frozen has no optimizer, and stays frozen")
+            raise UserError(
+                "stages.train_projection needs objective.alignment.train_projection true: a projection that is frozen "
+                "at the beginning has no optimizer"
+            )
         check_rhythm(self.frechet.samples, self.training.validation_images)
         if self.training.parallel == "shard":
-            raise UserError("training.parallel: the tokenizer is replicated; its state is small beside its activations")
+            raise UserError("training.parallel must be replicate for a tokenizer, got shard: its state is small")
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -171,11 +147,11 @@ class Config:
         return self.tokenizer.latent_channels, *self.data.latent_size(self.tokenizer.factor)
 
     def stage_at(self, images_seen: int) -> int:
-        """Number of the stage in force, from 0."""
+        """Return the number of stages that have begun."""
         return sum(images_seen >= stage.from_images for stage in self.stages)
 
     def objective_at(self, images_seen: int) -> ObjectiveConfig:
-        """The objective in force."""
+        """Return the objective after `images_seen` images."""
         objective = self.objective
         for stage in self.stages[: self.stage_at(images_seen)]:
             objective = stage.applied(objective)
@@ -190,11 +166,11 @@ class _Batch:
 
 
 def compile_tokenizer(autoencoder: AutoencoderKL, objective: TokenizerObjective) -> None:
-    """Compile what takes the time.
+    """Compile the networks that take most of the time.
 
-    The last layers of encoder and decoder stay outside the graphs: adaptive weights ask for gradients at them alone,
-    and a graph gives all of its gradients or none. For the same reason the discriminator is not compiled: it is passed
-    back once for the images and once for its parameters.
+    The last layers of encoder and decoder stay outside the graphs: adaptive weights need the gradients of these layers
+    only, and a graph computes all of its gradients or none. For the same reason the discriminator is not compiled: it
+    has one backward pass for the images and one for its parameters.
     """
     compile_methods(autoencoder.encoder, "features")
     compile_methods(autoencoder.decoder, "features")
@@ -203,7 +179,7 @@ def compile_tokenizer(autoencoder: AutoencoderKL, objective: TokenizerObjective)
 
 
 class TokenizerTask(TrainingTask):
-    """What the engine trains in stage 1."""
+    """The training of a tokenizer: networks, batches, loss, validation, previews."""
 
     averaged: Sequence[str] = ("autoencoder",)
 
@@ -230,8 +206,8 @@ class TokenizerTask(TrainingTask):
         if config.compile:
             compile_tokenizer(self.autoencoder, self.objective)
 
-    def start_run(self) -> str | None:
-        """Load the recipe's starting weights; returns what was taken from where."""
+    def begin(self) -> str | None:
+        """Load the recipe's starting weights, and return a line that names them."""
         if self.config.initial is None:
             return None
         return load_initial(self.config.initial, self.autoencoder, self.objective)
@@ -258,7 +234,7 @@ class TokenizerTask(TrainingTask):
         if not self.world.first:
             cache = FeatureCache(kept, teacher, grid, images, len(self.source))
         wanted = config.teacher.features_on_device
-        # A quarter, not the half that latents may take: networks and their activations are yet to come.
+        # A quarter, where latents may take half: networks and activations need the rest.
         if wanted or (wanted is None and fits_on(self.device, cache.size_bytes, 1 / 4)):
             cache.to_device(self.device)
         return teacher, cache
@@ -297,7 +273,7 @@ class TokenizerTask(TrainingTask):
                 for index, position in zip(indices, positions, strict=True)
             ]
             pixels = torch.from_numpy(np.stack([np.array(crop) for crop in crops]))
-        if self.features is None or self.features.resident:  # those on the device are taken when the batch is made
+        if self.features is None or self.features.resident:  # resident features are read when the batch is made
             return pixels, None
         return pixels, self.features.get(indices)
 
@@ -332,14 +308,14 @@ class TokenizerTask(TrainingTask):
         return 2 * self.config.stage_at(images_seen) + self.objective.adversarial_active(images_seen)
 
     def prepare_validation(self) -> None:
-        """Open the test images; and load the feature network and run it on them, if a distance is asked for."""
+        """Open the test images; if a distance is asked for, load the feature network and run it on them."""
         _ = self._validation
         if self.config.frechet.samples:
             _ = self._distance
 
     @torch.no_grad()
     def validate(self, states: Mapping[str, Mapping[str, Tensor]], at_once: int | None = None) -> dict[str, Tensor]:
-        """Terms of the present model on test images, and the averaged model's Fréchet distance, if asked for."""
+        """Return the live model's terms on test images and, if asked for, the averaged model's Fréchet distance."""
         terms = self._validation_terms(at_once)
         if self.config.frechet.samples:
             terms["frechet"] = self._distance(self.averaged_model(states["autoencoder"]))
@@ -353,12 +329,12 @@ class TokenizerTask(TrainingTask):
         )
 
     def _portions(self, at_once: int | None) -> Chunks:
-        """Parts for work without gradients: of as many images as in training, or few large ones."""
+        """Return the chunks for work without gradients: the images of a training step, or fewer large images."""
         share = self.config.training.batch_size // self.world.size
         return Chunks(min(at_once or share, max(1, _PIXELS_AT_ONCE // num_pixels(self.config.data.size))))
 
     def _validation_terms(self, at_once: int | None) -> dict[str, Tensor]:
-        """Terms of the present model on some of all the test images."""
+        """Return the live model's mean terms on test images; the processes share them."""
         data = self.config.data
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
@@ -379,7 +355,7 @@ class TokenizerTask(TrainingTask):
         return self.world.once(lambda: self.config.data.open("test", self._folder, "validation"))
 
     def _imagined(self, count: int, compute_dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-        """One step of `count` images, the teacher left out and the discriminator at work; within FakeTensorMode."""
+        """Return a training step of `count` images with discriminator and without teacher, for FakeTensorMode."""
         config, size = self.config, self.config.data.size
         start = config.objective.adversarial.start_images
         autoencoder = AutoencoderKL.from_config(config.tokenizer)
@@ -399,7 +375,7 @@ class TokenizerTask(TrainingTask):
 
     @cached_property
     def _work(self) -> StepWork:
-        """Counted with tensors that hold no numbers; the teacher on one real image."""
+        """FLOPs of an image, counted with fake tensors; for the teacher, with one real image."""
         with FakeTensorMode():
             flops = count_flops(self._imagined(1))
         if self.teacher is not None and self.features is None:
@@ -408,7 +384,7 @@ class TokenizerTask(TrainingTask):
         return StepWork(flops)
 
     def step_bytes(self, images: int) -> int:
-        """Counted on one step with tensors that hold no numbers, on a CPU and not compiled; and frozen networks."""
+        """Estimate the peak memory of one step with fake tensors on a CPU, not compiled, plus frozen networks."""
         frozen = [module for module in (self.teacher, self.objective.perceptual) if module is not None]
         weights = [weight for module in frozen for weight in (*module.parameters(), *module.buffers())]
         with FakeTensorMode():
@@ -430,18 +406,20 @@ class TokenizerTask(TrainingTask):
         image_grid(to_uint8(both).numpy(), columns=len(images)).save(path)
 
     def averaged_model(self, state: Mapping[str, Tensor]) -> AutoencoderKL:
-        """An autoencoder in eval mode with the given weights."""
+        """Return an autoencoder in eval mode with the given weights."""
         model = AutoencoderKL.from_config(self.config.tokenizer)
         model.load_state_dict(dict(state))
         return model.eval().to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def statistics(self, model: AutoencoderKL, at_once: int | None = None) -> LatentStatistics:
-        """Mean and standard deviation of one posterior sample of every training image. All processes share the work.
+        """Return mean and standard deviation per channel of one posterior sample of every training image.
+
+        The processes share the images.
 
         Args:
-            model: Whose latents.
-            at_once: As for `validate`. The sums are in float64, so the numbers do not depend on it but for rounding.
+            model: The encoder.
+            at_once: As for `validate`. The sums are in float64, so it changes rounding only.
         """
         config = self.config
         running = RunningStatistics(config.tokenizer.latent_channels)
@@ -472,41 +450,28 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
 
     Args:
         config: The recipe.
-        any_recipe: See `start_run`.
+        any_recipe: As for `open_run`.
 
     Raises:
-        UserError: Images, teacher or recipe are wrong.
+        UserError: The images, the teacher or the recipe are wrong.
         KeyboardInterrupt: A stop was asked for; the state is saved.
     """
-    folder = Path(config.output)
-    done = folder / "tokenizer"
-    device = resolve_device(config.training.device)
-    with ExitStack() as held:
-        world = held.enter_context(processes(config.training.device))
-        if world.once(lambda: start_run(folder, config, done, "tokenizer", held, any_recipe=any_recipe)):
-            return Tokenizer.from_pretrained(done, device)
-        check_loggers(config.training)
-        # The first process lists and checks them for all: a set may have millions, and each node its own cache.
-        source = world.once(lambda: config.data.open("train", folder))
-        world.once(lambda: check_same_data(folder, {"data.images": source.fingerprint()}))
+    with open_run(config, "tokenizer", any_recipe=any_recipe) as run:
+        if run.finished:
+            return Tokenizer.from_pretrained(run.result, run.device)
+        # The first process lists and checks the images for all: a set may have millions, and each node its own cache.
+        source = run.world.once(lambda: config.data.open("train", run.folder))
+        run.record_data(lambda: {"data.images": source.fingerprint()})
         if len(source) * 3 * num_pixels(config.data.size) <= _IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)
-        task = TokenizerTask(config, source, folder, world)
-        engine = Trainer(task, config.training, folder, world)
-        engine.run("tokenizer")
-        model = task.averaged_model(engine.averaged_state("autoencoder"))
-        tokenizer = Tokenizer(model, task.statistics(model, engine.at_once), _provenance(config, source, engine))
-        world.once(lambda: finish(tokenizer, done, "tokenizer"))
+        task = TokenizerTask(config, source, run.folder, run.world)
+        trainer = run.train(task, "tokenizer")
+        model = task.averaged_model(trainer.averaged_state("autoencoder"))
+        provenance = {
+            "images": f"{source.name}, {len(source):,} images of {format_size(config.data.size)} px",
+            "teacher": config.teacher.name if config.objective.alignment.enabled else "none",
+            **run.provenance(trainer),
+        }
+        tokenizer = Tokenizer(model, task.statistics(model, trainer.at_once), provenance)
+        run.finish(tokenizer)
         return tokenizer
-
-
-def _provenance(config: Config, source: ImageSource, engine: Trainer) -> dict[str, object]:
-    aligned = config.objective.alignment.enabled
-    return {
-        "images": f"{source.name}, {len(source):,} images of {format_size(config.data.size)} px",
-        "images_seen": engine.images_seen,
-        "teacher": config.teacher.name if aligned else "none",
-        "seed": config.training.seed,
-        **({} if config.initial is None else {"initial": config.initial}),
-        "hours": round(engine.seconds / 3600, 3),
-    }
