@@ -79,7 +79,7 @@ def test_the_transformer_recipe_is_ours(tmp_path: Path) -> None:
     assert recipe.command == "train-dit"
     ours = load_recipe(train_dit.Config, RECIPES / "lightningdit-xl-64ep.yaml")
     config = from_plain(train_dit.Config, recipe.values)
-    for name in ("transformer", "flow", "sampling", "normalisation", "flip"):
+    for name in ("transformer", "flow", "sampling", "normalization", "flip"):
         assert getattr(config, name) == getattr(ours, name), name
     assert config.optimizer == ours.optimizer
     for name in ("images", "batch_size", "seed", "ema_decay", "ema_warmup", "precision"):
@@ -133,13 +133,13 @@ def test_every_switch_counts(tmp_path: Path) -> None:
     assert config.sampling.shift == 0
     assert config.optimizer.gradient_clip == 1.0
     assert config.optimizer.learning_rate == 1e-4
-    assert config.normalisation == "tokenizer"
+    assert config.normalization == "tokenizer"
     assert any("0.18215 must be the tokenizer's" in part.why for part in recipe.left_aside)
 
 
 def test_without_a_word_on_latents_the_published_defaults_hold(tmp_path: Path) -> None:
     recipe = converted(tmp_path, LIGHTNINGDIT, data={"data_path": "latents"})
-    assert recipe.values["normalisation"] == "tokenizer"
+    assert recipe.values["normalization"] == "tokenizer"
     assert any("0.18215 must be the tokenizer's" in part.why for part in recipe.left_aside)
 
 

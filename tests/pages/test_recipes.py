@@ -281,7 +281,7 @@ def test_each_row_of_table_1_changes_what_it_says() -> None:
         {"transformer.swiglu"},
         {"transformer.rmsnorm"},
         {"transformer.rope"},
-        {"transformer.size", "latents", "tokenizer", "normalisation"},
+        {"transformer.size", "latents", "tokenizer", "normalization"},
     ]
     published = [re.search(r"Published: gFID ([\d.]+)", path.read_text()) for path in paths]
     assert [float(found[1]) for found in published if found] == [

@@ -1,4 +1,4 @@
-"""Training that starts from other weights, changes its times on the way, or normalises by the tokenizer."""
+"""Training that starts from other weights, changes its times on the way, or normalizes by the tokenizer."""
 
 from pathlib import Path
 

@@ -246,7 +246,7 @@ def test_statistics_of_another_normalization_are_warned_of(
     train_dit.run(still(tmp_path / "run", data, source))
     said = capsys.readouterr().out
     assert "initial: WARNING: its latents were normalized by other statistics" in said
-    assert "mean 1 and deviation 2, here" in said and "--normalisation tokenizer" in said
+    assert "mean 1 and deviation 2, here" in said and "--normalization tokenizer" in said
 
     def lines(source: str) -> list[str]:
         return load_initial_transformer(source, trained(), FlowConfig(), own).splitlines()

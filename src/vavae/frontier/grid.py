@@ -417,6 +417,7 @@ class Grid:
         """Return the hash of the recipe, the tokenizer and the settings of its latents."""
         own = _telling(to_plain(self.generator(cell)))
         del own["initial"]  # never set by a frontier, and newer than the first results
+        own["normalisation"] = own.pop("normalization")  # spelled so in the first results
         return digest("generator", own, self.tokenizer_name(cell.tokenizer), self._kind_of_latents)
 
     def shown_name(self, cell: Cell) -> str:

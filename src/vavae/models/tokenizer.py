@@ -326,7 +326,7 @@ def _published_statistics(path: Path) -> Path:
     if (found := statistics_file(path)) is not None:
         return found
     raise UserError(
-        f"{path}: comes without the statistics of its latents, which normalisation needs: pass statistics, either the "
+        f"{path}: comes without the statistics of its latents, which normalization needs: pass statistics, either the "
         f"published latents_stats.pt or the folder that 'vavae encode --tokenizer {path}' writes; or, with "
         "'vavae convert', the model's --scaling_factor and --shift_factor"
     )

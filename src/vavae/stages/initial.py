@@ -258,7 +258,7 @@ def _data_notes(
         if different:
             i = different[0]
             notes.append(f"class {i} was {found.class_names[i]!r} and is {class_names[i]!r}: rows are taken by number")
-    remedy = "train on latents of its tokenizer, with --tokenizer its tokenizer and --normalisation tokenizer"
+    remedy = "train on latents of its tokenizer, with --tokenizer its tokenizer and --normalization tokenizer"
     if found.statistics is None:
         notes.append(f"the statistics that normalized its latents are unknown; if they differ from these: {remedy}")
     elif found.statistics.channels == statistics.channels and not found.statistics.equals(statistics):

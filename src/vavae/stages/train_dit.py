@@ -103,7 +103,7 @@ class Config:
             published checkpoint; null starts from random weights. Width, depth, heads and switches must be the same;
             layers that depend on classes, channels, patch or latent size are new if these differ.
         flow: Path, prediction and times of flow matching.
-        normalisation: Whose statistics normalize the latents: the statistics stored with the latents, or the
+        normalization: Whose statistics normalize the latents: the statistics stored with the latents, or the
             tokenizer's, for example SD-VAE's one scaling factor.
         flip: Use the latents of mirrored images for half of the samples, if the folder has them.
         sampling: Defaults that are saved with the generator.
@@ -123,7 +123,7 @@ class Config:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     initial: str | None = None
     flow: FlowConfig = field(default_factory=FlowConfig)
-    normalisation: Literal["latents", "tokenizer"] = "latents"
+    normalization: Literal["latents", "tokenizer"] = "latents"
     flip: bool = True
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -161,7 +161,7 @@ _VALIDATION_LATENTS = 2048
 @dataclass(frozen=True)
 class _Batch:
     positions: Tensor  # (B,) int64
-    latents: Tensor  # (B, C, h, w), normalised
+    latents: Tensor  # (B, C, h, w), normalized
     labels: Tensor  # (B,) int64
 
 
@@ -183,7 +183,7 @@ class TransformerTask(TrainingTask):
         channels, height, width = latents.shape
         _check_tokenizer(config, latents, tokenizer)
         _check_patch(config, (height, width))
-        self.statistics = latents.statistics if config.normalisation == "latents" else tokenizer.statistics
+        self.statistics = latents.statistics if config.normalization == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
         torch.manual_seed(config.training.seed)
         self.transformer = LightningDiT.from_config(shape).to(self.device)
@@ -206,7 +206,7 @@ class TransformerTask(TrainingTask):
         return {
             "latents": self.latents.fingerprint(),
             "tokenizer": fingerprint(self.tokenizer),
-            "normalisation": hashlib.sha256(numbers).hexdigest(),
+            "normalization": hashlib.sha256(numbers).hexdigest(),
         }
 
     @property
@@ -453,7 +453,7 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         names = latents.class_names or tuple(str(number) for number in range(latents.num_classes))
         run.world.once(lambda: report("latents", len(latents), names, Found(f"folder {latents.folder}"), run.folder))
         # A published tokenizer may come without statistics: the latents have them.
-        statistics = latents.statistics if config.normalisation == "latents" else None
+        statistics = latents.statistics if config.normalization == "latents" else None
         tokenizer = Tokenizer.from_pretrained(config.tokenizer, statistics=statistics)
         run.world.once(latents.verify)
         task = TransformerTask(config, latents, tokenizer, run.world)

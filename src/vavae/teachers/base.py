@@ -150,7 +150,7 @@ class Teacher(nn.Module):
         if self._fingerprint is None:
             own, backbone = self.normalization, type(self.backbone).__name__
             # The hash of this text names cached features and is in stored results, so its spelling stays.
-            described = f"Normalisation(name={own.name!r}, mean={own.mean!r}, std={own.std!r})"
+            described = f"Normalization(name={own.name!r}, mean={own.mean!r}, std={own.std!r})"
             text = f"({self.input_size!r}, {described}, {str(self.dtype)!r}, {backbone!r})"
             digest = hashlib.sha256(text.encode())
             for name, tensor in sorted(self.backbone.state_dict().items()):

@@ -55,7 +55,7 @@ def _rebuild_tensor(
 def convert_inception(files: list[Path], folder: Path) -> None:
     """Write every weight under its attribute path inside the archive, without the outer wrapper `net.`.
 
-    A convolution `<path>` has `<path>.weight` (out, in, kh, kw) and its normalisation `<path>.beta`, `.mean`,
+    A convolution `<path>` has `<path>.weight` (out, in, kh, kw) and its normalization `<path>.beta`, `.mean`,
     `.var` (eps 1e-3, no gain).
     """
     with zipfile.ZipFile(files[0]) as archive:
