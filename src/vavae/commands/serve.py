@@ -22,7 +22,7 @@ class Config:
     Attributes:
         model: A generator's or a tokenizer's folder, or its hub id; `demo` comes with the package. A tokenizer alone
             reconstructs and interpolates. Published checkpoints are converted first (`vavae convert`).
-        host: Address to listen on; 127.0.0.1 is this machine alone, 0.0.0.0 lets others in, who need no password.
+        host: Address to listen on. 127.0.0.1 serves this machine alone; 0.0.0.0 serves others too, without a password.
         allowed_hosts: Further names under which a browser may reach the page, such as that of a proxy. Requests for
             other names are refused.
         port: Port to listen on; null takes the first free one from 7860 on.
@@ -39,21 +39,21 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.port is not None and not 1 <= self.port <= 65535:
-            raise UserError(f"port: {self.port} is not in 1..65535")
+            raise UserError(f"port must be from 1 to 65535, got {self.port}")
 
 
 def run(config: Config) -> None:
     """Serve until interrupted.
 
     Raises:
-        UserError: gradio is missing, the model cannot be read, or nobody can listen there.
+        UserError: gradio is missing, the model cannot be read, or the address or port cannot be used.
     """
     port = free_port(config)
     with tempfile.TemporaryDirectory(prefix="vavae-serve-") as kept:
-        # What visitors send and get lies in a folder of this run alone, and goes with it.
+        # Uploads and results are in a folder of this run alone, which is removed in the end.
         os.environ["GRADIO_TEMP_DIR"] = kept
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-        # gradio asks its own page whether it is there; a proxy must not stand between.
+        # gradio checks that its own page answers, which must not pass through a proxy.
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1,::1", config.host]))
         try:
@@ -70,7 +70,7 @@ def run(config: Config) -> None:
 
 
 def launch(page: Any, config: Config, port: int) -> None:
-    """Start to serve `page` in threads."""
+    """Serve `page` in threads."""
     from starlette.middleware import Middleware
 
     from vavae.serve.guard import KnownHosts
@@ -101,15 +101,15 @@ def known_hosts(config: Config) -> tuple[set[str], bool]:
 
 
 def free_port(config: Config) -> int:
-    """The port asked for, or the first free one.
+    """Return the port of the options, or the first free one.
 
     Raises:
-        UserError: There is no such host, or no free port.
+        UserError: The host does not exist, or no port is free.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UserError(f"host: there is no '{config.host}' ({error.strerror})") from error
+        raise UserError(f"host: '{config.host}' does not exist ({error.strerror})") from error
     for port in _PORTS if config.port is None else (config.port,):
         with socket.socket(family, socket.SOCK_STREAM) as trial:
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -124,7 +124,7 @@ def free_port(config: Config) -> int:
 
 
 def build(config: Config) -> Any:
-    """The page of `config.model`, a `gradio.Blocks` not yet served."""
+    """Return the page of `config.model`, a `gradio.Blocks`."""
     from vavae.serve.page import build as build_page
     from vavae.serve.studio import Studio
 
@@ -139,5 +139,5 @@ def build(config: Config) -> Any:
 
 
 def _title(path: Path) -> str:
-    """The last three parts of a folder's path: those of runs all end alike."""
+    """Return the last three parts of a folder's path; the paths of all runs have the same end."""
     return "/".join(path.resolve().parts[-3:]).strip("/")
