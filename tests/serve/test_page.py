@@ -112,10 +112,10 @@ def test_damaged_image_is_refused(client: Any, tmp_path: Path) -> None:
 
 
 def test_16_bit_images_are_read_as_in_data_sets(client: Any, tmp_path: Path) -> None:
-    grey = (np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64).astype(np.uint16)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    original, *_ = client.predict(gradio_client.handle_file(str(tmp_path / "grey.png")), 32, api_name="/reconstruct")
-    np.testing.assert_array_equal(shown(original), np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2))
+    gray = (np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64).astype(np.uint16)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    original, *_ = client.predict(gradio_client.handle_file(str(tmp_path / "gray.png")), 32, api_name="/reconstruct")
+    np.testing.assert_array_equal(shown(original), np.repeat((gray >> 8).astype(np.uint8)[..., None], 3, axis=2))
 
 
 MARK = {"_type": "gradio.FileData"}
