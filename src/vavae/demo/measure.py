@@ -194,7 +194,7 @@ def describe_guidance(sampling: SamplingConfig) -> str:
 
 def _shown_labels(config: Config, generator: Generator) -> list[int]:
     """Return the labels of the samples on the page, in rows of equal label."""
-    classes = range(min(SHOWN, max(generator.num_classes, 1)))
+    classes = range(min(SHOWN, generator.num_classes))
     return [label for label in classes for _ in range(config.budget.samples_per_class)]
 
 
