@@ -1,4 +1,4 @@
-"""Where `vavae demo` writes: neither a mistake nor a demo leaves anything among somebody else's files."""
+"""The output folder of `vavae demo`: other files in it are kept, and mistakes leave nothing."""
 
 from pathlib import Path
 
@@ -22,9 +22,7 @@ def refusal(output: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> s
 
 
 @pytest.mark.parametrize("count", [12, 20])
-def test_a_folder_of_images_is_no_place_for_a_demo(
-    count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folder_of_images_is_refused(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(tmp_path / "images", count)
     before = sorted((tmp_path / "images").iterdir())
     assert f"{tmp_path / 'images'} has 0.png, but no demo" in refusal(tmp_path / "images", tmp_path / "images", capsys)
@@ -37,7 +35,7 @@ def test_too_few_images_leave_nothing(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "run").exists()
 
 
-def test_a_recipe_of_the_users_own_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_of_the_user_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw(tmp_path / "images", 20)
     (tmp_path / "run").mkdir()
     recipe = tmp_path / "run/recipe.yaml"

@@ -1,4 +1,4 @@
-"""The whole path by the real command line on real images: files, numbers, page, and going on after a stop."""
+"""The whole path by the command line on real images: files, numbers, page, and resuming after a stop."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from PIL import Image
 
 from vavae.cli import run
 from vavae.data import open_images
-from vavae.demo import run as demo_stage
+from vavae.demo import plan
 from vavae.demo.plan import QUICK
 
-pytestmark = pytest.mark.timeout(900)  # two minutes on two cores that do nothing else
+pytestmark = pytest.mark.timeout(900)  # two minutes on two idle cores
 COMMAND = [sys.executable, "-c", "from vavae.cli import main; main()"]
 HEADLINE = (
     "PSNR of reconstructions",
@@ -36,7 +36,7 @@ def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """One `vavae demo --quick`, stopped once in the middle by Ctrl-C and taken up again."""
+    """One `vavae demo --quick`, stopped once in the middle by Ctrl-C and resumed."""
     folder = tmp_path_factory.mktemp("demo") / "run"
     arguments = ["demo", "--quick", "--output", str(folder)]
     first = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -60,7 +60,7 @@ def test_exit_code_and_summary(demo: tuple[Path, subprocess.CompletedProcess[str
         assert any(line.startswith(f"  {label}: ") for line in lines), label
 
 
-def test_progress_without_a_terminal_is_plain_lines(
+def test_progress_in_plain_lines(
     demo: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     error = demo[1].stderr
@@ -68,7 +68,7 @@ def test_progress_without_a_terminal_is_plain_lines(
     assert re.search(r"^tokenizer: \d+/512 images \(\d+\.\d/s.*\)  loss \S+$", error, re.MULTILINE)
 
 
-def test_every_number_is_in_results(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_results_contain_every_number(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     results = json.loads((demo[0] / "results.json").read_text())
     records = {record["name"]: record for record in results["runs"]["aligned"]}
     for name in ("PSNR", "SSIM", "LPIPS", "linear probe", "Fréchet distance of samples", "uniformity: Gini"):
@@ -79,6 +79,7 @@ def test_every_number_is_in_results(demo: tuple[Path, subprocess.CompletedProces
     assert {"solver", "steps", "shift", "guidance_scale", "seed", "feature_network_hash", "dtype"} <= samples.keys()
     assert {step["name"] for step in results["steps"]} >= {"train the aligned tokenizer", "encode (aligned)"}
     assert {"torch", "vavae", "python"} <= results["versions"].keys()
+    assert not (demo[0] / "features").exists()
 
 
 def test_losses_are_finite_and_fall(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -95,7 +96,7 @@ def test_losses_are_finite_and_fall(demo: tuple[Path, subprocess.CompletedProces
             assert values[-1] < values[0], term
 
 
-def test_the_page_is_self_contained_and_shows_the_numbers(
+def test_page_is_self_contained_and_shows_the_numbers(
     demo: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     page = Page((demo[0] / "report.html").read_text())
@@ -104,10 +105,10 @@ def test_the_page_is_self_contained_and_shows_the_numbers(
     results = json.loads((demo[0] / "results.json").read_text())
     psnr = next(r["value"] for r in results["runs"]["aligned"] if r["name"] == "PSNR")
     assert f"{psnr:.2f}" in page.text
-    assert "CIFAR-10" in page.text and "saliency" in page.text  # where images and teacher come from
+    assert "CIFAR-10" in page.text and "saliency" in page.text  # origin of images and teacher
 
 
-def test_the_same_command_again_trains_nothing(
+def test_second_call_trains_nothing(
     demo: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     folder, first = demo
@@ -121,7 +122,7 @@ def test_the_same_command_again_trains_nothing(
     assert [line for line in again.stdout.splitlines() if line.startswith("  ")] == numbers
 
 
-def test_other_settings_in_the_same_folder_are_refused(
+def test_other_settings_are_refused(
     demo: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     other = vavae("demo", "--quick", "--seed", "1", "--output", str(demo[0]))
@@ -129,7 +130,7 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert "seed = 0, not 1" in other.stderr and len(other.stderr.strip().splitlines()) == 1
 
 
-def test_sampling_from_the_demo_does_not_depend_on_the_batch(
+def test_samples_do_not_depend_on_the_batch_size(
     demo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     generator = str(demo[0] / "aligned/generator/generator")
@@ -147,7 +148,7 @@ def test_sampling_from_the_demo_does_not_depend_on_the_batch(
     assert wrong.returncode == 2 and "labels: 11" in wrong.stderr
 
 
-def test_a_tokenizer_of_another_width_is_refused(
+def test_tokenizer_of_another_width_is_refused(
     demo: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     """Wrong latent dimension for a generator: one line that names both numbers."""
@@ -170,12 +171,12 @@ def test_a_tokenizer_of_another_width_is_refused(
 
 
 @pytest.mark.slow
-def test_a_folder_of_own_images(
+def test_folder_of_own_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Class folders, other sizes and formats, one broken file; a tenth is held out for testing."""
+    """Class folders, other sizes and formats, one damaged file; a tenth is held out for testing."""
     few = replace(QUICK, tokenizer_images=256, adversarial_from=128, generator_images=512, samples=20)
-    monkeypatch.setattr(demo_stage, "QUICK", few)
+    monkeypatch.setattr(plan, "QUICK", few)
     source = open_images("demo", "test")
     for i in range(80):
         name = source.class_names[source.label(i)]
@@ -184,8 +185,8 @@ def test_a_folder_of_own_images(
         source.image(i).resize((40, 32)).save(folder / f"{i}.{'jpg' if i % 2 else 'png'}")
     (tmp_path / "images/airplane/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n0000")
     assert run(["demo", "--quick", "--images", str(tmp_path / "images"), "--output", str(tmp_path / "run")]) == 0
-    told = capsys.readouterr().out
-    assert told.count("images: 72 in 10 classes") == 1 and "test images: 8 in 10 classes" in told
+    output = capsys.readouterr().out
+    assert output.count("images: 72 in 10 classes") == 1 and "test images: 8 in 10 classes" in output
     assert "broken.png" in (tmp_path / "run/unreadable.txt").read_text()
     page = (tmp_path / "run/report.html").read_text()
     assert "CIFAR" not in page

@@ -1,4 +1,4 @@
-"""How long the steps of a demo took, over several calls."""
+"""Times of the steps of a demo, over several calls."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from vavae.demo.run import _Steps
 
 
-def test_times_of_several_calls_add_up(tmp_path: Path) -> None:
+def test_times_of_several_calls_are_added(tmp_path: Path) -> None:
     (tmp_path / "steps.json").write_text('{"train": {"seconds": 100.0, "detail": "all"}}')
     steps = _Steps(tmp_path / "steps.json")
     with steps("train", "all"), steps("measure"):
@@ -18,7 +18,7 @@ def test_times_of_several_calls_add_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"train": {"sec', b"[]", b'{"train": 3}', b'{"train": {}}', b"\xff"])
-def test_damaged_times_are_forgotten(damage: bytes, tmp_path: Path) -> None:
+def test_damaged_times_are_dropped(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "steps.json").write_bytes(damage)
     steps = _Steps(tmp_path / "steps.json")
     with steps("train"):

@@ -2,26 +2,28 @@ import math
 
 import pytest
 
-from vavae.demo.contents import MetricRow
-from vavae.demo.table import MetricLine, metric_lines, ratio_axis
+from vavae.demo.table import MetricLine, Row, metric_lines, ratio_axis
+from vavae.metrics import MeasurementProtocol, MetricRecord
 from vavae.report.numbers import duration, number, plain
 
 RUNS = ("aligned", "unaligned")
 
 
-def lines_of(*rows: MetricRow) -> tuple[MetricLine, ...]:
-    return metric_lines(rows, RUNS)[1]
+def row(name: str, run: str, value: float, higher: bool | None = True, **protocol: object) -> Row:
+    settings = {"samples": 500} | protocol
+    return run, MetricRecord(name, value, MeasurementProtocol(**settings), "", higher)  # type: ignore[arg-type]
 
 
-def pair(
-    name: str, first: float | None, second: float | None, better: str | None = "higher", **protocol: object
-) -> list:
-    return [MetricRow(name, run, v, better, protocol) for run, v in zip(RUNS, (first, second), strict=True)]  # type: ignore[arg-type]
+def pair(name: str, first: float, second: float, higher: bool | None = True) -> list[Row]:
+    return [row(name, run, value, higher) for run, value in zip(RUNS, (first, second), strict=True)]
 
 
-def test_rows_of_one_name_share_a_line_with_a_column_per_run() -> None:
-    columns, lines = metric_lines([*reversed(pair("PSNR", 24.0, 25.0)), *pair("FID", 3.0, 5.0, "lower")], RUNS)
-    assert columns == RUNS
+def lines_of(*rows: Row) -> tuple[MetricLine, ...]:
+    return metric_lines(rows, RUNS)
+
+
+def test_numbers_of_one_name_share_a_line() -> None:
+    lines = lines_of(*reversed(pair("PSNR", 24.0, 25.0)), *pair("FID", 3.0, 5.0, False))
     assert [line.name for line in lines] == ["PSNR", "FID"]
     assert [[cell.value for cell in line.cells] for line in lines] == [[24.0, 25.0], [3.0, 5.0]]
     assert [[cell.best for cell in line.cells] for line in lines] == [[False, True], [True, False]]
@@ -30,55 +32,40 @@ def test_rows_of_one_name_share_a_line_with_a_column_per_run() -> None:
     assert [line.ratio for line in lines] == [0.96, 0.6]
 
 
-def test_no_direction_no_winner() -> None:
+def test_no_direction_no_best() -> None:
     (line,) = lines_of(*pair("parameters", 5, 7, None))
     assert not any(cell.best for cell in line.cells)
-    assert line.gain is None
-    assert line.difference == -2
+    assert (line.gain, line.difference) == (None, -2)
 
 
-def test_equal_numbers_have_no_winner() -> None:
+def test_equal_numbers_have_no_best() -> None:
     (line,) = lines_of(*pair("SSIM", 0.5, 0.5))
     assert not any(cell.best for cell in line.cells)
     assert (line.gain, line.difference, line.ratio) == (None, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("missing", [None, math.nan, math.inf])
-def test_what_was_not_measured_is_not_compared(missing: float | None) -> None:
+@pytest.mark.parametrize("missing", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_are_not_compared(missing: float) -> None:
     (line,) = lines_of(*pair("SSIM", 0.5, missing))
     assert not any(cell.best for cell in line.cells)
     assert (line.gain, line.difference, line.ratio) == (None, None, None)
 
 
-def test_a_run_without_the_metric_has_an_empty_cell_and_others_get_their_column() -> None:
-    rows = [MetricRow("A", "aligned", 1.0), MetricRow("B", "published", 2.0), MetricRow("C", "", 3.0)]
-    columns, (a, b, c) = metric_lines(rows, RUNS)
-    assert columns == ("aligned", "published")
+def test_run_without_a_metric_has_an_empty_cell() -> None:
+    a, b = lines_of(row("A", "aligned", 1.0), row("B", "", 3.0))
     assert [cell.value for cell in a.cells] == [1.0, None]
-    assert [cell.value for cell in b.cells] == [None, 2.0]
-    assert [cell.value for cell in c.cells] == [3.0]
+    assert [cell.value for cell in b.cells] == [3.0]
 
 
-def test_lines_of_one_name_are_told_apart_by_what_differs_in_their_protocols() -> None:
-    first, second = lines_of(
-        *pair("gFID", 120.0, 150.0, "lower", guidance=1.0, samples=500),
-        *pair("gFID", 90.0, 130.0, "lower", guidance=2.5, samples=500),
+def test_protocols_are_split_into_common_and_differing() -> None:
+    (line,) = lines_of(
+        row("FID", "aligned", 1.0, False, feature_network_hash="abc", steps=50),
+        row("FID", "unaligned", 2.0, False, feature_network_hash="def"),
     )
-    assert (first.variant, second.variant) == ("guidance 1", "guidance 2.5")
-    assert first.meaning
-    assert not second.meaning, "the meaning is told once"
-
-
-def test_protocols_are_split_into_what_is_common_and_what_is_not() -> None:
-    rows = [
-        MetricRow("FID", "aligned", 1.0, "lower", {"samples": 500, "network_sha256": "abc", "steps": 50}),
-        MetricRow("FID", "unaligned", 2.0, "lower", {"samples": 500, "network_sha256": "def"}),
-    ]
-    (line,) = lines_of(*rows)
     assert line.protocol == (("samples", "500"),)
     assert line.differing == (
-        ("aligned", (("network sha256", "abc"), ("steps", "50"))),
-        ("unaligned", (("network sha256", "def"),)),
+        ("aligned", (("steps", "50"), ("feature network hash", "abc"))),
+        ("unaligned", (("feature network hash", "def"),)),
     )
 
 
@@ -86,24 +73,17 @@ def test_protocols_are_split_into_what_is_common_and_what_is_not() -> None:
     ("values", "decimals"),
     [((98.7, 131.2), 1), ((24.81, 25.1), 2), ((0.712, 0.098), 4), ((1000.0, 0.001), None), ((3, 4), None)],
 )
-def test_numbers_of_a_line_agree_in_their_decimals_where_they_can(values: tuple, decimals: int | None) -> None:
+def test_numbers_of_a_line_have_equal_decimals(values: tuple, decimals: int | None) -> None:
     (line,) = lines_of(*pair("x", *values))
     assert line.decimals == decimals
 
 
-def test_explanations_come_from_the_row_or_else_the_glossary() -> None:
-    own, none, known, unknown = lines_of(
-        MetricRow("PSNR a", "aligned", 1.0, explanation="Mine."),
-        MetricRow("PSNR b", "aligned", 1.0, explanation=""),
-        MetricRow("PSNR c", "aligned", 1.0),
-        MetricRow("frobnication", "aligned", 1.0),
-    )
-    assert own.meaning == "Mine."
-    assert none.meaning == unknown.meaning == ""
-    assert "decibels" in known.meaning
+def test_meanings_are_from_the_glossary() -> None:
+    known, unknown = lines_of(row("PSNR", "aligned", 1.0), row("frobnication", "aligned", 1.0))
+    assert "decibels" in known.meaning and unknown.meaning == ""
 
 
-def test_the_axis_of_ratios_holds_most_and_clips_the_rest() -> None:
+def test_axis_of_ratios_clips_outliers() -> None:
     lines = lines_of(*pair("a", 1.2, 1.0), *pair("b", 1.0, 1.1), *pair("c", 1.0, 1.0), *pair("d", 50.0, 1.0))
     axis = ratio_axis(lines)
     assert axis is not None

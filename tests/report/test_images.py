@@ -43,7 +43,7 @@ def test_every_pixel_of_a_grid(count: int, height: int, width: int, columns: int
             assert tuple(grid[y, x]) == tuple(expected)
 
 
-def test_labels_leave_the_images_as_they_are_and_stay_below_their_own() -> None:
+def test_labels_are_below_unchanged_images() -> None:
     images = np.full((2, 20, 30, 3), 200, dtype=np.uint8)
     plain = np.asarray(image_grid(images, 2, padding=4))
     labelled = np.asarray(image_grid(images, 2, padding=4, labels=["a very long name indeed\nsecond line", ""]))
@@ -71,7 +71,7 @@ def test_labels_are_light_on_a_dark_background() -> None:
         ((2, 4, 4, 3), {"labels": ["one"]}),
     ],
 )
-def test_what_makes_no_grid(shape: tuple[int, ...], options: dict) -> None:
+def test_invalid_grids_are_refused(shape: tuple[int, ...], options: dict) -> None:
     with pytest.raises(ValueError):
         image_grid(np.zeros(shape, np.uint8), **{"columns": 2, **options})
 
@@ -95,12 +95,12 @@ def test_png_and_data_uri_return_the_same_pixels() -> None:
     np.testing.assert_array_equal(decode(image_uri(Image.fromarray(pixels)))[1], pixels)
 
 
-def test_non_contiguous_pixels_are_encoded_too() -> None:
+def test_non_contiguous_pixels_are_encoded() -> None:
     pixels = random_images(1, 6, 6)[0][::2, ::-1]
     np.testing.assert_array_equal(decode(data_uri(encode_png(pixels)))[1], pixels)
 
 
-def test_large_images_are_compressed_and_still_alike() -> None:
+def test_large_images_are_compressed() -> None:
     gradient = np.linspace(0, 255, 200)
     pixels = np.stack([np.tile(gradient, (150, 1))] * 3, axis=-1).astype(np.uint8)
     head, decoded = decode(image_uri(pixels))

@@ -19,7 +19,7 @@ def rotation(seed: int, size: int) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10))
-def test_maps_do_not_change_if_features_are_rotated_scaled_or_shifted(seed: int, scale: float, shift: float) -> None:
+def test_maps_are_invariant_to_rotation_scale_and_shift(seed: int, scale: float, shift: float) -> None:
     features = grids(seed)
     moved = (features @ rotation(seed + 1, 16)) * scale + shift
     difference = np.abs(pca_maps(features).astype(int) - pca_maps(moved))
@@ -30,7 +30,7 @@ def test_mirrored_features_give_the_same_maps() -> None:
     assert np.abs(pca_maps(grids(0)).astype(int) - pca_maps(-grids(0))).max() <= 1
 
 
-def test_colours_are_the_first_three_components_cut_at_their_percentiles() -> None:
+def test_colors_are_the_first_three_components() -> None:
     features = grids(3)
     scores = PCA(3, svd_solver="full").fit_transform(features.reshape(-1, 16))
     scores *= np.sign((scores**3).sum(axis=0))
@@ -41,14 +41,14 @@ def test_colours_are_the_first_three_components_cut_at_their_percentiles() -> No
     assert np.abs(maps.astype(int) - expected).max() <= 1
 
 
-def test_equal_features_have_equal_colours_in_all_images() -> None:
+def test_equal_features_have_equal_colors_in_all_images() -> None:
     features = grids(4)
     features[1, 2, 3] = features[0, 0, 0]
     maps = pca_maps(features)
     np.testing.assert_array_equal(maps[1, 2, 3], maps[0, 0, 0])
 
 
-def test_one_wild_token_does_not_grey_out_the_others() -> None:
+def test_one_outlier_does_not_gray_out_the_others() -> None:
     features = grids(5, (4, 8, 8, 8))
     features[0, 0, 0] = 1e3
     maps = pca_maps(features).reshape(-1, 3)
@@ -62,7 +62,7 @@ def test_other_float_types(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_fewer_than_three_dimensions_leave_grey_channels(channels: int) -> None:
+def test_missing_dimensions_are_gray(channels: int) -> None:
     maps = pca_maps(grids(7, (2, 4, 4, channels)))
     assert (maps[..., channels:] == 128).all()
     assert maps[..., 0].max() == 255
@@ -77,11 +77,11 @@ def test_one_dimension_of_many_channels_is_one_component() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 3.7, -1e30])
-def test_constant_features_are_grey(value: float) -> None:
+def test_constant_features_are_gray(value: float) -> None:
     assert (pca_maps(np.full((2, 3, 3, 5), value)) == 128).all()
 
 
-def test_features_that_are_not_finite_are_grey_and_leave_the_others_alone() -> None:
+def test_tokens_that_are_not_finite_are_gray() -> None:
     features = grids(8)
     features[0, 0, 0, 2] = np.nan
     features[0, 0, 1] = np.inf

@@ -1,4 +1,4 @@
-"""Figures of series: where the notes beside the points go, by matplotlib's own measure of the text."""
+"""Figures of series: positions of the notes, by Matplotlib's own size of the text."""
 
 from itertools import combinations
 from xml.etree import ElementTree
@@ -27,7 +27,7 @@ CLOSE = [Series("a", [(1.0, 1.0), (2.0, 3.0)], ["d 4", "d 32"]), Series("b", [(1
 
 @pytest.mark.parametrize("series", [PUBLISHED, CLOSE])
 @pytest.mark.parametrize("log_x", [False, True])
-def test_notes_cover_neither_points_nor_each_other(
+def test_notes_do_not_cover_points_or_each_other(
     series: list[Series], log_x: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures: list[Figure] = []
@@ -51,7 +51,7 @@ def test_notes_cover_neither_points_nor_each_other(
     assert all(room.contains(box.x0, box.y0) and room.contains(box.x1, box.y1) for box in boxes)
 
 
-def test_each_note_stands_by_its_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_note_is_at_its_point(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[tuple[str, tuple[float, float]]] = []
     write = module._write_notes
 
@@ -65,24 +65,24 @@ def test_each_note_stands_by_its_point(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(found) == sorted(wanted)
 
 
-def test_a_figure_as_a_file_names_its_series_and_needs_no_page() -> None:
+def test_standalone_figure_has_title_legend_and_colors() -> None:
     svg = series_figure(PUBLISHED, "rFID", "gFID")
     file = standalone(svg, "M & S", [(0, "●", "none"), (1, "▲", "a < b")])
     assert "var(--" in svg and "var(" not in file
     root = ElementTree.fromstring(file)
     names = ["".join(text.itertext()) for text in root.findall("{http://www.w3.org/2000/svg}text")]
     assert names == ["M & S", "●none▲a < b"]
-    colours = [span.get("fill") for span in root.iter("{http://www.w3.org/2000/svg}tspan")]
+    colors = [span.get("fill") for span in root.iter("{http://www.w3.org/2000/svg}tspan")]
     drawn = {path.get("style", "") for path in root.iter("{http://www.w3.org/2000/svg}path")}
-    assert all(any(f"stroke: {colour}" in style for style in drawn) for colour in colours[::2])
+    assert all(any(f"stroke: {color}" in style for style in drawn) for color in colors[::2])
     inner = root.find("{http://www.w3.org/2000/svg}svg")
     assert inner is not None and inner.get("y") == "44"
     below = float((root.get("viewBox") or "").split()[3]) - float(inner.get("height") or 0)
     assert below == 44
 
 
-def test_notes_are_written_in_the_ink_of_text() -> None:
-    """Colours of classes are made for lines and markers: some are too light for letters."""
+def test_notes_have_the_color_of_text() -> None:
+    """Some colors of classes are too light for letters."""
     texts = ElementTree.fromstring(series_figure(PUBLISHED, "x", "y")).iter("{http://www.w3.org/2000/svg}text")
     notes = [text for text in texts if (text.text or "").startswith("d ")]
     assert len(notes) == 9

@@ -1,4 +1,4 @@
-"""The model that comes with the package, ready to be shown."""
+"""The model in the package and its studio."""
 
 import pytest
 

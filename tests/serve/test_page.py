@@ -1,4 +1,4 @@
-"""`vavae serve`: the page answers as a browser would ask, and the command ends as it should."""
+"""`vavae serve`: answers to requests of a browser, and the end of the command."""
 
 import json
 import math
@@ -18,6 +18,7 @@ import gradio_client
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vavae.cli import run
@@ -55,7 +56,7 @@ def shown(path: str) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
-def test_samples(client: Any, studio: Studio) -> None:
+def test_sample_endpoint(client: Any, studio: Studio) -> None:
     answer = client.predict(-1, 3, 5, *FEW, api_name="/sample")
     assert [entry["caption"] for entry in answer] == ["airplane", "automobile", "bird"]
     expected = studio.sample([0, 1, 2], 5, SAMPLING)
@@ -65,17 +66,17 @@ def test_samples(client: Any, studio: Studio) -> None:
     assert [entry["caption"] for entry in one] == ["cat"]
 
 
-def test_a_reconstruction(client: Any, studio: Studio, pictures: list[Any]) -> None:
-    original, rebuilt, difference, latent, said = client.predict(pictures[0], 32, api_name="/reconstruct")
+def test_reconstruct_endpoint(client: Any, studio: Studio, pictures: list[Any]) -> None:
+    original, rebuilt, difference, latent, numbers = client.predict(pictures[0], 32, api_name="/reconstruct")
     made = studio.reconstruct(Image.fromarray(demo_pixels("test")[0]), 32)
     expected = (made.original, made.image, made.difference, made.latent)
     for path, image in zip((original, rebuilt, difference, latent), expected, strict=True):
         np.testing.assert_array_equal(shown(path), image)
-    assert f"PSNR **{made.psnr:.2f} dB**" in said and f"SSIM **{made.ssim:.3f}**" in said
-    assert "Latent 16 × 8 × 8: 33.3% of the image's numbers." in said
+    assert f"PSNR **{made.psnr:.2f} dB**" in numbers and f"SSIM **{made.ssim:.3f}**" in numbers
+    assert "Latent 16 × 8 × 8: 33.3% of the image's numbers." in numbers
 
 
-def test_ways_from_one_to_the_other(client: Any, studio: Studio, pictures: list[Any]) -> None:
+def test_interpolation_endpoints(client: Any, studio: Studio, pictures: list[Any]) -> None:
     between = client.predict(*pictures, 32, 3, api_name="/between_images")
     assert [entry["caption"] for entry in between] == ["0%", "50%", "100%"]
     images = [Image.fromarray(demo_pixels("test")[number]) for number in (0, 1)]
@@ -88,15 +89,15 @@ def test_ways_from_one_to_the_other(client: Any, studio: Studio, pictures: list[
     ("arguments", "endpoint", "message"),
     [
         ((None, 32), "/reconstruct", "choose an image first"),
-        ((0, 33), "/reconstruct", "side: 33 is no multiple of 4"),
-        ((0, None), "/reconstruct", "side: give a number"),
+        ((0, 33), "/reconstruct", "side must be a multiple of 4 from 4 to 1024, got 33"),
+        ((0, None), "/reconstruct", "side must be a number; the field is empty"),
         ((0, None, 32, 3), "/between_images", "choose an image first"),
-        ((-1, 3, None, *FEW), "/sample", "seed: give a number"),
+        ((-1, 3, None, *FEW), "/sample", "seed must be a number; the field is empty"),
         ((-1, 3, 5, 2.0, "euler", 4, 0.3, 0.9, 0.2), "/sample", "guidance_start, guidance_stop: 0.9 to 0.2"),
-        ((4, None, 1, 2, *FEW), "/between_seeds", "seed 1: give a number"),
+        ((4, None, 1, 2, *FEW), "/between_seeds", "seed 1 must be a number; the field is empty"),
     ],
 )
-def test_mistakes_are_told_on_the_page(
+def test_errors_are_sentences_on_the_page(
     client: Any, pictures: list[Any], arguments: tuple, endpoint: str, message: str
 ) -> None:
     given = [pictures[0] if value == 0 else value for value in arguments]
@@ -104,17 +105,17 @@ def test_mistakes_are_told_on_the_page(
         client.predict(*given, api_name=endpoint)
 
 
-def test_a_file_that_is_no_image_is_told(client: Any, tmp_path: Path) -> None:
+def test_damaged_image_is_refused(client: Any, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG no more")
-    with pytest.raises(gradio_client.exceptions.AppError, match="this is no image that can be read"):
+    with pytest.raises(gradio_client.exceptions.AppError, match="this file cannot be read as an image"):
         client.predict(gradio_client.handle_file(str(tmp_path / "broken.png")), 32, api_name="/reconstruct")
 
 
-def test_sixteen_bits_are_read_as_a_data_sets_images_are(client: Any, tmp_path: Path) -> None:
-    grey = (np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64).astype(np.uint16)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    original, *_ = client.predict(gradio_client.handle_file(str(tmp_path / "grey.png")), 32, api_name="/reconstruct")
-    np.testing.assert_array_equal(shown(original), np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2))
+def test_16_bit_images_are_read_as_in_data_sets(client: Any, tmp_path: Path) -> None:
+    gray = (np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64).astype(np.uint16)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    original, *_ = client.predict(gradio_client.handle_file(str(tmp_path / "gray.png")), 32, api_name="/reconstruct")
+    np.testing.assert_array_equal(shown(original), np.repeat((gray >> 8).astype(np.uint8)[..., None], 3, axis=2))
 
 
 MARK = {"_type": "gradio.FileData"}
@@ -182,7 +183,7 @@ def test_only_uploaded_files_are_opened(client: Any, secret: str) -> None:
         (8, "x" * 10**6, "Guidance up to time (1 is data) must be a number, got 'xxx"),
     ],
 )
-def test_values_out_of_range_are_one_sentence(
+def test_invalid_values_are_refused_in_one_sentence(
     client: Any, place: int, value: Any, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = [-1, 1, 0, *FEW]
@@ -192,11 +193,48 @@ def test_values_out_of_range_are_one_sentence(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_lists_of_another_length_are_refused(client: Any) -> None:
+def test_wrong_number_of_values_is_refused(client: Any) -> None:
     assert refused(client, "sample", [-1, 1]) == "data must be a list of 9 values, got 2"
     assert refused(client, "sample", [-1, 1, 0, *FEW] * 1000) == "data must be a list of 9 values, got 9000"
-    # Past the queue nothing is computed.
+    # Nothing is computed without the queue.
     assert httpx.post(f"{client.src}gradio_api/run/sample", json={"data": [-1, 1, 0, *FEW]}).status_code == 404
+
+
+def test_samples_that_are_not_finite(client: Any, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = next(studio.generator.transformer.parameters())  # type: ignore[union-attr]
+    monkeypatch.setattr(weights, "data", torch.full_like(weights, math.nan))
+    message = "sample 0 is not finite with guidance_scale 2 and 4 steps of euler"
+    assert refused(client, "sample", [1, 1, 0, *FEW]).startswith(message)
+    assert refused(client, "between_seeds", [1, 0, 1, 2, *FEW]).startswith(message)
+
+
+def test_decoded_images_that_are_not_finite(
+    client: Any, studio: Studio, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = next(studio.tokenizer.autoencoder.decoder.parameters())
+    monkeypatch.setattr(weights, "data", torch.full_like(weights, math.nan))
+    for endpoint, values in (
+        ("/reconstruct", (pictures[0], 32)),
+        ("/between_images", (*pictures, 32, 3)),
+        ("/sample", (1, 1, 0, *FEW)),
+    ):
+        with pytest.raises(gradio_client.exceptions.AppError, match="decoder returns numbers that are not finite"):
+            client.predict(*values, api_name=endpoint)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("call/nosuch", {"data": []}),
+        ("queue/join", {"data": [], "fn_index": 99, "session_hash": "a"}),
+    ],
+)
+def test_unknown_functions_are_refused_in_one_line(
+    client: Any, path: str, content: dict, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = httpx.post(f"{client.src}gradio_api/{path}", json=content)
+    assert answer.status_code == 400 and answer.text.startswith(f"This page cannot answer /gradio_api/{path}")
+    assert len(answer.text.splitlines()) == 1 and "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,7 +255,7 @@ def test_unknown_hosts_are_refused(client: Any, host: str, status: int) -> None:
     assert httpx.get(f"{client.src}config", headers={"Host": host}).status_code == status
 
 
-def test_hosts_that_a_page_is_served_under() -> None:
+def test_known_hosts_of_a_public_address() -> None:
     names, addresses = known_hosts(Config(host="0.0.0.0", allowed_hosts=("lab.example",)))
     assert addresses and {"lab.example", socket.gethostname(), "localhost"} <= names
     guard = KnownHosts(None, names, addresses)
@@ -225,8 +263,8 @@ def test_hosts_that_a_page_is_served_under() -> None:
     assert not guard._knows(b"evil.example")
 
 
-def test_a_models_own_defaults_can_be_sent_back(generator: Generator) -> None:
-    """Controls whose range does not hold their value refuse every click."""
+def test_controls_accept_the_models_defaults(generator: Generator) -> None:
+    """Controls whose range does not contain their value refuse every click."""
     defaults = SamplingConfig("euler_maruyama", 300, 3.0, 12.0, 0.1, 1.0)
     other = Generator(generator.transformer, generator.tokenizer, sampling=defaults)
     sliders = [c for c in build(Studio(other.tokenizer, other), "x").blocks.values() if isinstance(c, gradio.Slider)]
@@ -234,22 +272,22 @@ def test_a_models_own_defaults_can_be_sent_back(generator: Generator) -> None:
     assert all(slider.minimum <= slider.value <= slider.maximum for slider in sliders)
 
 
-def test_a_tokenizer_alone_has_no_samples(studio: Studio) -> None:
+def test_tokenizer_alone_has_no_sample_endpoint(studio: Studio) -> None:
     page = build(Studio(studio.tokenizer), "a tokenizer")
     assert set(page.get_api_info()["named_endpoints"]) == {"/reconstruct", "/between_images"}
 
 
-def test_the_page_asks_no_other_machine(client: Any) -> None:
+def test_page_loads_nothing_from_other_machines(client: Any) -> None:
     with urllib.request.urlopen(client.src) as answer:
         html = answer.read().decode()
     loaded = re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?://[^"]+)"', html)
     assert not [address for address in loaded if not address.startswith(client.src)]
-    assert client.config["stylesheets"] == []  # where web fonts would stand
+    assert client.config["stylesheets"] == []  # web fonts would be listed here
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_until_it_is_stopped(number: signal.Signals, tmp_path: Path) -> None:
-    """A proxy is no hindrance, and what visitors sent is gone in the end."""
+def test_command_serves_until_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    """The page works with a proxy in the environment, and uploads are removed in the end."""
     command = [sys.executable, "-c", "from vavae.cli import main; main()", "serve", "--device", "cpu"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "http_proxy": "http://192.0.2.1:1", "no_proxy": ""}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -266,7 +304,7 @@ def test_the_command_serves_until_it_is_stopped(number: signal.Signals, tmp_path
     assert not list(tmp_path.glob("vavae-serve-*"))
 
 
-def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -296,9 +334,9 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert "pip install 'vavae[gradio]'" in capsys.readouterr().err
 
 
-def luminance(colour: str) -> float:
-    """Relative, as in WCAG 2, of a colour such as #2563eb."""
-    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+def luminance(color: str) -> float:
+    """Relative, as in WCAG 2, of a color such as #2563eb."""
+    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
@@ -307,8 +345,8 @@ def luminance(colour: str) -> float:
     "name",
     [f"button_primary_background_fill{suffix}" for suffix in ("", "_hover", "_dark", "_hover_dark")] + ["color_accent"],
 )
-def test_white_letters_on_the_colours_of_the_page_can_be_read(name: str) -> None:
+def test_contrast_of_white_letters(name: str) -> None:
     ours = theme()
     assert ours.button_primary_text_color == ours.button_primary_text_color_dark == "white"
-    colour = getattr(ours, getattr(ours, name).removeprefix("*"))
-    assert 1.05 / (luminance(colour) + 0.05) >= 4.5
+    color = getattr(ours, getattr(ours, name).removeprefix("*"))
+    assert 1.05 / (luminance(color) + 0.05) >= 4.5

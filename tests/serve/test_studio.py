@@ -1,4 +1,4 @@
-"""What the page shows is what the models give, and mistakes are told."""
+"""Numbers and images of the page against the models, and errors."""
 
 import math
 from dataclasses import replace
@@ -23,14 +23,14 @@ def picture(number: int) -> Image.Image:
     return Image.fromarray(demo_pixels("test")[number])
 
 
-def test_samples_are_the_generators(studio: Studio, generator: Generator) -> None:
+def test_samples_equal_the_generators(studio: Studio, generator: Generator) -> None:
     reached: list[int] = []
     images = studio.sample([3, 7], 5, FEW, reached.append)
     np.testing.assert_array_equal(images, to_uint8(generator([3, 7], 5, sampling=FEW)).numpy())
     assert reached == [1, 2, 3]
 
 
-def test_a_reconstruction_and_its_numbers(studio: Studio) -> None:
+def test_reconstruction_and_its_numbers(studio: Studio) -> None:
     made = studio.reconstruct(picture(4), 32)
     np.testing.assert_array_equal(made.original, demo_pixels("test")[4])
     expected = studio.tokenizer.reconstruct(to_tensor(made.original[None]))
@@ -45,36 +45,36 @@ def test_a_reconstruction_and_its_numbers(studio: Studio) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_pictures_of_any_kind_and_size_are_cropped(studio: Studio, mode: str) -> None:
+def test_images_of_any_mode_and_size_are_cropped(studio: Studio, mode: str) -> None:
     made = studio.reconstruct(picture(0).resize((75, 50)).convert(mode), 40)
     assert made.image.shape == (40, 40, 3)
 
 
-def test_a_picture_below_the_window_of_ssim(studio: Studio) -> None:
+def test_image_smaller_than_the_window_of_ssim(studio: Studio) -> None:
     assert studio.reconstruct(picture(0), 8).ssim is None
 
 
-def test_between_two_images(studio: Studio) -> None:
+def test_interpolation_between_images(studio: Studio) -> None:
     frames = studio.between_images(picture(0), picture(1), 32, 5)
     ends = [studio.reconstruct(picture(number), 32).image for number in (0, 1)]
     for frame, end in ((frames[0], ends[0]), (frames[-1], ends[1])):
-        assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1  # the batch is another, so roundings are
+        assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1  # another batch rounds differently
     assert not np.array_equal(frames[2], frames[0]) and not np.array_equal(frames[2], frames[4])
 
 
-def test_between_two_seeds(studio: Studio) -> None:
+def test_interpolation_between_seeds(studio: Studio) -> None:
     frames = studio.between_seeds(3, 10, 11, 3, FEW)
     for frame, seed in ((frames[0], 10), (frames[-1], 11)):
         end = studio.sample([3], seed, FEW)[0]
         assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1
-    for seed in range(100):  # a fifth of them has a cosine with itself that rounds to less than 1
+    for seed in range(100):  # for a fifth of them the cosine with itself rounds to less than 1
         same = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(spherical(same, same, 2), torch.stack([same, same])), seed
-    with pytest.raises(UserError, match="solver: between two noises one of euler, heun"):
+    with pytest.raises(UserError, match="solver must be one of euler, heun"):
         studio.between_seeds(3, 10, 11, 3, replace(FEW, solver="euler_maruyama"))
 
 
-def test_many_frames_are_decoded_in_parts(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_frames_are_decoded_in_chunks(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = studio.between_images(picture(0), picture(1), 32, 7)
     monkeypatch.setattr("vavae.serve.studio._DECODED_PIXELS", 3 * 32 * 32)
     parts = studio.between_images(picture(0), picture(1), 32, 7)
@@ -83,7 +83,7 @@ def test_many_frames_are_decoded_in_parts(studio: Studio, monkeypatch: pytest.Mo
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), count=st.integers(2, 9), scale=st.floats(0.1, 10))
-def test_the_great_circle_keeps_the_norm(seed: int, count: int, scale: float) -> None:
+def test_great_circle_keeps_the_norm(seed: int, count: int, scale: float) -> None:
     a, b = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     b = b * a.norm() / b.norm()
     points = spherical(scale * a, scale * b, count)
@@ -96,16 +96,16 @@ def test_the_great_circle_keeps_the_norm(seed: int, count: int, scale: float) ->
     torch.testing.assert_close(steps, steps[:1].expand_as(steps))
 
 
-def test_a_tokenizer_alone_only_reconstructs(studio: Studio) -> None:
+def test_tokenizer_alone_only_reconstructs(studio: Studio) -> None:
     alone = Studio(studio.tokenizer)
     assert alone.side == 256
     assert alone.reconstruct(picture(0), 32).image.shape == (32, 32, 3)
     for act in (lambda: alone.sample([0]), lambda: alone.between_seeds(0, 0, 1)):
-        with pytest.raises(UserError, match="a tokenizer alone draws no samples"):
+        with pytest.raises(UserError, match="a tokenizer alone cannot draw samples"):
             act()
 
 
-def test_a_generator_of_rectangles(studio: Studio) -> None:
+def test_rectangular_generator(studio: Studio) -> None:
     tokenizer = studio.tokenizer
     channels, factor = tokenizer.latent_channels, tokenizer.factor
     network = LightningDiT(latent_size=(2, 4), latent_channels=channels, width=32, depth=1, heads=2, num_classes=3)
@@ -122,19 +122,19 @@ def test_a_generator_of_rectangles(studio: Studio) -> None:
 
 
 @pytest.mark.parametrize("side", [0, 33, 1028, -4])
-def test_sides_that_cannot_be(studio: Studio, side: int) -> None:
-    with pytest.raises(UserError, match=f"side: {side} is no multiple of 4 from 4 to 1024"):
+def test_invalid_sides_are_refused(studio: Studio, side: int) -> None:
+    with pytest.raises(UserError, match=f"side must be a multiple of 4 from 4 to 1024, got {side}"):
         studio.reconstruct(picture(0), side)
     with pytest.raises(UserError, match="side"):
         studio.between_images(picture(0), picture(1), side)
 
 
-def test_counts_and_labels_out_of_range(studio: Studio) -> None:
+def test_invalid_counts_and_labels_are_refused(studio: Studio) -> None:
     for labels in ([], [0] * 65):
-        with pytest.raises(UserError, match=f"images: {len(labels)} at once"):
+        with pytest.raises(UserError, match=f"images must be from 1 to 64, got {len(labels)}"):
             studio.sample(labels)
     for count in (1, 65):
-        with pytest.raises(UserError, match=f"steps: {count}"):
+        with pytest.raises(UserError, match=f"images must be from 2 to 64, got {count}"):
             studio.between_seeds(0, 0, 1, count)
     with pytest.raises(UserError, match="labels: 11 is not in"):
         studio.sample([11], sampling=replace(FEW, steps=2))

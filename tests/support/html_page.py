@@ -1,4 +1,4 @@
-"""A page that a command wrote, read by a parser."""
+"""Parse an HTML page that a command wrote."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ def pixels(uri: str) -> np.ndarray:
 
 
 class Page(HTMLParser):
-    """What is in a page: elements, texts, and whether tags are closed in order."""
+    """Elements and texts of a page; fails if tags are not closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Page(HTMLParser):
 
     @property
     def sources(self) -> list[str]:
-        """What elements show or lead to."""
+        """Values of all `src` and `href` attributes."""
         return [values[name] for _, values in self.elements for name in ("src", "href") if name in values]
 
     def handle_data(self, data: str) -> None:

@@ -22,8 +22,8 @@ class Config:
     Attributes:
         model: A generator's or a tokenizer's folder, or its hub id; `demo` comes with the package. A tokenizer alone
             reconstructs and interpolates. Published checkpoints are converted first (`vavae convert`).
-        host: Address to listen on; 127.0.0.1 serves this machine only, 0.0.0.0 also others, without a password.
-        allowed_hosts: More names under which a browser may reach the page, such as that of a proxy. Requests for
+        host: Address to listen on. 127.0.0.1 serves this machine alone; 0.0.0.0 serves others too, without a password.
+        allowed_hosts: Further names under which a browser may reach the page, such as that of a proxy. Requests for
             other names are refused.
         port: Port to listen on; null takes the first free one from 7860 on.
         device: auto, cpu, cuda, mps, …
@@ -46,14 +46,14 @@ def run(config: Config) -> None:
     """Serve until interrupted.
 
     Raises:
-        UserError: gradio is missing, the model cannot be read, or the port cannot be used.
+        UserError: gradio is missing, the model cannot be read, or the address or port cannot be used.
     """
     port = free_port(config)
     with tempfile.TemporaryDirectory(prefix="vavae-serve-") as kept:
-        # Uploads and results are in a folder of this run, which is removed at its end.
+        # Uploads and results are in a folder of this run alone, which is removed in the end.
         os.environ["GRADIO_TEMP_DIR"] = kept
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-        # gradio requests its own page to check it; that request must not go to a proxy.
+        # gradio checks that its own page answers, which must not pass through a proxy.
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1,::1", config.host]))
         try:
@@ -70,7 +70,7 @@ def run(config: Config) -> None:
 
 
 def launch(page: Any, config: Config, port: int) -> None:
-    """Start to serve `page` in threads."""
+    """Serve `page` in threads."""
     from starlette.middleware import Middleware
 
     from vavae.serve.guard import KnownHosts
@@ -101,10 +101,10 @@ def known_hosts(config: Config) -> tuple[set[str], bool]:
 
 
 def free_port(config: Config) -> int:
-    """Return `config.port`, or the first free port.
+    """Return the port of the options, or the first free one.
 
     Raises:
-        UserError: The host does not exist, or the port cannot be used.
+        UserError: The host does not exist, or no port is free.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)[0]
@@ -124,7 +124,7 @@ def free_port(config: Config) -> int:
 
 
 def build(config: Config) -> Any:
-    """Return the page of `config.model`, a `gradio.Blocks` that is not served yet."""
+    """Return the page of `config.model`, a `gradio.Blocks`."""
     from vavae.serve.page import build as build_page
     from vavae.serve.studio import Studio
 
@@ -139,5 +139,5 @@ def build(config: Config) -> Any:
 
 
 def _title(path: Path) -> str:
-    """Return the last three parts of a folder's path, since the paths of all runs end alike."""
+    """Return the last three parts of a folder's path; the paths of all runs have the same end."""
     return "/".join(path.resolve().parts[-3:]).strip("/")

@@ -1,1 +1,1 @@
-"""The whole path on embedded images, and its page."""
+"""The whole path on embedded images, and a page about it."""

@@ -1,8 +1,7 @@
-"""The page of `vavae demo`: one HTML file that needs nothing beside it and no network."""
+"""The page of the demo: one HTML file that needs no other file and no network."""
 
 import datetime
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,45 +9,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vavae.demo.contents import DemoReport, Gallery, RunReport
-from vavae.demo.table import MetricLine, RatioAxis, metric_lines, ratio_axis
+from vavae.demo.contents import DemoReport, RunResult
+from vavae.demo.summary import headline
+from vavae.demo.table import metric_lines, ratio_axis
 from vavae.io.files import written_whole
-from vavae.report.curves import Panel, read_panels
+from vavae.report.curves import LogLine, Panel, read_panels
 from vavae.report.figures import MARKER_SIGNS, curves_figure, scatter_figure
-from vavae.report.glossary import GENERATOR_TERMS, TOKENIZER_TERMS, generator_term, tokenizer_term
+from vavae.report.glossary import GENERATOR_TERMS, TOKENIZER_TERMS, Term
 from vavae.report.images import LOSSLESS_PIXELS, class_name, image_uri
 from vavae.report.numbers import number
 from vavae.report.page_base import Embedder, page_environment
 from vavae.report.pca import pca_maps
 
 _PER_BLOCK = 8
-# Below this side, single pixels are meant to be seen.
-_PIXELATED_SIDE = 128
+_PIXELATED_SIDE = 128  # up to this side, single pixels stay squares
 
 
-def write_page(path: str | os.PathLike[str], report: DemoReport) -> None:
-    """Write the page of a report.
-
-    The file appears whole or not at all: an existing one is replaced only by a complete new one.
-
-    Args:
-        path: The HTML file; its folder is made if needed.
-        report: What to show.
-    """
-    path = Path(path)
+def write_page(path: Path, report: DemoReport) -> None:
+    """Write the page of a report, whole or not at all."""
     page = render_page(report)
     with written_whole(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
 def render_page(report: DemoReport) -> str:
-    """The HTML of a report's page."""
+    """Return the HTML of a report."""
     return page_environment("demo").get_template("demo.html.j2").render(view=_view(report), report=report)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image in the page: data URI, what to say where it cannot be seen, whether its pixels stay squares."""
+    """An image in the page: data URI, alt text, whether its pixels stay squares."""
 
     uri: str
     alt: str
@@ -57,7 +48,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of pictures with a heading; `run` is the run's number, or None where it belongs to none."""
+    """A row of pictures with a heading.
+
+    Attributes:
+        heading: Name of the row.
+        pictures: The pictures.
+        run: Number of the run; None for a row of no run.
+        note: A few words below the heading.
+    """
 
     heading: str
     pictures: tuple[Picture, ...]
@@ -66,51 +64,26 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """Strips of equal length, cut into blocks of a few columns."""
+class PictureGroup:
+    """Strips of pictures of one size.
 
-    strips: tuple[Strip, ...]
-    ratio: str
+    Attributes:
+        strips: The strips.
+        ratio: Aspect ratio in CSS.
+        columns: Pictures side by side.
+        run: Number of the run; None for a group of no run.
+        name: Heading.
+        note: How the pictures were made.
+        times: Headings of the columns.
+    """
 
-    @property
-    def columns(self) -> int:
-        """Pictures per block: at most eight, and blocks as equal as can be."""
-        count = len(self.strips[0].pictures)
-        blocks = -(-count // _PER_BLOCK)
-        return -(-count // max(blocks, 1))
-
-    @property
-    def blocks(self) -> list[tuple[Strip, ...]]:
-        """The strips cut into blocks of `columns` pictures, the last one perhaps shorter."""
-        count = len(self.strips[0].pictures)
-        return [
-            tuple(Strip(s.heading, s.pictures[start : start + self.columns], s.run, s.note) for s in self.strips)
-            for start in range(0, count, self.columns or 1)
-        ]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Samples of one model, a strip per class; those of a run have its number."""
-
-    run: int | None
-    name: str
-    guidance: str
     strips: tuple[Strip, ...]
     ratio: str
     columns: int
-
-
-@dataclass(frozen=True)
-class Formation:
-    """How samples of one run form: a strip per sample, a column per time."""
-
-    run: int
-    name: str
-    note: str
-    times: tuple[str, ...]
-    strips: tuple[Strip, ...]
-    ratio: str
+    run: int | None = None
+    name: str = ""
+    note: str = ""
+    times: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,219 +98,136 @@ class Figure:
     run: int | None = None
 
 
-@dataclass(frozen=True)
-class Curves:
-    """The loss curves of one kind of model: main ones, further ones, and what was off."""
-
-    main: tuple[Figure, ...]
-    further: tuple[Figure, ...]
-    off: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LegendEntry:
-    """A class in the t-SNE legend: colour number, marker, name."""
-
-    colour: int
-    sign: str
-    name: str
-
-
-@dataclass(frozen=True)
-class DemoView:
-    """The report as the template wants it."""
-
-    created: str
-    total_seconds: float
-    longest_seconds: float
-    run_names: tuple[str, ...]
-    reconstructions: Matrix | None
-    features: Matrix | None
-    scatter: tuple[Figure, ...]
-    scatter_note: str
-    legend: tuple[LegendEntry, ...]
-    samples: tuple[Samples, ...]
-    formations: tuple[Formation, ...]
-    gallery: Samples | None
-    tokenizer: Curves
-    generator: Curves
-    metric_columns: tuple[str, ...]
-    metrics: tuple[MetricLine, ...]
-    ratio_axis: RatioAxis | None
-    has_fid: bool
-    compressed: bool
-
-
-def _view(report: DemoReport) -> DemoView:
-    runs = report.runs
+def _view(report: DemoReport) -> dict[str, Any]:
+    """Return what the template shows besides the report."""
+    runs, gallery = report.runs, report.gallery
     embed = Embedder()
-    names = tuple(run.name for run in runs)
-    columns, lines = metric_lines(report.metrics, names)
-    shown = [a for run in runs for a in (run.reconstructions, run.samples, *(f for _, f in run.formation))]
-    shown += [report.originals, report.gallery.samples if report.gallery is not None else None]
+    names = [run.name for run in runs]
+    rows = [(run.name, record) for run in runs for record in run.records] + [("", r) for r in report.reference]
+    lines = metric_lines(rows, names)
     seconds = [step.seconds for step in report.steps]
-    return DemoView(
-        created=_date(report.created),
-        total_seconds=sum(seconds),
-        longest_seconds=max(seconds, default=0.0),
-        run_names=names,
-        reconstructions=_reconstructions(report),
-        features=_features(report),
-        scatter=_scatter(report, embed),
-        scatter_note=next((run.tsne_note for run in runs if run.tsne_note), ""),
-        legend=_legend(report),
-        samples=tuple(_samples(report, i, run) for i, run in enumerate(runs) if _any(run.samples)),
-        formations=tuple(
-            _formation(i, run) for i, run in enumerate(runs) if run.formation and _any(run.formation[0][1])
+    pictures = [report.originals, gallery.samples, *(run.samples for run in runs)]
+    return {
+        "created": _date(report.created),
+        "total_seconds": sum(seconds),
+        "longest_seconds": max(seconds, default=0.0) or 1.0,
+        "run_names": names,
+        "headline": headline(runs),
+        "reconstructions": _matrix(
+            report,
+            [("original", report.originals, None, "", "")]
+            + [(run.name, run.reconstructions, i, "reconstruction, ", "") for i, run in enumerate(runs)],
         ),
-        gallery=_gallery(report.gallery) if report.gallery is not None else None,
-        tokenizer=_curves(names, read_panels([r.tokenizer_log for r in runs], tokenizer_term, TOKENIZER_TERMS), embed),
-        generator=_curves(names, read_panels([r.generator_log for r in runs], generator_term, GENERATOR_TERMS), embed),
-        metric_columns=columns,
-        metrics=lines,
-        ratio_axis=ratio_axis(lines) if len(columns) == 2 else None,
-        has_fid=any(word in line.name.lower() for line in lines for word in ("fid", "fréchet", "frechet")),
-        compressed=any(a.shape[1] * a.shape[2] > LOSSLESS_PIXELS for a in shown if a is not None),
-    )
+        "features": _matrix(
+            report,
+            [("original", report.originals, None, "", ""), _map("teacher", report.teacher_features, None)]
+            + [_map(run.name, run.latents, i) for i, run in enumerate(runs)],
+        ),
+        "scatter": _scatter(runs, embed),
+        "legend": _legend(report),
+        "samples": [
+            _samples(run.samples, run.sample_labels, report.class_names, run.name, report.guidance, i)
+            for i, run in enumerate(runs)
+        ],
+        "formations": [_formation(i, run) for i, run in enumerate(runs)],
+        "gallery": _samples(
+            gallery.samples, gallery.sample_labels, gallery.class_names, "longer training", gallery.guidance
+        ),
+        "tokenizer": _curves(names, [run.tokenizer_log for run in runs], TOKENIZER_TERMS, embed),
+        "generator": _curves(names, [run.generator_log for run in runs], GENERATOR_TERMS, embed),
+        "metrics": lines,
+        "ratio_axis": ratio_axis(lines) if len(runs) == 2 else None,
+        "compressed": any(images.shape[1] * images.shape[2] > LOSSLESS_PIXELS for images in pictures),
+    }
 
 
-def _reconstructions(report: DemoReport) -> Matrix | None:
-    runs = [(i, run) for i, run in enumerate(report.runs) if _any(run.reconstructions)]
-    if not runs:
-        return None
-    strips = [_strip("original", report.originals, report)]
-    strips += [_strip(run.name, run.reconstructions, report, i, "reconstruction, ") for i, run in runs]
-    return Matrix(tuple(strips), _ratio(report.originals))
+_Row = tuple[str, NDArray[np.uint8], int | None, str, str]  # heading, images, run, words of the alt text, note
 
 
-def _features(report: DemoReport) -> Matrix | None:
-    grids: list[tuple[str, NDArray | None, int | None]] = [("teacher", report.teacher_features, None)]
-    grids += [(run.name, run.latents, i) for i, run in enumerate(report.runs)]
-    if not any(_any(grid) for _, grid, _ in grids):
-        return None
-    strips = [_strip("original", report.originals, report)]
-    for name, grid, run in grids:
-        if grid is not None and _any(grid):
-            kind = "features, " if run is None else "latents, "
-            note = f"{grid.shape[1]} × {grid.shape[2]} × {grid.shape[3]}"
-            strips.append(_strip(name, pca_maps(grid), report, run, kind, note))
-    return Matrix(tuple(strips), _ratio(report.originals))
+def _map(name: str, grid: NDArray[np.floating], run: int | None) -> _Row:
+    """Return the row of feature grids (N, h, w, C) as colors."""
+    kind = "features, " if run is None else "latents, "
+    return name, pca_maps(grid), run, kind, " × ".join(map(str, grid.shape[1:]))
 
 
-def _strip(
-    heading: str,
-    images: NDArray[np.uint8] | None,
-    report: DemoReport,
+def _matrix(report: DemoReport, rows: Sequence[_Row]) -> PictureGroup:
+    """Return one strip per row, with a picture for each original."""
+    names = [class_name(int(label), report.class_names) for label in report.original_labels]
+    strips = []
+    for heading, images, run, kind, note in rows:
+        alts = [f"{heading}: {kind}image {i + 1} ({name})" for i, name in enumerate(names)]
+        strips.append(Strip(heading, tuple(map(_picture, images, alts)), run, note))
+    # At most eight columns, in blocks as equal as possible.
+    blocks = -(-len(names) // _PER_BLOCK)
+    return PictureGroup(tuple(strips), _ratio(report.originals), -(-len(names) // blocks))
+
+
+def _samples(
+    samples: NDArray[np.uint8],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    name: str,
+    guidance: str,
     run: int | None = None,
-    kind: str = "",
-    note: str = "",
-) -> Strip:
-    assert images is not None
-    labels = report.original_labels
-    names = [report.class_name(int(label)) for label in labels] if labels is not None else [""] * len(images)
-    pictures = (
-        _picture(image, f"{heading}: {kind}image {i + 1}" + (f" ({name})" if name else ""))
-        for i, (image, name) in enumerate(zip(images, names, strict=True))
-    )
-    return Strip(heading, tuple(pictures), run, note)
+) -> PictureGroup:
+    """Return one strip per label, in the order of their first samples."""
+    strips = []
+    for label in dict.fromkeys(labels):
+        heading = class_name(label, class_names)
+        chosen = samples[np.equal(labels, label)]
+        alts = [f"{name}: sample {k + 1} of {heading}" for k in range(len(chosen))]
+        strips.append(Strip(heading, tuple(map(_picture, chosen, alts))))
+    columns = min(_PER_BLOCK, max(len(strip.pictures) for strip in strips))
+    return PictureGroup(tuple(strips), _ratio(samples), columns, run, name, guidance)
 
 
-def _samples(report: DemoReport, index: int, run: RunReport) -> Samples:
-    assert run.samples is not None
-    strips = _sample_strips(run.name, run.samples, run.sample_labels, report.class_names)
-    return Samples(index, run.name, run.guidance, strips, _ratio(run.samples), _columns(strips))
-
-
-def _gallery(gallery: Gallery) -> Samples:
-    strips = _sample_strips("longer training", gallery.samples, gallery.sample_labels, gallery.class_names)
-    return Samples(None, "longer training", gallery.guidance, strips, _ratio(gallery.samples), _columns(strips))
-
-
-def _columns(strips: Sequence[Strip]) -> int:
-    return min(_PER_BLOCK, max(len(strip.pictures) for strip in strips))
-
-
-def _sample_strips(
-    run: str, samples: NDArray[np.uint8], labels: NDArray[np.integer] | Sequence[int] | None, names: Sequence[str]
-) -> tuple[Strip, ...]:
-    """A strip for each label, in the order of their first samples."""
-    if labels is None:
-        groups = [("", np.arange(len(samples)))]
-    else:
-        numbers = np.asarray(labels)
-        groups = [(class_name(int(label), names), np.flatnonzero(numbers == label)) for label in dict.fromkeys(numbers)]
-    return tuple(
-        Strip(
-            name,
-            tuple(
-                _picture(samples[i], f"{run}: sample {k + 1}" + (f" of {name}" if name else ""))
-                for k, i in enumerate(chosen)
-            ),
-        )
-        for name, chosen in groups
-    )
-
-
-def _formation(index: int, run: RunReport) -> Formation:
+def _formation(index: int, run: RunResult) -> PictureGroup:
+    """Return one strip per sample, with a picture for each time."""
     times = tuple(f"{t:.2g}" for t, _ in run.formation)
-    first = run.formation[0][1]
-    strips = tuple(
-        Strip(
-            f"sample {k + 1}",
-            tuple(
-                _picture(images[k], f"{run.name}: sample {k + 1} at t = {time}")
-                for time, (_, images) in zip(times, run.formation, strict=True)
-            ),
-        )
-        for k in range(len(first))
-    )
-    return Formation(index, run.name, run.formation_note, times, strips, _ratio(first))
+    strips = []
+    for k in range(len(run.formation[0][1])):
+        alts = [f"{run.name}: sample {k + 1} at t = {time}" for time in times]
+        images = [images[k] for _, images in run.formation]
+        strips.append(Strip(f"sample {k + 1}", tuple(map(_picture, images, alts))))
+    return PictureGroup(tuple(strips), _ratio(run.formation[0][1]), len(times), index, run.name, times=times)
 
 
-def _scatter(report: DemoReport, embed: Embedder) -> tuple[Figure, ...]:
-    return tuple(
-        Figure(
-            embed(
-                scatter_figure(run.tsne_points, run.tsne_labels, i),
-                f"t-SNE map of {len(run.tsne_points)} latents of the {run.name} tokenizer",
-            ),
-            run.name,
-            run=i,
-        )
-        for i, run in enumerate(report.runs)
-        if run.tsne_points is not None and _any(run.tsne_points)
-    )
+def _scatter(runs: Sequence[RunResult], embed: Embedder) -> list[Figure]:
+    figures = []
+    for i, run in enumerate(runs):
+        if run.tsne_points is not None:
+            alt = f"t-SNE map of {len(run.tsne_points)} latents of the {run.name} tokenizer"
+            figures.append(Figure(embed(scatter_figure(run.tsne_points, run.tsne_labels), alt), run.name, run=i))
+    return figures
 
 
-def _legend(report: DemoReport) -> tuple[LegendEntry, ...]:
-    labels = [run.tsne_labels for run in report.runs if run.tsne_points is not None and run.tsne_labels is not None]
-    seen = sorted({int(label) for some in labels for label in some})
-    return tuple(
-        LegendEntry(label % 10, MARKER_SIGNS[label % len(MARKER_SIGNS)], report.class_name(label)) for label in seen
-    )
+def _legend(report: DemoReport) -> list[tuple[int, str, str]]:
+    """Return color number, marker and name of each class in the t-SNE maps."""
+    seen = sorted({int(label) for run in report.runs for label in run.tsne_labels})
+    return [
+        (label % 10, MARKER_SIGNS[label % len(MARKER_SIGNS)], class_name(label, report.class_names)) for label in seen
+    ]
 
 
-def _curves(names: Sequence[str], panels: tuple[list[Panel], list[str]], embed: Embedder) -> Curves:
-    drawn, off = panels
-    figures = [(panel.term.detail, _curve(names, panel, embed)) for panel in drawn]
-    return Curves(
-        tuple(figure for detail, figure in figures if not detail),
-        tuple(figure for detail, figure in figures if detail),
-        tuple(off),
-    )
+def _curves(
+    names: Sequence[str], logs: Sequence[Sequence[LogLine]], terms: Mapping[str, Term], embed: Embedder
+) -> dict[str, list]:
+    """Return the curves of one kind of model: main ones, further ones, and keys that are zero throughout."""
+    panels, off = read_panels(logs, terms)
+    figures = [(panel.term.detail, _curve(names, panel, embed)) for panel in panels]
+    return {
+        "main": [figure for detail, figure in figures if not detail],
+        "further": [figure for detail, figure in figures if detail],
+        "off": off,
+    }
 
 
 def _curve(names: Sequence[str], panel: Panel, embed: Embedder) -> Figure:
     ends = tuple((curve.run, names[curve.run], curve.last) for curve in panel.curves)
-    label = f"{panel.term.title} against images seen. At the end: " + ", ".join(
+    alt = f"{panel.term.title} against images seen. At the end: " + ", ".join(
         f"{name} {number(value)}" for _, name, value in ends
     )
-    svg = embed(curves_figure(panel), label)
-    return Figure(svg, panel.term.title, panel.term.meaning, panel.logarithmic, ends)
-
-
-def _any(array: NDArray | None) -> bool:
-    return array is not None and array.size > 0
+    return Figure(embed(curves_figure(panel), alt), panel.term.title, panel.term.meaning, panel.logarithmic, ends)
 
 
 def _picture(image: NDArray[np.uint8], alt: str) -> Picture:
@@ -349,8 +239,5 @@ def _ratio(images: NDArray) -> str:
 
 
 def _date(created: str) -> str:
-    try:
-        moment = datetime.datetime.fromisoformat(created)
-    except ValueError:
-        return created
+    moment = datetime.datetime.fromisoformat(created)
     return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()

@@ -1,18 +1,15 @@
-"""What the demo trains: recipes of both stages, sized for two CPU cores."""
+"""Options of the demo and the recipes that it trains, sized for two CPU cores.
+
+With the default budget these are the recipes of `recipes/small`, which a test compares; the package does not contain
+those files.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from vavae.data.images import ImagesConfig
-from vavae.device import resolve_device, resolve_precision
-from vavae.losses import (
-    AdversarialConfig,
-    AlignmentConfig,
-    DiscriminatorConfig,
-    ObjectiveConfig,
-)
+from vavae.errors import UserError
+from vavae.losses import AdversarialConfig, AlignmentConfig, DiscriminatorConfig, ObjectiveConfig
 from vavae.models import SamplingConfig
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig
@@ -21,7 +18,10 @@ from vavae.training.schedule import ScheduleConfig
 from vavae.training.trainer import TrainingConfig
 
 ALIGNED, UNALIGNED = "aligned", "unaligned"
-TOKENIZER_BATCH = 16  # small: in a few minutes the number of steps decides, and batches of 64 cost 1.1 dB
+FACTOR = 4  # pixels per latent position, along each side
+# Small: the number of steps decides in a few minutes of training; batches of 64 cost 1.1 dB.
+TOKENIZER_BATCH = 16
+SAMPLING = SamplingConfig(steps=50, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Budget:
     """How much work the demo does.
 
     Attributes:
-        train_images: Training images at most.
-        test_images: Test images at most.
-        tokenizer_images: Images the tokenizer sees.
+        train_images: Largest number of training images.
+        test_images: Largest number of test images.
+        tokenizer_images: Images that the tokenizer sees.
         adversarial_from: Images after which the discriminator joins.
-        generator_images: Latents the transformer sees.
-        width: Of the transformer.
-        depth: Of the transformer.
+        generator_images: Latents that the transformer sees.
+        width: Width of the transformer.
+        depth: Depth of the transformer.
         samples: Samples for the Fréchet distance.
         samples_per_class: Samples of each class on the page.
-        tsne_points: Points of the t-SNE picture.
+        tsne_points: Points of the t-SNE map.
     """
 
     train_images: int = 5000
@@ -67,61 +67,62 @@ QUICK = Budget(
     tsne_points=80,
 )
 
-SAMPLING = SamplingConfig(steps=50, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
-
 
 @dataclass(frozen=True)
-class Plan:
-    """All recipes of one demo.
+class Config:
+    """Train an aligned tokenizer and a generator on its latents, measure both, and write a page about them.
 
     Attributes:
-        folder: Run folder of the demo.
-        images: Image spec.
-        size: Side of the images.
-        teacher: Name of the teacher.
-        budget: How much work.
-        seed: Seed of everything.
-        device: Device of everything.
+        output: Run folder. The page is `report.html` in it, every number is in `results.json`. A second call with the
+            same settings resumes where the first one stopped.
+        images: `demo` (embedded CIFAR-10 images), `cifar10` (all of it), or a folder: one sub-folder per class, or
+            images without classes.
+        size: Side to which images are cropped and resized, a multiple of 4. Time grows with its square.
+        compare: Also train a tokenizer without alignment and its generator, with the same budget.
+        quick: Use a small part of the budget, to see that everything works; the images are not good.
+        teacher: The foundation model to align with; `vavae assets list` and `vavae train-tokenizer --help` name others.
+        seed: Seed of every random number.
+        device: auto, cpu, cuda, mps, …
     """
 
-    folder: Path
-    images: str
-    size: int
-    teacher: str
-    budget: Budget
-    seed: int
-    device: str
+    output: str = "runs/demo"
+    images: str = "demo"
+    size: int = 32
+    compare: bool = False
+    quick: bool = False
+    teacher: str = "dinov2-small-focus"
+    seed: int = 0
+    device: str = "auto"
 
-    def data(self, split: str = "train") -> ImagesConfig:
-        """The images of a split; a folder without a test part keeps a tenth for testing."""
-        limit = self.budget.train_images if split == "train" else self.budget.test_images
-        return ImagesConfig(self.images, self.size, limit=limit, holdout=0.1, workers=2)
+    def __post_init__(self) -> None:
+        if self.size < 16 or self.size % FACTOR:
+            raise UserError(f"size must be a multiple of {FACTOR} of at least 16, got {self.size}")
 
-    def teacher_config(self) -> train_tokenizer.TeacherConfig:
-        """The teacher, with its features of the training images kept on the disk."""
-        return train_tokenizer.TeacherConfig(self.teacher, input_size=self.teacher_size, cache_features=True)
+    @property
+    def budget(self) -> Budget:
+        """How much work this demo does."""
+        return QUICK if self.quick else DEFAULT
 
     @property
     def teacher_size(self) -> int | None:
-        """Input size of the teacher: for DINOv2's patches of 14 the one that gives the latent's grid."""
-        return 14 * self.size // 4 if self.teacher.startswith("dinov2") else None
+        """Input size of the teacher: patches of DINOv2 (14 px) match latent positions; None is the teacher's own."""
+        return 14 * self.size // FACTOR if self.teacher.startswith("dinov2") else None
 
-    @property
-    def teacher_dtype(self) -> torch.dtype:
-        """Type the teacher computes in, as in training."""
-        precision = resolve_precision("auto", resolve_device(self.device))
-        return torch.bfloat16 if precision == "bf16" else torch.float32
+    def folder(self, run: str, part: str = "") -> Path:
+        """Return the folder of a run (aligned or unaligned), or of a part of it."""
+        return Path(self.output) / run / part
 
-    def run_folder(self, name: str) -> Path:
-        """Where the run `name` (aligned or unaligned) lies."""
-        return self.folder / name
+    def data(self, split: str = "train") -> ImagesConfig:
+        """Return the images of a split; a tenth of a folder without a test part is kept for testing."""
+        limit = self.budget.train_images if split == "train" else self.budget.test_images
+        return ImagesConfig(self.images, self.size, limit=limit, holdout=0.1, workers=2)
 
-    def tokenizer(self, name: str) -> train_tokenizer.Config:
-        """Recipe of stage 1."""
+    def tokenizer(self, run: str) -> train_tokenizer.Config:
+        """Return the recipe of stage 1."""
         budget = self.budget
         schedule = ScheduleConfig("cosine", warmup_images=budget.tokenizer_images // 20, final=0.05)
         return train_tokenizer.Config(
-            output=str(self.run_folder(name) / "tokenizer"),
+            output=str(self.folder(run, "tokenizer")),
             data=self.data(),
             tokenizer=AutoencoderConfig(
                 latent_channels=16,
@@ -130,13 +131,13 @@ class Plan:
                 blocks_per_level=1,
                 attention_levels=(),
             ),
-            teacher=self.teacher_config(),
+            teacher=train_tokenizer.TeacherConfig(self.teacher, input_size=self.teacher_size, cache_features=True),
             objective=ObjectiveConfig(
                 adversarial=AdversarialConfig(
                     start_images=budget.adversarial_from, discriminator=DiscriminatorConfig(32, 2)
                 ),
-                # Stronger than published (weight 0.1, margins 0.5 and 0.25): so short a training needs it to show.
-                alignment=AlignmentConfig(enabled=name == ALIGNED, weight=1.0, cos_margin=0.2, distance_margin=0.1),
+                # Stronger than published (weight 0.1, margins 0.5 and 0.25), to have an effect in so short a training.
+                alignment=AlignmentConfig(enabled=run == ALIGNED, weight=1.0, cos_margin=0.2, distance_margin=0.1),
             ),
             optimizer=OptimizerConfig("adam", 1.2e-3, (0.9, 0.95), schedule=schedule),
             discriminator_optimizer=OptimizerConfig("adam", 5e-4, (0.5, 0.9)),
@@ -152,11 +153,11 @@ class Plan:
             ),
         )
 
-    def encode(self, name: str) -> encode.Config:
-        """Recipe of the encoding."""
+    def encode(self, run: str) -> encode.Config:
+        """Return the recipe of the encoding."""
         return encode.Config(
-            tokenizer=str(self.run_folder(name) / "tokenizer" / "tokenizer"),
-            output=str(self.run_folder(name) / "latents"),
+            tokenizer=str(self.folder(run, "tokenizer/tokenizer")),
+            output=str(self.folder(run, "latents")),
             data=self.data(),
             seed=self.seed,
             batch_size=250,
@@ -164,14 +165,14 @@ class Plan:
             precision="auto",
         )
 
-    def transformer(self, name: str) -> train_dit.Config:
-        """Recipe of stage 2."""
+    def transformer(self, run: str) -> train_dit.Config:
+        """Return the recipe of stage 2."""
         budget = self.budget
         schedule = ScheduleConfig("linear", warmup_images=budget.generator_images // 20, final=0.1)
         return train_dit.Config(
-            output=str(self.run_folder(name) / "generator"),
-            latents=str(self.run_folder(name) / "latents"),
-            tokenizer=str(self.run_folder(name) / "tokenizer" / "tokenizer"),
+            output=str(self.folder(run, "generator")),
+            latents=str(self.folder(run, "latents")),
+            tokenizer=str(self.folder(run, "tokenizer/tokenizer")),
             transformer=train_dit.TransformerConfig(
                 "S/2", width=budget.width, depth=budget.depth, heads=budget.width // 64
             ),

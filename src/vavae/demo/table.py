@@ -1,12 +1,15 @@
 """The table of all numbers: one line per metric, one column per run, the protocol of each number below it."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from vavae.demo.contents import MetricRow
+from vavae.metrics import MetricRecord
 from vavae.report.glossary import Better, metric_meaning
 from vavae.report.numbers import places, plain, words
+
+Row = tuple[str, MetricRecord]  # name of the run, "" for a number of no run, and the number
+_BETTER: dict[bool | None, Better] = {True: "higher", False: "lower", None: None}
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,19 @@ class MetricLine:
     """A line of the table.
 
     Attributes:
-        name: The metric.
-        variant: What sets it apart from other lines of the same name; "" where it is the only one.
+        name: The metric, with its unit.
         better: Which direction is better.
-        meaning: One sentence; "" where there is none, or where an earlier line of the same name says it.
+        meaning: One sentence; "" if the glossary has none.
         cells: One per column, in the order of columns; a number of no run is a single cell.
-        decimals: Digits after the point for all numbers of the line, or None where they are too unlike.
+        decimals: Digits after the point of all numbers of the line, or None where their sizes differ too much.
         difference: First column minus second where there are exactly two finite numbers.
         ratio: First column divided by second where both are positive.
-        gain: Whether that difference is for the better; None where there is no such thing.
+        gain: Whether the difference is an improvement; None without a direction or a difference.
         protocol: (key, value) as text, common to the line's numbers.
-        differing: (run, ((key, value), ...)) for what is not common.
+        differing: (run, ((key, value), ...)) for the settings that are not common.
     """
 
     name: str
-    variant: str
     better: Better
     meaning: str
     cells: tuple[Cell, ...]
@@ -49,39 +50,25 @@ class MetricLine:
     differing: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 
-def metric_lines(rows: Sequence[MetricRow], runs: Sequence[str]) -> tuple[tuple[str, ...], tuple[MetricLine, ...]]:
-    """Rows gathered into lines: rows of equal name share a line, as long as their runs differ.
+def metric_lines(rows: Sequence[Row], runs: Sequence[str]) -> tuple[MetricLine, ...]:
+    """Gather rows into lines: numbers of equal name share a line.
 
-    Returns:
-        Names of the columns (the report's runs that have numbers, then other names found), and the lines.
+    Args:
+        rows: The numbers.
+        runs: Names of the columns.
     """
-    named = [row.run for row in rows if row.run]
-    columns = tuple(run for run in runs if run in named) + tuple(r for r in dict.fromkeys(named) if r not in runs)
-    groups: dict[tuple[str, bool, int], list[MetricRow]] = {}
-    seen: dict[tuple[str, str], int] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        turn = seen[row.name, row.run] = seen.get((row.name, row.run), -1) + 1
-        groups.setdefault((row.name, bool(row.run), turn), []).append(row)
-    ordered = sorted(groups, key=lambda group: [row.name for row in rows].index(group[0]))
-    lines = [_line(groups[key], columns, _siblings(groups, key)) for key in ordered]
-    told: set[tuple[str, str]] = set()
-    for place, line in enumerate(lines):
-        if (line.name, line.meaning) in told:
-            lines[place] = replace(line, meaning="")
-        told.add((line.name, line.meaning))
-    return columns, tuple(lines)
+        groups.setdefault(row[1].name, []).append(row)
+    return tuple(_line(group, runs) for group in groups.values())
 
 
-def _siblings(groups: Mapping[tuple[str, bool, int], list[MetricRow]], key: tuple[str, bool, int]) -> list[MetricRow]:
-    return [rows[0] for other, rows in groups.items() if other[0] == key[0]]
-
-
-def _line(rows: Sequence[MetricRow], columns: Sequence[str], siblings: Sequence[MetricRow]) -> MetricLine:
-    first = rows[0]
-    better = first.better
-    best = _best([row.value for row in rows], better)
-    by_run = {row.run: Cell(row.run, row.value, best is not None and row.value == best) for row in rows}
-    cells = (by_run[""],) if not first.run else tuple(by_run.get(column, Cell(column, None)) for column in columns)
+def _line(rows: Sequence[Row], columns: Sequence[str]) -> MetricLine:
+    run, first = rows[0]
+    better = _BETTER[first.higher_is_better]
+    best = _best([record.value for _, record in rows], better)
+    by_run = {run: Cell(run, record.value, best is not None and record.value == best) for run, record in rows}
+    cells = tuple(by_run.get(column, Cell(column, None)) for column in columns) if run else (by_run[""],)
     finite = [cell.value for cell in cells if cell.value is not None and math.isfinite(cell.value)]
     difference, ratio, gain = None, None, None
     if len(cells) == len(finite) == 2:
@@ -90,17 +77,16 @@ def _line(rows: Sequence[MetricRow], columns: Sequence[str], siblings: Sequence[
             ratio = finite[0] / finite[1]
         if better is not None and difference != 0:
             gain = (difference > 0) == (better == "higher")
-    protocols = [{str(key): plain(value) for key, value in row.protocol.items()} for row in rows]
+    protocols = [{key: plain(value) for key, value in record.to_dict()["protocol"].items()} for _, record in rows]
     common = {key: text for key, text in protocols[0].items() if all(p.get(key) == text for p in protocols)}
     differing = tuple(
-        (row.run, tuple((words(key), text) for key, text in protocol.items() if key not in common))
-        for row, protocol in zip(rows, protocols, strict=True)
+        (run, tuple((words(key), text) for key, text in protocol.items() if key not in common))
+        for (run, _), protocol in zip(rows, protocols, strict=True)
     )
     return MetricLine(
-        name=first.name,
-        variant=_variant(first, siblings),
+        name=f"{first.name} ({first.unit})" if first.unit else first.name,
         better=better,
-        meaning=metric_meaning(first.name) if first.explanation is None else first.explanation,
+        meaning=metric_meaning(first.name),
         cells=cells,
         decimals=_decimals(finite),
         difference=difference,
@@ -111,17 +97,8 @@ def _line(rows: Sequence[MetricRow], columns: Sequence[str], siblings: Sequence[
     )
 
 
-def _variant(row: MetricRow, siblings: Sequence[MetricRow]) -> str:
-    """The settings in which lines of the same name differ, as text."""
-    keys = dict.fromkeys(key for sibling in siblings for key in sibling.protocol)
-    telling = [
-        key for key in keys if len({plain(s.protocol[key]) if key in s.protocol else None for s in siblings}) > 1
-    ]
-    return ", ".join(f"{words(key)} {plain(row.protocol[key])}" for key in telling if key in row.protocol)
-
-
 def _decimals(values: Sequence[float | int]) -> int | None:
-    """Places that suit the largest value, if the smallest still shows two digits with them."""
+    """Return the places that suit the largest value, if the smallest still shows two digits with them."""
     sizes = [abs(value) for value in values if value != 0]
     if not sizes or any(isinstance(value, int) for value in values):
         return None
@@ -129,8 +106,8 @@ def _decimals(values: Sequence[float | int]) -> int | None:
     return decimals if min(sizes) >= 10 ** (1 - decimals) else None
 
 
-def _best(values: Sequence[float | int | None], better: Better) -> float | int | None:
-    finite = [value for value in values if value is not None and math.isfinite(value)]
+def _best(values: Sequence[float | int], better: Better) -> float | int | None:
+    finite = [value for value in values if math.isfinite(value)]
     if better is None or len(set(finite)) < 2:
         return None
     return max(finite) if better == "higher" else min(finite)
@@ -141,8 +118,8 @@ class Dumbbell:
     """A line's ratio on the axis that all lines share.
 
     Attributes:
-        percent: Where the first column's dot is, from 0 to 100; the second column's is at 50.
-        clipped: Whether the ratio is beyond the axis.
+        percent: Position of the first column's dot, from 0 to 100; the second column's is at 50.
+        clipped: Whether the ratio is outside the axis.
     """
 
     percent: float
@@ -156,15 +133,15 @@ class RatioAxis:
     extent: float
 
     def place(self, ratio: float) -> Dumbbell:
-        """Where a ratio is on the axis."""
+        """Return the position of a ratio on the axis."""
         position = math.log(ratio) / math.log(self.extent)
         return Dumbbell(50 + 50 * max(-1.0, min(1.0, position)), abs(position) > 1)
 
 
 def ratio_axis(lines: Sequence[MetricLine]) -> RatioAxis | None:
-    """The shortest round axis that holds three quarters of the lines' ratios; None without ratios.
+    """Return the shortest round axis that contains three quarters of the lines' ratios; None without ratios.
 
-    A single metric that changes by much would otherwise squeeze all others into the middle.
+    A single metric with a large change would otherwise squeeze all others into the middle.
     """
     sizes = sorted(max(line.ratio, 1 / line.ratio) for line in lines if line.ratio is not None)
     if not sizes:

@@ -1,1 +1,1 @@
-"""Figures, image grids, curves and page parts that several pages share."""
+"""Figures, image grids, curves and parts of pages for several pages."""

@@ -1,13 +1,13 @@
-"""From log lines to curves worth drawing."""
+"""Turn log lines into curves."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vavae.report.glossary import Term
+from vavae.report.glossary import Term, term_of
 
 LogLine = Mapping[str, float | None]
 
@@ -21,7 +21,7 @@ class Curve:
     """One logged term of one run.
 
     Attributes:
-        run: Number of the run in the report; decides colour and dashes.
+        run: Number of the run in the report; decides its color and dashes.
         images: (T,) images seen, rising.
         values: (T,) as logged; NaN where nothing finite was logged.
     """
@@ -32,7 +32,7 @@ class Curve:
 
     @property
     def last(self) -> float:
-        """The mean over the last tenth of the finite values, less noisy than the last one."""
+        """Return the mean over the last tenth of the finite values, less noisy than the last one."""
         finite = self.values[np.isfinite(self.values)]
         return float(finite[-max(1, len(finite) // 10) :].mean())
 
@@ -43,7 +43,7 @@ class Panel:
 
     Attributes:
         key: Name in the log.
-        term: What it means.
+        term: Title and meaning.
         curves: One per run that has it, in the order of runs.
     """
 
@@ -53,7 +53,7 @@ class Panel:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether a logarithmic axis shows more: all values positive, over more than a factor of 20."""
+        """Whether the axis is logarithmic: all values are positive and span more than a factor of 20."""
         values = np.concatenate([curve.values[np.isfinite(curve.values)] for curve in self.curves])
         if values.min() <= 0:
             return False
@@ -61,23 +61,20 @@ class Panel:
         return bool(high / low > _LOG_RATIO)
 
 
-def read_panels(
-    logs: Sequence[Sequence[LogLine]], term_of: Callable[[str], Term], order: Mapping[str, Term]
-) -> tuple[list[Panel], list[str]]:
-    """Panels for every term that some run logged, and the keys of terms that were off.
+def read_panels(logs: Sequence[Sequence[LogLine]], terms: Mapping[str, Term]) -> tuple[list[Panel], list[str]]:
+    """Return panels for every term that some run logged, and the keys of terms that were off.
 
     Args:
         logs: Log lines of each run, as in `metrics.jsonl`.
-        term_of: What a key means.
-        order: Keys that come first, in this order; others follow by name.
+        terms: Known terms by key. They come first, in this order; other keys follow by name.
 
     Returns:
-        Panels, and keys whose every value, in every run, is zero or missing: these are not drawn. A run whose
-        values are all zero is left out of a panel that has other runs, and a curve begins with its first value
-        that is not zero.
+        Panels, and the keys whose every value, in every run, is zero or missing: these are not drawn. A run whose
+        values are all zero is left out of a panel that has other runs. A curve begins with its first value that is
+        not zero.
     """
     keys = {key for lines in logs for line in lines for key in line} - {"images", "step"}
-    ranked = [key for key in order if key in keys] + sorted(keys - order.keys())
+    ranked = [key for key in terms if key in keys] + sorted(keys - terms.keys())
     panels, off = [], []
     for key in ranked:
         curves = []
@@ -93,14 +90,14 @@ def read_panels(
                     values[: on[0]] = np.nan
                 curves.append(Curve(run, images, values))
         if curves:
-            panels.append(Panel(key, term_of(key), tuple(curves)))
+            panels.append(Panel(key, term_of(key, terms), tuple(curves)))
         else:
             off.append(key)
     return panels, off
 
 
 def smoothed(values: NDArray[np.float64], logarithmic: bool = False) -> NDArray[np.float64]:
-    """Moving average over a fifteenth of the points, centred, cut at the ends; NaN values have no weight.
+    """Return the centered moving average over a fifteenth of the points, cut at the ends; NaN values have no weight.
 
     Args:
         values: (T,) with NaN where missing.

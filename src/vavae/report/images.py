@@ -1,4 +1,4 @@
-"""Images for eyes: grids, encodings, data URIs."""
+"""Image grids, encoded images and data URIs."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ def check_images(images: NDArray | None, name: str) -> None:
     if images is None:
         return
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape[1:]:
-        raise ValueError(f"{name}: must be (N, H, W, 3) uint8, not {images.shape} {images.dtype}")
+        raise ValueError(f"{name} must be (N, H, W, 3) uint8, got {images.shape} {images.dtype}")
 
 
 def image_grid(
@@ -33,25 +33,25 @@ def image_grid(
     labels: Sequence[str] | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> Image.Image:
-    """Images in rows of `columns`, from left to right and from top to bottom.
+    """Arrange images in rows of `columns`, from left to right and from top to bottom.
 
-    Image i has its corner at x = padding + (i mod columns) · (scale · W + padding); rows are placed likewise,
-    with a line of text below each image if there are labels.
+    The left edge of image i is at x = padding + (i mod columns) · (scale · W + padding), and the same for rows. With
+    labels, there is a line of text below each image.
 
     Args:
         images: (N, H, W, 3) uint8 RGB, N at least 1.
-        columns: Images per row; a row shorter than that only if there are fewer images.
+        columns: Images per row, or all images if there are fewer.
         padding: Pixels around and between images.
-        scale: Each pixel becomes scale x scale pixels.
+        scale: Each pixel becomes scale × scale pixels.
         labels: A text below each image, cut to the image's width; None for no text.
-        background: RGB of what no image covers.
+        background: RGB of the area that images do not cover.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: On images of another shape or type, columns or scale below 1, negative padding, or another
-            number of labels than images.
+        ValueError: Images of another shape or type, columns or scale below 1, negative padding, or another number
+            of labels than images.
     """
     check_images(images, "images")
     if len(images) == 0 or columns < 1 or scale < 1 or padding < 0:
@@ -80,22 +80,21 @@ def image_grid(
 
 
 def encode_png(image: Image.Image | NDArray[np.uint8]) -> bytes:
-    """PNG file of an image, or of pixels (H, W, 3) uint8."""
+    """Return the bytes of a PNG file of an image, or of pixels (H, W, 3) uint8."""
     buffer = io.BytesIO()
     _as_image(image).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def data_uri(content: bytes, media_type: str = "image/png") -> str:
-    """`content` as a data: URI, so that a page needs no file beside it."""
+    """Return `content` as a data: URI, for pages of a single file."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def image_uri(image: Image.Image | NDArray[np.uint8]) -> str:
-    """A data: URI of an image: PNG up to `LOSSLESS_PIXELS` pixels, WebP of quality 90 above.
+    """Return a data: URI of an image: PNG up to `LOSSLESS_PIXELS` pixels, WebP of quality 90 above.
 
-    A page of many large PNGs would be too big to send; at 128 pixels and below, where single pixels are seen,
-    nothing is lost.
+    A page of many large PNGs would be too big to send. Small images, whose single pixels are visible, stay lossless.
     """
     image = _as_image(image)
     if image.width * image.height <= LOSSLESS_PIXELS:
@@ -110,7 +109,7 @@ def _as_image(image: Image.Image | NDArray[np.uint8]) -> Image.Image:
 
 
 def _fitted(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The longest beginning of the first line of `text` that is at most `width` pixels wide."""
+    """Return the longest start of the first line of `text` that is at most `width` pixels wide."""
     line = text.split("\n", 1)[0]
     while line and font.getlength(line) > width:
         line = line[:-1]

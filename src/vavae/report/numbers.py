@@ -8,15 +8,15 @@ MISSING = "–"
 
 
 def number(value: float | int | str | None, digits: int = 4, decimals: int | None = None) -> str:
-    """A number as a reader wants it: a few digits, thousands apart, a dash where nothing was measured.
+    """Return a number as text: a few digits, separated thousands, a dash for a missing or infinite one.
 
     >>> number(12345.678), number(0.123456), number(3), number(None), number(98.7, decimals=2)
     ('12,346', '0.1235', '3', '–', '98.70')
 
     Args:
-        value: A number, or a text that is returned as it is.
-        digits: Significant digits of a number that is not an integer.
-        decimals: Digits after the point instead, so that numbers of a line agree.
+        value: A number, or a text, which is returned unchanged.
+        digits: Significant digits of numbers other than integers.
+        decimals: Digits after the point; None uses `digits`.
     """
     if value is None:
         return MISSING
@@ -32,9 +32,9 @@ def number(value: float | int | str | None, digits: int = 4, decimals: int | Non
 
 
 def places(value: float | int, digits: int = 4) -> int:
-    """Digits after the point with which `value` shows about `digits` significant ones; 0 for integers.
+    """Return the digits after the point that show about `digits` significant ones; 0 for integers.
 
-    Numbers below 0.1 get no more places than 0.1 itself, as long as two of their digits are seen.
+    Numbers below 0.1 have as many places as 0.1, or more to show two of their digits.
     """
     if isinstance(value, int) or value == 0:
         return 0
@@ -43,7 +43,7 @@ def places(value: float | int, digits: int = 4) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a clock would say it: "0.4 s", "12 s", "3 min 20 s", "2 h 5 min"."""
+    """Return seconds as text: "0.4 s", "12 s", "3 min 20 s", "2 h 5 min"."""
     if not math.isfinite(seconds):
         return MISSING
     if seconds < 9.95:
@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
 
 
 def plain(value: Any) -> str:
-    """A setting as text: nested mappings and sequences in one line, floats short, None as "none"."""
+    """Return a setting as text: nested mappings and sequences in one line, short floats, None as "none"."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -73,5 +73,5 @@ def plain(value: Any) -> str:
 
 
 def words(key: str) -> str:
-    """A key as words: "feature_network" becomes "feature network"."""
+    """Return a key as words: "feature_network" becomes "feature network"."""
     return key.replace("_", " ")

@@ -1,4 +1,4 @@
-"""What the HTML pages share: the templates' environment, and SVGs inside a page."""
+"""Templates and inline SVGs of the HTML pages."""
 
 import functools
 import re

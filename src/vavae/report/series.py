@@ -1,4 +1,4 @@
-"""Figures of series of points, such as one metric over another, in colours that the page decides."""
+"""Figures of series of points, such as one metric against another, as SVG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vavae.report.figures import _CLASSES, _DASHES, _SURFACE, MARKERS, _svg, short
+from vavae.report.svg import CLASS_COLORS, DASHES, MARKERS, SURFACE, draw_svg, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _NOTE_SIZE = 9  # printer's points
 _GAP = 6  # from a point to its note
-# Right, left or centred; above, below or beside: the first that covers least is taken.
+# Right, left or centered; above, below or level: the note takes the first place that covers least.
 _PLACES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 
 
@@ -25,11 +25,11 @@ class Series:
     """Points that belong together.
 
     Attributes:
-        name: Heads it in the legend.
+        name: Name in the legend.
         points: (x, y) in order.
-        notes: A few letters beside each point; empty for none.
-        spreads: Half length of each point's vertical bar; None for none. Empty for no bars at all.
-        style: Number of its colour and marker.
+        notes: A short text next to each point; empty for none.
+        spreads: Half the length of each point's vertical bar, or None; empty for no bars.
+        style: Number of color and marker.
     """
 
     name: str
@@ -48,20 +48,20 @@ def series_figure(
     log_y: bool = False,
     from_zero: bool = False,
 ) -> str:
-    """Lines with markers, one per series; SVG. Colours are those of the classes.
+    """Draw lines with markers, one per series, in the colors of classes; return the SVG.
 
     Args:
-        series: What to draw; those without points are left out.
+        series: The series; empty ones are left out.
         x: Label of the horizontal axis.
         y: Label of the vertical axis.
         log_x: Logarithmic horizontal axis, where the points span more than a factor of 3.
-        log_y: The same of the vertical axis.
-        from_zero: Let the horizontal axis begin at 0.
+        log_y: The same for the vertical axis.
+        from_zero: Start the horizontal axis at 0.
     """
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_axes((0.135, 0.15, 0.84, 0.82))
-        # Over a small range a logarithmic axis has hardly a tick.
+        # A logarithmic axis over a small range has almost no ticks.
         wide_x, wide_y = (log and _wide(series, i) for i, log in enumerate((log_x, log_y)))
         if wide_x:
             axes.set_xscale("log")
@@ -83,7 +83,7 @@ def series_figure(
             axis.set_major_formatter(lambda value, _: short(value))
         _write_notes(axes, series)
 
-    return _svg(draw, 5.2, 3.5)
+    return draw_svg(draw, 5.2, 3.5)
 
 
 def _wide(series: Sequence[Series], coordinate: int) -> bool:
@@ -92,7 +92,7 @@ def _wide(series: Sequence[Series], coordinate: int) -> bool:
 
 
 def _few_ticks(axis: object) -> None:
-    """Ticks at 1, 2 and 5: a small range of a logarithmic axis would have none or one at the tens alone."""
+    """Set ticks at 1, 2 and 5 times powers of ten, which suit a small range of a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # type: ignore[attr-defined]
@@ -100,28 +100,28 @@ def _few_ticks(axis: object) -> None:
 
 
 def _draw(axes: "Axes", one: Series) -> None:
-    colour, marker = _CLASSES[one.style % len(_CLASSES)], MARKERS[one.style % len(MARKERS)]
+    color, marker = CLASS_COLORS[one.style % len(CLASS_COLORS)], MARKERS[one.style % len(MARKERS)]
     xs, ys = zip(*one.points, strict=True)
     axes.plot(
         xs,
         ys,
-        color=colour,
+        color=color,
         marker=marker,
         markersize=6.5,
-        markeredgecolor=_SURFACE,
+        markeredgecolor=SURFACE,
         markeredgewidth=0.6,
         linewidth=1.6,
-        linestyle=_DASHES[one.style % len(_DASHES)],
+        linestyle=DASHES[one.style % len(DASHES)],
         label=one.name,
     )
     for (px, py), spread in zip(one.points, one.spreads, strict=False):
         if spread:
-            axes.plot((px, px), (py - spread, py + spread), color=colour, linewidth=1.2)
+            axes.plot((px, px), (py - spread, py + spread), color=color, linewidth=1.2)
 
 
 def _write_notes(axes: "Axes", series: Sequence[Series]) -> None:
-    """Each note where it covers least: of lines, markers, other notes. Everything else must be drawn and scaled."""
-    axes.autoscale_view()  # a point's place on paper is otherwise that of the former scale
+    """Write each note where it covers least of lines, markers and other notes. Call this last."""
+    axes.autoscale_view()  # otherwise positions of points belong to the former scale
     lines = [_on_paper(axes, one.points) for one in series if one.points]
     covered = np.concatenate([_along(line) for line in lines]) if lines else np.empty((0, 2))
     markers = np.concatenate(lines) if lines else np.empty((0, 2))
@@ -130,12 +130,12 @@ def _write_notes(axes: "Axes", series: Sequence[Series]) -> None:
 
     def cost(box: _Box) -> float:
         outside = box.left < left or box.right > right or box.bottom < bottom or box.top > top
-        others = sum(box.meets(other) for other in written)
-        return box.holds(covered) + 10 * box.holds(markers, 4.0) + 20 * others + 30 * outside
+        others = sum(box.overlaps(other) for other in written)
+        return box.count_inside(covered) + 10 * box.count_inside(markers, 4.0) + 20 * others + 30 * outside
 
     for one in series:
         for point, at, note in zip(one.points, _on_paper(axes, one.points), one.notes, strict=False):
-            boxes = {place: _Box.beside(at, place, note) for place in _PLACES}
+            boxes = {place: _Box.next_to(at, place, note) for place in _PLACES}
             place = min(boxes, key=lambda place: cost(boxes[place]))
             written.append(boxes[place])
             axes.annotate(
@@ -150,12 +150,12 @@ def _write_notes(axes: "Axes", series: Sequence[Series]) -> None:
 
 
 def _on_paper(axes: "Axes", points: Sequence[tuple[float, float]]) -> np.ndarray:
-    """(N, 2) data coordinates in printer's points."""
+    """Return data coordinates in printer's points, (N, 2)."""
     return np.asarray(axes.transData.transform(points)) * (72 / axes.figure.dpi)
 
 
 def _along(line: np.ndarray) -> np.ndarray:
-    """Points on a line, about 3 printer's points apart."""
+    """Return points on a line, about 3 printer's points apart."""
     pieces = [
         start + np.linspace(0, 1, max(2, int(np.hypot(*(end - start)) / 3)))[:, None] * (end - start)
         for start, end in pairwise(line)
@@ -165,7 +165,7 @@ def _along(line: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Box:
-    """Where a note is written, in printer's points."""
+    """The rectangle of a note, in printer's points."""
 
     left: float
     bottom: float
@@ -173,19 +173,19 @@ class _Box:
     top: float
 
     @classmethod
-    def beside(cls, at: np.ndarray, place: tuple[int, int], note: str) -> "_Box":
+    def next_to(cls, at: np.ndarray, place: tuple[int, int], note: str) -> "_Box":
         width, height = 0.6 * _NOTE_SIZE * len(note), 1.1 * _NOTE_SIZE
         left = at[0] + _GAP * place[0] + width * (place[0] - 1) / 2
         bottom = at[1] + _GAP * place[1] + height * (place[1] - 1) / 2
         return cls(left, bottom, left + width, bottom + height)
 
-    def holds(self, points: np.ndarray, margin: float = 0.0) -> int:
-        """How many of the (N, 2) points are inside, or within a margin of it."""
+    def count_inside(self, points: np.ndarray, margin: float = 0.0) -> int:
+        """Count the points (N, 2) inside the box or within a margin of it."""
         x, y = points.T
         inside = (x > self.left - margin) & (x < self.right + margin)
         return int((inside & (y > self.bottom - margin) & (y < self.top + margin)).sum())
 
-    def meets(self, other: "_Box") -> bool:
+    def overlaps(self, other: "_Box") -> bool:
         return (
             self.left < other.right and other.left < self.right and self.bottom < other.top and other.bottom < self.top
         )

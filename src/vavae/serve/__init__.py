@@ -1,1 +1,1 @@
-"""The web page of `vavae serve`: sample, reconstruct, interpolate. What it shows is computed in `studio`."""
+"""The web page of `vavae serve`: sample, reconstruct, interpolate. `studio` computes the images."""

@@ -1,7 +1,7 @@
-"""What the page accepts from callers: hosts that it serves, uploaded files, and values in their ranges.
+"""Checks of requests to the page: known hosts, uploaded files, and values in their ranges.
 
-gradio checks less: it opens any path that comes without its `meta` mark, downloads addresses, answers every `Host`
-(DNS rebinding), and prints a stack trace for a value of the wrong type.
+gradio checks less: it opens any path without its `meta` mark, downloads URLs, answers every `Host` (DNS rebinding),
+and prints a stack trace for a value of the wrong type.
 """
 
 import ipaddress
@@ -11,21 +11,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
+from gradio.route_utils import FnIndexInferError
 from gradio.utils import get_upload_folder
 from starlette.responses import PlainTextResponse
 
-from vavae.errors import UserError
+from vavae.errors import UserError, one_line
 
 _LONGEST = 60  # characters of a value in a message
 
 
 class KnownHosts:
-    """ASGI middleware that answers requests for known hosts only.
+    """ASGI middleware that answers requests for known hosts only, and bad requests with one line.
 
     Args:
-        app: The application behind it.
+        app: The application that answers the requests.
         names: Host names and addresses, without ports.
-        addresses: Whether every IP address is known too: rebinding needs a name.
+        addresses: Whether every IP address is known; rebinding needs a name.
     """
 
     def __init__(self, app: Any, names: Collection[str], addresses: bool) -> None:
@@ -38,7 +39,15 @@ class KnownHosts:
             message = "This page is not served under this name. Give the name to vavae serve --allowed_hosts.\n"
             await PlainTextResponse(message, status_code=421)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        except (
+            FnIndexInferError,
+            KeyError,
+            ValueError,
+        ) as error:  # unknown functions and sessions
+            message = f"This page cannot answer {scope['path'][:_LONGEST]} ({one_line(error)[:_LONGEST]}).\n"
+            await PlainTextResponse(message, status_code=400)(scope, receive, send)
 
     def _knows(self, header: bytes) -> bool:
         try:
@@ -61,7 +70,7 @@ def checked_inputs(blocks: Sequence[Any], values: Sequence[Any]) -> list[Any]:
 
 def _checked(block: Any, value: Any) -> Any:
     if value is None and isinstance(block, gr.Image | gr.Number):
-        return None  # an emptied field, which the page names
+        return None  # an empty field, which the page reports
     if isinstance(block, gr.Image):
         return {"path": _uploaded(value), "meta": {"_type": "gradio.FileData"}}
     name = block.label.partition(":")[0]
@@ -80,7 +89,7 @@ def _checked(block: Any, value: Any) -> Any:
 
 
 def _uploaded(value: Any) -> str:
-    """Return the real path of a file in the page's upload folder; FIFOs, devices and links out of it are refused."""
+    """Return the real path of a regular file in the page's upload folder; links out of the folder are refused."""
     path = value.get("path") if isinstance(value, dict) else None
     if isinstance(path, str):
         try:

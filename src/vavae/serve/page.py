@@ -1,4 +1,4 @@
-"""The page itself, in gradio: tabs for what `studio` can do with the models at hand."""
+"""The page in gradio: one tab for each thing that `studio` can do with its models."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from vavae.config.image_size import format_size
 from vavae.data import demo_pixels, read_rgb
 from vavae.data.readable import IMAGE_ERRORS
 from vavae.device import device_lock
-from vavae.errors import UserError, memory_ran_out
+from vavae.errors import RunError, UserError, memory_ran_out
 from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
 from vavae.models import SamplingConfig
 from vavae.report.images import class_name
 from vavae.serve.guard import checked_inputs
 from vavae.serve.studio import LARGEST_SIDE, MOST_IMAGES, Studio
 
-# Small images are shown pixel by pixel, not blurred.
+# Pixels of small images stay squares.
 CSS = """
 .small img { image-rendering: pixelated; }
 .picture img { width: 100% !important; height: 100% !important; object-fit: contain; }
@@ -31,11 +31,11 @@ _SMALL = 128
 _HEIGHT = 260
 _WAITING = 32  # calls in the queue
 _ANY = "all classes in turn"
-_PROGRESS = gr.Progress()  # gradio knows it by its place among the defaults
+_PROGRESS = gr.Progress()  # gradio looks for it among the default values
 
 
 def theme() -> Any:
-    """Fonts of the system: the page asks no other machine for anything. Blue dark enough for white letters on it."""
+    """Return a theme with fonts of the system, so that nothing is loaded, and a blue for white letters."""
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     return gr.themes.Default(primary_hue="blue", font=fonts, font_mono=mono).set(
         button_primary_background_fill="*primary_600",
@@ -46,7 +46,7 @@ def theme() -> Any:
 
 
 def build(studio: Studio, name: str) -> Any:
-    """The page.
+    """Return the page, a `gradio.Blocks`.
 
     Args:
         studio: Computes what is shown.
@@ -63,7 +63,7 @@ def build(studio: Studio, name: str) -> Any:
             with gr.Tab("Interpolate"):
                 _interpolate_tab(studio)
     _guard(page)
-    # One computation at a time for each button; calls past the queue are refused.
+    # Each button runs one computation at a time; calls that do not fit into the queue are refused.
     return page.queue(max_size=_WAITING, api_open=False)
 
 
@@ -83,52 +83,52 @@ def _guard(page: Any) -> None:
 
 def _described(studio: Studio) -> str:
     tokenizer, generator = studio.tokenizer, studio.generator
-    said = [f"Tokenizer f{tokenizer.factor} d{tokenizer.latent_channels}"]
+    facts = [f"Tokenizer f{tokenizer.factor} d{tokenizer.latent_channels}"]
     if generator is not None:
         config = generator.transformer.config
-        said.append(f"LightningDiT of depth {config.depth} and width {config.width}, {config.num_classes} classes")
-        said.append(f"{format_size(generator.image_size)} px")
-    return " · ".join([*said, f"on {tokenizer.device.type.upper()}"])
+        facts.append(f"LightningDiT of depth {config.depth} and width {config.width}, {config.num_classes} classes")
+        facts.append(f"{format_size(generator.image_size)} px")
+    return " · ".join([*facts, f"on {tokenizer.device.type.upper()}"])
 
 
 def _at_hand(studio: Studio, number: int) -> Image.Image | None:
-    """A picture to begin with, for models of small images: the package has none of larger ones."""
+    """Return a first picture for models of small images; the package has no larger ones."""
     return Image.fromarray(demo_pixels("test")[number]) if studio.side <= _SMALL else None
 
 
 @contextmanager
-def _told(studio: Studio) -> Iterator[None]:
-    """Mistakes are shown on the page in our words. Buttons are pressed in threads: not all devices bear two."""
+def _errors_on_page(studio: Studio) -> Iterator[None]:
+    """Show errors as sentences on the page. Buttons run in threads, and some devices allow one at a time."""
     try:
         with device_lock(studio.tokenizer.device):
             yield
-    except UserError as error:
+    except (UserError, RunError) as error:
         raise gr.Error(str(error), print_exception=False) from error
     except (RuntimeError, MemoryError) as error:
         if not memory_ran_out(error):
             raise
-        raise gr.Error("Out of memory: fewer images, or smaller ones.", print_exception=False) from error
+        raise gr.Error("Out of memory: ask for fewer or smaller images.", print_exception=False) from error
 
 
 def _whole(value: float | None, name: str) -> int:
-    """What a number box holds; an emptied one holds nothing."""
+    """Return the number of a field; an empty field has None."""
     if value is None:
-        raise UserError(f"{name}: give a number")
+        raise UserError(f"{name} must be a number; the field is empty")
     return int(value)
 
 
 def _opened(path: str | None) -> Image.Image:
-    """An uploaded picture, read as the image files of a data set are."""
+    """Open an uploaded picture as image files of a data set are opened."""
     if path is None:
         raise UserError("choose an image first")
     try:
         return read_rgb(path)
     except IMAGE_ERRORS as error:
-        raise UserError("this is no image that can be read") from error
+        raise UserError("this file cannot be read as an image") from error
 
 
 def _classes(studio: Studio) -> list[tuple[str, int]]:
-    """What the list of classes shows, and the label behind it."""
+    """Return name and label of each class."""
     generator = studio.generator
     assert generator is not None
     return [(class_name(label, generator.class_names), label) for label in range(generator.num_classes)]
@@ -137,7 +137,10 @@ def _classes(studio: Studio) -> list[tuple[str, int]]:
 def _sampling_controls(
     defaults: SamplingConfig, solvers: Sequence[SolverName]
 ) -> tuple[list[Any], Callable[..., SamplingConfig]]:
-    """Controls of sampling, and what turns their values into settings. Their ranges hold the model's own defaults."""
+    """Return the controls of sampling and a function from their values to settings.
+
+    The ranges contain the model's own defaults.
+    """
     chosen, guided = defaults.solver, defaults.guidance_scale
     scale = gr.Slider(min(1, guided), max(10, guided), value=guided, step=0.1, label="Guidance scale (1 is none)")
     with gr.Accordion("Sampling", open=False):
@@ -177,7 +180,7 @@ def _gallery(label: str, side: int, columns: int) -> Any:
 
 
 def _picture(label: str, small: bool, **more: Any) -> Any:
-    """An image whose uploaded file reaches us as it is: gradio would open it by rules of its own, and fail by them."""
+    """Return an image field that passes the uploaded file through: gradio cannot open some formats."""
     picture = gr.Image(
         label=label,
         format="png",
@@ -187,7 +190,7 @@ def _picture(label: str, small: bool, **more: Any) -> Any:
         buttons=["download", "fullscreen"],
         **more,
     )
-    # On the object, not in a class of ours: for a class gradio writes a file of types beside this one.
+    # On the object: for a class of ours gradio would write a file of types next to this one.
     picture.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
     return picture
 
@@ -206,10 +209,10 @@ def _sample_tab(studio: Studio) -> None:
             gallery = _gallery("Samples", studio.side, 8)
 
     def act(label: int, count: float, seed: float, *values: Any, progress: Any = _PROGRESS) -> list[tuple]:
-        """Samples of a class (-1: the classes in turn), number 0 to count - 1 of the seed."""
+        """Draw samples 0 to count - 1 of the seed, of one class (-1: the classes in turn)."""
         classes = _classes(studio) or [("", 0)]
         names = {number: name for name, number in classes}
-        with _told(studio):
+        with _errors_on_page(studio):
             labels = [classes[i % len(classes)][1] if label < 0 else label for i in range(_whole(count, "images"))]
             sampling = settings(*values)
             last = sampling.steps - 1
@@ -246,20 +249,20 @@ def _reconstruct_tab(studio: Studio) -> None:
                 rebuilt = _picture("Reconstruction", small, interactive=False)
             with gr.Row():
                 difference = _picture("Difference, four times", small, interactive=False)
-                latent = _picture("Latent, main components as colours", True, interactive=False)
+                latent = _picture("Latent, main components as colors", True, interactive=False)
 
     def act(image: str | None, side: float | None) -> tuple[Any, ...]:
-        """The image cropped, its reconstruction, their difference, the latent as colours, and numbers."""
-        with _told(studio):
+        """Return the cropped image, its reconstruction, their difference, the latent as colors, and numbers."""
+        with _errors_on_page(studio):
             made = studio.reconstruct(_opened(image), _whole(side, "side"))
         channels, height, width = made.latent_shape
         share = channels * height * width / made.original.size
-        said = (
+        numbers = (
             f"PSNR **{made.psnr:.2f} dB**"
             + (f", SSIM **{made.ssim:.3f}**" if made.ssim is not None else "")
             + f"\n\nLatent {channels} × {height} × {width}: {share:.1%} of the image's numbers."
         )
-        return *map(Image.fromarray, (made.original, made.image, made.difference, made.latent)), said
+        return *map(Image.fromarray, (made.original, made.image, made.difference, made.latent)), numbers
 
     button.click(act, [image, side], [original, rebuilt, difference, latent, numbers], api_name="reconstruct")
 
@@ -276,7 +279,7 @@ def _interpolate_tab(studio: Studio) -> None:
                     side = _side_control(studio)
                     of_images = gr.Button("Interpolate", variant="primary")
                 if studio.generator is not None:
-                    with gr.Tab("Two noises"):
+                    with gr.Tab("Two seeds"):
                         chosen = gr.Dropdown(_classes(studio) or [("no classes", 0)], value=0, label="Class")
                         seeds = [gr.Number(n, precision=0, label=f"Seed {n + 1}", minimum=0) for n in (0, 1)]
                         controls, settings = _sampling_controls(studio.generator.sampling, DETERMINISTIC_SOLVERS)
@@ -285,8 +288,8 @@ def _interpolate_tab(studio: Studio) -> None:
             gallery = _gallery("From one to the other", studio.side, 5)
 
     def between_images(first: str | None, second: str | None, side: float | None, count: float | None) -> list[tuple]:
-        """Decoded latents on the straight line between two images'."""
-        with _told(studio):
+        """Decode latents on the straight line between the latents of two images."""
+        with _errors_on_page(studio):
             pair = _opened(first), _opened(second)
             return _numbered(studio.between_images(*pair, _whole(side, "side"), _whole(count, "images")))
 
@@ -296,8 +299,8 @@ def _interpolate_tab(studio: Studio) -> None:
         def between_seeds(
             label: int, first: float | None, second: float | None, count: float | None, *values: Any
         ) -> list[tuple]:
-            """Samples from the noises on the great circle between those of two seeds."""
-            with _told(studio):
+            """Draw samples from noise on the great circle between the noise of two seeds."""
+            with _errors_on_page(studio):
                 ends = _whole(first, "seed 1"), _whole(second, "seed 2")
                 return _numbered(studio.between_seeds(label, *ends, _whole(count, "images"), settings(*values)))
 

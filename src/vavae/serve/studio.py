@@ -1,4 +1,4 @@
-"""What the page asks for, computed: samples, reconstructions, and ways from one image to another.
+"""Compute what the page shows: samples, reconstructions and interpolations.
 
 studio = Studio(Tokenizer.from_pretrained("demo"), Generator.from_pretrained("demo"))
 images = studio.sample([3, 3], seed=0)                 # (2, H, W, 3) uint8
@@ -18,7 +18,7 @@ from torch import Tensor
 from vavae.config.image_size import height_width, size_of
 from vavae.data import center_crop, to_tensor, to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
-from vavae.errors import UserError
+from vavae.errors import RunError, UserError
 from vavae.flow import DETERMINISTIC_SOLVERS
 from vavae.metrics import psnr, ssim
 from vavae.models import Generator, SamplingConfig, Tokenizer
@@ -27,21 +27,21 @@ from vavae.report.pca import pca_maps
 LARGEST_SIDE = 1024
 MOST_IMAGES = 64
 _SSIM_WINDOW = 11
-_DECODED_PIXELS = 4 * 256**2  # at once: a large decoder holds some 150 MB for 256 × 256 pixels
+_DECODED_PIXELS = 4 * 256**2  # at once: a large decoder takes 150 MB for 256 × 256 pixels
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """An image and what the tokenizer makes of it.
+    """An image and its reconstruction.
 
     Attributes:
-        original: (H, W, 3) uint8, cropped as the tokenizer saw it.
+        original: (H, W, 3) uint8, the cropped image.
         image: (H, W, 3) uint8, decoded from the mean of the posterior.
         difference: (H, W, 3) uint8, the absolute difference times four.
-        latent: (h, w, 3) uint8, the latent's three principal components as colours.
+        latent: (h, w, 3) uint8, the latent's three principal components as colors.
         latent_shape: Channels, height and width of the latent.
         psnr: In dB, of images in [-1, 1].
-        ssim: None below the 11 pixels of its window.
+        ssim: None for images smaller than its window of 11 pixels.
     """
 
     original: NDArray[np.uint8]
@@ -54,11 +54,11 @@ class Reconstruction:
 
 
 class Studio:
-    """A tokenizer, and the generator on its latents where there is one.
+    """A tokenizer and, if there is one, the generator on its latents.
 
     Args:
-        tokenizer: For reconstructions and for ways between images.
-        generator: For samples and for ways between noises; None leaves these out.
+        tokenizer: For reconstructions and interpolations of images.
+        generator: For samples and interpolations of noise; None leaves these out.
         precision: Compute precision of the transformer.
     """
 
@@ -71,7 +71,7 @@ class Studio:
 
     @property
     def side(self) -> int:
-        """Longer side of what the generator draws, in pixels; 256 for a tokenizer alone, as published."""
+        """Longer side of the generator's images, in pixels; 256 for a tokenizer alone, as published."""
         return 256 if self.generator is None else max(height_width(self.generator.image_size))
 
     def sample(
@@ -81,37 +81,46 @@ class Studio:
         sampling: SamplingConfig | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.uint8]:
-        """Samples number 0, 1, … of `seed`, one per label: (B, H, W, 3) uint8.
+        """Draw samples number 0, 1, … of `seed`, one per label.
 
-        `progress` is called with the number of each grid point reached.
+        Args:
+            labels: One per sample.
+            seed: Seed of the noise.
+            sampling: Settings; None takes the generator's own.
+            progress: Called with the number of each grid point that is reached.
+
+        Returns:
+            (B, H, W, 3) uint8.
 
         Raises:
             UserError: No generator, no labels or more than `MOST_IMAGES`, or a label out of range.
+            RunError: A sample is not finite.
         """
         generator = self._generator()
         if not 1 <= len(labels) <= MOST_IMAGES:
-            raise UserError(f"images: {len(labels)} at once; from 1 to {MOST_IMAGES} can be drawn")
+            raise UserError(f"images must be from 1 to {MOST_IMAGES}, got {len(labels)}")
 
-        def told(step: int, t: float, x: Tensor, data: Tensor) -> None:
+        def report(step: int, t: float, x: Tensor, data: Tensor) -> None:
             if progress is not None:
                 progress(step + 1)
 
-        return self._drawn(generator, labels, seed, sampling=sampling, callback=told)
+        return self._drawn(generator, labels, seed, sampling=sampling, callback=report)
 
     def reconstruct(self, image: Image.Image, side: int) -> Reconstruction:
         """Encode and decode an image, cropped to the shape of the generator's images, a square for a tokenizer alone.
 
         Args:
-            image: Of any size.
+            image: An image of any size.
             side: Longer side of the crop, in pixels.
 
         Raises:
-            UserError: `side` is no multiple of the tokenizer's factor, or too large.
+            UserError: `side` is not a multiple of the tokenizer's factor, or too large.
+            RunError: The reconstruction is not finite.
         """
         original = self._pixels(image, side)
         tensor = to_tensor(original[None])
         latents = self.tokenizer.encode(tensor)
-        decoded = self.tokenizer.decode(latents).cpu()
+        decoded = self._decode(latents).cpu()
         rebuilt = to_uint8(decoded).numpy()[0]
         difference = np.abs(rebuilt.astype(np.int16) - original.astype(np.int16))
         return Reconstruction(
@@ -125,13 +134,14 @@ class Studio:
         )
 
     def between_images(self, first: Image.Image, second: Image.Image, side: int, count: int = 9) -> NDArray[np.uint8]:
-        """Decoded latents on the straight line between those of two images, cropped as by `reconstruct`.
+        """Decode latents on the straight line between the latents of two images, cropped as by `reconstruct`.
 
         Returns:
             (count, H, W, 3) uint8.
 
         Raises:
-            UserError: `side` is no multiple of the tokenizer's factor or too large, or `count` is out of range.
+            UserError: `side` is not a multiple of the tokenizer's factor or too large, or `count` is out of range.
+            RunError: A decoded image is not finite.
         """
         _check_count(count)
         pair = to_tensor(np.stack([self._pixels(image, side) for image in (first, second)]))
@@ -142,26 +152,29 @@ class Studio:
     def between_seeds(
         self, label: int, first: int, second: int, count: int = 9, sampling: SamplingConfig | None = None
     ) -> NDArray[np.uint8]:
-        """Samples from the noises on the great circle between those of two seeds: (count, H, W, 3) uint8.
+        """Draw samples from noise on the great circle between the noise of two seeds.
 
-        A straight line would pass through noise of too small a norm, which no training has shown the network. The
+        On a straight line the norm of the noise would be too small: the network never saw such noise in training. The
         ends are the first samples of the two seeds.
 
+        Returns:
+            (count, H, W, 3) uint8.
+
         Raises:
-            UserError: No generator, a label or `count` out of range, or a stochastic solver, which adds noise of its
-                own on the way.
+            UserError: No generator, a label or `count` out of range, or a stochastic solver, which adds other noise.
+            RunError: A sample is not finite.
         """
         _check_count(count)
         generator = self._generator()
         if (sampling or generator.sampling).solver not in DETERMINISTIC_SOLVERS:
-            raise UserError(f"solver: between two noises one of {', '.join(DETERMINISTIC_SOLVERS)}")
+            raise UserError(f"solver must be one of {', '.join(DETERMINISTIC_SOLVERS)} between two seeds")
         start, end = (generator.noise([0], seed)[0] for seed in (first, second))
         noise = spherical(start, end, count)
         return self._drawn(generator, [label] * count, first, sampling=sampling, noise=noise)
 
     def _generator(self) -> Generator:
         if self.generator is None:
-            raise UserError("a tokenizer alone draws no samples; give a generator")
+            raise UserError("a tokenizer alone cannot draw samples; give a generator")
         return self.generator
 
     def _drawn(self, generator: Generator, labels: Sequence[int], seed: int, **more: Any) -> NDArray[np.uint8]:
@@ -172,12 +185,18 @@ class Studio:
     def _decoded(self, latents: Tensor) -> NDArray[np.uint8]:
         pixels = latents.shape[2] * latents.shape[3] * self.tokenizer.factor**2
         parts = latents.float().split(max(1, _DECODED_PIXELS // pixels))
-        return np.concatenate([to_uint8(self.tokenizer.decode(part)).cpu().numpy() for part in parts])
+        return np.concatenate([to_uint8(self._decode(part)).cpu().numpy() for part in parts])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        images = self.tokenizer.decode(latents)
+        if not bool(images.isfinite().all()):
+            raise RunError("the tokenizer's decoder returns numbers that are not finite: check its weights")
+        return images
 
     def _pixels(self, image: Image.Image, side: int) -> NDArray[np.uint8]:
         factor = self.tokenizer.factor
         if side < factor or side % factor or side > LARGEST_SIDE:
-            raise UserError(f"side: {side} is no multiple of {factor} from {factor} to {LARGEST_SIDE}")
+            raise UserError(f"side must be a multiple of {factor} from {factor} to {LARGEST_SIDE}, got {side}")
         height, width = (1, 1) if self.generator is None else height_width(self.generator.image_size)
         shape = (side * length / max(height, width) for length in (height, width))
         size = size_of(*(max(1, round(length / factor)) * factor for length in shape))
@@ -186,18 +205,18 @@ class Studio:
 
 def _check_count(count: int) -> None:
     if not 2 <= count <= MOST_IMAGES:
-        raise UserError(f"steps: {count}; from 2 to {MOST_IMAGES} images can be shown")
+        raise UserError(f"images must be from 2 to {MOST_IMAGES}, got {count}")
 
 
 def spherical(start: Tensor, end: Tensor, count: int) -> Tensor:
-    """`count` points on the great circle from `start` to `end`, both included: (count, *start.shape).
+    """Return `count` points on the great circle from `start` to `end`, both included: (count, *start.shape).
 
     sin((1 − w) θ) / sin θ · start + sin(w θ) / sin θ · end, with θ the angle between the two (Shoemake 1985).
     """
-    # By the tangent of its half: near 0 the arc cosine of a rounded cosine is off by 3e-4 in float32.
+    # Near 0 the arc cosine of a rounded cosine has an error of 3e-4 in float32; the tangent of half the angle does not.
     first, last = start / start.norm(), end / end.norm()
     angle = 2 * torch.atan2((first - last).norm(), (first + last).norm())
     weights = torch.linspace(0, 1, count, dtype=start.dtype, device=start.device).view(-1, *[1] * start.ndim)
-    if torch.sin(angle) < 1e-4:  # the same noise: nothing lies between
+    if torch.sin(angle) < 1e-4:  # equal noise
         return start + weights * (end - start)
     return (torch.sin((1 - weights) * angle) * start + torch.sin(weights * angle) * end) / torch.sin(angle)
