@@ -10,8 +10,8 @@ import vavae
 SOURCE = Path(vavae.__file__).parent
 # From the ground up. Rooms on one floor do not know each other.
 FLOORS = (
-    {"errors", "version", "grids", "report"},
-    {"device", "io", "progress"},
+    {"errors", "version"},
+    {"device", "grids", "io", "progress", "report"},
     {"config", "rng"},
     {"assets", "tokenizer", "transformer", "training"},
     {"data", "flow", "losses"},

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from vavae import rng
 from vavae.device import device_lock, float64_device, to_device, to_float64
-from vavae.flow import LinearPath, TimeDistribution, flow_matching_loss, solver_by_name
+from vavae.flow import LinearPath, TimeDistribution, flow_matching_loss
+from vavae.flow.solvers import solver_by_name
 from vavae.metrics.frechet import RunningMoments
 from vavae.metrics.images import psnr, ssim
 from vavae.metrics.inception_resize import resize_as_tensorflow

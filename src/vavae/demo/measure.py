@@ -16,7 +16,7 @@ from vavae.device import autocast, resolve_device, resolve_precision
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.features import BlockStore, ImageBlocks, StoredFeatures, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records
-from vavae.evaluation.images import GeneratorBlocks, SourceBlocks, generator_fingerprint, tokenizer_fingerprint
+from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.losses import LPIPS
 from vavae.metrics import FeatureNetwork, MeasurementProtocol, MetricRecord, tsne_points
@@ -116,7 +116,7 @@ def measure(
         dtype=resolve_precision("auto", device),
         image_size=config.size,
         checkpoint=str(config.folder(name, "tokenizer/tokenizer")),
-        checkpoint_hash=tokenizer_fingerprint(tokenizer),
+        checkpoint_hash=tokenizer.fingerprint(),
     )
     # Reconstructions
     perceptual = {"lpips_vgg16": LPIPS.pretrained("vgg16").to(device)}
@@ -160,7 +160,7 @@ def _generation_record(
     config: Config, generator: Generator, reference: ReferenceImages, checkpoint: str
 ) -> MetricRecord:
     labels = choose_labels(config.budget.samples, generator.num_classes, "balanced", config.seed)
-    fingerprint = generator_fingerprint(generator)
+    fingerprint = generator.fingerprint()
     protocol = replace(
         sampling_protocol(SAMPLING, len(labels), config.seed, "balanced"),
         dtype=resolve_precision("auto", generator.tokenizer.device),
