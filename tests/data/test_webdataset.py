@@ -296,7 +296,7 @@ def test_of_several_images_the_plain_name_counts(tmp_path: Path) -> None:
         ([(f"holiday.{n}.png", png(n)) for n in range(3)], r"holiday\.0\.png and holiday\.1\.png are one sample"),
         ([("1.png", png(0)), ("1.png", png(1))], r"a\.tar holds 1\.png twice in one sample"),
         ([*labelled([1]), ("x/7.png", png(7))], r"x/7\.png has no label, and .*0\.png has one"),
-        ([("1.png", png(1)), ("2.png", png(2)), ("1.cls", b"1")], r"1\.png has no label, and .*: 1 \(no image beside"),
+        ([("1.png", png(1)), ("2.png", png(2)), ("1.cls", b"1")], r"1\.png has no label, and .*: 1 \(it has no image"),
         ([("1.png", png(1)), ("1.json", b"[3]")], r"1\.json: must hold an object with a label"),
         ([("1.png", png(1)), ("1.json", b'{"label": null}')], r"1\.json: its label 'None' is not a class number"),
         ([("1.png", png(1)), ("1.json", b'{"label": "cat"}')], r"1\.json: its label 'cat' is not a class number"),
