@@ -43,7 +43,11 @@ MISTAKES: list[tuple[type, str, str]] = [
         "--size [24,x]",
         "size: expected a whole number, or 2 values, each a whole number, or null; got [24, 'x']",
     ),
-    (Config, "--labels [[1]]", "labels: expected a list, each item a whole number or text; got [[1]]"),
+    (
+        train_tokenizer.Config,
+        "--tokenizer.channel_multipliers a,b",
+        "tokenizer.channel_multipliers: expected a list, each item a whole number; got a",
+    ),
     (Config, "--size 256 256", "unexpected argument '256': a recipe, or other words, must stand before all options"),
     (Config, "--seed 1 word", "unexpected argument 'word': a recipe, or other words, must stand before all options"),
     (Config, "--colour red", "unknown option --colour; see 'vavae x --help'"),
