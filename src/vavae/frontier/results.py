@@ -48,7 +48,7 @@ class Results:
                 return self._known[name][1]
             stored = json.loads(path.read_text(encoding="utf-8"))
             content = stored["content"]
-            good = stored["format"] == FORMAT and stored["sha256"] == _digest(content)
+            good = stored["format"] == FORMAT and stored["sha256"] == _digest(content) and isinstance(content, dict)
         except FileNotFoundError:
             return None
         except OSError as error:
