@@ -124,9 +124,11 @@ MARK = {"_type": "gradio.FileData"}
 def refused(client: Any, endpoint: str, data: Any) -> str:
     """Return the error that a call of the HTTP API ends with."""
     headers = {"Content-Type": "application/json"}
-    sent = httpx.post(f"{client.src}gradio_api/call/{endpoint}", content=json.dumps({"data": data}), headers=headers)
+    sent = httpx.post(
+        f"{client.src}gradio_api/call/{endpoint}", content=json.dumps({"data": data}), headers=headers, timeout=60
+    )
     assert sent.status_code == 200, sent.text
-    answer = httpx.get(f"{client.src}gradio_api/call/{endpoint}/{sent.json()['event_id']}").text
+    answer = httpx.get(f"{client.src}gradio_api/call/{endpoint}/{sent.json()['event_id']}", timeout=60).text
     event, content = answer.strip().splitlines()[:2]
     assert event == "event: error"
     return json.loads(content.removeprefix("data: "))["error"]
