@@ -89,8 +89,14 @@ MISTAKES = {
         ["train-tokenizer", "--data.size=8", "--tokenizer.channel_multipliers=1,2", "--tokenizer.attention_levels=1"],
         "data.size must be at least 16 pixels a side for objective.perceptual with vgg16, got 8",
     ),
-    "negative weight": (["train-dit", "--flow.direction_weight", "-3"], "flow.direction_weight must be at least 0 and finite, got -3.0"),
-    "weight that is no number": (["train-dit", "--flow.direction_weight", ".nan"], "flow.direction_weight: nan"),
+    "negative weight": (
+        ["train-dit", "--flow.direction_weight", "-3"],
+        "flow.direction_weight must be at least 0 and finite, got -3.0",
+    ),
+    "weight that is no number": (
+        ["train-dit", "--flow.direction_weight", ".nan"],
+        "flow.direction_weight must be at least 0 and finite, got nan",
+    ),
     "negative switch": (
         ["train-dit", "--flow.uniform_after_images", "-5"],
         "flow.uniform_after_images must be at least 0, or null for never, got -5",
