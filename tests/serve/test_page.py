@@ -92,7 +92,7 @@ def test_ways_from_one_to_the_other(client: Any, studio: Studio, pictures: list[
         ((0, None), "/reconstruct", "side: give a number"),
         ((0, None, 32, 3), "/between_images", "choose an image first"),
         ((-1, 3, None, *FEW), "/sample", "seed: give a number"),
-        ((-1, 3, 5, 2.0, "euler", 4, 0.3, 0.9, 0.2), "/sample", "guidance_start, guidance_stop must be .* got 0.9 to 0.2"),
+        ((-1, 3, 5, 2.0, "euler", 4, 0.3, 0.9, 0.2), "/sample", "guidance_stop must be .* got 0.9 to 0.2"),
         ((4, None, 1, 2, *FEW), "/between_seeds", "seed 1: give a number"),
     ],
 )
