@@ -336,6 +336,9 @@ def test_autoguidance_moves_away_from_a_weaker_network(generator: Generator) -> 
     assert not torch.allclose(generator.latents([1], weak_model=weak), same, atol=0.05)
 
 
+INTERVAL = "guidance_start, guidance_stop must be an interval within 0 (noise) to 1 (data), got"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "named"),
     [
@@ -344,10 +347,26 @@ def test_autoguidance_moves_away_from_a_weaker_network(generator: Generator) -> 
         ("shift", math.nan, "shift: nan"),
         ("guidance_scale", -1.0, "guidance_scale: -1.0"),
         ("guidance_scale", math.inf, "guidance_scale: inf"),
-        ("guidance_start", 7.0, "guidance_start, guidance_stop: 7.0 to 1.0"),
-        ("guidance_start", -0.1, "guidance_start, guidance_stop: -0.1 to 1.0"),
-        ("guidance_stop", 0.1, "guidance_start, guidance_stop: 0.125 to 0.1"),
-        ("guidance_stop", 1.5, "guidance_start, guidance_stop: 0.125 to 1.5"),
+        (
+            "guidance_start",
+            7.0,
+            f"{INTERVAL} 7.0 to 1.0",
+        ),
+        (
+            "guidance_start",
+            -0.1,
+            f"{INTERVAL} -0.1 to 1.0",
+        ),
+        (
+            "guidance_stop",
+            0.1,
+            f"{INTERVAL} 0.125 to 0.1",
+        ),
+        (
+            "guidance_stop",
+            1.5,
+            f"{INTERVAL} 0.125 to 1.5",
+        ),
         ("guidance_channels", -1, "guidance_channels: -1"),
     ],
 )
