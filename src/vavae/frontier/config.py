@@ -163,7 +163,7 @@ class GeneratorRecipe:
         name, _, patch = size.partition("/")
         known = [f"{each}/{number}" for each in (*self.sizes, *SIZES) for number in PATCH_SIZES]
         if size not in known:
-            raise UserError(f"{key}: a size must be one of {', '.join(known)}, got '{size}'")
+            raise UserError(f"{key}: '{size}' must be a size with its patch: {', '.join(known)}")
         if name in self.sizes:
             own = self.sizes[name]
             return TransformerConfig(f"S/{patch}", own.width, own.depth, own.heads)
