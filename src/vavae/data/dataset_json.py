@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vavae.data.labels import MOST_CLASSES
 from vavae.errors import UserError, one_line
 from vavae.io.files import parse_json
 
 NAME = "dataset.json"
-_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,11 @@ def _checked(entries: Any, path: Path) -> dict[str, int]:
         if label is None:
             without = name
             continue
-        if isinstance(label, float) and label.is_integer() and abs(label) < _MOST_CLASSES:
+        if isinstance(label, float) and label.is_integer() and abs(label) < MOST_CLASSES:
             label = int(label)
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < _MOST_CLASSES:
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < MOST_CLASSES:
             raise UserError(
-                f"{path}: the label of {name} must be a whole number from 0 to {_MOST_CLASSES - 1:,}, "
+                f"{path}: the label of {name} must be a whole number from 0 to {MOST_CLASSES - 1:,}, "
                 f"got {str(label)[:40]}"
             )
         if labels.setdefault(name, label) != label:

@@ -20,7 +20,7 @@ PARTS = {
 }
 PART_OF = {name: part for part, names in PARTS.items() for name in names}
 # Memory grows with the largest class number.
-_MOST_CLASSES = 1_000_000
+MOST_CLASSES = 1_000_000
 
 
 def label_names(column: str | None) -> tuple[str, ...]:
@@ -49,6 +49,6 @@ def class_number(value: Any) -> int:
         raise ValueError(f"its label {shown!r} is not a class number")
     if value < 0:
         raise ValueError(f"its label {shown} is hidden")
-    if value >= _MOST_CLASSES:
-        raise ValueError(f"its label {shown} is not below {_MOST_CLASSES:,}")
+    if value >= MOST_CLASSES:
+        raise ValueError(f"its label {shown} is not below {MOST_CLASSES:,}")
     return int(value)
