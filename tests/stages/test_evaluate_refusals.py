@@ -186,7 +186,10 @@ def test_what_some_network_can_say_is_not_refused(generator, tmp_path, monkeypat
 
 
 UNWRITABLE = {
-    "a file above": ({"output": "afile/x.json"}, "output: FOLDER/afile/x.json cannot be made (FOLDER/afile is not a folder)"),
+    "a file above": (
+        {"output": "afile/x.json"},
+        "output: FOLDER/afile/x.json cannot be made (FOLDER/afile is not a folder)",
+    ),
     "a file far above": ({"output": "afile/a/b/x.json"}, "output: FOLDER/afile/a/b/x.json cannot be made"),
     "a folder": ({"output": "afolder"}, "output must be a file, got FOLDER/afolder,"),
     "the plot": ({"output": "x.png"}, "output: FOLDER/x.png is where the plot would go"),
