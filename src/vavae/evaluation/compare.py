@@ -59,7 +59,8 @@ def read_records(path: str | Path) -> list[MetricRecord]:
         if not isinstance(plain, list):
             raise TypeError("it is not a list")
         records = [MetricRecord.from_dict(entry) for entry in plain]
-        for part in (part for record in records for part in (record, record.protocol)):
+        parts: list[Any] = [part for record in records for part in (record, record.protocol)]
+        for part in parts:
             for f in fields(part):
                 if not _fits(getattr(part, f.name), f.type):
                     raise TypeError(f"{f.name} cannot be {getattr(part, f.name)!r}")
