@@ -29,7 +29,7 @@ from torch import Tensor
 from vavae.config.image_size import Size, as_size
 from vavae.data.loader import loaded_ahead
 from vavae.errors import UserError, one_line
-from vavae.io.files import UNFINISHED, check_hash, read_json_object, written_whole
+from vavae.io.files import UNFINISHED, check_hash, read_json_object, sha256_file, written_whole
 from vavae.progress import track
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
@@ -37,6 +37,7 @@ INDEX_NAME = "index.json"
 STATISTICS_NAME = "statistics.safetensors"
 PUBLISHED_STATISTICS_NAME = "latents_stats.pt"
 FORMAT = "vavae latents 2"
+OLD_FORMAT = "vavae latents 1"  # is read; the index has the sha256 of whole files
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Statistics are summed over chunks of this many images, so that they do not depend on the encoder's batch size.
 STATISTICS_CHUNK = 256
@@ -233,7 +234,7 @@ class LatentDataset:
 
     def _parse_index(self) -> tuple[LatentSettings, list[ShardRecord]]:
         path, form = self.folder / INDEX_NAME, self._index.get("format")
-        if form != FORMAT:
+        if form not in (FORMAT, OLD_FORMAT):
             raise UserError(f"{path}: format must be {FORMAT}, got {form}; encode again")
         try:
             known = {field.name for field in fields(LatentSettings)}
@@ -364,7 +365,7 @@ class LatentDataset:
         size = sum(states[record.file][0] for _, record in unknown)
         try:
             with track("checking latents", len(unknown), "files") if size >= _WORTH_SHOWING else nullcontext() as bar:
-                for (shard, record), found in loaded_ahead(unknown, lambda pair: pair[0].sha256(), _THREADS):
+                for (shard, record), found in loaded_ahead(unknown, lambda pair: self._sha256(pair[0]), _THREADS):
                     if found != record.sha256:
                         raise UserError(f"{shard.path}: damaged: its hash is not the recorded one; encode again")
                     checked[record.file] = states[record.file]
@@ -375,6 +376,9 @@ class LatentDataset:
                 self._index["checked"] = checked
                 with suppress(OSError):  # a folder that cannot be written is compared at each start
                     write_index(self.folder, self._index)
+
+    def _sha256(self, shard: MappedShard) -> str:
+        return sha256_file(shard.path) if self._index["format"] == OLD_FORMAT else shard.sha256()
 
 
 def _file_state(path: Path) -> list[int]:
