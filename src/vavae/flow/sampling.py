@@ -68,9 +68,9 @@ def sample(
     if not noise.is_floating_point():
         raise UserError(f"noise must be floats, got {noise.dtype}")
     num_classes = getattr(getattr(model, "config", None), "num_classes", None)
-    null_label = num_classes if null_label is None else null_label
     labels = integer_labels(labels, len(noise), noise.device)
     if num_classes is not None:
+        null_label = num_classes if null_label is None else null_label
         _check_range("labels", labels.tolist(), num_classes)
         _check_range("null_label", [null_label], num_classes)
 
