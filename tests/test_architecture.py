@@ -1,6 +1,7 @@
 """Who may import whom: every import goes to a lower floor, wherever it is written."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,21 @@ def test_hidden_imports_are_found() -> None:
     assert imported_modules(source) == {"vavae.stages.sample"}
     assert imported_modules("if False:\n    from vavae import cli, data\n") == {"vavae.cli", "vavae.data"}
     assert imported_modules("from importlib import import_module\nimport_module(f'vavae.{x}')") == {"vavae."}
+
+
+def test_no_module_is_part_of_a_circle() -> None:
+    """Imports anywhere in a file count; names that only annotate do not, nor does a package's face."""
+    modules = {
+        ".".join(("vavae", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in SOURCE.rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        for_types = {id(node) for block in blocks for node in ast.walk(block)}
+        imports = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and id(n) not in for_types]
+        names = {
+            name for node in imports for alias in node.names for name in (node.module, f"{node.module}.{alias.name}")
+        }
+        graph[module] = names & modules.keys()
+    TopologicalSorter(graph).prepare()  # raises CycleError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vavae
-from vavae.checkpoints.folder import SHIPPED, resolve
+from vavae.checkpoints.locations import SHIPPED, resolve
 from vavae.cli import run
 from vavae.data import DemoImages, demo_pixels, to_tensor
 from vavae.errors import UserError

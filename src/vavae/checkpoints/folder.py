@@ -6,11 +6,10 @@ This module also recognizes the other forms that a path can have: published file
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,13 +31,10 @@ HASHES = "sha256"
 _HASHED = {"tokenizer": (WEIGHTS, STATISTICS), "generator": (WEIGHTS,)}
 _MARK = "vavae"  # key of the metadata of our weights; its value is the kind of model
 
-# Models that come with the package, by name; see the card in each folder.
-SHIPPED = {"demo": Path(__file__).parents[1] / "assets" / "demo_model"}
 
 Form = Literal["tokenizer", "generator", "diffusers", "pipeline", "latents", "moments", "checkpoint", "recipe"]
 # What is wanted of a repository of the hub.
 Part = Literal["tokenizer", "transformer", "generator"]
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[^@]+)?")
 
 
 class HubOptions(TypedDict, total=False):
@@ -59,37 +55,6 @@ class HubOptions(TypedDict, total=False):
     local_files_only: bool
     force_download: bool
     subfolder: str | None
-
-
-def resolve(path_or_hub_id: str | Path, part: Part | None = None, **hub: Unpack[HubOptions]) -> Path:
-    """Return a local file or folder as it is, the folder of a shipped model, or a fetched repository of the hub.
-
-    A folder that happens to have a shipped model's name, and is not a model, does not hide it.
-
-    Args:
-        path_or_hub_id: A path; the name of a shipped model; or `owner/name` on the hub, with `@revision` or without.
-        part: What is wanted of a repository; other files are not fetched. None stands for all that can be read.
-        hub: See `HubOptions`; only `subfolder` concerns local folders.
-
-    Raises:
-        UserError: Neither here nor a repository that can be reached.
-        TypeError: An option that is not one of `HubOptions`.
-    """
-    if unknown := hub.keys() - HubOptions.__annotations__.keys():
-        raise TypeError(f"from_pretrained() got an unexpected keyword argument {min(unknown)!r}")
-    path = Path(path_or_hub_id).expanduser()
-    text = str(path_or_hub_id)
-    if text in SHIPPED and not any((path / name).is_file() for name in (CONFIG, PIPELINE)):
-        path = SHIPPED[text]
-    if path.exists():
-        return subfolder(path, within) if (within := hub.get("subfolder")) else path
-    if not _REPOSITORY.fullmatch(text) or path.suffix in (*CHECKPOINT_SUFFIXES, ".yaml"):
-        raise UserError(f"{text}: there is no such file or folder")
-    if Path(path.parts[0]).exists():
-        raise UserError(f"{text}: there is no such file or folder; the hub was not asked, as {path.parts[0]} is here")
-    from vavae.checkpoints.hub import fetch
-
-    return fetch(text, part, hub)
 
 
 def form_of(path: Path) -> Form:

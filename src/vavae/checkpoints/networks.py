@@ -14,6 +14,7 @@ from torch import nn
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import build, load_autoencoder, load_transformer
+from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.published import Weights
 from vavae.checkpoints.reading import read_safetensors
 from vavae.checkpoints.shapes import check_autoencoder, check_transformer
@@ -79,7 +80,7 @@ def read_autoencoder(
     Raises:
         UserError: Names the file or key that is missing or wrong.
     """
-    path = files.resolve(path_or_hub_id, "tokenizer", **hub)
+    path = resolve(path_or_hub_id, "tokenizer", **hub)
     form = files.form_of(path)
     files.refuse_unused(path, form, weights=weights)
     if form in ("tokenizer", "generator"):
@@ -108,7 +109,7 @@ def read_transformer(
     Raises:
         UserError: Names the file or key that is missing or wrong.
     """
-    path = files.resolve(path_or_hub_id, "transformer", **hub)
+    path = resolve(path_or_hub_id, "transformer", **hub)
     form = files.form_of(path)
     files.refuse_unused(path, form, weights=weights, heads=heads)
     if form == "generator":

@@ -11,6 +11,7 @@ import torch
 
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.loading import open_checkpoint
+from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.published_keys import ConvertedRecipe
 from vavae.checkpoints.published_recipes import convert_recipe, published_training
@@ -89,7 +90,7 @@ def run(config: Config) -> Path:
         raise UserError(
             f"{'source' if config.source is None else 'output'}: missing; it is 'vavae convert SOURCE OUTPUT'"
         )
-    source, output = files.resolve(config.source), Path(config.output).expanduser()
+    source, output = resolve(config.source), Path(config.output).expanduser()
     if not is_free(output):
         raise UserError(f"output: {output} is there already")
     with chosen("output", output):
@@ -141,7 +142,7 @@ def _refuse_unused(config: Config, kind: str, source: Path) -> None:
     """
     models = [source] if kind in ("tokenizer", "generator") else []
     if kind == "generator" and config.tokenizer is not None:
-        models.append(files.resolve(config.tokenizer))
+        models.append(resolve(config.tokenizer))
     forms = [files.form_of(path) for path in models]
     used = {
         "tokenizer": kind in ("generator", "recipe"),
@@ -201,7 +202,7 @@ def _tokenizer(config: Config, source: Path, output: Path) -> None:
 
 
 def _generator(config: Config, source: Path, output: Path) -> None:
-    tokenizer = None if config.tokenizer is None else _read_tokenizer(config, files.resolve(config.tokenizer))
+    tokenizer = None if config.tokenizer is None else _read_tokenizer(config, resolve(config.tokenizer))
     statistics: LatentStatistics | str | None = config.statistics
     if tokenizer is not None and config.scaling_factor is not None:
         statistics = tokenizer.statistics

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vavae.checkpoints import folder as files
+from vavae.checkpoints.locations import SHIPPED, resolve
 from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.models import Generator, Tokenizer
@@ -129,13 +130,13 @@ def build(config: Config) -> Any:
     from vavae.serve.studio import Studio
 
     device = resolve_device(config.device)
-    path = files.resolve(config.model)
+    path = resolve(config.model)
     if files.holds_generator(path):
         generator = Generator.from_pretrained(path, device)
         studio = Studio(generator.tokenizer, generator, config.precision)
     else:
         studio = Studio(Tokenizer.from_pretrained(path, device), None, config.precision)
-    return build_page(studio, config.model if config.model in files.SHIPPED else _title(path))
+    return build_page(studio, config.model if config.model in SHIPPED else _title(path))
 
 
 def _title(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from vavae.checkpoints.folder import SHIPPED
+from vavae.checkpoints.locations import SHIPPED
 from vavae.data import ImageSource, to_uint8
 from vavae.data.images import Selection, class_balanced
 from vavae.demo.contents import Gallery, RunResult

@@ -15,6 +15,7 @@ from vavae.checkpoints import folder as files
 from vavae.checkpoints.diffusers_autoencoder import diffusers_statistics
 from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import LoadedTransformer, load_transformer
+from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.networks import own_transformer
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.published_recipes import published_flow, published_sampling, published_scaling
@@ -343,7 +344,7 @@ class Generator:
         Raises:
             UserError: Names the file or key that is missing or wrong, or the argument that is needed too.
         """
-        folder = files.resolve(path_or_hub_id, "generator", **hub)
+        folder = resolve(path_or_hub_id, "generator", **hub)
         form = files.form_of(folder)
         files.refuse_unused(folder, form, weights=weights, heads=heads, path=path, prediction=prediction)
         if form == "generator":

@@ -16,6 +16,7 @@ from vavae.checkpoints.diffusers_autoencoder import (
 )
 from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import build, load_autoencoder
+from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.networks import own_autoencoder
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.shapes import infer_autoencoder
@@ -207,7 +208,7 @@ class Tokenizer:
         Raises:
             UserError: Names the file or key that is missing or wrong, or says that there are no statistics.
         """
-        path = files.resolve(path_or_hub_id, "tokenizer", **hub)
+        path = resolve(path_or_hub_id, "tokenizer", **hub)
         form = files.form_of(path)
         files.refuse_unused(path, form, weights=weights)
         if form == "generator":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.loading import LoadedTransformer, load_autoencoder, load_transformer
+from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.published_recipes import published_path, published_prediction
 from vavae.checkpoints.shapes import size_name
 from vavae.checkpoints.statistics import scaled
@@ -78,7 +79,7 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
 
 def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights of the autoencoder and the tensors of the objective."""
-    path = files.resolve(source)
+    path = resolve(source)
     if (path / "checkpoints").is_dir():
         found = CheckpointFolder(path / "checkpoints").load_newest()
         if found is None:
@@ -204,7 +205,7 @@ def _without_sigma(tensors: Mapping[str, Tensor], config: LightningDiTConfig) ->
 
 
 def _read_transformer(source: str, heads: int) -> _Source:
-    path = files.resolve(source)
+    path = resolve(source)
     if (path / "checkpoints").is_dir():
         path = path / "generator"
         if not path.is_dir():
