@@ -64,7 +64,7 @@ MISTAKES = {
     "unlike any command": (["xyz"], "unknown command 'xyz'; 'vavae --help' lists the commands"),
     "unknown key": (["demo", "--colour", "red"], "--colour"),
     "wrong type": (["demo", "--size", "big"], "size"),
-    "wrong value": (["demo", "--size", "33"], "size: 33"),
+    "wrong value": (["demo", "--size", "33"], "size must be a multiple of 4 of at least 16, got 33"),
     "stray argument": (["doctor", "here.yaml", "there"], "unexpected argument 'there'"),
     "missing recipe": (["train-tokenizer", "no-such.yaml"], "no-such.yaml"),
     "missing folder of images": (["demo", "--images", "/no/such/folder"], "/no/such/folder"),
@@ -84,7 +84,10 @@ MISTAKES = {
     "unknown asset": (["assets", "fetch", "dinov2-smal-focus"], "did you mean 'dinov2-small-focus'"),
     "asset not in the cache": (["assets", "verify", "cifar10"], "asset 'cifar10' is not in the cache"),
     "fetch nothing": (["assets", "fetch"], "names must have at least one asset"),
-    "wrong factor": (["train-tokenizer", "--data.size", "40"], "data.size: 40"),
+    "wrong factor": (
+        ["train-tokenizer", "--data.size", "40"],
+        "data.size must be a multiple of the tokenizer's factor 16, got 40",
+    ),
     "small images": (
         ["train-tokenizer", "--data.size=8", "--tokenizer.channel_multipliers=1,2", "--tokenizer.attention_levels=1"],
         "data.size must be at least 16 pixels a side for objective.perceptual with vgg16, got 8",

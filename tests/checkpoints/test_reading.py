@@ -152,7 +152,7 @@ def test_weights_that_are_not_finite_are_named(value: float, tmp_path: Path) -> 
     save_file(dit, tmp_path / "b.safetensors")
     assert "blocks.1.norm2.weight holds NaN or infinity" in refusal(tmp_path / "b.safetensors", load_transformer)
     torch.save({"mean": torch.full((8,), value), "std": torch.ones(8)}, tmp_path / "s.pt")
-    assert "means must be finite" in refusal(tmp_path / "s.pt", read_statistics)
+    assert "must have finite means" in refusal(tmp_path / "s.pt", read_statistics)
 
 
 def test_wrong_shapes_and_types_are_named(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_labels_with_a_mark_of_byte_order_and_whole_floats(tmp_path):
 def test_labels_given_twice_are_refused(tmp_path):
     write_images(tmp_path, *EDM)
     (tmp_path / "dataset.json").write_text('{"labels": null, "labels": []}')
-    with pytest.raises(UserError, match=r"dataset\.json cannot be read: the key 'labels' stands twice"):
+    with pytest.raises(UserError, match=r"dataset\.json cannot be read: the key 'labels' occurs twice"):
         FolderImages(tmp_path)
 
 

@@ -451,5 +451,7 @@ def test_the_index_has_the_size_of_the_images(size, stored, tmp_path):
         write(tmp_path, config=replace(SETTINGS, image_size=16))
     index["settings"]["image_size"] = [24]
     (tmp_path / "index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"index\.json is damaged: image_size: \[24\] is neither"):
+    with pytest.raises(
+        UserError, match=r"index\.json is damaged: image_size must be a number or \[height, width\], got \[24\]"
+    ):
         LatentDataset(tmp_path)

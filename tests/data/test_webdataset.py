@@ -375,7 +375,7 @@ def test_whole_numbers_are_labels_however_they_are_written(text: bytes, tmp_path
         ("1.json", b'{"label": NaN}', "its label 'nan' is not a class number"),
         ("1.json", b'{"label": ' + b"9" * 5000 + b"}", "limit"),
         ("1.json", b"[" * 10**6, "nested too deeply"),
-        ("1.json", b'{"label": 0, "label": 1}', "the key 'label' stands twice"),
+        ("1.json", b'{"label": 0, "label": 1}', "the key 'label' occurs twice"),
         ("1.json", b" " * (2**24 + 1), "is too long for a label"),
     ],
 )

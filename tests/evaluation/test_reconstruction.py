@@ -67,7 +67,7 @@ def test_reconstructions_of_two_tokenizers_are_not_mixed(tmp_path: Path, capsys:
     strict.mkdir(parents=True)
     (strict / "mine.png").touch()
     assert reconstruct(tmp_path) == 2
-    assert "strict holds mine.png" in capsys.readouterr().err
+    assert "strict has mine.png" in capsys.readouterr().err
     (strict / "mine.png").unlink()
     (strict / "reconstructions.json").write_text(json.dumps({"reconstructions": "others"}))
     assert reconstruct(tmp_path) == 2
@@ -77,7 +77,7 @@ def test_reconstructions_of_two_tokenizers_are_not_mixed(tmp_path: Path, capsys:
     published.mkdir()
     (published / "mine.png").touch()
     assert reconstruct(tmp_path) == 2
-    assert "published holds mine.png" in capsys.readouterr().err
+    assert "published has mine.png" in capsys.readouterr().err
     assert not list(strict.glob("*.png"))  # refused before the work
     assert reconstruct(tmp_path, "--conventions", "[]") == 2
     assert "reconstructions needs one tokenizer" in capsys.readouterr().err

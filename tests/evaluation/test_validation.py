@@ -221,7 +221,7 @@ def test_bench_replaces_nothing_but_its_own_records(
     with pytest.raises(UserError, match=name):
         bench.run(config)
     assert (tmp_path / name).read_bytes() == content
-    with pytest.raises(UserError, match=r"new\.txt does not end in \.json"):
+    with pytest.raises(UserError, match=r"output must end in \.json, got .*new\.txt"):
         bench.run(replace(config, output=str(tmp_path / "new.txt")))
     own = tmp_path / "new.json"
     for repeats in (1, 2):

@@ -130,7 +130,7 @@ def test_page_is_complete_and_self_contained(shared: Shared) -> None:
     page = Page((shared[0] / "frontier.html").read_text())
     assert all(source.startswith(("data:", "#")) for source in page.sources)
     assert len([source for source in page.sources if source.startswith("data:image/")]) == 5 + 7
-    for published in ("16.24", "36.83", "0.55", "19.50", "too little for a verdict", "CIFAR-10", "saliency"):
+    for published in ("16.24", "36.83", "0.55", "19.50", "too few images", "CIFAR-10", "saliency"):
         assert published in page.text, published
     assert "reproduced" not in page.text  # twenty samples are too few for a verdict
     assert "missing" not in page.text

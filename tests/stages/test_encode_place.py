@@ -68,7 +68,7 @@ def test_files_of_somebody_else_are_left_alone(
     capsys.readouterr()
     assert encode(folder) == 2
     error = capsys.readouterr().err.strip()
-    assert f"{folder} holds {min(path.name for path in folder.iterdir())}" in error and len(error.splitlines()) == 1
+    assert f"{folder} has {min(path.name for path in folder.iterdir())}" in error and len(error.splitlines()) == 1
     assert content(folder) == before
 
 

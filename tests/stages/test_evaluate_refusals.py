@@ -152,7 +152,7 @@ LACKING = {
     "one reference image": ({"data": ImagesConfig("demo", 32, limit=1)}, "must have at least 2 images, got 1"),
     "Fréchet distance": (
         {"metrics": ["kid"], "real_split": "train"},
-        "real_split needs frechet among the metrics: FDr is a ratio of Fréchet",
+        "real_split needs frechet: FDr is a ratio of Fréchet",
     ),
     "generated images": (
         {"what": "tokenizer", "metrics": ["kid"]},

@@ -252,10 +252,7 @@ def test_statistics_of_another_normalization_are_warned_of(
         return load_initial_transformer(source, trained(), FlowConfig(), own).splitlines()
 
     assert len(lines(source)) == 1
-    assert (
-        "by which statistics its latents were normalized is not known"
-        in lines(published(tmp_path / "a.pt", trained()))[1]
-    )
+    assert "the statistics that normalized its latents are unknown" in lines(published(tmp_path / "a.pt", trained()))[1]
     scaled = {"data": {"latent_norm": True, "latent_multiplier": 0.5}}
     for name, more, std in (("a.pt", {}, 2.0), ("b.pt", {"config": scaled}, 1.0)):
         folder = tmp_path / name.removesuffix(".pt")

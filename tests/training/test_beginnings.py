@@ -251,7 +251,7 @@ def test_test_images_are_opened_before_the_first_step(tmp_path: Path, monkeypatc
 
 
 def test_validation_latents_need_validation_images(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"validation_latents: needs training\.validation_images"):
+    with pytest.raises(UserError, match=r"validation_latents needs training\.validation_images"):
         replace(transformer_recipe(tmp_path, data), validation_latents=str(data / "latents"))
 
 

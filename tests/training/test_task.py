@@ -104,7 +104,7 @@ def test_damaged_latents_are_refused(key: str, data: Path, tmp_path: Path) -> No
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(UserError, match=rf"{shard} is damaged"):
+    with pytest.raises(UserError, match=rf"{shard}: damaged"):
         train_dit.run(replace(recipe, **{key: str(copy)}))
     assert not (tmp_path / "run/checkpoints").exists()
 
