@@ -270,6 +270,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str | None = Non
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with written_whole(path) as temporary:
         save_file(plain, temporary, metadata={"format": "pt"} | ({_MARK: kind} if kind else {}))
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which the library writes in random order: equal models, equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(length))  # the header is padded with spaces
 
 
 def refuse_part(path: Path) -> None:
