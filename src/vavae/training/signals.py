@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -63,7 +64,10 @@ def interrupted_by_signals() -> Iterator[None]:
     received = _Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if not received.is_copy(number):
+        if frame is not None and frame.f_code.co_filename == weakref.__file__:
+            # Python ignores an exception in a callback of weakref, so the signal is sent again a little later.
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        elif not received.is_copy(number):
             raise KeyboardInterrupt
 
     with _handled_by(handle):
