@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from vavae import AutoencoderKL, Generator, LightningDiT, SamplingConfig, Tokenizer, UserError
 from vavae.checkpoints import folder as files
-from vavae.checkpoints.folder import SHIPPED
+from vavae.checkpoints.locations import SHIPPED
 from vavae.cli import run
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
