@@ -11,28 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vavae.config.image_size import Size, format_size
-from vavae.data import ImageSource, load_pixels, source_labels, to_tensor
-from vavae.device import InferencePrecision, autocast, resolve_precision
+from vavae.config.image_size import Size
+from vavae.data import to_tensor
+from vavae.device import InferencePrecision
 from vavae.errors import UserError
 from vavae.io.files import written_whole
-from vavae.losses import LPIPS
 from vavae.metrics import (
     Convention,
-    FeatureNetwork,
     MeasurementProtocol,
     MetricRecord,
-    RunningMoments,
     Uniformity,
     cknna,
     distance_matrix_similarity,
-    fidelity,
     knn_accuracy,
     latent_uniformity,
     linear_probe,
     mapped_cosine,
 )
-from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models import Generator, SamplingConfig
 from vavae.models.sampling import draw
 from vavae.progress import track
 from vavae.teachers import Teacher
@@ -51,56 +47,6 @@ class EncodedImages:
     pixels: Tensor
     latents: Tensor
     labels: Tensor
-
-
-def encode_all(
-    tokenizer: Tokenizer, source: ImageSource, size: Size, batch_size: int, precision: InferencePrecision
-) -> EncodedImages:
-    """Return pixels, posterior means and labels of all images of a source."""
-    device = tokenizer.device
-    mode = resolve_precision(precision, device)
-    pixels, latents = [], []
-    with track(f"encoding {source.name}", len(source), "images") as bar:
-        for indices in torch.arange(len(source)).split(batch_size):
-            pixels.append(load_pixels(source, indices, size))
-            with autocast(mode, device):
-                latents.append(tokenizer.encode(to_tensor(pixels[-1]).to(device)).float().cpu())
-            bar.advance(len(indices))
-    labels = torch.from_numpy(np.array(source_labels(source)))
-    return EncodedImages(torch.cat(pixels), torch.cat(latents), labels)
-
-
-def reconstruct_all(tokenizer: Tokenizer, latents: Tensor, batch_size: int, precision: InferencePrecision) -> Tensor:
-    """Decode normalized latents (N, C, h, w) to images (N, 3, H, W) in [-1, 1], clamped, on the CPU."""
-    device = tokenizer.device
-    mode = resolve_precision(precision, device)
-    images = []
-    for part in latents.split(batch_size):
-        with autocast(mode, device):
-            images.append(tokenizer.decode(part).float().cpu())
-    return torch.cat(images)
-
-
-def reconstruction_records(
-    pixels: Tensor, rebuilt: Tensor, protocol: MeasurementProtocol, batch_size: int
-) -> list[MetricRecord]:
-    """Measure PSNR, SSIM and LPIPS of reconstructions in the strict convention, as means over the images.
-
-    Args:
-        pixels: (N, H, W, 3) uint8 originals.
-        rebuilt: (N, 3, H, W) in [-1, 1].
-        protocol: Protocol of the records.
-        batch_size: Images per batch.
-    """
-    perceptual = {"lpips_vgg16": LPIPS.pretrained("vgg16")}
-    values: dict[str, list[Tensor]] = {}
-    with track("PSNR, SSIM, LPIPS", len(pixels), "images") as bar, torch.inference_mode():
-        for original, image in zip(pixels.split(batch_size), rebuilt.split(batch_size), strict=True):
-            for name, found in fidelity(to_tensor(original), image, "strict", perceptual).items():
-                values.setdefault(name, []).append(found)
-            bar.advance(len(original))
-    means = {name: float(torch.cat(parts).mean()) for name, parts in values.items()}
-    return fidelity_records(means, replace(protocol, convention="strict"))
 
 
 _FIDELITY = {
@@ -176,35 +122,6 @@ def uniformity_records(points: np.ndarray | Uniformity, protocol: MeasurementPro
     ]
 
 
-def teacher_network(teacher: Teacher) -> FeatureNetwork:
-    """Return a loaded teacher as a feature network: its pooled features at its input size."""
-
-    def compute(pixels: Tensor) -> Tensor:
-        features = teacher(to_tensor(pixels))
-        return features.grid.mean((2, 3)) if features.pooled is None else features.pooled
-
-    name = f"teacher:{teacher.name} at {format_size(teacher.input_size)} px"
-    return FeatureNetwork(name, teacher.fingerprint(), next(teacher.parameters()).device, compute)
-
-
-def frechet_record(
-    name: str,
-    network: FeatureNetwork,
-    samples: RunningMoments,
-    reference: RunningMoments,
-    protocol: MeasurementProtocol,
-) -> MetricRecord:
-    """Return the Fréchet distance of two sets of features."""
-    protocol = replace(
-        protocol,
-        samples=samples.count,
-        reference_samples=reference.count,
-        feature_network=network.name,
-        feature_network_hash=network.fingerprint,
-    )
-    return MetricRecord(name, samples.distance(reference), protocol, higher_is_better=False)
-
-
 def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_protocol: str) -> MeasurementProtocol:
     """Return the protocol of samples drawn with these settings."""
     guided = sampling.guidance_scale != 1.0
@@ -219,14 +136,6 @@ def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_pro
         guidance_channels=sampling.guidance_channels if guided else None,
         seed=seed,
     )
-
-
-def batched_pixels(source: ImageSource, size: Size, batch_size: int, description: str) -> Iterator[Tensor]:
-    """Yield all images of a source as pixels, in order, with a progress bar."""
-    with track(description, len(source), "images") as bar:
-        for indices in torch.arange(len(source)).split(batch_size):
-            yield load_pixels(source, indices, size)
-            bar.advance(len(indices))
 
 
 def drawn_pixels(
