@@ -1,5 +1,6 @@
 """Choice of device, and TF32, which must be off again afterwards."""
 
+import signal
 import threading
 
 import pytest
@@ -122,6 +123,7 @@ def test_other_accelerators_are_used_only_if_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="several processes train on CPUs or NVIDIA GPUs, not on mps"), processes("mps"):
         pytest.fail("the processes joined")
+    assert signal.set_wakeup_fd(-1) == -1  # what ends a process that waits was not left behind
     assert dict(doctor.findings(doctor.Config("auto")))["device"].endswith("; --device mps takes the GPU")
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.12.1"))
     with pytest.raises(UserError, match=r"device: 'mps' needs torch 2.13 or newer; this is 2.12.1"):

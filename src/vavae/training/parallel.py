@@ -212,21 +212,25 @@ def processes(device: str) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
+    own = _shared_device(device)
     with ended_by_second_signal():
-        _join(resolve_device(device))
+        if own.type == "cuda":
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own, timeout=_STEP_PATIENCE)
+        else:
+            dist.init_process_group("gloo", timeout=_STEP_PATIENCE)
         groups = [dist.new_group(backend="gloo", timeout=patience) for patience in (_PATIENCE, _STEP_PATIENCE)]
         yield World(dist.get_rank(), dist.get_world_size(), *groups)
         # Not after an error: destroying the group would wait for processes that wait for this one. Its exit ends them.
         dist.destroy_process_group()
 
 
-def _join(device: torch.device) -> None:
+def _shared_device(name: str) -> torch.device:
+    """Choose this process's device and make it torch's current one; errors are those of `processes`."""
+    device = resolve_device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: several processes train on CPUs or NVIDIA GPUs, not on {device.type}")
     if device.type == "cuda":
         if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
             raise UserError(f"torchrun started more processes than this machine's {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, timeout=_STEP_PATIENCE)
-    elif device.type != "cpu":
-        raise UserError(f"device: several processes train on CPUs or NVIDIA GPUs, not on {device.type}")
-    else:
-        dist.init_process_group("gloo", timeout=_STEP_PATIENCE)
+    return device
