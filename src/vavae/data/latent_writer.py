@@ -20,14 +20,13 @@ from vavae.data.latents import (
     FORMAT,
     INDEX_NAME,
     PUBLISHED_STATISTICS_NAME,
-    STATISTICS_CHUNK,
     STATISTICS_NAME,
     LatentDataset,
     LatentSettings,
     MappedShard,
     ShardRecord,
+    add_to_statistics,
     content_sha256,
-    read_header,
     write_index,
 )
 from vavae.errors import UserError
@@ -70,18 +69,16 @@ class _Finished:
 
     @classmethod
     def load(cls, path: Path) -> "_Finished | None":
-        """Open a shard; None if it is damaged or was written by another program."""
+        """Open a shard; return None if it is damaged or was written by another program."""
         try:
             shard = MappedShard(path)
-            if shard.metadata.get("format") != FORMAT:
+            stored = shard.metadata
+            if stored["format"] != FORMAT:
                 return None
-            sums = json.loads(shard.metadata["statistics"])
-            tensors = {key: torch.tensor(sums[key]) for key in ("images", "values")}
-            tensors |= {key: torch.tensor(sums[key], dtype=torch.float64) for key in ("mean", "squares")}
-            settings = dict(json.loads(shard.metadata["settings"]))
-            statistics = RunningStatistics.from_dict(tensors)
-            return cls(shard, int(shard.metadata["shard"]), settings, statistics, shard.metadata["sha256"])
-        except (UserError, ValueError, KeyError, TypeError):
+            sums = {name: torch.tensor(v, dtype=torch.float64) for name, v in json.loads(stored["statistics"]).items()}
+            statistics = RunningStatistics.from_dict(sums)
+            return cls(shard, int(stored["shard"]), dict(json.loads(stored["settings"])), statistics, stored["sha256"])
+        except (UserError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
 
@@ -90,11 +87,7 @@ def holds_latents(folder: Path) -> bool:
     with suppress(UserError, OSError):
         if read_json_object(folder / INDEX_NAME).get("format") == FORMAT:
             return True
-    for path in folder.glob(_SHARDS):
-        with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
-            if read_header(path)[0].get("__metadata__", {}).get("format") == FORMAT:
-                return True
-    return False
+    return any(_Finished.load(path) for path in folder.glob(_SHARDS))
 
 
 class LatentWriter:
@@ -131,7 +124,7 @@ class LatentWriter:
         world: int = 1,
     ) -> None:
         if total < 1:
-            raise UserError("there are no images to encode")
+            raise UserError("images: there are none to encode")
         if shard_size < 1:
             raise UserError(f"shard_size must be at least 1, got {shard_size}")
         if not 0 <= rank < world:
@@ -140,14 +133,11 @@ class LatentWriter:
         self.total = total
         self.settings = settings
         self.rank = rank
-        self.shards = [
-            Shard(number, first, min(shard_size, total - first))
-            for number, first in enumerate(range(0, total, shard_size))
-        ]
+        starts = range(0, total, shard_size)
+        self.shards = [Shard(n, first, min(shard_size, total - first)) for n, first in enumerate(starts)]
         self._own = self.shards[rank::world]
         # Through JSON, to compare with the metadata of other shards.
-        described = asdict(settings) | {"total": total, "shard_size": shard_size}
-        self._description: dict[str, Any] = json.loads(json.dumps(described))
+        self._description = json.loads(json.dumps(asdict(settings) | {"total": total, "shard_size": shard_size}))
         self.folder.mkdir(parents=True, exist_ok=True)
         for finished in self._finished().values():
             for key, value in self._description.items():
@@ -191,9 +181,7 @@ class LatentWriter:
                 last = shard.first + shard.count - 1
                 raise UserError(f"{name} of images {shard.first} to {last} are not finite in {self.settings.dtype}")
         statistics = RunningStatistics(tensors["latents"].shape[1])
-        for chunk in tensors["latents"].split(STATISTICS_CHUNK):
-            statistics.update(chunk)
-
+        add_to_statistics(statistics, tensors["latents"])
         (self.folder / INDEX_NAME).unlink(missing_ok=True)  # it lists the shard that is replaced
         for pattern in ("latents_rank*_shard{:03d}.*", ".latents_rank*_shard{:03d}.*.tmp"):
             for stale in self.folder.glob(pattern.format(shard.number)):
@@ -241,20 +229,19 @@ class LatentWriter:
         if missing:
             raise UserError(f"{self.folder}: shard {missing[0]} of {len(self.shards)} is missing")
         total = RunningStatistics(finished[0].statistics.channels)
+        records = []
         for shard in self.shards:
-            total.merge(finished[shard.number].statistics)
+            stored = finished[shard.number]
+            total.merge(stored.statistics)
+            records.append(asdict(ShardRecord(stored.shard.path.name, shard.first, shard.count, stored.sha256)))
         statistics = total.finalize()
         with written_whole(self.folder / STATISTICS_NAME) as temporary:
             save_file(statistics.to_dict(), temporary)
-        records = [
-            ShardRecord(finished[shard.number].shard.path.name, shard.first, shard.count, finished[shard.number].sha256)
-            for shard in self.shards
-        ]
         index = {
             "format": FORMAT,
             "total": self.total,
             "settings": asdict(self.settings),
-            "shards": [asdict(record) for record in records],
+            "shards": records,
             "statistics_sha256": sha256_file(self.folder / STATISTICS_NAME),
         }
         write_index(self.folder, index)
@@ -302,12 +289,10 @@ def write_shards(
         with written_whole(folder / f"latents_rank00_shard{number:03d}.safetensors") as temporary:
             save_file(tensors, temporary, metadata)
         running = running or RunningStatistics(latents.shape[1])
-        for chunk in latents.split(STATISTICS_CHUNK) if statistics is None else ():
-            running.update(chunk)
-    if statistics is None and running is not None:
-        statistics = running.finalize()
-    if statistics is not None:
-        write_published_statistics(folder / PUBLISHED_STATISTICS_NAME, statistics)
+        if statistics is None:
+            add_to_statistics(running, latents)
+    if running is not None:
+        write_published_statistics(folder / PUBLISHED_STATISTICS_NAME, statistics or running.finalize())
 
 
 def write_published_statistics(path: Path, statistics: LatentStatistics) -> None:

@@ -17,12 +17,14 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,12 +41,9 @@ PUBLISHED_STATISTICS_NAME = "latents_stats.pt"
 FORMAT = "vavae latents 2"
 OLD_FORMAT = "vavae latents 1"  # is read; the index has the sha256 of whole files
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Statistics are summed over chunks of this many images, so that they do not depend on the encoder's batch size.
-STATISTICS_CHUNK = 256
 # Fewer bytes are hashed in about a second, so no bar is shown for them.
 _WORTH_SHOWING = 1e9
-# Shards that are hashed at once.
-_THREADS = 4
+_NO_FLIPS = "has no latents of mirrored images: encode with flips, or train without"
 
 
 @dataclass(frozen=True)
@@ -104,18 +103,22 @@ class MappedShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            header, begin, size = read_header(path)
-            self.metadata: dict[str, str] = header.get("__metadata__", {})
-            # A private mapping, since nothing is ever written to the file. It keeps no file descriptor open.
-            content = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-            self.latents = _view(content, header["latents"], begin)
-            self.flipped = _view(content, header["latents_flip"], begin) if "latents_flip" in header else None
-            self.labels = _view(content, header["labels"], begin).to(torch.int64)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            with safe_open(path, "pt") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                self.latents: Tensor = file.get_tensor("latents")
+                self.flipped: Tensor | None = (
+                    file.get_tensor("latents_flip") if "latents_flip" in file.keys() else None  # noqa: SIM118
+                )
+                self.labels = file.get_tensor("labels").to(torch.int64)
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"latent shard {path} is missing or damaged: {error}") from error
-        shapes = {tuple(t.shape) for t in (self.latents, self.flipped) if t is not None}
-        if self.latents.ndim != 4 or len(shapes) != 1 or self.labels.shape != self.latents.shape[:1]:
-            raise UserError(f"latent shard {path} is damaged: latents and labels differ in shape")
+        kinds = {(tensor.shape, tensor.dtype) for tensor in (self.latents, self.flipped) if tensor is not None}
+        known = self.latents.ndim == 4 and self.latents.dtype in _DTYPES.values()
+        if not known or len(kinds) != 1 or self.labels.shape != self.latents.shape[:1]:
+            raise UserError(
+                f"latent shard {path} is damaged: it must have latents (n, C, h, w) of type {', '.join(_DTYPES)}, "
+                "mirrored ones of the same shape and type, and labels (n,)"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -139,27 +142,10 @@ def content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
     return digest.hexdigest()
 
 
-def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Return the header of a safetensors file, the offset of its data in bytes, and the size of the file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size - 8:
-            raise ValueError("the header is cut off")
-        header = json.loads(file.read(length))
-    begin = 8 + length
-    end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    if begin + end != size:
-        raise ValueError(f"the file must have {begin + end} bytes by its header, got {size}")
-    return header, begin, size
-
-
-def _view(content: Tensor, entry: dict[str, Any], begin: int) -> Tensor:
-    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32}
-    if entry["dtype"] not in names:
-        raise ValueError(f"the type must be one of {', '.join(names)}, got {entry['dtype']}")
-    first, last = entry["data_offsets"]
-    return content[begin + first : begin + last].view(names[entry["dtype"]]).view(entry["shape"])
+def add_to_statistics(statistics: RunningStatistics, latents: Tensor) -> None:
+    """Add (B, C, h, w) latents in chunks of 256 images, so that the sums do not depend on the encoder's batch size."""
+    for chunk in latents.split(256):
+        statistics.update(chunk)
 
 
 def _as_array(tensor: Tensor) -> NDArray[np.integer]:
@@ -168,7 +154,7 @@ def _as_array(tensor: Tensor) -> NDArray[np.integer]:
 
 
 class LatentDataset:
-    """All latents of a folder, in the order of the images, or of the file names if there is no index.
+    """All latents of a folder, in the order of the images, or of the file names without an index.
 
     Shards are mapped into memory, so opening takes milliseconds and a latent is read when it is used.
 
@@ -230,7 +216,6 @@ class LatentDataset:
             [_as_array(shard.latents) for shard in self._shards],
             [_as_array(shard.flipped) for shard in self._shards if shard.flipped is not None],
         )
-        self._statistics: LatentStatistics | None = None
 
     def _parse_index(self) -> tuple[LatentSettings, list[ShardRecord]]:
         path, form = self.folder / INDEX_NAME, self._index.get("format")
@@ -258,32 +243,25 @@ class LatentDataset:
         """Number of class names, or the largest label + 1 if there are none."""
         return len(self.class_names) or int(self.labels.max()) + 1
 
-    @property
+    @cached_property
     def statistics(self) -> LatentStatistics:
         """Channel statistics, read from the folder, or computed over all latents if it has none."""
-        if self._statistics is None:
-            ours, published = self.folder / STATISTICS_NAME, self.folder / PUBLISHED_STATISTICS_NAME
-            try:
-                if ours.is_file():
-                    self._statistics = LatentStatistics.from_dict(load_file(ours))
-                elif published.is_file():
-                    stored = torch.load(published, map_location="cpu", weights_only=True)
-                    self._statistics = LatentStatistics.from_dict(stored)
-            except Exception as error:
-                name = ours if ours.is_file() else published
-                reason = one_line(error)[:200]  # messages of torch have many lines
-                raise UserError(f"latent statistics {name} cannot be read: {reason}") from error
-        if self._statistics is None:
+        ours, published = self.folder / STATISTICS_NAME, self.folder / PUBLISHED_STATISTICS_NAME
+        path = ours if ours.is_file() else published
+        if not path.is_file():
             running = RunningStatistics(self.shape[0])
             for shard in self._shards:
-                for chunk in shard.latents.split(STATISTICS_CHUNK):
-                    running.update(chunk)
-            self._statistics = running.finalize()
-        if self._statistics.channels != self.shape[0]:
-            raise UserError(
-                f"{self.folder}: {self._statistics.channels} channel statistics for {self.shape[0]} channels"
-            )
-        return self._statistics
+                add_to_statistics(running, shard.latents)
+            return running.finalize()
+        try:
+            stored = load_file(path) if path == ours else torch.load(path, map_location="cpu", weights_only=True)
+            statistics = LatentStatistics.from_dict(stored)
+        except Exception as error:
+            # Messages of torch have many lines.
+            raise UserError(f"latent statistics {path} cannot be read: {one_line(error)[:200]}") from error
+        if statistics.channels != self.shape[0]:
+            raise UserError(f"{self.folder}: {statistics.channels} channel statistics for {self.shape[0]} channels")
+        return statistics
 
     def get(self, indices: Tensor, flip_mask: Tensor | None = None, normalize: bool = True) -> tuple[Tensor, Tensor]:
         """Return latents and labels of some images.
@@ -299,16 +277,11 @@ class LatentDataset:
         indices = indices.to("cpu", torch.int64)
         if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < len(self)):
             raise IndexError(f"indices must be in [0, {len(self)})")
-        latents = self._gather(indices, self._flips(indices, flip_mask)).to(torch.float32)
-        return (self.statistics.normalize(latents) if normalize else latents), self.labels[indices]
-
-    def _flips(self, indices: Tensor, flip_mask: Tensor | None) -> Tensor:
-        if flip_mask is None:
-            return torch.zeros(len(indices), dtype=torch.bool)
-        flips = flip_mask.to("cpu", torch.bool)
+        flips = torch.zeros(len(indices), dtype=torch.bool) if flip_mask is None else flip_mask.to("cpu", torch.bool)
         if not self.has_flips and bool(flips.any()):
-            raise UserError(f"{self.folder} has no latents of mirrored images: encode with flips, or train without")
-        return flips
+            raise UserError(f"{self.folder} {_NO_FLIPS}")
+        latents = self._gather(indices, flips).to(torch.float32)
+        return (self.statistics.normalize(latents) if normalize else latents), self.labels[indices]
 
     def _gather(self, indices: Tensor, flips: Tensor) -> Tensor:
         """Return raw latents (B, C, h, w) in their stored type."""
@@ -359,13 +332,13 @@ class LatentDataset:
         former = self._index.get("checked")
         checked: dict[str, list[int]] = dict(former) if isinstance(former, dict) else {}
         # States are taken before a file is read, so that a later change is noticed.
-        states = {shard.path.name: _file_state(shard.path) for shard in self._shards}
+        states = {record.file: _file_state(self.folder / record.file) for record in self._records}
         pairs = zip(self._shards, self._records, strict=True)
-        unknown = [pair for pair in pairs if checked.get(pair[1].file) != states[pair[1].file]]
+        unknown = [(shard, record) for shard, record in pairs if checked.get(record.file) != states[record.file]]
         size = sum(states[record.file][0] for _, record in unknown)
         try:
             with track("checking latents", len(unknown), "files") if size >= _WORTH_SHOWING else nullcontext() as bar:
-                for (shard, record), found in loaded_ahead(unknown, lambda pair: self._sha256(pair[0]), _THREADS):
+                for (shard, record), found in loaded_ahead(unknown, lambda pair: self._sha256(pair[0]), workers=4):
                     if found != record.sha256:
                         raise UserError(f"{shard.path}: damaged: its hash is not the recorded one; encode again")
                     checked[record.file] = states[record.file]
@@ -373,9 +346,8 @@ class LatentDataset:
                         bar.advance()
         finally:
             if unknown:
-                self._index["checked"] = checked
                 with suppress(OSError):  # a folder that cannot be written is compared at each start
-                    write_index(self.folder, self._index)
+                    write_index(self.folder, self._index | {"checked": checked})
 
     def _sha256(self, shard: MappedShard) -> str:
         return sha256_file(shard.path) if self._index["format"] == OLD_FORMAT else shard.sha256()
@@ -418,7 +390,7 @@ class ResidentLatents:
         latents = self.latents[indices].to(torch.float32)
         if flip_mask is not None:
             if self.flipped is None:
-                raise UserError("there are no latents of mirrored images: encode with flips, or train without")
+                raise UserError(f"the folder {_NO_FLIPS}")
             mask = flip_mask.to(latents.device, torch.bool).view(-1, 1, 1, 1)
             latents = torch.where(mask, self.flipped[indices].to(torch.float32), latents)
         return (self.statistics.normalize(latents) if normalize else latents), self.labels[indices]

@@ -4,11 +4,12 @@ A position is the number of images seen before. Position p is image `permutation
 p // length. It does not depend on the number of processes, the batch size, or where a run was stopped.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
+from functools import lru_cache
 from typing import Generic, Self, TypeVar
 
 import torch
@@ -47,16 +48,8 @@ class IndexStream:
         self.start = start
         self.rank = rank
         self.world = world
-        self._orders: dict[int, Tensor] = {}
-
-    def _order(self, epoch: int) -> Tensor:
-        order = self._orders.get(epoch)
-        if order is None:
-            order = rng.permutation(self.seed, f"epoch {epoch}", self.length)
-            # Batches proceed through the epochs, so only the newest two orders can be needed again.
-            newest = sorted(self._orders.items())[-1:]
-            self._orders = dict([*newest, (epoch, order)])
-        return order
+        # Batches proceed through the epochs, so only the newest two orders are needed again.
+        self._order = lru_cache(maxsize=2)(lambda epoch: rng.permutation(seed, f"epoch {epoch}", length))
 
     def at(self, positions: Tensor) -> Tensor:
         """Return the image indices at the given positions, (N,) int64 -> (N,) int64."""
@@ -139,55 +132,31 @@ class BatchLoader(Generic[T]):
         if workers < 0 or prefetch < 1:
             raise ValueError(f"workers {workers}, prefetch {prefetch}")
         stream.batch(stream.start, batch_size)  # raises for a bad batch size here, not in a thread
-        self._stream = stream
-        self._load = load
-        self._batch_size = batch_size
-        self._next = stream.start
-        self._prefetch = prefetch
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batch") if workers else None
-        self._waiting: deque[Future[Batch[T]]] = deque()
-        self._closed = False
-
-    def _make(self, position: int, indices: Tensor, positions: Tensor) -> Batch[T]:
-        return Batch(position, indices, positions, self._load(indices, positions))
+        positions = itertools.count(stream.start, batch_size)
+        batches = zip(positions, stream.batches(batch_size), strict=False)
+        self._loaded = loaded_ahead(batches, lambda batch: load(*batch[1]), workers, prefetch - 1)
 
     def __iter__(self) -> Iterator[Batch[T]]:
         return self
 
     def __next__(self) -> Batch[T]:
-        if self._closed:
-            raise StopIteration
-        if self._pool is None:
-            position = self._take_position()
-            return self._make(position, *self._stream.batch(position, self._batch_size))
-        while len(self._waiting) < self._prefetch:
-            position = self._take_position()
-            indices, positions = self._stream.batch(position, self._batch_size)
-            self._waiting.append(self._pool.submit(self._make, position, indices, positions))
-        return self._waiting.popleft().result()
-
-    def _take_position(self) -> int:
-        position = self._next
-        self._next += self._batch_size
-        return position
+        (position, (indices, positions)), data = next(self._loaded)
+        return Batch(position, indices, positions, data)
 
     def close(self) -> None:
         """Cancel batches that are not started and wait for the others."""
-        self._closed = True
-        self._waiting.clear()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._loaded.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def loaded_ahead(parts: Iterable[P], load: Callable[[P], T], workers: int) -> Generator[tuple[P, T], None, None]:
+def loaded_ahead(
+    parts: Iterable[P], load: Callable[[P], T], workers: int, ahead: int | None = None
+) -> Generator[tuple[P, T], None, None]:
     """Yield (part, load(part)) for each part in order, loaded in advance by threads.
 
     Parts are taken when they are needed, so their number is not limited.
@@ -195,17 +164,19 @@ def loaded_ahead(parts: Iterable[P], load: Callable[[P], T], workers: int) -> Ge
     Args:
         parts: The parts to load, for example indices of batches.
         load: Loading function, called from several threads. Its error is raised when its part would be yielded.
-        workers: Number of threads, each one part ahead; 0 loads in the calling thread.
+        workers: Number of threads; 0 loads in the calling thread.
+        ahead: Number of parts that are ready or being loaded when one is yielded; None means one per thread.
     """
     if workers == 0:
         yield from ((part, load(part)) for part in parts)
         return
+    ahead = workers if ahead is None else ahead
     waiting: deque[tuple[P, Future[T]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="load")
     try:
         for part in parts:
             waiting.append((part, pool.submit(load, part)))
-            if len(waiting) > workers:
+            if len(waiting) > ahead:
                 first, result = waiting.popleft()
                 yield first, result.result()
         while waiting:
