@@ -1,7 +1,7 @@
 """Read labels of files from `dataset.json`, the layout of StyleGAN, EDM and REPA.
 
 `{"labels": [["00000/img00000000.png", 3], …]}` gives a class number for each file, by its path relative to the folder.
-`{"labels": null}` means that there are no labels.
+`{"labels": null}` means that the images have none.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vavae.data.labels import MOST_CLASSES
+from vavae.data.labels import class_number
 from vavae.errors import UserError, one_line
 from vavae.io.files import parse_json
 
@@ -26,7 +26,7 @@ class LabelFile:
     Attributes:
         path: The file.
         stated: Whether it has the key `labels`. Other tools write files of this name too.
-        labels: Class number by path relative to the file's folder; empty if there are no labels.
+        labels: Class number by path relative to the file's folder; empty if the images have none.
     """
 
     path: Path
@@ -90,15 +90,12 @@ def _checked(entries: Any, path: Path) -> dict[str, int]:
         if label is None:
             without = name
             continue
-        if isinstance(label, float) and label.is_integer() and abs(label) < MOST_CLASSES:
-            label = int(label)
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < MOST_CLASSES:
-            raise UserError(
-                f"{path}: the label of {name} must be a whole number from 0 to {MOST_CLASSES - 1:,}, "
-                f"got {str(label)[:40]}"
-            )
-        if labels.setdefault(name, label) != label:
-            raise UserError(f"{path}: {name} has two labels, {labels[name]} and {label}")
+        try:
+            number = class_number(label)
+        except ValueError as error:
+            raise UserError(f"{path}: {name}: {error}") from error
+        if labels.setdefault(name, number) != number:
+            raise UserError(f"{path}: {name} has two labels, {labels[name]} and {number}")
     if without is not None and labels:
         raise UserError(f"{path}: {without} has no label and {next(iter(labels))} has one: give all a label, or none")
     return labels

@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from vavae.data.folders import list_images
@@ -15,12 +13,11 @@ from vavae.data.loader import loaded_ahead
 from vavae.data.readable import (
     DEFAULT_OPTIONS,
     ReadOptions,
-    find_unreadable,
     image_error,
+    keep_readable,
     range_key,
     read_rgb,
     reading,
-    write_unreadable,
 )
 from vavae.data.sources import ImageSource
 from vavae.errors import UserError, printable
@@ -66,35 +63,27 @@ class FolderImages(ImageSource):
         self.gray_range = options.gray_range
         self.class_names = listing.class_names
         paths = listing.paths
-        failed = find_unreadable(
+        kept, self.unreadable = keep_readable(
             len(paths),
             lambda number: image_error(paths[number], options.decode, options.gray_range),
             lambda number: paths[number],
-            ("folder", _state_of(paths, root), options.check, options.gray_range),
+            ("folder", _state_of(paths, root)),
+            options,
         )
-        self.unreadable = [(paths[number], reason) for number, reason in failed.items()]
-        readable = np.array([number not in failed for number in range(len(paths))])
-        self.paths = [path for path, good in zip(paths, readable, strict=True) if good]
-        self.labels: NDArray[np.int64] = listing.labels[readable]
-        unreadable = {"unreadable": len(failed)} if failed else {}
+        self.paths = [paths[number] for number in kept]
+        self.labels = listing.labels[kept]
+        unreadable = {"unreadable": len(self.unreadable)} if self.unreadable else {}
         self.found = Found(f"folder {root}", {**listing.passed_over, **unreadable}, listing.notes)
-        write_unreadable(self.unreadable, options.unreadable_list)
         if not self.paths:
-            path, reason = self.unreadable[0]
+            name, reason = self.unreadable[0]
             raise UserError(
-                f"no readable images in folder: {root} ({len(self.unreadable)} failed, {path.name}: {reason})"
+                f"no readable images in folder: {root} ({len(self.unreadable)} failed, {Path(name).name}: {reason})"
             )
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def image(self, index: int) -> Image.Image:
         path = self.paths[index]
         with reading(f"image {path}"):
             return read_rgb(path, self.gray_range)
-
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
 
     def fingerprint(self) -> str:
         """Return a digest of relative paths, file sizes and labels.

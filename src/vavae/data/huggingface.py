@@ -9,7 +9,6 @@ import io
 import re
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
+from vavae.data.found import NO_LABELS as UNLABELED
 from vavae.data.found import Found
 from vavae.data.labels import IMAGE_NAMES, LABEL_NAMES, NO_LABELS, PART_OF, PARTS, class_number, is_number
-from vavae.data.readable import (
-    DEFAULT_OPTIONS,
-    ReadOptions,
-    Unreadable,
-    find_unreadable,
-    image_error,
-    range_key,
-    read_rgb,
-    reading,
-    write_unreadable,
-)
+from vavae.data.readable import DEFAULT_OPTIONS, ReadOptions, image_error, keep_readable, range_key, read_rgb, reading
 from vavae.data.sources import ImageSource, Split
 from vavae.errors import UserError, as_user_error
 
@@ -55,22 +45,13 @@ class HuggingFaceImages(ImageSource):
             else whole numbers, or else text, under one of `LABEL_NAMES`. Text numbers classes by their sorted names
             in the training part.
 
-    Attributes:
-        unreadable: (number in the set, reason) of each image left out.
-        found: Part of the set, and the columns of images and labels.
-
     Raises:
         UserError: `datasets` is not installed, the set cannot be opened, a column is missing or in doubt, its labels
             are not class numbers, a file of it cannot be accessed, or it has no images.
         RunError: There is not enough memory to decode an image.
     """
 
-    def __init__(
-        self,
-        source: str,
-        split: Split = "train",
-        options: ReadOptions = DEFAULT_OPTIONS,
-    ) -> None:
+    def __init__(self, source: str, split: Split = "train", options: ReadOptions = DEFAULT_OPTIONS) -> None:
         parts, others = _parts(source)
         part = _part(parts, split)
         if part is None:
@@ -79,43 +60,35 @@ class HuggingFaceImages(ImageSource):
                 + ("; keep some images for testing (data.holdout)" if split == "test" else "")
             )
         rows = parts[part]
+        self.name = source.rsplit("/", 1)[-1]
+        self.gray_range = options.gray_range
         self._image, notes = _image_column(rows.features, source, options.image_column)
+        label_column, label_note = _label_column(rows.features, source, options.label_column)
+        labels, self.class_names = np.zeros(len(rows), dtype=np.int64), UNLABELED
+        if label_column is not None:
+            training = parts.get(_part(parts, "train") or part, rows)
+            labels, self.class_names = _labels(label_column, rows, training, split, source)
         # Not decoded by the library, so that all sources are decoded in the same way.
         self._rows: Any = _as_files(rows.select_columns([self._image]), self._image)
-        self.name = source.rsplit("/", 1)[-1]
-        chosen, label_notes = _label_column(rows.features, source, options.label_column)
-        labels = np.zeros(len(rows), dtype=np.int64)
-        self.class_names: tuple[str, ...] = ("image",)
-        if chosen is not None:
-            training = parts.get(_part(parts, "train") or part, rows)
-            labels, self.class_names = _labels(chosen, rows, training, split, source)
         self._identity = f"{rows._fingerprint} {self._image}"
-        self.gray_range = options.gray_range
-        key = ("hf", self._identity, len(rows), options.check, options.gray_range)
-
-        def error_of(row: int) -> str | None:
-            file = self._file(row)
-            return "there is no image" if file is None else image_error(file, options.decode, options.gray_range)
-
-        failed = find_unreadable(len(rows), error_of, lambda row: f"{row} of {source} {split}", key)
-        self.unreadable: Unreadable = [(f"{source} {split} {number}", reason) for number, reason in failed.items()]
-        write_unreadable(self.unreadable, options.unreadable_list)
-        self._kept = np.array([i for i in range(len(rows)) if i not in failed], dtype=np.int64)
+        self._kept, self.unreadable = keep_readable(
+            len(rows),
+            lambda row: self._error(row, options),
+            lambda row: f"{source} {split} {row}",
+            ("hf", self._identity, len(rows)),
+            options,
+        )
         self.labels = labels[self._kept]
         if not len(self._kept):
-            reason = f"{len(failed)} failed; {next(iter(failed.values()))}" if failed else "it has no rows"
+            reason = f"{len(rows)} failed; {self.unreadable[0][1]}" if self.unreadable else "it has no rows"
             raise UserError(f"images: no readable images in column {self._image} of {source} ({reason})")
-        config = rows.config_name if rows.config_name not in (None, "default") else ""
-        where = f"hf:{source}" + (f", split {part}" if part else "") + (f", configuration {config}" if config else "")
+        where = f"hf:{source}" + (f", split {part}" if part else "")
+        if rows.config_name not in (None, "default", ""):
+            where += f", configuration {rows.config_name}"
         if not part:
-            notes = ("the set has no splits and counts for training and testing", *notes)
-        passed_over = {"unreadable": len(failed), "files that are not named after a split": others}
-        self.found = Found(
-            where, {reason: count for reason, count in passed_over.items() if count}, (*notes, *label_notes)
-        )
-
-    def __len__(self) -> int:
-        return len(self._kept)
+            notes = ["the set has no splits and counts for training and testing", *notes]
+        passed_over = Counter({"unreadable": len(self.unreadable), "files that are not named after a split": others})
+        self.found = Found(where, dict(+passed_over), (*notes, label_note))
 
     def _file(self, row: int) -> Any:
         """Return an image's file, open or by its path; None if the row has no image."""
@@ -124,12 +97,13 @@ class HuggingFaceImages(ImageSource):
             return io.BytesIO(entry["bytes"])
         return Path(entry["path"]) if entry.get("path") else None
 
+    def _error(self, row: int, options: ReadOptions) -> str | None:
+        file = self._file(row)
+        return "there is no image" if file is None else image_error(file, options.decode, options.gray_range)
+
     def image(self, index: int) -> Image.Image:
         with reading(f"image {index} of {self.name}"):
             return read_rgb(self._file(int(self._kept[index])), self.gray_range)
-
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
 
     def fingerprint(self) -> str:
         """Return a digest of the library's own fingerprint, the columns used, and which images can be read."""
@@ -148,42 +122,32 @@ def has_test_part(source: str) -> bool:
     return bool(_part(_parts(source)[0], "test"))
 
 
-def _library() -> Any:
+def _parts(source: str) -> tuple[dict[str, Any], int]:
+    """Open a set. Return its parts by name, or {"": set} without parts, and the number of unused files."""
     try:
         import datasets
     except ImportError as error:
         raise UserError("images: Hugging Face data sets need the extra: pip install 'vavae[datasets]'") from error
-    return datasets
-
-
-def _naming_set(source: str) -> AbstractContextManager[None]:
-    name = f"the data set {source}"
-    return as_user_error(lambda reason: f"images: {name} cannot be opened: {reason}", f"open {name}")
-
-
-def _parts(source: str) -> tuple[dict[str, Any], int]:
-    """Open a set. Return its parts by name, or {"": set} without parts, and the number of unused files."""
-    datasets = _library()
     if not source:
         raise UserError("images: hf: names no data set; give its name on the hub or its folder, as hf:cifar10")
-    with _naming_set(source):
+    what = f"the data set {source}"
+    with as_user_error(lambda reason: f"images: {what} cannot be opened: {reason}", f"open {what}"):
         folder = Path(source).expanduser()
         if any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
             whole = datasets.load_from_disk(str(folder))
             return ({"": whole} if isinstance(whole, datasets.Dataset) else dict(whole)), 0
         if folder.is_file():
             raise UserError(f"images: {source} is a file: give the folder it is in")
-        if folder.is_dir():
-            name, config, revision = str(folder), "", ""
-        else:
+        name, config, revision = source, "", ""
+        if not folder.is_dir():
             name, _, revision = source.partition("@")
             name, _, config = name.partition(":")
             folder = Path(name).expanduser()
-            if folder.is_dir() and revision:
-                raise UserError(f"images: hf:{source}: a local folder has no revisions (@{revision})")
-            if not folder.is_dir() and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):
-                raise UserError(f"images: no such folder: {name}")
-            name = str(folder) if folder.is_dir() else name
+        if folder.is_dir() and revision:
+            raise UserError(f"images: hf:{source}: a local folder has no revisions (@{revision})")
+        if not folder.is_dir() and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):
+            raise UserError(f"images: no such folder: {name}")
+        name = str(folder) if folder.is_dir() else name
         named, others = _files_by_split(folder)
         if any(file != file.lower() for files in named.values() for file in files):
             # The library recognizes only lower-case names of splits.
@@ -224,9 +188,7 @@ def _files_by_split(folder: Path) -> tuple[dict[str, list[str]], int]:
 
 def _part(parts: dict[str, Any], which: str) -> str | None:
     """Return the name of the part for "train" or "test", "" for a set without parts, None if there is none."""
-    if "" in parts:
-        return ""
-    return next((name for wanted in _SPLITS[which] for name in parts if name.lower() == wanted), None)
+    return "" if "" in parts else _chosen(list(parts), _SPLITS[which])
 
 
 def _chosen(candidates: Sequence[str], names: Sequence[str]) -> str | None:
@@ -234,10 +196,9 @@ def _chosen(candidates: Sequence[str], names: Sequence[str]) -> str | None:
     return next((column for name in names for column in candidates if column.lower() == name), None)
 
 
-def _existing(column: str, features: Any, source: str, option: str) -> str:
+def _check_column(column: str, features: Any, source: str, option: str) -> None:
     if column not in features:
         raise UserError(f"{option}: {source} has no column {column}; its columns are {', '.join(features)}")
-    return column
 
 
 def _note(what: str, chosen: str, candidates: Sequence[str]) -> str:
@@ -245,17 +206,18 @@ def _note(what: str, chosen: str, candidates: Sequence[str]) -> str:
     return f"{what} from column {chosen}" + (f" (not {', '.join(others)})" if others else "")
 
 
-def _image_column(features: Any, source: str, asked: str | None) -> tuple[str, tuple[str, ...]]:
+def _image_column(features: Any, source: str, asked: str | None) -> tuple[str, list[str]]:
     """Return the column of images, and a note if there are several."""
     import datasets
 
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     files = [name for name, kind in features.items() if _holds_bytes(kind)]
-    candidates = images or files
     if asked is not None:
-        if _existing(asked, features, source, "image_column") not in (*images, *files):
+        _check_column(asked, features, source, "image_column")
+        if asked not in (*images, *files):
             raise UserError(f"image_column: {asked} of {source} does not hold images but {_described(features[asked])}")
-        return asked, ()
+        return asked, []
+    candidates = images or files
     chosen = _chosen(candidates, _IMAGE_COLUMNS)
     if chosen is None and (images or len(files) == 1):
         chosen = candidates[0]
@@ -266,7 +228,7 @@ def _image_column(features: Any, source: str, asked: str | None) -> tuple[str, t
             + (f" that its name shows; name one of {', '.join(files)} (data.image_column)" if files else "")
             + f"; its columns are {columns}"
         )
-    return chosen, (_note("images", chosen, candidates),) if len(candidates) > 1 else ()
+    return chosen, [_note("images", chosen, candidates)] if len(candidates) > 1 else []
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -282,8 +244,7 @@ def _as_files(rows: Any, column: str) -> Any:
 
     kind, plain = rows.features[column], datasets.Value("binary")
     if not isinstance(kind, datasets.Image):
-        kind = {**kind, "bytes": plain} if isinstance(kind, dict) else plain
-        rows = rows.cast_column(column, kind)
+        rows = rows.cast_column(column, {**kind, "bytes": plain} if isinstance(kind, dict) else plain)
     return rows.cast_column(column, datasets.Image(decode=False))
 
 
@@ -298,24 +259,24 @@ def _described(kind: Any) -> str:
     return "text" if name in ("string", "large_string", "string_view") else name
 
 
-def _label_column(features: Any, source: str, asked: str | None) -> tuple[str | None, tuple[str, ...]]:
+def _label_column(features: Any, source: str, asked: str | None) -> tuple[str | None, str]:
     """Return the column of labels, None for no labels, and a note on the choice."""
     import datasets
 
     if asked == NO_LABELS:
-        return None, ("no labels, as asked: one class",)
+        return None, "no labels, as asked: one class"
     if asked is not None:
-        return _existing(asked, features, source, "label_column"), ()
+        _check_column(asked, features, source, "label_column")
+        return asked, f"labels from column {asked}"
     classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     named = [name for name in features if name.lower() in LABEL_NAMES]
     numbers = [name for name in named if str(getattr(features[name], "dtype", "")).startswith(("int", "uint"))]
     texts = [name for name in named if _described(features[name]) == "text"]
-    candidates = [*dict.fromkeys((*classes, *numbers, *texts))]
     chosen = "label" if "label" in features else next(iter(classes), None)
     chosen = chosen or _chosen(numbers, LABEL_NAMES) or _chosen(texts, LABEL_NAMES)
     if chosen is None:
-        return None, (f"no labels: one class (columns {', '.join(features)})",)
-    return chosen, (_note("labels", chosen, candidates),)
+        return None, f"no labels: one class (columns {', '.join(features)})"
+    return chosen, _note("labels", chosen, [*dict.fromkeys((*classes, *numbers, *texts))])
 
 
 def _labels(

@@ -110,7 +110,7 @@ class ImagesConfig:
         options = ReadOptions(self.check, names, self.image_column, self.label_column, self.gray_range)
         source = open_images(self.images, part, options)
         if source.found.passed_over.get("unreadable"):
-            name, reason = source.unreadable[0]  # type: ignore[attr-defined]
+            name, reason = source.unreadable[0]
             more = f" ({names.name} lists all)" if names is not None else ""
             source = _noted(source, f"unreadable: {name}: {reason}{more}")
         if held_out:
@@ -203,17 +203,12 @@ class Selection(ImageSource):
         notes = source.found.notes if reason is None else (*source.found.notes, reason)
         self.found = replace(source.found, notes=notes)
         self.indices = indices
+        self.labels = source.labels[indices]
         self.name = source.name
         self.class_names = source.class_names
 
-    def __len__(self) -> int:
-        return len(self.indices)
-
     def image(self, index: int) -> Image.Image:
         return self.source.image(int(self.indices[index]))
-
-    def label(self, index: int) -> int:
-        return self.source.label(int(self.indices[index]))
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()
@@ -229,9 +224,8 @@ def evenly_spaced(count: int, length: int) -> torch.Tensor:
 
 def class_balanced(count: int, source: ImageSource) -> list[int]:
     """Return at most `count` indices that alternate over the classes: first of a, first of b, …, second of a, …"""
-    labels = np.array([source.label(i) for i in range(len(source))])
+    labels = source.labels
     turn = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         turn[labels == label] = np.arange(int((labels == label).sum()))
-    order = np.lexsort((labels, turn))
-    return [int(i) for i in torch.from_numpy(order[:count])]
+    return np.lexsort((labels, turn))[:count].tolist()

@@ -39,16 +39,12 @@ def class_number(value: Any) -> int:
     """Return a value as a class number: a whole number in [0, 1,000,000), as a number or as text.
 
     Raises:
-        ValueError: It is not a class number; the message names the value.
+        ValueError: It is not a class number; the message has the value.
     """
-    shown = str(value).strip()[:40]
+    shown = repr(value)[:40]
     if isinstance(value, str) and is_number(value):
         value = int(value.strip().partition(".")[0])
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if not whole or isinstance(value, bool):
-        raise ValueError(f"its label {shown!r} is not a class number")
-    if value < 0:
-        raise ValueError(f"its label {shown} is hidden")
-    if value >= MOST_CLASSES:
-        raise ValueError(f"its label {shown} is not below {MOST_CLASSES:,}")
+    if not whole or isinstance(value, bool) or not 0 <= value < MOST_CLASSES:
+        raise ValueError(f"its label must be a whole number from 0 to {MOST_CLASSES - 1:,}, got {shown}")
     return int(value)

@@ -8,7 +8,7 @@ import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vavae.data.labels import PART_OF
 from vavae.errors import UserError, as_user_error
@@ -138,7 +138,8 @@ class RangedFile:
     def read(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from `offset`. Raises OSError if there are fewer, and any exception of the store."""
         if self.path is not None:
-            content = _descriptor(self.path, self.identity).read(offset, size)
+            file = _opened(self.path, self.identity)
+            content = os.pread(file.fileno(), size, offset)  # has no position, so threads may share the file
         else:
             files, path = _store(self.address)
             content = files.cat_file(path, offset, offset + size)
@@ -154,21 +155,10 @@ def _store(address: str) -> tuple[Any, str]:
     return url_to_fs(address)
 
 
-class _Descriptor:
-    """An open file without a position. It is closed when its last reference ends, so never while a thread reads."""
-
-    def __init__(self, path: str) -> None:
-        self._number = os.open(path, os.O_RDONLY)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self._number, size, offset)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_number"):
-            os.close(self._number)
-
-
 @functools.lru_cache(maxsize=_OPEN_FILES)
-def _descriptor(path: str, identity: str) -> _Descriptor:
-    """Return the open file of a path; `identity` distinguishes files that replaced each other."""
-    return _Descriptor(path)
+def _opened(path: str, identity: str) -> BinaryIO:
+    """Return the open file of a path; `identity` distinguishes files that replaced each other.
+
+    A file that leaves the cache is closed when its last reference ends, so never while a thread reads it.
+    """
+    return open(path, "rb", buffering=0)  # noqa: PTH123, SIM115

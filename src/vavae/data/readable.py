@@ -1,7 +1,7 @@
 """Read image files as RGB, and find the images of a source that cannot be read.
 
 Decoding a million images takes long. The result for a large set is therefore cached in the user's cache folder, under
-a key of everything that it depends on. A search that was interrupted resumes from the cache.
+a key of everything that it depends on. An interrupted search resumes from it.
 """
 
 import errno
@@ -19,8 +19,10 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import PIL
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from vavae.assets import cache_folder
 from vavae.data.formats import IMAGE_FORMATS, open_image
 from vavae.data.loader import loaded_ahead
 from vavae.errors import as_user_error, one_line
@@ -29,7 +31,7 @@ from vavae.progress import track
 
 log = logging.getLogger(__name__)
 
-Unreadable = list[tuple[str, str]]  # (name, reason)
+Unreadable = Sequence[tuple[str, str]]  # (name, reason)
 GrayRange = tuple[float, float]  # the gray values that become black and white
 
 # Smaller sets are checked in seconds, so their results are not cached.
@@ -86,13 +88,6 @@ class ReadOptions:
 
 
 DEFAULT_OPTIONS = ReadOptions()
-
-
-def cache_folder() -> Path:
-    """Return the folder of everything that is cached about large sets."""
-    from vavae import assets
-
-    return Path(assets.cache_folder())
 
 
 def decoder_version() -> str:
@@ -196,27 +191,26 @@ def _is_deep(image: Image.Image, gray_range: GrayRange | None) -> bool:
 
 
 def _eight_bits(pixels: np.ndarray, gray_range: GrayRange | None, name: str) -> np.ndarray:
-    """Scale gray values to 0 … 255, uint8: from `gray_range`, or from 16 bits by taking the high byte."""
+    """Scale gray values to 0 … 255, uint8: from `gray_range`, or from 16 bits by taking the high byte.
+
+    Warn, once in a process, if 16-bit values use 14 bits or fewer: many X-rays and cameras have 10 to 14.
+    """
     if gray_range is None:
-        _warn_if_dark(int(pixels.max()), name)
+        largest = int(pixels.max())
+        if 0 < largest < 2**14 and not _DARK_SEEN.is_set():
+            _DARK_SEEN.set()
+            log.warning(
+                "images: the largest value of %s is %d of 65535, so it becomes nearly black. If the values of the set "
+                "have fewer than 16 bits, give their range, for 12 bits data.gray_range: [0, 4095]",
+                name or "a 16-bit gray image",
+                largest,
+            )
         return (pixels >> 8).astype(np.uint8)
     low, high = gray_range
     scaled = (np.clip(pixels.astype(np.float32), low, high) - low) * (255 / (high - low))
     if np.isnan(scaled).any():
         raise ValueError("some of its pixels are not numbers")
     return np.rint(scaled).astype(np.uint8)
-
-
-def _warn_if_dark(largest: int, name: str) -> None:
-    """Warn, once in a process, of a 16-bit image that uses 14 bits or fewer: many X-rays and cameras have 10 to 14."""
-    if 0 < largest < 2**14 and not _DARK_SEEN.is_set():
-        _DARK_SEEN.set()
-        log.warning(
-            "images: the largest value of %s is %d of 65535, so it becomes nearly black. If the values of the set have "
-            "fewer than 16 bits, give their range, for 12 bits data.gray_range: [0, 4095]",
-            name or "a 16-bit gray image",
-            largest,
-        )
 
 
 def image_error(file: Path | IO[bytes], whole: bool = True, gray_range: GrayRange | None = None) -> str | None:
@@ -279,9 +273,15 @@ def find_unreadable(
     if count >= _WORTH_KEEPING:
         digest = hashlib.sha256(repr((decoder_version(), *key)).encode()).hexdigest()[:24]
         path = (cache or cache_folder() / "readable") / f"{digest}.json"
-        checked, found = _parse_cache(read_cache(path))
+        stored = read_cache(path)
+        with suppress(TypeError, KeyError, ValueError, AttributeError):  # a damaged file counts for nothing
+            checked, found = int(stored["checked"]), {int(n): str(why) for n, why in stored["unreadable"].items()}
     if checked >= count:
         return found
+
+    def save() -> None:
+        if path is not None:
+            write_cache(path, {"checked": checked, "unreadable": found})
 
     def errors_of(block: range) -> dict[int, str]:
         errors = {}
@@ -293,7 +293,7 @@ def find_unreadable(
         return errors
 
     blocks = (range(first, min(first + _BLOCK, count)) for first in range(checked, count, _BLOCK))
-    stored = time.monotonic()
+    saved = time.monotonic()
     with track("checking images", count, "images", checked) if path is not None else nullcontext() as bar:
         try:
             for block, errors in loaded_ahead(blocks, errors_of, threads()):
@@ -301,26 +301,33 @@ def find_unreadable(
                 checked = block.stop
                 if bar is not None:
                     bar.advance(len(block))
-                if path is not None and time.monotonic() - stored >= _SAVE_SECONDS:
-                    write_cache(path, {"checked": checked, "unreadable": found})
-                    stored = time.monotonic()
+                if time.monotonic() - saved >= _SAVE_SECONDS:
+                    save()
+                    saved = time.monotonic()
         finally:
-            if path is not None:
-                write_cache(path, {"checked": checked, "unreadable": found})
+            save()
     return found
 
 
-def _parse_cache(stored: Any) -> tuple[int, dict[int, str]]:
-    """Return the number of images checked so far, from the first, and number -> reason of the unreadable ones."""
-    try:
-        return int(stored["checked"]), {int(number): str(why) for number, why in stored["unreadable"].items()}
-    except (TypeError, KeyError, ValueError, AttributeError):
-        return 0, {}
+def keep_readable(
+    count: int,
+    error_of: Callable[[int], str | None],
+    name_of: Callable[[int], object],
+    key: Sequence[object],
+    options: ReadOptions,
+) -> tuple[NDArray[np.int64], Unreadable]:
+    """Return the numbers of the images that can be read, and name and reason of each other one; see `find_unreadable`.
+
+    `options.unreadable_list` gets the names and reasons.
+    """
+    failed = find_unreadable(count, error_of, name_of, (*key, options.check, options.gray_range))
+    unreadable = [(str(name_of(number)), reason) for number, reason in failed.items()]
+    write_unreadable(unreadable, options.unreadable_list)
+    return np.array([number for number in range(count) if number not in failed], dtype=np.int64), unreadable
 
 
-def write_unreadable(unreadable: Sequence[tuple[Any, str]], path: str | os.PathLike[str] | None) -> None:
+def write_unreadable(unreadable: Unreadable, path: str | os.PathLike[str] | None) -> None:
     """Write names and reasons, one per line, tab-separated. Names keep their bytes, also if they are not UTF-8."""
     if unreadable and path is not None:
-        target = Path(path)
-        with written_whole(target) as temporary:
+        with written_whole(Path(path)) as temporary:
             temporary.write_bytes(os.fsencode("".join(f"{name}\t{reason}\n" for name, reason in unreadable)))

@@ -6,8 +6,8 @@ from vavae.data.labels import IMAGE_NAMES, class_number
 from vavae.errors import UserError, one_line
 from vavae.io.files import parse_json
 
-# Bytes of members that are read for a label.
-_LONGEST_NUMBER, _LONGEST_JSON = 2**10, 2**24
+# Bytes of a member that are read for a label.
+_LONGEST = 2**24
 
 
 class Entry(NamedTuple):
@@ -16,16 +16,17 @@ class Entry(NamedTuple):
     name: str
     offset: int
     size: int
-    label: int | None
+    label: int | None = None
     error: str | None = None
 
 
 class Label(NamedTuple):
-    """A label of a sample: its rank (the lowest counts), its origin, and the class number."""
+    """A label of a sample: its rank (the lowest counts), its origin, the class number, and its member."""
 
     rank: int
     source: str
     number: int
+    member: str
 
 
 class Sample:
@@ -33,8 +34,8 @@ class Sample:
 
     def __init__(self, name: str, address: str) -> None:
         self.name = name
-        self.images: list[tuple[str, Entry]] = []
-        self.labels: list[tuple[Label, str]] = []  # with the members
+        self.images: list[tuple[str, Entry]] = []  # with the extensions
+        self.labels: list[Label] = []
         self._address = address
         self._extensions: set[str] = set()
 
@@ -71,26 +72,25 @@ class Sample:
         Raises:
             UserError: Two members of the same rank give different ones.
         """
-        if not self.labels:
-            return None
-        first, member = min(self.labels)
-        for other, name in self.labels:
-            if other.rank == first.rank and other.number != first.number:
+        first = min(self.labels, default=None)
+        for other in self.labels:
+            if first is not None and other.rank == first.rank and other.number != first.number:
                 raise UserError(
-                    f"images: {self._address}: {member} gives the label {first.number} and {name} gives "
+                    f"images: {self._address}: {first.member} gives the label {first.number} and {other.member} gives "
                     f"{other.number}: name the one that counts (data.label_column)"
                 )
         return first
 
 
-def read_label(content: IO[bytes], parts: list[str], names: tuple[str, ...], where: str) -> Label | None:
+def read_label(content: IO[bytes], extension: str, names: tuple[str, ...], member: str, address: str) -> Label | None:
     """Read the label that a member holds.
 
     Args:
         content: The member.
-        parts: Its extension's parts in lower case, such as ["label", "cls"].
+        extension: Its extension in lower case, such as "label.cls".
         names: Names that labels may have.
-        where: Name of the member in errors.
+        member: Its name.
+        address: Address of the shard, for errors.
 
     Returns:
         The label, or None.
@@ -98,23 +98,24 @@ def read_label(content: IO[bytes], parts: list[str], names: tuple[str, ...], whe
     Raises:
         UserError: The member is a label by its name, or its JSON has one, but it is not a class number.
     """
-    by_name = any(name.lower() in parts for name in names)
-    if not names or not (by_name or parts[-1] == "json"):
+    parts = extension.split(".")
+    by_name, is_json = any(name.lower() in parts for name in names), parts[-1] == "json"
+    if not names or not (by_name or is_json):
         return None
-    limit = _LONGEST_JSON if parts[-1] == "json" else _LONGEST_NUMBER
-    text = content.read(limit + 1)
+    source, rank = f".{extension}", 2 if is_json else int(len(parts) > 1)
+    text = content.read(_LONGEST + 1)
     try:
-        if len(text) > limit:
-            raise ValueError(f"is too long for a label (more than {limit:,} bytes)")
-        if parts[-1] != "json":
-            return Label(int(len(parts) > 1), f".{'.'.join(parts)}", class_number(text.decode("utf-8-sig", "replace")))
-        value = parse_json(text.decode("utf-8-sig"))
+        if len(text) > _LONGEST:
+            raise ValueError(f"is too long for a label (more than {_LONGEST:,} bytes)")
+        value = parse_json(text.decode("utf-8-sig")) if is_json else text.decode("utf-8-sig", "replace")
         if isinstance(value, dict):
             keys = {key.lower(): key for key in value}
             key = next((keys[name.lower()] for name in names if name.lower() in keys), None)
-            return None if key is None else Label(2, f"{key} in .json", class_number(value[key]))
-        if not by_name:
+            if key is None:
+                return None
+            source, value = f"{key} in .json", value[key]
+        elif not by_name:
             raise ValueError("must hold an object with a label")
-        return Label(2, f".{'.'.join(parts)}", class_number(value))
+        return Label(rank, source, class_number(value), member)
     except ValueError as error:  # of JSON and of UTF-8 too
-        raise UserError(f"images: {where}: {one_line(error)[:200]}") from error
+        raise UserError(f"images: {address}: {member}: {one_line(error)[:200]}") from error

@@ -9,14 +9,15 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vavae import assets
 from vavae.data.found import Found
-from vavae.data.readable import read_rgb
+from vavae.data.readable import Unreadable, read_rgb
 from vavae.errors import UserError
 
 Split = Literal["train", "test"]
@@ -28,48 +29,50 @@ def check_split(split: str) -> None:
         raise UserError(f'split must be "train" or "test", got {split}')
 
 
-@runtime_checkable
-class ImageSource(Protocol):
+class ImageSource:
     """A list of labeled RGB images.
 
     Attributes:
         name: Name of the source in logs and reports.
+        labels: Class of each image, (N,) int64.
         class_names: One name per class, in label order; a source without labels has one class.
         found: Where the images are, which files were passed over, and what was assumed.
+        unreadable: (name, reason) of each image that cannot be read and is left out.
     """
 
     name: str
+    labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     found: Found
+    unreadable: Unreadable = ()
 
     @property
     def num_classes(self) -> int:
         """Number of classes, at least 1."""
         return len(self.class_names)
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
         """Return image number `index` as an RGB image of its native size."""
-        ...
+        raise NotImplementedError
 
     def label(self, index: int) -> int:
         """Return the class of image number `index`, in [0, num_classes)."""
-        ...
+        return int(self.labels[index])
 
     def fingerprint(self) -> str:
         """Return a hex digest that changes with the number, order, labels or sizes in bytes of the images.
 
         It is computed without reading image files. For images in memory it depends on their content.
         """
-        ...
+        raise NotImplementedError
 
 
 def source_labels(source: ImageSource) -> NDArray[np.int64]:
     """Return the labels of all images of `source`, (N,) int64."""
-    if isinstance(source, ArrayImages):
-        return source.labels
-    return np.fromiter((source.label(i) for i in range(len(source))), dtype=np.int64, count=len(source))
+    return source.labels
 
 
 class ArrayImages(ImageSource):
@@ -105,14 +108,8 @@ class ArrayImages(ImageSource):
         self.pixels.flags.writeable = False
         self.labels.flags.writeable = False
 
-    def __len__(self) -> int:
-        return len(self.pixels)
-
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
-
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.pixels.shape, self.class_names)).encode())
@@ -169,18 +166,12 @@ class Cifar10Images(ArrayImages):
     """
 
     def __init__(self, split: Split = "train") -> None:
-        from vavae import assets
-
         check_split(split)
         folder = Path(assets.path("cifar10"))
         names = [f"data_batch_{i}.png" for i in range(1, 6)] if split == "train" else ["test_batch.png"]
-        pixels = np.concatenate([_rows_of_png(folder / name) for name in names])
+        # One 32x32 RGB image per row: (N, 3072, 3) -> (N, 32, 32, 3).
+        pixels = np.concatenate([np.asarray(read_rgb(folder / name)).reshape(-1, 32, 32, 3) for name in names])
         # The package spells it "lables".
         labels = json.loads((folder / f"{split}_lables.json").read_text())
         class_names = _demo_description()["class_names"]
         super().__init__(pixels, labels, class_names, f"cifar10-{split}", Found(f"cifar10, split {split}"))
-
-
-def _rows_of_png(path: Path) -> NDArray[np.uint8]:
-    """Read a PNG with one 32x32 RGB image per row."""
-    return np.asarray(read_rgb(path)).reshape(-1, 32, 32, 3)  # (N, 3072, 3) -> (N, 32, 32, 3)

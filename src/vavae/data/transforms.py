@@ -218,5 +218,4 @@ class InMemoryImages(ArrayImages):
 
     def __init__(self, source: ImageSource, size: Size, workers: int = 2) -> None:
         pixels = load_pixels(source, range(len(source)), size, workers)
-        labels = [source.label(i) for i in range(len(source))]
-        super().__init__(pixels.numpy(), labels, source.class_names, source.name, source.found)
+        super().__init__(pixels.numpy(), source.labels, source.class_names, source.name, source.found)

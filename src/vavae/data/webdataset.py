@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vavae.assets import cache_folder
 from vavae.data.formats import IMAGE_SUFFIXES
 from vavae.data.found import NO_LABELS as UNLABELED
 from vavae.data.found import Found
@@ -28,8 +29,6 @@ from vavae.data.ranges import RangedFile, expand_shards, naming_shard
 from vavae.data.readable import (
     DEFAULT_OPTIONS,
     ReadOptions,
-    Unreadable,
-    cache_folder,
     decoder_version,
     image_error,
     range_key,
@@ -42,8 +41,8 @@ from vavae.data.readable import (
 )
 from vavae.data.shard_samples import Entry, Sample, read_label
 from vavae.data.sources import ImageSource
-from vavae.errors import RunError, UserError
-from vavae.progress import Bar, track
+from vavae.errors import RunError, UserError, printable
+from vavae.progress import track
 
 # Fewer bytes are indexed in seconds, so no bar is shown for them.
 _WORTH_SHOWING = 200e6
@@ -75,9 +74,6 @@ class _Index:
     passed_over: dict[str, int]
     labels_from: list[str]
 
-    def store(self, path: Path) -> None:
-        write_cache(path, vars(self))
-
     @classmethod
     def load(cls, path: Path) -> "_Index | None":
         stored = read_cache(path)
@@ -85,14 +81,6 @@ class _Index:
             return cls(**(stored | {"entries": [Entry(*entry) for entry in stored["entries"]]}))
         except (TypeError, KeyError):
             return None
-
-
-@dataclass(frozen=True)
-class _Member:
-    shard: int
-    offset: int
-    size: int
-    label: int
 
 
 class WebDatasetImages(ImageSource):
@@ -116,8 +104,8 @@ class WebDatasetImages(ImageSource):
 
     Raises:
         UserError: A shard cannot be opened, is not a tar file, is compressed or incomplete, a sample has several
-            images and none of them counts, a label is not a class number, some images have labels and others none,
-            or there are no images.
+            images and none of them counts, a label is not a class number, only some images have labels,
+            or the shards hold none.
         RunError: There is not enough memory to decode an image.
     """
 
@@ -134,41 +122,36 @@ class WebDatasetImages(ImageSource):
         self._files = [found[address][0] for address in self._addresses]
         indices = [found[address][1] for address in self._addresses]
         _refuse_mixed_labels(self._addresses, indices)
-        self.unreadable: Unreadable = []
-        self._members: list[_Member] = []
+        unreadable: list[tuple[str, str]] = []
+        self._entries: list[tuple[int, Entry]] = []  # with the number of the shard
         for number, (address, index) in enumerate(zip(self._addresses, indices, strict=True)):
-            for name, offset, size, label, error in index.entries:
-                if error is None:
-                    self._members.append(_Member(number, offset, size, -1 if label is None else label))
+            for entry in index.entries:
+                if entry.error is None:
+                    self._entries.append((number, entry))
                 else:
-                    self.unreadable.append((f"{address}: {name}", error))
-        write_unreadable(self.unreadable, options.unreadable_list)
+                    unreadable.append((f"{address}: {entry.name}", entry.error))
+        self.unreadable = unreadable
+        write_unreadable(unreadable, options.unreadable_list)
         self.found = _found(shards, self._addresses, indices, len(self.unreadable), options.label_column)
-        if not self._members:
+        if not self._entries:
             passed = ", ".join(f"{count} {reason}" for reason, count in self.found.passed_over.items())
             raise UserError(f"images: no images in the shards {shards} (passed over: {passed or 'nothing'})")
-        labels = np.array([member.label for member in self._members])
-        self.labels = np.where(labels < 0, 0, labels)
-        self.class_names = tuple(str(n) for n in range(int(labels.max()) + 1)) or UNLABELED
-
-    def __len__(self) -> int:
-        return len(self._members)
+        self.labels = np.array([entry.label or 0 for _, entry in self._entries], dtype=np.int64)
+        labeled = self._entries[0][1].label is not None
+        self.class_names = tuple(str(n) for n in range(int(self.labels.max()) + 1)) if labeled else UNLABELED
 
     def image(self, index: int) -> Image.Image:
-        member = self._members[index]
-        file = self._files[member.shard]
+        number, entry = self._entries[index]
+        file = self._files[number]
         with reading(f"image {index} of {file.address}"):
-            return read_rgb(io.BytesIO(file.read(member.offset, member.size)), self.gray_range)
-
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
+            return read_rgb(io.BytesIO(file.read(entry.offset, entry.size)), self.gray_range)
 
     def fingerprint(self) -> str:
         """Return a digest of addresses, sizes, and offsets and labels of the images."""
         digest = hashlib.sha256(repr((self._addresses, [file.size for file in self._files])).encode())
         digest.update(range_key(self.gray_range))
-        for m in self._members:
-            digest.update(f"{m.shard} {m.offset} {m.size} {m.label}\n".encode())
+        for number, (_, offset, size, label, _) in self._entries:
+            digest.update(f"{number} {offset} {size} {-1 if label is None else label}\n".encode())
         return digest.hexdigest()
 
 
@@ -180,54 +163,35 @@ def _found(
     Raises:
         UserError: No sample has a label under the name `label_column`.
     """
-    passed_over = Counter({"unreadable": unreadable} if unreadable else {})
     empty = sum(not index.entries for index in indices)
-    if empty:
-        passed_over["shards without images"] = empty
+    passed_over = Counter({"unreadable": unreadable, "shards without images": empty})
     for index in indices:
         passed_over.update(index.passed_over)
     labels_from = sorted({name for index in indices for name in index.labels_from})
-    if labels_from:
-        note = f"labels from {', '.join(labels_from)}"
-    elif label_column in (None, NO_LABELS):
-        note = "no labels: one class"
-    else:
+    if not labels_from and label_column not in (None, NO_LABELS):
         raise UserError(f"label_column: no sample of {shards} has a label under the name {label_column}")
+    note = f"labels from {', '.join(labels_from)}" if labels_from else "no labels: one class"
     where = f"webdataset:{shards}"
     if len(addresses) > 1:
         where += f" ({len(addresses):,} shards, {addresses[0].rsplit('/')[-1]} to {addresses[-1].rsplit('/')[-1]})"
-    return Found(where, dict(passed_over), (note,))
+    return Found(where, dict(+passed_over), (note,))
 
 
 def _refuse_mixed_labels(addresses: list[str], indices: list[_Index]) -> None:
     """Raise UserError if only some images have a label, since the others would be of class 0."""
-    images = [(address, entry) for address, index in zip(addresses, indices, strict=True) for entry in index.entries]
-    without = next((f"{address}: {entry.name}" for address, entry in images if entry.label is None), None)
-    with_one = next((f"{address}: {entry.name}" for address, entry in images if entry.label is not None), None)
-    for address, index in zip(addresses, indices, strict=True):
-        if with_one is None and index.only_labeled is not None:
-            with_one = f"{address}: {index.only_labeled} (it has no image)"
-    if without is not None and with_one is not None:
-        raise UserError(f"images: {without} has no label, and {with_one} has one: give all of them labels, or none")
-
-
-class _Progress:
-    """Counts the bytes that threads have read, and stops all threads when one has failed."""
-
-    def __init__(self, bar: Bar | None) -> None:
-        self.stopping = threading.Event()
-        self._bar = bar
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def passed(self, size: int) -> None:
-        """Count bytes. Raises RunError if another thread has failed."""
-        if self.stopping.is_set():
-            raise RunError("indexing was stopped by an error in another shard")
-        with self._lock:
-            self._bytes += size
-            if self._bar is not None and self._bytes // 10**6 > self._bar.done:
-                self._bar.advance(self._bytes // 10**6 - self._bar.done)
+    shards = list(zip(addresses, indices, strict=True))
+    names: dict[bool, str] = {}
+    for address, index in shards:
+        for entry in index.entries:
+            if (entry.label is not None) not in names:
+                names[entry.label is not None] = f"{address}: {entry.name}"
+    for address, index in shards:
+        if index.only_labeled is not None:
+            names.setdefault(True, f"{address}: {index.only_labeled} (it has no image)")
+    if len(names) == 2:
+        raise UserError(
+            f"images: {names[False]} has no label, and {names[True]} has one: give all of them labels, or none"
+        )
 
 
 def _indices(addresses: list[str], folder: Path, options: ReadOptions) -> dict[str, tuple[RangedFile, _Index]]:
@@ -251,13 +215,22 @@ def _indices(addresses: list[str], folder: Path, options: ReadOptions) -> dict[s
 
     total = sum(file.size for file, _ in missing)
     shown = track("indexing shards", total // 10**6, "MB") if total >= _WORTH_SHOWING else nullcontext()
+    stopping, lock, done = threading.Event(), threading.Lock(), 0
     with shown as bar, ThreadPoolExecutor(threads(), thread_name_prefix="index") as pool:
-        progress = _Progress(bar)
+
+        def passed(size: int) -> None:
+            nonlocal done
+            if stopping.is_set():
+                raise RunError("indexing was stopped by an error in another shard")
+            with lock:
+                done += size
+                if bar is not None and done // 10**6 > bar.done:
+                    bar.advance(done // 10**6 - bar.done)
 
         def index_of(file: RangedFile, path: Path) -> _Index:
             with naming_shard(file.address), file.open() as content:
-                index = _scan(content, file.address, options, progress.passed)
-            index.store(path)
+                index = _scan(content, file.address, options, passed)
+            write_cache(path, vars(index))
             return index
 
         answers = [(file, pool.submit(index_of, file, path)) for file, path in missing]
@@ -265,7 +238,7 @@ def _indices(addresses: list[str], folder: Path, options: ReadOptions) -> dict[s
             for file, answer in answers:
                 found[file.address] = file, answer.result()
         finally:
-            progress.stopping.set()
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
     return found
 
@@ -286,7 +259,7 @@ def _scan(file: Any, address: str, options: ReadOptions, passed: Callable[[int],
         counts["other images of a sample"] += max(len(sample.images) - 1, 0)
         if label is not None:
             labels_from.add(label.source)
-            for other, _ in sample.labels:
+            for other in sample.labels:
                 counts[f"other labels ({other.source})"] += other.number != label.number
         if entry is not None:
             entries.append(entry._replace(label=label and label.number))
@@ -300,8 +273,7 @@ def _scan(file: Any, address: str, options: ReadOptions, passed: Callable[[int],
         for member in archive:
             passed(member.offset_data + member.size - position)
             position = member.offset_data + member.size
-            # Tar files may hold names that are not UTF-8.
-            name = member.name.encode("utf-8", "backslashreplace").decode()
+            name = printable(member.name)
             folder, slash, leaf = name.rpartition("/")
             base, _, extension = leaf.lower().partition(".")
             reason = _not_data(member, base, extension)
@@ -317,14 +289,13 @@ def _scan(file: Any, address: str, options: ReadOptions, passed: Callable[[int],
             assert content is not None
             parts = extension.split(".")
             is_image = f".{parts[-1]}" in IMAGE_SUFFIXES
-            label = None if is_image else read_label(content, parts, names, f"{address}: {name}")
+            label = None if is_image else read_label(content, extension, names, name, address)
             if is_image and image_part in (None, *parts):
-                problem = image_error(
-                    io.BytesIO(content.read()) if options.decode else content, options.decode, options.gray_range
-                )
-                sample.images.append((extension, Entry(name, member.offset_data, member.size, None, problem)))
+                image = io.BytesIO(content.read()) if options.decode else content
+                problem = image_error(image, options.decode, options.gray_range)
+                sample.images.append((extension, Entry(name, member.offset_data, member.size, error=problem)))
             elif label is not None:
-                sample.labels.append((label, name))
+                sample.labels.append(label)
             else:
                 counts[f".{parts[-1]} files"] += 1
     _check_end(file, archive.offset, address)
@@ -344,11 +315,7 @@ def _not_data(member: tarfile.TarInfo, base: str, extension: str) -> str | None:
 
 
 def _refuse_compressed(file: Any, address: str) -> None:
-    """Raise UserError for a compressed shard, since images cannot be read from the middle of one.
-
-    Raises:
-        UserError: The shard is compressed; the message says how to uncompress it.
-    """
+    """Raise UserError for a compressed shard, since images cannot be read from the middle of one."""
     head = file.read(6)
     file.seek(0)
     for magic, (form, command) in _COMPRESSED.items():
@@ -360,11 +327,7 @@ def _refuse_compressed(file: Any, address: str) -> None:
 
 
 def _check_end(file: Any, offset: int, address: str) -> None:
-    """Raise UserError for a damaged shard, since tarfile stops silently at a damaged member.
-
-    Raises:
-        UserError: What follows the last member, at `offset`, is not the end of an archive.
-    """
+    """Raise UserError if what follows the last member is not an archive's end: tarfile stops silently at damage."""
     file.seek(offset)
     rest = file.read(_LONGEST_END + 1)
     if not _BLOCK <= len(rest) <= _LONGEST_END or any(rest):
