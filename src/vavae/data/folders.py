@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vavae.data.dataset_json import NAME as LABELS_NAME
 from vavae.data.dataset_json import LabelFile, find_label_file
 from vavae.data.formats import IMAGE_SUFFIXES
-from vavae.data.found import NO_LABELS, passed_over_text
+from vavae.data.found import UNLABELED, passed_over_text
 from vavae.data.labels import PART_OF, PARTS
 from vavae.errors import UserError, printable
 
@@ -151,19 +151,17 @@ def list_images(root: Path, names: Sequence[str] | None = None, base: Path | Non
     if not paths:
         raise UserError(f"no images in folder: {root}{f' (passed over: {passed_over_text(passed)})' if passed else ''}")
     label_file = find_label_file(root, base or root)
-    labels = np.zeros(len(paths), dtype=np.int64)
     if label_file is not None and label_file.stated:
-        class_names, notes = NO_LABELS, [f"no labels: {label_file.path} gives none"]
-        if label_file.labels:
-            labels, class_names, notes = _labels_of_file(label_file, root, paths, names)
+        labels, class_names, notes = _labels_of_file(label_file, root, paths, names)
         return Listing(paths, labels, class_names, passed, tuple(notes))
     if direct and groups:
         raise UserError(
             f"{root} holds images both directly ({direct[0].name}) and in sub-folders ({next(iter(groups)).name}): "
             "put every image in a class folder, or none"
         )
+    labels = np.zeros(len(paths), dtype=np.int64)
     class_names, notes = _classes(root, list(groups), _are_numbered(groups), names)
-    if class_names != NO_LABELS:
+    if class_names != UNLABELED:
         number_of = {name: number for number, name in enumerate(class_names)}
         numbers = np.array([number_of[printable(folder.name)] for folder in groups], dtype=np.int64)
         labels = np.repeat(numbers, [len(group) for group in groups.values()])
@@ -194,7 +192,7 @@ def class_names_of(root: Path, base: Path) -> tuple[str, ...]:
     """
     label_file = find_label_file(root, base)
     if label_file is not None and label_file.stated:
-        return label_file.class_names() if label_file.labels else NO_LABELS
+        return label_file.class_names() if label_file.labels else UNLABELED
     ignored: Counter[str] = Counter()
     with _naming_folder(root):
         _, folders = _content(root, ignored)
@@ -208,17 +206,17 @@ def _classes(
 ) -> tuple[tuple[str, ...], list[str]]:
     """Return the class names of folders with images, and notes."""
     if not folders:
-        if names is None or tuple(names) == NO_LABELS:
-            return NO_LABELS, []
-        return NO_LABELS, [f"no labels: {root} has no class folders; the training part has {len(names):,} classes"]
+        if names is None or tuple(names) == UNLABELED:
+            return UNLABELED, []
+        return UNLABELED, [f"no labels: {root} has no class folders; the training part has {len(names):,} classes"]
     if numbered:
         which = folders[0].name if len(folders) == 1 else f"{folders[0].name} … {folders[-1].name}"
-        return NO_LABELS, [f"no labels: {which} are numbered folders of numbered files, and there is no {LABELS_NAME}"]
+        return UNLABELED, [f"no labels: {which} are numbered folders of numbered files, and there is no {LABELS_NAME}"]
     own = tuple(printable(folder.name) for folder in folders)
     if names is None:
         return own, []
-    if tuple(names) == NO_LABELS:
-        return NO_LABELS, [f"no labels: the training part has none, so the folders of {root} are not classes"]
+    if tuple(names) == UNLABELED:
+        return UNLABELED, [f"no labels: the training part has none, so the folders of {root} are not classes"]
     unknown = next((name for name in own if name not in names), None)
     if unknown is not None:
         raise UserError(f"{root / unknown}: the training images have no class {unknown}")
@@ -229,6 +227,8 @@ def _labels_of_file(
     label_file: LabelFile, root: Path, paths: Sequence[Path], names: Sequence[str] | None
 ) -> tuple[NDArray[np.int64], tuple[str, ...], list[str]]:
     """Return labels, class names and notes for images with a label file."""
+    if not label_file.labels:
+        return np.zeros(len(paths), dtype=np.int64), UNLABELED, [f"no labels: {label_file.path} gives none"]
     labels = label_file.labels_of(paths)
     class_names = label_file.class_names() if names is None else tuple(names)
     if labels.max() >= len(class_names):

@@ -1,16 +1,17 @@
 """Description of an opened set of images: where it is, which files were passed over, and what was assumed."""
 
+import functools
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from vavae.errors import printable
 
 # Class names of a set without labels.
-NO_LABELS: tuple[str, ...] = ("image",)
-_WIDTH = 80
-# Largest length of listed class names in characters, and largest number of listed reasons.
-_NAMES_WIDTH, _REASONS = 70, 8
+UNLABELED: tuple[str, ...] = ("image",)
+# Largest number of listed reasons.
+_REASONS = 8
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Found:
     passed_over: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def with_note(self, note: str) -> Self:
+        """Return this result with one more note."""
+        return replace(self, notes=(*self.notes, note))
+
 
 def passed_over_text(passed_over: Mapping[str, int]) -> str:
     """Return the counts by reason, the largest first: "6 in @eaDir, 3 .txt"."""
@@ -38,10 +43,10 @@ def passed_over_text(passed_over: Mapping[str, int]) -> str:
 
 def classes_text(class_names: Sequence[str]) -> str:
     """Return "in 2 classes (ant, bee)", with the first and the last name of many, or "without labels"."""
-    if tuple(class_names) == NO_LABELS:
+    if tuple(class_names) == UNLABELED:
         return "without labels"
     names = ", ".join(class_names)
-    if len(names) > _NAMES_WIDTH:
+    if len(names) > 70:
         names = f"{class_names[0]} … {class_names[-1]}"
     return f"in {len(class_names):,} class{'es' if len(class_names) > 1 else ''} ({names})"
 
@@ -59,15 +64,7 @@ def describe(what: str, count: int, class_names: Sequence[str], found: Found) ->
     line = f"{what}: {count:,}{classes} from {found.where}"
     if found.passed_over:
         line += f"; passed over: {passed_over_text(found.passed_over)}"
-    return "\n".join([_wrapped(line, ""), *(_wrapped(note, "  ") for note in found.notes)])
-
-
-def _wrapped(text: str, indent: str) -> str:
-    return textwrap.fill(
-        printable(text),
-        _WIDTH,
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    wrap = functools.partial(textwrap.fill, width=80, break_long_words=False, break_on_hyphens=False)
+    wrapped = [wrap(printable(line), subsequent_indent="  ")]
+    wrapped += [wrap(printable(note), initial_indent="  ", subsequent_indent="    ") for note in found.notes]
+    return "\n".join(wrapped)

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vavae.data.formats import IMAGE_SUFFIXES
-from vavae.data.found import NO_LABELS as UNLABELED
-from vavae.data.found import Found
+from vavae.data.found import UNLABELED, Found
 from vavae.data.labels import IMAGE_NAMES, LABEL_NAMES, NO_LABELS, PART_OF, PARTS, class_number, is_number
 from vavae.data.readable import DEFAULT_OPTIONS, ReadOptions, image_error, keep_readable, range_key, read_rgb, reading
 from vavae.data.sources import ImageSource, Split

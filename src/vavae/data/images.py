@@ -4,11 +4,11 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class ImagesConfig:
         if source.found.passed_over.get("unreadable"):
             name, reason = source.unreadable[0]
             more = f" ({names.name} lists all)" if names is not None else ""
-            source = _noted(source, f"unreadable: {name}: {reason}{more}")
+            source.found = source.found.with_note(f"unreadable: {name}: {reason}{more}")
         if held_out:
             # The split depends only on the number of images, so it is the same in every run.
             order = rng.permutation(0, "holdout", len(source)).numpy()
@@ -120,7 +120,9 @@ class ImagesConfig:
             kept = np.sort(order[:held] if split == "test" else order[held:])
             source = Selection(source, kept, f"{len(kept):,} of {len(source):,} images, by data.holdout {self.holdout}")
         elif split == "test" and not has_test:
-            source = _noted(source, "no test part: training and test images are the same (data.holdout keeps some)")
+            source.found = source.found.with_note(
+                "no test part: training and test images are the same (data.holdout keeps some)"
+            )
         if self.limit is not None and len(source) > self.limit:
             chosen = evenly_spaced(self.limit, len(source)).numpy()
             source = Selection(source, chosen, f"{self.limit:,} of {len(source):,} images, by data.limit")
@@ -144,10 +146,9 @@ def report(what: str, count: int, class_names: Sequence[str], found: Found, fold
 
 def note(path: Path, what: str, count: int, class_names: Sequence[str], found: Found) -> None:
     """Record the description of a set of images under `what` in a JSON file."""
-    try:
+    former: dict[str, Any] = {}
+    with suppress(OSError, UserError):
         former = read_json_object(path)
-    except (OSError, UserError):
-        former = {}
     entry = {
         "images": count,
         "from": found.where,
@@ -155,7 +156,6 @@ def note(path: Path, what: str, count: int, class_names: Sequence[str], found: F
         "notes": found.notes,
         "classes": class_names,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps({**former, what: entry}, indent=1) + "\n")
 
@@ -171,22 +171,13 @@ def printed_once() -> Iterator[None]:
 
 
 def check_same_classes(train: ImageSource, test: ImageSource) -> None:
-    """Raise UserError if the training and the test part of a set have different classes.
-
-    Raises:
-        UserError: Their classes differ.
-    """
+    """Raise UserError if the training and the test part of a set have different classes."""
     if train.class_names != test.class_names:
         raise UserError(
             f"images: the training part is {classes_text(train.class_names)} and the test part "
             f"{classes_text(test.class_names)}: give both the same class folders, or name the training part alone and "
             "keep some of it for testing (data.holdout)"
         )
-
-
-def _noted(source: ImageSource, text: str) -> ImageSource:
-    source.found = replace(source.found, notes=(*source.found.notes, text))
-    return source
 
 
 class Selection(ImageSource):
@@ -200,8 +191,7 @@ class Selection(ImageSource):
 
     def __init__(self, source: ImageSource, indices: np.ndarray, reason: str | None = None) -> None:
         self.source = source
-        notes = source.found.notes if reason is None else (*source.found.notes, reason)
-        self.found = replace(source.found, notes=notes)
+        self.found = source.found if reason is None else source.found.with_note(reason)
         self.indices = indices
         self.labels = source.labels[indices]
         self.name = source.name

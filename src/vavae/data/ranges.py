@@ -161,4 +161,4 @@ def _opened(path: str, identity: str) -> BinaryIO:
 
     A file that leaves the cache is closed when its last reference ends, so never while a thread reads it.
     """
-    return open(path, "rb", buffering=0)  # noqa: PTH123, SIM115
+    return open(path, "rb", buffering=0)  # noqa: PTH123

@@ -6,7 +6,6 @@ Pillow images.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from vavae import rng
 from vavae.config.image_size import Size, height_width
+from vavae.data.loader import loaded_ahead
 from vavae.data.readable import reading, upright_rgb
 from vavae.data.sources import ArrayImages, ImageSource
 from vavae.errors import UserError
@@ -192,13 +192,8 @@ def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size
     def decode(row: int) -> None:
         pixels[row] = np.asarray(center_crop(source.image(wanted[row]), size))
 
-    rows = range(len(wanted))
-    if workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(decode, rows))  # list() raises errors of the threads
-    else:
-        for row in rows:
-            decode(row)
+    for _ in loaded_ahead(range(len(wanted)), decode, workers if workers > 1 else 0):
+        pass  # the loop raises errors of the threads
     return torch.from_numpy(pixels)
 
 

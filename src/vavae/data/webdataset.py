@@ -21,8 +21,7 @@ from PIL import Image
 
 from vavae.assets import cache_folder
 from vavae.data.formats import IMAGE_SUFFIXES
-from vavae.data.found import NO_LABELS as UNLABELED
-from vavae.data.found import Found
+from vavae.data.found import UNLABELED, Found
 from vavae.data.labels import NO_LABELS, label_names
 from vavae.data.loader import loaded_ahead
 from vavae.data.ranges import RangedFile, expand_shards, naming_shard

@@ -16,7 +16,21 @@ def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return tokens.transpose(1, 2).reshape(batch, width, *size)
 
 
-class TokenBackbone(Backbone):
+class _VisionBackbone(Backbone):
+    """A vision model of transformers with its width and patch."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        patch = model.config.patch_size
+        self.width, self.patch = model.config.hidden_size, patch if isinstance(patch, int) else patch[0]
+
+    def grid_size(self, pixels: Tensor) -> tuple[int, int]:
+        """Return the size of the grid of patches of pixels (B, 3, H, W)."""
+        return pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
+
+
+class TokenBackbone(_VisionBackbone):
     """Vision transformer whose output is a sequence: prefix tokens, then patches.
 
     Args:
@@ -26,49 +40,36 @@ class TokenBackbone(Backbone):
     """
 
     def __init__(self, model: Any, prefix: int, interpolate: bool) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.prefix = prefix
-        self.width, self.patch = _width_and_patch(model)
         self._options = {"interpolate_pos_encoding": True} if interpolate else {}
 
     def forward(self, pixels: Tensor) -> TeacherFeatures:
         output = self.model(pixel_values=pixels, **self._options)
-        size = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
-        # (B, prefix + h·w, D) -> (B, D, h, w)
-        return TeacherFeatures(to_grid(output.last_hidden_state[:, self.prefix :], size), output.pooler_output)
+        tokens = output.last_hidden_state[:, self.prefix :]  # (B, prefix + h·w, D) -> (B, h·w, D)
+        return TeacherFeatures(to_grid(tokens, self.grid_size(pixels)), output.pooler_output)
 
 
-class MaskedAutoencoderBackbone(Backbone):
+class MaskedAutoencoderBackbone(_VisionBackbone):
     """Encoder of a masked autoencoder, without masking.
 
     The model sorts patches by random noise even if it keeps all of them; increasing noise keeps their order.
     """
 
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.width, self.patch = _width_and_patch(model)
-
     def forward(self, pixels: Tensor) -> TeacherFeatures:
-        size = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
+        size = self.grid_size(pixels)
         order = torch.arange(size[0] * size[1], device=pixels.device, dtype=torch.float32)
         output = self.model(pixel_values=pixels, noise=order.expand(len(pixels), -1), interpolate_pos_encoding=True)
         tokens = output.last_hidden_state
         return TeacherFeatures(to_grid(tokens[:, 1:], size), tokens[:, 0])
 
 
-class NaflexBackbone(Backbone):
+class NaflexBackbone(_VisionBackbone):
     """SigLIP 2 for any aspect ratio; its input is patches instead of an image."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.width, self.patch = _width_and_patch(model)
 
     def forward(self, pixels: Tensor) -> TeacherFeatures:
         batch, channels = pixels.shape[:2]
-        size = (pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch)
+        size = self.grid_size(pixels)
         cells = pixels.view(batch, channels, size[0], self.patch, size[1], self.patch)  # (B, C, h, p, w, p)
         # (B, h, w, p, p, C) -> (B, h·w, p·p·C)
         patches = cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, size[0] * size[1], -1)
@@ -112,8 +113,7 @@ class ResNetBackbone(Backbone):
 class TinyViTBackbone(Backbone):
     """Image encoder of MobileSAM with its neck."""
 
-    width = TinyViT.width
-    patch = TinyViT.patch
+    width, patch = TinyViT.width, TinyViT.patch
 
     def __init__(self, model: TinyViT) -> None:
         super().__init__()
@@ -135,8 +135,3 @@ def resize_positions(model: Any, size: tuple[int, int]) -> None:
     # (1, D, h', w') -> (1, h'·w', D)
     both = torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
     model.embeddings.position_embeddings = nn.Parameter(both, requires_grad=False)
-
-
-def _width_and_patch(model: Any) -> tuple[int, int]:
-    patch = model.config.patch_size
-    return model.config.hidden_size, patch if isinstance(patch, int) else patch[0]

@@ -7,9 +7,9 @@ that is written completely or not at all, so a stopped run resumes with the next
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -28,18 +28,6 @@ from vavae.teachers.base import Teacher
 
 _BLOCK_BYTES = 64 << 20
 _IN_MEMORY_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """All that the features depend on; their hash names the folder."""
-
-    teacher: str
-    image_set: str
-    count: int
-    shape: tuple[int, int, int]
-    dtype: str
-    block_size: int
 
 
 class FeatureCache:
@@ -67,27 +55,32 @@ class FeatureCache:
         count: int,
         dtype: torch.dtype = torch.float16,
     ) -> None:
-        shape = (teacher.width, int(grid[0]), int(grid[1]))
-        image_bytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
-        block_size = max(1, _BLOCK_BYTES // image_bytes)
-        stored = str(dtype).removeprefix("torch.")
-        settings = _Settings(teacher.fingerprint(), image_set, count, shape, stored, block_size)
-        key = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:16]
+        self._grid = (int(grid[0]), int(grid[1]))
+        self._shape = (teacher.width, *self._grid)
+        self._block_size = max(1, _BLOCK_BYTES // (math.prod(self._shape) * dtype.itemsize))
+        # All that the features depend on; their hash names the folder.
+        settings = {
+            "teacher": teacher.fingerprint(),
+            "image_set": image_set,
+            "count": count,
+            "shape": self._shape,
+            "dtype": str(dtype).removeprefix("torch."),
+            "block_size": self._block_size,
+        }
+        self._settings = json.dumps(settings)
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = Path(folder) / f"{Path(teacher.name).name}-{key}"
         self.count = count
         self.dtype = dtype
-        self._settings = settings
-        self._teacher = teacher
-        self._grid = (int(grid[0]), int(grid[1]))
-        self._block_size = block_size
-        self._blocks: list[Tensor] | None = None
         self.resident = False
+        self._teacher = teacher
+        self._ranges = [range(s, min(s + self._block_size, count)) for s in range(0, count, self._block_size)]
+        self._blocks: list[Tensor] | None = None
 
     @property
     def size_bytes(self) -> int:
         """Size of all features in bytes."""
-        channels, height, width = self._settings.shape
-        return self.count * channels * height * width * self.dtype.itemsize
+        return self.count * math.prod(self._shape) * self.dtype.itemsize
 
     def fill(self, load: Callable[[Tensor], Tensor], batch_size: int = 64, workers: int = 0) -> None:
         """Compute missing blocks; a second process waits for the first.
@@ -104,18 +97,17 @@ class FeatureCache:
         self._blocks = None
         with FileLock(self.folder / ".lock"):
             drop_drafts(self.folder)
-            missing = [start for start in self._starts() if not self._block_path(start).is_file()]
-            done = self.count - sum(self._block_length(start) for start in missing)
+            missing = [images for images in self._ranges if not self._path(images).is_file()]
             if not missing:
                 return
-            description = f"features of {self._teacher.name}"
-            batches = (batch for start in missing for batch in self._indices(start).split(batch_size))
+            done = self.count - sum(map(len, missing))
+            batches = (batch for images in missing for batch in torch.tensor(images).split(batch_size))
             with (
-                track(description, self.count, unit="images", start=done) as bar,
+                track(f"features of {self._teacher.name}", self.count, unit="images", start=done) as bar,
                 closing(loaded_ahead(batches, load, workers)) as loaded,
             ):
-                for start in missing:
-                    self._write_block(start, islice(loaded, -(-self._block_length(start) // batch_size)), bar.advance)
+                for images in missing:
+                    self._write_block(images, islice(loaded, -(-len(images) // batch_size)), bar.advance)
 
     def to_device(self, device: torch.device | str) -> None:
         """Keep all features (`size_bytes`) in the memory of `device`, where `get` then returns them.
@@ -123,7 +115,7 @@ class FeatureCache:
         Raises:
             UserError: A block is missing or damaged.
         """
-        whole = torch.empty((self.count, *self._settings.shape), dtype=self.dtype, device=device)
+        whole = torch.empty((self.count, *self._shape), dtype=self.dtype, device=device)
         blocks = self._open()
         for target, block in zip(whole.split([len(block) for block in blocks]), blocks, strict=True):
             target.copy_(block)
@@ -147,55 +139,46 @@ class FeatureCache:
             self._blocks = [torch.cat(blocks)] if self.size_bytes <= _IN_MEMORY_BYTES else blocks
         if len(self._blocks) == 1:
             return self._blocks[0][wanted.to(self._blocks[0].device)]
-        features = torch.empty((len(wanted), *self._settings.shape), dtype=self.dtype)
+        features = torch.empty((len(wanted), *self._shape), dtype=self.dtype)
         number = wanted // self._block_size
         for block in number.unique().tolist():
             rows = (number == block).nonzero().squeeze(1)
             features[rows] = self._blocks[block][wanted[rows] - block * self._block_size]
         return features
 
-    def _starts(self) -> range:
-        return range(0, self.count, self._block_size)
+    def _path(self, images: range) -> Path:
+        return self.folder / f"{images.start:09d}.safetensors"
 
-    def _block_length(self, start: int) -> int:
-        return min(self._block_size, self.count - start)
-
-    def _indices(self, start: int) -> Tensor:
-        return torch.arange(start, start + self._block_length(start))
-
-    def _block_path(self, start: int) -> Path:
-        return self.folder / f"{start:09d}.safetensors"
-
-    def _write_block(self, start: int, loaded: Iterator[tuple[Tensor, Tensor]], advance: Callable[[int], None]) -> None:
-        """Write the block that starts with image `start`; `loaded` yields its batches (indices, images)."""
-        indices = self._indices(start)
-        features = torch.empty((len(indices), *self._settings.shape), dtype=self.dtype)
+    def _write_block(
+        self, images: range, loaded: Iterator[tuple[Tensor, Tensor]], advance: Callable[[int], None]
+    ) -> None:
+        """Write the block of some images; `loaded` yields its batches (indices, images)."""
+        features = torch.empty((len(images), *self._shape), dtype=self.dtype)
         device = next(self._teacher.parameters()).device
-        for batch, images in loaded:
-            computed = self._teacher.features_at(to_device(images, device), self._grid)
-            features[batch - start] = computed.to("cpu", self.dtype)
+        for batch, pixels in loaded:
+            computed = self._teacher.features_at(to_device(pixels, device), self._grid)
+            features[batch - images.start] = computed.to("cpu", self.dtype)
             advance(len(batch))
         if not torch.isfinite(features).all():
             raise UserError(
-                f"features of {self._teacher.name} must be finite, got others for images {start} to "
-                f"{start + len(indices) - 1} as {self._settings.dtype}"
+                f"features of {self._teacher.name} must be finite, got others for images {images.start} to "
+                f"{images.stop - 1} as {str(self.dtype).removeprefix('torch.')}"
             )
-        path = self._block_path(start)
-        with written_whole(path) as temporary:
-            save_file({"features": features}, temporary, metadata={"settings": json.dumps(asdict(self._settings))})
+        with written_whole(self._path(images)) as temporary:
+            save_file({"features": features}, temporary, metadata={"settings": self._settings})
 
     def _open(self) -> list[Tensor]:
         """Return the blocks, mapped into memory."""
         blocks = []
-        for start in self._starts():
-            path = self._block_path(start)
+        for images in self._ranges:
+            path = self._path(images)
             try:
                 block = load_file(path)["features"]
             except FileNotFoundError as error:
                 raise UserError(f"teacher features {path} are missing; call `fill` first") from error
             except (SafetensorError, OSError, KeyError) as error:
                 raise UserError(f"teacher features {path} are damaged ({error}); delete the file") from error
-            if block.shape != (self._block_length(start), *self._settings.shape) or block.dtype != self.dtype:
+            if block.shape != (len(images), *self._shape) or block.dtype != self.dtype:
                 raise UserError(f"teacher features {path} are damaged (wrong shape); delete the file")
             blocks.append(block)
         return blocks

@@ -19,6 +19,7 @@ from vavae.teachers.backbones import (
     TokenBackbone,
 )
 from vavae.teachers.base import CLIP, HALF, IMAGENET, Backbone, Normalization
+from vavae.teachers.tiny_vit import TinyViT
 
 
 @dataclass(frozen=True)
@@ -54,77 +55,51 @@ _CLIP_PARTS = (
     "logit_",
     "vision_model.embeddings.position_ids",
 )
+_SAM_PARTS = ("prompt_encoder.", "mask_decoder.", "shared_image_embedding.")
 
+
+def _with_class_token(model: Any) -> Backbone:
+    return TokenBackbone(model, prefix=1, interpolate=False)
+
+
+def _with_registers(model: Any) -> Backbone:
+    return TokenBackbone(model, prefix=1 + model.config.num_register_tokens, interpolate=False)
+
+
+def _clip(model: Any) -> Backbone:
+    return TokenBackbone(model, prefix=1, interpolate=True)
+
+
+def _siglip(model: Any) -> Backbone:
+    return TokenBackbone(model, prefix=0, interpolate=True)
+
+
+_DINO_PARTS = ("classifier.", "embeddings.mask_token")
 FAMILIES: tuple[Family, ...] = (
-    Family(
-        "DINOv2",
-        ("dinov2",),
-        "Dinov2Model",
-        lambda model: TokenBackbone(model, prefix=1, interpolate=False),
-        IMAGENET,
-        input_size=224,
-        other_parts=("classifier.", "embeddings.mask_token"),
-        antialiased_positions=True,
-    ),
+    Family("DINOv2", ("dinov2",), "Dinov2Model", _with_class_token, IMAGENET, 224, _DINO_PARTS, True),
     Family(
         "DINOv2 with registers",
         ("dinov2_with_registers",),
         "Dinov2WithRegistersModel",
-        lambda model: TokenBackbone(model, prefix=1 + model.config.num_register_tokens, interpolate=False),
+        _with_registers,
         IMAGENET,
-        input_size=224,
-        other_parts=("classifier.",),
+        224,
+        ("classifier.",),
     ),
-    Family(
-        "DINOv3",
-        ("dinov3_vit",),
-        "DINOv3ViTModel",
-        lambda model: TokenBackbone(model, prefix=1 + model.config.num_register_tokens, interpolate=False),
-        IMAGENET,
-        input_size=256,
-    ),
-    Family(
-        "MAE",
-        ("vit_mae",),
-        "ViTMAEModel",
-        MaskedAutoencoderBackbone,
-        IMAGENET,
-        other_parts=("decoder.",),
-        antialiased_positions=True,
-    ),
-    Family(
-        "CLIP",
-        ("clip", "clip_vision_model"),
-        "CLIPVisionModel",
-        lambda model: TokenBackbone(model, prefix=1, interpolate=True),
-        CLIP,
-        other_parts=_CLIP_PARTS,
-    ),
-    Family(
-        "SigLIP",
-        ("siglip", "siglip_vision_model"),
-        "SiglipVisionModel",
-        lambda model: TokenBackbone(model, prefix=0, interpolate=True),
-        HALF,
-        other_parts=_CLIP_PARTS,
-    ),
+    Family("DINOv3", ("dinov3_vit",), "DINOv3ViTModel", _with_registers, IMAGENET, 256),
+    Family("MAE", ("vit_mae",), "ViTMAEModel", MaskedAutoencoderBackbone, IMAGENET, None, ("decoder.",), True),
+    Family("CLIP", ("clip", "clip_vision_model"), "CLIPVisionModel", _clip, CLIP, None, _CLIP_PARTS),
+    Family("SigLIP", ("siglip", "siglip_vision_model"), "SiglipVisionModel", _siglip, HALF, None, _CLIP_PARTS),
     Family(
         "SigLIP 2 naflex",
         ("siglip2", "siglip2_vision_model"),
         "Siglip2VisionModel",
         NaflexBackbone,
         HALF,
-        input_size=256,
-        other_parts=_CLIP_PARTS,
+        256,
+        _CLIP_PARTS,
     ),
-    Family(
-        "SAM",
-        ("sam", "sam_vision_model"),
-        "SamVisionModel",
-        SamBackbone,
-        IMAGENET,
-        other_parts=("prompt_encoder.", "mask_decoder.", "shared_image_embedding."),
-    ),
+    Family("SAM", ("sam", "sam_vision_model"), "SamVisionModel", SamBackbone, IMAGENET, None, _SAM_PARTS),
     Family("ResNet", ("resnet",), "ResNetModel", ResNetBackbone, IMAGENET, 224, ("classifier.",)),
     Family("MobileSAM", ("mobile_sam",), "", TinyViTBackbone, IMAGENET, 1024),
 )
@@ -182,13 +157,14 @@ def _load_transformers(folder: Path, family: Family) -> nn.Module:
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot load a {family.name} model: {_first_line(error)}") from error
-    left_over = [name for name in report["unexpected_keys"] if not name.startswith(family.other_parts)]
     problems = {
         "missing": sorted(report["missing_keys"]),
         "of the wrong shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
-        "left over": sorted(left_over),
+        "left over": sorted(name for name in report["unexpected_keys"] if not name.startswith(family.other_parts)),
     }
-    _check_complete(folder, family, problems)
+    for what, names in problems.items():
+        if names:
+            raise UserError(f"{folder}: {len(names)} weights of the {family.name} model are {what}, first {names[0]}")
     return model
 
 
@@ -196,20 +172,12 @@ def _load_tiny_vit(folder: Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from vavae.teachers.tiny_vit import TinyViT
-
     model = TinyViT()
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot load a MobileSAM encoder: {_first_line(error)}") from error
     return model
-
-
-def _check_complete(folder: Path, family: Family, problems: dict[str, list[str]]) -> None:
-    for what, names in problems.items():
-        if names:
-            raise UserError(f"{folder}: {len(names)} weights of the {family.name} model are {what}, first {names[0]}")
 
 
 def _first_line(error: Exception) -> str:

@@ -41,36 +41,24 @@ class TeacherSpec:
     note: str = ""
 
 
+_DINOV3 = (("s16", 384), ("s16plus", 384), ("b16", 768), ("l16", 1024), ("h16plus", 1280), ("7b16", 4096))
+_APACHE = "Apache-2.0"
 _GATED = "DINOv3 license; gated on the hub"
 _MAE_LICENSE = "CC-BY-NC-4.0 (original release; the hub's copy says Apache-2.0)"
+_FOCUS_LICENSE = "Apache-2.0 (DINOv2); MIT (fine-tuned weights)"
+_FOCUS_NOTE = "DINOv2 ViT-S/14 fine-tuned for saliency, not the untouched DINOv2"
 
 TEACHERS: tuple[TeacherSpec, ...] = (
     *(
-        TeacherSpec(f"dinov2-{size}", f"facebook/dinov2-{size}", width, 14, 224, IMAGENET, "Apache-2.0")
+        TeacherSpec(f"dinov2-{name}{size}", f"facebook/dinov2-{source}{size}", width, 14, 224, IMAGENET, _APACHE)
+        for name, source in (("", ""), ("registers-", "with-registers-"))
         for size, width in (("small", 384), ("base", 768), ("large", 1024), ("giant", 1536))
     ),
     *(
         TeacherSpec(
-            f"dinov2-registers-{size}",
-            f"facebook/dinov2-with-registers-{size}",
-            width,
-            14,
-            224,
-            IMAGENET,
-            "Apache-2.0",
+            f"dinov3-vit{size}", f"facebook/dinov3-vit{size}-pretrain-lvd1689m", width, 16, 256, IMAGENET, _GATED
         )
-        for size, width in (("small", 384), ("base", 768), ("large", 1024), ("giant", 1536))
-    ),
-    *(
-        TeacherSpec(f"dinov3-{size}", f"facebook/dinov3-{size}-pretrain-lvd1689m", width, 16, 256, IMAGENET, _GATED)
-        for size, width in (
-            ("vits16", 384),
-            ("vits16plus", 384),
-            ("vitb16", 768),
-            ("vitl16", 1024),
-            ("vith16plus", 1280),
-            ("vit7b16", 4096),
-        )
+        for size, width in _DINOV3
     ),
     TeacherSpec("mae-base", "facebook/vit-mae-base", 768, 16, 224, IMAGENET, _MAE_LICENSE),
     TeacherSpec("mae-large", "facebook/vit-mae-large", 1024, 16, 224, IMAGENET, _MAE_LICENSE),
@@ -79,35 +67,17 @@ TEACHERS: tuple[TeacherSpec, ...] = (
     TeacherSpec("clip-base16", "openai/clip-vit-base-patch16", 768, 16, 224, CLIP, "MIT"),
     TeacherSpec("clip-large14", "openai/clip-vit-large-patch14", 1024, 14, 224, CLIP, "MIT"),
     TeacherSpec("clip-large14-336", "openai/clip-vit-large-patch14-336", 1024, 14, 336, CLIP, "MIT"),
-    TeacherSpec("siglip2-base", "google/siglip2-base-patch16-256", 768, 16, 256, HALF, "Apache-2.0"),
-    TeacherSpec("siglip2-large", "google/siglip2-large-patch16-256", 1024, 16, 256, HALF, "Apache-2.0"),
-    TeacherSpec("siglip2-so400m", "google/siglip2-so400m-patch16-256", 1152, 16, 256, HALF, "Apache-2.0"),
-    TeacherSpec("siglip2-base-naflex", "google/siglip2-base-patch16-naflex", 768, 16, 256, HALF, "Apache-2.0"),
-    TeacherSpec("siglip2-so400m-naflex", "google/siglip2-so400m-patch16-naflex", 1152, 16, 256, HALF, "Apache-2.0"),
+    TeacherSpec("siglip2-base", "google/siglip2-base-patch16-256", 768, 16, 256, HALF, _APACHE),
+    TeacherSpec("siglip2-large", "google/siglip2-large-patch16-256", 1024, 16, 256, HALF, _APACHE),
+    TeacherSpec("siglip2-so400m", "google/siglip2-so400m-patch16-256", 1152, 16, 256, HALF, _APACHE),
+    TeacherSpec("siglip2-base-naflex", "google/siglip2-base-patch16-naflex", 768, 16, 256, HALF, _APACHE),
+    TeacherSpec("siglip2-so400m-naflex", "google/siglip2-so400m-patch16-naflex", 1152, 16, 256, HALF, _APACHE),
     *(
-        TeacherSpec(f"sam-{size}", f"facebook/sam-vit-{size}", 256, 16, 1024, IMAGENET, "Apache-2.0")
+        TeacherSpec(f"sam-{size}", f"facebook/sam-vit-{size}", 256, 16, 1024, IMAGENET, _APACHE)
         for size in ("base", "large", "huge")
     ),
-    TeacherSpec(
-        "dinov2-small-focus",
-        "dinov2-small-focus",
-        384,
-        14,
-        224,
-        IMAGENET,
-        "Apache-2.0 (DINOv2); MIT (fine-tuned weights)",
-        "DINOv2 ViT-S/14 fine-tuned for saliency, not the untouched DINOv2",
-    ),
-    TeacherSpec(
-        "mobile-sam",
-        "mobile-sam",
-        256,
-        16,
-        1024,
-        IMAGENET,
-        "Apache-2.0",
-        "a TinyViT distilled from SAM ViT-H",
-    ),
+    TeacherSpec("dinov2-small-focus", "dinov2-small-focus", 384, 14, 224, IMAGENET, _FOCUS_LICENSE, _FOCUS_NOTE),
+    TeacherSpec("mobile-sam", "mobile-sam", 256, 16, 1024, IMAGENET, _APACHE, "a TinyViT distilled from SAM ViT-H"),
     TeacherSpec("resnet50", "resnet50-imagenet", 2048, 32, 224, CAFFE, "MIT", "trained with ImageNet labels"),
 )
 
