@@ -22,7 +22,7 @@ settings.load_profile("patient")
 
 # Tests of extras. `make test` installs these; a GPU machine without a network may lack them and still run its tests.
 _OF_EXTRAS = {
-    "data/test_webdataset.py": "datasets",
+    "data/test_huggingface.py": "datasets",
     "models/test_diffusers.py": "diffusers",
     "serve/test_page.py": "gradio",
 }

@@ -1,4 +1,4 @@
-"""What is in a folder of images: parts, labels, and what is passed over."""
+"""Folders of images: parts, labels, and files that are passed over."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def write_labels(root: Path, labels: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "Train", "val", "test", "training", "dev", "valid"])
-def test_a_class_may_be_called_as_a_part(tmp_path, name):
+def test_class_with_the_name_of_a_part(tmp_path, name):
     write_images(tmp_path, "bus/0.png", f"{name}/0.png", f"{name}/1.png", "aeroplane/0.png")
     for split in ("train", "test"):
         source = open_images(str(tmp_path), split)
@@ -33,7 +33,7 @@ def test_a_class_may_be_called_as_a_part(tmp_path, name):
     assert not has_part(str(tmp_path), "test") and not has_part(str(tmp_path), "train")
 
 
-def test_folders_without_images_do_not_make_parts_classes(tmp_path):
+def test_parts_next_to_folders_without_images(tmp_path):
     write_images(tmp_path, "train/a/0.png", "val/a/0.png", "@eaDir/x/0.png", ".cache/0.png", "cover.png")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/a.xml").write_text("<a/>")
@@ -56,7 +56,7 @@ def test_folders_without_images_do_not_make_parts_classes(tmp_path):
         ("Images-Train", "Images-Test"),
     ],
 )
-def test_parts_have_several_names_in_any_case(tmp_path, train, test):
+def test_names_of_parts(tmp_path, train, test):
     write_images(tmp_path, f"{train}/a/0.png", f"{train}/b/0.png", f"{test}/b/1.png")
     first, second = open_images(str(tmp_path)), open_images(f"{tmp_path}/", "test")
     assert first.class_names == second.class_names == ("a", "b")
@@ -65,7 +65,7 @@ def test_parts_have_several_names_in_any_case(tmp_path, train, test):
 
 
 @pytest.mark.parametrize("names", [("test tube", "train station"), ("train1", "train2"), ("test 2", "train 1")])
-def test_classes_that_only_begin_like_parts(tmp_path, names):
+def test_classes_that_resemble_parts(tmp_path, names):
     write_images(tmp_path, *(f"{name}/0.png" for name in names))
     assert open_images(str(tmp_path)).class_names == names
 
@@ -99,14 +99,14 @@ def test_val_goes_before_test(tmp_path):
     assert open_images(str(tmp_path)).found.notes == ()
 
 
-def test_class_folders_in_the_test_part_only_are_not_classes(tmp_path):
+def test_class_folders_in_test_part_only(tmp_path):
     write_images(tmp_path, "train/0.png", "val/a/0.png", "val/b/0.png")
     source = open_images(str(tmp_path), "test")
     assert source.class_names == ("image",) and source_labels(source).tolist() == [0, 0]
     assert "the training part has none" in source.found.notes[0]
 
 
-def test_an_empty_part_is_named(tmp_path):
+def test_empty_part_is_named(tmp_path):
     write_images(tmp_path, "train/a/0.png")
     (tmp_path / "val").mkdir()
     (tmp_path / "val/notes.txt").write_text("x")
@@ -114,7 +114,7 @@ def test_an_empty_part_is_named(tmp_path):
         open_images(str(tmp_path), "test")
 
 
-def test_a_test_part_alone_is_not_trained_on(tmp_path):
+def test_lone_test_part_is_not_trained_on(tmp_path):
     write_images(tmp_path, "val/a/0.png", "val/b/0.png")
     assert open_images(str(tmp_path), "test").class_names == ("a", "b")
     with pytest.raises(UserError, match=f"has a val folder but no train folder: add one, or give {tmp_path}/val"):
@@ -122,7 +122,7 @@ def test_a_test_part_alone_is_not_trained_on(tmp_path):
     assert has_part(str(tmp_path), "test") and not has_part(str(tmp_path), "train")
 
 
-def test_system_folders_are_passed_over_at_every_depth(tmp_path):
+def test_system_folders_are_passed_over(tmp_path):
     write_images(tmp_path, "a/0.png", "b/deep/0.png", "@eaDir/a/thumb.png", "a/@eaDir/0.png/thumb.png")
     write_images(tmp_path, "b/deep/#recycle/0.png", "$RECYCLE.BIN/0.png", "__MACOSX/a/0.png", "lost+found/0.png")
     write_images(tmp_path, "System Volume Information/0.png", "a/.AppleDouble/0.png", "b/@Recycle/0.png")
@@ -153,7 +153,7 @@ def test_system_folders_are_passed_over_at_every_depth(tmp_path):
     }
 
 
-def test_class_folders_without_images_are_named(tmp_path):
+def test_empty_class_folders_are_named(tmp_path):
     write_images(tmp_path, "a/0.png", "c/0.png")
     (tmp_path / "b").mkdir()
     source = FolderImages(tmp_path)
@@ -174,7 +174,7 @@ def test_labels_of_a_dataset_json(tmp_path, form):
     assert source.found == Found(f"folder {tmp_path}", {}, (f"labels from {tmp_path}/dataset.json",))
 
 
-def test_labels_with_a_mark_of_byte_order_and_whole_floats(tmp_path):
+def test_dataset_json_with_byte_order_mark_and_floats(tmp_path):
     write_images(tmp_path, *EDM)
     content = json.dumps({"labels": [[name, float(number)] for number, name in enumerate(EDM)]})
     (tmp_path / "dataset.json").write_text(content, encoding="utf-8-sig")
@@ -188,7 +188,7 @@ def test_labels_given_twice_are_refused(tmp_path):
         FolderImages(tmp_path)
 
 
-def test_labels_of_files_that_are_not_there_are_counted(tmp_path):
+def test_labels_of_missing_files_are_counted(tmp_path):
     write_images(tmp_path, *EDM)
     write_labels(tmp_path, [[name, 1] for name in (*EDM, "00001/img00000003.png")])
     assert FolderImages(tmp_path).found.notes[1] == (
@@ -197,7 +197,7 @@ def test_labels_of_files_that_are_not_there_are_counted(tmp_path):
 
 
 def test_labels_of_parts(tmp_path):
-    """Of the whole set, or of each part; a part's numbers are those of the training part."""
+    """One dataset.json covers the whole set or a part. The training part decides the number of classes."""
     write_images(tmp_path, "train/00000/img00000000.png", "train/00000/img00000001.png", "val/00000/img00000000.png")
     write_labels(
         tmp_path,
@@ -217,7 +217,7 @@ def test_labels_of_parts(tmp_path):
     ("labels", "why"),
     [
         ([[EDM[0], 1]], f"must have a label for every image, but has no label for {EDM[1]}"),
-        ([[EDM[0], -1]], rf"the label of {EDM[0]} must be a whole number from 0 to 999,999, got -1"),
+        ([[EDM[0], -1]], rf"{EDM[0]}: its label must be a whole number from 0 to 999,999, got -1"),
         ([[EDM[0], 1_000_000]], "got 1000000"),
         ([[EDM[0], 1e308]], r"got 1e\+308"),
         ([[EDM[0], True]], "got True"),
@@ -238,7 +238,7 @@ def test_wrong_labels_are_named(tmp_path, labels, why):
 @pytest.mark.parametrize(
     "text", ["", "{", '{"labels": ' + "[" * 100_000, '{"labels": [["a", ' + "1" * 5000 + "]]}", "\xff"]
 )
-def test_a_damaged_dataset_json_is_named(tmp_path, text):
+def test_damaged_dataset_json_is_named(tmp_path, text):
     write_images(tmp_path, *EDM)
     (tmp_path / "dataset.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"dataset\.json cannot be read: ") as error:
@@ -256,22 +256,22 @@ def test_null_labels_are_none(tmp_path, labels):
     )
 
 
-def test_a_dataset_json_of_something_else_is_not_used(tmp_path):
+def test_dataset_json_of_other_tools(tmp_path):
     write_images(tmp_path, "a/0.png", "b/0.png")
     (tmp_path / "dataset.json").write_text('{"images": []}')
     source = FolderImages(tmp_path)
     assert source.class_names == ("a", "b") and 'is not used: it has no "labels"' in source.found.notes[0]
 
 
-def test_numbered_folders_of_numbered_files_are_no_classes(tmp_path):
+def test_numbered_folders_of_numbered_files(tmp_path):
     write_images(tmp_path, *EDM)
     source = FolderImages(tmp_path)
     assert source.class_names == ("image",) and source_labels(source).tolist() == [0, 0, 0]
     assert source.found.notes[0].startswith("no labels: 00000 … 00001 are numbered folders of numbered files")
 
 
-def test_numbered_folders_of_other_files_are_classes(tmp_path):
-    """As in the German traffic signs."""
+def test_numbered_folders_of_other_files(tmp_path):
+    """The German traffic signs are numbered like this."""
     write_images(tmp_path, "00000/00000_00001.png", "00001/00000_00001.png")
     assert FolderImages(tmp_path).class_names == ("00000", "00001")
 
@@ -297,21 +297,21 @@ def test_names_that_are_not_utf8(tmp_path):
         ("", "no such images"),
     ],
 )
-def test_what_is_not_a_path_is_one_line(tmp_path, capsys, given, why):
+def test_bad_paths_are_one_line(tmp_path, capsys, given, why):
     with pytest.raises(UserError, match=why):
         open_images(given)
     assert run(["demo", "--images", given, "--output", str(tmp_path / "run")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_images(tmp_path, "photos/train/a/0.png", "photos/test/a/0.png")
     assert open_images("~/photos/").found.where == f"folder {tmp_path}/photos/train"
     assert has_part("~/photos", "test")
 
 
-def test_the_line_fits_80_columns_and_lists_few_classes():
+def test_describe_wraps_at_80_columns():
     found = Found("folder photos/train", {".txt": 3, "in @eaDir": 6, "unreadable": 2}, ("a note " * 20,))
     lines = describe("images", 12, ("aeroplane", "bus", "train"), found).splitlines()
     assert lines[:2] == [

@@ -1,4 +1,4 @@
-"""Which image files are opened, and which decoders may run."""
+"""Formats of image files, and the decoders that may run."""
 
 import ast
 import importlib
@@ -21,7 +21,7 @@ from vavae.data.readable import image_error
 PICTURE = DemoImages("train").image(0)
 
 
-def test_every_call_of_image_open_names_its_formats() -> None:
+def test_image_open_always_names_formats() -> None:
     calls = [
         (path.name, {keyword.arg for keyword in node.keywords})
         for path in Path(vavae.__file__).parent.rglob("*.py")
@@ -63,14 +63,14 @@ def test_known_endings_are_read(suffix: str, file_format: str, feature: str | No
     assert np.abs(np.asarray(image).astype(int) - np.asarray(PICTURE)).mean() < 15
 
 
-def test_heic_names_the_package_that_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     content = struct.pack(">I", 24) + b"ftypheic" + bytes(100)
     monkeypatch.setattr(formats, "IMAGE_FORMATS", tuple(set(formats.IMAGE_FORMATS) - {"HEIF"}))
     assert image_error(io.BytesIO(content)) == "needs pillow-heif: pip install pillow-heif"
     assert image_error(io.BytesIO(b"ftypheic")) == "not an image"
 
 
-def test_heic_is_read_where_its_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     package = types.ModuleType("pillow_heif")
     registered = (lambda *_: PICTURE.copy(), lambda first: first[4:12] == b"ftypheic")
     package.register_heif_opener = lambda: monkeypatch.setitem(Image.OPEN, "HEIF", registered)  # type: ignore[attr-defined]
@@ -85,7 +85,7 @@ def test_heic_is_read_where_its_package_is_installed(monkeypatch: pytest.MonkeyP
 
 
 def png_of(side: int) -> bytes:
-    """The beginning of a PNG of this size, which is all that the bound needs."""
+    """Return the beginning of a PNG of side × side pixels, enough to check its size."""
     stored = io.BytesIO()
     PICTURE.save(stored, "png")
     header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
@@ -96,14 +96,14 @@ def png_of(side: int) -> bytes:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("side", [11_586, 13_000, 20_000])
-def test_images_of_too_many_pixels_are_not_decoded(side: int, whole: bool) -> None:
+def test_images_with_too_many_pixels(side: int, whole: bool) -> None:
     assert image_error(io.BytesIO(png_of(side)), whole) == (
         f"{side * side:,} pixels are more than 134,217,728: make the image smaller"
     )
 
 
-def test_images_within_the_bound_are_opened_without_a_warning() -> None:
+def test_large_images_open_without_warning() -> None:
     with warnings.catch_warnings(record=True) as seen:
-        importlib.reload(formats)  # its filters are those of a fresh program
+        importlib.reload(formats)  # sets the filters of a new process
         assert formats.open_image(io.BytesIO(png_of(11_585))).size == (11_585, 11_585)
     assert not seen

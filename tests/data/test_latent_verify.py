@@ -1,4 +1,4 @@
-"""Shards and statistics are compared with their sha256 once, and again if a file may have changed."""
+"""Shards and statistics are compared with their sha256 once, and again if a file has changed."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the shards that are hashed from now on."""
+    """Collect the names of the shards that are hashed."""
     names: list[str] = []
     original = latents.MappedShard.sha256
 
@@ -47,16 +47,16 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_latents_are_compared_once(folder: Path, hashed: list[str]) -> None:
+def test_latents_are_checked_once(folder: Path, hashed: list[str]) -> None:
     for _ in range(2):
         LatentDataset(folder).verify()
     assert sorted(hashed) == NAMES
 
 
-def test_a_copy_is_compared_once(folder: Path, hashed: list[str], tmp_path: Path) -> None:
+def test_copy_is_checked_once(folder: Path, hashed: list[str], tmp_path: Path) -> None:
     LatentDataset(folder).verify()
     hashed.clear()
-    shutil.copytree(folder, tmp_path / "copy")  # with times of change
+    shutil.copytree(folder, tmp_path / "copy")  # keeps the times of change
     for _ in range(2):
         LatentDataset(tmp_path / "copy").verify()
     assert sorted(hashed) == NAMES
@@ -64,7 +64,7 @@ def test_a_copy_is_compared_once(folder: Path, hashed: list[str], tmp_path: Path
 
 @pytest.mark.parametrize("compared", [False, True])
 @pytest.mark.parametrize("name", [*NAMES, "statistics.safetensors"])
-def test_silent_damage_is_named_until_encoded_again(name: str, compared: bool, folder: Path) -> None:
+def test_silent_damage_is_named(name: str, compared: bool, folder: Path) -> None:
     if compared:
         LatentDataset(folder).verify()
     path = folder / name
@@ -77,14 +77,14 @@ def test_silent_damage_is_named_until_encoded_again(name: str, compared: bool, f
     encode(folder).verify()
 
 
-def test_a_shard_in_place_of_another_is_damage(folder: Path) -> None:
+def test_swapped_shard_is_damage(folder: Path) -> None:
     shutil.copy(folder / NAMES[1], folder / NAMES[0])
     with pytest.raises(UserError, match=rf"{NAMES[0]}: damaged"):
         LatentDataset(folder).verify()
     assert [shard.number for shard in LatentWriter(folder, 12, LatentSettings(8, flips=False), 4).missing()] == [0]
 
 
-def test_damaged_metadata_of_a_shard_is_noticed(folder: Path) -> None:
+def test_damaged_shard_metadata_is_noticed(folder: Path) -> None:
     (folder / "index.json").unlink()
     content = bytearray((folder / NAMES[1]).read_bytes())
     content[content.index(b"squares") + 14] ^= 1  # a digit of the statistics
@@ -93,14 +93,14 @@ def test_damaged_metadata_of_a_shard_is_noticed(folder: Path) -> None:
     assert [shard.number for shard in writer.missing()] == [1]
 
 
-def test_lost_statistics_are_named(folder: Path) -> None:
+def test_missing_statistics_are_named(folder: Path) -> None:
     (folder / "statistics.safetensors").unlink()
     with pytest.raises(UserError, match=r"statistics\.safetensors: no such file; encode again"):
         LatentDataset(folder).verify()
 
 
 @pytest.mark.parametrize("damage", [3, [], {NAMES[0]: 3}])
-def test_a_damaged_record_of_checks_costs_a_check(damage: object, folder: Path, hashed: list[str]) -> None:
+def test_damaged_check_record_is_replaced(damage: object, folder: Path, hashed: list[str]) -> None:
     LatentDataset(folder).verify()
     index = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps(index | {"checked": damage}))
@@ -110,7 +110,7 @@ def test_a_damaged_record_of_checks_costs_a_check(damage: object, folder: Path, 
     assert sorted(hashed) == NAMES
 
 
-def test_a_read_only_folder_is_compared_each_time(
+def test_read_only_folder_is_checked_each_time(
     folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_read_only_folder_is_compared_each_time(
     assert sorted(hashed) == sorted(2 * NAMES)
 
 
-def test_shards_compared_before_a_fault_are_known(folder: Path, hashed: list[str]) -> None:
+def test_checks_before_a_fault_are_kept(folder: Path, hashed: list[str]) -> None:
     flip_a_bit(folder / NAMES[2])
     for _ in range(2):
         with pytest.raises(UserError, match="damaged"):
@@ -130,7 +130,7 @@ def test_shards_compared_before_a_fault_are_known(folder: Path, hashed: list[str
     assert hashed.count(NAMES[0]) == 1 and hashed.count(NAMES[2]) == 2
 
 
-def test_the_check_of_large_files_shows_a_bar(
+def test_check_of_large_files_shows_a_bar(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(latents, "_WORTH_SHOWING", 0)

@@ -12,7 +12,7 @@ from vavae.data import LatentDataset
 
 
 def write_moments(folder: Path, count: int = 6, labels: bool = True) -> np.ndarray:
-    """Moments of `count` images in folders of two; returns them, (count, 2C, h, w)."""
+    """Write moments of `count` images in folders of two, and return them, (count, 2C, h, w)."""
     moments = np.abs(np.random.default_rng(0).normal(size=(count, 8, 4, 4))).astype(np.float32)
     names = [f"{n // 2:05d}/img-mean-std-{n:08d}.npy" for n in range(count)]
     for name, moment in zip(names, moments, strict=True):
@@ -23,11 +23,11 @@ def write_moments(folder: Path, count: int = 6, labels: bool = True) -> np.ndarr
     return moments
 
 
-def test_latents_of_edm2_are_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_edm2_latents_are_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     moments = torch.from_numpy(write_moments(tmp_path / "in"))
     assert run(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "6 latents 4x4x4, one sample of each mean and deviation (seed 0); labels of dataset.json" in said
+    printed = capsys.readouterr().out
+    assert "6 latents 4x4x4, one sample of each mean and deviation (seed 0); labels of dataset.json" in printed
     dataset = LatentDataset(tmp_path / "out")
     latents, labels = dataset.get(torch.arange(6), normalize=False)
     assert labels.tolist() == [0, 1, 2, 0, 1, 2] and dataset.num_classes == 3 and not dataset.has_flips
@@ -38,14 +38,14 @@ def test_latents_of_edm2_are_converted(tmp_path: Path, capsys: pytest.CaptureFix
     assert torch.equal(LatentDataset(tmp_path / "again").get(torch.arange(6), normalize=False)[0], latents)
 
 
-def test_latents_of_edm2_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_edm2_latents_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_moments(tmp_path / "in", labels=False)
     assert run(["convert", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
     assert "no labels in dataset.json: one class" in capsys.readouterr().out
     assert LatentDataset(tmp_path / "out").num_classes == 1
 
 
-def test_latents_of_edm2_that_are_wrong_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_edm2_latents_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     write_moments(folder)
     last = folder / "00002" / "img-mean-std-00000005.npy"
@@ -67,7 +67,7 @@ def test_latents_of_edm2_that_are_wrong_are_named(tmp_path: Path, capsys: pytest
     name = "00002/img-mean-std-00000005.npy"
     for wrong, message in (
         (2**40, "must be a whole number from 0 to 999,999, got 1099511627776"),
-        ("cat", "must be a whole number from 0 to 999,999, got cat"),
+        ("cat", "must be a whole number from 0 to 999,999, got 'cat'"),
         (None, "has no label for"),
     ):
         entries = [[key, wrong if key == name else label] for key, label in labels.items() if wrong or key != name]
@@ -77,7 +77,7 @@ def test_latents_of_edm2_that_are_wrong_are_named(tmp_path: Path, capsys: pytest
         assert f"{folder / 'dataset.json'}" in error and name in error and message in error and "\n" not in error
 
 
-def test_training_on_latents_of_edm2_says_to_convert_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_on_edm2_latents_names_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_moments(tmp_path / "in")
     assert run(["train-dit", "--latents", str(tmp_path / "in"), "--output", str(tmp_path / "run")]) == 2
     assert "'vavae convert' writes them from .npy files of EDM2 and REPA" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Which images cannot be read: judged as they will be read, remembered, and never for a fault of the machine."""
+"""Reading images, and the search for those that cannot be read."""
 
 import errno
 import io
@@ -30,14 +30,14 @@ def search(error_of: Callable[[int], str | None], folder: Path, count: int = 100
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
-def test_images_of_32_bit_numbers_are_unreadable(mode: str, tmp_path: Path) -> None:
+def test_32_bit_images_are_unreadable(mode: str, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         PICTURE.save(tmp_path / name)
     Image.new(mode, (16, 16)).save(tmp_path / "odd.tif")
     source = FolderImages(tmp_path)
     assert [path.name for path in source.paths] == ["a.png", "b.png"]
-    assert [path.name for path, _ in source.unreadable] == ["odd.tif"]
-    for whole in (True, False):  # the beginning of a file tells its mode
+    assert [Path(name).name for name, _ in source.unreadable] == ["odd.tif"]
+    for whole in (True, False):  # the header has the mode
         assert "32-bit numbers of unknown range" in str(image_error(tmp_path / "odd.tif", whole))
 
 
@@ -49,8 +49,8 @@ def test_images_of_32_bit_numbers_are_unreadable(mode: str, tmp_path: Path) -> N
         *("PNG", "TIFF", "WEBP", "JPEG"),
     ],
 )
-def test_the_check_and_the_reader_agree_on_damage(file_format: str) -> None:
-    """Some decoders raise RuntimeError or zlib.error, which is neither OSError nor ValueError."""
+def test_check_and_reader_agree_on_damage(file_format: str) -> None:
+    """Some decoders raise other errors than OSError and ValueError, such as RuntimeError and zlib.error."""
     stored = io.BytesIO()
     PICTURE.save(stored, file_format)
     random = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def test_the_check_and_the_reader_agree_on_damage(file_format: str) -> None:
     assert damaged > 10
 
 
-def test_any_error_of_a_decoder_means_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_any_decoder_error_means_unreadable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a.png")
     source = FolderImages(tmp_path)
     for error in (RuntimeError("two\nlines"), IndexError(), OSError(errno.EINVAL, "Invalid argument")):
@@ -84,7 +84,7 @@ def test_any_error_of_a_decoder_means_unreadable(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
-def test_inaccessible_files_are_errors_and_not_cached(
+def test_inaccessible_files_are_not_cached(
     number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for n in range(4):
@@ -108,7 +108,7 @@ def test_inaccessible_files_are_errors_and_not_cached(
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate")]
 )
-def test_too_little_memory_is_a_run_error(error: Exception, tmp_path: Path) -> None:
+def test_out_of_memory_is_a_run_error(error: Exception, tmp_path: Path) -> None:
     def fails(_: int) -> None:
         raise error
 
@@ -116,14 +116,14 @@ def test_too_little_memory_is_a_run_error(error: Exception, tmp_path: Path) -> N
         search(fails, tmp_path)
 
 
-def test_another_pillow_checks_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_new_pillow_version_checks_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert search(lambda number: "bad" if number == 3 else None, tmp_path) == {3: "bad"}
     assert search(lambda number: None, tmp_path) == {3: "bad"}
     monkeypatch.setattr(PIL, "__version__", "99.0")
     assert search(lambda number: None, tmp_path) == {}
 
 
-def test_a_search_never_holds_all_images_at_once(tmp_path: Path) -> None:
+def test_search_is_lazy(tmp_path: Path) -> None:
     def ends(number: int) -> None:
         if number == 5000:
             raise OSError(errno.EIO, "far enough")
@@ -132,7 +132,7 @@ def test_a_search_never_holds_all_images_at_once(tmp_path: Path) -> None:
         search(ends, tmp_path, 10**12)
 
 
-def test_an_interrupted_search_resumes(
+def test_interrupted_search_resumes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     looked_at: list[int] = []
@@ -154,8 +154,8 @@ def test_an_interrupted_search_resumes(
     assert not looked_at
 
 
-def test_results_are_cached_during_the_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A kill leaves no time to store it."""
+def test_results_are_cached_during_search(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A killed process cannot store anything at its end."""
     monkeypatch.setattr(readable_module, "_SAVE_SECONDS", 0.0)
     monkeypatch.setattr(readable_module, "threads", lambda: 1)
     seen: list[int] = []
@@ -170,20 +170,20 @@ def test_results_are_cached_during_the_search(monkeypatch: pytest.MonkeyPatch, t
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"3": "bad"}', '{"checked": 1000, "unreadable": [1]}'])
-def test_a_damaged_cache_is_replaced(damage: str, tmp_path: Path) -> None:
+def test_damaged_cache_is_replaced(damage: str, tmp_path: Path) -> None:
     search(lambda number: None, tmp_path)
     (stored,) = tmp_path.glob("*.json")
     stored.write_text(damage)
     assert search(lambda number: "bad" if number == 3 else None, tmp_path) == {3: "bad"}
 
 
-def test_a_cache_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
+def test_unwritable_cache_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert search(lambda number: "bad" if number == 3 else None, tmp_path / "file" / "cache") == {3: "bad"}
 
 
 def exif(*entries: bytes, count: int | None = None, after: bytes = b"") -> bytes:
-    """EXIF data of entries as `entry` makes them."""
+    """Return EXIF data with entries of `entry`."""
     number = struct.pack(">H", len(entries) if count is None else count)
     return b"Exif\0\0MM\0*\0\0\0\x08" + number + b"".join(entries) + bytes(4) + after
 
@@ -217,7 +217,7 @@ WITHOUT_ORIENTATION = {
 @pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.TiffImagePlugin")
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("case", [*BADLY_WRITTEN, *WITHOUT_ORIENTATION])
-def test_badly_written_exif_costs_no_photograph(case: str, file_format: str) -> None:
+def test_bad_exif_loses_no_photograph(case: str, file_format: str) -> None:
     wide, stored = Image.new("RGB", (40, 24)), io.BytesIO()
     wide.save(stored, file_format, exif=(BADLY_WRITTEN | WITHOUT_ORIENTATION)[case])
     assert image_error(io.BytesIO(stored.getvalue())) is None
@@ -226,7 +226,7 @@ def test_badly_written_exif_costs_no_photograph(case: str, file_format: str) -> 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_orientations_are_those_of_pillow(file_format: str, orientation: int) -> None:
+def test_orientations_match_pillow(file_format: str, orientation: int) -> None:
     stored, tags = io.BytesIO(), Image.Exif()
     tags[0x0112] = orientation
     PICTURE.crop((0, 0, 32, 16)).save(stored, file_format, exif=tags)
@@ -247,14 +247,14 @@ def first_dark(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gray(file_format: str, bits: int, dtype: str = "uint16") -> io.BytesIO:
-    """A ramp from 0 to the largest value of so many bits."""
+    """Return a gray image that rises from 0 to the largest value of `bits`."""
     stored = io.BytesIO()
     Image.fromarray(np.linspace(0, 2**bits - 1, 256).round().astype(dtype).reshape(16, 16)).save(stored, file_format)
     return stored
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_dark_gray_warns_and_gray_range_corrects_it(
+def test_dark_gray_warns(
     file_format: str, first_dark: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert np.asarray(read_rgb(gray(file_format, 12))).max() == 15
@@ -267,13 +267,13 @@ def test_dark_gray_warns_and_gray_range_corrects_it(
 
 
 @pytest.mark.parametrize("bits", [15, 16])
-def test_gray_of_sixteen_bits_needs_no_warning(bits: int, first_dark: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_16_bit_gray_does_not_warn(bits: int, first_dark: None, caplog: pytest.LogCaptureFixture) -> None:
     assert np.asarray(read_rgb(gray("PNG", bits))).max() == 2**bits - 1 >> 8
     assert not caplog.records
 
 
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
-def test_a_range_gives_32_bit_numbers_a_meaning(dtype: str) -> None:
+def test_gray_range_of_32_bit_images(dtype: str) -> None:
     assert "data.gray_range" in str(image_error(gray("TIFF", 12, dtype)))
     assert image_error(gray("TIFF", 12, dtype), gray_range=(0, 4095)) is None
     assert np.asarray(read_rgb(gray("TIFF", 12, dtype), (1000, 2000))).max() == 255
@@ -282,7 +282,7 @@ def test_a_range_gives_32_bit_numbers_a_meaning(dtype: str) -> None:
     assert image_error(stored, gray_range=(0, 1)) == "some of its pixels are not numbers"
 
 
-def test_every_source_takes_the_range(tmp_path: Path) -> None:
+def test_every_source_uses_gray_range(tmp_path: Path) -> None:
     content = gray("PNG", 12).getvalue()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.png").write_bytes(content)
@@ -296,21 +296,21 @@ def test_every_source_takes_the_range(tmp_path: Path) -> None:
     for spec in (tmp_path / "folder", f"webdataset:{tmp_path / 'a.tar'}", f"hf:{tmp_path / 'hub'}"):
         dark, bright = (ImagesConfig(str(spec), 16, gray_range=given).open("train") for given in (None, (0, 4095)))
         assert np.asarray(dark.image(0)).max() == 15 and np.asarray(bright.image(0)).max() == 255
-        assert dark.fingerprint() != bright.fingerprint()  # latents of the one are not those of the other
+        assert dark.fingerprint() != bright.fingerprint()  # they are different images
 
 
 @pytest.mark.parametrize("given", [(4095, 0), (1, 1), (0, float("inf")), (float("nan"), 1)])
-def test_ranges_run_upwards(given: tuple[float, float]) -> None:
+def test_gray_range_must_increase(given: tuple[float, float]) -> None:
     with pytest.raises(UserError, match=r"gray_range must be \[black, white\] with black < white, got"):
         ImagesConfig(gray_range=given)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text on other systems")
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     Path(os.fsdecode(folder)).mkdir()
     PICTURE.save(os.fsdecode(folder + b"/\xff.png"))
-    Path(os.fsdecode(folder + b"/\xfe.png")).write_bytes(b"no picture")
+    Path(os.fsdecode(folder + b"/\xfe.png")).write_bytes(b"not an image")
     source = FolderImages(tmp_path, ReadOptions(unreadable_list=tmp_path / "unreadable.txt"))
     assert len(source) == 1 and len(source.fingerprint()) == 64
     assert (tmp_path / "unreadable.txt").read_bytes() == folder + b"/\xfe.png\tnot an image\n"

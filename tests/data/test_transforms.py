@@ -1,3 +1,5 @@
+"""Crops, conversions between pixels and images, and loading."""
+
 import io
 from fractions import Fraction
 from threading import Barrier
@@ -29,7 +31,7 @@ DEMO = DemoImages("test")
 
 
 def photograph(width: int, height: int) -> Image.Image:
-    """A real mosaic of demo images, cut to the wanted size."""
+    """Return a mosaic of demo images of this size."""
     rows, columns = -(-height // 32), -(-width // 32)
     tiles = DEMO.pixels[np.arange(rows * columns) % len(DEMO)].reshape(rows, columns, 32, 32, 3)
     pixels = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * 32, columns * 32, 3)[:height, :width]
@@ -37,7 +39,7 @@ def photograph(width: int, height: int) -> Image.Image:
 
 
 def adm_center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Second implementation, in arrays: an even box halving is a mean of 2x2 pixels."""
+    """Center crop in arrays, as a second implementation: halving is a mean of 2x2 pixels."""
     while min(pixels.shape[:2]) >= 2 * size:
         height, width = (side // 2 * 2 for side in pixels.shape[:2])
         assert (height, width) == pixels.shape[:2], "the test uses even sides"
@@ -54,14 +56,14 @@ def adm_center_crop(pixels: np.ndarray, size: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("width", "height", "size"), [(512, 256, 64), (256, 320, 64), (96, 71, 64), (40, 64, 64), (400, 256, 32)]
 )
-def test_center_crop_agrees_with_second_implementation(width, height, size):
+def test_center_crop_matches_second_implementation(width, height, size):
     image = photograph(width, height)
     ours = np.asarray(center_crop(image, size))
     assert ours.shape == (size, size, 3)
     assert (ours == adm_center_crop(np.asarray(image), size)).all()
 
 
-def test_center_crop_at_native_size_changes_nothing():
+def test_center_crop_at_native_size():
     assert (np.asarray(center_crop(DEMO.image(3), 32)) == DEMO.pixels[3]).all()
 
 
@@ -72,12 +74,12 @@ def test_center_crop_takes_the_middle():
 
 
 def bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear resize without anti-aliasing, half-pixel centres, in float64."""
+    """Resize bilinearly without antialiasing, with half-pixel centers, in float64."""
 
     def axis(length: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        centre = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
-        low = np.floor(centre).astype(int)
-        return low, np.minimum(low + 1, length - 1), centre - low
+        center = np.clip((np.arange(target) + 0.5) * length / target - 0.5, 0, length - 1)
+        low = np.floor(center).astype(int)
+        return low, np.minimum(low + 1, length - 1), center - low
 
     top, bottom, down = axis(pixels.shape[0], height)
     left, right, across = axis(pixels.shape[1], width)
@@ -86,7 +88,7 @@ def bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return rows[:, left] * (1 - across)[:, None] + rows[:, right] * across[:, None]
 
 
-def test_published_random_crop_is_a_window_of_the_resize():
+def test_published_random_crop_is_a_window():
     image = photograph(150, 100)
     expected = bilinear(np.asarray(image), 64, 96)
     lefts = set()
@@ -99,7 +101,7 @@ def test_published_random_crop_is_a_window_of_the_resize():
     assert len(lefts) > 15 and min(lefts) < 6 and max(lefts) > 26
 
 
-def test_random_crop_depends_on_seed_and_position_only():
+def test_random_crop_depends_on_seed_and_position():
     image = photograph(150, 100)
 
     def crop(seed: int, position: int) -> bytes:
@@ -111,7 +113,7 @@ def test_random_crop_depends_on_seed_and_position_only():
     assert smooth.size == (64, 64) and smooth.tobytes() != crop(1, 2)
 
 
-def test_every_pixel_value_survives_the_round_trip():
+def test_pixel_round_trip():
     values = torch.arange(256, dtype=torch.uint8).repeat(3, 1).T.reshape(1, 16, 16, 3).contiguous()
     images = to_tensor(values)
     assert images.shape == (1, 3, 16, 16) and images.dtype == torch.float32
@@ -120,7 +122,7 @@ def test_every_pixel_value_survives_the_round_trip():
     assert torch.equal(to_uint8(images), values)
 
 
-def test_uint8_clamps_and_truncates():
+def test_to_uint8_clamps_and_truncates():
     x = torch.tensor([-3.0, -1.0, 0.0, 0.0039, 1.0, 7.0]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
     assert to_uint8(x)[0, 0, :, 0].tolist() == [0, 0, 128, 128, 255, 255]
     with pytest.raises(ValueError, match="uint8"):
@@ -129,7 +131,7 @@ def test_uint8_clamps_and_truncates():
 
 @settings(max_examples=50, deadline=None)
 @given(st.floats(-1.25, 1.25))
-def test_uint8_is_the_nearest_value(x):
+def test_to_uint8_rounds_to_nearest(x):
     value = int(to_uint8(torch.full((3, 1, 1), x))[0, 0, 0])
     assert abs(value - min(max((x + 1) * 127.5, 0), 255)) <= 0.5001
 
@@ -156,8 +158,8 @@ def test_load_images_from_folder_and_memory(tmp_path):
     assert memory.class_names == source.class_names and len(memory) == 5
 
 
-def test_threads_share_the_decoding_of_a_batch(tmp_path, monkeypatch):
-    """All of them at once, each image in its own place, and an error is raised."""
+def test_threads_decode_a_batch(tmp_path, monkeypatch):
+    """They work at once, keep the order, and raise errors."""
     for i in range(3):
         photograph(50 + i, 70 - i).save(tmp_path / f"{i}.png")
     source = FolderImages(tmp_path)
@@ -169,15 +171,15 @@ def test_threads_share_the_decoding_of_a_batch(tmp_path, monkeypatch):
         return image(index)
 
     monkeypatch.setattr(source, "image", image_of_all)
-    with torch.inference_mode():  # of which the threads know nothing
+    with torch.inference_mode():  # does not apply to threads
         assert torch.equal(load_pixels(source, [2, 0, 1], 48, workers=3), expected)
     monkeypatch.undo()
-    (tmp_path / "1.png").write_bytes(b"no picture")
+    (tmp_path / "1.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"cannot read image .*1\.png"):
         load_images(source, [2, 0, 1], 48, workers=2)
 
 
-def test_fast_path_equals_the_slow_one():
+def test_array_images_load_like_others():
     fast = load_pixels(DEMO, [7, 3], 32)
     slow = np.stack([np.asarray(center_crop(DEMO.image(i), 32)) for i in (7, 3)])
     assert (fast.numpy() == slow).all()
@@ -185,7 +187,7 @@ def test_fast_path_equals_the_slow_one():
     assert (load_pixels(DEMO, [7, 3], 32).numpy() == slow).all()
 
 
-def test_pixels_taken_for_images_are_refused():
+def test_to_uint8_refuses_pixels():
     with pytest.raises(ValueError, match="images must be"):
         to_uint8(torch.zeros(2, 8, 8, 3))
     with pytest.raises(ValueError, match="images must be"):
@@ -193,7 +195,7 @@ def test_pixels_taken_for_images_are_refused():
 
 
 def square_center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The crop as it was while all images were square."""
+    """Center crop for square crops only."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -203,7 +205,7 @@ def square_center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def square_random_crop(image: Image.Image, size: int, seed: int, position: int) -> Image.Image:
-    """The random crop as it was, with its anti-aliased resize."""
+    """Random crop for square crops only, with antialiasing."""
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -214,7 +216,7 @@ def square_random_crop(image: Image.Image, size: int, seed: int, position: int) 
 
 @settings(max_examples=40)
 @given(st.integers(9, 200), st.integers(9, 200), st.integers(8, 48), st.integers(0, 99))
-def test_crops_of_squares_are_what_they_were(width, height, size, position):
+def test_square_crops_are_unchanged(width, height, size, position):
     image = photograph(width, height)
     assert center_crop(image, size).tobytes() == square_center_crop(image, size).tobytes()
     ours = published_random_crop(image, size, 3, position, antialias=True)
@@ -222,14 +224,14 @@ def test_crops_of_squares_are_what_they_were(width, height, size, position):
 
 
 def adm_rectangle(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Second implementation, in arrays and fractions: halvings are means of 2x2 pixels of even sides."""
+    """Center crop of a rectangle in arrays and fractions, as a second implementation; sides must be even."""
     while pixels.shape[0] >= 2 * height and pixels.shape[1] >= 2 * width:
         rows, columns = pixels.shape[0] // 2, pixels.shape[1] // 2
         assert pixels.shape[:2] == (2 * rows, 2 * columns), "the test uses even sides"
         halved = np.floor(pixels.reshape(2 * rows, columns, 2, 3).astype(np.float64).mean(axis=2) + 0.5)
         pixels = np.floor(halved.reshape(rows, 2, columns, 3).mean(axis=1) + 0.5).astype(np.uint8)
     rows, columns = pixels.shape[:2]
-    # Which side decides: the one that would otherwise end too short.
+    # The side that would otherwise be too short decides.
     scale = Fraction(height, rows) if height * columns >= width * rows else Fraction(width, columns)
     resized = np.asarray(Image.fromarray(pixels).resize((round(columns * scale), round(rows * scale)), Image.BICUBIC))
     top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - width) // 2
@@ -240,7 +242,7 @@ def adm_rectangle(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     ("width", "height", "size"),
     [(512, 256, (32, 96)), (256, 320, (64, 40)), (96, 71, (48, 80)), (40, 64, (24, 40)), (400, 80, (24, 40))],
 )
-def test_a_rectangle_agrees_with_second_implementation(width, height, size):
+def test_rectangle_matches_second_implementation(width, height, size):
     image = photograph(width, height)
     ours = np.asarray(center_crop(image, size))
     assert ours.shape == (*size, 3)
@@ -249,8 +251,8 @@ def test_a_rectangle_agrees_with_second_implementation(width, height, size):
 
 @settings(max_examples=60)
 @given(*[st.integers(8, 300)] * 2, *[st.integers(8, 64)] * 2, st.integers(0, 99), st.booleans())
-def test_crops_hold_nothing_but_the_image(width, height, rows, columns, position, antialias):
-    """Pillow fills what lies outside an image with black, so of a white one nothing but white may come."""
+def test_crops_contain_only_the_image(width, height, rows, columns, position, antialias):
+    """Pillow fills the outside of an image with black, so crops of a white image must be white."""
     white = Image.new("RGB", (width, height), (255, 255, 255))
     for crop in (
         center_crop(white, (rows, columns)),
@@ -260,7 +262,7 @@ def test_crops_hold_nothing_but_the_image(width, height, rows, columns, position
 
 
 @pytest.mark.parametrize(("width", "height", "way"), [(150, 60, 1), (100, 150, 0)])
-def test_a_random_rectangle_moves_along_the_longer_side(width, height, way):
+def test_random_rectangle_moves_along_longer_side(width, height, way):
     image, (rows, columns) = photograph(width, height), (48, 64)
     scale = max(rows / height, columns / width)
     whole = bilinear(np.asarray(image), round(height * scale), round(width * scale))
@@ -288,7 +290,7 @@ def test_rectangles_from_folder_and_memory(tmp_path):
     assert memory.pixels.shape == (3, 24, 40, 3)
 
 
-THIN = [(1, 5000, 256), (5000, 1, 256), (1, 5001, 64), (7, 3000, (64, 96)), (3000, 2, (96, 64))]
+THIN = [(1, 5000, 32), (5000, 1, 32), (1, 5001, 16), (7, 3000, (24, 32)), (3000, 2, (32, 24))]
 
 
 def crops_of(image: Image.Image, size: object, position: int) -> list[Image.Image]:
@@ -297,25 +299,25 @@ def crops_of(image: Image.Image, size: object, position: int) -> list[Image.Imag
 
 
 @pytest.mark.parametrize(("width", "height", "size"), THIN)
-def test_thin_images_are_cut_before_they_are_scaled(width, height, size, monkeypatch):
-    """Whole, the first one becomes an image of 256x1,280,000 pixels."""
+def test_thin_images_are_cut_before_scaling(width, height, size, monkeypatch):
+    """Without this, the first one would become an image of 32x160,000 pixels."""
     largest = []
     covering = transforms._covering
     monkeypatch.setattr(transforms, "_covering", lambda *given: largest.append(covering(*given)) or largest[-1])
     for crop in crops_of(photograph(width, height), size, 3):
         assert crop.size == (size, size) if isinstance(size, int) else crop.size == size[::-1]
-    assert len(largest) == 3 and all(max(sides) <= 34 * 256 for sides in largest)
+    assert len(largest) == 3 and all(max(sides) <= 34 * 32 for sides in largest)
 
 
 @pytest.mark.parametrize(("width", "height", "size"), THIN)
 @pytest.mark.parametrize("way", [0, 1])
-def test_crops_of_thin_images_equal_crops_of_the_whole(width, height, size, way):
-    """A ramp along the image: the value of a crop is its place."""
+def test_crops_of_thin_images_equal_whole_crops(width, height, size, way):
+    """The image is a ramp, so the value of a crop is its position."""
     ramp = np.linspace(0, 255, max(width, height)).reshape((height, 1) if height > width else (1, width))
     image = Image.fromarray(np.repeat(np.broadcast_to(ramp, (height, width))[..., None], 3, 2).astype(np.uint8))
     assert abs(np.asarray(center_crop(image, size)).mean() - 127.5) < 1
     found = []
-    for position in range(20):
+    for position in range(10):
         across, down = rng.uniform(0, "random crop", [position], (2,))[0].tolist()
         place = np.asarray(published_random_crop(image, size, 0, position, antialias=bool(way))).mean() / 255
         assert abs(place - (down if height > width else across)) < 0.03
@@ -323,8 +325,8 @@ def test_crops_of_thin_images_equal_crops_of_the_whole(width, height, size, way)
     assert max(found) - min(found) > 0.5
 
 
-def test_the_middle_of_a_thin_image_is_its_middle_pixel():
-    """5001 rows: the crop is one pixel of the source, number 2500."""
+def test_center_of_a_thin_image():
+    """The crop of 5001 rows is one pixel of the source, number 2500."""
     pixels = np.zeros((5001, 1, 3), np.uint8)
     pixels[2500] = 200
     crop = np.asarray(center_crop(Image.fromarray(pixels), 256))
@@ -349,17 +351,17 @@ BATCH = to_tensor(DEMO.pixels[:2])
         np.asarray(DEMO.pixels[:2])[:, ::-1][:, ::-1],
     ],
 )
-def test_pictures_in_any_usual_form_are_images(given):
+def test_as_images_accepts_usual_forms(given):
     assert torch.equal(as_images(given).float(), BATCH)
 
 
-def test_one_picture_is_a_batch_of_one():
+def test_one_image_is_a_batch_of_one():
     for picture in (DEMO.image(0), DEMO.pixels[0], BATCH[0], BATCH[0].numpy(), [DEMO.image(0)]):
         assert torch.equal(as_images(picture), BATCH[:1])
     assert as_images(BATCH[:0]).shape == (0, 3, 32, 32)
 
 
-def test_pillow_images_are_read_as_files_are():
+def test_as_images_reads_pillow_images_like_files():
     gray, turned = DEMO.image(0).convert("L"), Image.new("RGB", (40, 24))
     turned.getexif()[0x0112] = 6
     assert torch.equal(as_images(gray), to_tensor(gray.convert("RGB"))[None])
@@ -368,7 +370,7 @@ def test_pillow_images_are_read_as_files_are():
     turned.save(stored, "jpeg", exif=turned.getexif())
     with Image.open(stored) as opened:
         assert as_images(opened).shape == (1, 3, 40, 24)
-        assert opened.getexif()[0x0112] == 6 and opened.info["exif"]  # the picture itself is left as it was
+        assert opened.getexif()[0x0112] == 6 and opened.info["exif"]  # the image itself is unchanged
 
 
 @pytest.mark.parametrize(
@@ -393,6 +395,6 @@ def test_pillow_images_are_read_as_files_are():
         (Image.new("F", (8, 8)), "32-bit numbers"),
     ],
 )
-def test_values_that_are_not_images_are_refused(given, sentence):
+def test_other_values_are_refused(given, sentence):
     with pytest.raises(UserError, match=sentence):
         as_images(given)

@@ -1,4 +1,4 @@
-"""Preprocessing, precision and frozenness of a teacher, and the table of names."""
+"""Preprocessing and precision of a teacher, and the table of names."""
 
 import json
 from pathlib import Path
@@ -21,14 +21,14 @@ from vavae.teachers.registry import _in_shape_of
 
 
 class Backbone14(Backbone):
-    """Patches of 14, and nothing else."""
+    """A backbone with a patch of 14."""
 
     width, patch = 1, 14
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny DINOv2."""
+    """Write a tiny DINOv2 and return its folder."""
     path = tmp_path_factory.mktemp("dinov2")
     randomise(VISION_MODELS["dinov2"]()).save_pretrained(path)  # type: ignore[operator]
     return path
@@ -59,7 +59,7 @@ def test_normalization_numbers(family: str, mean: tuple, std: tuple, tmp_path: P
     np.testing.assert_allclose(teacher.preprocess(images).numpy(), expected, atol=2e-6)
 
 
-def test_own_normalization_of_a_folder(folder: Path, tmp_path: Path) -> None:
+def test_folder_states_its_normalization(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path = tmp_path / "preprocessor_config.json"
@@ -72,7 +72,7 @@ def test_own_normalization_of_a_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def _resized_by_pillow(images: Tensor, size: int, method: Image.Resampling) -> Tensor:
-    """An independent resize with antialiasing, channel by channel in float."""
+    """Resize with antialiasing, channel by channel in float."""
     resized = [
         np.array(Image.fromarray(plane, mode="F").resize((size, size), method))
         for plane in images.flatten(0, 1).numpy()
@@ -90,7 +90,7 @@ def test_images_are_resized_with_antialiasing(size: int, folder: Path) -> None:
     )
 
 
-def test_published_input_is_raw_and_without_antialiasing(folder: Path) -> None:
+def test_published_input_is_raw_and_aliased(folder: Path) -> None:
     teacher = load_teacher(folder, input_size=32, normalization="published")
     assert torch.equal(teacher.preprocess(_images(32)), _images(32))
     plain = F.interpolate(_images(50), size=(32, 32), mode="bilinear", align_corners=False)
@@ -98,7 +98,7 @@ def test_published_input_is_raw_and_without_antialiasing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [3, 4, 6])
-def test_published_position_embeddings_are_fitted_with_antialiasing(side: int, folder: Path) -> None:
+def test_published_positions_are_antialiased(side: int, folder: Path) -> None:
     own = load_teacher(folder, input_size=8 * side).backbone.model.embeddings.position_embeddings
     fitted = load_teacher(folder, input_size=8 * side, normalization="published")
     found = fitted.backbone.model.embeddings.position_embeddings
@@ -109,15 +109,15 @@ def test_published_position_embeddings_are_fitted_with_antialiasing(side: int, f
     assert fitted(_images(8 * side)).grid.shape == (1, 16, side, side)
 
 
-def test_published_changes_the_features(folder: Path) -> None:
+def test_published_normalization_changes_features(folder: Path) -> None:
     default = load_teacher(folder, input_size=48)
     published = load_teacher(folder, input_size=48, normalization="published")
     assert not torch.allclose(default(_images(48)).grid, published(_images(48)).grid, atol=1e-2)
     assert default.fingerprint() != published.fingerprint()
-    told = "^input_size of teacher '.*' must be square for normalization published, got"
-    with pytest.raises(UserError, match=f"{told} 48x32; give"):
+    message = "^input_size of teacher '.*' must be square for normalization published, got"
+    with pytest.raises(UserError, match=f"{message} 48x32; give"):
         load_teacher(folder, input_size=(48, 32), normalization="published")
-    with pytest.raises(UserError, match=f"{told} 176x288"):
+    with pytest.raises(UserError, match=f"{message} 176x288"):
         load_teacher(folder, image_size=(192, 320), normalization="published")
     assert load_teacher(folder, input_size=48, image_size=(192, 320), normalization="published").input_size == (48, 48)
 
@@ -130,17 +130,17 @@ def test_published_changes_the_features(folder: Path) -> None:
         ((192, 320), (22, 36)),
         ((320, 192), (36, 22)),
         ((256, 384), (23, 34)),
-        ((8, 4096), (1, 633)),  # so long a strip that one row is too many
+        ((8, 4096), (1, 633)),  # one row of patches is already too high
     ],
 )
-def test_images_that_are_not_square_keep_their_shape(images: Size | None, grid: tuple[int, int], folder: Path) -> None:
-    """At about the area of the teacher's own 224 px, in whole patches of 8."""
+def test_input_keeps_the_aspect_ratio(images: Size | None, grid: tuple[int, int], folder: Path) -> None:
+    """The area is about that of 224 px, in whole patches of 8."""
     teacher = load_teacher(folder, image_size=images)
     assert teacher.grid_size == grid and teacher.input_size == (8 * grid[0], 8 * grid[1])
     assert load_teacher(folder, input_size=32, image_size=images).input_size == (32, 32)
 
 
-def test_a_teacher_stays_frozen(folder: Path) -> None:
+def test_teacher_stays_frozen(folder: Path) -> None:
     teacher = load_teacher(folder, input_size=32)
     wrapper = torch.nn.Sequential(teacher).train()
     assert not any(module.training for module in teacher.modules())
@@ -151,7 +151,7 @@ def test_a_teacher_stays_frozen(folder: Path) -> None:
     assert not teacher.features_at(images, (2, 2)).requires_grad
 
 
-def test_an_autocast_around_it_changes_nothing(folder: Path) -> None:
+def test_outer_autocast_has_no_effect(folder: Path) -> None:
     teacher = load_teacher(folder, input_size=32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = teacher(_images(32)).grid
@@ -165,14 +165,14 @@ def test_features_do_not_depend_on_the_batch(folder: Path) -> None:
     torch.testing.assert_close(teacher(images).grid, alone)
 
 
-def test_features_at_a_latents_grid(folder: Path) -> None:
+def test_features_at_a_latent_grid(folder: Path) -> None:
     teacher = load_teacher(folder, input_size=32)
     features = teacher.features_at(_images(32), (2, 2))
     expected = teacher(_images(32)).grid.unflatten(3, (2, 2)).unflatten(2, (2, 2)).mean((3, 5))
     torch.testing.assert_close(features, expected)
 
 
-def test_fingerprints_tell_weights_and_sizes_apart(folder: Path, tmp_path: Path) -> None:
+def test_fingerprint_of_weights_and_sizes(folder: Path, tmp_path: Path) -> None:
     first = load_teacher(folder, input_size=32)
     assert first.fingerprint() == load_teacher(folder, input_size=32).fingerprint()
     assert first.fingerprint() != load_teacher(folder, input_size=40).fingerprint()
@@ -181,7 +181,7 @@ def test_fingerprints_tell_weights_and_sizes_apart(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("size", [33, 7, 0, -8, (32, 33)])
-def test_sizes_that_are_not_whole_patches(size: int | tuple[int, int], folder: Path) -> None:
+def test_input_size_must_be_whole_patches(size: int | tuple[int, int], folder: Path) -> None:
     with pytest.raises(UserError, match="must be a multiple of its patch 8, got"):
         load_teacher(folder, input_size=size)
 
@@ -191,13 +191,13 @@ def test_wrong_normalization(folder: Path) -> None:
         load_teacher(folder, normalization="raw")
 
 
-def test_unknown_names_are_answered_with_the_nearest_and_all() -> None:
+def test_unknown_name_lists_near_and_all_names() -> None:
     with pytest.raises(UserError, match="did you mean 'dinov2-large'") as raised:
         load_teacher("dinov2-larg")
     assert all(spec.name in str(raised.value) for spec in TEACHERS)
 
 
-def test_hub_names_go_to_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_names_are_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vavae import assets
 
     asked = []
@@ -207,12 +207,12 @@ def test_hub_names_go_to_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         return folder
 
     monkeypatch.setattr(assets, "path", fetch)
-    assert isinstance(load_teacher("someone/their-model", input_size=32), Teacher)
-    # The tiny model is not the one the name stands for, and that is noticed.
+    assert isinstance(load_teacher("owner/model", input_size=32), Teacher)
+    # The tiny model does not match the known names.
     for name in ("dinov2-large", "facebook/dinov2-large"):
         with pytest.raises(UserError, match=rf"teacher '{name}': .* must have width .* got 16 and 8"):
             load_teacher(name)
-    assert asked == ["someone/their-model", "facebook/dinov2-large", "facebook/dinov2-large"]
+    assert asked == ["owner/model", "facebook/dinov2-large", "facebook/dinov2-large"]
 
 
 def test_the_table_is_consistent() -> None:
@@ -225,13 +225,13 @@ def test_the_table_is_consistent() -> None:
 
 
 @given(st.integers(16, 1024), st.integers(16, 1024))
-def test_the_shape_in_whole_patches_is_near(height: int, width: int) -> None:
-    """No side is off by a patch from that of the same shape and area, and turned images have a turned input."""
+def test_input_is_near_the_ideal_shape(height: int, width: int) -> None:
+    """No side is off by a whole patch, and transposed images have a transposed input."""
     found = height_width(_in_shape_of((height, width), 224, Backbone14()))
     exact = (224 * (height / width) ** 0.5, 224 * (width / height) ** 0.5)
     assert all(side % 14 == 0 and abs(side - ideal) < 14 for side, ideal in zip(found, exact, strict=True))
     assert height_width(_in_shape_of((width, height), 224, Backbone14())) == found[::-1]
 
 
-def test_the_latents_grid_where_it_has_the_area() -> None:
+def test_input_of_a_rectangle() -> None:
     assert _in_shape_of((192, 320), 224, Backbone14()) == (12 * 14, 20 * 14)

@@ -1,4 +1,4 @@
-"""Features on disk: equal to the teacher's, resumable, never half, never someone else's."""
+"""Features on disk: equal to the teacher's, resumable, and separate for each setting."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _IMAGES = torch.rand(_COUNT, 3, 16, 16, generator=torch.Generator().manual_seed(
 
 
 class _Loader:
-    """Gives images and notes which; stops the run at image `stop`."""
+    """Load images and record their indices; stop the run at image `stop`."""
 
     def __init__(self, stop: int | None = None) -> None:
         self.asked: list[int] = []
@@ -30,7 +30,7 @@ class _Loader:
 
 @pytest.fixture(params=["mapped", "in memory"], autouse=True)
 def _small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of five images (float16, 6 x 2 x 2)."""
+    """Use blocks of five images (float16, 6 x 2 x 2)."""
     monkeypatch.setattr(cache, "_BLOCK_BYTES", 5 * 6 * 2 * 2 * 2)
     if request.param == "mapped":
         monkeypatch.setattr(cache, "_IN_MEMORY_BYTES", 0)
@@ -43,7 +43,7 @@ def _new(folder: Path, teacher: Teacher | None = None, **changes: object) -> Fea
 
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_the_features_are_the_teachers(dtype: torch.dtype, workers: int, tmp_path: Path) -> None:
+def test_cached_features_equal_the_teachers(dtype: torch.dtype, workers: int, tmp_path: Path) -> None:
     features = _new(tmp_path, dtype=dtype)
     features.fill(_Loader(), batch_size=2, workers=workers)
     expected = tiny_teacher().features_at(_IMAGES, (2, 2)).to(dtype)
@@ -63,7 +63,7 @@ _ON_GPU = [
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=_ON_GPU)])
-def test_features_kept_on_a_device_are_those_of_the_disk(device: str, tmp_path: Path) -> None:
+def test_resident_features_equal_stored_ones(device: str, tmp_path: Path) -> None:
     features = _new(tmp_path)
     features.fill(_Loader())
     indices = torch.tensor([22, 0, 7, 7, 4])
@@ -78,7 +78,7 @@ def test_features_kept_on_a_device_are_those_of_the_disk(device: str, tmp_path: 
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_a_stopped_run_goes_on_with_the_next_block(workers: int, tmp_path: Path) -> None:
+def test_stopped_run_resumes_with_the_next_block(workers: int, tmp_path: Path) -> None:
     first, second, third = _Loader(stop=12), _Loader(), _Loader()
     with pytest.raises(KeyboardInterrupt):
         _new(tmp_path).fill(first, batch_size=2, workers=workers)
@@ -86,7 +86,7 @@ def test_a_stopped_run_goes_on_with_the_next_block(workers: int, tmp_path: Path)
         _new(tmp_path).get([0])
     resumed = _new(tmp_path)
     resumed.fill(second, batch_size=2, workers=workers)
-    assert (sorted(second.asked) if workers else second.asked) == list(range(10, _COUNT))  # threads need no order
+    assert (sorted(second.asked) if workers else second.asked) == list(range(10, _COUNT))  # threads load in any order
     resumed.fill(third)
     assert third.asked == []
     whole = _new(tmp_path / "whole")
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_with_the_next_block(workers: int, tmp_path: Path)
     assert torch.equal(resumed.get(range(_COUNT)), whole.get(range(_COUNT)))
 
 
-def test_a_half_written_block_does_not_count(tmp_path: Path) -> None:
+def test_half_written_block_does_not_count(tmp_path: Path) -> None:
     features = _new(tmp_path)
     features.fill(_Loader())
     block = sorted(features.folder.glob("*.safetensors"))[1]
@@ -108,17 +108,17 @@ def test_a_half_written_block_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{"image_set": "others"}, {"count": _COUNT - 1}, {"grid": (4, 4)}, {"dtype": torch.bfloat16}]
 )
-def test_other_settings_are_another_folder(changes: dict, tmp_path: Path) -> None:
+def test_other_settings_use_another_folder(changes: dict, tmp_path: Path) -> None:
     assert _new(tmp_path).folder != _new(tmp_path, **changes).folder
 
 
-def test_another_teacher_is_another_folder(tmp_path: Path) -> None:
+def test_another_teacher_uses_another_folder(tmp_path: Path) -> None:
     assert _new(tmp_path).folder == _new(tmp_path, tiny_teacher(0)).folder
     assert _new(tmp_path).folder != _new(tmp_path, tiny_teacher(1)).folder
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other shape"])
-def test_a_damaged_block_is_named(damage: str, tmp_path: Path) -> None:
+def test_damaged_block_is_named(damage: str, tmp_path: Path) -> None:
     features = _new(tmp_path)
     features.fill(_Loader())
     blocks = sorted(features.folder.glob("*.safetensors"))
@@ -128,7 +128,7 @@ def test_a_damaged_block_is_named(damage: str, tmp_path: Path) -> None:
         features.get([0])
 
 
-def test_indices_outside_the_list(tmp_path: Path) -> None:
+def test_indices_out_of_range(tmp_path: Path) -> None:
     features = _new(tmp_path)
     features.fill(_Loader())
     for wrong in (-1, _COUNT):
@@ -136,7 +136,7 @@ def test_indices_outside_the_list(tmp_path: Path) -> None:
             features.get([0, wrong])
 
 
-def test_features_too_large_for_the_stored_type_are_refused(tmp_path: Path) -> None:
+def test_features_must_fit_the_stored_type(tmp_path: Path) -> None:
     teacher = tiny_teacher()
     with torch.no_grad():
         teacher.backbone.layer.bias.fill_(1e5)  # type: ignore[union-attr]

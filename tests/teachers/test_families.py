@@ -1,4 +1,4 @@
-"""Every family against the transformers model it wraps: which tokens, in which order, with which weights."""
+"""Every family against the transformers model that it wraps: tokens, their order, weights."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def _images(height: int, width: int) -> Tensor:
 
 
 def _assert_row_by_row(grid: Tensor, tokens: Tensor) -> None:
-    """grid[:, :, i, j] is token i * width + j."""
+    """Check that grid[:, :, i, j] is token i * width + j."""
     _, _, height, width = grid.shape
     assert tokens.shape[1] == height * width
     for i in range(height):
@@ -39,7 +39,7 @@ def _assert_row_by_row(grid: Tensor, tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)], ids=["native", "other"])
 @pytest.mark.parametrize("family", sorted(_PREFIX))
-def test_patch_tokens_become_the_grid(family: str, size: tuple[int, int], tmp_path: Path) -> None:
+def test_patch_tokens_form_the_grid(family: str, size: tuple[int, int], tmp_path: Path) -> None:
     model = _saved(VISION_MODELS[family](), tmp_path)
     teacher = load_teacher(tmp_path, input_size=size)
     features = teacher(_images(*size))
@@ -59,7 +59,7 @@ def test_mae_keeps_all_patches_in_order(size: tuple[int, int], tmp_path: Path) -
     model.config.mask_ratio = 0.0
     with torch.no_grad():
         shuffled = model(teacher.preprocess(_images(*size)), interpolate_pos_encoding=True)
-    # The model's own account of where each patch went.
+    # The model's record of where each patch went.
     where = shuffled.ids_restore.unsqueeze(-1).expand(-1, -1, 16)
     tokens = shuffled.last_hidden_state[:, 1:].gather(1, where)
     assert not torch.allclose(tokens, shuffled.last_hidden_state[:, 1:])
@@ -68,7 +68,7 @@ def test_mae_keeps_all_patches_in_order(size: tuple[int, int], tmp_path: Path) -
     assert torch.equal(features.grid, teacher(_images(*size)).grid)
 
 
-def test_sam_answers_with_its_neck_at_its_only_size(tmp_path: Path) -> None:
+def test_sam_gives_its_neck_at_one_size(tmp_path: Path) -> None:
     model = _saved(VISION_MODELS["sam"](), tmp_path)
     teacher = load_teacher(tmp_path)
     features = teacher(_images(32, 32))
@@ -79,12 +79,12 @@ def test_sam_answers_with_its_neck_at_its_only_size(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"input_size of teacher '.*' must be 32, got 64 x 64"):
         load_teacher(tmp_path, input_size=64)
     wide = load_teacher(tmp_path, image_size=(24, 40))
-    assert wide.input_size == (32, 32)  # squeezed into it
+    assert wide.input_size == (32, 32)  # distorted to a square
     torch.testing.assert_close(wide(_images(24, 40)).grid, teacher(_images(24, 40)).grid)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)], ids=["native", "other"])
-def test_naflex_gets_patches_as_its_own_processor_cuts_them(size: tuple[int, int], tmp_path: Path) -> None:
+def test_naflex_patches_match_its_processor(size: tuple[int, int], tmp_path: Path) -> None:
     model = _saved(VISION_MODELS["siglip2-naflex"](), tmp_path)
     teacher = load_teacher(tmp_path, input_size=size)
     pixels = teacher.preprocess(_images(*size))
@@ -98,7 +98,7 @@ def test_naflex_gets_patches_as_its_own_processor_cuts_them(size: tuple[int, int
     torch.testing.assert_close(features.pooled, output.pooler_output)
 
 
-def test_resnet_answers_with_its_last_map_and_its_mean(tmp_path: Path) -> None:
+def test_resnet_gives_last_map_and_mean(tmp_path: Path) -> None:
     model = _saved(VISION_MODELS["resnet"](), tmp_path)
     teacher = load_teacher(tmp_path, input_size=32)
     features = teacher(_images(32, 32))
@@ -110,7 +110,7 @@ def test_resnet_answers_with_its_last_map_and_its_mean(tmp_path: Path) -> None:
 
 
 def _vision_part(family: str, model: Any, pixels: Tensor) -> Tensor:
-    """What the vision model inside a full checkpoint answers, as tokens or as a grid."""
+    """Return the output of the vision model in a full checkpoint, as tokens or as a grid."""
     if family == "mae":
         model.config.mask_ratio = 0.0
         order = torch.arange(16.0).expand(len(pixels), -1)
@@ -120,7 +120,7 @@ def _vision_part(family: str, model: Any, pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("family", sorted(FULL_MODELS))
-def test_full_checkpoints_give_their_vision_model(family: str, tmp_path: Path) -> None:
+def test_full_checkpoints_load_the_vision_model(family: str, tmp_path: Path) -> None:
     model = _saved(FULL_MODELS[family](), tmp_path)
     teacher = load_teacher(tmp_path, input_size=32)
     grid = teacher(_images(32, 32)).grid
@@ -149,7 +149,7 @@ def _edit_weights(folder: Path, edit: str) -> None:
 
 @pytest.mark.parametrize("family", ["dinov2", "clip", "sam"])
 @pytest.mark.parametrize("edit", ["missing", "left over", "shape", "truncated"])
-def test_weights_that_do_not_fit_are_refused(family: str, edit: str, tmp_path: Path) -> None:
+def test_mismatched_weights_are_refused(family: str, edit: str, tmp_path: Path) -> None:
     _saved(VISION_MODELS[family](), tmp_path)
     _edit_weights(tmp_path, edit)
     with pytest.raises(UserError) as raised:
@@ -166,7 +166,7 @@ def test_weights_that_do_not_fit_are_refused(family: str, edit: str, tmp_path: P
         ([1], "not a JSON object"),
     ],
 )
-def test_a_folder_of_another_kind(config: object, message: str, tmp_path: Path) -> None:
+def test_folder_of_another_model(config: object, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
         load_teacher(tmp_path)
@@ -178,7 +178,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(_ANY_SIZE))
-def test_bfloat16_is_near_float32_and_differs(family: str, tmp_path: Path) -> None:
+def test_bfloat16_is_near_float32(family: str, tmp_path: Path) -> None:
     _saved(VISION_MODELS[family](), tmp_path)
     exact: Teacher = load_teacher(tmp_path, input_size=32)
     fast: Teacher = load_teacher(tmp_path, input_size=32, dtype=torch.bfloat16)
@@ -192,7 +192,7 @@ def test_bfloat16_is_near_float32_and_differs(family: str, tmp_path: Path) -> No
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("family", sorted(VISION_MODELS))
-def test_a_gpu_gives_the_same_features(family: str, tmp_path: Path) -> None:
+def test_gpu_gives_the_same_features(family: str, tmp_path: Path) -> None:
     _saved(VISION_MODELS[family](), tmp_path)
     images = _images(32, 32)
     for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):

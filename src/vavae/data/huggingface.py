@@ -98,7 +98,7 @@ class HuggingFaceImages(ImageSource):
 
     def _error(self, row: int, options: ReadOptions) -> str | None:
         file = self._file(row)
-        return "there is no image" if file is None else image_error(file, options.decode, options.gray_range)
+        return "it has no image" if file is None else image_error(file, options.decode, options.gray_range)
 
     def image(self, index: int) -> Image.Image:
         with reading(f"image {index} of {self.name}"):

@@ -257,7 +257,7 @@ def write_published_layout(dataset: LatentDataset, folder: str | os.PathLike[str
         shard_size: Images per shard; 10,000 as published.
 
     Raises:
-        UserError: The folder has other content, or there are no latents of mirrored images.
+        UserError: The folder has other content, or the latents of mirrored images are missing.
     """
     if not dataset.has_flips:
         raise UserError(f"{dataset.folder} has no latents of mirrored images, which the published training needs")

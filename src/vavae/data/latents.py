@@ -169,7 +169,7 @@ class LatentDataset:
         has_flips: Whether latents of mirrored images are stored.
 
     Raises:
-        UserError: There are no shards, or one is missing or damaged; the message names the file.
+        UserError: The folder has no shards, or one is missing or damaged; the message names the file.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -310,7 +310,7 @@ class LatentDataset:
         return ResidentLatents(plain, flipped, self.labels.to(device), self.statistics)
 
     def fingerprint(self) -> str:
-        """Return a hex digest of the sha256 of the shards, or of their names and sizes if there is no index."""
+        """Return a hex digest of the sha256 of the shards, or of their names and sizes without an index."""
         if self._records:
             parts = [record.sha256 for record in self._records]
         else:
