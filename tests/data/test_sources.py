@@ -150,7 +150,7 @@ def test_large_folder_is_checked_once(tmp_path, monkeypatch):
     looked_at = []
     original = readable.image_error
     monkeypatch.setattr(
-        "vavae.data.folder_images.image_error", lambda path, *_: looked_at.append(path) or original(path)
+        "vavae.data.folders.image_error", lambda path, *_: looked_at.append(path) or original(path)
     )
     for _ in range(2):
         source = FolderImages(tmp_path / "images")

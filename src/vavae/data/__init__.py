@@ -1,6 +1,6 @@
 """Image sources, transforms, the order of images in training, and latents on disk."""
 
-from vavae.data.folder_images import FolderImages
+from vavae.data.folders import FolderImages
 from vavae.data.latent_writer import LatentWriter, Shard, write_published_layout
 from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
 from vavae.data.loader import BatchLoader, IndexStream, loaded_ahead

@@ -1,10 +1,11 @@
-"""List the images of a folder, its parts for training and testing, and its labels.
+"""Images in a folder: its files, its parts for training and testing, and its labels.
 
 Other files are counted by the reason why they are passed over: an unknown ending, a hidden name, or a folder of a file
 server or an operating system.
 """
 
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -16,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from vavae.data.dataset_json import NAME as LABELS_NAME
-from vavae.data.dataset_json import LabelFile, find_label_file
 from vavae.data.formats import IMAGE_SUFFIXES
-from vavae.data.found import UNLABELED, passed_over_text
-from vavae.data.labels import PART_OF, PARTS
+from vavae.data.found import UNLABELED, Found, passed_over_text
+from vavae.data.labels import LABELS_FILE, PART_OF, PARTS, LabelFile, find_label_file
+from vavae.data.loader import loaded_ahead
+from vavae.data.readable import DEFAULT_OPTIONS, ReadOptions, image_error, keep_readable, range_key, read_rgb, reading
+from vavae.data.sources import ImageSource
 from vavae.errors import UserError, printable
 
 # Names of parts may have these words and a year around them: `train2017`, `val_images`.
@@ -47,21 +50,13 @@ _NUMBERED_IMAGE = re.compile(r"img\d{8}")
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts of a folder of images for training and testing.
-
-    Attributes:
-        train: Folder of the training part, or None.
-        test: Folder of the test part, or None.
-        passed_over: Number of files outside the parts, by reason.
-        notes: What was assumed.
-        left_out: Folder of a part that is not used for testing, or None.
-    """
+    """Folders of the parts of a set for training and testing; None for a missing part."""
 
     train: Path | None = None
     test: Path | None = None
-    passed_over: Mapping[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    left_out: Path | None = None
+    passed_over: Mapping[str, int] = field(default_factory=dict)  # number of files outside the parts, by reason
+    notes: tuple[str, ...] = ()  # what was assumed
+    left_out: Path | None = None  # a test part that is not used, since there is a validation part
 
 
 def _part_of(folder: Path) -> str | None:
@@ -107,21 +102,13 @@ def find_parts(root: Path) -> Parts:
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """Image files of a folder and their labels.
+    """Image files of a folder and their labels."""
 
-    Attributes:
-        paths: The files, sorted within their class.
-        labels: (N,) int64.
-        class_names: One name per class, in label order.
-        passed_over: Number of other files by reason.
-        notes: What was assumed.
-    """
-
-    paths: list[Path]
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    passed_over: Mapping[str, int]
-    notes: tuple[str, ...]
+    paths: list[Path]  # sorted within their class
+    labels: NDArray[np.int64]  # (N,)
+    class_names: tuple[str, ...]  # in label order
+    passed_over: Mapping[str, int]  # number of other files, by reason
+    notes: tuple[str, ...]  # what was assumed
 
 
 def list_images(root: Path, names: Sequence[str] | None = None, base: Path | None = None) -> Listing:
@@ -211,7 +198,7 @@ def _classes(
         return UNLABELED, [f"no labels: {root} has no class folders; the training part has {len(names):,} classes"]
     if numbered:
         which = folders[0].name if len(folders) == 1 else f"{folders[0].name} … {folders[-1].name}"
-        return UNLABELED, [f"no labels: {which} are numbered folders of numbered files, and there is no {LABELS_NAME}"]
+        return UNLABELED, [f"no labels: {which} are numbered folders of numbered files, and there is no {LABELS_FILE}"]
     own = tuple(printable(folder.name) for folder in folders)
     if names is None:
         return own, []
@@ -263,7 +250,7 @@ def _images_of(files: Iterable[Path], passed: Counter[str]) -> Iterator[Path]:
         suffix = path.suffix.lower()
         if suffix in IMAGE_SUFFIXES:
             yield path
-        elif path.name != LABELS_NAME:
+        elif path.name != LABELS_FILE:
             passed[suffix or "without an ending"] += 1
 
 
@@ -320,3 +307,92 @@ def _kind(path: Path) -> int | None:
 def _count_files(path: Path) -> int:
     """Return the number of files in a folder and below it; 1 for a file."""
     return sum(len(files) for _, _, files in os.walk(path)) if os.path.isdir(path) else 1  # noqa: PTH112 never fails
+
+
+class FolderImages(ImageSource):
+    """Images of a folder: one class per sub-folder (sorted by name), or without labels; see `list_images`.
+
+    Other files, hidden files and files of file servers and operating systems are passed over and counted. Unreadable
+    images are left out, counted and named, so every index is an image that can be read. The result for a large folder
+    is cached until one of its files, or Pillow, changes.
+
+    Args:
+        folder: The folder.
+        options: How to read the images.
+        class_names: Names of all classes, in label order, if another part of the set decides them; None takes the
+            folder's own.
+        base: Folder of the whole set, whose `dataset.json` counts if `folder` has none.
+
+    Attributes:
+        paths: Readable image files, sorted within their class.
+        unreadable: (path, reason) of each image left out.
+
+    Raises:
+        UserError: The folder is missing, contains nothing readable or a file that cannot be accessed, or its labels
+            are in doubt (see `list_images`).
+        RunError: There is not enough memory to decode an image.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        options: ReadOptions = DEFAULT_OPTIONS,
+        class_names: Sequence[str] | None = None,
+        base: str | os.PathLike[str] | None = None,
+    ) -> None:
+        root = Path(folder)
+        if not root.is_dir():
+            raise UserError(f"no such folder of images: {root}")
+        listing = list_images(root, class_names, None if base is None else Path(base))
+        self.root = root
+        self.name = printable(root.resolve().name)
+        self.gray_range = options.gray_range
+        self.class_names = listing.class_names
+        paths = listing.paths
+        kept, self.unreadable = keep_readable(
+            len(paths),
+            lambda number: image_error(paths[number], options.decode, options.gray_range),
+            lambda number: paths[number],
+            ("folder", _state_of(paths, root)),
+            options,
+        )
+        self.paths = [paths[number] for number in kept]
+        self.labels = listing.labels[kept]
+        unreadable = {"unreadable": len(self.unreadable)} if self.unreadable else {}
+        self.found = Found(f"folder {root}", {**listing.passed_over, **unreadable}, listing.notes)
+        if not self.paths:
+            name, reason = self.unreadable[0]
+            raise UserError(
+                f"no readable images in folder: {root} ({len(self.unreadable)} failed, {Path(name).name}: {reason})"
+            )
+
+    def image(self, index: int) -> Image.Image:
+        path = self.paths[index]
+        with reading(f"image {path}"):
+            return read_rgb(path, self.gray_range)
+
+    def fingerprint(self) -> str:
+        """Return a digest of relative paths, file sizes and labels.
+
+        Contents do not count, since reading them would cost millions of reads at each start. Times do not count, so a
+        copied set has the same digest. Different BMP or PPM files can therefore count as the same images.
+        """
+        digest = hashlib.sha256(repr(self.class_names).encode() + range_key(self.gray_range))
+        for (path, state), label in zip(_states(self.paths), self.labels, strict=True):
+            digest.update(os.fsencode(f"{path.relative_to(self.root).as_posix()}\0{state.st_size}\0{label}\n"))
+        return digest.hexdigest()
+
+
+def _state_of(paths: Sequence[Path], root: Path) -> str:
+    """Return a digest of names, sizes and times of change of files below `root`."""
+    digest = hashlib.sha256()
+    for path, state in _states(paths):
+        digest.update(os.fsencode(f"{path.relative_to(root)}\0{(state.st_size, state.st_mtime_ns)}\n"))
+    return digest.hexdigest()
+
+
+def _states(paths: Sequence[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield every path with its state. Threads hide the latency of network file systems."""
+    blocks = (paths[first : first + 1024] for first in range(0, len(paths), 1024))
+    for block, states in loaded_ahead(blocks, lambda block: [path.stat() for path in block], 16):
+        yield from zip(block, states, strict=True)

@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -59,7 +59,7 @@ def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     try:
         image = Image.open(file, formats=IMAGE_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(_why_unknown(_first_bytes(file))) from None
+        raise ValueError(_why_unknown(file)) from None
     except Image.DecompressionBombError as error:
         raise _too_large(int(re.findall(r"\d+", str(error))[0])) from None
     if image.width * image.height > MAX_PIXELS:
@@ -72,16 +72,11 @@ def _too_large(pixels: int) -> ValueError:
     return ValueError(f"{pixels:,} pixels are more than {MAX_PIXELS:,}: make the image smaller")
 
 
-def _first_bytes(file: str | os.PathLike[str] | IO[bytes]) -> bytes:
-    if isinstance(file, str | os.PathLike):
-        with Path(file).open("rb") as opened:
-            return opened.read(12)
-    file.seek(0)
-    return file.read(12)
-
-
-def _why_unknown(first_bytes: bytes) -> str:
+def _why_unknown(file: str | os.PathLike[str] | IO[bytes]) -> str:
+    with Path(file).open("rb") if isinstance(file, str | os.PathLike) else nullcontext(file) as opened:
+        opened.seek(0)
+        first = opened.read(12)
     for name, (brands, needed) in _MISSING.items():
-        if name not in IMAGE_FORMATS and first_bytes[4:8] == b"ftyp" and first_bytes[8:12] in brands:
+        if name not in IMAGE_FORMATS and first[4:8] == b"ftyp" and first[8:12] in brands:
             return f"needs {needed}"
     return "not an image"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vavae import rng
-from vavae.data.dataset_json import find_label_file
+from vavae.data.labels import find_label_file
 from vavae.data.latent_writer import write_shards
 from vavae.data.loader import loaded_ahead
 from vavae.errors import UserError, one_line

@@ -4,8 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from vavae.data.folder_images import FolderImages
-from vavae.data.folders import class_names_of, find_parts
+from vavae.data.folders import FolderImages, class_names_of, find_parts
 from vavae.data.huggingface import HuggingFaceImages, has_test_part
 from vavae.data.readable import DEFAULT_OPTIONS, ReadOptions
 from vavae.data.sources import Cifar10Images, DemoImages, ImageSource, Split, check_split

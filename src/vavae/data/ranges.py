@@ -31,7 +31,7 @@ def expand_shards(spec: str) -> list[str]:
     """Return the addresses that match patterns, sorted for each pattern.
 
     Args:
-        spec: Patterns, joined by `::`: paths or what fsspec opens, with `{000..123}` for ranges, `{a,b}` for choices,
+        spec: Patterns, joined by `::`: paths or addresses that fsspec opens, with `{000..123}` for ranges, `{a,b}` for choices,
             `*`, `?` and `[0-9]` as in a shell, or folders of tar files.
 
     Raises:
@@ -94,20 +94,14 @@ def _matches(address: str) -> list[str]:
 
 @dataclass(frozen=True)
 class RangedFile:
-    """A file whose ranges are read. It keeps nothing open, so it can be pickled and used after a fork.
+    """A file whose ranges are read. It keeps nothing open, so it can be pickled and used after a fork."""
 
-    Attributes:
-        address: A path, or what fsspec opens.
-        size: Bytes.
-        identity: The file's place and a state that changes with its contents: the time of change on disk, elsewhere
-            the store's ETag or time of change, or else a hash of the first MiB.
-        path: Its absolute path if it is on disk.
-    """
-
-    address: str
-    size: int
+    address: str  # a path, or an address that fsspec opens
+    size: int  # bytes
+    # The file's place and a state that changes with its contents: the time of change on disk, elsewhere the store's
+    # ETag or time of change, or else a hash of the first MiB.
     identity: str
-    path: str | None = None
+    path: str | None = None  # its absolute path if it is on disk
 
     @classmethod
     def find(cls, address: str) -> "RangedFile":

@@ -59,19 +59,12 @@ _COMPRESSED = {
 
 @dataclass
 class _Index:
-    """Index of a shard.
-
-    Attributes:
-        entries: The images.
-        only_labeled: The first sample that has a label and no image, or None.
-        passed_over: Number of other members by reason.
-        labels_from: Endings and keys in JSON that labels come from.
-    """
+    """Index of a shard."""
 
     entries: list[Entry]
-    only_labeled: str | None
-    passed_over: dict[str, int]
-    labels_from: list[str]
+    only_labeled: str | None  # the first sample that has a label and no image
+    passed_over: dict[str, int]  # number of other members, by reason
+    labels_from: list[str]  # endings and keys in JSON that labels come from
 
     @classmethod
     def load(cls, path: Path) -> "_Index | None":
@@ -108,12 +101,7 @@ class WebDatasetImages(ImageSource):
         RunError: There is not enough memory to decode an image.
     """
 
-    def __init__(
-        self,
-        shards: str,
-        options: ReadOptions = DEFAULT_OPTIONS,
-        cache: Path | None = None,
-    ) -> None:
+    def __init__(self, shards: str, options: ReadOptions = DEFAULT_OPTIONS, cache: Path | None = None) -> None:
         self.name = shards.rsplit("/", 1)[-1]
         self._addresses = expand_shards(shards)
         self.gray_range = options.gray_range

@@ -31,17 +31,17 @@ class _VisionBackbone(Backbone):
 
 
 class TokenBackbone(_VisionBackbone):
-    """Vision transformer whose output is a sequence: prefix tokens, then patches.
+    """Vision transformer whose output is a sequence: class token, registers, patches.
 
     Args:
         model: A vision model of transformers.
-        prefix: Number of tokens before the patches: class token and registers.
+        class_token: Whether the sequence begins with a class token.
         interpolate: Whether the model needs `interpolate_pos_encoding` to accept other input sizes.
     """
 
-    def __init__(self, model: Any, prefix: int, interpolate: bool) -> None:
+    def __init__(self, model: Any, class_token: bool = True, interpolate: bool = False) -> None:
         super().__init__(model)
-        self.prefix = prefix
+        self.prefix = int(class_token) + getattr(model.config, "num_register_tokens", 0)
         self._options = {"interpolate_pos_encoding": True} if interpolate else {}
 
     def forward(self, pixels: Tensor) -> TeacherFeatures:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,83 +25,37 @@ from vavae.teachers.tiny_vit import TinyViT
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture.
-
-    Attributes:
-        name: Name in messages.
-        model_types: Values of `model_type` in `config.json`.
-        model_class: Class of transformers that loads the model; empty for a model of our own.
-        wrap: Convert the loaded model to a backbone.
-        normalization: Used if the folder does not state its own.
-        input_size: Side that images are resized to by default; None takes it from `config.json`.
-        other_parts: Prefixes of weights that a full checkpoint has in addition to the vision model.
-        antialiased_positions: Whether the published system uses this family and resizes its position embeddings with
-            antialiasing.
-    """
+    """One architecture."""
 
     name: str
-    model_types: tuple[str, ...]
-    model_class: str
+    model_types: tuple[str, ...]  # values of `model_type` in `config.json`
+    model_class: str  # class of transformers that loads the model; empty for a model of our own
     wrap: Callable[[Any], Backbone]
-    normalization: Normalization
-    input_size: int | None = None
-    other_parts: tuple[str, ...] = ()
-    antialiased_positions: bool = False
+    normalization: Normalization  # if the folder does not state its own
+    input_size: int | None = None  # side that images are resized to by default; None takes it from `config.json`
+    other_parts: tuple[str, ...] = ()  # prefixes of weights that a full checkpoint has next to the vision model
+    antialiased_positions: bool = False  # whether the published system resizes position embeddings with antialiasing
 
 
-_CLIP_PARTS = (
-    "text_model.",
-    "text_projection.",
-    "visual_projection.",
-    "logit_",
-    "vision_model.embeddings.position_ids",
-)
+_CLIP_PARTS = ("text_", "visual_projection.", "logit_", "vision_model.embeddings.position_ids")
+_HEAD = ("classifier.",)
+_DINO_PARTS = (*_HEAD, "embeddings.mask_token")
 _SAM_PARTS = ("prompt_encoder.", "mask_decoder.", "shared_image_embedding.")
+_REGISTERS = ("dinov2_with_registers",)
+_SIGLIP2_TYPES = ("siglip2", "siglip2_vision_model")
+_CLIP_BACKBONE = partial(TokenBackbone, interpolate=True)
+_SIGLIP_BACKBONE = partial(TokenBackbone, class_token=False, interpolate=True)
 
-
-def _with_class_token(model: Any) -> Backbone:
-    return TokenBackbone(model, prefix=1, interpolate=False)
-
-
-def _with_registers(model: Any) -> Backbone:
-    return TokenBackbone(model, prefix=1 + model.config.num_register_tokens, interpolate=False)
-
-
-def _clip(model: Any) -> Backbone:
-    return TokenBackbone(model, prefix=1, interpolate=True)
-
-
-def _siglip(model: Any) -> Backbone:
-    return TokenBackbone(model, prefix=0, interpolate=True)
-
-
-_DINO_PARTS = ("classifier.", "embeddings.mask_token")
 FAMILIES: tuple[Family, ...] = (
-    Family("DINOv2", ("dinov2",), "Dinov2Model", _with_class_token, IMAGENET, 224, _DINO_PARTS, True),
-    Family(
-        "DINOv2 with registers",
-        ("dinov2_with_registers",),
-        "Dinov2WithRegistersModel",
-        _with_registers,
-        IMAGENET,
-        224,
-        ("classifier.",),
-    ),
-    Family("DINOv3", ("dinov3_vit",), "DINOv3ViTModel", _with_registers, IMAGENET, 256),
+    Family("DINOv2", ("dinov2",), "Dinov2Model", TokenBackbone, IMAGENET, 224, _DINO_PARTS, True),
+    Family("DINOv2 with registers", _REGISTERS, "Dinov2WithRegistersModel", TokenBackbone, IMAGENET, 224, _HEAD),
+    Family("DINOv3", ("dinov3_vit",), "DINOv3ViTModel", TokenBackbone, IMAGENET, 256),
     Family("MAE", ("vit_mae",), "ViTMAEModel", MaskedAutoencoderBackbone, IMAGENET, None, ("decoder.",), True),
-    Family("CLIP", ("clip", "clip_vision_model"), "CLIPVisionModel", _clip, CLIP, None, _CLIP_PARTS),
-    Family("SigLIP", ("siglip", "siglip_vision_model"), "SiglipVisionModel", _siglip, HALF, None, _CLIP_PARTS),
-    Family(
-        "SigLIP 2 naflex",
-        ("siglip2", "siglip2_vision_model"),
-        "Siglip2VisionModel",
-        NaflexBackbone,
-        HALF,
-        256,
-        _CLIP_PARTS,
-    ),
+    Family("CLIP", ("clip", "clip_vision_model"), "CLIPVisionModel", _CLIP_BACKBONE, CLIP, None, _CLIP_PARTS),
+    Family("SigLIP", ("siglip", "siglip_vision_model"), "SiglipVisionModel", _SIGLIP_BACKBONE, HALF, None, _CLIP_PARTS),
+    Family("SigLIP 2 naflex", _SIGLIP2_TYPES, "Siglip2VisionModel", NaflexBackbone, HALF, 256, _CLIP_PARTS),
     Family("SAM", ("sam", "sam_vision_model"), "SamVisionModel", SamBackbone, IMAGENET, None, _SAM_PARTS),
-    Family("ResNet", ("resnet",), "ResNetModel", ResNetBackbone, IMAGENET, 224, ("classifier.",)),
+    Family("ResNet", ("resnet",), "ResNetModel", ResNetBackbone, IMAGENET, 224, _HEAD),
     Family("MobileSAM", ("mobile_sam",), "", TinyViTBackbone, IMAGENET, 1024),
 )
 

@@ -18,27 +18,16 @@ from vavae.teachers.families import Family, detect_family, load_backbone, read_j
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """A teacher with a name.
-
-    Attributes:
-        name: Short name.
-        source: Model of the hub (`owner/name`), or asset.
-        width: Channels of its features.
-        patch: Side in pixels of the patch of one feature.
-        input_size: Side that images are resized to by default.
-        normalization: Statistics of its input.
-        license: License of the weights.
-        note: Remark for readers of results; often empty.
-    """
+    """A teacher with a short name."""
 
     name: str
-    source: str
-    width: int
-    patch: int
-    input_size: int
+    source: str  # model of the hub (`owner/name`), or asset
+    width: int  # channels of its features
+    patch: int  # side in pixels of the patch of one feature
+    input_size: int  # side that images are resized to by default
     normalization: Normalization
-    license: str
-    note: str = ""
+    license: str  # of the weights
+    note: str = ""  # remark for readers of results
 
 
 _DINOV3 = (("s16", 384), ("s16plus", 384), ("b16", 768), ("l16", 1024), ("h16plus", 1280), ("7b16", 4096))
