@@ -113,7 +113,7 @@ def test_equal_names_in_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         images = WebDatasetImages("a.tar", cache=tmp_path / "cache")
         assert [images.label(i) for i in range(2)] == labels
     monkeypatch.chdir(tmp_path)
-    assert np.array_equal(np.asarray(images.image(1)), picture(1))  # a relative name stays in the folder where it was opened
+    assert np.array_equal(np.asarray(images.image(1)), picture(1))  # the name stays relative to its folder
 
 
 @pytest.mark.parametrize("with_etag", [True, False])

@@ -53,7 +53,7 @@ class Shard:
     count: int
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Image indices in batches of at most `batch_size`, (B,) int64 each."""
+        """Return image indices in batches of at most `batch_size`, (B,) int64 each."""
         return iter(torch.arange(self.first, self.first + self.count).split(batch_size))
 
 

@@ -385,7 +385,7 @@ class ResidentLatents:
         return len(self.labels)
 
     def get(self, indices: Tensor, flip_mask: Tensor | None = None, normalize: bool = True) -> tuple[Tensor, Tensor]:
-        """See `LatentDataset.get`; results are on the device."""
+        """Return latents and labels as `LatentDataset.get` does, on the device."""
         indices = indices.to(self.labels.device)
         latents = self.latents[indices].to(torch.float32)
         if flip_mask is not None:

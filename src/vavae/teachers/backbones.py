@@ -11,7 +11,7 @@ from vavae.teachers.tiny_vit import TinyViT
 
 
 def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, h·w, D) patch tokens, row by row -> (B, D, h, w)."""
+    """Arrange patch tokens (B, h·w, D), row by row, as a grid (B, D, h, w)."""
     batch, _, width = tokens.shape
     return tokens.transpose(1, 2).reshape(batch, width, *size)
 
