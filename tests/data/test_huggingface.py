@@ -77,9 +77,7 @@ def test_hub_labels_must_be_class_numbers(labels: list[object], tmp_path: Path) 
     rows = {"picture": [{"bytes": png(n), "path": None} for n in range(2)], "label": labels}
     made = datasets.Dataset.from_dict(rows).cast_column("picture", datasets.Image())
     made.save_to_disk(str(tmp_path / "set"))
-    with pytest.raises(
-        UserError, match=r"label of the train part of .*set: row \d: its label must be a whole number"
-    ):
+    with pytest.raises(UserError, match=r"label of the train part of .*set: row \d: its label must be a whole number"):
         open_images(f"hf:{tmp_path / 'set'}")
 
 

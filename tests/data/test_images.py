@@ -71,7 +71,9 @@ def test_open_reports_and_records_images(tmp_path: Path, capsys: pytest.CaptureF
     (folder / "c0/notes.txt").write_text("x")
     ImagesConfig(str(folder), 16, limit=4).open("train", tmp_path)
     printed = " ".join(capsys.readouterr().out.split())
-    assert printed.startswith(f"images: 4 in 2 classes (c0, c1) from folder {folder}; passed over: 1 .txt, 1 unreadable")
+    assert printed.startswith(
+        f"images: 4 in 2 classes (c0, c1) from folder {folder}; passed over: 1 .txt, 1 unreadable"
+    )
     assert f"unreadable: {folder}/c0/01.png: not an image (unreadable.txt lists all)" in printed
     assert printed.endswith("4 of 9 images, by data.limit")
     ImagesConfig(str(folder), 16).open("test", tmp_path, "validation")

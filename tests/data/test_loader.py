@@ -70,7 +70,7 @@ def test_loader_keeps_order_and_resumes(workers):
         time.sleep(0.002 * float(batch[0] % 3))  # later batches may be ready earlier
         return batch * 10
 
-    with BatchLoader(IndexStream(21, 5), load, 4, workers=workers, prefetch=5) as loader:
+    with BatchLoader(IndexStream(21, 5), load, 4, workers=workers) as loader:
         run = [next(loader) for _ in range(12)]
     assert [batch.position for batch in run] == list(range(0, 48, 4))
     assert all(torch.equal(batch.data, batch.indices * 10) for batch in run)
@@ -79,19 +79,19 @@ def test_loader_keeps_order_and_resumes(workers):
             assert torch.equal(before.indices, after.indices) and torch.equal(before.positions, after.positions)
 
 
-def test_loader_prefetches_as_many_as_asked():
+def test_loader_prefetches_four_batches():
     started: list[int] = []
 
     def load(batch: torch.Tensor, positions: torch.Tensor) -> None:
         started.append(int(positions[0]))
 
-    with BatchLoader(IndexStream(100, 0), load, 2, workers=2, prefetch=3) as loader:
+    with BatchLoader(IndexStream(100, 0), load, 2, workers=2) as loader:
         next(loader)
         deadline = time.monotonic() + 5
-        while len(started) < 3 and time.monotonic() < deadline:
+        while len(started) < 4 and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.01)
-        assert sorted(started) == [0, 2, 4]
+        assert sorted(started) == [0, 2, 4, 6]
 
 
 def test_loader_raises_errors_and_stops_threads():

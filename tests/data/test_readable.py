@@ -84,9 +84,7 @@ def test_any_decoder_error_means_unreadable(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
-def test_inaccessible_files_are_not_cached(
-    number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_inaccessible_files_are_not_cached(number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for n in range(4):
         PICTURE.save(tmp_path / f"{n}.png")
     monkeypatch.setattr(readable_module, "_WORTH_KEEPING", 3)
@@ -254,9 +252,7 @@ def gray(file_format: str, bits: int, dtype: str = "uint16") -> io.BytesIO:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_dark_gray_warns(
-    file_format: str, first_dark: None, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_dark_gray_warns(file_format: str, first_dark: None, caplog: pytest.LogCaptureFixture) -> None:
     assert np.asarray(read_rgb(gray(file_format, 12))).max() == 15
     read_rgb(gray(file_format, 10))
     (record,) = caplog.records  # one for the whole process

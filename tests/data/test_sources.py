@@ -149,9 +149,7 @@ def test_large_folder_is_checked_once(tmp_path, monkeypatch):
     paths[1].write_bytes(paths[1].read_bytes()[:200])
     looked_at = []
     original = readable.image_error
-    monkeypatch.setattr(
-        "vavae.data.folders.image_error", lambda path, *_: looked_at.append(path) or original(path)
-    )
+    monkeypatch.setattr("vavae.data.folders.image_error", lambda path, *_: looked_at.append(path) or original(path))
     for _ in range(2):
         source = FolderImages(tmp_path / "images")
         assert [path.name for path in source.paths] == ["0.png", "2.png", "3.png"]

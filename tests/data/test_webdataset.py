@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from picture_files import labeled, picture, png, write_tar
+from PIL import Image
 
 from vavae.cli import run
 from vavae.data import ImageSource, ReadOptions, open_images
@@ -117,7 +117,9 @@ def test_equal_names_in_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("with_etag", [True, False])
-def test_changed_remote_shard_is_indexed_again(with_etag: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_remote_shard_is_indexed_again(
+    with_etag: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the ETag of its store, or by its first bytes if the store gives only a size."""
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -270,7 +272,10 @@ def test_plain_image_name_wins(tmp_path: Path) -> None:
         ([*labeled([1]), ("x/7.png", png(7))], r"x/7\.png has no label, and .*0\.png has one"),
         ([("1.png", png(1)), ("2.png", png(2)), ("1.cls", b"1")], r"1\.png has no label, and .*: 1 \(it has no image"),
         ([("1.png", png(1)), ("1.json", b"[3]")], r"1\.json: must hold an object with a label"),
-        ([("1.png", png(1)), ("1.json", b'{"label": null}')], r"1\.json: its label must be a whole number from 0 to 999,999, got None"),
+        (
+            [("1.png", png(1)), ("1.json", b'{"label": null}')],
+            r"1\.json: its label must be a whole number from 0 to 999,999, got None",
+        ),
         ([("1.png", png(1)), ("1.json", b'{"label": "cat"}')], r"1\.json: its label must be .*, got 'cat'"),
         ([("1.png", png(1)), ("1.json", b'{"label": 1.5}')], r"1\.json: its label must be .*, got 1\.5"),
         ([("1.png", png(1)), ("1.json", b"{")], r"1\.json: "),

@@ -123,6 +123,10 @@ class MappedShard:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def kind(self) -> tuple[object, ...]:
+        """Return shape and type of the latents, and whether there are mirrored ones; equal in all shards of a folder."""
+        return self.latents.shape[1:], self.latents.dtype, self.flipped is None
+
     def sha256(self) -> str:
         """Read all tensors and return the shard's `content_sha256`."""
         flipped = {} if self.flipped is None else {"latents_flip": self.flipped}
@@ -196,9 +200,8 @@ class LatentDataset:
         first = self._shards[0]
         if not self._records and first.metadata.get("format") == FORMAT:
             raise UserError(f"{self.folder} was not encoded to its end: run the encoder again")
-        for shard in self._shards[1:]:
-            same = shard.latents.shape[1:] == first.latents.shape[1:] and shard.latents.dtype == first.latents.dtype
-            if not same or (shard.flipped is None) != (first.flipped is None):
+        for shard in self._shards:
+            if shard.kind() != first.kind():
                 raise UserError(f"latent shard {shard.path} differs in shape or type from {first.path.name}")
         for shard, record in zip(self._shards, self._records, strict=False):
             if len(shard) != record.count:

@@ -116,25 +116,17 @@ class BatchLoader(Generic[T]):
         stream: The data order; loading begins at `stream.start`.
         load: (indices, positions) -> data; called from several threads at once.
         batch_size: Size of a batch over all processes.
-        workers: Number of threads; 0 loads in the calling thread.
-        prefetch: Number of batches that are ready or being loaded, at least 1; None means 4, or one per worker if more.
+        workers: Number of threads; 0 loads in the calling thread. Four batches are ready or being loaded, or one per
+            thread if there are more.
     """
 
     def __init__(
-        self,
-        stream: IndexStream,
-        load: Callable[[Tensor, Tensor], T],
-        batch_size: int,
-        workers: int = 2,
-        prefetch: int | None = None,
+        self, stream: IndexStream, load: Callable[[Tensor, Tensor], T], batch_size: int, workers: int = 2
     ) -> None:
-        prefetch = max(4, workers) if prefetch is None else prefetch
-        if workers < 0 or prefetch < 1:
-            raise ValueError(f"workers {workers}, prefetch {prefetch}")
         stream.batch(stream.start, batch_size)  # raises for a bad batch size here, not in a thread
         positions = itertools.count(stream.start, batch_size)
         batches = zip(positions, stream.batches(batch_size), strict=False)
-        self._loaded = loaded_ahead(batches, lambda batch: load(*batch[1]), workers, prefetch - 1)
+        self._loaded = loaded_ahead(batches, lambda batch: load(*batch[1]), workers, max(4, workers) - 1)
 
     def __iter__(self) -> Iterator[Batch[T]]:
         return self

@@ -31,8 +31,8 @@ def expand_shards(spec: str) -> list[str]:
     """Return the addresses that match patterns, sorted for each pattern.
 
     Args:
-        spec: Patterns, joined by `::`: paths or addresses that fsspec opens, with `{000..123}` for ranges, `{a,b}` for choices,
-            `*`, `?` and `[0-9]` as in a shell, or folders of tar files.
+        spec: Patterns, joined by `::`: paths or addresses that fsspec opens, with `{000..123}` for ranges, `{a,b}` for
+            choices, `*`, `?` and `[0-9]` as in a shell, or folders of tar files.
 
     Raises:
         UserError: A pattern matches nothing, or its store cannot be read.

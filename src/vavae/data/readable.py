@@ -60,19 +60,11 @@ _DARK_SEEN = threading.Event()
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a source reads its images.
+    """How a source reads its images. `vavae.data.images.ImagesConfig` explains the other options.
 
     Attributes:
-        check: "decode" decodes every image once when the source is opened, which finds truncated files. "header"
-            reads only the beginnings, for sets of millions that are known to be sound; a truncated image then
-            raises UserError when it is used.
         unreadable_list: File for the names of unreadable images and the reasons, one per line, tab-separated. It is
             not written if all images can be read.
-        image_column: Column of the images in Hugging Face sets, or part of their ending in shards; None searches.
-        label_column: Column of the labels, or in shards part of their ending or their key in JSON; "none" takes no
-            labels, None searches.
-        gray_range: The gray values that become black and white, for gray images of 16 bits or of 32-bit numbers.
-            Without it, 16-bit values keep their high byte and images of 32-bit numbers are unreadable.
     """
 
     check: Literal["decode", "header"] = "decode"
