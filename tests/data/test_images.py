@@ -14,6 +14,7 @@ from PIL import Image
 
 from vavae.cli import run
 from vavae.config import to_plain
+from vavae.data import DemoImages
 from vavae.data.images import ImagesConfig, Selection, class_balanced, printed_once
 from vavae.errors import UserError
 
@@ -126,7 +127,7 @@ def test_class_balanced_alternates() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=20))
 def test_selection_has_the_chosen_images(indices: list[int]) -> None:
-    source = ImagesConfig("demo", 32).open("test")
+    source = DemoImages("test")
     chosen = Selection(source, np.array(indices))
     assert [chosen.label(i) for i in range(len(chosen))] == [source.label(i) for i in indices]
     assert np.array_equal(np.asarray(chosen.image(0)), np.asarray(source.image(indices[0])))

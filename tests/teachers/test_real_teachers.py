@@ -78,8 +78,8 @@ def _nearest_class_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, t
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "least"), [("dinov2-small-focus", 84, 0.3), ("resnet50", 64, 0.5)])
 def test_features_separate_real_classes(name: str, size: int, least: float) -> None:
-    train, train_labels = _real_images("train", 120)
-    test, test_labels = _real_images("test", 60)
+    train, train_labels = _real_images("train", 200)
+    test, test_labels = _real_images("test", 100)
     teacher = load_teacher(name, input_size=size)
     features = [teacher(images).grid.mean((2, 3)) for images in (train, test)]
     accuracy = _nearest_class_accuracy(features[0], train_labels, features[1], test_labels)
