@@ -28,7 +28,7 @@ from vavae.data import DemoImages
 from vavae.data.images import Selection, class_balanced
 from vavae.evaluation import features as evaluate_store
 from vavae.evaluation.features import BlockStore, extract
-from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
+from vavae.evaluation.images import generated_images, source_images
 from vavae.io.files import written_whole
 from vavae.metrics import RunningMoments, kernel_distance, load_feature_network
 from vavae.models import Generator
@@ -93,7 +93,7 @@ def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) 
     labels = choose_labels(count, generator.num_classes, "balanced", 0)
     for scale, channels in _SETTINGS:
         sampling = replace(generator.sampling, guidance_scale=scale, guidance_channels=channels)
-        blocks = GeneratorBlocks(generator, labels, 0, sampling, "fp32", fingerprint)
+        blocks = generated_images(generator, labels, 0, sampling, "fp32", fingerprint)
         features = extract(blocks, [network], store, 10, World(), f"scale {scale}, channels {channels or 'all'}")
         name = f"scale {scale:g}, {channels or 'all'} channels" if scale != 1 else "none (scale 1)"
         found[name] = distance(features["inception"].all(), test)
@@ -189,7 +189,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[tuple[str, object]]:
         if split == "train":
             labels = torch.tensor([chosen.label(i) for i in range(len(chosen))])
         networks = [load_feature_network(name) for name in _RESIZES]
-        stored = extract(SourceBlocks(chosen, 32), networks, store, 10, World(), f"{split} images")
+        stored = extract(source_images(chosen, 32), networks, store, 10, World(), f"{split} images")
         features |= {(name, split): stored[name].all() for name in _RESIZES}
     train, test = features["inception", "train"], features["inception", "test"]
     half = arguments.count // 2

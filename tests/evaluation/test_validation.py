@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from measured_runs import colours, measured_tokenizer_recipe, moments, tiny_network
+from measured_runs import colors, measured_tokenizer_recipe, moments, tiny_network
 from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
 from torch import Tensor
 
@@ -98,7 +98,7 @@ def test_a_distance_that_takes_too_much_memory_is_measured_in_smaller_parts(
         sizes.append(len(pixels))
         if len(pixels) > room:
             raise torch.OutOfMemoryError("no room")
-        return colours(pixels)
+        return colors(pixels)
 
     def network(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
         return FeatureNetwork(name, "none", torch.device(device), small)

@@ -21,16 +21,16 @@ def inception(monkeypatch):
     return load_feature_network("inception")
 
 
-class ColourTeacher:
-    """A stand-in teacher: its pooled feature is the mean colour, its grid the 2 x 2 mean colours."""
+class ColorTeacher:
+    """A stand-in teacher: its pooled feature is the mean color, its grid the 2 x 2 mean colors."""
 
     def __init__(self, pools: bool) -> None:
         self.pools = pools
 
     def fingerprint(self) -> str:
-        return "colours"
+        return "colors"
 
-    def to(self, device: torch.device) -> "ColourTeacher":
+    def to(self, device: torch.device) -> "ColorTeacher":
         return self
 
     def __call__(self, images: torch.Tensor) -> TeacherFeatures:
@@ -68,18 +68,18 @@ def test_fingerprint_is_of_the_weights(inception, monkeypatch):
 def test_teachers_give_their_pooled_feature(monkeypatch, pools):
     asked = []
 
-    def load(name: str, *, input_size: int | None = None) -> ColourTeacher:
+    def load(name: str, *, input_size: int | None = None) -> ColorTeacher:
         asked.append((name, input_size))
-        return ColourTeacher(pools)
+        return ColorTeacher(pools)
 
     monkeypatch.setattr("vavae.teachers.load_teacher", load)
-    network = load_feature_network("teacher:colours")
+    network = load_feature_network("teacher:colors")
     expected = to_tensor(PIXELS).mean(dim=(2, 3)) * (10 if pools else 1)
     torch.testing.assert_close(torch.cat([network(part) for part in PIXELS.split(3)]), expected)
-    assert network.fingerprint == "colours" and network.name == "teacher:colours"
-    assert load_feature_network("teacher:colours@112").name == "teacher:colours@112"
+    assert network.fingerprint == "colors" and network.name == "teacher:colors"
+    assert load_feature_network("teacher:colors@112").name == "teacher:colors@112"
     load_feature_network("teacher:owner/name@main")
-    assert asked == [("colours", None), ("colours", 112), ("owner/name@main", None)]
+    assert asked == [("colors", None), ("colors", 112), ("owner/name@main", None)]
 
 
 def test_unknown_networks_and_no_images_are_refused(inception):

@@ -12,7 +12,7 @@ from vavae.metrics import FeatureNetwork, RunningMoments
 from vavae.stages import train_tokenizer
 
 
-def colours(pixels: Tensor) -> Tensor:
+def colors(pixels: Tensor) -> Tensor:
     """Mean and deviation of each channel, in place of a network."""
     wide = pixels.double().flatten(1, 2)
     return torch.cat([wide.mean(1), wide.std(1)], 1).float()
@@ -20,7 +20,7 @@ def colours(pixels: Tensor) -> Tensor:
 
 def moments(pixels: Tensor) -> RunningMoments:
     found = RunningMoments(6)
-    found.update(colours(pixels))
+    found.update(colors(pixels))
     return found
 
 
@@ -30,4 +30,4 @@ def measured_tokenizer_recipe(folder: Path) -> train_tokenizer.Config:
 
 
 def tiny_network(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
-    return FeatureNetwork(name, "none", torch.device(device), colours)
+    return FeatureNetwork(name, "none", torch.device(device), colors)

@@ -2,52 +2,17 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vavae.config.image_size import Size
-from vavae.data import to_tensor
-from vavae.device import InferencePrecision
 from vavae.errors import UserError
 from vavae.io.files import written_whole
-from vavae.metrics import (
-    Convention,
-    MeasurementProtocol,
-    MetricRecord,
-    Uniformity,
-    cknna,
-    distance_matrix_similarity,
-    knn_accuracy,
-    latent_uniformity,
-    linear_probe,
-    mapped_cosine,
-)
-from vavae.models import Generator, SamplingConfig
-from vavae.models.sampling import draw
-from vavae.progress import track
-from vavae.teachers import Teacher
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedImages:
-    """Images with their latents.
-
-    Attributes:
-        pixels: (N, H, W, 3) uint8.
-        latents: (N, C, h, w) normalized posterior means, float32.
-        labels: (N,) int64.
-    """
-
-    pixels: Tensor
-    latents: Tensor
-    labels: Tensor
-
+from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, Uniformity, latent_uniformity
+from vavae.models import SamplingConfig
 
 _FIDELITY = {
     "psnr": ("PSNR", "dB", True, None),
@@ -68,7 +33,7 @@ def _preprocessing(convention: Convention, size: Size | None) -> str:
 def fidelity_records(
     means: Mapping[str, float],
     protocol: MeasurementProtocol,
-    intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    intervals: Mapping[str, tuple[float, float]],
 ) -> list[MetricRecord]:
     """Return records of the means of `vavae.metrics.fidelity`, in the convention of the protocol."""
     assert protocol.convention is not None
@@ -79,36 +44,6 @@ def fidelity_records(
             own = replace(protocol, feature_network=network)
             records.append(MetricRecord(name, means[key], own, unit, higher, interval=intervals.get(key)))
     return records
-
-
-def probe_records(train: EncodedImages, test: EncodedImages, protocol: MeasurementProtocol) -> list[MetricRecord]:
-    """Measure linear probe and k-NN on flattened latents; return nothing if there is only one class."""
-    if len(train.labels.unique()) < 2:
-        return []
-    protocol = replace(protocol, reference_samples=len(train.labels), reference="training images")
-    arguments = (train.latents, train.labels, test.latents, test.labels)
-    return [
-        MetricRecord("linear probe", linear_probe(*arguments), protocol, higher_is_better=True),
-        MetricRecord("k-NN accuracy (k = 20)", knn_accuracy(*arguments), protocol, higher_is_better=True),
-    ]
-
-
-def alignment_records(
-    latents: Tensor, features: Tensor, pooled: Tensor, teacher: Teacher, protocol: MeasurementProtocol
-) -> list[MetricRecord]:
-    """Measure how latents (N, C, h, w) agree with a teacher's grid (N, D, h, w) and pooled features (N, D')."""
-    protocol = replace(protocol, feature_network=teacher.name, feature_network_hash=teacher.fingerprint())
-    rows = [
-        ("alignment: cosine after the best linear map", mapped_cosine(latents, features), True),
-        (
-            "alignment: distance-matrix difference",
-            float(distance_matrix_similarity(latents, features).mean()),
-            False,
-        ),
-    ]
-    if len(latents) > 10:
-        rows.append(("alignment: CKNNA (k = 10)", cknna(latents, pooled), True))
-    return [MetricRecord(name, value, protocol, higher_is_better=higher) for name, value, higher in rows]
 
 
 def uniformity_records(points: np.ndarray | Uniformity, protocol: MeasurementProtocol) -> list[MetricRecord]:
@@ -136,38 +71,6 @@ def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_pro
         guidance_channels=sampling.guidance_channels if guided else None,
         seed=seed,
     )
-
-
-def drawn_pixels(
-    generator: Generator,
-    labels: Sequence[int],
-    seed: int,
-    sampling: SamplingConfig,
-    batch_size: int,
-    precision: InferencePrecision,
-) -> Iterator[Tensor]:
-    """Yield the samples of these labels as pixels, in order, with a progress bar."""
-    with track("sampling", len(labels), "images") as bar:
-        for indices in torch.arange(len(labels)).split(batch_size):
-            numbers = indices.tolist()
-            pixels = draw(generator, [labels[i] for i in numbers], numbers, seed, sampling, precision)
-            yield torch.from_numpy(pixels)
-            bar.advance(len(numbers))
-
-
-def teacher_features(teacher: Teacher, pixels: Tensor, grid: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor]:
-    """Return a teacher's grids (N, D, h, w), resampled to `grid`, and pooled features (N, D') of pixels."""
-    from vavae.teachers import resample_grid
-
-    device = next(teacher.parameters()).device
-    grids, pooled = [], []
-    with track(f"features of {teacher.name}", len(pixels), "images") as bar:
-        for part in pixels.split(batch_size):
-            found = teacher(to_tensor(part).to(device))
-            grids.append(resample_grid(found.grid, grid).cpu())
-            pooled.append((found.grid.mean((2, 3)) if found.pooled is None else found.pooled).cpu())
-            bar.advance(len(part))
-    return torch.cat(grids), torch.cat(pooled)
 
 
 def check_writable(key: str, path: str | Path, folder: bool = False) -> None:
