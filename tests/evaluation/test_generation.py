@@ -60,9 +60,7 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [*given, "--device", "cpu", "--output", str(tmp_path / "result.json")]
 
 
-def test_assumed_network_is_printed(
-    samples: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_assumed_network_is_printed(samples: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = str(tmp_path / "ref.npz")
     np.savez(reference, **PLAIN)  # type: ignore[arg-type]
     assert run([*samples, "--reference", reference, "--network", "inception-pytorch-fid"]) == 0

@@ -1,4 +1,4 @@
-"""Feature networks by name, with weights that need not be fetched."""
+"""Feature networks by name, with weights made by a rule."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def inception(monkeypatch):
 
 
 class ColorTeacher:
-    """A stand-in teacher: its pooled feature is the mean color, its grid the 2 x 2 mean colors."""
+    """A stand-in teacher. Its pooled feature is the mean color, its grid the mean colors of four quarters."""
 
     def __init__(self, pools: bool) -> None:
         self.pools = pools
@@ -45,7 +45,7 @@ def test_features_keep_order_and_ignore_batching(inception):
     torch.testing.assert_close(split, whole, rtol=0, atol=1e-5)
 
 
-def test_moments_are_those_of_the_features(inception):
+def test_moments_of_features(inception):
     features = torch.cat([inception(part) for part in PIXELS[:6].split(4)])
     expected = RunningMoments(2048)
     expected.update(features)
@@ -55,7 +55,7 @@ def test_moments_are_those_of_the_features(inception):
     torch.testing.assert_close(found.covariance, expected.covariance, rtol=0, atol=1e-9)
 
 
-def test_fingerprint_is_of_the_weights(inception, monkeypatch):
+def test_fingerprint_depends_on_weights(inception, monkeypatch):
     assert len(inception.fingerprint) == 64
     assert load_feature_network("inception").fingerprint == inception.fingerprint
     weights = inception_rule_weights(inception_shapes())
@@ -65,7 +65,7 @@ def test_fingerprint_is_of_the_weights(inception, monkeypatch):
 
 
 @pytest.mark.parametrize("pools", [True, False])
-def test_teachers_give_their_pooled_feature(monkeypatch, pools):
+def test_teachers_return_pooled_features(monkeypatch, pools):
     asked = []
 
     def load(name: str, *, input_size: int | None = None) -> ColorTeacher:
@@ -82,14 +82,14 @@ def test_teachers_give_their_pooled_feature(monkeypatch, pools):
     assert asked == [("colors", None), ("colors", 112), ("owner/name@main", None)]
 
 
-def test_unknown_networks_and_no_images_are_refused(inception):
+def test_unknown_network_and_empty_set_are_refused(inception):
     with pytest.raises(UserError, match="unknown feature network"):
         load_feature_network("vgg")
-    with pytest.raises(UserError, match="no images"):
+    with pytest.raises(UserError, match="at least one image is needed"):
         feature_moments(inception, [])
 
 
-def test_inception_is_frozen(inception):
-    network = inception.compute
-    assert isinstance(network, FIDInception) and not network.training
+def test_inception_is_frozen():
+    network = FIDInception.from_weights(inception_rule_weights(inception_shapes()))
+    assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())

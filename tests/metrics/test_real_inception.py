@@ -24,16 +24,16 @@ def distance(train: torch.Tensor, test: torch.Tensor) -> float:
     return moments[0].distance(moments[1])
 
 
-def test_stored_features_give_the_stored_distance():
-    """Twelve images a side in 2048 dimensions, against singular values without any covariance."""
+def test_distance_of_stored_features():
+    """The stored distance of twelve images each, in 2048 dimensions, comes from singular values without covariances."""
     assert hashlib.sha256(FILE.read_bytes()).hexdigest() == SHA256
     stored = load_file(FILE)
     assert distance(stored["train"], stored["test"]) == pytest.approx(float(stored["distance"]), rel=1e-6)
-    # The first two test images are those whose features the original archive computed.
+    # The original archive computed the features of the first two test images.
     torch.testing.assert_close(stored["test"][:2], ARCHIVE, rtol=0, atol=1e-4)
 
 
-def test_the_network_gives_the_stored_features(fid_weights):
+def test_network_gives_stored_features(fid_weights):
     network = FIDInception.from_weights(fid_weights)
     stored = load_file(FILE)
     fresh = {

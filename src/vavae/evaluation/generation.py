@@ -19,11 +19,11 @@ from vavae.evaluation.images import npz_images
 from vavae.io.files import written_whole
 from vavae.metrics import (
     FeatureNetwork,
-    InceptionScore,
     MeasurementProtocol,
     MetricRecord,
     RunningMoments,
     bootstrap_interval,
+    inception_score,
     kernel_distance,
     moments_of,
     precision_recall,
@@ -314,10 +314,8 @@ def generation_records(
         if "sfid" in measuring.metrics and "spatial" in features.parts and reference.moments(name, "spatial"):
             yield _distance(features, reference, own, measuring, "spatial")
         if "inception_score" in measuring.metrics and "logits" in features.parts:
-            score = InceptionScore()
-            for logits in features.blocks("logits"):
-                score.update(logits)
-            yield MetricRecord("Inception Score", score.compute(), replace(own, reference=None), higher_is_better=True)
+            score = inception_score(features.blocks("logits"))
+            yield MetricRecord("Inception Score", score, replace(own, reference=None), higher_is_better=True)
     if real is not None and distances:
         yield _ratio(distances, real, reference, measuring)
     for name, features in samples.items():

@@ -75,7 +75,7 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
         device: Device of the network.
 
     Raises:
-        UserError: There is no such network, or its weights cannot be loaded.
+        UserError: The name is unknown, or the weights cannot be loaded.
     """
     device = torch.device(device)
     kind, _, file = name.partition(":")
@@ -127,7 +127,7 @@ def moments_of(features: Iterable[Tensor]) -> RunningMoments:
     """Compute mean and covariance of features that come in parts, (B, d) each.
 
     Raises:
-        UserError: There are no features.
+        UserError: `features` is empty.
     """
     moments: RunningMoments | None = None
     for part in features:
@@ -135,5 +135,5 @@ def moments_of(features: Iterable[Tensor]) -> RunningMoments:
             moments = RunningMoments(part.shape[1])
         moments.update(part)
     if moments is None:
-        raise UserError("there are no images to compute features of")
+        raise UserError("at least one image is needed to compute features, got none")
     return moments
