@@ -124,11 +124,15 @@ def test_zeroed_features_are_damage(tmp_path):
     (file,) = tmp_path.rglob("*.safetensors")
     whole = file.read_bytes()
     file.write_bytes(whole[:-200] + bytes(200))
-    with pytest.raises(UserError, match=rf"{file.name}: stored features are damaged \(not what was written\)"):
+    with pytest.raises(
+        UserError, match=rf"{file.name}: stored features are damaged \(its content does not match its hash\)"
+    ):
         found.all()
     file.write_bytes(whole)
     save_file({"pool": found.all()}, file)
-    with pytest.raises(UserError, match=rf"{file.name}: stored features are damaged \(not what was written\)"):
+    with pytest.raises(
+        UserError, match=rf"{file.name}: stored features are damaged \(its content does not match its hash\)"
+    ):
         found.all()
 
 

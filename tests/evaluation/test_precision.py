@@ -27,8 +27,8 @@ def test_records_name_the_precision(tmp_path):
 
     def measured(precision):
         config = evaluate.Config(
-            "generator", [str(tmp_path / "generator")], ImagesConfig("demo", 32, limit=30), network="inception",
-            count=30, steps=3, metrics=["frechet"], features=str(tmp_path / "features"), device="cpu",
+            "generator", [str(tmp_path / "generator")], ImagesConfig("demo", 32, limit=4), network="inception",
+            count=4, steps=3, metrics=["frechet"], features=str(tmp_path / "features"), device="cpu",
             precision=precision,
         )  # fmt: skip
         (record,) = evaluate.run(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluate_models import BLOCK, color_network, make_tokenizer, use_colors
+from evaluate_models import color_network, make_tokenizer, use_colors
 from PIL import Image
 
 from vavae.cli import run
@@ -18,7 +18,7 @@ from vavae.evaluation.reconstruction import EvaluationContext, Reconstructions
 from vavae.metrics import Convention
 from vavae.training.parallel import World
 
-COUNT = 60  # a block and a half
+BLOCK, COUNT = 8, 12  # a block and a half
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reconstruct(folder: Path, *arguments: str) -> int:
-    given = ["--data.size", "32", "--data.limit", str(COUNT), "--latents", "20", "--tsne_seeds", "0", "--device", "cpu"]
+    given = ["--data.size", "32", "--data.limit", str(COUNT), "--latents", "8", "--tsne_seeds", "0", "--device", "cpu"]
     given += ["--features", str(folder / "features"), "--reconstructions", str(folder / "images")]
     return run(["evaluate", "tokenizer", str(folder / "tokenizer"), *given, *arguments])
 
@@ -38,24 +38,24 @@ def test_reconstructions_are_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     assert reconstruct(tmp_path) == 0
     source = ImagesConfig("demo", 32, limit=COUNT).open("test")
-    pixels = torch.stack([torch.from_numpy(np.array(source.image(i))) for i in (0, 59)])
+    pixels = torch.stack([torch.from_numpy(np.array(source.image(i))) for i in (0, COUNT - 1)])
     expected = to_uint8(tokenizer.decode(tokenizer.encode(to_tensor(pixels)))).numpy().astype(int)
     for convention in ("strict", "published"):
         files = sorted((tmp_path / "images" / convention).glob("*.png"))
         assert [path.name for path in files] == [f"{i:06d}.png" for i in range(COUNT)]
     strict = tmp_path / "images/strict"
-    for i, image in zip((0, 59), expected, strict=True):
+    for i, image in zip((0, COUNT - 1), expected, strict=True):
         assert np.abs(np.asarray(Image.open(strict / f"{i:06d}.png")) - image).max() <= 1
     # The same command writes an image that a killed call did not, though the features are stored.
-    (strict / "000059.png").unlink()
+    (strict / "000011.png").unlink()
     former = (strict / "000000.png").stat().st_mtime_ns
     assert reconstruct(tmp_path) == 0
-    assert (strict / "000059.png").is_file() and (strict / "000000.png").stat().st_mtime_ns == former
+    assert (strict / "000011.png").is_file() and (strict / "000000.png").stat().st_mtime_ns == former
     # The folder can be measured as samples.
     capsys.readouterr()
-    arguments = ["--data.size", "32", "--data.limit", "60", "--features", str(tmp_path / "f"), "--device", "cpu"]
+    arguments = ["--data.size", "32", "--data.limit", str(COUNT), "--features", str(tmp_path / "f"), "--device", "cpu"]
     assert run(["evaluate", "samples", str(strict), *arguments]) == 0
-    assert f"samples: 60 from folder {strict}; passed over: 1 .json" in " ".join(capsys.readouterr().out.split())
+    assert f"samples: {COUNT} from folder {strict}; passed over: 1 .json" in " ".join(capsys.readouterr().out.split())
 
 
 def test_folder_of_another_tokenizer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ class BlockStore:
     """Named tensors on the disk. Each file is written whole or not at all.
 
     Args:
-        folder: Folder of the files. Deleting it at any time loses only the work.
+        folder: Folder of the files. Deleting it loses only features that can be computed again.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -94,7 +94,7 @@ class BlockStore:
             recorded = (stored.metadata() or {}).get("sha256")
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         if recorded != _content(tensors):
-            raise _damaged(path, "not what was written")
+            raise _damaged(path, "its content does not match its hash")
         return tensors
 
     def write(self, key: str, tensors: dict[str, Tensor]) -> None:
@@ -107,7 +107,7 @@ class BlockStore:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
-    """Open a file of tensors. Only faults of the file itself are damage; too many open files, for example, are not."""
+    """Open a file of tensors. Only a fault of the file is damage; too many open files, for example, is not."""
     try:
         with path.open("rb"):  # the library reports every file that it cannot open as missing
             pass
@@ -122,7 +122,7 @@ def _content(tensors: dict[str, Tensor]) -> str:
 
 
 def _damaged(path: Path, error: Exception | str) -> UserError:
-    return UserError(f"{path}: stored features are damaged ({error}): remove the file")
+    return UserError(f"{path}: stored features are damaged ({error}); remove the file")
 
 
 @dataclass(frozen=True, eq=False)

@@ -281,20 +281,20 @@ def generation_records(
     measuring: Measuring,
     real: dict[str, StoredFeatures] | None = None,
 ) -> Iterator[MetricRecord]:
-    """Yield all metrics that the features allow. Those that may take hours, or much memory, come last.
+    """Yield all metrics that the features allow. Metrics that may take hours, or much memory, come last.
 
     Args:
         samples: Features of the samples by network.
         reference: The reference.
         protocol: Protocol of the samples.
         measuring: Metrics to measure.
-        real: Features of other real images, whose distance to the reference is the unit of FDr.
+        real: Features of other real images by network; their distance to the reference is the unit of FDr.
 
     Raises:
         UserError: A set has too few images, or `real` are the images of the reference.
     """
     if "frechet" in measuring.metrics and any(_is_reference(images, reference) for images in (real or {}).values()):
-        raise UserError(f"real_split: its images are those of the reference {reference.name} itself")
+        raise UserError(f"real_split must have other images than the reference {reference.name}")
     protocols = {
         name: replace(
             protocol,

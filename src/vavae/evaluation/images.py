@@ -90,7 +90,7 @@ def folder_images(folder: str | Path) -> ImageSet:
         raise UserError(f"no such folder or npz of samples: {folder}")
     files, passed_over = sample_files(root)
     if len(files) < 2:
-        raise UserError(f"{folder}: at least 2 samples are needed")
+        raise UserError(f"{folder} must have at least 2 samples, got {len(files)}")
     name, shape = printable(str(folder)), _read_pixels(files[0]).shape
 
     def block(indices: range) -> Block:
@@ -186,9 +186,9 @@ def decoded_images(tokenizer: Tokenizer, latents: Tensor, precision: InferencePr
 
 
 def npz_images(path: str | Path) -> ImageSet | None:
-    """Return the images `arr_0` of an npz file, which are read as they are needed, or None if it has none.
+    """Return the images `arr_0` of an npz file, which are read when they are needed; None without such an array.
 
-    An uncompressed array is mapped into memory where it is; a compressed one is unpacked into a temporary file first.
+    An uncompressed array is mapped into memory in place; a compressed one is unpacked into a temporary file first.
 
     Raises:
         UserError: The file is missing, damaged, not an npz, or unpacks to far more than it takes.
@@ -199,8 +199,8 @@ def npz_images(path: str | Path) -> ImageSet | None:
             if "arr_0.npy" not in archive.namelist():
                 return None
             pixels = _map_array(Path(path), archive, archive.getinfo("arr_0.npy"))
-    except Exception as error:  # a damaged archive fails in a dozen ways: compression, headers, sizes
-        if fault_number(error) in DISK_FAULTS:  # where it is unpacked
+    except Exception as error:  # a damaged archive raises a dozen kinds of errors
+        if fault_number(error) in DISK_FAULTS:  # of the temporary folder
             raise
         raise UserError(f"{path}: cannot be read as npz ({one_line(error)})") from error
     others = Counter(f"array {name}" for name in names if name not in ("arr_0", *STATISTICS))
@@ -219,7 +219,7 @@ def _map_array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) ->
         raise ValueError("arr_0 must be a plain array, got Python objects")
     if header + math.prod(shape) * dtype.itemsize != member.file_size:
         raise ValueError(f"arr_0 has {member.file_size:,} bytes, which its shape {shape} does not fit")
-    with tempfile.TemporaryDirectory() as folder:  # it may go while the file is mapped
+    with tempfile.TemporaryDirectory() as folder:  # a mapped file stays readable after its removal
         if member.compress_type == zipfile.ZIP_STORED:
             with path.open("rb") as file:
                 file.seek(member.header_offset + 26)  # lengths of name and extra field in the local header
