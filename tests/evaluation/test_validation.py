@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from launching import free_port
@@ -18,7 +19,7 @@ from vavae.data.images import ImagesConfig, evenly_spaced
 from vavae.errors import UserError
 from vavae.evaluation import validation
 from vavae.evaluation.validation import FrechetConfig, ReconstructionDistance, ReconstructionFrechetConfig
-from vavae.metrics import FeatureNetwork, RunningMoments
+from vavae.metrics import FeatureNetwork
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.training.parallel import World
@@ -119,9 +120,7 @@ def test_out_of_memory_halves_the_batches(
 
 def test_reference_of_another_network_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "load_feature_network", tiny_network)
-    wrong = RunningMoments(5)
-    wrong.update(torch.randn(9, 5))
-    wrong.save(tmp_path / "wrong.npz")
+    np.savez(tmp_path / "wrong.npz", mu=np.zeros(5), sigma=np.eye(5))
     frechet = FrechetConfig(4, "tiny", str(tmp_path / "wrong.npz"), steps=3)
     with pytest.raises(UserError, match=r"statistics of 6 features, as tiny has, got 5 in .*wrong.npz"):
         train_dit.run(replace(transformer_recipe(tmp_path / "run", data, validation_images=16), frechet=frechet))

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from rules import inception_rule_weights, inception_shapes
 
 from vavae import assets
 from vavae.data import DemoImages, load_pixels, to_tensor
@@ -13,12 +12,11 @@ from vavae.teachers import TeacherFeatures
 PIXELS = load_pixels(DemoImages("test"), range(10), 32)
 
 
-@pytest.fixture
-def inception(monkeypatch):
-    monkeypatch.setattr(
-        assets, "load", lambda name: inception_rule_weights(inception_shapes()) if name == "fid-inception" else {}
-    )
-    return load_feature_network("inception")
+@pytest.fixture(scope="module")
+def inception(rule_weights):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assets, "load", {"fid-inception": rule_weights}.__getitem__)
+        return load_feature_network("inception")
 
 
 class ColorTeacher:
@@ -39,28 +37,28 @@ class ColorTeacher:
 
 
 def test_features_keep_order_and_ignore_batching(inception):
-    whole = inception(PIXELS[:4])
-    split = torch.cat([inception(part) for part in PIXELS[:4].split(3)])
-    assert whole.shape == (4, 2048) and whole.dtype == torch.float32
+    whole = inception(PIXELS[:3])
+    split = torch.cat([inception(part) for part in PIXELS[:3].split(2)])
+    assert whole.shape == (3, 2048) and whole.dtype == torch.float32
     torch.testing.assert_close(split, whole, rtol=0, atol=1e-5)
 
 
 def test_moments_of_features(inception):
-    features = torch.cat([inception(part) for part in PIXELS[:6].split(4)])
+    features = torch.cat([inception(part) for part in PIXELS[:3].split(2)])
     expected = RunningMoments(2048)
     expected.update(features)
-    found = feature_moments(inception, PIXELS[:6].split(4))
-    assert found.count == 6
+    found = feature_moments(inception, PIXELS[:3].split(2))
+    assert found.count == 3
     torch.testing.assert_close(found.mean, expected.mean)
     torch.testing.assert_close(found.covariance, expected.covariance, rtol=0, atol=1e-9)
 
 
-def test_fingerprint_depends_on_weights(inception, monkeypatch):
+def test_fingerprint_depends_on_weights(inception, rule_weights, monkeypatch):
     assert len(inception.fingerprint) == 64
-    assert load_feature_network("inception").fingerprint == inception.fingerprint
-    weights = inception_rule_weights(inception_shapes())
-    weights["layers.conv.weight"][0, 0, 0, 0] += 1e-3
+    weights = {name: weight.clone() for name, weight in rule_weights.items()}
     monkeypatch.setattr(assets, "load", lambda name: weights)
+    assert load_feature_network("inception").fingerprint == inception.fingerprint
+    weights["layers.conv.weight"][0, 0, 0, 0] += 1e-3
     assert load_feature_network("inception").fingerprint != inception.fingerprint
 
 
@@ -89,7 +87,7 @@ def test_unknown_network_and_empty_set_are_refused(inception):
         feature_moments(inception, [])
 
 
-def test_inception_is_frozen():
-    network = FIDInception.from_weights(inception_rule_weights(inception_shapes()))
+def test_inception_is_frozen(rule_weights):
+    network = FIDInception.from_weights(rule_weights)
     assert not network.training
     assert not any(parameter.requires_grad for parameter in network.parameters())

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from rules import inception_rule_weights, inception_shapes
 from safetensors.torch import load_file
 
 from vavae.data import DemoImages, load_pixels
@@ -19,8 +18,8 @@ PIXELS = {"small": load_pixels(TEST, range(2), 32), "large": load_pixels(TEST, r
 
 
 @pytest.fixture(scope="module")
-def rule_network() -> FIDInception:
-    return FIDInception.from_weights(inception_rule_weights(inception_shapes()))
+def rule_network(rule_weights) -> FIDInception:
+    return FIDInception.from_weights(rule_weights)
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
@@ -46,16 +45,15 @@ def test_real_weights_give_archive_features(fid_weights):
         torch.testing.assert_close(network(pixels), GOLDEN[f"inception.{size}"], rtol=0, atol=1e-4)
 
 
-def test_weights_are_loaded_strictly():
-    weights = inception_rule_weights(inception_shapes())
-    assert len(weights) == 376
-    lacking = {name: tensor for name, tensor in weights.items() if name != "layers.mixed_3.tower.conv_2.beta"}
+def test_weights_are_loaded_strictly(rule_weights):
+    assert len(rule_weights) == 376
+    lacking = {name: tensor for name, tensor in rule_weights.items() if name != "layers.mixed_3.tower.conv_2.beta"}
     with pytest.raises(UserError, match=r"mixed_3\.tower\.conv_2\.beta is missing"):
         FIDInception.from_weights(lacking)
     with pytest.raises(UserError, match="other is unknown"):
-        FIDInception.from_weights(weights | {"other": torch.zeros(1)})
+        FIDInception.from_weights(rule_weights | {"other": torch.zeros(1)})
     with pytest.raises(UserError, match=r"layers.conv\.weight|conv\.weight has shape"):
-        FIDInception.from_weights(weights | {"layers.conv.weight": torch.zeros(32, 3, 1, 1)})
+        FIDInception.from_weights(rule_weights | {"layers.conv.weight": torch.zeros(32, 3, 1, 1)})
 
 
 @pytest.mark.parametrize("side", [32, 64, 299, 320, 512])

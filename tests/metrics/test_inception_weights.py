@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from plain_inception import plain_forward, published_state
-from rules import inception_rule_weights, inception_shapes
+from plain_inception import plain_forward
 from safetensors.torch import save_file
 
 from vavae import assets
@@ -21,9 +20,9 @@ from vavae.metrics.inception_weights import read_weights
 PIXELS = load_pixels(DemoImages("test"), range(2), 32)
 
 
-def test_pytorch_fid_file_against_its_own_network(tmp_path):
+def test_pytorch_fid_file_against_its_own_network(published, tmp_path):
     """`plain_forward` is that network, written in the names of the file."""
-    state = published_state()
+    state = dict(published)
     torch.save(state, tmp_path / "pt_inception.pth")
     network = FIDInception.from_file(tmp_path / "pt_inception.pth", "pytorch-fid")
     images = 2 * F.interpolate(PIXELS.permute(0, 3, 1, 2) / 255.0, (299, 299), mode="bilinear") - 1
@@ -39,13 +38,13 @@ def test_pytorch_fid_file_against_its_own_network(tmp_path):
     assert found["spatial"].shape == (2, 2023) and float(expected["spatial"].std()) > 0.01
 
 
-def test_wrong_weights_files_are_refused(tmp_path):
-    state = published_state()
+def test_wrong_weights_files_are_refused(published, tmp_path):
+    state = dict(published)
     del state["Mixed_6c.branch7x7dbl_4.bn.bias"]
     torch.save(state, tmp_path / "lacking.pth")
     with pytest.raises(UserError, match=r"Mixed_6c\.branch7x7dbl_4\.bn\.bias is missing"):
         read_weights(tmp_path / "lacking.pth")
-    torch.save(published_state() | {"AuxLogits.fc.weight": torch.zeros(1)}, tmp_path / "more.pth")
+    torch.save(published | {"AuxLogits.fc.weight": torch.zeros(1)}, tmp_path / "more.pth")
     with pytest.raises(UserError, match=r"AuxLogits\.fc\.weight is unknown"):
         read_weights(tmp_path / "more.pth")
     (tmp_path / "text.pth").write_text("hello")
@@ -68,8 +67,8 @@ class Bomb:
         return os.system, (f"touch {self.path}",)
 
 
-def test_code_in_weights_file_does_not_run(tmp_path):
-    torch.save(published_state() | {"fc.bias": Bomb(tmp_path / "ran")}, tmp_path / "evil.pth")
+def test_code_in_weights_file_does_not_run(published, tmp_path):
+    torch.save(published | {"fc.bias": Bomb(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match=r"evil\.pth: not readable as FID Inception weights"):
         read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
@@ -91,9 +90,9 @@ def test_torchscript_archive_is_read_without_running_it(tmp_path):
     assert set(found) == {"0.weight", "0.bias"} and torch.equal(found["0.weight"], layer.weight)
 
 
-def test_each_network_has_its_resize(tmp_path, monkeypatch):
-    monkeypatch.setattr(assets, "load", lambda name: inception_rule_weights(inception_shapes()))
-    save_file(inception_rule_weights(inception_shapes()), tmp_path / "weights.safetensors")
+def test_each_network_has_its_resize(rule_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "load", lambda name: rule_weights)
+    save_file(rule_weights, tmp_path / "weights.safetensors")
     names = ("inception", "inception-pytorch-fid", "inception-clean")
     networks = [load_feature_network(name) for name in names]
     assert [network.name for network in networks] == list(names)

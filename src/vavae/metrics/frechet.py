@@ -149,13 +149,9 @@ class RunningMoments:
         """Return the Fréchet distance to another set of features."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `mu`, `sigma` and `count` as .npz, which common FID programs can read."""
-        np.savez(path, mu=self.mean.cpu().numpy(), sigma=self.covariance.cpu().numpy(), count=np.int64(self.count))
-
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read reference statistics: .npz with `mu` and `sigma`, from `save`, ADM or other FID programs.
+        """Read reference statistics: .npz with `mu` and `sigma`, of `vavae evaluate`, ADM or other FID programs.
 
         If the file does not have the number of samples, `count` is a nominal 50,000, which the distance does not
         depend on.
