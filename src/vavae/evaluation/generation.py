@@ -38,6 +38,7 @@ _OF_NEIGHBORS: tuple[Metric, ...] = ("precision_recall", "kid")
 # The most images, samples and reference together, that are compared pairwise unless a metric is required. With 2,048
 # features a CPU needs 8e13 float64 operations for them, an hour on two cores; a GPU 8e15, two minutes to two hours.
 _COMPARED = {"cpu": 200_000, "cuda": 2_000_000}
+_MANIFOLD = 10_000  # reference images for precision and recall, evenly spaced, as in ADM's protocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +261,6 @@ class Measuring:
     Attributes:
         metrics: The metrics.
         required: Metrics that are measured however long it takes.
-        manifold_reference: Reference images for precision and recall, spread evenly; 10,000 in ADM's protocol.
         bootstrap: Repetitions for an interval of Fréchet distances; 0 for no interval.
         seed: Seed of the bootstrap.
         device: Device that computes distances between features.
@@ -268,7 +268,6 @@ class Measuring:
 
     metrics: tuple[Metric, ...] = METRICS
     required: tuple[Metric, ...] = ()
-    manifold_reference: int = 10_000
     bootstrap: int = 0
     seed: int = 0
     device: str = "cpu"
@@ -311,7 +310,9 @@ def generation_records(
         if "frechet" in measuring.metrics:
             distances[name] = _distance(features, reference, own, measuring)
             yield distances[name]
-        if "sfid" in measuring.metrics and "spatial" in features.parts and reference.moments(name, "spatial"):
+        known = reference.statistics.get(name)
+        spatial = "spatial" in features.parts and (known is None or known.spatial is not None)
+        if "sfid" in measuring.metrics and spatial:
             yield _distance(features, reference, own, measuring, "spatial")
         if "inception_score" in measuring.metrics and "logits" in features.parts:
             score = inception_score(features.blocks("logits"))
@@ -381,7 +382,7 @@ def _neighborhoods(
     features: StoredFeatures, reference: StoredFeatures, protocol: MeasurementProtocol, measuring: Measuring
 ) -> Iterator[MetricRecord]:
     """Yield precision, recall and kernel distance, which need the features of every image."""
-    kept = min(measuring.manifold_reference, reference.count)
+    kept = min(_MANIFOLD, reference.count)
     against: dict[Metric, int] = {"precision_recall": kept, "kid": reference.count}
     enough = min(features.count, reference.count) >= 4
     asked = [metric for metric in _OF_NEIGHBORS if enough and metric in measuring.metrics]
