@@ -20,7 +20,7 @@ from vavae.evaluation.images import generated_images, source_images
 from vavae.evaluation.reconstruction import EvaluationContext
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.losses import LPIPS
-from vavae.metrics import FeatureNetwork, MeasurementProtocol, MetricRecord, tsne_points
+from vavae.metrics import FeatureNetwork, MeasurementProtocol, MetricRecord, latent_uniformity, tsne_points
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import choose_labels, draw
 from vavae.teachers import Teacher
@@ -135,7 +135,9 @@ def measure(
     count = min(config.budget.tsne_points, len(test_images))
     if count > 30:  # the perplexity of t-SNE
         points = tsne_points(test.values[:count], 42)
-        records += uniformity_records(points, replace(protocol, samples=count, posterior="mean", seed=42))
+        records += uniformity_records(
+            latent_uniformity(points), replace(protocol, samples=count, posterior="mean", seed=42)
+        )
     # Samples
     records.append(_generation_record(config, generator, reference, str(config.folder(name, "generator/generator"))))
     labels = _shown_labels(config, generator)

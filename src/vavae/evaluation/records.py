@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from vavae.config.image_size import Size
 from vavae.errors import UserError
 from vavae.io.files import written_whole
-from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, Uniformity, latent_uniformity
+from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, Uniformity
 from vavae.models import SamplingConfig
 
 _FIDELITY = {
@@ -46,15 +44,20 @@ def fidelity_records(
     return records
 
 
-def uniformity_records(points: np.ndarray | Uniformity, protocol: MeasurementProtocol) -> list[MetricRecord]:
-    """Return the uniformity of latents laid out by t-SNE, or its mean over layouts, as in the paper's Table 6."""
-    found = points if isinstance(points, Uniformity) else latent_uniformity(points)
-    return [
-        MetricRecord("uniformity: density cv", found.density_cv, protocol, higher_is_better=False),
-        MetricRecord("uniformity: density std", found.density_std, protocol, higher_is_better=False),
-        MetricRecord("uniformity: Gini", found.gini, protocol, higher_is_better=False),
-        MetricRecord("uniformity: normalized entropy", found.normalized_entropy, protocol, higher_is_better=True),
-    ]
+def make_records(protocol: MeasurementProtocol, *rows: tuple[str, float, bool | None]) -> list[MetricRecord]:
+    """Return one record for each name, value and direction of improvement, all of one protocol."""
+    return [MetricRecord(name, value, protocol, higher_is_better=higher) for name, value, higher in rows]
+
+
+def uniformity_records(found: Uniformity, protocol: MeasurementProtocol) -> list[MetricRecord]:
+    """Return the uniformity of latents laid out by t-SNE, as in the paper's Table 6."""
+    return make_records(
+        protocol,
+        ("uniformity: density cv", found.density_cv, False),
+        ("uniformity: density std", found.density_std, False),
+        ("uniformity: Gini", found.gini, False),
+        ("uniformity: normalized entropy", found.normalized_entropy, True),
+    )
 
 
 def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_protocol: str) -> MeasurementProtocol:

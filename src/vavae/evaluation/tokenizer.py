@@ -18,7 +18,7 @@ from vavae.evaluation.features import BlockStore, ImageSet, StoredFeatures, extr
 from vavae.evaluation.generation import Measuring, Reference, generation_records
 from vavae.evaluation.images import decoded_images, source_images
 from vavae.evaluation.reconstruction import EvaluationContext, Reconstructions
-from vavae.evaluation.records import fidelity_records, uniformity_records
+from vavae.evaluation.records import fidelity_records, make_records, uniformity_records
 from vavae.io.files import written_whole
 from vavae.io.hashing import digest
 from vavae.losses import LPIPS
@@ -184,13 +184,12 @@ def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: 
     values = latents.values
     protocol = replace(protocol, samples=len(values), posterior="mean")
     spectrum = latent_spectrum(values)
-    records = [
-        MetricRecord("effective rank", spectrum.effective_rank, protocol, higher_is_better=True),
-        MetricRecord("participation ratio", spectrum.participation_ratio, protocol, higher_is_better=True),
-        MetricRecord(
-            "largest share of variance", float(spectrum.eigenvalues[0] / spectrum.eigenvalues.sum()), protocol
-        ),
-    ]
+    records = make_records(
+        protocol,
+        ("effective rank", spectrum.effective_rank, True),
+        ("participation ratio", spectrum.participation_ratio, True),
+        ("largest share of variance", float(spectrum.eigenvalues[0] / spectrum.eigenvalues.sum()), None),
+    )
     points = one_position_each(values, 0)
     seeded = replace(protocol, seed=0)
     if len(points) > max(5, points.shape[1]):
@@ -198,9 +197,7 @@ def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: 
         records += [
             MetricRecord("neighbour uniformity: distance cv", near.distance_cv, seeded, higher_is_better=False),
             MetricRecord("neighbour uniformity: distance Gini", near.distance_gini, seeded, higher_is_better=False),
-            MetricRecord(
-                "neighbour uniformity: entropy gap", near.entropy_gap, seeded, "nats/dim", higher_is_better=False
-            ),
+            MetricRecord("neighbour uniformity: entropy gap", near.entropy_gap, seeded, "nats/dim", False),
             MetricRecord("sphere uniformity", sphere_uniformity(points), seeded, higher_is_better=False),
         ]
     if tsne_seeds and len(values) > 30:
@@ -222,22 +219,21 @@ def meaning_records(
     if train is not None and len(train.labels.unique()) > 1:
         own = replace(protocol, reference_samples=len(train.labels), reference="training images")
         sets = (train.values, train.labels, test.values, test.labels)
-        records += [
-            MetricRecord("linear probe", linear_probe(*sets), own, higher_is_better=True),
-            MetricRecord("k-NN accuracy (k = 20)", knn_accuracy(*sets), own, higher_is_better=True),
-        ]
+        records += make_records(
+            own, ("linear probe", linear_probe(*sets), True), ("k-NN accuracy (k = 20)", knn_accuracy(*sets), True)
+        )
     if teacher is not None and teacher_features is not None:
         pooled = teacher_features.all()
         grid = teacher_features.all("grid").view(len(pooled), -1, *test.values.shape[2:])  # (N, D h w) -> (N, D, h, w)
         own = replace(protocol, feature_network=teacher.name, feature_network_hash=teacher.fingerprint())
         cosine, difference = mapped_cosine(test.values, grid), distance_matrix_similarity(test.values, grid).mean()
-        records += [
-            MetricRecord("alignment: cosine after the best linear map", cosine, own, higher_is_better=True),
-            MetricRecord("alignment: distance-matrix difference", float(difference), own, higher_is_better=False),
+        rows: list[tuple[str, float, bool | None]] = [
+            ("alignment: cosine after the best linear map", cosine, True),
+            ("alignment: distance-matrix difference", float(difference), False),
         ]
         if len(pooled) > 10:
-            nearest = cknna(test.values, pooled)
-            records.append(MetricRecord("alignment: CKNNA (k = 10)", nearest, own, higher_is_better=True))
+            rows.append(("alignment: CKNNA (k = 10)", cknna(test.values, pooled), True))
+        records += make_records(own, *rows)
     return records
 
 
