@@ -10,6 +10,7 @@ from vavae.commands import bench
 from vavae.errors import UserError
 
 
+@pytest.mark.slow
 def test_every_stage_is_measured(tmp_path: Path) -> None:
     bench.run(bench.Config(batch_size=2, repeats=1, device="cpu", precision="fp32", output=str(tmp_path / "b.json")))
     record = json.loads((tmp_path / "b.json").read_text())

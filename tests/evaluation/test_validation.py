@@ -38,6 +38,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, To
     """Train a tokenizer and a transformer, and return the folder of both runs and the models."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "_REFERENCE_IMAGES", 100)
         patch.setattr(validation, "load_feature_network", tiny_network)
         patch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
         tokenizer = train_tokenizer.run(measured_tokenizer_recipe(folder / "tokenizer"))
@@ -54,12 +55,12 @@ def test_distance_of_samples(runs: tuple[Path, Tokenizer, Generator]) -> None:
     """It equals the distance of samples of the final, averaged model, all drawn at once."""
     folder, _, generator = runs
     found = distances(folder / "transformer")
-    assert list(found) == [48, 96]
+    assert list(found) == [16, 32]
     labels = rng.integers(0, "label", range(20), 3).tolist()
     drawn = generator(labels, 0, sampling=SamplingConfig(steps=5))
-    source = ImagesConfig("demo", 8).open("train")
+    source = ImagesConfig("demo", 8, limit=100).open("train")
     real = color_moments(load_pixels(source, range(len(source)), 8))
-    assert found[96] == pytest.approx(color_moments(to_uint8(drawn)).distance(real), rel=1e-3)
+    assert found[32] == pytest.approx(color_moments(to_uint8(drawn)).distance(real), rel=1e-3)
 
 
 def test_distance_of_reconstructions(runs: tuple[Path, Tokenizer, Generator]) -> None:
@@ -79,9 +80,9 @@ def test_two_processes_measure_the_same(
     runs: tuple[Path, Tokenizer, Generator], data: Path, tmp_path: Path, launch: Callable[..., None]
 ) -> None:
     launch(2, "measured_stages", tmp_path, data, free_port())
-    for stage, images in (("tokenizer", 32), ("transformer", 96)):
-        expected = distances(runs[0] / stage)[images]
-        assert distances(tmp_path / stage)[images] == pytest.approx(expected, rel=0.02)
+    for stage in ("tokenizer", "transformer"):
+        expected = distances(runs[0] / stage)[32]
+        assert distances(tmp_path / stage)[32] == pytest.approx(expected, rel=0.02)
 
 
 def test_out_of_memory_halves_the_batches(
@@ -100,6 +101,7 @@ def test_out_of_memory_halves_the_batches(
         return FeatureNetwork(name, "none", torch.device(device), small)
 
     monkeypatch.setattr(validation, "load_feature_network", network)
+    monkeypatch.setattr(validation, "_REFERENCE_IMAGES", 100)
     folder, tokenizer, generator = runs
     source = measured_tokenizer_recipe(folder).data.open("test")
     frechet = FrechetConfig(20, "tiny", "demo", steps=3, batch_size=16)
@@ -118,12 +120,14 @@ def test_out_of_memory_halves_the_batches(
     assert sorted(set(sizes)) == [4, 8, 16]
 
 
-def test_reference_of_another_network_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_of_another_network_is_refused(
+    runs: tuple[Path, Tokenizer, Generator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(validation, "load_feature_network", tiny_network)
     np.savez(tmp_path / "wrong.npz", mu=np.zeros(5), sigma=np.eye(5))
     frechet = FrechetConfig(4, "tiny", str(tmp_path / "wrong.npz"), steps=3)
     with pytest.raises(UserError, match=r"statistics of 6 features, as tiny has, got 5 in .*wrong.npz"):
-        train_dit.run(replace(transformer_recipe(tmp_path / "run", data, validation_images=16), frechet=frechet))
+        validation.SampleDistance(frechet, 8, CPU, "fp32", World())(runs[2], 0)
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
@@ -147,10 +151,10 @@ def test_distance_without_an_interval_is_refused(data: Path, tmp_path: Path) -> 
 
 
 def test_validation_loss_is_logged(data: Path, tmp_path: Path) -> None:
-    recipe = transformer_recipe(tmp_path, data, validation_images=48)
+    recipe = transformer_recipe(tmp_path, data, images=32, validation_images=16)
     train_dit.run(replace(recipe, validation_latents=str(data / "latents")))
     found = [line for line in read_metrics(tmp_path) if "validation/total" in line]
-    assert [line["images"] for line in found] == [48, 96]
+    assert [line["images"] for line in found] == [16, 32]
     assert found[1]["validation/total"] != found[0]["validation/total"]
     assert found[1]["validation/total"] == pytest.approx(found[1]["total"], rel=0.3)
 

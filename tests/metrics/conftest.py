@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vavae import assets
 from vavae.errors import UserError
+from vavae.metrics import FIDInception
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +18,11 @@ def fid_weights() -> dict[str, Tensor]:
     except UserError as error:
         pytest.skip(f"not tested, since the weights of FID Inception cannot be fetched: {error}")
     return assets.load("fid-inception")
+
+
+@pytest.fixture(scope="session")
+def real_network(fid_weights: dict[str, Tensor]) -> FIDInception:
+    return FIDInception.from_weights(fid_weights)
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ def test_unrelated_labels_give_chance():
 def test_scale_shift_shape_and_class_numbers_do_not_matter():
     train, test = blobs(120, 0), blobs(90, 1)
     accuracy = linear_probe(*train, *test)
+    assert linear_probe(*train, *test) == accuracy
     scale, shift = torch.logspace(-3, 3, 6), torch.linspace(-5, 5, 6)
     assert linear_probe(train[0] * scale + shift, train[1], test[0] * scale + shift, test[1]) == accuracy
     assert linear_probe(train[0].view(-1, 2, 3), train[1], test[0].view(-1, 2, 3), test[1]) == accuracy
@@ -114,7 +115,6 @@ def test_raw_pixels_of_real_images():
     test_x, test_y = torch.tensor(test.pixels[:500]), torch.tensor(test.labels[:500])
     accuracy = linear_probe(train_x, train_y, test_x, test_y)
     assert 0.27 < accuracy < 0.42
-    assert accuracy == linear_probe(train_x, train_y, test_x, test_y)
     assert 0.22 < knn_accuracy(train_x, train_y, test_x, test_y) < 0.40
 
 

@@ -30,7 +30,7 @@ def measured_tokenizer_recipe(folder: Path) -> train_tokenizer.Config:
 
 
 def measured_transformer_recipe(folder: Path, data: Path) -> train_dit.Config:
-    recipe = transformer_recipe(folder, data, validation_images=48)
+    recipe = transformer_recipe(folder, data, images=32, validation_images=16)
     return replace(recipe, frechet=FrechetConfig(20, "tiny", "demo", steps=5, batch_size=6))
 
 

@@ -43,6 +43,7 @@ def measured_stages(folder: str, data: str, port: str) -> None:
 
     use_tiny_teacher()
     validation.load_feature_network = tiny_network
+    validation._REFERENCE_IMAGES = 100
     train_tokenizer.run(measured_tokenizer_recipe(Path(folder, "tokenizer")))
     os.environ["MASTER_PORT"] = port
     train_dit.run(measured_transformer_recipe(Path(folder, "transformer"), Path(data)))
