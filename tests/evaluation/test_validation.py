@@ -42,7 +42,8 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, To
         patch.setattr(validation, "load_feature_network", tiny_network)
         patch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
         tokenizer = train_tokenizer.run(measured_tokenizer_recipe(folder / "tokenizer"))
-        generator = train_dit.run(measured_transformer_recipe(folder / "transformer", data))
+        recipe = measured_transformer_recipe(folder / "transformer", data)
+        generator = train_dit.run(replace(recipe, validation_latents=str(data / "latents")))
     return folder, tokenizer, generator
 
 
@@ -150,10 +151,8 @@ def test_distance_without_an_interval_is_refused(data: Path, tmp_path: Path) -> 
             replace(recipe, frechet=frechet)
 
 
-def test_validation_loss_is_logged(data: Path, tmp_path: Path) -> None:
-    recipe = transformer_recipe(tmp_path, data, images=32, validation_images=16)
-    train_dit.run(replace(recipe, validation_latents=str(data / "latents")))
-    found = [line for line in read_metrics(tmp_path) if "validation/total" in line]
+def test_validation_loss_is_logged(runs: tuple[Path, Tokenizer, Generator]) -> None:
+    found = [line for line in read_metrics(runs[0] / "transformer") if "validation/total" in line]
     assert [line["images"] for line in found] == [16, 32]
     assert found[1]["validation/total"] != found[0]["validation/total"]
     assert found[1]["validation/total"] == pytest.approx(found[1]["total"], rel=0.3)
