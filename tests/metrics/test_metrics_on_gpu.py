@@ -1,4 +1,4 @@
-"""Metrics of tensors on a GPU equal those of the same tensors on the CPU."""
+"""Metrics have the same values on a GPU and on the CPU."""
 
 import pytest
 import torch

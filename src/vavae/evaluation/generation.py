@@ -203,7 +203,7 @@ def open_reference(
     if npz is not None:
         statistics, images = read_statistics(npz, networks), npz_images(npz)
         for network, found in statistics.items() if processes.first else ():
-            print(f"reference: the statistics in {npz} are taken for those of {network}: {found.origin}")
+            print(f"reference: the statistics in {npz} belong to {network}: {found.origin}")
     unknown = [network.name for network in networks if network.name not in statistics]
     if images is None and unknown:
         raise UserError(
@@ -385,8 +385,8 @@ def _neighborhoods(
     kept = min(_MANIFOLD, reference.count)
     against: dict[Metric, int] = {"precision_recall": kept, "kid": reference.count}
     enough = min(features.count, reference.count) >= 4
-    asked = [metric for metric in _OF_NEIGHBORS if enough and metric in measuring.metrics]
-    wanted = [metric for metric in asked if _affordable(metric, features.count + against[metric], measuring)]
+    named = [metric for metric in _OF_NEIGHBORS if enough and metric in measuring.metrics]
+    wanted = [metric for metric in named if _affordable(metric, features.count + against[metric], measuring)]
     if not wanted:
         return
     protocol = replace(protocol, reference_hash=reference.content)
