@@ -29,7 +29,7 @@ from vavae.data.images import Selection
 from vavae.device import resolve_device
 from vavae.errors import UserError
 from vavae.evaluation.features import BlockStore, extract
-from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
+from vavae.evaluation.images import generated_images, source_images
 from vavae.io.files import written_whole
 from vavae.metrics import RunningMoments, load_feature_network
 from vavae.models import Generator
@@ -69,7 +69,7 @@ def cifar_distance(device: torch.device, limit: int | None, batch_size: int, fol
         for split in ("train", "test"):
             source = Cifar10Images("train" if split == "train" else "test")
             chosen = Selection(source, torch.arange(min(limit or len(source), len(source))).numpy())
-            images = SourceBlocks(chosen, 32)
+            images = source_images(chosen, 32)
             features = extract(images, [network], store, batch_size, World(), f"CIFAR-10 {split}")
             moments.append(features["inception"].moments())
             found[f"{split} images"] = images.count
@@ -123,7 +123,7 @@ def whole_evaluation(
         draw(generator, [labels[i] for i in numbers], numbers, 0, generator.sampling)
     drawing = (finish(device) - began) / few
     network = load_feature_network("inception", device)
-    blocks = GeneratorBlocks(generator, labels, 0, generator.sampling, "fp32", generator.fingerprint())
+    blocks = generated_images(generator, labels, 0, generator.sampling, "fp32", generator.fingerprint())
     store = CountingStore(store_folder)
     began = finish(device)
     features = extract(blocks, [network], store, batch_size, World(), "samples", ("pool", "spatial"))["inception"]

@@ -28,7 +28,7 @@ from vavae.data import DemoImages
 from vavae.data.images import Selection, class_balanced
 from vavae.evaluation import features as evaluate_store
 from vavae.evaluation.features import BlockStore, extract
-from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
+from vavae.evaluation.images import generated_images, source_images
 from vavae.io.files import written_whole
 from vavae.metrics import RunningMoments, kernel_distance, load_feature_network
 from vavae.models import Generator
@@ -93,7 +93,7 @@ def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) 
     labels = choose_labels(count, generator.num_classes, "balanced", 0)
     for scale, channels in _SETTINGS:
         sampling = replace(generator.sampling, guidance_scale=scale, guidance_channels=channels)
-        blocks = GeneratorBlocks(generator, labels, 0, sampling, "fp32", fingerprint)
+        blocks = generated_images(generator, labels, 0, sampling, "fp32", fingerprint)
         features = extract(blocks, [network], store, 10, World(), f"scale {scale}, channels {channels or 'all'}")
         name = f"scale {scale:g}, {channels or 'all'} channels" if scale != 1 else "none (scale 1)"
         found[name] = distance(features["inception"].all(), test)
@@ -108,7 +108,7 @@ def processor() -> str:
 
 
 def latest() -> dict[str, Any]:
-    """Return the newest result."""
+    """Return the newest result in `benchmarks/results`."""
     found = json.loads(max(_RESULTS.glob("*-evaluation-pitfalls.json")).read_text())
     assert isinstance(found, dict)
     return found
@@ -129,15 +129,15 @@ def tables(result: dict[str, Any]) -> str:
     ]
     parts = [
         f"Measured on {result['date']} ({result['machine']}) between {result['images']}.\n",
-        "**Sample count.** The same two sets, more and more of them; the true distance is near 0.\n",
+        "**Sample count.** More and more images of the same two sets; the true distance is near 0.\n",
         _table(["images of each", "FID", "KID"], counts),
-        "**Resize and statistics file.** Rows: how the samples are resized. Columns: how those of the reference "
-        "statistics were. Only the diagonal means something; a file of another resize is off it.\n",
+        "**Resize and statistics file.** Rows: resize of the samples. Columns: resize of the images of the reference "
+        "statistics. Only numbers on the diagonal are valid; others compare two resizes.\n",
         _table(["", *(f"reference `{name}`" for name in _RESIZES)], networks),
-        "**Reference images.** A reference that holds the samples themselves (training images measured against "
-        "statistics of the training set) is nearer than honest images are.\n",
+        "**Reference images.** A reference that contains the samples themselves (training images measured against "
+        "statistics of the training set) gives a lower distance than other images.\n",
         _table(["reference", "FID"], [[name, f"{value:.1f}"] for name, value in reference.items()]),
-        f"**Label protocol.** Real images, {labels['images']} at a time, classes in turn or drawn at random, mean of "
+        f"**Label protocol.** Sets of {labels['images']} real images, with balanced or random classes; mean of "
         f"{labels['draws']} draws.\n",
         _table(
             ["balanced", "random", "random − balanced", "standard error"],
@@ -152,7 +152,7 @@ def tables(result: dict[str, Any]) -> str:
         ),
     ]
     if abs(labels["random - balanced"]) < 2 * labels["standard error"]:
-        parts.append("The difference is within its scatter: so few images do not tell.\n")
+        parts.append("The difference is less than two standard errors: so few images do not decide.\n")
     if "guidance" in result:
         guidance = result["guidance"]
         rows = [
@@ -164,7 +164,7 @@ def tables(result: dict[str, Any]) -> str:
             f"**Guidance channels.** {guidance['samples']} samples of the demo's generator "
             f"({guidance['latent_channels']} latent channels, {guidance['steps']} steps).\n",
             _table(["guidance", "FID"], rows),
-            "One draw of each, whose scatter is not known: small differences say nothing.\n",
+            "Each number is one draw of unknown variance: small differences mean nothing.\n",
         ]
     else:
         parts.append("**Guidance channels.** Not measured in this result.\n")
@@ -189,7 +189,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[tuple[str, object]]:
         if split == "train":
             labels = torch.tensor([chosen.label(i) for i in range(len(chosen))])
         networks = [load_feature_network(name) for name in _RESIZES]
-        stored = extract(SourceBlocks(chosen, 32), networks, store, 10, World(), f"{split} images")
+        stored = extract(source_images(chosen, 32), networks, store, 10, World(), f"{split} images")
         features |= {(name, split): stored[name].all() for name in _RESIZES}
     train, test = features["inception", "train"], features["inception", "test"]
     half = arguments.count // 2
@@ -234,7 +234,7 @@ def main() -> None:
     evaluate_store.BLOCK = 50
     command = f"python benchmarks/evaluation_pitfalls.py --count {arguments.count} --threads {arguments.threads}"
     if arguments.generator is not None:
-        # Paths of this machine do not help others; `demo` is in the package.
+        # A path on this machine would not help others; `demo` is in the package.
         command += f" --samples {arguments.samples} --generator {'demo' if arguments.generator == 'demo' else 'FOLDER'}"
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),

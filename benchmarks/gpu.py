@@ -151,21 +151,21 @@ def transformer_step(
 def measured(record: Record, size: str, batch: int, repeats: int = 10, **options: Any) -> bool:
     """Measure one setting; return False if it does not fit into memory."""
     clear()
-    said = {name: value.kind if isinstance(value, OptimizerConfig) else value for name, value in options.items()}
-    if "latent" in said:
-        said["latent"] = "×".join(map(str, said["latent"]))
+    settings = {name: value.kind if isinstance(value, OptimizerConfig) else value for name, value in options.items()}
+    if "latent" in settings:
+        settings["latent"] = "×".join(map(str, settings["latent"]))
     try:
         began = time.perf_counter()
         numbers = rate(transformer_step(size, batch, **options), batch, repeats, began)
     except torch.OutOfMemoryError:
-        record.add(size=size, batch=batch, **said, fits=False)
+        record.add(size=size, batch=batch, **settings, fits=False)
         return False
     except UserError as error:
-        record.add(size=size, batch=batch, **said, refused=str(error))
+        record.add(size=size, batch=batch, **settings, refused=str(error))
         return False
     tflops = numbers["images_per_second"] * flops_per_image(size, options.get("latent", LATENT)) / 1e12
     peak = peak_tflops(DEVICE)
-    record.add(size=size, batch=batch, **said, **numbers, tflops=tflops, mfu=tflops / peak if peak else None)
+    record.add(size=size, batch=batch, **settings, **numbers, tflops=tflops, mfu=tflops / peak if peak else None)
     return True
 
 
@@ -294,11 +294,11 @@ def tokenizer(record: Record) -> None:
             steps = tokenizer_steps(dtype, batch)
             for name in ("ours", "plain", "ours", "plain"):
                 torch.cuda.reset_peak_memory_stats()
-                said = {"step": name, "dtype": str(dtype), "batch": batch}
+                settings = {"step": name, "dtype": str(dtype), "batch": batch}
                 try:
-                    record.add(**said, **rate(steps[name], batch, 5))
+                    record.add(**settings, **rate(steps[name], batch, 5))
                 except torch.OutOfMemoryError:
-                    record.add(**said, fits=False)
+                    record.add(**settings, fits=False)
 
 
 def sampling(record: Record) -> None:

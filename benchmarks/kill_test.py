@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-HERE = Path(__file__).resolve().parents[1] / "tests" / "training"
+HERE = Path(__file__).resolve().parents[1] / "tests" / "support"
 sys.path.insert(0, str(HERE))
 
 

@@ -1,4 +1,4 @@
-"""Comparing results: like with like only, unless forced."""
+"""`vavae evaluate compare`: only numbers of one protocol are compared, unless forced."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ from vavae.cli import run
 from vavae.errors import UserError
 from vavae.evaluation.compare import compare_files, pair_records, read_records
 from vavae.evaluation.records import write_records
-from vavae.evaluation.table import draw, telling_names
+from vavae.evaluation.table import distinct_names, draw
 from vavae.metrics import MeasurementProtocol, MetricRecord
 
 PROTOCOL = MeasurementProtocol(
@@ -32,7 +32,7 @@ def files(tmp_path):
     return write
 
 
-def test_like_results_are_compared(files, capsys):
+def test_results_of_one_protocol_are_compared(files, capsys):
     a = files("a.json", FID, SCORE)
     b = files("b.json", changed(SCORE, 120.0, checkpoint="b"), changed(FID, 4.9, checkpoint="b"))
     pairs = compare_files(a, b)
@@ -43,7 +43,7 @@ def test_like_results_are_compared(files, capsys):
     assert "-10.0000" in lines[2] and "worse" in lines[2]
 
 
-def test_unlike_results_are_refused_and_named(files, capsys):
+def test_other_protocols_are_refused(files, capsys):
     a = files("a.json", FID)
     b = files("b.json", changed(FID, 4.9, label_protocol="balanced", samples=10_000, seed=3))
     assert run(["evaluate", "compare", a, b]) == 2
@@ -56,8 +56,8 @@ def test_unlike_results_are_refused_and_named(files, capsys):
     assert "not alike" in out and "label_protocol: random against balanced" in out and "-0.2000" in out
 
 
-def test_rows_and_columns_are_told_apart(files, tmp_path, capsys):
-    """PSNR in two conventions, a distance by two networks; and two files of one name in two folders."""
+def test_rows_and_columns_are_distinct(files, tmp_path, capsys):
+    """One metric in two conventions and by two networks, from two files of one name."""
     records = [
         changed(FID, 1.0, convention="strict"),
         changed(FID, 2.0, convention="published"),
@@ -75,14 +75,14 @@ def test_rows_and_columns_are_told_apart(files, tmp_path, capsys):
     ]
 
 
-def test_paths_are_named_by_what_tells_them_apart():
-    same_end = telling_names(["/runs/a/generator", "/runs/b/generator"])
+def test_paths_are_named_by_distinct_ends():
+    same_end = distinct_names(["/runs/a/generator", "/runs/b/generator"])
     assert list(same_end.values()) == ["a/generator", "b/generator"]
-    assert telling_names(["/runs/a/flat", "s1", "s1"]) == {"/runs/a/flat": "flat", "s1": "s1"}
-    assert telling_names(["r", "./r"]) == {"r": "r", "./r": "./r"} and telling_names([]) == {}
+    assert distinct_names(["/runs/a/flat", "s1", "s1"]) == {"/runs/a/flat": "flat", "s1": "s1"}
+    assert distinct_names(["r", "./r"]) == {"r": "r", "./r": "./r"} and distinct_names([]) == {}
 
 
-def test_lines_are_drawn_where_the_axis_is_a_number_only():
+def test_only_guidance_scales_are_joined_by_lines():
     sets = [changed(FID, value, checkpoint=name) for name, value in (("flat", 3.0), ("s1", 2.0), ("s2", 4.0))]
     (axes,) = draw(sets).axes
     assert [line.get_linestyle() for line in axes.lines] == ["None"]
@@ -90,12 +90,12 @@ def test_lines_are_drawn_where_the_axis_is_a_number_only():
     scales = [changed(record, 1.0, guidance_scale=scale) for record in sets for scale in (1.0, 2.0)]
     (axes,) = draw(scales).axes
     assert [line.get_linestyle() for line in axes.lines] == ["-"] * 3
-    # Numbers of two conventions are in two panels.
+    # Each convention has its panel.
     assert len(draw([changed(r, 1.0, convention=c) for r in sets for c in ("strict", "published")]).axes) == 2
     assert draw(sets[:1]) is None
 
 
-def test_of_several_scales_like_meets_like():
+def test_equal_guidance_scales_are_paired():
     scales = [changed(FID, float(scale), guidance_scale=float(scale)) for scale in (1, 2, 3)]
     others = [replace(record, value=10 * record.value) for record in reversed(scales)]
     pairs = pair_records(scales, others)
@@ -105,7 +105,7 @@ def test_of_several_scales_like_meets_like():
     assert [(pair.first.value, pair.second.value) for pair in alone] == [(2, 7)]
 
 
-def test_files_that_are_no_results_are_refused(files, tmp_path, capsys):
+def test_other_files_are_refused(files, tmp_path, capsys):
     a = files("a.json", FID)
     with pytest.raises(UserError, match=r"absent\.json"):
         read_records(tmp_path / "absent.json")
@@ -119,7 +119,7 @@ def test_files_that_are_no_results_are_refused(files, tmp_path, capsys):
     assert "two JSON files" in capsys.readouterr().err
 
 
-def test_sizes_are_told_as_they_are_written(tmp_path):
+def test_sizes_are_printed_as_in_recipes(tmp_path):
     for name, size in (("square", 24), ("wide", (24, 40))):
         records = [MetricRecord("PSNR", 20.0, MeasurementProtocol(samples=10, image_size=size), "dB", True)]
         write_records(tmp_path / f"{name}.json", records)
@@ -127,7 +127,7 @@ def test_sizes_are_told_as_they_are_written(tmp_path):
         compare_files(tmp_path / "square.json", tmp_path / "wide.json")
 
 
-def test_undefined_numbers_have_no_verdict(files, capsys):
+def test_nan_has_no_verdict(files, capsys):
     a, b = files("a.json", replace(FID, value=float("nan"))), files("b.json", FID)
     assert run(["evaluate", "compare", a, b]) == 0
     out = capsys.readouterr().out

@@ -1,25 +1,24 @@
-"""Statistics of other FID programs as the reference: which network they are taken for, and what is no statistics."""
+"""Reference statistics of other FID programs: the network they are taken for, and files that are refused."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluate_models import colour_network, use_colours
+from evaluate_models import color_network, use_colors
 
 from vavae.cli import run
 from vavae.errors import UserError
 from vavae.evaluation.generation import read_statistics
-from vavae.stages import evaluate
 
-GRAPH, PYTORCH, CLEAN = (colour_network(f"inception{end}") for end in ("", "-pytorch-fid", "-clean"))
-TEACHER = colour_network("teacher:a")
+GRAPH, PYTORCH, CLEAN = (color_network(f"inception{end}") for end in ("", "-pytorch-fid", "-clean"))
+TEACHER = color_network("teacher:a")
 PLAIN = {"mu": np.full(12, 0.5), "sigma": np.eye(12) / 9}
 ADM = {**PLAIN, "mu_s": np.full(6, 0.5), "sigma_s": np.eye(6) / 9}
-SAID = {
-    "of pytorch-fid": ("ref.npz", PLAIN, [PYTORCH, TEACHER], ["inception-pytorch-fid"], "the file does not say it"),
-    "of EDM": ("ref.npz", PLAIN, [GRAPH], ["inception"], "the file does not say it"),
-    "of several": ("ref.npz", PLAIN, [CLEAN, GRAPH], ["inception"], "the file does not say it"),
-    "of no Inception": ("ref.npz", PLAIN, [TEACHER], [], ""),
+FILES = {
+    "of pytorch-fid": ("ref.npz", PLAIN, [PYTORCH, TEACHER], ["inception-pytorch-fid"], "the file does not record it"),
+    "of EDM": ("ref.npz", PLAIN, [GRAPH], ["inception"], "the file does not record it"),
+    "of several": ("ref.npz", PLAIN, [CLEAN, GRAPH], ["inception"], "the file does not record it"),
+    "without an Inception": ("ref.npz", PLAIN, [TEACHER], [], ""),
     "of ADM": ("ref.npz", ADM, [GRAPH, TEACHER], ["inception"], "ADM"),
     "of ADM for others": ("ref.npz", ADM, [CLEAN], [], ""),
     "of clean-fid": ("mine_clean_custom_na.npz", PLAIN, [CLEAN, GRAPH], ["inception-clean"], "mode clean"),
@@ -30,48 +29,47 @@ SAID = {
         {**PLAIN, "network": "teacher:a"},
         [GRAPH, TEACHER],
         ["teacher:a"],
-        "by its name",
+        "the file has its name",
     ),
     "of its mode for others": ("mine_clean_custom_na.npz", PLAIN, [GRAPH], [], ""),
 }
 
 
-@pytest.mark.parametrize("kind", SAID)
+@pytest.mark.parametrize("kind", FILES)
 def test_network_of_statistics(kind: str, tmp_path: Path) -> None:
-    name, arrays, networks, expected, origin = SAID[kind]
+    name, arrays, networks, expected, origin = FILES[kind]
     np.savez(tmp_path / name, **arrays)  # type: ignore[arg-type]
     found = read_statistics(tmp_path / name, networks)
     assert list(found) == expected
     assert all(origin in statistics.origin for statistics in found.values())
 
 
-def test_a_mean_without_a_covariance_is_refused(tmp_path: Path) -> None:
+def test_mean_without_covariance_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "ref.npz", mu=PLAIN["mu"])
-    with pytest.raises(UserError, match=r"ref\.npz must hold mu and sigma, got no sigma"):
+    with pytest.raises(UserError, match=r"ref\.npz must have mu and sigma, and does not have sigma"):
         read_statistics(tmp_path / "ref.npz", [GRAPH])
 
 
 @pytest.fixture
 def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A command that measures samples; the reference is to follow."""
-    monkeypatch.setattr(evaluate, "load_feature_network", evaluate.load_feature_network)  # put back afterwards
-    use_colours()
+    """Return a command that measures samples; a test appends the reference."""
+    use_colors(monkeypatch.setattr)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
     given = ["evaluate", "samples", str(tmp_path / "samples.npz"), "--features", str(tmp_path / "features")]
     return [*given, "--device", "cpu", "--output", str(tmp_path / "result.json")]
 
 
-def test_the_network_is_said(samples: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_assumed_network_is_printed(samples: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = str(tmp_path / "ref.npz")
     np.savez(reference, **PLAIN)  # type: ignore[arg-type]
     assert run([*samples, "--reference", reference, "--network", "inception-pytorch-fid"]) == 0
-    said = capsys.readouterr().out
-    assert f"reference: the statistics in {reference} are taken for those of inception-pytorch-fid: the file" in said
+    printed = capsys.readouterr().out
+    assert f"reference: the statistics in {reference} belong to inception-pytorch-fid: the file" in printed
 
 
 HALF = {"mu": np.zeros(12), "sigma": np.eye(12, dtype=np.float16)}
-NONE = {
+UNUSABLE = {
     "huge": ({**PLAIN, "mu": np.full(12, 1e200)}, "mu holds numbers that are not finite or above 1e+100"),
     "half precision": (HALF, "sigma must be float32 or float64, got float16"),
     "no covariance": ({**PLAIN, "sigma": np.arange(144.0).reshape(12, 12)}, "not symmetric and positive semi-definite"),
@@ -82,13 +80,13 @@ NONE = {
 }
 
 
-@pytest.mark.parametrize("fault", NONE)
-def test_what_is_no_statistics_is_one_line(
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_unusable_statistics_are_refused_in_one_line(
     fault: str, samples: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arrays, said = NONE[fault]
+    arrays, message = UNUSABLE[fault]
     reference = str(tmp_path / "ref.npz")
     np.savez_compressed(reference, **arrays)  # type: ignore[arg-type]
     assert run([*samples, "--reference", reference, "--network", "inception"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert reference in line and said in line
+    assert reference in line and message in line

@@ -1,4 +1,4 @@
-"""Sets of images to measure: which files of a folder count, and what a compressed npz may take."""
+"""Sets of images to measure: folders of samples and npz files."""
 
 import io
 import random
@@ -9,21 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluate_models import use_colours
+from evaluate_models import use_colors
 from PIL import Image
 
 from vavae.cli import run
 from vavae.errors import UserError
-from vavae.evaluation.images import FileBlocks, npz_images
+from vavae.evaluation.images import npz_images, sample_files
 from vavae.metrics.frechet import read_npz
-from vavae.stages import evaluate
 
 
 @pytest.fixture(autouse=True)
-def colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((evaluate, "load_feature_network"), (evaluate.of_tokenizer, "perceptual_networks")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    use_colours()
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_colors(monkeypatch.setattr)
 
 
 def put(path: Path) -> None:
@@ -31,8 +28,8 @@ def put(path: Path) -> None:
     Image.new("RGB", (32, 32), (random.Random(path.name).randrange(256), 0, 0)).save(path)
 
 
-def test_all_names_of_samples_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Names that are hashes begin with a digit or a letter by chance."""
+def test_samples_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names that are hashes begin with a digit or a letter."""
     folder = tmp_path / "samples"
     for i in range(15):
         put(folder / f"{'0123456789abcde'[i]}{i:039x}.png")
@@ -56,12 +53,12 @@ def test_samples_are_in_natural_order(tmp_path: Path) -> None:
     for name in names:
         put(tmp_path / name)
     (tmp_path / "b/loop").symlink_to(tmp_path)
-    files = [path.relative_to(tmp_path).as_posix() for path in FileBlocks(tmp_path).files]
+    files = [path.relative_to(tmp_path).as_posix() for path in sample_files(tmp_path)[0]]
     assert files == ["01.png", "1.png", "2.png", "10.png", "a9.png", "a10.jpg", "b/1.png"]
 
 
 @pytest.mark.parametrize("name", ["arr_0", "sigma"])
-def test_an_npz_that_unpacks_to_far_more_is_refused(name: str, tmp_path: Path) -> None:
+def test_npz_that_unpacks_to_far_more_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, **{name: np.zeros((23_000, 32, 32, 3), np.uint8)})  # 71 MB of 70 kB
     with pytest.raises(UserError, match=rf"bomb\.npz.*{name}\.npy unpacks [\d,]+ bytes to 70,656,128;"):
@@ -76,11 +73,11 @@ def pixels(count: int = 6) -> np.ndarray:
 def test_arrays_in_fortran_order_are_read(save: Callable[..., None], tmp_path: Path) -> None:
     save(tmp_path / "a.npz", arr_0=np.asfortranarray(pixels()))
     found = npz_images(tmp_path / "a.npz")
-    assert found is not None and torch.equal(next(found.open(range(6)).batches(6)), torch.from_numpy(pixels()))
+    assert found is not None and torch.equal(found.block(range(6)).pixels(slice(None)), torch.from_numpy(pixels()))
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_arrays_longer_than_their_header_are_refused(compression: int, tmp_path: Path) -> None:
+def test_array_longer_than_its_header_is_refused(compression: int, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.save(buffer, pixels(10))
     with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as archive:
@@ -105,13 +102,13 @@ def test_other_arrays_of_an_npz_are_counted(tmp_path: Path, capsys: pytest.Captu
     assert f"reference: 6 from {tmp_path}/a.NPZ; passed over: 1 array arr_1" in printed
 
 
-def test_a_folder_may_end_in_npz(tmp_path: Path) -> None:
+def test_folder_name_may_end_in_npz(tmp_path: Path) -> None:
     for i in range(3):
         put(tmp_path / "a.npz" / f"{i}.png")
     assert measure(tmp_path / "a.npz", tmp_path) == 0
 
 
-def test_metrics_left_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_omitted_metrics_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(3):
         put(tmp_path / "a" / f"{i}.png")
     assert measure(tmp_path / "a", tmp_path) == 0
@@ -120,7 +117,7 @@ def test_metrics_left_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert f"{name} is left out: it needs at least 4 samples and 4 reference images, not 3" in printed
 
 
-def test_results_do_not_replace_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_outputs_do_not_replace_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samples, other = str(tmp_path / "a.npz"), str(tmp_path / "b.json")
     np.savez(samples, arr_0=np.zeros((4, 32, 32, 3), np.uint8))
     before = Path(samples).read_bytes()

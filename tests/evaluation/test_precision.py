@@ -1,16 +1,16 @@
-"""The precision that models compute in is part of what is recorded and of what is found again."""
+"""The compute precision of models: in records, in the keys of stored features, and restored afterwards."""
 
 import time
 from dataclasses import replace
 
 import pytest
 import torch
-from evaluate_models import colour_network, make_generator, use_colours
+from evaluate_models import color_network, make_generator, use_colors
 
 from vavae.data.images import ImagesConfig
 from vavae.device import autocast
-from vavae.evaluation.features import Block, BlockStore, extract
-from vavae.evaluation.images import GeneratorBlocks, LatentBlocks
+from vavae.evaluation.features import Block, BlockStore, ImageSet, extract
+from vavae.evaluation.images import decoded_images, generated_images
 from vavae.models import sampling
 from vavae.models.sampling import draw
 from vavae.stages import evaluate
@@ -18,19 +18,17 @@ from vavae.training.parallel import World
 
 
 @pytest.fixture(autouse=True)
-def colours(monkeypatch):
-    for module, name in ((evaluate, "load_feature_network"), (evaluate.of_tokenizer, "perceptual_networks")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
-    use_colours()
+def stand_ins(monkeypatch):
+    use_colors(monkeypatch.setattr)
 
 
-def test_records_say_tf32_and_are_not_those_of_fp32(tmp_path):
+def test_records_name_the_precision(tmp_path):
     make_generator().save_pretrained(tmp_path / "generator")
 
     def measured(precision):
         config = evaluate.Config(
-            "generator", [str(tmp_path / "generator")], ImagesConfig("demo", 32, limit=30), network="inception",
-            count=30, steps=3, metrics=["frechet"], features=str(tmp_path / "features"), device="cpu",
+            "generator", [str(tmp_path / "generator")], ImagesConfig("demo", 32, limit=4), network="inception",
+            count=4, steps=3, metrics=["frechet"], features=str(tmp_path / "features"), device="cpu",
             precision=precision,
         )  # fmt: skip
         (record,) = evaluate.run(config)
@@ -42,19 +40,17 @@ def test_records_say_tf32_and_are_not_those_of_fp32(tmp_path):
     assert any("dtype" in obstacle for obstacle in plain.obstacles(coarse))
 
 
-def test_stored_features_of_tf32_are_not_those_of_fp32():
+def test_features_are_stored_by_precision():
     generator = make_generator()
     keys = {
-        GeneratorBlocks(
-            generator, [0, 1], 0, generator.sampling, precision, generator.fingerprint()
-        ).open(range(2)).key
+        generated_images(generator, [0, 1], 0, generator.sampling, precision, "a").block(range(2)).key
         for precision in ("fp32", "tf32", "bf16")
-    }  # fmt: skip
+    }
     assert len(keys) == 3
 
 
-def test_decoder_and_transformer_compute_in_tf32(monkeypatch):
-    """Both are asked in it; the switch itself is told of a GPU here, where there may be none."""
+def test_models_compute_in_tf32(monkeypatch):
+    """The switch acts on GPUs only, so the test names one."""
     monkeypatch.setattr(sampling, "autocast", lambda mode, device: autocast(mode, torch.device("cuda")))
     generator, seen = make_generator(), []
     for module in (generator.transformer, generator.tokenizer.autoencoder.decoder):
@@ -66,28 +62,22 @@ def test_decoder_and_transformer_compute_in_tf32(monkeypatch):
     assert seen and "tf32" not in seen
 
 
-def test_no_precision_is_held_between_batches():
-    """Who takes the images would compute in it too, or wait for it in vain."""
-    generator = make_generator()
-    blocks = LatentBlocks(generator.tokenizer, torch.zeros(2, 4, 8, 8), "bf16", "decoded")
-    for _ in blocks.open(range(2)).batches(1):
+def test_precision_ends_with_each_batch():
+    """Feature networks would compute in it too."""
+    images = decoded_images(make_generator().tokenizer, torch.zeros(2, 4, 8, 8), "bf16", "decoded")
+    block = images.block(range(2))
+    for i in range(2):
+        assert block.pixels(slice(i, i + 1)).shape == (1, 32, 32, 3)
         assert not torch.is_autocast_enabled("cpu")
 
 
-def test_features_are_not_computed_in_the_tf32_of_the_drawing_thread(tmp_path):
+def test_features_ignore_tf32_of_the_sampling_thread(tmp_path):
     seen = []
 
-    class Drawn:
-        name, count, side = "drawn", 40, 8
-
-        def open(self, indices):
-            def batches(batch_size):
-                for _ in range(0, len(indices), batch_size):
-                    with autocast("tf32", torch.device("cuda")):
-                        time.sleep(0.01)
-                    yield torch.zeros(batch_size, 8, 8, 3, dtype=torch.uint8)
-
-            return Block("drawn", batches)
+    def pixels(part):
+        with autocast("tf32", torch.device("cuda")):
+            time.sleep(0.01)
+        return torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
 
     def features(pixels):
         for _ in range(5):
@@ -95,6 +85,7 @@ def test_features_are_not_computed_in_the_tf32_of_the_drawing_thread(tmp_path):
             time.sleep(0.002)
         return torch.zeros(len(pixels), 2)
 
-    network = replace(colour_network(), compute=features, compute_parts=None, parts=("pool",))
-    extract(Drawn(), [network], BlockStore(tmp_path), 1, World(), "drawn")
+    network = replace(color_network(), compute=features, parts=("pool",))
+    drawn = ImageSet("drawn", 40, 8, lambda indices: Block("drawn", pixels))
+    extract(drawn, [network], BlockStore(tmp_path), 1, World(), "drawn")
     assert set(seen) == {("none", "ieee")}

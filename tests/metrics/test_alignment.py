@@ -12,7 +12,7 @@ from vavae.metrics import cknna, distance_matrix_similarity, mapped_cosine
 
 
 def brute_cknna(a: np.ndarray, b: np.ndarray, k: int) -> float:
-    """Neighbor lists as sets; HSIC by equation 5 of Song et al. 2012 as it stands there (diagonals are 0)."""
+    """Return CKNNA from neighbor lists as sets and HSIC by equation 5 of Song et al. 2012 (diagonals are 0)."""
     n = len(a)
     a = a / np.linalg.norm(a, axis=1, keepdims=True)
     b = b / np.linalg.norm(b, axis=1, keepdims=True)
@@ -48,7 +48,7 @@ def test_cknna_by_brute_force(seed, k):
     )
 
 
-def test_cknna_of_equal_turned_and_unrelated_features():
+def test_cknna_of_equal_rotated_and_unrelated_features():
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(300, 4, 2, 2, generator=generator)
     turn = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
@@ -61,8 +61,8 @@ def test_cknna_of_equal_turned_and_unrelated_features():
         cknna(a, a, 300)
 
 
-def test_distance_matrix_similarity_has_the_published_number():
-    """Sines of the reference: the distance-matrix loss of the published code with margin 0 is .13230667."""
+def test_distance_matrix_similarity_published_number():
+    """The published distance-matrix loss with margin 0 of these sines is .13230667."""
     z = torch.sin(0.11 * torch.arange(2 * 1024 * 16, dtype=torch.float64)).view(2, 1024, 4, 4)
     f = torch.sin(0.07 * torch.arange(2 * 1024 * 16, dtype=torch.float64) + 0.5).view(2, 1024, 4, 4)
     values = distance_matrix_similarity(z, f)
@@ -87,7 +87,7 @@ def test_distance_matrix_similarity_by_brute_force():
         distance_matrix_similarity(z, f[:, :, :1])
 
 
-def test_mapped_cosine_finds_a_linear_map_and_nothing_else():
+def test_mapped_cosine_finds_linear_maps_only():
     generator = torch.Generator().manual_seed(2)
     z = torch.randn(40, 6, 4, 4, generator=generator)
     linear = torch.einsum("dc,bchw->bdhw", torch.randn(20, 6, generator=generator), z)

@@ -23,7 +23,7 @@ def by_square_root(m1, c1, m2, c2) -> float:
 
 
 @pytest.mark.parametrize("size", [1, 2, 10, 64])
-def test_agrees_with_the_matrix_square_root(size):
+def test_agrees_with_matrix_square_root(size):
     rng = np.random.default_rng(size)
     m1, m2 = rng.normal(size=(2, size))
     c1, c2 = random_covariance(rng, size), random_covariance(rng, size)
@@ -51,7 +51,7 @@ def test_commuting_covariances(a, b, shift, size, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(size=st.integers(1, 20), rank1=st.integers(1, 20), rank2=st.integers(1, 20), seed=st.integers(0, 999))
-def test_is_a_symmetric_finite_distance_for_any_rank(size, rank1, rank2, seed):
+def test_distance_is_symmetric_and_finite_for_any_rank(size, rank1, rank2, seed):
     rng = np.random.default_rng(seed)
     c1, c2 = random_covariance(rng, size, rank1), random_covariance(rng, size, rank2)
     zero = np.zeros(size)
@@ -65,7 +65,7 @@ def test_is_a_symmetric_finite_distance_for_any_rank(size, rank1, rank2, seed):
 
 
 def test_singular_covariances_in_orthogonal_spaces():
-    """Where the general square root returns NaN or complex numbers: the overlap is zero, the distance exact."""
+    """The general square root returns NaN or complex numbers here. The overlap is zero and the distance exact."""
     c1, c2 = np.diag([4.0, 1, 0, 0, 0]), np.diag([0.0, 0, 9, 0, 0])
     assert frechet_distance(np.zeros(5), c1, np.zeros(5), c2) == pytest.approx(14, abs=1e-12)
     assert frechet_distance(np.zeros(5), np.zeros((5, 5)), np.ones(5), c2) == pytest.approx(14, abs=1e-12)
@@ -100,7 +100,7 @@ def test_moments_do_not_depend_on_splits(sizes, cut, seed):
     if sum(sizes) < 2:
         sizes = [*sizes, 2]
     rng = np.random.default_rng(seed)
-    # A large mean beside a small spread: adding up squares would lose every digit.
+    # The mean is large and the spread small: adding up squares would lose every digit.
     x = rng.normal(size=(sum(sizes), 5)) + 1e6
     parts = (RunningMoments(5), RunningMoments(5))
     first = 0
@@ -125,46 +125,48 @@ def test_moments_of_real_images():
         moments.update(torch.zeros(2, 3))
 
 
-def test_moments_on_disk(tmp_path):
+def test_statistics_of_a_file(tmp_path):
     moments = RunningMoments(6)
     moments.update(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)))
-    moments.save(tmp_path / "reference.npz")
+    np.savez(tmp_path / "reference.npz", mu=moments.mean, sigma=moments.covariance, count=moments.count)
     loaded = RunningMoments.load(tmp_path / "reference.npz")
     assert loaded.count == 50
     torch.testing.assert_close(loaded.covariance, moments.covariance)
-    loaded.update(torch.ones(1, 6))  # what was loaded can go on
+    loaded.update(torch.ones(1, 6))
     moments.update(torch.ones(1, 6))
     torch.testing.assert_close(loaded.covariance, moments.covariance)
-    np.savez(tmp_path / "theirs.npz", mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(3))
-    assert moments.distance(RunningMoments.load(tmp_path / "theirs.npz")) > 0
-    np.savez(tmp_path / "bad.npz", mu=np.zeros(6), sigma=np.eye(5))
-    for name, reason in (("bad.npz", "sigma"), ("absent.npz", "absent"), ("text.npz", "not a file of reference")):
-        if name == "text.npz":
-            (tmp_path / name).write_text("hello")
-        with pytest.raises(UserError, match=reason):
-            RunningMoments.load(tmp_path / name)
-    good = (tmp_path / "theirs.npz").read_bytes()
-    (tmp_path / "flipped.npz").write_bytes(good.replace(np.eye(6).tobytes(), np.full((6, 6), 2.0).tobytes()))
+
+
+def test_statistics_of_other_programs(tmp_path):
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(3))
+    assert RunningMoments.load(tmp_path / "adm.npz").covariance.trace() == pytest.approx(6)
+    whole = (tmp_path / "adm.npz").read_bytes()
+    (tmp_path / "flipped.npz").write_bytes(whole.replace(np.eye(6).tobytes(), np.full((6, 6), 2.0).tobytes()))
+    (tmp_path / "text.npz").write_text("hello")
+    np.savez(tmp_path / "shape.npz", mu=np.zeros(6), sigma=np.eye(5))
     np.savez(tmp_path / "nan.npz", mu=np.full(6, np.nan), sigma=np.eye(6))
     np.savez(tmp_path / "counts.npz", mu=np.zeros(6), sigma=np.eye(6), count=[3, 4])
-    np.savez(tmp_path / "other.npz", mu=np.zeros(6))
-    for name, reason in (
-        ("flipped", "CRC"),
-        ("nan", "mu holds numbers that are not finite"),
-        ("counts", "count is not one number"),
-        ("other", "no mu and sigma"),
-    ):
+    np.savez(tmp_path / "mean.npz", mu=np.zeros(6))
+    for name, reason in {
+        "absent": "absent",
+        "flipped": "CRC",
+        "text": "not a file of reference",
+        "shape": "sigma",
+        "nan": "mu holds numbers that are not finite",
+        "counts": "count is not one number",
+        "mean": "must have mu and sigma",
+    }.items():
         with pytest.raises(UserError, match=reason):
             RunningMoments.load(tmp_path / f"{name}.npz")
 
 
-def test_matrices_that_are_no_covariances_are_refused():
+def test_other_matrices_are_refused():
     for matrix in (-np.eye(2), np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([[1.0, 0.9], [0.0, 1.0]])):
         with pytest.raises(ValueError, match="cov2 is not symmetric and positive semi-definite"):
             frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), matrix)
 
 
-def test_covariances_of_few_samples_kept_in_float32_pass():
+def test_float32_covariance_of_few_samples():
     samples = np.random.default_rng(0).normal(size=(20, 64)) @ np.random.default_rng(1).normal(size=(64, 64))
     covariance = np.cov(samples, rowvar=False)
     exact = frechet_distance(np.zeros(64), covariance, np.zeros(64), np.eye(64))

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from rules import inception_rule_weights, inception_shapes
 from safetensors.torch import load_file
 
 from vavae.data import DemoImages, load_pixels
@@ -19,48 +18,46 @@ PIXELS = {"small": load_pixels(TEST, range(2), 32), "large": load_pixels(TEST, r
 
 
 @pytest.fixture(scope="module")
-def rule_network() -> FIDInception:
-    return FIDInception.from_weights(inception_rule_weights(inception_shapes()))
+def rule_network(rule_weights) -> FIDInception:
+    return FIDInception.from_weights(rule_weights)
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_every_layer_does_what_the_archive_does(rule_network, size):
-    """The archive's code with rule-made weights; the real ones are checked below."""
+def test_rule_weights_give_archive_features(rule_network, size):
+    """The archive computed them with the same weights, which a rule makes."""
     features = rule_network(PIXELS[size])
     assert features.shape == (2, 2048) and features.dtype == torch.float32
     torch.testing.assert_close(features, GOLDEN[f"rule.{size}"], rtol=0, atol=2e-5)
-    assert (GOLDEN["rule.small"] - GOLDEN["rule.large"]).abs().mean() > 0.005  # the numbers do depend on the input
+    assert (GOLDEN["rule.small"] - GOLDEN["rule.large"]).abs().mean() > 0.005  # the features depend on the input
 
 
-def test_surrounding_precision_changes_nothing(rule_network):
+def test_autocast_does_not_matter(rule_network):
     usual = torch.backends.cudnn.conv.fp32_precision
     with torch.autocast("cpu", torch.bfloat16):
-        features = rule_network(PIXELS["small"])
-    assert torch.equal(features, rule_network(PIXELS["small"]))
+        features = rule_network(PIXELS["small"][:1])
+    assert torch.equal(features, rule_network(PIXELS["small"][:1]))
     assert torch.backends.cudnn.conv.fp32_precision == usual
 
 
-def test_real_weights_give_the_archive_features(fid_weights):
-    network = FIDInception.from_weights(fid_weights)
+def test_real_weights_give_archive_features(real_network):
     for size, pixels in PIXELS.items():
-        torch.testing.assert_close(network(pixels), GOLDEN[f"inception.{size}"], rtol=0, atol=1e-4)
+        torch.testing.assert_close(real_network(pixels), GOLDEN[f"inception.{size}"], rtol=0, atol=1e-4)
 
 
-def test_weights_are_loaded_strictly():
-    weights = inception_rule_weights(inception_shapes())
-    assert len(weights) == 376
-    lacking = {name: tensor for name, tensor in weights.items() if name != "layers.mixed_3.tower.conv_2.beta"}
+def test_weights_are_loaded_strictly(rule_weights):
+    assert len(rule_weights) == 376
+    lacking = {name: tensor for name, tensor in rule_weights.items() if name != "layers.mixed_3.tower.conv_2.beta"}
     with pytest.raises(UserError, match=r"mixed_3\.tower\.conv_2\.beta is missing"):
         FIDInception.from_weights(lacking)
     with pytest.raises(UserError, match="other is unknown"):
-        FIDInception.from_weights(weights | {"other": torch.zeros(1)})
+        FIDInception.from_weights(rule_weights | {"other": torch.zeros(1)})
     with pytest.raises(UserError, match=r"layers.conv\.weight|conv\.weight has shape"):
-        FIDInception.from_weights(weights | {"layers.conv.weight": torch.zeros(32, 3, 1, 1)})
+        FIDInception.from_weights(rule_weights | {"layers.conv.weight": torch.zeros(32, 3, 1, 1)})
 
 
 @pytest.mark.parametrize("side", [32, 64, 299, 320, 512])
-def test_resize_reads_the_positions_of_the_original_graph(side):
-    """The same positions through a sampling grid: pixel i of 299 reads i * side / 299, borders repeated."""
+def test_resize_positions_of_the_original_graph(side):
+    """Pixel i of 299 reads position i * side / 299, borders repeated, as through this sampling grid."""
     images = torch.rand(1, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(side)) * 255
     theta = torch.eye(2, 3, dtype=torch.float64)[None]
     theta[:, :, 2] += 1 / side - 1 / 299

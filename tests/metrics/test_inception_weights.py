@@ -1,4 +1,4 @@
-"""FID Inception from each published form of its weights, its spatial features and logits, and each program's resize."""
+"""FID Inception: published forms of its weights, spatial features, logits, and resizes."""
 
 import os
 
@@ -7,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from plain_inception import plain_forward, published_state
-from rules import inception_rule_weights, inception_shapes
+from plain_inception import plain_forward
 from safetensors.torch import save_file
 
 from vavae import assets
@@ -21,9 +20,9 @@ from vavae.metrics.inception_weights import read_weights
 PIXELS = load_pixels(DemoImages("test"), range(2), 32)
 
 
-def test_pytorch_fid_file_gives_what_its_own_network_gives(tmp_path):
-    """Against the network written out once more in the file's names: pool, spatial features, logits."""
-    state = published_state()
+def test_pytorch_fid_file_against_its_own_network(published, tmp_path):
+    """`plain_forward` is that network, written in the names of the file."""
+    state = dict(published)
     torch.save(state, tmp_path / "pt_inception.pth")
     network = FIDInception.from_file(tmp_path / "pt_inception.pth", "pytorch-fid")
     images = 2 * F.interpolate(PIXELS.permute(0, 3, 1, 2) / 255.0, (299, 299), mode="bilinear") - 1
@@ -39,15 +38,15 @@ def test_pytorch_fid_file_gives_what_its_own_network_gives(tmp_path):
     assert found["spatial"].shape == (2, 2023) and float(expected["spatial"].std()) > 0.01
 
 
-def test_weights_files_are_read_strictly(tmp_path):
-    state = published_state()
+def test_wrong_weights_files_are_refused(published, tmp_path):
+    state = {name: tensor.flatten()[:1].clone() for name, tensor in published.items()}  # only names matter
+    torch.save(state | {"AuxLogits.fc.weight": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(UserError, match=r"AuxLogits\.fc\.weight is unknown"):
+        read_weights(tmp_path / "more.pth")
     del state["Mixed_6c.branch7x7dbl_4.bn.bias"]
     torch.save(state, tmp_path / "lacking.pth")
     with pytest.raises(UserError, match=r"Mixed_6c\.branch7x7dbl_4\.bn\.bias is missing"):
         read_weights(tmp_path / "lacking.pth")
-    torch.save(published_state() | {"AuxLogits.fc.weight": torch.zeros(1)}, tmp_path / "more.pth")
-    with pytest.raises(UserError, match=r"AuxLogits\.fc\.weight is unknown"):
-        read_weights(tmp_path / "more.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(UserError, match=r"text\.pth: not readable"):
         read_weights(tmp_path / "text.pth")
@@ -68,32 +67,32 @@ class Bomb:
         return os.system, (f"touch {self.path}",)
 
 
-def test_code_in_a_weights_file_does_not_run(tmp_path):
-    torch.save(published_state() | {"fc.bias": Bomb(tmp_path / "ran")}, tmp_path / "evil.pth")
+def test_code_in_weights_file_does_not_run(tmp_path):
+    torch.save({"fc.bias": Bomb(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match=r"evil\.pth: not readable as FID Inception weights"):
         read_weights(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 
 
-def test_logits_come_with_their_weights(fid_weights):
+def test_logits_come_with_their_weights(fid_weights, real_network):
     network = FIDInception.from_weights({**fid_weights, "output.weight": torch.ones(1008, 2048)})
     found = network.outputs(PIXELS[:1])
     assert set(found) == {"pool", "spatial", "logits"}
     torch.testing.assert_close(found["logits"], found["pool"].sum(1, keepdim=True).expand(1, 1008), rtol=1e-4, atol=0)
-    plain = FIDInception.from_weights(fid_weights).outputs(PIXELS[:1])
+    plain = real_network.outputs(PIXELS[:1])
     assert set(plain) == {"pool", "spatial"} and torch.equal(plain["pool"], found["pool"])
 
 
-def test_torchscript_archives_are_read_without_running_them(tmp_path):
+def test_torchscript_archive_is_read_without_running_it(tmp_path):
     layer = torch.nn.Linear(3, 2)
     torch.jit.save(torch.jit.script(torch.nn.Sequential(layer)), tmp_path / "archive.pt")
     found = read_weights(tmp_path / "archive.pt")
     assert set(found) == {"0.weight", "0.bias"} and torch.equal(found["0.weight"], layer.weight)
 
 
-def test_networks_by_name_resize_each_in_its_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(assets, "load", lambda name: inception_rule_weights(inception_shapes()))
-    save_file(inception_rule_weights(inception_shapes()), tmp_path / "weights.safetensors")
+def test_each_network_has_its_resize(rule_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "load", lambda name: rule_weights)
+    save_file(rule_weights, tmp_path / "weights.safetensors")
     names = ("inception", "inception-pytorch-fid", "inception-clean")
     networks = [load_feature_network(name) for name in names]
     assert [network.name for network in networks] == list(names)
@@ -107,7 +106,7 @@ def test_networks_by_name_resize_each_in_its_way(tmp_path, monkeypatch):
     assert torch.equal(from_file(PIXELS[:1]), features[0])
 
 
-def test_scaling_of_each_program():
+def test_scaling_of_each_resize():
     """A flat image keeps its value: (x - 128) / 128 or 2 x / 255 - 1."""
     flat = torch.full((1, 40, 30, 3), 200, dtype=torch.uint8)
     for resize, value in ((tensorflow_input, 72 / 128), (clean_input, 72 / 128), (pytorch_fid_input, 400 / 255 - 1)):
@@ -117,20 +116,20 @@ def test_scaling_of_each_program():
 
 
 def test_resizes_of_a_ramp():
-    """Where a pixel of 299 reads a ramp: i W / 299, or (i + ½) W / 299 - ½ between pixel centres."""
+    """Pixel i of 299 reads position i W / 299, or (i + ½) W / 299 - ½ between pixel centers."""
     ramp = (torch.arange(64, dtype=torch.uint8) * 3).view(1, 1, 64, 1).expand(1, 8, 64, 3)
     i = torch.arange(299.0)
     row = tensorflow_input(ramp)[0, 0, 0] * 128 + 128
     torch.testing.assert_close(row, 3 * (i * 64 / 299).clamp(max=63), rtol=0, atol=1e-3)
-    centres = ((i + 0.5) * 64 / 299 - 0.5).clamp(0, 63)
-    torch.testing.assert_close((pytorch_fid_input(ramp)[0, 0, 0] + 1) * 127.5, 3 * centres, rtol=0, atol=1e-3)
+    centers = ((i + 0.5) * 64 / 299 - 0.5).clamp(0, 63)
+    torch.testing.assert_close((pytorch_fid_input(ramp)[0, 0, 0] + 1) * 127.5, 3 * centers, rtol=0, atol=1e-3)
     inner = slice(20, 279)  # a bicubic overshoots at borders
     cubic = clean_input(ramp)[0, 0, 0] * 128 + 128
-    torch.testing.assert_close(cubic[inner], 3 * centres[inner], rtol=0, atol=1e-2)
+    torch.testing.assert_close(cubic[inner], 3 * centers[inner], rtol=0, atol=1e-2)
 
 
-def test_the_clean_resize_cuts_off_what_the_cubic_overshoots():
-    """As clean-fid: edges stay within 0 and 255, everything else is Pillow's bicubic."""
+def test_clean_resize_clips_overshoots():
+    """Values stay within 0 and 255, as in clean-fid; otherwise the resize is Pillow's bicubic."""
     blocks = (torch.arange(64) // 16 % 2 * 255).to(torch.uint8).view(1, 64, 1, 1).expand(1, 64, 64, 3)
     found = clean_input(blocks)[0, 0] * 128 + 128
     plane = Image.fromarray(blocks[0, ..., 0].float().numpy())
@@ -139,8 +138,8 @@ def test_the_clean_resize_cuts_off_what_the_cubic_overshoots():
     torch.testing.assert_close(found, expected.clamp(0, 255), rtol=0, atol=1e-4)
 
 
-def test_only_the_clean_resize_filters_when_it_shrinks():
-    """A checkerboard of single pixels, twice the target's side: anti-aliased it is grey."""
+def test_only_clean_resize_is_antialiased():
+    """An anti-aliased checkerboard of single pixels, twice as wide as the target, is gray."""
     board = ((torch.arange(598)[:, None] + torch.arange(598)) % 2 * 255).to(torch.uint8)
     pixels = board[None, ..., None].expand(1, 598, 598, 3)
     assert float(clean_input(pixels).std()) < 0.05

@@ -1,8 +1,7 @@
-"""Metrics of tensors on a GPU equal those of the same tensors on the CPU."""
+"""Metrics have the same values on a GPU and on the CPU."""
 
 import pytest
 import torch
-from rules import inception_rule_weights, inception_shapes
 
 from vavae.data import DemoImages, load_images, load_pixels
 from vavae.metrics import (
@@ -26,8 +25,8 @@ pytestmark = [
 TEST = DemoImages("test")
 
 
-def test_inception():
-    network = FIDInception.from_weights(inception_rule_weights(inception_shapes()))
+def test_inception(rule_weights):
+    network = FIDInception.from_weights(rule_weights)
     pixels = load_pixels(TEST, range(4), 32)
     expected = network(pixels)
     torch.testing.assert_close(network.cuda()(pixels.cuda()).cpu(), expected, rtol=0, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Reference statistics in npz files of others: what is no covariance, half precision, and files made to fill memory."""
+"""Reference statistics in npz files: arrays that are not a covariance, half precision, files that fill memory."""
 
 from pathlib import Path
 
@@ -28,26 +28,26 @@ def save(path: Path, **arrays: np.ndarray) -> Path:
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_statistics_that_are_none_are_named(fault: str, tmp_path: Path) -> None:
-    arrays, said = WRONG[fault]
+def test_wrong_statistics_are_refused_in_one_line(fault: str, tmp_path: Path) -> None:
+    arrays, message = WRONG[fault]
     path = save(tmp_path / "reference.npz", **arrays)
     with pytest.raises(UserError) as error:
         RunningMoments.load(path)
-    assert str(error.value).startswith(str(path)) and said in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(str(path)) and message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_statistics_in_single_precision_are_read(tmp_path: Path) -> None:
+def test_float32_statistics_are_read(tmp_path: Path) -> None:
     sigma = np.cov(np.random.default_rng(0).normal(size=(8, 200))).astype(np.float32)
     path = save(tmp_path / "reference.npz", mu=np.zeros(8, np.float32), sigma=sigma)
     assert RunningMoments.load(path).distance(RunningMoments.load(path)) < 1e-6
 
 
-def test_other_arrays_of_the_file_are_not_read(tmp_path: Path) -> None:
+def test_other_arrays_are_not_read(tmp_path: Path) -> None:
     path = save(tmp_path / "reference.npz", features=np.array([None], dtype=object))
     assert read_npz(path).keys() == {"mu", "sigma"}
 
 
-def test_what_unpacks_to_a_thousand_times_its_size_is_refused(tmp_path: Path) -> None:
+def test_npz_that_fills_memory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, mu=np.zeros(2000), sigma=np.zeros((2000, 2000)))
     with pytest.raises(UserError, match=r"bomb\.npz .*sigma\.npy unpacks 31,\d+ bytes to 32,000,128; .*numpy\.savez"):

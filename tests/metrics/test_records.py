@@ -1,3 +1,5 @@
+"""Records: JSON, differences, and what forbids a comparison."""
+
 import json
 import math
 
@@ -39,7 +41,7 @@ def test_not_a_number_is_kept():
     assert math.isnan(MetricRecord.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False))).value)
 
 
-def test_what_does_not_apply_is_left_out():
+def test_fields_that_are_none_are_left_out():
     assert MetricRecord("psnr", 30.0, MeasurementProtocol(samples=10), unit="dB").to_dict()["protocol"] == {
         "samples": 10
     }
@@ -66,13 +68,13 @@ def test_intervals_survive_json():
     assert "interval" not in RECORD.to_dict()
 
 
-def test_obstacles_are_differences_but_for_what_is_compared():
+def test_obstacles_exclude_the_compared_model():
     def changed(**fields):
         return MetricRecord("frechet_distance", 11.0, MeasurementProtocol(**RECORD.protocol.__dict__ | fields))
 
     assert RECORD.obstacles(changed(checkpoint="b", checkpoint_hash="c")) == []
     assert RECORD.obstacles(changed(label_protocol="random", samples=10)) == ["samples", "label_protocol"]
-    # A network of equal hash is the same network under another name; without a hash nobody knows.
+    # A network of equal hash is the same network under another name; without a hash the name decides.
     assert RECORD.obstacles(changed(feature_network="a file")) == []
     assert RECORD.obstacles(changed(feature_network_hash="cd34")) == ["feature_network_hash"]
     bare = changed(feature_network_hash=None)
@@ -80,7 +82,7 @@ def test_obstacles_are_differences_but_for_what_is_compared():
     assert RECORD.obstacles(changed(reference="x")) == ["reference"]
 
 
-def test_images_that_are_not_square_have_two_numbers():
+def test_size_of_rectangles_has_two_numbers():
     square, wide = (
         MetricRecord("psnr", 30.0, MeasurementProtocol(samples=10, image_size=size), unit="dB")
         for size in (24, (24, 40))

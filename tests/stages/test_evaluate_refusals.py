@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluate_models import colour_network, make_generator, make_tokenizer, use_colours
+from evaluate_models import color_network, make_generator, make_tokenizer, use_colors
 
 from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
@@ -26,10 +26,10 @@ def statistics(numbers: int = 12, spatial: bool = True) -> Arrays:
 
 
 def _no_logits(name: str, device: object = "cpu") -> FeatureNetwork:
-    """As `colour_network`; of an Inception no logits, of a teacher no spatial features either."""
-    plain = colour_network(name)
+    """As `color_network`; of an Inception no logits, of a teacher no spatial features either."""
+    plain = color_network(name)
     parts = ("pool", "spatial") if name.startswith("inception") else ("pool",)
-    return FeatureNetwork(name, plain.fingerprint, plain.device, plain.compute, plain.compute_parts, parts)
+    return FeatureNetwork(name, plain.fingerprint, plain.device, plain.compute, parts)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in ((evaluate, "load_feature_network"), (evaluate.of_tokenizer, "perceptual_networks")):
         monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
-    use_colours()
+    use_colors()
     monkeypatch.setattr(evaluate_images, "draw", work)
-    monkeypatch.setattr(evaluate_images.SourceBlocks, "open", work)
-    monkeypatch.setattr(evaluate_images.ArrayBlocks, "open", work)
+    monkeypatch.setattr(evaluate_images, "pixel_block", work)
 
 
 def refused(generator: str, folder: Path, **changes: object) -> str:
@@ -107,7 +106,7 @@ def _survives(file: Path, read: Callable[[], object]) -> bool:
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_a_flipped_byte_is_a_mistake_of_the_file(save, tmp_path):
     """Whichever byte it is: none gives another error, and none gives other numbers."""
-    network, file, buffer = colour_network("inception"), tmp_path / "reference.npz", io.BytesIO()
+    network, file, buffer = color_network("inception"), tmp_path / "reference.npz", io.BytesIO()
     save(buffer, **statistics(spatial=False))
     whole = buffer.getvalue()
     file.write_bytes(whole)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluate_models import colour_network, make_generator
+from evaluate_models import color_network, make_generator
 from PIL import Image
 from tiny_teacher import tiny_teacher
 
@@ -65,7 +65,7 @@ def asked() -> Iterator[list[dict[str, Any]]]:
         for stage in (train_tokenizer, evaluate):
             patch.setattr(stage, "load_teacher", load)
         for stage in (validation, evaluate):
-            patch.setattr(stage, "load_feature_network", colour_network)
+            patch.setattr(stage, "load_feature_network", color_network)
         patch.setattr(evaluate.of_tokenizer, "perceptual_networks", lambda device: {})
         yield calls
 

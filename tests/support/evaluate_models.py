@@ -1,6 +1,7 @@
 """Small models and a feature network for tests of evaluation; also run by torchrun as a process of its own."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,8 +19,8 @@ from vavae.transformer import LightningDiT
 BLOCK = 40  # images; small blocks so that few images are several
 
 
-def colour_network(name: str = "inception-colours", device: str | torch.device = "cpu") -> FeatureNetwork:
-    """Mean colours of four quarters; "spatial" are those of the upper half, "logits" of the lower."""
+def color_network(name: str = "inception-colors", device: str | torch.device = "cpu") -> FeatureNetwork:
+    """Return a network of mean colors: "pool" of four quarters, "spatial" of the upper, "logits" of the lower two."""
 
     def parts(pixels: Tensor) -> dict[str, Tensor]:
         images = pixels.permute(0, 3, 1, 2).float() / 255
@@ -30,14 +31,11 @@ def colour_network(name: str = "inception-colours", device: str | torch.device =
             "logits": 10 * quarters[:, :, 2:].flatten(1),
         }
 
-    return FeatureNetwork(
-        name, f"fingerprint of {name}", torch.device(device), lambda pixels: parts(pixels)["pool"], parts,
-        ("pool", "spatial", "logits"),
-    )  # fmt: skip
+    return FeatureNetwork(name, f"fingerprint of {name}", torch.device(device), parts, ("pool", "spatial", "logits"))
 
 
 def make_tokenizer() -> Tokenizer:
-    """A tokenizer of factor 4 with random weights."""
+    """Return a tokenizer of factor 4 with random weights."""
     torch.manual_seed(0)
     autoencoder = AutoencoderKL(
         latent_channels=4, base_channels=32, channel_multipliers=(1, 1, 2), blocks_per_level=1, attention_levels=()
@@ -46,7 +44,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def make_generator() -> Generator:
-    """A generator of 32 px images with random weights."""
+    """Return a generator of 32 px images with random weights."""
     tokenizer = make_tokenizer()
     torch.manual_seed(1)
     transformer = LightningDiT(
@@ -58,16 +56,20 @@ def make_generator() -> Generator:
     return Generator(transformer, tokenizer, sampling=SamplingConfig(steps=3, guidance_scale=1.5))
 
 
-def use_colours(evaluate_module: object = evaluate) -> None:
-    """Every feature network is `colour_network`, and nothing else is fetched."""
-    evaluate_module.load_feature_network = colour_network  # type: ignore[attr-defined]
+def use_colors(replace: Callable[[object, str, object], None] = setattr) -> None:
+    """Let `vavae evaluate` use `color_network` for every feature network and a plain difference for LPIPS.
+
+    Args:
+        replace: `monkeypatch.setattr`, which a test undoes.
+    """
+    replace(evaluate, "load_feature_network", color_network)
     plain = {"lpips_vgg16": lambda a, b: (a - b).abs().mean((1, 2, 3))}
-    evaluate.of_tokenizer.perceptual_networks = lambda device: plain  # type: ignore[attr-defined]
+    replace(evaluate.of_tokenizer, "perceptual_networks", lambda device: plain)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    use_colours()
+    use_colors()
     evaluate_store.BLOCK = BLOCK
 
     with sharing_processes():

@@ -35,27 +35,18 @@ def transformer(folder: str, data: str, images: str, parallel: str = "replicate"
     train_dit.run(transformer_recipe(Path(folder), Path(data), images=int(images), parallel=parallel))
 
 
-def measured_transformer(folder: str, data: str) -> None:
-    """Train the tiny transformer with a Fréchet distance as it goes."""
-    from measured_runs import tiny_network
-
-    from vavae.evaluation import validation
-
-    validation.load_feature_network = tiny_network
-    frechet = validation.FrechetConfig(20, "tiny", "demo", steps=5, batch_size=6)
-    recipe = transformer_recipe(Path(folder), Path(data), images=96, validation_images=48)
-    train_dit.run(replace(recipe, frechet=frechet))
-
-
-def measured_tokenizer(folder: str) -> None:
-    """Train the tiny tokenizer with a Fréchet distance as it goes."""
-    from measured_runs import measured_tokenizer_recipe, tiny_network
+def measured_stages(folder: str, data: str, port: str) -> None:
+    """Train both stages with a Fréchet distance during training, the second one through another port."""
+    from measured_runs import measured_tokenizer_recipe, measured_transformer_recipe, tiny_network
 
     from vavae.evaluation import validation
 
     use_tiny_teacher()
     validation.load_feature_network = tiny_network
-    train_tokenizer.run(measured_tokenizer_recipe(Path(folder)))
+    validation._REFERENCE_IMAGES = 100
+    train_tokenizer.run(measured_tokenizer_recipe(Path(folder, "tokenizer")))
+    os.environ["MASTER_PORT"] = port
+    train_dit.run(measured_transformer_recipe(Path(folder, "transformer"), Path(data)))
 
 
 def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:

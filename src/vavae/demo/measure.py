@@ -14,12 +14,13 @@ from vavae.demo.contents import Gallery, RunResult
 from vavae.demo.plan import FACTOR, SAMPLING, Config
 from vavae.device import autocast, resolve_device, resolve_precision
 from vavae.evaluation import tokenizer as of_tokenizer
-from vavae.evaluation.features import BlockStore, ImageBlocks, StoredFeatures, extract
+from vavae.evaluation.features import BlockStore, ImageSet, StoredFeatures, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records
-from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
+from vavae.evaluation.images import generated_images, source_images
+from vavae.evaluation.reconstruction import EvaluationContext
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.losses import LPIPS
-from vavae.metrics import FeatureNetwork, MeasurementProtocol, MetricRecord, tsne_points
+from vavae.metrics import FeatureNetwork, MeasurementProtocol, MetricRecord, latent_uniformity, tsne_points
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import choose_labels, draw
 from vavae.teachers import Teacher
@@ -70,13 +71,13 @@ class ReferenceImages:
             fingerprint=teacher.fingerprint(),
         )
         store = BlockStore(config.folder("features"))
-        images = SourceBlocks(test, config.size)
+        images = source_images(test, config.size)
         features = extract(images, [network], store, _BATCH, World(), "test images", network.parts)[network.name]
         reference = cls(train, test, side, teacher, network, features, store, ())
         chosen = Selection(train, np.array(class_balanced(config.budget.samples, train)))
         protocol = MeasurementProtocol(len(chosen), image_size=config.size, split=f"{train.name} (train)")
         name = "Fréchet distance of real training images"
-        floor = reference.distance(name, SourceBlocks(chosen, config.size), "training images", protocol)
+        floor = reference.distance(name, source_images(chosen, config.size), "training images", protocol)
         return replace(reference, records=(floor,))
 
     @property
@@ -96,7 +97,7 @@ class ReferenceImages:
             grids.view(len(indices), -1, self.side, self.side).permute(0, 2, 3, 1).numpy()
         )  # (N, D·h·w) -> (N, h, w, D)
 
-    def distance(self, name: str, images: ImageBlocks, what: str, protocol: MeasurementProtocol) -> MetricRecord:
+    def distance(self, name: str, images: ImageSet, what: str, protocol: MeasurementProtocol) -> MetricRecord:
         """Return the Fréchet distance between images and the test images, under a name."""
         found = extract(images, [self.network], self.store, _BATCH, World(), what)
         reference = Reference(self.name, {self.network.name: self.features}, {}, None)
@@ -109,7 +110,7 @@ def measure(
 ) -> RunResult:
     """Measure one run and take its pictures."""
     test_images, train_images, device = reference.test, reference.train, tokenizer.device
-    context = of_tokenizer.EvaluationContext(reference.store, World(), _BATCH, "auto", config.seed)
+    context = EvaluationContext(reference.store, World(), _BATCH, "auto", config.seed)
     protocol = MeasurementProtocol(
         samples=len(test_images),
         split=reference.name,
@@ -134,7 +135,9 @@ def measure(
     count = min(config.budget.tsne_points, len(test_images))
     if count > 30:  # the perplexity of t-SNE
         points = tsne_points(test.values[:count], 42)
-        records += uniformity_records(points, replace(protocol, samples=count, posterior="mean", seed=42))
+        records += uniformity_records(
+            latent_uniformity(points), replace(protocol, samples=count, posterior="mean", seed=42)
+        )
     # Samples
     records.append(_generation_record(config, generator, reference, str(config.folder(name, "generator/generator"))))
     labels = _shown_labels(config, generator)
@@ -168,7 +171,7 @@ def _generation_record(
         checkpoint=checkpoint,
         checkpoint_hash=fingerprint,
     )
-    images = GeneratorBlocks(generator, labels, config.seed, SAMPLING, "auto", fingerprint)
+    images = generated_images(generator, labels, config.seed, SAMPLING, "auto", fingerprint)
     return reference.distance("Fréchet distance of samples", images, "sampling", protocol)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from vavae.config.image_size import format_size
 from vavae.errors import UserError
-from vavae.evaluation.table import telling_columns, telling_names, wide_console
+from vavae.evaluation.table import distinct_columns, distinct_names, wide_console
 from vavae.io.files import parse_json
 from vavae.metrics import MetricRecord
 
@@ -123,7 +123,7 @@ def compare_files(first: str | Path, second: str | Path, force: bool = False) ->
             for reason in pair.reasons():
                 named.setdefault(reason, []).append(pair.first.name)
         listed = "; ".join(f"{reason} ({', '.join(dict.fromkeys(names))})" for reason, names in named.items())
-        raise UserError(f"{first} and {second} were not measured alike: {listed}. --force compares them all the same")
+        raise UserError(f"{first} and {second} were not measured alike: {listed}. --force compares them anyway")
     return pairs
 
 
@@ -134,8 +134,8 @@ def print_comparison(pairs: Sequence[Comparison], first: str, second: str) -> No
     """
     from rich.table import Table
 
-    names = telling_names([first, second])
-    shown = telling_columns([pair.first for pair in pairs])
+    names = distinct_names([first, second])
+    shown = distinct_columns([pair.first for pair in pairs])
     table = Table(box=None, pad_edge=False)
     for heading in ("metric", *shown):
         table.add_column(heading, overflow="fold")  # a narrow terminal cuts nothing off

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vavae.config.image_size import Size
+from vavae.data.found import Found
 from vavae.device import device_lock, without_tf32
 from vavae.errors import RunError, UserError
 from vavae.io.files import drop_drafts, written_whole
@@ -33,6 +34,7 @@ from vavae.training.parallel import World
 
 BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
 _AHEAD = 3  # batches of pixels that may wait for the networks
+_NOT_SEARCHED = Found("")
 
 T = TypeVar("T")
 
@@ -41,7 +43,7 @@ class BlockStore:
     """Named tensors on the disk. Each file is written whole or not at all.
 
     Args:
-        folder: Folder of the files. Deleting it at any time loses only the work.
+        folder: Folder of the files. Deleting it loses only features that can be computed again.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -92,7 +94,7 @@ class BlockStore:
             recorded = (stored.metadata() or {}).get("sha256")
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         if recorded != _content(tensors):
-            raise _damaged(path, "not what was written")
+            raise _damaged(path, "its content does not match its hash")
         return tensors
 
     def write(self, key: str, tensors: dict[str, Tensor]) -> None:
@@ -105,7 +107,7 @@ class BlockStore:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[safe_open]:
-    """Open a file of tensors. Only faults of the file itself are damage; too many open files, for example, are not."""
+    """Open a file of tensors. Only a fault of the file is damage; too many open files, for example, is not."""
     try:
         with path.open("rb"):  # the library reports every file that it cannot open as missing
             pass
@@ -120,7 +122,7 @@ def _content(tensors: dict[str, Tensor]) -> str:
 
 
 def _damaged(path: Path, error: Exception | str) -> UserError:
-    return UserError(f"{path}: stored features are damaged ({error}): remove the file")
+    return UserError(f"{path}: stored features are damaged ({error}); remove the file")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,31 +131,32 @@ class Block:
 
     Attributes:
         key: Hash of their content, or of all that determines it.
-        batches: Function from a batch size to their pixels in order, (B, H, W, 3) uint8 each.
-        complete: Whether everything that `batches` also stores exists already.
+        pixels: Function from a slice of them to their pixels, (B, H, W, 3) uint8. It is called for each batch in order.
+        complete: Whether everything that `pixels` also stores exists already.
     """
 
     key: str
-    batches: Callable[[int], Iterator[Tensor]]
+    pixels: Callable[[slice], Tensor]
     complete: bool = True
 
 
-class ImageBlocks(Protocol):
-    """A set of images in blocks of `BLOCK`.
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A set of images to measure. `vavae.evaluation.images` makes them.
 
     Attributes:
         name: Name of the set, for messages.
         count: Number of images.
-        size: Size of the images in pixels; None if only the images know it.
+        size: Size of the images in pixels.
+        block: Function from the indices of consecutive images to their block.
+        found: Where the images are and which files were passed over, if opening the set found that out.
     """
 
     name: str
     count: int
-    size: Size | None
-
-    def open(self, indices: Sequence[int]) -> Block:
-        """Return the block of these images."""
-        ...
+    size: Size
+    block: Callable[[range], Block]
+    found: Found = _NOT_SEARCHED
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +205,7 @@ def _file_key(content: str, network: FeatureNetwork, part: str) -> str:
 
 
 def extract(
-    images: ImageBlocks,
+    images: ImageSet,
     networks: Sequence[FeatureNetwork],
     store: BlockStore,
     batch_size: int,
@@ -218,7 +221,7 @@ def extract(
 
     Args:
         images: The set.
-        networks: The networks.
+        networks: The networks, at least one.
         store: Store of the features.
         batch_size: Images per batch.
         processes: Processes that share the work.
@@ -233,91 +236,83 @@ def extract(
         RunError: A network gave features of another number of images, or features that are not finite.
     """
     if images.count == 0:
-        raise UserError(f"{images.name}: there are no images")
+        raise UserError(f"{images.name} must have at least one image, got none")
     names = [network.name for network in networks]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"network: {twice} is named twice")
+    wanted = {n.name: tuple(part for part in dict.fromkeys(parts) if part in n.parts) for n in networks}
+    device = networks[0].device
     starts = range(0, images.count, BLOCK)
-    mine = starts[processes.rank :: processes.size]
-    wanted = {network.name: [part for part in dict.fromkeys(parts) if part in network.parts] for network in networks}
-    device = networks[0].device if networks else torch.device("cpu")
+    mine = [range(start, min(start + BLOCK, images.count)) for start in starts[processes.rank :: processes.size]]
 
-    def missing(block: Block, count: int) -> list[FeatureNetwork]:
+    def missing(key: str, count: int) -> list[FeatureNetwork]:
         """Return the networks that have no features of a block of `count` images."""
-        return [n for n in networks if any(store.rows(_file_key(block.key, n, p), p) != count for p in wanted[n.name])]
+        return [n for n in networks if any(store.rows(_file_key(key, n, p), p) != count for p in wanted[n.name])]
 
     keys: dict[int, str] = {}
-    found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
-    total = sum(_length(images, start) for start in mine)
     with (
         store.in_use(),
         # Held for all blocks: the networks switch it, and a generator in the other thread must not notice.
         full_precision(device),
-        track(description, total, "images", stream=None if processes.first else io.StringIO()) as bar,
+        track(description, sum(map(len, mine)), "images", stream=None if processes.first else io.StringIO()) as bar,
         closing(_ahead(_batches(images, mine, batch_size, missing, device))) as batches,
     ):
-        for start, block, lacking, pixels in batches:
-            # Features of one batch.
+        outputs: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+        for indices, block, lacking, pixels in batches:
             if pixels is not None:
                 for network in lacking:
-                    with device_lock(device):
-                        with without_tf32():
-                            outputs = network.all_parts(pixels)
-                        for part in wanted[network.name]:
-                            found[network.name, part].append(outputs[part].cpu())
+                    with device_lock(device), without_tf32():
+                        found = network.all_parts(pixels)
+                    for part in wanted[network.name]:
+                        outputs[network.name, part].append(found[part].cpu())
                 bar.advance(len(pixels))
                 continue
-            # The end of a block: store its features.
-            count = _length(images, start)
             for network in lacking:
                 for part in wanted[network.name]:
-                    features = torch.cat(found.pop((network.name, part)))
-                    if len(features) != count:
-                        raise RunError(f"{network.name}: gave {len(features)} features ({part}) of {count} images")
-                    if not bool(features.isfinite().all()):
-                        raise RunError(f"{network.name}: features ({part}) of {images.name} are not finite")
+                    features = _checked(outputs.pop((network.name, part)), len(indices), network, part, images)
                     store.write(_file_key(block.key, network, part), {part: features})
             if not lacking and block.complete:
-                bar.advance(count)
-            keys[start] = block.key
+                bar.advance(len(indices))
+            keys[indices.start] = block.key
     everyone = {start: key for part in processes.gather(keys) for start, key in part.items()}
     ordered = tuple(everyone[start] for start in starts)
     content = digest(images.count, *ordered)
-    return {n.name: StoredFeatures(n, images.count, content, store, ordered, tuple(wanted[n.name])) for n in networks}
+    return {n.name: StoredFeatures(n, images.count, content, store, ordered, wanted[n.name]) for n in networks}
 
 
-def _length(images: ImageBlocks, start: int) -> int:
-    """Return the number of images of the block that begins at `start`."""
-    return min(BLOCK, images.count - start)
+def _checked(batches: list[Tensor], count: int, network: FeatureNetwork, part: str, images: ImageSet) -> Tensor:
+    """Join the features (B, d) of a block's batches. Raise RunError if they are not `count` or not finite."""
+    features = torch.cat(batches)
+    if len(features) != count:
+        raise RunError(f"{network.name}: gave {len(features)} features ({part}) of {count} images")
+    if not bool(features.isfinite().all()):
+        raise RunError(f"{network.name}: features ({part}) of {images.name} are not finite")
+    return features
 
 
 def _batches(
-    images: ImageBlocks,
-    starts: Sequence[int],
+    images: ImageSet,
+    blocks: Sequence[range],
     batch_size: int,
-    missing: Callable[[Block, int], list[FeatureNetwork]],
+    missing: Callable[[str, int], list[FeatureNetwork]],
     device: torch.device,
-) -> Iterator[tuple[int, Block, list[FeatureNetwork], Tensor | None]]:
-    """Yield the batches of each block that networks need, and None at the end of every block.
+) -> Iterator[tuple[range, Block, list[FeatureNetwork], Tensor | None]]:
+    """Yield the pixels of each batch that networks need, and None at the end of every block.
 
-    Each comes with the number of the block's first image, the block, and the networks that need it.
+    Each comes with the indices of the block's images, the block, and the networks that need it.
     """
     # A stream of its own lets sampling and feature networks share a GPU.
     with torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext():
-        for start in starts:
-            count = _length(images, start)
-            block = images.open(range(start, start + count))
-            lacking = missing(block, count)
+        for indices in blocks:
+            block = images.block(indices)
+            lacking = missing(block.key, len(indices))
             if lacking or not block.complete:
-                batches = iter(block.batches(batch_size))
-                while True:
+                for start in range(0, len(indices), batch_size):
                     with device_lock(device):
-                        pixels = next(batches, None)
-                    if pixels is None:
-                        break
-                    yield start, block, lacking, pixels
-            yield start, block, lacking, None
+                        pixels = block.pixels(slice(start, start + batch_size))
+                    yield indices, block, lacking, pixels
+            yield indices, block, lacking, None
 
 
 def _ahead(items: Iterator[T]) -> Generator[T, None, None]:

@@ -9,23 +9,23 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vavae.config.image_size import Size
 from vavae.data.images import evenly_spaced
 from vavae.device import float64_device
 from vavae.errors import UserError
-from vavae.evaluation.features import BlockStore, ImageBlocks, StoredFeatures, extract
+from vavae.evaluation.features import BlockStore, ImageSet, StoredFeatures, extract
 from vavae.evaluation.images import npz_images
 from vavae.io.files import written_whole
 from vavae.metrics import (
     FeatureNetwork,
-    InceptionScore,
     MeasurementProtocol,
     MetricRecord,
     RunningMoments,
     bootstrap_interval,
+    inception_score,
     kernel_distance,
+    moments_of,
     precision_recall,
 )
 from vavae.metrics.npz import read_npz, stored_count
@@ -34,10 +34,11 @@ from vavae.training.parallel import World
 Metric = Literal["frechet", "sfid", "inception_score", "precision_recall", "kid"]
 METRICS: tuple[Metric, ...] = ("frechet", "sfid", "inception_score", "precision_recall", "kid")
 _PARTS: dict[Metric, str] = {"sfid": "spatial", "inception_score": "logits"}
-_OF_NEIGHBOURS: tuple[Metric, ...] = ("precision_recall", "kid")
+_OF_NEIGHBORS: tuple[Metric, ...] = ("precision_recall", "kid")
 # The most images, samples and reference together, that are compared pairwise unless a metric is required. With 2,048
 # features a CPU needs 8e13 float64 operations for them, an hour on two cores; a GPU 8e15, two minutes to two hours.
 _COMPARED = {"cpu": 200_000, "cuda": 2_000_000}
+_MANIFOLD = 10_000  # reference images for precision and recall, evenly spaced, as in ADM's protocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +47,8 @@ class Statistics:
 
     Attributes:
         pool: Moments of the pooled features.
-        spatial: Moments of the spatial features; None if the file has none.
-        count: Number of images they were computed over; None if the file does not say.
+        spatial: Moments of the spatial features; None if the file does not have them.
+        count: Number of images they were computed over; None if the file does not record it.
         fingerprint: sha256 over the numbers.
         origin: How the network of these features is known.
     """
@@ -76,17 +77,11 @@ class Reference:
     size: Size | None
 
     def moments(self, network: str, part: str = "pool") -> tuple[RunningMoments, int | None, str] | None:
-        """Return moments, number of images and hash, or None if there are none of this part.
-
-        Raises:
-            UserError: There is nothing of this network.
-        """
+        """Return moments, number of images and hash; None if the statistics of a file do not have this part."""
         if network in self.statistics:
             stored = self.statistics[network]
             found = stored.pool if part == "pool" else stored.spatial
             return None if found is None else (found, stored.count, stored.fingerprint)
-        if network not in self.features:
-            raise UserError(f"{self.name}: has neither images nor statistics of {network} features")
         features = self.features[network]
         return features.moments(part), features.count, features.content
 
@@ -94,10 +89,9 @@ class Reference:
 def read_statistics(path: str | Path, networks: Sequence[FeatureNetwork]) -> dict[str, Statistics]:
     """Read reference statistics `mu`, `sigma` (and `mu_s`, `sigma_s`) from an npz, as ADM and others publish them.
 
-    The network of the features is found in this order: files of `save_statistics` record it; only ADM's files have
-    `mu_s`, and their network is `inception`; clean-fid writes its mode into the file name. Other files, such as
-    pytorch-fid's and EDM's, do not record it: the one Inception among `networks` is assumed, or `inception` if there
-    are several.
+    Files of `save_statistics` record the network of the features. Only ADM's files have `mu_s`, and their network is
+    `inception`. clean-fid writes its mode into the file name. Other files, such as pytorch-fid's and EDM's, do not
+    record the network: the one Inception among `networks` is assumed, or `inception` among several.
 
     Returns:
         Statistics by network; empty if the file has neither `mu` nor `sigma`, or is of none of these networks.
@@ -108,7 +102,7 @@ def read_statistics(path: str | Path, networks: Sequence[FeatureNetwork]) -> dic
     arrays = read_npz(path)
     lacking = {"mu", "sigma"} - arrays.keys()
     if len(lacking) == 1:
-        raise UserError(f"{path} must hold mu and sigma, got no {lacking.pop()}")
+        raise UserError(f"{path} must have mu and sigma, and does not have {lacking.pop()}")
     if lacking:
         return {}
     chosen, origin = _networks_of(Path(path), arrays, networks)
@@ -124,32 +118,30 @@ def _networks_of(
 ) -> tuple[list[FeatureNetwork], str]:
     """Return the networks whose features the statistics describe, and how that is known."""
     if "network_hash" in arrays:
-        return [n for n in networks if n.fingerprint == str(arrays["network_hash"])], "by its hash"
+        return [n for n in networks if n.fingerprint == str(arrays["network_hash"])], "the file has its hash"
     if "network" in arrays:
-        return [n for n in networks if n.name == str(arrays["network"])], "by its name"
-    if "mu_s" in arrays:
-        return [n for n in networks if n.kind == "inception"], "mu_s is in ADM's files"
-    mode = re.search(f"_({'|'.join(_CLEAN_FID)})_", path.name)
-    if mode is not None:
-        return [n for n in networks if n.kind == _CLEAN_FID[mode[1]]], f"its name holds clean-fid's mode {mode[1]}"
+        return [n for n in networks if n.name == str(arrays["network"])], "the file has its name"
     inceptions = [n for n in networks if n.kind.startswith("inception")]
-    if len(inceptions) > 1:
-        inceptions = [n for n in inceptions if n.kind == "inception"]
-    return inceptions, "the file does not say it: pytorch-fid's are of inception-pytorch-fid, EDM's of inception"
+    if "mu_s" in arrays:
+        kind, origin = "inception", "only ADM's files have mu_s"
+    elif mode := re.search(f"_({'|'.join(_CLEAN_FID)})_", path.name):
+        kind, origin = _CLEAN_FID[mode[1]], f"its name has clean-fid's mode {mode[1]}"
+    else:
+        kind = inceptions[0].kind if len(inceptions) == 1 else "inception"
+        origin = "the file does not record it; pytorch-fid uses inception-pytorch-fid, EDM inception"
+    return [n for n in inceptions if n.kind == kind], origin
 
 
 def _statistics(arrays: dict[str, np.ndarray], path: str, network: FeatureNetwork, origin: str) -> Statistics:
     fingerprint = hashlib.sha256()
     # The features of any image show how many numbers there must be.
-    shown = network.all_parts(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+    widths = {part: f.shape[1] for part, f in network.all_parts(torch.zeros(1, 32, 32, 3, dtype=torch.uint8)).items()}
 
     def moments(mean: str, covariance: str, part: str) -> RunningMoments:
         found = RunningMoments.from_arrays(arrays, path, mean, covariance)
-        if part in shown and shown[part].shape[1] != len(found.mean):
-            wanted = shown[part].shape[1]
-            raise UserError(
-                f"{path}: {mean} has {len(found.mean):,} numbers, the features of {network.name} {wanted:,}"
-            )
+        wanted, length = widths.get(part), len(found.mean)
+        if wanted not in (None, length):
+            raise UserError(f"{path}: {mean} has {length:,} numbers, the features of {network.name} {wanted:,}")
         for name in (mean, covariance):
             fingerprint.update(np.ascontiguousarray(arrays[name].astype(np.float64)).data)
         return found
@@ -177,7 +169,7 @@ def parts_for(metrics: Sequence[Metric]) -> tuple[str, ...]:
 
 
 def open_reference(
-    images: ImageBlocks | None,
+    images: ImageSet | None,
     npz: str | None,
     networks: Sequence[FeatureNetwork],
     metrics: Sequence[Metric],
@@ -193,7 +185,7 @@ def open_reference(
     is printed.
 
     Args:
-        images: The images, if there is no npz.
+        images: The images, if `npz` is None.
         npz: The file.
         networks: Feature networks.
         metrics: Metrics to measure against the reference.
@@ -204,23 +196,20 @@ def open_reference(
         samples: Number of samples that will be measured, if it is known.
 
     Raises:
-        UserError: There is no reference, the npz has neither images nor statistics of the networks, or one of
-            `required` cannot be measured. No feature has been computed then.
+        UserError: The npz has neither images nor statistics of the networks, or one of `required` cannot be measured.
+            No features have been computed then.
     """
     statistics: dict[str, Statistics] = {}
     if npz is not None:
         statistics, images = read_statistics(npz, networks), npz_images(npz)
         for network, found in statistics.items() if processes.first else ():
-            print(f"reference: the statistics in {npz} are taken for those of {network}: {found.origin}")
-    if images is None:
-        if npz is None:
-            raise UserError("reference: images or an npz are needed")
-        lacking = [network.name for network in networks if network.name not in statistics]
-        if lacking:
-            raise UserError(
-                f"reference: {npz} must have images (arr_0), or statistics of the network {lacking[0]} (mu, sigma); "
-                "statistics of one network cannot be compared with features of another"
-            )
+            print(f"reference: the statistics in {npz} belong to {network}: {found.origin}")
+    unknown = [network.name for network in networks if network.name not in statistics]
+    if images is None and unknown:
+        raise UserError(
+            f"reference: {npz} must have images (arr_0), or statistics of the network {unknown[0]} (mu, sigma); "
+            "statistics of one network cannot be compared with features of another"
+        )
     name = npz or (images.name if images is not None else "")
     for metric in metrics:
         lack = _what_lacks(metric, networks, statistics, name, None if images is None else images.count, samples)
@@ -230,7 +219,7 @@ def open_reference(
             print(f"{metric} is left out: it needs {lack}")
     if images is None:
         return Reference(name, {}, statistics, None)
-    if images.count < 2 and any(network.name not in statistics for network in networks):
+    if images.count < 2 and unknown:
         raise UserError(f"reference: {name} must have at least 2 images, got 1")
     parts = [part for part in parts_for(metrics) if part != "logits"]
     features = extract(images, networks, store, batch_size, processes, "reference", parts)
@@ -247,23 +236,21 @@ def _what_lacks(
 ) -> str | None:
     """Return what a metric lacks, for a message, or None if at least one network can measure it.
 
-    `images` is the number of the reference's images, or None if there are only statistics.
+    `images` is the number of the reference's images, or None if it has only statistics.
     """
     able = [network for network in networks if _PARTS.get(metric, "pool") in network.parts]
     named = ", ".join(network.name for network in networks)
     if metric == "inception_score" and not able:
         return f"logits, which {named} cannot give: name a file of weights that has them, --network inception:FILE"
-    if metric == "sfid":
-        if not able:
-            return f"spatial features, which {named} cannot give: --network inception has them"
-        if all(n.name in statistics and statistics[n.name].spatial is None for n in able):
-            return f"mu_s and sigma_s, which {reference} does not have"
-    if metric in _OF_NEIGHBOURS:
-        if images is None:
-            return f"the features of real images, and {reference} has only statistics"
-        few = [count for count in (samples, images) if count is not None and count < 4]
-        if few:
-            return f"at least 4 samples and 4 reference images, not {few[0]}"
+    if metric == "sfid" and not able:
+        return f"spatial features, which {named} cannot give: --network inception has them"
+    if metric == "sfid" and all(n.name in statistics and statistics[n.name].spatial is None for n in able):
+        return f"mu_s and sigma_s, which {reference} does not have"
+    if metric in _OF_NEIGHBORS and images is None:
+        return f"the features of real images, and {reference} has only statistics"
+    few = [count for count in (samples, images) if count is not None and count < 4]
+    if metric in _OF_NEIGHBORS and few:
+        return f"at least 4 samples and 4 reference images, not {few[0]}"
     return None
 
 
@@ -274,7 +261,6 @@ class Measuring:
     Attributes:
         metrics: The metrics.
         required: Metrics that are measured however long it takes.
-        manifold_reference: Reference images for precision and recall, spread evenly; 10,000 in ADM's protocol.
         bootstrap: Repetitions for an interval of Fréchet distances; 0 for no interval.
         seed: Seed of the bootstrap.
         device: Device that computes distances between features.
@@ -282,17 +268,9 @@ class Measuring:
 
     metrics: tuple[Metric, ...] = METRICS
     required: tuple[Metric, ...] = ()
-    manifold_reference: int = 10_000
     bootstrap: int = 0
     seed: int = 0
     device: str = "cpu"
-
-
-def distance_name(network: str, part: str = "pool") -> str:
-    """Return the name of the Fréchet distance on a network's features."""
-    if part == "spatial":
-        return "sFID"
-    return "FID" if network.startswith("inception") else "Fréchet distance"
 
 
 def generation_records(
@@ -302,20 +280,20 @@ def generation_records(
     measuring: Measuring,
     real: dict[str, StoredFeatures] | None = None,
 ) -> Iterator[MetricRecord]:
-    """Yield all metrics that the features allow. Those that may take hours, or much memory, come last.
+    """Yield all metrics that the features allow. Metrics that may take hours, or much memory, come last.
 
     Args:
         samples: Features of the samples by network.
         reference: The reference.
         protocol: Protocol of the samples.
         measuring: Metrics to measure.
-        real: Features of other real images, whose distance to the reference is the unit of FDr.
+        real: Features of other real images by network; their distance to the reference is the unit of FDr.
 
     Raises:
         UserError: A set has too few images, or `real` are the images of the reference.
     """
     if "frechet" in measuring.metrics and any(_is_reference(images, reference) for images in (real or {}).values()):
-        raise UserError(f"real_split: its images are those of the reference {reference.name} itself")
+        raise UserError(f"real_split must have other images than the reference {reference.name}")
     protocols = {
         name: replace(
             protocol,
@@ -330,16 +308,15 @@ def generation_records(
     for name, features in samples.items():
         own = protocols[name]
         if "frechet" in measuring.metrics:
-            (distances[name],) = _distances(features, reference, own, measuring, "pool")
+            distances[name] = _distance(features, reference, own, measuring)
             yield distances[name]
-        if "sfid" in measuring.metrics and "spatial" in features.parts:
-            yield from _distances(features, reference, own, measuring, "spatial")
+        known = reference.statistics.get(name)
+        spatial = "spatial" in features.parts and (known is None or known.spatial is not None)
+        if "sfid" in measuring.metrics and spatial:
+            yield _distance(features, reference, own, measuring, "spatial")
         if "inception_score" in measuring.metrics and "logits" in features.parts:
-            score = InceptionScore()
-            for logits in features.blocks("logits"):
-                score.update(logits)
-            bare = replace(own, reference=None)
-            yield MetricRecord("Inception Score", score.compute(), bare, higher_is_better=True)
+            score = inception_score(features.blocks("logits"))
+            yield MetricRecord("Inception Score", score, replace(own, reference=None), higher_is_better=True)
     if real is not None and distances:
         yield _ratio(distances, real, reference, measuring)
     for name, features in samples.items():
@@ -352,7 +329,7 @@ def _ratio(
 ) -> MetricRecord:
     """Return FDr: the mean over networks of `distances`, each divided by the distance of `real` to the reference."""
     plain = replace(measuring, bootstrap=0)
-    units = {name: _distances(real[name], reference, d.protocol, plain, "pool")[0] for name, d in distances.items()}
+    units = {name: _distance(real[name], reference, d.protocol, plain) for name, d in distances.items()}
     first = next(iter(real.values()))
     hashes = "".join(features.network.fingerprint for features in real.values())
     protocol = replace(
@@ -371,12 +348,16 @@ def _is_reference(images: StoredFeatures, reference: Reference) -> bool:
     return known is not None and torch.equal(known[0].mean, images.moments("pool").mean)
 
 
-def _distances(
-    features: StoredFeatures, reference: Reference, protocol: MeasurementProtocol, measuring: Measuring, part: str
-) -> list[MetricRecord]:
+def _distance(
+    features: StoredFeatures,
+    reference: Reference,
+    protocol: MeasurementProtocol,
+    measuring: Measuring,
+    part: str = "pool",
+) -> MetricRecord:
+    """Return the Fréchet distance between features and a reference that has moments of this part."""
     known = reference.moments(features.network.name, part)
-    if known is None:
-        return []
+    assert known is not None
     moments, count, fingerprint = known
     if features.count < 2 or moments.count < 2:
         raise UserError(f"a covariance needs at least 2 images, got {features.count} and {moments.count}")
@@ -384,29 +365,28 @@ def _distances(
     interval = None
     if measuring.bootstrap:
         every = features.all(part)
-
-        def resampled(indices: Tensor) -> float:
-            drawn = RunningMoments(every.shape[1])
-            drawn.update(every[indices])
-            return drawn.distance(moments)
-
-        interval = bootstrap_interval(resampled, features.count, value, measuring.bootstrap, measuring.seed)
-    protocol = replace(protocol, reference_samples=count, reference_hash=fingerprint)
-    name = distance_name(features.network.name, part)
-    return [MetricRecord(name, value, protocol, higher_is_better=False, interval=interval)]
+        interval = bootstrap_interval(
+            lambda indices: moments_of([every[indices]]).distance(moments),
+            features.count,
+            value,
+            measuring.bootstrap,
+            measuring.seed,
+        )
+    network = features.network.name
+    name = "sFID" if part == "spatial" else "FID" if network.startswith("inception") else "Fréchet distance"
+    own = replace(protocol, reference_samples=count, reference_hash=fingerprint)
+    return MetricRecord(name, value, own, higher_is_better=False, interval=interval)
 
 
 def _neighborhoods(
     features: StoredFeatures, reference: StoredFeatures, protocol: MeasurementProtocol, measuring: Measuring
 ) -> Iterator[MetricRecord]:
     """Yield precision, recall and kernel distance, which need the features of every image."""
-    kept = min(measuring.manifold_reference, reference.count)
+    kept = min(_MANIFOLD, reference.count)
     against: dict[Metric, int] = {"precision_recall": kept, "kid": reference.count}
-    wanted = [metric for metric in _OF_NEIGHBOURS if metric in measuring.metrics]
-    if min(features.count, reference.count) >= 4:
-        wanted = [metric for metric in wanted if _affordable(metric, features.count + against[metric], measuring)]
-    else:
-        wanted = []
+    enough = min(features.count, reference.count) >= 4
+    named = [metric for metric in _OF_NEIGHBORS if enough and metric in measuring.metrics]
+    wanted = [metric for metric in named if _affordable(metric, features.count + against[metric], measuring)]
     if not wanted:
         return
     protocol = replace(protocol, reference_hash=reference.content)
@@ -427,6 +407,6 @@ def _affordable(metric: Metric, images: int, measuring: Measuring) -> bool:
         return True
     print(
         f"{metric} is left out: it compares each of {images:,} images with each, which takes hours; "
-        f"--metrics {metric} asks for it"
+        f"--metrics {metric} measures it"
     )
     return False

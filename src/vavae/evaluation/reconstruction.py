@@ -1,9 +1,14 @@
 """Reconstructions as a set of images to measure. Their fidelity is stored on the way, one value per image."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -11,15 +16,16 @@ from torch import Tensor
 
 from vavae import rng
 from vavae.config.image_size import Size, height_width
-from vavae.data import ImageSource, to_tensor, to_uint8
-from vavae.device import InferencePrecision, autocast, resolve_precision
+from vavae.data import ImageSource, load_pixels, to_tensor, to_uint8
+from vavae.device import Compute, InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError
-from vavae.evaluation.features import Block, BlockStore, StoredFeatures
-from vavae.evaluation.images import SourceBlocks
+from vavae.evaluation.features import Block, BlockStore, ImageSet, StoredFeatures
+from vavae.evaluation.images import pixel_block
 from vavae.io.files import check_not_foreign, drop_drafts, read_json_object, written_whole
 from vavae.io.hashing import digest, tensor_digest
 from vavae.metrics import Convention, fidelity
 from vavae.models import Tokenizer
+from vavae.training.parallel import World
 
 _RECORD = "reconstructions.json"
 
@@ -30,8 +36,6 @@ def published_evaluation_crop(source: ImageSource, index: int, size: Size) -> Te
     The image is resized until it just covers `size` (for a square, the short side becomes `size`), bilinear and
     anti-aliased. The floats are not rounded again. Then the center is cut out.
     """
-    import numpy as np
-
     image = to_tensor(np.array(source.image(index)))[None]  # (1, 3, H, W)
     (height, width), (rows, columns) = image.shape[2:], height_width(size)
     # In whole numbers, as published: one side is as requested; the other is rounded down, and at least as requested.
@@ -43,73 +47,136 @@ def published_evaluation_crop(source: ImageSource, index: int, size: Size) -> Te
     return image[0, :, top : top + rows, left : left + columns]
 
 
-class Originals:
-    """Images with the crop of one convention.
+@dataclass(frozen=True)
+class EvaluationContext:
+    """Settings that all measurements of an evaluation share.
 
-    Args:
+    Attributes:
+        store: Store of the features, and of each image's fidelity.
+        processes: Processes that share the work.
+        batch_size: Images per batch.
+        precision: Compute precision of the tokenizer.
+        seed: Seed of the posterior's samples and of the bootstrap.
+        bootstrap: Repetitions for intervals; 0 for no intervals.
+        workers: Threads that decode images.
+        originals: Opens the store of the original images' features, if it is another one.
+        images: Folder for the reconstructions as PNGs, `strict/000000.png`, … in order; None writes no images.
+    """
+
+    store: BlockStore
+    processes: World
+    batch_size: int
+    precision: InferencePrecision
+    seed: int = 0
+    bootstrap: int = 0
+    workers: int = 4
+    originals: Callable[[], AbstractContextManager[BlockStore]] | None = None
+    images: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstructions:
+    """Images and their reconstructions: from the posterior's mean in the strict convention, from a sample as published.
+
+    Attributes:
+        tokenizer: The tokenizer.
         source: The images.
         size: Size of the crop in pixels.
-        convention: Convention of the crop.
-        workers: Threads that decode images.
-    """
-
-    def __init__(self, source: ImageSource, size: Size, convention: Convention, workers: int = 4) -> None:
-        self.source = source
-        self.name = source.name
-        self.count = len(source)
-        self.size: Size | None = size
-        self.convention = convention
-        self._size = size
-        self._strict = SourceBlocks(source, size, workers)
-
-    def images(self, indices: Sequence[int]) -> Tensor:
-        """Return these images, (len(indices), 3, H, W) float32 in [-1, 1]."""
-        if self.convention == "strict":
-            return to_tensor(self._strict.pixels(indices))
-        return torch.stack([published_evaluation_crop(self.source, int(i), self._size) for i in indices])
-
-    def open(self, indices: Sequence[int]) -> Block:
-        """Return the block as 8-bit pixels. Its key is their hash."""
-        pixels = to_uint8(self.images(indices))
-        return Block(tensor_digest(pixels), lambda batch_size: iter(pixels.split(batch_size)))
-
-
-class Reconstructions:
-    """Reconstructions of images: from the posterior's mean in the strict convention, from a sample as published.
-
-    Args:
-        originals: The images.
-        tokenizer: The tokenizer.
+        convention: Convention of crop, reconstruction and fidelity.
         perceptual: LPIPS networks by name.
-        store: Store of each image's fidelity.
-        precision: Compute precision of the tokenizer.
-        seed: Seed of the posterior's samples.
-        folder: Folder for the reconstructions as PNGs, `000000.png`, … in the order of the images; None writes no
-            images.
+        work: Settings of the measurement.
     """
 
-    def __init__(
-        self,
-        originals: Originals,
-        tokenizer: Tokenizer,
-        perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
-        store: BlockStore,
-        precision: InferencePrecision,
-        seed: int,
-        folder: Path | None = None,
-    ) -> None:
-        self.originals = originals
-        self.name = f"reconstructions of {originals.name}"
-        self.count = originals.count
-        self.size = originals.size
-        self._tokenizer = tokenizer
-        self._perceptual = perceptual
-        self._store = store
-        self._seed = seed
-        self._folder = folder
-        self._mode = resolve_precision(precision, tokenizer.device)
-        sampled = () if originals.convention == "strict" else (seed,)
-        self._described = digest("reconstruction", tokenizer.fingerprint(), self._mode, originals.convention, *sampled)
+    tokenizer: Tokenizer
+    source: ImageSource
+    size: Size
+    convention: Convention
+    perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+    work: EvaluationContext
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the PNGs of this convention."""
+        return None if self.work.images is None else self.work.images / self.convention
+
+    @cached_property
+    def _mode(self) -> Compute:
+        return resolve_precision(self.work.precision, self.tokenizer.device)
+
+    @cached_property
+    def _described(self) -> str:
+        """Hash of all that determines reconstructions, except the images."""
+        sampled = () if self.convention == "strict" else (self.work.seed,)
+        return digest("reconstruction", self.tokenizer.fingerprint(), self._mode, self.convention, *sampled)
+
+    def _load(self, indices: range) -> Tensor:
+        """Return images with the crop of the convention, (len(indices), 3, H, W) float32 in [-1, 1]."""
+        if self.convention == "strict":
+            return to_tensor(load_pixels(self.source, indices, self.size, self.work.workers))
+        return torch.stack([published_evaluation_crop(self.source, index, self.size) for index in indices])
+
+    def originals(self) -> ImageSet:
+        """Return the images as 8-bit pixels."""
+        return ImageSet(
+            self.source.name, len(self.source), self.size, lambda indices: pixel_block(to_uint8(self._load(indices)))
+        )
+
+    def images(self) -> ImageSet:
+        """Return the reconstructions. Computing their pixels also stores their fidelity and writes PNGs."""
+        return ImageSet(f"reconstructions of {self.source.name}", len(self.source), self.size, self._block)
+
+    def _block(self, indices: range) -> Block:
+        """Return a block of reconstructions. Its key is a hash of tokenizer, convention and originals."""
+        images = self._load(indices)
+        key = digest(self._described, indices.start, tensor_digest(images))
+        values: dict[str, list[Tensor]] = defaultdict(list)
+
+        def pixels(part: slice) -> Tensor:
+            original, numbers = images[part], indices[part]
+            decoded = self._rebuild(original, torch.tensor(numbers))
+            good = decoded.flatten(1).isfinite().all(1)
+            if not bool(good.all()):
+                number = numbers[int(good.logical_not().nonzero()[0])]
+                raise RunError(f"{self.source.name}: the reconstruction of image {number} is not finite")
+            with torch.inference_mode():
+                found = fidelity(original.to(decoded.device), decoded, self.convention, self.perceptual)
+            for name, value in found.items():
+                values[name].append(value.cpu())
+            stored = to_uint8(decoded).cpu()
+            if self.folder is not None:
+                for number, image in zip(numbers, stored.numpy(), strict=True):
+                    with written_whole(self._file(number)) as draft:
+                        Image.fromarray(image).save(draft, format="PNG")
+            if numbers.stop == indices.stop:
+                self.work.store.write(self._values_key(key), {name: torch.cat(parts) for name, parts in values.items()})
+            return stored
+
+        written = self.folder is None or all(self._file(number).is_file() for number in indices)
+        return Block(key, pixels, complete=written and self.work.store.has(self._values_key(key)))
+
+    def _rebuild(self, images: Tensor, indices: Tensor) -> Tensor:
+        """Return the decoder's output for images (B, 3, H, W), not clamped, float32."""
+        tokenizer = self.tokenizer
+        with autocast(self._mode, tokenizer.device), torch.inference_mode():
+            if self.convention == "strict":
+                latents = tokenizer.encode(images)
+            else:
+                shape = (tokenizer.latent_channels, *(side // tokenizer.factor for side in images.shape[2:]))
+                noise = rng.normal(self.work.seed, "posterior", indices, shape, tokenizer.device)
+                latents = tokenizer.encode(images, mode="sample", noise=noise)
+            return tokenizer.autoencoder.decode(tokenizer.statistics.denormalize(latents)).float()
+
+    def _file(self, index: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{index:06d}.png"
+
+    def _values_key(self, key: str) -> str:
+        return digest("fidelity", key, sorted(self.perceptual))
+
+    def values(self, features: StoredFeatures) -> dict[str, Tensor]:
+        """Return the fidelity of every image, (N,) float64 by name, after `extract` returned `features`."""
+        parts = [self.work.store.read(self._values_key(key)) for key in features.keys]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def claim_folder(self) -> None:
         """Record in the folder of images which reconstructions it contains, and remove drafts of killed calls.
@@ -118,70 +185,16 @@ class Reconstructions:
             UserError: The folder contains reconstructions by another tokenizer, of other images or with other
                 settings, or other files.
         """
-        if self._folder is None:
+        if self.folder is None:
             return
-        record = {"reconstructions": digest(self._described, self.originals.source.fingerprint(), self.size)}
-        path = self._folder / _RECORD
-        check_not_foreign(self._folder, lambda folder: path.is_file(), f"{_RECORD} that names the tokenizer")
+        record = {"reconstructions": digest(self._described, self.source.fingerprint(), self.size)}
+        path = self.folder / _RECORD
+        check_not_foreign(self.folder, lambda folder: path.is_file(), f"{_RECORD} that names the tokenizer")
         if path.is_file() and read_json_object(path) != record:
             raise UserError(
-                f"reconstructions: {self._folder} is of another tokenizer, other images or settings; choose another "
+                f"reconstructions: {self.folder} is of another tokenizer, other images or settings; choose another "
                 "folder"
             )
-        drop_drafts(self._folder)
+        drop_drafts(self.folder)
         with written_whole(path) as draft:
             draft.write_text(json.dumps(record) + "\n")
-
-    def _file(self, index: int) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{index:06d}.png"
-
-    def _values_key(self, key: str) -> str:
-        return digest("fidelity", key, sorted(self._perceptual))
-
-    def open(self, indices: Sequence[int]) -> Block:
-        """Return the block. Its key is a hash of tokenizer, convention and originals."""
-        images = self.originals.images(indices)
-        key = digest(self._described, indices[0], tensor_digest(images))
-
-        def batches(batch_size: int) -> Iterator[Tensor]:
-            values: dict[str, list[Tensor]] = {}
-            for part, numbers in zip(
-                images.split(batch_size), torch.tensor(list(indices)).split(batch_size), strict=True
-            ):
-                decoded = self._rebuild(part, numbers)
-                good = decoded.flatten(1).isfinite().all(1)
-                if not bool(good.all()):
-                    number = int(numbers[good.cpu().logical_not()][0])
-                    raise RunError(f"{self.name}: the reconstruction of image {number} is not finite")
-                with torch.inference_mode():
-                    found = fidelity(part.to(decoded.device), decoded, self.originals.convention, self._perceptual)
-                for name, value in found.items():
-                    values.setdefault(name, []).append(value.cpu())
-                pixels = to_uint8(decoded).cpu()
-                if self._folder is not None:
-                    for index, image in zip(numbers.tolist(), pixels.numpy(), strict=True):
-                        with written_whole(self._file(index)) as draft:
-                            Image.fromarray(image).save(draft, format="PNG")
-                yield pixels
-            self._store.write(self._values_key(key), {name: torch.cat(parts) for name, parts in values.items()})
-
-        written = self._folder is None or all(self._file(index).is_file() for index in indices)
-        return Block(key, batches, complete=written and self._store.has(self._values_key(key)))
-
-    def _rebuild(self, images: Tensor, indices: Tensor) -> Tensor:
-        """Return the decoder's output for images (B, 3, H, W), not clamped, float32."""
-        tokenizer = self._tokenizer
-        with autocast(self._mode, tokenizer.device), torch.inference_mode():
-            if self.originals.convention == "strict":
-                latents = tokenizer.encode(images)
-            else:
-                shape = (tokenizer.latent_channels, *(side // tokenizer.factor for side in images.shape[2:]))
-                noise = rng.normal(self._seed, "posterior", indices, shape, tokenizer.device)
-                latents = tokenizer.encode(images, mode="sample", noise=noise)
-            return tokenizer.autoencoder.decode(tokenizer.statistics.denormalize(latents)).float()
-
-    def values(self, features: StoredFeatures) -> dict[str, Tensor]:
-        """Return the fidelity of every image, (N,) float64 by name, after `extract` returned `features`."""
-        parts = [self._store.read(self._values_key(key)) for key in features.keys]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

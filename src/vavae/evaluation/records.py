@@ -2,52 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from vavae.config.image_size import Size
-from vavae.data import to_tensor
-from vavae.device import InferencePrecision
 from vavae.errors import UserError
 from vavae.io.files import written_whole
-from vavae.metrics import (
-    Convention,
-    MeasurementProtocol,
-    MetricRecord,
-    Uniformity,
-    cknna,
-    distance_matrix_similarity,
-    knn_accuracy,
-    latent_uniformity,
-    linear_probe,
-    mapped_cosine,
-)
-from vavae.models import Generator, SamplingConfig
-from vavae.models.sampling import draw
-from vavae.progress import track
-from vavae.teachers import Teacher
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedImages:
-    """Images with their latents.
-
-    Attributes:
-        pixels: (N, H, W, 3) uint8.
-        latents: (N, C, h, w) normalized posterior means, float32.
-        labels: (N,) int64.
-    """
-
-    pixels: Tensor
-    latents: Tensor
-    labels: Tensor
-
+from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, Uniformity
+from vavae.models import SamplingConfig
 
 _FIDELITY = {
     "psnr": ("PSNR", "dB", True, None),
@@ -68,7 +31,7 @@ def _preprocessing(convention: Convention, size: Size | None) -> str:
 def fidelity_records(
     means: Mapping[str, float],
     protocol: MeasurementProtocol,
-    intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    intervals: Mapping[str, tuple[float, float]],
 ) -> list[MetricRecord]:
     """Return records of the means of `vavae.metrics.fidelity`, in the convention of the protocol."""
     assert protocol.convention is not None
@@ -81,45 +44,20 @@ def fidelity_records(
     return records
 
 
-def probe_records(train: EncodedImages, test: EncodedImages, protocol: MeasurementProtocol) -> list[MetricRecord]:
-    """Measure linear probe and k-NN on flattened latents; return nothing if there is only one class."""
-    if len(train.labels.unique()) < 2:
-        return []
-    protocol = replace(protocol, reference_samples=len(train.labels), reference="training images")
-    arguments = (train.latents, train.labels, test.latents, test.labels)
-    return [
-        MetricRecord("linear probe", linear_probe(*arguments), protocol, higher_is_better=True),
-        MetricRecord("k-NN accuracy (k = 20)", knn_accuracy(*arguments), protocol, higher_is_better=True),
-    ]
-
-
-def alignment_records(
-    latents: Tensor, features: Tensor, pooled: Tensor, teacher: Teacher, protocol: MeasurementProtocol
-) -> list[MetricRecord]:
-    """Measure how latents (N, C, h, w) agree with a teacher's grid (N, D, h, w) and pooled features (N, D')."""
-    protocol = replace(protocol, feature_network=teacher.name, feature_network_hash=teacher.fingerprint())
-    rows = [
-        ("alignment: cosine after the best linear map", mapped_cosine(latents, features), True),
-        (
-            "alignment: distance-matrix difference",
-            float(distance_matrix_similarity(latents, features).mean()),
-            False,
-        ),
-    ]
-    if len(latents) > 10:
-        rows.append(("alignment: CKNNA (k = 10)", cknna(latents, pooled), True))
+def make_records(protocol: MeasurementProtocol, *rows: tuple[str, float, bool | None]) -> list[MetricRecord]:
+    """Return one record for each name, value and direction of improvement, all of one protocol."""
     return [MetricRecord(name, value, protocol, higher_is_better=higher) for name, value, higher in rows]
 
 
-def uniformity_records(points: np.ndarray | Uniformity, protocol: MeasurementProtocol) -> list[MetricRecord]:
-    """Return the uniformity of latents laid out by t-SNE, or its mean over layouts, as in the paper's Table 6."""
-    found = points if isinstance(points, Uniformity) else latent_uniformity(points)
-    return [
-        MetricRecord("uniformity: density cv", found.density_cv, protocol, higher_is_better=False),
-        MetricRecord("uniformity: density std", found.density_std, protocol, higher_is_better=False),
-        MetricRecord("uniformity: Gini", found.gini, protocol, higher_is_better=False),
-        MetricRecord("uniformity: normalized entropy", found.normalized_entropy, protocol, higher_is_better=True),
-    ]
+def uniformity_records(found: Uniformity, protocol: MeasurementProtocol) -> list[MetricRecord]:
+    """Return the uniformity of latents laid out by t-SNE, as in the paper's Table 6."""
+    return make_records(
+        protocol,
+        ("uniformity: density cv", found.density_cv, False),
+        ("uniformity: density std", found.density_std, False),
+        ("uniformity: Gini", found.gini, False),
+        ("uniformity: normalized entropy", found.normalized_entropy, True),
+    )
 
 
 def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_protocol: str) -> MeasurementProtocol:
@@ -136,38 +74,6 @@ def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_pro
         guidance_channels=sampling.guidance_channels if guided else None,
         seed=seed,
     )
-
-
-def drawn_pixels(
-    generator: Generator,
-    labels: Sequence[int],
-    seed: int,
-    sampling: SamplingConfig,
-    batch_size: int,
-    precision: InferencePrecision,
-) -> Iterator[Tensor]:
-    """Yield the samples of these labels as pixels, in order, with a progress bar."""
-    with track("sampling", len(labels), "images") as bar:
-        for indices in torch.arange(len(labels)).split(batch_size):
-            numbers = indices.tolist()
-            pixels = draw(generator, [labels[i] for i in numbers], numbers, seed, sampling, precision)
-            yield torch.from_numpy(pixels)
-            bar.advance(len(numbers))
-
-
-def teacher_features(teacher: Teacher, pixels: Tensor, grid: tuple[int, int], batch_size: int) -> tuple[Tensor, Tensor]:
-    """Return a teacher's grids (N, D, h, w), resampled to `grid`, and pooled features (N, D') of pixels."""
-    from vavae.teachers import resample_grid
-
-    device = next(teacher.parameters()).device
-    grids, pooled = [], []
-    with track(f"features of {teacher.name}", len(pixels), "images") as bar:
-        for part in pixels.split(batch_size):
-            found = teacher(to_tensor(part).to(device))
-            grids.append(resample_grid(found.grid, grid).cpu())
-            pooled.append((found.grid.mean((2, 3)) if found.pooled is None else found.pooled).cpu())
-            bar.advance(len(part))
-    return torch.cat(grids), torch.cat(pooled)
 
 
 def check_writable(key: str, path: str | Path, folder: bool = False) -> None:

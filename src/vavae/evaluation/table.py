@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TITLE = 42
 
 
-def telling_names(paths: Iterable[str]) -> dict[str, str]:
+def distinct_names(paths: Iterable[str]) -> dict[str, str]:
     """Return the shortest ends of paths that are distinct, with equally many parts each: `run-a/generator`."""
     whole = dict.fromkeys(paths)
     for length in range(1, max((len(Path(path).parts) for path in whole), default=0) + 1):
@@ -31,10 +31,10 @@ def telling_names(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _checkpoint_names(records: Sequence[MetricRecord]) -> dict[str, str]:
-    return {"": "", **telling_names(r.protocol.checkpoint for r in records if r.protocol.checkpoint)}
+    return {"": "", **distinct_names(r.protocol.checkpoint for r in records if r.protocol.checkpoint)}
 
 
-def telling_columns(records: Sequence[MetricRecord]) -> dict[str, list[str]]:
+def distinct_columns(records: Sequence[MetricRecord]) -> dict[str, list[str]]:
     """Return the cells that distinguish records of one name, by heading. Columns of one value are left out."""
     short = _checkpoint_names(records)
     optional: dict[str, list[str]] = {
@@ -59,7 +59,7 @@ def print_table(records: Sequence[MetricRecord]) -> None:
     """Print one line per record. Columns of one value are left out."""
     from rich.table import Table
 
-    shown = telling_columns(records)
+    shown = distinct_columns(records)
     interval = any(record.interval for record in records)
     table = Table(box=None, pad_edge=False)
     table.add_column("metric")

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,17 +14,11 @@ from vavae.config.image_size import Size, height_width
 from vavae.data import ImageSource, source_labels, to_tensor
 from vavae.data.images import Selection, class_balanced
 from vavae.device import InferencePrecision, autocast, resolve_precision
-from vavae.evaluation.features import BlockStore, StoredFeatures, extract
+from vavae.evaluation.features import BlockStore, ImageSet, StoredFeatures, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records
-from vavae.evaluation.images import LatentBlocks, SourceBlocks
-from vavae.evaluation.reconstruction import Originals, Reconstructions
-from vavae.evaluation.records import (
-    EncodedImages,
-    alignment_records,
-    fidelity_records,
-    probe_records,
-    uniformity_records,
-)
+from vavae.evaluation.images import decoded_images, source_images
+from vavae.evaluation.reconstruction import EvaluationContext, Reconstructions
+from vavae.evaluation.records import fidelity_records, make_records, uniformity_records
 from vavae.io.files import written_whole
 from vavae.io.hashing import digest
 from vavae.losses import LPIPS
@@ -34,8 +28,13 @@ from vavae.metrics import (
     MeasurementProtocol,
     MetricRecord,
     bootstrap_mean,
+    cknna,
+    distance_matrix_similarity,
     interpolate_neighbors,
+    knn_accuracy,
     latent_spectrum,
+    linear_probe,
+    mapped_cosine,
     mean_uniformity,
     neighbor_uniformity,
     one_position_each,
@@ -43,53 +42,11 @@ from vavae.metrics import (
 )
 from vavae.models import Tokenizer
 from vavae.teachers import Teacher, resample_grid
-from vavae.training.parallel import World
-
-
-@dataclass(frozen=True)
-class EvaluationContext:
-    """Settings that all measurements of an evaluation share.
-
-    Attributes:
-        store: Store of the features.
-        processes: Processes that share the work.
-        batch_size: Images per batch.
-        precision: Compute precision of the tokenizer.
-        seed: Seed of the posterior's samples and of the bootstrap.
-        bootstrap: Repetitions for intervals; 0 for no intervals.
-        workers: Threads that decode images.
-        originals: Opens the store of the original images' features, if it is another one.
-        images: Folder for the reconstructions as PNGs, with one folder for each convention; None writes no images.
-    """
-
-    store: BlockStore
-    processes: World
-    batch_size: int
-    precision: InferencePrecision
-    seed: int = 0
-    bootstrap: int = 0
-    workers: int = 4
-    originals: Callable[[], AbstractContextManager[BlockStore]] | None = None
-    images: Path | None = None
 
 
 def perceptual_networks(device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """Return LPIPS with VGG-16 and with AlexNet, by name."""
     return {f"lpips_{name}": LPIPS.pretrained(name).to(device) for name in ("vgg16", "alexnet")}
-
-
-def rebuild(
-    tokenizer: Tokenizer,
-    source: ImageSource,
-    size: Size,
-    convention: Convention,
-    perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
-    work: EvaluationContext,
-) -> Reconstructions:
-    """Return the reconstructions of a set of images, which are computed when they are measured."""
-    originals = Originals(source, size, convention, work.workers)
-    folder = None if work.images is None else work.images / convention
-    return Reconstructions(originals, tokenizer, perceptual, work.store, work.precision, work.seed, folder)
 
 
 def reconstruction(
@@ -107,18 +64,14 @@ def reconstruction(
     Returns:
         The records, and one value per image (N,) by name. Both are empty on all processes except the first.
     """
-    rebuilt = rebuild(tokenizer, source, size, convention, perceptual, work)
-    with work.originals() if work.originals is not None else nullcontext(work.store) as store:
-        real = extract(rebuilt.originals, networks, store, work.batch_size, work.processes, f"originals, {convention}")
-    # Without any network, fidelity still needs one pass over the blocks.
-    made = extract(
-        rebuilt,
-        networks or [_counted(tokenizer)],
-        work.store,
-        work.batch_size,
-        work.processes,
-        f"reconstructions, {convention}",
-    )
+    rebuilt = Reconstructions(tokenizer, source, size, convention, perceptual, work)
+    real = {}
+    if networks:
+        with work.originals() if work.originals is not None else nullcontext(work.store) as store:
+            real = _extract(rebuilt.originals(), networks, f"originals, {convention}", work, store)
+    # Without any network, fidelity still needs one pass over the images, by a network that does no work.
+    counted = FeatureNetwork("count", "count", tokenizer.device, lambda pixels: torch.ones(len(pixels), 1))
+    made = _extract(rebuilt.images(), networks or [counted], f"reconstructions, {convention}", work)
     if not work.processes.first:
         return [], {}
     if convention == "strict":
@@ -132,17 +85,21 @@ def reconstruction(
         intervals = {name: bootstrap_mean(value, work.bootstrap, work.seed) for name, value in values.items()}
     records = fidelity_records(means, protocol, intervals)
     if networks:
-        reference = Reference(source.name, real, {}, size)
         measuring = Measuring(("frechet",), bootstrap=work.bootstrap, seed=work.seed)
-        found = generation_records(made, reference, protocol, measuring)
+        found = generation_records(made, Reference(source.name, real, {}, size), protocol, measuring)
         prefix = {"FID": "rFID", "Fréchet distance": "reconstruction Fréchet distance"}
         records += [replace(record, name=prefix[record.name]) for record in found]
     return records, values
 
 
-def _counted(tokenizer: Tokenizer) -> FeatureNetwork:
-    """Return a network that does no work: one feature per image, always 1."""
-    return FeatureNetwork("count", "count", tokenizer.device, lambda pixels: torch.ones(len(pixels), 1))
+def _extract(
+    images: ImageSet,
+    networks: Sequence[FeatureNetwork],
+    description: str,
+    work: EvaluationContext,
+    store: BlockStore | None = None,
+) -> dict[str, StoredFeatures]:
+    return extract(images, networks, store or work.store, work.batch_size, work.processes, description)
 
 
 def encoder_network(tokenizer: Tokenizer, precision: InferencePrecision) -> FeatureNetwork:
@@ -159,20 +116,13 @@ def encoder_network(tokenizer: Tokenizer, precision: InferencePrecision) -> Feat
 def grid_network(teacher: Teacher, grid: tuple[int, int]) -> FeatureNetwork:
     """Return a teacher as a feature network: its features on a latent grid, flattened, and its pooled features."""
 
-    def parts(pixels: Tensor) -> dict[str, Tensor]:
+    def compute(pixels: Tensor) -> dict[str, Tensor]:
         found = teacher(to_tensor(pixels))
         pooled = found.grid.mean((2, 3)) if found.pooled is None else found.pooled
         return {"pool": pooled, "grid": resample_grid(found.grid, grid).flatten(1)}
 
     device = next(teacher.parameters()).device
-    return FeatureNetwork(
-        teacher.name,
-        digest(teacher.fingerprint(), grid),
-        device,
-        lambda pixels: parts(pixels)["pool"],
-        parts,
-        ("pool", "grid"),
-    )
+    return FeatureNetwork(teacher.name, digest(teacher.fingerprint(), grid), device, compute, ("pool", "grid"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,27 +132,25 @@ class Latents:
     Attributes:
         values: (N, C, h, w), normalized posterior means.
         labels: Class of each image, (N,).
-        images: The images.
-        name: Name of their source.
+        source: The images.
+        images: The images with the crop that was encoded.
     """
 
     values: Tensor
     labels: Tensor
-    images: SourceBlocks
-    name: str
+    source: ImageSource
+    images: ImageSet
 
 
 def encode(tokenizer: Tokenizer, source: ImageSource, size: Size, limit: int, work: EvaluationContext) -> Latents:
     """Encode at most `limit` images of a source, balanced over the classes if it has more."""
     chosen = source if len(source) <= limit else Selection(source, np.array(sorted(class_balanced(limit, source))))
-    images = SourceBlocks(chosen, size, work.workers)
+    images = source_images(chosen, size, work.workers)
     network = encoder_network(tokenizer, work.precision)
-    features = extract(images, [network], work.store, work.batch_size, work.processes, f"encoding {source.name}")[
-        "latents"
-    ]
+    features = _extract(images, [network], f"encoding {source.name}", work)[network.name]
     height, width = (side // tokenizer.factor for side in height_width(size))
     values = features.all().view(-1, tokenizer.latent_channels, height, width)  # (N, C h w) -> (N, C, h, w)
-    return Latents(values, torch.from_numpy(np.array(source_labels(chosen))), images, source.name)
+    return Latents(values, torch.from_numpy(np.array(source_labels(chosen))), chosen, images)
 
 
 def interpolation(
@@ -214,13 +162,12 @@ def interpolation(
 ) -> list[MetricRecord]:
     """Measure Fréchet distances between images and decoded midpoints of nearest neighbors among their latents."""
     midpoints = interpolate_neighbors(latents.values)
-    decoded = LatentBlocks(tokenizer, midpoints, work.precision, "interpolations")
-    store = work.store
-    real = extract(latents.images, networks, store, work.batch_size, work.processes, "originals of latents")
-    made = extract(decoded, networks, store, work.batch_size, work.processes, "interpolations")
+    decoded = decoded_images(tokenizer, midpoints, work.precision, "interpolations")
+    real = _extract(latents.images, networks, "originals of latents", work)
+    made = _extract(decoded, networks, "interpolations", work)
     if not work.processes.first:
         return []
-    reference = Reference(latents.name, real, {}, None)
+    reference = Reference(latents.source.name, real, {}, None)
     found = generation_records(made, reference, replace(protocol, posterior="mean"), Measuring(("frechet",)))
     prefix = {"FID": "interpolation FID", "Fréchet distance": "interpolation Fréchet distance"}
     return [replace(record, name=prefix[record.name]) for record in found]
@@ -237,13 +184,12 @@ def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: 
     values = latents.values
     protocol = replace(protocol, samples=len(values), posterior="mean")
     spectrum = latent_spectrum(values)
-    records = [
-        MetricRecord("effective rank", spectrum.effective_rank, protocol, higher_is_better=True),
-        MetricRecord("participation ratio", spectrum.participation_ratio, protocol, higher_is_better=True),
-        MetricRecord(
-            "largest share of variance", float(spectrum.eigenvalues[0] / spectrum.eigenvalues.sum()), protocol
-        ),
-    ]
+    records = make_records(
+        protocol,
+        ("effective rank", spectrum.effective_rank, True),
+        ("participation ratio", spectrum.participation_ratio, True),
+        ("largest share of variance", float(spectrum.eigenvalues[0] / spectrum.eigenvalues.sum()), None),
+    )
     points = one_position_each(values, 0)
     seeded = replace(protocol, seed=0)
     if len(points) > max(5, points.shape[1]):
@@ -251,9 +197,7 @@ def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: 
         records += [
             MetricRecord("neighbour uniformity: distance cv", near.distance_cv, seeded, higher_is_better=False),
             MetricRecord("neighbour uniformity: distance Gini", near.distance_gini, seeded, higher_is_better=False),
-            MetricRecord(
-                "neighbour uniformity: entropy gap", near.entropy_gap, seeded, "nats/dim", higher_is_better=False
-            ),
+            MetricRecord("neighbour uniformity: entropy gap", near.entropy_gap, seeded, "nats/dim", False),
             MetricRecord("sphere uniformity", sphere_uniformity(points), seeded, higher_is_better=False),
         ]
     if tsne_seeds and len(values) > 30:
@@ -272,15 +216,24 @@ def meaning_records(
     """Measure the meaning of latents: linear probe and nearest neighbors of classes, agreement with a teacher."""
     protocol = replace(protocol, samples=len(test.values), posterior="mean")
     records: list[MetricRecord] = []
-    if train is not None:
-        none = torch.empty(0)
-        records += probe_records(
-            EncodedImages(none, train.values, train.labels), EncodedImages(none, test.values, test.labels), protocol
+    if train is not None and len(train.labels.unique()) > 1:
+        own = replace(protocol, reference_samples=len(train.labels), reference="training images")
+        sets = (train.values, train.labels, test.values, test.labels)
+        records += make_records(
+            own, ("linear probe", linear_probe(*sets), True), ("k-NN accuracy (k = 20)", knn_accuracy(*sets), True)
         )
     if teacher is not None and teacher_features is not None:
         pooled = teacher_features.all()
         grid = teacher_features.all("grid").view(len(pooled), -1, *test.values.shape[2:])  # (N, D h w) -> (N, D, h, w)
-        records += alignment_records(test.values, grid, pooled, teacher, protocol)
+        own = replace(protocol, feature_network=teacher.name, feature_network_hash=teacher.fingerprint())
+        cosine, difference = mapped_cosine(test.values, grid), distance_matrix_similarity(test.values, grid).mean()
+        rows: list[tuple[str, float, bool | None]] = [
+            ("alignment: cosine after the best linear map", cosine, True),
+            ("alignment: distance-matrix difference", float(difference), False),
+        ]
+        if len(pooled) > 10:
+            rows.append(("alignment: CKNNA (k = 10)", cknna(test.values, pooled), True))
+        records += make_records(own, *rows)
     return records
 
 

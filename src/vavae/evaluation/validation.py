@@ -90,12 +90,10 @@ def shard_of(most: int, length: int, world: World) -> Tensor:
     return evenly_spaced(count * world.size, length)[world.rank :: world.size]
 
 
-def mean_terms(
-    portions: Chunks, own: Tensor, measure: Callable[[tuple[Tensor]], dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def mean_terms(chunks: Chunks, own: Tensor, measure: Callable[[tuple[Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the means over the images `own` of the terms that `measure` returns for parts of them."""
     sums: dict[str, Tensor] = {}
-    for (part,), terms in portions.over((own,), measure):
+    for (part,), terms in chunks.over((own,), measure):
         for name, value in terms.items():
             sums[name] = sums.get(name, value.new_zeros(())) + value * (len(part) / len(own))
     return sums
@@ -106,12 +104,12 @@ class _Moments:
 
     def __init__(self, network: str, batch_size: int, device: torch.device, world: World) -> None:
         self._network: FeatureNetwork = load_feature_network(network, device)
-        self._portions = Chunks(batch_size)
+        self._chunks = Chunks(batch_size)
         self._world = world
 
     def __call__(self, pixels: Callable[[Tensor], Tensor], own: Tensor) -> RunningMoments:
         """Return the moments over `pixels(indices)`. Every process must call it, with at least one index in `own`."""
-        features = (found for _, found in self._portions.over((own,), lambda part: self._network(pixels(part[0]))))
+        features = (found for _, found in self._chunks.over((own,), lambda part: self._network(pixels(part[0]))))
         parts = self._world.gather(moments_of(features))
         for part in parts[1:]:
             parts[0].merge(part)

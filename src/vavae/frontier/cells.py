@@ -23,7 +23,8 @@ from vavae.device import Precision, resolve_device, resolve_precision
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.features import BlockStore, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records, open_reference
-from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
+from vavae.evaluation.images import generated_images, source_images
+from vavae.evaluation.reconstruction import EvaluationContext
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.frontier.config import Config, Kind
 from vavae.frontier.grid import Cell, GeneratorCell, Grid, Job, TokenizerCell
@@ -143,16 +144,16 @@ class CellContext:
     @cached_property
     def reference(self) -> Reference:
         """The training images that samples are compared with."""
-        images = SourceBlocks(_part(self.train, self.config.measure.reference_images), self.config.data.size)
+        images = source_images(_part(self.train, self.config.measure.reference_images), self.config.data.size)
         batch = self.config.measure.batch_size
         with self.sharing("features of training images") as store:
             return open_reference(images, None, [self.network], ("frechet",), store, batch, World())
 
-    def work(self, store: BlockStore) -> of_tokenizer.EvaluationContext:
+    def work(self, store: BlockStore) -> EvaluationContext:
         """Return how tokenizers are measured."""
         measure = self.config.measure
         originals = partial(self.sharing, "features of test images")
-        return of_tokenizer.EvaluationContext(
+        return EvaluationContext(
             store, World(), measure.batch_size, measure.precision, measure.seed, originals=originals
         )
 
@@ -362,7 +363,7 @@ def _uniformity(context: CellContext, cell: TokenizerCell) -> dict[str, Any]:
         preprocessing=f"t-SNE, mean of seeds 0 to {measure.tsne_seeds - 1}",
     )
     assert first is not None
-    shown = np.array(sorted(class_balanced(_POINTS, Selection(latents.images.source, np.arange(len(latents.labels))))))
+    shown = np.array(sorted(class_balanced(_POINTS, Selection(latents.source, np.arange(len(latents.labels))))))
     return {
         "records": [record.to_dict() for record in uniformity_records(mean, protocol)],
         "points": np.round(first[shown], 2).tolist(),
@@ -420,7 +421,7 @@ def _distance(
     reference = context.reference
     fingerprint = generator.fingerprint()
     labels = choose_labels(count, generator.num_classes, "balanced", seed)
-    images = GeneratorBlocks(generator, labels, seed, sampling, mode, fingerprint)
+    images = generated_images(generator, labels, seed, sampling, mode, fingerprint)
     features = extract(images, [context.network], store, config.measure.batch_size, World(), "sampling and measuring")
     protocol = replace(
         sampling_protocol(sampling, count, seed, "balanced"),

@@ -7,7 +7,7 @@ from vavae.metrics.features import FeatureNetwork, feature_moments, load_feature
 from vavae.metrics.frechet import RunningMoments, frechet_distance
 from vavae.metrics.images import Convention, fidelity, psnr, published_psnr, ssim
 from vavae.metrics.inception import FIDInception
-from vavae.metrics.inception_score import InceptionScore
+from vavae.metrics.inception_score import inception_score
 from vavae.metrics.latent_shape import (
     interpolate_neighbors,
     latent_spectrum,
@@ -22,7 +22,6 @@ __all__ = [
     "Convention",
     "FIDInception",
     "FeatureNetwork",
-    "InceptionScore",
     "MeasurementProtocol",
     "MetricRecord",
     "RunningMoments",
@@ -34,6 +33,7 @@ __all__ = [
     "feature_moments",
     "fidelity",
     "frechet_distance",
+    "inception_score",
     "interpolate_neighbors",
     "kernel_distance",
     "knn_accuracy",

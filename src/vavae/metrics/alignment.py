@@ -7,6 +7,8 @@ from torch import Tensor
 from vavae import rng
 from vavae.device import to_float64
 
+_RIDGE = 1e-3  # weight of |W|² relative to the mean squared error, in units of the latents' mean square
+
 
 def _hsic(a: Tensor, b: Tensor) -> Tensor:
     """Estimate HSIC from two (n, n) kernel matrices (Song et al. 2012, equation 5).
@@ -81,7 +83,7 @@ def distance_matrix_similarity(latents: Tensor, features: Tensor) -> Tensor:
     return (cosines(latents) - cosines(features)).abs().mean(dim=(1, 2))
 
 
-def mapped_cosine(latents: Tensor, features: Tensor, regularization: float = 1e-3) -> float:
+def mapped_cosine(latents: Tensor, features: Tensor) -> float:
     """Return the mean cosine between teacher features and the best linear map of the latents to them.
 
     This is the cosine of the VF loss with a projection fitted by ridge regression, so that tokenizers trained without
@@ -91,7 +93,6 @@ def mapped_cosine(latents: Tensor, features: Tensor, regularization: float = 1e-
     Args:
         latents: (B, C, h, w), at least 2 images.
         features: (B, D, h, w), of the same grid.
-        regularization: Weight of |W|² relative to the mean squared error, in units of the latents' mean square.
 
     Returns:
         The mean cosine over tokens of the held-out images, in [-1, 1].
@@ -107,7 +108,7 @@ def mapped_cosine(latents: Tensor, features: Tensor, regularization: float = 1e-
 
     x, y = tokens(latents, fitted), tokens(features, fitted)
     gram = x.T @ x / len(x)
-    ridge = regularization * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     weights = torch.linalg.solve(gram + ridge, x.T @ y / len(x))
     predicted = tokens(latents, judged) @ weights
     return float(F.cosine_similarity(predicted, tokens(features, judged), dim=1).mean())

@@ -34,16 +34,15 @@ class FeatureNetwork:
         name: Name in recipes and records, with the file of its weights if one was given: see `load_feature_network`.
         fingerprint: sha256 over its weights and preprocessing.
         device: Device of the network.
-        compute: Pixels (B, H, W, 3) uint8 on `device` -> (B, d).
-        compute_parts: For networks with several outputs: the same pixels -> (B, d) by name, "pool" as `compute`.
+        compute: Pixels (B, H, W, 3) uint8 on `device` -> features (B, d), or several outputs (B, d) by name; "pool" are
+            the features.
         parts: Names of the outputs.
     """
 
     name: str
     fingerprint: str
     device: torch.device
-    compute: Callable[[Tensor], Tensor]
-    compute_parts: Callable[[Tensor], Mapping[str, Tensor]] | None = None
+    compute: Callable[[Tensor], Tensor | Mapping[str, Tensor]]
     parts: tuple[str, ...] = ("pool",)
 
     @property
@@ -54,14 +53,14 @@ class FeatureNetwork:
     @torch.no_grad()  # tensors of inference mode cannot enter training
     def __call__(self, pixels: Tensor) -> Tensor:
         """Compute features (B, d) float32, on the CPU, of pixels (B, H, W, 3) uint8."""
-        return self.compute(pixels.to(self.device)).float().cpu()
+        return self.all_parts(pixels)["pool"].cpu()
 
     @torch.no_grad()
     def all_parts(self, pixels: Tensor) -> dict[str, Tensor]:
         """Compute all outputs (B, d) float32 by name, on `device`, of pixels (B, H, W, 3) uint8."""
-        pixels = to_device(pixels, self.device)
-        found = {"pool": self.compute(pixels)} if self.compute_parts is None else self.compute_parts(pixels)
-        return {name: values.float() for name, values in found.items()}
+        found = self.compute(to_device(pixels, self.device))
+        outputs = {"pool": found} if isinstance(found, Tensor) else found
+        return {name: values.float() for name, values in outputs.items()}
 
 
 def load_feature_network(name: str, device: torch.device | str = "cpu") -> FeatureNetwork:
@@ -76,7 +75,7 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
         device: Device of the network.
 
     Raises:
-        UserError: There is no such network, or its weights cannot be loaded.
+        UserError: The name is unknown, or the weights cannot be loaded.
     """
     device = torch.device(device)
     kind, _, file = name.partition(":")
@@ -92,7 +91,7 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
             # 8.2 instead of 5.2 images a second on a core (medians of 4 in turns); features differ by 2e-6 at most.
             inception.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         own_name = f"{kind}:{file}" if file else kind
-        return FeatureNetwork(own_name, fingerprint, device, inception.to(device), inception.outputs, parts)
+        return FeatureNetwork(own_name, fingerprint, device, inception.to(device).outputs, parts)
     if name.startswith(TEACHER_PREFIX):
         from vavae.teachers import load_teacher
 
@@ -128,7 +127,7 @@ def moments_of(features: Iterable[Tensor]) -> RunningMoments:
     """Compute mean and covariance of features that come in parts, (B, d) each.
 
     Raises:
-        UserError: There are no features.
+        UserError: `features` is empty.
     """
     moments: RunningMoments | None = None
     for part in features:
@@ -136,5 +135,5 @@ def moments_of(features: Iterable[Tensor]) -> RunningMoments:
             moments = RunningMoments(part.shape[1])
         moments.update(part)
     if moments is None:
-        raise UserError("there are no images to compute features of")
+        raise UserError("at least one image is needed to compute features, got none")
     return moments

@@ -24,30 +24,28 @@ def _as_double(values: Array) -> Tensor:
     return to_float64(tensor.detach())
 
 
-def _factor(covariance: Tensor) -> Tensor:
+def _factor(covariance: Tensor, name: str) -> Tensor:
     """Return A (d, r) with A Aᵀ = covariance, r its numerical rank, by Cholesky decomposition with pivoting.
 
     It costs a fraction of eigenvectors. Values below the rounding of the largest entry are noise around zero and left
     out: their roots would be 1e-8 instead of 1e-16.
+
+    Raises:
+        ValueError: The covariance is not positive semi-definite, apart from float32 rounding. `name` is its name.
     """
     from scipy.linalg.lapack import dpstrf
 
-    symmetric = ((covariance + covariance.T) / 2).numpy()
-    if not symmetric.diagonal().max(initial=0.0) > 0:
-        return torch.zeros(len(symmetric), 0, dtype=torch.float64)
-    lower, pivots, rank, _ = dpstrf(symmetric, lower=1)
-    factor = np.empty((len(symmetric), rank))
-    factor[pivots - 1] = np.tril(lower)[:, :rank]
-    return torch.from_numpy(factor)
-
-
-def _checked_factor(covariance: Tensor, name: str) -> Tensor:
-    """Factor a covariance. Raise ValueError if it is not positive semi-definite; float32 rounding is tolerated."""
     covariance = covariance.cpu()
-    factor = _factor(covariance)
-    if torch.linalg.norm(covariance - factor @ factor.T) > _TOLERANCE * torch.linalg.norm(covariance):
+    symmetric = ((covariance + covariance.T) / 2).numpy()
+    factor = np.empty((len(symmetric), 0))
+    if symmetric.diagonal().max(initial=0.0) > 0:
+        lower, pivots, rank, _ = dpstrf(symmetric, lower=1)
+        factor = np.empty((len(symmetric), rank))
+        factor[pivots - 1] = np.tril(lower)[:, :rank]
+    root = torch.from_numpy(factor)
+    if torch.linalg.norm(covariance - root @ root.T) > _TOLERANCE * torch.linalg.norm(covariance):
         raise ValueError(f"{name} is not symmetric and positive semi-definite, as covariances are")
-    return factor
+    return root
 
 
 def _nuclear_norm(matrix: Tensor, needed: float) -> Tensor:
@@ -95,7 +93,7 @@ def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> fl
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} has numbers that are not finite")
     spread = float((m1 - m2).square().sum() + c1.trace() + c2.trace())
-    root1, root2 = _checked_factor(c1, "cov1"), _checked_factor(c2, "cov2")
+    root1, root2 = _factor(c1, "cov1"), _factor(c2, "cov2")
     overlap = float(_nuclear_norm(root1.T @ root2, _PRECISION * spread))
     distance = spread - 2 * overlap
     return max(distance, 0.0)
@@ -137,8 +135,6 @@ class RunningMoments:
 
     def merge(self, other: "RunningMoments") -> None:
         """Add all features of `other`."""
-        if other.mean.shape != self.mean.shape:
-            raise ValueError(f"{len(other.mean)} features cannot join {len(self.mean)}")
         if other.count:
             self._combine(other.count, other.mean.to(self.mean), other.scatter.to(self.scatter))
 
@@ -153,13 +149,9 @@ class RunningMoments:
         """Return the Fréchet distance to another set of features."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `mu`, `sigma` and `count` as .npz, which common FID programs can read."""
-        np.savez(path, mu=self.mean.cpu().numpy(), sigma=self.covariance.cpu().numpy(), count=np.int64(self.count))
-
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read reference statistics: .npz with `mu` and `sigma`, from `save`, ADM or other FID programs.
+        """Read reference statistics: .npz with `mu` and `sigma`, of `vavae evaluate`, ADM or other FID programs.
 
         If the file does not have the number of samples, `count` is a nominal 50,000, which the distance does not
         depend on.
@@ -169,7 +161,7 @@ class RunningMoments:
         """
         arrays = read_npz(path)
         if not {"mu", "sigma"} <= arrays.keys():
-            raise UserError(f"{path} is not a file of reference statistics: it has no mu and sigma")
+            raise UserError(f"{path} is not a file of reference statistics: it must have mu and sigma")
         return cls.from_arrays(arrays, str(path))
 
     @classmethod
@@ -195,11 +187,11 @@ class RunningMoments:
             if arrays[key].dtype.kind not in "fiu":
                 raise UserError(f"{name}: {key} must be real numbers, got {arrays[key].dtype}")
             if arrays[key].dtype == np.float16:
-                raise UserError(f"{name}: {key} must be float32 or float64, got float16, which moves distances")
-            if not (np.abs(arrays[key].astype(np.float64)) < _LARGEST).all():  # NaN is not smaller either
+                raise UserError(f"{name}: {key} must be float32 or float64, got float16, which changes distances")
+            if not (np.abs(arrays[key].astype(np.float64)) < _LARGEST).all():  # false for NaN too
                 raise UserError(f"{name}: {key} holds numbers that are not finite or above {_LARGEST:g}")
         try:
-            _checked_factor(torch.from_numpy(c.astype(np.float64)), covariance)
+            _factor(torch.from_numpy(c.astype(np.float64)), covariance)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from error
         moments = cls(len(m))

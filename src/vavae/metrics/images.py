@@ -14,7 +14,7 @@ from vavae.data.transforms import to_tensor, to_uint8
 from vavae.device import to_float64
 
 Convention = Literal["strict", "published"]
-_WINDOW = 11
+_WINDOW, _SIGMA = 11, 1.5  # side and standard deviation of SSIM's Gaussian window, in pixels, as published
 
 
 def _check_pair(images: Tensor, references: Tensor) -> None:
@@ -57,20 +57,16 @@ def ssim(
     images: Tensor,
     references: Tensor,
     data_range: float = 2.0,
-    window: int = _WINDOW,
-    sigma: float = 1.5,
     border: Literal["valid", "reflect"] = "valid",
 ) -> Tensor:
     """Return the structural similarity of each image (Wang et al. 2004), averaged over channels and positions.
 
-    Published numbers use images clamped to [-1, 1], window 11 and sigma 1.5.
+    The window is Gaussian, of 11 pixels and sigma 1.5. Published numbers use images clamped to [-1, 1].
 
     Args:
-        images: (B, C, H, W) float, H and W at least `window`.
+        images: (B, C, H, W) float, H and W at least 11.
         references: The same shape.
         data_range: Difference between the largest and the smallest possible value; 2 for [-1, 1].
-        window: Side of the Gaussian window, odd.
-        sigma: Its standard deviation, in pixels.
         border: "valid" uses windows that are wholly in the image, as the original, scikit-image, and torchmetrics
             before 1.5; "reflect" pads the image by reflection, as torchmetrics since 1.5. They differ by about a
             hundredth at 256 pixels and more for smaller images.
@@ -81,21 +77,19 @@ def ssim(
     _check_pair(images, references)
     if border not in ("valid", "reflect"):
         raise ValueError(f"border must be 'valid' or 'reflect', got {border!r}")
-    if window % 2 == 0:
-        raise ValueError(f"window must be odd, got {window}")
     channels = images.shape[1]
-    if min(images.shape[2:]) < window:
-        raise ValueError(f"images of {images.shape[2]} x {images.shape[3]} are smaller than the window {window}")
+    if min(images.shape[2:]) < _WINDOW:
+        raise ValueError(f"images of {images.shape[2]} x {images.shape[3]} are smaller than the window {_WINDOW}")
     x, y = to_float64(images), to_float64(references)
-    offsets = torch.arange(window, dtype=torch.float64, device=x.device) - (window - 1) / 2
-    weights = torch.exp(-offsets.square() / (2 * sigma**2))
-    weights = (weights / weights.sum()).expand(channels, 1, window)
+    offsets = torch.arange(_WINDOW, dtype=torch.float64, device=x.device) - (_WINDOW - 1) / 2
+    weights = torch.exp(-offsets.square() / (2 * _SIGMA**2))
+    weights = (weights / weights.sum()).expand(channels, 1, _WINDOW)
 
     def blur(x: Tensor) -> Tensor:
         return F.conv2d(F.conv2d(x, weights[..., None], groups=channels), weights[:, :, None], groups=channels)
 
     if border == "reflect":
-        x, y = (F.pad(z, [window // 2] * 4, mode="reflect") for z in (x, y))
+        x, y = (F.pad(z, [_WINDOW // 2] * 4, mode="reflect") for z in (x, y))
     mean_x, mean_y = blur(x), blur(y)
     variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y

@@ -28,6 +28,9 @@ _BATCH_NORM_EPSILON = 1e-3
 class _ConvRelu(nn.Conv2d):
     """Convolution and ReLU; batch normalization is folded into weight and bias when weights are loaded."""
 
+    def reset_parameters(self) -> None:
+        """Leave weights as they are: random ones would only cost time."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x), inplace=True)
 

@@ -109,15 +109,11 @@ def sphere_uniformity(points: Tensor, t: float = 2.0) -> float:
     return math.log(float(total - count) / (count * (count - 1)))
 
 
-def nearest_neighbors(latents: Tensor) -> Tensor:
-    """Return the index of the nearest other latent of each of latents (N, ...), by Euclidean distance: (N,) int64."""
-    return neighbor_distances(latents.detach().flatten(1), 1)[1][:, 0]
-
-
 def interpolate_neighbors(latents: Tensor, share: float = 0.5) -> Tensor:
-    """Move latents (N, ...) by `share` of the way to their nearest neighbor.
+    """Move latents (N, ...) by `share` of the way to their nearest other latent, by Euclidean distance.
 
     The Fréchet distance between their decodings and the images predicts the distance of a generator trained on such
     latents (interpolated FID, arXiv 2603.05630). The distance of reconstructions does not predict it.
     """
-    return torch.lerp(latents, latents[nearest_neighbors(latents).to(latents.device)], share)
+    nearest = neighbor_distances(latents.detach().flatten(1), 1)[1][:, 0]
+    return torch.lerp(latents, latents[nearest.to(latents.device)], share)

@@ -1,4 +1,4 @@
-"""Read statistics from npz files of others: bounded in size, and without running any code in them."""
+"""Read statistics from npz files of other programs: bounded in size, and without running code in them."""
 
 import math
 import os
@@ -33,7 +33,7 @@ def check_unpacked(member: zipfile.ZipInfo) -> None:
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Return the statistics in an npz file by name: those of `STATISTICS` that it has.
+    """Return the arrays of an npz file whose names are in `STATISTICS`, by name.
 
     Raises:
         UserError: It cannot be read, or its arrays are too large; the message names it.
@@ -49,8 +49,8 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         with np.load(Path(path), allow_pickle=False) as stored:
             return {name: stored[name] for name in names}
     except Exception as error:  # a damaged archive fails in a dozen ways: checksums, compression, headers, sizes
-        said = f"{path} is not a file of reference statistics (npz with mu and sigma): {one_line(error)}"
-        raise UserError(said) from error
+        message = f"{path} is not a file of reference statistics (npz with mu and sigma): {one_line(error)}"
+        raise UserError(message) from error
 
 
 def stored_count(arrays: Mapping[str, NDArray[Any]], name: str) -> int | None:

@@ -20,7 +20,7 @@ class MeasurementProtocol:
         solver: Name of the solver; `euler_maruyama` solves the stochastic equation.
         steps: Grid points of the solver, as published (250 points are 249 Euler evaluations).
         shift: Time shift of the grid.
-        guidance_scale: Scale of classifier-free guidance; 1 is no guidance.
+        guidance_scale: Scale of classifier-free guidance; 1 means without guidance.
         guidance_interval: Times between which guidance acts.
         guidance_channels: Number of leading channels that are guided; None guides all.
         seed: Seed of the samples of a generator or of the tokenizer's posterior.

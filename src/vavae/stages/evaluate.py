@@ -15,7 +15,7 @@ from vavae.device import InferencePrecision, resolve_device, resolve_precision
 from vavae.errors import UserError
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.compare import compare_files, print_comparison
-from vavae.evaluation.features import BlockStore, ImageBlocks, StoredFeatures, extract
+from vavae.evaluation.features import BlockStore, ImageSet, StoredFeatures, extract
 from vavae.evaluation.generation import (
     METRICS,
     Measuring,
@@ -26,14 +26,8 @@ from vavae.evaluation.generation import (
     parts_for,
     save_statistics,
 )
-from vavae.evaluation.images import (
-    ArrayBlocks,
-    FileBlocks,
-    GeneratorBlocks,
-    SourceBlocks,
-    npz_images,
-    one_part,
-)
+from vavae.evaluation.images import folder_images, generated_images, npz_images, one_part, source_images
+from vavae.evaluation.reconstruction import EvaluationContext, Reconstructions
 from vavae.evaluation.records import check_writable, sampling_protocol, write_records
 from vavae.evaluation.table import plot, print_table
 from vavae.flow import SolverName
@@ -197,8 +191,8 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
     """Open the reference; `samples` is the size of the smallest set of generated images."""
     metrics = tuple(config.metrics) or METRICS
 
-    def images(split: Literal["train", "test"], what: str) -> SourceBlocks:
-        return SourceBlocks(_open(config, together, split, what), config.data.size, config.data.workers)
+    def images(split: Literal["train", "test"], what: str) -> ImageSet:
+        return source_images(_open(config, together, split, what), config.data.size, config.data.workers)
 
     # With an npz, `data` is not read and may not exist.
     source = images(config.split, "reference") if config.reference is None else None
@@ -227,7 +221,7 @@ def _open_reference(config: Config, store: BlockStore, together: World, samples:
 
 
 def _measure(
-    images: ImageBlocks,
+    images: ImageSet,
     against: _Against,
     protocol: MeasurementProtocol,
     config: Config,
@@ -290,8 +284,8 @@ def _check_images(config: Config) -> None:
         )
 
 
-def _sample_images(path: str) -> ArrayBlocks | FileBlocks:
-    images = npz_images(path) if Path(path).is_file() else FileBlocks(path)
+def _sample_images(path: str) -> ImageSet:
+    images = npz_images(path) if Path(path).is_file() else folder_images(path)
     if images is None:
         raise UserError(f"{path} must have images (arr_0), got statistics only")
     if images.count < 2:
@@ -335,7 +329,7 @@ def _generator(config: Config, store: BlockStore, together: World) -> Iterator[M
         fingerprint = generator.fingerprint()
         labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
         for sampling in config.sampling(generator.sampling):
-            images = GeneratorBlocks(generator, labels, config.seed, sampling, config.precision, fingerprint)
+            images = generated_images(generator, labels, config.seed, sampling, config.precision, fingerprint)
             protocol = replace(
                 sampling_protocol(sampling, config.count, config.seed, config.label_protocol),
                 dtype=resolve_precision(config.precision, device),
@@ -379,7 +373,7 @@ def _as_published(network: str) -> str:
 def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
     device = resolve_device(config.device)
     size = config.data.size
-    work = of_tokenizer.EvaluationContext(
+    work = EvaluationContext(
         store,
         together,
         config.batch_size,
@@ -419,7 +413,7 @@ def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[M
             checkpoint_hash=tokenizer.fingerprint(),
         )
         for convention in config.conventions if config.reconstructions is not None else ():  # refused before the work
-            together.once(of_tokenizer.rebuild(tokenizer, source, size, convention, perceptual, work).claim_folder)
+            together.once(Reconstructions(tokenizer, source, size, convention, perceptual, work).claim_folder)
         per_image: dict[str, dict[str, Tensor]] = {}
         for convention in config.conventions:
             records, values = of_tokenizer.reconstruction(
