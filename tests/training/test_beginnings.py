@@ -264,5 +264,5 @@ def test_missing_logger_is_reported_before_the_work(
         (train_dit, "TransformerTask", transformer_recipe(tmp_path / "generator", data, wandb="project")),
     ):
         monkeypatch.setattr(stage, task, lambda *_: pytest.fail("work was done"))
-        with pytest.raises(UserError, match=r"^training\.wandb: needs the extra"):
+        with pytest.raises(UserError, match=r"^training\.wandb needs the extra"):
             stage.run(recipe)

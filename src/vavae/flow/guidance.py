@@ -20,8 +20,8 @@ class Guidance:
     """Scale, interval and channels of guidance.
 
     Attributes:
-        scale: guided = poorer + scale · (conditional - poorer). 1 is no guidance, 0 the poorer prediction
-            (`cfg_scale` in the published code).
+        scale: guided = poorer + scale · (conditional - poorer). 1 turns guidance off, 0 gives the poorer
+            prediction (`cfg_scale` in the published code).
         start: First time at which guidance acts; 0 is noise, 1 is data (`cfg_interval_start`).
         stop: Last time at which guidance acts.
         channels: Number of leading channels to guide; None guides all. The published FIDs use 3, with scales two to
