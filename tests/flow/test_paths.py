@@ -79,7 +79,7 @@ def test_conversions_agree_with_the_true_density(path: ProbabilityPath, t: float
 
 
 @each_path
-def test_velocity_converts_to_data_at_both_ends_of_its_interval(path: ProbabilityPath) -> None:
+def test_velocity_converts_to_data_at_both_ends(path: ProbabilityPath) -> None:
     noise, data = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for t in path.interval("velocity"):
         time = torch.full((3,), t, dtype=torch.float64)

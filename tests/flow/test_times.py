@@ -32,7 +32,7 @@ def test_grids_are_the_published_ones(name: str) -> None:
     assert torch.equal(grid.double(), GOLDEN[name])
 
 
-def test_a_grid_by_hand() -> None:
+def test_grid_computed_by_hand() -> None:
     expected = [0, 0.0909091, 0.2307692, 0.4736842, 1]
     assert shifted_times(5, 0.3).tolist() == pytest.approx(expected, abs=1e-7)
 
@@ -49,7 +49,7 @@ def test_grids_rise_from_zero_to_one(steps: int, shift: float) -> None:
 
 
 @given(t=st.floats(0, 1), shift=st.floats(0.05, 20))
-def test_the_inverse_shift_undoes_the_shift(t: float, shift: float) -> None:
+def test_inverse_shift_undoes_the_shift(t: float, shift: float) -> None:
     time = torch.tensor(t, dtype=torch.float64)
     assert shift_times(shift_times(time, shift), 1 / shift).item() == pytest.approx(t, abs=1e-12)
 
@@ -115,7 +115,7 @@ def test_times_belong_to_images() -> None:
 
 
 @pytest.mark.parametrize("kind", ["logit_normal", "uniform"])
-def test_extreme_uniform_numbers_give_times_inside(kind: str) -> None:
+def test_times_of_extreme_uniform_numbers(kind: str) -> None:
     u = torch.tensor([0.0, 2.0**-24, 1 - 2.0**-24])
     t = TimeDistribution(kind).from_uniform(u)
     assert (t > 0).all()

@@ -135,11 +135,11 @@ def test_equals_the_plain_computation_in_float32() -> None:
         },
     ],
 )
-def test_equals_the_plain_computation_with_terms_changed(changes: dict) -> None:
+def test_equals_plain_computation_with_changed_terms(changes: dict) -> None:
     _assert_equal_steps(_config(**changes), START, torch.float64, 1e-8)
 
 
-def test_squared_pixel_error_is_what_it_says() -> None:
+def test_squared_pixel_error_by_definition() -> None:
     config = _config(
         pixel=PixelConfig(kind="l2"),
         perceptual=PerceptualConfig(weight=0.0),
@@ -159,7 +159,7 @@ def test_squared_pixel_error_is_what_it_says() -> None:
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-9)
 
 
-def test_psnr_is_that_of_images_in_minus_one_to_one() -> None:
+def test_psnr_of_images_from_minus_one_to_one() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()
     terms = objective.accumulate_gradients(autoencoder, **batch)
@@ -168,7 +168,7 @@ def test_psnr_is_that_of_images_in_minus_one_to_one() -> None:
     torch.testing.assert_close(terms["psnr"], (20 * torch.log10(2 / squared.sqrt())).mean())
 
 
-def test_two_scaled_calls_accumulate_to_the_mean() -> None:
+def test_two_scaled_calls_add_up_to_the_mean() -> None:
     config = _config(
         adversarial=AdversarialConfig(enabled=False),
         alignment=AlignmentConfig(adaptive=False, cos_margin=0.1, distance_margin=0.05),
@@ -185,7 +185,7 @@ def test_two_scaled_calls_accumulate_to_the_mean() -> None:
         torch.testing.assert_close(parts[name], gradient, rtol=1e-8, atol=1e-8)
 
 
-def test_scaling_changes_no_term_and_no_adaptive_weight() -> None:
+def test_gradient_scale_changes_gradients_only() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()
     for images_seen in (0, START):
@@ -199,7 +199,7 @@ def test_scaling_changes_no_term_and_no_adaptive_weight() -> None:
             torch.testing.assert_close(scaled_gradients[name], 0.25 * gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_averaged_norms_are_those_of_the_whole_batch() -> None:
+def test_adaptive_weights_over_processes_equal_one_process() -> None:
     """Two processes that average gradients before the norm find the adaptive weights of one process."""
     config = _config(adversarial=dataclasses.replace(_config().adversarial, start_images=0))
     autoencoder, objective = _build(config)
@@ -240,7 +240,7 @@ class _Calls:
 @pytest.mark.parametrize(
     ("images_seen", "adaptive", "decoder_passes"), [(0, True, 1), (START, False, 1), (START, True, 2)]
 )
-def test_no_pass_is_made_twice(images_seen: int, adaptive: bool, decoder_passes: int) -> None:
+def test_number_of_passes(images_seen: int, adaptive: bool, decoder_passes: int) -> None:
     config = _config(alignment=AlignmentConfig(adaptive=adaptive))
     autoencoder, objective = _build(config)
     decoder, encoder = _Calls(autoencoder.decoder.conv_in), _Calls(autoencoder.encoder.conv_in)
@@ -253,7 +253,7 @@ def test_no_pass_is_made_twice(images_seen: int, adaptive: bool, decoder_passes:
     assert discriminator.forward == (0 if images_seen == 0 else 2)
 
 
-def test_the_discriminator_is_untouched_before_its_start() -> None:
+def test_discriminator_is_unchanged_before_its_start() -> None:
     autoencoder, objective = _build(_config())
     before = {name: value.clone() for name, value in objective.discriminator.state_dict().items()}
     terms = objective.accumulate_gradients(autoencoder, **_batch(), images_seen=START - 1)
@@ -263,7 +263,7 @@ def test_the_discriminator_is_untouched_before_its_start() -> None:
     assert terms["adversarial"] == terms["discriminator"] == terms["adversarial_weight"] == 0
 
 
-def test_a_coarser_teacher_grid_is_resampled() -> None:
+def test_coarser_teacher_grid_is_resampled() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()
     batch["teacher_features"] = torch.nn.functional.avg_pool2d(batch["teacher_features"], 2)
@@ -271,7 +271,7 @@ def test_a_coarser_teacher_grid_is_resampled() -> None:
     assert terms["alignment"] > 0
 
 
-def test_a_frozen_encoder_trains_the_decoder_alone() -> None:
+def test_frozen_encoder_trains_the_decoder_only() -> None:
     autoencoder, objective = _build(_config(alignment=AlignmentConfig(enabled=False)))
     autoencoder.encoder.requires_grad_(False)
     autoencoder.quant_conv.requires_grad_(False)
@@ -287,7 +287,7 @@ def test_a_frozen_encoder_trains_the_decoder_alone() -> None:
 
 
 @pytest.mark.parametrize("caller_autocast", [False, True])
-def test_bfloat16_is_close_and_leaves_float32_gradients(caller_autocast: bool) -> None:
+def test_bfloat16_is_close_and_has_float32_gradients(caller_autocast: bool) -> None:
     autoencoder, objective = _build(_config(), torch.float32)
     batch = _batch(torch.float32)
     expected = objective.accumulate_gradients(autoencoder, **batch, images_seen=START)
@@ -308,7 +308,7 @@ def test_bfloat16_is_close_and_leaves_float32_gradients(caller_autocast: bool) -
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98
 
 
-def test_a_callers_autocast_decides_nothing() -> None:
+def test_autocast_of_the_caller_has_no_effect() -> None:
     autoencoder, objective = _build(_config(), torch.float32)
     batch = _batch(torch.float32)
     expected = objective.accumulate_gradients(autoencoder, **batch)
@@ -320,7 +320,7 @@ def test_a_callers_autocast_decides_nothing() -> None:
         assert torch.equal(gradient, expected_gradients[name])
 
 
-def test_evaluation_gives_the_training_terms_without_gradients() -> None:
+def test_evaluation_equals_training_terms() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()
     training = objective.accumulate_gradients(autoencoder, **batch)
@@ -334,7 +334,7 @@ def test_evaluation_gives_the_training_terms_without_gradients() -> None:
     assert mean["nll"] != evaluation["nll"]
 
 
-def test_state_dict_leaves_the_frozen_network_out_and_loads_strictly() -> None:
+def test_state_dict_excludes_lpips_and_loads_strictly() -> None:
     _, objective = _build(_config())
     state = objective.state_dict()
     assert {name.split(".")[0] for name in state} == {"discriminator", "alignment"}

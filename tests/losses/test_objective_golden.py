@@ -131,7 +131,7 @@ def test_objective(golden: dict[str, Tensor], setting: str, when: str) -> None:
     assert norm == pytest.approx(expected["grad_norm_encoder_conv_in"], rel=2e-2 if amplified else 2e-4)
 
 
-def test_float32_agrees_as_far_as_float32_goes(golden: dict[str, Tensor]) -> None:
+def test_float32_agrees_with_published_terms(golden: dict[str, Tensor]) -> None:
     autoencoder, objective = (module.float() for module in _build("fixed"))
     arguments = [golden[name].float() for name in ("image", "noise", "teacher_features")]
     terms = objective.accumulate_gradients(autoencoder, *arguments, images_seen=START)
@@ -139,7 +139,7 @@ def test_float32_agrees_as_far_as_float32_goes(golden: dict[str, Tensor]) -> Non
         assert terms[name].item() == pytest.approx(golden[f"fixed.after.{published}"].item(), rel=1e-5)
 
 
-def test_alignment_on_the_published_check_values() -> None:
+def test_alignment_equals_published_values() -> None:
     count = 2 * 1024 * 16
     i = torch.arange(count, dtype=torch.float64)
     z = torch.sin(0.11 * i).view(2, 1024, 4, 4)

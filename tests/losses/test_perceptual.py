@@ -74,13 +74,13 @@ def test_equals_an_independent_computation(lpips: LPIPS) -> None:
     assert lpips(first, second).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_published_heads_are_not_negative(lpips: LPIPS) -> None:
+def test_published_heads_are_not_negative(lpips: LPIPS) -> None:
     for head in lpips.heads:
         assert (head.weight >= 0).all()
         assert head.weight.max() > 0
 
 
-def test_it_is_a_distance(lpips: LPIPS) -> None:
+def test_lpips_is_a_distance(lpips: LPIPS) -> None:
     first, second = _photo_like(64, 2), _photo_like(64, 3)
     assert lpips(first, first).item() == 0
     torch.testing.assert_close(lpips(first, second), lpips(second, first))
@@ -88,7 +88,7 @@ def test_it_is_a_distance(lpips: LPIPS) -> None:
     assert 0 < near.item() < lpips(first, second).item()
 
 
-def test_images_of_a_batch_are_apart_and_targets_can_be_kept(lpips: LPIPS) -> None:
+def test_lpips_per_image_and_from_stored_features(lpips: LPIPS) -> None:
     first = torch.cat([_photo_like(64, i) for i in range(3)])
     second = first.roll(1, 0)
     together = lpips(first, second)
@@ -116,7 +116,7 @@ def test_gradients_reach_the_image_only() -> None:
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
 
 
-def test_positions_where_every_channel_is_dead_give_finite_gradients() -> None:
+def test_zero_features_have_finite_gradients() -> None:
     model = LPIPS("alexnet")
     for convolution in model.features:
         convolution.bias.fill_(-1e3)
@@ -131,7 +131,7 @@ def test_training_mode_changes_nothing() -> None:
     assert torch.equal(model.train()(first, second), model.eval()(first, second))
 
 
-def test_images_that_torch_would_broadcast_are_refused() -> None:
+def test_images_of_different_shapes_are_refused() -> None:
     model, images = LPIPS("alexnet"), torch.zeros(2, 3, 64, 64)
     for other in (images[:1], images[..., :32]):
         with pytest.raises(UserError, match=r"^images must have the same shape"):
@@ -141,7 +141,7 @@ def test_images_that_torch_would_broadcast_are_refused() -> None:
             model.extract(wrong)
 
 
-def test_an_unknown_network_is_refused() -> None:
+def test_unknown_network_is_refused() -> None:
     with pytest.raises(UserError, match="squeeze"):
         LPIPS("squeeze")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="squeeze"):
@@ -160,7 +160,7 @@ def test_images_too_small_for_the_network_are_refused(network: Literal["vgg16", 
         model.extract(torch.zeros(1, 3, side, side - 1))
 
 
-def test_a_recipe_whose_shorter_side_is_too_small_is_refused() -> None:
+def test_recipe_with_too_small_images_is_refused() -> None:
     PerceptualConfig(network="alexnet").check_size((31, 64))
     PerceptualConfig(weight=0.0, network="alexnet").check_size((64, 30))
     with pytest.raises(

@@ -1,7 +1,7 @@
 """Processes that start quickly: forked from a server that has imported the slow modules.
 
 The server of Python 3.11 has its own import path and silently skips modules that it cannot find (gh-117378). So it
-preloads the package only, and children import the tests' modules themselves.
+preloads installed modules only, and children import the tests' modules themselves.
 """
 
 import faulthandler
@@ -11,7 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["vavae.stages.encode", "vavae.stages.train_dit", "vavae.stages.train_tokenizer"])
+_STAGES = ["vavae.stages.encode", "vavae.stages.train_dit", "vavae.stages.train_tokenizer"]
+# Training imports these late: together they take longer than a tiny run.
+_LATE = ["torch.distributed.checkpoint", "torch.distributed.fsdp", "torch._dynamo"]
+CONTEXT.set_forkserver_preload([*_STAGES, *_LATE])
 
 
 def run_child(

@@ -236,7 +236,7 @@ def test_validation_inputs_are_opened_before_the_first_step(
     assert len(lines) == 1 and named in lines[0]
 
 
-def test_test_images_are_opened_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_images_are_opened_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "set/train").mkdir(parents=True)
     for i in range(8):
         Image.new("RGB", (16, 16), (30 * i, 0, 0)).save(tmp_path / f"set/train/{i}.png")

@@ -216,7 +216,7 @@ def test_micro_batch_is_halved_and_saved(tmp_path: Path) -> None:
     assert set(again.lengths) == {2}
 
 
-def test_run_ends_if_one_image_or_given_micro_batch_is_too_large(tmp_path: Path) -> None:
+def test_oom_of_one_image_or_given_micro_batch_ends_the_run(tmp_path: Path) -> None:
     for given, name in ((None, "one"), (4, "given")):
         task = Unnormed()
         task.fits = 0
@@ -224,7 +224,7 @@ def test_run_ends_if_one_image_or_given_micro_batch_is_too_large(tmp_path: Path)
             Trainer(task, replace(CONFIG, micro_batch=given), tmp_path / name).run("no")
 
 
-def test_split_batch_takes_tuples_and_keeps_numbers() -> None:
+def test_split_batch_splits_tensors_of_tuples() -> None:
     parts = list(split_batch((5, torch.arange(5), None), 2))
     assert [p[1].tolist() for p in parts] == [[0, 1], [2, 3], [4]]
     assert all(p[0] == 5 and p[2] is None for p in parts)

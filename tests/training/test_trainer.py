@@ -2,15 +2,13 @@
 
 import errno
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from regression_task import CONFIG, Regression
+from children import CONTEXT
+from regression_task import CONFIG, Regression, run_until_killed
 from torch import Tensor
 
 from vavae.errors import RunError, UserError
@@ -58,15 +56,10 @@ def test_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
     """After SIGKILL the newest checkpoint may be older than the log, whose lines must not be written twice."""
     whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
     whole.run("whole")
-    script = "import sys; from regression_task import run_until_killed; run_until_killed(sys.argv[1])"
-    same_threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on their number
-    killed = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "killed"],
-        cwd=Path(__file__).parents[1] / "support",
-        timeout=120,
-        env=same_threads,
-    )
-    assert killed.returncode == -signal.SIGKILL
+    killed = CONTEXT.Process(target=run_until_killed, args=(str(tmp_path / "killed"), torch.get_num_threads()))
+    killed.start()
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
     assert len((tmp_path / "killed/metrics.jsonl").read_text().splitlines()) == 12  # up to 480, checkpoint at 400
     again = Trainer(Regression(), CONFIG, tmp_path / "killed")
     again.run("again")
