@@ -1,4 +1,4 @@
-"""The training loss against float64 formulas, and what it draws and passes on."""
+"""The training loss against float64 formulas; drawn noise and times; wrong arguments."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_terms_of_bfloat16_predictions_are_float32() -> None:
 
 
 def test_first_gradient_has_ordinary_size() -> None:
-    """It predicts exactly zero, where the cosine has no gradient to speak of, or an immense one."""
+    """It predicts exactly zero, where the gradient of a cosine is zero or huge."""
     torch.manual_seed(0)
     model = LightningDiT(latent_size=4, latent_channels=8, width=32, depth=1, heads=2, num_classes=3)
     terms = flow_matching_loss(
@@ -72,7 +72,7 @@ def test_first_gradient_has_ordinary_size() -> None:
 
 
 class Recorder:
-    """A stand-in network that keeps what it was given."""
+    """A network that records its arguments and predicts zero."""
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, **options: Tensor) -> Tensor:
         self.x, self.t, self.labels, self.options = x, t, labels, options
@@ -111,12 +111,10 @@ def test_noise_and_times_are_drawn_from_the_generator() -> None:
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(), VariancePreservingPath()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "data"])
-def test_perfect_prediction_has_zero_loss_and_samples_the_data(
-    path: ProbabilityPath, prediction: Prediction
-) -> None:
+def test_perfect_prediction_has_zero_loss_and_samples_the_data(path: ProbabilityPath, prediction: Prediction) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(3, 4, 2, 2, generator=generator, dtype=torch.float64)
-    data = torch.full_like(noise, 0.5)  # one point: everything about the flow to it is known in closed form
+    data = torch.full_like(noise, 0.5)  # one point, so that the flow to it is known in closed form
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
 
     def perfect(x: Tensor, t: Tensor, y: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def latents(batch: int, seed: int = 0) -> Tensor:
 
 
 class Constant(nn.Module):
-    """Predicts `factor` times (label + 1), and counts its calls and the samples in them."""
+    """Predict `factor` times (label + 1); record the number of samples of each call."""
 
     def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_interval_includes_its_ends(t: float, calls: list[int]) -> None:
 
 @pytest.mark.parametrize("bound", [0.1, 0.3, 0.7, 0.9, 0.11])
 def test_interval_includes_bounds_on_the_grid(bound: float) -> None:
-    """Grids are float32, where such a bound lies above or below its float64 self; published times are compared so."""
+    """Grids are float32, which rounds such a bound up or down; the published code compares in float32 too."""
     on_grid = torch.tensor(bound, dtype=torch.float32).item()
     assert Guidance(2.0, start=bound).acts_at(on_grid)
     assert Guidance(2.0, start=0.0, stop=bound).acts_at(on_grid)
@@ -105,7 +105,7 @@ def test_interval_includes_bounds_on_the_grid(bound: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_network_gets_times_in_float32(dtype: torch.dtype) -> None:
-    """As published; in bfloat16 neighbours on the grid would be one time."""
+    """As published; in bfloat16, neighboring grid points would be the same time."""
     seen: list[Tensor] = []
 
     def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def test_evaluations_inside_and_outside_the_interval() -> None:
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "data", "score"])
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(), VariancePreservingPath()])
 def test_every_prediction_and_path_reaches_the_data(path: ProbabilityPath, prediction: str) -> None:
-    """Exact networks for a mixture: each sample lands on one of its components, spread as the data."""
+    """With exact networks for a mixture, samples have the means and spreads of its components."""
     labels = torch.zeros(400, dtype=torch.long)
     oracle = Oracle(MIXTURE, path, prediction)
     data = sample(oracle, noise(400), labels, solver="heun", steps=80, shift=0, path=path, prediction=prediction)

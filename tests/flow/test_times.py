@@ -62,7 +62,7 @@ def test_bad_grids() -> None:
 
 
 def cdf(distribution: TimeDistribution, t: np.ndarray) -> np.ndarray:
-    """scipy's word on the untruncated distribution."""
+    """Return the cumulative distribution without truncation, from scipy."""
     base = t / (distribution.shift - (distribution.shift - 1) * t)
     if distribution.kind == "uniform":
         return base
@@ -123,7 +123,7 @@ def test_times_of_extreme_uniform_numbers(kind: str) -> None:
     narrow = TimeDistribution(kind, low=1e-6, high=2e-6).from_uniform(u)
     assert (narrow >= 1e-6).all()
     assert (narrow <= 2e-6).all()
-    # So far out that the cumulative distribution is 1 to the last bit.
+    # So late that the cumulative distribution rounds to 1.
     late = TimeDistribution(kind, low=0.9998, high=0.9999).from_uniform(u.double())
     assert (late >= 0.9998).all()
     assert (late <= 0.9999).all()

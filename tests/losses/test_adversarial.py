@@ -1,4 +1,4 @@
-"""The discriminator: published names, counts, initialisation; hinge losses by definition."""
+"""The discriminator: published names, counts, initialization; hinge losses by definition."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_discriminator_learns_to_separate_two_textures() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.5  # 1 where it knows nothing
+    assert loss < 0.5  # 1 for an untrained discriminator
 
 
 def test_bad_settings_are_named() -> None:

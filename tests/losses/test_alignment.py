@@ -1,4 +1,4 @@
-"""The VF loss: its definition by loops, its invariances, its margins, and the projection around it."""
+"""The VF loss: definition by loops, invariances, margins, projection, adaptive weight."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The objective against its plain form, for every combination of terms; and its promises about work and precision."""
+"""The objective against a plain computation for every combination of terms; number of passes; precision."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ DISCRIMINATOR = DiscriminatorConfig(base_channels=4, layers=2)
 
 
 def _lpips() -> LPIPS:
-    """AlexNet's shape with random weights, the heads positive as the learned ones are."""
+    """Return LPIPS with AlexNet, random weights, and positive heads like the learned ones."""
     model = LPIPS("alexnet")
     for head in model.heads:
         head.weight.abs_()
@@ -200,10 +200,10 @@ def test_gradient_scale_changes_gradients_only() -> None:
 
 
 def test_adaptive_weights_over_processes_equal_one_process() -> None:
-    """Two processes that average gradients before the norm find the adaptive weights of one process."""
+    """Two processes that average gradients before the norm get the adaptive weights of one process."""
     config = _config(adversarial=dataclasses.replace(_config().adversarial, start_images=0))
     autoencoder, objective = _build(config)
-    objective.eval()  # running statistics in the discriminator, so that the batch's split cannot matter there
+    objective.eval()  # running statistics in the discriminator, so that the split of the batch does not matter there
     batch = _batch(batch=4)
     whole = objective.accumulate_gradients(autoencoder, **batch)
     halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 2), slice(2, 4))]
@@ -222,7 +222,7 @@ def test_adaptive_weights_over_processes_equal_one_process() -> None:
 
 
 class _Calls:
-    """Counts convolutions through the decoder and through LPIPS, backward passes included."""
+    """Count the calls of a module and the backward passes through its output."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.forward = self.backward = 0

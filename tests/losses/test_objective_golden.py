@@ -1,8 +1,8 @@
 """The objective against numbers of the published implementation (tests/golden/README describes them).
 
-Everything runs in float64: the golden numbers are float32, and their filling amplifies rounding. Changing
-the image by one bit in float32 moves gradients by about 1e-4, and those that pass the discriminator whose
-last layer is multiplied by 3000 by about 1e-2. The tolerances below are these.
+Everything runs in float64, since the golden numbers are float32 and their weights amplify rounding. One bit of
+the image in float32 changes gradients by about 1e-4, and by about 1e-2 behind the discriminator whose last layer
+is multiplied by 3000. The tolerances below follow from that.
 """
 
 import math
@@ -50,7 +50,7 @@ def _fill(parameters: Iterable[tuple[str, Tensor]]) -> None:
             filled = sine * math.sqrt(2 / (value.numel() / value.shape[0]))
         else:
             filled = 1 + 0.1 * sine if name.endswith("weight") else 0.05 * sine
-        value.copy_(filled.float())  # the published run held them in float32
+        value.copy_(filled.float())  # the published run had them in float32
 
 
 def _build(setting: str) -> tuple[AutoencoderKL, TokenizerObjective]:
@@ -79,7 +79,7 @@ def test_forward(golden: dict[str, Tensor]) -> None:
     torch.testing.assert_close(latents, golden["latent"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(posterior.kl(), golden["kl"], rtol=1e-5, atol=0)
     reconstruction = autoencoder.decode(golden["latent"])
-    # single pixels, the largest of which are 15: float32 of ours and of theirs are as far apart
+    # single pixels, up to 15; two implementations in float32 differ by as much
     torch.testing.assert_close(reconstruction, golden["reconstruction"], rtol=1e-5, atol=1e-3)
     error = (reconstruction - golden["reconstruction"]).norm() / golden["reconstruction"].norm()
     assert error < 5e-5
@@ -117,7 +117,7 @@ def test_objective(golden: dict[str, Tensor], setting: str, when: str) -> None:
     assert terms["alignment"].item() == pytest.approx(expected["vf_loss"], rel=1e-5)
     assert terms["alignment_weight"].item() == pytest.approx(expected["vf_weight"], rel=2e-4)
     assert terms["discriminator"].item() == pytest.approx(expected["disc_loss"], rel=1e-5)
-    # the total holds the adaptive weights
+    # the total includes the adaptive weights
     assert terms["total"].item() == pytest.approx(expected["total"], rel=1e-5 if setting == "fixed" else 2e-4)
     amplified = setting == "nomargin" and when == "after"
     if when == "after":
@@ -125,7 +125,7 @@ def test_objective(golden: dict[str, Tensor], setting: str, when: str) -> None:
         assert terms["adversarial_weight"].item() == pytest.approx(
             expected["d_weight"], rel=2e-2 if amplified else 1e-5
         )
-    else:  # the published code computes both in vain, and multiplies by 0
+    else:  # the published code computes both and multiplies them by 0
         assert terms["adversarial"] == terms["adversarial_weight"] == 0
     norm = autoencoder.encoder.conv_in.weight.grad.norm().item()
     assert norm == pytest.approx(expected["grad_norm_encoder_conv_in"], rel=2e-2 if amplified else 2e-4)

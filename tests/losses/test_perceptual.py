@@ -22,7 +22,7 @@ def lpips(request: pytest.FixtureRequest) -> LPIPS:
 
 
 def _photo_like(size: int, seed: int) -> Tensor:
-    """Smooth random colours, (1, 3, size, size) in [-1, 1]."""
+    """Return smooth random colors, (1, 3, size, size) in [-1, 1]."""
     noise = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(noise, size=(size, size), mode="bicubic").tanh()
 

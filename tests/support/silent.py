@@ -18,7 +18,7 @@ from vavae.training.signals import stop_on_signal
 
 
 def vanish(world: World) -> None:
-    """The second process stops, and the patience of a step is one second."""
+    """The second process stops answering, and the timeout of a step is one second."""
     distributed_c10d._set_pg_timeout(timedelta(seconds=1))
     if not world.first:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -26,7 +26,7 @@ def vanish(world: World) -> None:
 
 
 def wait_for_ever(world: World, waits: str) -> None:
-    """The second process stops, and the first waits in C++, with the handlers of a run."""
+    """The second process stops answering; the first waits in C++, with the handlers of a run."""
     if not world.first:
         os.kill(os.getpid(), signal.SIGSTOP)
     signals._GRACE = 0.1
@@ -36,7 +36,7 @@ def wait_for_ever(world: World, waits: str) -> None:
 
 
 def fail(world: World) -> None:
-    """The second process meets a user's mistake."""
+    """The second process fails by a user's mistake."""
     if not world.first:
         raise UserError("cannot read image x.png")
     world.any(False)

@@ -36,7 +36,7 @@ def transformer(folder: str, data: str, images: str, parallel: str = "replicate"
 
 
 def measured_transformer(folder: str, data: str) -> None:
-    """Train the tiny transformer with a Fréchet distance as it goes."""
+    """Train the tiny transformer, measuring a Fréchet distance."""
     from measured_runs import tiny_network
 
     from vavae.evaluation import validation
@@ -48,7 +48,7 @@ def measured_transformer(folder: str, data: str) -> None:
 
 
 def measured_tokenizer(folder: str) -> None:
-    """Train the tiny tokenizer with a Fréchet distance as it goes."""
+    """Train the tiny tokenizer, measuring a Fréchet distance."""
     from measured_runs import measured_tokenizer_recipe, tiny_network
 
     from vavae.evaluation import validation
@@ -59,7 +59,7 @@ def measured_tokenizer(folder: str) -> None:
 
 
 def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:
-    """Train a stage and send this process a signal when it has seen `at` images."""
+    """Train a stage, and send this process a signal after `at` images."""
     task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "transformer": train_dit.TransformerTask}[stage]
     original = task.step
 
@@ -76,7 +76,7 @@ def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> No
 
 
 def stopped_transformer(folder: str, data: str, parallel: str) -> None:
-    """Train the tiny transformer until a stop is asked for at 40 images, of one process alone."""
+    """Train the tiny transformer; after 40 images one process is asked to stop."""
     original = train_dit.TransformerTask.step
 
     def step(self: train_dit.TransformerTask, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
@@ -127,7 +127,7 @@ def messages(world: World) -> None:
 
 
 def batch_norm(world: World) -> None:
-    """Outputs, gradients and running statistics of two halves are those of the whole batch."""
+    """Outputs, gradients and running statistics of two halves equal those of the whole batch."""
     torch.manual_seed(0)
     whole = torch.randn(4, 5, 6, 6) * 3 + 20
     weights = torch.randn(4, 5, 6, 6)

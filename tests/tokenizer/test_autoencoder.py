@@ -1,4 +1,4 @@
-"""The autoencoder against the published one: names, shapes, counts, and numbers; and its own promises."""
+"""The autoencoder: published names, shapes, counts and numbers; sizes, memory, layouts, precision."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_state_dict_is_the_published_one(channels: int) -> None:
         model = AutoencoderKL(latent_channels=channels)
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert len(shapes) == 342
-    # training files also hold the alignment's projection, which is the objective's
+    # published training files also have the alignment's projection, which belongs to the objective here
     assert shapes | {"linear_proj.weight": [1024, channels, 1, 1]} == published["state_dict"]
     for part in ("encoder", "decoder"):
         count = sum(parameter.numel() for parameter in model.get_submodule(part).parameters())
@@ -48,7 +48,7 @@ def test_mar_variant_lacks_decoder_attention_only() -> None:
 
 
 def _fill_by_sine(model: nn.Module) -> None:
-    """The rule of the numeric checks in published-system.md, section 9."""
+    """Fill the weights by the rule of the published numbers."""
     for i, (name, value) in enumerate(sorted(model.state_dict().items())):
         sine = torch.sin(0.37 * torch.arange(value.numel(), dtype=torch.float64) + i).view(value.shape)
         value.copy_(1 + 0.1 * sine if "norm" in name and name.endswith("weight") else 0.05 * sine)
@@ -61,7 +61,7 @@ def _sine(shape: tuple[int, ...], step: float) -> Tensor:
 
 @torch.no_grad()
 def test_full_network_gives_the_published_numbers() -> None:
-    """In float64; the published numbers are float32, whose rounding this filling amplifies in the decoder."""
+    """In float64, since these weights amplify the rounding of float32 in the decoder."""
     model = AutoencoderKL()
     _fill_by_sine(model)
     model.double()
@@ -171,7 +171,7 @@ def _gradients(model: AutoencoderKL, images: Tensor) -> list[Tensor]:
 
 
 def _saved_bytes(model: AutoencoderKL, images: Tensor, dtype: torch.dtype | None) -> int:
-    """Bytes of activations the backward pass holds on to."""
+    """Return the bytes of the activations that are saved for the backward pass."""
     storages: dict[int, int] = {}
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 

@@ -1,4 +1,4 @@
-"""Latent statistics: exact however they are gathered, and one pair of functions that applies them."""
+"""Latent statistics: exact for every split of the data; normalization and its inverse."""
 
 import itertools
 from pathlib import Path
@@ -21,9 +21,7 @@ def _latents(count: int, seed: int = 0) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, 40), max_size=6), processes=st.integers(1, 4), seed=st.integers(0, 1000))
-def test_statistics_do_not_depend_on_batches_and_processes(
-    cuts: list[int], processes: int, seed: int
-) -> None:
+def test_statistics_do_not_depend_on_batches_and_processes(cuts: list[int], processes: int, seed: int) -> None:
     latents = _latents(40, seed)
     parts = [RunningStatistics(3) for _ in range(processes)]
     edges = [0, *sorted(cuts), 40]
@@ -69,7 +67,7 @@ def test_statistics_round_trip_through_a_file(tmp_path: Path) -> None:
     running.update(_latents(10))
     save_file(running.to_dict(), tmp_path / "running.safetensors")
     restored = RunningStatistics.from_dict(load_file(tmp_path / "running.safetensors"))
-    for part in (running, restored):  # a stopped and resumed gathering equals the one never stopped
+    for part in (running, restored):  # a stopped and resumed computation equals an uninterrupted one
         part.update(_latents(5, seed=1))
     save_file(running.finalize().to_dict(), tmp_path / "statistics.safetensors")
     statistics = LatentStatistics.from_dict(load_file(tmp_path / "statistics.safetensors"))

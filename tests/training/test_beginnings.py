@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def begun(config: train_tokenizer.Config) -> Trainer:
-    """A run before its first step."""
+    """Return a run before its first step."""
     folder = Path(config.output)
     task = train_tokenizer.TokenizerTask(config, config.data.open("train"), folder)
     trainer = Trainer(task, config.training, folder)
@@ -77,7 +77,7 @@ def test_run_with_damaged_checkpoints_does_not_start_over(tmp_path: Path) -> Non
 
 
 def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
-    """Their folder may be gone by then."""
+    """The folder of the starting weights may have been deleted by then."""
     model = AutoencoderKL.from_config(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
     config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
@@ -88,7 +88,7 @@ def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, task: Any, images: int) -> None:
-    """Let the next run of `task` end with KeyboardInterrupt at `images`."""
+    """Let the next run of `task` end with KeyboardInterrupt after `images` images."""
     original = task.step
 
     def step(self: Any, batch: Any, images_seen: int, scale: float) -> Any:
@@ -150,7 +150,7 @@ def test_replaced_latents_or_tokenizer_are_refused(
         Tokenizer(former.autoencoder, statistics, {}).save_pretrained(data / "tokenizer")
     with pytest.raises(UserError, match=rf"^{what} must name the data that the run in .*run began with"):
         train_dit.run(recipe)
-    (tmp_path / "run/data.json").unlink()  # as a former version left it
+    (tmp_path / "run/data.json").unlink()  # older runs have no such file
     train_dit.run(recipe)
     assert (tmp_path / "run/data.json").exists()
 

@@ -1,4 +1,4 @@
-"""A compiled step of the tokenizer: one graph each for encoder, decoder and LPIPS, and the numbers of the plain one."""
+"""A compiled step of the tokenizer: one graph each for encoder, decoder and LPIPS; the numbers of the plain step."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,12 +28,12 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return LPIPS("vgg16")
 
     monkeypatch.setattr(LPIPS, "pretrained", lpips)
-    with torch._functorch.config.patch(donated_buffer=True):  # as torch has it, and has it again afterwards
+    with torch._functorch.config.patch(donated_buffer=True):  # torch's default, restored afterwards
         yield
 
 
 def tasks(folder: Path) -> tuple[TokenizerTask, TokenizerTask]:
-    """The same task, compiled and not, with every term of the objective and both adaptive weights."""
+    """Return the same task compiled and plain, with every term of the objective and both adaptive weights."""
     recipe = tokenizer_recipe(folder)
     objective = replace(recipe.objective, perceptual=PerceptualConfig(weight=1.0))
     recipe = replace(recipe, objective=objective)

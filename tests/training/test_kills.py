@@ -1,4 +1,4 @@
-"""Both stages, killed at random steps, end bit-identical to an undisturbed run. The long form is a benchmark."""
+"""Both stages, killed at random steps, end bit-identical to an undisturbed run. benchmarks/kill_test.py is longer."""
 
 import random
 import signal
@@ -19,7 +19,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(stage: str, folder: Path, data: Path, kill: tuple[int, int] = (0, -1)) -> int:
-    """Exit code, negative for a signal, of a child that signals itself when it has seen so many images."""
+    """Return the exit code of a child that signals itself after a number of images: negative for a fatal signal."""
     child = CONTEXT.Process(target=workers.until_killed, args=(stage, str(folder), str(data), *kill))
     child.start()
     child.join()

@@ -36,7 +36,7 @@ def test_freed_memory_and_views_do_not_count() -> None:
 
     def work() -> None:
         for _ in range(5):
-            product = weight.T @ weight  # 40,000 bytes, of which two are there at a time
+            product = weight.T @ weight  # 40,000 bytes; two products are alive at a time
         product[:10].t()
 
     assert count_peak_bytes(work) == 80_000

@@ -40,7 +40,7 @@ def test_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
 
 
 def test_stop_in_the_last_step_saves_and_raises(tmp_path: Path) -> None:
-    """So that a stage that follows does not start."""
+    """The stage that follows must not start."""
     task = Regression()
     task.stop_at = 792
     former = signal.getsignal(signal.SIGINT)
@@ -53,7 +53,7 @@ def test_stop_in_the_last_step_saves_and_raises(tmp_path: Path) -> None:
 
 
 def test_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
-    """After SIGKILL the newest checkpoint may be older than the log, whose lines must not be written twice."""
+    """After SIGKILL the newest checkpoint may be older than the log, which must not repeat lines."""
     whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
     whole.run("whole")
     killed = CONTEXT.Process(target=run_until_killed, args=(str(tmp_path / "killed"), torch.get_num_threads()))
@@ -141,7 +141,7 @@ def test_full_disk_keeps_the_former_checkpoint(where: str, tmp_path: Path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def hidden(*arguments: object) -> None:
-        """As torch's writer raises it: the archive reports a failed write, without its cause."""
+        """Fail as torch's writer does: the archive reports a failed write without its cause."""
         try:
             full()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""LightningDiT: construction, initialisation, labels, grids, precision, checkpointing."""
+"""LightningDiT: construction, initialization, labels, grids, precision."""
 
 import copy
 import dataclasses
@@ -26,7 +26,7 @@ SWITCHES = [
 
 
 def tiny(seed: int = 0, **changes: object) -> LightningDiT:
-    """A small network whose every parameter matters: no zeros left from initialisation."""
+    """Return a small network in which no parameter is zero, so that every one matters."""
     torch.manual_seed(seed)
     model = LightningDiT(**{**TINY, **changes})
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_rmsnorm_rounds_before_the_weight() -> None:
     half = x.bfloat16()
     exact = half.double() / (half.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
     rounded = exact.float().bfloat16() * norm.weight
-    assert (norm(half) == rounded).float().mean() > 0.99  # float32 may round a few to the neighbour
+    assert (norm(half) == rounded).float().mean() > 0.99  # float32 may round a few differently
     torch.testing.assert_close(norm(half), rounded, rtol=1e-2, atol=0)
 
 
@@ -257,7 +257,7 @@ def test_any_grid(switches: dict, positions: str) -> None:
 
 
 def test_another_grid_equals_network_built_for_it() -> None:
-    """With "recompute", the trained grid is only where the buffers come from."""
+    """With "recompute", only the buffers depend on the trained grid."""
     square, wide = tiny(), tiny(latent_size=(4, 8))
     x, t, y = inputs(width=8)
     torch.testing.assert_close(square(x, t, y), wide(x, t, y), rtol=0, atol=0)
