@@ -50,10 +50,11 @@ def test_tokenizer_step_bytes(precision: str, tmp_path: Path, monkeypatch: pytes
     recipe = replace(
         recipe,
         data=replace(recipe.data, size=32, crop="center", workers=0),
-        objective=replace(recipe.objective, perceptual=PerceptualConfig(weight=1.0)),
+        objective=replace(recipe.objective, perceptual=PerceptualConfig(1.0, "alexnet")),
     )
     task = TokenizerTask(recipe, InMemoryImages(recipe.data.open("train"), 32, 0), tmp_path)
-    frozen = sum(p.nbytes for p in (*LPIPS().parameters(), *LPIPS().buffers(), *TinyTeacher().buffers()))
+    lpips = LPIPS("alexnet")
+    frozen = sum(p.nbytes for p in (*lpips.parameters(), *lpips.buffers(), *TinyTeacher().buffers()))
     assert task.step_bytes(8) - frozen == pytest.approx(allocated(task, 16), rel=0.15)
     assert task.step_bytes(64) - frozen > 5 * (task.step_bytes(8) - frozen)
 
