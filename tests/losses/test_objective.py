@@ -1,6 +1,8 @@
 """The objective against a plain computation for every combination of terms; number of passes; precision."""
 
+import copy
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -29,12 +31,18 @@ START = 1000
 DISCRIMINATOR = DiscriminatorConfig(base_channels=4, layers=2)
 
 
-def _lpips() -> LPIPS:
-    """Return LPIPS with AlexNet, random weights, and positive heads like the learned ones."""
+@functools.cache
+def _random_lpips(dtype: torch.dtype) -> LPIPS:
+    torch.manual_seed(3)
     model = LPIPS("alexnet")
     for head in model.heads:
         head.weight.abs_()
-    return model
+    return model.to(dtype)
+
+
+def _lpips(dtype: torch.dtype = torch.float64) -> LPIPS:
+    """Return LPIPS with AlexNet, random weights, and positive heads like the learned ones."""
+    return copy.deepcopy(_random_lpips(dtype))
 
 
 def _config(**changes: object) -> ObjectiveConfig:
@@ -47,9 +55,10 @@ def _config(**changes: object) -> ObjectiveConfig:
 
 
 def _build(config: ObjectiveConfig, dtype: torch.dtype = torch.float64) -> tuple[AutoencoderKL, TokenizerObjective]:
+    lpips = _lpips(dtype)
     torch.manual_seed(3)
     autoencoder = AutoencoderKL.from_config(SHAPE)
-    objective = TokenizerObjective(config, SHAPE.latent_channels, TEACHER, _lpips())
+    objective = TokenizerObjective(config, SHAPE.latent_channels, TEACHER, lpips)
     return autoencoder.to(dtype), objective.to(dtype)
 
 

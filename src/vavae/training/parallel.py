@@ -115,15 +115,14 @@ class World:
 
         An error in any process ends all: it raises there, and the others exit without a message.
         """
-        results: list[T] = []
-        succeeded: list[bool] = []
         try:
-            results.append(action())
-        finally:
-            succeeded = self.gather(bool(results))
-        if not all(succeeded):
+            result = action()
+        except BaseException:
+            self.gather(False)
+            raise
+        if not all(self.gather(True)):
             raise SystemExit(1)
-        return results[0]
+        return result
 
     def gather(self, value: T) -> list[T]:
         """Return `value` of every process, by rank. All must call it."""
