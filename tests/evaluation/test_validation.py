@@ -166,6 +166,7 @@ def test_the_validation_sees_some_of_every_class(data: Path, tmp_path: Path, mon
     assert evenly_spaced(5, 5).tolist() == [0, 1, 2, 3, 4] and evenly_spaced(1, 9).tolist() == [0]
 
 
+@pytest.mark.usefixtures("estimates")
 def test_a_run_says_beforehand_what_it_needs(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

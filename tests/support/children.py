@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from estimates import skip_estimates
+
 CONTEXT = multiprocessing.get_context("forkserver")
 _STAGES = ["vavae.stages.encode", "vavae.stages.train_dit", "vavae.stages.train_tokenizer"]
 # Training imports these late: together they take longer than a tiny run.
@@ -20,10 +22,14 @@ CONTEXT.set_forkserver_preload([*_STAGES, *_LATE])
 def run_child(
     environment: Mapping[str, str], errors: Path, patience: float, function: Callable[..., None], *given: str
 ) -> None:
-    """Call `function` in a child with this environment; standard error and traces of hanging threads go to a file."""
+    """Call `function` in a child with this environment; standard error and traces of hanging threads go to a file.
+
+    Runs do not estimate what they need.
+    """
     os.environ.clear()
     os.environ.update(environment)
     with errors.open("wb") as file:
         os.dup2(file.fileno(), 2)
     faulthandler.dump_traceback_later(patience)
+    skip_estimates()
     function(*given)

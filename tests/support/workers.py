@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from estimates import skip_estimates
 from regression_task import Regression
 from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher
 from torch import nn
@@ -60,6 +61,7 @@ def measured_tokenizer(folder: str) -> None:
 
 def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:
     """Train a stage, and send this process a signal after `at` images."""
+    skip_estimates()
     task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "transformer": train_dit.TransformerTask}[stage]
     original = task.step
 
@@ -70,9 +72,9 @@ def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> No
 
     task.step = step
     if stage == "tokenizer":
-        tokenizer(folder, "96")
+        tokenizer(folder, "64")
     else:
-        transformer(folder, data, "96")
+        transformer(folder, data, "64")
 
 
 def stopped_transformer(folder: str, data: str, parallel: str) -> None:

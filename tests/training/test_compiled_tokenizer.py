@@ -68,6 +68,7 @@ def assert_same_step(compiled: TokenizerTask, plain: TokenizerTask, images_seen:
         torch.testing.assert_close(grads[name], value, rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
+@pytest.mark.slow
 def test_compiled_tokenizer_step_equals_plain_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before and after the discriminator begins, in parts of several sizes, and on test images without gradients."""
     counter = CompileCounterWithBackend("aot_eager")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import workers
+from estimates import skip_estimates
 from tiny_runs import write_latents
 
 from vavae.data import LatentDataset
@@ -24,7 +25,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(data: Path) -> Path:
     """The run folder of a transformer trained by one process."""
-    workers.transformer(str(data / "alone"), str(data), "96")
+    with pytest.MonkeyPatch.context() as patch:
+        skip_estimates(patch.setattr)
+        workers.transformer(str(data / "alone"), str(data), "96")
     return data / "alone"
 
 
@@ -70,6 +73,7 @@ def test_transformer_on_two_processes(parallel: str, launch: Launch, data: Path,
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
 def test_another_number_of_processes_resumes(
     first: int, launch: Launch, data: Path, alone: Path, tmp_path: Path
@@ -81,6 +85,7 @@ def test_another_number_of_processes_resumes(
     assert_same_run(alone, tmp_path)
 
 
+@pytest.mark.slow
 def test_tokenizer_on_two_processes(launch: Launch, tmp_path: Path) -> None:
     """With the discriminator's BatchNorm and both adaptive weights over the whole batch."""
     launch(1, "tokenizer", tmp_path / "one", 96)

@@ -130,11 +130,11 @@ class Trainer:
         if self._finished:
             return
 
-        # Report the cost of the run, and open what it needs, before the first step
-        if self.world.first:
-            print(f"{description}: {self._estimate()}", flush=True)
+        # Open what the run needs, and report its cost, before the first step
         if self.config.validation_images is not None:
             self.task.prepare_validation()
+        if self.world.first:
+            print(f"{description}: {self._estimate()}", flush=True)
         tracker = Tracker(self.folder, self.images_seen, self.config, self.world.first)
 
         # Train; after each rollback the loop starts again with the next order of the data
