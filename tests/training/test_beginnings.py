@@ -106,9 +106,9 @@ def test_deleted_images_are_noticed_in_a_moved_run(tmp_path: Path, monkeypatch: 
         (pictures / name).mkdir(parents=True)
         for i in range(4):
             Image.new("RGB", (16, 16), (60 * i, 0, 200)).save(pictures / name / f"{i}.png")
-    recipe = tokenizer_recipe(tmp_path / "run", images=48)
+    recipe = tokenizer_recipe(tmp_path / "run", images=24, checkpoint_images=8)
     recipe = replace(recipe, data=replace(recipe.data, images=str(pictures), limit=None))
-    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 32)
+    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 16)
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer.run(recipe)
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -135,8 +135,9 @@ def other_latents(folder: Path) -> None:
 def test_replaced_latents_or_tokenizer_are_refused(
     what: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(transformer_recipe(tmp_path / "run", data), normalization="tokenizer")
-    stop_at(monkeypatch, train_dit.TransformerTask, 64)
+    recipe = transformer_recipe(tmp_path / "run", data, images=32, checkpoint_images=8)
+    recipe = replace(recipe, normalization="tokenizer")
+    stop_at(monkeypatch, train_dit.TransformerTask, 16)
     with pytest.raises(KeyboardInterrupt):
         train_dit.run(recipe)
     if what == "latents":
@@ -156,11 +157,11 @@ def test_replaced_latents_or_tokenizer_are_refused(
 
 
 def test_transformer_micro_batch_may_change(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_dit.run(transformer_recipe(tmp_path / "whole", data))
-    stop_at(monkeypatch, train_dit.TransformerTask, 48)
+    train_dit.run(transformer_recipe(tmp_path / "whole", data, images=48))
+    stop_at(monkeypatch, train_dit.TransformerTask, 24)
     with pytest.raises(KeyboardInterrupt):
-        train_dit.run(transformer_recipe(tmp_path / "parts", data))
-    train_dit.run(transformer_recipe(tmp_path / "parts", data, micro_batch=3))
+        train_dit.run(transformer_recipe(tmp_path / "parts", data, images=48))
+    train_dit.run(transformer_recipe(tmp_path / "parts", data, images=48, micro_batch=3))
     one, other = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
     assert [line["images"] for line in one] == [line["images"] for line in other]
     for line, again in zip(one, other, strict=True):
@@ -168,7 +169,7 @@ def test_transformer_micro_batch_may_change(data: Path, tmp_path: Path, monkeypa
 
 
 def test_tokenizer_micro_batch_may_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 32)
+    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 8)
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer.run(tokenizer_recipe(tmp_path / "run"))
     with pytest.raises(UserError, match=r"micro_batch = None, not 4: adaptive weights and BatchNorm see one"):
@@ -176,8 +177,8 @@ def test_tokenizer_micro_batch_may_not_change(tmp_path: Path, monkeypatch: pytes
 
 
 def test_extended_run_equals_the_longer_run(data: Path, tmp_path: Path) -> None:
-    train_dit.run(transformer_recipe(tmp_path / "long", data, images=96))
-    for images in (48, 96):
+    train_dit.run(transformer_recipe(tmp_path / "long", data, images=48))
+    for images in (24, 48):
         generator = train_dit.run(transformer_recipe(tmp_path / "grown", data, images=images))
         assert generator.provenance["images_seen"] == images
     states = [CheckpointFolder(tmp_path / name / "checkpoints").load_newest() for name in ("long", "grown")]
