@@ -169,11 +169,12 @@ def test_transformer_micro_batch_may_change(data: Path, tmp_path: Path, monkeypa
 
 
 def test_tokenizer_micro_batch_may_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 8)
+    recipe = tokenizer_recipe(tmp_path, images=24, checkpoint_images=8)
+    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 16)
     with pytest.raises(KeyboardInterrupt):
-        train_tokenizer.run(tokenizer_recipe(tmp_path / "run"))
+        train_tokenizer.run(recipe)
     with pytest.raises(UserError, match=r"micro_batch = None, not 4: adaptive weights and BatchNorm see one"):
-        train_tokenizer.run(tokenizer_recipe(tmp_path / "run", micro_batch=4))
+        train_tokenizer.run(replace(recipe, training=replace(recipe.training, micro_batch=4)))
 
 
 def test_extended_run_equals_the_longer_run(data: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_freed_memory_and_views_do_not_count() -> None:
     assert count_peak_bytes(work) == 80_000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("estimates")
 @pytest.mark.parametrize(("precision", "size", "lpips"), [("fp32", 32, 1.0), ("bf16", 16, 0.0)])
 def test_tokenizer_step_bytes(
