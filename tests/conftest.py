@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from estimates import skip_estimates
 from hypothesis import settings
 from launching import launch  # noqa: F401 a fixture of many rooms
 
@@ -33,3 +34,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what is left out, whatever the verbosity."""
     for path in collect_ignore:
         terminalreporter.write_line(f"left out for want of {_OF_EXTRAS[path]}: tests/{path}")
+
+
+@pytest.fixture
+def estimates() -> None:
+    """Ask for this fixture to let runs estimate what they need, as they do outside tests."""
+
+
+@pytest.fixture(autouse=True)
+def _no_estimates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "estimates" not in request.fixturenames:
+        skip_estimates(monkeypatch.setattr)

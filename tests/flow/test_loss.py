@@ -1,4 +1,4 @@
-"""The training loss against float64 formulas, and what it draws and passes on."""
+"""The training loss against float64 formulas; drawn noise and times; wrong arguments."""
 
 import math
 
@@ -52,15 +52,15 @@ def test_direction_ignores_length(factor: float, direction: float) -> None:
     torch.testing.assert_close(terms["mse"], (factor - 1) ** 2 * target.square().mean(dim=(1, 2, 3)))
 
 
-def test_terms_are_float32_whatever_the_network_returns() -> None:
+def test_terms_of_bfloat16_predictions_are_float32() -> None:
     velocity, target = numbers(0, 2, 8, 3, 3).bfloat16(), numbers(1, 2, 8, 3, 3).bfloat16()
     terms = velocity_loss(velocity, target)
     assert {term.dtype for term in terms.values()} == {torch.float32}
     assert torch.equal(terms["mse"], velocity_loss(velocity.float(), target.float())["mse"])
 
 
-def test_first_gradient_of_a_fresh_network_is_of_ordinary_size() -> None:
-    """It predicts exactly zero, where the cosine has no gradient to speak of, or an immense one."""
+def test_first_gradient_has_ordinary_size() -> None:
+    """It predicts exactly zero, where the gradient of a cosine is zero or huge."""
     torch.manual_seed(0)
     model = LightningDiT(latent_size=4, latent_channels=8, width=32, depth=1, heads=2, num_classes=3)
     terms = flow_matching_loss(
@@ -72,7 +72,7 @@ def test_first_gradient_of_a_fresh_network_is_of_ordinary_size() -> None:
 
 
 class Recorder:
-    """A stand-in network that keeps what it was given."""
+    """A network that records its arguments and predicts zero."""
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, **options: Tensor) -> Tensor:
         self.x, self.t, self.labels, self.options = x, t, labels, options
@@ -80,7 +80,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath()])
-def test_the_network_sees_the_path(path: LinearPath | CosinePath) -> None:
+def test_network_gets_points_of_the_path(path: LinearPath | CosinePath) -> None:
     model, data, noise = Recorder(), numbers(0, 2, 3, 2, 2), numbers(1, 2, 3, 2, 2)
     t, labels = torch.tensor([0.2, 0.9]), torch.tensor([4, 5])
     terms = flow_matching_loss(model, data, labels, noise=noise, t=t, path=path)
@@ -111,12 +111,10 @@ def test_noise_and_times_are_drawn_from_the_generator() -> None:
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(), VariancePreservingPath()], ids=lambda p: type(p).__name__)
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "data"])
-def test_a_perfect_prediction_of_any_kind_costs_nothing_and_samples_its_data(
-    path: ProbabilityPath, prediction: Prediction
-) -> None:
+def test_perfect_prediction_has_zero_loss_and_samples_the_data(path: ProbabilityPath, prediction: Prediction) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(3, 4, 2, 2, generator=generator, dtype=torch.float64)
-    data = torch.full_like(noise, 0.5)  # one point: everything about the flow to it is known in closed form
+    data = torch.full_like(noise, 0.5)  # one point, so that the flow to it is known in closed form
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
 
     def perfect(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -137,14 +135,14 @@ def test_a_perfect_prediction_of_any_kind_costs_nothing_and_samples_its_data(
     torch.testing.assert_close(samples, data, atol=0.06, rtol=0)
 
 
-def test_the_score_is_not_trained() -> None:
+def test_score_prediction_is_refused() -> None:
     with pytest.raises(UserError, match="prediction must not be score: the score is unbounded"):
         flow_matching_loss(
             lambda x, t, y: x, torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), prediction="score"
         )
 
 
-def test_what_no_loss_can_be_taken_of_is_named() -> None:
+def test_wrong_prediction_and_labels_are_named() -> None:
     data = torch.randn(2, 4, 3, 3)
     with pytest.raises(UserError, match="prediction must be velocity, noise or data, got 'foo'"):
         flow_matching_loss(lambda x, t, y: x, data, torch.zeros(2, dtype=torch.long), prediction="foo")  # type: ignore[arg-type]
@@ -162,7 +160,7 @@ def test_what_no_loss_can_be_taken_of_is_named() -> None:
         ({"model": lambda x, t, y: x[:, :1]}, "the prediction must have the shape of the data"),
     ],
 )
-def test_what_torch_would_broadcast_is_refused(changes: dict, message: str) -> None:
+def test_shapes_that_torch_would_broadcast_are_refused(changes: dict, message: str) -> None:
     arguments = {"model": lambda x, t, y: x, "data": torch.randn(2, 4, 3, 3), "labels": [0, 1], **changes}
     with pytest.raises(UserError, match=message):
         flow_matching_loss(**arguments)

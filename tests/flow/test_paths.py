@@ -61,7 +61,7 @@ def test_variance_is_kept_on_curved_paths(t: float) -> None:
 @each_path
 @given(t=st.floats(0.05, 0.95), seed=st.integers(0, 100))
 def test_conversions_agree_with_the_true_density(path: ProbabilityPath, t: float, seed: int) -> None:
-    """All sixteen, at points of a mixture: autograd gives the score, Bayes the data and noise."""
+    """All sixteen, at points of a mixture: autograd gives the score, Bayes' rule the data and noise."""
     generator = torch.Generator().manual_seed(seed)
     mixture = GaussianMixture(2 * torch.randn(3, 2, dtype=torch.float64, generator=generator), std=0.5)
     x = torch.randn(4, 2, dtype=torch.float64, generator=generator).requires_grad_()
@@ -79,7 +79,7 @@ def test_conversions_agree_with_the_true_density(path: ProbabilityPath, t: float
 
 
 @each_path
-def test_velocity_converts_to_data_at_both_ends_of_its_interval(path: ProbabilityPath) -> None:
+def test_velocity_converts_to_data_at_both_ends(path: ProbabilityPath) -> None:
     noise, data = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for t in path.interval("velocity"):
         time = torch.full((3,), t, dtype=torch.float64)

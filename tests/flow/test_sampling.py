@@ -45,7 +45,7 @@ def latents(batch: int, seed: int = 0) -> Tensor:
 
 
 class Constant(nn.Module):
-    """Predicts `factor` times (label + 1), and counts its calls and the samples in them."""
+    """Predict `factor` times (label + 1); record the number of samples of each call."""
 
     def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ def test_interval_includes_its_ends(t: float, calls: list[int]) -> None:
 
 
 @pytest.mark.parametrize("bound", [0.1, 0.3, 0.7, 0.9, 0.11])
-def test_a_bound_that_is_a_grid_point_is_inside(bound: float) -> None:
-    """Grids are float32, where such a bound lies above or below its float64 self; published times are compared so."""
+def test_interval_includes_bounds_on_the_grid(bound: float) -> None:
+    """Grids are float32, which rounds such a bound up or down; the published code compares in float32 too."""
     on_grid = torch.tensor(bound, dtype=torch.float32).item()
     assert Guidance(2.0, start=bound).acts_at(on_grid)
     assert Guidance(2.0, start=0.0, stop=bound).acts_at(on_grid)
@@ -104,8 +104,8 @@ def test_a_bound_that_is_a_grid_point_is_inside(bound: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_the_network_is_told_the_time_in_float32(dtype: torch.dtype) -> None:
-    """As published; in bfloat16 neighbours on the grid would be one time."""
+def test_network_gets_times_in_float32(dtype: torch.dtype) -> None:
+    """As published; in bfloat16, neighboring grid points would be the same time."""
     seen: list[Tensor] = []
 
     def model(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def test_the_network_is_told_the_time_in_float32(dtype: torch.dtype) -> None:
     assert len({t.item() for t in seen[:249]}) == 249
 
 
-def test_autoguidance_takes_the_weak_network_with_the_label() -> None:
+def test_autoguidance_gives_the_weak_network_the_label() -> None:
     strong, weak = Constant(1.0), Constant(0.5)
     predict = guided_prediction(strong, torch.tensor([1]), Guidance(2.0), weak_model=weak)
     assert predict(noise(1), 0.5)[0, 0, 0, 0] == 1.0 + 2 * (2.0 - 1.0)
@@ -128,7 +128,7 @@ def test_autoguidance_takes_the_weak_network_with_the_label() -> None:
     assert (strong.calls, weak.calls) == ([1, 1], [1])
 
 
-def test_predictions_are_combined_in_the_dtype_of_the_state() -> None:
+def test_guidance_combines_in_the_dtype_of_the_state() -> None:
     outputs = latents(2).bfloat16()
 
     def low_precision(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def test_evaluations_inside_and_outside_the_interval() -> None:
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "data", "score"])
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(), VariancePreservingPath()])
 def test_every_prediction_and_path_reaches_the_data(path: ProbabilityPath, prediction: str) -> None:
-    """Exact networks for a mixture: each sample lands on one of its components, spread as the data."""
+    """With exact networks for a mixture, samples have the means and spreads of its components."""
     labels = torch.zeros(400, dtype=torch.long)
     oracle = Oracle(MIXTURE, path, prediction)
     data = sample(oracle, noise(400), labels, solver="heun", steps=80, shift=0, path=path, prediction=prediction)
@@ -219,7 +219,7 @@ def test_guidance_moves_towards_the_label() -> None:
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "midpoint", "rk4"])
 @pytest.mark.parametrize("guidance", [None, Guidance(3.0, channels=3)])
-def test_a_sample_does_not_depend_on_its_batch(solver: str, guidance: Guidance | None) -> None:
+def test_sample_does_not_depend_on_its_batch(solver: str, guidance: Guidance | None) -> None:
     model, labels = network(), torch.tensor([0, 5, 2])
     options = {"solver": solver, "steps": 6, "guidance": guidance}
     whole = sample(model, latents(3), labels, **options)
@@ -228,7 +228,7 @@ def test_a_sample_does_not_depend_on_its_batch(solver: str, guidance: Guidance |
         torch.testing.assert_close(alone[0], whole[i], rtol=1e-4, atol=1e-4)
 
 
-def test_a_stochastic_sample_does_not_depend_on_its_batch() -> None:
+def test_stochastic_sample_does_not_depend_on_its_batch() -> None:
     model, labels = network(), torch.tensor([0, 5, 2])
     options = {"solver": "euler_maruyama", "steps": 6}
     whole = sample(model, latents(3), labels, step_noise=counter_noise(0, [4, 5, 6]), **options)
@@ -237,7 +237,7 @@ def test_a_stochastic_sample_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath()])
-def test_the_stochastic_solver_takes_the_path_of_the_network(path: ProbabilityPath) -> None:
+def test_stochastic_solver_uses_the_given_path(path: ProbabilityPath) -> None:
     oracle, labels = Oracle(MIXTURE, path), torch.zeros(3, dtype=torch.long)
     fresh = counter_noise(1, [0, 1, 2])
     options = {"steps": 20, "path": path}
@@ -329,7 +329,7 @@ class _Normed(nn.Module):
         return self.norm(self.linear(x))
 
 
-def test_every_module_samples_in_eval_mode_and_has_its_own_mode_after() -> None:
+def test_sampling_uses_eval_mode_and_restores_every_mode() -> None:
     model, noise, labels = _Normed(), torch.randn(4, 2, 3, 3), torch.zeros(4, dtype=torch.long)
     model.norm.eval()  # frozen while the rest is trained
     sample(model, noise, labels, steps=3)
@@ -343,6 +343,6 @@ def test_every_module_samples_in_eval_mode_and_has_its_own_mode_after() -> None:
 
 
 @pytest.mark.parametrize("shift", [math.nan, math.inf, -1.0])
-def test_a_shift_that_is_none_is_named(shift: float) -> None:
+def test_wrong_shift_is_named(shift: float) -> None:
     with pytest.raises(UserError, match=r"shift must be at least 0 and finite"):
         sample(_Normed(), torch.randn(1, 2, 3, 3), torch.zeros(1, dtype=torch.long), shift=shift)

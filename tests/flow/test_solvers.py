@@ -19,7 +19,7 @@ FIXED = {"euler": (1, 1), "heun": (2, 2), "midpoint": (2, 2), "rk4": (4, 4)}  # 
 
 
 def golden_drift(x: Tensor, t: float) -> Tensor:
-    time = torch.full((len(x), 1, 1, 1), t)  # float32, as the published code hands times to the network
+    time = torch.full((len(x), 1, 1, 1), t)  # float32, as in the published code
     return torch.sin(3 * x) * (1 - time) + time * x
 
 
@@ -72,12 +72,12 @@ def test_order_of_convergence(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "theirs"), [("euler", "euler"), ("heun", "heun2"), ("midpoint", "midpoint"), ("rk4", "rk4")]
+    ("name", "method"), [("euler", "euler"), ("heun", "heun2"), ("midpoint", "midpoint"), ("rk4", "rk4")]
 )
-def test_fixed_steps_against_torchdiffeq(name: str, theirs: str) -> None:
+def test_fixed_steps_against_torchdiffeq(name: str, method: str) -> None:
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     times = shifted_times(7, 0.3).double()
-    expected = odeint(lambda t, state: field(state, t.item()), x, times, method=theirs)[-1]
+    expected = odeint(lambda t, state: field(state, t.item()), x, times, method=method)[-1]
     torch.testing.assert_close(solver_by_name(name)(field, x, times), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -113,7 +113,7 @@ def test_adaptive_callback_sees_accepted_steps_with_their_velocity() -> None:
     seen: list[tuple[int, float, Tensor, Tensor]] = []
     x = torch.linspace(-2, 2, 5, dtype=torch.float64)
 
-    def stiff_start(x: Tensor, t: float) -> Tensor:  # so that some steps are rejected
+    def stiff_start(x: Tensor, t: float) -> Tensor:  # it makes the solver reject some steps
         return field(x, t) + 40 * math.sin(60 * t**2)
 
     end = Dopri5()(stiff_start, x, [0, 1], callback=lambda *step: seen.append(step))

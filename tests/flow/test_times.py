@@ -32,7 +32,7 @@ def test_grids_are_the_published_ones(name: str) -> None:
     assert torch.equal(grid.double(), GOLDEN[name])
 
 
-def test_a_grid_by_hand() -> None:
+def test_grid_computed_by_hand() -> None:
     expected = [0, 0.0909091, 0.2307692, 0.4736842, 1]
     assert shifted_times(5, 0.3).tolist() == pytest.approx(expected, abs=1e-7)
 
@@ -49,7 +49,7 @@ def test_grids_rise_from_zero_to_one(steps: int, shift: float) -> None:
 
 
 @given(t=st.floats(0, 1), shift=st.floats(0.05, 20))
-def test_the_inverse_shift_undoes_the_shift(t: float, shift: float) -> None:
+def test_inverse_shift_undoes_the_shift(t: float, shift: float) -> None:
     time = torch.tensor(t, dtype=torch.float64)
     assert shift_times(shift_times(time, shift), 1 / shift).item() == pytest.approx(t, abs=1e-12)
 
@@ -62,7 +62,7 @@ def test_bad_grids() -> None:
 
 
 def cdf(distribution: TimeDistribution, t: np.ndarray) -> np.ndarray:
-    """scipy's word on the untruncated distribution."""
+    """Return the cumulative distribution without truncation, from scipy."""
     base = t / (distribution.shift - (distribution.shift - 1) * t)
     if distribution.kind == "uniform":
         return base
@@ -115,7 +115,7 @@ def test_times_belong_to_images() -> None:
 
 
 @pytest.mark.parametrize("kind", ["logit_normal", "uniform"])
-def test_extreme_uniform_numbers_give_times_inside(kind: str) -> None:
+def test_times_of_extreme_uniform_numbers(kind: str) -> None:
     u = torch.tensor([0.0, 2.0**-24, 1 - 2.0**-24])
     t = TimeDistribution(kind).from_uniform(u)
     assert (t > 0).all()
@@ -123,7 +123,7 @@ def test_extreme_uniform_numbers_give_times_inside(kind: str) -> None:
     narrow = TimeDistribution(kind, low=1e-6, high=2e-6).from_uniform(u)
     assert (narrow >= 1e-6).all()
     assert (narrow <= 2e-6).all()
-    # So far out that the cumulative distribution is 1 to the last bit.
+    # So late that the cumulative distribution rounds to 1.
     late = TimeDistribution(kind, low=0.9998, high=0.9999).from_uniform(u.double())
     assert (late >= 0.9998).all()
     assert (late <= 0.9999).all()

@@ -1,4 +1,4 @@
-"""The discriminator: published names, counts, initialisation; hinge losses by definition."""
+"""The discriminator: published names, counts, initialization; hinge losses by definition."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from vavae.losses import AdversarialConfig, DiscriminatorConfig
 from vavae.losses.adversarial import PatchDiscriminator, discriminator_hinge_loss, generator_loss
 
 
-def test_names_shapes_and_count_are_the_published_ones() -> None:
+def test_state_dict_is_the_published_one() -> None:
     model = PatchDiscriminator()
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
     expected = {
@@ -42,7 +42,7 @@ def test_small_images_take_fewer_layers(layers: int, size: int, logits: int) -> 
             model(torch.zeros(shape))
 
 
-def test_initialisation_is_the_published_one() -> None:
+def test_initialization_is_the_published_one() -> None:
     torch.manual_seed(0)
     model = PatchDiscriminator()
     for name, value in model.named_parameters():
@@ -63,7 +63,7 @@ def test_hinge_losses_by_definition() -> None:
     assert discriminator_hinge_loss(torch.full((4,), 1.0), torch.full((4,), -1.0)) == 0
 
 
-def test_it_learns_to_tell_two_textures_apart() -> None:
+def test_discriminator_learns_to_separate_two_textures() -> None:
     torch.manual_seed(1)
     model = PatchDiscriminator(DiscriminatorConfig(base_channels=8, layers=1))
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
@@ -74,7 +74,7 @@ def test_it_learns_to_tell_two_textures_apart() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.5  # 1 where it knows nothing
+    assert loss < 0.5  # 1 for an untrained discriminator
 
 
 def test_bad_settings_are_named() -> None:

@@ -1,4 +1,4 @@
-"""The VF loss: its definition by loops, its invariances, its margins, and the projection around it."""
+"""The VF loss: definition by loops, invariances, margins, projection, adaptive weight."""
 
 import itertools
 
@@ -51,7 +51,7 @@ def test_definitions_by_loops(margin: float) -> None:
 
 @settings(deadline=None)
 @given(seed=SEEDS, scale=st.floats(1e-3, 1e3))
-def test_scale_matters_to_neither(seed: int, scale: float) -> None:
+def test_losses_do_not_depend_on_scale(seed: int, scale: float) -> None:
     z, f = _pair(seed)
     per_position = torch.rand(2, 1, 3, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.1
     for loss in (cosine_alignment, distance_matrix_alignment):
@@ -62,7 +62,7 @@ def test_scale_matters_to_neither(seed: int, scale: float) -> None:
 
 @settings(deadline=None)
 @given(seed=SEEDS)
-def test_rotations_matter_to_the_cosine_only(seed: int) -> None:
+def test_rotation_changes_the_cosine_loss_only(seed: int) -> None:
     z, f = _pair(seed)
     rotated = torch.einsum("cd,bdhw->bchw", _rotation(seed, 5), z)
     torch.testing.assert_close(distance_matrix_alignment(rotated, f, 0.1), distance_matrix_alignment(z, f, 0.1))
@@ -72,7 +72,7 @@ def test_rotations_matter_to_the_cosine_only(seed: int) -> None:
 
 @settings(deadline=None)
 @given(seed=SEEDS, margins=st.lists(st.floats(0.0, 2.0), min_size=2, max_size=2).map(sorted))
-def test_a_larger_margin_never_costs_more(seed: int, margins: list[float]) -> None:
+def test_larger_margin_never_costs_more(seed: int, margins: list[float]) -> None:
     z, f = _pair(seed)
     for loss in (cosine_alignment, distance_matrix_alignment):
         assert loss(z, f, margins[1]) <= loss(z, f, margins[0])
@@ -82,14 +82,14 @@ def test_a_larger_margin_never_costs_more(seed: int, margins: list[float]) -> No
 
 @settings(deadline=None)
 @given(seed=SEEDS)
-def test_perfect_alignment_costs_nothing(seed: int) -> None:
+def test_perfect_alignment_has_zero_loss(seed: int) -> None:
     z, _ = _pair(seed)
     assert cosine_alignment(z, z).item() == pytest.approx(0.0, abs=1e-7)
     assert distance_matrix_alignment(z, z).item() == 0.0
     assert cosine_alignment(-z, z).item() == pytest.approx(2.0, rel=1e-7)
 
 
-def test_positions_permuted_together_change_nothing() -> None:
+def test_losses_do_not_depend_on_order_of_positions() -> None:
     z, f = _pair(1)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     for loss in (cosine_alignment, distance_matrix_alignment):
@@ -110,14 +110,14 @@ def test_empty_vectors_give_finite_gradients() -> None:
     assert z.grad.isfinite().all()
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     z, f = _pair(3)
     z.requires_grad_()
     for loss in (cosine_alignment, distance_matrix_alignment):
         torch.autograd.gradcheck(lambda x, loss=loss: loss(x, f, 0.1), (z,), eps=1e-7)
 
 
-def test_shapes_that_do_not_fit_are_refused() -> None:
+def test_wrong_shapes_are_refused() -> None:
     z, f = _pair(0, 5, 4)
     with pytest.raises(UserError, match=r"^latents and features must have the same shape"):
         cosine_alignment(z, f)
@@ -130,7 +130,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
             loss(latents, f)
 
 
-def test_resampling_keeps_equal_grids_and_averages_where_it_shrinks() -> None:
+def test_resampling_keeps_equal_grids_and_averages_smaller_ones() -> None:
     features = torch.randn(2, 3, 8, 8)
     assert resample_grid(features, (8, 8)) is features
     ramp = torch.arange(16.0).view(1, 1, 1, 16).expand(1, 1, 16, 16)
@@ -142,7 +142,7 @@ def test_resampling_keeps_equal_grids_and_averages_where_it_shrinks() -> None:
     torch.testing.assert_close(resample_grid(torch.full((1, 1, 3, 3), 2.0), (7, 5)), torch.full((1, 1, 7, 5), 2.0))
 
 
-def test_the_projection_maps_the_latent_without_bias() -> None:
+def test_projection_of_latents_has_no_bias() -> None:
     loss = AlignmentLoss(AlignmentConfig(), 4, 6)
     assert {name: value.shape for name, value in loss.state_dict().items()} == {"linear_proj.weight": (6, 4, 1, 1)}
     latents, features = torch.randn(2, 4, 3, 3), torch.randn(2, 6, 3, 3)
@@ -151,7 +151,7 @@ def test_the_projection_maps_the_latent_without_bias() -> None:
     assert f is features
 
 
-def test_the_other_projection_maps_the_features_with_bias() -> None:
+def test_projection_of_features_has_a_bias() -> None:
     loss = AlignmentLoss(AlignmentConfig(projection="teacher_to_latent"), 4, 6)
     shapes = {name: tuple(value.shape) for name, value in loss.state_dict().items()}
     assert shapes == {"linear_proj.weight": (4, 6, 1, 1), "linear_proj.bias": (4,)}
@@ -161,7 +161,7 @@ def test_the_other_projection_maps_the_features_with_bias() -> None:
     assert f.shape == latents.shape
 
 
-def test_terms_are_weighted_and_stay_float32_under_autocast() -> None:
+def test_terms_are_weighted_and_float32_under_autocast() -> None:
     config = AlignmentConfig(cos_weight=3.0, distance_weight=0.5, cos_margin=0.1, distance_margin=0.05)
     loss = AlignmentLoss(config, 4, 6)
     latents, features = torch.randn(2, 4, 3, 3), torch.randn(2, 6, 3, 3)
@@ -174,7 +174,7 @@ def test_terms_are_weighted_and_stay_float32_under_autocast() -> None:
         assert torch.equal(loss(latents, features)["alignment"], terms["alignment"])
 
 
-def test_a_frozen_projection_takes_no_gradient() -> None:
+def test_frozen_projection_has_no_gradient() -> None:
     loss = AlignmentLoss(AlignmentConfig(train_projection=False, cos_margin=0.0), 4, 6)
     latents = torch.randn(2, 4, 3, 3, requires_grad=True)
     loss(latents, torch.randn(2, 6, 3, 3))["alignment"].backward()
@@ -192,14 +192,14 @@ def test_negative_settings_are_refused(name: str) -> None:
         AlignmentConfig(**{name: float("nan")})
 
 
-def test_an_unknown_projection_is_refused() -> None:
+def test_unknown_projection_is_refused() -> None:
     with pytest.raises(UserError, match="sideways"):
         AlignmentConfig(projection="sideways")  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
 @given(seed=SEEDS, scale=st.floats(1e-3, 1e3))
-def test_the_adaptive_weight_balances_gradients(seed: int, scale: float) -> None:
+def test_adaptive_weight_balances_gradients(seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     reference = torch.randn(4, 3, generator=generator, dtype=torch.float64)
     gradient = scale * torch.randn(4, 3, generator=generator, dtype=torch.float64)
@@ -210,7 +210,7 @@ def test_the_adaptive_weight_balances_gradients(seed: int, scale: float) -> None
         assert (weight * gradient).norm().item() == pytest.approx(reference.norm().item(), rel=1e-3)
 
 
-def test_the_adaptive_weight_has_no_gradient_and_bears_zero() -> None:
+def test_adaptive_weight_of_zero_gradients() -> None:
     gradient = torch.zeros(3, requires_grad=True)
     weight = adaptive_weight(torch.ones(3), gradient, 1e4)
     assert not weight.requires_grad
@@ -218,7 +218,7 @@ def test_the_adaptive_weight_has_no_gradient_and_bears_zero() -> None:
     assert adaptive_weight(torch.zeros(3), torch.ones(3), 1e4) == 0
 
 
-def test_features_come_to_the_grid_as_teachers_bring_them() -> None:
+def test_projection_resamples_features_by_averaging() -> None:
     features = torch.randn(1, 8, 16, 16)
     _, own = AlignmentLoss(AlignmentConfig(), 4, 8).project(torch.randn(1, 4, 8, 8), features)
     assert torch.equal(own, torch.nn.functional.avg_pool2d(features, 2))

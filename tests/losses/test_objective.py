@@ -1,6 +1,8 @@
-"""The objective against its plain form, for every combination of terms; and its promises about work and precision."""
+"""The objective against a plain computation for every combination of terms; number of passes; precision."""
 
+import copy
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -29,12 +31,18 @@ START = 1000
 DISCRIMINATOR = DiscriminatorConfig(base_channels=4, layers=2)
 
 
-def _lpips() -> LPIPS:
-    """AlexNet's shape with random weights, the heads positive as the learned ones are."""
+@functools.cache
+def _random_lpips(dtype: torch.dtype) -> LPIPS:
+    torch.manual_seed(3)
     model = LPIPS("alexnet")
     for head in model.heads:
         head.weight.abs_()
-    return model
+    return model.to(dtype)
+
+
+def _lpips(dtype: torch.dtype = torch.float64) -> LPIPS:
+    """Return LPIPS with AlexNet, random weights, and positive heads like the learned ones."""
+    return copy.deepcopy(_random_lpips(dtype))
 
 
 def _config(**changes: object) -> ObjectiveConfig:
@@ -47,9 +55,10 @@ def _config(**changes: object) -> ObjectiveConfig:
 
 
 def _build(config: ObjectiveConfig, dtype: torch.dtype = torch.float64) -> tuple[AutoencoderKL, TokenizerObjective]:
+    lpips = _lpips(dtype)
     torch.manual_seed(3)
     autoencoder = AutoencoderKL.from_config(SHAPE)
-    objective = TokenizerObjective(config, SHAPE.latent_channels, TEACHER, _lpips())
+    objective = TokenizerObjective(config, SHAPE.latent_channels, TEACHER, lpips)
     return autoencoder.to(dtype), objective.to(dtype)
 
 
@@ -135,11 +144,11 @@ def test_equals_the_plain_computation_in_float32() -> None:
         },
     ],
 )
-def test_equals_the_plain_computation_with_terms_changed(changes: dict) -> None:
+def test_equals_plain_computation_with_changed_terms(changes: dict) -> None:
     _assert_equal_steps(_config(**changes), START, torch.float64, 1e-8)
 
 
-def test_squared_pixel_error_is_what_it_says() -> None:
+def test_squared_pixel_error_by_definition() -> None:
     config = _config(
         pixel=PixelConfig(kind="l2"),
         perceptual=PerceptualConfig(weight=0.0),
@@ -159,7 +168,7 @@ def test_squared_pixel_error_is_what_it_says() -> None:
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-9)
 
 
-def test_psnr_is_that_of_images_in_minus_one_to_one() -> None:
+def test_psnr_of_images_from_minus_one_to_one() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()
     terms = objective.accumulate_gradients(autoencoder, **batch)
@@ -168,7 +177,7 @@ def test_psnr_is_that_of_images_in_minus_one_to_one() -> None:
     torch.testing.assert_close(terms["psnr"], (20 * torch.log10(2 / squared.sqrt())).mean())
 
 
-def test_two_scaled_calls_accumulate_to_the_mean() -> None:
+def test_two_scaled_calls_add_up_to_the_mean() -> None:
     config = _config(
         adversarial=AdversarialConfig(enabled=False),
         alignment=AlignmentConfig(adaptive=False, cos_margin=0.1, distance_margin=0.05),
@@ -185,7 +194,7 @@ def test_two_scaled_calls_accumulate_to_the_mean() -> None:
         torch.testing.assert_close(parts[name], gradient, rtol=1e-8, atol=1e-8)
 
 
-def test_scaling_changes_no_term_and_no_adaptive_weight() -> None:
+def test_gradient_scale_changes_gradients_only() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()
     for images_seen in (0, START):
@@ -199,11 +208,11 @@ def test_scaling_changes_no_term_and_no_adaptive_weight() -> None:
             torch.testing.assert_close(scaled_gradients[name], 0.25 * gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_averaged_norms_are_those_of_the_whole_batch() -> None:
-    """Two processes that average gradients before the norm find the adaptive weights of one process."""
+def test_adaptive_weights_over_processes_equal_one_process() -> None:
+    """Two processes that average gradients before the norm get the adaptive weights of one process."""
     config = _config(adversarial=dataclasses.replace(_config().adversarial, start_images=0))
     autoencoder, objective = _build(config)
-    objective.eval()  # running statistics in the discriminator, so that the batch's split cannot matter there
+    objective.eval()  # running statistics in the discriminator, so that the split of the batch does not matter there
     batch = _batch(batch=4)
     whole = objective.accumulate_gradients(autoencoder, **batch)
     halves = [{name: value[part] for name, value in batch.items()} for part in (slice(0, 2), slice(2, 4))]
@@ -222,7 +231,7 @@ def test_averaged_norms_are_those_of_the_whole_batch() -> None:
 
 
 class _Calls:
-    """Counts convolutions through the decoder and through LPIPS, backward passes included."""
+    """Count the calls of a module and the backward passes through its output."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.forward = self.backward = 0
@@ -240,7 +249,7 @@ class _Calls:
 @pytest.mark.parametrize(
     ("images_seen", "adaptive", "decoder_passes"), [(0, True, 1), (START, False, 1), (START, True, 2)]
 )
-def test_no_pass_is_made_twice(images_seen: int, adaptive: bool, decoder_passes: int) -> None:
+def test_number_of_passes(images_seen: int, adaptive: bool, decoder_passes: int) -> None:
     config = _config(alignment=AlignmentConfig(adaptive=adaptive))
     autoencoder, objective = _build(config)
     decoder, encoder = _Calls(autoencoder.decoder.conv_in), _Calls(autoencoder.encoder.conv_in)
@@ -253,7 +262,7 @@ def test_no_pass_is_made_twice(images_seen: int, adaptive: bool, decoder_passes:
     assert discriminator.forward == (0 if images_seen == 0 else 2)
 
 
-def test_the_discriminator_is_untouched_before_its_start() -> None:
+def test_discriminator_is_unchanged_before_its_start() -> None:
     autoencoder, objective = _build(_config())
     before = {name: value.clone() for name, value in objective.discriminator.state_dict().items()}
     terms = objective.accumulate_gradients(autoencoder, **_batch(), images_seen=START - 1)
@@ -263,7 +272,7 @@ def test_the_discriminator_is_untouched_before_its_start() -> None:
     assert terms["adversarial"] == terms["discriminator"] == terms["adversarial_weight"] == 0
 
 
-def test_a_coarser_teacher_grid_is_resampled() -> None:
+def test_coarser_teacher_grid_is_resampled() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()
     batch["teacher_features"] = torch.nn.functional.avg_pool2d(batch["teacher_features"], 2)
@@ -271,7 +280,7 @@ def test_a_coarser_teacher_grid_is_resampled() -> None:
     assert terms["alignment"] > 0
 
 
-def test_a_frozen_encoder_trains_the_decoder_alone() -> None:
+def test_frozen_encoder_trains_the_decoder_only() -> None:
     autoencoder, objective = _build(_config(alignment=AlignmentConfig(enabled=False)))
     autoencoder.encoder.requires_grad_(False)
     autoencoder.quant_conv.requires_grad_(False)
@@ -287,7 +296,7 @@ def test_a_frozen_encoder_trains_the_decoder_alone() -> None:
 
 
 @pytest.mark.parametrize("caller_autocast", [False, True])
-def test_bfloat16_is_close_and_leaves_float32_gradients(caller_autocast: bool) -> None:
+def test_bfloat16_is_close_and_has_float32_gradients(caller_autocast: bool) -> None:
     autoencoder, objective = _build(_config(), torch.float32)
     batch = _batch(torch.float32)
     expected = objective.accumulate_gradients(autoencoder, **batch, images_seen=START)
@@ -308,7 +317,7 @@ def test_bfloat16_is_close_and_leaves_float32_gradients(caller_autocast: bool) -
     assert torch.nn.functional.cosine_similarity(*flat, dim=0) > 0.98
 
 
-def test_a_callers_autocast_decides_nothing() -> None:
+def test_autocast_of_the_caller_has_no_effect() -> None:
     autoencoder, objective = _build(_config(), torch.float32)
     batch = _batch(torch.float32)
     expected = objective.accumulate_gradients(autoencoder, **batch)
@@ -320,7 +329,7 @@ def test_a_callers_autocast_decides_nothing() -> None:
         assert torch.equal(gradient, expected_gradients[name])
 
 
-def test_evaluation_gives_the_training_terms_without_gradients() -> None:
+def test_evaluation_equals_training_terms() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()
     training = objective.accumulate_gradients(autoencoder, **batch)
@@ -334,7 +343,7 @@ def test_evaluation_gives_the_training_terms_without_gradients() -> None:
     assert mean["nll"] != evaluation["nll"]
 
 
-def test_state_dict_leaves_the_frozen_network_out_and_loads_strictly() -> None:
+def test_state_dict_excludes_lpips_and_loads_strictly() -> None:
     _, objective = _build(_config())
     state = objective.state_dict()
     assert {name.split(".")[0] for name in state} == {"discriminator", "alignment"}

@@ -42,6 +42,7 @@ def test_where_features_are_kept_changes_nothing(tmp_path: Path) -> None:
     assert train(tmp_path / "memory", "--teacher.features_on_device=false") == in_memory
 
 
+@pytest.mark.usefixtures("estimates")
 def test_features_in_memory_are_counted(tmp_path: Path) -> None:
     data = train_tokenizer.ImagesConfig("demo", 16, limit=40)
     source = data.open("train")

@@ -9,12 +9,18 @@ from tiny_runs import transformer_recipe
 
 from vavae.stages import train_dit
 
-if __name__ == "__main__":
+
+def train(folder: str, data: str) -> None:
+    """Train, and write this process's id and the message of a stop into the folder."""
     torch.set_num_threads(1)
-    folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-    (folder / f"pid-{rank}").write_text(str(os.getpid()))
+    rank = os.environ["RANK"]
+    (Path(folder) / f"pid-{rank}").write_text(str(os.getpid()))
     try:
-        train_dit.run(transformer_recipe(folder / "run", Path(sys.argv[2]), images=10_000_000))
+        train_dit.run(transformer_recipe(Path(folder) / "run", Path(data), images=10_000_000))
     except KeyboardInterrupt as stopped:
-        (folder / f"stopped-{rank}").write_text(str(stopped))
+        (Path(folder) / f"stopped-{rank}").write_text(str(stopped))
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    train(*sys.argv[1:])

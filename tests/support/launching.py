@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import children
 import pytest
@@ -19,6 +20,23 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def shared_variables(processes: int) -> dict[str, str]:
+    """Return the environment variables that torchrun sets alike for all processes of one machine."""
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+
+
+def start(processes: int, errors: Path, function: Callable[..., None], *arguments: object) -> list[BaseProcess]:
+    """Call `function` in each of several processes; the standard error of rank 0 goes to the file `errors / "0"`."""
+    shared = shared_variables(processes)
+    running: list[BaseProcess] = []
+    for rank in range(processes):
+        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        given = (environment, errors / str(rank), PATIENCE - 10, function, *map(str, arguments))
+        running.append(children.CONTEXT.Process(target=children.run_child, args=given))
+        running[-1].start()
+    return running
+
+
 @pytest.fixture
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     """launch(processes, function, *arguments): call `workers.function` in each of several processes.
@@ -26,17 +44,11 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     A process that does not end prints where its threads are.
     """
 
-    def start(processes: int, function: str, *arguments: object) -> None:
+    def call(processes: int, function: str, *arguments: object) -> None:
         import workers
 
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
         errors = tmp_path_factory.mktemp("errors")  # files, as a full pipe would stop its writer
-        running: list[BaseProcess] = []
-        for rank in range(processes):
-            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            given = (environment, errors / str(rank), PATIENCE - 10, getattr(workers, function), *map(str, arguments))
-            running.append(children.CONTEXT.Process(target=children.run_child, args=given))
-            running[-1].start()
+        running = start(processes, errors, getattr(workers, function), *arguments)
         _await(running)
         failed = [
             f"process {rank} ended with {process.exitcode}:\n{(errors / str(rank)).read_text(errors='replace')}"
@@ -45,7 +57,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
         ]
         assert not failed, "\n".join(failed)
 
-    return start
+    return call
 
 
 def _await(running: Sequence[BaseProcess]) -> None:

@@ -92,8 +92,9 @@ def weights(trainer: Trainer) -> list[Tensor]:
     return [p.detach().clone() for module in trainer.task.modules.values() for p in module.parameters()]
 
 
-def run_until_killed(folder: str) -> None:
+def run_until_killed(folder: str, threads: int) -> None:
     """Train, and send SIGKILL to this process at 512 images, when the last checkpoint is complete."""
+    torch.set_num_threads(threads)
     task = Regression()
     original = task.step
 

@@ -1,4 +1,4 @@
-"""A process of test_silent_process.py: one of two ends or stops to answer, while the other waits for it."""
+"""A process of test_silent_process.py: one of two ends or stops answering while the other waits for it."""
 
 import os
 import signal
@@ -18,25 +18,25 @@ from vavae.training.signals import stop_on_signal
 
 
 def vanish(world: World) -> None:
-    """The second process stops, and the patience of a step is one second."""
+    """The second process stops answering, and the timeout of a step is one second."""
     distributed_c10d._set_pg_timeout(timedelta(seconds=1))
     if not world.first:
         os.kill(os.getpid(), signal.SIGSTOP)
     world.any(False)
 
 
-def wait_for_ever(world: World) -> None:
-    """The second process stops, and the first waits in C++, with the handlers of a run."""
+def wait_for_ever(world: World, waits: str) -> None:
+    """The second process stops answering; the first waits in C++, with the handlers of a run."""
     if not world.first:
         os.kill(os.getpid(), signal.SIGSTOP)
     signals._GRACE = 0.1
     with stop_on_signal():
-        Path(ARGUMENTS[1]).touch()
+        Path(waits).touch()
         world.wait()
 
 
 def fail(world: World) -> None:
-    """The second process meets a user's mistake."""
+    """The second process fails by a user's mistake."""
     if not world.first:
         raise UserError("cannot read image x.png")
     world.any(False)
@@ -55,13 +55,18 @@ def be_long(world: World) -> None:
     world.once(lambda: time.sleep(2))
 
 
-def work(config: object) -> None:
-    with processes("cpu") as world:
-        world.wait()
-        globals()[ARGUMENTS[0]](world)
+def run(how: str, *given: str) -> None:
+    """Call the function `how` within the command line, as one of two processes."""
+
+    def work(config: object) -> None:
+        with processes("cpu") as world:
+            world.wait()
+            globals()[how](world, *given)
+
+    doctor.run = work  # type: ignore[assignment]
+    sys.argv[1:] = ["doctor"]
+    cli.main()
 
 
 if __name__ == "__main__":
-    doctor.run = work  # type: ignore[assignment]
-    ARGUMENTS, sys.argv[1:] = sys.argv[1:], ["doctor"]
-    cli.main()
+    run(*sys.argv[1:])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from estimates import skip_estimates
 from regression_task import Regression
 from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher
 from torch import nn
@@ -18,7 +19,7 @@ from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.training import checkpoint
 from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.parallel import processes
+from vavae.training.parallel import World, processes
 from vavae.training.trainer import Trainer, TrainingConfig
 
 torch.set_num_threads(1)
@@ -50,7 +51,8 @@ def measured_stages(folder: str, data: str, port: str) -> None:
 
 
 def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:
-    """Train a stage and send this process a signal when it has seen `at` images."""
+    """Train a stage, and send this process a signal after `at` images."""
+    skip_estimates()
     task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "transformer": train_dit.TransformerTask}[stage]
     original = task.step
 
@@ -61,13 +63,13 @@ def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> No
 
     task.step = step
     if stage == "tokenizer":
-        tokenizer(folder, "96")
+        tokenizer(folder, "64")
     else:
-        transformer(folder, data, "96")
+        transformer(folder, data, "64")
 
 
 def stopped_transformer(folder: str, data: str, parallel: str) -> None:
-    """Train the tiny transformer until a stop is asked for at 40 images, of one process alone."""
+    """Train the tiny transformer; after 40 images one process is asked to stop."""
     original = train_dit.TransformerTask.step
 
     def step(self: train_dit.TransformerTask, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
@@ -96,35 +98,70 @@ def encode_images(folder: str, tokenizer: str) -> None:
     encode.run(encode.Config(tokenizer, folder, data, shard_size=10, batch_size=4, device="cpu"))
 
 
-def messages() -> None:
-    """Collectives of World."""
+def collectives() -> None:
+    """Call every function below in one group of processes; the last one ends them."""
     with processes("cpu") as world:
-        tensors = [torch.full((3,), float(world.rank)), torch.tensor([[1.0 + world.rank]]).double(), torch.zeros(())]
-        world.average_(tensors)
-        assert torch.equal(tensors[0], torch.full((3,), 0.5)) and tensors[1].item() == 1.5
-        spoken = torch.tensor([1.0 + world.rank, 2.0])
-        world.broadcast_([spoken])
-        assert spoken.tolist() == [1.0, 2.0]
-        assert world.any(world.rank == 1) and not world.any(False)
-        assert world.gather(world.rank * 10) == [0, 10]
-        assert world.once(lambda: f"from {world.rank}") == "from 0"
+        messages(world)
+        batch_norm(world)
+        mistake(world)
 
 
-def mistake() -> None:
+def messages(world: World) -> None:
+    """Collectives of World."""
+    tensors = [torch.full((3,), float(world.rank)), torch.tensor([[1.0 + world.rank]]).double(), torch.zeros(())]
+    world.average_(tensors)
+    assert torch.equal(tensors[0], torch.full((3,), 0.5)) and tensors[1].item() == 1.5
+    spoken = torch.tensor([1.0 + world.rank, 2.0])
+    world.broadcast_([spoken])
+    assert spoken.tolist() == [1.0, 2.0]
+    assert world.any(world.rank == 1) and not world.any(False)
+    assert world.gather(world.rank * 10) == [0, 10]
+    assert world.once(lambda: f"from {world.rank}") == "from 0"
+
+
+def batch_norm(world: World) -> None:
+    """Outputs, gradients and running statistics of two halves equal those of the whole batch."""
+    torch.manual_seed(0)
+    whole = torch.randn(4, 5, 6, 6) * 3 + 20
+    weights = torch.randn(4, 5, 6, 6)
+    plain = nn.Sequential(nn.BatchNorm2d(5), nn.SiLU(), nn.BatchNorm2d(5))
+    torch.nn.init.uniform_(plain[0].weight)
+    synced = nn.Sequential(nn.BatchNorm2d(5), nn.SiLU(), nn.BatchNorm2d(5))
+    synced.load_state_dict(plain.state_dict())
+    synchronize_batch_norm(synced)
+    assert all(isinstance(synced[i], HostSyncBatchNorm2d) for i in (0, 2))
+    x = whole.clone().requires_grad_()
+    (plain(x) * weights).sum().backward()
+    half = slice(2 * world.rank, 2 * world.rank + 2)
+    y = whole[half].clone().requires_grad_()
+    out = synced(y)
+    (out * weights[half]).sum().backward()
+    torch.testing.assert_close(out, plain(whole)[half], rtol=1e-4, atol=1e-4)
+    assert x.grad is not None and y.grad is not None
+    torch.testing.assert_close(y.grad, x.grad[half], rtol=1e-3, atol=1e-5)
+    grads = [p.grad for p in synced.parameters() if p.grad is not None]
+    world.average_(grads)
+    for p, q in zip(synced.parameters(), plain.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None
+        torch.testing.assert_close(p.grad * 2, q.grad, rtol=1e-3, atol=1e-4)
+    synced(whole[half])  # a second time, as the plain one above
+    torch.testing.assert_close(synced[0].running_var, plain[0].running_var, rtol=1e-5, atol=1e-5)
+
+
+def mistake(world: World) -> None:
     """A user's mistake in the first process ends all, and only the first reports it."""
 
     def wrong() -> None:
         raise UserError("no such recipe")
 
-    with processes("cpu") as world:
-        try:
-            world.once(wrong)
-        except UserError:
-            assert world.first
-        except SystemExit as leave:
-            assert not world.first and leave.code == 2
-        else:
-            raise AssertionError("no error")
+    try:
+        world.once(wrong)
+    except UserError:
+        assert world.first
+    except SystemExit as leave:
+        assert not world.first and leave.code == 2
+    else:
+        raise AssertionError("no error")
 
 
 def unreadable_in_one(folder: str) -> None:
@@ -151,36 +188,6 @@ def one_fails() -> None:
     if os.environ["RANK"] == "0":
         raise OSError("the port is taken")
     signal.pause()
-
-
-def batch_norm() -> None:
-    """Outputs, gradients and running statistics of two halves are those of the whole batch."""
-    with processes("cpu") as world:
-        torch.manual_seed(0)
-        whole = torch.randn(4, 5, 6, 6) * 3 + 20
-        weights = torch.randn(4, 5, 6, 6)
-        plain = nn.Sequential(nn.BatchNorm2d(5), nn.SiLU(), nn.BatchNorm2d(5))
-        torch.nn.init.uniform_(plain[0].weight)
-        synced = nn.Sequential(nn.BatchNorm2d(5), nn.SiLU(), nn.BatchNorm2d(5))
-        synced.load_state_dict(plain.state_dict())
-        synchronize_batch_norm(synced)
-        assert all(isinstance(synced[i], HostSyncBatchNorm2d) for i in (0, 2))
-        x = whole.clone().requires_grad_()
-        (plain(x) * weights).sum().backward()
-        half = slice(2 * world.rank, 2 * world.rank + 2)
-        y = whole[half].clone().requires_grad_()
-        out = synced(y)
-        (out * weights[half]).sum().backward()
-        torch.testing.assert_close(out, plain(whole)[half], rtol=1e-4, atol=1e-4)
-        assert x.grad is not None and y.grad is not None
-        torch.testing.assert_close(y.grad, x.grad[half], rtol=1e-3, atol=1e-5)
-        grads = [p.grad for p in synced.parameters() if p.grad is not None]
-        world.average_(grads)
-        for p, q in zip(synced.parameters(), plain.parameters(), strict=True):
-            assert p.grad is not None and q.grad is not None
-            torch.testing.assert_close(p.grad * 2, q.grad, rtol=1e-3, atol=1e-4)
-        synced(whole[half])  # a second time, as the plain one above
-        torch.testing.assert_close(synced[0].running_var, plain[0].running_var, rtol=1e-5, atol=1e-5)
 
 
 def out_of_memory(folder: str) -> None:

@@ -1,4 +1,4 @@
-"""The autoencoder against the published one: names, shapes, counts, and numbers; and its own promises."""
+"""The autoencoder: published names, shapes, counts and numbers; sizes, memory, layouts, precision."""
 
 import json
 from pathlib import Path
@@ -25,20 +25,20 @@ def _images(batch: int, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [16, 32, 64])
-def test_state_dict_names_shapes_and_counts_are_the_published_ones(channels: int) -> None:
+def test_state_dict_is_the_published_one(channels: int) -> None:
     published = json.loads((GOLDEN / "state_dicts.json").read_text())[f"vavae_f16d{channels}"]
     with torch.device("meta"):
         model = AutoencoderKL(latent_channels=channels)
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     assert len(shapes) == 342
-    # training files also hold the alignment's projection, which is the objective's
+    # published training files also have the alignment's projection, which belongs to the objective here
     assert shapes | {"linear_proj.weight": [1024, channels, 1, 1]} == published["state_dict"]
     for part in ("encoder", "decoder"):
         count = sum(parameter.numel() for parameter in model.get_submodule(part).parameters())
         assert count == published[f"parameters_{part}"]
 
 
-def test_the_variant_of_mar_lacks_attention_on_the_way_up_only() -> None:
+def test_mar_variant_lacks_decoder_attention_only() -> None:
     with torch.device("meta"):
         full, variant = (
             AutoencoderKL(latent_channels=16, decoder_attention=flag).state_dict().keys() for flag in (True, False)
@@ -48,7 +48,7 @@ def test_the_variant_of_mar_lacks_attention_on_the_way_up_only() -> None:
 
 
 def _fill_by_sine(model: nn.Module) -> None:
-    """The rule of the numeric checks in published-system.md, section 9."""
+    """Fill the weights by the rule of the published numbers."""
     for i, (name, value) in enumerate(sorted(model.state_dict().items())):
         sine = torch.sin(0.37 * torch.arange(value.numel(), dtype=torch.float64) + i).view(value.shape)
         value.copy_(1 + 0.1 * sine if "norm" in name and name.endswith("weight") else 0.05 * sine)
@@ -60,8 +60,8 @@ def _sine(shape: tuple[int, ...], step: float) -> Tensor:
 
 
 @torch.no_grad()
-def test_the_full_network_gives_the_published_numbers() -> None:
-    """In float64; the published numbers are float32, whose rounding this filling amplifies in the decoder."""
+def test_full_network_gives_the_published_numbers() -> None:
+    """In float64, since these weights amplify the rounding of float32 in the decoder."""
     model = AutoencoderKL()
     _fill_by_sine(model)
     model.double()
@@ -81,7 +81,7 @@ def test_the_full_network_gives_the_published_numbers() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 48), (4, 20)])
-def test_any_size_the_factor_divides_goes_through(height: int, width: int) -> None:
+def test_sizes_that_the_factor_divides(height: int, width: int) -> None:
     model = _small()
     assert model.factor == 4
     images = _images(2, height, width)
@@ -95,7 +95,7 @@ def test_images_of_a_batch_do_not_mix() -> None:
     torch.testing.assert_close(model(images)[1:2], model(images[1:2]), rtol=1e-10, atol=1e-10)
 
 
-def test_the_convolutional_stem_moves_with_the_image() -> None:
+def test_stem_is_translation_equivariant() -> None:
     """Padding on the right and bottom only, as published, keeps steps of two pixels aligned."""
     model = _small().double()
     images = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_the_convolutional_stem_moves_with_the_image() -> None:
         ((1, 3, 0, 16), "got 0 x 16"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...], message: str) -> None:
+def test_wrong_images_are_refused(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         _small().encode(torch.zeros(shape))
 
@@ -124,7 +124,7 @@ def test_stored_pixels_are_refused() -> None:
         _small().encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
 
 
-def test_latents_that_do_not_fit_are_refused() -> None:
+def test_wrong_latents_are_refused() -> None:
     with pytest.raises(UserError, match=r"\(B, 4, h, w\)"):
         _small().decode(torch.zeros(1, 8, 4, 4))
 
@@ -139,18 +139,18 @@ def test_latents_that_do_not_fit_are_refused() -> None:
         ({"blocks_per_level": 0}, "blocks_per_level"),
     ],
 )
-def test_configs_that_cannot_be_built_are_refused(changes: dict, message: str) -> None:
+def test_impossible_configs_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         AutoencoderConfig(**changes)
 
 
-def test_a_config_from_lists_equals_one_from_tuples() -> None:
+def test_config_from_lists_equals_config_from_tuples() -> None:
     config = AutoencoderConfig(channel_multipliers=[1, 2], attention_levels=[1])  # type: ignore[arg-type]
     assert config == AutoencoderConfig(channel_multipliers=(1, 2), attention_levels=(1,))
     assert AutoencoderKL.from_config(config).config == config
 
 
-def test_the_lowest_level_has_attention_by_default() -> None:
+def test_lowest_level_has_attention_by_default() -> None:
     assert AutoencoderConfig().attention_levels == (4,)
     model = AutoencoderKL(base_channels=32, channel_multipliers=(1, 2), latent_channels=4)
     assert model.config == AutoencoderConfig(4, 32, (1, 2), attention_levels=(1,))
@@ -171,7 +171,7 @@ def _gradients(model: AutoencoderKL, images: Tensor) -> list[Tensor]:
 
 
 def _saved_bytes(model: AutoencoderKL, images: Tensor, dtype: torch.dtype | None) -> int:
-    """Bytes of activations the backward pass holds on to."""
+    """Return the bytes of the activations that are saved for the backward pass."""
     storages: dict[int, int] = {}
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -190,7 +190,7 @@ def _saved_bytes(model: AutoencoderKL, images: Tensor, dtype: torch.dtype | None
     return sum(storages.values())
 
 
-def test_training_keeps_fewer_activations_than_autograd_would() -> None:
+def test_training_mode_saves_fewer_activations() -> None:
     model = _small()
     images = _images(2, 32, 32)
     for dtype, share in ((None, 0.8), (torch.bfloat16, 0.7)):
@@ -200,7 +200,7 @@ def test_training_keeps_fewer_activations_than_autograd_would() -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last", "strided"])
 @pytest.mark.parametrize("channels", [4, 48, 64])
-def test_norm_then_silu_has_the_gradients_of_both(channels: int, layout: str) -> None:
+def test_norm_then_silu_gradients(channels: int, layout: str) -> None:
     torch.manual_seed(0)
     norm = GroupNorm(channels).double()
     nn.init.normal_(norm.weight)
@@ -231,7 +231,7 @@ def test_channels_last_gives_the_same_images() -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_bfloat16_autocast_stays_close_and_keeps_norms_exact() -> None:
+def test_bfloat16_autocast_keeps_norms_exact() -> None:
     model = _small()
     images = _images(2, 16, 16)
     expected = _gradients(model, images)
@@ -251,7 +251,7 @@ def test_bfloat16_autocast_stays_close_and_keeps_norms_exact() -> None:
     torch.testing.assert_close(actual_norm.double(), reference, rtol=1e-2, atol=1e-2)
 
 
-def test_last_layers_are_the_ones_the_adaptive_weights_look_at() -> None:
+def test_last_layers() -> None:
     model = _small()
     names = {id(module): name for name, module in model.named_modules()}
     assert names[id(model.last_encoder_layer)] == "encoder.conv_out"
@@ -260,7 +260,7 @@ def test_last_layers_are_the_ones_the_adaptive_weights_look_at() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_agrees_with_the_cpu_in_every_layout_and_precision() -> None:
+def test_gradients_on_cuda_equal_those_on_the_cpu() -> None:
     model, images = _small().double(), _images(2, 16, 16)
     expected = torch.cat([gradient.flatten() for gradient in _gradients(model, images.double())])
     model.float().cuda()

@@ -11,7 +11,7 @@ from vavae.tokenizer import DiagonalGaussian
 
 
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.01, 4.0))
-def test_kl_is_that_of_torch_distributions(seed: int, scale: float) -> None:
+def test_kl_equals_torch_distributions(seed: int, scale: float) -> None:
     moments = scale * torch.randn(3, 8, 2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     posterior = DiagonalGaussian(moments)
     mean, logvar = moments.split(4, dim=1)
@@ -36,14 +36,14 @@ def test_moments_are_means_then_clamped_log_variances() -> None:
     assert torch.equal(posterior.mode(), posterior.mean)
 
 
-def test_samples_have_the_posterior_mean_and_standard_deviation() -> None:
+def test_samples_have_mean_and_std_of_the_posterior() -> None:
     moments = torch.tensor([3.0, -1.0, 0.4, -2.0]).view(1, 4, 1, 1).expand(200_000, -1, -1, -1)
     samples = DiagonalGaussian(moments).sample(torch.Generator().manual_seed(0)).flatten(1)
     torch.testing.assert_close(samples.mean(0), torch.tensor([3.0, -1.0]), atol=0.02, rtol=0)
     torch.testing.assert_close(samples.std(0), torch.tensor([0.2, -1.0]).exp(), rtol=0.01, atol=0)
 
 
-def test_noise_and_generator_decide_the_sample() -> None:
+def test_sample_is_a_function_of_noise_or_generator() -> None:
     posterior = DiagonalGaussian(torch.randn(2, 4, 3, 3))
     noise = torch.randn(2, 2, 3, 3)
     torch.testing.assert_close(posterior.sample(noise=noise), posterior.mean + posterior.std * noise)
@@ -58,6 +58,6 @@ def test_half_precision_moments_are_widened() -> None:
     assert posterior.mean.dtype == posterior.kl().dtype == posterior.sample().dtype == torch.float32
 
 
-def test_an_odd_number_of_channels_is_refused() -> None:
+def test_odd_number_of_channels_is_refused() -> None:
     with pytest.raises(UserError, match="even"):
         DiagonalGaussian(torch.zeros(1, 3, 2, 2))

@@ -1,4 +1,4 @@
-"""Latent statistics: exact however they are gathered, and one pair of functions that applies them."""
+"""Latent statistics: exact for every split of the data; normalization and its inverse."""
 
 import itertools
 from pathlib import Path
@@ -21,9 +21,7 @@ def _latents(count: int, seed: int = 0) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(cuts=st.lists(st.integers(0, 40), max_size=6), processes=st.integers(1, 4), seed=st.integers(0, 1000))
-def test_any_split_over_batches_and_processes_gives_the_statistics_of_all(
-    cuts: list[int], processes: int, seed: int
-) -> None:
+def test_statistics_do_not_depend_on_batches_and_processes(cuts: list[int], processes: int, seed: int) -> None:
     latents = _latents(40, seed)
     parts = [RunningStatistics(3) for _ in range(processes)]
     edges = [0, *sorted(cuts), 40]
@@ -38,7 +36,7 @@ def test_any_split_over_batches_and_processes_gives_the_statistics_of_all(
     assert statistics.count == 40
 
 
-def test_a_large_offset_does_not_cost_precision() -> None:
+def test_large_offset_keeps_precision() -> None:
     latents = 1e6 + torch.randn(1000, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     running = RunningStatistics(1)
     for batch in latents.split(7):
@@ -58,18 +56,18 @@ def test_normalize_and_denormalize() -> None:
     torch.testing.assert_close(statistics.denormalize(normalized), latents)
 
 
-def test_type_is_kept() -> None:
+def test_normalization_keeps_the_dtype() -> None:
     statistics = LatentStatistics(torch.zeros(3), torch.ones(3))
     for dtype in (torch.bfloat16, torch.float64):
         assert statistics.normalize(torch.zeros(1, 3, 2, 2, dtype=dtype)).dtype == dtype
 
 
-def test_both_survive_a_safetensors_file(tmp_path: Path) -> None:
+def test_statistics_round_trip_through_a_file(tmp_path: Path) -> None:
     running = RunningStatistics(3)
     running.update(_latents(10))
     save_file(running.to_dict(), tmp_path / "running.safetensors")
     restored = RunningStatistics.from_dict(load_file(tmp_path / "running.safetensors"))
-    for part in (running, restored):  # a stopped and resumed gathering equals the one never stopped
+    for part in (running, restored):  # a stopped and resumed computation equals an uninterrupted one
         part.update(_latents(5, seed=1))
     save_file(running.finalize().to_dict(), tmp_path / "statistics.safetensors")
     statistics = LatentStatistics.from_dict(load_file(tmp_path / "statistics.safetensors"))
@@ -78,7 +76,7 @@ def test_both_survive_a_safetensors_file(tmp_path: Path) -> None:
     assert statistics.count == 15
 
 
-def test_the_published_form_is_taken() -> None:
+def test_published_form_of_statistics_is_read() -> None:
     statistics = LatentStatistics.from_dict({"mean": torch.ones(1, 4, 1, 1), "std": torch.full((1, 4, 1, 1), 2.0)})
     assert statistics.channels == 4
     assert statistics.normalize(torch.full((1, 4, 1, 1), 5.0)).flatten().tolist() == [2.0] * 4

@@ -27,7 +27,7 @@ def task_of(data: Path, folder: Path, **changes: Any) -> TransformerTask:
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])
-def test_checkpointing_changes_no_gradient_and_no_name(mode: str, data: Path, tmp_path: Path) -> None:
+def test_checkpointing_keeps_gradients_and_saves_less(mode: str, data: Path, tmp_path: Path) -> None:
     shape = transformer_recipe(tmp_path, data).transformer
     plain = task_of(data, tmp_path)
     saving = task_of(data, tmp_path, transformer=replace(shape, activation_checkpointing=mode))

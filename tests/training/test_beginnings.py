@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def begun(config: train_tokenizer.Config) -> Trainer:
-    """A run before its first step."""
+    """Return a run before its first step."""
     folder = Path(config.output)
     task = train_tokenizer.TokenizerTask(config, config.data.open("train"), folder)
     trainer = Trainer(task, config.training, folder)
@@ -77,7 +77,7 @@ def test_run_with_damaged_checkpoints_does_not_start_over(tmp_path: Path) -> Non
 
 
 def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
-    """Their folder may be gone by then."""
+    """The folder of the starting weights may have been deleted by then."""
     model = AutoencoderKL.from_config(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
     config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
@@ -88,7 +88,7 @@ def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, task: Any, images: int) -> None:
-    """Let the next run of `task` end with KeyboardInterrupt at `images`."""
+    """Let the next run of `task` end with KeyboardInterrupt after `images` images."""
     original = task.step
 
     def step(self: Any, batch: Any, images_seen: int, scale: float) -> Any:
@@ -106,9 +106,9 @@ def test_deleted_images_are_noticed_in_a_moved_run(tmp_path: Path, monkeypatch: 
         (pictures / name).mkdir(parents=True)
         for i in range(4):
             Image.new("RGB", (16, 16), (60 * i, 0, 200)).save(pictures / name / f"{i}.png")
-    recipe = tokenizer_recipe(tmp_path / "run", images=48)
+    recipe = tokenizer_recipe(tmp_path / "run", images=24, checkpoint_images=8)
     recipe = replace(recipe, data=replace(recipe.data, images=str(pictures), limit=None))
-    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 32)
+    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 16)
     with pytest.raises(KeyboardInterrupt):
         train_tokenizer.run(recipe)
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -135,8 +135,9 @@ def other_latents(folder: Path) -> None:
 def test_replaced_latents_or_tokenizer_are_refused(
     what: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(transformer_recipe(tmp_path / "run", data), normalization="tokenizer")
-    stop_at(monkeypatch, train_dit.TransformerTask, 64)
+    recipe = transformer_recipe(tmp_path / "run", data, images=32, checkpoint_images=8)
+    recipe = replace(recipe, normalization="tokenizer")
+    stop_at(monkeypatch, train_dit.TransformerTask, 16)
     with pytest.raises(KeyboardInterrupt):
         train_dit.run(recipe)
     if what == "latents":
@@ -150,17 +151,17 @@ def test_replaced_latents_or_tokenizer_are_refused(
         Tokenizer(former.autoencoder, statistics, {}).save_pretrained(data / "tokenizer")
     with pytest.raises(UserError, match=rf"^{what} must name the data that the run in .*run began with"):
         train_dit.run(recipe)
-    (tmp_path / "run/data.json").unlink()  # as a former version left it
+    (tmp_path / "run/data.json").unlink()  # older runs have no such file
     train_dit.run(recipe)
     assert (tmp_path / "run/data.json").exists()
 
 
 def test_transformer_micro_batch_may_change(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train_dit.run(transformer_recipe(tmp_path / "whole", data))
-    stop_at(monkeypatch, train_dit.TransformerTask, 48)
+    train_dit.run(transformer_recipe(tmp_path / "whole", data, images=48))
+    stop_at(monkeypatch, train_dit.TransformerTask, 24)
     with pytest.raises(KeyboardInterrupt):
-        train_dit.run(transformer_recipe(tmp_path / "parts", data))
-    train_dit.run(transformer_recipe(tmp_path / "parts", data, micro_batch=3))
+        train_dit.run(transformer_recipe(tmp_path / "parts", data, images=48))
+    train_dit.run(transformer_recipe(tmp_path / "parts", data, images=48, micro_batch=3))
     one, other = read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts")
     assert [line["images"] for line in one] == [line["images"] for line in other]
     for line, again in zip(one, other, strict=True):
@@ -168,16 +169,17 @@ def test_transformer_micro_batch_may_change(data: Path, tmp_path: Path, monkeypa
 
 
 def test_tokenizer_micro_batch_may_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 32)
+    recipe = tokenizer_recipe(tmp_path, images=24, checkpoint_images=8)
+    stop_at(monkeypatch, train_tokenizer.TokenizerTask, 16)
     with pytest.raises(KeyboardInterrupt):
-        train_tokenizer.run(tokenizer_recipe(tmp_path / "run"))
+        train_tokenizer.run(recipe)
     with pytest.raises(UserError, match=r"micro_batch = None, not 4: adaptive weights and BatchNorm see one"):
-        train_tokenizer.run(tokenizer_recipe(tmp_path / "run", micro_batch=4))
+        train_tokenizer.run(replace(recipe, training=replace(recipe.training, micro_batch=4)))
 
 
 def test_extended_run_equals_the_longer_run(data: Path, tmp_path: Path) -> None:
-    train_dit.run(transformer_recipe(tmp_path / "long", data, images=96))
-    for images in (48, 96):
+    train_dit.run(transformer_recipe(tmp_path / "long", data, images=48))
+    for images in (24, 48):
         generator = train_dit.run(transformer_recipe(tmp_path / "grown", data, images=images))
         assert generator.provenance["images_seen"] == images
     states = [CheckpointFolder(tmp_path / name / "checkpoints").load_newest() for name in ("long", "grown")]
@@ -236,7 +238,7 @@ def test_validation_inputs_are_opened_before_the_first_step(
     assert len(lines) == 1 and named in lines[0]
 
 
-def test_test_images_are_opened_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_images_are_opened_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "set/train").mkdir(parents=True)
     for i in range(8):
         Image.new("RGB", (16, 16), (30 * i, 0, 0)).save(tmp_path / f"set/train/{i}.png")
@@ -264,5 +266,5 @@ def test_missing_logger_is_reported_before_the_work(
         (train_dit, "TransformerTask", transformer_recipe(tmp_path / "generator", data, wandb="project")),
     ):
         monkeypatch.setattr(stage, task, lambda *_: pytest.fail("work was done"))
-        with pytest.raises(UserError, match=r"^training\.wandb: needs the extra"):
+        with pytest.raises(UserError, match=r"^training\.wandb needs the extra"):
             stage.run(recipe)

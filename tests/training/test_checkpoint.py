@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, cannot be read for a while, or are half removed."""
+"""Checkpoints that are damaged, temporarily unreadable, or half removed."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def change(manifest: Path, old: str, new: str) -> None:
     manifest.write_text(text.replace(old, new))
 
 
-def as_before_it_had_a_hash(manifest: Path) -> None:
+def remove_own_hash(manifest: Path) -> None:
     content = json.loads(manifest.read_text())
     del content["sha256"]
     manifest.write_text(json.dumps(content, indent=1))
@@ -64,7 +64,7 @@ def test_checkpoint_with_damaged_manifest_is_renamed(damage: str, tmp_path: Path
 def test_manifest_without_hash_is_read(tmp_path: Path) -> None:
     checkpoints = write(tmp_path, 8, 16)
     for images in (8, 16):
-        as_before_it_had_a_hash(manifest_of(tmp_path, images))
+        remove_own_hash(manifest_of(tmp_path, images))
     found = checkpoints.newest()
     assert found is not None and found.numbers["images_seen"] == 16
     change(manifest_of(tmp_path, 16), '"images_seen": 16', '"images_seen": 12')
@@ -73,7 +73,7 @@ def test_manifest_without_hash_is_read(tmp_path: Path) -> None:
 
 
 def test_missing_numbers_are_named(tmp_path: Path) -> None:
-    """Only a manifest without a hash can lack them."""
+    """Only a manifest without its own hash can lack them."""
     config = TrainingConfig(images=16, batch_size=8, device="cpu", tensorboard=False)
     Trainer(Regression(), config, tmp_path).run("whole")
     manifest = manifest_of(tmp_path / "checkpoints", 16)
@@ -138,7 +138,7 @@ def test_read_error_names_the_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_damaged_checkpoints_are_an_error(tmp_path: Path) -> None:
-    """On the next start too, when the damaged ones have been renamed."""
+    """Also on the next start, when the damaged ones have been renamed."""
     checkpoints = write(tmp_path / "checkpoints", 8, 16)
     for images in (8, 16):
         change(manifest_of(tmp_path / "checkpoints", images), '"loss"', '"lost"')

@@ -1,4 +1,4 @@
-"""A compiled step of the tokenizer: one graph each for encoder, decoder and LPIPS, and the numbers of the plain one."""
+"""A compiled step of the tokenizer: one graph each for encoder, decoder and LPIPS; the numbers of the plain step."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,20 +25,20 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def lpips(network: str) -> LPIPS:
         torch.manual_seed(3)
-        return LPIPS("vgg16")
+        return LPIPS("alexnet")
 
     monkeypatch.setattr(LPIPS, "pretrained", lpips)
-    with torch._functorch.config.patch(donated_buffer=True):  # as torch has it, and has it again afterwards
+    with torch._functorch.config.patch(donated_buffer=True):  # torch's default, restored afterwards
         yield
 
 
 def tasks(folder: Path) -> tuple[TokenizerTask, TokenizerTask]:
-    """The same task, compiled and not, with every term of the objective and both adaptive weights."""
+    """Return the same task compiled and plain, with every term of the objective and both adaptive weights."""
     recipe = tokenizer_recipe(folder)
-    objective = replace(recipe.objective, perceptual=PerceptualConfig(weight=1.0))
-    recipe = replace(recipe, objective=objective)
-    source = InMemoryImages(recipe.data.open("train"), 16, 0)
-    recipe = replace(recipe, data=replace(recipe.data, crop="center", workers=0))
+    objective = replace(recipe.objective, perceptual=PerceptualConfig(weight=1.0, network="alexnet"))
+    data = replace(recipe.data, size=32, crop="center", workers=0)
+    source = InMemoryImages(data.open("train"), 32, 0)
+    recipe = replace(recipe, objective=objective, data=data)
     compiled, plain = (TokenizerTask(replace(recipe, compile=way), source, folder) for way in (True, False))
     return compiled, plain
 
@@ -68,7 +68,8 @@ def assert_same_step(compiled: TokenizerTask, plain: TokenizerTask, images_seen:
         torch.testing.assert_close(grads[name], value, rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
-def test_compiled_tokenizer_step_equals_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_compiled_tokenizer_step_equals_plain_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before and after the discriminator begins, in parts of several sizes, and on test images without gradients."""
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
@@ -78,8 +79,7 @@ def test_compiled_tokenizer_step_equals_the_plain_one(tmp_path: Path, monkeypatc
     assert counter.frame_count == 5  # encoder, decoder, LPIPS of the images and of the reconstruction, their distance
     assert_same_step(compiled, plain, 16, 8)
     assert counter.frame_count == 5
-    for size in (3, 5):
-        assert_same_step(compiled, plain, 16, size)
+    assert_same_step(compiled, plain, 16, 3)  # parts of 3, 3 and 2
     assert counter.frame_count <= 10  # once more each, for any number of images
     terms, expected = compiled.validate({}), plain.validate({})
     for name, value in expected.items():

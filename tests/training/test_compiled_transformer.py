@@ -1,4 +1,4 @@
-"""Compiled blocks: one graph for all of them, for other networks of such blocks too, and the numbers of plain ones."""
+"""Compiled blocks: one graph for all blocks of a width, with the numbers of plain blocks."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -24,7 +24,7 @@ def test_decay_warmup(warmup: bool) -> None:
 
 
 def test_power_average_weights_steps_by_a_power() -> None:
-    """Weights of step τ after t steps: (τ^(γ+1) - (τ-1)^(γ+1)) / t^(γ+1); their deviation is the width asked for."""
+    """Step τ of t has the weight (τ^(γ+1) - (τ-1)^(γ+1)) / t^(γ+1); the relative standard deviation is the width."""
     width, steps = 0.1, 4000
     factors, rate = np.zeros(steps), power(width)
     for n in range(steps):

@@ -11,7 +11,7 @@ from vavae.training.run_log import read_metrics
 
 
 def test_documented_command_reproduces_the_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From 64 images on the learning rate is absurd, so that loss and gradient are soon not finite."""
+    """From 64 images on the learning rate is so large that loss and gradient become infinite or NaN."""
     write_latents(tmp_path)
     recipe, folder = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(
@@ -45,6 +45,6 @@ training:
     repeated = read_metrics(folder / "failure")
     assert repeated and repeated == before[-len(repeated) :]
 
-    # The folder's own copy of the recipe serves as well, with whatever was changed on the command line.
+    # The folder's own copy of the recipe works too; it includes the options of the command line.
     assert run(["train-dit", str(folder / "failure/recipe.yaml"), "--output", str(folder / "failure")]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == again and read_metrics(folder / "failure") == repeated

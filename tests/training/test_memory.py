@@ -30,7 +30,7 @@ FULL_ELSEWHERE = [
 
 
 def lengths_that_fit(fits: int, error: Exception = FULL) -> tuple[list[int], Any]:
-    """Lengths that were tried, and work that runs out of "memory" beyond `fits` images."""
+    """Return the lengths tried so far, and work that runs out of "memory" beyond `fits` images."""
     tried: list[int] = []
 
     def work(part: tuple[Tensor]) -> Tensor:
@@ -86,7 +86,7 @@ def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train_tokenizer.Tok
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Images of each call of the encoder; more than `fits` at once run out of "memory"."""
+    """Return the images of each call of the encoder; more than 12 at once run out of "memory"."""
     seen: list[int] = []
     original = AutoencoderKL.encode
 
@@ -163,7 +163,7 @@ def test_transformer_validation_does_not_depend_on_chunks(tmp_path: Path, monkey
 def test_micro_batch_limits_validation_and_statistics(
     tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run passes it to validation and to the statistics at its end."""
+    """A run passes it to validation, and to the statistics at its end."""
     monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
     train_tokenizer.run(tokenizer_recipe(tmp_path, images=16, micro_batch=2, validation_images=16))
     assert max(encoded) == 2
@@ -210,13 +210,13 @@ def test_micro_batch_is_halved_and_saved(tmp_path: Path) -> None:
     task = Unnormed()
     task.fits = 3
     Trainer(task, replace(CONFIG, images=16), tmp_path).run("halved")
-    assert task.lengths == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]  # the second step knows
+    assert task.lengths == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]  # the second step starts with 2
     again = Unnormed()
     Trainer(again, replace(CONFIG, images=32), tmp_path).run("resumed")
     assert set(again.lengths) == {2}
 
 
-def test_run_ends_if_one_image_or_given_micro_batch_is_too_large(tmp_path: Path) -> None:
+def test_oom_of_one_image_or_given_micro_batch_ends_the_run(tmp_path: Path) -> None:
     for given, name in ((None, "one"), (4, "given")):
         task = Unnormed()
         task.fits = 0
@@ -224,7 +224,7 @@ def test_run_ends_if_one_image_or_given_micro_batch_is_too_large(tmp_path: Path)
             Trainer(task, replace(CONFIG, micro_batch=given), tmp_path / name).run("no")
 
 
-def test_split_batch_takes_tuples_and_keeps_numbers() -> None:
+def test_split_batch_splits_tensors_of_tuples() -> None:
     parts = list(split_batch((5, torch.arange(5), None), 2))
     assert [p[1].tolist() for p in parts] == [[0, 1], [2, 3], [4]]
     assert all(p[0] == 5 and p[2] is None for p in parts)

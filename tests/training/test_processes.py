@@ -1,4 +1,4 @@
-"""Two processes give the losses of one, and each number resumes from the other's checkpoints."""
+"""Two processes give the losses of one, and each number of processes resumes the other's checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import workers
+from estimates import skip_estimates
 from tiny_runs import write_latents
 
 from vavae.data import LatentDataset
@@ -19,6 +20,15 @@ Launch = Callable[..., None]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_latents(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path) -> Path:
+    """The run folder of a transformer trained by one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        skip_estimates(patch.setattr)
+        workers.transformer(str(data / "alone"), str(data), "96")
+    return data / "alone"
 
 
 def assert_same_run(one: Path, two: Path, rtol: float = 1e-3) -> None:
@@ -36,8 +46,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in tensors.items() if name.startswith("average/")}
 
 
-def test_collectives(launch: Launch) -> None:
-    launch(2, "messages")
+def test_collectives_batch_norm_and_errors(launch: Launch) -> None:
+    launch(2, "collectives")
 
 
 def test_launch_reports_every_process(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,43 +58,35 @@ def test_launch_reports_every_process(launch: Launch, monkeypatch: pytest.Monkey
         launch(2, "one_fails")
 
 
-def test_user_error_is_reported_once(launch: Launch) -> None:
-    launch(2, "mistake")
-
-
-def test_batch_norm_over_processes(launch: Launch) -> None:
-    launch(2, "batch_norm")
-
-
 def test_out_of_memory_in_several_processes(launch: Launch, tmp_path: Path) -> None:
     launch(2, "out_of_memory", tmp_path)
     assert json.loads((tmp_path / "micro_batch.json").read_text()) == {"micro_batch": 2}
 
 
 @pytest.mark.parametrize("parallel", ["replicate", "shard"])
-def test_transformer_on_two_processes(parallel: str, launch: Launch, data: Path, tmp_path: Path) -> None:
-    """Two processes, then a checkpoint of two resumed by one, and of one by two."""
-    workers.transformer(str(tmp_path / "one"), str(data), "96")
+def test_transformer_on_two_processes(parallel: str, launch: Launch, data: Path, alone: Path, tmp_path: Path) -> None:
     launch(2, "transformer", tmp_path / "two", data, 96, parallel)
-    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert_same_run(alone, tmp_path / "two")
     assert (tmp_path / "two/generator/config.json").exists()
-    expected = weights(tmp_path / "one")
+    expected = weights(alone)
     for name, value in weights(tmp_path / "two").items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
-def test_another_number_of_processes_resumes(first: int, launch: Launch, data: Path, tmp_path: Path) -> None:
-    workers.transformer(str(tmp_path / "one"), str(data), "96")
-    changed = tmp_path / "changed"
-    launch(first, "stopped_transformer", changed, data, "shard" if first == 2 else "replicate")
-    for checkpoint in (changed / "checkpoints").glob("images-*"):
+def test_another_number_of_processes_resumes(
+    first: int, launch: Launch, data: Path, alone: Path, tmp_path: Path
+) -> None:
+    launch(first, "stopped_transformer", tmp_path, data, "shard" if first == 2 else "replicate")
+    for checkpoint in (tmp_path / "checkpoints").glob("images-*"):
         assert len(list(checkpoint.glob("__*.distcp"))) == first
-    launch(3 - first, "transformer", changed, data, 96, "shard" if first == 1 else "replicate")
-    assert_same_run(tmp_path / "one", changed)
+    launch(3 - first, "transformer", tmp_path, data, 96, "shard" if first == 1 else "replicate")
+    assert_same_run(alone, tmp_path)
 
 
-def test_tokenizer_on_two_processes(launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_tokenizer_on_two_processes(launch: Launch, tmp_path: Path) -> None:
     """With the discriminator's BatchNorm and both adaptive weights over the whole batch."""
     launch(1, "tokenizer", tmp_path / "one", 96)
     launch(2, "tokenizer", tmp_path / "two", 96)

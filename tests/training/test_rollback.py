@@ -17,35 +17,37 @@ from vavae.training.run_log import read_metrics
 from vavae.training.stability import StabilityConfig
 from vavae.training.trainer import Trainer
 
+SHORT = replace(CONFIG, images=200, checkpoint_images=80)
+
 
 def test_rollback_takes_the_next_data_order(tmp_path: Path) -> None:
     task = Regression()
-    task.bad_steps = {(0, p) for p in range(480, 560, 8)}
-    trainer = Trainer(task, CONFIG, tmp_path)
+    task.bad_steps = {(0, p) for p in range(120, 200, 8)}
+    trainer = Trainer(task, SHORT, tmp_path)
     trainer.run("back")
-    assert trainer.data_order == 1 and trainer.images_seen == 800
+    assert trainer.data_order == 1 and trainer.images_seen == 200
     event = json.loads((tmp_path / "events.jsonl").read_text())
-    assert event["images"] == 520 and "back to 400, data order 1" in event["event"]
+    assert event["images"] == 160 and "back to 80, data order 1" in event["event"]
     lines = [line["images"] for line in read_metrics(tmp_path)]
-    assert lines == list(range(40, 801, 40))  # no gap, no line twice
+    assert lines == list(range(40, 201, 40))  # no gap, no line twice
     assert all(line["skipped/body"] == 0 for line in read_metrics(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("every", "keep", "back"),
     [
-        (40, 2, 480),  # written when all before was known to be good
-        (8, 2, 480),  # those within the bad interval do not push it out
-        (200, 2, 400),
-        (24, 5, 480),
+        (40, 2, 120),  # written when all before was known to be good
+        (8, 2, 120),  # those within the bad interval do not push it out
+        (80, 2, 80),
+        (24, 5, 120),
     ],
 )
 def test_rollback_goes_to_the_last_good_checkpoint(every: int, keep: int, back: int, tmp_path: Path) -> None:
     task = Regression()
-    task.bad_steps = {(0, p) for p in range(480, 560, 8)}
-    Trainer(task, replace(CONFIG, checkpoint_images=every, keep_checkpoints=keep), tmp_path).run("back")
+    task.bad_steps = {(0, p) for p in range(120, 200, 8)}
+    Trainer(task, replace(SHORT, checkpoint_images=every, keep_checkpoints=keep), tmp_path).run("back")
     event = json.loads((tmp_path / "events.jsonl").read_text())
-    assert event["images"] == 520 and f"back to {back}, data order 1" in event["event"]
+    assert event["images"] == 160 and f"back to {back}, data order 1" in event["event"]
 
 
 def test_skipped_step_does_not_hide_a_spike(tmp_path: Path) -> None:
@@ -73,32 +75,32 @@ def test_skipped_step_does_not_hide_a_spike(tmp_path: Path) -> None:
         Trainer(spiked, steady, tmp_path / "spiked").run("spiked")
 
 
-def test_repeated_failure_leaves_a_folder_that_reproduces_it(tmp_path: Path) -> None:
+def test_failure_folder_reproduces_the_failure(tmp_path: Path) -> None:
     def bad() -> Regression:
         task = Regression()
-        task.bad_steps = {(order, p) for order in range(3) for p in range(480, 800, 8)}
+        task.bad_steps = {(order, p) for order in range(3) for p in range(120, 200, 8)}
         return task
 
     with pytest.raises(RunError, match=r"after 2 rollbacks; .*failure reproduces it"):
-        Trainer(bad(), CONFIG, tmp_path).run("bad")
+        Trainer(bad(), SHORT, tmp_path).run("bad")
     assert len((tmp_path / "events.jsonl").read_text().splitlines()) == 2
-    repeated = Trainer(bad(), CONFIG, tmp_path / "failure")
-    with pytest.raises(RunError, match=r"100% of the steps were skipped.*520 images"):
+    repeated = Trainer(bad(), SHORT, tmp_path / "failure")
+    with pytest.raises(RunError, match=r"100% of the steps were skipped.*160 images"):
         repeated.run("again")
     assert repeated.data_order == 2
 
 
-def test_run_bad_from_the_start_cannot_roll_back(tmp_path: Path) -> None:
+def test_run_without_good_checkpoint_cannot_roll_back(tmp_path: Path) -> None:
     task = Regression()
-    task.bad_steps = {(0, p) for p in range(0, 800, 8)}
+    task.bad_steps = {(0, p) for p in range(0, 200, 8)}
     with pytest.raises(RunError, match="no checkpoint to go back to"):
-        Trainer(task, CONFIG, tmp_path).run("bad")
+        Trainer(task, SHORT, tmp_path).run("bad")
     assert read_metrics(tmp_path)[0]["total"] is None  # JSON has no NaN
 
 
 def test_rollback_removes_checkpoints_of_the_bad_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Regression()
-    task.bad_steps = {(0, p) for p in range(480, 560, 8)}
+    task.bad_steps = {(0, p) for p in range(120, 200, 8)}
     kept: dict[int, list[int]] = {}
     original = task.batches
 
@@ -107,8 +109,8 @@ def test_rollback_removes_checkpoints_of_the_bad_interval(tmp_path: Path, monkey
         return original(start, data_order)
 
     monkeypatch.setattr(task, "batches", batches)
-    Trainer(task, replace(CONFIG, checkpoint_images=8, keep_checkpoints=9), tmp_path).run("bad")
-    assert kept[0] == [] and kept[1] == list(range(448, 488, 8))  # of 9, up to 512
+    Trainer(task, replace(SHORT, checkpoint_images=8, keep_checkpoints=9), tmp_path).run("bad")
+    assert kept[0] == [] and kept[1] == list(range(88, 128, 8))  # of 9, up to 152
 
 
 def test_run_killed_after_a_rollback_ends_bit_identical(tmp_path: Path) -> None:
@@ -119,16 +121,16 @@ def test_run_killed_after_a_rollback_ends_bit_identical(tmp_path: Path) -> None:
 
     def run(folder: Path, killed: bool = False) -> dict[str, Tensor]:
         task = Regression()
-        task.bad_steps = {(0, p) for p in range(480, 560, 8)}
+        task.bad_steps = {(0, p) for p in range(120, 200, 8)}
         original = task.step
 
         def step(batch: Any, images_seen: int, scale: float) -> dict[str, Tensor]:
-            if killed and task.order == 1 and images_seen == 488:
+            if killed and task.order == 1 and images_seen == 128:
                 raise Killed
             return original(batch, images_seen, scale)
 
         task.step = step  # type: ignore[method-assign]
-        trainer = Trainer(task, replace(CONFIG, checkpoint_images=80), folder)
+        trainer = Trainer(task, SHORT, folder)
         trainer.run("run")
         assert trainer.data_order == 1
         tensors, _ = CheckpointFolder(folder / "checkpoints").load_newest() or ({}, {})

@@ -26,7 +26,7 @@ class WandbRun:
 
 
 def use_wandb(monkeypatch: pytest.MonkeyPatch, option: str) -> list[Any]:
-    """Replace wandb; what was sent, beginning with `option` of each start."""
+    """Replace wandb; return what is sent to it, beginning with `option` of each start."""
     sent: list[Any] = []
 
     class Wandb:
@@ -67,7 +67,7 @@ def test_wandb_id_moves_with_the_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_tensorboard_keeps_points_up_to_the_resume(tmp_path: Path) -> None:
-    """And takes back those beyond it, with the first one too where a run begins again."""
+    """Later points are removed; a run that starts over removes all."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def shown() -> list[int]:

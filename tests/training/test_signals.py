@@ -12,7 +12,7 @@ from vavae.training.throughput import count_flops, count_peak_bytes
 
 
 @pytest.mark.parametrize("count", [count_flops, count_peak_bytes])
-def test_signal_waits_until_operations_are_counted(count: Callable[[Callable[[], object]], object]) -> None:
+def test_signals_wait_while_operations_are_counted(count: Callable[[Callable[[], object]], object]) -> None:
     """Otherwise torch would meet the exception in C++ and abort the process."""
     done = []
 

@@ -34,7 +34,7 @@ def task_of(data: Path, folder: Path, **changes: Any) -> TransformerTask:
 
 
 def tokenizer_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TokenizerTask:
-    """With the discriminator at work from the third step on."""
+    """Return a task whose discriminator starts with the third step."""
     monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
     recipe = tokenizer_recipe(folder)
     return TokenizerTask(recipe, recipe.data.open("train"), folder)
@@ -44,7 +44,7 @@ def tokenizer_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TokenizerTa
 def test_step_does_not_wait_for_the_device(
     stage: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What would make a GPU wait: item, float, bool, int, tolist of a tensor."""
+    """Reading the value of a tensor would make a GPU wait."""
     task = tokenizer_task(tmp_path, monkeypatch) if stage == "tokenizer" else task_of(data, tmp_path)
     trainer = Trainer(task, task.config.training, tmp_path)
     batches = task.batches(0, 0)
@@ -54,7 +54,7 @@ def test_step_does_not_wait_for_the_device(
     batch = next(batches)
 
     def refuse(self: Tensor, *arguments: Any) -> Any:
-        raise AssertionError("a tensor's value was asked for in the step")
+        raise AssertionError("the step read the value of a tensor")
 
     with monkeypatch.context() as patched:
         for name in ("item", "tolist", "__float__", "__bool__", "__int__", "__index__"):
@@ -76,7 +76,7 @@ def test_tokenizer_logs_norms_and_adaptive_weights(tmp_path: Path, monkeypatch: 
 
 
 def test_latents_of_another_tokenizer_are_refused(data: Path, tmp_path: Path) -> None:
-    """By their fingerprint: the channels are the same."""
+    """The fingerprints differ; the channels are the same."""
     tokenizer = Tokenizer.from_pretrained(str(data / "tokenizer"))
     recipe = replace(transformer_recipe(tmp_path, data), latents=str(tmp_path / "latents"))
     settings = LatentSettings(image_size=8, flips=False, tokenizer=fingerprint(tokenizer))
@@ -110,7 +110,7 @@ def test_damaged_latents_are_refused(key: str, data: Path, tmp_path: Path) -> No
 
 
 def test_stages_do_not_import_slow_modules() -> None:
-    """Those modules took half of the seconds that every --help and every start cost."""
+    """These modules took half of the start-up time of every command."""
     code = (
         "import sys, vavae.stages.train_dit, vavae.stages.train_tokenizer; "
         "print([m for m in ('torch.distributed.tensor', 'torch.distributed.checkpoint', 'torch.distributed.fsdp', "

@@ -1,44 +1,27 @@
-"""Under torchrun: a signal to the launcher saves and stops both processes; if one is killed, the other ends."""
+"""A signal to torchrun saves and stops both processes; if one is killed, the other ends without torchrun too."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import endless
 import pytest
+from launching import start
 from tiny_runs import write_latents
 
 from vavae.training.checkpoint import CheckpointFolder
 
-HERE = Path(__file__).parents[1] / "support"
 # Far beyond what is needed on an idle machine; a hang would last two days.
 PATIENCE = 200
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_latents(tmp_path_factory.mktemp("data"))
-
-
-def launch(folder: Path, data: Path) -> subprocess.Popen[str]:
-    """Start two processes that train until stopped, and write their ids into the folder."""
-    folder.mkdir()
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "endless.py"]
-    return subprocess.Popen(
-        [sys.executable, *command, str(folder), str(data)],
-        cwd=HERE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_until_it_trains(launcher: subprocess.Popen[str], folder: Path) -> None:
+def wait_until_it_trains(folder: Path, runs: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not CheckpointFolder(folder / "run/checkpoints").list():
-        assert launcher.poll() is None and time.monotonic() < deadline, launcher.communicate()[1]
+        assert runs() and time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -50,38 +33,39 @@ def alive(process: int) -> bool:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def ids(folder: Path) -> list[int]:
-    return [int((folder / f"pid-{rank}").read_text()) for rank in range(2)]
-
-
-def test_signal_to_torchrun_saves_and_stops_both(data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "stopped"
-    launcher = launch(folder, data)
-    wait_until_it_trains(launcher, folder)
-    launcher.send_signal(signal.SIGTERM)
+@pytest.mark.slow
+def test_signal_to_torchrun_saves_and_stops_both(tmp_path: Path) -> None:
+    write_latents(tmp_path)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", endless.__file__]
+    launcher = subprocess.Popen(
+        [sys.executable, *command, str(tmp_path), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until_it_trains(tmp_path, lambda: launcher.poll() is None)
+    launcher.terminate()
     _, errors = launcher.communicate(timeout=PATIENCE)
-    assert not any(alive(process) for process in ids(folder)), errors
-    messages = [(folder / f"stopped-{rank}").read_text() for rank in range(2)]
+    processes = [int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]
+    assert not any(alive(process) for process in processes), errors
+    messages = [(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)]
     assert messages[0] == messages[1] and "same command to resume" in messages[0]  # at the same step
-    newest = CheckpointFolder(folder / "run/checkpoints").newest()
+    newest = CheckpointFolder(tmp_path / "run/checkpoints").newest()
     assert newest is not None and f"after {newest.numbers['images_seen']:,} of" in messages[0]
-    assert not list((folder / "run/checkpoints").glob(".partial-*"))
+    assert not list((tmp_path / "run/checkpoints").glob(".partial-*"))
 
 
-def test_killed_process_ends_the_other(data: Path, tmp_path: Path) -> None:
-    """Without the launcher's help too: the survivor sees the connection close and ends with an error."""
-    folder = tmp_path / "killed"
-    launcher = launch(folder, data)
-    wait_until_it_trains(launcher, folder)
-    launcher.send_signal(signal.SIGSTOP)  # so that it cannot end the other one itself
-    first, second = ids(folder)
-    os.kill(second, signal.SIGKILL)
-    deadline = time.monotonic() + PATIENCE
-    while alive(first) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    survived = alive(first)
-    launcher.send_signal(signal.SIGCONT)
-    _, errors = launcher.communicate(timeout=PATIENCE)
-    assert not survived, "the first process went on waiting for the second"
-    assert launcher.returncode != 0
-    assert CheckpointFolder(folder / "run/checkpoints").newest() is not None, errors
+def test_killed_process_ends_the_other(tmp_path: Path) -> None:
+    """The survivor notices the closed connection and ends with an error."""
+    write_latents(tmp_path)
+    first, second = running = start(2, tmp_path, endless.train, tmp_path, tmp_path)
+    try:
+        wait_until_it_trains(tmp_path, lambda: all(process.exitcode is None for process in running))
+        second.kill()
+        first.join(PATIENCE)
+        assert first.exitcode not in (None, 0), "the first process kept waiting for the second"
+        assert CheckpointFolder(tmp_path / "run/checkpoints").newest() is not None
+    finally:
+        for process in running:
+            process.kill()
+            process.join()

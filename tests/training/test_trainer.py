@@ -2,15 +2,13 @@
 
 import errno
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from regression_task import CONFIG, Regression
+from children import CONTEXT
+from regression_task import CONFIG, Regression, run_until_killed
 from torch import Tensor
 
 from vavae.errors import RunError, UserError
@@ -42,7 +40,7 @@ def test_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
 
 
 def test_stop_in_the_last_step_saves_and_raises(tmp_path: Path) -> None:
-    """So that a stage that follows does not start."""
+    """The stage that follows must not start."""
     task = Regression()
     task.stop_at = 792
     former = signal.getsignal(signal.SIGINT)
@@ -55,18 +53,13 @@ def test_stop_in_the_last_step_saves_and_raises(tmp_path: Path) -> None:
 
 
 def test_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
-    """After SIGKILL the newest checkpoint may be older than the log, whose lines must not be written twice."""
+    """After SIGKILL the newest checkpoint may be older than the log, which must not repeat lines."""
     whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
     whole.run("whole")
-    script = "import sys; from regression_task import run_until_killed; run_until_killed(sys.argv[1])"
-    same_threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on their number
-    killed = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "killed"],
-        cwd=Path(__file__).parents[1] / "support",
-        timeout=120,
-        env=same_threads,
-    )
-    assert killed.returncode == -signal.SIGKILL
+    killed = CONTEXT.Process(target=run_until_killed, args=(str(tmp_path / "killed"), torch.get_num_threads()))
+    killed.start()
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
     assert len((tmp_path / "killed/metrics.jsonl").read_text().splitlines()) == 12  # up to 480, checkpoint at 400
     again = Trainer(Regression(), CONFIG, tmp_path / "killed")
     again.run("again")
@@ -148,7 +141,7 @@ def test_full_disk_keeps_the_former_checkpoint(where: str, tmp_path: Path, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def hidden(*arguments: object) -> None:
-        """As torch's writer raises it: the archive reports a failed write, without its cause."""
+        """Fail as torch's writer does: the archive reports a failed write without its cause."""
         try:
             full()
         except OSError as error:

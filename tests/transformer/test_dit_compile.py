@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from vavae.training.activation_checkpointing import apply_activation_checkpointing
 from vavae.transformer import LightningDiT
 
-TINY = {"latent_size": 4, "latent_channels": 3, "width": 32, "depth": 2, "heads": 2, "num_classes": 5}
+TINY = {"latent_size": 4, "latent_channels": 3, "width": 32, "depth": 1, "heads": 2, "num_classes": 5}
 
 
 @pytest.fixture(autouse=True)

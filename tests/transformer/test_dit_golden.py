@@ -29,7 +29,7 @@ NAMES = {
 
 
 def build(published: dict) -> LightningDiT:
-    """The network of published constructor arguments, whose switches are off by default."""
+    """Return the network of published constructor arguments, whose switches are off by default."""
     options = {"swiglu": False, "rope": False, "rmsnorm": False}
     for name, value in published.items():
         if name == "wo_shift":
@@ -156,7 +156,7 @@ def test_second_set_of_published_numbers(
     guided_mean: float,
     guided_first: tuple[float, float],
 ) -> None:
-    """Other weights, an independent rule: every switch, and both halves of the guided batch."""
+    """Other weights by an independent rule, for every switch and both halves of the guided batch."""
     shape = {"input_size": 4, "in_channels": 4, "hidden_size": 48, "depth": 2, "num_heads": 2, "num_classes": 10}
     switched = {"use_swiglu": True, "use_rope": True, "use_rmsnorm": True, **switches}
     model = build({**shape, **switched})
@@ -168,13 +168,13 @@ def test_second_set_of_published_numbers(
         velocity = model(x, torch.tensor([0.3, 0.3]), torch.tensor([3, 10]))
         guidance = Guidance(scale=4, start=0.1, channels=3)
         guided = guided_prediction(model, torch.tensor([3]), guidance, null_label=10)(x[:1], 0.3)
-        unlabelled = model(x[:1], torch.tensor([0.3]), torch.tensor([10]))
+        unlabeled = model(x[:1], torch.tensor([0.3]), torch.tensor([10]))
     approx = lambda value: pytest.approx(value, rel=1e-5, abs=1e-6)  # noqa: E731
     assert velocity.mean().item() == approx(mean)
     assert velocity.abs().mean().item() == approx(abs_mean)
     assert tuple(velocity.flatten()[:2].tolist()) == approx(first)
-    # The published output holds the unconditional half too: guided channels, then its own last channel.
-    both = torch.cat((guided, torch.cat((guided[:, :3], unlabelled[:, 3:]), dim=1)))
+    # The published output has the unconditional half too: guided channels, then its own last channel.
+    both = torch.cat((guided, torch.cat((guided[:, :3], unlabeled[:, 3:]), dim=1)))
     assert both.mean().item() == approx(guided_mean)
     assert tuple(guided.flatten()[:2].tolist()) == approx(guided_first)
 

@@ -1,4 +1,4 @@
-"""LightningDiT: construction, initialisation, labels, grids, precision, checkpointing."""
+"""LightningDiT: construction, initialization, labels, grids, precision."""
 
 import copy
 import dataclasses
@@ -26,7 +26,7 @@ SWITCHES = [
 
 
 def tiny(seed: int = 0, **changes: object) -> LightningDiT:
-    """A small network whose every parameter matters: no zeros left from initialisation."""
+    """Return a small network in which no parameter is zero, so that every one matters."""
     torch.manual_seed(seed)
     model = LightningDiT(**{**TINY, **changes})
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_wrong_inputs_are_refused() -> None:
         ("label_drop", torch.tensor([True])),
     ],
 )
-def test_conditions_that_do_not_fit_are_refused(name: str, value: object) -> None:
+def test_conditions_of_wrong_shape_are_refused(name: str, value: object) -> None:
     x, t, y = inputs()
     with pytest.raises(UserError, match=f"^{name} must "):
         tiny()(**{"x": x, "t": t, "y": y, name: value})
@@ -133,7 +133,7 @@ def test_labels_of_any_integer_type() -> None:
         assert torch.equal(model(x, t, y.to(dtype)), model(x, t, y))
 
 
-def test_published_initialisation() -> None:
+def test_published_initialization() -> None:
     torch.manual_seed(0)
     model = LightningDiT(**{**TINY, "width": 128, "num_classes": 500})
     x, t, y = inputs()
@@ -151,7 +151,7 @@ def test_published_initialisation() -> None:
             assert 0.97 * bound < parameter.abs().max() <= bound, name
 
 
-def test_a_network_built_on_the_meta_device_can_be_filled() -> None:
+def test_reset_parameters_fills_a_meta_network() -> None:
     with torch.device("meta"):
         model = LightningDiT(**TINY, qk_norm=True)
     model.to_empty(device="cpu")
@@ -201,7 +201,7 @@ def test_time_features() -> None:
     assert features[0, 128].item() == pytest.approx(0.2955202)
 
 
-def test_rmsnorm_computes_in_float32_and_rounds_before_the_weight() -> None:
+def test_rmsnorm_rounds_before_the_weight() -> None:
     norm = RMSNorm(64)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     x = 300 * torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
@@ -210,7 +210,7 @@ def test_rmsnorm_computes_in_float32_and_rounds_before_the_weight() -> None:
     half = x.bfloat16()
     exact = half.double() / (half.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
     rounded = exact.float().bfloat16() * norm.weight
-    assert (norm(half) == rounded).float().mean() > 0.99  # float32 may round a few to the neighbour
+    assert (norm(half) == rounded).float().mean() > 0.99  # float32 may round a few differently
     torch.testing.assert_close(norm(half), rounded, rtol=1e-2, atol=0)
 
 
@@ -227,7 +227,7 @@ def test_explicit_mask_replaces_labels_in_both_modes() -> None:
         assert torch.equal(model.train()(x, t, y, label_drop=mask), expected)
 
 
-def test_labels_are_dropped_at_random_only_in_training() -> None:
+def test_labels_are_dropped_in_training_only() -> None:
     embedder = tiny(label_dropout=0.25).y_embedder
     labels = torch.zeros(4000, dtype=torch.long)
     null = embedder.embedding_table.weight[5]
@@ -256,8 +256,8 @@ def test_any_grid(switches: dict, positions: str) -> None:
         assert model(x, t, y).shape == x.shape
 
 
-def test_another_grid_equals_a_network_built_for_it() -> None:
-    """With "recompute", the trained grid is only where the buffers come from."""
+def test_another_grid_equals_network_built_for_it() -> None:
+    """With "recompute", only the buffers depend on the trained grid."""
     square, wide = tiny(), tiny(latent_size=(4, 8))
     x, t, y = inputs(width=8)
     torch.testing.assert_close(square(x, t, y), wide(x, t, y), rtol=0, atol=0)
@@ -283,7 +283,7 @@ def test_tables_made_in_inference_mode_serve_training() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_tables_of_another_grid_are_kept_between_calls() -> None:
+def test_tables_of_another_grid_are_cached() -> None:
     model = tiny()
     x, t, y = inputs(height=11, width=3)
     model(x, t, y)
@@ -293,7 +293,7 @@ def test_tables_of_another_grid_are_kept_between_calls() -> None:
     assert (after.hits, after.misses) == (before.hits + 1, before.misses)
 
 
-def test_rows_and_columns_are_told_apart() -> None:
+def test_rows_and_columns_have_different_positions() -> None:
     model = tiny()
     x, t, y = inputs()
     assert not torch.allclose(model(x.transpose(2, 3), t, y), model(x, t, y).transpose(2, 3), atol=1e-3)
@@ -302,7 +302,7 @@ def test_rows_and_columns_are_told_apart() -> None:
 # Precision, batches, memory
 
 
-def test_a_sample_does_not_depend_on_its_batch() -> None:
+def test_sample_does_not_depend_on_its_batch() -> None:
     model = tiny()
     x, t, y = inputs(batch=5)
     whole = model(x, t, y)

@@ -115,7 +115,7 @@ def test_interpolation_covers_the_trained_range(size: int, trained: int) -> None
     torch.testing.assert_close(steps, torch.full_like(steps, (trained - 1) / (size - 1)))
 
 
-def test_a_single_row_is_placed_in_the_middle() -> None:
+def test_single_row_is_placed_in_the_middle() -> None:
     assert axis_coordinates(1, 5, "interpolate").tolist() == [2.0]
     assert axis_coordinates(1, 1, "interpolate").tolist() == [0.0]
 

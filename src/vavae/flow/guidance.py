@@ -20,8 +20,8 @@ class Guidance:
     """Scale, interval and channels of guidance.
 
     Attributes:
-        scale: guided = poorer + scale · (conditional - poorer). 1 is no guidance, 0 the poorer prediction
-            (`cfg_scale` in the published code).
+        scale: guided = poorer + scale · (conditional - poorer). 1 turns guidance off, 0 gives the poorer
+            prediction (`cfg_scale` in the published code).
         start: First time at which guidance acts; 0 is noise, 1 is data (`cfg_interval_start`).
         stop: Last time at which guidance acts.
         channels: Number of leading channels to guide; None guides all. The published FIDs use 3, with scales two to
@@ -87,7 +87,7 @@ def guided_prediction(
     if weak_model is None and null_label is None and guidance.scale != 1:
         raise UserError("null_label or weak_model must be given for guidance, got None for both")
     null = torch.full_like(labels, 0 if null_label is None else null_label)
-    doubled = torch.cat((labels, null))  # (2B,)
+    doubled = torch.cat((labels, null))  # two of (B,) -> (2B,)
 
     def predict(x: Tensor, t: float) -> Tensor:
         time = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
@@ -96,7 +96,7 @@ def guided_prediction(
         if weak_model is not None:
             strong = model(x, time, labels).to(x.dtype)
             return guidance.combine(strong, weak_model(x, time, labels).to(x.dtype))
-        # (2B, C, ...) -> two of (B, C, ...)
+        # One call for both: (2B, C, ...) -> two of (B, C, ...)
         both = model(torch.cat((x, x)), torch.cat((time, time)), doubled).to(x.dtype)
         return guidance.combine(*both.chunk(2))
 

@@ -80,6 +80,7 @@ def sample(
     times = start + (end - start) * shifted_times(steps, shift)
     predict = guided_prediction(model, labels, guidance, null_label=null_label, weak_model=weak_model)
 
+    # The network's prediction as a velocity, and the velocity as an estimate of the data
     def velocity(x: Tensor, t: float) -> Tensor:
         value = predict(x, t)
         return value if prediction == "velocity" else convert(value, x, t, prediction, "velocity")

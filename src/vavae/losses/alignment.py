@@ -93,7 +93,7 @@ def distance_matrix_alignment(z: Tensor, f: Tensor, margin: float = 0.0) -> Tens
         )
     similarities = []
     for x in (z, f):
-        tokens = F.normalize(x.flatten(2), dim=1, eps=1e-12)  # (B, C, h·w)
+        tokens = F.normalize(x.flatten(2), dim=1, eps=1e-12)  # (B, C, h, w) -> (B, C, h·w)
         similarities.append(tokens.transpose(1, 2) @ tokens)  # (B, h·w, h·w)
     return F.relu((similarities[0] - similarities[1]).abs() - margin).mean()
 

@@ -173,8 +173,8 @@ class LPIPS(nn.Module):
         total = torch.zeros((), device=first[0].device, dtype=first[0].dtype)
         for head, a, b in zip(self.heads, first, second, strict=True):
             # The head is linear, so the mean over positions comes first and leaves only (B, C) numbers to weight.
-            weight = head.get_parameter("weight").flatten()
-            total = total + ((a - b).square().mean((2, 3)) * weight).sum(1)
+            weight = head.get_parameter("weight").flatten()  # (1, C, 1, 1) -> (C,)
+            total = total + ((a - b).square().mean((2, 3)) * weight).sum(1)  # (B, C, h, w) -> (B, C) -> (B,)
         return total
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:

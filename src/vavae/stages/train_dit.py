@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -41,7 +41,9 @@ from vavae.transformer.sizes import parse_size
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Shape of the transformer; the latents give size, channels and classes.
+    """Shape of the transformer: settings of `LightningDiTConfig`, which declares their defaults.
+
+    The latents give latent size, channels and classes.
 
     Attributes:
         size: S, B, L, XL, 1p0B or 1p6B with /1 or /2 for the patch size.
@@ -64,12 +66,12 @@ class TransformerConfig:
     depth: int | None = None
     heads: int | None = None
     patch_size: int | None = None
-    swiglu: bool = True
-    rope: bool = True
-    rmsnorm: bool = True
-    qk_norm: bool = False
-    adaln_shift: bool = True
-    label_dropout: float = 0.1
+    swiglu: bool = LightningDiTConfig.swiglu
+    rope: bool = LightningDiTConfig.rope
+    rmsnorm: bool = LightningDiTConfig.rmsnorm
+    qk_norm: bool = LightningDiTConfig.qk_norm
+    adaln_shift: bool = LightningDiTConfig.adaln_shift
+    label_dropout: float = LightningDiTConfig.label_dropout
     activation_checkpointing: Recomputation = "none"
 
     def resolve(self, latent_channels: int, latent_size: Size, num_classes: int) -> LightningDiTConfig:
@@ -78,15 +80,10 @@ class TransformerConfig:
         Raises:
             UserError: The size does not exist, or the numbers do not fit together.
         """
-        given = {name: getattr(self, name) for name in ("width", "depth", "heads", "patch_size")}
-        switches = ("swiglu", "rope", "rmsnorm", "qk_norm", "adaln_shift", "label_dropout")
+        shared = {field.name for field in fields(LightningDiTConfig)}
+        given = {name: value for name, value in vars(self).items() if name in shared and value is not None}
         return LightningDiTConfig.from_size(
-            self.size,
-            latent_channels=latent_channels,
-            latent_size=latent_size,
-            num_classes=num_classes,
-            **{name: value for name, value in given.items() if value is not None},
-            **{name: getattr(self, name) for name in switches},
+            self.size, latent_channels=latent_channels, latent_size=latent_size, num_classes=num_classes, **given
         )
 
 

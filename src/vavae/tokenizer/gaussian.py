@@ -62,4 +62,5 @@ class DiagonalGaussian:
 
         The value is ½ Σ (mean² + var − 1 − logvar) over channels and positions.
         """
+        # (B, C, h, w) -> (B, C·h·w) -> (B,)
         return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).flatten(1).sum(1)

@@ -47,7 +47,7 @@ def apply_activation_checkpointing(units: Sequence[nn.Module], mode: Recomputati
         UserError: The mode is unknown.
     """
     if mode not in get_args(Recomputation):
-        raise UserError(f"activation_checkpointing: must be one of {', '.join(get_args(Recomputation))}, got {mode!r}")
+        raise UserError(f"activation_checkpointing must be one of {', '.join(get_args(Recomputation))}, got {mode!r}")
     for unit in units:
         unit.__dict__.pop("forward", None)
         if mode != "none":

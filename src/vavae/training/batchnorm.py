@@ -15,13 +15,13 @@ class _GatherBatch(torch.autograd.Function):
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, x)
-        return torch.cat(parts)
+        return torch.cat(parts)  # (processes * B, …)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        return total.chunk(dist.get_world_size())[dist.get_rank()]  # (processes * B, …) -> (B, …)
 
 
 class HostSyncBatchNorm2d(nn.BatchNorm2d):
@@ -32,7 +32,7 @@ class HostSyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         whole = super().forward(_GatherBatch.apply(x))  # (processes * B, C, H, W)
-        return whole.chunk(dist.get_world_size())[dist.get_rank()]
+        return whole.chunk(dist.get_world_size())[dist.get_rank()]  # (B, C, H, W)
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, verified on load; the newest and the milestones are kept.
+"""Checkpoints: written whole or not at all, verified on load; the newest and the milestones are kept.
 
 A checkpoint is a folder `images-000000640000` written by `torch.distributed.checkpoint`. Each process writes its part
 of the tensors from a copy, in the background, while training continues. The folder has a temporary name until the
@@ -10,7 +10,6 @@ instead of starting over. A file that cannot be read (no permission, a failing d
 the next may succeed. Tensors are stored by name and global shape, so another number of processes can read them.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -26,7 +25,8 @@ import torch
 from torch import Tensor
 
 from vavae.errors import RunError, UserError, one_line
-from vavae.io.files import sha256_file
+from vavae.io.files import read_json_object, sha256_file
+from vavae.io.hashing import digest
 from vavae.training.parallel import World
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,13 @@ class Checkpoint:
         except (CheckpointException, RuntimeError) as error:
             raise _as_fault(error, self.path, "read") from error
 
+    def read(self, prefix: str = "") -> dict[str, Tensor]:
+        """Return the tensors whose names begin with `prefix`, unsharded and on the CPU. All processes must call it."""
+        names = [name for name in self.shapes if name.startswith(prefix)]
+        tensors = {name: torch.empty(self.shapes[name], dtype=self.dtypes[name]) for name in names}
+        self.read_into(tensors)
+        return tensors
+
 
 class CheckpointFolder:
     """The checkpoints of one run.
@@ -117,7 +124,7 @@ class CheckpointFolder:
         milestone: bool = False,
         checked: int | None = None,
     ) -> None:
-        """Start to write the state after `images` images: it is copied at once and written in the background.
+        """Copy the state after `images` images, and start to write it in the background.
 
         Args:
             images: Names the checkpoint.
@@ -128,7 +135,7 @@ class CheckpointFolder:
                 None is `images`.
 
         Raises:
-            OSError: A former save failed, for example on a full disk. Older checkpoints are untouched.
+            OSError: An earlier save failed, for example on a full disk. Older checkpoints are untouched.
             RunError: It failed for another reason.
         """
         import torch.distributed.checkpoint as dcp  # slow to import
@@ -172,7 +179,7 @@ class CheckpointFolder:
             raise _as_fault(error, self.folder, "written") from error
 
     def _complete(self, partial: Path, target: Path, manifest: dict[str, Any]) -> None:
-        """Write the manifest, flush all files, and give the folder its name."""
+        """Write the manifest, flush all files, and rename the folder."""
         files = {path.name: sha256_file(path) for path in sorted(partial.iterdir())}
         _write_manifest(partial, {"files": files, **manifest})
         for path in (*partial.iterdir(), partial):
@@ -227,11 +234,7 @@ class CheckpointFolder:
     def load_newest(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return tensors, unsharded and on the CPU, and numbers of the newest good checkpoint; None without one."""
         found = self.newest()
-        if found is None:
-            return None
-        tensors = {name: torch.empty(shape, dtype=found.dtypes[name]) for name, shape in found.shapes.items()}
-        found.read_into(tensors)
-        return tensors, found.numbers
+        return None if found is None else (found.read(), found.numbers)
 
     def drop_partial(self) -> None:
         """Remove half-written or half-removed checkpoints. All processes must call it, before the first save."""
@@ -247,12 +250,11 @@ class CheckpointFolder:
             OSError: A file could not be read.
         """
         try:
-            manifest = _read_manifest(path)
-            files = sorted(manifest["files"].items())
-            for name, digest in files[self.world.rank :: self.world.size]:
-                if sha256_file(path / name) != digest:
+            files = sorted(_read_manifest(path)["files"].items())
+            for name, expected in files[self.world.rank :: self.world.size]:
+                if sha256_file(path / name) != expected:
                     return f"the sha256 of {name} is not the one in the manifest"
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (FileNotFoundError, NotADirectoryError, UserError, KeyError, AttributeError) as error:
             return one_line(error)
         return None
 
@@ -266,11 +268,9 @@ class CheckpointFolder:
 
 
 def _as_fault(error: BaseException, path: Path, done: str) -> Exception:
-    """Return the file system's error that made a write or read fail, or else a RunError with the innermost message.
-
-    torch wraps the failures of all processes in one exception that is not an `Exception`, and its writer replaces the
-    error of a full disk by its own.
-    """
+    """Return the file system's error that made a write or read fail, else a RunError with the innermost message."""
+    # torch wraps the failures of all processes in one exception that is not an `Exception`, and its writer replaces
+    # the error of a full disk by its own.
     for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno is not None:
             return OSError(cause.errno, os.strerror(cause.errno), str(cause.filename or path))
@@ -289,7 +289,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _named(folder: Path, prefix: str) -> list[Path]:
-    """Return the entries of a folder with such names, sorted. A folder that cannot be read raises an OSError."""
+    """Return the entries of a folder whose names begin with `prefix`, sorted."""
     try:
         return sorted(path for path in folder.iterdir() if path.name.startswith(prefix))
     except (FileNotFoundError, NotADirectoryError):
@@ -302,7 +302,7 @@ def images_of(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint. It loses its name first, so that a kill does not leave half a checkpoint."""
+    """Remove a checkpoint; rename it first, so that a kill does not leave half a checkpoint."""
     partial = path.with_name(f"{_PARTIAL}removed-{path.name}")
     shutil.rmtree(partial, ignore_errors=True)
     path.replace(partial)
@@ -320,31 +320,26 @@ def copy_checkpoint(source: Path, folder: Path, **numbers: Any) -> Path:
     return target
 
 
-def _manifest_sha256(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
-
-
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write a manifest with the sha256 of its content."""
-    signed = {**manifest, _OWN_HASH: _manifest_sha256(manifest)}
+    signed = {**manifest, _OWN_HASH: digest(json.dumps(manifest))}
     (folder / _MANIFEST).write_text(json.dumps(signed, indent=1))
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of the checkpoint in folder `path`, without its own hash, which older ones lack.
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint, without its own hash, which older ones lack.
 
     Raises:
         OSError: It could not be read.
-        ValueError: It is damaged.
+        UserError: It is damaged.
     """
-    manifest = json.loads((path / _MANIFEST).read_text())
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("numbers"), dict):
-        raise ValueError(f"{_MANIFEST} has no numbers")
-    digest = manifest.pop(_OWN_HASH, None)
-    if digest is not None and digest != _manifest_sha256(manifest):
-        raise ValueError(f"{_MANIFEST} does not match its own sha256")
-    if manifest["numbers"].get("images_seen", images_of(path)) != images_of(path):
-        raise ValueError(f"images_seen in {_MANIFEST} does not match the folder name")
+    manifest = read_json_object(folder / _MANIFEST)
+    if not isinstance(manifest.get("numbers"), dict):
+        raise UserError(f"{_MANIFEST} has no numbers")
+    if manifest.pop(_OWN_HASH, None) not in (None, digest(json.dumps(manifest))):
+        raise UserError(f"{_MANIFEST} does not match its own sha256")
+    if manifest["numbers"].get("images_seen", images_of(folder)) != images_of(folder):
+        raise UserError(f"images_seen in {_MANIFEST} does not match the folder name")
     return manifest
 
 
@@ -363,7 +358,7 @@ def _may_be_milestone(path: Path) -> bool:
     """Whether a checkpoint is a milestone, or its manifest cannot be read."""
     try:
         return bool(_read_manifest(path).get("milestone"))
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return True
 
 

@@ -62,13 +62,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("images", "batch_size", "log_images", "keep_checkpoints"):
             if getattr(self, name) < 1:
-                raise UserError(f"training.{name}: must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"training.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("micro_batch", "checkpoint_images", "milestone_images", "preview_images", "validation_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"training.{name}: must be at least 1 or null, got {value}")
+                raise UserError(f"training.{name} must be at least 1 or null, got {value}")
         if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
-            raise UserError(f"training.ema_decay: must be in [0, 1), or null for no average, got {self.ema_decay}")
+            raise UserError(f"training.ema_decay must be in [0, 1), or null for no average, got {self.ema_decay}")
 
     @property
     def steps(self) -> int:

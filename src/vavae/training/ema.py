@@ -34,13 +34,13 @@ class AveragesConfig:
 
     def __post_init__(self) -> None:
         if any(not 0.0 <= decay < 1.0 for decay in self.decays):
-            raise UserError(f"averages.decays: must be in [0, 1), got {list(self.decays)}")
+            raise UserError(f"averages.decays must be in [0, 1), got {list(self.decays)}")
         if any(not 0.0 < width < 0.288 for width in self.widths):
-            raise UserError(f"averages.widths: must be in (0, 0.288), got {list(self.widths)}")
+            raise UserError(f"averages.widths must be in (0, 0.288), got {list(self.widths)}")
         if self.snapshot_images is not None and self.snapshot_images < 1:
-            raise UserError(f"averages.snapshot_images: must be at least 1 or null, got {self.snapshot_images}")
+            raise UserError(f"averages.snapshot_images must be at least 1 or null, got {self.snapshot_images}")
         if bool(self.widths) != bool(self.snapshot_images):
-            raise UserError("averages: widths and snapshot_images must be given together")
+            raise UserError("averages.widths and averages.snapshot_images must be given together")
 
 
 def exponential(decay: float, warmup: bool = True) -> Rate:

@@ -17,11 +17,11 @@ def use_float8(units: Sequence[nn.Module], device: torch.device) -> None:
         UserError: The device does not support fp8, or torchao is not installed.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        raise UserError("fp8: needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell)")
+        raise UserError("fp8 needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell)")
     try:
         from torchao.float8 import convert_to_float8_training
     except ImportError as error:
-        raise UserError("fp8: needs the extra: pip install 'vavae[fp8]'") from error
+        raise UserError("fp8 needs the extra: pip install 'vavae[fp8]'") from error
     for unit in units:
         convert_to_float8_training(unit, module_filter_fn=_fits)
 

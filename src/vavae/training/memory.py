@@ -14,47 +14,32 @@ import torch
 from torch import Tensor
 
 from vavae.errors import UserError, memory_ran_out
-from vavae.io.files import written_whole
+from vavae.io.files import read_json_object, written_whole
 
 T = TypeVar("T")
 
 
 def batch_length(batch: Any) -> int:
-    """Return the number of images of a batch, a dataclass or tuple: the length of its tensors."""
-    for value in _members(batch):
-        if isinstance(value, Tensor):
-            return len(value)
-    raise TypeError(f"{type(batch).__name__} has no tensor")
+    """Return the number of images of a batch, a dataclass or tuple: the length of its first tensor."""
+    members = vars(batch).values() if dataclasses.is_dataclass(batch) else batch
+    return next(len(member) for member in members if isinstance(member, Tensor))
 
 
 def slice_batch(batch: Any, start: int, size: int) -> Any:
     """Return images [start, start + size) of a batch; members that are not tensors stay as they are."""
-    values = [v[start : start + size] if isinstance(v, Tensor) else v for v in _members(batch)]
+
+    def part(member: Any) -> Any:
+        return member[start : start + size] if isinstance(member, Tensor) else member
+
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        names = [field.name for field in dataclasses.fields(batch)]
-        return dataclasses.replace(batch, **dict(zip(names, values, strict=True)))
-    return tuple(values)
+        return dataclasses.replace(batch, **{name: part(member) for name, member in vars(batch).items()})
+    return tuple(part(member) for member in batch)
 
 
 def split_batch(batch: Any, size: int) -> Iterator[Any]:
-    """Yield parts of at most `size` images.
-
-    Args:
-        batch: A dataclass or tuple whose tensors all have the images as their first dimension.
-        size: Images per part.
-    """
-    length = batch_length(batch)
-    if size >= length:
-        yield batch
-        return
-    for start in range(0, length, size):
+    """Yield parts of at most `size` images of a batch, a dataclass or tuple whose tensors begin with the images."""
+    for start in range(0, batch_length(batch), size):
         yield slice_batch(batch, start, size)
-
-
-def _members(batch: Any) -> list[Any]:
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-    return list(batch)
 
 
 class Chunks:
@@ -143,8 +128,8 @@ class MicroBatch:
 
 def _read_size(path: Path) -> int:
     try:
-        size = json.loads(path.read_text())["micro_batch"]
-    except (ValueError, KeyError, TypeError):
+        size = read_json_object(path).get("micro_batch")
+    except UserError:
         size = None
     if type(size) is not int or size < 1:
         raise UserError(f"{path}: is damaged; remove it, and the run finds the micro-batch again")

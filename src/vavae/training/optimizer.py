@@ -42,13 +42,13 @@ class OptimizerConfig:
         for name in ("learning_rate", "eps", "weight_decay"):
             value = getattr(self, name)
             if not 0.0 <= value < math.inf:
-                raise UserError(f"{name}: must be a finite number >= 0, got {value}")
+                raise UserError(f"{name} must be a finite number >= 0, got {value}")
         if any(not 0.0 <= beta < 1.0 for beta in self.betas):
-            raise UserError(f"betas: must be in [0, 1), got {list(self.betas)}")
+            raise UserError(f"betas must be in [0, 1), got {list(self.betas)}")
         if not 0.0 <= self.momentum < 1.0:
-            raise UserError(f"momentum: must be in [0, 1), got {self.momentum}")
+            raise UserError(f"momentum must be in [0, 1), got {self.momentum}")
         if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise UserError(f"gradient_clip: must be positive, or null for no clipping, got {self.gradient_clip}")
+            raise UserError(f"gradient_clip must be positive, or null for no clipping, got {self.gradient_clip}")
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -93,7 +93,7 @@ class Optimizer:
         self._adam: torch.optim.Optimizer | None = build_optimizer(config, rest) if rest else None
         if for_muon:
             if any(is_sharded(p) for p in for_muon):
-                raise UserError("optimizer.kind: muon needs whole matrices; train with training.parallel replicate")
+                raise UserError("optimizer.kind muon needs whole matrices: choose training.parallel replicate")
             self._muon = torch.optim.Muon(
                 for_muon,
                 lr=config.learning_rate,

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-# Imported before a group exists: its functions keep the default group of the time of import as a default argument, and
-# torch imports it when it first needs `torch._dynamo`. A group that is kept is never destroyed, and if one of its
-# threads frees a last tensor while the interpreter exits, the process aborts.
+# Imported before a group exists: its functions keep the default group at the time of import as a default argument, and
+# `torch._dynamo` imports it. A group that is kept is never destroyed. If one of its threads frees a last tensor while
+# the interpreter exits, the process aborts.
 import torch.distributed.nn
 from torch import Tensor
 
@@ -30,10 +30,10 @@ T = TypeVar("T")
 # Gradients are averaged in flat buffers of about this size: large enough to fill a link.
 _BUCKET_BYTES = 64 * 2**20
 # One process may work alone for hours (statistics, t-SNE, a report) while the others wait.
-_PATIENCE = timedelta(days=2)
+_TIMEOUT = timedelta(days=2)
 # In a step, and while a checkpoint is written, a process that is silent for this long counts as lost. Compiling, a
 # preview or a snapshot of the averages may keep one process alone there, but for minutes only.
-_STEP_PATIENCE = timedelta(minutes=30)
+_STEP_TIMEOUT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class World:
     Attributes:
         rank: This process, in [0, size).
         size: Number of processes.
-        host: Group for numbers and objects in host memory, with long patience; None is the default group, which the
+        host: Group for numbers and objects in host memory, with a long timeout; None is the default group, which the
             steps use.
         saving: Group for the thread that writes checkpoints, so that its messages do not mix with others.
     """
@@ -58,20 +58,12 @@ class World:
         """Whether this is the process that prints, logs and writes shared files."""
         return self.rank == 0
 
-    @torch.no_grad()
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over processes, in place; tensors of several types may be mixed."""
-        if self.size == 1:
-            return
-        pending = []
-        for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-        for bucket, flat, work in pending:
-            work.wait()
-            flat.div_(self.size)
-            parts = flat.split([tensor.numel() for tensor in bucket])
-            torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
+        if self.size > 1:
+            _in_buckets(tensors, lambda flat: dist.all_reduce(flat, async_op=True))
+            with torch.no_grad():
+                torch._foreach_div_(list(tensors), self.size)
 
     def average(self, tensor: Tensor) -> Tensor:
         """Return the mean of `tensor` over processes, as a new tensor."""
@@ -79,19 +71,13 @@ class World:
         self.average_([mean])
         return mean
 
-    @torch.no_grad()
     def broadcast_(self, tensors: Sequence[Tensor]) -> None:
         """Copy the first process's values into every other one's tensors."""
-        if self.size == 1:
-            return
-        for bucket in _buckets(tensors):
-            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            dist.broadcast(flat, 0)
-            parts = flat.split([tensor.numel() for tensor in bucket])
-            torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
+        if self.size > 1:
+            _in_buckets(tensors, lambda flat: dist.broadcast(flat, 0, async_op=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true in any process. All must call it, within the patience of a step."""
+        """Whether `flag` is true in any process. All must call it, within the timeout of a step."""
         if self.size == 1:
             return flag
         shared = torch.tensor([int(flag)])
@@ -129,15 +115,14 @@ class World:
 
         An error in any process ends all: it raises there, and the others exit without a message.
         """
-        results: list[T] = []
-        succeeded: list[bool] = []
         try:
-            results.append(action())
-        finally:
-            succeeded = self.gather(bool(results))
-        if not all(succeeded):
+            result = action()
+        except BaseException:
+            self.gather(False)
+            raise
+        if not all(self.gather(True)):
             raise SystemExit(1)
-        return results[0]
+        return result
 
     def gather(self, value: T) -> list[T]:
         """Return `value` of every process, by rank. All must call it."""
@@ -146,6 +131,19 @@ class World:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value, group=self.host)
         return found
+
+
+@torch.no_grad()
+def _in_buckets(tensors: Sequence[Tensor], start: Callable[[Tensor], Any]) -> None:
+    """Apply a collective, which `start` starts on a flat buffer, to all tensors in place."""
+    pending = []
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        pending.append((bucket, flat, start(flat)))
+    for bucket, flat, work in pending:
+        work.wait()
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -165,7 +163,7 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether `tensor` is a DTensor, of which each process holds a part."""
-    # The import takes most of a second, and whoever has a DTensor has imported the module.
+    # The import takes most of a second. Code that has a DTensor has imported the module.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -192,7 +190,7 @@ def sharing_processes() -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size())
     else:
         with ended_by_second_signal():
-            dist.init_process_group("gloo", timeout=_PATIENCE)
+            dist.init_process_group("gloo", timeout=_TIMEOUT)
             try:
                 yield World(dist.get_rank(), dist.get_world_size())
             finally:
@@ -215,17 +213,17 @@ def processes(device: str) -> Iterator[World]:
     own = _shared_device(device)
     with ended_by_second_signal():
         if own.type == "cuda":
-            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own, timeout=_STEP_PATIENCE)
+            dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own, timeout=_STEP_TIMEOUT)
         else:
-            dist.init_process_group("gloo", timeout=_STEP_PATIENCE)
-        groups = [dist.new_group(backend="gloo", timeout=patience) for patience in (_PATIENCE, _STEP_PATIENCE)]
+            dist.init_process_group("gloo", timeout=_STEP_TIMEOUT)
+        groups = [dist.new_group(backend="gloo", timeout=timeout) for timeout in (_TIMEOUT, _STEP_TIMEOUT)]
         yield World(dist.get_rank(), dist.get_world_size(), *groups)
-        # Not after an error: destroying the group would wait for processes that wait for this one. Its exit ends them.
+        # Not after an error: this would wait for processes that wait for this one, whose exit ends them.
         dist.destroy_process_group()
 
 
 def _shared_device(name: str) -> torch.device:
-    """Choose this process's device and make it torch's current one; errors are those of `processes`."""
+    """Choose this process's device and make it torch's current one."""
     device = resolve_device(name)
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device: several processes train on CPUs or NVIDIA GPUs, not on {device.type}")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -73,9 +72,13 @@ def _inner_products(
 
 
 def combination(steps: Sequence[int], widths: Sequence[float], target_steps: int, target_width: float) -> np.ndarray:
-    """Return the factors (N,) by which N snapshots add up to the average of `target_width` at `target_steps`.
+    """Return the factors (N,), of sum 1, by which N snapshots add up to the average of a width at a step.
 
-    They sum to 1.
+    Args:
+        steps: Step of each snapshot.
+        widths: Width of each snapshot.
+        target_steps: Step of the wanted average.
+        target_width: Width of the wanted average.
 
     Raises:
         UserError: No snapshot reaches the target's step.
@@ -87,7 +90,7 @@ def combination(steps: Sequence[int], widths: Sequence[float], target_steps: int
     u, h = np.array([float(target_steps)]), np.array([power_exponent(target_width)])
     gram = _inner_products(t, g, t, g)
     wanted = _inner_products(t, g, u, h)
-    # Unit diagonal and least squares: snapshots close to each other are nearly dependent.
+    # Unit diagonal and least squares, since snapshots close to each other are nearly dependent.
     scale = 1.0 / np.sqrt(np.diag(gram))
     solved = np.linalg.lstsq(gram * scale[:, None] * scale[None], wanted[:, 0] * scale, rcond=1e-12)[0] * scale
     return np.asarray(solved / solved.sum())
@@ -103,28 +106,26 @@ def reconstruct(folder: Path, module: str, width: float, images: int | None = No
         images: Images seen at the end of the average; None is the last snapshot.
 
     Raises:
-        UserError: There are no snapshots up to `images`.
+        UserError: The width is out of range, or no snapshot is of at most `images`.
     """
     if not 0.0 < width < 1 / math.sqrt(12):
-        raise UserError(f"width: must be in (0, 0.288), got {width}")
-    snapshots = list_snapshots(folder, module)
-    if images is not None:
-        snapshots = [snapshot for snapshot in snapshots if snapshot.images <= images]
+        raise UserError(f"width must be in (0, 0.288), got {width}")
+    snapshots = [s for s in list_snapshots(folder, module) if images is None or s.images <= images]
     if not snapshots:
         raise UserError(f"{folder}: no snapshots of {module}" + (f" up to {images:,} images" if images else ""))
     last = max(snapshot.steps for snapshot in snapshots)
     factors = combination([s.steps for s in snapshots], [s.width for s in snapshots], last, width)
     total: dict[str, Tensor] = {}
     for factor, snapshot in zip(factors.tolist(), snapshots, strict=True):
-        for name, value in load_file(snapshot.path).items():
+        latest = load_file(snapshot.path)
+        for name, value in latest.items():
             if not value.is_floating_point():
                 total[name] = value
             elif name in total:
                 total[name].add_(value.double(), alpha=factor)
             else:
                 total[name] = value.double() * factor
-    types = {name: value.dtype for name, value in load_file(snapshots[-1].path).items()}
-    return {name: value.to(types[name]) if value.dtype == torch.float64 else value for name, value in total.items()}
+    return {name: value.to(latest[name].dtype) for name, value in total.items()}
 
 
 def decayed(folder: Path, module: str, decay: float) -> dict[str, Tensor]:
@@ -136,19 +137,14 @@ def decayed(folder: Path, module: str, decay: float) -> dict[str, Tensor]:
         decay: The run's `ema_decay`, or one of its `averages.decays`.
 
     Raises:
-        UserError: There is no checkpoint, or it lacks this average; the message names the ones that it has.
+        UserError: The run has no good checkpoint, or the checkpoint lacks this average; the message lists its averages.
     """
     found = CheckpointFolder(folder / "checkpoints").newest()
     if found is None:
         raise UserError(f"{folder}: no good checkpoint")
     prefix = f"average/{decay}/{module}/"
-    tensors = {
-        name: torch.empty(shape, dtype=found.dtypes[name])
-        for name, shape in found.shapes.items()
-        if name.startswith(prefix)
-    }
+    tensors = found.read(prefix)
     if not tensors:
         labels = sorted({"/".join(name.split("/")[1:3]) for name in found.shapes if name.startswith("average/")})
         raise UserError(f"{folder}: no average {decay}/{module}; there is {', '.join(labels) or 'none'}")
-    found.read_into(tensors)
     return {name.removeprefix(prefix): value for name, value in tensors.items()}

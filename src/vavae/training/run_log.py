@@ -52,7 +52,7 @@ class Tracker:
 
     Args:
         folder: The run folder.
-        resumed_images: Lines of later images are removed, since the run computes them again.
+        resumed_images: Lines beyond it are removed, since the run computes them again.
         config: Which other loggers to use.
         first: Whether this process writes; the others log nothing.
 
@@ -62,22 +62,21 @@ class Tracker:
 
     def __init__(self, folder: Path, resumed_images: int, config: TrainingConfig, first: bool = True) -> None:
         self._folder = folder
+        self._config = config
         self._first = first
         self._tensorboard: Any = None
         self._wandb: Any = None
-        if not first:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._tensorboard_wanted = config.tensorboard
-        self._resume_at(resumed_images)
-        if config.wandb is not None:
-            self._wandb = _start_wandb(config, folder)
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._resume_at(resumed_images)
+            if config.wandb is not None:
+                self._wandb = _start_wandb(config, folder)
 
     def _resume_at(self, images: int) -> None:
         """Remove lines and points beyond `images`."""
         for name in ("metrics", "timing"):
             _truncate(self._folder / f"{name}.jsonl", images)
-        if self._tensorboard_wanted:
+        if self._config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             if self._tensorboard is not None:
@@ -118,17 +117,12 @@ class Tracker:
 
 
 def check_loggers(config: TrainingConfig) -> None:
-    """Check, before any work, that the loggers of a recipe are installed.
-
-    Raises:
-        UserError: The recipe wants wandb, which is not installed.
-    """
-    if config.wandb is None:
-        return
-    try:
-        import wandb  # noqa: F401
-    except ImportError as error:
-        raise UserError("training.wandb: needs the extra: pip install 'vavae[wandb]'") from error
+    """Raise UserError, before any work, if the recipe wants wandb and it is not installed."""
+    if config.wandb is not None:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise UserError("training.wandb needs the extra: pip install 'vavae[wandb]'") from error
 
 
 def _start_wandb(config: TrainingConfig, folder: Path) -> Any:
@@ -162,7 +156,7 @@ def read_metrics(folder: Path) -> list[dict[str, float | None]]:
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield the lines of a log and their values, without the remains of lines that a kill or the disk cut off."""
+    """Yield the lines of a log and their values, without lines that a kill or a full disk cut off."""
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             values = json.loads(line)

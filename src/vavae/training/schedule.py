@@ -31,24 +31,24 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if self.warmup_images < 0:
-            raise UserError(f"schedule.warmup_images: must be at least 0, got {self.warmup_images}")
+            raise UserError(f"schedule.warmup_images must be at least 0, got {self.warmup_images}")
         if self.decay_images is not None and self.decay_images < 1:
-            raise UserError(f"schedule.decay_images: must be at least 1 or null, got {self.decay_images}")
+            raise UserError(f"schedule.decay_images must be at least 1 or null, got {self.decay_images}")
         if not 0.0 <= self.final < math.inf:
-            raise UserError(f"schedule.final: must be a finite number >= 0, got {self.final}")
+            raise UserError(f"schedule.final must be a finite number >= 0, got {self.final}")
         if any(not 0.0 <= factor < math.inf for factor in self.factors):
-            raise UserError(f"schedule.factors: must be finite numbers >= 0, got {list(self.factors)}")
+            raise UserError(f"schedule.factors must be finite numbers >= 0, got {list(self.factors)}")
         if any(boundary < 0 for boundary in self.boundaries):
-            raise UserError(f"schedule.boundaries: must be at least 0, got {list(self.boundaries)}")
+            raise UserError(f"schedule.boundaries must be at least 0, got {list(self.boundaries)}")
         if self.kind == "staged" and len(self.factors) != len(self.boundaries) + 1:
             raise UserError(
                 f"schedule.factors: {len(self.boundaries)} boundaries need {len(self.boundaries) + 1} factors, "
                 f"got {len(self.factors)}"
             )
         if self.kind != "staged" and (self.boundaries or self.factors):
-            raise UserError(f"schedule.boundaries: needs schedule.kind staged, got {self.kind}")
+            raise UserError(f"schedule.boundaries and factors need schedule.kind staged, got {self.kind}")
         if any(a >= b for a, b in pairwise(self.boundaries)):
-            raise UserError(f"schedule.boundaries: must rise, got {list(self.boundaries)}")
+            raise UserError(f"schedule.boundaries must rise, got {list(self.boundaries)}")
 
 
 def learning_rate_factor(schedule: ScheduleConfig, images: int, batch_size: int, total_images: int) -> float:

@@ -28,13 +28,13 @@ class StabilityConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.skipped <= 1.0:
-            raise UserError(f"stability.skipped: must be in (0, 1], got {self.skipped}")
+            raise UserError(f"stability.skipped must be in (0, 1], got {self.skipped}")
         if self.spike is not None and not self.spike > 0:
-            raise UserError(f"stability.spike: must be positive, or null for no check, got {self.spike}")
+            raise UserError(f"stability.spike must be positive, or null for no check, got {self.spike}")
         if self.history < 1:
-            raise UserError(f"stability.history: must be at least 1, got {self.history}")
+            raise UserError(f"stability.history must be at least 1, got {self.history}")
         if self.rollbacks < 0:
-            raise UserError(f"stability.rollbacks: must be at least 0, got {self.rollbacks}")
+            raise UserError(f"stability.rollbacks must be at least 0, got {self.rollbacks}")
 
 
 @dataclass

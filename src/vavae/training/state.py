@@ -2,7 +2,7 @@
 
 Names are `model/<module>/<key>`, `average/<label>/<module>/<key>`, `optimizer/<name>/<module>/<key>/<slot>` and
 `sum/<term>`. The position in the run is saved as numbers, not tensors. Random numbers are functions of the position,
-so there is no random state.
+so random generators have no state to save.
 """
 
 from collections.abc import Iterator, Mapping

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vavae.device import device_name
+from vavae.device import device_name, resolve_precision
+from vavae.training.config import TrainingConfig
 from vavae.training.signals import signals_later
 
 # Dense bf16 TFLOP/s from the data sheets; the first match of the device's name counts, so variants come first.
@@ -172,16 +173,13 @@ def rates(images_per_second: float, work: StepWork, device: torch.device, proces
 
 
 def estimate(
+    config: TrainingConfig,
     *,
-    steps: int,
-    batch_size: int,
     state_bytes: int,
-    checkpoints: int,
     step_bytes: int | None,
     at_once: int,
     work: StepWork,
     device: torch.device,
-    dtype: torch.dtype,
     processes: int,
     folder: Path,
 ) -> str:
@@ -193,15 +191,16 @@ def estimate(
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     parts = [
-        f"{steps:,} steps of {batch_size:,} images",
+        f"{config.steps:,} steps of {config.batch_size:,} images",
         f"{_size(state_bytes)} of parameters, averages and optimizer",
-        f"up to {_size((checkpoints + 1) * state_bytes)} of checkpoints ({_size(free)} free)",
+        f"up to {_size((config.keep_checkpoints + 1) * state_bytes)} of checkpoints ({_size(free)} free)",
     ]
     if step_bytes is not None:
         parts.insert(2, f"an estimated {_size(step_bytes)} more for a step of {at_once:,} images at once")
     if work.flops is not None:
-        peak = peak_tflops(device) or measured_tflops(device, dtype)
-        seconds = steps * batch_size * work.flops / (_USUAL_SHARE * peak * 1e12) / processes
+        half = resolve_precision(config.precision, device) == "bf16"
+        peak = peak_tflops(device) or measured_tflops(device, torch.bfloat16 if half else torch.float32)
+        seconds = config.steps * config.batch_size * work.flops / (_USUAL_SHARE * peak * 1e12) / processes
         parts.append(f"{work.flops / 1e9:,.3g} GFLOP per image")
         parts.append(
             f"{_time(seconds)} on {processes} x {device_name(device)} at {_USUAL_SHARE:.0%} of {peak:,.3g} TFLOP/s"
@@ -211,10 +210,10 @@ def estimate(
 
 def _time(seconds: float) -> str:
     """Format a duration to two digits."""
-    for size, unit in ((3600, "hours"), (60, "minutes")):
-        if seconds >= size:
-            return f"about {float(f'{seconds / size:.2g}'):,g} {unit}"
-    return "less than a minute"
+    if seconds < 60:
+        return "less than a minute"
+    count, unit = (seconds / 3600, "hours") if seconds >= 3600 else (seconds / 60, "minutes")
+    return f"about {float(f'{count:.2g}'):,g} {unit}"
 
 
 def _size(count: float) -> str:

@@ -9,14 +9,14 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vavae.device import resolve_precision, to_float64
+from vavae.device import to_float64
 from vavae.errors import RunError, UserError, memory_ran_out, one_line
 from vavae.io.files import naming
 from vavae.progress import Bar, track
@@ -35,8 +35,6 @@ from vavae.training.stability import SpikeDetector
 from vavae.training.state import RunState
 from vavae.training.task import TrainingTask
 from vavae.training.throughput import estimate, rates
-
-__all__ = ["Trainer", "TrainingConfig", "TrainingTask"]
 
 
 class _BadInterval(Exception):
@@ -59,7 +57,7 @@ class Trainer:
         task: What to train.
         config: How long and how.
         folder: The run folder. `run` resumes from its newest good checkpoint; without one, the task loads its starting
-            weights here.
+            weights first.
         world: The processes of the run.
 
     Attributes:
@@ -132,16 +130,19 @@ class Trainer:
         if self._finished:
             return
 
-        # Report the cost of the run, and open what it needs, before the first step
-        if self.world.first:
-            print(f"{description}: {self._estimate()}", flush=True)
+        # Open what the run needs, and report its cost, before the first step
         if self.config.validation_images is not None:
             self.task.prepare_validation()
+        if self.world.first:
+            print(f"{description}: {self._estimate()}", flush=True)
         tracker = Tracker(self.folder, self.images_seen, self.config, self.world.first)
 
         # Train; after each rollback the loop starts again with the next order of the data
+        progress: AbstractContextManager[Bar | None] = nullcontext()
+        if self.world.first:
+            progress = track(description, self.config.images, "images", self.images_seen)
         try:
-            with stop_on_signal() as stop, _bar(description, self.config.images, self) as bar:
+            with stop_on_signal() as stop, progress as bar:
                 while not self._finished:
                     try:
                         self._loop(tracker, bar, stop)
@@ -163,17 +164,14 @@ class Trainer:
     def _estimate(self) -> str:
         tensors = self._state.tensors({}).values()
         parameters = {p for o in self._state.optimizers.values() for p in o.parameters}
-        slots = 2 * sum(p.numel() * p.element_size() for p in parameters) if self.steps_done == 0 else 0
+        slots = 2 * sum(p.nbytes for p in parameters) if self.steps_done == 0 else 0
         return estimate(
-            steps=self.config.steps,
-            batch_size=self.config.batch_size,
-            state_bytes=sum(t.numel() * t.element_size() for t in tensors) + slots,
-            checkpoints=self.config.keep_checkpoints,
+            self.config,
+            state_bytes=sum(t.nbytes for t in tensors) + slots,
             step_bytes=self.task.step_bytes(self.at_once),
             at_once=self.at_once,
             work=self.task.work(),
             device=self._device,
-            dtype=torch.bfloat16 if resolve_precision(self.config.precision, self._device) == "bf16" else torch.float32,
             processes=self.world.size,
             folder=self.folder,
         )
@@ -249,7 +247,7 @@ class Trainer:
         """Drop the gradients and halve the micro-batch.
 
         Raises:
-            RunError: It cannot be halved, or there are several processes: the others wait for this one, so the run
+            RunError: It cannot be halved, or the run has several processes: the others wait for this one, so the run
                 must start again with the new size.
         """
         for optimizer in self._state.optimizers.values():
@@ -372,33 +370,31 @@ class Trainer:
     def _resume(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             return
+        numbers = checkpoint.numbers
         try:
             self._sums = self._state.restore(checkpoint)
-            self._restore_numbers(checkpoint.numbers)
+            self.images_seen, self.steps_done = numbers["images_seen"], numbers["steps_done"]
+            self._summed_steps, self.seconds = numbers["summed_steps"], numbers["seconds"]
+            self.data_order = numbers["order"]
+            self._detector.phase, self._detector.history = numbers["regime"], numbers["history"]
         except (RuntimeError, KeyError, ValueError) as error:
             reason = one_line(error)[:300]
             raise UserError(
                 f"{self.folder}: its checkpoint does not fit this recipe ({reason}); use another output folder"
             ) from error
 
-    def _restore_numbers(self, numbers: Mapping[str, Any]) -> None:
-        self.images_seen, self.steps_done = numbers["images_seen"], numbers["steps_done"]
-        self._summed_steps, self.seconds = numbers["summed_steps"], numbers["seconds"]
-        self.data_order = numbers["order"]
-        self._detector.phase, self._detector.history = numbers["regime"], numbers["history"]
-
     def _rollback(self, interval: _BadInterval, tracker: Tracker, bar: Bar | None) -> None:
         """Return to the last checkpoint before the bad interval, and take the next order of the data.
 
         Raises:
-            RunError: There is no such checkpoint, or the run has rolled back as often as the recipe allows. In the
-                second case `failure/` holds a run folder that leads from the last good checkpoint to the same step.
+            RunError: The run has no such checkpoint, or has rolled back as often as the recipe allows. In the second
+                case `failure/` is a run folder that leads from the last good checkpoint to the same step.
         """
         reason, seen, order = str(interval), self.images_seen, self.data_order
         # A checkpoint within the interval may contain the damage.
         good = self._checkpoints.newest(upto=interval.start)
         if good is None:
-            raise RunError(f"{reason}; there is no checkpoint to go back to. See {self.folder / 'metrics.jsonl'}")
+            raise RunError(f"{reason}; no checkpoint to go back to; see {self.folder / 'metrics.jsonl'}")
         if order >= self.config.stability.rollbacks:
             self.world.once(lambda: self._keep_failure(good, reason))
             rollbacks = "1 rollback" if order == 1 else f"{order} rollbacks"
@@ -422,11 +418,6 @@ class Trainer:
                     shutil.copyfile(self.folder / name, folder / name)
             failure = {"what": reason, "images": self.images_seen}
             (folder / "failure.json").write_text(json.dumps(failure, indent=1) + "\n")
-
-
-def _bar(description: str, total: int, trainer: Trainer) -> Any:
-    """Return the progress bar of the first process; the others have none."""
-    return track(description, total, "images", trainer.images_seen) if trainer.world.first else nullcontext()
 
 
 def _distribute(task: TrainingTask, config: TrainingConfig, world: World) -> None:

@@ -48,7 +48,7 @@ class Block(nn.Module):
         modulation = self.adaLN_modulation(condition)[:, None]  # (B, 1, 6·width), or (B, 1, 4·width)
         shift1: Tensor | None = None
         shift2: Tensor | None = None
-        if self.adaln_shift:
+        if self.adaln_shift:  # each (B, 1, width)
             shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         else:
             scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)

@@ -54,7 +54,7 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
     """(B, h·w, p·p·C) -> (B, C, h·p, w·p), the inverse of `patchify`."""
     p, (h, w) = patch_size, grid
     batch, channels = len(patches), patches.shape[-1] // (p * p)
-    squares = patches.reshape(batch, h, w, p, p, channels)
+    squares = patches.reshape(batch, h, w, p, p, channels)  # (B, h·w, p·p·C) -> (B, h, w, p, p, C)
     # (B, C, h, p, w, p) -> (B, C, h·p, w·p)
     return squares.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, h * p, w * p)
 
@@ -79,7 +79,7 @@ def time_features(t: Tensor) -> Tensor:
     t = t.to(_at_least_float32(t.dtype))
     exponents = torch.arange(_TIME_FREQUENCIES, device=t.device, dtype=t.dtype) / _TIME_FREQUENCIES
     angles = t[:, None] * torch.exp(-math.log(10000.0) * exponents)
-    return torch.cat((angles.cos(), angles.sin()), dim=1)
+    return torch.cat((angles.cos(), angles.sin()), dim=1)  # two of (B, 128) -> (B, 256)
 
 
 class TimeEmbedding(nn.Module):
@@ -164,7 +164,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., width) -> (..., width)."""
-        gate, value = self.w12(x).chunk(2, dim=-1)
+        gate, value = self.w12(x).chunk(2, dim=-1)  # (..., 2·hidden) -> two of (..., hidden)
         return self.w3(F.silu(gate) * value)
 
 

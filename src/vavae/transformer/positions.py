@@ -58,12 +58,12 @@ def sincos_embedding(width: int, rows: Tensor, columns: Tensor) -> Tensor:
 
     def encode(coordinates: Tensor) -> Tensor:
         angles = coordinates[:, None] * frequencies
-        return torch.cat((angles.sin(), angles.cos()), dim=1)
+        return torch.cat((angles.sin(), angles.cos()), dim=1)  # (size, width/2)
 
     shape = (len(rows), len(columns), width // 2)
     # two of (h, w, width/2) -> (h, w, width)
     grid = torch.cat((encode(columns)[None].expand(shape), encode(rows)[:, None].expand(shape)), dim=2)
-    return grid.flatten(0, 1)
+    return grid.flatten(0, 1)  # (h, w, width) -> (h·w, width)
 
 
 def rotary_tables(head_dim: int, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +101,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     # (..., T, head_dim) -> (..., T, head_dim/2, 2) -> two of (..., T, head_dim/2)
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    # two of (..., T, head_dim/2) -> (..., T, head_dim/2, 2) -> (..., T, head_dim)
     return x * cos + torch.stack((-b, a), dim=-1).flatten(-2) * sin
 
 
