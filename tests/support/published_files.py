@@ -1,5 +1,7 @@
 """Synthetic files in each published form, with weights by the rule of tests/golden (its README says it)."""
 
+import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,13 @@ def fill(model: nn.Module, others: dict[str, torch.Size] | None = None) -> dict[
 
 
 def autoencoder(config: AutoencoderConfig = VA_VAE) -> tuple[AutoencoderKL, dict[str, Tensor]]:
-    """An autoencoder, and the projection of its training."""
+    """Return an autoencoder, and the projection of its training."""
+    model, projection = _autoencoder(config)
+    return copy.deepcopy(model), dict(projection)
+
+
+@functools.cache
+def _autoencoder(config: AutoencoderConfig) -> tuple[AutoencoderKL, dict[str, Tensor]]:
     model = AutoencoderKL.from_config(config)
     shape = torch.Size((TEACHER_WIDTH, config.latent_channels, 1, 1))
     return model.eval(), fill(model, {"linear_proj.weight": shape})
