@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from published_files import autoencoder, golden_dit, same_weights, statistics
+from published_files import SMALL, autoencoder, golden_dit, same_weights, statistics
 from standin_hub import StandInHub
 
 import vavae
@@ -27,7 +27,7 @@ READERS: list[Callable[..., Any]] = [
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
+    tokenizer = Tokenizer(autoencoder(SMALL)[0], LatentStatistics.from_dict(statistics(8)))
     return Generator(golden_dit()[0], tokenizer)
 
 

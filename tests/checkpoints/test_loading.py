@@ -11,6 +11,7 @@ from published_files import (
     GOLDEN,
     MAR_VAE,
     SD_VAE,
+    SMALL,
     VA_VAE,
     autoencoder,
     golden_dit,
@@ -184,7 +185,7 @@ def test_latents_are_scaled_by_the_configuration(
         content["config"]["data"] = data
         torch.save(PLAIN, tmp_path / "latents_stats.pt")
     torch.save(content, tmp_path / "lightningdit.pt")
-    tokenizer = Tokenizer(autoencoder()[0], own)
+    tokenizer = Tokenizer(autoencoder(SMALL)[0], own)
     generator = Generator.from_pretrained(tmp_path, tokenizer=tokenizer)
     found = generator.tokenizer.statistics
     torch.testing.assert_close((found.mean, found.std), (torch.full((8,), mean), torch.full((8,), std)))
@@ -198,7 +199,7 @@ def test_latents_are_scaled_by_the_configuration(
 def test_generator_keeps_its_statistics_with_another_tokenizer(tmp_path: Path) -> None:
     """The folder has the statistics of the training; another tokenizer has the ones of other images."""
     trained = LatentStatistics(torch.full((8,), 3.0), torch.full((8,), 7.0))
-    other = Tokenizer(autoencoder()[0], LatentStatistics(torch.zeros(8), torch.ones(8)))
+    other = Tokenizer(autoencoder(SMALL)[0], LatentStatistics(torch.zeros(8), torch.ones(8)))
     Generator(golden_dit()[0], other, trained).save_pretrained(tmp_path)
     read = Generator.from_pretrained(tmp_path, tokenizer=other).tokenizer.statistics
     assert torch.equal(read.mean, trained.mean) and torch.equal(read.std, trained.std)
@@ -334,14 +335,14 @@ def test_unknown_sampling_settings_do_not_prevent_loading(tmp_path: Path, stats:
     content = training_checkpoint(golden_dit()[0])
     content["config"] = {**content["config"], "sample": {"sampling_method": "adams"}}
     torch.save(content, tmp_path / "a.pt")
-    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
+    tokenizer = Tokenizer(autoencoder(SMALL)[0], LatentStatistics.from_dict(statistics(8)))
     generator = Generator.from_pretrained(tmp_path / "a.pt", tokenizer=tokenizer)
     assert generator.sampling == SamplingConfig()
     assert "sampling defaults are ours: config: sample.sampling_method must be" in str(generator.report)
 
 
 def test_missing_statistics_are_named_with_a_remedy(tmp_path: Path, stats: Path) -> None:
-    torch.save(autoencoder()[0].state_dict(), tmp_path / "vavae.pt")
+    torch.save(autoencoder(SMALL)[0].state_dict(), tmp_path / "vavae.pt")
     with pytest.raises(UserError, match=r"vavae\.pt: comes without the statistics .* latents_stats\.pt .*vavae encode"):
         Tokenizer.from_pretrained(tmp_path / "vavae.pt")
     # The published folder has its statistics.
@@ -366,7 +367,7 @@ def test_statistics_are_recognized_by_name(tmp_path: Path, stats: Path) -> None:
     model = golden_dit()[0]
     torch.save(training_checkpoint(model), tmp_path / "lightningdit_state.pt")
     torch.save(statistics(8), tmp_path / "latents_stats_of_mine.pt")
-    Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8))).save_pretrained(tmp_path / "tokenizer")
+    Tokenizer(autoencoder(SMALL)[0], LatentStatistics.from_dict(statistics(8))).save_pretrained(tmp_path / "tokenizer")
     assert same_weights(Generator.from_pretrained(tmp_path).transformer, model)
 
 

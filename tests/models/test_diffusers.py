@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from published_files import MAR_VAE, SD_VAE, VA_VAE, autoencoder, golden_dit, same_weights, statistics
+from published_files import MAR_VAE, SD_VAE, SMALL_F16, VA_VAE, autoencoder, golden_dit, same_weights, statistics
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -175,7 +175,7 @@ def generator(sampling: SamplingConfig | None = None, **shape: object) -> Genera
             torch.nn.init.normal_(parameter, std=0.1)
     sampling = sampling or SamplingConfig(steps=12, guidance_scale=2.5, guidance_start=0.2, guidance_stop=0.9)
     names = [f"class {i}" for i in range(model.config.num_classes)]
-    return Generator(model, tokenizer_of(VA_VAE), sampling=sampling, class_names=names)
+    return Generator(model, tokenizer_of(SMALL_F16), sampling=sampling, class_names=names)
 
 
 RUN = """

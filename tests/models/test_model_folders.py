@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from published_files import autoencoder, golden_dit, same_weights, statistics
+from published_files import SMALL_F16, autoencoder, golden_dit, same_weights, statistics
 
 from vavae.checkpoints import folder
 from vavae.errors import UserError
@@ -27,7 +27,7 @@ FEW = SamplingConfig(steps=6, guidance_scale=2.0)
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     torch.manual_seed(0)
-    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)), {"teacher": "none"})
+    tokenizer = Tokenizer(autoencoder(SMALL_F16)[0], LatentStatistics.from_dict(statistics(8)), {"teacher": "none"})
     return Generator(golden_dit()[0], tokenizer, sampling=FEW, class_names=list("abcdefghij"), provenance={"seed": 7})
 
 
@@ -74,7 +74,7 @@ def test_half_precision_files_are_read_as_float32(generator: Generator, tmp_path
 
 
 def test_weights_too_large_for_the_stored_type_are_refused(generator: Generator, tmp_path: Path) -> None:
-    tokenizer = Tokenizer(autoencoder()[0], generator.tokenizer.statistics)
+    tokenizer = Tokenizer(autoencoder(SMALL_F16)[0], generator.tokenizer.statistics)
     with torch.no_grad():
         tokenizer.autoencoder.encoder.conv_in.weight[0, 0, 0, 0] = 1e5
     with pytest.raises(UserError, match=r"encoder\.conv_in\.weight is too large for float16; take bfloat16"):
@@ -117,7 +117,7 @@ def test_damaged_folder_is_named(generator: Generator, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="wide"):
         Generator.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "other"}))
-    with pytest.raises(UserError, match="kind must be tokenizer or generator, got other"):
+    with pytest.raises(UserError, match="must describe a tokenizer, a generator or an AutoencoderKL, got other"):
         Generator.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is damaged: not JSON"):
@@ -212,7 +212,7 @@ def test_killed_save_is_not_taken_for_a_model(older: bool, tmp_path: Path, monke
 def test_refused_save_leaves_an_older_folder_unchanged(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    tokenizer = Tokenizer(autoencoder()[0], generator.tokenizer.statistics)
+    tokenizer = Tokenizer(autoencoder(SMALL_F16)[0], generator.tokenizer.statistics)
     with torch.no_grad():
         tokenizer.autoencoder.encoder.conv_in.weight[0, 0, 0, 0] = 1e5
     with pytest.raises(UserError, match="too large for float16"):

@@ -38,7 +38,7 @@ class Asset:
 
     Attributes:
         name: Name on the command line and in recipes.
-        description: One line, with what a reader of results must know.
+        description: One line, with the facts that a reader of results must know.
         license: License of the content as far as it is stated, and where.
         size_bytes: Size of the files that are used, in bytes.
         sources: Where the files are; they are tried in this order.

@@ -32,7 +32,7 @@ _PARTS = {
     "downsamplers.0": "downsample",
     "upsamplers.0": "upsample",
 }
-# A layer of attention: what comes before its name, and its name.
+# A layer of attention: the text before its name, and its name.
 _IN_ATTENTION = re.compile(r"(\.attn(?:_1|\.\d+)\.)(to_out\.0|[^.]+)(?=\.)")
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 # The second line has the names of files saved by diffusers before 0.15.

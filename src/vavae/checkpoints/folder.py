@@ -83,8 +83,8 @@ def form_of(path: Path) -> Form:
             return kind
         if config.get("_class_name") == "AutoencoderKL":
             return "diffusers"
-        found = kind or config.get("_class_name")
-        raise UserError(f"{path / CONFIG}: kind must be tokenizer or generator, got {str(found)[:60]}")
+        found = str(kind or config.get("_class_name"))[:60]
+        raise UserError(f"{path / CONFIG}: must describe a tokenizer, a generator or an AutoencoderKL, got {found}")
     if (path / UNFINISHED).is_file():
         raise UserError(f"{path}: was not completely written; write it again")
     if any(path.glob("latents*_shard*.safetensors")):
@@ -314,7 +314,7 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Pa
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
     if missing or extra:
-        parts = [f"{word} {_few(keys)}" for word, keys in (("missing", missing), ("extra", extra)) if keys]
+        parts = [f"{word} {_first(keys)}" for word, keys in (("missing", missing), ("extra", extra)) if keys]
         raise UserError(f"{source}: {'; '.join(parts)}")
     check_tensors(tensors, source)
     for name, value in tensors.items():
@@ -328,6 +328,6 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Pa
     model.load_state_dict(tensors)
 
 
-def _few(keys: list[str], most: int = 5) -> str:
-    shown = ", ".join(keys[:most])
-    return f"{shown} and {len(keys) - most} more" if len(keys) > most else shown
+def _first(keys: list[str], most: int = 5) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more
