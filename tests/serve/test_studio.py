@@ -136,5 +136,5 @@ def test_invalid_counts_and_labels_are_refused(studio: Studio) -> None:
     for count in (1, 65):
         with pytest.raises(UserError, match=f"images must be from 2 to 64, got {count}"):
             studio.between_seeds(0, 0, 1, count)
-    with pytest.raises(UserError, match="labels: 11 is not in"):
+    with pytest.raises(UserError, match="labels must be from 0 to 10, got 11"):
         studio.sample([11], sampling=replace(FEW, steps=2))
