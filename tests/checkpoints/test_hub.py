@@ -11,7 +11,7 @@ from published_files import SMALL, autoencoder, golden_dit, same_weights, statis
 from standin_hub import StandInHub
 
 import vavae
-from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer, UserError
+from vavae import AutoencoderKL, Generator, LightningDiT, SamplingConfig, Tokenizer, UserError
 from vavae.checkpoints.folder import HubOptions
 from vavae.cli import run
 from vavae.tokenizer import LatentStatistics
@@ -28,7 +28,7 @@ READERS: list[Callable[..., Any]] = [
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     tokenizer = Tokenizer(autoencoder(SMALL)[0], LatentStatistics.from_dict(statistics(8)))
-    return Generator(golden_dit()[0], tokenizer)
+    return Generator(golden_dit()[0], tokenizer, sampling=SamplingConfig(steps=3))
 
 
 @pytest.fixture
