@@ -66,7 +66,6 @@ _TRANSFORMER_REASONS = {
     "sample.reverse": "sampling goes from noise to data",
     "sample.likelihood": "likelihoods are not computed",
 }
-_TRANSFORMER_FIXED: dict[str, Any] = {"model.mlp_ratio": 4.0}
 
 
 def convert_recipe(path: Path) -> ConvertedRecipe:
@@ -247,7 +246,7 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
         raise UserError(f"{keys.source}: model.model_type must begin with LightningDiT-, got {size}")
     size = size.removeprefix("LightningDiT-")
     parse_size(size)
-    keys.fixed(_TRANSFORMER_FIXED)
+    keys.fixed({"model.mlp_ratio": 4.0})
     prediction: Prediction = keys.choose("transport.prediction", "velocity", _PREDICTIONS)
     if prediction == "score":
         raise UserError(f"{keys.source}: transport.prediction: {NO_SCORE}")
