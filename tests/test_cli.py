@@ -78,7 +78,7 @@ MISTAKES = {
     "empty batch": (["bench", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
     "results in a folder": (["bench", "--output", "."], "output must be a file, got ."),
     "records in no folder": (["evaluate", "tokenizer", "demo", "--output", "/dev/null/x.json"], "output: /dev/null/x"),
-    "too few steps": (["sample", "--steps", "1"], "steps: 1 is too few"),
+    "too few steps": (["sample", "--steps", "1"], "steps must be at least 2 grid points, got 1"),
     "negative grid": (["sample", "--grid_columns", "-1"], "got -1"),
     "output in no folder": (["convert", "demo", "/dev/null/x"], "output: /dev/null/x cannot be written"),
     "unknown asset": (["assets", "fetch", "dinov2-smal-focus"], "did you mean 'dinov2-small-focus'"),

@@ -1,6 +1,7 @@
-"""The cache with a made-up asset: what is installed, what is refused, what survives a kill."""
+"""The cache with a made-up asset: installation, refusals, kills."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from vavae.assets import cache, convert, registry
-from vavae.assets.registry import Asset, NpmSource, PyPISource
+from vavae.assets.registry import Asset, Source
 from vavae.assets.sources import SourceUnavailable
 from vavae.errors import RunError, UserError
 from vavae.io import files
@@ -23,9 +24,9 @@ _CONTENT = bytes(range(100))
 _ASSET = Asset(
     name="made-up",
     description="a hundred numbers",
-    licence="none",
+    license="none",
     size_bytes=len(_CONTENT),
-    sources=(PyPISource("first", "1", ("numbers.bin",)), NpmSource("second", "1", ("numbers.bin",))),
+    sources=(Source("wheel", "first", "1", ("numbers.bin",)), Source("npm", "second", "1", ("numbers.bin",))),
     sha256=(hashlib.sha256(_CONTENT).hexdigest(),),
     converter="made-up",
 )
@@ -36,7 +37,7 @@ def _convert(files: list[Path], folder: Path) -> None:
 
 
 def _serve(content: bytes = _CONTENT, log: Path | None = None, seconds: float = 0.0):
-    """A source that answers with `content`, and notes each fetch as a line of `log`."""
+    """Return a source that delivers `content` and adds a line to `log` for each fetch."""
 
     def fetch(source: object, folder: Path) -> list[Path]:
         if log is not None:
@@ -61,7 +62,7 @@ def _made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _in_cache(tmp_path: Path) -> list[str]:
-    """What the cache holds, but for locks."""
+    """Return the names in the cache without locks."""
     folder = tmp_path / "cache" / "assets"
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") if folder.exists() else []
 
@@ -79,11 +80,9 @@ def test_fetch_load_verify_status(tmp_path: Path) -> None:
     assert status.source == "PyPI first==1"
     assert status.size_bytes == path.stat().st_size
     assert _in_cache(tmp_path) == ["made-up"]
-    cache.remove("made-up")
-    assert _in_cache(tmp_path) == []
 
 
-def test_a_second_fetch_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_fetch_uses_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     monkeypatch.setattr(cache, "fetch_files", _serve(log=log))
     cache.fetch("made-up")
@@ -92,7 +91,7 @@ def test_a_second_fetch_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("content", [_CONTENT[:50], b"\xff" + _CONTENT[1:]], ids=["truncated", "changed"])
-def test_a_wrong_hash_installs_nothing(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_hash_installs_nothing(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "fetch_files", _serve(content))
     with pytest.raises(UserError) as raised:
         cache.fetch("made-up")
@@ -102,7 +101,7 @@ def test_a_wrong_hash_installs_nothing(content: bytes, tmp_path: Path, monkeypat
     assert _in_cache(tmp_path) == []
 
 
-def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_asset_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAVAE_OFFLINE", "1")
     with pytest.raises(UserError, match="VAVAE_OFFLINE"):
         cache.load("made-up")
@@ -112,9 +111,9 @@ def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(cache.load("made-up")) == 1
 
 
-def test_the_second_source_is_tried_when_the_first_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    def only_second(source: object, folder: Path) -> list[Path]:
-        if isinstance(source, PyPISource):
+def test_second_source_is_tried_if_the_first_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_second(source: Source, folder: Path) -> list[Path]:
+        if source.kind == "wheel":
             raise SourceUnavailable(f"{source}: no network")
         return _serve()(source, folder)
 
@@ -123,7 +122,7 @@ def test_the_second_source_is_tried_when_the_first_cannot_be_reached(monkeypatch
     assert cache.status("made-up").source == "npm second@1"
 
 
-def test_all_failures_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_of_all_sources_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def neither(source: object, folder: Path) -> list[Path]:
         raise SourceUnavailable(f"{source}: no network")
 
@@ -133,7 +132,7 @@ def test_all_failures_are_named_in_one_line(tmp_path: Path, monkeypatch: pytest.
     assert _in_cache(tmp_path) == []
 
 
-def test_one_changed_byte_is_found_when_weights_are_loaded_and_fetching_repairs_it(
+def test_changed_byte_is_found_and_repaired_by_fetch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = cache.fetch("made-up")
@@ -152,7 +151,7 @@ def test_one_changed_byte_is_found_when_weights_are_loaded_and_fetching_repairs_
     assert torch.equal(cache.load("made-up")["numbers"], torch.arange(100))
 
 
-def test_a_file_is_hashed_once_while_it_does_not_change(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_file_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
     monkeypatch.setattr(files.hashlib, "file_digest", _counted(files.hashlib.file_digest, hashed))
     cache.fetch("made-up")
@@ -170,14 +169,14 @@ def _counted(function: Any, calls: list[str]) -> Any:
     return counting
 
 
-def test_a_damaged_file_is_named_on_load() -> None:
+def test_truncated_file_is_named() -> None:
     path = cache.fetch("made-up")
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(UserError, match=r"made-up.*damaged"):
         cache.load("made-up")
 
 
-def test_a_lost_file_or_manifest_is_fetched_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_or_manifest_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     monkeypatch.setattr(cache, "fetch_files", _serve(log=log))
     path = cache.fetch("made-up")
@@ -191,7 +190,7 @@ def test_a_lost_file_or_manifest_is_fetched_anew(tmp_path: Path, monkeypatch: py
     assert log.read_text().count("fetched") == 4
 
 
-def test_a_new_revision_is_converted_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_revision_is_converted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     path = cache.fetch("made-up")
     newer = dataclasses.replace(_ASSET, revision=2)
     monkeypatch.setattr(registry, "ASSETS", (newer,))
@@ -200,18 +199,21 @@ def test_a_new_revision_is_converted_anew(monkeypatch: pytest.MonkeyPatch) -> No
     assert json.loads(path.with_name("manifest.json").read_text())["revision"] == 2
 
 
-def test_a_full_disk_installs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(files: list[Path], folder: Path) -> None:
+@pytest.mark.parametrize("during", ["fetch", "conversion"])
+def test_full_disk_installs_nothing(during: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Any, folder: Path) -> Any:
         (folder / "model.safetensors").write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
+    if during == "fetch":
+        monkeypatch.setattr(cache, "fetch_files", full)
     monkeypatch.setitem(convert.CONVERTERS, "made-up", full)
     with pytest.raises(RunError, match=r"made-up.*disk.*full"):
         cache.fetch("made-up")
     assert _in_cache(tmp_path) == []
 
 
-def test_a_data_set_is_a_folder_and_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_set_is_a_folder_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     data_set = dataclasses.replace(_ASSET, converter="copy", file="")
     monkeypatch.setattr(registry, "ASSETS", (data_set,))
     assert (cache.path("made-up") / "numbers.bin").read_bytes() == _CONTENT
@@ -219,7 +221,7 @@ def test_a_data_set_is_a_folder_and_no_weights(monkeypatch: pytest.MonkeyPatch) 
         cache.load("made-up")
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_location_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VAVAE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache.cache_folder() == tmp_path / "xdg" / "vavae"
@@ -238,7 +240,7 @@ def _fetch_and_die() -> None:
     cache.fetch("made-up")
 
 
-def test_a_fetch_killed_half_way_leaves_nothing_that_counts(tmp_path: Path) -> None:
+def test_killed_fetch_leaves_no_asset(tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=_fetch_and_die)
     process.start()
     process.join()
@@ -250,7 +252,7 @@ def test_a_fetch_killed_half_way_leaves_nothing_that_counts(tmp_path: Path) -> N
     assert _in_cache(tmp_path) == ["made-up"]
 
 
-def test_processes_fetch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_processes_fetch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     monkeypatch.setattr(cache, "fetch_files", _serve(log=log, seconds=0.5))
     context = multiprocessing.get_context("fork")

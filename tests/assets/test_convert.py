@@ -1,4 +1,4 @@
-"""Converters on small made-up sources: layouts, folding, and what they refuse to unpickle."""
+"""Converters on small made-up sources: layouts, folding, refused pickles."""
 
 import io
 import pickle
@@ -28,7 +28,7 @@ class _Harmful:
         return _raise, ()
 
 
-def test_lpips_takes_arrays_only(tmp_path: Path) -> None:
+def test_lpips_refuses_code_in_the_pickle(tmp_path: Path) -> None:
     file = tmp_path / "weights.ckpt"
     file.write_bytes(pickle.dumps({"VGG16_0": _Harmful()}))
     with pytest.raises(pickle.UnpicklingError, match="is not a numpy array"):
@@ -36,7 +36,7 @@ def test_lpips_takes_arrays_only(tmp_path: Path) -> None:
 
 
 def test_lpips_layout_and_names(tmp_path: Path) -> None:
-    """A Flax convolution, channels last, equals the converted one, channels first."""
+    """A Flax convolution (channels last) equals the converted one (channels first)."""
     random = np.random.default_rng(0)
     kernels = [random.normal(size=(3, 3, 3, 4)), random.normal(size=(3, 3, 4, 5))]
     backbone = {
@@ -53,15 +53,15 @@ def test_lpips_layout_and_names(tmp_path: Path) -> None:
         + [f"heads.{k}.weight" for k in range(5)]
     )
     image = random.normal(size=(5, 5, 3)).astype(np.float32)
-    centre = np.einsum("hwi,hwio->o", image[1:4, 1:4], kernels[0])
+    center = np.einsum("hwi,hwio->o", image[1:4, 1:4], kernels[0])
     channels_first = torch.from_numpy(image).permute(2, 0, 1)[None]
     found = F.conv2d(channels_first, tensors["features.0.weight"], tensors["features.0.bias"], padding=1)
-    np.testing.assert_allclose(found[0, :, 2, 2].numpy(), centre, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[0, :, 2, 2].numpy(), center, rtol=1e-5, atol=1e-5)
     assert tensors["heads.3.weight"].shape == (1, 7, 1, 1)
     assert (tensors["heads.3.weight"] == 3).all()
 
 
-def test_folding_a_batch_norm_changes_nothing() -> None:
+def test_folded_batch_norm_computes_the_same() -> None:
     torch.manual_seed(0)
     convolution, norm = nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6).eval()
     with torch.no_grad():
@@ -93,7 +93,7 @@ class _Outer(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
-def test_a_torchscript_archive_is_read_as_torch_reads_it(tmp_path: Path) -> None:
+def test_torchscript_archive_equals_torchs_reading(tmp_path: Path) -> None:
     module = torch.jit.script(_Outer())
     file = tmp_path / "module.pt"
     torch.jit.save(module, file)
@@ -105,7 +105,7 @@ def test_a_torchscript_archive_is_read_as_torch_reads_it(tmp_path: Path) -> None
         assert torch.equal(tensors[name], value)
 
 
-def test_a_torchscript_archive_with_anything_else_is_refused(tmp_path: Path) -> None:
+def test_torchscript_archive_with_code_is_refused(tmp_path: Path) -> None:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.writestr("module/data.pkl", pickle.dumps({"net": _Harmful()}))

@@ -33,7 +33,7 @@ class _Hub:
         self.served = served or files
         self.downloads = 0
 
-    def model_info(self, repo_id: str, revision: str, files_metadata: bool) -> SimpleNamespace:
+    def model_info(self, repo_id: str, files_metadata: bool) -> SimpleNamespace:
         assert files_metadata
         siblings = [_sibling(name, content) for name, content in self.files.items()]
         return SimpleNamespace(sha="c0ffee", siblings=siblings, card_data=SimpleNamespace(license="apache-2.0"))
@@ -59,7 +59,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VAVAE_OFFLINE", raising=False)
 
 
-def test_fetched_once_recorded_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_is_fetched_once_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = _use(monkeypatch, _Hub(tmp_path / "hub", _FILES))
     folder = assets.fetch("owner/model")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
@@ -68,7 +68,7 @@ def test_fetched_once_recorded_and_verified(tmp_path: Path, monkeypatch: pytest.
     assert assets.fetch("owner/model") == folder
     assert stand_in.downloads == 1
     status = assets.list_hub_models()[0]
-    assert (status.name, status.licence, status.cached) == ("owner/model", "apache-2.0", True)
+    assert (status.name, status.license, status.cached) == ("owner/model", "apache-2.0", True)
     assert status.source == "hub owner/model@c0ffee"
     (folder / "model.safetensors").write_bytes(b"changed")
     for look in (assets.verify, assets.path):
@@ -81,7 +81,7 @@ def test_fetched_once_recorded_and_verified(tmp_path: Path, monkeypatch: pytest.
     assert stand_in.downloads == 2 and (folder / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_verify_of_all_includes_the_hub(
+def test_verify_includes_hub_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _use(monkeypatch, _Hub(tmp_path / "hub", _FILES))
@@ -105,15 +105,24 @@ def test_damaged_record_counts_as_missing(damage: str, tmp_path: Path, monkeypat
     assert assets.fetch("owner/model") == folder and stand_in.downloads == 2
 
 
+def test_unknown_keys_of_a_record_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = _use(monkeypatch, _Hub(tmp_path / "hub", _FILES))
+    assets.fetch("owner/model")
+    (record,) = (tmp_path / "cache" / "hub").glob("*.json")
+    record.write_text(record.read_text().replace('"license"', '"revision": "main", "other"'))
+    assert assets.fetch("owner/model").is_dir() and stand_in.downloads == 1
+    assert assets.status("owner/model").license == "not stated"
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_other_bytes_than_declared_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_with_another_hash_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _use(monkeypatch, _Hub(tmp_path / "hub", _FILES, _FILES | {name: b"{}"}))
     with pytest.raises(UserError, match=f"owner/model.*{name}.*the hub declares"):
         assets.fetch("owner/model")
     assert not assets.status("owner/model").cached
 
 
-def test_shards_and_old_weights_are_found() -> None:
+def test_shards_and_pytorch_weights_are_found() -> None:
     def needed(*names: str) -> list[str]:
         return [file.rfilename for file in hub._needed_files("o/m", [_sibling(name, b"{}") for name in names])]
 
@@ -131,13 +140,13 @@ def test_shards_and_old_weights_are_found() -> None:
         needed("model.safetensors")
 
 
-def test_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_model_is_not_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAVAE_OFFLINE", "1")
     with pytest.raises(UserError, match="VAVAE_OFFLINE"):
         assets.fetch("owner/model")
 
 
-def test_an_unreachable_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = _use(monkeypatch, _Hub(tmp_path / "hub", _FILES))
 
     def unreachable(*_: object, **__: object) -> None:

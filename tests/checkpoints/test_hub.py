@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from published_files import autoencoder, golden_dit, same_weights, statistics
+from published_files import SMALL, autoencoder, golden_dit, same_weights, statistics
 from standin_hub import StandInHub
 
 import vavae
-from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer, UserError
+from vavae import AutoencoderKL, Generator, LightningDiT, SamplingConfig, Tokenizer, UserError
 from vavae.checkpoints.folder import HubOptions
 from vavae.cli import run
 from vavae.tokenizer import LatentStatistics
@@ -27,13 +27,13 @@ READERS: list[Callable[..., Any]] = [
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
-    return Generator(golden_dit()[0], tokenizer)
+    tokenizer = Tokenizer(autoencoder(SMALL)[0], LatentStatistics.from_dict(statistics(8)))
+    return Generator(golden_dit()[0], tokenizer, sampling=SamplingConfig(steps=3))
 
 
 @pytest.fixture
 def hub(generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandInHub:
-    """me/generator as it is uploaded, with files of the training beside it."""
+    """me/generator as it is uploaded, with files of its training."""
     monkeypatch.chdir(tmp_path)
     hub = StandInHub(tmp_path, monkeypatch)
     folder = hub.repositories / "me" / "generator"
@@ -44,7 +44,7 @@ def hub(generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return hub
 
 
-def test_only_what_is_needed_is_fetched(hub: StandInHub, generator: Generator) -> None:
+def test_only_needed_files_are_fetched(hub: StandInHub, generator: Generator) -> None:
     within = [f"tokenizer/{name}" for name in TOKENIZER]
     wanted = {
         Tokenizer: ["config.json", *within],
@@ -59,7 +59,7 @@ def test_only_what_is_needed_is_fetched(hub: StandInHub, generator: Generator) -
     assert torch.equal(model([3]), generator([3]))
 
 
-def test_an_autoencoder_of_a_pipeline_comes_without_the_rest(hub: StandInHub, generator: Generator) -> None:
+def test_autoencoder_of_a_pipeline_is_fetched_alone(hub: StandInHub, generator: Generator) -> None:
     folder = hub.repositories / "them" / "pipeline"
     generator.tokenizer.save_diffusers(folder / "vae")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
@@ -78,7 +78,7 @@ def test_an_autoencoder_of_a_pipeline_comes_without_the_rest(hub: StandInHub, ge
     assert hub.fetched == ["model_index.json"]
 
 
-def test_a_pipeline_of_ours_and_published_files(hub: StandInHub, generator: Generator) -> None:
+def test_own_pipelines_and_published_files_are_fetched(hub: StandInHub, generator: Generator) -> None:
     generator.save_diffusers(hub.repositories / "me" / "pipeline")
     assert torch.equal(Generator.from_pretrained("me/pipeline")([3]), generator([3]))
     assert not {"pipeline.py", "transformer/lightningdit.py", "README.md"} & set(hub.fetched)
@@ -94,7 +94,7 @@ def test_a_pipeline_of_ours_and_published_files(hub: StandInHub, generator: Gene
     assert Tokenizer.from_pretrained("them/published").statistics.channels == 8
     assert hub.fetched == ["latents_stats.pt", "vavae.pt"]
     torch.save({}, folder / "other.pt")
-    with pytest.raises(UserError, match=r"^them/published: holds several checkpoints \(other\.pt, vavae\.pt\)"):
+    with pytest.raises(UserError, match=r"^them/published: several checkpoints \(other\.pt, vavae\.pt\)"):
         Tokenizer.from_pretrained("them/published")
 
 
@@ -112,14 +112,14 @@ def test_options_reach_the_hub(read: Callable[..., Any], hub: StandInHub, tmp_pa
     assert hub.asked[-1] == wanted and (tmp_path / "there").is_dir()
     read("me/generator", revision="v1", cache_dir=tmp_path / "there", local_files_only=True)
     assert hub.asked[-1]["local_files_only"] is True
-    with pytest.raises(UserError, match=r"^revision: must be that of me/generator@v1, got v2"):
+    with pytest.raises(UserError, match=r"^revision must be v1, as in me/generator@v1, got v2"):
         read("me/generator@v1", revision="v2")
     with pytest.raises(TypeError, match="unexpected keyword argument 'revison'"):
         read("me/generator", revison="v1")
     assert read("me/generator", dtype=torch.bfloat16) is not None
 
 
-def test_every_option_is_one_of_the_hub() -> None:
+def test_options_have_the_hubs_names() -> None:
     import inspect
 
     from huggingface_hub import snapshot_download
@@ -127,18 +127,18 @@ def test_every_option_is_one_of_the_hub() -> None:
     assert set(HubOptions.__annotations__) - {"subfolder"} <= set(inspect.signature(snapshot_download).parameters)
 
 
-def test_a_subfolder_here_and_there(hub: StandInHub, generator: Generator) -> None:
+def test_subfolder_of_a_local_folder_and_of_a_repository(hub: StandInHub, generator: Generator) -> None:
     model = Tokenizer.from_pretrained("me/generator", subfolder="tokenizer")
     assert same_weights(model.autoencoder, generator.tokenizer.autoencoder)
     assert hub.fetched == [f"tokenizer/{name}" for name in TOKENIZER]
     Tokenizer.from_pretrained(hub.repositories / "me/generator", subfolder="tokenizer")
     with pytest.raises(UserError, match=r"^me/generator: no files in absent/$"):
         Tokenizer.from_pretrained("me/generator", subfolder="absent")
-    with pytest.raises(UserError, match="absent: there is no such folder"):
+    with pytest.raises(UserError, match="absent: no such folder"):
         Tokenizer.from_pretrained(hub.repositories / "me/generator", subfolder="absent")
 
 
-def test_without_the_hub_what_was_fetched_is_read(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_files_are_read_without_the_hub(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^model 'me/generator' is not in the cache, and the hub was not reached$"):
         Tokenizer.from_pretrained("me/generator", local_files_only=True)
     Tokenizer.from_pretrained("me/generator")
@@ -152,7 +152,7 @@ def test_without_the_hub_what_was_fetched_is_read(hub: StandInHub, monkeypatch: 
         Generator.from_pretrained("me/generator")
 
 
-def test_a_damaged_copy_in_the_cache_is_refused(hub: StandInHub, generator: Generator) -> None:
+def test_damaged_file_in_the_cache_is_refused(hub: StandInHub, generator: Generator) -> None:
     generator.tokenizer.save_diffusers(hub.repositories / "them" / "vae")
     for name in ("config.json", "diffusion_pytorch_model.safetensors"):
         Tokenizer.from_pretrained("them/vae")
@@ -166,7 +166,7 @@ def test_a_damaged_copy_in_the_cache_is_refused(hub: StandInHub, generator: Gene
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_a_mistyped_folder_is_said_to_be_one(
+def test_mistyped_folder_does_not_reach_the_hub(
     read: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -187,13 +187,13 @@ def test_a_mistyped_folder_is_said_to_be_one(
         with pytest.raises(UserError) as caught:
             read(name)
         message = str(caught.value)
-        assert message.startswith(f"{name}: there is no such file or folder") and len(message) < 120
+        assert message.startswith(f"{name}: no such file or folder") and len(message) < 120
     assert not hub.asked
 
 
-def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reports_a_missing_folder_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["convert", str(tmp_path / "modles/x"), str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == f"vavae: {tmp_path}/modles/x: there is no such file or folder\n"
+    assert capsys.readouterr().err == f"vavae: {tmp_path}/modles/x: no such file or folder\n"
 
 
 @pytest.mark.parametrize(
@@ -209,11 +209,11 @@ def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
 )
 def test_options_without_effect_are_refused(read: Callable[..., Any], options: dict[str, Any]) -> None:
     ((name, value),) = options.items()
-    with pytest.raises(UserError, match=f"^{name}: is for published checkpoints, not for .*demo.*, got {value!r}$"):
+    with pytest.raises(UserError, match=f"^{name} is for published checkpoints, not for .*demo.*, got {value!r}$"):
         read("demo", **options)
 
 
-def test_networks_alone(generator: Generator, tmp_path: Path) -> None:
+def test_networks_are_read_alone(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     assert same_weights(vavae.LightningDiT.from_pretrained(tmp_path), generator.transformer)
     for folder in (tmp_path, tmp_path / "tokenizer"):

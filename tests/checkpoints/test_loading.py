@@ -1,4 +1,4 @@
-"""Published files load as they are, strictly, with a report, and give the published numbers."""
+"""Published files load unchanged, strictly, with a report, and give the published numbers."""
 
 import functools
 import json
@@ -11,6 +11,7 @@ from published_files import (
     GOLDEN,
     MAR_VAE,
     SD_VAE,
+    SMALL,
     VA_VAE,
     autoencoder,
     golden_dit,
@@ -41,7 +42,7 @@ def stats(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["raw", "safetensors", "lightning", "compiled", "half"])
-def test_every_form_of_an_autoencoder_gives_the_same_weights(form: str, tmp_path: Path, stats: Path) -> None:
+def test_forms_of_an_autoencoder_give_the_same_weights(form: str, tmp_path: Path, stats: Path) -> None:
     model, projection = autoencoder()
     path = tmp_path / ("vavae.safetensors" if form == "safetensors" else "vavae.ckpt")
     if form == "safetensors":
@@ -66,19 +67,17 @@ def test_every_form_of_an_autoencoder_gives_the_same_weights(form: str, tmp_path
     assert tokenizer.report.parameters == sum(v.numel() for v in model.state_dict().values())
 
 
-def test_the_report_says_what_was_left_aside_and_why(
-    tmp_path: Path, stats: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_report_lists_ignored_parts_with_reasons(tmp_path: Path, stats: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(lightning_checkpoint(*autoencoder()), tmp_path / "last.ckpt")
     report = Tokenizer.from_pretrained(tmp_path / "last.ckpt", statistics=stats).report
     assert report is not None
-    aside = {part.what: part for part in report.left_aside}
-    assert aside["loss.*"].count == 3
-    assert "discriminator" in aside["loss.*"].why
-    assert "teacher" in aside["foundation_model.*"].why
-    assert "projection" in aside["linear_proj.*"].why
-    assert "optimizer" in aside["optimizer_states"].why
-    assert {"epoch", "loops", "callbacks", "lr_schedulers"} <= aside.keys()
+    ignored = {part.what: part for part in report.ignored}
+    assert ignored["loss.*"].count == 3
+    assert "discriminator" in ignored["loss.*"].why
+    assert "teacher" in ignored["foundation_model.*"].why
+    assert "projection" in ignored["linear_proj.*"].why
+    assert "optimizer" in ignored["optimizer_states"].why
+    assert {"epoch", "loops", "callbacks", "lr_schedulers"} <= ignored.keys()
     assert report.weights == "state_dict"
     assert "left out loss.* (3): discriminator" in str(report)
     assert "left out epoch, global_step, pytorch-lightning_version: not weights" in str(report)
@@ -86,7 +85,7 @@ def test_the_report_says_what_was_left_aside_and_why(
     assert max(len(line) for line in str(report).splitlines()[1:]) <= 80
 
 
-def test_a_published_autoencoder_gives_the_golden_numbers(tmp_path: Path, stats: Path) -> None:
+def test_published_autoencoder_gives_golden_numbers(tmp_path: Path, stats: Path) -> None:
     golden = load_file(GOLDEN / "vae_f16d8.safetensors")
     torch.save(lightning_checkpoint(*autoencoder()), tmp_path / "vavae.ckpt")
     # In float64: these weights amplify rounding.
@@ -99,7 +98,7 @@ def test_a_published_autoencoder_gives_the_golden_numbers(tmp_path: Path, stats:
 
 
 @pytest.mark.parametrize("config", [MAR_VAE, SD_VAE, VA_VAE], ids=["mar", "sd", "va"])
-def test_the_architecture_is_read_from_the_shapes(config: vavae.tokenizer.AutoencoderConfig, tmp_path: Path) -> None:
+def test_architecture_is_read_from_the_shapes(config: vavae.tokenizer.AutoencoderConfig, tmp_path: Path) -> None:
     model, _ = autoencoder(config)
     torch.save({"model": model.state_dict()}, tmp_path / "kl16.ckpt")
     loaded = load_autoencoder(tmp_path / "kl16.ckpt")
@@ -109,14 +108,14 @@ def test_the_architecture_is_read_from_the_shapes(config: vavae.tokenizer.Autoen
 
 
 @pytest.mark.parametrize("channels", [16, 32, 64])
-def test_the_published_autoencoders_are_recognised(channels: int) -> None:
+def test_published_autoencoders_are_recognized(channels: int) -> None:
     shapes = json.loads((GOLDEN / "state_dicts.json").read_text())[f"vavae_f16d{channels}"]["state_dict"]
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if "linear" not in name}
     assert infer_autoencoder(tensors, "golden") == vavae.tokenizer.AutoencoderConfig(latent_channels=channels)
 
 
 @pytest.mark.parametrize("name", ["B/1", "B/2", "L/2", "XL/1", "XL/2", "1p0B/1", "1p0B/2", "1p6B/1", "1p6B/2"])
-def test_the_published_transformers_are_recognised(name: str) -> None:
+def test_published_transformers_are_recognized(name: str) -> None:
     golden = json.loads((GOLDEN / "state_dicts.json").read_text())[f"LightningDiT-{name}"]
     shapes, depth = golden["state_dict"], golden["depth"]
     block = {key: shape for key, shape in shapes.items() if key.startswith("blocks.0.")}
@@ -132,7 +131,7 @@ def test_the_published_transformers_are_recognised(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dit_paper", "dit_qknorm_noshift", "dit_original"])
-def test_a_published_transformer_gives_the_golden_numbers(name: str, tmp_path: Path) -> None:
+def test_published_transformer_gives_golden_numbers(name: str, tmp_path: Path) -> None:
     model, golden = golden_dit(name)
     torch.save(training_checkpoint(model), tmp_path / "0080000.pt")
     # Without a rotary embedding the number of heads does not show.
@@ -144,10 +143,10 @@ def test_a_published_transformer_gives_the_golden_numbers(name: str, tmp_path: P
     torch.testing.assert_close(velocity, golden["velocity"], rtol=1e-5, atol=1e-5)
     assert torch.equal(loaded.model.state_dict()["pos_embed"], model.pos_embed)
     assert loaded.report.weights == "ema"
-    assert {part.what for part in loaded.report.left_aside} == {"model", "opt", "config"}
+    assert {part.what for part in loaded.report.ignored} == {"model", "opt", "config"}
 
 
-def test_a_published_generator_gives_the_golden_samples(tmp_path: Path, stats: Path) -> None:
+def test_published_generator_gives_golden_samples(tmp_path: Path, stats: Path) -> None:
     model, _ = golden_dit()
     golden = load_file(GOLDEN / "dit_paper_samples.safetensors")
     torch.save(training_checkpoint(model), tmp_path / "lightningdit.pt")
@@ -175,7 +174,7 @@ PLAIN = {"mean": torch.zeros(8), "std": torch.ones(8)}
         (None, 3.0, 7.0),
     ],
 )
-def test_latents_are_scaled_as_the_configuration_says(
+def test_latents_are_scaled_by_the_configuration(
     data: dict[str, object] | None, mean: float, std: float, tmp_path: Path
 ) -> None:
     """The published sampler decodes z · std / latent_multiplier + mean, with the statistics of the training latents."""
@@ -186,21 +185,21 @@ def test_latents_are_scaled_as_the_configuration_says(
         content["config"]["data"] = data
         torch.save(PLAIN, tmp_path / "latents_stats.pt")
     torch.save(content, tmp_path / "lightningdit.pt")
-    tokenizer = Tokenizer(autoencoder()[0], own)
+    tokenizer = Tokenizer(autoencoder(SMALL)[0], own)
     generator = Generator.from_pretrained(tmp_path, tokenizer=tokenizer)
     found = generator.tokenizer.statistics
     torch.testing.assert_close((found.mean, found.std), (torch.full((8,), mean), torch.full((8,), std)))
     assert ("latent_multiplier" in str(generator.report)) == (std not in (1.0, 7.0))
-    # Given ones go before those that lie there.
+    # Given statistics take precedence over the ones in the folder.
     given = Generator.from_pretrained(tmp_path, tokenizer=tokenizer, statistics=own).tokenizer.statistics
     factor = 1.0 if data is None or not data.get("latent_norm") else float(str(data.get("latent_multiplier", 0.18215)))
     torch.testing.assert_close((given.mean, given.std), (own.mean, own.std / factor))
 
 
-def test_a_generator_keeps_its_statistics_with_another_tokenizer(tmp_path: Path) -> None:
-    """Those of the latents it was trained on lie in its folder; another tokenizer's own are of other images."""
+def test_generator_keeps_its_statistics_with_another_tokenizer(tmp_path: Path) -> None:
+    """The folder has the statistics of the training; another tokenizer has the ones of other images."""
     trained = LatentStatistics(torch.full((8,), 3.0), torch.full((8,), 7.0))
-    other = Tokenizer(autoencoder()[0], LatentStatistics(torch.zeros(8), torch.ones(8)))
+    other = Tokenizer(autoencoder(SMALL)[0], LatentStatistics(torch.zeros(8), torch.ones(8)))
     Generator(golden_dit()[0], other, trained).save_pretrained(tmp_path)
     read = Generator.from_pretrained(tmp_path, tokenizer=other).tokenizer.statistics
     assert torch.equal(read.mean, trained.mean) and torch.equal(read.std, trained.std)
@@ -208,7 +207,7 @@ def test_a_generator_keeps_its_statistics_with_another_tokenizer(tmp_path: Path)
     assert torch.equal(given.std, other.statistics.std)
 
 
-def test_either_set_of_weights_can_be_asked_for(tmp_path: Path) -> None:
+def test_either_set_of_weights_can_be_chosen(tmp_path: Path) -> None:
     model, _ = golden_dit()
     path = tmp_path / "a.pt"
     torch.save(training_checkpoint(model), path)
@@ -216,14 +215,14 @@ def test_either_set_of_weights_can_be_asked_for(tmp_path: Path) -> None:
     assert all(torch.equal(value, model.state_dict()[name] + 1) for name, value in plain.items())
     torch.save({"ema": dict(model.state_dict())}, path)
     assert same_weights(load_transformer(path).model, model)
-    with pytest.raises(UserError, match="holds no 'model' weights, only ema"):
+    with pytest.raises(UserError, match=r"weights must be one of its sets \(ema\), got model"):
         load_transformer(path, weights="model")
     torch.save(dict(model.state_dict()), path)
-    with pytest.raises(UserError, match="no averaged weights"):
+    with pytest.raises(UserError, match=r"averaged weights .* are missing"):
         load_transformer(path, weights="ema")
 
 
-def test_grids_that_are_not_square_are_recognised(tmp_path: Path) -> None:
+def test_rectangular_grids_are_recognized(tmp_path: Path) -> None:
     model = vavae.LightningDiT(latent_size=(4, 12), patch_size=2, latent_channels=4, width=48, depth=1, heads=2)
     torch.save(model.state_dict(), tmp_path / "wide.pt")
     assert load_transformer(tmp_path / "wide.pt").model.config.latent_hw == (4, 12)
@@ -264,12 +263,13 @@ def test_missing_keys_of_a_transformer_are_named(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["dit_paper", "dit_qknorm_noshift", "dit_original"])
 def test_any_missing_key_of_a_transformer_is_named(name: str) -> None:
-    """Also those that tell which network it is."""
+    """Also the keys that show the architecture."""
     state = golden_dit(name)[0].state_dict()
+    build = functools.cache(vavae.LightningDiT.from_config)
     for key in state:
         rest = {other: value for other, value in state.items() if other != key}
         with pytest.raises(UserError, match=r"missing (.*, )?" + re.escape(key)), torch.device("meta"):
-            load_strictly(vavae.LightningDiT.from_config(infer_transformer(rest, "file", heads=4)), rest, "file")
+            load_strictly(build(infer_transformer(rest, "file", heads=4)), rest, "file")
 
 
 @pytest.mark.parametrize("config", [MAR_VAE, SD_VAE, VA_VAE], ids=["mar", "sd", "va"])
@@ -277,7 +277,7 @@ def test_any_missing_key_of_an_autoencoder_is_named(config: vavae.tokenizer.Auto
     with torch.device("meta"):
         build = functools.cache(vavae.AutoencoderKL.from_config)
         state = build(config).state_dict()
-        for key in state:
+        for key in list(state)[::7]:
             rest = {other: value for other, value in state.items() if other != key}
             with pytest.raises(UserError, match=r"missing (.*, )?" + re.escape(key)):
                 load_strictly(build(infer_autoencoder(rest, "file")), rest, "file")
@@ -295,7 +295,7 @@ def test_any_missing_key_of_an_autoencoder_is_named(config: vavae.tokenizer.Auto
         ("data", "num_classes", 1000),
     ],
 )
-def test_parts_that_the_configuration_speaks_of_must_be_there(
+def test_weights_must_have_the_parts_of_the_configuration(
     section: str, key: str, value: object, tmp_path: Path
 ) -> None:
     content = training_checkpoint(golden_dit()[0])
@@ -318,12 +318,12 @@ def test_extra_keys_are_named(tmp_path: Path) -> None:
         load_transformer(tmp_path / "b.pt")
 
 
-def test_weights_must_be_those_of_the_configuration(tmp_path: Path) -> None:
+def test_weights_must_have_the_size_of_the_configuration(tmp_path: Path) -> None:
     content = training_checkpoint(golden_dit()[0])
     content["config"] = {**content["config"], "model": {"model_type": "LightningDiT-XL/1"}}
     torch.save(content, tmp_path / "a.pt")
     assert "its configuration says XL/1" in str(load_transformer(tmp_path / "a.pt").report)
-    # The last blocks of a file are missing: no gap shows, but the depth is not that of the size.
+    # The last blocks are missing: the numbers have no gap, but the size has another depth.
     short = vavae.LightningDiT.from_size("S/1", depth=2, latent_size=2, latent_channels=4, num_classes=2)
     content = {"ema": dict(short.state_dict()), "config": {"model": {"model_type": "LightningDiT-S/1"}}}
     torch.save(content, tmp_path / "b.pt")
@@ -331,21 +331,21 @@ def test_weights_must_be_those_of_the_configuration(tmp_path: Path) -> None:
         load_transformer(tmp_path / "b.pt")
 
 
-def test_sampling_defaults_that_ours_cannot_do_do_not_keep_weights_from_loading(tmp_path: Path, stats: Path) -> None:
+def test_unknown_sampling_settings_do_not_prevent_loading(tmp_path: Path, stats: Path) -> None:
     content = training_checkpoint(golden_dit()[0])
     content["config"] = {**content["config"], "sample": {"sampling_method": "adams"}}
     torch.save(content, tmp_path / "a.pt")
-    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
+    tokenizer = Tokenizer(autoencoder(SMALL)[0], LatentStatistics.from_dict(statistics(8)))
     generator = Generator.from_pretrained(tmp_path / "a.pt", tokenizer=tokenizer)
     assert generator.sampling == SamplingConfig()
-    assert "sampling defaults are ours: config: sample.sampling_method: 'adams'" in str(generator.report)
+    assert "sampling defaults are ours: config: sample.sampling_method must be" in str(generator.report)
 
 
-def test_statistics_are_asked_for_and_how_to_get_them_is_said(tmp_path: Path, stats: Path) -> None:
-    torch.save(autoencoder()[0].state_dict(), tmp_path / "vavae.pt")
+def test_missing_statistics_are_named_with_a_remedy(tmp_path: Path, stats: Path) -> None:
+    torch.save(autoencoder(SMALL)[0].state_dict(), tmp_path / "vavae.pt")
     with pytest.raises(UserError, match=r"vavae\.pt: comes without the statistics .* latents_stats\.pt .*vavae encode"):
         Tokenizer.from_pretrained(tmp_path / "vavae.pt")
-    # In the folder it is published in, its statistics lie beside it.
+    # The published folder has its statistics.
     assert Tokenizer.from_pretrained(tmp_path).statistics.channels == 8
     given = scaling_statistics(8, 0.18215)
     assert Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics=given).statistics is given
@@ -356,22 +356,22 @@ def test_statistics_are_asked_for_and_how_to_get_them_is_said(tmp_path: Path, st
     with pytest.raises(UserError, match="4 channels do not fit an autoencoder with 8"):
         Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics=stats)
     torch.save({"mean": torch.zeros(8)}, stats)
-    with pytest.raises(UserError, match=r"latents_stats\.pt: holds no tensors 'mean' and 'std'"):
+    with pytest.raises(UserError, match=r"latents_stats\.pt: must have the tensors 'mean' and 'std'"):
         Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics=stats)
     torch.save({"mean": torch.zeros(8), "std": torch.zeros(8)}, stats)
     with pytest.raises(UserError, match=r"latents_stats\.pt: .*positive"):
         Tokenizer.from_pretrained(tmp_path / "vavae.pt", statistics=stats)
 
 
-def test_statistics_are_told_from_checkpoints_by_their_names(tmp_path: Path, stats: Path) -> None:
+def test_statistics_are_recognized_by_name(tmp_path: Path, stats: Path) -> None:
     model = golden_dit()[0]
     torch.save(training_checkpoint(model), tmp_path / "lightningdit_state.pt")
     torch.save(statistics(8), tmp_path / "latents_stats_of_mine.pt")
-    Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8))).save_pretrained(tmp_path / "tokenizer")
+    Tokenizer(autoencoder(SMALL)[0], LatentStatistics.from_dict(statistics(8))).save_pretrained(tmp_path / "tokenizer")
     assert same_weights(Generator.from_pretrained(tmp_path).transformer, model)
 
 
-def test_a_generator_needs_its_tokenizer(tmp_path: Path, stats: Path) -> None:
+def test_published_generator_needs_a_tokenizer(tmp_path: Path, stats: Path) -> None:
     torch.save(golden_dit()[0].state_dict(), tmp_path / "lightningdit.pt")
     with pytest.raises(UserError, match="comes without its tokenizer: pass tokenizer"):
         Generator.from_pretrained(tmp_path / "lightningdit.pt")
@@ -385,15 +385,15 @@ def test_a_generator_needs_its_tokenizer(tmp_path: Path, stats: Path) -> None:
 
 
 def test_wrong_paths_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nothing\.pt: there is no such file or folder"):
+    with pytest.raises(UserError, match=r"nothing\.pt: no such file or folder"):
         Tokenizer.from_pretrained(tmp_path / "nothing.pt")
-    with pytest.raises(UserError, match=r"holds no config\.json, no checkpoint and no latents"):
+    with pytest.raises(UserError, match=r"must have config\.json, a checkpoint or latents"):
         Tokenizer.from_pretrained(tmp_path)
     for name in "ab":
         torch.save({}, tmp_path / f"{name}.pt")
     with pytest.raises(UserError, match="several checkpoints"):
         Generator.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"a\.pt: holds neither an autoencoder nor a LightningDiT; .* nothing"):
+    with pytest.raises(UserError, match=r"a\.pt: must be an autoencoder or a LightningDiT; .* nothing"):
         Tokenizer.from_pretrained(tmp_path / "a.pt")
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="its names begin with fc"):

@@ -142,7 +142,7 @@ def test_a_published_prediction_that_is_unknown_is_refused(capsys: pytest.Captur
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
     assert vavae("convert", "published.pt", "ours", *given) == 2
-    assert "transport.prediction: 'energy' is not one of velocity, noise, score" in capsys.readouterr().err
+    assert "transport.prediction must be one of velocity, noise, score, got energy" in capsys.readouterr().err
 
 
 def test_what_published_files_cannot_say_is_told_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +153,7 @@ def test_what_published_files_cannot_say_is_told_or_refused(capsys: pytest.Captu
     assert Generator.from_pretrained("back").sampling == SamplingConfig("euler", 9)
     written_generator(prediction="data")
     assert vavae("convert", "ours", "refused", "--to", "published") == 2
-    assert "prediction: data; published files know only velocity, noise, score" in capsys.readouterr().err
+    assert "prediction must be one of velocity, noise, score in published files, got data" in capsys.readouterr().err
     assert not Path("refused").exists()
 
 
@@ -178,7 +178,7 @@ def test_options_that_would_change_nothing_are_refused(capsys: pytest.CaptureFix
         (("ours", "out", "--scaling_factor", "2"), "scaling_factor: is for tokenizers"),
         (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--shift_factor", "3"), "shift_factor: goes with a"),
         (("ours", "out", "--heads", "3"), "heads: is for published transformers, not for ours (generator)"),
-        (("dit.pt", "out", *given, "--heads", "3"), "dit.pt: heads: 3 is not what its weights say, 4"),
+        (("dit.pt", "out", *given, "--heads", "3"), "dit.pt: heads must be 4, as its weights show, got 3"),
         (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--heads", "3"), "heads: is for published"),
         (("ours", "out", "--weights", "model"), "weights: is for checkpoints"),
         (("ours/tokenizer", "out", "--weights", "ema"), "weights: is for checkpoints"),
@@ -349,10 +349,10 @@ def test_wrong_calls_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         (("vavae.pt", "full"), "output: full is there already"),
         (("vavae.pt", "out"), "comes without the statistics"),
         (("dit.pt", "out"), "comes without its tokenizer"),
-        (("absent.pt", "out"), "absent.pt: there is no such file"),
+        (("absent.pt", "out"), "absent.pt: no such file"),
         (("vavae.pt", "out", "--statistics", "absent.pt"), "absent.pt: cannot be read"),
         (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--scaling_factor", "1"), "one of statistics and"),
-        (("vavae.pt", "out", "--scaling_factor", "0"), "scaling_factor: 0.0 is not positive"),
+        (("vavae.pt", "out", "--scaling_factor", "0"), "scaling_factor must be positive, got 0.0"),
         (("latents_stats.pt", "out", "--to", "diffusers"), "to: diffusers keeps statistics"),
         (("vavae.pt", "out", "--to", "onnx"), "to"),
     ]:

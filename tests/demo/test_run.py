@@ -145,7 +145,7 @@ def test_samples_do_not_depend_on_the_batch_size(
     assert arrays.shape == (6, 32, 32, 3) and arrays.dtype == np.uint8
     assert np.array_equal(arrays[3], np.asarray(Image.open(tmp_path / "one/000003.png")))
     wrong = vavae("sample", "--generator", generator, "--labels", "[0, 10, 11]", "--output", str(tmp_path / "w"))
-    assert wrong.returncode == 2 and "labels: 11" in wrong.stderr
+    assert wrong.returncode == 2 and "labels must be from 0 to 10, got 11" in wrong.stderr
 
 
 def test_tokenizer_of_another_width_is_refused(

@@ -49,7 +49,7 @@ def test_threads_of_this_process(count: int, text: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("description", ["Made for saliency (not DINOv2)", "Made for saliency (not DINOv2)."])
 def test_note_on_the_teacher(description: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    state: Any = SimpleNamespace(name="dinov2-small-focus", description=description, licence="MIT")
+    state: Any = SimpleNamespace(name="dinov2-small-focus", description=description, license="MIT")
     monkeypatch.setattr(summary.assets, "list_assets", lambda: [state])
     found = summary.teacher_note(Config(), 112)
     assert found == "dinov2-small-focus at 112 px: Made for saliency (not DINOv2). License: MIT"

@@ -1,4 +1,4 @@
-"""Our autoencoder and diffusers', our generator and a DiffusionPipeline: the same weights, the same outputs."""
+"""Our autoencoder and the one of diffusers, our generator and its pipeline: equal weights, equal outputs."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from published_files import MAR_VAE, SD_VAE, VA_VAE, autoencoder, golden_dit, same_weights, statistics
+from published_files import MAR_VAE, SD_VAE, SMALL_F16, VA_VAE, autoencoder, golden_dit, same_weights, statistics
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -37,13 +37,13 @@ def images(side: int = 32) -> Tensor:
     return torch.rand(2, 3, side, 2 * side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def assert_equal_outputs(ours: Tokenizer, theirs: diffusers.AutoencoderKL) -> None:
+def assert_equal_outputs(ours: Tokenizer, other: diffusers.AutoencoderKL) -> None:
     x = images()
     with torch.no_grad():
-        posterior, expected = theirs.encode(x).latent_dist, ours.autoencoder.encode(x)
+        posterior, expected = other.encode(x).latent_dist, ours.autoencoder.encode(x)
         torch.testing.assert_close(posterior.mean, expected.mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(posterior.logvar, expected.logvar, rtol=1e-4, atol=1e-5)
-        decoded = theirs.decode(expected.mean).sample
+        decoded = other.decode(expected.mean).sample
         torch.testing.assert_close(decoded, ours.autoencoder.decode(expected.mean), rtol=1e-4, atol=1e-4)
 
 
@@ -52,23 +52,23 @@ def assert_equal_outputs(ours: Tokenizer, theirs: diffusers.AutoencoderKL) -> No
 )
 def test_autoencoders_give_equal_outputs_both_ways(config: AutoencoderConfig, tmp_path: Path) -> None:
     ours = tokenizer_of(config)
-    ours.save_diffusers(tmp_path / "theirs")
-    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "theirs")
-    assert_equal_outputs(ours, theirs)
-    assert same_weights(ours.to_diffusers(), theirs)
+    ours.save_diffusers(tmp_path / "diffusers")
+    other = diffusers.AutoencoderKL.from_pretrained(tmp_path / "diffusers")
+    assert_equal_outputs(ours, other)
+    assert same_weights(ours.to_diffusers(), other)
 
-    theirs.save_pretrained(tmp_path / "again")  # as diffusers writes it
+    other.save_pretrained(tmp_path / "again")  # as diffusers writes it
     back = Tokenizer.from_pretrained(tmp_path / "again")
     assert back.autoencoder.config == config
     assert same_weights(back.autoencoder, ours.autoencoder)
     assert torch.equal(back.statistics.mean, ours.statistics.mean)
     assert torch.equal(back.statistics.std, ours.statistics.std)
-    assert same_weights(Tokenizer.from_diffusers(theirs).autoencoder, ours.autoencoder)
+    assert same_weights(Tokenizer.from_diffusers(other).autoencoder, ours.autoencoder)
 
 
-def test_an_autoencoder_made_by_diffusers_loads_here() -> None:
+def test_autoencoder_of_diffusers_loads() -> None:
     torch.manual_seed(0)
-    theirs = diffusers.AutoencoderKL(
+    other = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(32, 64, 64),
@@ -77,30 +77,30 @@ def test_an_autoencoder_made_by_diffusers_loads_here() -> None:
         scaling_factor=0.5,
         shift_factor=0.25,
     ).eval()
-    ours = Tokenizer.from_diffusers(theirs)
-    assert_equal_outputs(ours, theirs)
+    ours = Tokenizer.from_diffusers(other)
+    assert_equal_outputs(ours, other)
     latents = torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(ours.statistics.normalize(latents), (latents - 0.25) * 0.5)
 
 
-def test_a_factor_comes_on_top_of_means_and_deviations() -> None:
-    """As diffusers' SDXL pipelines compute: latents · std / scaling_factor + mean is what the decoder takes."""
+def test_factor_multiplies_means_and_deviations() -> None:
+    """As in diffusers' SDXL pipelines, the decoder gets latents · std / scaling_factor + mean."""
     mean, std, factor = (0.5, -1.0, 2.0, 0.0), (1.0, 2.0, 4.0, 8.0), 0.5
-    theirs = diffusers.AutoencoderKL(
+    other = diffusers.AutoencoderKL(
         block_out_channels=(32,), latent_channels=4, scaling_factor=factor, latents_mean=mean, latents_std=std
     )
-    ours = Tokenizer.from_diffusers(theirs)
+    ours = Tokenizer.from_diffusers(other)
     latents = torch.randn(2, 4, 3, 3)
     expected = latents * torch.tensor(std).view(1, -1, 1, 1) / factor + torch.tensor(mean).view(1, -1, 1, 1)
     torch.testing.assert_close(ours.statistics.denormalize(latents), expected)
-    # What is written says the same once, whichever of the two forms a reader understands.
+    # The factor is written once, into the deviations.
     config = diffusers_config(ours.autoencoder.config, ours.statistics)
     assert config["scaling_factor"] == 1.0
     torch.testing.assert_close(torch.tensor(config["latents_std"]), torch.tensor(std) / factor)
 
 
 def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As SD-VAE is published: saved by an early diffusers."""
+    """Return the names of the published SD-VAE, which an early diffusers saved."""
     renamed = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     result = {}
     for name, value in state.items():
@@ -111,17 +111,17 @@ def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("stated", [True, False])
-def test_sd_vae_as_it_is_published(stated: bool, tmp_path: Path) -> None:
+def test_published_sd_vae_loads(stated: bool, tmp_path: Path) -> None:
     model, _ = autoencoder(SD_VAE)
     config = diffusers_config(SD_VAE, scaling_statistics(4, 0.18215))
     assert config["scaling_factor"] == 0.18215
     assert config["shift_factor"] is None
-    assert "latents_mean" not in config and "latents_std" not in config  # a factor would come on top of them
-    if not stated:  # its configuration says nothing, and diffusers then takes the same number
+    assert "latents_mean" not in config and "latents_std" not in config  # diffusers would multiply them
+    if not stated:  # the default of diffusers is the same number
         del config["scaling_factor"]
-    theirs = diffusers.AutoencoderKL.from_config(config)
+    other = diffusers.AutoencoderKL.from_config(config)
     names = Tokenizer(model, scaling_statistics(4, 0.18215)).to_diffusers().state_dict()
-    theirs.load_state_dict(names)
+    other.load_state_dict(names)
     save_file(old_names(names), tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     for path in (tmp_path, tmp_path / "diffusion_pytorch_model.safetensors"):
@@ -131,26 +131,26 @@ def test_sd_vae_as_it_is_published(stated: bool, tmp_path: Path) -> None:
         assert same_weights(tokenizer.autoencoder, model)
         latents = torch.randn(1, 4, 2, 2)
         torch.testing.assert_close(tokenizer.statistics.normalize(latents), latents * 0.18215)
-        # The golden weights amplify rounding; single blocks agree as the other tests show.
+        # The golden weights amplify rounding.
         with torch.no_grad():
-            decoded, expected = theirs.decode(latents).sample, tokenizer.autoencoder.decode(latents)
+            decoded, expected = other.decode(latents).sample, tokenizer.autoencoder.decode(latents)
         assert (decoded - expected).norm() < 1e-3 * expected.norm()
     torch.save(old_names(names), tmp_path / "diffusion_pytorch_model.bin")
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     assert same_weights(Tokenizer.from_pretrained(tmp_path).autoencoder, model)
 
 
-def test_an_autoencoder_without_quant_conv_gets_identities(tmp_path: Path) -> None:
+def test_missing_quant_conv_becomes_an_identity(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = diffusers.AutoencoderKL(block_out_channels=(32,), use_quant_conv=False, use_post_quant_conv=False).eval()
-    theirs.save_pretrained(tmp_path)
+    other = diffusers.AutoencoderKL(block_out_channels=(32,), use_quant_conv=False, use_post_quant_conv=False).eval()
+    other.save_pretrained(tmp_path)
     ours = Tokenizer.from_pretrained(tmp_path)
-    assert_equal_outputs(ours, theirs)
+    assert_equal_outputs(ours, other)
     assert ours.report is not None
     assert "identities were added" in str(ours.report)
 
 
-def test_what_either_side_cannot_do_is_refused(tmp_path: Path) -> None:
+def test_unsupported_autoencoders_are_refused(tmp_path: Path) -> None:
     for config in (
         AutoencoderConfig(4, 32, (2, 2), attention_levels=()),
         AutoencoderConfig(4, 16, (1, 2), attention_levels=()),
@@ -158,7 +158,7 @@ def test_what_either_side_cannot_do_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="diffusers cannot build"):
             tokenizer_of(config).save_diffusers(tmp_path / "no")
     diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=8).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"config\.json: norm_num_groups is 8; only 32"):
+    with pytest.raises(UserError, match=r"config\.json: norm_num_groups must be 32, got 8"):
         Tokenizer.from_pretrained(tmp_path)
     diffusers.AutoencoderKL(block_out_channels=(32,), mid_block_add_attention=False).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"missing .*mid\.attn_1"):
@@ -175,7 +175,7 @@ def generator(sampling: SamplingConfig | None = None, **shape: object) -> Genera
             torch.nn.init.normal_(parameter, std=0.1)
     sampling = sampling or SamplingConfig(steps=12, guidance_scale=2.5, guidance_start=0.2, guidance_stop=0.9)
     names = [f"class {i}" for i in range(model.config.num_classes)]
-    return Generator(model, tokenizer_of(VA_VAE), sampling=sampling, class_names=names)
+    return Generator(model, tokenizer_of(SMALL_F16), sampling=sampling, class_names=names)
 
 
 RUN = """
@@ -210,7 +210,8 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_exported_generators_run_in_diffusers_alone(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_exported_generators_run_without_this_package(tmp_path: Path) -> None:
     few = SamplingConfig(steps=8, guidance_scale=3.0, guidance_channels=3, shift=0.0)
     generators = {"square": generator(), "wide": generator(few, latent_size=(2, 4))}
     labels = [2, 0]
@@ -223,21 +224,21 @@ def test_exported_generators_run_in_diffusers_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RUN, *(str(tmp_path / name) for name in generators)]
     subprocess.run(command, check=True, env=environment, capture_output=True)
     for name, ours in generators.items():
-        theirs = torch.load(tmp_path / name / "result.pt", weights_only=False)
-        assert theirs["imported"] == []
+        other = torch.load(tmp_path / name / "result.pt", weights_only=False)
+        assert other["imported"] == []
         latents = ours.latents(labels, seed=3, indices=[4, 9])
-        torch.testing.assert_close(theirs["latents"], latents, rtol=1e-4, atol=1e-5)
-        assert torch.equal(theirs["by_name"], theirs["latents"])
+        torch.testing.assert_close(other["latents"], latents, rtol=1e-4, atol=1e-5)
+        assert torch.equal(other["by_name"], other["latents"])
         images = ours(labels, seed=3, indices=[4, 9])
-        torch.testing.assert_close(theirs["images"] * 2 - 1, images, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(other["images"] * 2 - 1, images, rtol=1e-4, atol=1e-4)
         unguided = SamplingConfig(steps=ours.sampling.steps, shift=ours.sampling.shift)
-        torch.testing.assert_close(theirs["plain"], ours.latents(labels, 3, [4, 9], unguided), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other["plain"], ours.latents(labels, 3, [4, 9], unguided), rtol=1e-4, atol=1e-5)
         height, width = (16 * side for side in ours.latent_shape[1:])
-        assert theirs["drawn"].shape == (1, height, width, 3)
-        assert theirs["pil"] == (width, height)
+        assert other["drawn"].shape == (1, height, width, 3)
+        assert other["pil"] == (width, height)
 
 
-def test_an_exported_generator_comes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_exported_generator_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     ours = generator()
     ours.save_diffusers(tmp_path)
     back = Generator.from_pretrained(tmp_path)
@@ -248,22 +249,22 @@ def test_an_exported_generator_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert back.sampling == ours.sampling
     assert back.class_names == ours.class_names
     assert torch.equal(back([1, 2]), ours([1, 2]))
-    # A pipeline's folder is a tokenizer too.
+    # The tokenizer can be read from the pipeline's folder.
     assert same_weights(Tokenizer.from_pretrained(tmp_path).autoencoder, ours.tokenizer.autoencoder)
 
 
 def test_exported_configuration_is_read(tmp_path: Path) -> None:
-    """Neither the label dropout nor the positions show in the weights; without rotary embedding nor do the heads."""
+    """Label dropout and positions do not show in the weights; without rotary embedding, the heads do not either."""
     ours = generator(latent_size=8, depth=1, heads=3, rope=False, label_dropout=0.0, positions="interpolate")
     ours.save_diffusers(tmp_path)
     assert Generator.from_pretrained(tmp_path).transformer.config == ours.transformer.config
     path = tmp_path / "transformer" / "config.json"
     path.write_text(path.read_text().replace('"depth": 1', '"depth": 2'))
-    with pytest.raises(UserError, match="the weights are of depth 1; the configuration says 2"):
+    with pytest.raises(UserError, match="its weights have depth 1, its configuration says 2"):
         Generator.from_pretrained(tmp_path)
 
 
-def test_the_exported_code_is_that_of_the_room(tmp_path: Path) -> None:
+def test_exported_code_has_all_modules_of_the_network(tmp_path: Path) -> None:
     source = transformer_source()
     assert "import vavae" not in source
     assert "from vavae" not in source
@@ -277,8 +278,8 @@ def test_the_exported_code_is_that_of_the_room(tmp_path: Path) -> None:
     assert all(name.startswith("network.") for name in names)
 
 
-def test_paths_that_diffusers_cannot_run_are_refused(tmp_path: Path) -> None:
+def test_path_without_a_scheduler_is_refused(tmp_path: Path) -> None:
     ours = generator()
     ours.path = "vp"
-    with pytest.raises(UserError, match="path: vp does not run from time 0 to 1"):
+    with pytest.raises(UserError, match="path must run from time 0 to 1 for the scheduler of diffusers, got vp"):
         ours.save_diffusers(tmp_path)

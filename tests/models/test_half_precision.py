@@ -1,4 +1,4 @@
-"""Weights held in half precision: encoding, decoding and sampling work, and what comes out is float32."""
+"""Weights in half precision: encoding, decoding and sampling work, and outputs are float32."""
 
 from pathlib import Path
 
@@ -7,27 +7,27 @@ import torch
 
 from vavae import AutoencoderKL, Generator, LightningDiT, SamplingConfig, Tokenizer, UserError
 
-FEW = SamplingConfig(steps=4, guidance_scale=2.0)
+FEW = SamplingConfig(steps=3, guidance_scale=2.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_images_are_nearly_the_same(dtype: torch.dtype) -> None:
+def test_half_precision_changes_images_little(dtype: torch.dtype) -> None:
     whole, half = Generator.from_pretrained("demo"), Generator.from_pretrained("demo", dtype=dtype)
     assert half.dtype == half.tokenizer.dtype == dtype
     assert all(weight.dtype == dtype for weight in half.transformer.parameters())
     assert half.transformer.pos_embed.dtype == torch.float32
-    expected = whole.latents([1, 3], sampling=FEW)
-    latents = half.latents([1, 3], sampling=FEW)
+    expected = whole.latents([3], sampling=FEW)
+    latents = half.latents([3], sampling=FEW)
     images = half.tokenizer.decode(latents)
     again = half.tokenizer.encode(images)
     assert latents.dtype == images.dtype == again.dtype == torch.float32
     assert (latents - expected).abs().mean() < 0.03 * expected.abs().mean()
     assert (images - whole.tokenizer.decode(latents)).abs().mean() < 0.02
     assert (again - whole.tokenizer.encode(images)).abs().mean() < 0.05
-    assert half([1, 3], sampling=FEW, size=(24, 32)).isfinite().all()
+    assert half([3], sampling=FEW, size=(24, 32)).isfinite().all()
 
 
-def test_networks_alone_compute_in_their_own_type() -> None:
+def test_networks_compute_in_their_own_type() -> None:
     network = LightningDiT.from_pretrained("demo", dtype=torch.bfloat16)
     whole = LightningDiT.from_pretrained("demo")
     x, t, y = torch.randn(2, 16, 8, 8), torch.tensor([0.3, 0.6]), torch.tensor([1, 2])
@@ -40,17 +40,17 @@ def test_networks_alone_compute_in_their_own_type() -> None:
         assert AutoencoderKL.from_pretrained("demo", dtype=torch.bfloat16)(images).dtype == torch.bfloat16
 
 
-def test_a_tokenizer_that_is_given_stays_as_it_is() -> None:
+def test_given_tokenizer_keeps_its_type() -> None:
     tokenizer = Tokenizer.from_pretrained("demo")
     assert Generator.from_pretrained("demo", tokenizer=tokenizer, dtype=torch.bfloat16).tokenizer.dtype == torch.float32
 
 
 def test_other_types_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="dtype: must be float32, float16 or bfloat16, got int8"):
+    with pytest.raises(UserError, match="dtype must be float32, float16 or bfloat16, got int8"):
         Tokenizer.from_pretrained("demo", dtype=torch.int8)
     tokenizer = Tokenizer.from_pretrained("demo")
     with torch.no_grad():
         tokenizer.autoencoder.encoder.conv_in.weight[0, 0, 0, 0] = 1e5
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"encoder\.conv_in\.weight is too large for float16; bfloat16 holds it"):
+    with pytest.raises(UserError, match=r"encoder\.conv_in\.weight is too large for float16; take bfloat16"):
         Tokenizer.from_pretrained(tmp_path, dtype=torch.float16)

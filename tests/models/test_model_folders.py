@@ -1,4 +1,4 @@
-"""Folders of tokenizers and generators, the hub, and what a generator draws."""
+"""Folders of tokenizers and generators, uploads to the hub, and samples of a generator."""
 
 import dataclasses
 import errno
@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from published_files import autoencoder, golden_dit, same_weights, statistics
+from published_files import SMALL_F16, autoencoder, golden_dit, same_weights, statistics
 
 from vavae.checkpoints import folder
 from vavae.errors import UserError
 from vavae.flow import SOLVERS
 from vavae.models import Generator, SamplingConfig, Tokenizer
-from vavae.tokenizer import LatentStatistics
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT
 
 FEW = SamplingConfig(steps=6, guidance_scale=2.0)
@@ -27,11 +27,19 @@ FEW = SamplingConfig(steps=6, guidance_scale=2.0)
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     torch.manual_seed(0)
-    tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)), {"teacher": "none"})
+    tokenizer = Tokenizer(autoencoder(SMALL_F16)[0], LatentStatistics.from_dict(statistics(8)), {"teacher": "none"})
     return Generator(golden_dit()[0], tokenizer, sampling=FEW, class_names=list("abcdefghij"), provenance={"seed": 7})
 
 
-def test_a_folder_holds_everything(generator: Generator, tmp_path: Path) -> None:
+def small_generator() -> Generator:
+    torch.manual_seed(0)
+    shape = AutoencoderConfig(4, 32, (1, 2), blocks_per_level=1, attention_levels=())
+    tokenizer = Tokenizer(AutoencoderKL.from_config(shape), LatentStatistics.from_dict(statistics(4)))
+    transformer = LightningDiT(latent_size=4, latent_channels=4, width=32, depth=1, heads=2, num_classes=10)
+    return Generator(transformer, tokenizer, sampling=SamplingConfig(steps=2))
+
+
+def test_folder_has_all_parts(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md", "tokenizer"}
     assert (tmp_path / "tokenizer" / "statistics.safetensors").is_file()
@@ -52,40 +60,38 @@ def test_a_folder_holds_everything(generator: Generator, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_stored_in_half_the_space_are_read_as_float32(
-    generator: Generator, tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_half_precision_files_are_read_as_float32(generator: Generator, tmp_path: Path, dtype: torch.dtype) -> None:
     generator.save_pretrained(tmp_path / "half", dtype)
     generator.save_pretrained(tmp_path / "whole")
     sizes = [sum(f.stat().st_size for f in (tmp_path / n).rglob("model.safetensors")) for n in ("half", "whole")]
     assert sizes[0] < 0.51 * sizes[1]
     back = Generator.from_pretrained(tmp_path / "half")
     pairs = ((back.transformer, generator.transformer), (back.tokenizer.autoencoder, generator.tokenizer.autoencoder))
-    for ours, theirs in pairs:
-        for (name, value), expected in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+    for read, saved in pairs:
+        for (name, value), expected in zip(read.state_dict().items(), saved.state_dict().values(), strict=True):
             assert value.dtype == torch.float32 and torch.equal(value, expected.to(dtype).float()), name
     assert torch.equal(back.tokenizer.statistics.mean, generator.tokenizer.statistics.mean)
 
 
-def test_weights_too_large_for_a_stored_type_are_refused(generator: Generator, tmp_path: Path) -> None:
-    tokenizer = Tokenizer(autoencoder()[0], generator.tokenizer.statistics)
+def test_weights_too_large_for_the_stored_type_are_refused(generator: Generator, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(autoencoder(SMALL_F16)[0], generator.tokenizer.statistics)
     with torch.no_grad():
         tokenizer.autoencoder.encoder.conv_in.weight[0, 0, 0, 0] = 1e5
-    with pytest.raises(UserError, match=r"encoder\.conv_in\.weight is too large for float16; bfloat16"):
+    with pytest.raises(UserError, match=r"encoder\.conv_in\.weight is too large for float16; take bfloat16"):
         Generator(generator.transformer, tokenizer).save_pretrained(tmp_path, torch.float16)
     assert list(tmp_path.iterdir()) == []
     tokenizer.save_pretrained(tmp_path, torch.bfloat16)
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == (tmp_path / "README.md").stat().st_mode & 0o777
 
 
-def test_a_generator_folder_is_its_tokenizers_too(generator: Generator, tmp_path: Path) -> None:
+def test_tokenizer_is_read_from_a_generators_folder(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     assert same_weights(tokenizer.autoencoder, generator.tokenizer.autoencoder)
     assert torch.equal(tokenizer.statistics.std, generator.tokenizer.statistics.std)
 
 
-def test_another_tokenizer_or_other_statistics_can_be_given(generator: Generator, tmp_path: Path) -> None:
+def test_other_tokenizer_or_statistics_can_be_given(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     other = LatentStatistics(torch.zeros(8), torch.full((8,), 2.0))
     back = Generator.from_pretrained(tmp_path, statistics=other)
@@ -94,7 +100,7 @@ def test_another_tokenizer_or_other_statistics_can_be_given(generator: Generator
     assert Generator.from_pretrained(tmp_path, tokenizer=generator.tokenizer).tokenizer is generator.tokenizer
 
 
-def test_damaged_folders_are_named(generator: Generator, tmp_path: Path) -> None:
+def test_damaged_folder_is_named(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     path = tmp_path / "tokenizer" / "statistics.safetensors"
     content = path.read_bytes()
@@ -111,7 +117,7 @@ def test_damaged_folders_are_named(generator: Generator, tmp_path: Path) -> None
     with pytest.raises(UserError, match="wide"):
         Generator.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "other"}))
-    with pytest.raises(UserError, match="is of other"):
+    with pytest.raises(UserError, match="must describe a tokenizer, a generator or an AutoencoderKL, got other"):
         Generator.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is damaged: not JSON"):
@@ -120,7 +126,7 @@ def test_damaged_folders_are_named(generator: Generator, tmp_path: Path) -> None
         Generator.from_pretrained(tmp_path / "tokenizer")
 
 
-def test_class_names_that_are_none(generator: Generator, tmp_path: Path) -> None:
+def test_class_names_must_be_a_list_of_names(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     folder.write_json(tmp_path / "config.json", folder.signed(tmp_path, {**config, "class_names": None}))
@@ -131,7 +137,7 @@ def test_class_names_that_are_none(generator: Generator, tmp_path: Path) -> None
             Generator.from_pretrained(tmp_path)
 
 
-def test_a_published_tokenizer_and_its_statistics_can_be_given(generator: Generator, tmp_path: Path) -> None:
+def test_published_tokenizer_and_statistics_can_be_given(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path / "generator")
     torch.save(generator.tokenizer.autoencoder.state_dict(), tmp_path / "vavae.pt")
     torch.save(statistics(8), tmp_path / "latents_stats.pt")
@@ -141,32 +147,31 @@ def test_a_published_tokenizer_and_its_statistics_can_be_given(generator: Genera
     assert torch.equal(back([3]), generator([3]))
 
 
-def test_a_missing_part_is_not_looked_for_on_the_hub(
+def test_missing_part_is_not_fetched_from_the_hub(
     generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`br/tokenizer` is the name of a repository too."""
+    """`br/tokenizer` could also be a repository."""
 
     def fetch(repository: str, **options: Any) -> str:
-        raise AssertionError(f"{repository} was asked for")
+        raise AssertionError(f"{repository} was fetched")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     monkeypatch.chdir(tmp_path)
     generator.save_pretrained("br")
     shutil.rmtree("br/tokenizer")
     for model in (Generator, Tokenizer):
-        with pytest.raises(UserError, match=r"^br/tokenizer: there is no such folder, and br is incomplete"):
+        with pytest.raises(UserError, match=r"^br/tokenizer: no such folder; br is incomplete"):
             model.from_pretrained("br")
     generator.save_diffusers("pipe")
     shutil.rmtree("pipe/vae")
-    with pytest.raises(UserError, match=r"^pipe/vae: there is no such folder"):
+    with pytest.raises(UserError, match=r"^pipe/vae: no such folder"):
         Generator.from_pretrained("pipe")
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_a_folder_that_a_kill_left_is_never_taken_for_a_model(
-    older: bool, generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Stopped before each file in turn: whoever looks for `config.json` finds none, and no loader makes do without."""
+def test_killed_save_is_not_taken_for_a_model(older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that stops before each file in turn leaves no `config.json`, and every loader needs that file."""
+    generator = small_generator()
     torch.manual_seed(1)
     other = Generator(LightningDiT.from_config(generator.transformer.config), generator.tokenizer, sampling=FEW)
     writes = {"tensors": folder.write_tensors, "json": folder.write_json}
@@ -194,20 +199,20 @@ def test_a_folder_that_a_kill_left_is_never_taken_for_a_model(
                 generator.save_pretrained(here)
         assert not (here / "config.json").exists()
         assert (here / "tokenizer/config.json").exists() == (written > 2)
-        with pytest.raises(UserError, match=f"^{re.escape(str(here))}: was not written to its end; write it again"):
+        with pytest.raises(UserError, match=f"^{re.escape(str(here))}: was not completely written; write it again"):
             Generator.from_pretrained(here)
         if written <= 2 and (here / "tokenizer").exists():
-            with pytest.raises(UserError, match="was not written to its end"):
+            with pytest.raises(UserError, match="was not completely written"):
                 Tokenizer.from_pretrained(here / "tokenizer")
         generator.save_pretrained(here)
         assert torch.equal(Generator.from_pretrained(here)([3]), generator([3]))
         assert not list(here.rglob(".*"))
 
 
-def test_a_refusal_leaves_an_older_folder_as_it_was(generator: Generator, tmp_path: Path) -> None:
+def test_refused_save_leaves_an_older_folder_unchanged(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    tokenizer = Tokenizer(autoencoder()[0], generator.tokenizer.statistics)
+    tokenizer = Tokenizer(autoencoder(SMALL_F16)[0], generator.tokenizer.statistics)
     with torch.no_grad():
         tokenizer.autoencoder.encoder.conv_in.weight[0, 0, 0, 0] = 1e5
     with pytest.raises(UserError, match="too large for float16"):
@@ -215,7 +220,9 @@ def test_a_refusal_leaves_an_older_folder_as_it_was(generator: Generator, tmp_pa
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_half_written_pipeline_is_none(generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_written_pipeline_is_refused(
+    generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator.save_diffusers(tmp_path)
 
     def killed(*arguments: Any) -> None:
@@ -226,18 +233,18 @@ def test_a_half_written_pipeline_is_none(generator: Generator, tmp_path: Path, m
         with pytest.raises(KeyboardInterrupt):
             generator.save_diffusers(tmp_path)
     assert not (tmp_path / "model_index.json").exists() and not (tmp_path / "vae/config.json").exists()
-    with pytest.raises(UserError, match=r"holds no config\.json"):
+    with pytest.raises(UserError, match=r"must have config\.json"):
         Generator.from_pretrained(tmp_path)
 
 
-def test_an_unknown_mode_of_encoding_is_named(generator: Generator) -> None:
+def test_unknown_mode_of_encoding_is_named(generator: Generator) -> None:
     images = torch.zeros(1, 3, 32, 32)
-    with pytest.raises(UserError, match=r"^mode: 'mode' is neither 'mean' nor 'sample'"):
+    with pytest.raises(UserError, match=r"^mode must be 'mean' or 'sample', got 'mode'"):
         generator.tokenizer.encode(images, mode="mode")  # type: ignore[arg-type]
 
 
 class FakeHub:
-    """Stands for huggingface_hub.HfApi; keeps a copy of what is uploaded."""
+    """A stand-in for huggingface_hub.HfApi that keeps the uploaded files."""
 
     calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
     files: ClassVar[dict[str, bytes]] = {}
@@ -271,7 +278,7 @@ def test_push_to_hub_uploads_the_folder(generator: Generator, monkeypatch: pytes
     for name, content in FakeHub.files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    # What is fetched from the hub is the folder that was uploaded.
+    # The hub serves the uploaded folder.
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: str(tmp_path))
     back = Generator.from_pretrained("me/generator")
     assert same_weights(back.transformer, generator.transformer)
@@ -280,7 +287,7 @@ def test_push_to_hub_uploads_the_folder(generator: Generator, monkeypatch: pytes
     assert set(FakeHub.files) == {"config.json", "model.safetensors", "statistics.safetensors", "README.md"}
 
 
-def test_a_refusal_of_the_hub_is_one_line(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_of_the_hub_is_one_line(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing(FakeHub):
         def create_repo(self, repo_id: str, **options: Any) -> str:
             raise OSError("no\nnetwork")
@@ -291,7 +298,7 @@ def test_a_refusal_of_the_hub_is_one_line(generator: Generator, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_sample_is_a_function_of_seed_index_and_label(solver: str, generator: Generator) -> None:
+def test_sample_is_a_function_of_seed_index_and_label(solver: str, generator: Generator) -> None:
     sampling = dataclasses.replace(FEW, solver=solver)
     together = generator.latents([4, 1, 7], seed=5, sampling=sampling)
     alone = generator.latents([7], seed=5, indices=[2], sampling=sampling)
@@ -302,23 +309,22 @@ def test_a_sample_is_a_function_of_seed_index_and_label(solver: str, generator: 
     assert not torch.allclose(together, generator.latents([4, 1, 7], seed=6, sampling=sampling), atol=0.1)
 
 
-def test_the_stochastic_solver_adds_noise(generator: Generator) -> None:
+def test_stochastic_solver_adds_noise(generator: Generator) -> None:
     plain = generator.latents([1], sampling=FEW)
     noisy = generator.latents([1], sampling=dataclasses.replace(FEW, solver="euler_maruyama"))
     assert (plain - noisy).abs().mean() > 0.05
 
 
-def test_other_sizes(generator: Generator, tmp_path: Path) -> None:
+def test_samples_of_other_sizes(generator: Generator, tmp_path: Path) -> None:
     images = generator([1, 2], size=(32, 96))
     assert images.shape == (2, 3, 32, 96)
     for size in ((64, 64), 64, generator.image_size):
         assert torch.equal(generator([1], size=size), generator([1]))
-    # A sample of another size is a function of seed and index too.
-    # (Latents: the golden decoder amplifies rounding.)
+    # Latents, since the golden decoder amplifies rounding.
     alone, both = (generator.latents(labels, indices=labels, size=(32, 96)) for labels in ([2], [1, 2]))
     torch.testing.assert_close(alone, both[1:], rtol=1e-4, atol=1e-4)
     for size in ((30, 64), (0, 64), 30, -16):
-        with pytest.raises(UserError, match=r"size: .* in multiples of 16"):
+        with pytest.raises(UserError, match=r"size must be .* in multiples of 16"):
             generator([1], size=size)
     with pytest.raises(UserError, match=r"size must be a number or \[height, width\], got \[64\]"):
         generator([1], size=(64,))  # type: ignore[arg-type]
@@ -329,7 +335,7 @@ def test_other_sizes(generator: Generator, tmp_path: Path) -> None:
     assert torch.equal(interpolated([1]), recomputed([1]))
 
 
-def test_autoguidance_moves_away_from_a_weaker_network(generator: Generator) -> None:
+def test_autoguidance_changes_samples(generator: Generator) -> None:
     same = generator.latents([1], weak_model=generator.transformer)
     torch.testing.assert_close(same, generator.latents([1], sampling=dataclasses.replace(FEW, guidance_scale=1.0)))
     weak = LightningDiT.from_config(generator.transformer.config)
@@ -342,41 +348,25 @@ INTERVAL = "guidance_start, guidance_stop must be an interval within 0 (noise) t
 @pytest.mark.parametrize(
     ("name", "value", "named"),
     [
-        ("steps", 1, "steps: 1"),
-        ("shift", -0.1, "shift: -0.1"),
-        ("shift", math.nan, "shift: nan"),
-        ("guidance_scale", -1.0, "guidance_scale: -1.0"),
-        ("guidance_scale", math.inf, "guidance_scale: inf"),
-        (
-            "guidance_start",
-            7.0,
-            f"{INTERVAL} 7.0 to 1.0",
-        ),
-        (
-            "guidance_start",
-            -0.1,
-            f"{INTERVAL} -0.1 to 1.0",
-        ),
-        (
-            "guidance_stop",
-            0.1,
-            f"{INTERVAL} 0.125 to 0.1",
-        ),
-        (
-            "guidance_stop",
-            1.5,
-            f"{INTERVAL} 0.125 to 1.5",
-        ),
-        ("guidance_channels", -1, "guidance_channels: -1"),
+        ("steps", 1, "steps must be at least 2 grid points, got 1"),
+        ("shift", -0.1, "shift must be a number from 0 to 10,000, got -0.1"),
+        ("shift", math.nan, "shift must be a number from 0 to 10,000, got nan"),
+        ("guidance_scale", -1.0, "guidance_scale must be a number from 0 to 10,000, got -1.0"),
+        ("guidance_scale", math.inf, "guidance_scale must be a number from 0 to 10,000, got inf"),
+        ("guidance_start", 7.0, f"{INTERVAL} 7.0 to 1.0"),
+        ("guidance_start", -0.1, f"{INTERVAL} -0.1 to 1.0"),
+        ("guidance_stop", 0.1, f"{INTERVAL} 0.125 to 0.1"),
+        ("guidance_stop", 1.5, f"{INTERVAL} 0.125 to 1.5"),
+        ("guidance_channels", -1, "guidance_channels must be 0 (all) or more, got -1"),
     ],
 )
-def test_sampling_that_cannot_be_is_named_at_once(name: str, value: float, named: str) -> None:
+def test_sampling_out_of_range_is_named(name: str, value: float, named: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(named)}"):
         SamplingConfig(**{name: value})
 
 
-def test_no_channels_means_all_channels(generator: Generator) -> None:
-    """So that an option can undo the three of a published checkpoint; null is what an option is that is not given."""
+def test_zero_guidance_channels_guide_all(generator: Generator) -> None:
+    """An option can so undo the 3 of a published checkpoint; null means an option that is not given."""
     three = dataclasses.replace(FEW, guidance_channels=3)
     every = dataclasses.replace(three, guidance_channels=0)
     assert every == FEW and every.guidance_channels is None
@@ -385,16 +375,16 @@ def test_no_channels_means_all_channels(generator: Generator) -> None:
 
 
 def test_wrong_labels_are_named(generator: Generator) -> None:
-    with pytest.raises(UserError, match=r"labels: 11 is not in 0\.\.9 \(10 is no label\)"):
+    with pytest.raises(UserError, match=r"labels must be from 0 to 10, got 11 \(10 means no label\)"):
         generator([11])
-    with pytest.raises(UserError, match="indices: 1 for 2 labels"):
+    with pytest.raises(UserError, match="indices must be one per label, got 1 for 2 labels"):
         generator([1, 2], indices=[0])
     assert generator([10]).shape == (1, 3, 64, 64)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_draws_the_same_images(generator: Generator, tmp_path: Path) -> None:
+def test_gpu_draws_the_same_images(generator: Generator, tmp_path: Path) -> None:
     generator.save_pretrained(tmp_path)
     there = Generator.from_pretrained(tmp_path, "cuda")
     assert there.tokenizer.device.type == "cuda"
@@ -404,7 +394,7 @@ def test_a_gpu_draws_the_same_images(generator: Generator, tmp_path: Path) -> No
         torch.testing.assert_close(latents.cpu(), generator.latents([1, 2], 3, sampling=sampling), rtol=1e-3, atol=1e-3)
 
 
-def test_files_that_may_not_be_read_are_told_as_such(
+def test_files_without_permission_are_named(
     generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator.save_pretrained(tmp_path)
@@ -421,7 +411,7 @@ def test_files_that_may_not_be_read_are_told_as_such(
             Generator.from_pretrained(tmp_path)
 
 
-def test_latents_are_no_model(tmp_path: Path) -> None:
+def test_latents_are_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "latents_rank00_shard000.safetensors").write_bytes(b"")
     for model, name in ((Generator, "generator"), (Tokenizer, "tokenizer")):
         with pytest.raises(UserError, match=f"^{tmp_path}: holds latents, not a {name}$"):

@@ -1,4 +1,4 @@
-"""`vavae serve`: answers to requests of a browser, and the end of the command."""
+"""`vavae serve`: answers to requests, refusals, and the end of the command."""
 
 import json
 import math
@@ -90,11 +90,11 @@ def test_interpolation_endpoints(client: Any, studio: Studio, pictures: list[Any
     [
         ((None, 32), "/reconstruct", "choose an image first"),
         ((0, 33), "/reconstruct", "side must be a multiple of 4 from 4 to 1024, got 33"),
-        ((0, None), "/reconstruct", "side must be a number; the field is empty"),
+        ((0, None), "/reconstruct", "Side in pixels must be a number; the field is empty"),
         ((0, None, 32, 3), "/between_images", "choose an image first"),
-        ((-1, 3, None, *FEW), "/sample", "seed must be a number; the field is empty"),
+        ((-1, 3, None, *FEW), "/sample", "Seed must be a number; the field is empty"),
         ((-1, 3, 5, 2.0, "euler", 4, 0.3, 0.9, 0.2), "/sample", "guidance_stop must be .* got 0.9 to 0.2"),
-        ((4, None, 1, 2, *FEW), "/between_seeds", "seed 1 must be a number; the field is empty"),
+        ((4, None, 1, 2, *FEW), "/between_seeds", "Seed 1 must be a number; the field is empty"),
     ],
 )
 def test_errors_are_sentences_on_the_page(
@@ -122,7 +122,7 @@ MARK = {"_type": "gradio.FileData"}
 
 
 def refused(client: Any, endpoint: str, data: Any) -> str:
-    """Return the error that a call of the HTTP API ends with."""
+    """Return the error of a call of the HTTP API."""
     headers = {"Content-Type": "application/json"}
     sent = httpx.post(
         f"{client.src}gradio_api/call/{endpoint}", content=json.dumps({"data": data}), headers=headers, timeout=60
@@ -198,7 +198,7 @@ def test_invalid_values_are_refused_in_one_sentence(
 def test_wrong_number_of_values_is_refused(client: Any) -> None:
     assert refused(client, "sample", [-1, 1]) == "data must be a list of 9 values, got 2"
     assert refused(client, "sample", [-1, 1, 0, *FEW] * 1000) == "data must be a list of 9 values, got 9000"
-    # Nothing is computed without the queue.
+    # The queue cannot be bypassed.
     assert httpx.post(f"{client.src}gradio_api/run/sample", json={"data": [-1, 1, 0, *FEW]}).status_code == 404
 
 
@@ -266,7 +266,7 @@ def test_known_hosts_of_a_public_address() -> None:
 
 
 def test_controls_accept_the_models_defaults(generator: Generator) -> None:
-    """Controls whose range does not contain their value refuse every click."""
+    """A control refuses every click if its range does not contain its value."""
     defaults = SamplingConfig("euler_maruyama", 300, 3.0, 12.0, 0.1, 1.0)
     other = Generator(generator.transformer, generator.tokenizer, sampling=defaults)
     sliders = [c for c in build(Studio(other.tokenizer, other), "x").blocks.values() if isinstance(c, gradio.Slider)]
@@ -287,9 +287,10 @@ def test_page_loads_nothing_from_other_machines(client: Any) -> None:
     assert client.config["stylesheets"] == []  # web fonts would be listed here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_command_serves_until_a_signal(number: signal.Signals, tmp_path: Path) -> None:
-    """The page works with a proxy in the environment, and uploads are removed in the end."""
+    """The page works with a proxy in the environment, and uploads are removed at the end."""
     command = [sys.executable, "-c", "from vavae.cli import main; main()", "serve", "--device", "cpu"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "http_proxy": "http://192.0.2.1:1", "no_proxy": ""}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -337,7 +338,7 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def luminance(color: str) -> float:
-    """Relative, as in WCAG 2, of a color such as #2563eb."""
+    """Return the relative luminance (WCAG 2) of a color such as #2563eb."""
     channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return float(np.dot((0.2126, 0.7152, 0.0722), linear))

@@ -1,4 +1,4 @@
-"""Numbers and images of the page against the models, and errors."""
+"""Images and numbers of the page equal the ones of the models; errors."""
 
 import math
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_interpolation_between_images(studio: Studio) -> None:
     frames = studio.between_images(picture(0), picture(1), 32, 5)
     ends = [studio.reconstruct(picture(number), 32).image for number in (0, 1)]
     for frame, end in ((frames[0], ends[0]), (frames[-1], ends[1])):
-        assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1  # another batch rounds differently
+        assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1  # batches round differently
     assert not np.array_equal(frames[2], frames[0]) and not np.array_equal(frames[2], frames[4])
 
 
@@ -67,7 +67,7 @@ def test_interpolation_between_seeds(studio: Studio) -> None:
     for frame, seed in ((frames[0], 10), (frames[-1], 11)):
         end = studio.sample([3], seed, FEW)[0]
         assert np.abs(frame.astype(int) - end.astype(int)).max() <= 1
-    for seed in range(100):  # for a fifth of them the cosine with itself rounds to less than 1
+    for seed in range(100):  # a fifth have a cosine with themselves that rounds to less than 1
         same = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(spherical(same, same, 2), torch.stack([same, same])), seed
     with pytest.raises(UserError, match="solver must be one of euler, heun"):
@@ -91,7 +91,7 @@ def test_great_circle_keeps_the_norm(seed: int, count: int, scale: float) -> Non
     torch.testing.assert_close(points[0], scale * a)
     torch.testing.assert_close(points[-1], scale * b)
     torch.testing.assert_close(points.flatten(1).norm(dim=1), (scale * a.norm()).expand(count))
-    # Neighbours are at equal angles.
+    # Neighbors are at equal angles.
     steps = (points[1:] * points[:-1]).flatten(1).sum(1)
     torch.testing.assert_close(steps, steps[:1].expand_as(steps))
 
@@ -136,5 +136,5 @@ def test_invalid_counts_and_labels_are_refused(studio: Studio) -> None:
     for count in (1, 65):
         with pytest.raises(UserError, match=f"images must be from 2 to 64, got {count}"):
             studio.between_seeds(0, 0, 1, count)
-    with pytest.raises(UserError, match="labels: 11 is not in"):
+    with pytest.raises(UserError, match="labels must be from 0 to 10, got 11"):
         studio.sample([11], sampling=replace(FEW, steps=2))

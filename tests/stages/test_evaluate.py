@@ -252,7 +252,7 @@ def test_images_of_unlike_size_are_refused(models, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model": ["GOOD", "/missing"]}, "/missing: there is no such file"),
+        ({"model": ["GOOD", "/missing"]}, "/missing: no such file"),
         ({"model": ["TOKENIZER"]}, "tokenizer.*not a generator"),
         ({"what": "samples", "model": ["/missing"]}, "/missing"),
         ({"what": "samples", "model": ["/missing.npz"]}, "/missing.npz"),

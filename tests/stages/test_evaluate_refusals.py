@@ -158,7 +158,7 @@ LACKING = {
         "metrics must be empty for a tokenizer, got kid, a metric of generated images",
     ),
     "enlarged": ({"what": "tokenizer", "data": ImagesConfig()}, "data.size must be 32 for data.images demo, got 256"),
-    "guidance": ({"guidance_scales": [-1.0]}, "guidance_scale: -1.0"),
+    "guidance": ({"guidance_scales": [-1.0]}, "guidance_scale must be a number from 0 to 10,000, got -1.0"),
 }
 
 

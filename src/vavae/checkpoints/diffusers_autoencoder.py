@@ -1,7 +1,7 @@
-"""Our autoencoder ⇄ the `AutoencoderKL` of diffusers: names, shapes, configuration. diffusers itself is not needed.
+"""Our autoencoder ⇄ the `AutoencoderKL` of diffusers: names, shapes, configuration. diffusers need not be installed.
 
-Only names differ, and the projections of attention: 1×1 convolutions here, linear layers there. The decoder's
-levels are stored from full resolution down here, and in the order they run there.
+The names differ, and the projections of attention: 1×1 convolutions here, linear layers in diffusers. The decoder's
+levels are stored from full resolution down here, and in the order of computation in diffusers.
 """
 
 import math
@@ -17,7 +17,7 @@ from vavae.checkpoints.statistics import scaled, scaling_statistics
 from vavae.errors import UserError
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
-# What diffusers takes where a configuration does not say.
+# The default of diffusers.
 _DEFAULT_SCALING = 0.18215
 _GROUPS = 32
 
@@ -32,9 +32,12 @@ _PARTS = {
     "downsamplers.0": "downsample",
     "upsamplers.0": "upsample",
 }
+# A layer of attention: the text before its name, and its name.
+_IN_ATTENTION = re.compile(r"(\.attn(?:_1|\.\d+)\.)(to_out\.0|[^.]+)(?=\.)")
 _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-# The names that files saved by diffusers before 0.15 have.
-_OLD_ATTENTION = {"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"}
+# The second line has the names of files saved by diffusers before 0.15.
+_ATTENTION_TO_OURS = _ATTENTION | {"query": "q", "key": "k", "value": "v", "proj_attn": "proj_out"}
+_ATTENTION_TO_DIFFUSERS = {ours: name for name, ours in _ATTENTION.items()}
 
 
 def is_diffusers(tensors: Mapping[str, Any]) -> bool:
@@ -45,10 +48,7 @@ def is_diffusers(tensors: Mapping[str, Any]) -> bool:
 
 
 def from_diffusers_names(tensors: Mapping[str, Tensor], source: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename a state dict of diffusers; return ours, and notes on what was added.
-
-    An autoencoder without the 1×1 convolutions around the latent gets ones that change nothing.
-    """
+    """Rename a state dict of diffusers; return it, and the note of `add_quant_conv`."""
     ups = {int(found[1]) for name in tensors if (found := re.match(r"decoder\.up_blocks\.(\d+)\.", name))}
     last = max(ups, default=0)
     ours: dict[str, Tensor] = {}
@@ -76,48 +76,31 @@ def add_quant_conv(tensors: dict[str, Tensor]) -> list[str]:
 def _to_ours(name: str, last: int) -> str:
     name = re.sub(r"\bdown_blocks\.", "down.", name)
     name = re.sub(r"\bup_blocks\.(\d+)\.", lambda found: f"up.{last - int(found[1])}.", name)
-    for theirs, mine in _PARTS.items():
-        name = name.replace(f".{theirs}.", f".{mine}.")
-    head, dot, tail = name.partition(".attn_1.") if ".attn_1." in name else _after_attention(name)
-    if dot:
-        for theirs, mine in (_ATTENTION | _OLD_ATTENTION).items():
-            if tail.startswith(f"{theirs}."):
-                tail = mine + tail.removeprefix(theirs)
-        name = head + dot + tail
-    return name
-
-
-def _after_attention(name: str) -> tuple[str, str, str]:
-    found = re.search(r"\.attn\.\d+\.", name)
-    return (name[: found.start()], found[0], name[found.end() :]) if found else (name, "", "")
+    for part, ours in _PARTS.items():
+        name = name.replace(f".{part}.", f".{ours}.")
+    return _IN_ATTENTION.sub(lambda found: found[1] + _ATTENTION_TO_OURS.get(found[2], found[2]), name)
 
 
 def to_diffusers_names(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """Rename a state dict of ours; return diffusers'."""
-    theirs: dict[str, Tensor] = {}
+    """Rename a state dict of an autoencoder of ours with this number of levels for diffusers."""
+    renamed: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        attention = _after_attention(name) if ".attn_1." not in name else name.partition(".attn_1.")
-        if attention[1]:
-            head, dot, tail = attention
-            for new, mine in _ATTENTION.items():
-                if tail.startswith(f"{mine}."):
-                    name = head + dot + new + tail.removeprefix(mine)
-                    break
-            if value.ndim == 4:
-                value = value[:, :, 0, 0]
-        for new, mine in _PARTS.items():
-            name = name.replace(f".{mine}.", f".{new}.")
+        if _IN_ATTENTION.search(name) and value.ndim == 4:
+            value = value[:, :, 0, 0]
+        name = _IN_ATTENTION.sub(lambda found: found[1] + _ATTENTION_TO_DIFFUSERS[found[2]], name)
+        for part, ours in _PARTS.items():
+            name = name.replace(f".{ours}.", f".{part}.")
         name = re.sub(r"^encoder\.down\.", "encoder.down_blocks.", name)
         name = re.sub(r"^decoder\.up\.(\d+)\.", lambda found: f"decoder.up_blocks.{levels - 1 - int(found[1])}.", name)
-        theirs[name] = value
-    return theirs
+        renamed[name] = value
+    return renamed
 
 
 def diffusers_config(config: AutoencoderConfig, statistics: LatentStatistics) -> dict[str, Any]:
     """Return the `config.json` of diffusers' `AutoencoderKL`.
 
-    Statistics go in as `scaling_factor` and `shift_factor` where all channels share them, else as `latents_mean` and
-    `latents_std`: never both, as a factor comes on top of means and deviations.
+    Statistics become `scaling_factor` and `shift_factor` if all channels share them, else `latents_mean` and
+    `latents_std`. They are never both written: diffusers would multiply them.
 
     Raises:
         UserError: diffusers cannot build such an autoencoder.
@@ -126,7 +109,7 @@ def diffusers_config(config: AutoencoderConfig, statistics: LatentStatistics) ->
     if config.channel_multipliers[0] != 1 or len(groups) != 1:
         raise UserError(
             f"autoencoder: diffusers cannot build channel_multipliers {config.channel_multipliers} of "
-            f"{config.base_channels}: the first must be 1 and all widths must have one number of groups"
+            f"{config.base_channels} channels: the first must be 1, and all widths must have one number of groups"
         )
     levels = len(config.widths)
     attention = [i in config.attention_levels for i in range(levels)]
@@ -157,29 +140,32 @@ def _scaling(statistics: LatentStatistics) -> dict[str, Any]:
     if not bool((mean == mean[0]).all() and (std == std[0]).all()):
         whole = {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
         return whole | {"scaling_factor": 1.0, "shift_factor": None}
-    # To seven digits, so that 0.18215, which came as a float32 of its inverse, goes as 0.18215.
+    # With seven digits: 0.18215 is stored as the float32 of its inverse, and must be written as 0.18215.
     shift = float(mean[0])
     return {"scaling_factor": float(f"{1.0 / float(std[0]):.7g}"), "shift_factor": shift if shift != 0 else None}
 
 
 def check_diffusers_config(config: Mapping[str, Any], shape: AutoencoderConfig, source: str | Path) -> None:
-    """Check what names and shapes of weights do not tell.
+    """Check the keys that do not show in names and shapes of weights.
 
     Raises:
-        UserError: Names the key that asks for what our autoencoder does not do.
+        UserError: Names the key whose value our autoencoder does not have.
     """
     groups = math.gcd(_GROUPS, shape.base_channels)
     expected = {"act_fn": "silu", "norm_num_groups": groups, "in_channels": 3, "out_channels": 3}
     for key, value in expected.items():
         if config.get(key, value) != value:
-            raise UserError(f"{source}: {key} is {config[key]!r}; only {value!r} can be read")
+            raise UserError(f"{source}: {key} must be {value!r}, got {config[key]!r}")
 
 
 def diffusers_statistics(config: Mapping[str, Any], channels: int, source: str | Path) -> LatentStatistics:
-    """Return the statistics that a configuration of diffusers gives its latents.
+    """Return the statistics of the latents in a configuration of diffusers.
 
-    diffusers feeds its networks (latents − shift_factor) · scaling_factor, or, where the configuration has means and
+    The networks of diffusers get (latents − shift_factor) · scaling_factor, or, if the configuration has means and
     deviations, (latents − latents_mean) · scaling_factor / latents_std.
+
+    Raises:
+        UserError: One of the keys is not a usable number.
     """
     mean, std = config.get("latents_mean"), config.get("latents_std")
     try:

@@ -1,7 +1,7 @@
-"""The folder a model is saved in: `config.json`, `model.safetensors`, `statistics.safetensors`, `README.md`.
+"""Read and write model folders: `config.json`, `model.safetensors`, `statistics.safetensors`, `README.md`.
 
 `config.json` holds the sha256 of the other files and of itself, which are compared whenever the folder is read.
-This module also recognizes the other forms that a path can have: published files, folders of diffusers, latents.
+`form_of` also recognizes the other forms of a path: published files, folders of diffusers, latents.
 """
 
 import hashlib
@@ -16,37 +16,45 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vavae.checkpoints.reading import check_finite, check_tensors
+from vavae.checkpoints.reading import WEIGHT_TYPES, check_finite, check_tensors
 from vavae.data.moments import holds_moments
 from vavae.errors import UserError
-from vavae.io.files import UNFINISHED, check_hash, naming, read_json_object, sha256_file, written_whole
+from vavae.io.files import (
+    UNFINISHED,
+    check_hash,
+    naming,
+    parse_json,
+    read_json_object,
+    sha256_file,
+    write_json,
+    written_whole,
+)
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 PIPELINE = "model_index.json"
 DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
-# The files whose sha256 `config.json` holds under this key, by the kind of model.
-HASHES = "sha256"
+HASHES = "sha256"  # key of `config.json`
+# The files that have their sha256 there, by the kind of model.
 _HASHED = {"tokenizer": (WEIGHTS, STATISTICS), "generator": (WEIGHTS,)}
 _MARK = "vavae"  # key of the metadata of our weights; its value is the kind of model
 
-
 Form = Literal["tokenizer", "generator", "diffusers", "pipeline", "latents", "moments", "checkpoint", "recipe"]
-# What is wanted of a repository of the hub.
+# The part of a model to fetch from the hub.
 Part = Literal["tokenizer", "transformer", "generator"]
 
 
 class HubOptions(TypedDict, total=False):
-    """How a model is fetched from the hub; names and meanings as in `huggingface_hub`.
+    """Options for fetching a model from the hub, with the names and meanings of `huggingface_hub`.
 
     Attributes:
-        revision: Branch, tag or commit; `owner/name@revision` says the same.
-        token: Token of the hub, True for the one that is stored, False for none.
-        cache_dir: Where fetched files are kept.
-        local_files_only: Take what was fetched before and ask nothing of the hub.
-        force_download: Fetch again what was fetched before.
-        subfolder: The folder within the repository; also within a local folder.
+        revision: Branch, tag or commit; `owner/name@revision` means the same.
+        token: Token of the hub; True for the stored one, False for none.
+        cache_dir: Folder for fetched files.
+        local_files_only: Use only files that were fetched before.
+        force_download: Fetch files again.
+        subfolder: A folder within the repository, or within a local folder.
     """
 
     revision: str | None
@@ -58,10 +66,10 @@ class HubOptions(TypedDict, total=False):
 
 
 def form_of(path: Path) -> Form:
-    """Return what a file or folder holds, by its name and the names in it.
+    """Return the form of a file or folder, by its name and the names in it.
 
     Raises:
-        UserError: A folder holds something else, or was not written to its end.
+        UserError: A folder has an unknown form, or was not completely written.
     """
     if path.is_file():
         return "recipe" if path.suffix in (".yaml", ".yml") else "checkpoint"
@@ -75,16 +83,17 @@ def form_of(path: Path) -> Form:
             return kind
         if config.get("_class_name") == "AutoencoderKL":
             return "diffusers"
-        raise UserError(f"{path / CONFIG}: is of {kind or config.get('_class_name') or 'nothing known'}")
+        found = str(kind or config.get("_class_name"))[:60]
+        raise UserError(f"{path / CONFIG}: must describe a tokenizer, a generator or an AutoencoderKL, got {found}")
     if (path / UNFINISHED).is_file():
-        raise UserError(f"{path}: was not written to its end; write it again")
+        raise UserError(f"{path}: was not completely written; write it again")
     if any(path.glob("latents*_shard*.safetensors")):
         return "latents"
     if holds_moments(path):
         return "moments"
     if published_file(path) is not None:
         return "checkpoint"
-    raise UserError(f"{path}: holds no {CONFIG}, no checkpoint and no latents")
+    raise UserError(f"{path}: must have {CONFIG}, a checkpoint or latents")
 
 
 def describe_form(form: Form) -> str:
@@ -93,36 +102,33 @@ def describe_form(form: Form) -> str:
     return articles.get(form, "a ") + form
 
 
-def refuse_unused(source: Path, form: Form, /, **options: object) -> None:
-    """Refuse options that only the reading of a published checkpoint uses.
+def refuse_unused(source: Path, /, **options: object) -> None:
+    """Refuse options for published checkpoints if the source has another form.
 
     Raises:
-        UserError: The source has another form, and an option is neither None nor "auto".
+        UserError: An option is neither None nor "auto".
     """
+    form = form_of(source)
     for name, value in options.items():
         if form != "checkpoint" and value not in (None, "auto"):
-            raise UserError(f"{name}: is for published checkpoints, not for {source} ({form}), got {value!r}")
+            raise UserError(f"{name} is for published checkpoints, not for {source} ({form}), got {value!r}")
 
 
 def holds_generator(path: Path) -> bool:
-    """Return whether a folder holds a generator, ours or one exported for diffusers; other pipelines do not count.
-
-    Raises:
-        UserError: A folder of something else than models.
-    """
+    """Return whether a path holds a generator, ours or one exported for diffusers, by `form_of`."""
     form = form_of(path)
     return form == "generator" or (form == "pipeline" and "sampling" in read_pipeline(path))
 
 
 def subfolder(folder: Path, name: str) -> Path:
-    """Return a folder within a local one. `resolve` would take `generator/tokenizer` for a repository of the hub.
+    """Return a folder within a local one; `resolve` could take its path for the name of a repository of the hub.
 
     Raises:
-        UserError: It is not there.
+        UserError: It is missing.
     """
     path = folder / name
     if not path.is_dir():
-        raise UserError(f"{path}: there is no such folder, and {folder} is incomplete without it")
+        raise UserError(f"{path}: no such folder; {folder} is incomplete without it")
     return path
 
 
@@ -130,21 +136,21 @@ def published_file(folder: Path) -> Path | None:
     """Return the checkpoint in a published folder, or None.
 
     Raises:
-        UserError: There are several.
+        UserError: It has several.
     """
     found = published_files(path.name for path in folder.iterdir())
     if len(found) > 1:
-        raise UserError(f"{folder}: holds several checkpoints; name one of {', '.join(found[:5])}")
+        raise UserError(f"{folder}: several checkpoints; name one of {', '.join(found[:5])}")
     return folder / found[0] if found else None
 
 
 def published_files(names: Iterable[str]) -> list[str]:
-    """Return the names of checkpoints, without statistics, among names of files."""
+    """Return the names of checkpoints among names of files; statistics do not count."""
     return [n for n in sorted(names) if Path(n).suffix in CHECKPOINT_SUFFIXES and not is_statistics(n)]
 
 
 def is_statistics(name: str) -> bool:
-    """Return whether a file of this name holds statistics; published ones have endings such as `_sdvae`."""
+    """Return whether a file is named as statistics; published names end with `_sdvae`, for example."""
     return Path(name).stem == Path(STATISTICS).stem or name.startswith("latents_stats")
 
 
@@ -161,20 +167,20 @@ def read_config(folder: Path, kind: str | None = None) -> dict[str, Any]:
     """Return `config.json` of a folder, and check its `kind` if one is given.
 
     Raises:
-        UserError: It is missing, unreadable, or of another kind.
+        UserError: It is missing, damaged, or of another kind.
     """
     path = folder / CONFIG
     config = _read_json(path)
     if kind is not None and config.get("kind") != kind:
-        raise UserError(f"{path}: holds a {config.get('kind')}, not a {kind}")
+        raise UserError(f"{path}: kind must be {kind}, got {str(config.get('kind'))[:60]}")
     return config
 
 
 def read_model(folder: Path, kind: Literal["tokenizer", "generator"]) -> dict[str, Any]:
-    """Return `config.json` of a model of ours, whose files have the sha256 that it holds.
+    """Return `config.json` of a model of ours, after comparing the sha256 of all files.
 
     Raises:
-        UserError: It is missing, of another kind, or was changed; or a file is missing or damaged.
+        UserError: It is missing, changed, or of another kind; or a file is missing or damaged.
     """
     path, config = folder / CONFIG, read_config(folder, kind)
     hashes = config.get(HASHES)
@@ -192,14 +198,14 @@ def read_model(folder: Path, kind: Literal["tokenizer", "generator"]) -> dict[st
 
 
 def signed(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a written folder with the sha256 of its files and its own."""
+    """Return the configuration with the sha256 of the folder's files and of itself."""
     hashes = {name: sha256_file(folder / name) for name in _HASHED[config["kind"]]}
     whole = {**config, HASHES: hashes}
     return {**config, HASHES: {**hashes, CONFIG: _digest(whole)}}
 
 
 def _digest(config: dict[str, Any]) -> str:
-    """Return the sha256 of what a configuration says, in one order of keys and without this number itself."""
+    """Return the sha256 of a configuration without this number itself, in one order of keys."""
     others = {name: value for name, value in config[HASHES].items() if name != CONFIG}
     return hashlib.sha256(json.dumps({**config, HASHES: others}, sort_keys=True).encode()).hexdigest()
 
@@ -209,17 +215,11 @@ def read_pipeline(folder: Path) -> dict[str, Any]:
     return _read_json(folder / PIPELINE)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all, indented, keys in the order given."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-
-
 def state_dict_for_saving(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Return the state dict as it is written: as `dtype`, if one is given.
+    """Return the state dict, converted to `dtype` if one is given.
 
     Raises:
-        UserError: A weight is too large for `dtype`, or `dtype` is not one of weights.
+        UserError: A weight is too large for `dtype`, or `dtype` is not a type of weights.
     """
     tensors = model.state_dict()
     if dtype is None:
@@ -230,10 +230,10 @@ def state_dict_for_saving(model: nn.Module, dtype: torch.dtype | None) -> dict[s
 
 @torch.no_grad()
 def hold_in(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Hold a network's weights in `dtype`, if one is given; its tables of positions stay float32.
+    """Convert a network's weights to `dtype`, if one is given; its tables of positions stay float32.
 
     Raises:
-        UserError: A weight is too large for `dtype`, or `dtype` is not one of weights.
+        UserError: A weight is too large for `dtype`, or `dtype` is not a type of weights.
     """
     if dtype is not None:
         for name, weight in model.named_parameters():
@@ -241,19 +241,20 @@ def hold_in(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def _narrow(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        raise UserError(f"dtype: must be float32, float16 or bfloat16, got {str(dtype).removeprefix('torch.')}")
+    kind = str(dtype).removeprefix("torch.")
+    if dtype not in WEIGHT_TYPES:
+        raise UserError(f"dtype must be float32, float16 or bfloat16, got {kind}")
     narrow = value.to(dtype)
     if not bool(narrow.isfinite().all()):
-        raise UserError(f"{name} is too large for {str(dtype).removeprefix('torch.')}; bfloat16 holds it")
+        raise UserError(f"{name} is too large for {kind}; take bfloat16")
     return narrow
 
 
 @contextmanager
 def write_model_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
-    """Write `config.json`, by which a folder counts as whole, when the block ends well.
+    """Write `config.json`, which marks a folder as complete, after the block.
 
-    The `config.json` of an older model is removed first, so that a mixture of two models never counts as one.
+    The `config.json` of an older model is removed first, so that a mixture of two models is not taken for one.
     """
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -265,8 +266,8 @@ def write_model_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str | None = None) -> None:
-    """Write a safetensors file whole or not at all; `kind` marks the weights of a model folder of ours."""
-    # Without the format in its metadata, other libraries refuse the file.
+    """Write a safetensors file, completely or not at all; `kind` marks the weights of a model folder of ours."""
+    # Other libraries refuse a file without the format in its metadata.
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with written_whole(path) as temporary:
         save_file(plain, temporary, metadata={"format": "pt"} | ({_MARK: kind} if kind else {}))
@@ -274,10 +275,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str | None = Non
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file, which the library writes in random order: equal models, equal files."""
+    """Sort the metadata of a safetensors file, so that equal models give equal files: the library's order is random."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length).decode())
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         file.seek(8)
@@ -285,7 +286,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def refuse_part(path: Path) -> None:
-    """Refuse weights of a model folder of ours: alone they do not say how the model is used.
+    """Refuse the weights of a model folder of ours: they need the configuration.
 
     Raises:
         UserError: The file has the mark of `write_tensors`.
@@ -294,57 +295,39 @@ def refuse_part(path: Path) -> None:
         with safe_open(path, "pt") as file:
             kind = (file.metadata() or {}).get(_MARK)
     except (SafetensorError, OSError):
-        return  # not a safetensors file, or a damaged one, which its reader names
+        return  # not a safetensors file, or a damaged one, which its reader will name
     if kind:
         raise UserError(
-            f"{path}: the weights of a vavae {kind}, which is incomplete without its {CONFIG}; name the whole folder"
+            f"{path}: the weights of a vavae {kind}, which is incomplete without its {CONFIG}; name the folder"
         )
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Path) -> None:
-    """Load a state dict into a model, which may be on the meta device and is then brought to the CPU.
+    """Load a state dict into a model; a model on the meta device comes to the CPU.
 
-    Every key must be there, fit, and be finite. Half-precision weights are widened, which loses nothing.
+    Weights in half precision are widened.
 
     Raises:
-        UserError: Names missing and extra keys, wrong shapes, or non-finite weights.
+        UserError: Names missing and extra keys, wrong shapes, or weights that are not finite.
     """
     expected = model.state_dict()
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
     if missing or extra:
-        parts = [f"{word} {_few(keys)}" for word, keys in (("missing", missing), ("extra", extra)) if keys]
+        parts = [f"{word} {_first(keys)}" for word, keys in (("missing", missing), ("extra", extra)) if keys]
         raise UserError(f"{source}: {'; '.join(parts)}")
     check_tensors(tensors, source)
     for name, value in tensors.items():
         if value.shape != expected[name].shape:
             raise UserError(f"{source}: {name} has shape {tuple(value.shape)}, not {tuple(expected[name].shape)}")
         if value.dtype == torch.float64:
-            raise UserError(f"{source}: {name} is float64, which float32 networks would round")
+            raise UserError(f"{source}: {name} is float64, which a float32 network would round")
     check_finite(tensors, source)
     if next(model.parameters()).is_meta:
         model.to_empty(device="cpu")
     model.load_state_dict(tensors)
 
 
-def push(folder: Path, repo_id: str, private: bool, token: str | None, message: str) -> str:
-    """Upload a folder as a model repository of the hub, which is made if it is missing; return its address.
-
-    Raises:
-        UserError: The hub refuses.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    api = HfApi(token=token)
-    try:
-        address = api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, repo_type="model")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(f"{repo_id}: the hub refuses ({' '.join(str(error).split())[:200]})") from error
-    return str(address)
-
-
-def _few(keys: list[str], most: int = 5) -> str:
-    shown = ", ".join(keys[:most])
-    return f"{shown} and {len(keys) - most} more" if len(keys) > most else shown
+def _first(keys: list[str], most: int = 5) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more

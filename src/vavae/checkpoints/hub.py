@@ -1,4 +1,4 @@
-"""Models of the hub: which files of a repository are needed, and fetching them into the hub client's cache."""
+"""Fetch the files of a model that are needed from the hub into the hub client's cache."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -13,14 +13,14 @@ from vavae.io.files import check_hash, git_blob_sha1, sha256_file
 
 
 def fetch(name: str, part: Part | None, hub: HubOptions) -> Path:
-    """Return the folder with what is needed of a repository, fetched unless it is in the hub client's cache.
+    """Return the folder with the needed files of a repository, fetched unless they are in the hub client's cache.
 
-    Where the hub cannot be reached, what was fetched before is taken.
+    If the hub cannot be reached, the cached files are used.
 
     Args:
         name: `owner/name` or `owner/name@revision`.
-        part: The part that is wanted; None for everything that can be read.
-        hub: How to fetch it.
+        part: The part to fetch; None fetches all files that can be read.
+        hub: Options.
 
     Raises:
         UserError: No such repository, revision or subfolder, no network, or a cached file is damaged.
@@ -30,7 +30,7 @@ def fetch(name: str, part: Part | None, hub: HubOptions) -> Path:
     repository, _, at = name.partition("@")
     revision = hub.get("revision") or at or None
     if at and revision != at:
-        raise UserError(f"revision: must be that of {name}, got {revision}")
+        raise UserError(f"revision must be {at}, as in {name}, got {revision}")
     within = f"{subfolder.strip('/')}/" if (subfolder := hub.get("subfolder")) else ""
 
     def get(wanted: Sequence[str]) -> Path:
@@ -77,12 +77,12 @@ def _list(repository: str, revision: str | None, token: str | bool | None) -> li
 
 
 def needed(folder: Path | None, names: Collection[str], part: Part | None, source: str) -> list[str]:
-    """Return which files of a repository are needed.
+    """Return the names of the files that are needed.
 
     Args:
-        folder: Holds `model_index.json` and `config.json` of the repository; None if it has neither.
-        names: All its files.
-        part: What is wanted of it.
+        folder: The folder with `model_index.json` and `config.json` of the repository; None if it has neither.
+        names: All files of the repository.
+        part: The part to fetch.
         source: The repository, for messages.
 
     Raises:
@@ -92,7 +92,7 @@ def needed(folder: Path | None, names: Collection[str], part: Part | None, sourc
         return _published(names, part, source)
     form = files.form_of(folder)
     if form == "pipeline":
-        # A pipeline of others has an autoencoder for us and no generator.
+        # Of a pipeline of others, only the autoencoder can be read.
         ours = "sampling" in files.read_pipeline(folder)
         transformer = ours and part != "tokenizer"
         vae = part == "tokenizer" or part is None or (ours and part == "generator")
@@ -108,7 +108,7 @@ def needed(folder: Path | None, names: Collection[str], part: Part | None, sourc
 
 
 def _diffusers(names: Collection[str], within: str) -> list[str]:
-    """Return the configuration and the weights of one network, in one format: safetensors where there are any."""
+    """Return the configuration and the weights of one network in one format, safetensors if possible."""
     weights = [within + file for file in DIFFUSERS_WEIGHTS if within + file in names]
     return [within + CONFIG, *weights[:1]]
 
@@ -121,21 +121,19 @@ def _published(names: Collection[str], part: Part | None, source: str) -> list[s
         here = [file for file in here if "/" not in file]
         checkpoints = files.published_files(here)
         if len(checkpoints) > 1:
-            raise UserError(f"{source}: holds several checkpoints ({', '.join(checkpoints[:5])}); fetch one of them")
+            raise UserError(f"{source}: several checkpoints ({', '.join(checkpoints[:5])}); fetch one of them")
         statistics = [file for file in here if files.is_statistics(file)]
         chosen += [within + file for file in (*checkpoints, *statistics)]
     if not chosen:
-        raise UserError(f"{source}: holds no {PIPELINE}, no {CONFIG} and no checkpoint")
+        raise UserError(f"{source}: must have {PIPELINE}, {CONFIG} or a checkpoint")
     return chosen
 
 
 def _checked(folder: Path, names: Iterable[str]) -> Path:
-    """Compare files with the hashes that the hub declared: its client keeps a file under its hash and links to it."""
+    """Compare files with the hub's hashes: its client names a file by its hash and links to it."""
     for name in names:
         blob = (folder / name).resolve()
-        remedy = f"delete {blob} and fetch it again"
-        if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-            check_hash(folder / name, blob.name, remedy, sha256_file)
-        elif re.fullmatch(r"[0-9a-f]{40}", blob.name):
-            check_hash(folder / name, blob.name, remedy, git_blob_sha1)
+        if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+            kind = git_blob_sha1 if len(blob.name) == 40 else sha256_file
+            check_hash(folder / name, blob.name, f"delete {blob} and fetch it again", kind)
     return folder

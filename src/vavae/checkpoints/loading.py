@@ -1,10 +1,10 @@
-"""Load networks from published files and from folders of diffusers, strictly, with a report."""
+"""Load networks from folders of ours, published files and folders of diffusers."""
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,19 @@ from vavae.checkpoints.diffusers_autoencoder import (
     from_diffusers_names,
     is_diffusers,
 )
-from vavae.checkpoints.published import IgnoredSetting, LoadReport, Unwrapped, Weights, unwrap
-from vavae.checkpoints.reading import check_tensors, read_with_placeholders
-from vavae.checkpoints.shapes import check_transformer, infer_autoencoder, infer_transformer, size_name
+from vavae.checkpoints.published import Ignored, Kind, LoadReport, Unwrapped, Weights, unwrap
+from vavae.checkpoints.reading import check_tensors, errors_name, read_safetensors, read_with_placeholders
+from vavae.checkpoints.shapes import (
+    check_autoencoder,
+    check_transformer,
+    infer_autoencoder,
+    infer_transformer,
+    size_name,
+)
+from vavae.checkpoints.statistics import read_statistics
 from vavae.config import from_plain
 from vavae.errors import UserError
-from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import parse_size, size_names
 
@@ -38,15 +45,17 @@ class LoadedAutoencoder:
 
     Attributes:
         model: The network, on the CPU.
-        statistics: Statistics of its latents from a configuration of diffusers; None for published files.
-        report: What was loaded and what was left out.
+        statistics: Statistics of its latents, from a folder of ours or of diffusers; None for published files.
+        provenance: Its training, or the name of the file or folder that was converted.
+        report: The parts that were loaded and left out; None for a folder of ours.
         training: Tensors that only training uses, under their published names: discriminator and projection.
     """
 
     model: AutoencoderKL
     statistics: LatentStatistics | None
-    report: LoadReport
-    training: dict[str, Tensor]
+    provenance: dict[str, Any]
+    report: LoadReport | None = None
+    training: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +64,8 @@ class LoadedTransformer:
 
     Attributes:
         model: The network, on the CPU.
-        report: What was loaded and what was left out.
-        training: The published training configuration, where the checkpoint holds it.
+        report: The parts that were loaded and left out.
+        training: The published training configuration; empty if the checkpoint has none.
     """
 
     model: LightningDiT
@@ -65,10 +74,10 @@ class LoadedTransformer:
 
 
 def build(make: Callable[[C], N], config: C, tensors: dict[str, Tensor], source: str | Path) -> N:
-    """Return a network with these weights, on the CPU, in eval mode.
+    """Make a network and load its weights, on the CPU, in eval mode.
 
     Args:
-        make: Makes the network of a configuration.
+        make: Makes the network from its configuration.
         config: The configuration.
         tensors: The state dict.
         source: The file, for messages.
@@ -90,41 +99,72 @@ def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
     """
     file = files.published_file(path) if path.is_dir() else path
     if file is None:
-        raise UserError(f"{path}: holds no checkpoint")
+        raise UserError(f"{path}: must have a checkpoint")
     files.refuse_part(file)
     content, placeholders = read_with_placeholders(file)
     found = unwrap(content, file, weights)
-    # The values of a Namespace are read.
-    classes = [
-        IgnoredSetting(name, 1, "class that is not loaded") for name in placeholders if name != "argparse.Namespace"
-    ]
-    return replace(found, left_aside=(*found.left_aside, *classes))
+    classes = [name for name in placeholders if name != "argparse.Namespace"]  # whose values are read
+    return replace(found, ignored=(*found.ignored, *(Ignored(name, 1, "class that is not loaded") for name in classes)))
+
+
+def own_transformer(folder: Path) -> tuple[LightningDiT, dict[str, Any]]:
+    """Return the transformer in a generator's folder of ours, on the CPU, and the content of `config.json`.
+
+    Raises:
+        UserError: Names the file or key that is missing, damaged or wrong.
+    """
+    return _own(folder, "generator", "transformer", LightningDiTConfig, check_transformer, LightningDiT.from_config)
+
+
+def _own(
+    folder: Path,
+    model: Literal["tokenizer", "generator"],
+    key: str,
+    config_class: type[Any],
+    check: Callable[[Any, dict[str, Tensor], Path], None],
+    make: Callable[[Any], N],
+) -> tuple[N, dict[str, Any]]:
+    """Read the network whose configuration is in `config.json` under `key`."""
+    content, path = files.read_model(folder, model), folder / files.WEIGHTS
+    with errors_name(folder / files.CONFIG):
+        if not isinstance(content.get(key), dict):
+            raise UserError(f"{key} must be a set of keys, got {str(content.get(key))[:60]}")
+        config = from_plain(config_class, content[key])
+    tensors = read_safetensors(path)
+    check(config, tensors, path)
+    return build(make, config, tensors, path), content
 
 
 def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder:
-    """Load an autoencoder from a published file, or from a folder or file of diffusers.
+    """Load an autoencoder from a folder of ours, a published file or folder, or a folder or file of diffusers.
 
     Raises:
-        UserError: There is no autoencoder, or a part of it is missing.
+        UserError: The source has another network, or a part is missing.
     """
+    form, name = files.form_of(path), path.name
+    if form in ("tokenizer", "generator"):
+        path = path if form == "tokenizer" else files.subfolder(path, "tokenizer")
+        network, content = _own(
+            path, "tokenizer", "autoencoder", AutoencoderConfig, check_autoencoder, AutoencoderKL.from_config
+        )
+        return LoadedAutoencoder(network, read_statistics(path / files.STATISTICS), content.get("provenance") or {})
     config: dict[str, Any] | None = None
-    if path.is_dir() and files.form_of(path) == "pipeline":
+    if form == "pipeline":
         path = files.subfolder(path, "vae")
-    if path.is_dir() and files.form_of(path) == "diffusers":
+        form = files.form_of(path)
+    if form == "diffusers":
         config = files.read_config(path)
         path = _diffusers_weights(path)
+    elif form != "checkpoint":
+        raise UserError(f"{path}: holds {files.describe_form(form)}, not a tokenizer")
     found = open_checkpoint(path, weights)
-    if found.kind != "autoencoder":
-        raise UserError(f"{path}: holds {_WORDS[found.kind]}, not an autoencoder")
-    tensors, statistics = found.tensors, None
-    notes: list[str] = []
+    tensors, statistics = _network(found, "autoencoder", path), None
     if is_diffusers(tensors):
         tensors, notes = from_diffusers_names(tensors, path)
         if config is None and (path.parent / files.CONFIG).is_file():
             config = files.read_config(path.parent)
     else:
         notes = add_quant_conv(tensors)
-    check_tensors(tensors, path)
     shape = infer_autoencoder(tensors, path)
     if config is not None:
         where = path.parent / files.CONFIG
@@ -133,7 +173,8 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
     model = build(AutoencoderKL.from_config, shape, tensors, path)
     attention = "" if shape.decoder_attention else ", no attention on the decoder's way up"
     what = f"autoencoder f{shape.factor} d{shape.latent_channels}, widths {shape.widths}{attention}"
-    return LoadedAutoencoder(model, statistics, _report(path, what, model, found, notes), found.extra)
+    report = _report(path, what, model, found, notes)
+    return LoadedAutoencoder(model, statistics, {"converted_from": name}, report, found.extra)
 
 
 def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = None) -> LoadedTransformer:
@@ -142,28 +183,26 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     Args:
         path: File or folder.
         weights: Which of several sets of weights.
-        heads: Number of attention heads, where the shapes do not show it.
+        heads: Number of attention heads, if the shapes do not show it.
 
     Raises:
-        UserError: There is no transformer, a part of it is missing, or it differs from its configuration.
+        UserError: The source has another network, a part is missing, or it differs from its configuration.
     """
-    said: LightningDiTConfig | None = None
-    if path.is_dir() and files.form_of(path) == "pipeline":
+    exported, form = None, files.form_of(path)
+    if form == "pipeline":
         folder = files.subfolder(path, "transformer")
-        said, path = _exported_config(folder), _diffusers_weights(folder)
+        exported, path = _exported_config(folder), _diffusers_weights(folder)
+    elif form != "checkpoint":
+        raise UserError(f"{path}: holds {files.describe_form(form)}, not a transformer")
     found = open_checkpoint(path, weights)
-    if found.kind != "transformer":
-        raise UserError(f"{path}: holds {_WORDS[found.kind]}, not a transformer")
-    tensors = found.tensors
-    check_tensors(tensors, path)
-    shape = infer_transformer(tensors, path, said.heads if said else heads)
-    if said is not None:
-        check_transformer(said, tensors, path)
-        shape = said
+    tensors = _network(found, "transformer", path)
+    if exported is not None:
+        check_transformer(exported, tensors, path)
+    shape = exported or infer_transformer(tensors, path, heads)
     named = _published_size(found.training)
     notes = [] if named in (None, size_name(shape)) else [f"its configuration says {named}"]
     if notes and named in size_names() and parse_size(str(named))[0].width == shape.width:
-        # The width of that size but another depth: blocks are missing at the end, where no gap shows.
+        # The size's width with another depth: the last blocks are missing.
         raise UserError(f"{path}: its configuration says {named}, its weights are {size_name(shape)}")
     _check_configuration(found.training, shape, path)
     model = build(LightningDiT.from_config, shape, tensors, path)
@@ -173,23 +212,27 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     )
 
 
-_WORDS = {"autoencoder": "an autoencoder", "transformer": "a transformer", "statistics": "statistics of latents"}
+def _network(found: Unwrapped, kind: Kind, path: Path) -> dict[str, Tensor]:
+    """Return the checked tensors of a network of this kind."""
+    words = {"autoencoder": "an autoencoder", "transformer": "a transformer", "statistics": "statistics of latents"}
+    if found.kind != kind:
+        raise UserError(f"{path}: holds {words[found.kind]}, not {words[kind]}")
+    check_tensors(found.tensors, path)
+    return found.tensors
 
 
 def _diffusers_weights(folder: Path) -> Path:
     for name in files.DIFFUSERS_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise UserError(f"{folder}: holds neither {' nor '.join(files.DIFFUSERS_WEIGHTS)}")
+    raise UserError(f"{folder}: must have {' or '.join(files.DIFFUSERS_WEIGHTS)}")
 
 
 def _exported_config(folder: Path) -> LightningDiTConfig:
-    """Return the configuration of a transformer that was exported for diffusers, whose own keys have an underscore."""
+    """Return the configuration of a transformer that was exported for diffusers, without diffusers' own `_` keys."""
     values = {key: value for key, value in files.read_config(folder).items() if not key.startswith("_")}
-    try:
+    with errors_name(folder / files.CONFIG):
         return from_plain(LightningDiTConfig, values)
-    except UserError as error:
-        raise UserError(f"{folder / files.CONFIG}: {error}") from error
 
 
 def _published_size(training: Mapping[str, Any]) -> str | None:
@@ -199,7 +242,7 @@ def _published_size(training: Mapping[str, Any]) -> str | None:
 
 
 def _check_configuration(training: Mapping[str, Any], shape: LightningDiTConfig, path: Path) -> None:
-    """Compare the configuration with the weights: weights without any tensor of a part fit another network.
+    """Compare the configuration with the weights, whose shapes alone could fit another network.
 
     Raises:
         UserError: Names the first key that differs.
@@ -216,15 +259,15 @@ def _check_configuration(training: Mapping[str, Any], shape: LightningDiTConfig,
     for name, value in held.items():
         section, key = name.split(".")
         values = training.get(section)
-        said = values.get(key) if isinstance(values, Mapping) else None
-        if isinstance(said, int) and said != value:
-            raise UserError(f"{path}: its configuration says {name} {said}, its weights say {value}")
+        stated = values.get(key) if isinstance(values, Mapping) else None
+        if isinstance(stated, int) and stated != value:
+            raise UserError(f"{path}: its configuration says {name} {stated}, its weights say {value}")
 
 
 def _report(path: Path, what: str, model: nn.Module, found: Unwrapped, notes: list[str]) -> LoadReport:
     state = model.state_dict()
     numbers = sum(value.numel() for value in state.values())
-    report = LoadReport(str(path), what, len(state), numbers, found.weights, tuple(notes), found.left_aside)
-    if notes or found.left_aside:
+    report = LoadReport(str(path), what, len(state), numbers, found.weights, tuple(notes), found.ignored)
+    if notes or found.ignored:
         log.warning("%s", report)
     return report

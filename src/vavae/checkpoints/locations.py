@@ -1,4 +1,4 @@
-"""Where a model is: a local path, a model that comes with the package, or a repository of the hub."""
+"""Find a model: a local path, a model in the package, or a repository of the hub."""
 
 import re
 from pathlib import Path
@@ -8,35 +8,34 @@ from vavae.checkpoints.folder import CHECKPOINT_SUFFIXES, CONFIG, PIPELINE, HubO
 from vavae.checkpoints.hub import fetch
 from vavae.errors import UserError
 
-# Models that come with the package, by name; see the card in each folder.
+# Models in the package, by name; each folder has a card.
 SHIPPED = {"demo": Path(__file__).parents[1] / "assets" / "demo_model"}
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[^@]+)?")
 
 
 def resolve(path_or_hub_id: str | Path, part: Part | None = None, **hub: Unpack[HubOptions]) -> Path:
-    """Return a local file or folder as it is, the folder of a shipped model, or a fetched repository of the hub.
+    """Return a local file or folder, the folder of a shipped model, or the folder of a fetched repository.
 
-    A folder that happens to have a shipped model's name, and is not a model, does not hide it.
+    A local folder with a shipped model's name comes first if it is a model.
 
     Args:
-        path_or_hub_id: A path; the name of a shipped model; or `owner/name` on the hub, with `@revision` or without.
-        part: What is wanted of a repository; other files are not fetched. None stands for all that can be read.
-        hub: See `HubOptions`; only `subfolder` concerns local folders.
+        path_or_hub_id: A path; the name of a shipped model; or `owner/name` or `owner/name@revision` on the hub.
+        part: The part of a repository to fetch; None fetches all files that can be read.
+        hub: See `HubOptions`; only `subfolder` applies to local folders.
 
     Raises:
-        UserError: Neither here nor a repository that can be reached.
-        TypeError: An option that is not one of `HubOptions`.
+        UserError: No such path exists, and no such repository can be reached.
+        TypeError: An unknown option.
     """
     if unknown := hub.keys() - HubOptions.__annotations__.keys():
         raise TypeError(f"from_pretrained() got an unexpected keyword argument {min(unknown)!r}")
-    path = Path(path_or_hub_id).expanduser()
-    text = str(path_or_hub_id)
+    path, text = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
     if text in SHIPPED and not any((path / name).is_file() for name in (CONFIG, PIPELINE)):
         path = SHIPPED[text]
     if path.exists():
         return subfolder(path, within) if (within := hub.get("subfolder")) else path
     if not _REPOSITORY.fullmatch(text) or path.suffix in (*CHECKPOINT_SUFFIXES, ".yaml"):
-        raise UserError(f"{text}: there is no such file or folder")
+        raise UserError(f"{text}: no such file or folder")
     if Path(path.parts[0]).exists():
-        raise UserError(f"{text}: there is no such file or folder; the hub was not asked, as {path.parts[0]} is here")
+        raise UserError(f"{text}: no such file or folder (the folder {path.parts[0]} exists, so this is not a hub id)")
     return fetch(text, part, hub)

@@ -1,4 +1,4 @@
-"""Find the state dict of one network in a checkpoint of training code, and list what is left out."""
+"""Find the state dict of one network in a checkpoint of training code, and list the parts that are left out."""
 
 import re
 import textwrap
@@ -24,9 +24,9 @@ _NETWORK = re.compile(r"(^|\.)(encoder|decoder|x_embedder|blocks)\.")
 _FIRST = re.compile(r"^(.+\.)?(?:encoder\.conv_in|x_embedder\.proj)\.weight$")
 # LDM's averages are among the weights, under names without dots.
 _LDM_AVERAGE = re.compile(r"model_ema\.[^.]+$")
-# Dictionaries of weights are within so many keys.
+# Depth down to which dictionaries of weights are searched.
 _MOST_NESTED = 3
-_ASIDE = {
+_NOT_WEIGHTS = {
     "opt": "state of the optimizer",
     "optimizer": "state of the optimizer",
     "optimizer_states": "state of the optimizers",
@@ -38,7 +38,7 @@ _ASIDE = {
     "callbacks": "state of the trainer",
     "loops": "state of the trainer",
 }
-# What tokenizer training adds to an autoencoder.
+# Parts that tokenizer training adds to an autoencoder.
 _TRAINING_ONLY = {
     "loss.": "discriminator and perceptual network, used in training only",
     "foundation_model.": "frozen teacher, used in training only",
@@ -48,12 +48,12 @@ _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_checkpoint_wrapped_module)\.")
 
 
 @dataclass(frozen=True)
-class IgnoredSetting:
-    """A part of a checkpoint or configuration that was not taken over.
+class Ignored:
+    """A part of a checkpoint or configuration that was left out.
 
     Attributes:
         what: Its name, or the prefix of its names with a `*`.
-        count: How many entries.
+        count: Number of entries.
         why: The reason.
     """
 
@@ -64,16 +64,16 @@ class IgnoredSetting:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What was taken from a checkpoint.
+    """The loaded and ignored parts of a checkpoint.
 
     Attributes:
         source: File or folder.
         what: The network, in words.
-        tensors: How many tensors were loaded.
-        parameters: How many numbers they hold.
-        weights: Name of the set of weights; empty if the file is one.
-        notes: What was changed on the way.
-        left_aside: What was not loaded, and why.
+        tensors: Number of loaded tensors.
+        parameters: Number of values in them.
+        weights: Name of the set of weights; empty if the file is one set.
+        notes: Assumptions and changes.
+        ignored: The parts that were left out, with reasons.
     """
 
     source: str
@@ -82,16 +82,16 @@ class LoadReport:
     parameters: int
     weights: str = ""
     notes: tuple[str, ...] = ()
-    left_aside: tuple[IgnoredSetting, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
     def __str__(self) -> str:
         chosen = f" from '{self.weights}'" if self.weights else ""
         lines = [self.what, f"{self.tensors} tensors, {self.parameters:,} numbers loaded{chosen}", *self.notes]
-        return "\n".join([f"{self.source}:", *indented([*lines, *left_out(self.left_aside)])])
+        return "\n".join([f"{self.source}:", *indented([*lines, *describe_ignored(self.ignored)])])
 
 
-def left_out(parts: Iterable[IgnoredSetting]) -> list[str]:
-    """Return one text for each reason, with all that was left out for it."""
+def describe_ignored(parts: Iterable[Ignored]) -> list[str]:
+    """Return one text for each reason, with all parts that were left out for it."""
     reasons: dict[str, list[str]] = {}
     for part in parts:
         reasons.setdefault(part.why, []).append(f"{part.what} ({part.count})" if part.count > 1 else part.what)
@@ -99,29 +99,29 @@ def left_out(parts: Iterable[IgnoredSetting]) -> list[str]:
 
 
 def indented(texts: Iterable[str], width: int = 80) -> list[str]:
-    """Return lines of at most `width` characters, two spaces in and further lines of a text six."""
+    """Wrap texts into lines of at most `width` characters, indented by two spaces, continued lines by six."""
     wrap = partial(textwrap.wrap, width=width, break_long_words=False, break_on_hyphens=False)
     return [line for text in texts for line in wrap(text, initial_indent="  ", subsequent_indent="      ")]
 
 
 @dataclass(frozen=True, eq=False)
 class Unwrapped:
-    """One network's tensors out of a checkpoint.
+    """The tensors of one network in a checkpoint.
 
     Attributes:
-        kind: What network, or statistics of latents.
-        tensors: Its tensors under clean names.
-        weights: Name of the set of weights; empty if the file is one.
+        kind: The kind of network, or statistics of latents.
+        tensors: Its tensors, without prefixes in their names.
+        weights: Name of the set of weights; empty if the file is one set.
         training: The training configuration in the checkpoint, in the sections of LightningDiT's.
-        left_aside: What is not part of the network.
-        extra: Tensors among `left_aside` that a training can continue from: discriminator and projection.
+        ignored: The other parts of the checkpoint.
+        extra: Tensors among them that a training can continue from: discriminator and projection.
     """
 
     kind: Kind
     tensors: dict[str, Tensor]
     weights: str
     training: Mapping[str, Any]
-    left_aside: tuple[IgnoredSetting, ...]
+    ignored: tuple[Ignored, ...]
     extra: dict[str, Tensor]
 
 
@@ -141,52 +141,52 @@ class _Set:
     key: str
     averaged: bool
     tensors: dict[str, Any]
-    rest: tuple[IgnoredSetting, ...] = ()
+    rest: tuple[Ignored, ...] = ()
 
 
 def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwrapped:
-    """Find the network in what a checkpoint file holds.
+    """Find the network in the content of a checkpoint file.
 
-    A set of weights is the file itself, or a dictionary in it that holds names of our networks. Wrappers' prefixes
+    A set of weights is the file itself, or a dictionary in it with names of our networks. Prefixes of wrappers
     (`module.`, `_orig_mod.`) and one prefix before the whole network (`model.`, `first_stage_model.`) are removed.
 
     Args:
-        content: What `read_checkpoint` returned.
+        content: The result of `read_checkpoint`.
         source: The file, for messages.
-        weights: `auto` prefers averaged weights, `ema` and `model` insist on averaged or plain ones; else the name
-            of a set.
+        weights: `auto` prefers averaged weights, `ema` and `model` require averaged or plain ones; else the name of a
+            set.
 
     Raises:
-        UserError: There is no such set, or its network is neither an autoencoder nor a LightningDiT.
+        UserError: The set is missing, or its network is neither an autoencoder nor a LightningDiT.
     """
     if not isinstance(content, Mapping):
         what = content.path if isinstance(content, Placeholder) else type(content).__name__
         raise UserError(f"{source}: holds a {what}, not a dictionary of tensors")
     sets = _sets(content, source)
     chosen = _choose(sets, source, weights)
-    aside = [
-        IgnoredSetting(other.label, 1, "averaged weights" if other.averaged else "weights that are not averaged")
+    ignored = [
+        Ignored(other.label, 1, "averaged weights" if other.averaged else "weights that are not averaged")
         for other in sets
         if other is not chosen
     ]
     keys = {each.key for each in sets}
     if chosen.key:
-        aside += [IgnoredSetting(str(k), 1, _reason(str(k), v)) for k, v in content.items() if str(k) not in keys]
-    aside += chosen.rest
+        ignored += [Ignored(str(k), 1, _reason(str(k), v)) for k, v in content.items() if str(k) not in keys]
+    ignored += chosen.rest
     tensors, extra = dict(chosen.tensors), dict[str, Tensor]()
     for prefix, why in _TRAINING_ONLY.items():
         names = [name for name in tensors if name.startswith(prefix)]
         if names:
-            aside.append(IgnoredSetting(f"{prefix}*", len(names), why))
+            ignored.append(Ignored(f"{prefix}*", len(names), why))
             extra |= {name: tensors.pop(name) for name in names}
     kept = {name: value for name, value in extra.items() if not name.startswith("foundation_model.")}
-    return Unwrapped(_kind(tensors, source), tensors, chosen.label, _training(content), tuple(aside), kept)
+    return Unwrapped(_kind(tensors, source), tensors, chosen.label, _training(content), tuple(ignored), kept)
 
 
 def _reason(key: str, value: Any) -> str:
     if _AVERAGED.search(key) and not isinstance(value, int | float):
         return "averaged weights without the names of the network"
-    return _ASIDE.get(key, "not weights")
+    return _NOT_WEIGHTS.get(key, "not weights")
 
 
 def _sets(content: Mapping[Any, Any], source: str | Path) -> list[_Set]:
@@ -196,26 +196,26 @@ def _sets(content: Mapping[Any, Any], source: str | Path) -> list[_Set]:
 
 
 def _networks(content: Mapping[Any, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the dictionaries of weights, with their keys from the file down: `ema`, or `state_dict` within `ema`."""
+    """Yield the dictionaries of weights with their keys: `ema`, or `state_dict` within `ema`."""
     for key, value in content.items():
         value = value.values if isinstance(value, Placeholder) else value
         if not isinstance(value, Mapping):
             continue
         here = (*place, str(key))
-        # Further down, the state of an optimizer may have the names of the network.
+        # At deeper levels, the state of an optimizer may have the names of the network.
         if any(_NETWORK.search(str(name)) and (not place or isinstance(v, Tensor)) for name, v in value.items()):
             yield here, value
-        elif len(here) < _MOST_NESTED and str(key) not in _ASIDE:
+        elif len(here) < _MOST_NESTED and str(key) not in _NOT_WEIGHTS:
             yield from _networks(value, here)
 
 
 def _split(label: str, key: str, state: Mapping[Any, Any], source: str | Path) -> list[_Set]:
-    """Split one dictionary into sets: plain weights and LDM's averages, each by the prefixes before whole networks."""
+    """Split one dictionary into plain weights and LDM's averages, and each of them by the prefixes of networks."""
     tensors = _clean_names(state, source)
     flat, rest = {name: tensors.pop(name) for name in list(tensors) if _LDM_AVERAGE.match(name)}, []
     averages = _ldm_averages(flat, tensors, source)
     if flat and not averages:
-        rest = [IgnoredSetting("model_ema.*", len(flat), "averages of another network")]
+        rest = [Ignored("model_ema.*", len(flat), "averages of another network")]
     versions = [(label, tensors)] + ([(f"{label}:model_ema".removeprefix(":"), tensors | averages)] if averages else [])
     prefixes = [found[1] or "" for name in tensors if (found := _FIRST.match(name))] or [""]
     several = len(versions) > 1 or len(prefixes) > 1
@@ -226,9 +226,7 @@ def _split(label: str, key: str, state: Mapping[Any, Any], source: str | Path) -
             inside = {k.removeprefix(prefix): v for k, v in every.items() if k.startswith(prefix)}
             inside = inside if prefix else {k: v for k, v in inside.items() if not k.startswith(others)}
             outside = [k.split(".")[0] for k in every if not k.startswith((prefix, *others))]
-            parts = [
-                IgnoredSetting(f"{k}.*", outside.count(k), "not part of the network") for k in dict.fromkeys(outside)
-            ]
+            parts = [Ignored(f"{k}.*", outside.count(k), "not part of the network") for k in dict.fromkeys(outside)]
             name = ":".join(part for part in (version, prefix.removesuffix(".") if len(prefixes) > 1 else "") if part)
             name = name or ("weights" if several else "")
             sets.append(_Set(name, key, bool(_AVERAGED.search(name)), inside, (*rest, *parts)))
@@ -236,7 +234,7 @@ def _split(label: str, key: str, state: Mapping[Any, Any], source: str | Path) -
 
 
 def _ldm_averages(flat: Mapping[str, Any], tensors: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
-    """Return LDM's averages under the names of `tensors`; empty if they are of another network."""
+    """Return LDM's averages under the names of `tensors`; empty if they belong to another network."""
     names = {name.replace(".", ""): name for name in tensors}
     given = {name.removeprefix("model_ema."): value for name, value in flat.items()}
     averages = {names[name]: value for name, value in given.items() if name in names}
@@ -249,22 +247,22 @@ def _ldm_averages(flat: Mapping[str, Any], tensors: Mapping[str, Any], source: s
 def _choose(sets: list[_Set], source: str | Path, weights: Weights) -> _Set:
     known = ", ".join(each.label for each in sets)
     if weights == "ema" and sets[0].label == "":
-        raise UserError(f"{source}: holds no averaged weights ('ema')")
+        raise UserError(f"{source}: averaged weights ('ema') are missing")
     if weights in ("auto", "model", "ema"):
         wanted = [each for each in sets if weights == "auto" or each.averaged == (weights == "ema")]
         wanted.sort(key=lambda each: not each.averaged)
     else:
         wanted = [each for each in sets if each.label == weights]
     if not wanted:
-        raise UserError(f"{source}: holds no '{weights}' weights, only {known or 'one set'}")
+        raise UserError(f"{source}: weights must be one of its sets ({known or 'only one'}), got {weights}")
     return wanted[0]
 
 
 def _training(content: Mapping[Any, Any]) -> Mapping[str, Any]:
     """Return the training configuration in a checkpoint.
 
-    LightningDiT's `config` is returned as it is; of flat options, such as the `args` of SiT and DiT, path and
-    prediction are put into its section `transport`.
+    LightningDiT's `config` is returned unchanged. Of flat options, such as the `args` of SiT and DiT, path and
+    prediction go into its section `transport`.
     """
     for key in ("config", "args", "hyper_parameters"):
         options = content.get(key)
@@ -302,5 +300,5 @@ def _kind(tensors: Mapping[str, Any], source: str | Path) -> Kind:
         return "statistics"
     names = ", ".join(sorted({name.split(".")[0] for name in tensors})[:5]) or "nothing"
     if tensors and not any(isinstance(value, Tensor) for value in tensors.values()):
-        raise UserError(f"{source}: holds no weights of a network, only {names}")
-    raise UserError(f"{source}: holds neither an autoencoder nor a LightningDiT; its names begin with {names}")
+        raise UserError(f"{source}: must have weights of a network, got {names}")
+    raise UserError(f"{source}: must be an autoencoder or a LightningDiT; its names begin with {names}")

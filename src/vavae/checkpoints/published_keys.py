@@ -1,30 +1,23 @@
-"""Take over, assume, leave out or refuse the keys of a published configuration."""
+"""Use, assume, ignore or refuse the keys of a published configuration."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vavae.checkpoints.published import IgnoredSetting, indented, left_out
+from vavae.checkpoints.published import Ignored, describe_ignored, indented
 from vavae.errors import UserError
 
 PRECISIONS = {"32": "fp32", "32-true": "fp32", "fp32": "fp32", "no": "fp32", "bf16": "bf16", "bf16-mixed": "bf16"}
 _SECTIONS = ("data", "vae", "model", "train", "optimizer", "transport", "sample", "lightning", "args")
-# Names that only a diffusion of discrete steps has.
+# Keys of diffusion with discrete steps only.
 DISCRETE = frozenset(
     [
-        "timesteps",
-        "linear_start",
-        "linear_end",
-        "beta_schedule",
-        "noise_schedule",
-        "diffusion_steps",
-        "num_train_timesteps",
-        "num_diffusion_timesteps",
-        "timestep_respacing",
+        *("timesteps", "linear_start", "linear_end", "beta_schedule", "noise_schedule", "diffusion_steps"),
+        *("num_train_timesteps", "num_diffusion_timesteps", "timestep_respacing"),
     ]
 )
-# Words in the names of keys that do not change what is trained.
+# Words in the names of keys that do not change the training.
 _HARMLESS = frozenset(
     [
         *("log", "logs", "logger", "logging", "wandb", "tensorboard", "print", "progress", "project", "entity"),
@@ -32,7 +25,7 @@ _HARMLESS = frozenset(
         *("workers", "pin", "prefetch", "persistent", "accelerator", "strategy", "benchmark", "callbacks"),
     ]
 )
-# Sections of sampling, the tokenizer (its folder is an option), logs and measurements, which do not change it either.
+# Sections that do not change it: sampling, the tokenizer (its folder is an option), logs and measurements.
 _FREE = (
     *("sample.", "vae.", "wandb.", "logging.", "lightning.callbacks.", "lightning.modelcheckpoint."),
     *("lightning.logger.", "data.params.validation.", "data.params.test."),
@@ -44,39 +37,39 @@ class ConvertedRecipe:
     """A recipe of ours from a published configuration.
 
     Attributes:
-        command: The command it is for.
+        command: The command of the recipe.
         values: Its keys and values.
-        taken: Keys of the file that were taken over, by sections.
-        assumed: Keys that the file lacks, with the values that were assumed, by sections.
-        left_aside: Keys that do not change what is trained.
+        taken: Keys of the file that were used, by sections.
+        assumed: Keys that the file lacks, with the assumed values, by sections.
+        ignored: Keys that do not change the training.
     """
 
     command: Literal["train-dit", "train-tokenizer"]
     values: dict[str, Any]
     taken: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
-    left_aside: tuple[IgnoredSetting, ...] = ()
+    ignored: tuple[Ignored, ...] = ()
 
     def lines(self, width: int = 80) -> list[str]:
-        """Return what was taken over, assumed and left out, in lines of at most `width` characters."""
+        """Return the keys that were taken over, assumed and left out, in lines of at most `width` characters."""
         texts = [
             f"{word} {text}"
             for word, parts in (("taken over", self.taken), ("assumed", self.assumed))
             for text in parts
         ]
-        return indented([*texts, *left_out(self.left_aside)], width)
+        return indented([*texts, *describe_ignored(self.ignored)], width)
 
 
 @dataclass
 class Keys:
-    """The keys of a configuration by their dotted names, and what became of them.
+    """The keys of a configuration by their dotted names, and their use.
 
     Attributes:
         content: The configuration.
         source: The file, for messages.
         values: Its keys and values.
         used: Keys that were read.
-        assumed: Keys that were read and are missing, with their defaults.
+        assumed: Missing keys that were read, with their defaults.
     """
 
     content: Any
@@ -87,14 +80,14 @@ class Keys:
 
     def __post_init__(self) -> None:
         if not isinstance(self.content, Mapping):
-            raise UserError(f"{self.source}: holds {self.content!r}, not keys")
+            raise UserError(f"{self.source}: must have keys, got {self.content!r}")
         for name in _SECTIONS:
             if not isinstance(self.content.get(name) or {}, Mapping):
-                raise UserError(f"{self.source}: {name} holds {self.content[name]!r}, not keys")
+                raise UserError(f"{self.source}: {name} must have keys, got {self.content[name]!r}")
         self.values = dict(flat(self.content))
 
     def given(self, key: str, default: Any) -> Any:
-        """Return a value of the default's type, or the default, which is not listed."""
+        """Return a value in the default's type, or the default, which is not listed."""
         if key not in self.values:
             return default
         self.used.append(key)
@@ -102,38 +95,38 @@ class Keys:
         try:
             return _typed(value, wanted)
         except (TypeError, ValueError, OverflowError) as error:
-            said = "is blank" if value is None else f"is {value!r}, not a {wanted.__name__}"
-            raise UserError(f"{self.source}: {key} {said}") from error
+            found = "nothing" if value is None else repr(value)
+            raise UserError(f"{self.source}: {key} must be of type {wanted.__name__}, got {found}") from error
 
     def get(self, key: str, default: Any) -> Any:
-        """Return a value of the default's type, or the default, which is then listed as assumed."""
+        """Return a value in the default's type, or the default, which is listed as assumed."""
         if key not in self.values:
             self.assumed[key] = default
         return self.given(key, default)
 
     def table(self, rows: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
-        """Return keys of ours with the values of the file's keys."""
+        """Return our keys with the values of the file's keys."""
         return {ours: self.get(key, default) for ours, (key, default) in rows.items()}
 
     def choose(self, key: str, default: str, names: Mapping[str, Any]) -> Any:
         """Return the value of a name among `names`."""
         value = self.get(key, default).lower()
         if value not in names:
-            raise UserError(f"{self.source}: {key}: {value!r} is not one of {', '.join(names)}")
+            raise UserError(f"{self.source}: {key} must be one of {', '.join(names)}, got {value}")
         return names[value]
 
     def fixed(self, rows: Mapping[str, Any]) -> None:
-        """Refuse values of keys that can have one value only."""
+        """Refuse other values of keys that can have one value only."""
         for key, wanted in rows.items():
             if self.values.get(key, wanted) != wanted:
                 raise UserError(f"{self.source}: {key} must be {wanted}, got {self.values[key]}")
             self.used += [key] if key in self.values else []
 
-    def rest(self, reasons: Mapping[str, str]) -> tuple[IgnoredSetting, ...]:
+    def rest(self, reasons: Mapping[str, str]) -> tuple[Ignored, ...]:
         """Return the keys that were not read, with reasons.
 
         Raises:
-            UserError: One of them changes what is trained.
+            UserError: One of them could change the training.
         """
         left = []
         for key, value in self.values.items():
@@ -146,14 +139,20 @@ class Keys:
             elif key.startswith(_FREE) or _HARMLESS & set(key.rpartition(".")[2].split("_")):
                 why = "does not change what is trained"
             else:
-                raise UserError(f"{self.source}: {key} must be left out, got {value!r}: {_why_refused(key)}")
-            left.append(IgnoredSetting(key, 1, why))
+                discrete = key.rpartition(".")[2] in DISCRETE
+                reason = (
+                    "it belongs to diffusion with discrete steps, and only flows are trained here"
+                    if discrete
+                    else "it is not known, and may change what is trained"
+                )
+                raise UserError(f"{self.source}: {key} must be left out, got {value!r}: {reason}")
+            left.append(Ignored(key, 1, why))
         return tuple(left)
 
     def recipe(
         self, command: Literal["train-dit", "train-tokenizer"], values: Mapping[str, Any], reasons: Mapping[str, str]
     ) -> ConvertedRecipe:
-        """Return the recipe with all that became of the keys."""
+        """Return the recipe, and the use of all keys."""
         left = self.rest(reasons)
         taken = _by_section((key, "") for key in dict.fromkeys(self.used))
         assumed = _by_section((key, f" {plain(value)}") for key, value in self.assumed.items())
@@ -201,11 +200,5 @@ def _typed(value: Any, wanted: type) -> Any:
 
 
 def plain(value: Any) -> str:
-    """Return a value as YAML writes it."""
+    """Return a value in YAML."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _why_refused(key: str) -> str:
-    if key.rpartition(".")[2] in DISCRETE:
-        return "it asks for a diffusion of discrete steps, and only flows are trained here"
-    return "it is not known, and may change what is trained"

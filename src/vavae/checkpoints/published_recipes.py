@@ -1,7 +1,7 @@
 """Convert published YAML configurations to recipes of ours, as plain values.
 
-Every key of a file is taken over, left out with a reason because it does not change what is trained, or refused. A key
-that the file lacks is assumed, and listed with its value.
+Every key of a file is used, ignored with a reason because it does not change the training, or refused. A missing key is
+assumed, and listed with its value.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vavae.checkpoints.published import IgnoredSetting
+from vavae.checkpoints.published import Ignored
 from vavae.checkpoints.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, flat, plain
 from vavae.checkpoints.published_tokenizer import tokenizer_recipe
 from vavae.errors import UserError
@@ -22,13 +22,12 @@ _PATHS: dict[str, PathName] = {"linear": "linear", "gvp": "cosine", "vp": "vp"}
 _PREDICTIONS: dict[str, Prediction] = {"velocity": "velocity", "noise": "noise", "score": "score"}
 _SOLVERS = {name: name for name in ("euler", "midpoint", "rk4", "dopri5")} | {"heun2": "heun"}
 _PUBLISHED_PATHS: dict[PathName, str] = {"linear": "Linear", "cosine": "GVP", "vp": "VP"}
-# What latents are multiplied with where a configuration does not say.
+# The default factor of latents.
 PUBLISHED_MULTIPLIER = 0.18215
-# Guidance acts on these leading channels in the published sampler, whatever the number of channels.
+# The published sampler guides this many leading channels.
 _GUIDED_CHANNELS = 3
 
-
-# Keys of ours -> keys of LightningDiT's configurations, and what its code takes if they are missing.
+# Our keys -> keys of LightningDiT's configurations, and the defaults of its code.
 _TRANSFORMER: dict[str, tuple[str, Any]] = {
     "latents": ("data.data_path", "runs/latents"),
     "transformer.swiglu": ("model.use_swiglu", False),
@@ -67,23 +66,20 @@ _TRANSFORMER_REASONS = {
     "sample.reverse": "sampling goes from noise to data",
     "sample.likelihood": "likelihoods are not computed",
 }
-_TRANSFORMER_FIXED: dict[str, Any] = {"model.mlp_ratio": 4.0}
 
 
 def convert_recipe(path: Path) -> ConvertedRecipe:
     """Return a recipe of ours from a published YAML file.
 
     Raises:
-        UserError: The file is not YAML, is the configuration of another system, or has a key that asks for something
-            that cannot be done.
+        UserError: The file is not YAML, is the configuration of another system, or has a key with a value that cannot
+            be converted.
     """
     values = read_yaml(path)
-    keys = Keys(values, path)
-    if "model.model_type" in keys.values:
+    keys, model = Keys(values, path), values.get("model") or {}
+    if "model_type" in model:
         return _transformer(keys)
-    if any(key.startswith("model.params.") for key in keys.values) or "model.target" in keys.values:
-        return tokenizer_recipe(keys)
-    if isinstance(values.get("model"), Mapping) and "params" in values["model"]:
+    if "params" in model or "target" in model:
         return tokenizer_recipe(keys)
     for key, value in keys.values.items():
         if key.rpartition(".")[2] in ("target", "_target_", "class_name", "_class_name"):
@@ -93,13 +89,13 @@ def convert_recipe(path: Path) -> ConvertedRecipe:
             )
     if "transport" in values:
         raise UserError(f"{path}: model.model_type is missing; it must be LightningDiT-XL/1 or another of its sizes")
-    raise UserError(f"{path}: neither a configuration of LightningDiT training nor of VA-VAE training")
+    raise UserError(f"{path}: must be a configuration of LightningDiT training or of VA-VAE training")
 
 
 def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return the sampling settings of a training configuration, and in words the assumed ones.
+    """Return the sampling settings of a training configuration, and a text with the assumed ones.
 
-    LightningDiT's sampler shifts times by default; SiT's sampler, whose options are flat `args`, does not.
+    By default LightningDiT's sampler shifts times, and SiT's sampler (with flat `args`) does not.
     """
     keys = Keys({"sample": training.get("sample")}, "config")
     values = _sampling(keys, shift=0.0 if "args" in training else 0.3)
@@ -109,7 +105,7 @@ def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str
 def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
     """Return whether statistics normalized the latents of a training, and the multiplier on top.
 
-    None means that the configuration has no section `data`.
+    None means that the configuration lacks the section `data`.
     """
     if not isinstance(training.get("data"), Mapping):
         return None
@@ -117,23 +113,24 @@ def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
 
 
 def published_path(training: Mapping[str, Any]) -> PathName:
-    """Return the path of a training configuration; straight lines if it does not say."""
-    name = _transport_name(training)
-    return Keys({name: training.get("transport")}, "config").choose(f"{name}.path_type", "Linear", _PATHS)
+    """Return the path of a training configuration; straight lines by default."""
+    path: PathName = _transport(training, "path_type", "Linear", _PATHS)
+    return path
 
 
 def published_prediction(training: Mapping[str, Any]) -> Prediction:
-    """Return what the network of a training configuration predicts; velocity if it does not say.
+    """Return the prediction of a training configuration; velocity by default.
 
     Raises:
-        UserError: It predicts something else, such as REPA's `v`, whose time runs from data to noise.
+        UserError: It is another one, for example REPA's `v`, whose time runs from data to noise.
     """
-    name = _transport_name(training)
-    return Keys({name: training.get("transport")}, "config").choose(f"{name}.prediction", "velocity", _PREDICTIONS)
+    prediction: Prediction = _transport(training, "prediction", "velocity", _PREDICTIONS)
+    return prediction
 
 
-def _transport_name(training: Mapping[str, Any]) -> str:
-    return "args" if "args" in training else "transport"
+def _transport(training: Mapping[str, Any], key: str, default: str, names: Mapping[str, Any]) -> Any:
+    section = "args" if "args" in training else "transport"
+    return Keys({section: training.get("transport")}, "config").choose(f"{section}.{key}", default, names)
 
 
 def published_flow(
@@ -144,21 +141,21 @@ def published_flow(
     Args:
         training: The training configuration in its file.
         source: The file, for messages.
-        path: The path that the user gives.
-        prediction: The prediction that the user gives.
+        path: The user's path.
+        prediction: The user's prediction.
 
     Raises:
-        UserError: The file says something else than the user, or it was trained on discrete steps.
+        UserError: The file and the user differ, or the file was trained on discrete steps.
     """
-    said = training.get("transport") or {}
-    asked = _asks_for_steps(training)
-    if not said and asked and (path is None or prediction is None):
+    recorded = training.get("transport") or {}
+    discrete = _discrete_key(training)
+    if not recorded and discrete and (path is None or prediction is None):
         raise UserError(
-            f"{source}: {asked} predicts the noise of discrete steps, and only flows are sampled here; if it was "
+            f"{source}: {discrete} predicts the noise of discrete steps, and only flows are sampled here; if it was "
             "trained as a flow, give path and prediction"
         )
-    own_path = published_path(training) if "path_type" in said else None
-    own_prediction = published_prediction(training) if "prediction" in said else None
+    own_path = published_path(training) if "path_type" in recorded else None
+    own_prediction = published_prediction(training) if "prediction" in recorded else None
     for name, own, given in (("path", own_path, path), ("prediction", own_prediction, prediction)):
         if own is not None and given not in (None, own):
             raise UserError(f"{source}: {name} must be {own}, as its file says, got {given}")
@@ -171,8 +168,8 @@ def published_flow(
     return *flow, notes
 
 
-def _asks_for_steps(training: Mapping[str, Any]) -> str:
-    """Return the key that shows a diffusion of discrete steps; OpenAI's DiT has no other than its name."""
+def _discrete_key(training: Mapping[str, Any]) -> str:
+    """Return a key that shows diffusion with discrete steps; OpenAI's DiT has only its name."""
     for key, value in flat(training):
         named = key in ("args.model", "model.model_type") and isinstance(value, str) and value.startswith("DiT-")
         if named or (key.rpartition(".")[2] in DISCRETE and value):
@@ -188,18 +185,17 @@ def published_training(
     Args:
         sampling: Values of a `SamplingConfig`.
         path: The path between noise and data.
-        prediction: What the network predicts.
+        prediction: The network's prediction.
 
     Returns:
-        A part of a published configuration, and notes on what it cannot say.
+        A part of a published configuration, and notes on settings that it cannot express.
 
     Raises:
-        UserError: The published sampler knows no network that predicts this.
+        UserError: The published sampler does not support the prediction.
     """
     if prediction not in _PREDICTIONS.values():
-        known = ", ".join(_PREDICTIONS)
-        raise UserError(f"prediction: {prediction}; published files know only {known}")
-    solvers = {ours: theirs for theirs, ours in _SOLVERS.items()}
+        raise UserError(f"prediction must be one of {', '.join(_PREDICTIONS)} in published files, got {prediction}")
+    solvers = {ours: name for name, ours in _SOLVERS.items()}
     solver, scale, notes = sampling["solver"], sampling["guidance_scale"], []
     if solver not in solvers:
         notes.append(f"the published sampler solves the ODE; the solver {solver} is not taken over")
@@ -250,7 +246,7 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
         raise UserError(f"{keys.source}: model.model_type must begin with LightningDiT-, got {size}")
     size = size.removeprefix("LightningDiT-")
     parse_size(size)
-    keys.fixed(_TRANSFORMER_FIXED)
+    keys.fixed({"model.mlp_ratio": 4.0})
     prediction: Prediction = keys.choose("transport.prediction", "velocity", _PREDICTIONS)
     if prediction == "score":
         raise UserError(f"{keys.source}: transport.prediction: {NO_SCORE}")
@@ -258,8 +254,8 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
     normalized, multiplier = _scaling(keys)
     if normalized and multiplier != 1.0:
         raise UserError(
-            f"{keys.source}: data.latent_multiplier: {multiplier} on top of latent_norm cannot be trained with "
-            f"({PUBLISHED_MULTIPLIER} is the published default; write 1.0 for none)"
+            f"{keys.source}: data.latent_multiplier must be 1.0 together with latent_norm, got {multiplier} "
+            f"({PUBLISHED_MULTIPLIER} is the published default)"
         )
     lognormal = keys.get("transport.use_lognorm", False)
     shifted = keys.given("transport.shift_lg", False)
@@ -276,7 +272,7 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
         "flow.prediction": prediction,
         "flow.times.kind": "logit_normal" if lognormal else "uniform",
         "flow.times.mean": keys.get(*mean),
-        # 0 switches the shift off.
+        # 0 turns the shift off.
         "flow.times.shift": keys.get("transport.train_timestep_shift", 0.0) or 1.0,
         "flow.direction_weight": 1.0 if keys.get("transport.use_cosine_loss", False) else 0.0,
         **{f"sampling.{name}": value for name, value in _sampling(keys).items()},
@@ -298,5 +294,5 @@ def _transformer(keys: Keys) -> ConvertedRecipe:
     recipe = keys.recipe("train-dit", values, _TRANSFORMER_REASONS)
     if normalized:
         return recipe
-    factor = IgnoredSetting("data.latent_multiplier", 1, f"{multiplier:g} must be the tokenizer's: --scaling_factor")
-    return replace(recipe, left_aside=(*recipe.left_aside, factor))
+    factor = Ignored("data.latent_multiplier", 1, f"{multiplier:g} must be the tokenizer's: --scaling_factor")
+    return replace(recipe, ignored=(*recipe.ignored, factor))

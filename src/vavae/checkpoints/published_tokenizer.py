@@ -10,7 +10,7 @@ from vavae.errors import UserError
 _TEACHERS = {"dinov2": "dinov2-large", "mae": "mae-large"}
 # The published image set: ImageNet's training images without one file.
 _IMAGENET = 1_281_166
-# Keys of ours -> keys of LDM's and VA-VAE's configurations, and the defaults of LDM's constructors.
+# Our keys -> keys of LDM's and VA-VAE's configurations, and the defaults of LDM's constructors.
 _SHAPE, _LOSS, _DATA, _TRAINER = (
     "model.params.ddconfig.",
     "model.params.lossconfig.params.",
@@ -72,7 +72,7 @@ def tokenizer_recipe(keys: Keys) -> ConvertedRecipe:
     """Return the recipe of a configuration whose model is LDM's AutoencoderKL.
 
     Raises:
-        UserError: A key asks for something that cannot be done.
+        UserError: A key has a value that cannot be converted.
     """
     for key, wanted in (
         ("model.target", "AutoencoderKL"),
@@ -83,7 +83,7 @@ def tokenizer_recipe(keys: Keys) -> ConvertedRecipe:
     keys.fixed(_TOKENIZER_FIXED)
     embed, latent = keys.get("model.params.embed_dim", 32), keys.get(f"{_SHAPE}z_channels", 32)
     if embed != latent:
-        raise UserError(f"{keys.source}: model.params.embed_dim {embed} is not ddconfig.z_channels {latent}")
+        raise UserError(f"{keys.source}: model.params.embed_dim must be ddconfig.z_channels {latent}, got {embed}")
     multipliers = keys.get(f"{_SHAPE}ch_mult", [1, 1, 2, 2, 4])
     resolution = keys.get(f"{_SHAPE}resolution", 256)
     levels = {resolution // 2**i: i for i in range(len(multipliers))}
@@ -101,24 +101,19 @@ def tokenizer_recipe(keys: Keys) -> ConvertedRecipe:
             levels[at] for at in keys.get(f"{_SHAPE}attn_resolutions", [16]) if at in levels
         ],
         **keys.table(_TOKENIZER),
-        # The published counter grows by two per batch; the first batch already counts as one.
+        # The published counter grows by two per batch, from one.
         "objective.adversarial.start_images": keys.get(f"{_LOSS}disc_start", 5001) // 2 * batch,
         **_aligned(keys, resolution),
         "training.images": keys.get(f"{_TRAINER}max_epochs", 50) * _IMAGENET,
         "training.batch_size": batch,
-        "training.precision": PRECISIONS.get(str(keys.values.get(f"{_TRAINER}precision", 32)), ""),
+        "training.precision": _precision(keys),
         "training.checkpoint_images": _IMAGENET,
     }
-    if not values["training.precision"]:
-        raise UserError(
-            f"{keys.source}: {_TRAINER}precision must be 32 or bf16, got {keys.values[f'{_TRAINER}precision']}"
-        )
-    keys.used += [f"{_TRAINER}precision"] if f"{_TRAINER}precision" in keys.values else []
     for name in ("optimizer", "discriminator_optimizer"):
         values |= {f"{name}.kind": "adam", f"{name}.learning_rate": rate, f"{name}.betas": [0.5, 0.9]}
     initial = [key for key in ("weight_init", "init_weight", "model.params.ckpt_path") if keys.values.get(key)]
     if len({keys.values[key] for key in initial}) > 1:
-        raise UserError(f"{keys.source}: only one of {', '.join(initial)} can be the starting weights")
+        raise UserError(f"{keys.source}: give only one of {', '.join(initial)}: they are all starting weights")
     if "model.params.ema_decay" in keys.values:
         values["training.ema_decay"] = keys.given("model.params.ema_decay", 0.0)
     for key in initial:
@@ -127,18 +122,28 @@ def tokenizer_recipe(keys: Keys) -> ConvertedRecipe:
     keys.assumed["steps that disc_start counts for a batch"] = 2
     if not keys.values.get("model.params.use_vf"):
         keys.assumed["factor of base_learning_rate"] = "1 (--scale_lr false in LDM)"
-    reasons = _TOKENIZER_REASONS | dict.fromkeys(_ALIGNED_ONLY, "there is no use_vf, so nothing is aligned")
+    reasons = _TOKENIZER_REASONS | dict.fromkeys(_ALIGNED_ONLY, "without use_vf nothing is aligned")
     return keys.recipe("train-tokenizer", values, reasons)
+
+
+def _precision(keys: Keys) -> str:
+    key = f"{_TRAINER}precision"
+    value = str(keys.values.get(key, 32))
+    if value not in PRECISIONS:
+        raise UserError(f"{keys.source}: {key} must be 32 or bf16, got {value}")
+    keys.used += [key] if key in keys.values else []
+    return PRECISIONS[value]
 
 
 def _batch(keys: Keys) -> int:
     """Return the images of one optimizer step: batch × devices × nodes × accumulated batches."""
-    devices = keys.values.get(f"{_TRAINER}gpus", keys.values.get(f"{_TRAINER}devices"))
+    key = next((f"{_TRAINER}{name}" for name in ("gpus", "devices") if f"{_TRAINER}{name}" in keys.values), None)
+    devices = keys.values[key] if key else None
     if isinstance(devices, str | list):  # "0,1,"
         devices = len([each for each in (devices.split(",") if isinstance(devices, str) else devices) if each != ""])
-        keys.used += [key for key in (f"{_TRAINER}gpus", f"{_TRAINER}devices") if key in keys.values]
+        keys.used += [name for name in (f"{_TRAINER}gpus", f"{_TRAINER}devices") if name in keys.values]
     else:
-        devices = keys.get(f"{_TRAINER}{'gpus' if f'{_TRAINER}gpus' in keys.values else 'devices'}", 1)
+        devices = keys.get(key or f"{_TRAINER}devices", 1)
     counts = (
         keys.get(f"{_DATA}batch_size", 8),
         devices,
@@ -162,18 +167,18 @@ def _images(keys: Keys) -> str:
 
 
 def _aligned(keys: Keys, resolution: int) -> dict[str, Any]:
-    """Return the alignment's keys of ours, and the teacher."""
+    """Return our keys of the alignment and the teacher."""
     teacher = keys.given("model.params.use_vf", "") if keys.values.get("model.params.use_vf") is not None else ""
     if not teacher:
         return {"objective.alignment.enabled": False}
     if teacher not in _TEACHERS:
-        raise UserError(f"{keys.source}: model.params.use_vf: {teacher!r} is not one of {', '.join(_TEACHERS)}")
+        raise UserError(f"{keys.source}: model.params.use_vf must be one of {', '.join(_TEACHERS)}, got {teacher}")
     reverse, fixed = keys.get("model.params.reverse_proj", False), keys.get("model.params.proj_fix", False)
     return keys.table(_ALIGNMENT) | {
         "objective.alignment.projection": "latent_to_teacher" if reverse else "teacher_to_latent",
         "objective.alignment.train_projection": not fixed,
         "teacher.name": _TEACHERS[teacher],
-        # As published: DINOv2 sees 224 pixels, MAE the image as it is, both without ImageNet's normalization.
+        # As published: DINOv2 gets 224 pixels, MAE the image's own size, both without ImageNet's normalization.
         "teacher.input_size": 224 if teacher == "dinov2" else resolution,
         "teacher.normalization": "published",
     }

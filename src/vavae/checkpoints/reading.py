@@ -1,8 +1,8 @@
-"""Read checkpoint files of others: safetensors, and files of `torch.save` without running what they say.
+"""Read checkpoint files of others: safetensors, and files of `torch.save` without running their code.
 
-A torch file is a pickle, and a pickle is a program: it names classes and functions and has them called. Here a name
-of `_REAL` gives torch's own function that rebuilds a tensor, or a plain container. Every other name gives an inert
-class of ours (`Placeholder`): nothing is imported, and a call is refused.
+A torch file is a pickle, and a pickle is a program: it names classes and functions and calls them. Here the names in
+`_REAL` give torch's own functions that rebuild tensors, and plain containers. Every other name gives an inert class
+(`Placeholder`): nothing is imported, and a call is refused.
 """
 
 import pickle
@@ -11,7 +11,8 @@ import types
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,16 +24,16 @@ from torch import Tensor
 from vavae.errors import UserError, one_line
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
-# Bytes of a checkpoint's structure without its numbers; the largest published models take under 1 MB.
+# Bytes of a checkpoint's structure without its numbers; the largest published models need less than 1 MB.
 _MOST_STRUCTURE = 64 * 2**20
 
 
 def _bytes(text: str, encoding: str) -> bytes:
-    """Return the bytes that protocol 2 writes as text; its encoding is always latin1."""
+    """Return bytes that pickle protocol 2 wrote as latin1 text."""
     return text.encode("latin1")
 
 
-_WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WEIGHT_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Everything that a pickle may call.
 _REAL: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
@@ -54,7 +55,7 @@ _REAL: dict[str, Any] = {
         "_rebuild_qtensor",
     )
 }
-# Values whose pickle is a call of their class; that call makes a placeholder.
+# Values whose pickle calls their class; the call makes a placeholder.
 _VALUES = frozenset(
     [
         *(f"numpy.{part}.multiarray.{name}" for part in ("core", "_core") for name in ("scalar", "_reconstruct")),
@@ -72,7 +73,7 @@ class _CalledError(Exception):
 
 
 class _Uncalled(type):
-    """Class of the placeholders' classes: calling one is an error, except for `_VALUES`."""
+    """Metaclass of placeholders: calling one is an error, except for `_VALUES`."""
 
     path: str
 
@@ -83,11 +84,11 @@ class _Uncalled(type):
 
 
 class Placeholder(metaclass=_Uncalled):
-    """An object whose class is not loaded: it keeps the values that the file gives it and does nothing.
+    """An object whose class is not loaded: it keeps its values and does nothing.
 
     Attributes:
-        path: Module and name of the class that the file names.
-        values: Its attributes, or its items where the class is a kind of dictionary.
+        path: Module and name of its class in the file.
+        values: Its attributes, or its items if the class is a kind of dictionary.
     """
 
     path: ClassVar[str] = ""
@@ -108,7 +109,7 @@ class Placeholder(metaclass=_Uncalled):
 
 
 class _Unpickler(pickle._Unpickler):
-    """The standard library's reader in Python, with inert classes for all names but `_REAL`."""
+    """The standard library's reader in Python, with placeholders for all names outside `_REAL`."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     placeholders: dict[str, _Uncalled]  # of one file
@@ -124,7 +125,7 @@ class _Unpickler(pickle._Unpickler):
         return self.placeholders[path]
 
     def load_build(self) -> None:
-        """Give a placeholder its state. Attributes of real objects are not loaded: none of them is a weight."""
+        """Give a placeholder its state. Attributes of real objects are dropped: none of them is a weight."""
         state = self.stack.pop()  # type: ignore[attr-defined]
         target = self.stack[-1]  # type: ignore[attr-defined]
         if isinstance(target, Placeholder) and isinstance(state, Mapping):
@@ -133,22 +134,30 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
 
+@contextmanager
+def errors_name(source: str | Path) -> Iterator[None]:
+    """Put the name of a file before the message of a UserError of the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
 def read_checkpoint(path: Path) -> Any:
     """Return the content of a checkpoint file: nested dictionaries of tensors, plain values and placeholders.
 
     Args:
-        path: A safetensors file, or a file that `torch.save` wrote. Tensors of the latter are mapped, not read,
-            so that parts which are not used cost nothing.
+        path: A safetensors file, or a file of `torch.save`, whose tensors are mapped, so that unused ones cost nothing.
 
     Raises:
-        UserError: One line that names the file: it is missing, cut off, not a checkpoint, calls a function that could
-            run code, or claims to be larger than it is.
+        UserError: The file is missing, cut off, not a checkpoint, calls a function that could run code, or claims to be
+            larger than it is.
     """
     return read_with_placeholders(path)[0]
 
 
 def read_with_placeholders(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """Return what `read_checkpoint` does, and the names of the classes that placeholders stand for."""
+    """Return the content of `read_checkpoint`, and the names of the classes of its placeholders."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -176,7 +185,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         UserError: It is missing, cut off or damaged.
     """
     try:
-        path.open("rb").close()  # safetensors calls a file that may not be read one that is not there
+        path.open("rb").close()  # safetensors calls a file without permission missing
         return load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
@@ -196,7 +205,7 @@ def _check_zip(path: Path, size: int) -> None:
     if len(structure) != 1 or any("/code/" in entry.filename for entry in entries):
         raise UserError(f"{path}: a zip archive, but not one that torch.save wrote")
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise UserError(f"{path}: refused: it is compressed, which torch's files never are")
+        raise UserError(f"{path}: refused: it is compressed, and files of torch never are")
     claimed = sum(entry.file_size for entry in entries)
     if claimed > size:
         raise UserError(f"{path}: refused: {size:,} bytes claim to hold {claimed:,}")
@@ -213,30 +222,30 @@ def _load(path: Path, mmap: bool) -> tuple[Any, tuple[str, ...]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old storage classes
-            # Without torch's own list of allowed names, which knows no placeholders: `_Unpickler` is stricter.
+            # torch's own list of allowed names has no placeholders; `_Unpickler` is stricter than that list.
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=module, mmap=mmap)
     except _CalledError as error:
         raise UserError(
             f"{path}: refused: its pickle calls {error}, which could run code; only tensors and plain values "
-            "are read (where you trust the file, save its tensors alone, with safetensors)"
+            "are read (if you trust the file, save its tensors alone, with safetensors)"
         ) from error
     except Exception as error:  # torch raises nearly every kind on a malformed file
         raise UserError(f"{path}: damaged or cut off ({_short(error)})") from error
     return content, tuple(sorted(placeholders))
 
 
-def _short(error: BaseException, most: int = 160) -> str:
+def _short(error: BaseException) -> str:
     """Return the beginning of an error in one line."""
     text = one_line(error)
-    return text[:most] + "…" if len(text) > most else text
+    return text if len(text) <= 160 else f"{text[:160]}…"
 
 
 def check_tensors(tensors: Mapping[str, Any], source: str | Path) -> None:
-    """Check that every value is an ordinary tensor of floats.
+    """Check that every value is a plain tensor of floats.
 
     Raises:
-        UserError: Names the first that is not: another kind of value, numbers that are no floats, or a tensor that
-            claims to be larger than what the file holds of it.
+        UserError: Names the first that is another kind of value, has another type of numbers, or claims to be larger
+            than its data.
     """
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
@@ -247,10 +256,10 @@ def check_tensors(tensors: Mapping[str, Any], source: str | Path) -> None:
                 f"{source}: refused: {name} claims {value.numel():,} numbers, the file holds "
                 f"{value.untyped_storage().nbytes() // value.element_size():,} of them"
             )
-        if value.dtype not in _WEIGHTS:
+        if value.dtype not in WEIGHT_TYPES:
             dtype = str(value.dtype).removeprefix("torch.")
             raise UserError(
-                f"{source}: {name} holds {dtype}, not weights; quantized files are not read, use the file in "
+                f"{source}: {name} holds {dtype}, not weights; quantized files cannot be read, use the file in "
                 "float32, float16 or bfloat16"
             )
 
@@ -259,9 +268,9 @@ def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Check that all numbers are finite.
 
     Raises:
-        UserError: Names the first tensor with one.
+        UserError: Names the first tensor with NaN or infinity.
     """
     for name, value in tensors.items():
-        # One pass without a copy: in float64 finite float32 numbers cannot add up to infinity.
+        # One pass without a copy: the sum of finite float32 numbers is finite in float64.
         if not bool(value.sum(dtype=torch.float64).isfinite()):
             raise UserError(f"{source}: {name} holds NaN or infinity")

@@ -11,14 +11,14 @@ from vavae.tokenizer import LatentStatistics
 
 
 def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
-    """Return statistics as they are, or read them from a file or folder.
+    """Return statistics unchanged, or read them from a file or folder.
 
     Args:
-        source: `latents_stats.pt` of the published extractor, our `statistics.safetensors`, or a folder with
-            either: of latents, or of a tokenizer.
+        source: Statistics; `latents_stats.pt` of the published extractor; our `statistics.safetensors`; or a folder of
+            latents or of a tokenizer with one of the two.
 
     Raises:
-        UserError: There is no such file, or it has no tensors `mean` and `std`.
+        UserError: The file is missing, or has no tensors `mean` and `std`.
     """
     if isinstance(source, LatentStatistics):
         return source
@@ -26,22 +26,22 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
     if path.is_dir():
         found = statistics_file(path)
         if found is None:
-            raise UserError(f"{path}: holds neither {STATISTICS_NAME} nor {PUBLISHED_STATISTICS_NAME}")
+            raise UserError(f"{path}: must have {STATISTICS_NAME} or {PUBLISHED_STATISTICS_NAME}")
         path = found
     content = read_checkpoint(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(name), torch.Tensor) for name in ("mean", "std")
-    ):
-        raise UserError(f"{path}: holds no tensors 'mean' and 'std'")
+    tensors = content if isinstance(content, dict) else {}
+    # Copies: a mapped file may change or be removed.
+    tensors = {name: value.clone() for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    if not {"mean", "std"} <= tensors.keys():
+        raise UserError(f"{path}: must have the tensors 'mean' and 'std'")
     try:
-        # Copies: a mapped file may change or go.
-        return LatentStatistics.from_dict({n: v.clone() for n, v in content.items() if isinstance(v, torch.Tensor)})
+        return LatentStatistics.from_dict(tensors)
     except (UserError, RuntimeError) as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def statistics_file(folder: Path) -> Path | None:
-    """Return the file of statistics in a folder, ours before a published one; None if there is none, or no folder."""
+    """Return the file of statistics in a folder, ours before a published one; None without file or folder."""
     files = (folder / name for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME))
     return next((file for file in files if file.is_file()), None)
 
@@ -53,18 +53,18 @@ def scaled(statistics: LatentStatistics, factor: float) -> LatentStatistics:
         UserError: The factor is not positive.
     """
     if not factor > 0:
-        raise UserError(f"{factor} as the factor of latents is not positive")
+        raise UserError(f"the factor of latents must be positive, got {factor}")
     return LatentStatistics(statistics.mean, statistics.std / factor, statistics.count)
 
 
 def scaling_statistics(channels: int, scaling_factor: float, shift: float = 0.0) -> LatentStatistics:
-    """Return statistics for (latents − shift) · scaling_factor, the same in all channels, as SD-VAE's 0.18215.
+    """Return statistics for (latents − shift) · scaling_factor in all channels; SD-VAE's factor is 0.18215.
 
     Raises:
-        UserError: The factor is not positive, or one of the numbers or 1 / scaling_factor is beyond float32.
+        UserError: The factor is not positive, or the shift or 1 / scaling_factor is beyond float32.
     """
     if not scaling_factor > 0:
-        raise UserError(f"scaling_factor: {scaling_factor} is not positive")
+        raise UserError(f"scaling_factor must be positive, got {scaling_factor}")
     numbers = torch.tensor([shift, 1.0 / scaling_factor], dtype=torch.float64).float()
     if not bool(numbers.isfinite().all()) or numbers[1] == 0:
         raise UserError(

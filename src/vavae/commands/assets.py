@@ -55,6 +55,6 @@ def _list(names: tuple[str, ...]) -> None:
         where = "cached" if state.cached else "not cached"
         console.print(f"[bold]{state.name}[/bold]  {state.size_bytes / 1e6:,.0f} MB, {where}")
         sources = "; ".join(map(str, known[state.name].sources)) if state.name in known else state.source
-        for line in (state.description, f"license: {state.licence}", f"from: {sources}"):
+        for line in (state.description, f"license: {state.license}", f"from: {sources}"):
             console.print(Padding(line, (0, 0, 0, 4)), markup=False)
     console.print(f"\ncache: {assets.cache_folder()}", markup=False, soft_wrap=True)

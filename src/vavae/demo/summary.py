@@ -94,7 +94,7 @@ def teacher_note(config: Config, input_size: Size) -> str:
     note = f"{config.teacher} at {format_size(input_size)} px"
     for asset in assets.list_assets():
         if asset.name == config.teacher:
-            note += f": {asset.description.rstrip('.')}. License: {asset.licence}"
+            note += f": {asset.description.rstrip('.')}. License: {asset.license}"
     return note
 
 

@@ -1,7 +1,6 @@
 """`Generator`: a diffusion transformer with the tokenizer it was trained on and its sampling defaults."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,9 +13,8 @@ from vavae import rng
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.diffusers_autoencoder import diffusers_statistics
 from vavae.checkpoints.folder import HubOptions
-from vavae.checkpoints.loading import LoadedTransformer, load_transformer
+from vavae.checkpoints.loading import LoadedTransformer, load_transformer, own_transformer
 from vavae.checkpoints.locations import resolve
-from vavae.checkpoints.networks import own_transformer
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.published_recipes import published_flow, published_sampling, published_scaling
 from vavae.checkpoints.statistics import read_statistics, scaled, scaling_statistics, statistics_file
@@ -26,6 +24,7 @@ from vavae.errors import UserError
 from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
 from vavae.io.hashing import digest, weights_fingerprint
 from vavae.models.sampling import Labels, SamplingConfig, check_drawn, label_numbers, read_sampling
+from vavae.models.saved import SavedModel
 from vavae.models.tokenizer import StatisticsSource, Tokenizer, device_only
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT
@@ -33,7 +32,7 @@ from vavae.transformer.positions import Positions
 from vavae.version import __version__
 
 
-class Generator:
+class Generator(SavedModel):
     """Labels -> images.
 
     Args:
@@ -41,13 +40,13 @@ class Generator:
         tokenizer: The tokenizer whose latents it was trained on.
         statistics: The statistics that normalized those latents; the tokenizer's own by default.
         sampling: Defaults for `__call__`.
-        path: The path between noise and data that it was trained on.
-        prediction: What the network predicts.
-        class_names: Names of the labels, where they are known.
-        provenance: How it was trained and on what, for the model card.
+        path: The path between noise and data in the training.
+        prediction: The network's output: velocity, noise or data.
+        class_names: Names of the labels; empty if they are unknown.
+        provenance: Facts about the training, for the model card.
 
     Attributes:
-        report: What `from_pretrained` took from a published checkpoint and what it left out; None for other forms.
+        report: The parts of a published checkpoint that were loaded and left out; None for other forms.
 
     Raises:
         UserError: Transformer and tokenizer have different numbers of latent channels.
@@ -88,12 +87,12 @@ class Generator:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a latent at the size of the training."""
+        """Channels, height and width of the training's latents."""
         return self.transformer.config.latent_channels, *self.transformer.config.latent_hw
 
     @property
     def image_size(self) -> Size:
-        """Size in pixels of the training images, which is also the default size of samples."""
+        """Size in pixels of the training images, and of samples by default."""
         return scale_size(self.transformer.config.latent_hw, self.tokenizer.factor)
 
     @property
@@ -105,7 +104,7 @@ class Generator:
         """Move both networks to `device`.
 
         Raises:
-            UserError: A type instead of a device.
+            UserError: The argument is a type.
         """
         self.transformer.to(device_only(device))
         self.tokenizer.to(device)
@@ -114,7 +113,7 @@ class Generator:
     def fingerprint(self) -> str:
         """Return a hash of transformer, path, prediction and tokenizer, in hexadecimal."""
         own = [weights_fingerprint(self.transformer), to_plain(self.transformer.config), self.path]
-        if self.prediction != "velocity":  # stored features of velocities are older than the other predictions
+        if self.prediction != "velocity":  # so that features stored before there were other predictions stay valid
             own.append(self.prediction)
         return digest(*own, self.tokenizer.fingerprint())
 
@@ -124,7 +123,7 @@ class Generator:
         return f"Generator({shape}, latents {'x'.join(map(str, self.latent_shape))}, {self.tokenizer.device})"
 
     def noise(self, indices: Sequence[int], seed: int = 0, size: Size | None = None) -> Tensor:
-        """Return the starting noise (B, C, h, w) of samples: a function of (seed, index, size) alone.
+        """Return the starting noise (B, C, h, w) of samples, a function of (seed, index, size).
 
         Args:
             indices: Number of each sample.
@@ -132,7 +131,7 @@ class Generator:
             size: Size of the images in pixels, one number or (height, width); the training's by default.
 
         Raises:
-            UserError: Tokenizer or patches do not divide `size`.
+            UserError: `size` is not a multiple of the tokenizer's factor times the patch size.
         """
         return rng.normal(seed, "sample", list(indices), self._shape_for(size), self.tokenizer.device)
 
@@ -142,23 +141,27 @@ class Generator:
         unit = self.tokenizer.factor * self.transformer.config.patch_size
         height, width = height_width(as_size("size", size))
         if min(height, width) < 1 or height % unit or width % unit:
-            raise UserError(f"size: {height}x{width} is not a height and a width in multiples of {unit}")
+            raise UserError(f"size must be a height and a width in multiples of {unit}, got {height}x{width}")
         return self.latent_shape[0], height // self.tokenizer.factor, width // self.tokenizer.factor
 
     def check(self, labels: Sequence[int], size: Size | None = None, sampling: SamplingConfig | None = None) -> None:
-        """Check labels, size and guidance before any time is spent on drawing.
+        """Check labels, size and guidance.
 
         Raises:
-            UserError: A label is out of range, a size does not divide, or guidance needs "no label", which was never
-                trained.
+            UserError: A label is out of range, a size is not a multiple of the patches, or guidance needs "no label",
+                which was not trained.
         """
         wrong = [label for label in labels if not 0 <= label <= self.num_classes]
         if wrong:
-            known = f"0..{self.num_classes - 1}" if self.num_classes else "the classes: it knows none"
-            raise UserError(f"labels: {wrong[0]} is not in {known} ({self.num_classes} is no label)")
+            raise UserError(
+                f"labels must be from 0 to {self.num_classes}, got {wrong[0]} ({self.num_classes} means no label)"
+            )
         self._shape_for(size)
         if sampling is not None and sampling.guidance is not None and self.transformer.config.label_dropout == 0:
-            raise UserError("guidance_scale: this generator was trained without label_dropout, so only 1 has a meaning")
+            raise UserError(
+                f"guidance_scale must be 1, got {sampling.guidance_scale:g}: this generator was trained without "
+                "label_dropout"
+            )
 
     def latents(
         self,
@@ -176,15 +179,16 @@ class Generator:
         labels = label_numbers(labels, self.class_names)
         indices = range(len(labels)) if indices is None else indices
         if len(indices) != len(labels):
-            raise UserError(f"indices: {len(indices)} for {len(labels)} labels")
+            raise UserError(f"indices must be one per label, got {len(indices)} for {len(labels)} labels")
         settings = sampling or self.sampling
         self.check(labels, size, settings if weak_model is None else None)
         if noise is None:
             noise = self.noise(indices, seed, size)
         elif noise.shape != (len(labels), *self._shape_for(size)):
-            raise UserError(f"noise: {tuple(noise.shape)} is not {(len(labels), *self._shape_for(size))}")
+            wanted = (len(labels), *self._shape_for(size))
+            raise UserError(f"noise must have the shape {wanted}, got {tuple(noise.shape)}")
         device = self.tokenizer.device
-        # Weights in half precision compute in it; norms, positions and the state of the solver stay float32.
+        # Weights in half precision are also computed with in it; norms, positions and the solver stay in float32.
         half = self.dtype in (torch.float16, torch.bfloat16)
         with torch.autocast(device.type, self.dtype) if half else nullcontext():
             drawn = sample(
@@ -221,17 +225,16 @@ class Generator:
             labels: Class of each image, its number or one of `class_names`; `num_classes` means no label. A list, a
                 tensor or an array; a single label makes one image.
             seed: Seed of the noise.
-            indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample number i is the same image
-                whatever else is in the batch, up to rounding; not with "dopri5", which chooses its steps for a batch.
-            sampling: Other settings than the generator's defaults.
+            indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample i is the same image in every
+                batch, up to rounding; except with "dopri5", which chooses its steps for a batch.
+            sampling: Settings; the generator's by default.
             size: Size in pixels, one number or (height, width); the training's by default. The transformer's
-                `positions` decide how it places other grids (see `vavae.transformer.positions`, and
-                `from_pretrained`).
-            weak_model: A weaker transformer, which makes the guidance autoguidance (arXiv 2406.02507).
+                `positions` place other grids (see `vavae.transformer.positions`, and `from_pretrained`).
+            weak_model: A weaker transformer for autoguidance (arXiv 2406.02507).
             noise: Standard normal noise (B, C, h, w) to start from, instead of noise from `seed` and `indices`.
 
         Raises:
-            UserError: See `check`; or noise of another shape.
+            UserError: See `check`; or the noise has another shape.
         """
         latents = self.latents(labels, seed, indices, sampling, size=size, weak_model=weak_model, noise=noise)
         return self.tokenizer.decode(latents)
@@ -241,7 +244,7 @@ class Generator:
 
         Args:
             path: The folder.
-            dtype: Type in which the weights of both networks are stored; see `Tokenizer.save_pretrained`.
+            dtype: Type of the stored weights of both networks; see `Tokenizer.save_pretrained`.
 
         Raises:
             UserError: A weight is too large for `dtype`.
@@ -259,7 +262,7 @@ class Generator:
             "class_names": list(self.class_names),
             "provenance": to_plain(self.provenance),
         }
-        # Both may be refused: before anything in the folder changes.
+        # Both may raise: before the folder changes.
         weights = files.state_dict_for_saving(self.transformer, dtype)
         files.state_dict_for_saving(self.tokenizer.autoencoder, dtype)
         with files.write_model_folder(folder, config):
@@ -278,27 +281,10 @@ class Generator:
         from vavae.models.diffusers.pipeline import write_pipeline
 
         if self.prediction != "velocity":
-            raise UserError(f"prediction: {self.prediction}; a pipeline of diffusers can be written for velocity only")
+            raise UserError(f"prediction must be velocity for a pipeline of diffusers, got {self.prediction}")
         write_pipeline(
             Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
         )
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        token: str | None = None,
-        commit_message: str = "Upload generator",
-    ) -> str:
-        """Upload the files of `save_pretrained` as the model repository `repo_id`; return its address.
-
-        Raises:
-            UserError: The hub refuses.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return files.push(Path(folder), repo_id, private, token, commit_message)
 
     @classmethod
     def from_pretrained(
@@ -316,37 +302,36 @@ class Generator:
         dtype: torch.dtype | None = None,
         **hub: Unpack[HubOptions],
     ) -> Self:
-        """Read a generator, here or on the hub: ours, a published checkpoint, or one exported for diffusers.
+        """Read a generator, local or from the hub: ours, a published checkpoint, or one exported for diffusers.
 
         Args:
-            path_or_hub_id: A folder that `save_pretrained` or `save_diffusers` wrote; a published file (.pt, .pth,
-                .ckpt, .safetensors), or its folder; `demo`, the generator in the package; or a repository of the hub
-                with any of these, `owner/name` or `owner/name@revision`.
-            device: Where to put both networks.
-            tokenizer: The tokenizer the transformer was trained on, or a path to it in any form that
-                `Tokenizer.from_pretrained` reads. Published transformers need it; other folders have it inside.
+            path_or_hub_id: A folder of `save_pretrained` or `save_diffusers`; a published file (.pt, .pth, .ckpt,
+                .safetensors), or its folder; `demo`, the generator in the package; or a repository of the hub with any
+                of these, `owner/name` or `owner/name@revision`.
+            device: Device of both networks.
+            tokenizer: The tokenizer of the transformer's training, or a path to it in any form that
+                `Tokenizer.from_pretrained` reads. Published transformers need it; other folders contain it.
             statistics: The statistics that normalized the latents of the training, for example `latents_stats.pt`. By
-                default the file next to the transformer, or the tokenizer's statistics where there is none. A
-                `latent_multiplier` in a published configuration comes on top.
+                default the file next to the transformer, else the tokenizer's statistics. A `latent_multiplier` in a
+                published configuration is applied on top.
             weights: Which weights of a checkpoint with several sets: averaged ("ema"), not averaged ("model"), or the
                 name of a set; "auto" prefers averaged ones.
-            heads: Number of attention heads of a published transformer, where its shapes do not show it.
-            path: The path a published transformer was trained on, if its file does not say; linear by default.
-            prediction: What a published transformer predicts, if its file does not say; velocity by default.
-            positions: How the transformer places other grids than its own; by default as it was saved, and
-                "recompute" for published ones. "interpolate" suits weights that saw one grid only.
-            dtype: Hold the weights of both networks in float16 or bfloat16, which takes half the memory and computes
-                in it; the images and latents that come out are float32. None is float32. A `Tokenizer` object stays
-                as it is.
+            heads: Number of attention heads of a published transformer, if its shapes do not show it.
+            path: Path of a published transformer, if its file does not record it; linear by default.
+            prediction: Prediction of a published transformer, if its file does not record it; velocity by default.
+            positions: How the transformer places other grids than its own; by default as saved, and "recompute" for
+                published ones. "interpolate" suits weights that were trained on one grid only.
+            dtype: Type of the weights of both networks and of the computation; float16 and bfloat16 need half the
+                memory. Returned images and latents are float32. None is float32. A `Tokenizer` object keeps its type.
             hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`, as in
                 `huggingface_hub` (see `HubOptions`), for `path_or_hub_id` only.
 
         Raises:
-            UserError: Names the file or key that is missing or wrong, or the argument that is needed too.
+            UserError: Names the file or key that is missing or wrong, or the argument that is needed.
         """
         folder = resolve(path_or_hub_id, "generator", **hub)
+        files.refuse_unused(folder, weights=weights, heads=heads, path=path, prediction=prediction)
         form = files.form_of(folder)
-        files.refuse_unused(folder, form, weights=weights, heads=heads, path=path, prediction=prediction)
         if form == "generator":
             generator = cls._from_native(folder, tokenizer, statistics)
         elif form == "checkpoint":
@@ -367,18 +352,18 @@ class Generator:
     def _from_native(
         cls, folder: Path, tokenizer: Tokenizer | str | Path | None, statistics: StatisticsSource | None
     ) -> Self:
-        """Read a folder that `save_pretrained` wrote."""
+        """Read a folder of `save_pretrained`."""
         transformer, config = own_transformer(folder)
         where = folder / files.CONFIG
         if missing := {"sampling", "path", "prediction", "class_names"} - config.keys():
-            raise UserError(f"{where}: no key {min(missing)!r}")
+            raise UserError(f"{where}: the key {min(missing)!r} is missing")
         sampling = read_sampling(config["sampling"], config["path"], config["prediction"], where)
         names = [] if config["class_names"] is None else config["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{where}: class_names must be a list of names, got {str(names)[:60]}")
         if tokenizer is None:
             tokenizer = Tokenizer.from_pretrained(files.subfolder(folder, "tokenizer"), statistics=statistics)
-        elif statistics is None:  # of its own tokenizer: it was trained on these
+        elif statistics is None:  # the ones of the training, in the folder's own tokenizer
             own = files.subfolder(folder, "tokenizer")
             files.read_model(own, "tokenizer")
             statistics = own
@@ -398,7 +383,7 @@ class Generator:
     def _from_diffusers(
         cls, folder: Path, tokenizer: Tokenizer | str | Path | None, statistics: StatisticsSource | None
     ) -> Self:
-        """Read a folder that `save_diffusers` wrote."""
+        """Read a folder of `save_diffusers`."""
         from vavae.models.diffusers.pipeline import read_settings
 
         sampling, path, names = read_settings(folder)  # before anything large is read
@@ -424,52 +409,50 @@ class Generator:
         given_path: PathName | None,
         given_prediction: Prediction | None,
     ) -> Self:
-        """Put a published transformer together with its tokenizer, statistics and sampling."""
+        """Combine a published transformer with its tokenizer, statistics and sampling."""
         path, prediction, notes = published_flow(loaded.training, source, given_path, given_prediction)
         try:
             values, assumed = published_sampling(loaded.training)
             sampling = from_plain(SamplingConfig, values)
             notes += [f"sampling is assumed: {assumed}"] if assumed else []
-        except UserError as error:  # settings that cannot be done here must not keep the weights from loading
+        except UserError as error:  # the weights load even if the settings are unknown here
             sampling = SamplingConfig()
             notes.append(f"sampling defaults are ours: {error}")
         given = None if statistics is None else read_statistics(statistics)
-        trained, multiplier, said = published_latents(source, loaded, given)
-        if tokenizer is None and (source / "tokenizer").is_dir():  # as `vavae convert --to published` writes it
+        trained, multiplier, scaling_notes = published_latents(source, loaded, given)
+        if tokenizer is None and (source / "tokenizer").is_dir():  # `vavae convert --to published` writes it
             tokenizer = source / "tokenizer"
         if tokenizer is None:
             raise UserError(
-                f"{source}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer it was "
-                "trained on, and statistics, the latents_stats.pt of its training latents ('vavae convert' keeps all "
-                "three together)"
+                f"{source}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer of its "
+                "training, and statistics, the latents_stats.pt of its training latents ('vavae convert' writes one "
+                "folder with all three)"
             )
         tokenizer = _tokenizer(tokenizer, trained)
         normalized = scaled(trained or tokenizer.statistics, multiplier)
         provenance = {"converted_from": source.name}
         generator = cls(loaded.model, tokenizer, normalized, sampling, path, (), provenance, prediction)
-        generator.report = dataclasses.replace(loaded.report, notes=(*loaded.report.notes, *notes, *said))
+        generator.report = dataclasses.replace(loaded.report, notes=(*loaded.report.notes, *notes, *scaling_notes))
         return generator
 
     def _card(self) -> str:
         config = self.transformer.config
-        trained = "\n".join(f"- {key}: {value}" for key, value in self.provenance.items())
         return (
             "---\nlibrary_name: vavae\ntags: [image-generation, flow-matching, LightningDiT]\n---\n\n"
             f"# LightningDiT, depth {config.depth}, width {config.width}, {config.num_classes} classes\n\n"
             "The tokenizer and the statistics of its latents are in `tokenizer/`.\n\n"
             "```python\nimport vavae\n\n"
             'generator = vavae.Generator.from_pretrained("this folder or its hub id")\n'
-            "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n"
-            + (f"\n## Training\n\n{trained}\n" if trained else "")
+            "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n" + self._training()
         )
 
 
 def published_latents(
     source: Path, loaded: LoadedTransformer, given: LatentStatistics | None
 ) -> tuple[LatentStatistics | None, float, tuple[str, ...]]:
-    """Return how the latents of a published transformer's training were normalized.
+    """Return the normalization of the latents in the training of a published transformer.
 
-    Training fed (latents − mean) / std · latent_multiplier, or, without `latent_norm`, latents · latent_multiplier.
+    The input was (latents − mean) / std · latent_multiplier, or, without `latent_norm`, latents · latent_multiplier.
 
     Args:
         source: Its file or folder.

@@ -1,4 +1,4 @@
-"""Sample from a generator: settings, labels, and uint8 images in a chosen precision."""
+"""Sample from a generator: settings, labels, and uint8 images in a given precision."""
 
 import difflib
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from vavae import rng
+from vavae.checkpoints.reading import errors_name
 from vavae.config import from_plain
 from vavae.config.image_size import Size
 from vavae.data import to_uint8
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 
-# Far beyond what samples well. Without bounds, numbers overflow or a grid takes all memory.
+# Larger values have no use, and would overflow or take all memory.
 _MOST_STEPS = 100_000
 _MOST_SCALE = 10_000
 _MOST_SAMPLES = 10_000_000
@@ -33,7 +34,7 @@ class SamplingConfig:
     """How noise becomes latents.
 
     Attributes:
-        solver: Method that integrates the flow's differential equation; `euler_maruyama` takes the stochastic one.
+        solver: Method that integrates the flow's differential equation; `euler_maruyama` solves the stochastic one.
         steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations.
         shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
         guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
@@ -55,21 +56,21 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 2:
-            raise UserError(f"steps: {self.steps} is too few; at least 2 grid points")
+            raise UserError(f"steps must be at least 2 grid points, got {self.steps}")
         if self.steps > _MOST_STEPS:
             raise UserError(f"steps must be at most {_MOST_STEPS:,} grid points, got {self.steps:,}")
         for name in ("shift", "guidance_scale"):
             if not 0 <= getattr(self, name) <= _MOST_SCALE:
-                raise UserError(f"{name}: {getattr(self, name)} is not a number from 0 to {_MOST_SCALE:,}")
+                raise UserError(f"{name} must be a number from 0 to {_MOST_SCALE:,}, got {getattr(self, name)}")
         if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
             raise UserError(
                 f"guidance_start, guidance_stop must be an interval within 0 (noise) to 1 (data), got "
                 f"{self.guidance_start} to {self.guidance_stop}"
             )
         if self.guidance_channels is not None and self.guidance_channels < 0:
-            raise UserError(f"guidance_channels: {self.guidance_channels} is negative; 0 guides all")
+            raise UserError(f"guidance_channels must be 0 (all) or more, got {self.guidance_channels}")
         if self.guidance_channels == 0:
-            # An option that is not given is null, so all channels need a number; records and folders say it one way.
+            # Null means an option that is not given, so all channels have the number 0, which records keep as null.
             object.__setattr__(self, "guidance_channels", None)
 
     def changed_by(self, overrides: object) -> "SamplingConfig":
@@ -79,14 +80,14 @@ class SamplingConfig:
 
     @property
     def guidance(self) -> Guidance | None:
-        """The guidance of these numbers; None if the scale is 1."""
+        """The guidance of these settings; None if the scale is 1."""
         if self.guidance_scale == 1.0:
             return None
         return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
 
 
 def read_sampling(settings: object, path: object, prediction: object, source: str | Path) -> SamplingConfig:
-    """Return the sampling settings in a model's file, with a path and a prediction that are known.
+    """Return the sampling settings in a model's file, after checking its path and prediction.
 
     Raises:
         UserError: A value is out of range or unknown; the message names the file and the key.
@@ -96,10 +97,8 @@ def read_sampling(settings: object, path: object, prediction: object, source: st
             raise UserError(f"{source}: {key} must be one of {', '.join(known)}, got {str(value)[:60]}")
     if not isinstance(settings, dict):
         raise UserError(f"{source}: sampling must be a set of keys, got {str(settings)[:60]}")
-    try:
+    with errors_name(f"{source}: sampling"):
         return from_plain(SamplingConfig, settings)
-    except UserError as error:
-        raise UserError(f"{source}: sampling: {error}") from error
 
 
 def check_drawn(values: Tensor, indices: Sequence[int], sampling: SamplingConfig) -> None:
@@ -108,10 +107,10 @@ def check_drawn(values: Tensor, indices: Sequence[int], sampling: SamplingConfig
     Args:
         values: (B, …) latents or images.
         indices: Number of each sample.
-        sampling: How they were drawn.
+        sampling: The settings.
 
     Raises:
-        RunError: One is not; the message names it.
+        RunError: One is not finite; the message names it.
     """
     good = values.flatten(1).isfinite().all(1).tolist()
     if not all(good):
@@ -125,21 +124,21 @@ def check_count(count: int, least: int) -> None:
     """Check a number of samples.
 
     Raises:
-        UserError: There are too few, or so many that their labels would not fit into memory.
+        UserError: It is too small, or so large that the labels would not fit into memory.
     """
     if not least <= count <= _MOST_SAMPLES:
         raise UserError(f"count must be from {least} to {_MOST_SAMPLES:,} samples, got {count:,}")
 
 
 def label_numbers(labels: Labels, class_names: Sequence[str]) -> list[int]:
-    """Return labels as numbers; a name stands for its place in `class_names`.
+    """Return labels as numbers; the number of a name is its position in `class_names`.
 
     Args:
         labels: Numbers and names in a sequence, a tensor or an array, or a single one.
-        class_names: Names of the classes, empty where they are not known.
+        class_names: Names of the classes; empty if they are unknown.
 
     Raises:
-        UserError: A label is neither a whole number nor a name; the message lists the names that are near.
+        UserError: A label is neither a whole number nor a name; the message lists similar names.
     """
     if isinstance(labels, Tensor | np.ndarray):
         labels = labels.tolist()
@@ -151,7 +150,7 @@ def _number(label: Any, class_names: Sequence[str]) -> int:
         if label in class_names:
             return class_names.index(label)
         if not class_names:
-            raise UserError(f"labels must be numbers, since this generator has no names of classes, got {label!r}")
+            raise UserError(f"labels must be numbers, since this generator has no class names, got {label!r}")
         near = difflib.get_close_matches(label.lower(), [name.lower() for name in class_names], cutoff=0.5)
         near += [name.lower() for name in class_names if label.lower() in name.lower()]
         found = [name for name in class_names if name.lower() in near]
@@ -165,7 +164,7 @@ def _number(label: Any, class_names: Sequence[str]) -> int:
 
 
 def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> list[int]:
-    """Return the labels of samples 0 … count − 1, each a function of its index alone.
+    """Return the labels of samples 0 … count − 1, each a function of its index.
 
     Without classes every label is 0, which then means "no label".
     """

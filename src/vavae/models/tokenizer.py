@@ -1,6 +1,5 @@
 """`Tokenizer`: an autoencoder with the statistics of its latents, as one object."""
 
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack
 
@@ -17,30 +16,31 @@ from vavae.checkpoints.diffusers_autoencoder import (
 from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import build, load_autoencoder
 from vavae.checkpoints.locations import resolve
-from vavae.checkpoints.networks import own_autoencoder
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.shapes import infer_autoencoder
 from vavae.checkpoints.statistics import read_statistics, statistics_file
 from vavae.config import to_plain
 from vavae.data.transforms import Images, as_images
 from vavae.errors import UserError
+from vavae.io.files import write_json
 from vavae.io.hashing import digest, tensor_digest, weights_fingerprint
+from vavae.models.saved import SavedModel
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.version import __version__
 
 StatisticsSource = LatentStatistics | str | Path
 
 
-class Tokenizer:
+class Tokenizer(SavedModel):
     """Images in [-1, 1] ⇄ normalized latents.
 
     Args:
         autoencoder: The network; it is put in eval mode.
         statistics: Mean and standard deviation per channel of its latents.
-        provenance: How it was trained and on what, for the model card.
+        provenance: Facts about the training, for the model card.
 
     Attributes:
-        report: What `from_pretrained` took from a published checkpoint and what it left out; None for other forms.
+        report: The parts of a published checkpoint that were loaded and left out; None for other forms.
     """
 
     def __init__(
@@ -71,19 +71,19 @@ class Tokenizer:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.autoencoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of its weights."""
+        """Type of the weights."""
         return next(self.autoencoder.parameters()).dtype
 
     def to(self, device: torch.device | str) -> Self:
         """Move the network to `device`.
 
         Raises:
-            UserError: A type instead of a device.
+            UserError: The argument is a type.
         """
         self.autoencoder.to(device_only(device))
         return self
@@ -96,22 +96,22 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer(f{self.factor} d{self.latent_channels}, {self.device})"
 
-    @torch.no_grad()  # what is made under inference mode cannot enter a training
+    @torch.no_grad()  # not inference mode, whose tensors cannot be trained on
     def encode(self, images: Images, mode: Literal["mean", "sample"] = "mean", noise: Tensor | None = None) -> Tensor:
         """Encode images as normalized latents (B, C, H/f, W/f).
 
         Args:
-            images: (B, 3, H, W) in [-1, 1], or in another form that `vavae.data.as_images` takes: Pillow images, numpy
-                pixels, or a list of either.
-            mode: The posterior's mean, or a sample of it.
-            noise: Standard normal noise of the latents' shape, for a sample.
+            images: (B, 3, H, W) in [-1, 1], or another form of `vavae.data.as_images`: Pillow images, numpy pixels, or
+                a list of either.
+            mode: The mean of the posterior, or a sample of it.
+            noise: Standard normal noise in the shape of the latents, for a sample.
 
         Raises:
-            UserError: Images that are not in [-1, 1] or in an unknown form, or an unknown mode.
+            UserError: Images are not in [-1, 1] or have an unknown form, or the mode is unknown.
         """
         images = as_images(images)
         if mode not in ("mean", "sample"):
-            raise UserError(f"mode: {mode!r} is neither 'mean' nor 'sample'")
+            raise UserError(f"mode must be 'mean' or 'sample', got {mode!r}")
         posterior = self.autoencoder.encode(images.to(self.device))
         latents = posterior.mode() if mode == "mean" else posterior.sample(noise=noise)
         return self.statistics.normalize(latents)
@@ -121,17 +121,17 @@ class Tokenizer:
         """Decode normalized latents (B, C, h, w) as images (B, 3, h·f, w·f), float32, clamped to [-1, 1].
 
         Raises:
-            UserError: Latents that are not a tensor of floats of this shape.
+            UserError: The latents are not a tensor of floats.
         """
         if not isinstance(latents, Tensor) or not latents.is_floating_point():
             given = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
-            raise UserError(f"latents: must be a tensor of floats as encode returns it, got {given}")
+            raise UserError(f"latents must be a tensor of floats, as encode returns them, got {given}")
         wide = torch.promote_types(self.dtype, torch.float32)
         raw = self.statistics.denormalize(latents.to(self.device, wide))
         return self.autoencoder.decode(raw).to(wide).clamp(-1.0, 1.0)
 
     def reconstruct(self, images: Images) -> Tensor:
-        """Encode images, see `encode`, and decode the posterior's mean: (B, 3, H, W) in [-1, 1]."""
+        """Encode images (see `encode`) and decode the mean of the posterior: (B, 3, H, W) in [-1, 1]."""
         return self.decode(self.encode(images))
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -139,8 +139,8 @@ class Tokenizer:
 
         Args:
             path: The folder.
-            dtype: Type in which the weights are stored, for example `torch.float16`; None is their own. They are
-                widened again when they are read. Statistics stay as they are.
+            dtype: Type of the stored weights, for example `torch.float16`; None keeps their own. They are widened
+                when they are read. Statistics keep their type.
 
         Raises:
             UserError: A weight is too large for `dtype`.
@@ -159,23 +159,6 @@ class Tokenizer:
             files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
             (folder / files.CARD).write_text(self._card())
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        token: str | None = None,
-        commit_message: str = "Upload tokenizer",
-    ) -> str:
-        """Upload the files of `save_pretrained` as the model repository `repo_id`; return its address.
-
-        Raises:
-            UserError: The hub refuses.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return files.push(Path(folder), repo_id, private, token, commit_message)
-
     @classmethod
     def from_pretrained(
         cls,
@@ -187,65 +170,45 @@ class Tokenizer:
         dtype: torch.dtype | None = None,
         **hub: Unpack[HubOptions],
     ) -> Self:
-        """Read a tokenizer, here or on the hub: ours, a published checkpoint, or an autoencoder of diffusers.
+        """Read a tokenizer, local or from the hub: ours, a published checkpoint, or an autoencoder of diffusers.
 
         Args:
-            path_or_hub_id: A folder that `save_pretrained` wrote, also a generator's, whose tokenizer is taken; a
-                published file (.pt, .pth, .ckpt, .safetensors), or its folder; a folder of diffusers, also a
-                pipeline's, whose autoencoder is taken; `demo`, the tokenizer in the package; or a repository of the
-                hub with any of these, `owner/name` or `owner/name@revision`.
-            device: Where to put the network.
+            path_or_hub_id: A folder of `save_pretrained`, of a tokenizer or a generator; a published file (.pt, .pth,
+                .ckpt, .safetensors), or its folder; a folder of diffusers, of an autoencoder or a pipeline; `demo`,
+                the tokenizer in the package; or a repository of the hub with any of these, `owner/name` or
+                `owner/name@revision`.
+            device: Device of the network.
             statistics: Statistics of the latents instead of the ones in the folder: a `LatentStatistics`,
-                `latents_stats.pt`, a folder of latents, or "identity" for latents as the network gives them.
-                Published files need it.
-            weights: Which weights of a checkpoint with several: averaged ("ema"), not averaged ("model"), or the name
-                of a set; "auto" prefers averaged ones.
-            dtype: Hold the weights in float16 or bfloat16, which takes half the memory and computes in it; images and
-                latents that come out are float32. None is float32.
+                `latents_stats.pt`, a folder of latents, or "identity" for raw latents. Published files need it.
+            weights: Which weights of a checkpoint with several sets: averaged ("ema"), not averaged ("model"), or the
+                name of a set; "auto" prefers averaged ones.
+            dtype: Type of the weights and of the computation; float16 and bfloat16 need half the memory. Returned
+                images and latents are float32. None is float32.
             hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`, as in
                 `huggingface_hub` (see `HubOptions`).
 
         Raises:
-            UserError: Names the file or key that is missing or wrong, or says that there are no statistics.
+            UserError: Names the file or key that is missing or wrong; or the statistics are missing.
         """
         path = resolve(path_or_hub_id, "tokenizer", **hub)
-        form = files.form_of(path)
-        files.refuse_unused(path, form, weights=weights)
-        if form == "generator":
-            path, form = files.subfolder(path, "tokenizer"), "tokenizer"
-        if form == "tokenizer":
-            tokenizer = cls._from_folder(path, statistics)
-        elif form in ("checkpoint", "diffusers", "pipeline"):
-            tokenizer = cls._from_published(path, statistics, weights)
-        else:
-            raise UserError(f"{path}: holds {files.describe_form(form)}, not a tokenizer")
-        files.hold_in(tokenizer.autoencoder, dtype)
-        return tokenizer.to(device)
-
-    @classmethod
-    def _from_folder(cls, folder: Path, statistics: StatisticsSource | Literal["identity"] | None) -> Self:
-        autoencoder, config = own_autoencoder(folder)
-        source = folder / files.STATISTICS if statistics is None else statistics
-        return cls(autoencoder, _statistics(source, autoencoder.config.latent_channels), config.get("provenance"))
-
-    @classmethod
-    def _from_published(
-        cls, path: Path, statistics: StatisticsSource | Literal["identity"] | None, weights: Weights
-    ) -> Self:
+        files.refuse_unused(path, weights=weights)
         loaded = load_autoencoder(path, weights)
         source = statistics
         if source is None:
             source = loaded.statistics or _published_statistics(path)
-        tokenizer = cls(loaded.model, _statistics(source, loaded.model.config.latent_channels))
-        tokenizer.provenance = {"converted_from": path.name}
+        if source == "identity":
+            channels = loaded.model.config.latent_channels
+            source = LatentStatistics(torch.zeros(channels), torch.ones(channels))
+        files.hold_in(loaded.model, dtype)
+        tokenizer = cls(loaded.model, read_statistics(source), loaded.provenance)
         tokenizer.report = loaded.report
-        return tokenizer
+        return tokenizer.to(device)
 
     def save_diffusers(self, path: str | Path) -> None:
         """Write the folder that `diffusers.AutoencoderKL.from_pretrained` reads.
 
-        Its latents are the raw ones; the statistics are in its configuration, as `latents_mean` and `latents_std`, or
-        as `scaling_factor` and `shift_factor` where all channels share them.
+        Its latents are not normalized. The statistics are in its configuration, as `latents_mean` and `latents_std`,
+        or as `scaling_factor` and `shift_factor` if all channels share them.
 
         Raises:
             UserError: diffusers cannot build such an autoencoder.
@@ -253,9 +216,9 @@ class Tokenizer:
         folder = Path(path)
         config = diffusers_config(self.autoencoder.config, self.statistics)
         names = to_diffusers_names(self.autoencoder.state_dict(), len(self.autoencoder.config.widths))
-        (folder / files.CONFIG).unlink(missing_ok=True)  # first: it must not describe weights of another
+        (folder / files.CONFIG).unlink(missing_ok=True)  # first: an old one would describe other weights
         files.write_tensors(folder / files.DIFFUSERS_WEIGHTS[0], names)
-        files.write_json(folder / files.CONFIG, config)
+        write_json(folder / files.CONFIG, config)
 
     def to_diffusers(self) -> Any:
         """Return a `diffusers.AutoencoderKL` with the same weights, on the same device, in eval mode.
@@ -278,10 +241,10 @@ class Tokenizer:
 
         Args:
             autoencoder: The network.
-            statistics: Statistics of its latents; by default from its configuration.
+            statistics: Statistics of its latents; the ones in its configuration by default.
 
         Raises:
-            UserError: It has parts that our autoencoder does not have.
+            UserError: It has other parts than our autoencoder.
         """
         name = type(autoencoder).__name__
         tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
@@ -293,7 +256,6 @@ class Tokenizer:
 
     def _card(self) -> str:
         config = self.autoencoder.config
-        trained = "\n".join(f"- {key}: {value}" for key, value in self.provenance.items())
         count = f" over {self.statistics.count:,} images" if self.statistics.count else ""
         return (
             "---\nlibrary_name: vavae\ntags: [image-tokenizer, autoencoder-kl]\n---\n\n"
@@ -303,18 +265,18 @@ class Tokenizer:
             "```python\nimport vavae\n\n"
             'tokenizer = vavae.Tokenizer.from_pretrained("this folder or its hub id")\n'
             "latents = tokenizer.encode(images)  # images: (B, 3, H, W) in [-1, 1]\n"
-            "images = tokenizer.decode(latents)\n```\n" + (f"\n## Training\n\n{trained}\n" if trained else "")
+            "images = tokenizer.decode(latents)\n```\n" + self._training()
         )
 
 
 def device_only(device: torch.device | str) -> torch.device | str:
-    """Return a device, and refuse a type, which torch's `to` would take as well.
+    """Return a device, and refuse a type, which torch's `to` would accept.
 
     Raises:
         UserError: It is a type.
     """
     if isinstance(device, torch.dtype):
-        raise UserError(f"to: must be a device, got {device}; from_pretrained takes dtype")
+        raise UserError(f"to() needs a device, got {device}; from_pretrained has the option dtype")
     return device
 
 
@@ -322,7 +284,7 @@ def _published_statistics(path: Path) -> Path:
     """Return the file of statistics in a published folder.
 
     Raises:
-        UserError: There is none, or the checkpoint is a single file.
+        UserError: It is missing, or the checkpoint is a single file.
     """
     if (found := statistics_file(path)) is not None:
         return found
@@ -331,9 +293,3 @@ def _published_statistics(path: Path) -> Path:
         f"published latents_stats.pt or the folder that 'vavae encode --tokenizer {path}' writes; or, with "
         "'vavae convert', the model's --scaling_factor and --shift_factor"
     )
-
-
-def _statistics(source: StatisticsSource | Literal["identity"], channels: int) -> LatentStatistics:
-    if source == "identity":
-        return LatentStatistics(torch.zeros(channels), torch.ones(channels))
-    return read_statistics(source)

@@ -36,16 +36,12 @@ class KnownHosts:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket") and not self._knows(dict(scope["headers"]).get(b"host", b"")):
-            message = "This page is not served under this name. Give the name to vavae serve --allowed_hosts.\n"
+            message = "This page is not served under this name. Add it to vavae serve --allowed_hosts.\n"
             await PlainTextResponse(message, status_code=421)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
-        except (
-            FnIndexInferError,
-            KeyError,
-            ValueError,
-        ) as error:  # unknown functions and sessions
+        except (FnIndexInferError, KeyError, ValueError) as error:  # an unknown function or session
             message = f"This page cannot answer {scope['path'][:_LONGEST]} ({one_line(error)[:_LONGEST]}).\n"
             await PlainTextResponse(message, status_code=400)(scope, receive, send)
 
@@ -58,7 +54,7 @@ class KnownHosts:
 
 
 def checked_inputs(blocks: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    """Return the values that a caller sends for `blocks`, with images reduced to the path of an uploaded file.
+    """Return the values of a request for `blocks`; of images, only the path of an uploaded file.
 
     Raises:
         UserError: A value is missing, out of range or of the wrong type, or a file is not an uploaded one.
@@ -69,23 +65,23 @@ def checked_inputs(blocks: Sequence[Any], values: Sequence[Any]) -> list[Any]:
 
 
 def _checked(block: Any, value: Any) -> Any:
-    if value is None and isinstance(block, gr.Image | gr.Number):
-        return None  # an empty field, which the page reports
-    if isinstance(block, gr.Image):
-        return {"path": _uploaded(value), "meta": {"_type": "gradio.FileData"}}
+    if isinstance(block, gr.Image):  # the page reports an empty field
+        return None if value is None else {"path": _uploaded(value), "meta": {"_type": "gradio.FileData"}}
     name = block.label.partition(":")[0]
     if isinstance(block, gr.Dropdown):
         if type(value) not in (int, str) or value not in [choice for _, choice in block.choices]:
             raise UserError(f"{name} must be one of the {len(block.choices)} choices, got {_shown(value)}")
         return value
-    kind = "whole number" if block.precision == 0 or block.step == 1 else "number"
-    if type(value) not in (int, float) or value != value or (kind == "whole number" and value % 1):
-        raise UserError(f"{name} must be a {kind}, got {_shown(value)}")
+    if value is None and isinstance(block, gr.Number):
+        raise UserError(f"{name} must be a number; the field is empty")
+    whole = block.precision == 0 or block.step == 1
+    if type(value) not in (int, float) or value != value or (whole and value % 1):
+        raise UserError(f"{name} must be a {'whole ' if whole else ''}number, got {_shown(value)}")
     low = -(2**63) if block.minimum is None else block.minimum
     high = 2**63 - 1 if block.maximum is None else block.maximum
     if not low <= value <= high:
         raise UserError(f"{name} must be from {low} to {high}, got {_shown(value)}")
-    return value
+    return int(value) if whole else value
 
 
 def _uploaded(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The page in gradio: one tab for each thing that `studio` can do with its models."""
+"""The page in gradio: one tab each for samples, reconstructions and interpolations."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,11 +31,11 @@ _SMALL = 128
 _HEIGHT = 260
 _WAITING = 32  # calls in the queue
 _ANY = "all classes in turn"
-_PROGRESS = gr.Progress()  # gradio looks for it among the default values
+_PROGRESS = gr.Progress()  # gradio finds it among the default values
 
 
 def theme() -> Any:
-    """Return a theme with fonts of the system, so that nothing is loaded, and a blue for white letters."""
+    """Return a theme with the system's fonts, since web fonts would be downloaded, and a blue for white letters."""
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     return gr.themes.Default(primary_hue="blue", font=fonts, font_mono=mono).set(
         button_primary_background_fill="*primary_600",
@@ -49,7 +49,7 @@ def build(studio: Studio, name: str) -> Any:
     """Return the page, a `gradio.Blocks`.
 
     Args:
-        studio: Computes what is shown.
+        studio: Computes the images.
         name: The model's name or folder, for the title.
     """
     with gr.Blocks(title=f"vavae: {name}", analytics_enabled=False) as page:
@@ -91,14 +91,9 @@ def _described(studio: Studio) -> str:
     return " · ".join([*facts, f"on {tokenizer.device.type.upper()}"])
 
 
-def _at_hand(studio: Studio, number: int) -> Image.Image | None:
-    """Return a first picture for models of small images; the package has no larger ones."""
-    return Image.fromarray(demo_pixels("test")[number]) if studio.side <= _SMALL else None
-
-
 @contextmanager
 def _errors_on_page(studio: Studio) -> Iterator[None]:
-    """Show errors as sentences on the page. Buttons run in threads, and some devices allow one at a time."""
+    """Show errors as sentences on the page. Buttons run in threads; the lock is for devices that allow one only."""
     try:
         with device_lock(studio.tokenizer.device):
             yield
@@ -110,15 +105,8 @@ def _errors_on_page(studio: Studio) -> Iterator[None]:
         raise gr.Error("Out of memory: ask for fewer or smaller images.", print_exception=False) from error
 
 
-def _whole(value: float | None, name: str) -> int:
-    """Return the number of a field; an empty field has None."""
-    if value is None:
-        raise UserError(f"{name} must be a number; the field is empty")
-    return int(value)
-
-
 def _opened(path: str | None) -> Image.Image:
-    """Open an uploaded picture as image files of a data set are opened."""
+    """Open an uploaded picture as the images of a data set."""
     if path is None:
         raise UserError("choose an image first")
     try:
@@ -151,16 +139,9 @@ def _sampling_controls(
         start = gr.Slider(0, 1, value=defaults.guidance_start, step=0.01, label="Guidance from time (0 is noise)")
         stop = gr.Slider(0, 1, value=defaults.guidance_stop, step=0.01, label="Guidance up to time (1 is data)")
 
-    def settings(scale: float, solver: SolverName, steps: float, shift: float, start: float, stop: float) -> Any:
-        return replace(
-            defaults,
-            solver=solver,
-            steps=int(steps),
-            shift=shift,
-            guidance_scale=scale,
-            guidance_start=start,
-            guidance_stop=stop,
-        )
+    def settings(scale: float, solver: SolverName, steps: int, shift: float, start: float, stop: float) -> Any:
+        guidance = {"guidance_scale": scale, "guidance_start": start, "guidance_stop": stop}
+        return replace(defaults, solver=solver, steps=steps, shift=shift, **guidance)
 
     return [scale, solver, steps, shift, start, stop], settings
 
@@ -180,7 +161,7 @@ def _gallery(label: str, side: int, columns: int) -> Any:
 
 
 def _picture(label: str, small: bool, **more: Any) -> Any:
-    """Return an image field that passes the uploaded file through: gradio cannot open some formats."""
+    """Return an image field that passes on the path of the file, since gradio cannot open some formats."""
     picture = gr.Image(
         label=label,
         format="png",
@@ -190,9 +171,15 @@ def _picture(label: str, small: bool, **more: Any) -> Any:
         buttons=["download", "fullscreen"],
         **more,
     )
-    # On the object: for a class of ours gradio would write a file of types next to this one.
+    # Set on the object: for a subclass gradio would write a file of types into this package.
     picture.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
     return picture
+
+
+def _input_picture(label: str, studio: Studio, number: int) -> Any:
+    """Return a field for an own picture, with a first picture of the package."""
+    value = Image.fromarray(demo_pixels("test")[number]) if studio.side <= _SMALL else None  # it has small ones only
+    return _picture(label, studio.side <= _SMALL, value=value, sources=["upload", "clipboard"])
 
 
 def _sample_tab(studio: Studio) -> None:
@@ -208,17 +195,15 @@ def _sample_tab(studio: Studio) -> None:
         with gr.Column(scale=3):
             gallery = _gallery("Samples", studio.side, 8)
 
-    def act(label: int, count: float, seed: float, *values: Any, progress: Any = _PROGRESS) -> list[tuple]:
+    def act(label: int, count: int, seed: int, *values: Any, progress: Any = _PROGRESS) -> list[tuple]:
         """Draw samples 0 to count - 1 of the seed, of one class (-1: the classes in turn)."""
         classes = _classes(studio) or [("", 0)]
         names = {number: name for name, number in classes}
         with _errors_on_page(studio):
-            labels = [classes[i % len(classes)][1] if label < 0 else label for i in range(_whole(count, "images"))]
+            labels = [classes[i % len(classes)][1] if label < 0 else label for i in range(count)]
             sampling = settings(*values)
             last = sampling.steps - 1
-            images = studio.sample(
-                labels, _whole(seed, "seed"), sampling, lambda step: progress((step, last), unit="steps")
-            )
+            images = studio.sample(labels, seed, sampling, lambda step: progress((step, last), unit="steps"))
         return [(Image.fromarray(image), names[label]) for image, label in zip(images, labels, strict=True)]
 
     button.click(act, [chosen, count, seed, *controls], gallery, api_name="sample")
@@ -239,7 +224,7 @@ def _reconstruct_tab(studio: Studio) -> None:
     small = studio.side <= _SMALL
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            image = _picture("Your image", small, value=_at_hand(studio, 0), sources=["upload", "clipboard"])
+            image = _input_picture("Your image", studio, 0)
             side = _side_control(studio)
             button = gr.Button("Reconstruct", variant="primary")
             numbers = gr.Markdown()
@@ -251,10 +236,10 @@ def _reconstruct_tab(studio: Studio) -> None:
                 difference = _picture("Difference, four times", small, interactive=False)
                 latent = _picture("Latent, main components as colors", True, interactive=False)
 
-    def act(image: str | None, side: float | None) -> tuple[Any, ...]:
+    def act(image: str | None, side: int) -> tuple[Any, ...]:
         """Return the cropped image, its reconstruction, their difference, the latent as colors, and numbers."""
         with _errors_on_page(studio):
-            made = studio.reconstruct(_opened(image), _whole(side, "side"))
+            made = studio.reconstruct(_opened(image), side)
         channels, height, width = made.latent_shape
         share = channels * height * width / made.original.size
         numbers = (
@@ -268,14 +253,12 @@ def _reconstruct_tab(studio: Studio) -> None:
 
 
 def _interpolate_tab(studio: Studio) -> None:
-    small = studio.side <= _SMALL
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
             count = gr.Slider(2, MOST_IMAGES, value=9, step=1, label="Images")
             with gr.Tabs():
                 with gr.Tab("Two images"):
-                    first = _picture("From", small, value=_at_hand(studio, 0), sources=["upload", "clipboard"])
-                    second = _picture("To", small, value=_at_hand(studio, 1), sources=["upload", "clipboard"])
+                    first, second = _input_picture("From", studio, 0), _input_picture("To", studio, 1)
                     side = _side_control(studio)
                     of_images = gr.Button("Interpolate", variant="primary")
                 if studio.generator is not None:
@@ -287,22 +270,18 @@ def _interpolate_tab(studio: Studio) -> None:
         with gr.Column(scale=3):
             gallery = _gallery("From one to the other", studio.side, 5)
 
-    def between_images(first: str | None, second: str | None, side: float | None, count: float | None) -> list[tuple]:
+    def between_images(first: str | None, second: str | None, side: int, count: int) -> list[tuple]:
         """Decode latents on the straight line between the latents of two images."""
         with _errors_on_page(studio):
-            pair = _opened(first), _opened(second)
-            return _numbered(studio.between_images(*pair, _whole(side, "side"), _whole(count, "images")))
+            return _numbered(studio.between_images(_opened(first), _opened(second), side, count))
 
     of_images.click(between_images, [first, second, side, count], gallery, api_name="between_images")
     if studio.generator is not None:
 
-        def between_seeds(
-            label: int, first: float | None, second: float | None, count: float | None, *values: Any
-        ) -> list[tuple]:
+        def between_seeds(label: int, first: int, second: int, count: int, *values: Any) -> list[tuple]:
             """Draw samples from noise on the great circle between the noise of two seeds."""
             with _errors_on_page(studio):
-                ends = _whole(first, "seed 1"), _whole(second, "seed 2")
-                return _numbered(studio.between_seeds(label, *ends, _whole(count, "images"), settings(*values)))
+                return _numbered(studio.between_seeds(label, first, second, count, settings(*values)))
 
         of_seeds.click(between_seeds, [chosen, *seeds, count, *controls], gallery, api_name="between_seeds")
 

@@ -1,4 +1,4 @@
-"""Compute what the page shows: samples, reconstructions and interpolations.
+"""Compute the images of the page: samples, reconstructions and interpolations.
 
 studio = Studio(Tokenizer.from_pretrained("demo"), Generator.from_pretrained("demo"))
 images = studio.sample([3, 3], seed=0)                 # (2, H, W, 3) uint8
@@ -27,7 +27,7 @@ from vavae.report.pca import pca_maps
 LARGEST_SIDE = 1024
 MOST_IMAGES = 64
 _SSIM_WINDOW = 11
-_DECODED_PIXELS = 4 * 256**2  # at once: a large decoder takes 150 MB for 256 × 256 pixels
+_DECODED_PIXELS = 4 * 256**2  # in one batch: a large decoder needs 150 MB for 256 × 256 pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,8 @@ class Studio:
     """A tokenizer and, if there is one, the generator on its latents.
 
     Args:
-        tokenizer: For reconstructions and interpolations of images.
-        generator: For samples and interpolations of noise; None leaves these out.
+        tokenizer: Makes reconstructions and interpolations of images.
+        generator: Makes samples and interpolations of noise; None for a tokenizer alone.
         precision: Compute precision of the transformer.
     """
 
@@ -71,7 +71,7 @@ class Studio:
 
     @property
     def side(self) -> int:
-        """Longer side of the generator's images, in pixels; 256 for a tokenizer alone, as published."""
+        """Longer side of the generator's images in pixels; 256, as published, for a tokenizer alone."""
         return 256 if self.generator is None else max(height_width(self.generator.image_size))
 
     def sample(
@@ -81,19 +81,19 @@ class Studio:
         sampling: SamplingConfig | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.uint8]:
-        """Draw samples number 0, 1, … of `seed`, one per label.
+        """Draw samples 0, 1, … of `seed`, one per label.
 
         Args:
-            labels: One per sample.
+            labels: Class of each sample.
             seed: Seed of the noise.
             sampling: Settings; None takes the generator's own.
-            progress: Called with the number of each grid point that is reached.
+            progress: Called with the number of each grid point of the solver.
 
         Returns:
             (B, H, W, 3) uint8.
 
         Raises:
-            UserError: No generator, no labels or more than `MOST_IMAGES`, or a label out of range.
+            UserError: No generator, no labels, more labels than `MOST_IMAGES`, or a label out of range.
             RunError: A sample is not finite.
         """
         generator = self._generator()
@@ -107,7 +107,7 @@ class Studio:
         return self._drawn(generator, labels, seed, sampling=sampling, callback=report)
 
     def reconstruct(self, image: Image.Image, side: int) -> Reconstruction:
-        """Encode and decode an image, cropped to the shape of the generator's images, a square for a tokenizer alone.
+        """Encode and decode an image, cropped to the shape of the generator's images (a tokenizer alone: a square).
 
         Args:
             image: An image of any size.
@@ -154,14 +154,14 @@ class Studio:
     ) -> NDArray[np.uint8]:
         """Draw samples from noise on the great circle between the noise of two seeds.
 
-        On a straight line the norm of the noise would be too small: the network never saw such noise in training. The
-        ends are the first samples of the two seeds.
+        On a straight line the norm of the noise would be smaller than in training. The ends are the first samples of
+        the two seeds.
 
         Returns:
             (count, H, W, 3) uint8.
 
         Raises:
-            UserError: No generator, a label or `count` out of range, or a stochastic solver, which adds other noise.
+            UserError: No generator, a label or `count` out of range, or a stochastic solver, which adds noise.
             RunError: A sample is not finite.
         """
         _check_count(count)
@@ -213,7 +213,7 @@ def spherical(start: Tensor, end: Tensor, count: int) -> Tensor:
 
     sin((1 − w) θ) / sin θ · start + sin(w θ) / sin θ · end, with θ the angle between the two (Shoemake 1985).
     """
-    # Near 0 the arc cosine of a rounded cosine has an error of 3e-4 in float32; the tangent of half the angle does not.
+    # Near angle 0 the arc cosine of a rounded cosine has an error of 3e-4 in float32; the arc tangent is exact.
     first, last = start / start.norm(), end / end.norm()
     angle = 2 * torch.atan2((first - last).norm(), (first + last).norm())
     weights = torch.linspace(0, 1, count, dtype=start.dtype, device=start.device).view(-1, *[1] * start.ndim)

@@ -1,7 +1,7 @@
-"""Converters: the files of a source, already checked, to the files kept in the cache.
+"""Converters: the checked files of a source to the files in the cache.
 
-Each takes the source's files in order and an empty folder, and writes into the folder. Weights become safetensors
-under the names stated in the converter's docstring.
+Each takes the source's files in order and an empty folder, and writes into the folder. Weights become safetensors under
+the names in the converter's docstring.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from vavae.assets.convert.resnet import convert_resnet
 
 
 def copy_files(files: list[Path], folder: Path) -> None:
-    """Keep the files as they are."""
+    """Move the files unchanged."""
     for file in files:
         file.replace(folder / file.name)
 

@@ -14,9 +14,9 @@ _LINEAR = re.compile(r"^/backbone/(encoder/layer\.\d+/.*)/MatMul$")
 def convert_dinov2(files: list[Path], folder: Path) -> None:
     """Write a folder that `Dinov2Model.from_pretrained` reads: `config.json` and `model.safetensors`.
 
-    Names are those of published DINOv2 checkpoints for transformers, which every version of it maps to its own.
-    The saliency decoder is left out. The exporter kept the names of all parameters except the weights of linear
-    layers and the position embeddings: those are found by the nodes that use them.
+    The names are the ones of published DINOv2 checkpoints, which every version of transformers reads. The saliency
+    decoder is left out. The exporter kept the names of all parameters but the weights of linear layers and the position
+    embeddings, which are found by the nodes that use them.
     """
     import onnx
     from onnx import numpy_helper
@@ -43,7 +43,7 @@ def convert_dinov2(files: list[Path], folder: Path) -> None:
 
 
 def _config(tensors: dict[str, torch.Tensor]) -> dict[str, object]:
-    """The model's configuration, read from the shapes where they tell it."""
+    """Return the model's configuration, read from the shapes as far as they show it."""
     width, _, patch, _ = tensors["embeddings.patch_embeddings.projection.weight"].shape
     side = round((tensors["embeddings.position_embeddings"].shape[1] - 1) ** 0.5)
     layers = sum(name.endswith("norm1.weight") for name in tensors)

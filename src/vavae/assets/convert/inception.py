@@ -1,4 +1,4 @@
-"""FID's Inception weights from a TorchScript archive, read without running it."""
+"""Read FID's Inception weights from a TorchScript archive without running it."""
 
 import pickle
 import zipfile
@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 class _ScriptObject:
-    """Stands for any scripted module: keeps its attributes, has no code."""
+    """A scripted module with its attributes and without its code."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.attributes = state
 
 
 class _WeightsOnly(pickle.Unpickler):
-    """Reads the archive's `data.pkl` as a tree of attributes and tensors; any other name in it is refused."""
+    """Read the archive's `data.pkl` as a tree of attributes and tensors; refuse any other name in it."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(archive.open(f"{root}/data.pkl"))
@@ -53,9 +53,9 @@ def _rebuild_tensor(
 
 
 def convert_inception(files: list[Path], folder: Path) -> None:
-    """Write every weight under its attribute path inside the archive, without the outer wrapper `net.`.
+    """Write every weight under its attribute path in the archive, without the outer wrapper `net.`.
 
-    A convolution `<path>` has `<path>.weight` (out, in, kh, kw) and its normalization `<path>.beta`, `.mean`,
+    A convolution `<path>` has `<path>.weight` (out, in, kh, kw); its normalization has `<path>.beta`, `.mean` and
     `.var` (eps 1e-3, no gain).
     """
     with zipfile.ZipFile(files[0]) as archive:

@@ -1,4 +1,4 @@
-"""LPIPS weights from a pickle of numpy arrays (Flax layout)."""
+"""Read LPIPS weights from a pickle of numpy arrays (Flax layout)."""
 
 import pickle
 from pathlib import Path
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles dicts, strings and numpy arrays; any other name in the pickle is refused."""
+    """Unpickle dicts, strings and numpy arrays; refuse any other name."""
 
     _allowed = frozenset({"_reconstruct", "ndarray", "dtype"})
 
@@ -24,8 +24,8 @@ class _ArraysOnly(pickle.Unpickler):
 def convert_lpips(files: list[Path], folder: Path) -> None:
     """Write `features.{i}.weight` (out, in, kh, kw), `features.{i}.bias` and `heads.{k}.weight` (1, C, 1, 1).
 
-    Convolutions are numbered in the network's order (VGG-16: 13, AlexNet: 5); the k-th head weighs the k-th of the
-    five feature maps LPIPS compares.
+    Convolutions are numbered in the network's order (VGG-16: 13, AlexNet: 5). Head k weighs feature map k of the five
+    that LPIPS compares.
     """
     with files[0].open("rb") as stream:
         tree: dict[str, Any] = _ArraysOnly(stream).load()
@@ -41,5 +41,5 @@ def convert_lpips(files: list[Path], folder: Path) -> None:
 
 
 def _oihw(kernel: np.ndarray) -> torch.Tensor:
-    """(kh, kw, in, out) -> (out, in, kh, kw)."""
+    """Convert (kh, kw, in, out) to (out, in, kh, kw)."""
     return torch.from_numpy(np.ascontiguousarray(np.transpose(kernel, (3, 2, 0, 1)), dtype=np.float32))

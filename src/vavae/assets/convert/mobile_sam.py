@@ -1,4 +1,4 @@
-"""MobileSAM's image encoder from its PyTorch checkpoint."""
+"""Read MobileSAM's image encoder from its PyTorch checkpoint."""
 
 import pickle
 import re
@@ -23,10 +23,10 @@ _RENAMES = (
 
 
 def convert_mobile_sam(files: list[Path], folder: Path) -> None:
-    """Write the image encoder under the names of `vavae.teachers.tiny_vit.TinyViT`, and a `config.json` naming it.
+    """Write the image encoder under the names of `vavae.teachers.tiny_vit.TinyViT`, and a `config.json` with its name.
 
-    Each convolution takes in the BatchNorm behind it (the encoder is only ever run, never trained). The prompt
-    encoder, the mask decoder and the unused classification head are left out.
+    Each convolution absorbs the BatchNorm after it, since the encoder is not trained. The prompt encoder, the mask
+    decoder and the unused classification head are left out.
     """
     try:
         checkpoint = torch.load(files[0], map_location="cpu", weights_only=True)
@@ -55,7 +55,7 @@ _NORM_KEYS = ("weight", "bias", "running_mean", "running_var")
 
 
 def _fold(weight: Tensor, norm: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """A convolution without bias and the BatchNorm after it as one convolution with bias."""
+    """Fold the BatchNorm after a convolution without bias into a convolution with bias."""
     gain = norm["weight"].double() / (norm["running_var"].double() + _BATCHNORM_EPS).sqrt()
     bias = norm["bias"].double() - norm["running_mean"].double() * gain
     return (weight.double() * gain[:, None, None, None]).float(), bias.float()

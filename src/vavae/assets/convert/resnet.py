@@ -1,4 +1,4 @@
-"""ResNet-50 (ImageNet classes) from a TensorFlow.js layers model in Keras layout."""
+"""Read ResNet-50 (ImageNet classes) from a TensorFlow.js layers model in Keras layout."""
 
 import json
 import re
@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vavae.io.files import read_json_object
+
 _KERAS_EPS = 1e-3
 _TORCH_EPS = 1e-5
 _DEPTHS = (3, 4, 6, 3)
@@ -18,14 +20,13 @@ _MEAN = (123.68, 116.779, 103.939)
 def convert_resnet(files: list[Path], folder: Path) -> None:
     """Write a folder that `ResNetForImageClassification.from_pretrained` reads.
 
-    `files`: `model.json`, the class names, then the shards of weights. Three differences are folded into the
-    weights, so that a plain ResNet computes the same function: Keras' convolutions have biases (taken off the
-    running mean behind them), its BatchNorm adds 1e-3 to the variance instead of 1e-5, and the network expects
-    BGR (the first convolution's input channels are reversed: it takes RGB, 0 to 255, minus the mean).
+    `files` are `model.json`, the class names, and the shards of weights. Three differences are folded into the weights:
+    Keras' convolutions have biases (subtracted from the running mean), its BatchNorm adds 1e-3 to the variance instead
+    of 1e-5, and the network expects BGR (the first convolution's input channels are reversed). The result takes RGB
+    from 0 to 255, minus the mean.
     """
-    manifest = json.loads(files[0].read_text(encoding="utf-8"))["weightsManifest"][0]
-    labels = json.loads(files[1].read_text(encoding="utf-8"))
-    arrays = _read_shards(manifest["weights"], files[2:])
+    labels = read_json_object(files[1])
+    arrays = _read_shards(read_json_object(files[0])["weightsManifest"][0]["weights"], files[2:])
     tensors: dict[str, Tensor] = {}
     for layer in {name.partition("/")[0] for name in arrays}:
         if layer.startswith(("res", "conv1")):
@@ -37,13 +38,13 @@ def convert_resnet(files: list[Path], folder: Path) -> None:
     tensors["classifier.1.bias"] = torch.from_numpy(arrays["fc1000/bias"].copy())
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_config(labels), indent=2) + "\n", encoding="utf-8")
-    # Of images in [0, 1], in the order R, G, B.
+    # For images in [0, 1], in the order R, G, B.
     statistics = {"image_mean": [mean / 255 for mean in _MEAN], "image_std": [1 / 255] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(statistics) + "\n", encoding="utf-8")
 
 
 def _read_shards(weights: list[dict], shards: list[Path]) -> dict[str, np.ndarray]:
-    """The arrays of a weights manifest: float32, one after the other through all shards."""
+    """Return the arrays of a weights manifest: float32, consecutive across the shards."""
     values = np.concatenate([np.fromfile(shard, dtype="<f4") for shard in shards])
     arrays = {}
     start = 0
@@ -55,7 +56,7 @@ def _read_shards(weights: list[dict], shards: list[Path]) -> dict[str, np.ndarra
 
 
 def _convolution(arrays: dict[str, np.ndarray], layer: str) -> dict[str, Tensor]:
-    """One convolution and the BatchNorm behind it under transformers' names."""
+    """Return one convolution and the BatchNorm after it under transformers' names."""
     name = _target(layer)
     norm = "bn_conv1" if layer == "conv1" else layer.replace("res", "bn")
     mean = arrays[f"{norm}/moving_mean"].astype(np.float64) - arrays[f"{layer}/bias"]
@@ -72,7 +73,7 @@ def _convolution(arrays: dict[str, np.ndarray], layer: str) -> dict[str, Tensor]
 
 
 def _target(layer: str) -> str:
-    """`res4b_branch2a` -> `resnet.encoder.stages.2.layers.1.layer.0`."""
+    """Return the new name of a layer: `res4b_branch2a` -> `resnet.encoder.stages.2.layers.1.layer.0`."""
     if layer == "conv1":
         return "resnet.embedder.embedder"
     match = re.fullmatch(r"res(\d)([a-f])_branch(1|2a|2b|2c)", layer)

@@ -16,9 +16,9 @@ class LightningDiTPipeline(DiffusionPipeline):
 
     Args:
         transformer: Predicts the velocity of straight paths from noise (time 0) to data (time 1).
-        vae: Decodes latents; its configuration holds their mean and standard deviation per channel, or those that all
-            channels share as a shift and a factor.
-        scheduler: Takes the steps; it counts noise from 1 to 0.
+        vae: Decodes latents; its configuration has their mean and standard deviation per channel, or a shift and a
+            factor for all channels.
+        scheduler: Takes the steps; its noise level runs from 1 to 0.
         sampling: Defaults: steps (grid points, one more than evaluations), shift, guidance_scale, guidance_start,
             guidance_stop, guidance_channels.
         class_names: Names of the labels, by number.
@@ -41,7 +41,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.factor)
 
     def labels_of(self, names: Sequence[str]) -> list[int]:
-        """Numbers of classes with the given names."""
+        """Return the numbers of the classes with these names."""
         numbers = {name: int(number) for number, name in self.config.class_names.items()}
         return [numbers[name] for name in names]
 
@@ -62,22 +62,22 @@ class LightningDiTPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """One image per label. What is not given is the folder's default.
+        """Draw one image per label. None takes the folder's default.
 
         Args:
             class_labels: Numbers or names of classes; the number of classes itself means no label.
-            num_inference_steps: Evaluations of the transformer (without guidance).
-            guidance_scale: Classifier-free guidance scale; 1 is off.
+            num_inference_steps: Number of Euler steps.
+            guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
             guidance_start: Guidance acts from this time on (0 noise, 1 data).
             guidance_stop: Guidance acts up to this time.
             guidance_channels: Guide only this many leading channels; 0 guides all.
             shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
-            height: Of the images, in pixels.
-            width: Of the images, in pixels.
+            height: Height of the images in pixels.
+            width: Width of the images in pixels.
             generator: Source of the noise.
-            latents: (B, C, h, w) standard normal noise to start from, instead.
+            latents: (B, C, h, w) standard normal noise to start from, instead of noise from `generator`.
             output_type: "pil", "np", "pt" (values in [0, 1]) or "latent" (normalized latents).
-            return_dict: Return an `ImagePipelineOutput` rather than a tuple.
+            return_dict: Return an `ImagePipelineOutput` instead of a tuple.
         """
         labels = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
         labels = self.labels_of(labels) if labels and isinstance(labels[0], str) else labels
@@ -107,7 +107,7 @@ class LightningDiTPipeline(DiffusionPipeline):
             times = shift * times / (1 + (shift - 1) * times)
         self.scheduler.set_timesteps(sigmas=(1 - times[:-1]).tolist(), device=device)
         grid = times[:-1].tolist()
-        # In float32, like the grid: 0.7 is larger than the grid point that stands for it.
+        # In float32, as the grid: 0.7 in float64 is larger than the grid point 0.7.
         start, stop = torch.tensor([start, stop], dtype=torch.float32).tolist()
         with self.progress_bar(total=steps) as bar:
             for time, timestep in zip(grid, self.scheduler.timesteps, strict=True):
@@ -117,11 +117,11 @@ class LightningDiTPipeline(DiffusionPipeline):
                     both = self.transformer(torch.cat((x, x)), torch.cat((t, t)), torch.cat((y, no_label))).sample
                     velocity, unconditional = both.float().chunk(2)
                     guided = slice(0, channels or None)
-                    poorer = unconditional[:, guided]
-                    velocity[:, guided] = poorer + scale * (velocity[:, guided] - poorer)
+                    base = unconditional[:, guided]
+                    velocity[:, guided] = base + scale * (velocity[:, guided] - base)
                 else:
                     velocity = self.transformer(x, t, y).sample.float()
-                # The scheduler counts noise down, so what it calls the model's output is minus the velocity.
+                # The scheduler's noise level falls, so the output that it expects is minus the velocity.
                 latents = self.scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
                 bar.update()
 

@@ -1,4 +1,4 @@
-"""LightningDiT as a model of diffusers; `diffusers_pipeline` appends this to the network's modules on export."""
+"""LightningDiT as a model of diffusers; `pipeline.py` appends this to the network's modules at export."""
 
 # mypy: ignore-errors
 # (diffusers makes attributes of its classes at run time)
@@ -12,7 +12,7 @@ from vavae.transformer.model import LightningDiT
 
 
 class LightningDiTModel(ModelMixin, ConfigMixin):
-    """A LightningDiT whose configuration and weights diffusers loads; the arguments are those of LightningDiT."""
+    """A LightningDiT whose configuration and weights diffusers loads, with the arguments of LightningDiT."""
 
     _no_split_modules = ("Block",)
 
@@ -61,6 +61,6 @@ class LightningDiTModel(ModelMixin, ConfigMixin):
         class_labels: torch.Tensor,
         return_dict: bool = True,
     ):
-        """Velocity at (B, C, h, w) latents and (B,) times in [0, 1], 0 being noise."""
+        """Return the velocity at (B, C, h, w) latents and (B,) times in [0, 1], where 0 is noise."""
         velocity = self.network(hidden_states, timestep, class_labels)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
