@@ -188,11 +188,16 @@ def test_time_limit_exits_with_zero(handler: Any, tmp_path: Path) -> None:
         (("--experiments.table2.colours", "3"), "colours"),
         (("--experiments.table5.losses", "[half]"), "half"),
         (("--measure.samples", "1"), "samples"),
-        (("--generator.curve_points", "1"), "curve_points"),
-        (("--generator.batch_size", "0"), "generator.batch_size"),
-        (("--generator.images_of_size", "{nano: 32}"), "generator.images_of_size: 'nano'"),
-        (("--tokenizer.images", "0"), "tokenizer.images"),
-        (("--tokenizer.channel_multipliers", "[]"), "tokenizer.channel_multipliers"),
+        (("--generator.training.averages.snapshot_images", "64"), "snapshot_images"),
+        (("--generator.training.batch_size", "0"), "training.batch_size"),
+        (("--sizes", "{big: {width: 64, depth: 2}}"), "sizes.big must have width, depth and heads"),
+        (("--sizes", "{nano: {width: 32, depth: 1, heads: 2, images: 0}}"), "sizes.nano.images"),
+        (("--tokenizer.training.images", "0"), "training.images"),
+        (("--tokenizer.training.seed", "1"), "tokenizer.training.seed is set by the grid"),
+        (("--tokenizer.data.size", "64"), "tokenizer.data.size is set by the grid"),
+        (("--generator.transformer.width", "64"), "generator.transformer.width is set by the grid"),
+        (("--data.crop", "random"), "data.crop random needs"),
+        (("--tokenizer.tokenizer.channel_multipliers", "[]"), "channel_multipliers"),
         (("--experiments.table2.sizes", "[nano]"), "nano/2"),
         (("--experiments.table2.sizes", "[]"), "experiments.table2.sizes"),
         (("--experiments.table5.seeds", "[0,0]"), "experiments.table5.seeds"),
@@ -248,7 +253,7 @@ def test_latents_follow_the_recipe(tmp_path: Path) -> None:
     assert here("--output", str(folder), *ONE)[0] == 0
     first = one_file(folder, "work/tokenizer-*/latents-*/index.json")
     assert json.loads(first.read_text())["settings"]["dtype"] == "float32"
-    changed = ("--tokenizer.latent_dtype", "float16", "--tokenizer.flips", "false")
+    changed = ("--latent_dtype", "float16", "--generator.flip", "false")
     code, output, error = here("--output", str(folder), *ONE, *changed)
     assert code == 0, error
     assert trained(output) == ["nano/2 on d 2, none, seed 0"]
@@ -297,10 +302,10 @@ def test_curve_resumes_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_waits_for_an_occupied_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = (*ONE, "--tokenizer.images", "16", "--measure.teacher", "null")
+    quick = (*ONE, "--tokenizer.training.images", "16", "--measure.teacher", "null")
     config = load_recipe(Config, RECIPE, ["--output", str(tmp_path), *quick])
     grid = Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
-    run_folder = grid.tokenizer_folder(grid.tokenizers[0]) / "run"
+    run_folder = grid.cell_folder(grid.tokenizers[0]) / "run"
     run_folder.mkdir(parents=True)
     other = FileLock(run_folder / ".lock")
     other.acquire()

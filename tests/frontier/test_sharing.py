@@ -103,7 +103,7 @@ def test_generators_are_compiled_block_by_block(
         compiled.append(type(self).__name__)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_block)
-    few = ["--experiments.table2.dimensions=[2]", "--kinds=[tokenizer,generator]", "--tokenizer.images=16"]
+    few = ["--experiments.table2.dimensions=[2]", "--kinds=[tokenizer,generator]", "--tokenizer.training.images=16"]
     arguments = ["frontier", RECIPE, *ONLY, *PLAIN, *few, "--output", str(tmp_path)]
     assert run([*arguments, "--generator.compile", "blocks"]) == 0
     assert compiled == ["Block", "Block"]  # one block: in training, and for the samples

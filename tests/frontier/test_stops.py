@@ -28,7 +28,7 @@ def curve(grid: Grid) -> Job:
     """Return the job of a curve whose generator is trained."""
     job = next(job for job in grid.jobs if job.kind == "curve")
     assert isinstance(job.cell, GeneratorCell)
-    run = grid.generator_folder(job.cell) / "run"
+    run = grid.cell_folder(job.cell) / "run"
     for name in ("generator/config.json", "averages/a.safetensors", "averages/b.safetensors"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).touch()
@@ -37,7 +37,7 @@ def curve(grid: Grid) -> Job:
 
 def test_partly_removed_averages_do_not_count(grid: Grid, curve: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(curve.cell, GeneratorCell)
-    run, remove = grid.generator_folder(curve.cell) / "run", shutil.rmtree
+    run, remove = grid.cell_folder(curve.cell) / "run", shutil.rmtree
 
     def stopped(path: Path, **_: Any) -> None:
         if path.name.startswith("averages") and path.exists():

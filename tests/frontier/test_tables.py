@@ -132,9 +132,9 @@ def test_tables_share_cells(tmp_path: Path) -> None:
         (("--data.workers", "7", "--generator.compile", "true"), 0, 0, 0),
         (("--measure.samples", "30"), 0, 0, 7),
         (("--generator.sampling.steps", "9"), 0, 0, 9),
-        (("--generator.images", "128"), 0, 7, 9),
+        (("--generator.training.images", "128"), 0, 7, 9),
         (("--tokenizer.objective.alignment.weight", "0.2"), 3, 4, 5),
-        (("--tokenizer.images", "48"), 5, 7, 9),
+        (("--tokenizer.training.images", "48"), 5, 7, 9),
         (("--measure.tsne_seeds", "2"), 0, 0, 0),
     ],
 )

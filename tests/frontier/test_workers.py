@@ -27,7 +27,7 @@ from vavae.frontier.workers import call_folder, failures_of_call
 
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]
-LONG = ["--tokenizer.images", "100000"]  # no process ends its first job before the other begins
+LONG = ["--tokenizer.training.images", "100000"]  # no process ends its first job before the other begins
 FEW = ["--experiments.table2.dimensions", "[4]"]
 COMMAND = [sys.executable, "-m", "vavae", "frontier", RECIPE, *ONLY, "--kinds", "[tokenizer,generator]", *FEW]
 JOBS = 4  # two tokenizers and two generators

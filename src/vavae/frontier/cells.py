@@ -19,7 +19,7 @@ from torch import Tensor
 from vavae.config import to_plain
 from vavae.data import ImageSource, load_images, to_uint8
 from vavae.data.images import Selection, class_balanced
-from vavae.device import Precision, resolve_device, resolve_precision
+from vavae.device import resolve_device, resolve_precision
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.features import BlockStore, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records, open_reference
@@ -39,7 +39,7 @@ from vavae.metrics import (
     tsne_points,
 )
 from vavae.metrics.uniformity import Uniformity
-from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models import Generator, Tokenizer
 from vavae.models.sampling import choose_labels, draw
 from vavae.progress import track
 from vavae.report.images import image_grid, image_uri
@@ -182,20 +182,12 @@ def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dic
         job: The job.
         known: Its result, if it exists and only the models are missing.
     """
-    if isinstance(job.cell, TokenizerCell):
-        folder = context.grid.tokenizer_folder(job.cell)
-        with _timed(folder / f"{job.kind}.seconds") as seconds:
-            if job.kind == "uniformity":
-                found = _uniformity(context, job.cell)
-            else:
-                found = _tokenizer(context, job.cell, folder, known)
-    else:
-        folder = context.grid.generator_folder(job.cell)
-        with _timed(folder / f"{job.kind}.seconds") as seconds:
-            if job.kind == "curve":
-                found = _curve(context, job.cell, folder, job)
-            else:
-                found = _generator(context, job.cell, folder)
+    cell, folder = job.cell, context.grid.cell_folder(job.cell)
+    with _timed(folder / f"{job.kind}.seconds") as seconds:
+        if isinstance(cell, TokenizerCell):
+            found = _uniformity(context, cell) if job.kind == "uniformity" else _tokenizer(context, cell, folder, known)
+        else:
+            found = _curve(context, cell, folder, job) if job.kind == "curve" else _generator(context, cell, folder)
     return {
         "kind": job.kind,
         "cell": to_plain(job.cell),
@@ -211,7 +203,7 @@ def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dic
 
 def delete_intermediates(grid: Grid, job: Job) -> None:
     """Remove the intermediate files of a job, once its result is on the disk."""
-    folder = grid.work_folder("tokenizer" if isinstance(job.cell, TokenizerCell) else "generator", job.name)
+    folder = grid.cell_folder(job.cell)
     shutil.rmtree(folder / _MEASURED[job.kind], ignore_errors=True)
     if job.kind == "curve":
         Results(folder).path(_partial(job)).unlink(missing_ok=True)
@@ -240,9 +232,8 @@ def _points_so_far(folder: Path, job: Job) -> list[dict[str, Any]]:
 
 def _trained_in(context: CellContext, job: Job) -> str:
     """Return the precision of training on this machine; machines on one folder may differ with `auto`."""
-    config = context.config
-    asked = config.tokenizer.precision if isinstance(job.cell, TokenizerCell) else config.generator.precision
-    return resolve_precision(asked, context.device)
+    recipe = context.config.tokenizer if isinstance(job.cell, TokenizerCell) else context.config.generator
+    return resolve_precision(recipe.training.precision, context.device)
 
 
 @contextmanager
@@ -264,18 +255,18 @@ def _timed(path: Path) -> Iterator[list[float]]:
 
 def trained_tokenizer(grid: Grid, cell: TokenizerCell) -> bool:
     """Return whether the tokenizer and its latents exist."""
-    tokenizer = grid.tokenizer_folder(cell) / "run/tokenizer/config.json"
+    tokenizer = grid.cell_folder(cell) / "run/tokenizer/config.json"
     return tokenizer.exists() and (grid.latents_folder(cell) / "index.json").exists()
 
 
 def trained_generator(grid: Grid, cell: GeneratorCell, with_averages: bool = False) -> bool:
     """Return whether the generator exists, and its averages along the run if `with_averages`."""
-    run = grid.generator_folder(cell) / "run"
+    run = grid.cell_folder(cell) / "run"
     return (run / "generator/config.json").exists() and (not with_averages or (run / "averages").is_dir())
 
 
 def _load_tokenizer(context: CellContext, cell: TokenizerCell) -> Tokenizer:
-    return Tokenizer.from_pretrained(context.grid.tokenizer_folder(cell) / "run/tokenizer", context.device)
+    return Tokenizer.from_pretrained(context.grid.cell_folder(cell) / "run/tokenizer", context.device)
 
 
 def _tokenizer(context: CellContext, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
@@ -344,7 +335,7 @@ def _uniformity(context: CellContext, cell: TokenizerCell) -> dict[str, Any]:
     """Measure uniformity as in the paper's Table 6, with the first t-SNE for its Figure 6."""
     measure = context.config.measure
     tokenizer = _load_tokenizer(context, cell)
-    folder = context.grid.tokenizer_folder(cell) / _MEASURED["uniformity"]
+    folder = context.grid.cell_folder(cell) / _MEASURED["uniformity"]
     latents = of_tokenizer.encode(
         tokenizer, context.test, context.config.data.size, measure.latents, context.work(BlockStore(folder))
     )
@@ -407,16 +398,12 @@ def _generator(context: CellContext, cell: GeneratorCell, folder: Path) -> dict[
     }
 
 
-def _precision(config: Config) -> Precision:
-    return "fp32" if config.generator.fp32_sampling else config.generator.precision
-
-
 def _distance(
     context: CellContext, generator: Generator, count: int, store: BlockStore, description: str
 ) -> list[MetricRecord]:
     """Return the Fréchet distance of samples to the training images; the samples are not stored."""
     config, seed = context.config, context.config.measure.seed
-    sampling, mode = config.generator.sampling, _precision(config)
+    sampling, mode = config.generator.sampling, config.measure.sampling_precision
     reference = context.reference
     fingerprint = generator.fingerprint()
     labels = choose_labels(count, generator.num_classes, "balanced", seed)
@@ -453,11 +440,9 @@ def _samples(context: CellContext, generator: Generator) -> str:
     """Return samples drawn as for the metrics, a row per class, as a data URI."""
     classes = min(_ROWS, max(generator.num_classes, 1))
     labels = [label for label in range(classes) for _ in range(_ROWS * _COLUMNS // classes)]
-    sampling: SamplingConfig = context.config.generator.sampling
+    sampling, measure = context.config.generator.sampling, context.config.measure
     with torch.compiler.set_stance("force_eager"):  # no compilation for a single batch of another size
-        pixels = draw(
-            generator, labels, range(len(labels)), context.config.measure.seed, sampling, _precision(context.config)
-        )
+        pixels = draw(generator, labels, range(len(labels)), measure.seed, sampling, measure.sampling_precision)
     return image_uri(image_grid(pixels, columns=_COLUMNS, padding=1))
 
 

@@ -129,9 +129,9 @@ def convergence(measured: Measured) -> list[Drawn]:
             name = _name(teacher) + (f", seed {seed}" if len(wanted.seeds) > 1 else "")
             series.append(Series(name, points, style=styles[teacher]))
     measure = measured.grid.config.measure
+    (width,) = measured.grid.config.generator.training.averages.widths or (0.0,)
     note = (
-        f"Averaged weights of relative width {measured.grid.config.generator.curve_width:g} along one run each; "
-        f"{measure.curve_samples:,} samples per point"
+        f"Averaged weights of relative width {width:g} along one run each; {measure.curve_samples:,} samples per point"
     )
     if measure.curve_samples < measure.samples:
         note += f", fewer than the {measure.samples:,} of the tables, which makes distances higher"

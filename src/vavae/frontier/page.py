@@ -213,7 +213,7 @@ def _subtitle(config: Config, measured: Measured) -> str:
     latents = f"{seen[0]:,}" + (f" to {seen[-1]:,}" if len(seen) > 1 else "")
     return (
         f"{len(grid.tokenizers)} tokenizers and {len(grid.generators)} generators on {images} images of "
-        f"{format_size(config.data.size)} px; each tokenizer sees {config.tokenizer.images:,} images, each generator "
+        f"{format_size(config.data.size)} px; each tokenizer sees {config.tokenizer.training.images:,} images, each generator "
         f"{latents}. In the paper: ImageNet at 256 px, 64 million and 102 to 205 million."
     )
 

@@ -97,7 +97,7 @@ class _Runner:
         without = [job for job in self.grid.jobs if not self.done(job)]
         needed = {job.needs for job in without if job.kind == "uniformity"}
         needed |= {
-            self.grid.tokenizer_name(job.cell.tokenizer)
+            self.grid.name(job.cell.tokenizer)
             for job in without
             if isinstance(job.cell, GeneratorCell) and not self._has_generator(job)
         }
