@@ -146,14 +146,14 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
         teacher_features=reference.teacher_maps(shown),
         runs=runs,
         reference=reference.records,
-        findings=findings(config, runs, reference.records[0], steps.timings),
+        findings=findings(config, runs[0], reference.records[0], steps.timings),
         gallery=gallery,
     )
     write_page(page, report)
     shutil.rmtree(reference.store.folder)
     print(f"\ndone in {format_duration(sum(step.seconds for step in steps.timings))}")
-    for row in headline(runs):
-        others = "".join(f", {name} {value}" for name, value in list(row.values.items())[1:])
-        print(f"  {row.label}: {row.values[ALIGNED]}{f' {row.unit}' if row.unit else ''}{others}")
+    for label, values, unit, _ in headline(runs):
+        others = "".join(f", {name} {value}" for name, value in values.items() if name != ALIGNED)
+        print(f"  {label}: {values[ALIGNED]}{unit and f' {unit}'}{others}")
     print(f"numbers: {results}\npage: {page}")
     return page
