@@ -227,12 +227,13 @@ def frontier(record: Record) -> None:
     ways: list[Compilation] = ["blocks", False, True]
     latent = (16, grid.side, grid.side)
     for compiled in ways:
-        measured(record, "S/1", grid.config.generator.batch_size, 50, compiled=compiled, latent=latent)
+        measured(record, "S/1", grid.config.generator.training.batch_size, 50, compiled=compiled, latent=latent)
     for compiled in (False, True):
         for adversarial in (False, True):
             clear()
             began = time.perf_counter()
-            numbers = rate(frontier_tokenizer(grid, compiled, adversarial), grid.config.tokenizer.batch_size, 50, began)
+            batch = grid.config.tokenizer.training.batch_size
+            numbers = rate(frontier_tokenizer(grid, compiled, adversarial), batch, 50, began)
             record.add(tokenizer="d 16", compiled=compiled, adversarial=adversarial, **numbers)
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from vavae.demo.table import MetricLine, Row, metric_lines, ratio_axis
+from vavae.demo.table import MetricLine, Row, metric_lines
 from vavae.metrics import MeasurementProtocol, MetricRecord
 from vavae.report.numbers import duration, number, plain
 
@@ -25,36 +25,31 @@ def lines_of(*rows: Row) -> tuple[MetricLine, ...]:
 def test_numbers_of_one_name_share_a_line() -> None:
     lines = lines_of(*reversed(pair("PSNR", 24.0, 25.0)), *pair("FID", 3.0, 5.0, False))
     assert [line.name for line in lines] == ["PSNR", "FID"]
-    assert [[cell.value for cell in line.cells] for line in lines] == [[24.0, 25.0], [3.0, 5.0]]
-    assert [[cell.best for cell in line.cells] for line in lines] == [[False, True], [True, False]]
+    assert [line.values for line in lines] == [(24.0, 25.0), (3.0, 5.0)]
+    assert [line.best for line in lines] == [25.0, 3.0]
     assert [line.difference for line in lines] == [-1.0, -2.0]
     assert [line.gain for line in lines] == [False, True]
-    assert [line.ratio for line in lines] == [0.96, 0.6]
 
 
 def test_no_direction_no_best() -> None:
     (line,) = lines_of(*pair("parameters", 5, 7, None))
-    assert not any(cell.best for cell in line.cells)
-    assert (line.gain, line.difference) == (None, -2)
+    assert (line.best, line.gain, line.difference) == (None, None, -2)
 
 
 def test_equal_numbers_have_no_best() -> None:
     (line,) = lines_of(*pair("SSIM", 0.5, 0.5))
-    assert not any(cell.best for cell in line.cells)
-    assert (line.gain, line.difference, line.ratio) == (None, 0.0, 1.0)
+    assert (line.best, line.gain, line.difference) == (None, None, 0.0)
 
 
 @pytest.mark.parametrize("missing", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_are_not_compared(missing: float) -> None:
     (line,) = lines_of(*pair("SSIM", 0.5, missing))
-    assert not any(cell.best for cell in line.cells)
-    assert (line.gain, line.difference, line.ratio) == (None, None, None)
+    assert (line.best, line.gain, line.difference) == (None, None, None)
 
 
 def test_run_without_a_metric_has_an_empty_cell() -> None:
     a, b = lines_of(row("A", "aligned", 1.0), row("B", "", 3.0))
-    assert [cell.value for cell in a.cells] == [1.0, None]
-    assert [cell.value for cell in b.cells] == [3.0]
+    assert (a.values, b.values) == ((1.0, None), (3.0,))
 
 
 def test_protocols_are_split_into_common_and_differing() -> None:
@@ -81,20 +76,6 @@ def test_numbers_of_a_line_have_equal_decimals(values: tuple, decimals: int | No
 def test_meanings_are_from_the_glossary() -> None:
     known, unknown = lines_of(row("PSNR", "aligned", 1.0), row("frobnication", "aligned", 1.0))
     assert "decibels" in known.meaning and unknown.meaning == ""
-
-
-def test_axis_of_ratios_clips_outliers() -> None:
-    lines = lines_of(*pair("a", 1.2, 1.0), *pair("b", 1.0, 1.1), *pair("c", 1.0, 1.0), *pair("d", 50.0, 1.0))
-    axis = ratio_axis(lines)
-    assert axis is not None
-    assert axis.extent == 1.25
-    places = [axis.place(line.ratio) for line in lines if line.ratio is not None]
-    assert places[0].percent == pytest.approx(50 + 50 * math.log(1.2) / math.log(1.25))
-    assert places[1].percent < 50
-    assert places[2].percent == 50
-    assert (places[3].percent, places[3].clipped) == (100, True)
-    assert not places[0].clipped
-    assert ratio_axis(lines_of(*pair("a", -1.0, 1.0))) is None
 
 
 def test_numbers_as_text() -> None:

@@ -5,22 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from frontier_grid import grid_config, real_grid
 
-from vavae.config import load_recipe
 from vavae.frontier import cells as frontier_cells
 from vavae.frontier.cells import delete_intermediates, trained_generator
-from vavae.frontier.config import Config
 from vavae.frontier.grid import GeneratorCell, Grid, Job
 from vavae.frontier.results import Results
 
-RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 POINTS = [{"images": 32, "record": {"value": 1.5}}]
 
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Grid:
-    config = load_recipe(Config, RECIPE, ["--output", str(tmp_path)])
-    return Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
+    return real_grid(grid_config(tmp_path))
 
 
 @pytest.fixture
@@ -28,7 +25,7 @@ def curve(grid: Grid) -> Job:
     """Return the job of a curve whose generator is trained."""
     job = next(job for job in grid.jobs if job.kind == "curve")
     assert isinstance(job.cell, GeneratorCell)
-    run = grid.generator_folder(job.cell) / "run"
+    run = grid.cell_folder(job.cell) / "run"
     for name in ("generator/config.json", "averages/a.safetensors", "averages/b.safetensors"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).touch()
@@ -37,7 +34,7 @@ def curve(grid: Grid) -> Job:
 
 def test_partly_removed_averages_do_not_count(grid: Grid, curve: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(curve.cell, GeneratorCell)
-    run, remove = grid.generator_folder(curve.cell) / "run", shutil.rmtree
+    run, remove = grid.cell_folder(curve.cell) / "run", shutil.rmtree
 
     def stopped(path: Path, **_: Any) -> None:
         if path.name.startswith("averages") and path.exists():

@@ -84,10 +84,10 @@ def test_points_have_the_color_of_their_class() -> None:
     assert svg.count("<use") == 6
 
 
-def test_points_without_labels_have_the_color_of_the_run() -> None:
+def test_points_that_are_not_finite_are_left_out() -> None:
     points = np.random.default_rng(0).normal(size=(5, 2))
     points[2] = np.nan
-    assert uses(scatter_figure(points, None, run=1), "--run-1") == 4
+    assert uses(scatter_figure(points, [0] * 5), "--class-0") == 4
 
 
 def test_figures_contain_only_what_a_page_uses() -> None:
@@ -114,14 +114,13 @@ def test_colors_of_figures_and_page_agree() -> None:
     """The fallback in a figure is the color of the page's light theme."""
     from importlib import resources
 
-    css = (resources.files("vavae.report") / "templates" / "demo.css").read_text()
-    light = css.split("@media", 1)[0]
+    css = (resources.files("vavae.report") / "templates" / "page.css").read_text()
     labels = list(range(10))
     svg = curves_figure(panel([1.0, 2.0], [2.0, 3.0])) + scatter_figure(np.random.rand(10, 2), labels)  # noqa: NPY002
     found = set(re.findall(r"var\((--[\w-]+), (#[0-9a-f]{6})\)", svg))
     assert len(found) >= 14
     for name, color in found:
-        assert f"{name}: {color};" in light, f"{name} is {color} in figures"
+        assert f"{name}: light-dark({color}, " in css, f"{name} is {color} in figures"
 
 
 def test_numbers_on_axes_are_short() -> None:

@@ -10,7 +10,7 @@ from matplotlib.text import Annotation
 
 from vavae.frontier import published as paper
 from vavae.report import series as module
-from vavae.report.figures import standalone
+from vavae.report.figures import LegendLine, standalone
 from vavae.report.series import Series, series_figure
 
 PUBLISHED = [
@@ -67,7 +67,7 @@ def test_each_note_is_at_its_point(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_standalone_figure_has_title_legend_and_colors() -> None:
     svg = series_figure(PUBLISHED, "rFID", "gFID")
-    file = standalone(svg, "M & S", [(0, "●", "none"), (1, "▲", "a < b")])
+    file = standalone(svg, "M & S", [LegendLine.of(0, "none"), LegendLine.of(1, "a < b")])
     assert "var(--" in svg and "var(" not in file
     root = ElementTree.fromstring(file)
     names = ["".join(text.itertext()) for text in root.findall("{http://www.w3.org/2000/svg}text")]

@@ -12,34 +12,11 @@ from vavae.report.curves import LogLine
 
 @dataclass(frozen=True)
 class StepTiming:
-    """How long one step of the demo took.
-
-    Attributes:
-        name: The step, for example "train the aligned tokenizer".
-        seconds: Wall-clock time.
-        detail: Amount of work, for example "20,000 images, batch 32".
-    """
+    """How long one step of the demo took, with the amount of its work in words."""
 
     name: str
     seconds: float
     detail: str = ""
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One number at the top of the page.
-
-    Attributes:
-        label: What was measured.
-        values: The number as text by name of the run; the first run comes first.
-        unit: Printed after the value.
-        explanation: One sentence below it.
-    """
-
-    label: str
-    values: Mapping[str, str]
-    unit: str
-    explanation: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +49,6 @@ class RunResult:
     tokenizer_log: Sequence[LogLine] = ()
     generator_log: Sequence[LogLine] = ()
 
-    def value(self, name: str) -> float | None:
-        """Return the number called `name`, or None."""
-        return next((record.value for record in self.records if record.name == name), None)
-
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
@@ -102,7 +75,7 @@ class DemoReport:
 
     Attributes:
         command: The command line that makes this page again.
-        created: When, as an ISO 8601 string.
+        created: When.
         machine: The machine, for example {"processor": "...", "threads": "2"}.
         versions: Package to version.
         images_note: Origin and license of the images.

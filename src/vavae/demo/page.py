@@ -1,7 +1,6 @@
 """The page of the demo: one HTML file that needs no other file and no network."""
 
-import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from numpy.typing import NDArray
 
 from vavae.demo.contents import DemoReport, RunResult
 from vavae.demo.summary import headline
-from vavae.demo.table import metric_lines, ratio_axis
+from vavae.demo.table import metric_lines
 from vavae.io.files import written_whole
 from vavae.report.curves import LogLine, Panel, read_panels
-from vavae.report.figures import MARKER_SIGNS, curves_figure, scatter_figure
+from vavae.report.figures import LegendLine, curves_figure, scatter_figure
 from vavae.report.glossary import GENERATOR_TERMS, TOKENIZER_TERMS, Term
 from vavae.report.images import LOSSLESS_PIXELS, class_name, image_uri
-from vavae.report.numbers import number
-from vavae.report.page_base import Embedder, page_environment
+from vavae.report.numbers import duration, number
+from vavae.report.page_base import Embedder, render
 from vavae.report.pca import pca_maps
 
 _PER_BLOCK = 8
@@ -27,14 +26,13 @@ _PIXELATED_SIDE = 128  # up to this side, single pixels stay squares
 
 def write_page(path: Path, report: DemoReport) -> None:
     """Write the page of a report, whole or not at all."""
-    page = render_page(report)
     with written_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(render_page(report), encoding="utf-8")
 
 
 def render_page(report: DemoReport) -> str:
     """Return the HTML of a report."""
-    return page_environment("demo").get_template("demo.html.j2").render(view=_view(report), report=report)
+    return render("demo", report=report, **_view(report))
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of pictures with a heading.
-
-    Attributes:
-        heading: Name of the row.
-        pictures: The pictures.
-        run: Number of the run; None for a row of no run.
-        note: A few words below the heading.
-    """
+    """A row of pictures with a heading, the number of its run, and a few words below the heading."""
 
     heading: str
     pictures: tuple[Picture, ...]
@@ -67,14 +58,8 @@ class Strip:
 class PictureGroup:
     """Strips of pictures of one size.
 
-    Attributes:
-        strips: The strips.
-        ratio: Aspect ratio in CSS.
-        columns: Pictures side by side.
-        run: Number of the run; None for a group of no run.
-        name: Heading.
-        note: How the pictures were made.
-        times: Headings of the columns.
+    `ratio` is their aspect ratio in CSS, `run` the number of the run, `note` how they were made, and `times` are the
+    headings of the columns.
     """
 
     strips: tuple[Strip, ...]
@@ -87,44 +72,57 @@ class PictureGroup:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """An SVG with heading and explanation; `ends` are (run number, run name, last value) of curves."""
+class CurveCard:
+    """Curves of one term; `ends` are (run number, run name, last value)."""
 
     svg: Any
-    title: str
-    meaning: str = ""
-    logarithmic: bool = False
-    ends: tuple[tuple[int, str, float], ...] = ()
-    run: int | None = None
+    term: Term
+    logarithmic: bool
+    ends: tuple[tuple[int, str, float], ...]
 
 
 def _view(report: DemoReport) -> dict[str, Any]:
-    """Return what the template shows besides the report."""
+    """Return what the template shows in addition to the report."""
     runs, gallery = report.runs, report.gallery
     embed = Embedder()
     names = [run.name for run in runs]
     rows = [(run.name, record) for run in runs for record in run.records] + [("", r) for r in report.reference]
-    lines = metric_lines(rows, names)
     seconds = [step.seconds for step in report.steps]
     pictures = [report.originals, gallery.samples, *(run.samples for run in runs)]
+    originals: _Row = ("original", report.originals, None, "", "")
+    scatter = [(i, run.name, _scatter(run, embed)) for i, run in enumerate(runs) if run.tsne_points is not None]
     return {
-        "created": _date(report.created),
+        "title": "vavae demo",
+        "facts": [
+            ("Made", report.created),
+            ("Took", duration(sum(seconds))),
+            ("On", " · ".join(report.machine.values())),
+        ],
+        "sections": [
+            *(("idea", "The idea"), ("reconstructions", "Reconstructions"), ("features", "Features")),
+            *([("map", "Map of latents")] if scatter else []),
+            *(("samples", "Samples"), ("curves", "Curves"), ("numbers", "All numbers"), ("again", "Run it again")),
+        ],
         "total_seconds": sum(seconds),
-        "longest_seconds": max(seconds, default=0.0) or 1.0,
         "run_names": names,
         "headline": headline(runs),
         "reconstructions": _matrix(
             report,
-            [("original", report.originals, None, "", "")]
-            + [(run.name, run.reconstructions, i, "reconstruction, ", "") for i, run in enumerate(runs)],
+            [originals, *((run.name, run.reconstructions, i, "reconstruction, ", "") for i, run in enumerate(runs))],
         ),
         "features": _matrix(
             report,
-            [("original", report.originals, None, "", ""), _map("teacher", report.teacher_features, None)]
-            + [_map(run.name, run.latents, i) for i, run in enumerate(runs)],
+            [
+                originals,
+                _map("teacher", report.teacher_features, None),
+                *(_map(run.name, run.latents, i) for i, run in enumerate(runs)),
+            ],
         ),
-        "scatter": _scatter(runs, embed),
-        "legend": _legend(report),
+        "scatter": scatter,
+        "legend_lines": [
+            LegendLine.of(label, class_name(label, report.class_names))
+            for label in sorted({int(label) for run in runs for label in run.tsne_labels})
+        ],
         "samples": [
             _samples(run.samples, run.sample_labels, report.class_names, run.name, report.guidance, i)
             for i, run in enumerate(runs)
@@ -135,8 +133,7 @@ def _view(report: DemoReport) -> dict[str, Any]:
         ),
         "tokenizer": _curves(names, [run.tokenizer_log for run in runs], TOKENIZER_TERMS, embed),
         "generator": _curves(names, [run.generator_log for run in runs], GENERATOR_TERMS, embed),
-        "metrics": lines,
-        "ratio_axis": ratio_axis(lines) if len(runs) == 2 else None,
+        "metrics": metric_lines(rows, names),
         "compressed": any(images.shape[1] * images.shape[2] > LOSSLESS_PIXELS for images in pictures),
     }
 
@@ -155,8 +152,8 @@ def _matrix(report: DemoReport, rows: Sequence[_Row]) -> PictureGroup:
     names = [class_name(int(label), report.class_names) for label in report.original_labels]
     strips = []
     for heading, images, run, kind, note in rows:
-        alts = [f"{heading}: {kind}image {i + 1} ({name})" for i, name in enumerate(names)]
-        strips.append(Strip(heading, tuple(map(_picture, images, alts)), run, note))
+        alts = (f"{heading}: {kind}image {i + 1} ({name})" for i, name in enumerate(names))
+        strips.append(Strip(heading, _pictures(images, alts), run, note))
     # At most eight columns, in blocks as equal as possible.
     blocks = -(-len(names) // _PER_BLOCK)
     return PictureGroup(tuple(strips), _ratio(report.originals), -(-len(names) // blocks))
@@ -173,10 +170,10 @@ def _samples(
     """Return one strip per label, in the order of their first samples."""
     strips = []
     for label in dict.fromkeys(labels):
-        heading = class_name(label, class_names)
-        chosen = samples[np.equal(labels, label)]
-        alts = [f"{name}: sample {k + 1} of {heading}" for k in range(len(chosen))]
-        strips.append(Strip(heading, tuple(map(_picture, chosen, alts))))
+        heading, chosen = class_name(label, class_names), samples[np.equal(labels, label)]
+        strips.append(
+            Strip(heading, _pictures(chosen, (f"{name}: sample {k + 1} of {heading}" for k in range(len(chosen)))))
+        )
     columns = min(_PER_BLOCK, max(len(strip.pictures) for strip in strips))
     return PictureGroup(tuple(strips), _ratio(samples), columns, run, name, guidance)
 
@@ -186,27 +183,15 @@ def _formation(index: int, run: RunResult) -> PictureGroup:
     times = tuple(f"{t:.2g}" for t, _ in run.formation)
     strips = []
     for k in range(len(run.formation[0][1])):
-        alts = [f"{run.name}: sample {k + 1} at t = {time}" for time in times]
-        images = [images[k] for _, images in run.formation]
-        strips.append(Strip(f"sample {k + 1}", tuple(map(_picture, images, alts))))
+        alts = (f"{run.name}: sample {k + 1} at t = {time}" for time in times)
+        strips.append(Strip(f"sample {k + 1}", _pictures([images[k] for _, images in run.formation], alts)))
     return PictureGroup(tuple(strips), _ratio(run.formation[0][1]), len(times), index, run.name, times=times)
 
 
-def _scatter(runs: Sequence[RunResult], embed: Embedder) -> list[Figure]:
-    figures = []
-    for i, run in enumerate(runs):
-        if run.tsne_points is not None:
-            alt = f"t-SNE map of {len(run.tsne_points)} latents of the {run.name} tokenizer"
-            figures.append(Figure(embed(scatter_figure(run.tsne_points, run.tsne_labels), alt), run.name, run=i))
-    return figures
-
-
-def _legend(report: DemoReport) -> list[tuple[int, str, str]]:
-    """Return color number, marker and name of each class in the t-SNE maps."""
-    seen = sorted({int(label) for run in report.runs for label in run.tsne_labels})
-    return [
-        (label % 10, MARKER_SIGNS[label % len(MARKER_SIGNS)], class_name(label, report.class_names)) for label in seen
-    ]
+def _scatter(run: RunResult, embed: Embedder) -> Any:
+    assert run.tsne_points is not None
+    alt = f"t-SNE map of {len(run.tsne_points)} latents of the {run.name} tokenizer"
+    return embed(scatter_figure(run.tsne_points, run.tsne_labels), alt)
 
 
 def _curves(
@@ -214,30 +199,27 @@ def _curves(
 ) -> dict[str, list]:
     """Return the curves of one kind of model: main ones, further ones, and keys that are zero throughout."""
     panels, off = read_panels(logs, terms)
-    figures = [(panel.term.detail, _curve(names, panel, embed)) for panel in panels]
+    cards = [_card(names, panel, embed) for panel in panels]
     return {
-        "main": [figure for detail, figure in figures if not detail],
-        "further": [figure for detail, figure in figures if detail],
+        "main": [card for card in cards if not card.term.detail],
+        "further": [card for card in cards if card.term.detail],
         "off": off,
     }
 
 
-def _curve(names: Sequence[str], panel: Panel, embed: Embedder) -> Figure:
+def _card(names: Sequence[str], panel: Panel, embed: Embedder) -> CurveCard:
     ends = tuple((curve.run, names[curve.run], curve.last) for curve in panel.curves)
-    alt = f"{panel.term.title} against images seen. At the end: " + ", ".join(
-        f"{name} {number(value)}" for _, name, value in ends
+    values = ", ".join(f"{name} {number(value)}" for _, name, value in ends)
+    alt = f"{panel.term.title} against images seen. At the end: {values}"
+    return CurveCard(embed(curves_figure(panel), alt), panel.term, panel.logarithmic, ends)
+
+
+def _pictures(images: Iterable[NDArray[np.uint8]], alts: Iterable[str]) -> tuple[Picture, ...]:
+    return tuple(
+        Picture(image_uri(image), alt, max(image.shape[:2]) <= _PIXELATED_SIDE)
+        for image, alt in zip(images, alts, strict=True)
     )
-    return Figure(embed(curves_figure(panel), alt), panel.term.title, panel.term.meaning, panel.logarithmic, ends)
-
-
-def _picture(image: NDArray[np.uint8], alt: str) -> Picture:
-    return Picture(image_uri(image), alt, max(image.shape[:2]) <= _PIXELATED_SIDE)
 
 
 def _ratio(images: NDArray) -> str:
     return f"{images.shape[2]} / {images.shape[1]}"
-
-
-def _date(created: str) -> str:
-    moment = datetime.datetime.fromisoformat(created)
-    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()

@@ -6,78 +6,61 @@ from collections.abc import Sequence
 
 import torch
 
-from vavae import assets
 from vavae.config.image_size import Size, format_size
 from vavae.data import ImageSource
-from vavae.demo.contents import Headline, RunResult, StepTiming
+from vavae.demo.contents import RunResult, StepTiming
 from vavae.demo.plan import Config
 from vavae.device import device_name, resolve_device, resolve_precision
 from vavae.metrics import MetricRecord
 from vavae.report.numbers import duration
+from vavae.teachers.registry import TEACHERS
 
-_COSINE = "alignment: cosine after the best linear map"
-_SAMPLES = "Fréchet distance of samples"
+# Label, name of the record, unit, digits after the point, explanation.
+_HEADLINE = (
+    ("PSNR of reconstructions", "PSNR", "dB", 2, "On test images; higher is better."),
+    ("Linear probe on latents", "linear probe", "", 3, "Accuracy on test images; higher is better."),
+    (
+        *("Alignment with the teacher", "alignment: cosine after the best linear map", "", 3),
+        "Cosine after the best linear map; higher is better.",
+    ),
+    ("LPIPS of reconstructions", "LPIPS", "", 3, "Perceptual difference; lower is better."),
+    ("Fréchet distance of samples", "Fréchet distance of samples", "", 0, "Lower is better."),
+)
+Headline = tuple[str, dict[str, str], str, str]  # label, text of the number by run, unit, explanation
 
 
 def headline(runs: Sequence[RunResult]) -> list[Headline]:
-    """Return the five most telling numbers of the aligned run, with the unaligned one's if there is one."""
-    rows = (
-        ("PSNR of reconstructions", "PSNR", "dB", 2, "On test images; higher is better."),
-        ("Linear probe on latents", "linear probe", "", 3, "Accuracy on test images; higher is better."),
-        ("Alignment with the teacher", _COSINE, "", 3, "Cosine after the best linear map; higher is better."),
-        ("LPIPS of reconstructions", "LPIPS", "", 3, "Perceptual difference; lower is better."),
-        (_SAMPLES, _SAMPLES, "", 0, "Lower is better."),
-    )
-    first = runs[0]
+    """Return the five most important numbers of the runs, as far as the first one has them."""
+    values = {run.name: {record.name: record.value for record in run.records} for run in runs}
     return [
-        Headline(label, {run.name: _shown(run.value(name), digits) for run in runs}, unit, explanation)
-        for label, name, unit, digits, explanation in rows
-        if first.value(name) is not None
+        (label, {run: _text(found.get(name), digits) for run, found in values.items()}, unit, explanation)
+        for label, name, unit, digits, explanation in _HEADLINE
+        if name in values[runs[0].name]
     ]
 
 
-def _shown(value: float | None, digits: int) -> str:
+def _text(value: float | None, digits: int) -> str:
     return "not measured" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
-def findings(
-    config: Config, runs: Sequence[RunResult], floor: MetricRecord, steps: Sequence[StepTiming] = ()
-) -> list[str]:
-    """Return sentences about the numbers that were measured.
+def findings(config: Config, first: RunResult, floor: MetricRecord, steps: Sequence[StepTiming] = ()) -> list[str]:
+    """Return sentences that help to read the numbers.
 
     Args:
         config: Options of the demo.
-        runs: The aligned run, and the unaligned one if there is one.
+        first: The aligned run.
         floor: Fréchet distance of real images.
         steps: Steps with their times.
     """
-    first, *others = runs
-    sentences = []
-    for other in others:
-        for name, words, unit, digits in (
-            ("linear probe", "Linear probe on latents", "", 3),
-            (_COSINE, "Cosine with the teacher after the best linear map", "", 3),
-            ("PSNR", "PSNR", " dB", 2),
-            (_SAMPLES, _SAMPLES, "", 0),
-        ):
-            a, b = first.value(name), other.value(name)
-            if a is not None and b is not None:
-                sentences.append(
-                    f"{words}: {a:.{digits}f}{unit} {first.name}, {b:.{digits}f}{unit} {other.name} "
-                    f"(difference {a - b:+z.{digits}f})."
-                )
-    sentences.append(
-        f"The Fréchet distance between real training images, as many as samples, and the test images is "
-        f"{floor.value:.0f}. A generator cannot be expected to reach a lower one."
-    )
     trained = [step.seconds for step in steps if step.name == f"train the transformer on {first.name} latents"]
     took = f" in {duration(trained[0])}" if trained else ""
-    sentences.append(
+    return [
+        f"The Fréchet distance between real training images, as many as samples, and the test images is "
+        f"{floor.value:.0f}. A generator cannot be expected to reach a lower one.",
         f"The transformer saw {config.budget.generator_images:,} latents{took}; published models see eighty million "
         "and more. The Fréchet distance uses few samples and the network with which the aligned tokenizer was trained. "
-        "It compares the runs roughly and cannot be compared with published FIDs."
-    )
-    return sentences
+        "It compares the runs roughly and cannot be compared with published FIDs.",
+    ]
 
 
 def images_note(config: Config, train: ImageSource, test: ImageSource) -> str:
@@ -92,9 +75,9 @@ def images_note(config: Config, train: ImageSource, test: ImageSource) -> str:
 def teacher_note(config: Config, input_size: Size) -> str:
     """Return name, origin and license of the teacher."""
     note = f"{config.teacher} at {format_size(input_size)} px"
-    for asset in assets.list_assets():
-        if asset.name == config.teacher:
-            note += f": {asset.description.rstrip('.')}. License: {asset.license}"
+    for spec in TEACHERS:
+        if spec.name == config.teacher:
+            note += f"{f': {spec.note}' if spec.note else ''}. License: {spec.license}"
     return note
 
 

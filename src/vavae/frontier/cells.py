@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
-from torch import Tensor
 
 from vavae.config import to_plain
 from vavae.data import ImageSource, load_images, to_uint8
 from vavae.data.images import Selection, class_balanced
-from vavae.device import Precision, resolve_device, resolve_precision
+from vavae.device import resolve_device, resolve_precision
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.features import BlockStore, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records, open_reference
@@ -40,7 +39,7 @@ from vavae.metrics import (
     tsne_points,
 )
 from vavae.metrics.uniformity import Uniformity
-from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models import Generator, Tokenizer
 from vavae.models.sampling import choose_labels, draw
 from vavae.progress import track
 from vavae.report.images import image_grid, image_uri
@@ -65,13 +64,7 @@ _MEASURED: dict[Kind, str] = {
 
 @dataclass(eq=False)
 class CellContext:
-    """What all measurements share; networks and images are loaded on first use.
-
-    Args:
-        config: The recipe.
-        grid: Its cells.
-        results: The finished results.
-    """
+    """What all measurements share; networks and images are loaded on first use."""
 
     config: Config
     grid: Grid
@@ -97,11 +90,6 @@ class CellContext:
         return self.config.data.open("test")
 
     @cached_property
-    def reconstructed(self) -> ImageSource:
-        """Test images that are reconstructed."""
-        return _part(self.test, self.config.measure.reconstructions)
-
-    @cached_property
     def network(self) -> FeatureNetwork:
         """Feature network of the distances."""
         return load_feature_network(self.config.measure.network, self.device)
@@ -114,10 +102,9 @@ class CellContext:
     @cached_property
     def teacher(self) -> Teacher | None:
         """The teacher with which agreement is measured."""
-        name = self.config.measure.teacher
-        if name is None:
+        if self.config.measure.teacher is None:
             return None
-        recipe = self.grid.teacher(name)
+        recipe = self.grid.teacher(self.config.measure.teacher)
         return load_teacher(recipe.name, input_size=recipe.input_size).to(self.device)
 
     @cached_property
@@ -149,12 +136,12 @@ class CellContext:
         with self.sharing("features of training images") as store:
             return open_reference(images, None, [self.network], ("frechet",), store, batch, World())
 
-    def work(self, store: BlockStore) -> EvaluationContext:
-        """Return how tokenizers are measured."""
+    def work(self, folder: Path) -> EvaluationContext:
+        """Return how a tokenizer is measured; its features are kept in `folder` until its result is written."""
         measure = self.config.measure
         originals = partial(self.sharing, "features of test images")
         return EvaluationContext(
-            store, World(), measure.batch_size, measure.precision, measure.seed, originals=originals
+            BlockStore(folder), World(), measure.batch_size, measure.precision, measure.seed, originals=originals
         )
 
     def protocol(self, tokenizer: Tokenizer, samples: int) -> MeasurementProtocol:
@@ -178,25 +165,15 @@ def _part(source: ImageSource, count: int | None) -> ImageSource:
 def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dict[str, Any]:
     """Run a job, or resume it, and return the content of its result file.
 
-    Args:
-        context: What all measurements share.
-        job: The job.
-        known: Its result, if it exists and only the models are missing.
+    `known` is its result, if it exists and only the models are missing.
     """
-    if isinstance(job.cell, TokenizerCell):
-        folder = context.grid.tokenizer_folder(job.cell)
-        with _timed(folder / f"{job.kind}.seconds") as seconds:
-            if job.kind == "uniformity":
-                found = _uniformity(context, job.cell)
-            else:
-                found = _tokenizer(context, job.cell, folder, known)
-    else:
-        folder = context.grid.generator_folder(job.cell)
-        with _timed(folder / f"{job.kind}.seconds") as seconds:
-            if job.kind == "curve":
-                found = _curve(context, job.cell, folder, job)
-            else:
-                found = _generator(context, job.cell, folder)
+    cell, folder = job.cell, context.grid.cell_folder(job.cell)
+    recipe = context.config.tokenizer if isinstance(cell, TokenizerCell) else context.config.generator
+    with _timed(folder / f"{job.kind}.seconds") as seconds:
+        if isinstance(cell, TokenizerCell):
+            found = _uniformity(context, cell) if job.kind == "uniformity" else _tokenizer(context, cell, folder, known)
+        else:
+            found = _curve(context, cell, folder, job) if job.kind == "curve" else _generator(context, cell, folder)
     return {
         "kind": job.kind,
         "cell": to_plain(job.cell),
@@ -204,7 +181,7 @@ def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dic
         "name": job.name,
         "measure": to_plain(context.config.measure),
         "versions": versions(),
-        "precision": _trained_in(context, job),
+        "precision": resolve_precision(recipe.training.precision, context.device),  # `auto` differs between machines
         "seconds": round(seconds[0], 1),
         **found,
     }
@@ -212,10 +189,10 @@ def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dic
 
 def delete_intermediates(grid: Grid, job: Job) -> None:
     """Remove the intermediate files of a job, once its result is on the disk."""
-    folder = grid.work_folder("tokenizer" if isinstance(job.cell, TokenizerCell) else "generator", job.name)
+    folder = grid.cell_folder(job.cell)
     shutil.rmtree(folder / _MEASURED[job.kind], ignore_errors=True)
     if job.kind == "curve":
-        Results(folder).path(_partial(job)).unlink(missing_ok=True)
+        Results(folder).path(f"{job.result}.partial").unlink(missing_ok=True)
         _remove_averages(folder / "run")
 
 
@@ -228,27 +205,15 @@ def _remove_averages(run: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _partial(job: Job) -> str:
-    """Return the name under which the first points of a curve are stored; it contains the hash of the protocol."""
-    return f"{job.result}.partial"
-
-
 def _points_so_far(folder: Path, job: Job) -> list[dict[str, Any]]:
     """Return the points of a curve that a stopped call measured; an empty list if they are damaged."""
-    found = Results(folder).read(_partial(job))
+    found = Results(folder).read(f"{job.result}.partial")
     return [] if found is None else found["points"]
-
-
-def _trained_in(context: CellContext, job: Job) -> str:
-    """Return the precision of training on this machine; machines on one folder may differ with `auto`."""
-    config = context.config
-    asked = config.tokenizer.precision if isinstance(job.cell, TokenizerCell) else config.generator.precision
-    return resolve_precision(asked, context.device)
 
 
 @contextmanager
 def _timed(path: Path) -> Iterator[list[float]]:
-    """Add the seconds of the block to those of stopped calls; the yielded list has the sum when the block ends."""
+    """Add the seconds of the block to the time of stopped calls; the yielded list has the sum when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     former = 0.0
     with suppress(OSError, ValueError):  # of a damaged file only the time is lost
@@ -265,18 +230,18 @@ def _timed(path: Path) -> Iterator[list[float]]:
 
 def trained_tokenizer(grid: Grid, cell: TokenizerCell) -> bool:
     """Return whether the tokenizer and its latents exist."""
-    tokenizer = grid.tokenizer_folder(cell) / "run/tokenizer/config.json"
+    tokenizer = grid.cell_folder(cell) / "run/tokenizer/config.json"
     return tokenizer.exists() and (grid.latents_folder(cell) / "index.json").exists()
 
 
 def trained_generator(grid: Grid, cell: GeneratorCell, with_averages: bool = False) -> bool:
     """Return whether the generator exists, and its averages along the run if `with_averages`."""
-    run = grid.generator_folder(cell) / "run"
+    run = grid.cell_folder(cell) / "run"
     return (run / "generator/config.json").exists() and (not with_averages or (run / "averages").is_dir())
 
 
 def _load_tokenizer(context: CellContext, cell: TokenizerCell) -> Tokenizer:
-    return Tokenizer.from_pretrained(context.grid.tokenizer_folder(cell) / "run/tokenizer", context.device)
+    return Tokenizer.from_pretrained(context.grid.cell_folder(cell) / "run/tokenizer", context.device)
 
 
 def _tokenizer(context: CellContext, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
@@ -291,18 +256,10 @@ def _tokenizer(context: CellContext, cell: TokenizerCell, folder: Path, known: d
         return {key: known[key] for key in ("recipe", "trained", "records", "log", "pictures")}
     tokenizer = _load_tokenizer(context, cell)
     config, measure = context.config, context.config.measure
-    protocol = context.protocol(tokenizer, len(context.reconstructed))
-    # Features of this tokenizer are kept until its result is written.
-    work = context.work(BlockStore(folder / _MEASURED["tokenizer"]))
+    images = _part(context.test, measure.reconstructions)
+    protocol, work = context.protocol(tokenizer, len(images)), context.work(folder / _MEASURED["tokenizer"])
     records, _ = of_tokenizer.reconstruction(
-        tokenizer,
-        context.reconstructed,
-        config.data.size,
-        "strict",
-        [context.network],
-        context.perceptual,
-        protocol,
-        work,
+        tokenizer, images, config.data.size, "strict", [context.network], context.perceptual, protocol, work
     )
     test = of_tokenizer.encode(tokenizer, context.test, config.data.size, measure.latents, work)
     train = None
@@ -335,9 +292,7 @@ def _reconstructions(context: CellContext, tokenizer: Tokenizer) -> str:
     """Return originals above their reconstructions, as a data URI."""
     images = load_images(context.test, torch.tensor(class_balanced(_SHOWN, context.test)), context.config.data.size)
     rebuilt = tokenizer.decode(tokenizer.encode(images.to(context.device))).float().cpu()
-    rows: list[Tensor] = []
-    for original, again in zip(images.split(_COLUMNS), rebuilt.split(_COLUMNS), strict=True):
-        rows += [original, again]
+    rows = [row for pair in zip(images.split(_COLUMNS), rebuilt.split(_COLUMNS), strict=True) for row in pair]
     return image_uri(image_grid(to_uint8(torch.cat(rows)).numpy(), columns=_COLUMNS, padding=1))
 
 
@@ -345,10 +300,8 @@ def _uniformity(context: CellContext, cell: TokenizerCell) -> dict[str, Any]:
     """Measure uniformity as in the paper's Table 6, with the first t-SNE for its Figure 6."""
     measure = context.config.measure
     tokenizer = _load_tokenizer(context, cell)
-    folder = context.grid.tokenizer_folder(cell) / _MEASURED["uniformity"]
-    latents = of_tokenizer.encode(
-        tokenizer, context.test, context.config.data.size, measure.latents, context.work(BlockStore(folder))
-    )
+    work = context.work(context.grid.cell_folder(cell) / _MEASURED["uniformity"])
+    latents = of_tokenizer.encode(tokenizer, context.test, context.config.data.size, measure.latents, work)
     runs, first = [], None
     with track(f"t-SNE of {len(latents.values):,} latents", measure.tsne_seeds, "runs") as bar:
         for seed in range(measure.tsne_seeds):
@@ -408,16 +361,12 @@ def _generator(context: CellContext, cell: GeneratorCell, folder: Path) -> dict[
     }
 
 
-def _precision(config: Config) -> Precision:
-    return "fp32" if config.generator.fp32_sampling else config.generator.precision
-
-
 def _distance(
     context: CellContext, generator: Generator, count: int, store: BlockStore, description: str
 ) -> list[MetricRecord]:
     """Return the Fréchet distance of samples to the training images; the samples are not stored."""
     config, seed = context.config, context.config.measure.seed
-    sampling, mode = config.generator.sampling, _precision(config)
+    sampling, mode = config.generator.sampling, config.measure.sampling_precision
     reference = context.reference
     fingerprint = generator.fingerprint()
     labels = choose_labels(count, generator.num_classes, "balanced", seed)
@@ -445,7 +394,7 @@ def _curve(context: CellContext, cell: GeneratorCell, folder: Path, job: Job) ->
         description = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
         found = _distance(context, base, context.config.measure.curve_samples, store, description)
         done.append({"images": snapshot.images, "record": found[0].to_dict()})
-        Results(folder).write(_partial(job), {"points": done})
+        Results(folder).write(f"{job.result}.partial", {"points": done})
         shutil.rmtree(store.folder, ignore_errors=True)
     return {"points": done}
 
@@ -454,18 +403,18 @@ def _samples(context: CellContext, generator: Generator) -> str:
     """Return samples drawn as for the metrics, a row per class, as a data URI."""
     classes = min(_ROWS, max(generator.num_classes, 1))
     labels = [label for label in range(classes) for _ in range(_ROWS * _COLUMNS // classes)]
-    sampling: SamplingConfig = context.config.generator.sampling
+    sampling, measure = context.config.generator.sampling, context.config.measure
     with torch.compiler.set_stance("force_eager"):  # no compilation for a single batch of another size
-        pixels = draw(
-            generator, labels, range(len(labels)), context.config.measure.seed, sampling, _precision(context.config)
-        )
+        pixels = draw(generator, labels, range(len(labels)), measure.seed, sampling, measure.sampling_precision)
     return image_uri(image_grid(pixels, columns=_COLUMNS, padding=1))
 
 
-def main_values(kind: str, content: dict[str, Any]) -> Sequence[tuple[str, float]]:
+def main_values(kind: str, content: dict[str, Any]) -> str:
     """Return the numbers of a result that the terminal shows."""
     shown = {"tokenizer": ("rFID", "reconstruction Fréchet distance", "PSNR"), "generator": ("FID", "Fréchet distance"),
              "uniformity": ("uniformity: density cv",)}  # fmt: skip
     if kind == "curve":
-        return [(f"at {p['images']:,}", float(p["record"]["value"])) for p in content["points"][-1:]]
-    return [(r["name"], float(r["value"])) for r in content["records"] if r["name"] in shown[kind]]
+        values = [(f"at {p['images']:,}", p["record"]["value"]) for p in content["points"][-1:]]
+    else:
+        values = [(r["name"], r["value"]) for r in content["records"] if r["name"] in shown[kind]]
+    return ", ".join(f"{name} {value:.4g}" for name, value in values)

@@ -1,173 +1,96 @@
-"""The recipe of a frontier: data, settings of all tokenizers and generators, measurements, and the grid."""
+"""The recipe of a frontier: data, recipes of all tokenizers and generators, measurements, and the grid."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal, get_args
 
+from vavae.config import to_plain
 from vavae.config.image_size import square_side
 from vavae.data.images import ImagesConfig
 from vavae.device import Precision
 from vavae.errors import UserError
-from vavae.losses import ObjectiveConfig
-from vavae.models import SamplingConfig
-from vavae.stages.train_dit import TransformerConfig
-from vavae.training.compile import Compilation
-from vavae.training.optimizer import OptimizerConfig
+from vavae.stages import train_dit, train_tokenizer
 from vavae.transformer.sizes import PATCH_SIZES, SIZES
 
 Kind = Literal["tokenizer", "uniformity", "generator", "curve"]
-KINDS: tuple[Kind, ...] = ("tokenizer", "uniformity", "generator", "curve")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Loss = Literal["full", "no-mcos", "no-mdms", "no-margin", "none"]
 
 LadderRow = Literal[
-    "dit",
-    "rectified-flow",
-    "batch",
-    "beta2",
-    "lognorm",
-    "direction",
-    "swiglu",
-    "rmsnorm",
-    "rope",
-    "aligned",
+    "dit", "rectified-flow", "batch", "beta2", "lognorm", "direction", "swiglu", "rmsnorm", "rope", "aligned"
 ]
+ROWS: tuple[LadderRow, ...] = get_args(LadderRow)
+
+ROW_NAMES: dict[str, str] = {
+    "dit": "DiT",
+    "rectified-flow": "+ rectified flow",
+    "batch": "+ batch × 4, learning rate × 2",
+    "beta2": "+ AdamW β₂ 0.95",
+    "lognorm": "+ logit-normal times",
+    "direction": "+ velocity direction loss",
+    "swiglu": "+ SwiGLU",
+    "rmsnorm": "+ RMSNorm",
+    "rope": "+ RoPE",
+    "aligned": "+ patch 1, aligned tokenizer",
+}
+LOSS_NAMES: dict[str, str] = {
+    "none": "no alignment",
+    "full": "full",
+    "no-mcos": "without mcos",
+    "no-mdms": "without mdms",
+    "no-margin": "without margins",
+}
+
+# Keys that the grid sets in the recipes of the cells, so that `tokenizer` and `generator` must not.
+_SET_BY_GRID = {
+    "tokenizer": (
+        *("output", "data", "initial", "stages", "tokenizer.latent_channels", "objective.alignment.enabled"),
+        *("teacher.name", "teacher.input_size", "teacher.features_folder", "training.seed", "training.device"),
+    ),
+    "generator": (
+        *("output", "latents", "validation_latents", "tokenizer", "initial", "training.seed", "training.device"),
+        *(f"transformer.{name}" for name in ("size", "width", "depth", "heads", "patch_size")),
+    ),
+}
 
 
-def _positive(section: str, **values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise UserError(f"{section}.{name} must be at least 1, got {value}")
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a recipe as plain values by dotted key."""
+    plain = to_plain(values)
+    if not isinstance(plain, dict):
+        return {prefix: plain}
+    parts = [flat(part, f"{prefix}.{name}".lstrip(".")) for name, part in plain.items()]
+    return {key: value for part in parts for key, value in part.items()}
 
 
-def _listed(section: str, **values: tuple[Any, ...]) -> None:
-    """Check the lists of a table: not empty, and without duplicates, since a seed counted twice would look like two."""
-    for name, value in values.items():
-        if not value and name != "seeds":
-            raise UserError(f"experiments.{section}.{name} must not be empty; seeds [] leaves the table out")
-        if len(set(value)) < len(value):
-            raise UserError(f"experiments.{section}.{name} must not contain duplicates, got {list(value)}")
+@cache
+def _defaults(config_class: type) -> dict[str, Any]:
+    return flat(config_class())
 
 
-@dataclass(frozen=True)
-class TokenizerRecipe:
-    """Settings of all tokenizers; channels of the latent, teacher, loss and seed come from the experiments.
-
-    Attributes:
-        images: Images that each tokenizer sees.
-        batch_size: Images per step.
-        base_channels: Width before multiplication by `channel_multipliers`.
-        channel_multipliers: One per resolution level; n levels downsample by 2^(n-1).
-        blocks_per_level: Residual blocks per level.
-        attention_levels: Levels with attention.
-        objective: All loss terms. Its `alignment` describes the loss `full` and is on with a teacher.
-        optimizer: Optimizer of autoencoder and projection.
-        discriminator_optimizer: Optimizer of the discriminator.
-        ema_decay: Decay of the averaged weights, which are measured; null measures the weights themselves.
-        compile: Compile encoder, decoder and LPIPS.
-        precision: Compute precision of training.
-        random_crop: Train on random crops of images larger than `data.size`, as published. Latents and metrics use
-            center crops. Needs `cache_features` false.
-        cache_features: Run each teacher once over the training images and store its features on the disk.
-        latent_dtype: Stored type of the latents of the training images.
-        flips: Train generators on the latents of mirrored images too.
-    """
-
-    images: int = 1_000_000
-    batch_size: int = 64
-    base_channels: int = 32
-    channel_multipliers: tuple[int, ...] = (1, 2, 4)
-    blocks_per_level: int = 1
-    attention_levels: tuple[int, ...] = ()
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
-    discriminator_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adam", 1e-4, (0.5, 0.9)))
-    ema_decay: float | None = None
-    compile: bool = False
-    precision: Precision = "auto"
-    random_crop: bool = False
-    cache_features: bool = True
-    latent_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    flips: bool = True
-
-    def __post_init__(self) -> None:
-        _positive("tokenizer", images=self.images, batch_size=self.batch_size, base_channels=self.base_channels)
-        if not self.channel_multipliers:
-            raise UserError("tokenizer.channel_multipliers must have one number per resolution level, got none")
-        if self.random_crop and self.cache_features:
-            raise UserError("tokenizer.random_crop: true needs tokenizer.cache_features false")
+def differing(config: Any) -> dict[str, Any]:
+    """Return the values that differ from the defaults of the class of `config`, by dotted key."""
+    config_class: type = type(config)
+    defaults = _defaults(config_class)
+    return {key: value for key, value in flat(config).items() if key not in defaults or defaults[key] != value}
 
 
 @dataclass(frozen=True)
 class SizeConfig:
-    """A size of the transformer in addition to the published ones.
+    """A size of the transformer: a further one, or a published one with another length of training.
 
     Attributes:
-        width: Channels of a token.
+        width: Channels of a token; null for a published size, here and below.
         depth: Number of blocks.
         heads: Attention heads.
+        images: Latents that generators of this size see; null is `generator.training.images`.
     """
 
-    width: int
-    depth: int
-    heads: int
-
-
-@dataclass(frozen=True)
-class GeneratorRecipe:
-    """Settings of all generators; size and seed come from the experiments.
-
-    Attributes:
-        images: Latents that each generator sees.
-        images_of_size: Exceptions by size, for example `{B/1: 204800000}`.
-        batch_size: Latents per step.
-        sizes: Further sizes by name. The experiments name a size with its patch, for example `tiny/1`, like the
-            published ones (`S/1`, `B/2`).
-        optimizer: Optimizer of the transformer.
-        ema_decay: Decay of the averaged weights, which are measured.
-        sampling: Sampling for the tables and figures; the paper samples without guidance.
-        curve_points: Number of averaged weights along the run that are stored for the curves of gFID; 0 for none.
-        curve_width: Length of these averages, relative to the run so far (arXiv 2312.02696).
-        compile: Compile the transformer, `true` as one graph or `blocks` each block; sampling then compiles the blocks
-            too.
-        precision: Compute precision of training.
-        fp32_sampling: Draw samples in float32, as published, rather than in the precision of training.
-    """
-
-    images: int = 5_000_000
-    images_of_size: dict[str, int] = field(default_factory=dict)
-    batch_size: int = 256
-    sizes: dict[str, SizeConfig] = field(default_factory=dict)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    ema_decay: float = 0.9999
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    curve_points: int = 0
-    curve_width: float = 0.1
-    compile: Compilation = False
-    precision: Precision = "auto"
-    fp32_sampling: bool = True
-
-    def __post_init__(self) -> None:
-        _positive("generator", images=self.images, batch_size=self.batch_size)
-        for size, images in self.images_of_size.items():
-            _positive("generator.images_of_size", **{size: images})
-            self.shape(size, "generator.images_of_size")
-        if self.curve_points < 0 or self.curve_points > self.images // self.batch_size:
-            raise UserError(f"generator.curve_points must be from 0 to the number of steps, got {self.curve_points}")
-
-    def shape(self, size: str, key: str) -> TransformerConfig:
-        """Return the transformer of a size with its patch.
-
-        Raises:
-            UserError: The size is unknown; `key` is the key of the recipe that names it.
-        """
-        name, _, patch = size.partition("/")
-        known = [f"{each}/{number}" for each in (*self.sizes, *SIZES) for number in PATCH_SIZES]
-        if size not in known:
-            raise UserError(f"{key}: '{size}' must be a size with its patch: {', '.join(known)}")
-        if name in self.sizes:
-            own = self.sizes[name]
-            return TransformerConfig(f"S/{patch}", own.width, own.depth, own.heads)
-        return TransformerConfig(size)
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +109,8 @@ class MeasureConfig:
         tsne_seeds: Runs of t-SNE that are averaged for the uniformity.
         teacher: Teacher of the cosine, the same for all tokenizers; null measures no cosine.
         batch_size: Images per batch.
-        precision: Compute precision of the tokenizers; generators have their own.
+        precision: Compute precision of the tokenizers.
+        sampling_precision: Compute precision of the samples; the paper samples in float32.
         seed: Seed of the samples.
     """
 
@@ -200,6 +124,7 @@ class MeasureConfig:
     teacher: str | None = "dinov2-small-focus"
     batch_size: int = 250
     precision: Precision = "fp32"
+    sampling_precision: Precision = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -234,28 +159,22 @@ class Table2Config:
     sizes: tuple[str, ...] = ("S/1",)
     seeds: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
-        _listed("table2", dimensions=self.dimensions, teachers=self.teachers, sizes=self.sizes, seeds=self.seeds)
-
 
 @dataclass(frozen=True)
-class Table4Config:
-    """Table 4: which teacher.
+class TeachersConfig:
+    """Generators that differ by the teacher of their tokenizer.
 
     Attributes:
         dimension: Channels of the latent.
         teachers: As in table 2.
         size: Size of the generator.
-        seeds: Empty leaves the table out.
+        seeds: Empty leaves the table or figure out.
     """
 
     dimension: int = 32
     teachers: tuple[str, ...] = ("none", "dinov2-small-focus", "resnet50", "mobile-sam")
     size: str = "S/1"
     seeds: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        _listed("table4", teachers=self.teachers, seeds=self.seeds)
 
 
 @dataclass(frozen=True)
@@ -276,29 +195,6 @@ class Table5Config:
     size: str = "S/1"
     seeds: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
-        _listed("table5", losses=self.losses, seeds=self.seeds)
-
-
-@dataclass(frozen=True)
-class ConvergenceConfig:
-    """Figure 4 (left): gFID over training, with and without alignment; needs two `generator.curve_points` or more.
-
-    Attributes:
-        dimension: Channels of the latent; the effect is largest at the highest dimension.
-        teachers: As in table 2.
-        size: Size of the generator.
-        seeds: Empty leaves the figure out.
-    """
-
-    dimension: int = 64
-    teachers: tuple[str, ...] = ("none", "dinov2-small-focus")
-    size: str = "S/1"
-    seeds: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        _listed("convergence", teachers=self.teachers, seeds=self.seeds)
-
 
 @dataclass(frozen=True)
 class LadderConfig:
@@ -315,11 +211,8 @@ class LadderConfig:
     dimension: int = 16
     teacher: str = "dinov2-small-focus"
     size: str = "S"
-    rows: tuple[LadderRow, ...] = get_args(LadderRow)
+    rows: tuple[LadderRow, ...] = ROWS
     seeds: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        _listed("ladder", rows=self.rows, seeds=self.seeds)
 
 
 @dataclass(frozen=True)
@@ -328,17 +221,28 @@ class ExperimentsConfig:
 
     Attributes:
         table2: Dimensions, teachers and sizes.
-        table4: Teachers.
+        table4: Teachers (Table 4).
         table5: Parts of the loss.
-        convergence: Curves of gFID.
+        convergence: Curves of gFID with and without alignment (Figure 4, left), at each
+            `generator.training.averages.snapshot_images`; the effect is largest at the highest dimension.
         ladder: Parts of LightningDiT.
     """
 
     table2: Table2Config = field(default_factory=Table2Config)
-    table4: Table4Config = field(default_factory=Table4Config)
+    table4: TeachersConfig = field(default_factory=TeachersConfig)
     table5: Table5Config = field(default_factory=Table5Config)
-    convergence: ConvergenceConfig = field(default_factory=ConvergenceConfig)
+    convergence: TeachersConfig = field(default_factory=lambda: TeachersConfig(64, ("none", "dinov2-small-focus")))
     ladder: LadderConfig = field(default_factory=LadderConfig)
+
+    def __post_init__(self) -> None:
+        for section in fields(self):
+            for name, value in vars(getattr(self, section.name)).items():
+                key = f"experiments.{section.name}.{name}"
+                if value == () and name != "seeds":
+                    raise UserError(f"{key} must not be empty; seeds [] leaves the table out")
+                # A seed counted twice would look like two.
+                if isinstance(value, tuple) and len(set(value)) < len(value):
+                    raise UserError(f"{key} must not contain duplicates, got {list(value)}")
 
 
 @dataclass(frozen=True)
@@ -349,9 +253,16 @@ class Config:
         output: Folder of all files; the page is `frontier.html` in it. The same command resumes, a changed recipe
             trains only new cells, and several processes on one folder share the jobs.
         title: Heading of the page.
-        data: The images, center-cropped; of a folder without a test part `holdout` images are kept for testing.
-        tokenizer: Settings of all tokenizers.
-        generator: Settings of all generators.
+        data: The images; of a folder without a test part `holdout` images are kept for testing. `crop: random` is
+            for the training of tokenizers, as published; latents and metrics use center crops.
+        tokenizer: Recipe of all tokenizers, with the keys of `vavae train-tokenizer`. Channels of the latent, teacher,
+            parts of the alignment loss and seed come from the grid. `objective.alignment` describes the loss `full`.
+        generator: Recipe of all generators, with the keys of `vavae train-dit`. Size and seed come from the grid.
+            `sampling` is for the tables and figures (the paper samples without guidance); `flip: true` stores and uses
+            the latents of mirrored images; with `compile`, sampling compiles the blocks too.
+        sizes: Sizes of the transformer by name. The grid names a size with its patch, for example `tiny/1`, like the
+            published ones (`S/1`, `B/2`).
+        latent_dtype: Stored type of the latents of the training images.
         measure: Settings of the measurements.
         experiments: The grid.
         device: auto, cpu, cuda, cuda:1, mps, …
@@ -366,8 +277,10 @@ class Config:
     output: str = "runs/frontier"
     title: str = "The frontier in miniature"
     data: ImagesConfig = field(default_factory=lambda: ImagesConfig("cifar10", 32))
-    tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
-    generator: GeneratorRecipe = field(default_factory=GeneratorRecipe)
+    tokenizer: train_tokenizer.Config = field(default_factory=train_tokenizer.Config)
+    generator: train_dit.Config = field(default_factory=train_dit.Config)
+    sizes: dict[str, SizeConfig] = field(default_factory=dict)
+    latent_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     measure: MeasureConfig = field(default_factory=MeasureConfig)
     experiments: ExperimentsConfig = field(default_factory=ExperimentsConfig)
     device: str = "auto"
@@ -377,17 +290,50 @@ class Config:
     page_only: bool = False
 
     def __post_init__(self) -> None:
-        if self.data.crop != "center" or self.data.flip:
-            raise UserError(
-                "data: crop must be center and flip false: tokenizers, latents and metrics use the same images"
-            )
-        side = square_side("data.size", self.data.size, "'vavae frontier'")
-        factor = 2 ** (len(self.tokenizer.channel_multipliers) - 1)
-        if side % factor:
-            raise UserError(f"data.size must be a multiple of {factor}, the factor of the tokenizers, got {side}")
+        if self.data.flip:
+            raise UserError("data.flip must be false: generator.flip uses the latents of mirrored images")
+        for part, keys in _SET_BY_GRID.items():
+            for key in differing(getattr(self, part)):
+                if any(key == own or key.startswith(f"{own}.") for own in keys):
+                    raise UserError(f"{part}.{key} is set by the grid: use data, sizes, experiments or device")
+        if self.data.crop == "random" and self.tokenizer.teacher.cache_features:
+            raise UserError("data.crop random needs tokenizer.teacher.cache_features false")
+        square_side("data.size", self.data.size, "'vavae frontier'")
+        self.data.latent_size(self.tokenizer.tokenizer.factor)  # refuses sizes that do not divide
+        for name, size in self.sizes.items():
+            shape = (size.width, size.depth, size.heads)
+            if name not in SIZES and None in shape:
+                raise UserError(f"sizes.{name} must have width, depth and heads; only {', '.join(SIZES)} are published")
+            if size.images is not None and size.images < 1:
+                raise UserError(f"sizes.{name}.images must be at least 1, got {size.images}")
         if self.workers < 1:
             raise UserError(f"workers must be at least 1, got {self.workers}")
         if self.time_limit is not None and not self.time_limit > 0:
             raise UserError(f"time_limit must be a positive number of minutes, got {self.time_limit}")
-        if self.experiments.convergence.seeds and self.generator.curve_points < 2:
-            raise UserError("experiments.convergence: generator.curve_points must be at least 2")
+        averages, images = self.generator.training.averages, self.generator.training.images
+        if len(averages.widths) > 1:
+            raise UserError(f"generator.training.averages.widths must be one number, got {list(averages.widths)}")
+        if self.experiments.convergence.seeds and (averages.snapshot_images or images) * 2 > images:
+            raise UserError(
+                "experiments.convergence: generator.training.averages must have widths, and snapshot_images of at most "
+                f"half of generator.training.images, got {averages.snapshot_images}"
+            )
+
+    def transformer(self, size: str, key: str) -> train_dit.TransformerConfig:
+        """Return the transformer of a size with its patch.
+
+        Raises:
+            UserError: The size is unknown; `key` is the key of the recipe that names it.
+        """
+        name, _, patch = size.partition("/")
+        known = [f"{each}/{number}" for each in dict.fromkeys((*self.sizes, *SIZES)) for number in PATCH_SIZES]
+        if size not in known:
+            raise UserError(f"{key}: '{size}' must be a size with its patch: {', '.join(known)}")
+        own = self.sizes.get(name, SizeConfig())
+        return replace(
+            self.generator.transformer,
+            size=size if name in SIZES else f"S/{patch}",
+            width=own.width,
+            depth=own.depth,
+            heads=own.heads,
+        )

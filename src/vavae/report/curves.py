@@ -12,8 +12,7 @@ from vavae.report.glossary import Term, term_of
 LogLine = Mapping[str, float | None]
 
 _LOG_RATIO = 20.0
-# A smoothed point averages over this share of the log.
-_WINDOW_SHARE = 1 / 15
+_WINDOW_SHARE = 1 / 15  # of the log, over which a smoothed point averages
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,15 +73,12 @@ def read_panels(logs: Sequence[Sequence[LogLine]], terms: Mapping[str, Term]) ->
         not zero.
     """
     keys = {key for lines in logs for line in lines for key in line} - {"images", "step"}
-    ranked = [key for key in terms if key in keys] + sorted(keys - terms.keys())
     panels, off = [], []
-    for key in ranked:
+    for key in [*(key for key in terms if key in keys), *sorted(keys - terms.keys())]:
         curves = []
         for run, lines in enumerate(logs):
-            images = np.array([_number(line.get("images")) for line in lines])
-            values = np.array([_number(line.get(key)) for line in lines])
-            known = np.isfinite(images)
-            images, values = images[known], values[known]
+            images, values = (np.array([_number(line.get(name)) for line in lines]) for name in ("images", key))
+            images, values = images[np.isfinite(images)], values[np.isfinite(images)]
             on = np.flatnonzero(np.isfinite(values) & (values != 0))
             if len(on):
                 # A term that starts late is logged as zero until then; skipped steps really are zero.
@@ -118,7 +114,4 @@ def smoothed(values: NDArray[np.float64], logarithmic: bool = False) -> NDArray[
 
 
 def _number(value: float | None) -> float:
-    if value is None:
-        return math.nan
-    number = float(value)
-    return number if math.isfinite(number) else math.nan
+    return float(value) if value is not None and math.isfinite(value) else math.nan

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MARKER_SIGNS = ("●", "▲", "■", "◆", "▼")  # of `MARKERS`, for legends
+_SIGNS = ("●", "▲", "■", "◆", "▼")  # of `MARKERS`, for legends
 _MARKER_SCALES = {"o": 1.0, "^": 1.08, "s": 0.88, "D": 0.8, "v": 1.08}  # for equal visible areas
 
 
@@ -49,32 +50,28 @@ def curves_figure(panel: Panel) -> str:
     return draw_svg(draw, 4.3, 2.7)
 
 
-def scatter_figure(
-    points: NDArray[np.floating], labels: NDArray[np.integer] | Sequence[int] | None, run: int = 0
-) -> str:
-    """Draw points in the plane, one color and marker per class (see `class_style`); return the SVG.
+def scatter_figure(points: NDArray[np.floating], labels: NDArray[np.integer] | Sequence[int]) -> str:
+    """Draw points in the plane, one color and marker per class; return the SVG.
 
     Args:
         points: (M, 2); points that are not finite are left out.
-        labels: (M,) integers, or None for the color of the run.
-        run: Number of the run.
+        labels: (M,) integers. Colors repeat after ten classes, markers after five.
     """
 
     def draw(figure: "Figure") -> None:
         axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
         axes.set_axis_off()
         finite = np.isfinite(points).all(axis=1)
-        numbers = np.zeros(len(points), dtype=np.int64) if labels is None else np.asarray(labels)
         size = float(np.clip(9 - np.log10(max(len(points), 1)) * 1.7, 2.5, 7))
-        for label in np.unique(numbers):
-            chosen = points[finite & (numbers == label)]
-            color, marker = (RUN_COLORS[run % len(RUN_COLORS)], "o") if labels is None else class_style(int(label))
+        for label in np.unique(np.asarray(labels)):
+            chosen = points[finite & (np.asarray(labels) == label)]
+            marker = MARKERS[label % len(MARKERS)]
             axes.plot(
                 chosen[:, 0],
                 chosen[:, 1],
                 linestyle="",
                 marker=marker,
-                color=color,
+                color=CLASS_COLORS[label % len(CLASS_COLORS)],
                 markersize=size * _MARKER_SCALES[marker],
                 markeredgecolor=SURFACE,
                 markeredgewidth=0.4,
@@ -84,26 +81,20 @@ def scatter_figure(
     return draw_svg(draw, 4.6, 4.0)
 
 
-def class_style(label: int) -> tuple[str, str]:
-    """Return placeholder color and marker of a class; both repeat, after ten colors and five markers."""
-    return CLASS_COLORS[label % len(CLASS_COLORS)], MARKERS[label % len(MARKERS)]
-
-
 def _limit(axes: "Axes", low: float, high: float, logarithmic: bool) -> None:
-    axes.yaxis.set_major_formatter(lambda value, _: short(value))
-    if logarithmic:
-        from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator
 
+    if logarithmic:
         axes.set_yscale("log")
         margin = (high / low) ** 0.06
         axes.set_ylim(low / margin, high * margin)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 150 else (1,)))
-        axes.yaxis.set_major_formatter(lambda value, _: short(value))
         axes.minorticks_off()
-        return
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    axes.set_ylim(low - margin, high + margin)
-    axes.yaxis.get_major_locator().set_params(nbins=5)  # type: ignore[call-arg]
+    else:
+        margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+        axes.set_ylim(low - margin, high + margin)
+        axes.yaxis.get_major_locator().set_params(nbins=5)  # type: ignore[call-arg]
+    axes.yaxis.set_major_formatter(lambda value, _: short(value))
 
 
 def _isolated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -112,22 +103,36 @@ def _isolated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     return finite[1:-1] & ~finite[:-2] & ~finite[2:]
 
 
-def standalone(svg: str, title: str, legend: Sequence[tuple[int, str, str]] = ()) -> str:
+@dataclass(frozen=True)
+class LegendLine:
+    """A series or a class in a legend: number of its color, marker, name."""
+
+    color: int
+    sign: str
+    name: str
+
+    @classmethod
+    def of(cls, number: int, name: str) -> Self:
+        """Return the line of a style or class; colors and markers repeat as in the figures."""
+        return cls(number % len(CLASS_COLORS), _SIGNS[number % len(_SIGNS)], name)
+
+
+def standalone(svg: str, title: str, legend: Sequence[LegendLine] = ()) -> str:
     """Return a figure as a file: with title and legend, on white, in fixed colors.
 
     Args:
         svg: A figure of this module or `series`.
         title: Heading.
-        legend: Color number, sign and name of each series.
+        legend: Its series.
     """
     found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert found is not None
     width, height = float(found[1]), float(found[2])
     above = 44 if legend else 26
-    colors = [color for variable, color in VARIABLES.values() if variable.startswith("--class-")]
     names = "".join(
-        f'<tspan dx="{14 if number else 0}" fill="{colors[color]}">{sign}</tspan><tspan dx="4">{escape(name)}</tspan>'
-        for number, (color, sign, name) in enumerate(legend)
+        f'<tspan dx="{14 if number else 0}" fill="{VARIABLES[CLASS_COLORS[line.color]][1]}">{line.sign}</tspan>'
+        f'<tspan dx="4">{escape(line.name)}</tspan>'
+        for number, line in enumerate(legend)
     )
     plain = re.sub(r"var\(--[\w-]+, (#[0-9a-f]{6})\)", r"\1", svg)
     inner = plain.replace("<svg", f'<svg x="0" y="{above}" width="{found[1]}" height="{found[2]}"', 1)

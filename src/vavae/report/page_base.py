@@ -1,18 +1,13 @@
 """Templates and inline SVGs of the HTML pages."""
 
-import functools
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vavae.report.numbers import duration, number, plain
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
-
-@functools.cache
-def page_environment(room: str) -> "Environment":
-    """Return Jinja over the templates of `vavae.ROOM` and of this room, with filters for numbers."""
+def render(room: str, **view: Any) -> str:
+    """Return the HTML of the template of `vavae.ROOM`, which extends `base.html.j2`."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -23,7 +18,7 @@ def page_environment(room: str) -> "Environment":
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "plain": plain, "duration": duration}
-    return environment
+    return environment.get_template(f"{room}.html.j2").render(view)
 
 
 class Embedder:

@@ -7,36 +7,25 @@ Matplotlib draws with placeholder colors; in the SVG each becomes a CSS variable
 import io
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, RULE, SURFACE = "#010101", "#010102", "#010103"
-RUN_COLORS = tuple(f"#0102{i:02x}" for i in range(4))
-CLASS_COLORS = tuple(f"#0103{i:02x}" for i in range(10))
+_RUNS = ("#1f62c4", "#c2570c")
+_CLASSES = (
+    *("#3b6fb6", "#d9771e", "#2f8a4c", "#c8323c", "#7d57b0"),
+    *("#8a5a44", "#cf5fa4", "#6b7480", "#9a8f12", "#1695a8"),
+)
+RUN_COLORS = tuple(f"#0102{i:02x}" for i in range(len(_RUNS)))
+CLASS_COLORS = tuple(f"#0103{i:02x}" for i in range(len(_CLASSES)))
 VARIABLES = {
     INK: ("--figure-ink", "#525c69"),
     RULE: ("--rule", "#dfe3e8"),
     SURFACE: ("--surface", "#ffffff"),
-    **{
-        key: (f"--run-{i}", color)
-        for i, (key, color) in enumerate(zip(RUN_COLORS, ("#1f62c4", "#c2570c", "#2f8a4c", "#8250b8"), strict=True))
-    },
-    **{
-        key: (f"--class-{i}", color)
-        for i, (key, color) in enumerate(
-            zip(
-                CLASS_COLORS,
-                (
-                    *("#3b6fb6", "#d9771e", "#2f8a4c", "#c8323c", "#7d57b0"),
-                    *("#8a5a44", "#cf5fa4", "#6b7480", "#9a8f12", "#1695a8"),
-                ),
-                strict=True,
-            )
-        )
-    },
+    **{key: (f"--run-{i}", color) for i, (key, color) in enumerate(zip(RUN_COLORS, _RUNS, strict=True))},
+    **{key: (f"--class-{i}", color) for i, (key, color) in enumerate(zip(CLASS_COLORS, _CLASSES, strict=True))},
 }
 DASHES = ("solid", (0, (5, 1.6)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 MARKERS = ("o", "^", "s", "D", "v")
@@ -76,17 +65,12 @@ def short(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def _styled() -> AbstractContextManager:
-    import matplotlib
-
-    return matplotlib.rc_context(_STYLE)  # type: ignore[arg-type]
-
-
 def draw_svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:
     """Draw on a new figure of `width` x `height` inches of 72 CSS pixels; return its SVG."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    with _styled():
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height))
         draw(figure)
         buffer = io.StringIO()
@@ -103,8 +87,8 @@ def _clean(svg: str) -> str:
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.DOTALL)
     svg = svg.replace("<svg", '<svg stroke-linejoin="round" stroke-linecap="butt"', 1)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
     # All figures number their groups in the same way; ids must be unique in a page, and no element refers to these.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
