@@ -102,7 +102,8 @@ def measure(
     count = min(config.budget.tsne_points, len(test_images))
     points = tsne_points(test.values[:count], 42) if count > 30 else None  # 30 is the perplexity of t-SNE
     if points is not None:
-        records += uniformity_records(latent_uniformity(points), replace(protocol, samples=count, posterior="mean", seed=42))
+        measured = replace(protocol, samples=count, posterior="mean", seed=42)
+        records += uniformity_records(latent_uniformity(points), measured)
     # Samples
     labels = choose_labels(config.budget.samples, generator.num_classes, "balanced", config.seed)
     fingerprint = generator.fingerprint()
