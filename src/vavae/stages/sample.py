@@ -18,7 +18,7 @@ from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.flow import SolverName
 from vavae.io.files import check_not_foreign, read_json_object, written_whole
-from vavae.models import Generator, SamplingConfig
+from vavae.models import Generator
 from vavae.models.sampling import check_count, choose_labels, draw, label_numbers
 from vavae.progress import track
 from vavae.report.images import image_grid
@@ -29,8 +29,29 @@ _RECORD = "samples.json"
 _REMEDY = "choose another --output"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Changes of a generator's sampling settings; null is the generator's own value.
+
+    Attributes:
+        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
+        steps: Grid points of the solver.
+        shift: Time shift.
+        guidance_start: Guidance acts from this time on (0 noise, 1 data).
+        guidance_stop: Guidance acts up to this time.
+        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
+    """
+
+    solver: SolverName | None = None
+    steps: int | None = None
+    shift: float | None = None
+    guidance_start: float | None = None
+    guidance_stop: float | None = None
+    guidance_channels: int | None = None
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(SamplingOptions):
     """Sample images from a generator. Under torchrun several processes share the images.
 
     Attributes:
@@ -47,13 +68,7 @@ class Config:
         size: Size of the images in pixels, one number or [height, width]; null is the size of the training images.
         npz: Also write `samples.npz` with `arr_0` (N, H, W, 3) uint8, for the ADM evaluator.
         grid_columns: Columns of `grid.png`; 0 writes none.
-        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
-        steps: Grid points of the solver.
-        shift: Time shift.
-        guidance_scale: Classifier-free guidance scale; 1 is off.
-        guidance_start: Guidance acts from this time on (0 noise, 1 data).
-        guidance_stop: Guidance acts up to this time.
-        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
+        guidance_scale: Classifier-free guidance scale; 1 is off, null is the generator's default.
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of the transformer: auto, fp32, bf16, or tf32, which is float32 with TF32 products
             on GPUs, like the published samples, in the decoder too.
@@ -69,13 +84,7 @@ class Config:
     size: Size | None = None
     npz: bool = False
     grid_columns: int = 8
-    solver: SolverName | None = None
-    steps: int | None = None
-    shift: float | None = None
     guidance_scale: float | None = None
-    guidance_start: float | None = None
-    guidance_stop: float | None = None
-    guidance_channels: int | None = None
     device: str = "auto"
     precision: InferencePrecision = "fp32"
 
@@ -87,10 +96,6 @@ class Config:
         check_count(self.count, 1)
         if self.grid_columns < 0:
             raise UserError(f"grid_columns must be at least 0, which writes no grid, got {self.grid_columns}")
-
-    def sampling(self, defaults: SamplingConfig) -> SamplingConfig:
-        """Return the generator's defaults with this recipe's changes."""
-        return defaults.changed_by(self)
 
 
 def _note_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> None:
@@ -110,7 +115,7 @@ def run(config: Config) -> Path:
     folder = Path(config.output)
     with sharing_processes() as world:
         generator = Generator.from_pretrained(config.generator, resolve_device(config.device))
-        sampling = config.sampling(generator.sampling)
+        sampling = generator.sampling.changed_by(config)
         _note_numbers(config.labels, generator.class_names)
         labels = label_numbers(config.labels, generator.class_names) or choose_labels(
             config.count, generator.num_classes, config.label_protocol, config.seed
