@@ -25,7 +25,7 @@ from vavae.frontier import run as frontier
 from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid
 from vavae.frontier.results import Results
-from vavae.stages.run_folder import open_run
+from vavae.training.run_folder import open_run
 
 COMMAND = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from vavae.cli import main; main()"]
 RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))

@@ -19,10 +19,10 @@ from vavae.flow import FlowConfig, TimeDistribution
 from vavae.frontier.config import Config, Kind, LadderRow, Loss
 from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.run_folder import IGNORED_KEYS
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.ema import AveragesConfig
+from vavae.training.run_folder import IGNORED_KEYS
 from vavae.training.trainer import TrainingConfig
 
 NONE = "none"

@@ -27,8 +27,8 @@ from vavae.errors import UserError
 from vavae.io.files import check_not_foreign
 from vavae.models import Tokenizer
 from vavae.progress import Bar, track
-from vavae.stages.run_folder import held_folder
 from vavae.training.parallel import processes
+from vavae.training.run_folder import held_folder
 from vavae.training.signals import StopRequest, stop_on_signal
 
 _Batch = tuple[Tensor, Tensor | None, Tensor]  # latents (B, C, h, w), latents of the mirrored images, labels (B,)

@@ -396,6 +396,7 @@ class _TokenizerEvaluation:
     def records(self, number: int, path: str) -> Iterator[MetricRecord]:
         """Measure one tokenizer, the `number`th of the call."""
         config, work, source, size = self.config, self.work, self.source, self.config.data.size
+        store, together = work.store, work.processes
         tokenizer = Tokenizer.from_pretrained(path, self.device)
         config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide
         protocol = MeasurementProtocol(
@@ -409,12 +410,11 @@ class _TokenizerEvaluation:
         if config.reconstructions is not None:
             for convention in config.conventions:  # a folder with other files is refused before the work
                 rebuilt = of_tokenizer.rebuild(tokenizer, source, size, convention, self.perceptual, work)
-                work.processes.once(rebuilt.claim_folder)
+                together.once(rebuilt.claim_folder)
         per_image: dict[str, dict[str, Tensor]] = {}
         for convention in config.conventions:
-            networks = self.networks[convention]
             records, per_image[convention] = of_tokenizer.reconstruction(
-                tokenizer, source, size, convention, networks, self.perceptual, protocol, work
+                tokenizer, source, size, convention, self.networks[convention], self.perceptual, protocol, work
             )
             yield from records
         test = of_tokenizer.encode(tokenizer, source, size, config.latents, work)
@@ -423,18 +423,15 @@ class _TokenizerEvaluation:
             train = of_tokenizer.encode(tokenizer, self.train_source, size, config.latents, work)
         if self.networks["strict"]:
             yield from of_tokenizer.interpolation(tokenizer, test, self.networks["strict"], protocol, work)
-        found = None
+        grid = None
         if self.teacher is not None:
-            height, width = test.values.shape[2:]
-            seen = of_tokenizer.grid_network(self.teacher, (height, width))
+            seen = of_tokenizer.grid_network(self.teacher, (test.values.shape[2], test.values.shape[3]))
             name = f"features of {self.teacher.name}"
-            found = extract(test.images, [seen], work.store, work.batch_size, work.processes, name, seen.parts)[
-                seen.name
-            ]
-        if not work.processes.first:
+            (grid,) = extract(test.images, [seen], store, work.batch_size, together, name, seen.parts).values()
+        if not together.first:
             return
         yield from of_tokenizer.latent_records(test, protocol, config.tsne_seeds)
-        yield from of_tokenizer.meaning_records(train, test, self.teacher, found, protocol)
+        yield from of_tokenizer.meaning_records(train, test, self.teacher, grid, protocol)
         if config.output is not None:
             name = Path(config.output).stem + (f".{number}" if len(config.model) > 1 else "")
             if per_image:

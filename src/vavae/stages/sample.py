@@ -22,8 +22,8 @@ from vavae.models import Generator
 from vavae.models.sampling import check_count, choose_labels, draw, label_numbers
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.stages.run_folder import held_folder
 from vavae.training.parallel import sharing_processes
+from vavae.training.run_folder import held_folder
 
 _RECORD = "samples.json"
 _REMEDY = "choose another --output"

@@ -26,13 +26,13 @@ from vavae.models.sampling import choose_labels
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
 from vavae.stages.initial import load_initial_transformer
-from vavae.stages.run_folder import open_run, stream_seed
 from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.compile import Compilation, compile_network
 from vavae.training.float8 import use_float8
 from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World
+from vavae.training.run_folder import open_run, stream_seed
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
 from vavae.training.trainer import TrainingConfig, TrainingTask
 from vavae.transformer import LightningDiT, LightningDiTConfig
@@ -461,5 +461,5 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         trainer = run.train(task, "transformer")
         provenance = {"latents": f"{len(latents):,} of shape {latents.shape}", **run.provenance(trainer)}
         generator = task.generator(trainer.averaged_state("transformer"), provenance)
-        run.finish(generator)
+        run.finish(generator.save_pretrained)
         return generator

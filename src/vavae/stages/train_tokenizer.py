@@ -40,7 +40,6 @@ from vavae.models import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.initial import load_initial
-from vavae.stages.run_folder import open_run, stream_seed
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.teachers.config import TeacherConfig as TeacherConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
@@ -48,6 +47,7 @@ from vavae.training.compile import compile_methods
 from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World
+from vavae.training.run_folder import open_run, stream_seed
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
 from vavae.training.trainer import TrainingConfig, TrainingTask
 
@@ -473,5 +473,5 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
             **run.provenance(trainer),
         }
         tokenizer = Tokenizer(model, task.statistics(model, trainer.at_once), provenance)
-        run.finish(tokenizer)
+        run.finish(tokenizer.save_pretrained)
         return tokenizer
