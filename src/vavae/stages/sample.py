@@ -148,7 +148,10 @@ def run(config: Config) -> Path:
                     bar.advance(len(indices))
             world.wait()
             if world.first:
-                _collect(folder, config, len(labels))
+                if config.grid_columns:
+                    _write_grid(folder, len(labels), config.grid_columns)
+                if config.npz:
+                    _write_npz(folder, len(labels))
                 print(f"samples: {folder}")
     return folder
 
@@ -157,13 +160,14 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
+def _pixels(folder: Path, index: int) -> np.ndarray:
+    return np.asarray(read_rgb(_file(folder, index)))
+
+
 def _take_up(folder: Path, settings: dict[str, Any], labels: list[int]) -> list[int]:
     """Record settings and labels in the folder; return the numbers of the images that are missing or damaged.
 
     A record without images does not count, so that a first call that failed does not cost the folder.
-
-    Raises:
-        UserError: The folder has other images, or its record cannot be read.
     """
     present = {path.name for path in folder.glob("[0-9]*.png")}  # the images that evaluation takes for samples
     listed = labels
@@ -220,20 +224,15 @@ def _check_settings(folder: Path, former: dict[str, Any], settings: dict[str, An
             raise UserError(f"{folder} has samples with another {key} ({before.get(key)}, not {value}); {_REMEDY}")
 
 
-def _collect(folder: Path, config: Config, count: int) -> None:
-    """Write the grid and the npz."""
-    if config.grid_columns:
-        shown = min(count, 16 * config.grid_columns)
-        pictures = np.stack([np.asarray(read_rgb(_file(folder, i))) for i in range(shown)])
-        with written_whole(folder / "grid.png") as temporary:
-            image_grid(pictures, columns=config.grid_columns).save(temporary, format="PNG")
-    if config.npz:
-        _write_npz(folder, count)
+def _write_grid(folder: Path, count: int, columns: int) -> None:
+    pictures = np.stack([_pixels(folder, i) for i in range(min(count, 16 * columns))])
+    with written_whole(folder / "grid.png") as temporary:
+        image_grid(pictures, columns=columns).save(temporary, format="PNG")
 
 
 def _write_npz(folder: Path, count: int) -> None:
     """Write the images as `np.savez(arr_0=...)` does, one at a time: 50,000 images of 256 px are 10 GB."""
-    shape = np.asarray(read_rgb(_file(folder, 0))).shape
+    shape = _pixels(folder, 0).shape
     with (
         written_whole(folder / "samples.npz") as temporary,
         zipfile.ZipFile(temporary, "w") as archive,
@@ -242,7 +241,7 @@ def _write_npz(folder: Path, count: int) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
         np.lib.format.write_array_header_1_0(member, header)
         for i in range(count):
-            pixels = np.asarray(read_rgb(_file(folder, i)))
+            pixels = _pixels(folder, i)
             if pixels.shape != shape:
                 raise UserError(f"{_file(folder, i)} has another size than the samples before it")
             member.write(pixels.tobytes())
