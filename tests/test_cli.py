@@ -73,7 +73,7 @@ MISTAKES = {
     "missing generator": (["sample", "--generator", "/no/such/generator"], "/no/such/generator"),
     "no device": (["bench", "--device", "cuda:99"], "cuda:99"),
     "unknown device": (["doctor", "--device", "toaster"], "toaster"),
-    "device of no use": (["doctor", "--device", "meta"], "device: 'meta' is not on this machine"),
+    "device of no use": (["doctor", "--device", "meta"], "got 'meta', which is not on this machine"),
     "no batch": (["bench", "--batch_size", "-1"], "batch_size must be at least 1, got -1"),
     "empty batch": (["bench", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
     "results in a folder": (["bench", "--output", "."], "output must be a file, got ."),

@@ -322,7 +322,7 @@ def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         (["--port", "70000"], "port must be from 1 to 65535, got 70000"),
         (["--host", "nowhere.invalid"], "host: 'nowhere.invalid' does not exist"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
-        (["--device", "meta"], "device: 'meta' is not on this machine"),
+        (["--device", "meta"], "got 'meta', which is not on this machine"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def run(config: Config) -> Path:
         {
             "recipe": _recipe,
             "latents": _latents,
-            "moments": _moments,
+            "moments": lambda _, source, output: print(f"{source}: {convert_moments(source, output)}"),
             "statistics": _statistics,
             "tokenizer": _tokenizer,
             "generator": _generator,
@@ -249,10 +249,6 @@ def _latents(config: Config, source: Path, output: Path) -> None:
     write_published_layout(latents, output)
     flips = " and as many of mirrored images" if latents.has_flips else ""
     print(f"{source}: {len(latents):,} latents {'x'.join(map(str, latents.shape))}{flips}, with their statistics")
-
-
-def _moments(config: Config, source: Path, output: Path) -> None:
-    print(f"{source}: {convert_moments(source, output)}")
 
 
 def _recipe(config: Config, source: Path, output: Path) -> None:

@@ -3,7 +3,6 @@
 import os
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vavae.checkpoints import folder as files
@@ -80,9 +79,5 @@ def build(config: Config) -> Any:
         studio = Studio(generator.tokenizer, generator, config.precision)
     else:
         studio = Studio(Tokenizer.from_pretrained(path, device), None, config.precision)
-    return build_page(studio, config.model if config.model in SHIPPED else _title(path))
-
-
-def _title(path: Path) -> str:
-    """Return the last three parts of a folder's path; the paths of all runs have the same end."""
-    return "/".join(path.resolve().parts[-3:]).strip("/")
+    # The paths of all runs have the same end.
+    return build_page(studio, config.model if config.model in SHIPPED else "/".join(path.resolve().parts[-3:]))
