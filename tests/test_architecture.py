@@ -73,7 +73,7 @@ def test_training_knows_no_model() -> None:
     assert {room for path in files_of("training") for room in rooms_of(path)} <= ground | {"training"}
 
 
-def test_the_command_line_imports_the_ground_only() -> None:
+def test_command_line_imports_the_ground_only() -> None:
     # It finds the module of a command by its name.
     assert rooms_of(SOURCE / "cli.py") - {""} <= {"config", "errors", "training", "version"}
 
@@ -85,7 +85,7 @@ def test_hidden_imports_are_found() -> None:
     assert imported_modules("from importlib import import_module\nimport_module(f'vavae.{x}')") == {"vavae."}
 
 
-def test_no_module_is_part_of_a_circle() -> None:
+def test_no_circular_imports() -> None:
     """Imports anywhere in a file count; names that only annotate do not, nor does a package's face."""
     modules = {
         ".".join(("vavae", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in SOURCE.rglob("*.py")

@@ -60,8 +60,8 @@ def _everything(terminal: int) -> str:
 
 
 def test_a_terminal_gets_a_bar() -> None:
-    ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as terminal, track("sampling", 3, "images", stream=terminal) as bar:
+    terminal_side, own_side = pty.openpty()
+    with os.fdopen(own_side, "w") as terminal, track("sampling", 3, "images", stream=terminal) as bar:
         bar.advance(3)
-    shown = _everything(ours)
+    shown = _everything(terminal_side)
     assert "sampling" in shown and "100%" in shown and "\x1b[" in shown

@@ -22,7 +22,7 @@ def arguments_of(recipe: Path, form: str) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["word", "option", "with ="])
-def test_a_file_that_is_no_recipe_is_named_however_it_is_given(form: str, tmp_path: Path) -> None:
+def test_wrong_recipe_files_are_named(form: str, tmp_path: Path) -> None:
     recipe = tmp_path / "list.yaml"
     recipe.write_text("- a\n")
     with pytest.raises(UserError, match=f"^{recipe}: must have keys with values, got"):
@@ -50,7 +50,7 @@ MISTAKES: list[tuple[type, str, str]] = [
     ),
     (Config, "--size 256 256", "unexpected argument '256': a recipe, or other words, must stand before all options"),
     (Config, "--seed 1 word", "unexpected argument 'word': a recipe, or other words, must stand before all options"),
-    (Config, "--colour red", "unknown option --colour; see 'vavae x --help'"),
+    (Config, "--shade red", "unknown option --shade; see 'vavae x --help'"),
     (evaluate.Config, "--data.limit x", "data.limit: expected a whole number or null; got x"),
     (
         train_tokenizer.Config,
@@ -82,11 +82,11 @@ MISTAKES: list[tuple[type, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize("config_class, options, told", MISTAKES, ids=[options for _, options, _ in MISTAKES])
-def test_a_mistake_is_told_without_the_parsers_words(config_class: type, options: str, told: str) -> None:
+@pytest.mark.parametrize("config_class, options, message", MISTAKES, ids=[options for _, options, _ in MISTAKES])
+def test_mistakes_in_options(config_class: type, options: str, message: str) -> None:
     with pytest.raises(UserError) as refused:
         parse_command_line(config_class, options.split(), "vavae x")
-    assert str(refused.value) == told
+    assert str(refused.value) == message
 
 
 @pytest.mark.parametrize(
@@ -110,11 +110,11 @@ def test_a_size_is_a_number_or_two(options: list[str], size: Any, tmp_path: Path
     assert aligned.teacher.input_size == (168, 280)
 
 
-def test_a_key_misspelt_in_a_group_of_a_recipe_is_named_with_its_neighbour(tmp_path: Path) -> None:
+def test_misspelled_key_in_a_group(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("training: {images: 100, bacth_size: 8}\n")
-    told = f"^{recipe}: 'vavae x' has no key training.bacth_size; did you mean 'training.batch_size'"
-    with pytest.raises(UserError, match=told):
+    message = f"^{recipe}: 'vavae x' has no key training.bacth_size; did you mean 'training.batch_size'"
+    with pytest.raises(UserError, match=message):
         parse_command_line(train_tokenizer.Config, [str(recipe)], "vavae x")
 
 
@@ -169,9 +169,7 @@ def refusal(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_recipe_that_cannot_be_meant_is_one_line(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_in_recipes_are_one_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, message = REFUSED[kind]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
@@ -205,9 +203,7 @@ def test_a_recipe_that_cannot_be_meant_is_one_line(
         ([""], "--config: expected the path of a recipe; got nothing"),
     ],
 )
-def test_an_option_that_cannot_be_meant_is_one_line(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unsafe_options_are_one_line(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in refusal(capsys, ["train-tokenizer", *options])
 
 
@@ -221,7 +217,7 @@ def test_anchors_and_merges_in_a_recipe(tmp_path: Path) -> None:
     assert (config.training.images, config.training.seed, config.optimizer.learning_rate) == (7, 2, 1e-4)
 
 
-def test_options_win_over_recipes_wherever_they_stand(tmp_path: Path) -> None:
+def test_options_override_recipes(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"{number}.yaml").write_text(f"count: {number}\nsteps: {number}0\n")
     recipes = [f"--config={tmp_path / '1.yaml'}", "--config", str(tmp_path / "2.yaml")]

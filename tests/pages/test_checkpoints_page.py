@@ -88,12 +88,12 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     os.chdir(before)
 
 
-def test_every_command_prints_what_the_page_says(ran: dict[str, str]) -> None:
+def test_commands_print_the_output_on_the_page(ran: dict[str, str]) -> None:
     for command, printed in sessions():
         assert ran[command] == printed, command
 
 
-def test_the_table_says_what_the_commands_say(ran: dict[str, str]) -> None:
+def test_table_agrees_with_the_commands(ran: dict[str, str]) -> None:
     rows = [
         [cell.strip() for cell in line.split("|")[1:4]] for line in PAGE.read_text().splitlines() if "| `vavae" in line
     ]
@@ -103,7 +103,7 @@ def test_the_table_says_what_the_commands_say(ran: dict[str, str]) -> None:
         assert any(said.strip("`") in printed.splitlines() for printed in known), command
 
 
-def test_the_python_of_the_page_runs(ran: dict[str, str]) -> None:
+def test_python_on_the_page_runs(ran: dict[str, str]) -> None:
     environment = os.environ | {"HF_MODULES_CACHE": str(Path("modules").absolute()), "HF_HUB_OFFLINE": "1"}
     script = "import torch\ntorch.set_num_threads(1)\n" + "\n".join(blocks("python"))
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
@@ -111,13 +111,13 @@ def test_the_python_of_the_page_runs(ran: dict[str, str]) -> None:
     assert "left out model: weights that are not averaged" in done.stdout
 
 
-def test_every_published_form_ended_in_images(ran: dict[str, str]) -> None:
+def test_every_published_form_gives_images(ran: dict[str, str]) -> None:
     for folder, count, size in (("samples", 4, (64, 64)), ("samples-sd", 2, (64, 64))):
         for i in range(count):
             image = Image.open(f"{folder}/{i:06d}.png")
             assert image.size == size
             low, high = zip(*image.getextrema(), strict=True)
-            assert max(high) - min(low) > 50  # not one colour
+            assert max(high) - min(low) > 50  # several colors
     published = golden_dit()[0]
     assert same_weights(Generator.from_pretrained("generators/xl").transformer, published)
     assert same_weights(Generator.from_pretrained("generators/back").transformer, published)
@@ -130,7 +130,7 @@ def test_every_published_form_ended_in_images(ran: dict[str, str]) -> None:
         assert same_weights(tokenizer.autoencoder, autoencoder(config)[0])
 
 
-def test_the_converted_recipe_is_one(ran: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_converted_recipe_resolves(ran: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert yaml.safe_load(Path("recipe.yaml").read_text())["tokenizer"] == "tokenizers/vavae"
     assert run(["train-dit", "recipe.yaml", "--print_config"]) == 0
     capsys.readouterr()

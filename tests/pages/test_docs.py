@@ -44,7 +44,7 @@ def test_there_are_commands_to_check() -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), ALL)
-def test_a_command_resolves(
+def test_command_resolves(
     page: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole command line is read, recipe included, without running it."""
@@ -55,7 +55,7 @@ def test_a_command_resolves(
     assert code == 0, capsys.readouterr().err
 
 
-def test_the_readme_keeps_the_same_images_for_testing_all_along(
+def test_readme_holds_out_the_same_images_everywhere(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else what training never saw is encoded and trained on by the next command, or measured as if it were new."""
@@ -67,7 +67,7 @@ def test_the_readme_keeps_the_same_images_for_testing_all_along(
         assert "holdout: 0.1\n" in capsys.readouterr().out, line
 
 
-def test_the_job_on_kubernetes_resolves(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kubernetes_job_resolves(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     _, job = yaml.safe_load_all((ROOT / "examples" / "kubernetes.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     command = container["command"]
@@ -75,7 +75,7 @@ def test_the_job_on_kubernetes_resolves(capsys: pytest.CaptureFixture[str], monk
     assert run([*command[command.index("vavae") + 1 :], "--print_config"]) == 0, capsys.readouterr().err
 
 
-def test_the_examples_leave_time_to_save_and_share_a_cache() -> None:
+def test_example_jobs_leave_time_to_save() -> None:
     """torchrun must kill its processes before the cluster does, and 30 s after SIGTERM is too early."""
     slurm = (ROOT / "examples" / "slurm.sh").read_text()
     given = int(re.findall(r"^#SBATCH --signal=B:TERM@(\d+)$", slurm, re.MULTILINE)[0])
@@ -91,7 +91,7 @@ def test_the_examples_leave_time_to_save_and_share_a_cache() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith(("https://", "mailto:")):
             assert (page.parent / target).exists(), target

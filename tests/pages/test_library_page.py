@@ -29,7 +29,7 @@ def run_python(page: str, names: dict[str, Any]) -> str:
     return said.getvalue()
 
 
-def test_the_pieces_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def test_the_pieces_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.
     assert 0 < spread < 1
 
 
-def test_the_python_of_the_readme_draws_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     autoencoder = AutoencoderKL(latent_channels=4, base_channels=32, channel_multipliers=(1, 1), attention_levels=())
     tokenizer = Tokenizer(autoencoder, LatentStatistics(torch.zeros(4), torch.ones(4)))

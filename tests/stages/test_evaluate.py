@@ -107,7 +107,7 @@ def values(records: list[MetricRecord]) -> dict[str, float]:
     return {r.name: r.value for r in records}
 
 
-def test_generation_metrics_are_those_of_plain_computations(models, tmp_path):
+def test_generation_metrics_equal_plain_computations(models, tmp_path):
     found = values(evaluate.run(generation(models, tmp_path, real_split="train")))
     real, fake = NETWORK.all_parts(reference_pixels()), NETWORK.all_parts(drawn_pixels())
     assert found["FID"] == pytest.approx(plain_distance(fake["pool"], real["pool"]), rel=1e-5)
@@ -142,7 +142,7 @@ def test_every_record_has_its_protocol(models, tmp_path):
     assert again.protocol.checkpoint_hash == p.checkpoint_hash and again.protocol.reference_hash == p.reference_hash
 
 
-def test_samples_of_the_stochastic_equation_are_measured(models, tmp_path):
+def test_stochastic_sampler(models, tmp_path):
     """They are those of `vavae sample`, whatever the batch; the record names the solver."""
     settings = replace(make_generator().sampling, solver="euler_maruyama", steps=5)
     labels = choose_labels(COUNT, 10, "balanced", 0)
@@ -156,7 +156,7 @@ def test_samples_of_the_stochastic_equation_are_measured(models, tmp_path):
     assert values(deterministic)["FID"] != pytest.approx(expected, rel=1e-3)
 
 
-def test_what_a_generator_predicts_is_part_of_its_hash():
+def test_fingerprint_depends_on_prediction():
     """That of velocities is as it was before others were known: features are stored under it."""
     generator = make_generator()
     found = {}
@@ -192,7 +192,7 @@ def test_scales_checkpoints_and_networks_in_one_run(models, tmp_path, capsys):
         assert picture.width > 300
 
 
-def test_samples_from_the_generator_a_folder_and_an_npz_are_the_same(models, tmp_path):
+def test_samples_from_generator_folder_and_npz_agree(models, tmp_path):
     expected = values(evaluate.run(generation(models, tmp_path)))
     pixels = drawn_pixels().numpy()
     (tmp_path / "png").mkdir()
@@ -209,7 +209,7 @@ def test_samples_from_the_generator_a_folder_and_an_npz_are_the_same(models, tmp
     np.testing.assert_array_equal(npz_images(tmp_path / "samples.npz")._pixels, pixels)  # type: ignore[union-attr]
 
 
-def test_reference_statistics_stand_for_the_images(models, tmp_path):
+def test_reference_statistics_instead_of_images(models, tmp_path):
     saved = tmp_path / "reference.npz"
     expected = values(evaluate.run(generation(models, tmp_path, save_reference=str(saved))))
     found = evaluate.run(generation(models, tmp_path, reference=str(saved)))
@@ -234,7 +234,7 @@ def test_reference_statistics_stand_for_the_images(models, tmp_path):
     assert ("sFID", "inception") not in by_name
 
 
-def test_images_of_unlike_size_are_refused(models, tmp_path):
+def test_images_of_different_sizes_are_refused(models, tmp_path):
     (tmp_path / "png").mkdir()
     for number, side in enumerate((32, 32, 16)):
         Image.new("RGB", (side, side)).save(tmp_path / "png" / f"{number}.png")
@@ -264,7 +264,7 @@ def test_images_of_unlike_size_are_refused(models, tmp_path):
         ({"network": ""}, "must name a feature network"),
     ],
 )
-def test_mistakes_are_told_before_any_work(models, tmp_path, monkeypatch, changes, message):
+def test_mistakes_are_reported_before_any_work(models, tmp_path, monkeypatch, changes, message):
     def work(*_: object) -> None:
         raise AssertionError("work began")
 
@@ -278,7 +278,7 @@ def test_mistakes_are_told_before_any_work(models, tmp_path, monkeypatch, change
     assert not (tmp_path / "features").exists()
 
 
-def test_a_stopped_generation_goes_on_and_gives_the_same(models, tmp_path, monkeypatch):
+def test_stopped_evaluation_resumes(models, tmp_path, monkeypatch):
     expected = values(evaluate.run(generation(models, tmp_path / "whole")))
     calls: list[list[int]] = []
     import vavae.evaluation.images as images
@@ -383,7 +383,7 @@ def published_square(picture: Image.Image, size: int) -> torch.Tensor:
 
 @settings(max_examples=30)
 @given(*[st.integers(8, 120)] * 2, *[st.integers(8, 48)] * 2)
-def test_published_crop_of_squares_is_what_it_was_and_others_are_covered(width, height, rows, columns):
+def test_published_crop_of_squares_and_rectangles(width, height, rows, columns):
     source = OnePicture(Image.fromarray(DemoImages("test").pixels[2]).resize((width, height)))
     crop = evaluate_reconstruction.published_evaluation_crop
     assert torch.equal(crop(source, 0, rows), published_square(source.picture, rows))  # type: ignore[arg-type]
@@ -399,7 +399,7 @@ def test_published_crop_of_squares_is_what_it_was_and_others_are_covered(width, 
         ("inception-clean:weights.pth,teacher:inception", ["inception-clean:weights.pth", "teacher:inception"]),
     ],
 )
-def test_published_distances_have_the_resize_of_pytorch_fid(models, tmp_path, asked, published):
+def test_published_rfid_resizes_as_pytorch_fid(models, tmp_path, asked, published):
     """Also where the weights are in a file; and a network that is named for both conventions stands there once."""
     config = reconstruction_config(models, tmp_path, network=asked, conventions=["strict", "published"])
     records = [r for r in evaluate.run(config) if r.name in ("rFID", "reconstruction Fréchet distance")]
@@ -431,7 +431,7 @@ class GridTeacher(torch.nn.Module):
         return TeacherFeatures(grid, grid.flatten(1))
 
 
-def test_latent_measures_are_those_of_the_latents(models, tmp_path, monkeypatch):
+def test_latent_metrics_equal_plain_computations(models, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_teacher", lambda name, **sizes: GridTeacher())
     config = reconstruction_config(models, tmp_path, conventions=[], latents=1000, teacher="grid")
     found = values(evaluate.run(config))
@@ -487,7 +487,7 @@ def test_two_processes_give_the_same_numbers(models, tmp_path, monkeypatch, requ
     assert (tmp_path / "tokenizer-one.images.csv").read_text() == (tmp_path / "tokenizer-two.images.csv").read_text()
 
 
-def test_stored_fidelity_is_used_and_completed(models, tmp_path, monkeypatch):
+def test_stored_fidelity_is_reused(models, tmp_path, monkeypatch):
     config = reconstruction_config(models, tmp_path, conventions=["strict"])
     expected = values(evaluate.run(config))
     decoded = []

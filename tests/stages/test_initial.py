@@ -91,13 +91,13 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         load_initial(str(tmp_path / "empty"), *make(1))
 
 
-def test_a_run_that_was_stopped_on_its_way_is_refused(tmp_path: Path) -> None:
+def test_unfinished_run_is_refused(tmp_path: Path) -> None:
     as_run_folder(tmp_path / "run", *make(0), wanted=1200)
     with pytest.raises(UserError, match="which was stopped after 100 of 1,200 images: resume it"):
         load_initial(str(tmp_path / "run"), *make(1))
 
 
-def test_times_become_uniform_late_in_the_run() -> None:
+def test_times_become_uniform() -> None:
     flow, cpu = FlowConfig(uniform_after_images=1000), torch.device("cpu")
     early, late = torch.arange(0, 1000), torch.arange(1000, 9000)
     plain = FlowConfig()
@@ -111,7 +111,7 @@ def test_times_become_uniform_late_in_the_run() -> None:
     assert torch.equal(both, torch.cat((flow.draw_times(3, early[990:], cpu), flow.draw_times(3, late[:10], cpu))))
 
 
-def test_a_published_tokenizer_has_the_statistics_of_the_latents(tmp_path: Path) -> None:
+def test_published_tokenizer_takes_statistics_of_latents(tmp_path: Path) -> None:
     """A file alone has none; `vavae encode` takes it, and so does the training on what came of it."""
     autoencoder, _ = make(0)
     torch.save({"state_dict": autoencoder.state_dict()}, tmp_path / "vavae.pt")

@@ -66,7 +66,7 @@ def still(folder: Path, data: Path, initial: str, **training: Any) -> train_dit.
     return replace(recipe, initial=initial, optimizer=OptimizerConfig(learning_rate=0.0))
 
 
-def test_without_learning_the_samples_are_those_of_the_published_model(data: Path, tmp_path: Path) -> None:
+def test_samples_equal_those_of_the_initial_model(data: Path, tmp_path: Path) -> None:
     model = trained()
     source = published(tmp_path / "dit.pt", model)
     tuned = train_dit.run(still(tmp_path / "run", data, source))
@@ -163,7 +163,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("key", OTHERS)
-def test_another_architecture_is_refused_by_key(
+def test_another_architecture_is_refused(
     key: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shape, said = OTHERS[key]
@@ -174,7 +174,7 @@ def test_another_architecture_is_refused_by_key(
     assert line.startswith(f"vavae: {said}, as in initial {source}") and line.endswith(f", got {got}")
 
 
-def test_a_refused_initial_does_not_cost_the_folder(data: Path, tmp_path: Path) -> None:
+def test_folder_is_free_after_a_refused_initial(data: Path, tmp_path: Path) -> None:
     assert command(data, tmp_path / "run", published(tmp_path / "dit.pt", trained(depth=3))) == 2
     assert command(data, tmp_path / "run", published(tmp_path / "other.pt", trained())) == 0
 
@@ -188,11 +188,11 @@ def command(data: Path, folder: Path, source: str, *options: str) -> int:
 
 
 @pytest.mark.parametrize(("key", "value"), [("path", "cosine"), ("prediction", "noise")])
-def test_another_flow_is_refused_by_key(key: str, value: str, data: Path, tmp_path: Path) -> None:
+def test_another_flow_is_refused(key: str, value: str, data: Path, tmp_path: Path) -> None:
     own = generator_of(trained(), tmp_path / "generator", **{key: value})
     transport = {"path_type": "GVP"} if key == "path" else {"prediction": "noise"}
-    theirs = published(tmp_path / "dit.pt", trained(), config={"transport": transport})
-    for source in (own, theirs):
+    checkpoint = published(tmp_path / "dit.pt", trained(), config={"transport": transport})
+    for source in (own, checkpoint):
         with pytest.raises(UserError, match=rf'^flow\.{key} must be "{value}", as in initial .*, got "'):
             train_dit.run(still(tmp_path / "run", data, source))
     recipe = replace(still(tmp_path / "run", data, own), flow=FlowConfig(**{key: value}))  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def test_another_flow_is_refused_by_key(key: str, value: str, data: Path, tmp_pa
 
 
 @pytest.mark.parametrize("source", ["no/such/file.pt", "tokenizer", "half a run"])
-def test_what_is_no_transformer_is_one_line(
+def test_wrong_sources_are_one_line(
     source: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "half a run/checkpoints").mkdir(parents=True)
@@ -210,7 +210,7 @@ def test_what_is_no_transformer_is_one_line(
     assert named in line
 
 
-def test_a_run_is_resumed_without_its_initial_weights(
+def test_resuming_does_not_need_the_initial_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = published(tmp_path / "dit.pt", trained())
@@ -238,9 +238,7 @@ def test_a_run_is_resumed_without_its_initial_weights(
         train_dit.run(replace(parts, initial=None))
 
 
-def test_statistics_of_another_normalization_are_warned_of(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_warning_for_other_statistics(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = Tokenizer.from_pretrained(data / "tokenizer").statistics  # mean 1, deviation 2, as the generator's
     source = generator_of(trained(), tmp_path / "generator", statistics=own)
     train_dit.run(still(tmp_path / "run", data, source))
@@ -262,14 +260,14 @@ def test_statistics_of_another_normalization_are_warned_of(
         assert len(lines(str(folder))) == 1, name
 
 
-def test_classes_of_other_names_are_said(tmp_path: Path) -> None:
+def test_note_on_renamed_classes(tmp_path: Path) -> None:
     source = generator_of(trained(), tmp_path / "generator", class_names=("a", "dog", "c"))
     said = load_initial_transformer(source, trained(), FlowConfig(), IDENTITY, ("a", "b", "c"))
     assert said.splitlines()[1] == "initial: class 1 was 'dog' and is 'b': rows are taken by number"
 
 
 @pytest.mark.parametrize("parallel", ["replicate", "shard"])
-def test_two_processes_begin_with_the_same_weights(
+def test_two_processes_have_the_same_initial_weights(
     parallel: str, launch: Callable[..., None], data: Path, tmp_path: Path
 ) -> None:
     model = trained(num_classes=10)
@@ -279,8 +277,6 @@ def test_two_processes_begin_with_the_same_weights(
     assert [name for name in old if name != TABLE and not torch.equal(old[name], new[name])] == []
 
 
-def test_a_wrong_source_is_reported_by_the_first_process(
-    launch: Callable[..., None], data: Path, tmp_path: Path
-) -> None:
+def test_first_process_reports_a_wrong_source(launch: Callable[..., None], data: Path, tmp_path: Path) -> None:
     assert workers.tuned_transformer  # called in each process
     launch(2, "wrong_initial", tmp_path / "run", data)

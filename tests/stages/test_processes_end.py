@@ -42,7 +42,7 @@ sys.exit(len(left))
         ("processes", '"cpu"', "end"),
     ],
 )
-def test_no_thread_of_the_group_is_left(start: str, arguments: str, how: str) -> None:
+def test_threads_end_with_the_group(start: str, arguments: str, how: str) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])

@@ -25,7 +25,7 @@ from vavae.stages import sample as stage
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where samples go; the generator is beside it."""
+    """Return the folder for samples; the generator is in the same folder."""
     make_generator().save_pretrained(tmp_path / "generator")
     return tmp_path / "samples"
 
@@ -46,7 +46,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
     return error
 
 
-def test_images_of_a_former_model_are_not_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_other_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(folder, "--count", "2") == 0
     trained = make_generator()
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_images_of_a_former_model_are_not_kept(folder: Path, capsys: pytest.Capt
         (("--precision", "tf32"), "another precision (fp32, not tf32)"),
     ],
 )
-def test_what_differs_is_named(
+def test_changed_settings_are_named(
     options: tuple[str, str], named: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sample(folder, "--count", "2") == 0
@@ -84,7 +84,7 @@ def test_what_differs_is_named(
 @pytest.mark.parametrize(
     "mistake", [("--labels", "11"), ("--size", "[33, 32]"), ("--guidance_start", "2"), ("--steps", "1")]
 )
-def test_a_mistake_does_not_cost_the_folder(
+def test_folder_is_free_after_a_mistake(
     mistake: tuple[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(folder, capsys, *mistake)
@@ -92,7 +92,7 @@ def test_a_mistake_does_not_cost_the_folder(
     assert sample(folder, "--labels", "1") == 0
 
 
-def test_guidance_needs_a_generator_that_knows_no_label(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_guidance_needs_label_dropout(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generator = make_generator()
     generator.transformer.config = replace(generator.transformer.config, label_dropout=0.0)
     generator.save_pretrained(folder.parent / "generator")
@@ -100,7 +100,7 @@ def test_guidance_needs_a_generator_that_knows_no_label(folder: Path, capsys: py
     assert sample(folder, "--count", "1", "--guidance_scale", "1") == 0
 
 
-def test_a_record_without_images_counts_for_nothing(folder: Path) -> None:
+def test_record_without_images_is_replaced(folder: Path) -> None:
     assert sample(folder, "--count", "2") == 0
     for image in folder.glob("0*.png"):
         image.unlink()
@@ -111,16 +111,14 @@ def test_a_record_without_images_counts_for_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "named"), [('{"generator": "x", "la', "damaged"), ("[]", "damaged"), ('{"seed": 0}', "not a record")]
 )
-def test_a_record_that_cannot_be_read_is_named(
-    content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_record_is_named(content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(folder, "--count", "2") == 0
     (folder / "samples.json").write_text(content)
     error = refused(folder, capsys, "--count", "2")
     assert str(folder / "samples.json") in error and named in error
 
 
-def test_a_record_without_a_fingerprint_vouches_for_no_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_record_without_fingerprint_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(folder, "--count", "2") == 0
     record = json.loads((folder / "samples.json").read_text())
     del record["fingerprint"]
@@ -128,7 +126,7 @@ def test_a_record_without_a_fingerprint_vouches_for_no_model(folder: Path, capsy
     assert "samples of another generator" in refused(folder, capsys, "--count", "3")
 
 
-def test_images_of_somebody_else_are_no_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.mkdir()
     Image.new("RGB", (7, 7)).save(folder / "000001.png")
     assert f"{folder} has 000001.png, but no samples.json" in refused(folder, capsys, "--count", "2")
@@ -149,7 +147,7 @@ def test_images_of_somebody_else_are_no_samples(folder: Path, capsys: pytest.Cap
         ("samples.json", "[1, 2]", "samples.json is damaged"),
     ],
 )
-def test_files_of_somebody_else_are_left_alone(
+def test_foreign_files_are_kept(
     name: str, content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / name).parent.mkdir(parents=True)
@@ -161,14 +159,14 @@ def test_files_of_somebody_else_are_left_alone(
     assert [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()] == [Path(name)]
 
 
-def test_what_a_call_left_that_drew_nothing_does_not_cost_the_folder(folder: Path) -> None:
+def test_folder_is_free_after_a_call_without_images(folder: Path) -> None:
     folder.mkdir()
     for name in (".lock", ".samples.json.0ab3.tmp"):
         (folder / name).write_text("")
     assert sample(folder, "--count", "2") == 0
 
 
-def test_the_npz_is_what_numpy_writes(folder: Path) -> None:
+def test_npz_equals_that_of_numpy(folder: Path) -> None:
     assert sample(folder, "--count", "3", "--npz") == 0
     images = np.stack([np.asarray(Image.open(folder / f"{i:06d}.png")) for i in range(3)])
     np.savez(folder.parent / "numpys.npz", arr_0=images)
@@ -194,7 +192,7 @@ def test_damaged_images_are_drawn_again(folder: Path, capsys: pytest.CaptureFixt
     assert f"{folder / '000001.png'} is damaged, so it is drawn again" in capsys.readouterr().out
 
 
-def test_a_call_that_was_killed_leaves_nothing_half_written(folder: Path) -> None:
+def test_killed_call_leaves_no_partial_files(folder: Path) -> None:
     """By a signal that Python does not catch, while the npz is being written."""
     dies = "import os, signal; from vavae.stages import sample; "
     dies += "sample._write_npz.__globals__['np'].lib.format.write_array_header_1_0 = "
@@ -206,7 +204,7 @@ def test_a_call_that_was_killed_leaves_nothing_half_written(folder: Path) -> Non
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_an_npz_of_images_of_several_sizes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_npz_of_several_sizes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(folder, "--count", "3") == 0
     Image.new("RGB", (7, 7)).save(folder / "000002.png")
     assert sample(folder, "--count", "3", "--npz", "--grid_columns", "0") == 2
@@ -214,7 +212,7 @@ def test_an_npz_of_images_of_several_sizes_is_refused(folder: Path, capsys: pyte
     assert not (folder / "samples.npz").exists()
 
 
-def test_no_channels_undo_the_three_of_a_published_checkpoint(folder: Path) -> None:
+def test_zero_guidance_channels_guide_all(folder: Path) -> None:
     """The other option, null, is what an option is that is not given."""
     three = make_generator()
     three.sampling = SamplingConfig(steps=3, guidance_scale=3.0, guidance_start=0.0, guidance_channels=3)
@@ -258,8 +256,8 @@ def test_two_processes_share_the_images(folder: Path) -> None:
         assert (folder / name).read_bytes() == (alone / name).read_bytes(), name
     refused = together(folder, "--count", "6", "--seed", "1")
     assert [code for code, _ in refused] == [2, 2], refused
-    told = refused[0][1].strip().splitlines()[-1]
-    assert told.startswith("vavae: ") and "another seed" in told
+    message = refused[0][1].strip().splitlines()[-1]
+    assert message.startswith("vavae: ") and "another seed" in message
     assert "Traceback" not in refused[0][1] + refused[1][1] and "another seed" not in refused[1][1]  # said once
 
 
@@ -281,11 +279,11 @@ def test_labels_are_names_of_classes(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "the first are 'tabby cat', 'tiger cat', '2', 'd', 'e'" in capsys.readouterr().err
 
 
-def test_a_generator_without_names_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_need_a_generator_with_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no names of classes, got 'cat'" in refused(folder, capsys, "--labels", "cat")
 
 
-def test_a_name_that_is_another_number_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_note_on_names_that_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     stage._note_numbers([10, 1, "10"], ["0", "1", "10"])
     assert capsys.readouterr().out == "labels: 10 is read as a number; the class named '10' has another number\n"
 
@@ -298,7 +296,7 @@ def test_a_name_that_is_another_number_is_said(capsys: pytest.CaptureFixture[str
         (("--count", "1000000000"), "count must be from 1 to 10,000,000 samples, got 1,000,000,000"),
     ],
 )
-def test_numbers_beyond_what_a_machine_holds_are_refused(
+def test_too_large_numbers_are_refused(
     arguments: tuple[str, ...], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(folder, capsys, *arguments)
@@ -318,9 +316,9 @@ def test_samples_that_are_not_finite_are_not_written(
     assert not list(folder.glob("*.png"))
 
 
-def test_a_full_disk_is_one_line_that_names_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_names_the_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with limited("FSIZE", 2000):
         assert sample(folder, "--count", "3") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error == f"vavae: File too large: {folder / '000000.png'}; what was finished is kept"
+    assert error == f"vavae: File too large: {folder / '000000.png'}; finished work is kept"
     assert sample(folder, "--count", "3") == 0

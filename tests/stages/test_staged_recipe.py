@@ -67,7 +67,7 @@ def command(output: Path, number: int = 0, at: int = -1) -> int | None:
     return child.exitcode
 
 
-def test_three_stages_in_one_command_survive_kills_within_and_between_them(tmp_path: Path) -> None:
+def test_kills_within_and_between_stages(tmp_path: Path) -> None:
     assert command(tmp_path / "whole") == 0
     killed = tmp_path / "killed"
     assert command(killed, signal.SIGTERM, 24) == 1  # saved after the step, at 32: where the second stage begins
