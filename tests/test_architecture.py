@@ -1,4 +1,4 @@
-"""Who may import whom: every import goes to a lower floor, wherever it is written."""
+"""Every import goes to a lower floor, lazy imports included."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -28,7 +28,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def imported_modules(source: str) -> set[str]:
-    """Modules of vavae that a file imports anywhere in it, also by name with `import_module`."""
+    """Return the modules of vavae that a file imports anywhere, also by name with `import_module`."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "vavae":
@@ -43,12 +43,12 @@ def imported_modules(source: str) -> set[str]:
 
 
 def rooms_of(path: Path) -> set[str]:
-    """Rooms that a file imports."""
+    """Return the rooms that a file imports."""
     return {name.split(".")[1] for name in imported_modules(path.read_text(encoding="utf-8"))}
 
 
 def files_of(room: str) -> list[Path]:
-    """Files of a room, which is a folder or one file of the package's root."""
+    """Return the files of a room, which is a folder or one file of the package's root."""
     return [path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).with_suffix("").parts[0] == room]
 
 
@@ -86,7 +86,7 @@ def test_hidden_imports_are_found() -> None:
 
 
 def test_no_circular_imports() -> None:
-    """Imports anywhere in a file count; names that only annotate do not, nor does a package's face."""
+    """Lazy imports count; imports for annotations and those of a package's `__init__` do not."""
     modules = {
         ".".join(("vavae", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in SOURCE.rglob("*.py")
     }

@@ -1,4 +1,4 @@
-"""The command line: help, exit codes, one clear line for a user's mistake."""
+"""The command line: help, exit codes, errors of one line."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_commands_without_loading_torch() -> None:
-    """So it answers at once: 0.1 s, where torch alone takes seconds to load."""
+    """Help takes 0.1 s; torch alone takes seconds to load."""
     script = "import sys; from vavae.cli import run; code = run(['--help']); print(*sys.modules, file=sys.stderr)"
     script += "; sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -310,7 +310,7 @@ def test_interrupt_during_an_import(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_signal_during_an_import(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy, imported by torch's C++, makes another error of a KeyboardInterrupt."""
+    """numpy, imported by torch's C++, turns a KeyboardInterrupt into another error."""
 
     def load(name: str) -> Any:
         try:

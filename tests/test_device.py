@@ -1,4 +1,4 @@
-"""Choice of device, and TF32, which must be off again afterwards."""
+"""Choice of device; TF32 is restored afterwards."""
 
 import signal
 import threading
@@ -37,7 +37,7 @@ def test_tf32_is_on_inside_only(before):
     with autocast("tf32", CUDA):
         assert switches() == ("tf32", "tf32")
         assert not torch.is_autocast_enabled("cuda")
-        # Compilers ask the older switches, which torch refuses where they disagree with the newer.
+        # Compilers read the older switches, and torch raises if these disagree with the newer.
         assert PRODUCTS.allow_tf32 and torch.get_float32_matmul_precision() == "high"
         with autocast("tf32", CUDA):
             assert switches() == ("tf32", "tf32")
@@ -141,7 +141,7 @@ def test_tf32_rounds_products_and_convolutions_inside_only():
     kernels = torch.randn(64, 64, 3, 3, dtype=torch.double, generator=generator)
 
     def errors() -> list[float]:
-        """Largest error of a product and of a convolution, relative to the size of the values."""
+        """Return the largest errors of a product and of a convolution, relative to the size of the values."""
         exact = a @ b, torch.nn.functional.conv2d(images, kernels)
         x, y, i, k = (tensor.float().cuda() for tensor in (a, b, images, kernels))
         found = x @ y, torch.nn.functional.conv2d(i, k)

@@ -47,13 +47,13 @@ def test_an_error_inside_leaves_the_last_count() -> None:
 
 
 def _everything(terminal: int) -> str:
-    """All that was written to a pseudo-terminal whose other end is closed: one read may return a part of it."""
+    """Read all that was written to a pseudo-terminal whose other end is closed; one read may return a part."""
     parts = []
     with os.fdopen(terminal, "rb", buffering=0) as stream:
         try:
             while part := stream.read(65536):
                 parts.append(part)
-        except OSError as error:  # Linux's way to say that the other end is closed
+        except OSError as error:  # on Linux, if the other end is closed
             if error.errno != errno.EIO:
                 raise
     return b"".join(parts).decode()

@@ -1,4 +1,4 @@
-"""`vavae convert`: every form to every other, and round trips that leave each weight bit-identical."""
+"""`vavae convert` between all forms; round trips keep every weight exactly."""
 
 import errno
 import os
@@ -47,7 +47,7 @@ def vavae(*arguments: str) -> int:
 
 @pytest.mark.parametrize("config", [VA_VAE, MAR_VAE, SD_VAE], ids=["va", "mar", "sd"])
 def test_tokenizer_round_trip_is_exact(config: AutoencoderConfig) -> None:
-    """Published -> ours -> diffusers -> ours -> published."""
+    """Convert published -> ours -> diffusers -> ours -> published."""
     model, projection = autoencoder(config)
     torch.save(lightning_checkpoint(model, projection), "published.ckpt")
     channels = config.latent_channels
@@ -62,7 +62,7 @@ def test_tokenizer_round_trip_is_exact(config: AutoencoderConfig) -> None:
     for name, value in statistics(channels).items():
         assert torch.equal(stored[name], value)
         assert stored[name].shape == (1, channels, 1, 1)
-    # The folder of published files is read as it is.
+    # The folder of published files can be read directly.
     assert same_weights(Tokenizer.from_pretrained("back").autoencoder, model)
 
 
@@ -108,15 +108,14 @@ def test_generator_round_trip_is_exact(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def written_generator(**shown: object) -> Generator:
-    """A generator in the folder `ours`."""
+    """Write a generator to the folder `ours`."""
     tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
     generator = Generator(golden_dit()[0], tokenizer, **shown)  # type: ignore[arg-type]
     generator.save_pretrained("ours")
     return generator
 
 
-@pytest.mark.parametrize("path", ["linear", "cosine", "vp"])
-@pytest.mark.parametrize("solver", ["euler", "heun", "dopri5"])
+@pytest.mark.parametrize(("path", "solver"), [("linear", "euler"), ("cosine", "heun"), ("vp", "dopri5")])
 def test_path_and_sampling_round_trip(path: str, solver: str) -> None:
     sampling = SamplingConfig(solver, 7, 0.5, 3.0, 0.2, 1.0, 3)  # type: ignore[arg-type]
     written_generator(path=path, sampling=sampling)
@@ -163,7 +162,7 @@ def test_rectangles_have_no_published_form(capsys: pytest.CaptureFixture[str]) -
     Generator(wide, tokenizer).save_pretrained("ours")
     assert vavae("convert", "ours", "refused", "--to", "published") == 2
     size = f"{2 * tokenizer.factor}x{4 * tokenizer.factor}"
-    assert f"to: {size} is not square, and the published code takes square images only" in capsys.readouterr().err
+    assert f"the image size must be a square for the published code, got {size}" in capsys.readouterr().err
     assert not Path("refused").exists()
 
 
@@ -230,7 +229,7 @@ def test_statistics_round_trip() -> None:
 
 
 def published_latents(folder: Path, images: int = 5) -> dict[str, torch.Tensor]:
-    """Two shards as the published extractor names and fills them."""
+    """Write two shards in the form of the published extractor."""
     folder.mkdir()
     tensors = {
         "latents": torch.randn(2 * images, 8, 4, 4),
@@ -367,7 +366,7 @@ def test_wrong_calls_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_samples_equal_those_of_the_published_files() -> None:
-    """From published files to PNGs in two commands."""
+    """Convert published files and sample PNGs."""
     torch.save(training_checkpoint(golden_dit()[0]), "published.pt")
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")

@@ -1,4 +1,4 @@
-"""The command line in reports is one to type again."""
+"""The command line in reports can be typed again."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""One number for squares, height and width for other rectangles: read, written, compared."""
+"""Sizes of images: one number for squares, height and width for other rectangles."""
 
 import json
 
@@ -35,5 +35,5 @@ def test_wrong_sizes_are_refused(wrong: list) -> None:
 
 def test_square_side() -> None:
     assert square_side("data.size", 32, "x") == 32
-    with pytest.raises(UserError, match=r"^data\.size: 24x40 is not square, and x takes square images only"):
+    with pytest.raises(UserError, match=r"^data\.size must be a square for x, got 24x40"):
         square_side("data.size", (24, 40), "x")

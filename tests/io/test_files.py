@@ -1,4 +1,4 @@
-"""Files and folders that are written whole, marked as unfinished, or not there."""
+"""Files and folders are written completely or not at all."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from vavae.io.files import UNFINISHED, drop_drafts, is_free, save_torch, whole_f
 
 
 def test_processes_with_equal_ids_use_separate_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on two machines with one file system."""
+    """Two machines with one file system may have processes with the same id."""
     monkeypatch.setattr(os, "getpid", lambda: 7)
     path = tmp_path / "x.json"
     with written_whole(path) as one:

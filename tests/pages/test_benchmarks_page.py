@@ -1,4 +1,4 @@
-"""docs/benchmarks.md says what the newest results say."""
+"""docs/benchmarks.md shows the newest results."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""docs/checkpoints.md, run from top to bottom on a stand-in of every published file: it prints what it says."""
+"""Run docs/checkpoints.md from top to bottom on small stand-ins of the published files, and compare the output."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 
 
 def make_published_files() -> None:
-    """One of each kind, in the current folder."""
+    """Write one file of each kind into the current folder."""
     model, projection = autoencoder()
     torch.save(model.state_dict(), "vavae-imagenet256-f16d32-dinov2.pt")
     torch.save(statistics(8), "latents_stats.pt")
@@ -60,7 +60,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def sessions() -> list[tuple[str, str]]:
-    """Every command of the page with what is printed below it."""
+    """Return every command of the page with the output below it."""
     found = []
     for block in blocks("console"):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -73,14 +73,14 @@ def execute(command: str) -> str:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         run(shlex.split(command)[1:])
-    # Progress bars go to the error stream too; a refusal is its last line.
+    # Progress bars go to the error stream too.
     refusals = [line + "\n" for line in err.getvalue().splitlines() if line.startswith("vavae: ")]
     return out.getvalue() + "".join(refusals)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What every command of the page printed, in order, in a folder with the files."""
+    """Run the commands of the page in order in a folder with the files; return their output."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("page"))
     make_published_files()

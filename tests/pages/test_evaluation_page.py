@@ -1,4 +1,4 @@
-"""The numbers of docs/evaluation.md are those of the newest result, and the commands in its text can be given."""
+"""docs/evaluation.md shows the numbers of the newest result, and its commands resolve."""
 
 import importlib.util
 import re
@@ -34,12 +34,12 @@ def test_rows_of_what_to_report_have_commands() -> None:
 
 @pytest.mark.parametrize("line", INLINE)
 def test_commands_in_the_text_resolve(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is read whole, without running it."""
+    """Parse the command line without running the command."""
     assert run([*shlex.split(line)[1:], "--print_config"]) == 0, capsys.readouterr().err
 
 
 def test_commands_name_their_images() -> None:
-    """They are the default, and mean nothing to another model than the demo's."""
+    """The default, the embedded images, suits the demo's models only."""
     text = PAGE.read_text().replace("\\\n", " ")
     lines = re.findall(r"vavae evaluate (?:tokenizer|generator|samples) [^`\n]+", text)
     assert len(lines) > len(INLINE)

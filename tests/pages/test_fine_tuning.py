@@ -1,4 +1,4 @@
-"""The commands of docs/training.md that fine-tune a published transformer, run on small stand-ins of its files."""
+"""Run the fine-tuning commands of docs/training.md on small stand-ins of the published files."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from vavae.models import Generator, Tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
-# What makes each command small: the stand-ins are for 64 px.
+# Options that make each command small; the stand-ins are for 64 px.
 SMALL = {
     "convert": "",
     "encode": "--data.size 64 --device cpu",

@@ -1,4 +1,4 @@
-"""docs/library.md and the README's Python, run as they stand from top to bottom; what they print is checked."""
+"""Run the Python of docs/library.md and README from top to bottom, and check the output."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_python(page: str, names: dict[str, Any]) -> str:
-    """What the page's blocks print, run one after the other with shared names."""
+    """Run the page's blocks in order with shared names; return the output."""
     said = io.StringIO()
     for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
         with contextlib.redirect_stdout(said):

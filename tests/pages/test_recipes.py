@@ -1,4 +1,4 @@
-"""Every recipe resolves, builds (on the meta device), has the published parameter counts, and says what it is for."""
+"""Every recipe resolves, builds (on the meta device), has the published parameter counts and a complete header."""
 
 import itertools
 import json
@@ -110,7 +110,7 @@ def test_tokenizers_build(path: Path) -> None:
 
 
 def parameters(model: LightningDiT) -> int:
-    """As the published code counts: with the position embedding, which it holds as a parameter."""
+    """Count as the published code does: with the position embedding, which is a parameter there."""
     return sum(parameter.numel() for parameter in model.parameters()) + model.pos_embed.numel()
 
 
@@ -144,7 +144,7 @@ def test_transformers_have_published_parameter_counts(path: Path) -> None:
 
 
 def measuring(path: Path) -> evaluate.Config:
-    """The command of a header that measures what the recipe makes."""
+    """Return the command in a recipe's header that measures its result."""
     (command,) = re.findall(r"^# Measure: vavae (evaluate .*?[^\\])\n", path.read_text(), re.MULTILINE | re.DOTALL)
     arguments = shlex.split(command.replace("\\\n#", " "))
     return parse_command_line(evaluate.Config, arguments[1:], "", "", COMMANDS["evaluate"].positionals)
@@ -152,7 +152,7 @@ def measuring(path: Path) -> evaluate.Config:
 
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
 def test_generators_are_measured_by_the_published_protocol(path: Path) -> None:
-    """With random labels against ADM's reference, as many samples, and without guidance where the number has none."""
+    """Published: random labels, ADM's reference, 50,000 samples, and guidance only if the number has it."""
     text, config, measured = path.read_text(), recipe(path), measuring(path)
     assert (measured.what, measured.model) == ("generator", [f"{config.output}/generator"])
     assert (measured.label_protocol, measured.reference) == ("random", "VIRTUAL_imagenet256_labeled.npz")
@@ -175,7 +175,7 @@ def test_tokenizers_are_measured_by_the_published_protocol(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
 def test_transformers_save_often_and_keep_few(path: Path) -> None:
-    """A machine that dies costs minutes of eight GPUs, and what stays on the disk is ten checkpoints or so."""
+    """A lost machine costs minutes of eight GPUs, and the disk holds about ten checkpoints."""
     training = recipe(path).training
     assert training.checkpoint_images == 2_048_000
     assert training.milestone_images % training.checkpoint_images == 0
@@ -229,7 +229,7 @@ def test_final_tokenizer_is_three_chained_recipes() -> None:
 
 
 def test_three_stages_in_one_recipe() -> None:
-    """The same terms at the same images as the chain of three, and nothing else differs from its first."""
+    """The terms change at the same images as in the chain of three; nothing else differs from its first recipe."""
     whole = imagenet("tokenizer-f16d32-dinov2-final")
     chained = [imagenet(f"tokenizer-f16d32-dinov2-final-{stage}") for stage in (1, 2, 3)]
     begin = 0

@@ -1,4 +1,4 @@
-"""The README's chain of commands on own images, shrunk: tokenizer, latents, transformer, samples, evaluation."""
+"""The README's commands on own images, made small: tokenizer, latents, transformer, samples, evaluation."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder after all five commands."""
+    """Train a tokenizer, encode, and train a transformer; return the folder."""
     out = tmp_path_factory.mktemp("chain")
     tokenizer, latents, generator = (str(out / name) for name in ("tokenizer", "latents", "generator"))
     data = ["--data.images", str(images), "--data.size", "32", "--data.holdout", "0.1"]
@@ -63,7 +63,7 @@ def test_folders_record_their_images(chain: Path, images: Path) -> None:
 
 
 def test_latents_and_statistics(chain: Path, images: Path) -> None:
-    """Against the plain computation: posterior mean of each image; statistics over every stored latent."""
+    """Compare with plain computations: the posterior of each image, and statistics over all stored latents."""
     dataset = LatentDataset(chain / "latents")
     source = ImagesConfig(str(images), 32, holdout=0.1).open("train")
     assert len(dataset) == len(source) == 108 and len(list((chain / "latents").glob("*.safetensors"))) == 4

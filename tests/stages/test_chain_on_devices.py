@@ -1,4 +1,4 @@
-"""Tokenizer, latents, transformer and samples on one device, as a GPU runs them: compiled, everything kept there."""
+"""Tokenizer, latents, transformer and samples on a CPU, and on a GPU: compiled, with features and latents on it."""
 
 import json
 from dataclasses import replace
@@ -67,7 +67,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module", params=DEVICES, ids=["cpu", "cuda"])
 def chain(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, TokenizerTask]:
-    """The folder of all runs, its device, and the task of the first one."""
+    """Train both stages; return their folder, the device, and the tokenizer's task."""
     device, compiled = request.param
     folder = tmp_path_factory.mktemp(f"chain-{device}")
     made: list[TokenizerTask] = []

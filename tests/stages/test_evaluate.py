@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -134,7 +132,7 @@ def test_every_record_has_its_protocol(models, tmp_path):
     assert (p.feature_network, p.feature_network_hash) == (NETWORK.name, NETWORK.fingerprint)
     assert p.checkpoint == str(models / "generator") and p.reference == "demo-test"
     assert p.checkpoint_hash and p.reference_hash and fid.versions["torch"]
-    # The hashes are of contents: another folder with the same model and images has the same.
+    # The hashes depend on contents only: another folder with the same model and images has the same ones.
     make_generator().save_pretrained(tmp_path / "copy")
     evaluate.run(replace(config, model=[str(tmp_path / "copy")], features=str(tmp_path / "other")))
     again = next(r for r in read_records(tmp_path / "records.json") if r.name == "FID")
@@ -143,7 +141,7 @@ def test_every_record_has_its_protocol(models, tmp_path):
 
 
 def test_stochastic_sampler(models, tmp_path):
-    """They are those of `vavae sample`, whatever the batch; the record names the solver."""
+    """The samples equal those of `vavae sample`, whatever the batch; the record names the solver."""
     settings = replace(make_generator().sampling, solver="euler_maruyama", steps=5)
     labels = choose_labels(COUNT, 10, "balanced", 0)
     pixels = torch.from_numpy(draw(make_generator(), labels, range(COUNT), 0, settings))
@@ -157,7 +155,7 @@ def test_stochastic_sampler(models, tmp_path):
 
 
 def test_fingerprint_depends_on_prediction():
-    """That of velocities is as it was before others were known: features are stored under it."""
+    """Stored features of velocity models are older than the other predictions, and stay valid."""
     generator = make_generator()
     found = {}
     for prediction in get_args(Prediction):
@@ -345,7 +343,7 @@ class OnePicture:
 
 
 def test_published_crop_of_the_evaluation():
-    """Short side to `size` by anti-aliased bilinear, then the middle, without rounding to 8 bits."""
+    """Resize the short side to `size` by anti-aliased bilinear and crop the middle, without rounding to 8 bits."""
 
     wide = Image.fromarray(DemoImages("test").pixels[0]).resize((90, 64), Image.Resampling.BICUBIC)
     crop = evaluate_reconstruction.published_evaluation_crop(OnePicture(wide), 0, 32)  # type: ignore[arg-type]
@@ -358,7 +356,7 @@ def test_published_crop_of_the_evaluation():
         evaluate_reconstruction.published_evaluation_crop(OnePicture(exact), 0, 32),  # type: ignore[arg-type]
         to_tensor(np.array(exact)),
     )
-    # Other rectangles are cut from the smallest picture that covers them: rows decide, or columns do.
+    # Other rectangles are cut from the smallest picture that covers them in rows and columns.
     for size, covering, box in (
         ((24, 20), (33, 24), (6, 0, 26, 24)),
         ((24, 50), (50, 35), (0, 6, 50, 30)),
@@ -370,7 +368,7 @@ def test_published_crop_of_the_evaluation():
 
 
 def published_square(picture: Image.Image, size: int) -> torch.Tensor:
-    """The published crop as it was while all images were square."""
+    """Crop to a square as published."""
     image = to_tensor(np.array(picture))[None]
     height, width = image.shape[2:]
     short = min(height, width)
@@ -400,7 +398,7 @@ def test_published_crop_of_squares_and_rectangles(width, height, rows, columns):
     ],
 )
 def test_published_rfid_resizes_as_pytorch_fid(models, tmp_path, asked, published):
-    """Also where the weights are in a file; and a network that is named for both conventions stands there once."""
+    """This holds for weights in a file too; a network that both conventions name is used once."""
     config = reconstruction_config(models, tmp_path, network=asked, conventions=["strict", "published"])
     records = [r for r in evaluate.run(config) if r.name in ("rFID", "reconstruction Fréchet distance")]
     seen = {
@@ -458,9 +456,9 @@ def test_latent_metrics_equal_plain_computations(models, tmp_path, monkeypatch):
     np.testing.assert_allclose(spectrum, latent_spectrum(latents).eigenvalues.numpy(), rtol=1e-4)
 
 
-@pytest.mark.timeout(900)
-def test_two_processes_give_the_same_numbers(models, tmp_path, monkeypatch, request):
-    """Every record, and every image's values, to the last digit."""
+@pytest.mark.slow
+def test_two_processes_give_the_same_numbers(models, tmp_path, launch, request):
+    """Compare every record, and every image's values, to the last digit."""
     generated = generation(models, tmp_path, count=3 * BLOCK, network=f"{NETWORK.name},b", real_split="train")
     configs = {
         "generator": replace(generated, bootstrap=5),
@@ -472,14 +470,10 @@ def test_two_processes_give_the_same_numbers(models, tmp_path, monkeypatch, requ
         recipes[-1].write_text(
             to_yaml(replace(config, features=str(tmp_path / "two"), output=str(tmp_path / f"{name}-two.json")))
         )
-    program = Path(__file__).parents[1] / "support" / "evaluate_models.py"
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # sums depend on the number of threads, in the last digits
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as the processes: sums depend on the number of threads, in the last digits
     request.addfinalizer(lambda: torch.set_num_threads(threads))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(program)]
-    done = subprocess.run([*command, *map(str, recipes)], capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(2, "evaluations", *recipes)
     for name, config in configs.items():
         evaluate.run(replace(config, output=str(tmp_path / f"{name}-one.json")))
         one, two = (json.loads((tmp_path / f"{name}-{n}.json").read_text()) for n in ("one", "two"))
@@ -499,7 +493,7 @@ def test_stored_fidelity_is_reused(models, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate_reconstruction.Reconstructions, "_rebuild", counted)
     assert values(evaluate.run(config)) == expected and decoded == []
-    # Values gone but features there: only the block they belong to is decoded again.
+    # If the values of a block are lost but its features are there, only this block is decoded again.
     store = BlockStore(config.features)
     fidelity = [f for f in store.folder.rglob("*.safetensors") if "psnr" in store.read(f.stem)]
     assert len(fidelity) == 2

@@ -1,7 +1,7 @@
-"""Before any work `vavae evaluate` tells of damaged statistics, metrics that cannot be had, files in no folder."""
+"""`vavae evaluate` reports before any work: damaged statistics, metrics that cannot be measured, unwritable files."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def statistics(numbers: int = 12, spatial: bool = True) -> Arrays:
-    """Statistics in ADM's form, of the stand-in network."""
+    """Return statistics of the stand-in network in ADM's form."""
     arrays = {"mu": np.full(numbers, 0.5), "sigma": np.eye(numbers) / 9}
     return arrays | ({"mu_s": np.full(6, 0.5), "sigma_s": np.eye(6) / 9} if spatial else {})
 
@@ -41,7 +41,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks are stand-ins, and whoever draws or stores anything fails."""
+    """Replace networks by stand-ins; drawing and storing fail."""
 
     def work(*_: object) -> None:
         raise AssertionError("work began")
@@ -95,6 +95,12 @@ def test_damaged_statistics_are_named(fault, generator, tmp_path):
     assert str(file) in message and expected in message
 
 
+def _flipped(whole: bytes) -> Iterator[bytes]:
+    """Yield the file with one byte flipped: one of a date, which does not matter, and forty over the whole length."""
+    for place in {10, *np.linspace(0, len(whole) - 1, 40).astype(int).tolist()}:
+        yield whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]
+
+
 def _survives(file: Path, read: Callable[[], object]) -> bool:
     try:
         read()
@@ -106,15 +112,15 @@ def _survives(file: Path, read: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_flipped_byte_in_statistics(save, tmp_path):
-    """Whichever byte it is: none gives another error, and none gives other numbers."""
+    """No flipped byte gives another kind of error, or other numbers."""
     network, file, buffer = colour_network("inception"), tmp_path / "reference.npz", io.BytesIO()
     save(buffer, **statistics(spatial=False))
     whole = buffer.getvalue()
     file.write_bytes(whole)
     expected = read_statistics(file, [network])["inception"].fingerprint
     seen = set()
-    for place in range(len(whole)):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    for damaged in _flipped(whole):
+        file.write_bytes(damaged)
         found: list[str] = []
 
         def read(found: list[str] = found) -> None:
@@ -132,8 +138,8 @@ def test_flipped_byte_in_images(save, tmp_path):
     save(buffer, arr_0=np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3))
     whole = buffer.getvalue()
     seen = set()
-    for place in range(len(whole)):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    for damaged in _flipped(whole):
+        file.write_bytes(damaged)
         seen.add(_survives(file, lambda: npz_images(file)))
     assert seen == {True, False}
 
@@ -175,7 +181,7 @@ def test_metrics_that_cannot_be_measured_are_refused(lack, generator, tmp_path, 
 
 
 def test_metrics_that_one_network_allows(generator, tmp_path, monkeypatch):
-    """Logits and spatial features of one network are enough, and no metric by name takes what there is."""
+    """Logits and spatial features of one network are enough; without named metrics, those that can be are measured."""
     monkeypatch.undo()
     monkeypatch.setattr(evaluate, "load_feature_network", lambda name, device: _no_logits(name))
     config = evaluate.Config(

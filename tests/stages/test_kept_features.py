@@ -1,4 +1,4 @@
-"""Features of the teacher read from the disk, or kept in the device's memory: the same training."""
+"""Training gives the same numbers with the teacher's features on the disk and in the device's memory."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_features_on_disk_and_in_memory_agree(tmp_path: Path) -> None:
     in_memory = train(tmp_path / "memory", "--teacher.features_on_device=true")
     terms = [[line["alignment"] for line in log] for log in (from_disk, in_memory)]
     assert terms[0] == terms[1] and len(set(terms[0])) == 4
-    # The same run may be called with either.
+    # The run may resume with the other setting.
     assert train(tmp_path / "memory", "--teacher.features_on_device=false") == in_memory
 
 

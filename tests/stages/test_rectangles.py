@@ -1,4 +1,4 @@
-"""The whole path on images of 24 x 40 pixels: both trainings, latents, samples, evaluation, and what is refused."""
+"""Images of 24 x 40 pixels in every stage: both trainings, latents, samples, evaluation, and errors."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ TRANSFORMER = ["--transformer.size=S/2", "--transformer.width=32", "--transforme
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty pictures of five shapes in two classes, pieced together from the embedded images."""
+    """Write twenty pictures of five shapes in two classes, made of the embedded images."""
     folder, tiles = tmp_path_factory.mktemp("images"), demo_pixels("train")
     for i in range(20):
         rows, columns = [(1, 2), (2, 3), (2, 2), (3, 2), (1, 3)][i % 5]
@@ -54,7 +54,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def asked() -> Iterator[list[dict[str, Any]]]:
-    """Small networks in place of those that are fetched; how the teacher was asked for."""
+    """Replace pretrained networks by small ones; return the options with which teachers are loaded."""
     calls: list[dict[str, Any]] = []
 
     def load(name: str, **options: Any) -> Any:
@@ -71,7 +71,7 @@ def asked() -> Iterator[list[dict[str, Any]]]:
 
 
 def commands(images: Path, out: Path) -> dict[str, list[str]]:
-    """Both trainings, with all that is random switched on, and the encoding between them."""
+    """Return the commands of both trainings, with everything random switched on, and of encoding."""
     trained = f"--tokenizer={out / 'tokenizer/tokenizer'}"
     measured = ["--training.validation_images=16", "--training.preview_images=24", "--frechet.samples=4"]
     reference = [f"--frechet.reference={images}", "--frechet.steps=3", "--sampling.steps=3"]
@@ -89,7 +89,7 @@ def commands(images: Path, out: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def path(images: Path, asked: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder after tokenizer, latents and transformer."""
+    """Train a tokenizer, encode, and train a transformer; return the folder."""
     out = tmp_path_factory.mktemp("path")
     for name, command in commands(images, out).items():
         assert run([*command, f"--output={out / name}"]) == 0
@@ -171,7 +171,7 @@ def test_evaluation_of_a_tokenizer(path: Path, images: Path, asked: list[dict[st
     assert "alignment: cosine after the best linear map" in found
     assert all(entry["protocol"]["image_size"] == [HEIGHT, WIDTH] for entry in found.values())
     assert asked[-1] == {"input_size": None, "image_size": (HEIGHT, WIDTH)}
-    # An independent look at one number.
+    # Compute one number independently.
     source = ImagesConfig(str(images), 32, holdout=0.25).open("test")
     crops = np.stack([np.asarray(center_crop(source.image(i), (HEIGHT, WIDTH))) for i in range(5)])
     tokenizer = Tokenizer.from_pretrained(model)
@@ -242,10 +242,10 @@ MISTAKES = {
     "factor": (
         ["train-tokenizer", "--data.size=[24, 42]", *TOKENIZER], "data.size must be a multiple", "factor 4, got 24x42"
     ),
-    "one number": (["encode", "--data.size=[24]"], "data.size: expected a whole number, or 2 values", "got [24]"),
+    "one number": (["encode", "--data.size=[24]"], "data.size must be a whole number, or 2 values", "got [24]"),
     "nothing": (["encode", "--data.size=[0, 32]"], "size must be at least 8 pixels", "got 0x32"),
-    "frontier": (["frontier", "--data.size=[24, 40]"], "data.size: 24x40 is not square", "vavae frontier"),
-    "demo": (["demo", "--size=[24, 40]"], "size: expected a whole number", "got [24, 40]"),
+    "frontier": (["frontier", "--data.size=[24, 40]"], "data.size must be a square for 'vavae frontier'", "got 24x40"),
+    "demo": (["demo", "--size=[24, 40]"], "size must be a whole number", "got [24, 40]"),
     "LPIPS": (
         ["train-tokenizer", *TOKENIZER, "--data.size=[8, 40]", "--objective.perceptual.weight=1"],
         "data.size must be at least 16 pixels a side for objective.perceptual", "got 8x40",

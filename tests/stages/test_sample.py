@@ -1,18 +1,17 @@
-"""`vavae sample`: a folder holds samples of one generator with one setting, and a mistake does not cost it."""
+"""`vavae sample`: files, resuming, and refusal of folders with other samples or foreign files."""
 
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import CONTEXT
 from evaluate_models import make_generator
 from machine_faults import limited
 from PIL import Image
@@ -36,7 +35,7 @@ def sample(folder: Path, *arguments: str) -> int:
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that tells why nothing was drawn."""
+    """Check that nothing is drawn, and return the message."""
     before = {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
     capsys.readouterr()
     assert sample(folder, *arguments) == 2
@@ -192,14 +191,17 @@ def test_damaged_images_are_drawn_again(folder: Path, capsys: pytest.CaptureFixt
     assert f"{folder / '000001.png'} is damaged, so it is drawn again" in capsys.readouterr().out
 
 
+def die_while_writing(folder: str) -> None:
+    """Draw two images, and kill this process while the npz is being written."""
+    stage.np.lib.format.write_array_header_1_0 = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    sample(Path(folder), "--count", "2", "--npz")
+
+
 def test_killed_call_leaves_no_partial_files(folder: Path) -> None:
-    """By a signal that Python does not catch, while the npz is being written."""
-    dies = "import os, signal; from vavae.stages import sample; "
-    dies += "sample._write_npz.__globals__['np'].lib.format.write_array_header_1_0 = "
-    dies += "lambda *_: os.kill(os.getpid(), signal.SIGKILL); from vavae.cli import main; main()"
-    given = ["--generator", str(folder.parent / "generator"), "--output", str(folder), "--device", "cpu"]
-    killed = subprocess.run([sys.executable, "-c", dies, "sample", *given, "--count", "2", "--npz"], check=False)
-    assert killed.returncode == -signal.SIGKILL and len(list(folder.glob(".samples.npz.*.tmp"))) == 1
+    child = CONTEXT.Process(target=die_while_writing, args=(str(folder),))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and len(list(folder.glob(".samples.npz.*.tmp"))) == 1
     assert sample(folder, "--count", "2", "--npz") == 0
     assert not list(folder.glob(".*.tmp"))
 
@@ -213,7 +215,7 @@ def test_npz_of_several_sizes_is_refused(folder: Path, capsys: pytest.CaptureFix
 
 
 def test_zero_guidance_channels_guide_all(folder: Path) -> None:
-    """The other option, null, is what an option is that is not given."""
+    """null is the generator's own value, as if the option were not given."""
     three = make_generator()
     three.sampling = SamplingConfig(steps=3, guidance_scale=3.0, guidance_start=0.0, guidance_channels=3)
     three.save_pretrained(folder.parent / "generator")
@@ -225,40 +227,15 @@ def test_zero_guidance_channels_guide_all(folder: Path) -> None:
     assert drawn["null"] == drawn["3"] != drawn["0"]
 
 
-def together(folder: Path, *arguments: str) -> list[tuple[int, str]]:
-    """Exit code and errors of two processes, as torchrun starts them."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1]), "WORLD_SIZE": "2"}
-    given = ["--generator", str(folder.parent / "generator"), "--output", str(folder), "--device", "cpu", *arguments]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "vavae", "sample", *given],
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=280)[1] for process in running]
-    return [(process.returncode, error) for process, error in zip(running, errors, strict=True)]
-
-
-def test_two_processes_share_the_images(folder: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_share_the_images(folder: Path, launch: Callable[..., None]) -> None:
     alone = folder.with_name("alone")
     assert sample(alone, "--count", "5", "--batch_size", "1", "--npz") == 0
-    done = together(folder, "--count", "5", "--batch_size", "1", "--npz")
-    assert [code for code, _ in done] == [0, 0], done
+    launch(2, "samples", folder.parent / "generator", folder)
     names = {path.name for path in alone.glob("[!.]*")}
     assert {path.name for path in folder.glob("[!.]*")} == names
     for name in ("000000.png", "000003.png", "000004.png", "grid.png", "samples.json"):
         assert (folder / name).read_bytes() == (alone / name).read_bytes(), name
-    refused = together(folder, "--count", "6", "--seed", "1")
-    assert [code for code, _ in refused] == [2, 2], refused
-    message = refused[0][1].strip().splitlines()[-1]
-    assert message.startswith("vavae: ") and "another seed" in message
-    assert "Traceback" not in refused[0][1] + refused[1][1] and "another seed" not in refused[1][1]  # said once
 
 
 def test_labels_are_names_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

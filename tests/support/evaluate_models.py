@@ -1,18 +1,12 @@
-"""Small models and a feature network for tests of evaluation; also run by torchrun as a process of its own."""
-
-import sys
-from pathlib import Path
+"""Small models and a feature network for tests of evaluation."""
 
 import torch
 from torch import Tensor
 
-from vavae.config import load_recipe
-from vavae.evaluation import features as evaluate_store
 from vavae.metrics import FeatureNetwork
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.stages import evaluate
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
-from vavae.training.parallel import sharing_processes
 from vavae.transformer import LightningDiT
 
 BLOCK = 40  # images; small blocks so that few images are several
@@ -63,13 +57,3 @@ def use_colours(evaluate_module: object = evaluate) -> None:
     evaluate_module.load_feature_network = colour_network  # type: ignore[attr-defined]
     plain = {"lpips_vgg16": lambda a, b: (a - b).abs().mean((1, 2, 3))}
     evaluate.of_tokenizer.perceptual_networks = lambda device: plain  # type: ignore[attr-defined]
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    use_colours()
-    evaluate_store.BLOCK = BLOCK
-
-    with sharing_processes():
-        for recipe in sys.argv[1:]:
-            evaluate.run(load_recipe(evaluate.Config, Path(recipe)))

@@ -1,6 +1,8 @@
-"""Synthetic files in each published form, with weights by the rule of tests/golden (its README says it)."""
+"""Synthetic files in each published form, with weights by the rule in the README of tests/golden."""
 
+import copy
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ TEACHER_WIDTH = 24
 
 
 def rule(k: int, shape: torch.Size, name: str) -> Tensor:
-    """Parameter number k, in float64."""
+    """Return parameter number k, in float64."""
     count = shape.numel()
     s = torch.sin(12.9898 * torch.arange(1, count + 1, dtype=torch.float64) + 78.233 * (k + 1)).view(shape)
     if len(shape) > 1:
@@ -32,7 +34,7 @@ def rule(k: int, shape: torch.Size, name: str) -> Tensor:
 
 @torch.no_grad()
 def fill(model: nn.Module, others: dict[str, torch.Size] | None = None) -> dict[str, Tensor]:
-    """Fill a model's parameters by the rule; returns tensors of `others`, which take part in the sorting."""
+    """Fill a model's parameters by the rule; return tensors of `others`, which are sorted with them."""
     parameters = {name: p for name, p in model.named_parameters() if name != "pos_embed"}
     shapes = {name: p.shape for name, p in parameters.items()} | (others or {})
     extra = {}
@@ -46,14 +48,24 @@ def fill(model: nn.Module, others: dict[str, torch.Size] | None = None) -> dict[
 
 
 def autoencoder(config: AutoencoderConfig = VA_VAE) -> tuple[AutoencoderKL, dict[str, Tensor]]:
-    """An autoencoder, and the projection of its training."""
+    """Return an autoencoder, and the projection of its training."""
+    return copy.deepcopy(_autoencoder(config))
+
+
+@cache
+def _autoencoder(config: AutoencoderConfig) -> tuple[AutoencoderKL, dict[str, Tensor]]:
     model = AutoencoderKL.from_config(config)
     shape = torch.Size((TEACHER_WIDTH, config.latent_channels, 1, 1))
     return model.eval(), fill(model, {"linear_proj.weight": shape})
 
 
 def golden_dit(name: str = "dit_paper") -> tuple[LightningDiT, dict[str, Tensor]]:
-    """A published transformer and its golden numbers."""
+    """Return a published transformer and its golden numbers."""
+    return copy.deepcopy(_golden_dit(name))
+
+
+@cache
+def _golden_dit(name: str) -> tuple[LightningDiT, dict[str, Tensor]]:
     path = GOLDEN / f"{name}.safetensors"
     with safe_open(path, "pt") as file:
         given = json.loads(file.metadata()["config"])
@@ -77,13 +89,13 @@ def golden_dit(name: str = "dit_paper") -> tuple[LightningDiT, dict[str, Tensor]
 
 
 def statistics(channels: int) -> dict[str, Tensor]:
-    """What latents_stats.pt holds."""
+    """Return the content of latents_stats.pt."""
     i = torch.arange(channels, dtype=torch.float32).view(1, -1, 1, 1)
     return {"mean": 0.1 * torch.sin(i), "std": 1 + 0.2 * torch.cos(i)}
 
 
 def lightning_checkpoint(model: AutoencoderKL, projection: dict[str, Tensor]) -> dict[str, Any]:
-    """A checkpoint of VA-VAE training, with discriminator, LPIPS and teacher (shortened)."""
+    """Return a checkpoint of VA-VAE training, with discriminator, LPIPS and teacher (shortened)."""
     state = {**model.state_dict(), **projection}
     state |= {
         "loss.logvar": torch.zeros(()),
@@ -123,7 +135,7 @@ PUBLISHED_TRAINING: dict[str, Any] = {
 
 
 def training_checkpoint(model: LightningDiT) -> dict[str, Any]:
-    """A checkpoint of LightningDiT training on several GPUs: weights differ from their average."""
+    """Return a checkpoint of LightningDiT training on several GPUs: weights differ from their average."""
     state = model.state_dict()
     return {
         "model": {f"module._orig_mod.{name}": value + 1 for name, value in state.items()},
@@ -134,7 +146,7 @@ def training_checkpoint(model: LightningDiT) -> dict[str, Any]:
 
 
 def same_weights(a: nn.Module | dict[str, Tensor], b: nn.Module | dict[str, Tensor]) -> bool:
-    """Whether two state dicts are equal bit for bit."""
+    """Return whether two state dicts are exactly equal."""
     first = a.state_dict() if isinstance(a, nn.Module) else a
     second = b.state_dict() if isinstance(b, nn.Module) else b
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())

@@ -1,4 +1,4 @@
-"""Weights that follow a rule, so that networks can be compared where the real ones are not at hand."""
+"""Weights by a rule, to compare networks without their real weights."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from vavae.metrics import FIDInception
 
 
 def inception_rule_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Weights of FID Inception: counter-based normal numbers n of seed 0, one stream per name.
+    """Return weights of FID Inception: counter-based normal numbers n of seed 0, one stream per name.
 
     Convolutions n · (2 / fan in)^½, `beta` and `mean` 0.1 n, `var` 1 + 0.2 |n|.
     """
@@ -22,7 +22,7 @@ def inception_rule_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tens
 
 
 def inception_shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights, as the asset has them."""
+    """Return the names and shapes of the asset's weights."""
     found: dict[str, tuple[int, ...]] = {}
     for name, layer in FIDInception().named_modules():
         if isinstance(layer, nn.Conv2d):

@@ -112,7 +112,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^latents must name the data that the run in {tmp_path} began with"):
         check_same_data(tmp_path, {"images": "one", "latents": "three"})
     check_same_data(tmp_path, {"images": "one", "latents": "two"})  # the refusal changed nothing
-    # A folder without its recipe begins another one, with its own data.
+    # Without its recipe, a folder begins a new run with its own data.
     (tmp_path / "recipe.yaml").unlink()
     open_run_folder(tmp_path, Recipe(seed=1))
     check_same_data(tmp_path, {"images": "four"})
@@ -158,9 +158,7 @@ def test_own_recipe_of_the_user_is_kept(others: tuple[str, ...], any_recipe: boo
 
 
 @pytest.mark.parametrize("last", ["recipe.yaml", "data.json", "steps.json", "versions.json"])
-def test_killed_restart_resumes(
-    last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_restart_resumes(last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill after any of the removals does not prevent the next call."""
     open_run_folder(tmp_path, Recipe())
     removed = Path.unlink

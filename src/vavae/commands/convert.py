@@ -208,7 +208,7 @@ def _generator(config: Config, source: Path, output: Path) -> None:
     if generator.report is not None:
         print(generator.report)
     if config.to == "published":
-        square_side("to", generator.image_size, "the published code")
+        square_side("the image size", generator.image_size, "the published code")
     with whole_folder(output):
         if config.to == "native":
             generator.save_pretrained(output, _DTYPES[config.dtype])

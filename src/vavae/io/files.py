@@ -73,12 +73,12 @@ def parse_json(text: str) -> Any:
         ValueError: The text is not JSON, is nested too deeply, or holds a number of thousands of digits.
     """
     try:
-        return json.loads(text, object_pairs_hook=_without_twins)
+        return json.loads(text, object_pairs_hook=_with_unique_keys)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]

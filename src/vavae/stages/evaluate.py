@@ -161,12 +161,12 @@ def run(config: Config) -> list[MetricRecord]:
     store = BlockStore(config.features or assets.cache_folder() / "features")
     _check_outputs(config, store)
     _check_models(config)
-    with sharing_processes() as together:
-        together.once(lambda: _drop_old(config))
+    with sharing_processes() as world:
+        world.once(lambda: _drop_old(config))
         records: list[MetricRecord] = []
         found = versions()
         try:
-            for record in measure(config, store, together):
+            for record in measure(config, store, world):
                 records.append(replace(record, versions=found))
         except KeyboardInterrupt:
             message = f"stopped; finished features are in {store.folder}, and the same command resumes"
@@ -254,7 +254,7 @@ def _drop_old(config: Config) -> None:
             drop_drafts(Path(path).parent, f"{glob.escape(Path(path).stem)}.*")
 
 
-def _open(config: Config, together: World, split: Split, what: str) -> ImageSource:
+def _open(config: Config, world: World, split: Split, what: str) -> ImageSource:
     """Open a part of the images; print what was found, and write it next to the records."""
 
     def open_and_note() -> ImageSource:
@@ -263,18 +263,18 @@ def _open(config: Config, together: World, split: Split, what: str) -> ImageSour
             note(Path(config.output).with_suffix(".images.json"), what, len(source), source.class_names, source.found)
         return source
 
-    return together.once(open_and_note)
+    return world.once(open_and_note)
 
 
-def _tokenizers(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
-    evaluation = _TokenizerEvaluation(config, store, together)
+def _tokenizers(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
+    evaluation = _TokenizerEvaluation(config, store, world)
     for number, path in enumerate(config.model):
         yield from evaluation.records(number, path)
 
 
-def _generators(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
+def _generators(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
     device = resolve_device(config.device)
-    comparison = _Comparison(config, store, together, config.count)
+    comparison = _Comparison(config, store, world, config.count)
     for path in config.model:
         generator = Generator.from_pretrained(path, device)
         fingerprint = generator.fingerprint()
@@ -291,11 +291,11 @@ def _generators(config: Config, store: BlockStore, together: World) -> Iterator[
             yield from comparison.records(images, protocol)
 
 
-def _samples(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
+def _samples(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
     sets = [_sample_images(path) for path in config.model]
-    for images in sets if together.first else ():
+    for images in sets if world.first else ():
         report("samples", images.count, (), images.found)
-    comparison = _Comparison(config, store, together, min(images.count for images in sets))
+    comparison = _Comparison(config, store, world, min(images.count for images in sets))
     for path, images in zip(config.model, sets, strict=True):
         protocol = MeasurementProtocol(samples=images.count, image_size=images.size, checkpoint=path)
         yield from comparison.records(images, protocol)
@@ -304,8 +304,8 @@ def _samples(config: Config, store: BlockStore, together: World) -> Iterator[Met
 class _Comparison:
     """The reference of generated images, which is opened once; `samples` is the size of their smallest set."""
 
-    def __init__(self, config: Config, store: BlockStore, together: World, samples: int) -> None:
-        self.config, self.store, self.together = config, store, together
+    def __init__(self, config: Config, store: BlockStore, world: World, samples: int) -> None:
+        self.config, self.store, self.world = config, store, world
         metrics = tuple(config.metrics) or METRICS
         # With an npz, `data` is not read and may not exist.
         source = self._images(config.split, "reference") if config.reference is None else None
@@ -315,7 +315,7 @@ class _Comparison:
                 f"real_split needs a test part, and {config.data.images} has none: keep images for one with "
                 "--data.holdout 0.1, here and in training"
             )
-        if config.reference is not None and together.first and (held := npz_images(config.reference)) is not None:
+        if config.reference is not None and world.first and (held := npz_images(config.reference)) is not None:
             report("reference", held.count, (), held.found)
         device = resolve_device(config.device)
         networks = self.networks = [load_feature_network(name, device) for name in config.networks]
@@ -323,27 +323,27 @@ class _Comparison:
             metrics, tuple(config.metrics), bootstrap=config.bootstrap, seed=config.seed, device=str(device)
         )
         self.reference = open_reference(
-            source, config.reference, networks, metrics, store, config.batch_size, together, config.metrics, samples
+            source, config.reference, networks, metrics, store, config.batch_size, world, config.metrics, samples
         )
         if config.save_reference is not None:
             if networks[0].name not in self.reference.features:
                 raise UserError("save_reference needs a reference with images, got statistics")
-            if together.first:
+            if world.first:
                 save_statistics(config.save_reference, self.reference.features[networks[0].name])
         self.real = None if other is None else self._features(other, "real images")
 
     def _images(self, split: Split, what: str) -> SourceBlocks:
         data = self.config.data
-        return SourceBlocks(_open(self.config, self.together, split, what), data.size, data.workers)
+        return SourceBlocks(_open(self.config, self.world, split, what), data.size, data.workers)
 
     def _features(self, images: ImageBlocks, name: str, parts: Sequence[str] = ("pool",)) -> dict[str, StoredFeatures]:
-        return extract(images, self.networks, self.store, self.config.batch_size, self.together, name, parts)
+        return extract(images, self.networks, self.store, self.config.batch_size, self.world, name, parts)
 
     def records(self, images: ImageBlocks, protocol: MeasurementProtocol) -> Iterator[MetricRecord]:
         """Measure a set of generated images; nothing on all processes but the first."""
         _check_size(images.name, images.size, self.reference.size)
         features = self._features(images, images.name, parts_for(self.measuring.metrics))
-        if not self.together.first:
+        if not self.world.first:
             return
         if protocol.checkpoint_hash is None:
             protocol = replace(protocol, checkpoint_hash=next(iter(features.values())).content)
@@ -353,21 +353,21 @@ class _Comparison:
 class _TokenizerEvaluation:
     """Images and networks by which tokenizers are measured, which are opened once."""
 
-    def __init__(self, config: Config, store: BlockStore, together: World) -> None:
+    def __init__(self, config: Config, store: BlockStore, world: World) -> None:
         self.config, self.device, workers = config, resolve_device(config.device), config.data.workers
         images = None if config.reconstructions is None else Path(config.reconstructions)
         self.work = of_tokenizer.EvaluationContext(
-            store, together, config.batch_size, config.precision, config.seed, config.bootstrap, workers, images=images
+            store, world, config.batch_size, config.precision, config.seed, config.bootstrap, workers, images=images
         )
-        self.source = _open(config, together, config.split, "images")
+        self.source = _open(config, world, config.split, "images")
         # A probe is fitted on the training part, and needs another part to be tested on.
         self.part = "all" if config.split == "test" and one_part(config.data) else config.split
         self.train_source = None
         obstacle = self._obstacle_to_probes()
         if obstacle is not None:
-            together.once(lambda: print(f"linear probe and k-NN are left out: {obstacle}"))
+            world.once(lambda: print(f"linear probe and k-NN are left out: {obstacle}"))
         elif self.part == "test":
-            self.train_source = _open(config, together, "train", "training images of the probe")
+            self.train_source = _open(config, world, "train", "training images of the probe")
         self.perceptual = of_tokenizer.perceptual_networks(self.device) if config.conventions else {}
         strict = [load_feature_network(name, self.device) for name in config.networks]
         self.networks = {"strict": strict, "published": strict}
@@ -396,7 +396,7 @@ class _TokenizerEvaluation:
     def records(self, number: int, path: str) -> Iterator[MetricRecord]:
         """Measure one tokenizer, the `number`th of the call."""
         config, work, source, size = self.config, self.work, self.source, self.config.data.size
-        store, together = work.store, work.processes
+        store, world = work.store, work.processes
         tokenizer = Tokenizer.from_pretrained(path, self.device)
         config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide
         protocol = MeasurementProtocol(
@@ -410,7 +410,7 @@ class _TokenizerEvaluation:
         if config.reconstructions is not None:
             for convention in config.conventions:  # a folder with other files is refused before the work
                 rebuilt = of_tokenizer.rebuild(tokenizer, source, size, convention, self.perceptual, work)
-                together.once(rebuilt.claim_folder)
+                world.once(rebuilt.claim_folder)
         per_image: dict[str, dict[str, Tensor]] = {}
         for convention in config.conventions:
             records, per_image[convention] = of_tokenizer.reconstruction(
@@ -427,8 +427,8 @@ class _TokenizerEvaluation:
         if self.teacher is not None:
             seen = of_tokenizer.grid_network(self.teacher, (test.values.shape[2], test.values.shape[3]))
             name = f"features of {self.teacher.name}"
-            (grid,) = extract(test.images, [seen], store, work.batch_size, together, name, seen.parts).values()
-        if not together.first:
+            (grid,) = extract(test.images, [seen], store, work.batch_size, world, name, seen.parts).values()
+        if not world.first:
             return
         yield from of_tokenizer.latent_records(test, protocol, config.tsne_seeds)
         yield from of_tokenizer.meaning_records(train, test, self.teacher, grid, protocol)
