@@ -62,12 +62,8 @@ class _Lines:
         self.stream, self.every_seconds = stream, every_seconds
         self.printed_at, self.printed = time.monotonic(), -1
 
-    def show(self, bar: Bar) -> None:
-        if time.monotonic() - self.printed_at >= self.every_seconds:
-            self.print(bar)
-
-    def print(self, bar: Bar) -> None:
-        if self.printed == bar.done:
+    def show(self, bar: Bar, last: bool = False) -> None:
+        if bar.done == self.printed or not (last or time.monotonic() - self.printed_at >= self.every_seconds):
             return
         self.printed_at, self.printed, rate = time.monotonic(), bar.done, bar.rate
         left = f", {format_duration((bar.total - bar.done) / rate)} left" if rate > 0 and bar.done < bar.total else ""
@@ -97,7 +93,7 @@ def track(
         try:
             yield bar
         finally:
-            lines.print(bar)
+            lines.show(bar, last=True)
         return
     texts = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[rate]} {task.fields[numbers]}"))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn())

@@ -155,8 +155,9 @@ def load_initial_transformer(
         given |= _without_sigma(given, former)
         notes.append("the outputs for sigma, which sampling drops, are left out")
     present = transformer.state_dict()
-    new = list(dict.fromkeys(_layer(name) for name, value in present.items() if given[name].shape != value.shape))
-    taken = {name: value for name, value in given.items() if _layer(name) not in new}
+    layers = {name: name.rpartition(".")[0] or name for name in present}
+    new = list(dict.fromkeys(layers[name] for name, value in present.items() if given[name].shape != value.shape))
+    taken = {name: value for name, value in given.items() if layers[name] not in new}
     transformer.load_state_dict(taken, strict=False)
     if _TABLE in new:
         with torch.no_grad():
@@ -166,10 +167,6 @@ def load_initial_transformer(
     ]
     notes += _data_notes(found, ours, statistics, class_names)
     return _report(source, f"{len(taken)} of {len(present)} tensors", described, notes)
-
-
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0] or name
 
 
 def _shape(layer: str, config: LightningDiTConfig) -> str:

@@ -136,8 +136,7 @@ def run(config: Config) -> Path:
             # Each process draws every n-th missing image.
             mine = missing[world.rank :: world.size]
             done = (len(labels) - len(missing)) // world.size
-            stream = None if world.first else io.StringIO()
-            with track("sampling", done + len(mine), "images", start=done, stream=stream) as bar:
+            with track("sampling", done + len(mine), "images", done, None if world.first else io.StringIO()) as bar:
                 for start in range(0, len(mine), config.batch_size):
                     indices = mine[start : start + config.batch_size]
                     chosen = [labels[i] for i in indices]

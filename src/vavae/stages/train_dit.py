@@ -178,10 +178,9 @@ class TransformerTask(TrainingTask):
         self.device = resolve_device(config.training.device)
         self.precision = resolve_precision(config.training.precision, self.device)
         self.path = path_by_name(config.flow.path)
-        channels, height, width = latents.shape
         _check_fit(config, latents, tokenizer)
         self.statistics = latents.statistics if config.normalization == "latents" else tokenizer.statistics
-        shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
+        shape = config.transformer.resolve(latents.shape[0], latents.shape[1:], latents.num_classes)
         torch.manual_seed(config.training.seed)
         self.transformer = LightningDiT.from_config(shape).to(self.device)
         apply_activation_checkpointing(list(self.transformer.blocks), config.transformer.activation_checkpointing)
