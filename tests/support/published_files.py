@@ -1,8 +1,8 @@
-"""Synthetic files in each published form, with weights by the rule in the README of tests/golden."""
+"""Synthetic files in each published form, with weights by the rule of tests/golden (its README says it)."""
 
 import copy
+import functools
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 VA_VAE = AutoencoderConfig(latent_channels=8, base_channels=32)
 MAR_VAE = AutoencoderConfig(latent_channels=8, base_channels=32, decoder_attention=False)
 SD_VAE = AutoencoderConfig(4, 32, (1, 2, 4, 4), attention_levels=())
+# For tests of anything but the architecture.
+SMALL = AutoencoderConfig(8, 32, (1, 2), blocks_per_level=1, attention_levels=())
+SMALL_F16 = AutoencoderConfig(8, 32, (1, 1, 1, 1, 1), blocks_per_level=1, attention_levels=())
 TEACHER_WIDTH = 24
 
 
@@ -49,10 +52,11 @@ def fill(model: nn.Module, others: dict[str, torch.Size] | None = None) -> dict[
 
 def autoencoder(config: AutoencoderConfig = VA_VAE) -> tuple[AutoencoderKL, dict[str, Tensor]]:
     """Return an autoencoder, and the projection of its training."""
-    return copy.deepcopy(_autoencoder(config))
+    model, projection = _autoencoder(config)
+    return copy.deepcopy(model), dict(projection)
 
 
-@cache
+@functools.cache
 def _autoencoder(config: AutoencoderConfig) -> tuple[AutoencoderKL, dict[str, Tensor]]:
     model = AutoencoderKL.from_config(config)
     shape = torch.Size((TEACHER_WIDTH, config.latent_channels, 1, 1))
@@ -61,11 +65,6 @@ def _autoencoder(config: AutoencoderConfig) -> tuple[AutoencoderKL, dict[str, Te
 
 def golden_dit(name: str = "dit_paper") -> tuple[LightningDiT, dict[str, Tensor]]:
     """Return a published transformer and its golden numbers."""
-    return copy.deepcopy(_golden_dit(name))
-
-
-@cache
-def _golden_dit(name: str) -> tuple[LightningDiT, dict[str, Tensor]]:
     path = GOLDEN / f"{name}.safetensors"
     with safe_open(path, "pt") as file:
         given = json.loads(file.metadata()["config"])
@@ -146,7 +145,7 @@ def training_checkpoint(model: LightningDiT) -> dict[str, Any]:
 
 
 def same_weights(a: nn.Module | dict[str, Tensor], b: nn.Module | dict[str, Tensor]) -> bool:
-    """Return whether two state dicts are exactly equal."""
+    """Return whether two state dicts are equal bit for bit."""
     first = a.state_dict() if isinstance(a, nn.Module) else a
     second = b.state_dict() if isinstance(b, nn.Module) else b
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())

@@ -1,5 +1,6 @@
-"""Weights by a rule, to compare networks without their real weights."""
+"""Weights made by a rule, to compare networks without their real weights."""
 
+import torch
 from torch import Tensor, nn
 
 from vavae import rng
@@ -22,9 +23,11 @@ def inception_rule_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tens
 
 
 def inception_shapes() -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of the asset's weights."""
+    """Return names and shapes of the weights in the asset."""
     found: dict[str, tuple[int, ...]] = {}
-    for name, layer in FIDInception().named_modules():
+    with torch.device("meta"):
+        network = FIDInception()
+    for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             found[f"{name}.weight"] = tuple(layer.weight.shape)
             found |= {f"{name}.{part}": (layer.out_channels,) for part in ("beta", "mean", "var")}
