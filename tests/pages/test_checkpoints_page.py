@@ -98,9 +98,9 @@ def test_table_agrees_with_the_commands(ran: dict[str, str]) -> None:
         [cell.strip() for cell in line.split("|")[1:4]] for line in PAGE.read_text().splitlines() if "| `vavae" in line
     ]
     assert len(rows) == 7
-    for _, command, said in rows:
+    for _, command, line in rows:
         known = [printed for full, printed in ran.items() if full.startswith(command.strip("`"))]
-        assert any(said.strip("`") in printed.splitlines() for printed in known), command
+        assert any(line.strip("`") in printed.splitlines() for printed in known), command
 
 
 def test_python_on_the_page_runs(ran: dict[str, str]) -> None:

@@ -44,8 +44,8 @@ def test_fine_tuning_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [command[0] for command in commands] == ["convert", "convert", "encode", "train-dit", "sample"]
     for command in commands:
         assert run([*command, *shlex.split(SMALL[command[0]])]) == 0
-    (said,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
-    assert Path("runs/tuned/transformer/initial.txt").read_text() == said
+    (printed,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    assert Path("runs/tuned/transformer/initial.txt").read_text() == printed
     generator = Generator.from_pretrained("runs/tuned/transformer/generator")
     assert generator.class_names == ("cat", "dog")
     assert generator.tokenizer.statistics.equals(Tokenizer.from_pretrained("tokenizers/vavae").statistics)

@@ -22,22 +22,22 @@ ROOT = Path(__file__).parents[2]
 
 def run_python(page: str, names: dict[str, Any]) -> str:
     """Run the page's blocks in order with shared names; return the output."""
-    said = io.StringIO()
+    printed = io.StringIO()
     for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(printed):
             exec(compile(block, page, "exec"), names)
-    return said.getvalue()
+    return printed.getvalue()
 
 
 def test_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    said = run_python("docs/library.md", names)
+    printed = run_python("docs/library.md", names)
 
-    terms = [float(value) for value in re.findall(r"'alignment': ([\d.]+)", said)]
+    terms = [float(value) for value in re.findall(r"'alignment': ([\d.]+)", printed)]
     assert len(terms) == 4 and all(0 < value < 2 for value in terms)
-    assert "(16, 8, 8) 10 torch.Size([16])" in said
+    assert "(16, 8, 8) 10 torch.Size([16])" in printed
     dataset = LatentDataset(tmp_path / "my-latents")
     dataset.verify()
     stored, labels = dataset.get(torch.arange(64), normalize=False)
@@ -46,7 +46,7 @@ def test_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.allclose(stored.std(dim=(0, 2, 3)), dataset.statistics.std, rtol=1e-4)
     assert names["pictures"].shape == (4, 3, 32, 32) and names["drawn"].shape == (4, 16, 8, 8)
     assert all(parameter.grad is not None for parameter in names["plain"].parameters())
-    distance, accuracy, spread = (float(number) for number in re.findall(r"(?:distance|probe|density) ([\d.]+)", said))
+    distance, accuracy, spread = (float(number) for number in re.findall(r"(?:distance|probe|density) ([\d.]+)", printed))
     of_images = names["network"](load_pixels(images, range(64), 32)).double().numpy()
     of_pictures = names["network"](to_uint8(names["pictures"])).double().numpy()
     moments = [moment for rows in (of_images, of_pictures) for moment in (rows.mean(0), np.cov(rows.T))]
