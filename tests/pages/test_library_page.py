@@ -46,7 +46,8 @@ def test_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.allclose(stored.std(dim=(0, 2, 3)), dataset.statistics.std, rtol=1e-4)
     assert names["pictures"].shape == (4, 3, 32, 32) and names["drawn"].shape == (4, 16, 8, 8)
     assert all(parameter.grad is not None for parameter in names["plain"].parameters())
-    distance, accuracy, spread = (float(number) for number in re.findall(r"(?:distance|probe|density) ([\d.]+)", printed))
+    numbers = re.findall(r"(?:distance|probe|density) ([\d.]+)", printed)
+    distance, accuracy, spread = map(float, numbers)
     of_images = names["network"](load_pixels(images, range(64), 32)).double().numpy()
     of_pictures = names["network"](to_uint8(names["pictures"])).double().numpy()
     moments = [moment for rows in (of_images, of_pictures) for moment in (rows.mean(0), np.cov(rows.T))]
