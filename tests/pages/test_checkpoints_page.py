@@ -33,6 +33,8 @@ from vavae.checkpoints.statistics import scaling_statistics
 from vavae.cli import run
 from vavae.models import Generator, Tokenizer
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 
 

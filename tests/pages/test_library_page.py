@@ -29,6 +29,7 @@ def run_python(page: str, names: dict[str, Any]) -> str:
     return printed.getvalue()
 
 
+@pytest.mark.slow
 def test_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -12,6 +12,8 @@ from vavae.data import LatentDataset, load_images, open_images
 from vavae.data.images import ImagesConfig
 from vavae.models import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[2] / "recipes/small"
 SMALL = ["--training.log_images", "64", "--training.tensorboard", "false", "--training.device", "cpu"]
 

@@ -21,6 +21,8 @@ from vavae.tokenizer import AutoencoderConfig
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.trainer import TrainingConfig
 
+pytestmark = pytest.mark.slow
+
 _ON_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
