@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from evaluate_models import BLOCK, colour_network, make_generator, make_tokenizer, use_colours
+from evaluate_models import colour_network, make_generator, make_tokenizer, use_colours
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -44,7 +44,7 @@ from vavae.metrics import (
 from vavae.models.sampling import choose_labels, draw
 from vavae.stages import evaluate
 
-COUNT = 60  # a block and a half
+BLOCK, COUNT = 24, 36  # images of a block, and of a set: a block and a half
 DATA = ImagesConfig("demo", 32, limit=COUNT)
 NETWORK = colour_network()
 
@@ -79,7 +79,7 @@ def evaluation(what: str, models: Path, folder: Path, /, **changes: object) -> e
 
 
 def generation(models: Path, folder: Path, **changes: object) -> evaluate.Config:
-    return evaluation("generator", models, folder, **{"count": COUNT, "steps": 3, "batch_size": 16, **changes})
+    return evaluation("generator", models, folder, **{"count": COUNT, "steps": 3, "batch_size": 8, **changes})
 
 
 def reference_pixels(split: str = "test") -> torch.Tensor:
@@ -219,7 +219,7 @@ def test_reference_statistics_instead_of_images(models, tmp_path):
     # ADM's form: statistics of more images than it holds, of the Inception of the graph.
     real = NETWORK.all_parts(reference_pixels())
     arrays = {"mu": real["pool"].double().mean(0).numpy(), "sigma": np.cov(real["pool"].double().numpy().T)}
-    np.savez(tmp_path / "adm.npz", arr_0=reference_pixels()[:50].numpy(), **arrays)
+    np.savez(tmp_path / "adm.npz", arr_0=reference_pixels()[:30].numpy(), **arrays)
     adm = read_statistics(tmp_path / "adm.npz", [colour_network("inception"), colour_network("b")])
     assert set(adm) == {"inception"} and adm["inception"].spatial is None and adm["inception"].count is None
     mixed = generation(models, tmp_path, reference=str(tmp_path / "adm.npz"), network="inception,b")
@@ -227,8 +227,8 @@ def test_reference_statistics_instead_of_images(models, tmp_path):
     by_name = {(r.name, r.protocol.feature_network): r for r in records}
     assert by_name["FID", "inception"].value == pytest.approx(expected["FID"], rel=1e-6)
     assert by_name["FID", "inception"].protocol.reference_samples is None
-    assert by_name["Fréchet distance", "b"].protocol.reference_samples == 50
-    assert by_name["precision", "inception"].protocol.reference_samples == 50
+    assert by_name["Fréchet distance", "b"].protocol.reference_samples == 30
+    assert by_name["precision", "inception"].protocol.reference_samples == 30
     assert ("sFID", "inception") not in by_name
 
 
@@ -291,13 +291,14 @@ def test_stopped_evaluation_resumes(models, tmp_path, monkeypatch):
     config = generation(models, tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt, match="the same command resumes"):
         evaluate.run(config)
-    assert calls[-1][0] == BLOCK + 16  # the first block is done
+    assert calls[-1][0] == BLOCK + 8  # the first block is done
     assert values(evaluate.run(config)) == expected
-    assert [numbers[0] for numbers in calls[5:]] == [BLOCK, BLOCK + 16]
+    assert [numbers[0] for numbers in calls[5:]] == [BLOCK, BLOCK + 8]
 
 
 def reconstruction_config(models: Path, folder: Path, **changes: object) -> evaluate.Config:
-    return evaluation("tokenizer", models, folder, **{"latents": 45, "tsne_seeds": 1, **changes})
+    # t-SNE needs more than 30 latents.
+    return evaluation("tokenizer", models, folder, **{"latents": 28, "tsne_seeds": 1, **changes})
 
 
 def test_reconstruction_in_both_conventions(models, tmp_path):
@@ -473,7 +474,7 @@ def test_two_processes_give_the_same_numbers(models, tmp_path, launch, request):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the processes: sums depend on the number of threads, in the last digits
     request.addfinalizer(lambda: torch.set_num_threads(threads))
-    launch(2, "evaluations", *recipes)
+    launch(2, "evaluations", BLOCK, *recipes)
     for name, config in configs.items():
         evaluate.run(replace(config, output=str(tmp_path / f"{name}-one.json")))
         one, two = (json.loads((tmp_path / f"{name}-{n}.json").read_text()) for n in ("one", "two"))

@@ -107,8 +107,8 @@ def encode_images(folder: str, tokenizer: str) -> None:
     encode.run(encode.Config(tokenizer, folder, data, shard_size=10, batch_size=4, device="cpu"))
 
 
-def evaluations(*recipes: str) -> None:
-    """Evaluate by recipes, with small networks and blocks."""
+def evaluations(block: str, *recipes: str) -> None:
+    """Evaluate by recipes, with small networks and blocks of `block` images."""
     import evaluate_models
 
     from vavae.config import load_recipe
@@ -117,7 +117,7 @@ def evaluations(*recipes: str) -> None:
     from vavae.training.parallel import sharing_processes
 
     evaluate_models.use_colours()
-    features.BLOCK = evaluate_models.BLOCK
+    features.BLOCK = int(block)
     with sharing_processes():
         for recipe in recipes:
             evaluate.run(load_recipe(evaluate.Config, recipe))
