@@ -67,6 +67,7 @@ def asked() -> Iterator[list[dict[str, Any]]]:
         for stage in (validation, evaluate):
             patch.setattr(stage, "load_feature_network", colour_network)
         patch.setattr(evaluate.of_tokenizer, "perceptual_networks", lambda device: {})
+        patch.setattr(Trainer, "_estimate", lambda self: "")  # it takes longer than these steps
         yield calls
 
 
@@ -226,7 +227,6 @@ def test_resume_is_exact(name: str, path: Path, images: Path, tmp_path: Path, mo
             raise KeyboardInterrupt
         return original(self, batch, images_seen, scale)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(Trainer, "_estimate", lambda self: "")  # it takes longer than these steps
     with monkeypatch.context() as patch:
         patch.setattr(task, "step", step)
         assert run([*command, f"--output={stopped}"]) == 1
