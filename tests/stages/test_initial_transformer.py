@@ -216,7 +216,7 @@ def test_resuming_does_not_need_the_initial_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = published(tmp_path / "dit.pt", trained())
-    recipe = replace(transformer_recipe(tmp_path / "whole", data), initial=source)
+    recipe = replace(transformer_recipe(tmp_path / "whole", data, images=64), initial=source)
     whole = train_dit.run(recipe)
     parts = replace(recipe, output=str(tmp_path / "parts"))
     original = train_dit.TransformerTask.step

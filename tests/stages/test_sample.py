@@ -197,6 +197,7 @@ def die_while_writing(folder: str) -> None:
     sample(Path(folder), "--count", "2", "--npz")
 
 
+@pytest.mark.slow
 def test_killed_call_leaves_no_partial_files(folder: Path) -> None:
     child = CONTEXT.Process(target=die_while_writing, args=(str(folder),))
     child.start()
