@@ -31,9 +31,9 @@ collect_ignore = [path for path, extra in _OF_EXTRAS.items() if importlib.util.f
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what is left out, whatever the verbosity."""
+    """Print which tests are left out, at any verbosity."""
     for path in collect_ignore:
-        terminalreporter.write_line(f"left out for want of {_OF_EXTRAS[path]}: tests/{path}")
+        terminalreporter.write_line(f"left out, since {_OF_EXTRAS[path]} is missing: tests/{path}")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Who may import whom: every import goes to a lower floor, wherever it is written."""
+"""Every import goes to a lower floor, lazy imports included."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -28,7 +28,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def imported_modules(source: str) -> set[str]:
-    """Modules of vavae that a file imports anywhere in it, also by name with `import_module`."""
+    """Return the modules of vavae that a file imports anywhere, also by name with `import_module`."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "vavae":
@@ -43,12 +43,12 @@ def imported_modules(source: str) -> set[str]:
 
 
 def rooms_of(path: Path) -> set[str]:
-    """Rooms that a file imports."""
+    """Return the rooms that a file imports."""
     return {name.split(".")[1] for name in imported_modules(path.read_text(encoding="utf-8"))}
 
 
 def files_of(room: str) -> list[Path]:
-    """Files of a room, which is a folder or one file of the package's root."""
+    """Return the files of a room, which is a folder or one file of the package's root."""
     return [path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).with_suffix("").parts[0] == room]
 
 
@@ -73,7 +73,7 @@ def test_training_knows_no_model() -> None:
     assert {room for path in files_of("training") for room in rooms_of(path)} <= ground | {"training"}
 
 
-def test_the_command_line_imports_the_ground_only() -> None:
+def test_command_line_imports_the_ground_only() -> None:
     # It finds the module of a command by its name.
     assert rooms_of(SOURCE / "cli.py") - {""} <= {"config", "errors", "training", "version"}
 
@@ -85,8 +85,8 @@ def test_hidden_imports_are_found() -> None:
     assert imported_modules("from importlib import import_module\nimport_module(f'vavae.{x}')") == {"vavae."}
 
 
-def test_no_module_is_part_of_a_circle() -> None:
-    """Imports anywhere in a file count; names that only annotate do not, nor does a package's face."""
+def test_no_circular_imports() -> None:
+    """Lazy imports count; imports for annotations and those of a package's `__init__` do not."""
     modules = {
         ".".join(("vavae", *path.relative_to(SOURCE).with_suffix("").parts)): path for path in SOURCE.rglob("*.py")
     }

@@ -1,4 +1,4 @@
-"""The command line: help, exit codes, one clear line for a user's mistake."""
+"""The command line: help, exit codes, errors of one line."""
 
 import errno
 import os
@@ -24,8 +24,8 @@ def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "vavae", *arguments], capture_output=True, text=True)
 
 
-def test_help_names_every_command_and_loads_nothing_large() -> None:
-    """So it answers at once: 0.1 s, where torch alone takes seconds to load."""
+def test_help_lists_commands_without_loading_torch() -> None:
+    """Help takes 0.1 s; torch alone takes seconds to load."""
     script = "import sys; from vavae.cli import run; code = run(['--help']); print(*sys.modules, file=sys.stderr)"
     script += "; sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -37,7 +37,7 @@ def test_help_names_every_command_and_loads_nothing_large() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_types_and_defaults(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_types_and_defaults(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "--help"]) == 0
     text = capsys.readouterr().out
     rows = re.split(r"^  --", text, flags=re.MULTILINE)[1:]
@@ -51,7 +51,7 @@ def test_every_command_has_help_with_types_and_defaults(name: str, capsys: pytes
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_printed_recipe_can_be_read_back(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_printed_recipe_is_read_back(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run([name, "--print_config"]) == 0
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(capsys.readouterr().out)
@@ -62,7 +62,7 @@ def test_the_printed_recipe_can_be_read_back(name: str, capsys: pytest.CaptureFi
 MISTAKES = {
     "unknown command": (["tran-dit"], "did you mean 'train-dit'"),
     "unlike any command": (["xyz"], "unknown command 'xyz'; 'vavae --help' lists the commands"),
-    "unknown key": (["demo", "--colour", "red"], "--colour"),
+    "unknown key": (["demo", "--shade", "red"], "--shade"),
     "wrong type": (["demo", "--size", "big"], "size"),
     "wrong value": (["demo", "--size", "33"], "size must be a multiple of 4 of at least 16, got 33"),
     "stray argument": (["doctor", "here.yaml", "there"], "unexpected argument 'there'"),
@@ -73,7 +73,7 @@ MISTAKES = {
     "missing generator": (["sample", "--generator", "/no/such/generator"], "/no/such/generator"),
     "no device": (["bench", "--device", "cuda:99"], "cuda:99"),
     "unknown device": (["doctor", "--device", "toaster"], "toaster"),
-    "device of no use": (["doctor", "--device", "meta"], "device: 'meta' is not on this machine"),
+    "device of no use": (["doctor", "--device", "meta"], "got 'meta', which is not on this machine"),
     "no batch": (["bench", "--batch_size", "-1"], "batch_size must be at least 1, got -1"),
     "empty batch": (["bench", "--batch_size", "0"], "batch_size must be at least 1, got 0"),
     "results in a folder": (["bench", "--output", "."], "output must be a file, got ."),
@@ -96,7 +96,7 @@ MISTAKES = {
         ["train-dit", "--flow.direction_weight", "-3"],
         "flow.direction_weight must be at least 0 and finite, got -3.0",
     ),
-    "weight that is no number": (
+    "weight that is not a number": (
         ["train-dit", "--flow.direction_weight", ".nan"],
         "flow.direction_weight must be a finite number, got nan",
     ),
@@ -117,7 +117,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(
+def test_mistakes_are_one_line(
     mistake: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -130,7 +130,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert "Traceback" not in error
 
 
-def test_the_last_words_of_a_command_are_a_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_words_are_a_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["assets", "list", "cifar10", "mobile-sam"]) == 0
     shown = re.findall(r"^(\S+)  [\d,]+ MB", capsys.readouterr().out, re.MULTILINE)
     assert shown == ["cifar10", "mobile-sam"]
@@ -156,7 +156,7 @@ def test_a_list_needs_no_brackets(options: list[str], key: str, expected: list[o
     assert "metrics" in capsys.readouterr().err
 
 
-def test_an_unknown_key_in_a_recipe_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_unknown_key_in_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("training:\n  images: 100\n  bacth_size: 8\n")
     assert run(["train-tokenizer", str(recipe)]) == 2
@@ -174,7 +174,7 @@ NO_RECIPES = {
 
 
 @pytest.mark.parametrize("kind", NO_RECIPES)
-def test_a_file_that_is_no_recipe_is_named(kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_files_that_are_not_recipes(kind: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "my-recipe.yaml"
     recipe.write_bytes(NO_RECIPES[kind])
     for arguments in ([str(recipe)], ["--config", str(recipe)]):
@@ -183,7 +183,7 @@ def test_a_file_that_is_no_recipe_is_named(kind: str, capsys: pytest.CaptureFixt
         assert error.startswith(f"vavae: {recipe}: ") and len(error.splitlines()) == 1
 
 
-def test_a_folder_with_nothing_readable_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_folder_without_readable_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     (images / "a.png").write_bytes(b"not a picture")
@@ -192,7 +192,7 @@ def test_a_folder_with_nothing_readable_is_named(capsys: pytest.CaptureFixture[s
     assert str(images) in error and "a.png" in error
 
 
-def test_a_folder_with_too_few_images_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_folder_with_too_few_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(12):
@@ -202,7 +202,7 @@ def test_a_folder_with_too_few_images_is_named(capsys: pytest.CaptureFixture[str
     assert str(images) in error and "15 images" in error and len(error.splitlines()) == 1
 
 
-def test_no_arguments_shows_the_commands() -> None:
+def test_no_arguments() -> None:
     done = vavae()
     assert done.returncode == 2 and "commands:" in done.stdout
     assert vavae("--version").stdout.startswith("vavae 0")
@@ -210,24 +210,24 @@ def test_no_arguments_shows_the_commands() -> None:
 
 FAULTS = {
     "full disk": (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "runs/x"),
-    "full disk, told by a library": (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left"),
+    "full disk, from a library": (RuntimeError("I/O error: No space left on device (os error 28)"), "no space left"),
     "file for a folder": (FileExistsError(errno.EEXIST, "File exists", "runs/x"), "File exists: runs/x"),
     "file above a folder": (NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs/x"), "Not a directory: runs/x"),
     "folder for a file": (IsADirectoryError(errno.EISDIR, "Is a directory", "runs/x"), "Is a directory: runs/x"),
     **{
-        name: (OSError(getattr(errno, name), os.strerror(getattr(errno, name)), "runs/x"), "runs/x; what was finished")
+        name: (OSError(getattr(errno, name), os.strerror(getattr(errno, name)), "runs/x"), "runs/x; finished work")
         for name in ("EFBIG", "EIO", "ESTALE", "EMFILE", "ENFILE", "EBUSY", "ENOTCONN", "ETIMEDOUT", "EPERM", "ENOENT")
     },
     "memory of the machine": (MemoryError("Unable to allocate 9 GiB"), "smaller batch"),
     "memory": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), "smaller batch"),
     "memory of Apple's GPU": (RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"), "smaller batch"),
     "failed run": (RunError("the loss was not finite"), "the loss was not finite"),
-    "stop": (KeyboardInterrupt("stopped after 3 images; the same command goes on from there"), "goes on from there"),
+    "stop": (KeyboardInterrupt("stopped after 3 images; the same command resumes"), "the same command resumes"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
+def test_faults_of_the_machine_are_one_line(
     fault: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error, named = FAULTS[fault]
@@ -237,25 +237,23 @@ def test_a_fault_of_the_machine_is_one_line_and_exit_code_1(
 
     monkeypatch.setattr("vavae.commands.doctor.run", fail)
     assert run(["doctor"]) == 1
-    told = capsys.readouterr().err.strip()
-    assert named in told and len(told.splitlines()) == 1
+    message = capsys.readouterr().err.strip()
+    assert named in message and len(message.splitlines()) == 1
 
 
-def test_too_little_memory_of_a_cpu_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cpu_out_of_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # More than any machine can address, so that it fails where memory is overcommitted too.
     monkeypatch.setattr("vavae.commands.doctor.run", lambda config: torch.empty(2**60, dtype=torch.uint8))
     assert run(["doctor"]) == 1
-    told = capsys.readouterr().err.strip()
-    assert told.startswith("vavae: out of memory: ") and len(told.splitlines()) == 1
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("vavae: out of memory: ") and len(message.splitlines()) == 1
 
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"
 
 
 @pytest.mark.parametrize("error", [RuntimeError(GLOO), RunError(f"x: the checkpoint could not be written ({GLOO})")])
-def test_the_end_of_another_process_is_one_line(
+def test_lost_process_is_one_line(
     error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(config: object) -> None:
@@ -269,7 +267,7 @@ def test_the_end_of_another_process_is_one_line(
     )
 
 
-def test_a_collective_out_of_step_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_gloo_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(config: object) -> None:
         raise RuntimeError("[enforce fail at gloo/transport/tcp/pair.cc:474] op.preamble.length <= op.nbytes. 8 vs 4")
 
@@ -280,7 +278,7 @@ def test_a_collective_out_of_step_is_a_defect(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_in_the_thread_of_tensorboard_is_told_without_a_traceback(tmp_path: Path) -> None:
+def test_full_disk_in_the_thread_of_tensorboard(tmp_path: Path) -> None:
     program = """
 import sys
 from tensorboard.summary.writer import event_file_writer
@@ -297,24 +295,22 @@ doctor.run = run
 cli.main()
 """
     done = subprocess.run([sys.executable, "-c", program, "doctor"], capture_output=True, text=True)
-    told = "vavae: No space left on device: while reading or writing; what was finished is kept"
-    assert done.returncode == 1 and set(done.stderr.splitlines()) == {told}
+    message = "vavae: No space left on device: while reading or writing; finished work is kept"
+    assert done.returncode == 1 and set(done.stderr.splitlines()) == {message}
 
 
-def test_a_stop_while_modules_are_read_is_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupt_during_an_import(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(name: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vavae.cli.importlib.import_module", stop)
     assert run(["demo"]) == 1
-    told = capsys.readouterr().err.strip()
-    assert "the same command" in told and len(told.splitlines()) == 1
+    message = capsys.readouterr().err.strip()
+    assert "the same command" in message and len(message.splitlines()) == 1
 
 
 def test_signal_during_an_import(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy, imported by torch's C++, makes another error of a KeyboardInterrupt."""
+    """numpy, imported by torch's C++, turns a KeyboardInterrupt into another error."""
 
     def load(name: str) -> Any:
         try:
@@ -345,7 +341,7 @@ def test_sigterm_and_sigint_stop_a_command(
     assert "the same command" in error and len(error.splitlines()) == 1
 
 
-def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defects_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(config: object) -> None:
         raise IndexError("a bug")
 
@@ -354,7 +350,7 @@ def test_a_defect_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None
         run(["doctor"])
 
 
-def test_doctor_says_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "auto means" in text and f"torch {torch.__version__.split('+')[0]}" in text.replace("\n", " ")
@@ -383,9 +379,9 @@ def test_labels_are_numbers_and_names(given: str, expected: list[object], capsys
 
 
 @pytest.mark.parametrize("option", ["--data.images", "--output", "--tokenizer"])
-def test_an_overlong_path_is_one_line(option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_too_long_path(option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = {"--data.images": "demo", "--output": str(tmp_path / "out"), "--tokenizer": "demo"}
     arguments[option] = "x" * 5000
     assert run(["encode", "--data.size", "32", *(word for pair in arguments.items() for word in pair)]) == 2
-    told = capsys.readouterr().err.strip()
-    assert len(told.splitlines()) == 1 and len(told) < 200 and "xxx" in told
+    message = capsys.readouterr().err.strip()
+    assert len(message.splitlines()) == 1 and len(message) < 200 and "xxx" in message

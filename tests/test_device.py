@@ -1,4 +1,4 @@
-"""Choice of device, and TF32, which must be off again afterwards."""
+"""Choice of device; TF32 is restored afterwards."""
 
 import signal
 import threading
@@ -37,7 +37,7 @@ def test_tf32_is_on_inside_only(before):
     with autocast("tf32", CUDA):
         assert switches() == ("tf32", "tf32")
         assert not torch.is_autocast_enabled("cuda")
-        # Compilers ask the older switches, which torch refuses where they disagree with the newer.
+        # Compilers read the older switches, and torch raises if these disagree with the newer.
         assert PRODUCTS.allow_tf32 and torch.get_float32_matmul_precision() == "high"
         with autocast("tf32", CUDA):
             assert switches() == ("tf32", "tf32")
@@ -118,7 +118,7 @@ def test_other_accelerators_are_used_only_if_named(monkeypatch):
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.13.0"))
     assert resolve_device("mps").type == "mps"
     for device in ("xpu", "mps:1"):
-        with pytest.raises(UserError, match=rf"device: '{device}' is not on this machine; use auto, cpu or mps"):
+        with pytest.raises(UserError, match=rf"^device must be auto, cpu or mps, got '{device}', which is not on"):
             resolve_device(device)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="several processes train on CPUs or NVIDIA GPUs, not on mps"), processes("mps"):
@@ -126,7 +126,7 @@ def test_other_accelerators_are_used_only_if_named(monkeypatch):
     assert signal.set_wakeup_fd(-1) == -1  # what ends a process that waits was not left behind
     assert dict(doctor.findings(doctor.Config("auto")))["device"].endswith("; --device mps takes the GPU")
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.12.1"))
-    with pytest.raises(UserError, match=r"device: 'mps' needs torch 2.13 or newer; this is 2.12.1"):
+    with pytest.raises(UserError, match=r"device: 'mps' needs torch 2.13 or newer, got torch 2.12.1"):
         resolve_device("mps")
 
 
@@ -141,7 +141,7 @@ def test_tf32_rounds_products_and_convolutions_inside_only():
     kernels = torch.randn(64, 64, 3, 3, dtype=torch.double, generator=generator)
 
     def errors() -> list[float]:
-        """Largest error of a product and of a convolution, relative to the size of the values."""
+        """Return the largest errors of a product and of a convolution, relative to the size of the values."""
         exact = a @ b, torch.nn.functional.conv2d(images, kernels)
         x, y, i, k = (tensor.float().cuda() for tensor in (a, b, images, kernels))
         found = x @ y, torch.nn.functional.conv2d(i, k)

@@ -1,4 +1,4 @@
-"""Numbers on a device without float64 and non-blocking copies, as Apple GPUs are.
+"""Numbers on a device without float64 and non-blocking copies, such as Apple GPUs.
 
 Fake tensors have a device but no values, so no such device is needed. They also refuse to mix devices. torch's unused
 device type `lazy` represents the GPU: fake tensors of type `mps` need a build with Apple support.

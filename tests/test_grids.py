@@ -45,7 +45,7 @@ def test_whole_factors_are_means_of_cells() -> None:
     torch.testing.assert_close(resample_grid(grid, (4, 4)), cells)
 
 
-def test_up_is_bilinear_between_centres() -> None:
+def test_up_is_bilinear_between_centers() -> None:
     grid = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     resampled = resample_grid(grid, (1, 4)).flatten()
     assert resampled.tolist() == pytest.approx([0.0, 0.25, 0.75, 1.0])

@@ -47,21 +47,21 @@ def test_an_error_inside_leaves_the_last_count() -> None:
 
 
 def _everything(terminal: int) -> str:
-    """All that was written to a pseudo-terminal whose other end is closed: one read may return a part of it."""
+    """Read all that was written to a pseudo-terminal whose other end is closed; one read may return a part."""
     parts = []
     with os.fdopen(terminal, "rb", buffering=0) as stream:
         try:
             while part := stream.read(65536):
                 parts.append(part)
-        except OSError as error:  # Linux's way to say that the other end is closed
+        except OSError as error:  # on Linux, if the other end is closed
             if error.errno != errno.EIO:
                 raise
     return b"".join(parts).decode()
 
 
 def test_a_terminal_gets_a_bar() -> None:
-    ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as terminal, track("sampling", 3, "images", stream=terminal) as bar:
+    terminal_side, own_side = pty.openpty()
+    with os.fdopen(own_side, "w") as terminal, track("sampling", 3, "images", stream=terminal) as bar:
         bar.advance(3)
-    shown = _everything(ours)
+    shown = _everything(terminal_side)
     assert "sampling" in shown and "100%" in shown and "\x1b[" in shown

@@ -1,4 +1,4 @@
-"""The counter-based numbers: right distribution, and functions of (seed, stream, index) alone."""
+"""Counter-based random numbers: their distribution, and that they depend on (seed, stream, index) only."""
 
 import pytest
 import scipy.stats
@@ -10,7 +10,7 @@ from vavae import rng
 
 
 def test_known_numbers() -> None:
-    """Runs written to disk depend on these: a change of the hash would break every resume."""
+    """Stored runs depend on these numbers: a change of the hash would break every resume."""
     assert rng.integers(0, "order", [0, 1, 2, 3], 1000).tolist() == [995, 287, 527, 662]
     numbers = rng.normal(7, "noise", [5], (3,))[0]
     torch.testing.assert_close(numbers, torch.tensor([1.42052710, 0.07446035, 0.07489885]), rtol=1e-5, atol=1e-6)
@@ -37,7 +37,7 @@ def test_normal_distribution() -> None:
     assert scipy.stats.kstest(numbers.flatten().double().numpy(), "norm").pvalue > 1e-3
     assert abs(float(numbers.mean())) < 0.01
     assert abs(float(numbers.std()) - 1) < 0.01
-    # neighbouring rows, and neighbouring columns (which share one hash in pairs), are not correlated
+    # neighboring rows, and neighboring columns (which share one hash in pairs), are not correlated
     correlation = torch.corrcoef(numbers[:50])
     assert float((correlation - torch.eye(50)).abs().max()) < 0.25
     pairs = numbers[:, :500].reshape(-1, 2).T

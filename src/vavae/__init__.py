@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vavae.tokenizer import AutoencoderKL
     from vavae.transformer import LightningDiT
 
-# The module of each; `checkpoints.networks` gives the two networks their `from_pretrained`.
+# Name -> module; `checkpoints.networks` gives the two networks their `from_pretrained`. All other names are rooms.
 _EXPORTS = {
     "AutoencoderKL": "vavae.checkpoints.networks",
     "LightningDiT": "vavae.checkpoints.networks",
@@ -24,31 +24,15 @@ _EXPORTS = {
     "SamplingConfig": "vavae.models",
     "UserError": "vavae.errors",
 }
-_ROOMS = ("tokenizer", "teachers", "losses", "transformer", "flow", "data", "metrics", "models")
 
-__all__ = [
-    "AutoencoderKL",
-    "Generator",
-    "LightningDiT",
-    "SamplingConfig",
-    "Tokenizer",
-    "UserError",
-    "__version__",
-    "data",
-    "flow",
-    "losses",
-    "metrics",
-    "models",
-    "teachers",
-    "tokenizer",
-    "transformer",
-]
+__all__ = ["AutoencoderKL", "Generator", "LightningDiT", "SamplingConfig", "Tokenizer", "UserError", "__version__"]
+__all__ += ["data", "flow", "losses", "metrics", "models", "teachers", "tokenizer", "transformer"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in _ROOMS:
+    if name in __all__:
         return importlib.import_module(f"vavae.{name}")
     raise AttributeError(f"module 'vavae' has no attribute {name!r}")
 

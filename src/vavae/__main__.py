@@ -1,4 +1,4 @@
-"""`python -m vavae`: the command `vavae` where its script is not on the path, under `torchrun -m vavae` say."""
+"""`python -m vavae`: the command `vavae` if its script is not on the path, for example under `torchrun -m vavae`."""
 
 from vavae.cli import main
 

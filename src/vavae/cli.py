@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run failed or was interrupted, 2 bad input.
 """
 
 import atexit
+import difflib
 import errno
 import importlib
 import io
@@ -12,26 +13,19 @@ import re
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vavae.errors import RunError, UserError, fault_number, memory_ran_out, one_line, printable
 from vavae.training.signals import interrupted_by_signals, signals_later
 from vavae.version import __version__
 
 
-@dataclass(frozen=True)
-class Command:
-    """One command: its module has `Config` and `run(config)`.
+class Command(NamedTuple):
+    """One command: its module has `Config` and `run(config)`."""
 
-    Attributes:
-        module: Module under `vavae`.
-        summary: One line for the list of commands.
-        positionals: Options that leading arguments stand for; a last one ending in `+` takes all the rest.
-    """
-
-    module: str
-    summary: str
-    positionals: tuple[str, ...] = ("config",)
+    module: str  # under `vavae`
+    summary: str  # one line for the list of commands
+    positionals: tuple[str, ...] = ("config",)  # options that leading words are values of; `NAME+` takes all the rest
 
 
 COMMANDS = {
@@ -76,17 +70,15 @@ _LOST = re.compile(
 )
 
 
-def _processes() -> int:
-    """Return the number of processes that `torchrun` started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def _one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _lost_process(error: Exception) -> str | None:
-    """Return one line for an error which says only that another process failed; None for any other error."""
-    if _processes() == 1:
-        return None
+    """Return one line for an error that only shows that another process failed; None for any other error."""
     # The store in which processes find each other has its own exceptions.
-    if type(error).__name__ in ("DistNetworkError", "DistStoreError") or _LOST.search(one_line(error)):
+    lost = type(error).__name__ in ("DistNetworkError", "DistStoreError") or _LOST.search(one_line(error))
+    if lost and _one_of_several():
         return "another process of this run has ended, or no longer answers; see its message"
     return None
 
@@ -99,8 +91,8 @@ def _machine_fault(error: BaseException) -> str | None:
     if number is None:
         return None
     if not isinstance(error, OSError):
-        return f"{os.strerror(number).lower()} ({one_line(error)[:200]}); what was finished is kept"
-    return f"{os.strerror(number)}: {error.filename or 'while reading or writing'}; what was finished is kept"
+        return f"{os.strerror(number).lower()} ({one_line(error)[:200]}); finished work is kept"
+    return f"{os.strerror(number)}: {error.filename or 'while reading or writing'}; finished work is kept"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -113,8 +105,6 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        import difflib
-
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         return _fail(f"unknown command '{name}'{hint}; 'vavae --help' lists the commands", 2)
@@ -133,9 +123,7 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(_lost_process(error) or str(error), 1)
     except KeyboardInterrupt as interrupt:
         # Training raises this after it has saved its state; the text says how to resume.
-        return _fail(
-            str(interrupt) or "interrupted; what was finished is kept, and the same command can be given again", 1
-        )
+        return _fail(str(interrupt) or "interrupted; finished work is kept, and the same command resumes it", 1)
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 1
     except BrokenPipeError:
@@ -152,11 +140,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def _fail_in_thread(failure: threading.ExceptHookArgs) -> None:
     """Print one line for a fault of the machine in a library's thread, for example TensorBoard's, as `run` does."""
-    message = None if failure.exc_value is None else _machine_fault(failure.exc_value)
-    if message is None:
-        threading.__excepthook__(failure)
-    else:
+    message = failure.exc_value and _machine_fault(failure.exc_value)
+    if message:
         _fail(message, 1)
+    else:
+        threading.__excepthook__(failure)
 
 
 def main() -> None:
@@ -171,7 +159,7 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(code)
 
-    if _processes() > 1:
+    if _one_of_several():
         # A group that failed is not destroyed, and its threads could abort an interpreter that ends normally.
         # Registered first, so called last.
         atexit.register(leave)

@@ -38,31 +38,19 @@ def resolve_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
+    other = torch.accelerator.current_accelerator(check_available=True)
+    known = "auto or cpu" if other is None else f"auto, cpu or {other.type}"
+    counts = {"cpu": 1} if other is None else {"cpu": 1, other.type: torch.accelerator.device_count()}
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"device: '{device}' is not a device; use {_devices()}") from error
-    if (chosen.index or 0) >= _count(chosen.type):
-        raise UserError(f"device: '{device}' is not on this machine; use {_devices()}")
+        raise UserError(f"device must be {known}, got '{device}', which is not a device") from error
+    if (chosen.index or 0) >= counts.get(chosen.type, 0):
+        raise UserError(f"device must be {known}, got '{device}', which is not on this machine")
     if not supports_float64(chosen) and torch.__version__ < "2.13":
         # Older fused Adam kernels for Apple GPUs ignore `found_inf`, which skips bad steps.
-        raise UserError(f"device: '{device}' needs torch 2.13 or newer; this is {torch.__version__}")
+        raise UserError(f"device: '{device}' needs torch 2.13 or newer, got torch {torch.__version__}")
     return chosen
-
-
-def _count(kind: str) -> int:
-    """Return the number of devices of a kind."""
-    if kind == "cpu":
-        return 1
-    if kind == "cuda":
-        return torch.cuda.device_count()
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.accelerator.device_count() if accelerator is not None and kind == accelerator.type else 0
-
-
-def _devices() -> str:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "auto or cpu" if accelerator is None else f"auto, cpu or {accelerator.type}"
 
 
 def device_name(device: torch.device) -> str:
@@ -82,8 +70,7 @@ def resolve_precision(precision: InferencePrecision, device: torch.device) -> Co
 def autocast(precision: Compute, device: torch.device) -> AbstractContextManager[None]:
     """Return a context for compute in `precision`: bf16 autocast, TF32 in float32 products on GPUs, or nothing.
 
-    `tf32` is a switch of the whole process, restored afterwards: the block waits for other threads in `tf32` or in
-    `without_tf32`. On CPUs it does nothing.
+    TF32 is a switch of the whole process: the block waits for other threads in `tf32` or in `without_tf32`.
     """
     if precision == "bf16":
         return torch.autocast(device.type, torch.bfloat16)
@@ -92,7 +79,7 @@ def autocast(precision: Compute, device: torch.device) -> AbstractContextManager
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    """TF32 in matrix products and convolutions of float32."""
+    """Compute matrix products and convolutions of float32 in TF32 in the block."""
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     with _TF32_SWITCH:
         former = products.fp32_precision, convolutions.fp32_precision
@@ -115,22 +102,19 @@ def without_tf32() -> AbstractContextManager[object]:
 
 
 def fits_on(device: torch.device, size: int, share: float) -> bool:
-    """Whether `size` bytes are less than `share` of the free memory of a GPU; false on a CPU."""
+    """Return whether `size` bytes are less than `share` of the free memory of a GPU; false on a CPU."""
     return device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] * share
 
 
 def image_memory_format(precision: Compute, device: torch.device) -> torch.memory_format:
-    """Return the memory format in which convolutions are fast: channels last on NVIDIA GPUs, and for bf16 on CPUs.
-
-    For fp32 on CPUs it is the contiguous format: a small tokenizer's step took 0.585 s, against 0.631 s with channels
-    last (2 cores, batch of 16, medians of 8 runs, alternating).
-    """
+    """Return the memory format in which convolutions are fast: channels last on NVIDIA GPUs, and for bf16 on CPUs."""
+    # For fp32 on CPUs contiguous is faster: 0.585 s against 0.631 s for a small tokenizer's step (2 cores, batch 16).
     last = device.type == "cuda" or (device.type == "cpu" and precision == "bf16")
     return torch.channels_last if last else torch.contiguous_format
 
 
 def supports_float64(device: torch.device) -> bool:
-    """Whether a device supports float64, and the rest of the list above."""
+    """Return whether a device supports float64, and the rest of the list at the top of this module."""
     return device.type in ("cpu", "cuda", "meta")
 
 
@@ -146,16 +130,11 @@ def to_float64(tensor: Tensor) -> Tensor:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy `tensor` to `device`, without waiting for an NVIDIA GPU.
-
-    On Apple GPUs a non-blocking copy may read memory that has been freed (torch 2.13, pytorch issue 189690).
-    """
+    """Copy `tensor` to `device`, without waiting for an NVIDIA GPU."""
+    # On Apple GPUs a non-blocking copy may read memory that has been freed (torch 2.13, pytorch issue 189690).
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def device_lock(device: torch.device) -> AbstractContextManager[object]:
-    """Return a lock for work on a device from several threads; on CPUs and NVIDIA GPUs it is not needed.
-
-    On Apple GPUs work from two threads at once may crash the process (pytorch issue 197805).
-    """
+    """Return a lock for work from several threads, which may crash the process on Apple GPUs (pytorch issue 197805)."""
     return nullcontext() if supports_float64(device) else _DEVICE_LOCK

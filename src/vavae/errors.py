@@ -14,8 +14,7 @@ _IN_WORDS = (*DISK_FAULTS, errno.EROFS, errno.EACCES, errno.EMFILE)
 class UserError(Exception):
     """Bad input: a wrong key, a missing file, an image that cannot be read.
 
-    The message is one line that names the offending key or file. The command line prints it
-    without a stack trace and exits with code 2.
+    The message is one line that names the key or file. The command line prints it and exits with code 2.
     """
 
 
@@ -56,13 +55,8 @@ def fault_number(error: BaseException) -> int | None:
 def as_user_error(failure: Callable[[str], str], memory: str) -> Iterator[None]:
     """Turn any exception of the block into an error of one line: libraries raise errors of many classes.
 
-    Args:
-        failure: Makes the message from the reason.
-        memory: What needed the memory, for the message if there was too little.
-
-    Raises:
-        UserError: The block failed. A UserError or RunError of the block passes unchanged.
-        RunError: There was not enough memory.
+    It becomes a UserError with the message `failure(reason)`; if memory ran out, a RunError that names `memory`, the
+    work that needed it. A UserError or RunError of the block passes unchanged.
     """
     try:
         yield

@@ -8,7 +8,7 @@ with track("encoding", total=5000, unit="images") as bar:
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -36,12 +36,10 @@ def format_duration(seconds: float) -> str:
 class Bar:
     """Count the work done, and show it with its rate, the time left and the latest numbers."""
 
-    def __init__(self, description: str, total: int, unit: str, start: int = 0) -> None:
-        self.description = description
-        self.total = total
-        self.unit = unit
-        self.done = start
-        self._start = start
+    def __init__(self, description: str, total: int, unit: str, start: int, show: Callable[["Bar"], None]) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done, self.numbers = start, ""
+        self._start, self._show = start, show
         self._began = time.monotonic()
 
     @property
@@ -53,56 +51,25 @@ class Bar:
     def advance(self, amount: int = 1, **numbers: float) -> None:
         """Count `amount` more units as done, and show `numbers`, for example a loss, after the bar."""
         self.done += amount
-        self._show(" ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
-
-    def _show(self, numbers: str) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Show the final state."""
+        self.numbers = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self._show(self)
 
 
-class _RichBar(Bar):
-    def __init__(self, description: str, total: int, unit: str, start: int, progress: Progress) -> None:
-        super().__init__(description, total, unit, start)
-        self._progress = progress
-        self._task = progress.add_task(description, total=total, completed=start, rate="", numbers="")
+class _Lines:
+    """Print a bar as a line at most every few seconds."""
 
-    def _show(self, numbers: str) -> None:
-        rate = f"{self.rate:.1f} {self.unit}/s"
-        self._progress.update(self._task, completed=self.done, rate=rate, numbers=numbers)
+    def __init__(self, stream: TextIO, every_seconds: float) -> None:
+        self.stream, self.every_seconds = stream, every_seconds
+        self.printed_at, self.printed = time.monotonic(), -1
 
-
-class _PlainBar(Bar):
-    def __init__(
-        self, description: str, total: int, unit: str, start: int, stream: TextIO, every_seconds: float
-    ) -> None:
-        super().__init__(description, total, unit, start)
-        self._stream = stream
-        self._every = every_seconds
-        self._shown_at = time.monotonic()
-        self._shown_done = -1
-        self._numbers = ""
-
-    def _show(self, numbers: str) -> None:
-        self._numbers = numbers
-        if time.monotonic() - self._shown_at >= self._every:
-            self._write()
-
-    def _write(self) -> None:
-        self._shown_at = time.monotonic()
-        self._shown_done = self.done
-        rate = self.rate
-        left = (
-            f", {format_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
-        )
-        numbers = f"  {self._numbers}" if self._numbers else ""
-        line = f"{self.description}: {self.done}/{self.total} {self.unit} ({rate:.1f}/s{left}){numbers}"
-        print(line, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        if self._shown_done != self.done:
-            self._write()
+    def show(self, bar: Bar, last: bool = False) -> None:
+        if bar.done == self.printed or not (last or time.monotonic() - self.printed_at >= self.every_seconds):
+            return
+        self.printed_at, self.printed, rate = time.monotonic(), bar.done, bar.rate
+        left = f", {format_duration((bar.total - bar.done) / rate)} left" if rate > 0 and bar.done < bar.total else ""
+        numbers = f"  {bar.numbers}" if bar.numbers else ""
+        line = f"{bar.description}: {bar.done}/{bar.total} {bar.unit} ({rate:.1f}/s{left}){numbers}"
+        print(line, file=self.stream, flush=True)
 
 
 @contextmanager
@@ -120,22 +87,20 @@ def track(
     end. `stream` defaults to standard error.
     """
     stream = stream or sys.stderr
-    if stream.isatty():
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rate]} {task.fields[numbers]}"),
-        )
-        with Progress(*columns, console=Console(file=stream)) as progress:
-            yield _RichBar(description, total, unit, start, progress)
+    if not stream.isatty():
+        lines = _Lines(stream, every_seconds)
+        bar = Bar(description, total, unit, start, lines.show)
+        try:
+            yield bar
+        finally:
+            lines.show(bar, last=True)
         return
-    bar = _PlainBar(description, total, unit, start, stream, every_seconds)
-    try:
-        yield bar
-    finally:
-        bar.close()
+    texts = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[rate]} {task.fields[numbers]}"))
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn())
+    with Progress(*columns, MofNCompleteColumn(), *texts, console=Console(file=stream)) as progress:
+        task = progress.add_task(description, total=total, completed=start, rate="", numbers="")
+
+        def show(bar: Bar) -> None:
+            progress.update(task, completed=bar.done, rate=f"{bar.rate:.1f} {unit}/s", numbers=bar.numbers)
+
+        yield Bar(description, total, unit, start, show)

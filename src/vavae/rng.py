@@ -1,13 +1,10 @@
 """Random numbers as functions of (seed, stream, index).
 
-Training, encoding and sampling must give the same numbers however the work is split over batches,
-processes and devices, and after any resume. A stateful generator cannot guarantee that. A counter-based
-one can: the k-th number of image `index` in `stream` is a hash of (seed, stream, index, k).
-
-The hash is the finalizer of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number
-generators", OOPSLA 2014), applied twice: once over the key, once over the counter. Integer arithmetic is
-exact on CPUs and NVIDIA GPUs, and the normal transform agrees up to the rounding of `log` and `cos`. Other
-devices get the CPU's numbers.
+Training, encoding and sampling give the same numbers however the work is split over batches, processes and devices,
+and after any resume. The k-th number of image `index` in `stream` is a hash of (seed, stream, index, k): the finalizer
+of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014), applied twice, once
+over the key and once over the counter. Integer arithmetic is exact on CPUs and NVIDIA GPUs, and the normal transform
+agrees up to the rounding of `log` and `cos`. Other devices get the CPU's numbers.
 """
 
 import hashlib
@@ -20,6 +17,8 @@ from torch import Tensor
 
 from vavae.device import float64_device
 
+Indices = Tensor | Sequence[int]
+Device = torch.device | str | None
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed 64-bit integers, which wrap around in torch
 _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
@@ -50,25 +49,15 @@ def _bits(seed: int, stream: str, indices: Tensor, count: int, device: torch.dev
     return _mix(keys[:, None] + counters[None, :] * _GOLDEN)
 
 
-def _as_indices(
-    indices: Tensor | Sequence[int], device: torch.device | str | None
-) -> tuple[Tensor, torch.device | str]:
+def _as_indices(indices: Indices, device: Device) -> tuple[Tensor, torch.device | str]:
     """Return indices as a tensor of integers, and the device of the numbers, by default the indices' own."""
     found = indices if isinstance(indices, Tensor) else torch.tensor(indices)
-    if found.is_floating_point():
-        if found.numel():
-            raise TypeError(f"indices: must be integers, got {found.dtype}")
-        found = found.to(torch.int64)  # an empty list
+    if found.is_floating_point() and found.numel():  # an empty list is a tensor of floats
+        raise TypeError(f"indices must be integers, got {found.dtype}")
     return found, found.device if device is None else device
 
 
-def uniform(
-    seed: int,
-    stream: str,
-    indices: Tensor | Sequence[int],
-    shape: Sequence[int] = (),
-    device: torch.device | str | None = None,
-) -> Tensor:
+def uniform(seed: int, stream: str, indices: Indices, shape: Sequence[int] = (), device: Device = None) -> Tensor:
     """Return uniform numbers in [0, 1), float32, of shape (len(indices), *shape); row i depends on indices[i] only."""
     indices, device = _as_indices(indices, device)
     bits = _bits(seed, stream, indices, math.prod(shape), device)
@@ -76,13 +65,7 @@ def uniform(
     return numbers.view(len(indices), *shape).to(device)
 
 
-def normal(
-    seed: int,
-    stream: str,
-    indices: Tensor | Sequence[int],
-    shape: Sequence[int] = (),
-    device: torch.device | str | None = None,
-) -> Tensor:
+def normal(seed: int, stream: str, indices: Indices, shape: Sequence[int] = (), device: Device = None) -> Tensor:
     """Return standard normal numbers, float32, of shape (len(indices), *shape); row i depends on indices[i] only.
 
     Box-Muller: both numbers of a pair come from one 64-bit hash, 32 bits for the radius (so the tails reach
@@ -99,13 +82,7 @@ def normal(
     return pairs.flatten(1)[:, :count].reshape(len(indices), *shape).to(device)
 
 
-def integers(
-    seed: int,
-    stream: str,
-    indices: Tensor | Sequence[int],
-    high: int,
-    device: torch.device | str | None = None,
-) -> Tensor:
+def integers(seed: int, stream: str, indices: Indices, high: int, device: Device = None) -> Tensor:
     """Return integers in [0, high), int64, of shape (len(indices),); `high` at most 2**31."""
     indices, device = _as_indices(indices, device)
     bits = _shift_right(_bits(seed, stream, indices, 1, device)[:, 0], 32)

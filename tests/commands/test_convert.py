@@ -1,4 +1,4 @@
-"""`vavae convert`: every form to every other, and round trips that leave each weight bit-identical."""
+"""`vavae convert` between all forms; round trips keep every weight exactly."""
 
 import errno
 import os
@@ -46,15 +46,15 @@ def vavae(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("config", [VA_VAE, MAR_VAE, SD_VAE], ids=["va", "mar", "sd"])
-def test_a_tokenizer_goes_round_bit_for_bit(config: AutoencoderConfig) -> None:
-    """Published -> ours -> diffusers -> ours -> published."""
+def test_tokenizer_round_trip_is_exact(config: AutoencoderConfig) -> None:
+    """Convert published -> ours -> diffusers -> ours -> published."""
     model, projection = autoencoder(config)
     torch.save(lightning_checkpoint(model, projection), "published.ckpt")
     channels = config.latent_channels
     torch.save(statistics(channels), "stats.pt")
     assert vavae("convert", "published.ckpt", "ours", "--statistics", "stats.pt") == 0
-    assert vavae("convert", "ours", "theirs", "--to", "diffusers") == 0
-    assert vavae("convert", "theirs", "again") == 0
+    assert vavae("convert", "ours", "exported", "--to", "diffusers") == 0
+    assert vavae("convert", "exported", "again") == 0
     assert vavae("convert", "again", "back", "--to", "published") == 0
     assert same_weights(Tokenizer.from_pretrained("again").autoencoder, model)
     assert same_weights(dict(read_checkpoint(Path("back/autoencoder.pt"))), model)
@@ -62,11 +62,11 @@ def test_a_tokenizer_goes_round_bit_for_bit(config: AutoencoderConfig) -> None:
     for name, value in statistics(channels).items():
         assert torch.equal(stored[name], value)
         assert stored[name].shape == (1, channels, 1, 1)
-    # The folder of published files is read as it is.
+    # The folder of published files can be read directly.
     assert same_weights(Tokenizer.from_pretrained("back").autoencoder, model)
 
 
-def test_native_weights_can_be_halved(capsys: pytest.CaptureFixture[str]) -> None:
+def test_native_weights_in_float16(capsys: pytest.CaptureFixture[str]) -> None:
     model, projection = autoencoder(VA_VAE)
     torch.save(lightning_checkpoint(model, projection), "published.ckpt")
     torch.save(statistics(VA_VAE.latent_channels), "stats.pt")
@@ -76,24 +76,24 @@ def test_native_weights_can_be_halved(capsys: pytest.CaptureFixture[str]) -> Non
     assert same_weights(Tokenizer.from_pretrained("half").autoencoder, {k: v.float() for k, v in stored.items()})
     capsys.readouterr()
     assert vavae("convert", "half", "no", "--to", "diffusers", "--dtype", "float16") == 2
-    assert "dtype: float16 is for native folders" in capsys.readouterr().err
+    assert "dtype must be float32 for diffusers files, got float16" in capsys.readouterr().err
     assert vavae("convert", "stats.pt", "s.safetensors", "--dtype", "float16") == 2
-    assert "dtype: float16 is for weights, not for statistics" in capsys.readouterr().err
+    assert "dtype must be float32 for statistics, got float16" in capsys.readouterr().err
 
 
-def test_a_generator_goes_round_bit_for_bit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generator_round_trip_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
     model, _ = golden_dit()
     tokenizer, _ = autoencoder()
     torch.save(training_checkpoint(model), "published.pt")
     torch.save(tokenizer.state_dict(), "vavae.pt")
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
     assert vavae("convert", "published.pt", "ours", *given) == 0
-    said = capsys.readouterr().out
-    assert "published.pt:\n  LightningDiT depth 2, width 64, 4 heads, patch 1 for latents 8x4x4, 10 classes\n" in said
-    assert "loaded from 'ema'\n  left out model: weights that are not averaged\n" in said
-    assert said.endswith("generator: ours\n")
-    assert vavae("convert", "ours", "theirs", "--to", "diffusers") == 0
-    assert vavae("convert", "theirs", "again") == 0
+    shown = capsys.readouterr().out
+    assert "published.pt:\n  LightningDiT depth 2, width 64, 4 heads, patch 1 for latents 8x4x4, 10 classes\n" in shown
+    assert "loaded from 'ema'\n  left out model: weights that are not averaged\n" in shown
+    assert shown.endswith("generator: ours\n")
+    assert vavae("convert", "ours", "exported", "--to", "diffusers") == 0
+    assert vavae("convert", "exported", "again") == 0
     assert vavae("convert", "again", "back", "--to", "published") == 0
     again = Generator.from_pretrained("again")
     assert same_weights(again.transformer, model)
@@ -107,17 +107,16 @@ def test_a_generator_goes_round_bit_for_bit(capsys: pytest.CaptureFixture[str]) 
     assert third.sampling == again.sampling and third.path == again.path
 
 
-def written_generator(**said: object) -> Generator:
-    """A generator in the folder `ours`."""
+def written_generator(**shown: object) -> Generator:
+    """Write a generator to the folder `ours`."""
     tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
-    generator = Generator(golden_dit()[0], tokenizer, **said)  # type: ignore[arg-type]
+    generator = Generator(golden_dit()[0], tokenizer, **shown)  # type: ignore[arg-type]
     generator.save_pretrained("ours")
     return generator
 
 
-@pytest.mark.parametrize("path", ["linear", "cosine", "vp"])
-@pytest.mark.parametrize("solver", ["euler", "heun", "dopri5"])
-def test_path_and_sampling_go_to_published_files_and_back(path: str, solver: str) -> None:
+@pytest.mark.parametrize(("path", "solver"), [("linear", "euler"), ("cosine", "heun"), ("vp", "dopri5")])
+def test_path_and_sampling_round_trip(path: str, solver: str) -> None:
     sampling = SamplingConfig(solver, 7, 0.5, 3.0, 0.2, 1.0, 3)  # type: ignore[arg-type]
     written_generator(path=path, sampling=sampling)
     assert vavae("convert", "ours", "back", "--to", "published") == 0
@@ -126,16 +125,16 @@ def test_path_and_sampling_go_to_published_files_and_back(path: str, solver: str
 
 
 @pytest.mark.parametrize("prediction", ["noise", "score"])
-def test_what_the_network_predicts_goes_to_published_files_and_back(prediction: str) -> None:
+def test_prediction_round_trip(prediction: str) -> None:
     ours = written_generator(prediction=prediction, sampling=SamplingConfig("euler", 4))
-    assert vavae("convert", "ours", "theirs", "--to", "published") == 0
-    assert read_checkpoint(Path("theirs/lightningdit.pt"))["config"]["transport"]["prediction"] == prediction
-    back = Generator.from_pretrained("theirs")
+    assert vavae("convert", "ours", "exported", "--to", "published") == 0
+    assert read_checkpoint(Path("exported/lightningdit.pt"))["config"]["transport"]["prediction"] == prediction
+    back = Generator.from_pretrained("exported")
     assert back.prediction == prediction
     assert torch.equal(back([1, 2]), ours([1, 2]))
 
 
-def test_a_published_prediction_that_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_published_prediction_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = training_checkpoint(golden_dit()[0])
     checkpoint["config"] = {**checkpoint["config"], "transport": {"prediction": "energy"}}
     torch.save(checkpoint, "published.pt")
@@ -145,11 +144,11 @@ def test_a_published_prediction_that_is_unknown_is_refused(capsys: pytest.Captur
     assert "transport.prediction must be one of velocity, noise, score, got energy" in capsys.readouterr().err
 
 
-def test_what_published_files_cannot_say_is_told_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_settings_that_published_files_lack(capsys: pytest.CaptureFixture[str]) -> None:
     written_generator(sampling=SamplingConfig("euler_maruyama", 9, guidance_scale=2.0))
     assert vavae("convert", "ours", "back", "--to", "published") == 0
-    said = capsys.readouterr().out
-    assert "the solver euler_maruyama is not taken over" in said and "the guidance is not taken over" in said
+    shown = capsys.readouterr().out
+    assert "the solver euler_maruyama is not taken over" in shown and "the guidance is not taken over" in shown
     assert Generator.from_pretrained("back").sampling == SamplingConfig("euler", 9)
     written_generator(prediction="data")
     assert vavae("convert", "ours", "refused", "--to", "published") == 2
@@ -157,26 +156,26 @@ def test_what_published_files_cannot_say_is_told_or_refused(capsys: pytest.Captu
     assert not Path("refused").exists()
 
 
-def test_a_generator_of_rectangles_is_refused_to_the_published_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rectangles_have_no_published_form(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = Tokenizer(autoencoder()[0], LatentStatistics.from_dict(statistics(8)))
     wide = LightningDiT(latent_size=(2, 4), patch_size=2, latent_channels=8, width=32, depth=1, heads=2, num_classes=3)
     Generator(wide, tokenizer).save_pretrained("ours")
     assert vavae("convert", "ours", "refused", "--to", "published") == 2
     size = f"{2 * tokenizer.factor}x{4 * tokenizer.factor}"
-    assert f"to: {size} is not square, and the published code takes square images only" in capsys.readouterr().err
+    assert f"the image size must be a square for the published code, got {size}" in capsys.readouterr().err
     assert not Path("refused").exists()
 
 
-def test_options_that_would_change_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_without_effect_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     written_generator()
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     torch.save(training_checkpoint(golden_dit()[0]), "dit.pt")
     published_latents(Path("latents"))
     Path("vavae.yaml").write_text("model: {params: {ddconfig: {}, lossconfig: {}}}")
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
-    for arguments, said in [
+    for arguments, shown in [
         (("ours", "out", "--scaling_factor", "2"), "scaling_factor: is for tokenizers"),
-        (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--shift_factor", "3"), "shift_factor: goes with a"),
+        (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--shift_factor", "3"), "shift_factor must be 0"),
         (("ours", "out", "--heads", "3"), "heads: is for published transformers, not for ours (generator)"),
         (("dit.pt", "out", *given, "--heads", "3"), "dit.pt: heads must be 4, as its weights show, got 3"),
         (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--heads", "3"), "heads: is for published"),
@@ -190,11 +189,11 @@ def test_options_that_would_change_nothing_are_refused(capsys: pytest.CaptureFix
     ]:
         assert vavae("convert", *arguments) == 2, arguments
         error = capsys.readouterr().err.strip()
-        assert said in error and len(error.splitlines()) == 1, error
+        assert shown in error and len(error.splitlines()) == 1, error
         assert not Path("out").exists()
 
 
-def test_a_scaling_factor_goes_with_a_generators_tokenizer() -> None:
+def test_scaling_factor_for_the_tokenizer_of_a_generator() -> None:
     written_generator()
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     factor = ("--scaling_factor", "2", "--shift_factor", "3")
@@ -203,7 +202,7 @@ def test_a_scaling_factor_goes_with_a_generators_tokenizer() -> None:
     assert stored.std.tolist() == [0.5] * 8 and stored.mean.tolist() == [3.0] * 8
 
 
-def test_weights_that_are_not_averaged_can_be_asked_for() -> None:
+def test_weights_that_are_not_averaged() -> None:
     model, _ = golden_dit()
     torch.save(training_checkpoint(model), "published.pt")
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
@@ -214,7 +213,7 @@ def test_weights_that_are_not_averaged_can_be_asked_for() -> None:
     assert all(torch.equal(value, model.state_dict()[name] + 1) for name, value in state.items())
 
 
-def test_a_scaling_factor_stands_for_statistics() -> None:
+def test_scaling_factor_instead_of_statistics() -> None:
     torch.save(autoencoder(SD_VAE)[0].state_dict(), "kl-f8.ckpt")
     assert vavae("convert", "kl-f8.ckpt", "ours", "--scaling_factor", "0.18215") == 0
     stored = Tokenizer.from_pretrained("ours").statistics
@@ -222,7 +221,7 @@ def test_a_scaling_factor_stands_for_statistics() -> None:
     assert not stored.mean.any()
 
 
-def test_statistics_and_back() -> None:
+def test_statistics_round_trip() -> None:
     assert vavae("convert", "latents_stats.pt", "ours.safetensors") == 0
     assert torch.equal(read_statistics("ours.safetensors").mean, statistics(8)["mean"].flatten())
     assert vavae("convert", "ours.safetensors", "back.pt", "--to", "published") == 0
@@ -230,7 +229,7 @@ def test_statistics_and_back() -> None:
 
 
 def published_latents(folder: Path, images: int = 5) -> dict[str, torch.Tensor]:
-    """Two shards as the published extractor names and fills them."""
+    """Write two shards in the form of the published extractor."""
     folder.mkdir()
     tensors = {
         "latents": torch.randn(2 * images, 8, 4, 4),
@@ -245,7 +244,7 @@ def published_latents(folder: Path, images: int = 5) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def test_published_latents_are_read_as_they_are_and_ours_are_written_like_them(
+def test_published_latents_are_read_and_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tensors = published_latents(Path("published"))
@@ -257,14 +256,14 @@ def test_published_latents_are_read_as_they_are_and_ours_are_written_like_them(
     assert torch.equal(labels, tensors["labels"])
 
     assert vavae("convert", "published", "no") == 2
-    assert "read as they are" in capsys.readouterr().err
+    assert "to must be published for latents, got native" in capsys.readouterr().err
     assert vavae("convert", "published", "written", "--to", "published") == 0
     shard = load_file("written/latents_rank00_shard000.safetensors")
     assert same_weights(shard, tensors)
     assert torch.equal(read_checkpoint(Path("written/latents_stats.pt"))["mean"], stats["mean"])
 
 
-def test_latents_whose_conversion_was_killed_are_refused_and_replaced(
+def test_killed_conversion_of_latents_is_replaced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors = published_latents(Path("published"))
@@ -292,7 +291,7 @@ def test_latents_whose_conversion_was_killed_are_refused_and_replaced(
     }
     assert same_weights(load_file("written/latents_rank00_shard000.safetensors"), tensors)
     assert vavae("convert", "published", "written", "--to", "published") == 2
-    assert "output: written is there already" in capsys.readouterr().err
+    assert "output must be a new file or an empty folder, got written, which exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -321,50 +320,53 @@ def test_factors_beyond_float32_are_refused(factor: str, shift: str, capsys: pyt
     assert "scaling_factor and shift_factor must be numbers of float32" in capsys.readouterr().err
 
 
-def test_latents_we_encode_with_a_published_tokenizer_give_its_statistics(capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_from_encoded_latents(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     options = ("--data.images", "demo", "--data.size", "32", "--split", "test", "--data.limit", "6")
     assert vavae("encode", "--tokenizer", "vavae.pt", "--output", "latents", *options) == 0
     assert vavae("convert", "latents", "published", "--to", "published") == 0
-    ours, theirs = LatentDataset("latents"), LatentDataset("published")
-    assert theirs.settings is None
+    ours, published = LatentDataset("latents"), LatentDataset("published")
+    assert published.settings is None
     everything = torch.arange(len(ours))
     for flip in (None, torch.ones(len(ours), dtype=torch.bool)):
-        for mine, published in zip(ours.get(everything, flip), theirs.get(everything, flip), strict=True):
-            assert torch.equal(mine, published)
+        for mine, written in zip(ours.get(everything, flip), published.get(everything, flip), strict=True):
+            assert torch.equal(mine, written)
     assert vavae("convert", "vavae.pt", "tokenizer", "--statistics", "latents") == 0
     tokenizer = Tokenizer.from_pretrained("tokenizer")
     assert torch.equal(tokenizer.statistics.mean, ours.statistics.mean)
     assert "latents: " in capsys.readouterr().out
 
 
-def test_wrong_calls_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_calls_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     torch.save(golden_dit()[0].state_dict(), "dit.pt")
     Path("full").mkdir()
     Path("full/file").touch()
-    for arguments, said in [
-        ((), "source: missing"),
-        (("vavae.pt",), "output: missing"),
-        (("vavae.pt", "full"), "output: full is there already"),
+    for arguments, shown in [
+        ((), "source is missing"),
+        (("vavae.pt",), "output is missing"),
+        (("vavae.pt", "full"), "output must be a new file or an empty folder, got full"),
         (("vavae.pt", "out"), "comes without the statistics"),
         (("dit.pt", "out"), "comes without its tokenizer"),
         (("absent.pt", "out"), "absent.pt: no such file"),
         (("vavae.pt", "out", "--statistics", "absent.pt"), "absent.pt: cannot be read"),
-        (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--scaling_factor", "1"), "one of statistics and"),
+        (
+            ("vavae.pt", "out", "--statistics", "latents_stats.pt", "--scaling_factor", "1"),
+            "scaling_factor must be null",
+        ),
         (("vavae.pt", "out", "--scaling_factor", "0"), "scaling_factor must be positive, got 0.0"),
-        (("latents_stats.pt", "out", "--to", "diffusers"), "to: diffusers keeps statistics"),
+        (("latents_stats.pt", "out", "--to", "diffusers"), "to must be native or published for statistics"),
         (("vavae.pt", "out", "--to", "onnx"), "to"),
     ]:
         assert vavae("convert", *arguments) == 2
         error = capsys.readouterr().err
-        assert said in error
+        assert shown in error
         assert len(error.splitlines()) == 1
         assert not Path("out").exists()
 
 
-def test_samples_are_those_of_the_published_transformer() -> None:
-    """From published files to PNGs in two commands."""
+def test_samples_equal_those_of_the_published_files() -> None:
+    """Convert published files and sample PNGs."""
     torch.save(training_checkpoint(golden_dit()[0]), "published.pt")
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")

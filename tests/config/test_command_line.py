@@ -1,4 +1,4 @@
-"""The command line in reports is one to type again."""
+"""The command line in reports can be typed again."""
 
 import sys
 
@@ -17,7 +17,7 @@ from vavae.config.command_line import command_line
         ("frontier a.yaml --workers 2", "vavae frontier a.yaml --workers 2"),
     ],
 )
-def test_what_only_wrote_the_page_is_left_out(given: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_switch_can_be_left_out(given: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/usr/bin/vavae", *given.split()])
     assert command_line(without="--page_only") == expected
 

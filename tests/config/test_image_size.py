@@ -1,4 +1,4 @@
-"""One number for squares, height and width for other rectangles: read, written, compared."""
+"""Sizes of images: one number for squares, height and width for other rectangles."""
 
 import json
 
@@ -23,17 +23,17 @@ def test_a_size_is_its_two_sides(height: int, width: int, factor: int) -> None:
     assert isinstance(scale_size(size, factor), int) == isinstance(size, int)
 
 
-def test_how_sizes_are_written() -> None:
+def test_sizes_as_text() -> None:
     assert [format_size(size) for size in (256, (192, 320), (64, 64))] == ["256", "192x320", "64"]
 
 
 @pytest.mark.parametrize("wrong", [[192], [1, 2, 3], [], [24.5, 40], ["24", "40"]])
-def test_what_is_no_size_is_named(wrong: list) -> None:
+def test_wrong_sizes_are_refused(wrong: list) -> None:
     with pytest.raises(UserError, match=r"^data\.size must be a number or \[height, width\], got"):
         as_size("data.size", wrong)
 
 
-def test_who_needs_a_square_says_so() -> None:
+def test_square_side() -> None:
     assert square_side("data.size", 32, "x") == 32
-    with pytest.raises(UserError, match=r"^data\.size: 24x40 is not square, and x takes square images only"):
+    with pytest.raises(UserError, match=r"^data\.size must be a square for x, got 24x40"):
         square_side("data.size", (24, 40), "x")

@@ -26,7 +26,7 @@ from vavae.frontier import cells as frontier_cells
 from vavae.frontier import run as frontier
 from vavae.frontier.config import ExperimentsConfig, MeasureConfig, SizeConfig, Table2Config, Table5Config
 from vavae.frontier.results import Results
-from vavae.stages.run_folder import open_run
+from vavae.training.run_folder import open_run
 
 JOBS = {"tokenizer": 5, "uniformity": 5, "generator": 7, "curve": 2}
 PROGRAM = """

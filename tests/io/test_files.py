@@ -1,4 +1,4 @@
-"""Files and folders that are written whole, marked as unfinished, or not there."""
+"""Files and folders are written completely or not at all."""
 
 import errno
 import os
@@ -14,8 +14,8 @@ from vavae.errors import UserError
 from vavae.io.files import UNFINISHED, drop_drafts, is_free, save_torch, whole_folder, written_whole
 
 
-def test_processes_of_equal_numbers_do_not_share_a_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on two machines with one file system."""
+def test_processes_with_equal_ids_use_separate_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines with one file system may have processes with the same id."""
     monkeypatch.setattr(os, "getpid", lambda: 7)
     path = tmp_path / "x.json"
     with written_whole(path) as one:
@@ -26,7 +26,7 @@ def test_processes_of_equal_numbers_do_not_share_a_draft(tmp_path: Path, monkeyp
     assert path.read_text() == "one" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_draft_that_fails_leaves_the_former_file(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("before")
     with pytest.raises(OSError, match="full"), written_whole(path) as draft:
@@ -46,7 +46,7 @@ def _by_safetensors(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [_by_text, _by_safetensors, lambda path: save_torch(torch.zeros(5000), path)])
-def test_a_fault_of_the_disk_names_the_file(write: Callable[[Path], None], tmp_path: Path) -> None:
+def test_full_disk_names_the_file(write: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "x"
     with limited("FSIZE", 1000), pytest.raises(OSError, match="File too large") as failed:
         write(path)
@@ -54,7 +54,7 @@ def test_a_fault_of_the_disk_names_the_file(write: Callable[[Path], None], tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fault_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+def test_errors_of_other_files_keep_their_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as failed, written_whole(tmp_path / "x"):
         (tmp_path / "other").read_text()
     assert failed.value.filename == str(tmp_path / "other")
@@ -69,7 +69,7 @@ def test_drafts_of_killed_processes_are_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {".a.notes.tmp", "a.json"}
 
 
-def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+def test_failed_block_restores_the_folder(tmp_path: Path) -> None:
     for folder, was_there in ((tmp_path / "new", False), (tmp_path, True)):
         with pytest.raises(KeyboardInterrupt), whole_folder(folder):
             (folder / "part").mkdir()
@@ -78,7 +78,7 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
         assert folder.exists() is was_there and (not was_there or not list(folder.iterdir()))
 
 
-def test_what_a_killed_block_left_goes_first(tmp_path: Path) -> None:
+def test_remains_of_a_killed_block_are_removed(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "a"):
         mark = (tmp_path / "a" / UNFINISHED).read_bytes()
     (tmp_path / "a" / UNFINISHED).write_bytes(mark)
@@ -88,8 +88,8 @@ def test_what_a_killed_block_left_goes_first(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["new"]
 
 
-def test_files_of_others_are_never_removed(tmp_path: Path) -> None:
-    """A model that was not saved to its end may lie beside them, in a repository say."""
+def test_foreign_files_are_never_removed(tmp_path: Path) -> None:
+    """An incompletely saved model may be next to them, for example in a repository."""
     (tmp_path / UNFINISHED).touch()
     assert is_free(tmp_path)
     (tmp_path / "notes.txt").touch()

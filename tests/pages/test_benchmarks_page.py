@@ -1,4 +1,4 @@
-"""docs/benchmarks.md says what the newest results say."""
+"""docs/benchmarks.md shows the newest results."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ def page() -> ModuleType:
     return module
 
 
-def test_the_page_is_in_step_with_the_results(page: ModuleType) -> None:
+def test_page_shows_the_results(page: ModuleType) -> None:
     assert (ROOT / "docs/benchmarks.md").read_text() == page.page(), "run: python benchmarks/page.py"
 
 
@@ -29,7 +29,7 @@ def write(folder: Path, name: str, results: list[dict[str, Any]], **more: Any) -
     (folder / f"{name}.json").write_text(json.dumps(record))
 
 
-def test_the_newest_result_of_each_kind_is_shown(page: ModuleType, tmp_path: Path) -> None:
+def test_newest_result_of_each_kind(page: ModuleType, tmp_path: Path) -> None:
     ratio = {"name": "tokenizer step", "ratios": [0.5, 0.7, 0.6], "target": 0.65}
     write(tmp_path, "2026-01-02-paired-cpu-small-fp32", [{**ratio, "ratio": 0.9}])
     load = {"before": [0.1, 0, 0], "after": [1.25, 0, 0]}

@@ -1,4 +1,4 @@
-"""docs/checkpoints.md, run from top to bottom on a stand-in of every published file: it prints what it says."""
+"""Run docs/checkpoints.md from top to bottom on small stand-ins of the published files, and compare the output."""
 
 import contextlib
 import io
@@ -33,11 +33,13 @@ from vavae.checkpoints.statistics import scaling_statistics
 from vavae.cli import run
 from vavae.models import Generator, Tokenizer
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 
 
 def make_published_files() -> None:
-    """One of each kind, in the current folder."""
+    """Write one file of each kind into the current folder."""
     model, projection = autoencoder()
     torch.save(model.state_dict(), "vavae-imagenet256-f16d32-dinov2.pt")
     torch.save(statistics(8), "latents_stats.pt")
@@ -60,7 +62,7 @@ def blocks(kind: str) -> list[str]:
 
 
 def sessions() -> list[tuple[str, str]]:
-    """Every command of the page with what is printed below it."""
+    """Return every command of the page with the output below it."""
     found = []
     for block in blocks("console"):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
@@ -73,14 +75,14 @@ def execute(command: str) -> str:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         run(shlex.split(command)[1:])
-    # Progress bars go to the error stream too; a refusal is its last line.
+    # Progress bars go to the error stream too.
     refusals = [line + "\n" for line in err.getvalue().splitlines() if line.startswith("vavae: ")]
     return out.getvalue() + "".join(refusals)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """What every command of the page printed, in order, in a folder with the files."""
+    """Run the commands of the page in order in a folder with the files; return their output."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("page"))
     make_published_files()
@@ -88,22 +90,22 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     os.chdir(before)
 
 
-def test_every_command_prints_what_the_page_says(ran: dict[str, str]) -> None:
+def test_commands_print_the_output_on_the_page(ran: dict[str, str]) -> None:
     for command, printed in sessions():
         assert ran[command] == printed, command
 
 
-def test_the_table_says_what_the_commands_say(ran: dict[str, str]) -> None:
+def test_table_agrees_with_the_commands(ran: dict[str, str]) -> None:
     rows = [
         [cell.strip() for cell in line.split("|")[1:4]] for line in PAGE.read_text().splitlines() if "| `vavae" in line
     ]
     assert len(rows) == 7
-    for _, command, said in rows:
+    for _, command, line in rows:
         known = [printed for full, printed in ran.items() if full.startswith(command.strip("`"))]
-        assert any(said.strip("`") in printed.splitlines() for printed in known), command
+        assert any(line.strip("`") in printed.splitlines() for printed in known), command
 
 
-def test_the_python_of_the_page_runs(ran: dict[str, str]) -> None:
+def test_python_on_the_page_runs(ran: dict[str, str]) -> None:
     environment = os.environ | {"HF_MODULES_CACHE": str(Path("modules").absolute()), "HF_HUB_OFFLINE": "1"}
     script = "import torch\ntorch.set_num_threads(1)\n" + "\n".join(blocks("python"))
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
@@ -111,13 +113,13 @@ def test_the_python_of_the_page_runs(ran: dict[str, str]) -> None:
     assert "left out model: weights that are not averaged" in done.stdout
 
 
-def test_every_published_form_ended_in_images(ran: dict[str, str]) -> None:
+def test_every_published_form_gives_images(ran: dict[str, str]) -> None:
     for folder, count, size in (("samples", 4, (64, 64)), ("samples-sd", 2, (64, 64))):
         for i in range(count):
             image = Image.open(f"{folder}/{i:06d}.png")
             assert image.size == size
             low, high = zip(*image.getextrema(), strict=True)
-            assert max(high) - min(low) > 50  # not one colour
+            assert max(high) - min(low) > 50  # several colors
     published = golden_dit()[0]
     assert same_weights(Generator.from_pretrained("generators/xl").transformer, published)
     assert same_weights(Generator.from_pretrained("generators/back").transformer, published)
@@ -130,7 +132,7 @@ def test_every_published_form_ended_in_images(ran: dict[str, str]) -> None:
         assert same_weights(tokenizer.autoencoder, autoencoder(config)[0])
 
 
-def test_the_converted_recipe_is_one(ran: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_converted_recipe_resolves(ran: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert yaml.safe_load(Path("recipe.yaml").read_text())["tokenizer"] == "tokenizers/vavae"
     assert run(["train-dit", "recipe.yaml", "--print_config"]) == 0
     capsys.readouterr()

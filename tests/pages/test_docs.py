@@ -1,4 +1,4 @@
-"""Every `vavae` command in README, docs and recipes is one that runs: options and recipes exist, links lead on."""
+"""Every `vavae` command in README, docs and recipes has options and recipes that exist, and every link a target."""
 
 import re
 import shlex
@@ -14,12 +14,12 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 
 
-# What starts several processes of a command.
+# Launchers of several processes.
 LAUNCHER = re.compile(r"(torchrun .*--no-python\s+vavae|sbatch examples/slurm\.sh) ")
 
 
 def commands(text: str) -> list[str]:
-    """`vavae …` lines of fenced shell blocks, continued lines joined, and what torchrun and SLURM are to start."""
+    """Return the `vavae …` commands in shell blocks, also those behind torchrun and SLURM, continued lines joined."""
     blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     lines = [LAUNCHER.sub("vavae ", line.strip().removeprefix("$ ")) for line in lines]
@@ -27,7 +27,7 @@ def commands(text: str) -> list[str]:
 
 
 def headed_commands(path: Path) -> list[str]:
-    """`vavae …` commands in the comment at the top of a recipe, continued lines joined."""
+    """Return the `vavae …` commands in the comment at the top of a recipe, continued lines joined."""
     comment = "\n".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
     head = comment.replace("\\\n", " ").splitlines()
     named = r"\s*(Run:|Measure:)?\s*"
@@ -44,10 +44,10 @@ def test_there_are_commands_to_check() -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), ALL)
-def test_a_command_resolves(
+def test_command_resolves(
     page: str, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole command line is read, recipe included, without running it."""
+    """Parse the command line and its recipe without running the command."""
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(line, comments=True)[1:]
     asks = any(a in ("--help", "--version", "--print_config") for a in arguments)
@@ -55,10 +55,10 @@ def test_a_command_resolves(
     assert code == 0, capsys.readouterr().err
 
 
-def test_the_readme_keeps_the_same_images_for_testing_all_along(
+def test_readme_holds_out_the_same_images_everywhere(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else what training never saw is encoded and trained on by the next command, or measured as if it were new."""
+    """Otherwise the next command would train on the test images, or measure on training images."""
     monkeypatch.chdir(ROOT)
     lines = [line for page, line in ALL if page == "README.md" and "--data.images my-images" in line]
     assert [line.split()[1] for line in lines] == ["train-tokenizer", "encode", "evaluate"]
@@ -67,7 +67,7 @@ def test_the_readme_keeps_the_same_images_for_testing_all_along(
         assert "holdout: 0.1\n" in capsys.readouterr().out, line
 
 
-def test_the_job_on_kubernetes_resolves(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kubernetes_job_resolves(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     _, job = yaml.safe_load_all((ROOT / "examples" / "kubernetes.yaml").read_text())
     (container,) = job["spec"]["template"]["spec"]["containers"]
     command = container["command"]
@@ -75,7 +75,7 @@ def test_the_job_on_kubernetes_resolves(capsys: pytest.CaptureFixture[str], monk
     assert run([*command[command.index("vavae") + 1 :], "--print_config"]) == 0, capsys.readouterr().err
 
 
-def test_the_examples_leave_time_to_save_and_share_a_cache() -> None:
+def test_example_jobs_leave_time_to_save() -> None:
     """torchrun must kill its processes before the cluster does, and 30 s after SIGTERM is too early."""
     slurm = (ROOT / "examples" / "slurm.sh").read_text()
     given = int(re.findall(r"^#SBATCH --signal=B:TERM@(\d+)$", slurm, re.MULTILINE)[0])
@@ -91,7 +91,7 @@ def test_the_examples_leave_time_to_save_and_share_a_cache() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith(("https://", "mailto:")):
             assert (page.parent / target).exists(), target

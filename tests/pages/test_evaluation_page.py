@@ -1,4 +1,4 @@
-"""The numbers of docs/evaluation.md are those of the newest result, and the commands in its text can be given."""
+"""docs/evaluation.md shows the numbers of the newest result, and its commands resolve."""
 
 import importlib.util
 import re
@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 INLINE = re.findall(r"`(vavae [^`]+)`", re.sub(r"```.*?```", "", PAGE.read_text(), flags=re.DOTALL))
 
 
-def test_page_and_result_agree() -> None:
+def test_page_shows_the_newest_result() -> None:
     spec = importlib.util.spec_from_file_location("evaluation_pitfalls", SCRIPT)
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
@@ -25,7 +25,7 @@ def test_page_and_result_agree() -> None:
     assert script.tables(script.latest()) in script.PAGE.read_text()
 
 
-def test_the_table_of_what_to_report_has_commands() -> None:
+def test_rows_of_what_to_report_have_commands() -> None:
     rows = PAGE.read_text().split("## What to report")[1].split("\n\n")[1].splitlines()[2:]
     assert len(rows) >= 5
     for row in rows:
@@ -33,13 +33,13 @@ def test_the_table_of_what_to_report_has_commands() -> None:
 
 
 @pytest.mark.parametrize("line", INLINE)
-def test_a_command_in_the_text_resolves(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is read whole, without running it."""
+def test_commands_in_the_text_resolve(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parse the command line without running the command."""
     assert run([*shlex.split(line)[1:], "--print_config"]) == 0, capsys.readouterr().err
 
 
-def test_no_command_measures_on_the_embedded_images() -> None:
-    """They are the default, and mean nothing to another model than the demo's."""
+def test_commands_name_their_images() -> None:
+    """The default, the embedded images, suits the demo's models only."""
     text = PAGE.read_text().replace("\\\n", " ")
     lines = re.findall(r"vavae evaluate (?:tokenizer|generator|samples) [^`\n]+", text)
     assert len(lines) > len(INLINE)
@@ -47,8 +47,8 @@ def test_no_command_measures_on_the_embedded_images() -> None:
         assert "--data.images" in line or "--reference" in line, line
 
 
-def test_the_row_of_published_numbers_names_weights_with_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are fetched have none, and without them there is no Inception Score."""
+def test_inception_score_command_names_weights_with_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights that are fetched have no logits, which the Inception Score needs."""
     row = next(row for row in PAGE.read_text().splitlines() if row.startswith("|") and "Inception Score" in row)
     command = next(line for line in INLINE if f"`{line}`" in row)
     seen: list[evaluate.Config] = []

@@ -1,4 +1,4 @@
-"""The commands of docs/training.md that fine-tune a published transformer, run on small stand-ins of its files."""
+"""Run the fine-tuning commands of docs/training.md on small stand-ins of the published files."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from vavae.models import Generator, Tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
-# What makes each command small: the stand-ins are for 64 px.
+# Options that make each command small; the stand-ins are for 64 px.
 SMALL = {
     "convert": "",
     "encode": "--data.size 64 --device cpu",
@@ -27,6 +27,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_fine_tuning_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
@@ -44,8 +45,8 @@ def test_fine_tuning_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [command[0] for command in commands] == ["convert", "convert", "encode", "train-dit", "sample"]
     for command in commands:
         assert run([*command, *shlex.split(SMALL[command[0]])]) == 0
-    (said,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
-    assert Path("runs/tuned/transformer/initial.txt").read_text() == said
+    (printed,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    assert Path("runs/tuned/transformer/initial.txt").read_text() == printed
     generator = Generator.from_pretrained("runs/tuned/transformer/generator")
     assert generator.class_names == ("cat", "dog")
     assert generator.tokenizer.statistics.equals(Tokenizer.from_pretrained("tokenizers/vavae").statistics)

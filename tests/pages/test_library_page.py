@@ -1,4 +1,4 @@
-"""docs/library.md and the README's Python, run as they stand from top to bottom; what they print is checked."""
+"""Run the Python of docs/library.md and README from top to bottom, and check the output."""
 
 import contextlib
 import io
@@ -21,23 +21,24 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_python(page: str, names: dict[str, Any]) -> str:
-    """What the page's blocks print, run one after the other with shared names."""
-    said = io.StringIO()
+    """Run the page's blocks in order with shared names; return the output."""
+    printed = io.StringIO()
     for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(printed):
             exec(compile(block, page, "exec"), names)
-    return said.getvalue()
+    return printed.getvalue()
 
 
-def test_the_pieces_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {}
-    said = run_python("docs/library.md", names)
+    printed = run_python("docs/library.md", names)
 
-    terms = [float(value) for value in re.findall(r"'alignment': ([\d.]+)", said)]
+    terms = [float(value) for value in re.findall(r"'alignment': ([\d.]+)", printed)]
     assert len(terms) == 4 and all(0 < value < 2 for value in terms)
-    assert "(16, 8, 8) 10 torch.Size([16])" in said
+    assert "(16, 8, 8) 10 torch.Size([16])" in printed
     dataset = LatentDataset(tmp_path / "my-latents")
     dataset.verify()
     stored, labels = dataset.get(torch.arange(64), normalize=False)
@@ -46,7 +47,8 @@ def test_the_pieces_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.
     assert torch.allclose(stored.std(dim=(0, 2, 3)), dataset.statistics.std, rtol=1e-4)
     assert names["pictures"].shape == (4, 3, 32, 32) and names["drawn"].shape == (4, 16, 8, 8)
     assert all(parameter.grad is not None for parameter in names["plain"].parameters())
-    distance, accuracy, spread = (float(number) for number in re.findall(r"(?:distance|probe|density) ([\d.]+)", said))
+    numbers = re.findall(r"(?:distance|probe|density) ([\d.]+)", printed)
+    distance, accuracy, spread = map(float, numbers)
     of_images = names["network"](load_pixels(images, range(64), 32)).double().numpy()
     of_pictures = names["network"](to_uint8(names["pictures"])).double().numpy()
     moments = [moment for rows in (of_images, of_pictures) for moment in (rows.mean(0), np.cov(rows.T))]
@@ -60,7 +62,7 @@ def test_the_pieces_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.
     assert 0 < spread < 1
 
 
-def test_the_python_of_the_readme_draws_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     autoencoder = AutoencoderKL(latent_channels=4, base_channels=32, channel_multipliers=(1, 1), attention_levels=())
     tokenizer = Tokenizer(autoencoder, LatentStatistics(torch.zeros(4), torch.ones(4)))

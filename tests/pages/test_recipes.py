@@ -1,4 +1,4 @@
-"""Every recipe resolves, builds (on the meta device), has the published parameter counts, and says what it is for."""
+"""Every recipe resolves, builds (on the meta device), has the published parameter counts and a complete header."""
 
 import itertools
 import json
@@ -52,7 +52,7 @@ def ident(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-def test_the_published_experiments_are_all_there() -> None:
+def test_every_published_experiment_has_a_recipe() -> None:
     tokenizers = {f"tokenizer-f16d{d}-{t}" for d in (16, 32, 64) for t in ("none", "mae", "dinov2", "sam", "clip")}
     stages = {f"tokenizer-f16d32-dinov2-final-{stage}" for stage in (1, 2, 3)}
     transformers = {f"lightningdit-{size}-{epochs}ep" for size in ("b", "l", "xl") for epochs in (64, 80, 160, 800)}
@@ -62,7 +62,7 @@ def test_the_published_experiments_are_all_there() -> None:
 
 
 @pytest.mark.parametrize("path", IMAGENET, ids=ident)
-def test_a_recipe_says_what_it_is_for_and_how_it_is_run(path: Path) -> None:
+def test_recipe_headers(path: Path) -> None:
     text = path.read_text()
     header = "\n".join(line for line in text.splitlines() if line.startswith("#"))
     for field in ("# Published", "# Expected: ", "# Run: vavae ", "# Measured with this project: "):
@@ -76,7 +76,7 @@ def test_a_recipe_says_what_it_is_for_and_how_it_is_run(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ALL, ids=ident)
-def test_a_recipe_reads_back_as_it_resolves(path: Path, tmp_path: Path) -> None:
+def test_resolved_recipes_are_read_back(path: Path, tmp_path: Path) -> None:
     config = recipe(path)
     (tmp_path / "resolved.yaml").write_text(json.dumps(to_plain(config)))
     assert load_recipe(type(config), tmp_path / "resolved.yaml") == config
@@ -110,7 +110,7 @@ def test_tokenizers_build(path: Path) -> None:
 
 
 def parameters(model: LightningDiT) -> int:
-    """As the published code counts: with the position embedding, which it holds as a parameter."""
+    """Count as the published code does: with the position embedding, which is a parameter there."""
     return sum(parameter.numel() for parameter in model.parameters()) + model.pos_embed.numel()
 
 
@@ -121,7 +121,7 @@ def build(config: train_dit.Config, channels: int, side: int, classes: int = 100
 
 
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
-def test_transformers_build_with_the_published_parameter_counts(path: Path) -> None:
+def test_transformers_have_published_parameter_counts(path: Path) -> None:
     config = recipe(path)
     size, small = config.transformer.size, "sd-vae" in config.latents
     channels, side = (4, 32) if small else (32, 16)
@@ -144,15 +144,15 @@ def test_transformers_build_with_the_published_parameter_counts(path: Path) -> N
 
 
 def measuring(path: Path) -> evaluate.Config:
-    """The command of a header that measures what the recipe makes."""
+    """Return the command in a recipe's header that measures its result."""
     (command,) = re.findall(r"^# Measure: vavae (evaluate .*?[^\\])\n", path.read_text(), re.MULTILINE | re.DOTALL)
     arguments = shlex.split(command.replace("\\\n#", " "))
     return parse_command_line(evaluate.Config, arguments[1:], "", "", COMMANDS["evaluate"].positionals)
 
 
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
-def test_a_generator_is_measured_as_its_published_number(path: Path) -> None:
-    """With random labels against ADM's reference, as many samples, and without guidance where the number has none."""
+def test_generators_are_measured_by_the_published_protocol(path: Path) -> None:
+    """Published: random labels, ADM's reference, 50,000 samples, and guidance only if the number has it."""
     text, config, measured = path.read_text(), recipe(path), measuring(path)
     assert (measured.what, measured.model) == ("generator", [f"{config.output}/generator"])
     assert (measured.label_protocol, measured.reference) == ("random", "VIRTUAL_imagenet256_labeled.npz")
@@ -164,7 +164,7 @@ def test_a_generator_is_measured_as_its_published_number(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_tokenizer], ids=ident)
-def test_a_tokenizer_is_measured_as_its_published_numbers(path: Path) -> None:
+def test_tokenizers_are_measured_by_the_published_protocol(path: Path) -> None:
     if path.stem.endswith(("final-1", "final-2")):  # their numbers are those of the third stage
         return
     measured = measuring(path)
@@ -174,20 +174,20 @@ def test_a_tokenizer_is_measured_as_its_published_numbers(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
-def test_a_transformer_saves_often_and_keeps_few(path: Path) -> None:
-    """A machine that dies costs minutes of eight GPUs, and what stays on the disk is ten checkpoints or so."""
+def test_transformers_save_often_and_keep_few(path: Path) -> None:
+    """A lost machine costs minutes of eight GPUs, and the disk holds about ten checkpoints."""
     training = recipe(path).training
     assert training.checkpoint_images == 2_048_000
     assert training.milestone_images % training.checkpoint_images == 0
     assert training.images <= 10 * training.milestone_images
 
 
-def test_the_first_row_is_dit() -> None:
+def test_first_row_of_table_1_is_dit() -> None:
     """With its learned variances, DiT-XL/2 has 675,129,632 parameters (arXiv 2212.09748, its released code)."""
     assert parameters(build(imagenet("table1-01-dit"), 4, 32, learn_sigma=True)) == 675_129_632
 
 
-def test_the_small_transformer_builds() -> None:
+def test_small_transformer_builds() -> None:
     for path in ALL:
         if stage_of(path) is train_dit and path not in IMAGENET:
             assert parameters(build(recipe(path), 8, 8, 10)) < 40_000_000
@@ -214,7 +214,7 @@ def test_tokenizers_differ_by_teacher_and_channels_only(channels: int) -> None:
             assert config.objective == plain.objective
 
 
-def test_the_final_tokenizer_is_trained_in_three_chained_stages() -> None:
+def test_final_tokenizer_is_three_chained_recipes() -> None:
     stages = [imagenet(f"tokenizer-f16d32-dinov2-final-{stage}") for stage in (1, 2, 3)]
     assert [round(stage.training.images / EPOCH) for stage in stages] == [100, 15, 15]
     assert [stage.initial for stage in stages] == [None, stages[0].output, stages[1].output]
@@ -228,8 +228,8 @@ def test_the_final_tokenizer_is_trained_in_three_chained_stages() -> None:
     assert len({stage.tokenizer for stage in stages}) == 1
 
 
-def test_one_recipe_holds_the_three_stages() -> None:
-    """The same terms at the same images as the chain of three, and nothing else differs from its first."""
+def test_three_stages_in_one_recipe() -> None:
+    """The terms change at the same images as in the chain of three; nothing else differs from its first recipe."""
     whole = imagenet("tokenizer-f16d32-dinov2-final")
     chained = [imagenet(f"tokenizer-f16d32-dinov2-final-{stage}") for stage in (1, 2, 3)]
     begin = 0
@@ -268,7 +268,7 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-def test_each_row_of_table_1_changes_what_it_says() -> None:
+def test_each_row_of_table_1_changes_its_keys() -> None:
     paths = [path for path in IMAGENET if path.stem.startswith("table1-")]
     rows = [flat(to_plain(recipe(path))) for path in paths]
     changed = [{name for name in new if new[name] != old[name]} - {"output"} for old, new in itertools.pairwise(rows)]
@@ -298,7 +298,7 @@ def test_each_row_of_table_1_changes_what_it_says() -> None:
     ]
 
 
-def test_what_a_recipe_reads_another_one_writes() -> None:
+def test_inputs_of_recipes_are_outputs_of_others() -> None:
     configs = [recipe(path) for path in IMAGENET]
     written = {config.output for config in configs}
     written |= {f"{config.output}/tokenizer" for config in configs if isinstance(config, train_tokenizer.Config)}

@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 from vavae.cli import run
-from vavae.commands.serve import Config, free_port, known_hosts, launch
 from vavae.data import demo_pixels
 from vavae.models import Generator, SamplingConfig
 from vavae.serve.guard import KnownHosts
 from vavae.serve.page import build, theme
+from vavae.serve.server import free_port, known_hosts, launch
 from vavae.serve.studio import Studio
 
 FEW = (2.0, "euler", 4, 0.3, 0.1, 1.0)  # guidance scale, solver, grid points, shift, interval
@@ -37,7 +37,7 @@ SAMPLING = SamplingConfig("euler", 4, 0.3, 2.0, 0.1, 1.0)
 def client(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     page = build(studio, "a model")
-    launch(page, Config(), free_port(Config()))
+    launch(page, "127.0.0.1", free_port("127.0.0.1"))
     yield gradio_client.Client(page.local_url, verbose=False)
     page.close()
 
@@ -258,7 +258,7 @@ def test_unknown_hosts_are_refused(client: Any, host: str, status: int) -> None:
 
 
 def test_known_hosts_of_a_public_address() -> None:
-    names, addresses = known_hosts(Config(host="0.0.0.0", allowed_hosts=("lab.example",)))
+    names, addresses = known_hosts("0.0.0.0", ("lab.example",))
     assert addresses and {"lab.example", socket.gethostname(), "localhost"} <= names
     guard = KnownHosts(None, names, addresses)
     assert all(map(guard._knows, (b"10.0.0.1:7860", b"[fe80::1]:80", b"lab.example:443")))
@@ -323,7 +323,7 @@ def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
         (["--port", "70000"], "port must be from 1 to 65535, got 70000"),
         (["--host", "nowhere.invalid"], "host: 'nowhere.invalid' does not exist"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
-        (["--device", "meta"], "device: 'meta' is not on this machine"),
+        (["--device", "meta"], "got 'meta', which is not on this machine"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The README's chain of commands on own images, shrunk: tokenizer, latents, transformer, samples, evaluation."""
+"""The README's commands on own images, made small: tokenizer, latents, transformer, samples, evaluation."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,8 @@ from vavae.cli import run
 from vavae.data import LatentDataset, load_images, open_images
 from vavae.data.images import ImagesConfig
 from vavae.models import Tokenizer
+
+pytestmark = pytest.mark.slow
 
 RECIPES = Path(__file__).parents[2] / "recipes/small"
 SMALL = ["--training.log_images", "64", "--training.tensorboard", "false", "--training.device", "cpu"]
@@ -29,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder after all five commands."""
+    """Train a tokenizer, encode, and train a transformer; return the folder."""
     out = tmp_path_factory.mktemp("chain")
     tokenizer, latents, generator = (str(out / name) for name in ("tokenizer", "latents", "generator"))
     data = ["--data.images", str(images), "--data.size", "32", "--data.holdout", "0.1"]
@@ -44,7 +46,7 @@ def chain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_run_folders_hold_what_design_promises(chain: Path) -> None:
+def test_files_of_run_folders(chain: Path) -> None:
     for stage in ("tokenizer", "generator"):
         folder = chain / stage
         for name in ("recipe.yaml", "versions.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "previews"):
@@ -52,7 +54,7 @@ def test_run_folders_hold_what_design_promises(chain: Path) -> None:
         assert [json.loads(line)["images"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [64, 128]
 
 
-def test_folders_say_what_they_were_made_from(chain: Path, images: Path) -> None:
+def test_folders_record_their_images(chain: Path, images: Path) -> None:
     found = json.loads((chain / "tokenizer/images.json").read_text())["images"]
     assert (found["images"], found["from"]) == (108, f"folder {images}") and len(found["classes"]) == 10
     assert found["notes"] == ["108 of 120 images, by data.holdout 0.1"]
@@ -62,8 +64,8 @@ def test_folders_say_what_they_were_made_from(chain: Path, images: Path) -> None
     assert latents["classes"] == found["classes"]
 
 
-def test_latents_are_the_tokenizers_and_statistics_cover_all(chain: Path, images: Path) -> None:
-    """Against the plain computation: posterior mean of each image; statistics over every stored latent."""
+def test_latents_and_statistics(chain: Path, images: Path) -> None:
+    """Compare with plain computations: the posterior of each image, and statistics over all stored latents."""
     dataset = LatentDataset(chain / "latents")
     source = ImagesConfig(str(images), 32, holdout=0.1).open("train")
     assert len(dataset) == len(source) == 108 and len(list((chain / "latents").glob("*.safetensors"))) == 4
@@ -81,7 +83,7 @@ def test_latents_are_the_tokenizers_and_statistics_cover_all(chain: Path, images
     assert abs(float(noise.mean())) < 0.02 and abs(float(noise.std()) - 1) < 0.02
 
 
-def test_encoding_again_gives_the_same_bytes_in_other_batches(chain: Path, images: Path, tmp_path: Path) -> None:
+def test_encoding_in_other_batches(chain: Path, images: Path, tmp_path: Path) -> None:
     arguments = [
         "--tokenizer", str(chain / "tokenizer/tokenizer"),
         "--data.images", str(images), "--data.size", "32", "--data.holdout", "0.1",
@@ -96,7 +98,7 @@ def test_encoding_again_gives_the_same_bytes_in_other_batches(chain: Path, image
     assert not torch.allclose(one.get(every)[0], one.get(every, torch.ones(108, dtype=torch.bool))[0], atol=0.1)
 
 
-def test_encoding_into_latents_of_another_tokenizer_is_refused(
+def test_encoding_with_another_seed_is_refused(
     chain: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--data.images", str(images), "--data.size", "32", "--data.holdout", "0.1", "--device", "cpu"]
@@ -105,7 +107,7 @@ def test_encoding_into_latents_of_another_tokenizer_is_refused(
     assert "seed" in capsys.readouterr().err
 
 
-def test_a_stopped_encoding_keeps_its_whole_shards(chain: Path, images: Path, tmp_path: Path) -> None:
+def test_encoding_replaces_damaged_shards_only(chain: Path, images: Path, tmp_path: Path) -> None:
     import vavae.stages.encode as encode
 
     out = tmp_path / "latents"

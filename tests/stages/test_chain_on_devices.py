@@ -1,4 +1,4 @@
-"""Tokenizer, latents, transformer and samples on one device, as a GPU runs them: compiled, everything kept there."""
+"""Tokenizer, latents, transformer and samples on a CPU, and on a GPU: compiled, with features and latents on it."""
 
 import json
 from dataclasses import replace
@@ -20,6 +20,8 @@ from vavae.stages.train_tokenizer import TeacherConfig, TokenizerTask
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.trainer import TrainingConfig
+
+pytestmark = pytest.mark.slow
 
 _ON_GPU = [
     pytest.mark.gpu,
@@ -67,7 +69,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module", params=DEVICES, ids=["cpu", "cuda"])
 def chain(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, TokenizerTask]:
-    """The folder of all runs, its device, and the task of the first one."""
+    """Train both stages; return their folder, the device, and the tokenizer's task."""
     device, compiled = request.param
     folder = tmp_path_factory.mktemp(f"chain-{device}")
     made: list[TokenizerTask] = []
@@ -103,14 +105,14 @@ def chain(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, device, made[0]
 
 
-def test_both_stages_learn(chain: tuple[Path, str, TokenizerTask]) -> None:
+def test_losses_fall(chain: tuple[Path, str, TokenizerTask]) -> None:
     folder = chain[0]
     for stage in ("tokenizer", "generator"):
         first, *_, last = losses(folder / stage)
         assert np.isfinite([first, last]).all() and last < first, stage
 
 
-def test_features_stay_on_a_gpu(chain: tuple[Path, str, TokenizerTask]) -> None:
+def test_features_are_kept_on_a_gpu(chain: tuple[Path, str, TokenizerTask]) -> None:
     _, device, task = chain
     assert task.features is not None and task.features.resident == (device == "cuda")
     batch = next(iter(task.batches(0, 0)))
@@ -119,7 +121,7 @@ def test_features_stay_on_a_gpu(chain: tuple[Path, str, TokenizerTask]) -> None:
 
 
 @_ON_GPU_ONLY
-def test_latents_are_those_of_the_cpu(chain: tuple[Path, str, TokenizerTask]) -> None:
+def test_latents_equal_those_of_a_cpu(chain: tuple[Path, str, TokenizerTask]) -> None:
     """A stored latent is a sample of the posterior, whose noise is the same on every device."""
     folder, _, _ = chain
     there = LatentDataset(folder / "latents")
@@ -140,7 +142,7 @@ def test_latents_are_those_of_the_cpu(chain: tuple[Path, str, TokenizerTask]) ->
 
 
 @_ON_GPU_ONLY
-def test_samples_are_those_of_the_cpu(chain: tuple[Path, str, TokenizerTask], tmp_path: Path) -> None:
+def test_samples_equal_those_of_a_cpu(chain: tuple[Path, str, TokenizerTask], tmp_path: Path) -> None:
     folder, device, _ = chain
     sample.run(
         sample.Config(str(folder / "generator/generator"), str(tmp_path), count=6, steps=8, batch_size=4, device=device)
@@ -154,7 +156,7 @@ def test_samples_are_those_of_the_cpu(chain: tuple[Path, str, TokenizerTask], tm
 
 
 @_ON_GPU_ONLY
-def test_reconstructions_are_those_of_the_cpu(chain: tuple[Path, str, TokenizerTask]) -> None:
+def test_reconstructions_equal_those_of_a_cpu(chain: tuple[Path, str, TokenizerTask]) -> None:
     folder, device, task = chain
     images = next(iter(task.batches(0, 0))).images
     here, there = (Tokenizer.from_pretrained(folder / "tokenizer/tokenizer", d) for d in ("cpu", device))

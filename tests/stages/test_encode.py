@@ -1,4 +1,4 @@
-"""What `vavae encode` stores."""
+"""The latents that `vavae encode` stores."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`vavae encode` writes where nothing is, or latents of its own: somebody else's files are never replaced."""
+"""`vavae encode` writes into a new or empty folder or over its own latents: it never replaces foreign files."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from vavae.data import LatentDataset, write_published_layout
 
 
 def encode(folder: Path) -> int:
-    """Encode 6 images in two shards; the tokenizer is beside `folder`."""
+    """Encode 6 images in two shards; the tokenizer is next to `folder`."""
     tokenizer = folder.parent / "tokenizer"
     if not tokenizer.exists():
         make_tokenizer().save_pretrained(tokenizer)
@@ -58,7 +58,7 @@ def foreign_shard(folder: Path) -> None:
 @pytest.mark.parametrize(
     "make", [tokenizer_folder, generator_folder, foreign_index, class_folders, published_latents, foreign_shard]
 )
-def test_files_of_somebody_else_are_left_alone(
+def test_foreign_files_are_kept(
     make: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "own"
@@ -82,7 +82,7 @@ def test_files_of_somebody_else_are_left_alone(
         ("statistics.safetensors",),
     ],
 )
-def test_what_a_stopped_call_left_is_gone_on_from(left: tuple[str, ...], tmp_path: Path) -> None:
+def test_stopped_encoding_resumes(left: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "latents"
     assert encode(folder) == 0
     whole = content(folder)
@@ -98,7 +98,7 @@ def test_what_a_stopped_call_left_is_gone_on_from(left: tuple[str, ...], tmp_pat
     assert json.loads(made["index.json"]) == json.loads(whole["index.json"])
 
 
-def test_damaged_notes_are_still_latents_of_ours(tmp_path: Path) -> None:
+def test_damaged_index_is_written_again(tmp_path: Path) -> None:
     folder = tmp_path / "latents"
     assert encode(folder) == 0
     for path in folder.glob("*.json"):

@@ -1,7 +1,7 @@
-"""Before any work `vavae evaluate` tells of damaged statistics, metrics that cannot be had, files in no folder."""
+"""`vavae evaluate` reports before any work: damaged statistics, metrics that cannot be measured, unwritable files."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def statistics(numbers: int = 12, spatial: bool = True) -> Arrays:
-    """Statistics in ADM's form, of the stand-in network."""
+    """Return statistics of the stand-in network in ADM's form."""
     arrays = {"mu": np.full(numbers, 0.5), "sigma": np.eye(numbers) / 9}
     return arrays | ({"mu_s": np.full(6, 0.5), "sigma_s": np.eye(6) / 9} if spatial else {})
 
@@ -41,7 +41,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks are stand-ins, and whoever draws or stores anything fails."""
+    """Replace networks by stand-ins; drawing and storing fail."""
 
     def work(*_: object) -> None:
         raise AssertionError("work began")
@@ -54,7 +54,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(generator: str, folder: Path, **changes: object) -> str:
-    """What is told, in one line."""
+    """Return the message of the refusal."""
     plain = {
         "what": "generator", "model": [generator], "data": ImagesConfig("demo", 32, limit=30), "network": "inception",
         "count": 30, "steps": 3, "features": str(folder / "features"), "device": "cpu",
@@ -87,11 +87,17 @@ DAMAGED = {
 
 @pytest.mark.parametrize("fault", DAMAGED)
 def test_damaged_statistics_are_named(fault, generator, tmp_path):
-    arrays, told = DAMAGED[fault]
+    arrays, expected = DAMAGED[fault]
     file = tmp_path / "reference.npz"
     np.savez(file, **arrays)
     message = refused(generator, tmp_path, reference=str(file))
-    assert str(file) in message and told in message
+    assert str(file) in message and expected in message
+
+
+def _flipped(whole: bytes) -> Iterator[bytes]:
+    """Yield the file with one byte flipped: one of a date, which does not matter, and forty over the whole length."""
+    for place in {10, *np.linspace(0, len(whole) - 1, 40).astype(int).tolist()}:
+        yield whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]
 
 
 def _survives(file: Path, read: Callable[[], object]) -> bool:
@@ -104,16 +110,16 @@ def _survives(file: Path, read: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_flipped_byte_is_a_mistake_of_the_file(save, tmp_path):
-    """Whichever byte it is: none gives another error, and none gives other numbers."""
+def test_flipped_byte_in_statistics(save, tmp_path):
+    """No flipped byte gives another kind of error, or other numbers."""
     network, file, buffer = color_network("inception"), tmp_path / "reference.npz", io.BytesIO()
     save(buffer, **statistics(spatial=False))
     whole = buffer.getvalue()
     file.write_bytes(whole)
     expected = read_statistics(file, [network])["inception"].fingerprint
     seen = set()
-    for place in range(len(whole)):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    for damaged in _flipped(whole):
+        file.write_bytes(damaged)
         found: list[str] = []
 
         def read(found: list[str] = found) -> None:
@@ -126,13 +132,13 @@ def test_a_flipped_byte_is_a_mistake_of_the_file(save, tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_flipped_byte_among_images_is_no_stack_trace(save, tmp_path):
+def test_flipped_byte_in_images(save, tmp_path):
     file, buffer = tmp_path / "samples.npz", io.BytesIO()
     save(buffer, arr_0=np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3))
     whole = buffer.getvalue()
     seen = set()
-    for place in range(len(whole)):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    for damaged in _flipped(whole):
+        file.write_bytes(damaged)
         seen.add(_survives(file, lambda: npz_images(file)))
     assert seen == {True, False}
 
@@ -163,18 +169,18 @@ LACKING = {
 
 
 @pytest.mark.parametrize("lack", LACKING)
-def test_a_metric_that_cannot_be_had_is_refused(lack, generator, tmp_path, monkeypatch):
+def test_metrics_that_cannot_be_measured_are_refused(lack, generator, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_feature_network", _no_logits)
-    changes, told = LACKING[lack]
+    changes, expected = LACKING[lack]
     for name in ("both", "pool"):
         np.savez(tmp_path / name, **statistics(spatial=name == "both"))
     if "reference" in changes:
         changes = changes | {"reference": str(tmp_path / f"{changes['reference']}.npz")}
-    assert told in refused(generator, tmp_path, **changes)
+    assert expected in refused(generator, tmp_path, **changes)
 
 
-def test_what_some_network_can_say_is_not_refused(generator, tmp_path, monkeypatch):
-    """Logits and spatial features of one network are enough, and no metric by name takes what there is."""
+def test_metrics_that_one_network_allows(generator, tmp_path, monkeypatch):
+    """Logits and spatial features of one network are enough; without named metrics, those that can be are measured."""
     monkeypatch.undo()
     monkeypatch.setattr(evaluate, "load_feature_network", lambda name, device: _no_logits(name))
     config = evaluate.Config(
@@ -206,13 +212,14 @@ UNWRITABLE = {
 
 @pytest.mark.parametrize("place", UNWRITABLE)
 @pytest.mark.parametrize("what", ["generator", "tokenizer"])
-def test_files_that_cannot_be_written_are_told_before_the_work(what, place, generator, tmp_path):
+def test_unwritable_files_are_reported_before_any_work(what, place, generator, tmp_path):
     (tmp_path / "afile").write_text("here")
     (tmp_path / "afolder").mkdir()
-    changes, told = UNWRITABLE[place]
+    changes, expected = UNWRITABLE[place]
     options = {name: str(tmp_path / value) for name, value in changes.items()}
     make_tokenizer().save_pretrained(tmp_path / "tokenizer")
     model = generator if what == "generator" else str(tmp_path / "tokenizer")
     before = sorted(tmp_path.rglob("*"))
-    assert told.replace("FOLDER", str(tmp_path)) in refused(generator, tmp_path, what=what, model=[model], **options)
+    message = refused(generator, tmp_path, what=what, model=[model], **options)
+    assert expected.replace("FOLDER", str(tmp_path)) in message
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,4 +1,4 @@
-"""Training that starts from other weights, changes its times on the way, or normalizes by the tokenizer."""
+"""Training from the weights of another tokenizer; times that become uniform; statistics of published tokenizers."""
 
 from pathlib import Path
 
@@ -74,10 +74,10 @@ def test_starting_weights(form: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     fresh = make(1)[1]
     load_initial(str(source), model, objective)
     assert same(model, earlier)
-    goes_on = form in ("run", "published")
-    assert same(objective.discriminator, (earlier_terms if goes_on else fresh).discriminator)
-    assert same(objective.alignment, (earlier_terms if goes_on else fresh).alignment)
-    assert ("autoencoder, discriminator, alignment" in capsys.readouterr().out) == goes_on
+    with_training = form in ("run", "published")
+    assert same(objective.discriminator, (earlier_terms if with_training else fresh).discriminator)
+    assert same(objective.alignment, (earlier_terms if with_training else fresh).alignment)
+    assert ("autoencoder, discriminator, alignment" in capsys.readouterr().out) == with_training
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -91,13 +91,13 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         load_initial(str(tmp_path / "empty"), *make(1))
 
 
-def test_a_run_that_was_stopped_on_its_way_is_refused(tmp_path: Path) -> None:
+def test_unfinished_run_is_refused(tmp_path: Path) -> None:
     as_run_folder(tmp_path / "run", *make(0), wanted=1200)
     with pytest.raises(UserError, match="which was stopped after 100 of 1,200 images: resume it"):
         load_initial(str(tmp_path / "run"), *make(1))
 
 
-def test_times_become_uniform_late_in_the_run() -> None:
+def test_times_become_uniform() -> None:
     flow, cpu = FlowConfig(uniform_after_images=1000), torch.device("cpu")
     early, late = torch.arange(0, 1000), torch.arange(1000, 9000)
     plain = FlowConfig()
@@ -106,13 +106,13 @@ def test_times_become_uniform_late_in_the_run() -> None:
     # Kolmogorov-Smirnov distance from uniform: below 1.63 / sqrt(n) in 99 of 100 seeds; logit-normal is 0.05 away.
     distance = (times - (torch.arange(len(times)) + 0.5) / len(times)).abs().max()
     assert distance < 1.63 / len(times) ** 0.5 < 0.03
-    # A batch that straddles the switch is the two parts side by side.
+    # A batch across the switch consists of both parts.
     both = flow.draw_times(3, torch.arange(990, 1010), cpu)
     assert torch.equal(both, torch.cat((flow.draw_times(3, early[990:], cpu), flow.draw_times(3, late[:10], cpu))))
 
 
-def test_a_published_tokenizer_has_the_statistics_of_the_latents(tmp_path: Path) -> None:
-    """A file alone has none; `vavae encode` takes it, and so does the training on what came of it."""
+def test_published_tokenizer_takes_statistics_of_latents(tmp_path: Path) -> None:
+    """A file alone has no statistics: encoding and training accept it, and take the statistics of the latents."""
     autoencoder, _ = make(0)
     torch.save({"state_dict": autoencoder.state_dict()}, tmp_path / "vavae.pt")
     images = ImagesConfig("demo", 32, limit=32, workers=0)

@@ -1,4 +1,4 @@
-"""Features of the teacher read from the disk, or kept in the device's memory: the same training."""
+"""Training gives the same numbers with the teacher's features on the disk and in the device's memory."""
 
 import json
 from pathlib import Path
@@ -33,17 +33,17 @@ def train(folder: Path, *more: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_where_features_are_kept_changes_nothing(tmp_path: Path) -> None:
+def test_features_on_disk_and_in_memory_agree(tmp_path: Path) -> None:
     from_disk = train(tmp_path / "disk", "--teacher.features_on_device=false")
     in_memory = train(tmp_path / "memory", "--teacher.features_on_device=true")
     terms = [[line["alignment"] for line in log] for log in (from_disk, in_memory)]
     assert terms[0] == terms[1] and len(set(terms[0])) == 4
-    # The same run may be called with either.
+    # The run may resume with the other setting.
     assert train(tmp_path / "memory", "--teacher.features_on_device=false") == in_memory
 
 
 @pytest.mark.usefixtures("estimates")
-def test_features_in_memory_are_counted(tmp_path: Path) -> None:
+def test_memory_estimate_includes_features(tmp_path: Path) -> None:
     data = train_tokenizer.ImagesConfig("demo", 16, limit=40)
     source = data.open("train")
     sizes = []
@@ -59,7 +59,7 @@ def test_features_in_memory_are_counted(tmp_path: Path) -> None:
     assert sizes[1] - sizes[0] == 40 * 6 * 8 * 8 * 2  # float16
 
 
-def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
     gpu = torch.device("cuda")
     assert fits_on(gpu, 249, 1 / 4) and not fits_on(gpu, 250, 1 / 4)

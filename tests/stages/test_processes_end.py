@@ -1,4 +1,4 @@
-"""Processes take their group's threads down when they leave it: one that is left aborts the interpreter's end."""
+"""The threads of a process group end with the group: one that is left aborts the interpreter when it exits."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# torch imports `torch._dynamo` by itself in the middle of other work, and some of what that imports keeps the group.
+# torch imports `torch._dynamo` during other work, and some of its modules keep the group.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -33,6 +33,7 @@ sys.exit(len(left))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="names of threads are read from /proc")
 @pytest.mark.parametrize(
     "start, arguments, how",
@@ -42,7 +43,7 @@ sys.exit(len(left))
         ("processes", '"cpu"', "end"),
     ],
 )
-def test_no_thread_of_the_group_is_left(start: str, arguments: str, how: str) -> None:
+def test_threads_end_with_the_group(start: str, arguments: str, how: str) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The whole path on images of 24 x 40 pixels: both trainings, latents, samples, evaluation, and what is refused."""
+"""Images of 24 x 40 pixels in every stage: both trainings, latents, samples, evaluation, and errors."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ TRANSFORMER = ["--transformer.size=S/2", "--transformer.width=32", "--transforme
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty pictures of five shapes in two classes, pieced together from the embedded images."""
+    """Write twenty pictures of five shapes in two classes, made of the embedded images."""
     folder, tiles = tmp_path_factory.mktemp("images"), demo_pixels("train")
     for i in range(20):
         rows, columns = [(1, 2), (2, 3), (2, 2), (3, 2), (1, 3)][i % 5]
@@ -54,7 +54,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def asked() -> Iterator[list[dict[str, Any]]]:
-    """Small networks in place of those that are fetched; how the teacher was asked for."""
+    """Replace pretrained networks by small ones; return the options with which teachers are loaded."""
     calls: list[dict[str, Any]] = []
 
     def load(name: str, **options: Any) -> Any:
@@ -67,11 +67,12 @@ def asked() -> Iterator[list[dict[str, Any]]]:
         for stage in (validation, evaluate):
             patch.setattr(stage, "load_feature_network", color_network)
         patch.setattr(evaluate.of_tokenizer, "perceptual_networks", lambda device: {})
+        patch.setattr(Trainer, "_estimate", lambda self: "")  # it takes longer than these steps
         yield calls
 
 
 def commands(images: Path, out: Path) -> dict[str, list[str]]:
-    """Both trainings, with all that is random switched on, and the encoding between them."""
+    """Return the commands of both trainings, with everything random switched on, and of encoding."""
     trained = f"--tokenizer={out / 'tokenizer/tokenizer'}"
     measured = ["--training.validation_images=16", "--training.preview_images=24", "--frechet.samples=4"]
     reference = [f"--frechet.reference={images}", "--frechet.steps=3", "--sampling.steps=3"]
@@ -89,14 +90,14 @@ def commands(images: Path, out: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def path(images: Path, asked: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder after tokenizer, latents and transformer."""
+    """Train a tokenizer, encode, and train a transformer; return the folder."""
     out = tmp_path_factory.mktemp("path")
     for name, command in commands(images, out).items():
         assert run([*command, f"--output={out / name}"]) == 0
     return out
 
 
-def test_a_tokenizer_is_trained_on_rectangles(path: Path, asked: list[dict[str, Any]]) -> None:
+def test_tokenizer_of_rectangles(path: Path, asked: list[dict[str, Any]]) -> None:
     folder = path / "tokenizer"
     assert asked[0]["image_size"] == (HEIGHT, WIDTH) and asked[0]["input_size"] is None
     assert "  size:\n  - 24\n  - 40\n" in (folder / "recipe.yaml").read_text()
@@ -106,7 +107,7 @@ def test_a_tokenizer_is_trained_on_rectangles(path: Path, asked: list[dict[str, 
     assert "validation/frechet" in (folder / "metrics.jsonl").read_text()
 
 
-def test_kept_features_are_those_of_the_crops(images: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_cached_features_equal_those_of_the_crops(images: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
     del asked  # the teacher that is loaded
     data = ImagesConfig(str(images), (HEIGHT, WIDTH))
     config = train_tokenizer.Config(
@@ -126,7 +127,7 @@ def test_kept_features_are_those_of_the_crops(images: Path, asked: list[dict[str
     torch.testing.assert_close(task.features.get([3, 17]).float(), expected, atol=2e-3, rtol=2e-3)
 
 
-def test_latents_are_those_of_the_crops(path: Path, images: Path) -> None:
+def test_latents_equal_those_of_the_crops(path: Path, images: Path) -> None:
     dataset, source = LatentDataset(path / "latents"), ImagesConfig(str(images), 32, holdout=0.25).open("train")
     assert dataset.shape == (4, 6, 10)
     assert json.loads((path / "latents/index.json").read_text())["settings"]["image_size"] == [HEIGHT, WIDTH]
@@ -141,7 +142,7 @@ def test_latents_are_those_of_the_crops(path: Path, images: Path) -> None:
             assert abs(float(noise.mean())) < 0.1 and abs(float(noise.std()) - 1) < 0.1
 
 
-def test_a_generator_draws_rectangles(path: Path, tmp_path: Path) -> None:
+def test_generator_of_rectangles(path: Path, tmp_path: Path) -> None:
     folder = path / "generator"
     generator = Generator.from_pretrained(folder / "generator")
     assert generator.latent_shape == (4, 6, 10) and generator.image_size == (HEIGHT, WIDTH)
@@ -171,7 +172,7 @@ def test_evaluation_of_a_tokenizer(path: Path, images: Path, asked: list[dict[st
     assert "alignment: cosine after the best linear map" in found
     assert all(entry["protocol"]["image_size"] == [HEIGHT, WIDTH] for entry in found.values())
     assert asked[-1] == {"input_size": None, "image_size": (HEIGHT, WIDTH)}
-    # An independent look at one number.
+    # Compute one number independently.
     source = ImagesConfig(str(images), 32, holdout=0.25).open("test")
     crops = np.stack([np.asarray(center_crop(source.image(i), (HEIGHT, WIDTH))) for i in range(5)])
     tokenizer = Tokenizer.from_pretrained(model)
@@ -195,9 +196,9 @@ def test_evaluation_of_samples(
     generated = ["evaluate", "generator", model, *data, *options, "--steps=3"]
     assert run([*generated, *DATA, f"--output={output}"]) == 0
     assert records(output)["FID"]["protocol"]["image_size"] == [HEIGHT, WIDTH]
-    for size, told in (("24", "24"), ("40", "40"), ("[40, 24]", "40x24")):
+    for size, shown in (("24", "24"), ("40", "40"), ("[40, 24]", "40x24")):
         assert run([*generated, "--data.size", size]) == 2
-        refused = f"images must have the size of the reference, {told} px (data.size), got 24x40 px"
+        refused = f"images must have the size of the reference, {shown} px (data.size), got 24x40 px"
         assert refused in capsys.readouterr().err
     # The same as files, as an npz, and as the reference itself.
     samples = tmp_path / "samples"
@@ -216,9 +217,7 @@ def test_evaluation_of_samples(
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "generator"])
-def test_a_stopped_run_goes_on_bit_for_bit(
-    name: str, path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_is_exact(name: str, path: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "generator": train_dit.TransformerTask}[name]
     command, whole, stopped = commands(images, path)[name], path / name, tmp_path / "stopped"
     original = task.step
@@ -228,7 +227,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(
             raise KeyboardInterrupt
         return original(self, batch, images_seen, scale)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(Trainer, "_estimate", lambda self: "")  # it takes longer than these steps
     with monkeypatch.context() as patch:
         patch.setattr(task, "step", step)
         assert run([*command, f"--output={stopped}"]) == 1
@@ -244,10 +242,10 @@ MISTAKES = {
     "factor": (
         ["train-tokenizer", "--data.size=[24, 42]", *TOKENIZER], "data.size must be a multiple", "factor 4, got 24x42"
     ),
-    "one number": (["encode", "--data.size=[24]"], "data.size: expected a whole number, or 2 values", "got [24]"),
+    "one number": (["encode", "--data.size=[24]"], "data.size must be a whole number, or 2 values", "got [24]"),
     "nothing": (["encode", "--data.size=[0, 32]"], "size must be at least 8 pixels", "got 0x32"),
-    "frontier": (["frontier", "--data.size=[24, 40]"], "data.size: 24x40 is not square", "vavae frontier"),
-    "demo": (["demo", "--size=[24, 40]"], "size: expected a whole number", "got [24, 40]"),
+    "frontier": (["frontier", "--data.size=[24, 40]"], "data.size must be a square for 'vavae frontier'", "got 24x40"),
+    "demo": (["demo", "--size=[24, 40]"], "size must be a whole number", "got [24, 40]"),
     "LPIPS": (
         ["train-tokenizer", *TOKENIZER, "--data.size=[8, 40]", "--objective.perceptual.weight=1"],
         "data.size must be at least 16 pixels a side for objective.perceptual", "got 8x40",
@@ -260,17 +258,15 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_does_not_fit_is_told_in_one_line(
-    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments, *told = MISTAKES[mistake]
+def test_sizes_that_do_not_fit_are_one_line(mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, *parts = MISTAKES[mistake]
     assert run([*arguments, f"--output={tmp_path / 'out'}"]) == 2
     error = capsys.readouterr().err.strip()
-    assert len(error.splitlines()) == 1 and all(part in error for part in told)
+    assert len(error.splitlines()) == 1 and all(part in error for part in parts)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_does_not_fit_the_models_is_told(
+def test_sizes_that_do_not_fit_the_models_are_refused(
     path: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = f"--tokenizer={path / 'tokenizer/tokenizer'}"
@@ -282,16 +278,16 @@ def test_what_does_not_fit_the_models_is_told(
         return error
 
     data, new = ["--data.images", str(images), "--device=cpu"], f"--output={tmp_path / 'new'}"
-    told = refused("encode", trained, *data, "--data.size=[24, 42]", new)
-    assert "data.size must be a multiple of the tokenizer's factor 4, got 24x42" in told
-    told = refused("evaluate", "tokenizer", str(path / "tokenizer/tokenizer"), *data, "--data.size=[24, 42]")
-    assert "data.size must be a multiple of the tokenizer's factor 4, got 24x42" in told
-    told = refused(*commands(images, path)["generator"], "--transformer.patch_size=4", new)
-    assert f"a multiple of the transformer's patch 4, got 6x10 in {path / 'latents'}" in told
+    error = refused("encode", trained, *data, "--data.size=[24, 42]", new)
+    assert "data.size must be a multiple of the tokenizer's factor 4, got 24x42" in error
+    error = refused("evaluate", "tokenizer", str(path / "tokenizer/tokenizer"), *data, "--data.size=[24, 42]")
+    assert "data.size must be a multiple of the tokenizer's factor 4, got 24x42" in error
+    error = refused(*commands(images, path)["generator"], "--transformer.patch_size=4", new)
+    assert f"a multiple of the transformer's patch 4, got 6x10 in {path / 'latents'}" in error
     # Latents of another size in the same folder, and a run of another size.
     kept = tmp_path / "latents"
     shutil.copytree(path / "latents", kept)
-    told = refused("encode", trained, *data, "--data.holdout=0.25", "--data.size=24", f"--output={kept}")
-    assert "image_size = [24, 40], not 24" in told
-    told = refused(*commands(images, path)["tokenizer"], "--data.size=24", f"--output={path / 'tokenizer'}")
-    assert "data.size = [24, 40], not 24" in told
+    error = refused("encode", trained, *data, "--data.holdout=0.25", "--data.size=24", f"--output={kept}")
+    assert "image_size = [24, 40], not 24" in error
+    error = refused(*commands(images, path)["tokenizer"], "--data.size=24", f"--output={path / 'tokenizer'}")
+    assert "data.size = [24, 40], not 24" in error

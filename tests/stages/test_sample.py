@@ -1,18 +1,17 @@
-"""`vavae sample`: a folder holds samples of one generator with one setting, and a mistake does not cost it."""
+"""`vavae sample`: files, resuming, and refusal of folders with other samples or foreign files."""
 
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from children import CONTEXT
 from evaluate_models import make_generator
 from machine_faults import limited
 from PIL import Image
@@ -25,7 +24,7 @@ from vavae.stages import sample as stage
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where samples go; the generator is beside it."""
+    """Return the folder for samples; the generator is in the same folder."""
     make_generator().save_pretrained(tmp_path / "generator")
     return tmp_path / "samples"
 
@@ -36,7 +35,7 @@ def sample(folder: Path, *arguments: str) -> int:
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that tells why nothing was drawn."""
+    """Check that nothing is drawn, and return the message."""
     before = {path.name: path.read_bytes() for path in folder.glob("[!.]*")}
     capsys.readouterr()
     assert sample(folder, *arguments) == 2
@@ -46,7 +45,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
     return error
 
 
-def test_images_of_a_former_model_are_not_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_other_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(folder, "--count", "2") == 0
     trained = make_generator()
     with torch.no_grad():
@@ -74,7 +73,7 @@ def test_images_of_a_former_model_are_not_kept(folder: Path, capsys: pytest.Capt
         (("--precision", "tf32"), "another precision (fp32, not tf32)"),
     ],
 )
-def test_what_differs_is_named(
+def test_changed_settings_are_named(
     options: tuple[str, str], named: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sample(folder, "--count", "2") == 0
@@ -84,7 +83,7 @@ def test_what_differs_is_named(
 @pytest.mark.parametrize(
     "mistake", [("--labels", "11"), ("--size", "[33, 32]"), ("--guidance_start", "2"), ("--steps", "1")]
 )
-def test_a_mistake_does_not_cost_the_folder(
+def test_folder_is_free_after_a_mistake(
     mistake: tuple[str, str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(folder, capsys, *mistake)
@@ -92,7 +91,7 @@ def test_a_mistake_does_not_cost_the_folder(
     assert sample(folder, "--labels", "1") == 0
 
 
-def test_guidance_needs_a_generator_that_knows_no_label(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_guidance_needs_label_dropout(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generator = make_generator()
     generator.transformer.config = replace(generator.transformer.config, label_dropout=0.0)
     generator.save_pretrained(folder.parent / "generator")
@@ -100,7 +99,7 @@ def test_guidance_needs_a_generator_that_knows_no_label(folder: Path, capsys: py
     assert sample(folder, "--count", "1", "--guidance_scale", "1") == 0
 
 
-def test_a_record_without_images_counts_for_nothing(folder: Path) -> None:
+def test_record_without_images_is_replaced(folder: Path) -> None:
     assert sample(folder, "--count", "2") == 0
     for image in folder.glob("0*.png"):
         image.unlink()
@@ -111,16 +110,14 @@ def test_a_record_without_images_counts_for_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "named"), [('{"generator": "x", "la', "damaged"), ("[]", "damaged"), ('{"seed": 0}', "not a record")]
 )
-def test_a_record_that_cannot_be_read_is_named(
-    content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_record_is_named(content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(folder, "--count", "2") == 0
     (folder / "samples.json").write_text(content)
     error = refused(folder, capsys, "--count", "2")
     assert str(folder / "samples.json") in error and named in error
 
 
-def test_a_record_without_a_fingerprint_vouches_for_no_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_record_without_fingerprint_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(folder, "--count", "2") == 0
     record = json.loads((folder / "samples.json").read_text())
     del record["fingerprint"]
@@ -128,7 +125,7 @@ def test_a_record_without_a_fingerprint_vouches_for_no_model(folder: Path, capsy
     assert "samples of another generator" in refused(folder, capsys, "--count", "3")
 
 
-def test_images_of_somebody_else_are_no_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_images_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.mkdir()
     Image.new("RGB", (7, 7)).save(folder / "000001.png")
     assert f"{folder} has 000001.png, but no samples.json" in refused(folder, capsys, "--count", "2")
@@ -149,7 +146,7 @@ def test_images_of_somebody_else_are_no_samples(folder: Path, capsys: pytest.Cap
         ("samples.json", "[1, 2]", "samples.json is damaged"),
     ],
 )
-def test_files_of_somebody_else_are_left_alone(
+def test_foreign_files_are_kept(
     name: str, content: str, named: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / name).parent.mkdir(parents=True)
@@ -161,14 +158,14 @@ def test_files_of_somebody_else_are_left_alone(
     assert [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()] == [Path(name)]
 
 
-def test_what_a_call_left_that_drew_nothing_does_not_cost_the_folder(folder: Path) -> None:
+def test_folder_is_free_after_a_call_without_images(folder: Path) -> None:
     folder.mkdir()
     for name in (".lock", ".samples.json.0ab3.tmp"):
         (folder / name).write_text("")
     assert sample(folder, "--count", "2") == 0
 
 
-def test_the_npz_is_what_numpy_writes(folder: Path) -> None:
+def test_npz_equals_that_of_numpy(folder: Path) -> None:
     assert sample(folder, "--count", "3", "--npz") == 0
     images = np.stack([np.asarray(Image.open(folder / f"{i:06d}.png")) for i in range(3)])
     np.savez(folder.parent / "numpys.npz", arr_0=images)
@@ -194,19 +191,23 @@ def test_damaged_images_are_drawn_again(folder: Path, capsys: pytest.CaptureFixt
     assert f"{folder / '000001.png'} is damaged, so it is drawn again" in capsys.readouterr().out
 
 
-def test_a_call_that_was_killed_leaves_nothing_half_written(folder: Path) -> None:
-    """By a signal that Python does not catch, while the npz is being written."""
-    dies = "import os, signal; from vavae.stages import sample; "
-    dies += "sample._write_npz.__globals__['np'].lib.format.write_array_header_1_0 = "
-    dies += "lambda *_: os.kill(os.getpid(), signal.SIGKILL); from vavae.cli import main; main()"
-    given = ["--generator", str(folder.parent / "generator"), "--output", str(folder), "--device", "cpu"]
-    killed = subprocess.run([sys.executable, "-c", dies, "sample", *given, "--count", "2", "--npz"], check=False)
-    assert killed.returncode == -signal.SIGKILL and len(list(folder.glob(".samples.npz.*.tmp"))) == 1
+def die_while_writing(folder: str) -> None:
+    """Draw two images, and kill this process while the npz is being written."""
+    stage.np.lib.format.write_array_header_1_0 = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    sample(Path(folder), "--count", "2", "--npz")
+
+
+@pytest.mark.slow
+def test_killed_call_leaves_no_partial_files(folder: Path) -> None:
+    child = CONTEXT.Process(target=die_while_writing, args=(str(folder),))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and len(list(folder.glob(".samples.npz.*.tmp"))) == 1
     assert sample(folder, "--count", "2", "--npz") == 0
     assert not list(folder.glob(".*.tmp"))
 
 
-def test_an_npz_of_images_of_several_sizes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_npz_of_several_sizes_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(folder, "--count", "3") == 0
     Image.new("RGB", (7, 7)).save(folder / "000002.png")
     assert sample(folder, "--count", "3", "--npz", "--grid_columns", "0") == 2
@@ -214,8 +215,8 @@ def test_an_npz_of_images_of_several_sizes_is_refused(folder: Path, capsys: pyte
     assert not (folder / "samples.npz").exists()
 
 
-def test_no_channels_undo_the_three_of_a_published_checkpoint(folder: Path) -> None:
-    """The other option, null, is what an option is that is not given."""
+def test_zero_guidance_channels_guide_all(folder: Path) -> None:
+    """null is the generator's own value, as if the option were not given."""
     three = make_generator()
     three.sampling = SamplingConfig(steps=3, guidance_scale=3.0, guidance_start=0.0, guidance_channels=3)
     three.save_pretrained(folder.parent / "generator")
@@ -227,40 +228,15 @@ def test_no_channels_undo_the_three_of_a_published_checkpoint(folder: Path) -> N
     assert drawn["null"] == drawn["3"] != drawn["0"]
 
 
-def together(folder: Path, *arguments: str) -> list[tuple[int, str]]:
-    """Exit code and errors of two processes, as torchrun starts them."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1]), "WORLD_SIZE": "2"}
-    given = ["--generator", str(folder.parent / "generator"), "--output", str(folder), "--device", "cpu", *arguments]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "vavae", "sample", *given],
-            env={**os.environ, **shared, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=280)[1] for process in running]
-    return [(process.returncode, error) for process, error in zip(running, errors, strict=True)]
-
-
-def test_two_processes_share_the_images(folder: Path) -> None:
+@pytest.mark.slow
+def test_two_processes_share_the_images(folder: Path, launch: Callable[..., None]) -> None:
     alone = folder.with_name("alone")
     assert sample(alone, "--count", "5", "--batch_size", "1", "--npz") == 0
-    done = together(folder, "--count", "5", "--batch_size", "1", "--npz")
-    assert [code for code, _ in done] == [0, 0], done
+    launch(2, "samples", folder.parent / "generator", folder)
     names = {path.name for path in alone.glob("[!.]*")}
     assert {path.name for path in folder.glob("[!.]*")} == names
     for name in ("000000.png", "000003.png", "000004.png", "grid.png", "samples.json"):
         assert (folder / name).read_bytes() == (alone / name).read_bytes(), name
-    refused = together(folder, "--count", "6", "--seed", "1")
-    assert [code for code, _ in refused] == [2, 2], refused
-    told = refused[0][1].strip().splitlines()[-1]
-    assert told.startswith("vavae: ") and "another seed" in told
-    assert "Traceback" not in refused[0][1] + refused[1][1] and "another seed" not in refused[1][1]  # said once
 
 
 def test_labels_are_names_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,11 +257,11 @@ def test_labels_are_names_of_classes(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "the first are 'tabby cat', 'tiger cat', '2', 'd', 'e'" in capsys.readouterr().err
 
 
-def test_a_generator_without_names_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_need_a_generator_with_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no names of classes, got 'cat'" in refused(folder, capsys, "--labels", "cat")
 
 
-def test_a_name_that_is_another_number_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_note_on_names_that_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     stage._note_numbers([10, 1, "10"], ["0", "1", "10"])
     assert capsys.readouterr().out == "labels: 10 is read as a number; the class named '10' has another number\n"
 
@@ -298,7 +274,7 @@ def test_a_name_that_is_another_number_is_said(capsys: pytest.CaptureFixture[str
         (("--count", "1000000000"), "count must be from 1 to 10,000,000 samples, got 1,000,000,000"),
     ],
 )
-def test_numbers_beyond_what_a_machine_holds_are_refused(
+def test_too_large_numbers_are_refused(
     arguments: tuple[str, ...], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(folder, capsys, *arguments)
@@ -318,9 +294,9 @@ def test_samples_that_are_not_finite_are_not_written(
     assert not list(folder.glob("*.png"))
 
 
-def test_a_full_disk_is_one_line_that_names_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_names_the_image(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with limited("FSIZE", 2000):
         assert sample(folder, "--count", "3") == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error == f"vavae: File too large: {folder / '000000.png'}; what was finished is kept"
+    assert error == f"vavae: File too large: {folder / '000000.png'}; finished work is kept"
     assert sample(folder, "--count", "3") == 0

@@ -1,4 +1,4 @@
-"""The published three stages as one recipe and one command, shrunk: killed within and between stages, bit-identical."""
+"""The three published stages in one small run that is killed within and between stages: the result is identical."""
 
 import json
 import os
@@ -43,7 +43,7 @@ class Patches(torch.nn.Module):
 
 
 def train(output: str, number: int, at: int) -> None:
-    """The command; it signals itself when it has seen `at` images."""
+    """Run the command, which sends itself a signal when it has seen `at` images."""
     from vavae.stages import train_tokenizer
 
     torch.set_num_threads(1)
@@ -67,7 +67,8 @@ def command(output: Path, number: int = 0, at: int = -1) -> int | None:
     return child.exitcode
 
 
-def test_three_stages_in_one_command_survive_kills_within_and_between_them(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_kills_within_and_between_stages(tmp_path: Path) -> None:
     assert command(tmp_path / "whole") == 0
     killed = tmp_path / "killed"
     assert command(killed, signal.SIGTERM, 24) == 1  # saved after the step, at 32: where the second stage begins
@@ -84,7 +85,7 @@ def test_three_stages_in_one_command_survive_kills_within_and_between_them(tmp_p
     assert texts[0] == texts[1]
     lines = [json.loads(line) for line in texts[0].splitlines()]
     assert [line["images"] for line in lines] == list(range(8, 97, 8))
-    # The terms show the stages: the adaptive weight falls by a factor near five, then the margins cut the losses.
+    # The terms show the stages: the adaptive weight falls about fivefold, then the margins reduce the losses.
     weight = {line["images"]: line["alignment_weight"] for line in lines}
     cosine = {line["images"]: line["cosine"] for line in lines}
     assert weight[40] < 0.5 * weight[32]

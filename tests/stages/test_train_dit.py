@@ -1,4 +1,4 @@
-"""What the transformer's training draws, measures and writes."""
+"""Training of a transformer: averages, validation, labels, flips, normalization."""
 
 from dataclasses import replace
 from pathlib import Path

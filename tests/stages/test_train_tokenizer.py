@@ -1,4 +1,4 @@
-"""What the tokenizer's training draws, measures and writes."""
+"""Training of a tokenizer: averages, validation, statistics, flips."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,22 +1,15 @@
-"""Small models and a feature network for tests of evaluation; also run by torchrun as a process of its own."""
+"""Small models and a feature network for tests of evaluation."""
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vavae.config import load_recipe
-from vavae.evaluation import features as evaluate_store
 from vavae.metrics import FeatureNetwork
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.stages import evaluate
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
-from vavae.training.parallel import sharing_processes
 from vavae.transformer import LightningDiT
-
-BLOCK = 40  # images; small blocks so that few images are several
 
 
 def color_network(name: str = "inception-colors", device: str | torch.device = "cpu") -> FeatureNetwork:
@@ -65,13 +58,3 @@ def use_colors(replace: Callable[[object, str, object], None] = setattr) -> None
     replace(evaluate, "load_feature_network", color_network)
     plain = {"lpips_vgg16": lambda a, b: (a - b).abs().mean((1, 2, 3))}
     replace(evaluate.of_tokenizer, "perceptual_networks", lambda device: plain)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    use_colors()
-    evaluate_store.BLOCK = BLOCK
-
-    with sharing_processes():
-        for recipe in sys.argv[1:]:
-            evaluate.run(load_recipe(evaluate.Config, Path(recipe)))

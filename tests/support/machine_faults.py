@@ -1,4 +1,4 @@
-"""Faults of the machine, as the system itself tells them."""
+"""Faults of the machine, raised by the system itself."""
 
 import contextlib
 import resource
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def limited(what: str, most: int = 0) -> Iterator[None]:
-    """Let this process open no file with a number from `most` on (NOFILE), or write no more bytes to one (FSIZE)."""
+    """Limit this process to file numbers below `most` (NOFILE), or to files of at most `most` bytes (FSIZE)."""
     kind = getattr(resource, f"RLIMIT_{what}")
     former = resource.getrlimit(kind)
     resource.setrlimit(kind, (most, former[1]))

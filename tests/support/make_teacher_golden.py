@@ -1,4 +1,4 @@
-"""How `golden.safetensors` was made: each teacher's features by an implementation that is not ours.
+"""Make `golden.safetensors`: each teacher's features by an independent implementation.
 
     python make_teacher_golden.py ONNX SAM_SDIST RESNET_PACKAGE
 
@@ -23,20 +23,20 @@ from torch import Tensor
 
 
 def wave_images(size: int) -> Tensor:
-    """One image (1, 3, size, size) in [-1, 1], float64: two sines over the flattened index."""
+    """Return an image (1, 3, size, size) in [-1, 1], float64: two sines over the flattened index."""
     index = torch.arange(3 * size * size, dtype=torch.float64)
     return (0.6 * torch.sin(0.37 * index) + 0.4 * torch.sin(0.0123 * index + 1)).view(1, 3, size, size)
 
 
 def imagenet_pixels(size: int) -> Tensor:
-    """`wave_images` normalized with ImageNet's mean and standard deviation, float32."""
+    """Return `wave_images` normalized with ImageNet's mean and standard deviation, float32."""
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64).view(1, 3, 1, 1)
     return (((wave_images(size) + 1) / 2 - mean) / std).float()
 
 
 def dinov2(path: Path) -> dict[str, Tensor]:
-    """Features by onnxruntime."""
+    """Compute features with onnxruntime."""
     import onnx
     import onnxruntime
 
@@ -50,7 +50,7 @@ def dinov2(path: Path) -> dict[str, Tensor]:
 
 
 def mobile_sam(sdist: Path) -> dict[str, Tensor]:
-    """Features by the package's own network; the four names it takes from timm are stood in for."""
+    """Compute features with the package's own network, with stand-ins for four names of timm."""
     layers, registry = types.ModuleType("timm.models.layers"), types.ModuleType("timm.models.registry")
     layers.DropPath = torch.nn.Identity
     layers.to_2tuple = lambda value: (value, value)
@@ -79,7 +79,7 @@ def mobile_sam(sdist: Path) -> dict[str, Tensor]:
 
 
 def resnet50(package: Path) -> dict[str, Tensor]:
-    """Features by walking the Keras graph: biases, epsilon and channel order as the file states them."""
+    """Compute features from the Keras graph, with biases, epsilon and channel order of the file."""
     model = json.loads((package / "ResNet50/model.json").read_text())
     manifest = model["weightsManifest"][0]
     values = np.concatenate([np.fromfile(package / "ResNet50" / shard, "<f4") for shard in manifest["paths"]])

@@ -1,4 +1,4 @@
-"""The Inception of pytorch-fid written out once more, function by function, in the names of its weights file."""
+"""The Inception of pytorch-fid, written independently, with the names of its weights file."""
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ _STEM = {
 
 
 def published_state() -> dict[str, Tensor]:
-    """A state dict as `pt_inception-2015-12-05-6726825d.pth` has it, with numbers that follow a rule."""
+    """Return a state dict with the names and shapes of `pt_inception-2015-12-05-6726825d.pth`, filled by a rule."""
     shapes = dict(_STEM)
     for block, branches in _BLOCKS.items():
         shapes |= {f"{block}.{branch}": shape for branch, shape in branches.items()}

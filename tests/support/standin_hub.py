@@ -1,4 +1,4 @@
-"""A stand-in for the hub's client: repositories are folders, and the cache looks as that of huggingface_hub."""
+"""A stand-in for the hub's client: repositories are folders, and the cache has the form of huggingface_hub's."""
 
 import fnmatch
 import hashlib
@@ -11,7 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 
 class StandInHub:
-    """Serves `repositories / owner / name`, and notes what was asked.
+    """Serve `repositories / owner / name`, and record the requests.
 
     Attributes:
         fetched: Names of files in the order they were fetched.
@@ -67,7 +67,7 @@ class StandInHub:
 
 
 def _hash(name: str, content: bytes) -> str:
-    """sha256 of large files, and git's hash of small ones."""
+    """Return the sha256 of a large file, and git's hash of a small one."""
     if name.endswith(".json"):
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     return hashlib.sha256(content).hexdigest()

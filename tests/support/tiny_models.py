@@ -33,7 +33,7 @@ _SAM: dict[str, Any] = {
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights large enough that every part of the model shows in its output; eval mode."""
+    """Set weights large enough that every part of the model affects its output; eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""Recipes of both stages, small enough for tests: tiny networks on embedded images, everything random switched on."""
+"""Recipes of both stages that are small enough for tests, with everything random switched on."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -47,12 +47,12 @@ class TinyTeacher(torch.nn.Module):
 
 
 def use_tiny_teacher() -> None:
-    """Let the stage load `TinyTeacher`, whatever the recipe names."""
+    """Let the stage load `TinyTeacher` for any teacher."""
     train_tokenizer.load_teacher = lambda *_, **__: TinyTeacher()  # type: ignore[assignment]
 
 
 def tokenizer_recipe(folder: Path, **training: Any) -> train_tokenizer.Config:
-    """Random crops, flips, sampled posteriors, alignment, and a discriminator from the third step on."""
+    """Return a recipe with random crops, flips, sampled posteriors, alignment, and a discriminator from step 3 on."""
     objective = ObjectiveConfig(
         perceptual=PerceptualConfig(weight=0.0),
         adversarial=AdversarialConfig(start_images=16, discriminator=DiscriminatorConfig(8, 1)),
@@ -69,7 +69,7 @@ def tokenizer_recipe(folder: Path, **training: Any) -> train_tokenizer.Config:
 
 
 def write_latents(folder: Path, count: int = 30) -> Path:
-    """Random latents of 8 x 4 x 4 in three classes, and a tokenizer that could have made them."""
+    """Write random latents of 8 x 4 x 4 in three classes, and a tokenizer of their shape."""
     writer = LatentWriter(folder / "latents", count, LatentSettings(image_size=8, class_names=("a", "b", "c")), count)
     for shard in writer.missing():
         latents = rng.normal(0, "latents", range(count), (8, 4, 4)) * 2 + 1
@@ -84,7 +84,7 @@ def write_latents(folder: Path, count: int = 30) -> Path:
 
 
 def transformer_recipe(folder: Path, data: Path, **training: Any) -> train_dit.Config:
-    """Flips, label dropout, random times and noise."""
+    """Return a recipe with flips, label dropout, random times and noise."""
     return train_dit.Config(
         output=str(folder),
         latents=str(data / "latents"),

@@ -22,5 +22,5 @@ class _Convolution(Backbone):
 
 
 def tiny_teacher(seed: int = 0, input_size: tuple[int, int] = (16, 16)) -> Teacher:
-    """Six channels for each patch of four pixels of images of 16, or another size; the weights are those of `seed`."""
+    """Return a teacher of six channels for each patch of 4 x 4 pixels, with weights of `seed`."""
     return Teacher("convolution", _Convolution(seed), input_size, IMAGENET)

@@ -1,6 +1,8 @@
 """Functions that the tests call in each of several processes."""
 
+import contextlib
 import errno
+import io
 import os
 import signal
 from dataclasses import replace
@@ -96,6 +98,35 @@ def encode_images(folder: str, tokenizer: str) -> None:
 
         ImagesConfig.open = refuse  # type: ignore[assignment,method-assign]
     encode.run(encode.Config(tokenizer, folder, data, shard_size=10, batch_size=4, device="cpu"))
+
+
+def evaluations(block: str, *recipes: str) -> None:
+    """Evaluate by recipes, with small networks and blocks of `block` images."""
+    import evaluate_models
+
+    from vavae.config import load_recipe
+    from vavae.evaluation import features
+    from vavae.stages import evaluate
+    from vavae.training.parallel import sharing_processes
+
+    evaluate_models.use_colors()
+    features.BLOCK = int(block)
+    with sharing_processes():
+        for recipe in recipes:
+            evaluate.run(load_recipe(evaluate.Config, recipe))
+
+
+def samples(generator: str, folder: str) -> None:
+    """Draw five images by the command; another seed is then refused, and only the first process says so."""
+    from vavae.cli import run
+    from vavae.training.parallel import sharing_processes
+
+    given = ["sample", "--generator", generator, "--output", folder, "--device", "cpu", "--batch_size", "1", "--npz"]
+    with sharing_processes(), contextlib.redirect_stderr(io.StringIO()) as errors:
+        assert run([*given, "--count", "5"]) == 0
+        assert run([*given, "--count", "6", "--seed", "1"]) == 2
+    printed = [line for line in errors.getvalue().splitlines() if line.startswith("vavae: ")]
+    assert ["another seed" in line for line in printed] == ([True] if os.environ["RANK"] == "0" else [])
 
 
 def collectives() -> None:

@@ -21,7 +21,7 @@ from vavae.errors import UserError
 from vavae.evaluation.records import check_writable
 from vavae.flow import Guidance, flow_matching_loss, sample
 from vavae.io.files import read_json_object, written_whole
-from vavae.losses import ObjectiveConfig, TokenizerObjective
+from vavae.losses import AdversarialConfig, AlignmentConfig, ObjectiveConfig, TokenizerObjective
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig, build_optimizer
 from vavae.training.run_log import versions
@@ -61,24 +61,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """The measurement of one stage.
-
-    Attributes:
-        stage: Name of the stage.
-        images_per_second: Median over the repeats.
-        spread: (slowest, fastest) images per second.
-        peak_memory_gb: Peak memory of all stages so far, of an NVIDIA GPU or else of the process.
-        tflops: TFLOP/s of matrix products, convolutions and attention; 0 if a stage has none.
-        mfu: Their share of the device's peak in its data sheet, or else of the speed of one large matrix product in
-            the same precision.
-    """
+    """The measurement of one stage."""
 
     stage: str
-    images_per_second: float
-    spread: tuple[float, float]
-    peak_memory_gb: float
-    tflops: float
-    mfu: float
+    images_per_second: float  # median over the repeats
+    spread: tuple[float, float]  # slowest and fastest
+    peak_memory_gb: float  # of all stages so far, of an NVIDIA GPU or else of the process
+    tflops: float  # TFLOP/s of matrix products, convolutions and attention; 0 if a stage has none
+    mfu: float  # their share of the device's peak in its data sheet, or else of one large product in the same precision
 
 
 class _Bench:
@@ -118,21 +108,18 @@ class _Bench:
 
     def tokenizer_step(self) -> Result:
         """One training step with LPIPS and discriminator, without a teacher."""
-        import dataclasses
-
-        settings = ObjectiveConfig()
-        settings = dataclasses.replace(
-            settings,
-            alignment=dataclasses.replace(settings.alignment, enabled=False),
-            adversarial=dataclasses.replace(settings.adversarial, start_images=0),
+        settings = ObjectiveConfig(
+            alignment=AlignmentConfig(enabled=False), adversarial=AdversarialConfig(start_images=0)
         )
         layout = image_memory_format(self.precision, self.device)
-        model = AutoencoderKL.from_config(self.autoencoder).to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        objective = TokenizerObjective(settings, self.latent_shape[0]).to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        optimizers = [
-            build_optimizer(OptimizerConfig("adam"), list(model.parameters())),
-            build_optimizer(OptimizerConfig("adam"), objective.discriminator_parameters()),
-        ]
+        model, objective = (
+            AutoencoderKL.from_config(self.autoencoder),
+            TokenizerObjective(settings, self.latent_shape[0]),
+        )
+        for module in (model, objective):
+            module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        trained = (list(model.parameters()), objective.discriminator_parameters())
+        optimizers = [build_optimizer(OptimizerConfig("adam"), parameters) for parameters in trained]
         images = self._images().contiguous(memory_format=layout)
         noise = rng.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
 
@@ -156,12 +143,16 @@ class _Bench:
 
         return self._time("encode", step)
 
+    def _transformer(self) -> tuple[LightningDiT, torch.Tensor, torch.Tensor]:
+        """Return a transformer, latents and labels."""
+        model = LightningDiT.from_config(self.transformer).to(self.device)
+        latents = rng.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
+        return model, latents, torch.arange(self.batch, device=self.device) % self.transformer.num_classes
+
     def transformer_step(self) -> Result:
         """One training step on latents."""
-        model = LightningDiT.from_config(self.transformer).to(self.device)
+        model, latents, labels = self._transformer()
         optimizer = build_optimizer(OptimizerConfig(), list(model.parameters()))
-        latents = rng.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
-        labels = torch.arange(self.batch, device=self.device) % self.transformer.num_classes
 
         def step() -> None:
             with autocast(self.precision, self.device):
@@ -174,9 +165,7 @@ class _Bench:
 
     def sampling(self) -> Result:
         """Ten guided Euler evaluations per image."""
-        model = LightningDiT.from_config(self.transformer).to(self.device)
-        noise = rng.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
-        labels = torch.arange(self.batch, device=self.device) % self.transformer.num_classes
+        model, noise, labels = self._transformer()
 
         def step() -> None:
             with autocast(self.precision, self.device):
@@ -200,30 +189,24 @@ class _Bench:
 
 def measure(config: Config) -> list[Result]:
     """Measure every stage."""
-    bench = _Bench(config)
-    stages = (bench.tokenizer_step, bench.encode, bench.transformer_step, bench.sampling, bench.reading)
-    results = []
-    for stage in stages:
+    bench, results = _Bench(config), []
+    for stage in (bench.tokenizer_step, bench.encode, bench.transformer_step, bench.sampling, bench.reading):
         print(f"measuring: {(stage.__doc__ or '').rstrip('.')}", file=sys.stderr, flush=True)
         results.append(stage())
     return results
 
 
-def _check_output(output: str) -> None:
+def _check_output(path: Path) -> None:
     """Raise UserError if the record could not be written, or would replace another file."""
-    check_writable("output", output)
-    path = Path(output)
+    check_writable("output", path)
     if path.suffix != ".json":
-        raise UserError(f"output must end in .json, got {output}")
-    if path.exists() and not _is_record(path):
-        raise UserError(f"output must be new or a record of 'vavae bench', got {output}, another file, which is kept")
-
-
-def _is_record(path: Path) -> bool:
+        raise UserError(f"output must end in .json, got {path}")
     try:
-        return str(read_json_object(path).get("command")).startswith("vavae bench")
+        ours = not path.exists() or str(read_json_object(path).get("command")).startswith("vavae bench")
     except UserError:
-        return False
+        ours = False
+    if not ours:
+        raise UserError(f"output must be new or a record of 'vavae bench', got {path}, another file, which is kept")
 
 
 @printed_once()
@@ -238,22 +221,15 @@ def run(config: Config) -> None:
     from rich.table import Table
 
     if config.output is not None:
-        _check_output(config.output)
+        _check_output(Path(config.output))
     results = measure(config)
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "images/s", "slowest", "fastest", "peak memory", "TFLOP/s", "MFU"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for r in results:
-        slow, fast = r.spread
-        table.add_row(
-            r.stage,
-            f"{r.images_per_second:,.1f}",
-            f"{slow:,.1f}",
-            f"{fast:,.1f}",
-            f"{r.peak_memory_gb:.2f} GB",
-            f"{r.tflops:,.3g}" if r.tflops else "",
-            f"{r.mfu:.0%}" if r.tflops else "",
-        )
+        rates = [f"{rate:,.1f}" for rate in (r.images_per_second, *r.spread)]
+        products = (f"{r.tflops:,.3g}", f"{r.mfu:.0%}") if r.tflops else ()
+        table.add_row(r.stage, *rates, f"{r.peak_memory_gb:.2f} GB", *products)
     Console().print(table)
     if config.output is not None:
         record = {

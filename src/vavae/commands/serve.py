@@ -1,10 +1,8 @@
 """Serve a local web page for a tokenizer or a generator."""
 
 import os
-import socket
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vavae.checkpoints import folder as files
@@ -12,8 +10,7 @@ from vavae.checkpoints.locations import SHIPPED, resolve
 from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.models import Generator, Tokenizer
-
-_PORTS = range(7860, 7960)
+from vavae.serve.server import free_port, launch
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def run(config: Config) -> None:
     Raises:
         UserError: gradio is missing, the model cannot be read, or the address or port cannot be used.
     """
-    port = free_port(config)
+    port = free_port(config.host, config.port)
     with tempfile.TemporaryDirectory(prefix="vavae-serve-") as kept:
         # Uploads and results are in a folder of this run alone, which is removed in the end.
         os.environ["GRADIO_TEMP_DIR"] = kept
@@ -62,66 +59,12 @@ def run(config: Config) -> None:
         except ImportError as error:
             raise UserError("serve needs gradio: pip install 'vavae[gradio]'") from error
         page = build(config)
-        launch(page, config, port)
+        launch(page, config.host, port, config.allowed_hosts)
         print(f"{config.model}: {page.local_url}\nstop with Ctrl-C", flush=True)
         try:
             page.block_thread()
         finally:
             gradio.close_all()
-
-
-def launch(page: Any, config: Config, port: int) -> None:
-    """Serve `page` in threads."""
-    from starlette.middleware import Middleware
-
-    from vavae.serve.guard import KnownHosts
-    from vavae.serve.page import CSS, theme
-
-    page.launch(
-        server_name=f"[{config.host}]" if ":" in config.host else config.host,
-        server_port=port,
-        quiet=True,
-        prevent_thread_lock=True,
-        share=False,
-        theme=theme(),
-        css=CSS,
-        max_file_size="32mb",
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        mcp_server=False,
-        app_kwargs={"middleware": [Middleware(KnownHosts, *known_hosts(config))]},
-    )
-
-
-def known_hosts(config: Config) -> tuple[set[str], bool]:
-    """Return the names under which the page answers, and whether it answers under every IP address."""
-    names = {"localhost", "127.0.0.1", "::1", config.host, *config.allowed_hosts}
-    everywhere = config.host in ("0.0.0.0", "::")
-    return (names | {socket.gethostname(), socket.getfqdn()} if everywhere else names), everywhere
-
-
-def free_port(config: Config) -> int:
-    """Return the port of the options, or the first free one.
-
-    Raises:
-        UserError: The host does not exist, or no port is free.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(config.host, None, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise UserError(f"host: '{config.host}' does not exist ({error.strerror})") from error
-    for port in _PORTS if config.port is None else (config.port,):
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                trial.bind((address[0], port))
-            except OSError as error:
-                reason = error.strerror
-            else:
-                return port
-    asked = config.port or f"{_PORTS.start} to {_PORTS.stop - 1}"
-    raise UserError(f"host, port: cannot listen on {config.host}, port {asked} ({reason})")
 
 
 def build(config: Config) -> Any:
@@ -136,9 +79,5 @@ def build(config: Config) -> Any:
         studio = Studio(generator.tokenizer, generator, config.precision)
     else:
         studio = Studio(Tokenizer.from_pretrained(path, device), None, config.precision)
-    return build_page(studio, config.model if config.model in SHIPPED else _title(path))
-
-
-def _title(path: Path) -> str:
-    """Return the last three parts of a folder's path; the paths of all runs have the same end."""
-    return "/".join(path.resolve().parts[-3:]).strip("/")
+    # The paths of all runs have the same end.
+    return build_page(studio, config.model if config.model in SHIPPED else "/".join(path.resolve().parts[-3:]))

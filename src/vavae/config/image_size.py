@@ -65,5 +65,5 @@ def square_side(key: str, size: Size, what: str) -> int:
     """
     height, width = height_width(size)
     if height != width:
-        raise UserError(f"{key}: {format_size(size)} is not square, and {what} takes square images only")
+        raise UserError(f"{key} must be a square for {what}, got {format_size(size)}")
     return height

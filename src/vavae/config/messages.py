@@ -71,7 +71,7 @@ def _check_groups(known: Mapping[str, Any], values: Mapping[str, Any], source: s
         group_here = all(map(dataclasses.is_dataclass, kinds))
         if (value is None and NoneType not in kinds) or (group_here and not isinstance(value, Mapping)):
             got = "nothing" if value is None else shortened(str(value))
-            raise UserError(f"{source}{name}: expected {_named(known[name])}; got {got}")
+            raise UserError(f"{source}{name} must be {_named(known[name])}, got {got}")
         if isinstance(value, Mapping) and any(map(dataclasses.is_dataclass, kinds)):
             _check_groups(known, value, source, f"{name}.")
 
@@ -106,7 +106,7 @@ def _near(unknown: Sequence[str], known: Mapping[str, Any]) -> str:
 
 def _unrecognized(argument: str, known: Mapping[str, Any], prog: str) -> str:
     if not argument.startswith("-"):
-        return f"unexpected argument '{argument}': a recipe, or other words, must stand before all options"
+        return f"unexpected argument '{argument}': a recipe, or other words, must come before all options"
     option = argument.partition("=")[0]
     near = difflib.get_close_matches(option.lstrip("-"), known, n=1, cutoff=_CLOSE)
     hint = f"did you mean '--{near[0]}'?" if near else f"see '{prog} --help'"
@@ -117,10 +117,10 @@ def _wrong_value(key: str, complaint: str, known: Mapping[str, Any]) -> str:
     if key not in known:
         return f"{key}: {complaint}"
     found = _VALUE.search(complaint)
-    got = f"; got {shortened(found['value']) or 'nothing'}" if found else ""
+    got = f", got {shortened(found['value']) or 'nothing'}" if found else ""
     why = f" ({found['reason']})" if found and found["reason"] else ""
     quotes = "; put text in quotes" if str in alternatives(known[key]) else ""
-    return f"{key}: expected {_named(known[key])}{got}{why}{quotes}"
+    return f"{key} must be {_named(known[key])}{got}{why}{quotes}"
 
 
 def _unknown_keys(known: Mapping[str, Any], values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

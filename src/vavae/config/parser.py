@@ -6,6 +6,7 @@ the default. Types, defaults and help come from the dataclasses.
 
 import dataclasses
 import enum
+import functools
 import json
 import math
 import re
@@ -27,7 +28,8 @@ _PRINT = "--print_config"
 _PARSING = (ArgumentError, yaml.YAMLError, TypeError, ValueError)
 
 
-def _parser(config_class: type, prog: str, description: str, positionals: Sequence[str] = ()) -> Any:
+@functools.cache
+def _parser(config_class: type, prog: str, description: str, positionals: tuple[str, ...] = ()) -> Any:
     from jsonargparse import ArgumentParser, _loaders_dumpers, set_loader
 
     # Options and the texts in a recipe are YAML too. For single numbers the parser uses yaml_load in every mode.
@@ -174,7 +176,7 @@ def parse_command_line(
         )
     options = _with_brackets(config_class, _with_flag_values(config_class, arguments[leading:]))
     recipes, options = _split([*named, *options])
-    parser = _parser(config_class, prog, description, positionals)
+    parser = _parser(config_class, prog, description, tuple(positionals))
     parsed, source = None, ""
     try:
         for path in recipes:

@@ -19,12 +19,12 @@ from vavae.demo.plan import ALIGNED, SAMPLING, TOKENIZER_BATCH, UNALIGNED, Confi
 from vavae.demo.summary import findings, headline, images_note, machine, teacher_note
 from vavae.device import resolve_device
 from vavae.errors import UserError
-from vavae.io.files import check_not_foreign, read_json_object, written_whole
+from vavae.io.files import check_not_foreign, exclusive, read_json_object, written_whole
 from vavae.models import Generator, Tokenizer
 from vavae.progress import format_duration
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.run_folder import RUN_FILES, check_no_own_recipe, exclusive, open_run_folder
 from vavae.teachers import load_teacher
+from vavae.training.run_folder import RUN_FILES, check_no_own_recipe, open_run_folder
 from vavae.training.run_log import versions
 
 

@@ -31,9 +31,9 @@ from vavae.frontier.config import (
 )
 from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.run_folder import IGNORED_KEYS
 from vavae.teachers.config import TeacherConfig
 from vavae.teachers.registry import TEACHERS
+from vavae.training.run_folder import IGNORED_KEYS
 
 NONE = "none"
 # Keys that no number of a cell depends on: paths, devices, logging.

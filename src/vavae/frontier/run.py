@@ -27,9 +27,8 @@ from vavae.frontier.grid import GeneratorCell, Grid, Job, TokenizerCell
 from vavae.frontier.page import State, States, print_states, write_everything
 from vavae.frontier.results import Failures, Locks, Results
 from vavae.frontier.workers import call_folder, failures_of_call, work_together
-from vavae.io.files import chosen
+from vavae.io.files import OccupiedError, chosen
 from vavae.progress import format_duration
-from vavae.stages.run_folder import OccupiedError
 from vavae.training.signals import interrupted_by_signals
 
 __all__ = ["Config", "run"]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line
 
 # Marks a folder that is being written, so that the files which a kill leaves do not count as complete.
@@ -71,12 +73,12 @@ def parse_json(text: str) -> Any:
         ValueError: The text is not JSON, is nested too deeply, or holds a number of thousands of digits.
     """
     try:
-        return json.loads(text, object_pairs_hook=_without_twins)
+        return json.loads(text, object_pairs_hook=_with_unique_keys)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -175,6 +177,35 @@ def drop_drafts(folder: Path, name: str = "*") -> None:
     for path in folder.glob(f".{name}.*.tmp"):
         if _DRAFT.fullmatch(path.name):
             path.unlink(missing_ok=True)
+
+
+class OccupiedError(UserError):
+    """Another process is working in a run folder."""
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder alone for the block, and remove what a killed process left half written in it.
+
+    Raises:
+        OccupiedError: Another process holds it.
+        UserError: It cannot be written.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        with chosen("output", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OccupiedError(
+            f"{folder}: another process is working in this run folder (if no process is running on any machine, remove "
+            f"{lock.lock_file})"
+        ) from error
+    try:
+        drop_drafts(folder)
+        yield
+    finally:
+        lock.release()
 
 
 def save_torch(content: Any, path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +28,8 @@ from vavae.errors import UserError
 from vavae.io.files import check_not_foreign
 from vavae.models import Tokenizer
 from vavae.progress import Bar, track
-from vavae.stages.run_folder import held_folder
 from vavae.training.parallel import processes
+from vavae.training.run_folder import held_folder
 from vavae.training.signals import StopRequest, stop_on_signal
 
 _Batch = tuple[Tensor, Tensor | None, Tensor]  # latents (B, C, h, w), latents of the mirrored images, labels (B,)
@@ -84,40 +85,6 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-class _Encoder:
-    """Encodes the images of a shard, and their mirror images."""
-
-    def __init__(self, config: Config, tokenizer: Tokenizer, source: ImageSource) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
-        self.source = source
-        self.device = tokenizer.device
-        self.precision = resolve_precision(config.precision, self.device)
-        self.shape = (tokenizer.latent_channels, *config.data.latent_size(tokenizer.factor))
-
-    @torch.inference_mode()
-    def _latents(self, images: Tensor, indices: Tensor, stream: str) -> Tensor:
-        with autocast(self.precision, self.device):
-            posterior = self.tokenizer.autoencoder.encode(images)
-        if self.config.posterior == "mean":
-            return posterior.mode().float().cpu()
-        noise = rng.normal(self.config.seed, stream, indices, self.shape, self.device)
-        return posterior.sample(noise=noise).float().cpu()
-
-    def batches(self, shard: Shard) -> Iterator[_Batch]:
-        def load(indices: Tensor) -> Tensor:
-            return load_images(self.source, indices, self.config.data.size)
-
-        for indices, decoded in loaded_ahead(shard.batches(self.config.batch_size), load, self.config.data.workers):
-            images = decoded.to(self.device)
-            latents = self._latents(images, indices, "posterior")
-            flipped = None
-            if self.config.flips:
-                flipped = self._latents(flip_horizontally(images), indices, "posterior of the mirrored image")
-            labels = torch.tensor([self.source.label(int(i)) for i in indices])
-            yield latents, flipped, labels
-
-
 def run(config: Config) -> LatentDataset:
     """Encode what is missing and write index and statistics. Under torchrun the processes share the shards.
 
@@ -129,11 +96,8 @@ def run(config: Config) -> LatentDataset:
     # Shards hold latents as the network gives them, so a published one can be used before its statistics are known.
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device), statistics="identity")
     config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide, before the folder is made
-
-    def check() -> None:
-        beginnings = {*LEFT_OVER, "images.json", "unreadable.txt"}
-        check_not_foreign(folder, holds_latents, "latents of this command", beginnings)
-
+    beginnings = {*LEFT_OVER, "images.json", "unreadable.txt"}
+    check = partial(check_not_foreign, folder, holds_latents, "latents of this command", beginnings)
     with processes(config.device) as world, held_folder(folder, world, check):
         source = world.once(lambda: config.data.open(config.split, folder))
         settings = LatentSettings(
@@ -150,11 +114,10 @@ def run(config: Config) -> LatentDataset:
         missing = writer.missing()
         todo = sum(shard.count for shard in missing)
         if missing:
-            encoder = _Encoder(config, tokenizer, source)
             total = sum(shard.count for shard in writer.shards[world.rank :: world.size])
             with track("encoding", total, "images", total - todo) as bar, stop_on_signal() as stop:
                 for shard in missing:
-                    writer.write(shard, _until_stop(encoder.batches(shard), bar, stop, folder))
+                    writer.write(shard, _encoded(config, tokenizer, source, shard, bar, stop))
         world.wait()
         world.once(writer.finish)
         if world.first:
@@ -162,14 +125,32 @@ def run(config: Config) -> LatentDataset:
         return LatentDataset(folder)
 
 
-def _until_stop(batches: Iterator[_Batch], bar: Bar, stop: StopRequest, folder: Path) -> Iterator[_Batch]:
-    """Yield batches and show progress; at a stop, give up the shard that is being made, however long it is.
+def _encoded(
+    config: Config, tokenizer: Tokenizer, source: ImageSource, shard: Shard, bar: Bar, stop: StopRequest
+) -> Iterator[_Batch]:
+    """Yield the batches of a shard; at a stop, raise KeyboardInterrupt and give up the shard, however long it is."""
+    device = tokenizer.device
+    precision = resolve_precision(config.precision, device)
+    shape = (tokenizer.latent_channels, *config.data.latent_size(tokenizer.factor))
 
-    Raises:
-        KeyboardInterrupt: A stop was asked for.
-    """
-    for batch in batches:
+    @torch.inference_mode()
+    def latents(images: Tensor, indices: Tensor, stream: str) -> Tensor:
+        with autocast(precision, device):
+            posterior = tokenizer.autoencoder.encode(images)
+        if config.posterior == "mean":
+            return posterior.mode().float().cpu()
+        noise = rng.normal(config.seed, stream, indices, shape, device)
+        return posterior.sample(noise=noise).float().cpu()
+
+    load = partial(load_images, source, size=config.data.size)
+    for indices, decoded in loaded_ahead(shard.batches(config.batch_size), load, config.data.workers):
+        images, flipped = decoded.to(device), None
+        plain = latents(images, indices, "posterior")
+        if config.flips:
+            flipped = latents(flip_horizontally(images), indices, "posterior of the mirrored image")
         if stop:
-            raise KeyboardInterrupt(f"stopped; the finished shards are in {folder}, and the same command resumes")
-        yield batch
-        bar.advance(len(batch[2]))
+            raise KeyboardInterrupt(
+                f"stopped; the finished shards are in {config.output}, and the same command resumes"
+            )
+        yield plain, flipped, torch.tensor([source.label(int(i)) for i in indices])
+        bar.advance(len(indices))

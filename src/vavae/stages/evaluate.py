@@ -1,16 +1,19 @@
 """Measure tokenizers, generators and samples; every number carries its protocol."""
 
 import glob
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
+from vavae import assets
 from vavae.config.image_size import Size, as_size, format_size
 from vavae.data import ImageSource, has_part
 from vavae.data.images import ImagesConfig, note, report
+from vavae.data.sources import Split
 from vavae.device import InferencePrecision, resolve_device, resolve_precision
 from vavae.errors import UserError
 from vavae.evaluation import tokenizer as of_tokenizer
@@ -20,7 +23,6 @@ from vavae.evaluation.generation import (
     METRICS,
     Measuring,
     Metric,
-    Reference,
     generation_records,
     open_reference,
     parts_for,
@@ -30,11 +32,11 @@ from vavae.evaluation.images import folder_images, generated_images, npz_images,
 from vavae.evaluation.reconstruction import EvaluationContext, Reconstructions
 from vavae.evaluation.records import check_writable, sampling_protocol, write_records
 from vavae.evaluation.table import plot, print_table
-from vavae.flow import SolverName
 from vavae.io.files import drop_drafts
-from vavae.metrics import Convention, FeatureNetwork, MeasurementProtocol, MetricRecord, load_feature_network
+from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, load_feature_network
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import check_count, choose_labels
+from vavae.stages.sample import SamplingOptions
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
 from vavae.training.run_log import versions
@@ -43,7 +45,7 @@ _DEMO_SIDE = 32  # of the embedded images
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SamplingOptions):
     """Evaluate tokenizers, generators or stored samples, or compare two results.
 
     Under torchrun several processes share the work. The same command resumes a stopped run.
@@ -66,12 +68,6 @@ class Config:
         count: Samples to draw from a generator.
         label_protocol: Labels of those samples: `balanced` over the classes, or `random` as published.
         guidance_scales: Scales of classifier-free guidance to measure, one after the other; empty is the generator's.
-        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
-        steps: Grid points of the solver.
-        shift: Time shift.
-        guidance_start: Guidance acts from this time on (0 noise, 1 data).
-        guidance_stop: Guidance acts up to this time.
-        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
         conventions: Conventions of reconstructions: `strict` (8-bit pixels, ADM crop, posterior mean) and `published`.
         latents: Number of latents for uniformity, probes, alignment and interpolation, at most.
         tsne_seeds: Runs of t-SNE to average for the published uniformity; 0 leaves it out.
@@ -94,21 +90,15 @@ class Config:
     what: Literal["tokenizer", "generator", "samples", "compare"] = "tokenizer"
     model: list[str] = field(default_factory=list)
     data: ImagesConfig = field(default_factory=ImagesConfig)
-    split: Literal["train", "test"] = "test"
+    split: Split = "test"
     reference: str | None = None
     save_reference: str | None = None
-    real_split: Literal["train", "test"] | None = None
+    real_split: Split | None = None
     network: str | None = "inception"
     metrics: list[Metric] = field(default_factory=list)
     count: int = 50_000
     label_protocol: Literal["balanced", "random"] = "balanced"
     guidance_scales: list[float] = field(default_factory=list)
-    solver: SolverName | None = None
-    steps: int | None = None
-    shift: float | None = None
-    guidance_start: float | None = None
-    guidance_stop: float | None = None
-    guidance_channels: int | None = None
     conventions: list[Convention] = field(default_factory=lambda: ["strict", "published"])
     latents: int = 10_000
     tsne_seeds: int = 10
@@ -147,306 +137,6 @@ class Config:
         return [replace(base, guidance_scale=scale) for scale in self.guidance_scales] or [base]
 
 
-def _store(config: Config) -> BlockStore:
-    from vavae import assets
-
-    return BlockStore(config.features or assets.cache_folder() / "features")
-
-
-def _networks(config: Config, names: tuple[str, ...]) -> list[FeatureNetwork]:
-    return [load_feature_network(name, resolve_device(config.device)) for name in names]
-
-
-@dataclass(frozen=True, eq=False)
-class _Against:
-    """What generated images are compared with, and by which networks."""
-
-    networks: list[FeatureNetwork]
-    reference: Reference
-    real: dict[str, StoredFeatures] | None
-    measuring: Measuring
-
-
-def _check_size(name: str, size: Size | None, reference: Size | None) -> None:
-    if size is not None and reference is not None and size != reference:
-        raise UserError(
-            f"{name}: images must have the size of the reference, {format_size(reference)} px (data.size), got "
-            f"{format_size(size)} px"
-        )
-
-
-def _open(config: Config, together: World, split: Literal["train", "test"], what: str) -> ImageSource:
-    """Open a part of the images; print what was found, and write it next to the records."""
-
-    def open_and_note() -> ImageSource:
-        source = config.data.open(split, what=what)
-        if config.output is not None:
-            note(Path(config.output).with_suffix(".images.json"), what, len(source), source.class_names, source.found)
-        return source
-
-    return together.once(open_and_note)
-
-
-def _open_reference(config: Config, store: BlockStore, together: World, samples: int) -> _Against:
-    """Open the reference; `samples` is the size of the smallest set of generated images."""
-    metrics = tuple(config.metrics) or METRICS
-
-    def images(split: Literal["train", "test"], what: str) -> ImageSet:
-        return source_images(_open(config, together, split, what), config.data.size, config.data.workers)
-
-    # With an npz, `data` is not read and may not exist.
-    source = images(config.split, "reference") if config.reference is None else None
-    other = images(config.real_split, "real_split") if config.real_split is not None else None
-    if source is not None and other is not None and one_part(config.data):
-        raise UserError(
-            f"real_split needs a test part, and {config.data.images} has none: keep images for one with "
-            "--data.holdout 0.1, here and in training"
-        )
-    if config.reference is not None and together.first and (held := npz_images(config.reference)) is not None:
-        report("reference", held.count, (), held.found)
-    networks = _networks(config, config.networks)
-    reference = open_reference(
-        source, config.reference, networks, metrics, store, config.batch_size, together, config.metrics, samples
-    )
-    if config.save_reference is not None:
-        if networks[0].name not in reference.features:
-            raise UserError("save_reference needs a reference with images, got statistics")
-        if together.first:
-            save_statistics(config.save_reference, reference.features[networks[0].name])
-    real = None if other is None else extract(other, networks, store, config.batch_size, together, "real images")
-    measuring = Measuring(
-        metrics, tuple(config.metrics), bootstrap=config.bootstrap, seed=config.seed, device=str(networks[0].device)
-    )
-    return _Against(networks, reference, real, measuring)
-
-
-def _measure(
-    images: ImageSet,
-    against: _Against,
-    protocol: MeasurementProtocol,
-    config: Config,
-    store: BlockStore,
-    together: World,
-) -> Iterator[MetricRecord]:
-    _check_size(images.name, images.size, against.reference.size)
-    parts = parts_for(against.measuring.metrics)
-    features = extract(images, against.networks, store, config.batch_size, together, images.name, parts)
-    if not together.first:
-        return
-    if protocol.checkpoint_hash is None:
-        protocol = replace(protocol, checkpoint_hash=next(iter(features.values())).content)
-    yield from generation_records(features, against.reference, protocol, against.measuring, against.real)
-
-
-def _check_models(config: Config) -> None:
-    """Open models, samples and reference, so that a mistake is reported before hours of work.
-
-    Raises:
-        UserError: One is missing, damaged, or has another kind or size; a metric does not fit such models; or a
-            generator cannot be sampled with these settings.
-    """
-    if config.what == "tokenizer":
-        _check_images(config)
-        if config.metrics:
-            raise UserError(
-                f"metrics must be empty for a tokenizer, got {config.metrics[0]}, a metric of generated images"
-            )
-        for path in config.model:
-            Tokenizer.from_pretrained(path)
-        return
-    if not config.networks:
-        raise UserError(f"network must name a feature network to measure {config.what}, got none")
-    if config.reference is None and config.real_split == config.split:
-        raise UserError(f"real_split must not be the reference (split), got {config.real_split}; choose the other part")
-    if config.real_split is not None and config.metrics and "frechet" not in config.metrics:
-        raise UserError("real_split needs frechet: FDr is a ratio of Fréchet distances; add it to the metrics")
-    size: Size | None = config.data.size
-    if config.reference is not None:
-        held = npz_images(config.reference)
-        size = None if held is None else held.size
-    for path in config.model:
-        if config.what == "generator":
-            generator = Generator.from_pretrained(path)
-            config.sampling(generator.sampling)
-            _check_size(path, generator.image_size, size)
-        else:
-            _check_size(path, _sample_images(path).size, size)
-    if config.reference is None:
-        _check_images(config)
-
-
-def _check_images(config: Config) -> None:
-    """Raise UserError for enlarged demo images: without --data.images, a model of other images would be measured."""
-    if config.data.images == "demo" and config.data.size != _DEMO_SIDE:
-        raise UserError(
-            f"data.size must be {_DEMO_SIDE} for data.images demo, got {format_size(config.data.size)}; name the "
-            f"images to measure with, or give --data.size {_DEMO_SIDE}"
-        )
-
-
-def _sample_images(path: str) -> ImageSet:
-    images = npz_images(path) if Path(path).is_file() else folder_images(path)
-    if images is None:
-        raise UserError(f"{path} must have images (arr_0), got statistics only")
-    if images.count < 2:
-        raise UserError(f"{path} must have at least 2 samples, got {images.count}")
-    return images
-
-
-def _check_outputs(config: Config, store: BlockStore) -> None:
-    """Raise UserError if an output could not be written later."""
-    check_writable("features", store.folder, folder=True)
-    used = {Path(path).resolve() for path in (*config.model, config.reference) if path is not None}
-    for key, path in (("save_reference", config.save_reference), ("output", config.output)):
-        if path is None:
-            continue
-        check_writable(key, path)
-        if Path(path).resolve() in used:
-            raise UserError(f"{key}: {path} is another file of this command; choose another name")
-        used.add(Path(path).resolve())
-    if config.reconstructions is not None:
-        check_writable("reconstructions", config.reconstructions, folder=True)
-        if config.what != "tokenizer" or len(config.model) != 1 or not config.conventions:
-            raise UserError("reconstructions needs one tokenizer, and at least one of the conventions")
-    if config.output is not None and Path(config.output).suffix == ".png":
-        raise UserError(f"output must be a .json file, got {config.output}, the name of the plot")
-
-
-def _drop_old(config: Config) -> None:
-    """Remove the earlier note of the images, and half-written files that killed calls left under this call's names."""
-    if config.output is not None:
-        Path(config.output).with_suffix(".images.json").unlink(missing_ok=True)
-    for path in (config.output, config.save_reference):
-        if path is not None and Path(path).parent.is_dir():
-            drop_drafts(Path(path).parent, f"{glob.escape(Path(path).stem)}.*")
-
-
-def _generator(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
-    device = resolve_device(config.device)
-    against = _open_reference(config, store, together, config.count)
-    for path in config.model:
-        generator = Generator.from_pretrained(path, device)
-        fingerprint = generator.fingerprint()
-        labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
-        for sampling in config.sampling(generator.sampling):
-            images = generated_images(generator, labels, config.seed, sampling, config.precision, fingerprint)
-            protocol = replace(
-                sampling_protocol(sampling, config.count, config.seed, config.label_protocol),
-                dtype=resolve_precision(config.precision, device),
-                image_size=images.size,
-                checkpoint=path,
-                checkpoint_hash=fingerprint,
-            )
-            yield from _measure(images, against, protocol, config, store, together)
-
-
-def _samples(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
-    sets = [_sample_images(path) for path in config.model]
-    for images in sets if together.first else ():
-        report("samples", images.count, (), images.found)
-    against = _open_reference(config, store, together, min(images.count for images in sets))
-    for path, images in zip(config.model, sets, strict=True):
-        protocol = MeasurementProtocol(samples=images.count, image_size=images.size, checkpoint=path)
-        yield from _measure(images, against, protocol, config, store, together)
-
-
-def _no_probes(config: Config, source: ImageSource, part: str) -> str | None:
-    """Return why a probe cannot be fitted, or None."""
-    images = config.data.images
-    if part == "all":
-        return f"{images} has no test part; --data.holdout 0.1, here and in training, keeps images for one"
-    if part == "test" and source.num_classes < 2:
-        return "the images have no labels, or one class only"
-    if part == "test" and config.data.holdout == 0 and not has_part(images, "train"):
-        return f"{images} has no training part"
-    return None
-
-
-def _as_published(network: str) -> str:
-    """Return the network of a published rFID: pytorch-fid's Inception, which has its own resize."""
-    kind, _, file = network.partition(":")
-    if kind != "inception":
-        return network
-    return f"inception-pytorch-fid:{file}" if file else "inception-pytorch-fid"
-
-
-def _tokenizer(config: Config, store: BlockStore, together: World) -> Iterator[MetricRecord]:
-    device = resolve_device(config.device)
-    size = config.data.size
-    work = EvaluationContext(
-        store,
-        together,
-        config.batch_size,
-        config.precision,
-        config.seed,
-        config.bootstrap,
-        config.data.workers,
-        images=None if config.reconstructions is None else Path(config.reconstructions),
-    )
-    source = _open(config, together, config.split, "images")
-    # A probe is fitted on the training part, and needs another part to be tested on.
-    part = "all" if config.split == "test" and one_part(config.data) else config.split
-    why = _no_probes(config, source, part)
-    train_source = None
-    if why is None and part == "test":
-        train_source = _open(config, together, "train", "training images of the probe")
-    elif why is not None and together.first:
-        print(f"linear probe and k-NN are left out: {why}")
-    perceptual = of_tokenizer.perceptual_networks(device) if config.conventions else {}
-    as_published = tuple(dict.fromkeys(_as_published(name) for name in config.networks))
-    strict = _networks(config, config.networks)
-    named = {"strict": strict, "published": strict}
-    if "published" in config.conventions and as_published != config.networks:
-        named["published"] = _networks(config, as_published)
-    teacher = None
-    if config.teacher is not None:
-        teacher = load_teacher(config.teacher, input_size=config.teacher_size, image_size=size).to(device)
-    for number, path in enumerate(config.model):
-        tokenizer = Tokenizer.from_pretrained(path, device)
-        config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide
-        protocol = MeasurementProtocol(
-            samples=len(source),
-            split=f"{source.name} ({part})",
-            dtype=resolve_precision(config.precision, device),
-            image_size=size,
-            checkpoint=path,
-            checkpoint_hash=tokenizer.fingerprint(),
-        )
-        for convention in config.conventions if config.reconstructions is not None else ():  # refused before the work
-            together.once(Reconstructions(tokenizer, source, size, convention, perceptual, work).claim_folder)
-        per_image: dict[str, dict[str, Tensor]] = {}
-        for convention in config.conventions:
-            records, values = of_tokenizer.reconstruction(
-                tokenizer, source, size, convention, named[convention], perceptual, protocol, work
-            )
-            per_image[convention] = values
-            yield from records
-        test = of_tokenizer.encode(tokenizer, source, size, config.latents, work)
-        train = None
-        if train_source is not None:
-            train = of_tokenizer.encode(tokenizer, train_source, size, config.latents, work)
-        if strict:
-            yield from of_tokenizer.interpolation(tokenizer, test, strict, protocol, work)
-        found = None
-        if teacher is not None:
-            grid = (test.values.shape[2], test.values.shape[3])
-            seen = of_tokenizer.grid_network(teacher, grid)
-            found = extract(
-                test.images, [seen], store, config.batch_size, together, f"features of {teacher.name}", seen.parts
-            )[seen.name]
-        if not together.first:
-            continue
-        yield from of_tokenizer.latent_records(test, protocol, config.tsne_seeds)
-        yield from of_tokenizer.meaning_records(train, test, teacher, found, protocol)
-        if config.output is not None:
-            stem = Path(config.output).with_suffix("")
-            if len(config.model) > 1:
-                stem = stem.with_name(f"{stem.name}.{number}")
-            if per_image:
-                of_tokenizer.write_values(stem.with_name(f"{stem.name}.images.csv"), per_image)
-            of_tokenizer.write_spectrum(stem.with_name(f"{stem.name}.spectrum.txt"), test)
-
-
 def run(config: Config) -> list[MetricRecord]:
     """Measure, print a table, and write JSON and plot; or compare two results.
 
@@ -468,16 +158,16 @@ def run(config: Config) -> list[MetricRecord]:
         return []
     if not config.model:
         raise UserError(f"model must name at least one {config.what}: give it after the word {config.what}")
-    measure = {"tokenizer": _tokenizer, "generator": _generator, "samples": _samples}[config.what]
-    store = _store(config)
+    measure = {"tokenizer": _tokenizers, "generator": _generators, "samples": _samples}[config.what]
+    store = BlockStore(config.features or assets.cache_folder() / "features")
     _check_outputs(config, store)
     _check_models(config)
-    with sharing_processes() as together:
-        together.once(lambda: _drop_old(config))
+    with sharing_processes() as world:
+        world.once(lambda: _drop_old(config))
         records: list[MetricRecord] = []
         found = versions()
         try:
-            for record in measure(config, store, together):
+            for record in measure(config, store, world):
                 records.append(replace(record, versions=found))
         except KeyboardInterrupt:
             message = f"stopped; finished features are in {store.folder}, and the same command resumes"
@@ -486,6 +176,268 @@ def run(config: Config) -> list[MetricRecord]:
             if records:  # after an error too: they may have taken hours
                 _report(config, records)
     return records
+
+
+def _check_outputs(config: Config, store: BlockStore) -> None:
+    """Raise UserError if an output could not be written later."""
+    check_writable("features", store.folder, folder=True)
+    used = {Path(path).resolve() for path in (*config.model, config.reference) if path is not None}
+    for key, path in (("save_reference", config.save_reference), ("output", config.output)):
+        if path is None:
+            continue
+        check_writable(key, path)
+        if Path(path).resolve() in used:
+            raise UserError(f"{key}: {path} is another file of this command; choose another name")
+        used.add(Path(path).resolve())
+    if config.reconstructions is not None:
+        check_writable("reconstructions", config.reconstructions, folder=True)
+        if config.what != "tokenizer" or len(config.model) != 1 or not config.conventions:
+            raise UserError("reconstructions needs one tokenizer, and at least one of the conventions")
+    if config.output is not None and Path(config.output).suffix == ".png":
+        raise UserError(f"output must be a .json file, got {config.output}, the name of the plot")
+
+
+def _check_models(config: Config) -> None:
+    """Open models, samples and reference, so that a mistake is reported before hours of work."""
+    generated = config.what != "tokenizer"
+    if config.metrics and not generated:
+        raise UserError(f"metrics must be empty for a tokenizer, got {config.metrics[0]}, a metric of generated images")
+    if generated and not config.networks:
+        raise UserError(f"network must name a feature network to measure {config.what}, got none")
+    if generated and config.reference is None and config.real_split == config.split:
+        raise UserError(f"real_split must not be the reference (split), got {config.real_split}; choose the other part")
+    if generated and config.real_split is not None and config.metrics and "frechet" not in config.metrics:
+        raise UserError("real_split needs frechet: FDr is a ratio of Fréchet distances; add it to the metrics")
+    size: Size | None = config.data.size
+    if generated and config.reference is not None:
+        held = npz_images(config.reference)
+        size = None if held is None else held.size
+    for path in config.model:
+        if config.what == "tokenizer":
+            Tokenizer.from_pretrained(path)
+        elif config.what == "generator":
+            generator = Generator.from_pretrained(path)
+            config.sampling(generator.sampling)
+            _check_size(path, generator.image_size, size)
+        else:
+            _check_size(path, _sample_images(path).size, size)
+    if config.data.images == "demo" and config.data.size != _DEMO_SIDE and not (generated and config.reference):
+        # Without --data.images, a model of other images would be measured on enlarged demo images.
+        raise UserError(
+            f"data.size must be {_DEMO_SIDE} for data.images demo, got {format_size(config.data.size)}; name the "
+            f"images to measure with, or give --data.size {_DEMO_SIDE}"
+        )
+
+
+def _check_size(name: str, size: Size | None, reference: Size | None) -> None:
+    if size is not None and reference is not None and size != reference:
+        raise UserError(
+            f"{name}: images must have the size of the reference, {format_size(reference)} px (data.size), got "
+            f"{format_size(size)} px"
+        )
+
+
+def _sample_images(path: str) -> ImageSet:
+    images = npz_images(path) if Path(path).is_file() else folder_images(path)
+    if images is None:
+        raise UserError(f"{path} must have images (arr_0), got statistics only")
+    if images.count < 2:
+        raise UserError(f"{path} must have at least 2 samples, got {images.count}")
+    return images
+
+
+def _drop_old(config: Config) -> None:
+    """Remove the earlier note of the images, and half-written files that killed calls left under this call's names."""
+    if config.output is not None:
+        Path(config.output).with_suffix(".images.json").unlink(missing_ok=True)
+    for path in (config.output, config.save_reference):
+        if path is not None and Path(path).parent.is_dir():
+            drop_drafts(Path(path).parent, f"{glob.escape(Path(path).stem)}.*")
+
+
+def _open(config: Config, world: World, split: Split, what: str) -> ImageSource:
+    """Open a part of the images; print what was found, and write it next to the records."""
+
+    def open_and_note() -> ImageSource:
+        source = config.data.open(split, what=what)
+        if config.output is not None:
+            note(Path(config.output).with_suffix(".images.json"), what, len(source), source.class_names, source.found)
+        return source
+
+    return world.once(open_and_note)
+
+
+def _tokenizers(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
+    evaluation = _TokenizerEvaluation(config, store, world)
+    for number, path in enumerate(config.model):
+        yield from evaluation.records(number, path)
+
+
+def _generators(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
+    device = resolve_device(config.device)
+    comparison = _Comparison(config, store, world, config.count)
+    for path in config.model:
+        generator = Generator.from_pretrained(path, device)
+        fingerprint = generator.fingerprint()
+        labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
+        for sampling in config.sampling(generator.sampling):
+            images = generated_images(generator, labels, config.seed, sampling, config.precision, fingerprint)
+            protocol = replace(
+                sampling_protocol(sampling, config.count, config.seed, config.label_protocol),
+                dtype=resolve_precision(config.precision, device),
+                image_size=images.size,
+                checkpoint=path,
+                checkpoint_hash=fingerprint,
+            )
+            yield from comparison.records(images, protocol)
+
+
+def _samples(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
+    sets = [_sample_images(path) for path in config.model]
+    for images in sets if world.first else ():
+        report("samples", images.count, (), images.found)
+    comparison = _Comparison(config, store, world, min(images.count for images in sets))
+    for path, images in zip(config.model, sets, strict=True):
+        protocol = MeasurementProtocol(samples=images.count, image_size=images.size, checkpoint=path)
+        yield from comparison.records(images, protocol)
+
+
+class _Comparison:
+    """The reference of generated images, which is opened once; `samples` is the size of their smallest set."""
+
+    def __init__(self, config: Config, store: BlockStore, world: World, samples: int) -> None:
+        self.config, self.store, self.world = config, store, world
+        metrics = tuple(config.metrics) or METRICS
+        # With an npz, `data` is not read and may not exist.
+        source = self._images(config.split, "reference") if config.reference is None else None
+        other = self._images(config.real_split, "real_split") if config.real_split is not None else None
+        if source is not None and other is not None and one_part(config.data):
+            raise UserError(
+                f"real_split needs a test part, and {config.data.images} has none: keep images for one with "
+                "--data.holdout 0.1, here and in training"
+            )
+        if config.reference is not None and world.first and (held := npz_images(config.reference)) is not None:
+            report("reference", held.count, (), held.found)
+        device = resolve_device(config.device)
+        networks = self.networks = [load_feature_network(name, device) for name in config.networks]
+        self.measuring = Measuring(
+            metrics, tuple(config.metrics), bootstrap=config.bootstrap, seed=config.seed, device=str(device)
+        )
+        self.reference = open_reference(
+            source, config.reference, networks, metrics, store, config.batch_size, world, config.metrics, samples
+        )
+        if config.save_reference is not None:
+            if networks[0].name not in self.reference.features:
+                raise UserError("save_reference needs a reference with images, got statistics")
+            if world.first:
+                save_statistics(config.save_reference, self.reference.features[networks[0].name])
+        self.real = None if other is None else self._features(other, "real images")
+
+    def _images(self, split: Split, what: str) -> ImageSet:
+        data = self.config.data
+        return source_images(_open(self.config, self.world, split, what), data.size, data.workers)
+
+    def _features(self, images: ImageSet, name: str, parts: Sequence[str] = ("pool",)) -> dict[str, StoredFeatures]:
+        return extract(images, self.networks, self.store, self.config.batch_size, self.world, name, parts)
+
+    def records(self, images: ImageSet, protocol: MeasurementProtocol) -> Iterator[MetricRecord]:
+        """Measure a set of generated images; nothing on all processes but the first."""
+        _check_size(images.name, images.size, self.reference.size)
+        features = self._features(images, images.name, parts_for(self.measuring.metrics))
+        if not self.world.first:
+            return
+        if protocol.checkpoint_hash is None:
+            protocol = replace(protocol, checkpoint_hash=next(iter(features.values())).content)
+        yield from generation_records(features, self.reference, protocol, self.measuring, self.real)
+
+
+class _TokenizerEvaluation:
+    """Images and networks by which tokenizers are measured, which are opened once."""
+
+    def __init__(self, config: Config, store: BlockStore, world: World) -> None:
+        self.config, self.device, workers = config, resolve_device(config.device), config.data.workers
+        images = None if config.reconstructions is None else Path(config.reconstructions)
+        self.work = EvaluationContext(
+            store, world, config.batch_size, config.precision, config.seed, config.bootstrap, workers, images=images
+        )
+        self.source = _open(config, world, config.split, "images")
+        # A probe is fitted on the training part, and needs another part to be tested on.
+        self.part = "all" if config.split == "test" and one_part(config.data) else config.split
+        self.train_source = None
+        obstacle = self._obstacle_to_probes()
+        if obstacle is not None:
+            world.once(lambda: print(f"linear probe and k-NN are left out: {obstacle}"))
+        elif self.part == "test":
+            self.train_source = _open(config, world, "train", "training images of the probe")
+        self.perceptual = of_tokenizer.perceptual_networks(self.device) if config.conventions else {}
+        strict = [load_feature_network(name, self.device) for name in config.networks]
+        self.networks = {"strict": strict, "published": strict}
+        # A published rFID is by pytorch-fid's Inception, which has its own resize.
+        as_published = tuple(re.sub("^inception(?=:|$)", "inception-pytorch-fid", name) for name in config.networks)
+        if "published" in config.conventions and as_published != config.networks:
+            self.networks["published"] = [
+                load_feature_network(name, self.device) for name in dict.fromkeys(as_published)
+            ]
+        self.teacher = None
+        if config.teacher is not None:
+            teacher = load_teacher(config.teacher, input_size=config.teacher_size, image_size=config.data.size)
+            self.teacher = teacher.to(self.device)
+
+    def _obstacle_to_probes(self) -> str | None:
+        """Return why a probe cannot be fitted, or None."""
+        images = self.config.data.images
+        if self.part == "all":
+            return f"{images} has no test part; --data.holdout 0.1, here and in training, keeps images for one"
+        if self.part == "test" and self.source.num_classes < 2:
+            return "the images have no labels, or one class only"
+        if self.part == "test" and self.config.data.holdout == 0 and not has_part(images, "train"):
+            return f"{images} has no training part"
+        return None
+
+    def records(self, number: int, path: str) -> Iterator[MetricRecord]:
+        """Measure one tokenizer, the `number`th of the call."""
+        config, work, source, size = self.config, self.work, self.source, self.config.data.size
+        store, world = work.store, work.processes
+        tokenizer = Tokenizer.from_pretrained(path, self.device)
+        config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide
+        protocol = MeasurementProtocol(
+            samples=len(source),
+            split=f"{source.name} ({self.part})",
+            dtype=resolve_precision(config.precision, self.device),
+            image_size=size,
+            checkpoint=path,
+            checkpoint_hash=tokenizer.fingerprint(),
+        )
+        if config.reconstructions is not None:
+            for convention in config.conventions:  # a folder with other files is refused before the work
+                rebuilt = Reconstructions(tokenizer, source, size, convention, self.perceptual, work)
+                world.once(rebuilt.claim_folder)
+        per_image: dict[str, dict[str, Tensor]] = {}
+        for convention in config.conventions:
+            records, per_image[convention] = of_tokenizer.reconstruction(
+                tokenizer, source, size, convention, self.networks[convention], self.perceptual, protocol, work
+            )
+            yield from records
+        test = of_tokenizer.encode(tokenizer, source, size, config.latents, work)
+        train = None
+        if self.train_source is not None:
+            train = of_tokenizer.encode(tokenizer, self.train_source, size, config.latents, work)
+        if self.networks["strict"]:
+            yield from of_tokenizer.interpolation(tokenizer, test, self.networks["strict"], protocol, work)
+        grid = None
+        if self.teacher is not None:
+            seen = of_tokenizer.grid_network(self.teacher, (test.values.shape[2], test.values.shape[3]))
+            name = f"features of {self.teacher.name}"
+            (grid,) = extract(test.images, [seen], store, work.batch_size, world, name, seen.parts).values()
+        if not world.first:
+            return
+        yield from of_tokenizer.latent_records(test, protocol, config.tsne_seeds)
+        yield from of_tokenizer.meaning_records(train, test, self.teacher, grid, protocol)
+        if config.output is not None:
+            name = Path(config.output).stem + (f".{number}" if len(config.model) > 1 else "")
+            if per_image:
+                of_tokenizer.write_values(Path(config.output).with_name(f"{name}.images.csv"), per_image)
+            of_tokenizer.write_spectrum(Path(config.output).with_name(f"{name}.spectrum.txt"), test)
 
 
 def _report(config: Config, records: list[MetricRecord]) -> None:

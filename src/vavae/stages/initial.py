@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vavae.checkpoints import folder as files
-from vavae.checkpoints.loading import LoadedTransformer, load_autoencoder, load_transformer
+from vavae.checkpoints.loading import load_autoencoder, load_transformer
 from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.published_recipes import published_path, published_prediction
 from vavae.checkpoints.shapes import size_name
 from vavae.checkpoints.statistics import scaled
-from vavae.errors import UserError
+from vavae.errors import UserError, one_line
 from vavae.flow import FlowConfig, PathName, Prediction
 from vavae.io.yaml_files import read_yaml
 from vavae.losses import TokenizerObjective
@@ -26,10 +26,10 @@ from vavae.transformer import LightningDiT, LightningDiTConfig
 
 # Published names of modules that only training uses -> names in our objective.
 _PUBLISHED = {"loss.discriminator.": "discriminator.", "linear_proj.": "alignment.linear_proj."}
-_PARTS = ("discriminator", "alignment")
 # Settings of the blocks; a transformer that differs in one of them cannot use the weights.
 _ARCHITECTURE = ("width", "depth", "heads", "swiglu", "rope", "rmsnorm", "qk_norm", "adaln_shift")
 _TABLE = "y_embedder.embedding_table"
+_REMARKS = {_TABLE: '; its row of "no label" is taken', "pos_embed": "; recomputed", "feat_rope": "; recomputed"}
 
 
 def load_initial(source: str, autoencoder: AutoencoderKL, objective: TokenizerObjective) -> str:
@@ -49,32 +49,26 @@ def load_initial(source: str, autoencoder: AutoencoderKL, objective: TokenizerOb
     """
     weights, training = _read(source)
     files.load_strictly(autoencoder, weights, f"initial: {source}")
-    taken: list[str] = ["autoencoder"]
-    new: list[str] = []
-    for part in _PARTS:
-        module = getattr(objective, part)
-        given = {n.removeprefix(f"{part}."): v for n, v in training.items() if n.startswith(f"{part}.")}
-        if not isinstance(module, nn.Module):
-            continue
-        if given:
-            _load(module, given, f"initial: {source}: {part}")
-        (taken if given else new).append(part)
-    return _say(source, ", ".join(taken), new)
+    taken, new = ["autoencoder"], []
+    for part in ("discriminator", "alignment"):
+        module, given = getattr(objective, part), _below(training, f"{part}.")
+        if isinstance(module, nn.Module) and given:
+            try:
+                module.load_state_dict(given)
+            except RuntimeError as error:
+                raise UserError(f"initial: {source}: {part}: {one_line(error)[:300]}") from error
+            taken.append(part)
+        elif isinstance(module, nn.Module):
+            new.append(part)
+    return _report(source, ", ".join(taken), new)
 
 
-def _say(source: str, taken: str, new: Sequence[str], notes: Sequence[str] = ()) -> str:
+def _report(source: str, taken: str, new: Sequence[str], notes: Sequence[str] = ()) -> str:
     """Print and return what was loaded, what is new, and the notes, one on a line."""
     rest = f"; new: {', '.join(new)}" if new else ""
     text = "\n".join([f"initial: {taken} from {source}{rest}", *(f"initial: {note}" for note in notes)])
     print(text, flush=True)
     return text
-
-
-def _load(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    try:
-        module.load_state_dict(dict(tensors))
-    except RuntimeError as error:
-        raise UserError(f"{source}: {' '.join(str(error).split())[:300]}") from error
 
 
 def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -85,25 +79,22 @@ def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if found is None:
             raise UserError(f"initial: {source} has no undamaged checkpoint")
         _check_ended(path, source, found[1].get("images_seen", 0))
-        return _under(found[0], "model/autoencoder/"), _under(found[0], "model/objective/")
+        return _below(found[0], "model/autoencoder/"), _below(found[0], "model/objective/")
     if files.form_of(path) in ("tokenizer", "generator"):
         return Tokenizer.from_pretrained(path).autoencoder.state_dict(), {}
     loaded = load_autoencoder(path)
-    training = {
-        ours + name.removeprefix(theirs): value
-        for name, value in loaded.training.items()
-        for theirs, ours in _PUBLISHED.items()
-        if name.startswith(theirs)
-    }
+    training: dict[str, Tensor] = {}
+    for published, ours in _PUBLISHED.items():
+        training |= {ours + name: value for name, value in _below(loaded.training, published).items()}
     return loaded.model.state_dict(), training
 
 
-def _check_ended(run: Path, source: str, seen: int) -> None:
-    """Check that a run has ended: its weights would not be the final ones.
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-    Raises:
-        UserError: It has seen fewer images than its recipe says.
-    """
+
+def _check_ended(run: Path, source: str, seen: int) -> None:
+    """Raise UserError for a run that has seen fewer images than its recipe says: its weights are not the final ones."""
     recipe = run / "recipe.yaml"
     if not recipe.exists():
         return
@@ -118,10 +109,6 @@ def _check_ended(run: Path, source: str, seen: int) -> None:
         )
 
 
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
 @dataclass(frozen=True, eq=False)
 class _Source:
     """A transformer and its training; None and () mean that the source does not record a value."""
@@ -130,7 +117,7 @@ class _Source:
     path: PathName | None
     prediction: Prediction | None
     statistics: LatentStatistics | None
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
 
 
 def load_initial_transformer(
@@ -161,31 +148,25 @@ def load_initial_transformer(
         UserError: The source cannot be read, or differs in the architecture or the flow; the message names the key.
     """
     found = _read_transformer(source, transformer.config.heads)
-    theirs, ours = found.model.config, transformer.config
-    _check_same(source, theirs, ours, found, flow)
+    former, ours = found.model.config, transformer.config
+    _check_same(source, found, ours, flow)
     given, notes = found.model.state_dict(), []
-    if theirs.learn_sigma:
-        given |= _without_sigma(given, theirs)
+    if former.learn_sigma:
+        given |= _without_sigma(given, former)
         notes.append("the outputs for sigma, which sampling drops, are left out")
     present = transformer.state_dict()
-    new = list(dict.fromkeys(_layer(name) for name, value in present.items() if given[name].shape != value.shape))
-    taken = {name: value for name, value in given.items() if _layer(name) not in new}
+    layers = {name: name.rpartition(".")[0] or name for name in present}
+    new = list(dict.fromkeys(layers[name] for name, value in present.items() if given[name].shape != value.shape))
+    taken = {name: value for name, value in given.items() if layers[name] not in new}
     transformer.load_state_dict(taken, strict=False)
     if _TABLE in new:
         with torch.no_grad():
             transformer.y_embedder.embedding_table.weight[-1] = given[f"{_TABLE}.weight"][-1]
     described = [
-        f"{layer} ({_shape(layer, ours)}, has {_shape(layer, theirs)}{_EXTRA.get(layer, '')})" for layer in new
+        f"{layer} ({_shape(layer, ours)}, has {_shape(layer, former)}{_REMARKS.get(layer, '')})" for layer in new
     ]
     notes += _data_notes(found, ours, statistics, class_names)
-    return _say(source, f"{len(taken)} of {len(present)} tensors", described, notes)
-
-
-_EXTRA = {_TABLE: '; its row of "no label" is taken', "pos_embed": "; recomputed", "feat_rope": "; recomputed"}
-
-
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0] or name
+    return _report(source, f"{len(taken)} of {len(present)} tensors", described, notes)
 
 
 def _shape(layer: str, config: LightningDiTConfig) -> str:
@@ -217,34 +198,26 @@ def _read_transformer(source: str, heads: int) -> _Source:
         generator = Generator.from_pretrained(path)
         statistics = generator.tokenizer.statistics
         return _Source(generator.transformer, generator.path, generator.prediction, statistics, generator.class_names)
-    loaded = _load_published(path, heads)
-    known, multiplier, _ = published_latents(path, loaded, None)
-    says = bool(loaded.training)
-    return _Source(
-        loaded.model,
-        published_path(loaded.training) if says else None,
-        published_prediction(loaded.training) if says else None,
-        None if known is None else scaled(known, multiplier),
-        (),
-    )
-
-
-def _load_published(path: Path, heads: int) -> LoadedTransformer:
     try:
-        return load_transformer(path)
+        loaded = load_transformer(path)
     except UserError:  # the weights may not show the number of heads; the recipe does
-        return load_transformer(path, heads=heads)
+        loaded = load_transformer(path, heads=heads)
+    known, multiplier, _ = published_latents(path, loaded, None)
+    normalization = None if known is None else scaled(known, multiplier)
+    if not loaded.training:
+        return _Source(loaded.model, None, None, normalization)
+    kind = published_path(loaded.training), published_prediction(loaded.training)
+    return _Source(loaded.model, *kind, normalization)
 
 
-def _check_same(
-    source: str, theirs: LightningDiTConfig, ours: LightningDiTConfig, found: _Source, flow: FlowConfig
-) -> None:
-    values = {f"transformer.{key}": (getattr(theirs, key), getattr(ours, key)) for key in _ARCHITECTURE}
+def _check_same(source: str, found: _Source, ours: LightningDiTConfig, flow: FlowConfig) -> None:
+    former = found.model.config
+    values = {f"transformer.{key}": (getattr(former, key), getattr(ours, key)) for key in _ARCHITECTURE}
     values |= {"flow.path": (found.path, flow.path), "flow.prediction": (found.prediction, flow.prediction)}
     for key, (wanted, given) in values.items():
         if wanted is not None and wanted != given:
             raise UserError(
-                f"{key} must be {json.dumps(wanted)}, as in initial {source} ({size_name(theirs)}), "
+                f"{key} must be {json.dumps(wanted)}, as in initial {source} ({size_name(former)}), "
                 f"got {json.dumps(given)}"
             )
 
@@ -253,20 +226,20 @@ def _data_notes(
     found: _Source, ours: LightningDiTConfig, statistics: LatentStatistics, class_names: Sequence[str]
 ) -> list[str]:
     """Return notes on differences between the data of both trainings."""
-    theirs, notes = found.model.config, []
-    if ours.num_classes == theirs.num_classes and class_names and found.class_names:
-        different = [i for i, (a, b) in enumerate(zip(class_names, found.class_names, strict=False)) if a != b]
-        if different:
-            i = different[0]
-            notes.append(f"class {i} was {found.class_names[i]!r} and is {class_names[i]!r}: rows are taken by number")
+    notes, former = [], found.statistics
+    pairs = enumerate(zip(found.class_names, class_names, strict=False))
+    renamed = [(i, old, new) for i, (old, new) in pairs if old != new]
+    if renamed and ours.num_classes == found.model.config.num_classes:
+        i, old, new = renamed[0]
+        notes.append(f"class {i} was {old!r} and is {new!r}: rows are taken by number")
     remedy = "train on latents of its tokenizer, with --tokenizer its tokenizer and --normalization tokenizer"
-    if found.statistics is None:
+    if former is None:
         notes.append(f"the statistics that normalized its latents are unknown; if they differ from these: {remedy}")
-    elif found.statistics.channels == statistics.channels and not found.statistics.equals(statistics):
-        i = int(((found.statistics.mean - statistics.mean).abs() / found.statistics.std).argmax())
+    elif former.channels == statistics.channels and not former.equals(statistics):
+        i = int(((former.mean - statistics.mean).abs() / former.std).argmax())
         notes.append(
             f"WARNING: its latents were normalized by other statistics than these (channel {i}: mean "
-            f"{found.statistics.mean[i]:.4g} and deviation {found.statistics.std[i]:.4g}, here "
-            f"{statistics.mean[i]:.4g} and {statistics.std[i]:.4g}): {remedy}"
+            f"{former.mean[i]:.4g} and deviation {former.std[i]:.4g}, here {statistics.mean[i]:.4g} and "
+            f"{statistics.std[i]:.4g}): {remedy}"
         )
     return notes

@@ -18,19 +18,40 @@ from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.flow import SolverName
 from vavae.io.files import check_not_foreign, read_json_object, written_whole
-from vavae.models import Generator, SamplingConfig
+from vavae.models import Generator
 from vavae.models.sampling import check_count, choose_labels, draw, label_numbers
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.stages.run_folder import held_folder
 from vavae.training.parallel import sharing_processes
+from vavae.training.run_folder import held_folder
 
 _RECORD = "samples.json"
 _REMEDY = "choose another --output"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Changes of a generator's sampling settings; null is the generator's own value.
+
+    Attributes:
+        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
+        steps: Grid points of the solver.
+        shift: Time shift.
+        guidance_start: Guidance acts from this time on (0 noise, 1 data).
+        guidance_stop: Guidance acts up to this time.
+        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
+    """
+
+    solver: SolverName | None = None
+    steps: int | None = None
+    shift: float | None = None
+    guidance_start: float | None = None
+    guidance_stop: float | None = None
+    guidance_channels: int | None = None
+
+
 @dataclass(frozen=True)
-class Config:
+class Config(SamplingOptions):
     """Sample images from a generator. Under torchrun several processes share the images.
 
     Attributes:
@@ -47,13 +68,7 @@ class Config:
         size: Size of the images in pixels, one number or [height, width]; null is the size of the training images.
         npz: Also write `samples.npz` with `arr_0` (N, H, W, 3) uint8, for the ADM evaluator.
         grid_columns: Columns of `grid.png`; 0 writes none.
-        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
-        steps: Grid points of the solver.
-        shift: Time shift.
-        guidance_scale: Classifier-free guidance scale; 1 is off.
-        guidance_start: Guidance acts from this time on (0 noise, 1 data).
-        guidance_stop: Guidance acts up to this time.
-        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
+        guidance_scale: Classifier-free guidance scale; 1 is off, null is the generator's default.
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of the transformer: auto, fp32, bf16, or tf32, which is float32 with TF32 products
             on GPUs, like the published samples, in the decoder too.
@@ -69,13 +84,7 @@ class Config:
     size: Size | None = None
     npz: bool = False
     grid_columns: int = 8
-    solver: SolverName | None = None
-    steps: int | None = None
-    shift: float | None = None
     guidance_scale: float | None = None
-    guidance_start: float | None = None
-    guidance_stop: float | None = None
-    guidance_channels: int | None = None
     device: str = "auto"
     precision: InferencePrecision = "fp32"
 
@@ -87,10 +96,6 @@ class Config:
         check_count(self.count, 1)
         if self.grid_columns < 0:
             raise UserError(f"grid_columns must be at least 0, which writes no grid, got {self.grid_columns}")
-
-    def sampling(self, defaults: SamplingConfig) -> SamplingConfig:
-        """Return the generator's defaults with this recipe's changes."""
-        return defaults.changed_by(self)
 
 
 def _note_numbers(labels: Sequence[int | str], class_names: Sequence[str]) -> None:
@@ -110,7 +115,7 @@ def run(config: Config) -> Path:
     folder = Path(config.output)
     with sharing_processes() as world:
         generator = Generator.from_pretrained(config.generator, resolve_device(config.device))
-        sampling = config.sampling(generator.sampling)
+        sampling = generator.sampling.changed_by(config)
         _note_numbers(config.labels, generator.class_names)
         labels = label_numbers(config.labels, generator.class_names) or choose_labels(
             config.count, generator.num_classes, config.label_protocol, config.seed
@@ -131,8 +136,7 @@ def run(config: Config) -> Path:
             # Each process draws every n-th missing image.
             mine = missing[world.rank :: world.size]
             done = (len(labels) - len(missing)) // world.size
-            stream = None if world.first else io.StringIO()
-            with track("sampling", done + len(mine), "images", start=done, stream=stream) as bar:
+            with track("sampling", done + len(mine), "images", done, None if world.first else io.StringIO()) as bar:
                 for start in range(0, len(mine), config.batch_size):
                     indices = mine[start : start + config.batch_size]
                     chosen = [labels[i] for i in indices]
@@ -143,7 +147,10 @@ def run(config: Config) -> Path:
                     bar.advance(len(indices))
             world.wait()
             if world.first:
-                _collect(folder, config, len(labels))
+                if config.grid_columns:
+                    _write_grid(folder, len(labels), config.grid_columns)
+                if config.npz:
+                    _write_npz(folder, len(labels))
                 print(f"samples: {folder}")
     return folder
 
@@ -152,13 +159,14 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
+def _pixels(folder: Path, index: int) -> np.ndarray:
+    return np.asarray(read_rgb(_file(folder, index)))
+
+
 def _take_up(folder: Path, settings: dict[str, Any], labels: list[int]) -> list[int]:
     """Record settings and labels in the folder; return the numbers of the images that are missing or damaged.
 
     A record without images does not count, so that a first call that failed does not cost the folder.
-
-    Raises:
-        UserError: The folder has other images, or its record cannot be read.
     """
     present = {path.name for path in folder.glob("[0-9]*.png")}  # the images that evaluation takes for samples
     listed = labels
@@ -215,20 +223,15 @@ def _check_settings(folder: Path, former: dict[str, Any], settings: dict[str, An
             raise UserError(f"{folder} has samples with another {key} ({before.get(key)}, not {value}); {_REMEDY}")
 
 
-def _collect(folder: Path, config: Config, count: int) -> None:
-    """Write the grid and the npz."""
-    if config.grid_columns:
-        shown = min(count, 16 * config.grid_columns)
-        pictures = np.stack([np.asarray(read_rgb(_file(folder, i))) for i in range(shown)])
-        with written_whole(folder / "grid.png") as temporary:
-            image_grid(pictures, columns=config.grid_columns).save(temporary, format="PNG")
-    if config.npz:
-        _write_npz(folder, count)
+def _write_grid(folder: Path, count: int, columns: int) -> None:
+    pictures = np.stack([_pixels(folder, i) for i in range(min(count, 16 * columns))])
+    with written_whole(folder / "grid.png") as temporary:
+        image_grid(pictures, columns=columns).save(temporary, format="PNG")
 
 
 def _write_npz(folder: Path, count: int) -> None:
     """Write the images as `np.savez(arr_0=...)` does, one at a time: 50,000 images of 256 px are 10 GB."""
-    shape = np.asarray(read_rgb(_file(folder, 0))).shape
+    shape = _pixels(folder, 0).shape
     with (
         written_whole(folder / "samples.npz") as temporary,
         zipfile.ZipFile(temporary, "w") as archive,
@@ -237,7 +240,7 @@ def _write_npz(folder: Path, count: int) -> None:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
         np.lib.format.write_array_header_1_0(member, header)
         for i in range(count):
-            pixels = np.asarray(read_rgb(_file(folder, i)))
+            pixels = _pixels(folder, i)
             if pixels.shape != shape:
                 raise UserError(f"{_file(folder, i)} has another size than the samples before it")
             member.write(pixels.tobytes())

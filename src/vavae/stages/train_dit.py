@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import rng
-from vavae.config.image_size import Size, format_size, height_width, scale_size
+from vavae.config.image_size import Size, format_size, scale_size
 from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
 from vavae.data.found import Found
 from vavae.data.images import report
@@ -26,13 +26,13 @@ from vavae.models.sampling import choose_labels
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
 from vavae.stages.initial import load_initial_transformer
-from vavae.stages.run_folder import open_run, stream_seed
 from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.compile import Compilation, compile_network
 from vavae.training.float8 import use_float8
 from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World
+from vavae.training.run_folder import open_run, stream_seed
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
 from vavae.training.trainer import TrainingConfig, TrainingTask
 from vavae.transformer import LightningDiT, LightningDiTConfig
@@ -149,8 +149,6 @@ class Config:
             raise UserError("optimizer.kind muon needs whole matrices: choose training.parallel replicate")
 
 
-# Gradients are means over images, so micro-batches change rounding only.
-_FREE = ("training.micro_batch",)
 # At most this many latents are used for the validation loss.
 _VALIDATION_LATENTS = 2048
 
@@ -177,11 +175,9 @@ class TransformerTask(TrainingTask):
         self.device = resolve_device(config.training.device)
         self.precision = resolve_precision(config.training.precision, self.device)
         self.path = path_by_name(config.flow.path)
-        channels, height, width = latents.shape
-        _check_tokenizer(config, latents, tokenizer)
-        _check_patch(config, (height, width))
+        _check_fit(config, latents, tokenizer)
         self.statistics = latents.statistics if config.normalization == "latents" else tokenizer.statistics
-        shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
+        shape = config.transformer.resolve(latents.shape[0], latents.shape[1:], latents.num_classes)
         torch.manual_seed(config.training.seed)
         self.transformer = LightningDiT.from_config(shape).to(self.device)
         apply_activation_checkpointing(list(self.transformer.blocks), config.transformer.activation_checkpointing)
@@ -191,7 +187,6 @@ class TransformerTask(TrainingTask):
         self._model = compile_network(self.transformer, list(self.transformer.blocks), config.compile)
 
     def begin(self) -> str | None:
-        """Load the recipe's starting weights, and return a line that names them."""
         if self.config.initial is None:
             return None
         names = self.latents.class_names
@@ -205,10 +200,6 @@ class TransformerTask(TrainingTask):
             "tokenizer": fingerprint(self.tokenizer),
             "normalization": hashlib.sha256(numbers).hexdigest(),
         }
-
-    @property
-    def _sharded(self) -> bool:
-        return self.config.training.parallel == "shard" and self.world.size > 1
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
         return {"transformer": (self.config.optimizer, list(self.transformer.parameters()))}
@@ -250,23 +241,30 @@ class TransformerTask(TrainingTask):
         """Return the mean terms of a batch; noise, times and dropped labels depend on positions and `purpose` only."""
         seed, positions = self.config.training.seed, batch.positions
         noise = rng.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
-        drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device)
-        with autocast(self.precision, self.device):
+        t = self.config.flow.draw_times(seed, positions, self.device)
+        drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device) < label_dropout
+        return self._mean_terms(self._model, batch.latents, batch.labels, noise, t, drop)
+
+    def _mean_terms(
+        self, model: Callable[..., Tensor], latents: Tensor, labels: Tensor, noise: Tensor, t: Tensor, drop: Tensor
+    ) -> dict[str, Tensor]:
+        flow = self.config.flow
+        with autocast(self.precision, latents.device):
             terms = flow_matching_loss(
-                self._model,
-                batch.latents,
-                batch.labels,
+                model,
+                latents,
+                labels,
                 noise=noise,
-                t=self.config.flow.draw_times(seed, positions, self.device),
+                t=t,
                 path=self.path,
-                prediction=self.config.flow.prediction,
-                direction_weight=self.config.flow.direction_weight,
-                label_drop=drop < label_dropout,
+                prediction=flow.prediction,
+                direction_weight=flow.direction_weight,
+                label_drop=drop,
             )
         return {name: value.mean() for name, value in terms.items()}
 
     def prepare_validation(self) -> None:
-        """Open and check the validation latents; if a distance is asked for, load its network and reference."""
+        """Check the validation latents; if a distance is asked for, load its network and reference."""
         if self.config.validation_latents is not None:
             self.world.once(self._validation.verify)
         if self.config.frechet.samples:
@@ -294,7 +292,8 @@ class TransformerTask(TrainingTask):
             return self._loss(batch, "validation ", 0.0)
 
         # Processes with sharded parameters gather them together, so all must have the same number of chunks.
-        portions = Chunks(at_once or self.config.training.batch_size // self.world.size, halve=not self._sharded)
+        training, size = self.config.training, self.world.size
+        portions = Chunks(at_once or training.batch_size // size, halve=training.parallel != "shard" or size == 1)
         self.transformer.eval()
         terms = mean_terms(portions, shard_of(_VALIDATION_LATENTS, len(self._validation), self.world), measure)
         self.transformer.train()
@@ -332,19 +331,8 @@ class TransformerTask(TrainingTask):
 
         def step() -> None:
             latents, t = torch.empty(images, *self.latents.shape), torch.empty(images)
-            with autocast(self.precision, latents.device):
-                terms = flow_matching_loss(
-                    model,
-                    latents,
-                    torch.zeros(images, dtype=torch.int64),
-                    noise=torch.empty_like(latents),
-                    t=t,
-                    path=self.path,
-                    prediction=self.config.flow.prediction,
-                    direction_weight=self.config.flow.direction_weight,
-                    label_drop=t < config.label_dropout,
-                )
-            terms["total"].mean().backward()
+            labels, drop = torch.zeros(images, dtype=torch.int64), t < config.label_dropout
+            self._mean_terms(model, latents, labels, torch.empty_like(latents), t, drop)["total"].backward()
 
         with FakeTensorMode():
             model = LightningDiT.from_config(config)
@@ -369,25 +357,14 @@ class TransformerTask(TrainingTask):
         """Return a generator with the given weights."""
         transformer = LightningDiT.from_config(self.transformer.config)
         transformer.load_state_dict(dict(state))
-        names = self.latents.class_names
+        names, sampling, flow = self.latents.class_names, self.config.sampling, self.config.flow
         return Generator(
-            transformer,
-            self.tokenizer,
-            self.statistics,
-            self.config.sampling,
-            self.config.flow.path,
-            names,
-            provenance,
-            self.config.flow.prediction,
+            transformer, self.tokenizer, self.statistics, sampling, flow.path, names, provenance, flow.prediction
         ).to(self.device)
 
 
 def _check_classes(validation: LatentDataset, latents: LatentDataset) -> None:
-    """Check that validation latents have the classes of the training latents.
-
-    Raises:
-        UserError: The names of the classes differ, or the training latents lack a class.
-    """
+    """Raise UserError if validation latents have other classes than the training latents."""
     there, here = validation.class_names, latents.class_names
     if there and here and there != here:
         different = [(a, b) for a, b in zip(there, here, strict=False) if a != b]
@@ -400,12 +377,8 @@ def _check_classes(validation: LatentDataset, latents: LatentDataset) -> None:
         )
 
 
-def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenizer) -> None:
-    """Check that the tokenizer made the latents: another one would decode samples to noise.
-
-    Raises:
-        UserError: The latents record another tokenizer, or have other channels.
-    """
+def _check_fit(config: Config, latents: LatentDataset, tokenizer: Tokenizer) -> None:
+    """Raise UserError if another tokenizer made the latents, which it would decode to noise, or patches do not fit."""
     if latents.shape[0] != tokenizer.latent_channels:
         raise UserError(
             f"latents: {config.latents} has {latents.shape[0]} channels, the tokenizer {config.tokenizer} "
@@ -418,17 +391,13 @@ def _check_tokenizer(config: Config, latents: LatentDataset, tokenizer: Tokenize
             f"latents: {config.latents} was encoded by a tokenizer with fingerprint {made_by[:12]}…, "
             f"but tokenizer: {config.tokenizer} has {given[:12]}…; encode again, or name the tokenizer that made them"
         )
-
-
-def _check_patch(config: Config, latent_size: Size) -> None:
-    """Raise UserError if the latent size is not a multiple of the patch size."""
     patch = config.transformer.patch_size
     if patch is None:
         patch = parse_size(config.transformer.size)[1]
-    if patch > 0 and any(side % patch for side in height_width(latent_size)):
+    if patch > 0 and any(side % patch for side in latents.shape[1:]):
         raise UserError(
             f"latents must have a size that is a multiple of the transformer's patch {patch}, got "
-            f"{format_size(latent_size)} in {config.latents}"
+            f"{format_size(latents.shape[1:])} in {config.latents}"
         )
 
 
@@ -443,7 +412,8 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         UserError: The latents, the tokenizer or the recipe are wrong.
         KeyboardInterrupt: A stop was asked for; the state is saved.
     """
-    with open_run(config, "generator", _FREE, any_recipe) as run:
+    # Gradients are means over images, so micro-batches change rounding only.
+    with open_run(config, "generator", ("training.micro_batch",), any_recipe) as run:
         if run.finished:
             return Generator.from_pretrained(run.result, run.device)
         latents = LatentDataset(config.latents)
@@ -458,5 +428,5 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         trainer = run.train(task, "transformer")
         provenance = {"latents": f"{len(latents):,} of shape {latents.shape}", **run.provenance(trainer)}
         generator = task.generator(trainer.averaged_state("transformer"), provenance)
-        run.finish(generator)
+        run.finish(generator.save_pretrained)
         return generator

@@ -40,7 +40,6 @@ from vavae.models import Tokenizer
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.stages.initial import load_initial
-from vavae.stages.run_folder import open_run, stream_seed
 from vavae.teachers import FeatureCache, Teacher, load_teacher
 from vavae.teachers.config import TeacherConfig as TeacherConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
@@ -48,6 +47,7 @@ from vavae.training.compile import compile_methods
 from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World
+from vavae.training.run_folder import open_run, stream_seed
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
 from vavae.training.trainer import TrainingConfig, TrainingTask
 
@@ -83,8 +83,7 @@ class StageConfig:
 
     def applied(self, objective: ObjectiveConfig) -> ObjectiveConfig:
         """Return the objective of this stage, given the objective before it."""
-        names = ("weight", "cos_margin", "distance_margin", "train_projection")
-        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        changes = {name: value for name, value in vars(self).items() if name != "from_images" and value is not None}
         return replace(objective, alignment=replace(objective.alignment, **changes))
 
 
@@ -207,7 +206,6 @@ class TokenizerTask(TrainingTask):
             compile_tokenizer(self.autoencoder, self.objective)
 
     def begin(self) -> str | None:
-        """Load the recipe's starting weights, and return a line that names them."""
         if self.config.initial is None:
             return None
         return load_initial(self.config.initial, self.autoencoder, self.objective)
@@ -225,14 +223,14 @@ class TokenizerTask(TrainingTask):
         ).to(self.device)
         if not config.teacher.cache_features:
             return teacher, None
-        grid = config.latent_shape[1:]
         images = f"{self.world.once(self.source.fingerprint)} at {format_size(config.data.size)}"
         kept = Path(config.teacher.features_folder or folder / "teacher-features")
-        cache = FeatureCache(kept, teacher, grid, images, len(self.source))
+        open_cache = partial(FeatureCache, kept, teacher, config.latent_shape[1:], images, len(self.source))
+        cache = open_cache()
         load = partial(load_images, self.source, size=config.data.size)
         self.world.once(lambda: cache.fill(load, workers=config.data.workers))
         if not self.world.first:
-            cache = FeatureCache(kept, teacher, grid, images, len(self.source))
+            cache = open_cache()
         wanted = config.teacher.features_on_device
         # A quarter, where latents may take half: networks and activations need the rest.
         if wanted or (wanted is None and fits_on(self.device, cache.size_bytes, 1 / 4)):
@@ -263,15 +261,12 @@ class TokenizerTask(TrainingTask):
                 yield _Batch(batch.positions, images, None if features is None else features.to(self.device).float())
 
     def _load(self, indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        size = self.config.data.size
+        size, seed = self.config.data.size, self.config.training.seed
         if self.config.data.crop == "center":
             pixels = load_pixels(self.source, indices, size)
         else:
-            seed = self.config.training.seed
-            crops = [
-                published_random_crop(self.source.image(int(index)), size, seed, int(position))
-                for index, position in zip(indices, positions, strict=True)
-            ]
+            places = zip(indices.tolist(), positions.tolist(), strict=True)
+            crops = [published_random_crop(self.source.image(i), size, seed, position) for i, position in places]
             pixels = torch.from_numpy(np.stack([np.array(crop) for crop in crops]))
         if self.features is None or self.features.resident:  # resident features are read when the batch is made
             return pixels, None
@@ -323,10 +318,8 @@ class TokenizerTask(TrainingTask):
 
     @cached_property
     def _distance(self) -> ReconstructionDistance:
-        config = self.config
-        return ReconstructionDistance(
-            config.frechet, self._validation, config.data.size, self.device, self.world, config.data.workers
-        )
+        frechet, data = self.config.frechet, self.config.data
+        return ReconstructionDistance(frechet, self._validation, data.size, self.device, self.world, data.workers)
 
     def _portions(self, at_once: int | None) -> Chunks:
         """Return the chunks for work without gradients: the images of a training step, or fewer large images."""
@@ -356,15 +349,16 @@ class TokenizerTask(TrainingTask):
 
     def _imagined(self, count: int, compute_dtype: torch.dtype = torch.float32) -> Callable[[], object]:
         """Return a training step of `count` images with discriminator and without teacher, for FakeTensorMode."""
-        config, size = self.config, self.config.data.size
-        start = config.objective.adversarial.start_images
+        config, start = self.config, self.config.objective.adversarial.start_images
         autoencoder = AutoencoderKL.from_config(config.tokenizer)
         perceptual = LPIPS(config.objective.perceptual.network) if config.objective.perceptual.weight > 0 else None
         width = self.teacher.width if self.teacher is not None else None
         objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, perceptual)
 
         def step() -> object:
-            images = torch.empty(count, 3, *height_width(size)).contiguous(memory_format=torch.channels_last)
+            images = torch.empty(count, 3, *height_width(config.data.size)).contiguous(
+                memory_format=torch.channels_last
+            )
             noise = torch.empty(count, *config.latent_shape)
             features = None if width is None else torch.empty(count, width, *config.latent_shape[1:])
             return objective.accumulate_gradients(
@@ -415,15 +409,10 @@ class TokenizerTask(TrainingTask):
     def statistics(self, model: AutoencoderKL, at_once: int | None = None) -> LatentStatistics:
         """Return mean and standard deviation per channel of one posterior sample of every training image.
 
-        The processes share the images.
-
-        Args:
-            model: The encoder.
-            at_once: As for `validate`. The sums are in float64, so it changes rounding only.
+        The processes share the images. `at_once`, as for `validate`, changes rounding only: the sums are in float64.
         """
-        config = self.config
+        config, portions = self.config, self._portions(at_once)
         running = RunningStatistics(config.tokenizer.latent_channels)
-        portions = self._portions(at_once)
 
         def sample(part: tuple[Tensor, Tensor]) -> Tensor:
             indices, pixels = part
@@ -473,5 +462,5 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
             **run.provenance(trainer),
         }
         tokenizer = Tokenizer(model, task.statistics(model, trainer.at_once), provenance)
-        run.finish(tokenizer)
+        run.finish(tokenizer.save_pretrained)
         return tokenizer

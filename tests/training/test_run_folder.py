@@ -10,8 +10,8 @@ import yaml
 from machine_faults import limited
 
 from vavae.errors import UserError
-from vavae.stages.run_folder import check_same_data, exclusive, open_run, open_run_folder
 from vavae.training.optimizer import OptimizerConfig
+from vavae.training.run_folder import check_same_data, exclusive, open_run, open_run_folder
 from vavae.training.schedule import ScheduleConfig
 
 
@@ -29,7 +29,7 @@ class Recipe:
     training: Training = field(default_factory=Training)
 
 
-def test_the_same_recipe_is_taken_up_again(tmp_path: Path) -> None:
+def test_same_recipe_resumes(tmp_path: Path) -> None:
     open_run_folder(tmp_path, Recipe())
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"] == {
         "images": 10,
@@ -46,7 +46,7 @@ class Compiled(Recipe):
     compile: bool = False
 
 
-def test_a_run_may_be_compiled_from_some_point_on(tmp_path: Path) -> None:
+def test_compile_may_change(tmp_path: Path) -> None:
     open_run_folder(tmp_path, Compiled())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     open_run_folder(tmp_path, Compiled(compile=True))
@@ -56,7 +56,7 @@ def test_a_run_may_be_compiled_from_some_point_on(tmp_path: Path) -> None:
     ("other", "named"),
     [(Recipe(seed=3), "seed = 0, not 3"), (Recipe(training=Training(images=9)), "training.images = 10, not 9")],
 )
-def test_another_recipe_is_refused_by_name(tmp_path: Path, other: Recipe, named: str) -> None:
+def test_another_recipe_is_refused(tmp_path: Path, other: Recipe, named: str) -> None:
     open_run_folder(tmp_path, Recipe())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=named):
@@ -74,7 +74,7 @@ def scheduled(images: int, schedule: ScheduleConfig) -> Scheduled:
 
 
 @pytest.mark.parametrize("schedule", [ScheduleConfig(warmup_images=3), ScheduleConfig("staged", factors=(1.0,))])
-def test_a_run_that_does_not_know_its_end_may_be_made_longer(schedule: ScheduleConfig, tmp_path: Path) -> None:
+def test_longer_run_without_a_falling_schedule(schedule: ScheduleConfig, tmp_path: Path) -> None:
     open_run_folder(tmp_path, scheduled(10, schedule))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     open_run_folder(tmp_path, scheduled(20, schedule))
@@ -87,7 +87,7 @@ def test_a_run_that_does_not_know_its_end_may_be_made_longer(schedule: ScheduleC
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
-def test_a_run_whose_learning_rate_falls_to_its_end_may_not(kind: str, tmp_path: Path) -> None:
+def test_longer_run_with_a_falling_schedule_is_refused(kind: str, tmp_path: Path) -> None:
     schedule = ScheduleConfig(kind)  # type: ignore[arg-type]
     open_run_folder(tmp_path, scheduled(10, schedule))
     (tmp_path / "metrics.jsonl").write_text("{}\n")
@@ -96,7 +96,7 @@ def test_a_run_whose_learning_rate_falls_to_its_end_may_not(kind: str, tmp_path:
         open_run_folder(tmp_path, scheduled(20, schedule))
 
 
-def test_a_key_that_a_stage_leaves_free_may_differ(tmp_path: Path) -> None:
+def test_ignored_keys_may_differ(tmp_path: Path) -> None:
     open_run_folder(tmp_path, Recipe())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     open_run_folder(tmp_path, Recipe(seed=3), ignored_keys=("seed",))
@@ -104,7 +104,7 @@ def test_a_key_that_a_stage_leaves_free_may_differ(tmp_path: Path) -> None:
         open_run_folder(tmp_path, Recipe(seed=3))
 
 
-def test_other_data_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_data_are_refused(tmp_path: Path) -> None:
     open_run_folder(tmp_path, Recipe())
     check_same_data(tmp_path, {"images": "one", "latents": "two"})
     (tmp_path / "metrics.jsonl").write_text("{}\n")
@@ -112,13 +112,13 @@ def test_other_data_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^latents must name the data that the run in {tmp_path} began with"):
         check_same_data(tmp_path, {"images": "one", "latents": "three"})
     check_same_data(tmp_path, {"images": "one", "latents": "two"})  # the refusal changed nothing
-    # A folder without its recipe begins another one, with its own data.
+    # Without its recipe, a folder begins a new run with its own data.
     (tmp_path / "recipe.yaml").unlink()
     open_run_folder(tmp_path, Recipe(seed=1))
     check_same_data(tmp_path, {"images": "four"})
 
 
-def test_a_call_that_made_nothing_leaves_its_data_free(tmp_path: Path) -> None:
+def test_data_may_change_before_the_first_step(tmp_path: Path) -> None:
     with exclusive(tmp_path):
         open_run_folder(tmp_path, Recipe())
         check_same_data(tmp_path, {"images": "one"})
@@ -127,7 +127,7 @@ def test_a_call_that_made_nothing_leaves_its_data_free(tmp_path: Path) -> None:
         check_same_data(tmp_path, {"images": "two"})
 
 
-def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Path) -> None:
+def test_missing_key_has_its_default(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("output: x\ntraining: {images: 10, device: cpu}\n")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     open_run_folder(tmp_path, Recipe())
@@ -135,7 +135,7 @@ def test_a_run_of_a_version_without_a_key_goes_on_with_its_default(tmp_path: Pat
         open_run_folder(tmp_path, Recipe(seed=3))
 
 
-def test_a_call_that_made_nothing_does_not_cost_its_folder(tmp_path: Path) -> None:
+def test_recipe_may_change_before_the_first_step(tmp_path: Path) -> None:
     with exclusive(tmp_path):
         open_run_folder(tmp_path, Recipe(seed=3))
         (tmp_path / "steps.json").write_text("{}")
@@ -146,22 +146,20 @@ def test_a_call_that_made_nothing_does_not_cost_its_folder(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("any_recipe", [False, True])
-@pytest.mark.parametrize("beside", [(), ("notes.txt",), ("data.json",)])
-def test_a_recipe_of_the_users_own_is_kept(beside: tuple[str, ...], any_recipe: bool, tmp_path: Path) -> None:
-    for name in ("recipe.yaml", *beside):
+@pytest.mark.parametrize("others", [(), ("notes.txt",), ("data.json",)])
+def test_own_recipe_of_the_user_is_kept(others: tuple[str, ...], any_recipe: bool, tmp_path: Path) -> None:
+    for name in ("recipe.yaml", *others):
         (tmp_path / name).write_text("# notes\noutput: x\n")
     for call in (lambda: open_run_folder(tmp_path, Recipe()), lambda: take_up(tmp_path, Recipe(), any_recipe)):
         with pytest.raises(UserError, match=rf"^{tmp_path}/recipe\.yaml is not the recipe.*another name[^\n]*$"):
             call()
-    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", *beside}
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", *others}
     assert all(path.read_text() == "# notes\noutput: x\n" for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("last", ["recipe.yaml", "data.json", "steps.json", "versions.json"])
-def test_a_recipe_is_ours_at_every_moment_of_a_new_start(
-    last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever removal a kill comes after, the next call goes on."""
+def test_killed_restart_resumes(last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill after any of the removals does not prevent the next call."""
     open_run_folder(tmp_path, Recipe())
     removed = Path.unlink
 
@@ -178,7 +176,7 @@ def test_a_recipe_is_ours_at_every_moment_of_a_new_start(
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["seed"] == 1
 
 
-def test_data_of_the_users_own_are_kept(tmp_path: Path) -> None:
+def test_own_data_file_of_the_user_is_kept(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text('{"own": 1}')
     open_run_folder(tmp_path, Recipe())
     check_same_data(tmp_path, {"images": "one"})
@@ -192,14 +190,14 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_impossible_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"), exclusive(tmp_path / "file" / "run"):
         pass
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
-def test_a_folder_that_cannot_be_written_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder_is_named(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = os.open
 
     def refuses(path: str, *arguments: int, **options: int) -> int:
@@ -208,12 +206,12 @@ def test_a_folder_that_cannot_be_written_is_named(number: int, tmp_path: Path, m
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refuses)
-    told = rf"^output: {tmp_path} cannot be written \({os.strerror(number)}\)$"
-    with pytest.raises(UserError, match=told), exclusive(tmp_path):
+    message = rf"^output: {tmp_path} cannot be written \({os.strerror(number)}\)$"
+    with pytest.raises(UserError, match=message), exclusive(tmp_path):
         raise AssertionError("entered")
 
 
-def test_a_full_disk_at_the_start_is_a_fault_of_the_machine(tmp_path: Path) -> None:
+def test_full_disk_at_the_start(tmp_path: Path) -> None:
     with limited("FSIZE", 0), pytest.raises(OSError, match="File too large") as failed:
         take_up(tmp_path / "run", Recipe())
     assert failed.value.filename == str(tmp_path / "run/versions.json")
@@ -225,7 +223,7 @@ def take_up(folder: Path, recipe: Recipe, any_recipe: bool = False) -> bool:
 
 
 @pytest.mark.parametrize("made", ["checkpoints/images-000000000048", "generator"])
-def test_a_run_without_its_recipe_is_nobodys(made: str, tmp_path: Path) -> None:
+def test_run_without_its_recipe_is_refused(made: str, tmp_path: Path) -> None:
     take_up(tmp_path, Recipe())
     (tmp_path / made).mkdir(parents=True)
     (tmp_path / "recipe.yaml").unlink()
@@ -234,7 +232,7 @@ def test_a_run_without_its_recipe_is_nobodys(made: str, tmp_path: Path) -> None:
     assert not (tmp_path / "recipe.yaml").exists()
 
 
-def test_a_caller_that_knows_the_run_takes_it_up_with_any_recipe(tmp_path: Path) -> None:
+def test_any_recipe_resumes_for_callers_that_know_the_run(tmp_path: Path) -> None:
     take_up(tmp_path, Recipe())
     (tmp_path / "checkpoints/images-000000000048").mkdir(parents=True)
     take_up(tmp_path, Recipe(seed=1), any_recipe=True)
@@ -242,7 +240,7 @@ def test_a_caller_that_knows_the_run_takes_it_up_with_any_recipe(tmp_path: Path)
 
 
 @pytest.mark.parametrize("damage", [b"", b"seed: [", b"- 1\n- 2\n", b"seed: \xff\xfe\n", b"seed: \0\n"])
-def test_a_damaged_recipe_is_named(damage: bytes, tmp_path: Path) -> None:
+def test_damaged_recipe_is_named(damage: bytes, tmp_path: Path) -> None:
     open_run_folder(tmp_path, Recipe())
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "recipe.yaml").write_bytes(damage)
@@ -250,7 +248,7 @@ def test_a_damaged_recipe_is_named(damage: bytes, tmp_path: Path) -> None:
         open_run_folder(tmp_path, Recipe())
 
 
-def test_a_damaged_number_of_images_is_another_run(tmp_path: Path) -> None:
+def test_damaged_number_of_images(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("training: {images: 1x}\n")
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"training\.images = 1x, not 10"):
@@ -258,14 +256,14 @@ def test_a_damaged_number_of_images_is_another_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"images": "o', b"[]", b"\xff\xfe"])
-def test_a_damaged_note_of_the_data_is_named(damage: bytes, tmp_path: Path) -> None:
+def test_damaged_data_file_is_named(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "data.json").write_bytes(damage)
     with pytest.raises(UserError, match=rf"^{tmp_path}/data\.json is damaged: [^\n]*$"):
         check_same_data(tmp_path, {"images": "one"})
 
 
 @pytest.mark.parametrize("damage", ["", '{"provenance": {"ima', "[]", '{"provenance": 3}'])
-def test_a_damaged_result_is_made_again(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_result_is_made_again(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "generator").mkdir()
     result = tmp_path / "generator/config.json"
     open_run_folder(tmp_path, Recipe())
@@ -276,7 +274,7 @@ def test_a_damaged_result_is_made_again(damage: str, tmp_path: Path, capsys: pyt
     assert f"{result} is damaged, so the result is made again" in capsys.readouterr().out
 
 
-def test_what_a_killed_call_left_is_removed(tmp_path: Path) -> None:
+def test_drafts_of_a_killed_call_are_removed(tmp_path: Path) -> None:
     for name in (".samples.npz.4711.tmp", ".grid.png.0ab3.tmp", ".own.tmp", "samples.12.tmp"):
         (tmp_path / name).write_text("half")
     with exclusive(tmp_path):

@@ -1,4 +1,4 @@
-"""The run folder of a training stage: it holds one recipe, and one process group at a time works in it."""
+"""The folder of a training run: it has one recipe, and one group of processes at a time works in it."""
 
 import json
 import math
@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from vavae import rng
 from vavae.config import to_plain, to_yaml
 from vavae.device import resolve_device
 from vavae.errors import UserError, one_line
-from vavae.io.files import chosen, drop_drafts, read_json_object, written_whole
+from vavae.io.files import chosen, exclusive, read_json_object, written_whole
 from vavae.io.yaml_files import read_yaml
-from vavae.models import Generator, Tokenizer
 from vavae.training.parallel import World, processes
 from vavae.training.run_log import check_loggers, write_run_header
 from vavae.training.task import TrainingTask
@@ -46,15 +44,7 @@ IGNORED_KEYS = frozenset(
 
 # Files of a call that failed before it made anything, in the order in which they are removed: a recipe without
 # versions would be taken for the user's own.
-_HEADER = (
-    "recipe.yaml",
-    "data.json",
-    "initial.txt",
-    "steps.json",
-    "images.json",
-    "unreadable.txt",
-    "versions.json",
-)
+_HEADER = ("recipe.yaml", "data.json", "initial.txt", "steps.json", "images.json", "unreadable.txt", "versions.json")
 RUN_FILES = frozenset({".lock", *_HEADER})
 # One of these is next to every recipe that vavae wrote; the first is written before the recipe.
 _RUN_MARKS = ("versions.json", "metrics.jsonl", "checkpoints")
@@ -65,27 +55,14 @@ _WHY = {"training.micro_batch": "adaptive weights and BatchNorm see one micro-ba
 _REMEDY = "choose another --output, or delete the folder"
 
 
-class OccupiedError(UserError):
-    """Another process is working in a run folder."""
-
-
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A training run that `open_run` has opened.
+    """A training run that `open_run` has opened."""
 
-    Attributes:
-        config: The recipe, with `output` and `training`.
-        folder: The run folder.
-        result: Folder of the trained model, `<folder>/<name>`.
-        finished: Whether the result is complete already.
-        world: The processes of the run.
-        device: The device of this process.
-    """
-
-    config: Any
+    config: Any  # the recipe, with `output`, `initial` and `training`
     folder: Path
-    result: Path
-    finished: bool
+    result: Path  # folder of the trained model
+    finished: bool  # whether the result is complete already
     world: World
     device: torch.device
 
@@ -101,22 +78,15 @@ class Run:
 
     def provenance(self, trainer: Trainer) -> dict[str, Any]:
         """Return what a trained model's folder says of its training."""
-        initial = self.config.initial
-        return {
-            "images_seen": trainer.images_seen,
-            "seed": self.config.training.seed,
-            **({} if initial is None else {"initial": initial}),
-            "hours": round(trainer.seconds / 3600, 3),
-        }
+        initial = {} if self.config.initial is None else {"initial": self.config.initial}
+        hours = round(trainer.seconds / 3600, 3)
+        return {"images_seen": trainer.images_seen, "seed": self.config.training.seed, **initial, "hours": hours}
 
-    def finish(self, model: Tokenizer | Generator) -> None:
-        """Write the trained model to `result` and print where it is."""
-
-        def write() -> None:
-            model.save_pretrained(self.result)
+    def finish(self, save: Callable[[Path], None]) -> None:
+        """Let the first process write the trained model to `result` with `save`, and print where it is."""
+        self.world.once(lambda: save(self.result))
+        if self.world.first:
             print(f"{self.result.name}: {self.result}")
-
-        self.world.once(write)
 
 
 @contextmanager
@@ -175,7 +145,7 @@ def _images_of(result: Path) -> float:
 
 @contextmanager
 def held_folder(folder: Path, world: World, check: Callable[[], object]) -> Iterator[None]:
-    """Let the first process of `world` check a folder and then hold it alone for the block, as `exclusive` does."""
+    """Let the first process check a folder, and then hold it alone for the block, as `exclusive` does."""
     with ExitStack() as held:
 
         def take() -> None:
@@ -186,37 +156,8 @@ def held_folder(folder: Path, world: World, check: Callable[[], object]) -> Iter
         yield
 
 
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold a folder alone for the block, and remove what a killed process left half written in it.
-
-    Raises:
-        OccupiedError: Another process holds it.
-        UserError: It cannot be written.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        with chosen("output", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OccupiedError(
-            f"{folder}: another process is working in this run folder (if no process is running on any machine, remove "
-            f"{lock.lock_file})"
-        ) from error
-    try:
-        drop_drafts(folder)
-        yield
-    finally:
-        lock.release()
-
-
 def check_no_own_recipe(folder: Path) -> None:
-    """Check that a run's recipe would not replace a `recipe.yaml` of the user's own.
-
-    Raises:
-        UserError: It would.
-    """
+    """Raise UserError if a run's recipe would replace a `recipe.yaml` of the user's own."""
     recipe = folder / "recipe.yaml"
     if recipe.exists() and not any((folder / name).exists() for name in _RUN_MARKS):
         raise UserError(
