@@ -65,7 +65,7 @@ def test_assumed_network_is_printed(samples: list[str], tmp_path: Path, capsys: 
     np.savez(reference, **PLAIN)  # type: ignore[arg-type]
     assert run([*samples, "--reference", reference, "--network", "inception-pytorch-fid"]) == 0
     printed = capsys.readouterr().out
-    assert f"reference: the statistics in {reference} belong to inception-pytorch-fid: the file" in printed
+    assert f"reference: the statistics in {reference} are taken to be of inception-pytorch-fid: the file" in printed
 
 
 HALF = {"mu": np.zeros(12), "sigma": np.eye(12, dtype=np.float16)}

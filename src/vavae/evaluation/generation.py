@@ -203,7 +203,7 @@ def open_reference(
     if npz is not None:
         statistics, images = read_statistics(npz, networks), npz_images(npz)
         for network, found in statistics.items() if processes.first else ():
-            print(f"reference: the statistics in {npz} belong to {network}: {found.origin}")
+            print(f"reference: the statistics in {npz} are taken to be of {network}: {found.origin}")
     unknown = [network.name for network in networks if network.name not in statistics]
     if images is None and unknown:
         raise UserError(
