@@ -230,8 +230,13 @@ def _part(parts: dict[str, Any], which: str) -> str | None:
 
 
 def _chosen(candidates: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the candidate with the first matching name in `names`, in any case; None if none matches."""
-    return next((column for name in names for column in candidates if column.lower() == name), None)
+    """Return the candidate with the first matching name in `names`; None if none matches."""
+    return next((column for name in names for column in candidates if _bare(column) == _bare(name)), None)
+
+
+def _bare(name: str) -> str:
+    """Return a name without case and separators: labelId, Label_ID and label-id are one name."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _existing(column: str, features: Any, source: str, option: str) -> str:
@@ -307,7 +312,7 @@ def _label_column(features: Any, source: str, asked: str | None) -> tuple[str | 
     if asked is not None:
         return _existing(asked, features, source, "label_column"), ()
     classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    named = [name for name in features if name.lower() in LABEL_NAMES]
+    named = [name for name in features if _chosen([name], LABEL_NAMES)]
     numbers = [name for name in named if str(getattr(features[name], "dtype", "")).startswith(("int", "uint"))]
     texts = [name for name in named if _described(features[name]) == "text"]
     candidates = [*dict.fromkeys((*classes, *numbers, *texts))]
