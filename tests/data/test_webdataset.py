@@ -21,7 +21,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from vavae.cli import run
-from vavae.data import ImageSource, ReadOptions, open_images
+from vavae.data import ImageSource, ReadOptions, open_images, ranges
 from vavae.data.found import Found
 from vavae.data.huggingface import HuggingFaceImages
 from vavae.data.images import ImagesConfig
@@ -484,6 +484,10 @@ def test_patterns_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=f"{message} {re.escape(wrong)}"):
             expand_shards(wrong)
+    monkeypatch.setattr(ranges, "_MOST_SHARDS", 1000)
+    for many in ("{0..999999999}.tar", f"{{0..{'9' * 100}}}.tar", "{0,1}" * 40):
+        with pytest.raises(UserError, match="at most 1,000 shards, got "):
+            expand_shards(many)
     with pytest.raises(UserError, match="must be followed by shards"):
         open_images("webdataset:")
 
@@ -668,6 +672,9 @@ def test_images_of_parquet_files(column: arrow.Array, name: str, tmp_path: Path)
     [
         ({"cls": [0, 1, 0]}, "01", [0, 1, 0], "labels from column cls"),
         ({"Labels": [0, 1, 0]}, "01", [0, 1, 0], "labels from column Labels"),
+        ({"labelId": [0, 1, 0]}, "01", [0, 1, 0], "labels from column labelId"),
+        ({"Class-Name": ["b", "a", "b"]}, "ab", [1, 0, 1], "labels from column Class-Name"),
+        ({"gt": [0, 1, 0]}, "01", [0, 1, 0], "labels from column gt"),
         ({"target": [0, 1, 0], "class_id": [2, 1, 0]}, "012", [2, 1, 0], "labels from column class_id (not target)"),
         ({"label": [0, 1, 0], "cls": [2, 1, 0]}, "01", [0, 1, 0], "labels from column label (not cls)"),
         ({"class": ["b", "a", "b"], "target": [0, 1, 1]}, "01", [0, 1, 1], "labels from column target (not class)"),
