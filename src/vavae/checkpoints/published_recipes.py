@@ -116,20 +116,20 @@ def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
     return _scaling(Keys({"data": training["data"]}, "config"))
 
 
-def published_path(training: Mapping[str, Any]) -> PathName:
-    """Return the path of a training configuration; straight lines if it does not say."""
+def published_path(training: Mapping[str, Any], source: str | Path) -> PathName:
+    """Return the path of the training configuration in the file `source`; straight lines if it does not say."""
     name = _transport_name(training)
-    return Keys({name: training.get("transport")}, "config").choose(f"{name}.path_type", "Linear", _PATHS)
+    return Keys({name: training.get("transport")}, source).choose(f"{name}.path_type", "Linear", _PATHS)
 
 
-def published_prediction(training: Mapping[str, Any]) -> Prediction:
-    """Return what the network of a training configuration predicts; velocity if it does not say.
+def published_prediction(training: Mapping[str, Any], source: str | Path) -> Prediction:
+    """Return what the network of the training configuration in `source` predicts; velocity if it does not say.
 
     Raises:
         UserError: It predicts something else, such as REPA's `v`, whose time runs from data to noise.
     """
     name = _transport_name(training)
-    return Keys({name: training.get("transport")}, "config").choose(f"{name}.prediction", "velocity", _PREDICTIONS)
+    return Keys({name: training.get("transport")}, source).choose(f"{name}.prediction", "velocity", _PREDICTIONS)
 
 
 def _transport_name(training: Mapping[str, Any]) -> str:
@@ -148,17 +148,16 @@ def published_flow(
         prediction: The prediction that the user gives.
 
     Raises:
-        UserError: The file says something else than the user, or it was trained on discrete steps.
+        UserError: The file says something else than the user, or it was trained on discrete steps or by another system.
     """
     said = training.get("transport") or {}
     asked = _asks_for_steps(training)
     if not said and asked and (path is None or prediction is None):
         raise UserError(
-            f"{source}: {asked} predicts the noise of discrete steps, and only flows are sampled here; if it was "
-            "trained as a flow, give path and prediction"
+            f"{source}: {asked}, and only flows are sampled here; if it was trained as a flow, give path and prediction"
         )
-    own_path = published_path(training) if "path_type" in said else None
-    own_prediction = published_prediction(training) if "prediction" in said else None
+    own_path = published_path(training, source) if "path_type" in said else None
+    own_prediction = published_prediction(training, source) if "prediction" in said else None
     for name, own, given in (("path", own_path, path), ("prediction", own_prediction, prediction)):
         if own is not None and given not in (None, own):
             raise UserError(f"{source}: {name} must be {own}, as its file says, got {given}")
@@ -172,11 +171,12 @@ def published_flow(
 
 
 def _asks_for_steps(training: Mapping[str, Any]) -> str:
-    """Return the key that shows a diffusion of discrete steps; OpenAI's DiT has no other than its name."""
+    """Return the key that shows a diffusion of discrete steps or another system; DiT and MDT show it by the name only."""
     for key, value in flat(training):
-        named = key in ("args.model", "model.model_type") and isinstance(value, str) and value.startswith("DiT-")
-        if named or (key.rpartition(".")[2] in DISCRETE and value):
-            return f"{key} {value}"
+        if key.rpartition(".")[2] in DISCRETE and value:
+            return f"{key} {value} is of a diffusion of discrete steps"
+        if key in ("args.model", "model.model_type") and not str(value).startswith(("SiT-", "LightningDiT-")):
+            return f"{key} {value} is not known as a flow"
     return ""
 
 

@@ -134,7 +134,7 @@ def tokenizer_recipe(keys: Keys) -> ConvertedRecipe:
 def _batch(keys: Keys) -> int:
     """Return the images of one optimizer step: batch × devices × nodes × accumulated batches."""
     devices = keys.values.get(f"{_TRAINER}gpus", keys.values.get(f"{_TRAINER}devices"))
-    if isinstance(devices, str | list):  # "0,1,"
+    if isinstance(devices, list) or (isinstance(devices, str) and "," in devices):  # "0,1,"
         devices = len([each for each in (devices.split(",") if isinstance(devices, str) else devices) if each != ""])
         keys.used += [key for key in (f"{_TRAINER}gpus", f"{_TRAINER}devices") if key in keys.values]
     else:

@@ -219,11 +219,11 @@ def _read_transformer(source: str, heads: int) -> _Source:
         return _Source(generator.transformer, generator.path, generator.prediction, statistics, generator.class_names)
     loaded = _load_published(path, heads)
     known, multiplier, _ = published_latents(path, loaded, None)
-    says = bool(loaded.training)
+    says = loaded.training.get("transport") or {}
     return _Source(
         loaded.model,
-        published_path(loaded.training) if says else None,
-        published_prediction(loaded.training) if says else None,
+        published_path(loaded.training, path) if "path_type" in says else None,
+        published_prediction(loaded.training, path) if "prediction" in says else None,
         None if known is None else scaled(known, multiplier),
         (),
     )
