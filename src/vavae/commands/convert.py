@@ -1,6 +1,7 @@
 """Convert between published files, folders of ours and folders of diffusers."""
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -95,6 +96,7 @@ def run(config: Config) -> Path:
         raise UserError(f"output: {output} is there already")
     with chosen("output", output):
         output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output.parent).close()  # a read-only folder is named before the work
     with _quiet():
         kind = _kind(source, config.weights)
         if config.dtype != "float32" and kind not in ("tokenizer", "generator"):
@@ -280,7 +282,10 @@ def _recipe(config: Config, source: Path, output: Path) -> None:
         if recipe.command != "train-dit":
             raise UserError(f"tokenizer: is for generators and for recipes that train one, not for {source}")
         recipe.values["tokenizer"] = config.tokenizer
-    recipe = _check_recipe(recipe)
+    try:
+        recipe = _check_recipe(recipe)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     lines = [
         f"# Converted from {source.name}, a published configuration.",
         f"# Run: vavae {recipe.command} {output.name}",
