@@ -159,6 +159,11 @@ class Generator:
         self._shape_for(size)
         if sampling is not None and sampling.guidance is not None and self.transformer.config.label_dropout == 0:
             raise UserError("guidance_scale: this generator was trained without label_dropout, so only 1 has a meaning")
+        if sampling is not None and (sampling.guidance_channels or 0) > self.latent_shape[0]:
+            raise UserError(
+                f"guidance_channels must be at most {self.latent_shape[0]}, the channels of its latents, got "
+                f"{sampling.guidance_channels}"
+            )
 
     def latents(
         self,

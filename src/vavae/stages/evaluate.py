@@ -34,6 +34,7 @@ from vavae.evaluation.images import (
     npz_images,
     one_part,
 )
+from vavae.evaluation.options import refuse_unused
 from vavae.evaluation.records import check_writable, sampling_protocol, write_records
 from vavae.evaluation.table import plot, print_table
 from vavae.flow import SolverName
@@ -273,7 +274,8 @@ def _check_models(config: Config) -> None:
     for path in config.model:
         if config.what == "generator":
             generator = Generator.from_pretrained(path)
-            config.sampling(generator.sampling)
+            for sampling in config.sampling(generator.sampling):
+                generator.check((), sampling=sampling)
             _check_size(path, generator.image_size, size)
         else:
             _check_size(path, _sample_images(path).size, size)
@@ -469,6 +471,7 @@ def run(config: Config) -> list[MetricRecord]:
     if config.what == "compare":
         if len(config.model) != 2:
             raise UserError(f"compare must have two JSON files, got {len(config.model)}")
+        refuse_unused(config)
         first, second = config.model
         print_comparison(compare_files(first, second, config.force), first, second)
         return []
@@ -478,6 +481,7 @@ def run(config: Config) -> list[MetricRecord]:
     store = _store(config)
     _check_outputs(config, store)
     _check_models(config)
+    refuse_unused(config)
     with sharing_processes() as together:
         together.once(lambda: _drop_old(config))
         records: list[MetricRecord] = []
