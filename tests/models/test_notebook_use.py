@@ -93,6 +93,41 @@ def test_seeds_are_integers(generator: Generator) -> None:
         generator.noise([0.5])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"seed": "a"}, r"seed: must be a whole number, got a \(str\)"),
+        ({"seed": None}, "seed: must be a whole number, got None"),
+        ({"indices": [0.5]}, "indices: must be a whole number, got 0.5"),
+        ({"indices": [2**70]}, "indices: must fit in 64 bits"),
+        ({"indices": 5}, "indices must be a list of numbers, got 5"),
+    ],
+)
+def test_seeds_and_numbers_of_samples_are_checked(
+    generator: Generator, options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        generator(1, sampling=FEW, **options)  # type: ignore[arg-type]
+
+
+def test_noise_may_be_an_array(generator: Generator) -> None:
+    noise = generator.noise([0])
+    drawn = generator(1, sampling=FEW, noise=noise.numpy())  # type: ignore[arg-type]
+    assert torch.equal(drawn, generator(1, sampling=FEW, noise=noise))
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "x" * 5000, ""])
+def test_a_path_that_is_none_is_one_line(path: str) -> None:
+    with pytest.raises(UserError, match=r"home directory|name too long|there is no such file") as error:
+        Generator.from_pretrained(path)
+    assert len(str(error.value)) < 200
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(UserError, match="device must be cpu, cuda, mps or another device of torch, got 'toaster'"):
+        Generator.from_pretrained("demo", device="toaster")
+
+
 def test_own_pictures(generator: Generator) -> None:
     picture = Image.effect_mandelbrot((70, 50), (-2, -1, 1, 1), 20).convert("RGB")
     images = to_tensor(center_crop(picture, 32))[None]

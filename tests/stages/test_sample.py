@@ -296,7 +296,7 @@ def test_a_name_that_is_another_number_is_said(capsys: pytest.CaptureFixture[str
         (("--guidance_scale", "1e308"), "guidance_scale: 1e+308 is not a number from 0 to 10,000"),
         (
             ("--guidance_scale", "2", "--guidance_channels", "100"),
-            "guidance_channels must be at most 4, the channels of",
+            "guidance_channels must be at most 4, got 100",
         ),
         (("--steps", "1000000000"), "steps must be at most 100,000 grid points, got 1,000,000,000"),
         (("--count", "1000000000"), "count must be from 1 to 10,000,000 samples, got 1,000,000,000"),

@@ -7,6 +7,7 @@ from typing import Unpack
 from vavae.checkpoints.folder import CHECKPOINT_SUFFIXES, CONFIG, PIPELINE, HubOptions, Part, subfolder
 from vavae.checkpoints.hub import fetch
 from vavae.errors import UserError
+from vavae.io.files import user_path
 
 # Models that come with the package, by name; see the card in each folder.
 SHIPPED = {"demo": Path(__file__).parents[1] / "assets" / "demo_model"}
@@ -29,11 +30,11 @@ def resolve(path_or_hub_id: str | Path, part: Part | None = None, **hub: Unpack[
     """
     if unknown := hub.keys() - HubOptions.__annotations__.keys():
         raise TypeError(f"from_pretrained() got an unexpected keyword argument {min(unknown)!r}")
-    path = Path(path_or_hub_id).expanduser()
+    path = user_path(path_or_hub_id)
     text = str(path_or_hub_id)
     if text in SHIPPED and not any((path / name).is_file() for name in (CONFIG, PIPELINE)):
         path = SHIPPED[text]
-    if path.exists():
+    if text and path.exists():
         return subfolder(path, within) if (within := hub.get("subfolder")) else path
     if not _REPOSITORY.fullmatch(text) or path.suffix in (*CHECKPOINT_SUFFIXES, ".yaml"):
         raise UserError(f"{text}: there is no such file or folder")

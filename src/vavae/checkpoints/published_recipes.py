@@ -171,7 +171,7 @@ def published_flow(
 
 
 def _asks_for_steps(training: Mapping[str, Any]) -> str:
-    """Return the key that shows a diffusion of discrete steps or another system; DiT and MDT show it by the name only."""
+    """Return the key that shows a diffusion of discrete steps, or another system; "" if none does."""
     for key, value in flat(training):
         if key.rpartition(".")[2] in DISCRETE and value:
             return f"{key} {value} is of a diffusion of discrete steps"

@@ -25,7 +25,7 @@ from vavae.data.latents import PUBLISHED_STATISTICS_NAME
 from vavae.data.moments import convert_moments
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction
-from vavae.io.files import chosen, is_free, save_torch, whole_folder, written_whole
+from vavae.io.files import chosen, is_free, save_torch, user_path, whole_folder, written_whole
 from vavae.io.yaml_files import dump_yaml
 from vavae.models import Generator, Tokenizer
 from vavae.tokenizer import LatentStatistics
@@ -91,7 +91,7 @@ def run(config: Config) -> Path:
         raise UserError(
             f"{'source' if config.source is None else 'output'}: missing; it is 'vavae convert SOURCE OUTPUT'"
         )
-    source, output = resolve(config.source), Path(config.output).expanduser()
+    source, output = resolve(config.source), user_path(config.output)
     if not is_free(output):
         raise UserError(f"output: {output} is there already")
     with chosen("output", output):
