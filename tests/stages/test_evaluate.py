@@ -202,7 +202,7 @@ def test_samples_from_the_generator_a_folder_and_an_npz_are_the_same(models, tmp
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
     np.savez_compressed(tmp_path / "small.npz", arr_0=pixels)
     for name in ("png", "samples.npz", "small.npz"):
-        config = generation(models, tmp_path, what="samples", model=[str(tmp_path / name)])
+        config = evaluation("samples", models, tmp_path, model=[str(tmp_path / name)], batch_size=16)
         records = evaluate.run(config)
         assert values(records) == pytest.approx(expected, rel=1e-5)
         assert len({r.protocol.checkpoint_hash for r in records}) == 1
