@@ -1,5 +1,8 @@
 """The entry points in a notebook: own pictures in, names as labels, and what comes out goes into a training."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +124,17 @@ def test_a_path_that_is_none_is_one_line(path: str) -> None:
     with pytest.raises(UserError, match=r"home directory|name too long|there is no such file") as error:
         Generator.from_pretrained(path)
     assert len(str(error.value)) < 200
+
+
+def test_a_folder_whose_path_is_not_utf8_is_refused(generator: Generator, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match="its path must be UTF-8"):
+        generator.save_pretrained(folder)
+    assert not folder.exists()
+    generator.save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain").rename(folder)
+    with pytest.raises(UserError, match="its path must be UTF-8"):
+        Generator.from_pretrained(folder)
 
 
 def test_an_unknown_device_is_refused() -> None:
