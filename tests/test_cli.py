@@ -81,6 +81,7 @@ MISTAKES = {
     "too few steps": (["sample", "--steps", "1"], "steps must be at least 2 grid points, got 1"),
     "negative grid": (["sample", "--grid_columns", "-1"], "got -1"),
     "output in no folder": (["convert", "demo", "/dev/null/x"], "output: /dev/null/x cannot be written"),
+    "output on a read-only disk": (["convert", "demo", "/sys/x"], "output: /sys/x cannot be written"),
     "unknown asset": (["assets", "fetch", "dinov2-smal-focus"], "did you mean 'dinov2-small-focus'"),
     "asset not in the cache": (["assets", "verify", "cifar10"], "asset 'cifar10' is not in the cache"),
     "fetch nothing": (["assets", "fetch"], "names must have at least one asset"),
@@ -103,6 +104,15 @@ MISTAKES = {
     "negative switch": (
         ["train-dit", "--flow.uniform_after_images", "-5"],
         "flow.uniform_after_images must be at least 0, or null for never, got -5",
+    ),
+    "label dropout": (
+        ["train-dit", "--transformer.label_dropout", "2.0"],
+        "label_dropout must be from 0 to 1, got 2.0",
+    ),
+    "counted labels": (["sample", "--labels", "3", "--count", "100"], "count must be left out with labels"),
+    "comparison in a file": (
+        ["evaluate", "compare", "a.json", "b.json", "--output", "c.json"],
+        "output must be left out for compare: it is an option of tokenizer and generator and samples",
     ),
     "guidance without its label": (
         ["train-dit", "--transformer.label_dropout", "0", "--sampling.guidance_scale", "3"],

@@ -131,6 +131,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return _fail(f"{error.strerror}: {str(error.filename)[:100]}…", 2)
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            return _fail(f"a path must be UTF-8 here, got {str(error.object)[:200]}: choose another name", 2)
         message = _lost_process(error) or _machine_fault(error)
         if message is None:
             raise

@@ -257,17 +257,26 @@ def test_options_in_a_dictionary_are_read() -> None:
     checkpoint({"path_type": "VP", "prediction": "velocity"})
     assert (generator().path, generator().prediction) == ("vp", "velocity")
     checkpoint({"path_type": "linear", "prediction": "v", "enc_type": "dinov2-vit-b"})  # REPA
-    with pytest.raises(UserError, match=r"args\.prediction must be one of velocity, noise, score, got v"):
+    with pytest.raises(UserError, match=r"dit\.pt: args\.prediction must be one of velocity, noise, score, got v"):
         generator()
 
 
-@pytest.mark.parametrize("args", [{"model": "DiT-XL/2"}, {"model": "MDT", "diffusion_steps": 1000}])
-def test_diffusion_with_discrete_steps_is_refused(args: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        ({"model": "DiT-XL/2"}, "args.model DiT-XL/2 is not known as a flow"),
+        ({"model": "MDTv2_XL_2", "mask_ratio": 0.3}, "args.model MDTv2_XL_2 is not known as a flow"),
+        ({"diffusion_steps": 1000, "model": "MDT"}, "args.diffusion_steps 1000 is of a diffusion of discrete steps"),
+    ],
+)
+def test_diffusion_with_discrete_steps_is_refused(
+    args: dict[str, Any], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint(argparse.Namespace(**args))
     given = ["convert", "dit.pt", "out", "--tokenizer", _tokenizer_file(), "--scaling_factor", "1", "--heads", "2"]
     assert run(given) == 2
     error = capsys.readouterr().err
-    assert "predicts the noise of discrete steps, and only flows are sampled here" in error
+    assert f"{why}, and only flows are sampled here" in error
     assert len(error.splitlines()) == 1
     assert run([*given, "--path", "linear", "--prediction", "velocity"]) == 0
     assert load_transformer(Path("dit.pt"), heads=2).report.tensors > 0

@@ -247,6 +247,7 @@ def test_later_stage_starts_from_its_weights(tmp_path: Path) -> None:
             "lightning.trainer.gradient_clip_val must be left out",
         ),
         (VA_VAE, {"lightning__trainer__precision": 16}, "lightning.trainer.precision must be 32 or bf16, got 16"),
+        (VA_VAE, {"lightning__trainer__devices": "auto"}, "lightning.trainer.devices is 'auto', not a int"),
         (VA_VAE, {"lightning__trainer__devices": -1}, "must be positive, got (8, -1, 4, 1)"),
         (VA_VAE, {"weight_init": "a.ckpt", "model__params__ckpt_path": "b.ckpt"}, "they are all starting weights"),
     ],
@@ -256,6 +257,16 @@ def test_unconvertible_keys_are_named(text: str, changes: dict[str, Any], messag
         converted(tmp_path, text, **changes)
     assert message in str(caught.value)
     assert "published.yaml" in str(caught.value)
+
+
+def test_value_out_of_range_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "published.yaml"
+    values = yaml.safe_load(LIGHTNINGDIT)
+    values["model"]["class_dropout_prob"] = 2.0
+    source.write_text(yaml.safe_dump(values))
+    assert run(["convert", str(source), str(tmp_path / "ours.yaml")]) == 2
+    assert f"{source}: label_dropout must be from 0 to 1, got 2.0" in capsys.readouterr().err
+    assert not (tmp_path / "ours.yaml").exists()
 
 
 def test_times_of_newer_configurations_are_converted(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def test_parts_next_to_folders_without_images(tmp_path):
         ("train2017", "val2017"),
         ("train_images", "val_images"),
         ("Images-Train", "Images-Test"),
+        ("train", "eval"),
+        ("trainset", "test dataset"),
     ],
 )
 def test_names_of_parts(tmp_path, train, test):
@@ -126,6 +128,7 @@ def test_system_folders_are_passed_over(tmp_path):
     write_images(tmp_path, "a/0.png", "b/deep/0.png", "@eaDir/a/thumb.png", "a/@eaDir/0.png/thumb.png")
     write_images(tmp_path, "b/deep/#recycle/0.png", "$RECYCLE.BIN/0.png", "__MACOSX/a/0.png", "lost+found/0.png")
     write_images(tmp_path, "System Volume Information/0.png", "a/.AppleDouble/0.png", "b/@Recycle/0.png")
+    write_images(tmp_path, "@Transcode/0.png", "RECYCLED/0.png", "FOUND.000/0.png")
     write_images(tmp_path, "#snapshot/monday/a/0.png", "#snapshot/tuesday/a/0.png")
     (tmp_path / "a/._0.png").write_bytes(b"x")
     (tmp_path / "a/Thumbs.db").write_bytes(b"x")
@@ -144,6 +147,9 @@ def test_system_folders_are_passed_over(tmp_path):
         "in lost+found": 1,
         "in System Volume Information": 1,
         "in @Recycle": 1,
+        "in @Transcode": 1,
+        "in RECYCLED": 1,
+        "in FOUND.000": 1,
         "#snapshot (not opened)": 1,
         "hidden": 2,
         ".db": 1,
@@ -268,6 +274,13 @@ def test_numbered_folders_of_numbered_files(tmp_path):
     source = FolderImages(tmp_path)
     assert source.class_names == ("image",) and source_labels(source).tolist() == [0, 0, 0]
     assert source.found.notes[0].startswith("no labels: 00000 … 00001 are numbered folders of numbered files")
+
+
+def test_thousands_of_ffhq_are_no_classes(tmp_path):
+    write_images(tmp_path, "00000/00000.png", "01000/01000.png", "69000/69999.png")
+    assert FolderImages(tmp_path).class_names == ("image",)
+    write_images(tmp_path, "69000/00001.png")
+    assert FolderImages(tmp_path).class_names == ("00000", "01000", "69000")
 
 
 def test_numbered_folders_of_other_files(tmp_path):

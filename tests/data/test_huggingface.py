@@ -155,6 +155,9 @@ def test_images_of_parquet_files(column: arrow.Array, name: str, tmp_path: Path)
     [
         ({"cls": [0, 1, 0]}, "01", [0, 1, 0], "labels from column cls"),
         ({"Labels": [0, 1, 0]}, "01", [0, 1, 0], "labels from column Labels"),
+        ({"labelId": [0, 1, 0]}, "01", [0, 1, 0], "labels from column labelId"),
+        ({"Class-Name": ["b", "a", "b"]}, "ab", [1, 0, 1], "labels from column Class-Name"),
+        ({"gt": [0, 1, 0]}, "01", [0, 1, 0], "labels from column gt"),
         ({"target": [0, 1, 0], "class_id": [2, 1, 0]}, "012", [2, 1, 0], "labels from column class_id (not target)"),
         ({"label": [0, 1, 0], "cls": [2, 1, 0]}, "01", [0, 1, 0], "labels from column label (not cls)"),
         ({"class": ["b", "a", "b"], "target": [0, 1, 1]}, "01", [0, 1, 1], "labels from column target (not class)"),

@@ -7,7 +7,6 @@ import os
 import struct
 import sys
 import tarfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -240,8 +239,8 @@ def test_orientation_in_xmp() -> None:
 
 
 @pytest.fixture
-def first_dark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readable_module, "_DARK_SEEN", threading.Event())
+def no_warning_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readable_module, "_WARNED", set())
 
 
 def gray(file_format: str, bits: int, dtype: str = "uint16") -> io.BytesIO:
@@ -252,7 +251,7 @@ def gray(file_format: str, bits: int, dtype: str = "uint16") -> io.BytesIO:
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_dark_gray_warns(file_format: str, first_dark: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_dark_gray_warns(file_format: str, no_warning_yet: None, caplog: pytest.LogCaptureFixture) -> None:
     assert np.asarray(read_rgb(gray(file_format, 12))).max() == 15
     read_rgb(gray(file_format, 10))
     (record,) = caplog.records  # one for the whole process
@@ -262,8 +261,31 @@ def test_dark_gray_warns(file_format: str, first_dark: None, caplog: pytest.LogC
     assert pixels.min() == 0 and pixels.max() == 255
 
 
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_several_frames_are_said_once(file_format: str, no_warning_yet: None, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    for several in (False, True, True):
+        stored = io.BytesIO()
+        frames[0].save(stored, file_format, save_all=several, append_images=frames[1:] if several else [])
+        assert read_rgb(stored).getpixel((3, 3))[0] > 200  # type: ignore[index]
+    (record,) = caplog.records
+    assert "has several frames; of such images the first is used" in record.message
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_said_once(mode: str, no_warning_yet: None, caplog: pytest.LogCaptureFixture) -> None:
+    for alpha in (255, 7, 7):
+        stored = io.BytesIO()
+        options = {"transparency": bytes([alpha] * 256)} if mode == "P" else {}
+        image = Image.new("RGBA", (16, 16), (200, 200, 200, alpha)).convert(mode)
+        image.save(stored, "PNG", **options)
+        read_rgb(stored)
+    (record,) = caplog.records
+    assert "is partly transparent; the colors under it are used" in record.message
+
+
 @pytest.mark.parametrize("bits", [15, 16])
-def test_16_bit_gray_does_not_warn(bits: int, first_dark: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_16_bit_gray_does_not_warn(bits: int, no_warning_yet: None, caplog: pytest.LogCaptureFixture) -> None:
     assert np.asarray(read_rgb(gray("PNG", bits))).max() == 2**bits - 1 >> 8
     assert not caplog.records
 

@@ -18,7 +18,7 @@ from picture_files import labeled, picture, png, write_tar
 from PIL import Image
 
 from vavae.cli import run
-from vavae.data import ImageSource, ReadOptions, open_images
+from vavae.data import ImageSource, ReadOptions, open_images, ranges
 from vavae.data.images import ImagesConfig
 from vavae.data.ranges import expand_shards
 from vavae.data.webdataset import WebDatasetImages
@@ -461,6 +461,10 @@ def test_patterns_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(UserError, match=f"{message} {re.escape(wrong)}"):
             expand_shards(wrong)
+    monkeypatch.setattr(ranges, "_MOST_SHARDS", 1000)
+    for many in ("{0..999999999}.tar", f"{{0..{'9' * 100}}}.tar", "{0,1}" * 40):
+        with pytest.raises(UserError, match="at most 1,000 shards, got "):
+            expand_shards(many)
     with pytest.raises(UserError, match="must be followed by shards"):
         open_images("webdataset:")
 

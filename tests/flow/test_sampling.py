@@ -61,7 +61,7 @@ class Constant(nn.Module):
 # Guidance
 
 
-@given(scale=st.floats(0, 10), channels=st.one_of(st.none(), st.integers(1, 6)))
+@given(scale=st.floats(0, 10), channels=st.one_of(st.none(), st.integers(1, 5)))
 def test_combination(scale: float, channels: int | None) -> None:
     conditional, poorer = latents(2, 0).double(), latents(2, 1).double()
     guided = Guidance(scale, channels=channels).combine(conditional, poorer)
@@ -146,6 +146,8 @@ def test_bad_guidance() -> None:
         Guidance(-1.0)
     with pytest.raises(UserError, match=r"^channels must"):
         Guidance(2.0, channels=0)
+    with pytest.raises(UserError, match=r"^channels must be at most 5, got 6"):
+        Guidance(2.0, channels=6).combine(latents(2, 0), latents(2, 1))
     for start, stop in ((0.9, 0.2), (7.0, 8.0), (-0.1, 1.0), (0.0, 1.1), (0.0, math.nan)):
         with pytest.raises(UserError, match=r"^start and stop must"):
             Guidance(2.0, start, stop)

@@ -1,5 +1,8 @@
 """Use in a notebook: own pictures as input, names as labels, outputs that can be trained on."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +84,52 @@ def test_seeds_and_indices_must_be_integers(generator: Generator) -> None:
             generator.noise([0], seed=seed)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="indices: must be integers"):
         generator.noise([0.5])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"seed": "a"}, r"seed: must be a whole number, got a \(str\)"),
+        ({"seed": None}, "seed: must be a whole number, got None"),
+        ({"indices": [0.5]}, "indices: must be a whole number, got 0.5"),
+        ({"indices": [2**70]}, "indices: must fit in 64 bits"),
+        ({"indices": 5}, "indices must be a list of numbers, got 5"),
+    ],
+)
+def test_seeds_and_numbers_of_samples_are_checked(
+    generator: Generator, options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        generator(1, sampling=FEW, **options)  # type: ignore[arg-type]
+
+
+def test_noise_may_be_an_array(generator: Generator) -> None:
+    noise = generator.noise([0])
+    drawn = generator(1, sampling=FEW, noise=noise.numpy())  # type: ignore[arg-type]
+    assert torch.equal(drawn, generator(1, sampling=FEW, noise=noise))
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "x" * 5000, ""])
+def test_a_path_that_is_none_is_one_line(path: str) -> None:
+    with pytest.raises(UserError, match=r"home directory|name too long|no such file") as error:
+        Generator.from_pretrained(path)
+    assert len(str(error.value)) < 200
+
+
+def test_a_folder_whose_path_is_not_utf8_is_refused(generator: Generator, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match="its path must be UTF-8"):
+        generator.save_pretrained(folder)
+    assert not folder.exists()
+    generator.save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain").rename(folder)
+    with pytest.raises(UserError, match="its path must be UTF-8"):
+        Generator.from_pretrained(folder)
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(UserError, match="device must be cpu, cuda, mps or another device of torch, got 'toaster'"):
+        Generator.from_pretrained("demo", device="toaster")
 
 
 def test_tensors_of_pictures_are_encoded(generator: Generator) -> None:

@@ -198,7 +198,7 @@ def test_samples_from_generator_folder_and_npz_agree(models, tmp_path):
     np.savez(tmp_path / "samples.npz", arr_0=pixels)
     np.savez_compressed(tmp_path / "small.npz", arr_0=pixels)
     for name in ("png", "samples.npz", "small.npz"):
-        config = generation(models, tmp_path, what="samples", model=[str(tmp_path / name)])
+        config = evaluation("samples", models, tmp_path, model=[str(tmp_path / name)], batch_size=16)
         records = evaluate.run(config)
         assert values(records) == pytest.approx(expected, rel=1e-5)
         assert len({r.protocol.checkpoint_hash for r in records}) == 1

@@ -164,6 +164,11 @@ LACKING = {
         "metrics must be empty for a tokenizer, got kid, a metric of generated images",
     ),
     "enlarged": ({"what": "tokenizer", "data": ImagesConfig()}, "data.size must be 32 for data.images demo, got 256"),
+    "channels": ({"guidance_channels": 99}, "guidance_channels must be at most"),
+    "samples of a tokenizer": (
+        {"what": "tokenizer", "model": ["demo"], "network": None},
+        "count must be left out for tokenizer: it is an option of generator",
+    ),
     "guidance": ({"guidance_scales": [-1.0]}, "guidance_scale must be a number from 0 to 10,000, got -1.0"),
 }
 

@@ -190,10 +190,11 @@ def test_evaluation_of_samples(
     path: Path, images: Path, asked: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del asked  # the feature network that is used
-    options = ["--metrics=[frechet]", "--count=6", f"--features={tmp_path / 'features'}", "--device=cpu"]
+    options = ["--metrics=[frechet]", f"--features={tmp_path / 'features'}", "--device=cpu"]
     model, data = str(path / "generator/generator"), ["--data.images", str(images)]
     output = tmp_path / "generator.json"
-    generated = ["evaluate", "generator", model, *data, *options, "--steps=3"]
+    few = ["--count=6", "--steps=3"]
+    generated = ["evaluate", "generator", model, *data, *options, *few]
     assert run([*generated, *DATA, f"--output={output}"]) == 0
     assert records(output)["FID"]["protocol"]["image_size"] == [HEIGHT, WIDTH]
     for size, shown in (("24", "24"), ("40", "40"), ("[40, 24]", "40x24")):
@@ -208,11 +209,11 @@ def test_evaluation_of_samples(
         assert run(["evaluate", "samples", str(stored), *data, *options, *DATA, f"--output={output}"]) == 0
         assert records(output)["FID"]["protocol"]["image_size"] == [HEIGHT, WIDTH]
     reference = ["--reference", str(samples / "samples.npz")]
-    assert run(["evaluate", "generator", model, *reference, *options, "--steps=3", f"--output={output}"]) == 0
+    assert run(["evaluate", "generator", model, *reference, *options, *few, f"--output={output}"]) == 0
     assert records(output)["FID"]["value"] == pytest.approx(0, abs=1e-4)
     square = tmp_path / "square"
     make_generator().save_pretrained(square)
-    assert run(["evaluate", "generator", str(square), *reference, *options]) == 2
+    assert run(["evaluate", "generator", str(square), *reference, *options, *few]) == 2
     assert "images must have the size of the reference, 24x40 px (data.size), got 32 px" in capsys.readouterr().err
 
 

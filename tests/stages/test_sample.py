@@ -270,6 +270,10 @@ def test_note_on_names_that_are_numbers(capsys: pytest.CaptureFixture[str]) -> N
     ("arguments", "message"),
     [
         (("--guidance_scale", "1e308"), "guidance_scale must be a number from 0 to 10,000, got 1e+308"),
+        (
+            ("--guidance_scale", "2", "--guidance_channels", "100"),
+            "guidance_channels must be at most 4, got 100",
+        ),
         (("--steps", "1000000000"), "steps must be at most 100,000 grid points, got 1,000,000,000"),
         (("--count", "1000000000"), "count must be from 1 to 10,000,000 samples, got 1,000,000,000"),
     ],

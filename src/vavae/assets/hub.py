@@ -4,6 +4,7 @@ The hub declares a sha256 for every large file and a git hash for every small on
 fetched. The sha256 of all files is recorded in the cache of assets and compared whenever the model is loaded.
 """
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,6 +136,9 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
     """
     from huggingface_hub import errors
 
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)  # it reports each of its attempts to reach the hub
     try:
         yield
     except errors.GatedRepoError as error:
@@ -153,6 +157,8 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
         if not unreachable(error):
             raise
         raise UserError(f"model '{repo_id}': the hub cannot be reached ({type(error).__name__})") from error
+    finally:
+        client.setLevel(level)
 
 
 def unreachable(error: Exception) -> bool:

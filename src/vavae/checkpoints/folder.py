@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vavae.checkpoints.reading import WEIGHT_TYPES, check_finite, check_tensors
+from vavae.checkpoints.reading import NOT_UTF8, WEIGHT_TYPES, check_finite, check_tensors
 from vavae.data.moments import holds_moments
-from vavae.errors import UserError
+from vavae.errors import UserError, printable
 from vavae.io.files import (
     UNFINISHED,
     check_hash,
@@ -255,7 +255,12 @@ def write_model_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     """Write `config.json`, which marks a folder as complete, after the block.
 
     The `config.json` of an older model is removed first, so that a mixture of two models is not taken for one.
+
+    Raises:
+        UserError: The folder's path is not UTF-8.
     """
+    if printable(str(folder)) != str(folder):
+        raise UserError(f"{folder}: {NOT_UTF8}")
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / UNFINISHED).touch()

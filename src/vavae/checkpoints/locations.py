@@ -7,6 +7,7 @@ from typing import Unpack
 from vavae.checkpoints.folder import CHECKPOINT_SUFFIXES, CONFIG, PIPELINE, HubOptions, Part, subfolder
 from vavae.checkpoints.hub import fetch
 from vavae.errors import UserError
+from vavae.io.files import user_path
 
 # Models in the package, by name; each folder has a card.
 SHIPPED = {"demo": Path(__file__).parents[1] / "assets" / "demo_model"}
@@ -29,10 +30,10 @@ def resolve(path_or_hub_id: str | Path, part: Part | None = None, **hub: Unpack[
     """
     if unknown := hub.keys() - HubOptions.__annotations__.keys():
         raise TypeError(f"from_pretrained() got an unexpected keyword argument {min(unknown)!r}")
-    path, text = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
+    path, text = user_path(path_or_hub_id), str(path_or_hub_id)
     if text in SHIPPED and not any((path / name).is_file() for name in (CONFIG, PIPELINE)):
         path = SHIPPED[text]
-    if path.exists():
+    if text and path.exists():
         return subfolder(path, within) if (within := hub.get("subfolder")) else path
     if not _REPOSITORY.fullmatch(text) or path.suffix in (*CHECKPOINT_SUFFIXES, ".yaml"):
         raise UserError(f"{text}: no such file or folder")

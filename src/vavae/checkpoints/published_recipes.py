@@ -112,25 +112,27 @@ def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
     return _scaling(Keys({"data": training["data"]}, "config"))
 
 
-def published_path(training: Mapping[str, Any]) -> PathName:
-    """Return the path of a training configuration; straight lines by default."""
-    path: PathName = _transport(training, "path_type", "Linear", _PATHS)
+def published_path(training: Mapping[str, Any], source: str | Path) -> PathName:
+    """Return the path of the training configuration in `source`; straight lines by default."""
+    path: PathName = _transport(training, "path_type", "Linear", _PATHS, source)
     return path
 
 
-def published_prediction(training: Mapping[str, Any]) -> Prediction:
-    """Return the prediction of a training configuration; velocity by default.
+def published_prediction(training: Mapping[str, Any], source: str | Path) -> Prediction:
+    """Return the prediction of the training configuration in `source`; velocity by default.
 
     Raises:
         UserError: It is another one, for example REPA's `v`, whose time runs from data to noise.
     """
-    prediction: Prediction = _transport(training, "prediction", "velocity", _PREDICTIONS)
+    prediction: Prediction = _transport(training, "prediction", "velocity", _PREDICTIONS, source)
     return prediction
 
 
-def _transport(training: Mapping[str, Any], key: str, default: str, names: Mapping[str, Any]) -> Any:
+def _transport(
+    training: Mapping[str, Any], key: str, default: str, names: Mapping[str, Any], source: str | Path
+) -> Any:
     section = "args" if "args" in training else "transport"
-    return Keys({section: training.get("transport")}, "config").choose(f"{section}.{key}", default, names)
+    return Keys({section: training.get("transport")}, source).choose(f"{section}.{key}", default, names)
 
 
 def published_flow(
@@ -145,17 +147,17 @@ def published_flow(
         prediction: The user's prediction.
 
     Raises:
-        UserError: The file and the user differ, or the file was trained on discrete steps.
+        UserError: The file and the user differ, or the file was trained on discrete steps or by another system.
     """
     recorded = training.get("transport") or {}
     discrete = _discrete_key(training)
     if not recorded and discrete and (path is None or prediction is None):
         raise UserError(
-            f"{source}: {discrete} predicts the noise of discrete steps, and only flows are sampled here; if it was "
-            "trained as a flow, give path and prediction"
+            f"{source}: {discrete}, and only flows are sampled here; if it was trained as a flow, give path and "
+            "prediction"
         )
-    own_path = published_path(training) if "path_type" in recorded else None
-    own_prediction = published_prediction(training) if "prediction" in recorded else None
+    own_path = published_path(training, source) if "path_type" in recorded else None
+    own_prediction = published_prediction(training, source) if "prediction" in recorded else None
     for name, own, given in (("path", own_path, path), ("prediction", own_prediction, prediction)):
         if own is not None and given not in (None, own):
             raise UserError(f"{source}: {name} must be {own}, as its file says, got {given}")
@@ -169,11 +171,12 @@ def published_flow(
 
 
 def _discrete_key(training: Mapping[str, Any]) -> str:
-    """Return a key that shows diffusion with discrete steps; OpenAI's DiT has only its name."""
+    """Return in words a key of diffusion with discrete steps, or of another system; "" if there is none."""
     for key, value in flat(training):
-        named = key in ("args.model", "model.model_type") and isinstance(value, str) and value.startswith("DiT-")
-        if named or (key.rpartition(".")[2] in DISCRETE and value):
-            return f"{key} {value}"
+        if key.rpartition(".")[2] in DISCRETE and value:
+            return f"{key} {value} is of a diffusion of discrete steps"
+        if key in ("args.model", "model.model_type") and not str(value).startswith(("SiT-", "LightningDiT-")):
+            return f"{key} {value} is not known as a flow"
     return ""
 
 

@@ -139,7 +139,7 @@ def _batch(keys: Keys) -> int:
     """Return the images of one optimizer step: batch × devices × nodes × accumulated batches."""
     key = next((f"{_TRAINER}{name}" for name in ("gpus", "devices") if f"{_TRAINER}{name}" in keys.values), None)
     devices = keys.values[key] if key else None
-    if isinstance(devices, str | list):  # "0,1,"
+    if isinstance(devices, list) or (isinstance(devices, str) and "," in devices):  # "0,1,"
         devices = len([each for each in (devices.split(",") if isinstance(devices, str) else devices) if each != ""])
         keys.used += [name for name in (f"{_TRAINER}gpus", f"{_TRAINER}devices") if name in keys.values]
     else:

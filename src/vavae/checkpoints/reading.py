@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vavae.errors import UserError, one_line
 
+NOT_UTF8 = "its path must be UTF-8, or safetensors cannot read it: choose another name"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 # Bytes of a checkpoint's structure without its numbers; the largest published models need less than 1 MB.
 _MOST_STRUCTURE = 64 * 2**20
@@ -185,12 +186,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         UserError: It is missing, cut off or damaged.
     """
     try:
+        str(path).encode()
         path.open("rb").close()  # safetensors calls a file without permission missing
         return load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: {NOT_UTF8}") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or cut off ({_short(error)})") from error
 

@@ -7,6 +7,7 @@ import torch
 from vavae.checkpoints.reading import read_checkpoint
 from vavae.data.latents import PUBLISHED_STATISTICS_NAME, STATISTICS_NAME
 from vavae.errors import UserError
+from vavae.io.files import user_path
 from vavae.tokenizer import LatentStatistics
 
 
@@ -22,7 +23,7 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
     """
     if isinstance(source, LatentStatistics):
         return source
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         found = statistics_file(path)
         if found is None:

@@ -1,6 +1,7 @@
 """Convert between published files, folders of ours and folders of diffusers."""
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -23,7 +24,7 @@ from vavae.data.latents import PUBLISHED_STATISTICS_NAME
 from vavae.data.moments import convert_moments
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction
-from vavae.io.files import chosen, is_free, save_torch, whole_folder, written_whole
+from vavae.io.files import chosen, is_free, save_torch, user_path, whole_folder, written_whole
 from vavae.io.yaml_files import dump_yaml
 from vavae.models import Generator, Tokenizer
 from vavae.tokenizer import LatentStatistics
@@ -95,11 +96,12 @@ def run(config: Config) -> Path:
     if config.source is None or config.output is None:
         missing = "source" if config.source is None else "output"
         raise UserError(f"{missing} is missing: give 'vavae convert SOURCE OUTPUT'")
-    source, output = resolve(config.source), Path(config.output).expanduser()
+    source, output = resolve(config.source), user_path(config.output)
     if not is_free(output):
         raise UserError(f"output must be a new file or an empty folder, got {output}, which exists")
     with chosen("output", output):
         output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output.parent).close()  # a read-only folder is named before the work
     with _quiet():
         kind = _kind(source, config.weights)
         if config.dtype != "float32" and kind in _TARGETS:
@@ -260,7 +262,10 @@ def _recipe(config: Config, source: Path, output: Path) -> None:
             raise UserError(f"tokenizer: is for generators and for recipes that train one, not for {source}")
         recipe.values["tokenizer"] = config.tokenizer
     stage = train_dit.Config if recipe.command == "train-dit" else train_tokenizer.Config
-    from_plain(stage, recipe.values)  # as its command will read it
+    try:
+        from_plain(stage, recipe.values)  # as its command will read it
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     values = {field.name: recipe.values[field.name] for field in fields(stage) if field.name in recipe.values}
     lines = [
         f"# Converted from {source.name}, a published configuration.",

@@ -28,15 +28,15 @@ from vavae.data.sources import ImageSource
 from vavae.errors import UserError, printable
 
 # Names of parts may have these words and a year around them: `train2017`, `val_images`.
-_AROUND_PARTS = frozenset({"image", "images", "img", "imgs", "set", "data", "split"})
+_AROUND_PARTS = frozenset({"image", "images", "img", "imgs", "data", "split"})
 
 # Folders of file servers and operating systems for thumbnails, deleted files and so on, in lower case. Names that begin
 # with a dot (`.AppleDouble`, `.@__thumb`, `.Trashes`) are hidden.
 _SYSTEM_FOLDERS = frozenset(
     {
         *("@eadir", "@tmp", "#recycle"),  # Synology
-        *("@recycle", "@recently-snapshot"),  # QNAP
-        *("$recycle.bin", "recycler", "system volume information"),  # Windows
+        *("@recycle", "@recently-snapshot", "@transcode"),  # QNAP
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),  # Windows
         *("__macosx", "network trash folder", "temporary items"),  # macOS
         "lost+found",  # Linux
     }
@@ -44,8 +44,8 @@ _SYSTEM_FOLDERS = frozenset(
 # Each can contain many copies of the whole set, so their files are not counted.
 _SNAPSHOTS = frozenset({"#snapshot", "~snapshot", ".snapshot", ".snapshots", ".zfs"})
 
-_NUMBERED_FOLDER = re.compile(r"\d{5}")
-_NUMBERED_IMAGE = re.compile(r"img\d{8}")
+# Files of EDM and REPA, `00000/img00000042`, and of FFHQ, `01000/01042`: each folder holds a thousand.
+_NUMBERED = re.compile(r"\d{5}/img\d{8}|(\d\d)000/\1\d{3}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Parts:
 
 def _part_of(folder: Path) -> str | None:
     """Return "train", "val" or "test" if a folder is named after a part, also as `Train2017` or `val_images`."""
-    words = [word for word in re.findall(r"[a-z]+|\d+", folder.name.lower()) if word not in _AROUND_PARTS]
+    words = [word.removesuffix("set") for word in re.findall(r"[a-z]+|\d+", folder.name.lower())]
+    words = [word for word in words if word and word not in _AROUND_PARTS]
     if len(words) == 2 and re.fullmatch(r"(19|20)\d\d", words[1]):
         words.pop()
     return PART_OF.get(words[0]) if len(words) == 1 else None
@@ -230,10 +231,7 @@ def _labels_of_file(
 
 def _are_numbered(groups: Mapping[Path, Iterable[Path]]) -> bool:
     """Return whether all folders and files are only numbered, as in the layout of `dataset.json`."""
-    return all(
-        _NUMBERED_FOLDER.fullmatch(folder.name) and all(_NUMBERED_IMAGE.fullmatch(path.stem) for path in group)
-        for folder, group in groups.items()
-    )
+    return all(_NUMBERED.fullmatch(f"{folder.name}/{path.stem}") for folder, group in groups.items() for path in group)
 
 
 @contextmanager

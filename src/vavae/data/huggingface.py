@@ -191,8 +191,13 @@ def _part(parts: dict[str, Any], which: str) -> str | None:
 
 
 def _chosen(candidates: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the candidate with the first matching name in `names`, in any case; None if none matches."""
-    return next((column for name in names for column in candidates if column.lower() == name), None)
+    """Return the candidate with the first matching name in `names`; None if none matches."""
+    return next((column for name in names for column in candidates if _bare(column) == _bare(name)), None)
+
+
+def _bare(name: str) -> str:
+    """Return a name without case and separators: labelId, Label_ID and label-id are one name."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _check_column(column: str, features: Any, source: str, option: str) -> None:
@@ -268,7 +273,7 @@ def _label_column(features: Any, source: str, asked: str | None) -> tuple[str | 
         _check_column(asked, features, source, "label_column")
         return asked, f"labels from column {asked}"
     classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    named = [name for name in features if name.lower() in LABEL_NAMES]
+    named = [name for name in features if _chosen([name], LABEL_NAMES)]
     numbers = [name for name in named if str(getattr(features[name], "dtype", "")).startswith(("int", "uint"))]
     texts = [name for name in named if _described(features[name]) == "text"]
     chosen = "label" if "label" in features else next(iter(classes), None)

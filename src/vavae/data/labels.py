@@ -18,6 +18,7 @@ IMAGE_NAMES = ("image", "img", "picture", "photo", "pixels")
 LABEL_NAMES = (
     *("label", "labels", "cls", "class", "class_id", "class_idx", "class_index", "class_label"),
     *("label_id", "label_idx", "target", "targets", "fine_label", "category_id", "category", "y"),
+    *("gt", "ground_truth", "coarse_label", "classes", "class_name", "label_name", "category_name"),
 )
 # Value of the option `label_column` that takes no labels.
 NO_LABELS = "none"
@@ -25,7 +26,7 @@ NO_LABELS = "none"
 PARTS = {
     "train": ("train", "training"),
     "val": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
+    "test": ("test", "testing", "eval", "evaluation"),
 }
 PART_OF = {name: part for part, names in PARTS.items() for name in names}
 # Memory grows with the largest class number.

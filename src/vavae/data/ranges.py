@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ _STAMPS = (
 # Bytes at the beginning of a file that are hashed if its store gives nothing but its size.
 _HEAD = 2**20
 
+# Of one pattern. The largest public sets have some 10,000.
+_MOST_SHARDS = 1_000_000
+
 # Shards in a folder. Compressed ones cannot be read; they are listed so that they are refused, not passed over.
 _SHARD = re.compile(r"\.(tar|tgz|tbz2?|txz|tar\.\w+)$", re.IGNORECASE)
 
@@ -35,13 +39,16 @@ def expand_shards(spec: str) -> list[str]:
             choices, `*`, `?` and `[0-9]` as in a shell, or folders of tar files.
 
     Raises:
-        UserError: A pattern matches nothing, or its store cannot be read.
+        UserError: A pattern matches nothing or stands for too many files, or its store cannot be read.
     """
     found: list[str] = []
     for part in spec.split("::"):
         if not part:
             raise UserError("images: webdataset: must be followed by shards, for example train-{000..123}.tar")
-        for address in _braces(part):
+        addresses = list(itertools.islice(_braces(part), _MOST_SHARDS + 1))
+        if len(addresses) > _MOST_SHARDS:
+            raise UserError(f"images: a pattern must stand for at most {_MOST_SHARDS:,} shards, got {part[:100]}")
+        for address in addresses:
             with naming_shard(address):
                 found += _matches(address)
     return found
@@ -54,20 +61,23 @@ def naming_shard(address: str) -> AbstractContextManager[None]:
     )
 
 
-def _braces(pattern: str) -> list[str]:
-    """Expand `{000..123}` and `{a,b}`, as a shell does."""
-    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+def _braces(pattern: str) -> Iterator[str]:
+    """Yield the texts that a pattern of `{000..123}` and `{a,b}` stands for, as in a shell."""
+    braces = re.search(r"\{(?:(\d{1,100})\.\.(\d{1,100})|([^{}]*,[^{}]*))\}", pattern)
     if braces is None:
-        return [pattern]
+        yield pattern
+        return
     first, last, choices = braces.groups()
+    middle: Iterable[str]
     if choices is not None:
         middle = choices.split(",")
     else:
         step = 1 if int(first) <= int(last) else -1
         width = max(len(n) for n in (first, last)) if re.search(r"\b0\d", braces[0]) else 0
-        middle = [str(number).zfill(width) for number in range(int(first), int(last) + step, step)]
-    ends = _braces(pattern[braces.end() :])
-    return [pattern[: braces.start()] + m + end for m, end in itertools.product(middle, ends)]
+        middle = (str(number).zfill(width) for number in range(int(first), int(last) + step, step))
+    for part in middle:
+        for end in _braces(pattern[braces.end() :]):
+            yield pattern[: braces.start()] + part + end
 
 
 def _matches(address: str) -> list[str]:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -55,7 +54,8 @@ _TURNS: dict[object, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DARK_SEEN = threading.Event()
+# Subjects of which this process has warned.
+_WARNED: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,9 @@ def upright_rgb(image: Image.Image, gray_range: GrayRange | None = None) -> Imag
         ValueError: Its pixels are 32-bit numbers and there is no `gray_range`, or some are not numbers.
     """
     deep, name = _is_deep(image, gray_range), str(getattr(image, "filename", ""))
+    _warn_if_animated(image, name)
     image.load()
+    _warn_if_transparent(image, name)
     turn = _TURNS.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
@@ -189,9 +191,9 @@ def _eight_bits(pixels: np.ndarray, gray_range: GrayRange | None, name: str) -> 
     """
     if gray_range is None:
         largest = int(pixels.max())
-        if 0 < largest < 2**14 and not _DARK_SEEN.is_set():
-            _DARK_SEEN.set()
-            log.warning(
+        if 0 < largest < 2**14:
+            _warn_once(
+                "dark",
                 "images: the largest value of %s is %d of 65535, so it becomes nearly black. If the values of the set "
                 "have fewer than 16 bits, give their range, for 12 bits data.gray_range: [0, 4095]",
                 name or "a 16-bit gray image",
@@ -203,6 +205,29 @@ def _eight_bits(pixels: np.ndarray, gray_range: GrayRange | None, name: str) -> 
     if np.isnan(scaled).any():
         raise ValueError("some of its pixels are not numbers")
     return np.rint(scaled).astype(np.uint8)
+
+
+def _warn_once(subject: str, message: str, *values: object) -> None:
+    if subject not in _WARNED:
+        _WARNED.add(subject)
+        log.warning(message, *values)
+
+
+def _warn_if_animated(image: Image.Image, name: str) -> None:
+    """Warn, once in a process, of an image with several frames. MPO files of phones have one image in several forms."""
+    if "frames" in _WARNED or image.format == "MPO":
+        return
+    with suppress(Exception):  # the second frame may be damaged
+        if getattr(image, "is_animated", False):
+            _warn_once("frames", "images: %s has several frames; of such images the first is used", name or "an image")
+
+
+def _warn_if_transparent(image: Image.Image, name: str) -> None:
+    """Warn, once in a process, of a loaded image with pixels that are not opaque."""
+    if "transparency" in _WARNED or not image.has_transparency_data:
+        return
+    if image.convert("RGBA").getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
+        _warn_once("transparency", "images: %s is partly transparent; the colors under it are used", name or "an image")
 
 
 def image_error(file: Path | IO[bytes], whole: bool = True, gray_range: GrayRange | None = None) -> str | None:

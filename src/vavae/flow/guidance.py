@@ -53,7 +53,13 @@ class Guidance:
         return self.scale != 1 and start <= now <= stop
 
     def combine(self, conditional: Tensor, poorer: Tensor) -> Tensor:
-        """Return the guided prediction (B, C, ...) of two predictions (B, C, ...) at the same point."""
+        """Return the guided prediction (B, C, ...) of two predictions (B, C, ...) at the same point.
+
+        Raises:
+            UserError: More channels are to be guided than there are.
+        """
+        if self.channels is not None and self.channels > conditional.shape[1]:
+            raise UserError(f"channels must be at most {conditional.shape[1]}, got {self.channels}")
         guided = poorer + self.scale * (conditional - poorer)
         if self.channels is None:
             return guided

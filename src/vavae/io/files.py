@@ -23,6 +23,21 @@ _ALL_OURS = "written by a call that did not end\n"
 _DRAFT = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
+def user_path(text: str | Path) -> Path:
+    """Return a path that the user gives, with `~` expanded; it need not exist.
+
+    Raises:
+        UserError: There is no such user, the path is too long, or it may not be accessed.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        shown = str(text) if len(str(text)) <= 100 else f"{str(text)[:100]}… ({len(str(text)):,} characters)"
+        raise UserError(f"{shown}: {getattr(error, 'strerror', None) or one_line(error)}") from error
+    return path
+
+
 def sha256_file(*paths: Path) -> str:
     """Return the hexadecimal sha256 of a file's bytes, or of several files' joined in order."""
     digest = hashlib.sha256()

@@ -23,7 +23,7 @@ from vavae.config.image_size import Size, as_size, height_width, scale_size
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
 from vavae.io.hashing import digest, weights_fingerprint
-from vavae.models.sampling import Labels, SamplingConfig, check_drawn, label_numbers, read_sampling
+from vavae.models.sampling import Labels, SamplingConfig, check_drawn, label_numbers, read_sampling, sample_indices
 from vavae.models.saved import SavedModel
 from vavae.models.tokenizer import StatisticsSource, Tokenizer, device_only
 from vavae.tokenizer import LatentStatistics
@@ -162,6 +162,10 @@ class Generator(SavedModel):
                 f"guidance_scale must be 1, got {sampling.guidance_scale:g}: this generator was trained without "
                 "label_dropout"
             )
+        if sampling is not None and (sampling.guidance_channels or 0) > self.latent_shape[0]:
+            raise UserError(
+                f"guidance_channels must be at most {self.latent_shape[0]}, got {sampling.guidance_channels}"
+            )
 
     def latents(
         self,
@@ -177,14 +181,11 @@ class Generator(SavedModel):
     ) -> Tensor:
         """Return normalized latents (B, C, h, w), one per label; see `__call__`."""
         labels = label_numbers(labels, self.class_names)
-        indices = range(len(labels)) if indices is None else indices
-        if len(indices) != len(labels):
-            raise UserError(f"indices must be one per label, got {len(indices)} for {len(labels)} labels")
+        indices = sample_indices(indices, len(labels), seed)
         settings = sampling or self.sampling
         self.check(labels, size, settings if weak_model is None else None)
-        if noise is None:
-            noise = self.noise(indices, seed, size)
-        elif noise.shape != (len(labels), *self._shape_for(size)):
+        noise = self.noise(indices, seed, size) if noise is None else torch.as_tensor(noise)
+        if noise.shape != (len(labels), *self._shape_for(size)):
             wanted = (len(labels), *self._shape_for(size))
             raise UserError(f"noise must have the shape {wanted}, got {tuple(noise.shape)}")
         device = self.tokenizer.device

@@ -55,6 +55,8 @@ class SamplingConfig:
     guidance_channels: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.steps, int):
+            raise UserError(f"steps must be a whole number, got {self.steps!r}")
         if self.steps < 2:
             raise UserError(f"steps must be at least 2 grid points, got {self.steps}")
         if self.steps > _MOST_STEPS:
@@ -161,6 +163,28 @@ def _number(label: Any, class_names: Sequence[str]) -> int:
     if isinstance(number, bool) or not isinstance(number, int):
         raise UserError(f"labels must be numbers or names of classes, got {str(number)[:40]} ({type(number).__name__})")
     return number
+
+
+def sample_indices(indices: Sequence[int] | np.ndarray | Tensor | None, count: int, seed: int) -> list[int]:
+    """Return the numbers of `count` samples, 0, 1, 2, … if none are given, and check them and the seed.
+
+    Raises:
+        UserError: Seed or numbers are not whole numbers, or there are more or fewer numbers than samples.
+    """
+    if isinstance(indices, Tensor | np.ndarray):
+        indices = indices.tolist()
+    numbers = range(count) if indices is None else indices
+    if not isinstance(numbers, Sequence):
+        raise UserError(f"indices must be a list of numbers, got {str(numbers)[:40]}")
+    if len(numbers) != count:
+        raise UserError(f"indices: {len(numbers)} for {count} labels")
+    for name, values in (("seed", [seed]), ("indices", numbers)):
+        wrong = [value for value in values if not isinstance(value, int | np.integer)]
+        if wrong:
+            raise UserError(f"{name}: must be a whole number, got {str(wrong[0])[:40]} ({type(wrong[0]).__name__})")
+    if any(not -(2**63) <= number < 2**63 for number in numbers):
+        raise UserError("indices: must fit in 64 bits")
+    return [int(number) for number in numbers]
 
 
 def choose_labels(count: int, num_classes: int, protocol: str, seed: int) -> list[int]:

@@ -269,15 +269,18 @@ class Tokenizer(SavedModel):
         )
 
 
-def device_only(device: torch.device | str) -> torch.device | str:
+def device_only(device: torch.device | str) -> torch.device:
     """Return a device, and refuse a type, which torch's `to` would accept.
 
     Raises:
-        UserError: It is a type.
+        UserError: It is a type, or not the name of a device.
     """
     if isinstance(device, torch.dtype):
         raise UserError(f"to() needs a device, got {device}; from_pretrained has the option dtype")
-    return device
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device must be cpu, cuda, mps or another device of torch, got {device!r}") from error
 
 
 def _published_statistics(path: Path) -> Path:

@@ -29,6 +29,7 @@ from vavae.evaluation.generation import (
     save_statistics,
 )
 from vavae.evaluation.images import folder_images, generated_images, npz_images, one_part, source_images
+from vavae.evaluation.options import refuse_unused
 from vavae.evaluation.reconstruction import EvaluationContext, Reconstructions
 from vavae.evaluation.records import check_writable, sampling_protocol, write_records
 from vavae.evaluation.table import plot, print_table
@@ -153,6 +154,7 @@ def run(config: Config) -> list[MetricRecord]:
     if config.what == "compare":
         if len(config.model) != 2:
             raise UserError(f"compare must have two JSON files, got {len(config.model)}")
+        refuse_unused(config)
         first, second = config.model
         print_comparison(compare_files(first, second, config.force), first, second)
         return []
@@ -162,6 +164,7 @@ def run(config: Config) -> list[MetricRecord]:
     store = BlockStore(config.features or assets.cache_folder() / "features")
     _check_outputs(config, store)
     _check_models(config)
+    refuse_unused(config)
     with sharing_processes() as world:
         world.once(lambda: _drop_old(config))
         records: list[MetricRecord] = []

@@ -204,10 +204,13 @@ def _read_transformer(source: str, heads: int) -> _Source:
         loaded = load_transformer(path, heads=heads)
     known, multiplier, _ = published_latents(path, loaded, None)
     normalization = None if known is None else scaled(known, multiplier)
-    if not loaded.training:
-        return _Source(loaded.model, None, None, normalization)
-    kind = published_path(loaded.training), published_prediction(loaded.training)
-    return _Source(loaded.model, *kind, normalization)
+    recorded = loaded.training.get("transport") or {}
+    return _Source(
+        loaded.model,
+        published_path(loaded.training, path) if "path_type" in recorded else None,
+        published_prediction(loaded.training, path) if "prediction" in recorded else None,
+        normalization,
+    )
 
 
 def _check_same(source: str, found: _Source, ours: LightningDiTConfig, flow: FlowConfig) -> None:

@@ -94,6 +94,12 @@ class Config(SamplingOptions):
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         check_count(self.count, 1)
+        for key in ("count", "label_protocol"):
+            if self.labels and getattr(self, key) != getattr(Config, key):
+                raise UserError(
+                    f"{key} must be left out with labels, which give one image each, got {getattr(self, key)}: repeat "
+                    "a label for more images of it"
+                )
         if self.grid_columns < 0:
             raise UserError(f"grid_columns must be at least 0, which writes no grid, got {self.grid_columns}")
 
