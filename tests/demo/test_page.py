@@ -38,11 +38,7 @@ def test_page_of_one_run_has_no_comparison(make_report: MakeReport) -> None:
     for word in ("unaligned", "The page compares", "without alignment", "lower curve", "between the columns"):
         assert word not in page.text
     assert "25.11" in page.text
-    assert not [
-        tag
-        for tag, attributes in page.elements
-        if "difference" in attributes.get("class", "").split()
-    ]
+    assert not [tag for tag, attributes in page.elements if "difference" in attributes.get("class", "").split()]
 
 
 def test_page_loads_nothing_and_its_ids_are_unique(make_report: MakeReport) -> None:

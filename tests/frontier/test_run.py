@@ -1,57 +1,35 @@
-"""`vavae frontier` on the real command line: processes share a grid, no cell is trained twice, damage is repaired."""
+"""`vavae frontier`: processes share a grid, no cell is trained twice, damage is repaired, mistakes are one line."""
 
-import contextlib
 import errno
-import io
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from frontier_grid import ONE, RECIPE, grid_config, here, here_from, invented, real_grid, trained
 from html_page import Page
 
 from vavae.cli import run
-from vavae.config import load_recipe
 from vavae.errors import RunError, UserError
 from vavae.frontier import cells as frontier_cells
 from vavae.frontier import run as frontier
-from vavae.frontier.config import Config
-from vavae.frontier.grid import Grid
+from vavae.frontier.config import ExperimentsConfig, MeasureConfig, SizeConfig, Table2Config, Table5Config
 from vavae.frontier.results import Results
 from vavae.stages.run_folder import open_run
 
-COMMAND = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from vavae.cli import main; main()"]
-RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 JOBS = {"tokenizer": 5, "uniformity": 5, "generator": 7, "curve": 2}
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, "frontier", RECIPE, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, error = process.communicate()
-    return process.returncode, output, error
-
-
-def here(*arguments: str) -> tuple[int, str, str]:
-    """Run the same command in this process, which has loaded its libraries."""
-    output, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
-        code = run(["frontier", RECIPE, *arguments])
-    return code, output.getvalue(), error.getvalue()
-
-
-def trained(output: str) -> list[str]:
-    return re.findall(r"^training (.*)$", output, re.MULTILINE)
+COMMAND = [sys.executable, "-m", "vavae", "frontier", str(RECIPE)]
 
 
 def results(folder: Path) -> dict[str, int]:
@@ -59,35 +37,53 @@ def results(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "results").glob("*.json")}
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt("stopped")
+
+
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str, str]], list[str]]:
-    """Stop a grid once, then finish it with two processes at the same time."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
+    """Stop a grid after three jobs, then finish it with another process and this one at the same time.
+
+    Returns the folder, the outputs of the two processes, and what was trained before the stop.
+    """
     folder = tmp_path_factory.mktemp("frontier") / "run"
-    first = start("--output", str(folder))
-    while first.poll() is None and len(results(folder)) < 3:
-        time.sleep(0.05)
-    first.send_signal(signal.SIGINT)
-    stopped = finish(first)
-    assert stopped[0] == 1, stopped
-    assert "Traceback" not in stopped[2]
-    assert "the same command resumes" in stopped[2].splitlines()[-1]
+    do, begun = frontier.run_job, []
+
+    def stop_at_the_fourth(*arguments: Any) -> Any:
+        begun.append(arguments)
+        if len(begun) == 4:  # the training of the second tokenizer
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return do(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frontier, "run_job", stop_at_the_fourth)
+        code, stopped, error = here("--output", str(folder))
+    assert code == 1, error
+    assert "Traceback" not in error and "the same command resumes" in error.splitlines()[-1]
     before = results(folder)
     assert 3 <= len(before) < sum(JOBS.values())
-    pair = [start("--output", str(folder)) for _ in range(2)]
-    ended = [finish(process) for process in pair]
+    other = subprocess.Popen([*COMMAND, "--output", str(folder)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    first = other.stdout.readline()
+    while first and "-- " not in first:  # until it begins a job
+        first = other.stdout.readline()
+    code, own, error = here("--output", str(folder))
+    assert code == 0, error
+    theirs = first + other.communicate()[0]
+    assert other.returncode == 0
     assert {name: at for name, at in results(folder).items() if name in before} == before  # no job ran again
-    return folder, ended, trained(stopped[1])
+    return folder, [own, theirs], trained(stopped)
 
 
-Shared = tuple[Path, list[tuple[int, str, str]], list[str]]
+Shared = tuple[Path, list[str], list[str]]
 
 
 def test_two_processes_share_the_jobs(shared: Shared) -> None:
-    folder, ended, _ = shared
-    assert [code for code, _, _ in ended] == [0, 0], ended
+    folder, outputs, _ = shared
     found = [name.split("-")[0] for name in results(folder)]
     assert {kind: found.count(kind) for kind in JOBS} == JOBS
-    done = [set(re.findall(r"^done: (.*) in \d", output, re.MULTILINE)) for _, output, _ in ended]
+    done = [set(re.findall(r"^done: (.*) in \d", output, re.MULTILINE)) for output in outputs]
     assert not done[0] & done[1] and done[0] and done[1]
     assert not list((folder / "locks").glob("*.lock"))
 
@@ -102,8 +98,8 @@ def test_results_contain_no_local_paths(shared: Shared) -> None:
 
 def test_nothing_is_trained_twice(shared: Shared) -> None:
     """A cell that was stopped during its training resumes and is listed twice, all others once."""
-    _, ended, at_first = shared
-    everything = at_first + [label for _, output, _ in ended for label in trained(output)]
+    _, outputs, at_first = shared
+    everything = at_first + [label for output in outputs for label in trained(output)]
     assert len(set(everything)) == 12  # 5 tokenizers and 7 generators, though the tables ask for 16 generators
     assert len(everything) <= 13
 
@@ -169,10 +165,11 @@ def test_page_from_partial_results(shared: Shared, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
-def test_time_limit_exits_with_zero(handler: Any, tmp_path: Path) -> None:
+def test_time_limit_exits_with_zero(handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = grid_config(tmp_path / "run", *ONE, "--tokenizer.training.images", "100000", "--time_limit", "0.02")
     former = signal.signal(signal.SIGINT, handler)
     try:
-        code, output, error = here("--output", str(tmp_path / "run"), "--time_limit", "0.02")
+        code, output, error = here_from(config, monkeypatch)
     finally:
         signal.signal(signal.SIGINT, former)
     assert code == 0, error
@@ -183,64 +180,81 @@ def test_time_limit_exits_with_zero(handler: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("--experiments.table2.sizes", "[huge/2]"), "huge/2"),
-        (("--experiments.table4.teachers", "[none,dinov2-small-focus@wide]"), "wide"),
-        (("--experiments.table2.colours", "3"), "colours"),
-        (("--experiments.table5.losses", "[half]"), "half"),
-        (("--measure.samples", "1"), "samples"),
-        (("--generator.training.averages.snapshot_images", "64"), "snapshot_images"),
-        (("--generator.training.batch_size", "0"), "training.batch_size"),
-        (("--sizes", "{big: {width: 64, depth: 2}}"), "sizes.big must have width, depth and heads"),
-        (("--sizes", "{nano: {width: 32, depth: 1, heads: 2, images: 0}}"), "sizes.nano.images"),
-        (("--tokenizer.training.images", "0"), "training.images"),
+        (("--experiments.table2.colors", "3"), "colors"),
         (("--tokenizer.training.seed", "1"), "tokenizer.training.seed is set by the grid"),
-        (("--tokenizer.data.size", "64"), "tokenizer.data.size is set by the grid"),
-        (("--generator.transformer.width", "64"), "generator.transformer.width is set by the grid"),
-        (("--data.crop", "random"), "data.crop random needs"),
-        (("--tokenizer.tokenizer.channel_multipliers", "[]"), "channel_multipliers"),
-        (("--experiments.table2.sizes", "[nano]"), "nano/2"),
-        (("--experiments.table2.sizes", "[]"), "experiments.table2.sizes"),
-        (("--experiments.table5.seeds", "[0,0]"), "experiments.table5.seeds"),
-        (("--measure.teacher", "dinov9"), "measure.teacher"),
         (("--measure.network", "incepton"), "incepton"),
-        (("--time_limit", "nan"), "time_limit"),
-        (("--device", "gpu"), "gpu"),
         (("--data.images", "/no/such/folder"), "/no/such/folder"),
         (("--experiments.table2.teachers", "[none,dinov9]"), "dinov9"),
     ],
 )
-def test_wrong_recipe_is_one_line(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
-    code, _, said = here("--output", str(tmp_path / "run"), *arguments)
+def test_wrong_option_is_one_line(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    code, _, error = here("--output", str(tmp_path / "run"), *arguments)
     assert code == 2
-    assert named in said and len(said.strip().splitlines()) == 1
+    assert named in error and len(error.strip().splitlines()) == 1
     assert not (tmp_path / "run/work").exists()  # reported before any training
+
+
+def wrong(**changes: Any) -> Callable[[Path], object]:
+    return lambda folder: real_grid(replace(grid_config(folder), **changes))
+
+
+def experiments(**changes: Any) -> Callable[[Path], object]:
+    return lambda folder: real_grid(
+        replace(grid_config(folder), experiments=replace(grid_config(folder).experiments, **changes))
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (experiments(table2=Table2Config(sizes=("huge/2",), seeds=(0,))), "huge/2"),
+        (experiments(table2=Table2Config(sizes=("nano",), seeds=(0,))), "nano/2"),
+        (experiments(table2=Table2Config(teachers=("dinov2-small-focus@wide",), seeds=(0,))), "wide"),
+        (wrong(sizes={"big": SizeConfig(64, 2)}), "sizes.big must have width, depth and heads"),
+        (wrong(sizes={"nano": SizeConfig(32, 1, 2, 0)}), "sizes.nano.images"),
+        (wrong(time_limit=float("nan")), "time_limit"),
+        (wrong(workers=0), "workers must be at least 1, got 0"),
+        (lambda _: ExperimentsConfig(table2=Table2Config(sizes=())), "experiments.table2.sizes"),
+        (lambda _: ExperimentsConfig(table5=Table5Config(seeds=(0, 0))), "experiments.table5.seeds"),
+        (lambda _: MeasureConfig(samples=1), "measure.samples"),
+        (lambda folder: real_grid(grid_config(folder, "--measure.teacher", "dinov9")), "measure.teacher"),
+        (lambda folder: grid_config(folder, "--tokenizer.data.size", "64"), "tokenizer.data.size is set by the grid"),
+        (lambda folder: grid_config(folder, "--data.crop", "random"), "data.crop random needs"),
+        (
+            lambda folder: grid_config(folder, "--generator.transformer.width", "64"),
+            "generator.transformer.width is set by the grid",
+        ),
+        (
+            lambda folder: grid_config(folder, "--generator.training.averages.snapshot_images", "64"),
+            "snapshot_images of at most half",
+        ),
+    ],
+)
+def test_wrong_recipe_is_refused(make: Callable[[Path], object], named: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        make(tmp_path)
+
+
+def test_unknown_device_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, error = here_from(replace(grid_config(tmp_path), device="gpu"), monkeypatch)
+    assert code == 2 and "gpu" in error
 
 
 def test_help_shows_types_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["frontier", "--help"]) == 0
-    said = capsys.readouterr().out
-    assert "--measure.samples" in said and "default: 50000" in said
-    assert "--experiments.table2.dimensions" in said
+    output = capsys.readouterr().out
+    assert "--measure.samples" in output and "default: 50000" in output
+    assert "--experiments.table2.dimensions" in output
 
 
 def test_torchrun_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, said = here("--output", str(tmp_path / "run"))
-    assert code == 2 and "plain processes" in said
+    code, _, error = here_from(grid_config(tmp_path), monkeypatch)
+    assert code == 2 and "plain processes" in error
 
 
-# One tokenizer with one generator.
-ONE = [
-    argument
-    for key, value in {
-        "table2.dimensions": "[2]",
-        "table2.teachers": "[none]",
-        **{f"{name}.seeds": "[]" for name in ("table4", "table5", "convergence", "ladder")},
-    }.items()
-    for argument in (f"--experiments.{key}", value)
-]
-CURVE = [*ONE, "--experiments.convergence.seeds", "[0]", "--experiments.convergence.teachers", "[none]"]
-CURVE += ["--experiments.convergence.dimension", "2"]
+CURVE = [argument for argument in ONE if not argument.startswith("--experiments.convergence")]
+CURVE += ["--experiments.convergence.teachers=[none]", "--experiments.convergence.dimension=2"]
 
 
 def one_file(folder: Path, pattern: str) -> Path:
@@ -248,27 +262,24 @@ def one_file(folder: Path, pattern: str) -> Path:
     return found
 
 
-def test_latents_follow_the_recipe(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert here("--output", str(folder), *ONE)[0] == 0
-    first = one_file(folder, "work/tokenizer-*/latents-*/index.json")
+def test_latents_follow_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = grid_config(tmp_path, *ONE, "--kinds", "[tokenizer,generator]")
+    assert here_from(config, monkeypatch)[0] == 0
+    first = one_file(tmp_path, "work/tokenizer-*/latents-*/index.json")
     assert json.loads(first.read_text())["settings"]["dtype"] == "float32"
-    changed = ("--latent_dtype", "float16", "--generator.flip", "false")
-    code, output, error = here("--output", str(folder), *ONE, *changed)
+    changed = replace(config, latent_dtype="float16", generator=replace(config.generator, flip=False))
+    code, output, error = here_from(changed, monkeypatch)
     assert code == 0, error
     assert trained(output) == ["nano/2 on d 2, none, seed 0"]
-    second = next(path for path in folder.glob("work/tokenizer-*/latents-*/index.json") if path != first)
+    second = next(path for path in tmp_path.glob("work/tokenizer-*/latents-*/index.json") if path != first)
     assert json.loads(second.read_text())["settings"]["dtype"] == "float16"
-    recipes = [path.read_text() for path in folder.glob("work/generator-*/run/recipe.yaml")]
+    recipes = [path.read_text() for path in tmp_path.glob("work/generator-*/run/recipe.yaml")]
     assert sorted(str(second.parent) in recipe for recipe in recipes) == [False, True]
 
 
-def interrupted(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt("stopped")
-
-
-def test_partial_curve_of_another_protocol_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, measure, calls = tmp_path / "run", frontier_cells._distance, []
+def test_stopped_curve_resumes_unless_its_protocol_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = grid_config(tmp_path, *CURVE, "--kinds", "[tokenizer,generator,curve]")
+    measure, calls = frontier_cells._distance, []
 
     def stop_at_the_third(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -276,42 +287,37 @@ def test_partial_curve_of_another_protocol_is_ignored(tmp_path: Path, monkeypatc
 
     with monkeypatch.context() as patched:
         patched.setattr(frontier_cells, "_distance", stop_at_the_third)
-        assert here("--output", str(folder), *CURVE)[0] == 1
-    assert len(json.loads(one_file(folder, "work/generator-*/*.partial.json").read_text())["content"]["points"]) == 1
-    code, output, error = here("--output", str(folder), *CURVE, "--measure.curve_samples", "12")
-    assert (code, trained(output)) == (0, []), error
-    points = json.loads(one_file(folder, "results/curve-*.json").read_text())["content"]["points"]
-    assert [point["record"]["protocol"]["samples"] for point in points] == [12, 12]
-
-
-def test_curve_resumes_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, write = tmp_path / "run", Results.write
-
-    def full(self: Results, name: str, content: dict[str, Any]) -> None:
-        if name.startswith("curve"):
-            raise OSError(errno.ENOSPC, "No space left on device", name)
-        write(self, name, content)
-
+        assert here_from(config, monkeypatch)[0] == 1
+    assert len(json.loads(one_file(tmp_path, "work/generator-*/*.partial.json").read_text())["content"]["points"]) == 1
+    changed = replace(config, measure=replace(config.measure, curve_samples=12))
     with monkeypatch.context() as patched:
+
+        def full(self: Results, name: str, content: dict[str, Any]) -> None:
+            if name.startswith("curve") and not name.endswith("partial"):
+                raise OSError(errno.ENOSPC, "No space left on device", name)
+            write(self, name, content)
+
+        write = Results.write
         patched.setattr(Results, "write", full)
-        code, _, error = here("--output", str(folder), *CURVE)
+        code, _, error = here_from(changed, monkeypatch)
         assert code == 1 and "No space left" in error
-    code, output, error = here("--output", str(folder), *CURVE)
+    code, output, error = here_from(changed, monkeypatch)
     assert (code, trained(output)) == (0, []), error
-    assert not list(folder.glob("work/generator-*/*.partial.json")) + list(folder.glob("work/generator-*/run/averages"))
+    points = json.loads(one_file(tmp_path, "results/curve-*.json").read_text())["content"]["points"]
+    assert [point["record"]["protocol"]["samples"] for point in points] == [12, 12]
+    assert not list(tmp_path.glob("work/generator-*/run/averages"))
 
 
 def test_waits_for_an_occupied_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = (*ONE, "--tokenizer.training.images", "16", "--measure.teacher", "null")
-    config = load_recipe(Config, RECIPE, ["--output", str(tmp_path), *quick])
-    grid = Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
+    config = grid_config(tmp_path, *ONE, "--kinds", "[tokenizer]")
+    grid = real_grid(config)
     run_folder = grid.cell_folder(grid.tokenizers[0]) / "run"
     run_folder.mkdir(parents=True)
     other = FileLock(run_folder / ".lock")
     other.acquire()
     # The other process ends while this one would sleep.
     monkeypatch.setattr(frontier, "time", SimpleNamespace(sleep=lambda _: other.release(), monotonic=time.monotonic))
-    code, output, error = here("--output", str(tmp_path), *quick, "--kinds", "[tokenizer]")
+    code, output, error = here_from(config, monkeypatch)
     assert code == 0, error
     assert output.count("another process is working in this run folder") == 1 and "failed" not in output
     assert len(list((tmp_path / "results").glob("tokenizer-*.json"))) == 1
@@ -326,44 +332,45 @@ def test_resume_with_other_sampling_and_folder(tmp_path: Path, monkeypatch: pyte
             (folder / "metrics.jsonl").touch()
             interrupted()
 
+    config = grid_config(tmp_path / "run", *ONE, "--kinds", "[tokenizer,generator]")
     with monkeypatch.context() as patched:
         patched.setattr(frontier_cells.train_dit, "run", stopped)
-        assert here("--output", str(tmp_path / "run"), *ONE)[0] == 1
+        assert here_from(config, monkeypatch)[0] == 1
     moved = (tmp_path / "run").rename(tmp_path / "moved")
-    code, output, error = here("--output", str(moved), *ONE, "--generator.sampling.steps", "4")
+    sampling = replace(config.generator.sampling, steps=4)
+    changed = replace(config, output=str(moved), generator=replace(config.generator, sampling=sampling))
+    code, output, error = here_from(changed, monkeypatch)
     assert (code, trained(output)) == (0, ["nano/2 on d 2, none, seed 0"]), error
 
 
 @pytest.mark.parametrize("fault", [ValueError("input contains NaN"), UserError("bad latents"), RunError("diverged")])
 def test_failed_job_does_not_stop_the_others(fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    do = frontier.run_job
-
-    def fails(context: Any, job: Any, known: Any) -> dict[str, Any]:
+    def fails(_: Any, job: Any, known: Any) -> dict[str, Any]:
         if job.kind == "uniformity":
             raise fault
-        return do(context, job, known)
+        return invented(job, 1)
 
     monkeypatch.setattr(frontier, "run_job", fails)
-    code, output, error = here("--output", str(tmp_path / "run"), *ONE)
+    monkeypatch.setattr(frontier, "trained_tokenizer", lambda *_: True)
+    code, output, error = here_from(grid_config(tmp_path, *ONE), monkeypatch)
     assert code == 1
     assert f"failed: uniformity d 2, none, seed 0: {fault}" in output and "2 of 3 done" in error.splitlines()[-1]
-    assert (tmp_path / "run/frontier.html").exists()
+    assert (tmp_path / "frontier.html").exists()
 
 
 def test_missing_models_end_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frontier, "_PATIENCE", 0.0)
-    code, output, error = here("--output", str(tmp_path / "run"), *ONE, "--kinds", "[uniformity]")
+    code, output, error = here_from(grid_config(tmp_path, *ONE, "--kinds", "[uniformity]"), monkeypatch)
     assert code == 0, error
     assert "1 jobs need models that have not been trained, first uniformity d 2" in output
 
 
-def test_page_names_different_precisions(shared: Shared, tmp_path: Path) -> None:
-    target = tmp_path / "run/results"
-    target.mkdir(parents=True)
-    brought = Results(target)
-    for number, path in enumerate(sorted(shared[0].glob("results/generator-*.json"))):
-        content = json.loads(path.read_text())["content"]
-        brought.write(path.stem, content | {"precision": ("fp32", "bf16")[number % 2]})
-    assert here("--output", str(tmp_path / "run"), "--page_only")[0] == 0
-    assert "some generators were trained in bf16, others in fp32" in (tmp_path / "run/frontier.html").read_text()
-    assert "others in" not in (shared[0] / "frontier.html").read_text()
+def test_page_names_different_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(grid_config(tmp_path), page_only=True)
+    found = Results(tmp_path / "results")
+    for number, job in enumerate(real_grid(config).jobs):
+        precision = ("fp32", "bf16")[number % 2] if job.kind == "generator" else "fp32"
+        found.write(job.result, invented(job, number) | {"precision": precision})
+    assert here_from(config, monkeypatch)[0] == 0
+    page = (tmp_path / "frontier.html").read_text()
+    assert "some generators were trained in bf16, others in fp32" in page and "some tokenizers" not in page

@@ -2,25 +2,21 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
+from frontier_grid import ONE, ONLY, grid_config, here_from, real_grid
 from torch import Tensor
 
-from vavae.cli import run
-from vavae.config import load_recipe
 from vavae.frontier import cells as frontier_cells
 from vavae.frontier.cells import CellContext
-from vavae.frontier.config import Config
-from vavae.frontier.grid import Grid
 from vavae.frontier.results import Results
 from vavae.metrics import FeatureNetwork
 
-RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
-ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]
-PLAIN = ["--experiments.table2.teachers=[none]", "--measure.teacher=null"]
+PLAIN = [*ONLY, "--experiments.table2.teachers=[none]", "--measure.teacher=null"]
 
 
 @pytest.fixture
@@ -38,15 +34,15 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def context(folder: Path) -> CellContext:
-    config = load_recipe(Config, RECIPE, ["--output", str(folder), *ONLY, *PLAIN])
-    grid = Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
+    config = grid_config(folder, *PLAIN)
+    grid = real_grid(config)
     return CellContext(config, grid, Results(folder / "results"))
 
 
-def test_original_features_are_computed_once(tmp_path: Path, seen: list[int]) -> None:
+def test_original_features_are_computed_once(tmp_path: Path, seen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tokenizers: 10 originals, and 10 reconstructions of each."""
-    arguments = ["frontier", RECIPE, *ONLY, *PLAIN, "--output", str(tmp_path), "--kinds", "[tokenizer]"]
-    assert run(arguments) == 0
+    config = grid_config(tmp_path, *PLAIN, "--kinds", "[tokenizer]")
+    assert here_from(config, monkeypatch)[0] == 0
     assert len(list((tmp_path / "results").glob("tokenizer-*.json"))) == 2
     assert sum(seen) == 10 + 2 * 10
 
@@ -103,12 +99,12 @@ def test_generators_are_compiled_block_by_block(
         compiled.append(type(self).__name__)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_block)
-    few = ["--experiments.table2.dimensions=[2]", "--kinds=[tokenizer,generator]", "--tokenizer.training.images=16"]
-    arguments = ["frontier", RECIPE, *ONLY, *PLAIN, *few, "--output", str(tmp_path)]
-    assert run([*arguments, "--generator.compile", "blocks"]) == 0
+    config = grid_config(tmp_path, *ONE, "--kinds=[tokenizer,generator]", "--tokenizer.training.images=16")
+    blocks = replace(config, generator=replace(config.generator, compile="blocks"))
+    assert here_from(blocks, monkeypatch)[0] == 0
     assert compiled == ["Block", "Block"]  # one block: in training, and for the samples
     (result,) = (tmp_path / "results").glob("generator-*.json")
     result.unlink()
     compiled.clear()
-    assert run(arguments) == 0  # the same cell
+    assert here_from(config, monkeypatch)[0] == 0  # the same cell
     assert result.exists() and not compiled

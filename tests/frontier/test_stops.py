@@ -5,22 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from frontier_grid import grid_config, real_grid
 
-from vavae.config import load_recipe
 from vavae.frontier import cells as frontier_cells
 from vavae.frontier.cells import delete_intermediates, trained_generator
-from vavae.frontier.config import Config
 from vavae.frontier.grid import GeneratorCell, Grid, Job
 from vavae.frontier.results import Results
 
-RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
 POINTS = [{"images": 32, "record": {"value": 1.5}}]
 
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Grid:
-    config = load_recipe(Config, RECIPE, ["--output", str(tmp_path)])
-    return Grid(config, (config.data.open("train").fingerprint(), config.data.open("test").fingerprint()))
+    return real_grid(grid_config(tmp_path))
 
 
 @pytest.fixture

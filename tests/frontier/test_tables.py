@@ -9,27 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from frontier_grid import grid_config
 
 from vavae.config import load_recipe
 from vavae.errors import UserError
 from vavae.frontier import published as paper
-from vavae.frontier.claims import Number, SpeedUp, claims, speed_up, typical_spread, verdict
+from vavae.frontier.claims import Number, claims, speed_up, typical_spread, verdict
 from vavae.frontier.grid import GeneratorCell, Grid, TokenizerCell, down_to
 from vavae.frontier.results import Results
 from vavae.frontier.run import Config
 from vavae.frontier.tables import Measured, Stat, correlations, tables, to_csv, to_markdown
 
-RECIPE = Path(__file__).with_name("frontier_grid.yaml")
 DINO = "dinov2-small-focus@28"
-
-
-def config(folder: Path, *overrides: str) -> Config:
-    return load_recipe(Config, RECIPE, ["--output", str(folder), *overrides])
 
 
 def measured(folder: Path, values: dict[Any, Any], *overrides: str) -> Measured:
     """Results with chosen numbers: `values` maps (kind, dimension, teacher, seed) to numbers by name."""
-    recipe = config(folder, *overrides)
+    recipe = grid_config(folder, *overrides)
     grid, results = Grid(recipe, ("train", "test")), Results(folder / "results")
     for job in grid.jobs:
         cell = job.cell if isinstance(job.cell, TokenizerCell) else job.cell.tokenizer
@@ -115,9 +111,15 @@ def test_published_dimension_of_ours(ours: tuple[int, ...], published: tuple[int
 
 
 def test_tables_share_cells(tmp_path: Path) -> None:
-    grid = Grid(config(tmp_path), ("train", "test"))
+    grid = Grid(grid_config(tmp_path), ("train", "test"))
     assert len(grid.tokenizers) == 5 and len(grid.generators) == 7
-    asked = [*grid.table2(), *grid.table4(), *grid.table5(), *grid.convergence(), *(c for _, c in grid.ladder())]
+    asked = [
+        *grid.table2(),
+        *grid.by_teacher(grid.config.experiments.table4),
+        *grid.table5(),
+        *grid.curves,
+        *(c for _, c in grid.ladder()),
+    ]
     assert len(asked) == 4 + 2 + 3 + 2 + 3
     assert TokenizerCell.of(4, DINO, "none", 0) == TokenizerCell.of(4, "none", "full", 0)
     order = {job.result: place for place, job in enumerate(grid.jobs)}
@@ -141,7 +143,7 @@ def test_tables_share_cells(tmp_path: Path) -> None:
 def test_changed_recipe_renames_dependent_cells_only(
     overrides: tuple[str, ...], tokenizers: int, generators: int, measured_again: int, tmp_path: Path
 ) -> None:
-    old, new = (Grid(config(tmp_path, *extra), ("train", "test")) for extra in ((), overrides))
+    old, new = (Grid(grid_config(tmp_path, *extra), ("train", "test")) for extra in ((), overrides))
 
     def names(grid: Grid, kind: str) -> set[str]:
         return {job.name for job in grid.jobs if job.kind == kind}
@@ -150,17 +152,17 @@ def test_changed_recipe_renames_dependent_cells_only(
     assert len(names(new, "generator") - names(old, "generator")) == generators
     results = [{u.result for u in grid.jobs if u.kind in ("generator", "curve")} for grid in (old, new)]
     assert len(results[1] - results[0]) == measured_again
-    other = Grid(config(tmp_path), ("other images", "test"))
+    other = Grid(grid_config(tmp_path), ("other images", "test"))
     assert not names(other, "tokenizer") & names(old, "tokenizer")
 
 
 def test_names_do_not_depend_on_the_folder(tmp_path: Path) -> None:
-    a, b = (Grid(config(tmp_path / name), ("train", "test")) for name in ("a", "b"))
+    a, b = (Grid(grid_config(tmp_path / name), ("train", "test")) for name in ("a", "b"))
     assert [job.result for job in a.jobs] == [job.result for job in b.jobs]
 
 
 def test_ladder_changes_one_setting_per_row(tmp_path: Path) -> None:
-    grid = Grid(config(tmp_path), ("train", "test"))
+    grid = Grid(grid_config(tmp_path), ("train", "test"))
     full = grid.generator(next(grid.table2()))
     assert down_to(full, "rope") == full
     dit, flow = down_to(full, "dit"), down_to(full, "rectified-flow")
@@ -186,7 +188,7 @@ def test_ladder_changes_one_setting_per_row(tmp_path: Path) -> None:
 
 
 def test_loss_of_one_term_has_half_the_weight(tmp_path: Path) -> None:
-    grid = Grid(config(tmp_path), ("train", "test"))
+    grid = Grid(grid_config(tmp_path), ("train", "test"))
     terms = {
         loss: grid.tokenizer(TokenizerCell.of(4, DINO, loss, 0)).objective.alignment
         for loss in ("full", "no-mcos", "no-mdms", "no-margin", "none")
@@ -199,7 +201,7 @@ def test_loss_of_one_term_has_half_the_weight(tmp_path: Path) -> None:
 
 
 def test_teacher_input_size_gives_the_latent_grid(tmp_path: Path) -> None:
-    grid = Grid(config(tmp_path), ("train", "test"))  # 8 × 8 latents
+    grid = Grid(grid_config(tmp_path), ("train", "test"))  # 8 × 8 latents
     sizes = [grid.teacher(name).input_size for name in ("dinov2-small-focus", "resnet50", "mobile-sam", "sam-base")]
     assert sizes == [112, 256, 128, None]
     assert grid.teacher(DINO).input_size == 28
@@ -210,15 +212,12 @@ def test_teacher_input_size_gives_the_latent_grid(tmp_path: Path) -> None:
 def test_speed_up_at_equal_distance() -> None:
     plain = [(100, 80.0), (200, 40.0)]
     aligned = [(50, 160.0), (100, 20.0), (200, 10.0)]
-    # log 160 → log 20 is three halvings over 50 images; 40 is reached after two of them, at 50 + 2/3 · 50.
-    found = speed_up(plain, aligned)
-    assert found is not None and found.factor == pytest.approx(200 / (50 + 100 / 3)) and not found.at_least
-    same = speed_up(plain, plain)
-    assert same is not None and same.factor == pytest.approx(1.0)
-    assert speed_up(plain, [(100, 90.0), (200, 50.0)]) is None
-    assert speed_up(plain, [(100, 30.0)]) == SpeedUp(2.0, at_least=True)
-    assert [str(SpeedUp(2.0, at_least)) for at_least in (False, True)] == ["2.00 times", "at least 2.00 times"]
-    assert speed_up([], aligned) is None and speed_up(plain, []) is None
+    # log 160 → log 20 is three halvings over 50 images; 40 is reached after two of them, at
+    # 50 + 2/3 · 50, and 200 / 83.3 is 2.4.
+    assert speed_up(plain, aligned) == "2.40 times"
+    assert speed_up(plain, plain) == "1.00 times"
+    assert speed_up(plain, [(100, 90.0), (200, 50.0)]) == "not reached"
+    assert speed_up(plain, [(100, 30.0)]) == "at least 2.00 times"
 
 
 ENOUGH = (

@@ -1,7 +1,5 @@
 """`--workers`: processes of one command share the grid, stop together, and report an error once."""
 
-import contextlib
-import io
 import os
 import re
 import signal
@@ -10,26 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from frontier_grid import ONLY, RECIPE, grid_config, here_from, real_grid
 
-from vavae.cli import run
-from vavae.config import load_recipe
-from vavae.errors import UserError
 from vavae.frontier import run as frontier
 from vavae.frontier import workers as frontier_workers
 from vavae.frontier.config import Config
-from vavae.frontier.grid import Grid
 from vavae.frontier.results import Locks
 from vavae.frontier.workers import call_folder, failures_of_call
 
-RECIPE = str(Path(__file__).with_name("frontier_grid.yaml"))
-ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]
 LONG = ["--tokenizer.training.images", "100000"]  # no process ends its first job before the other begins
 FEW = ["--experiments.table2.dimensions", "[4]"]
-COMMAND = [sys.executable, "-m", "vavae", "frontier", RECIPE, *ONLY, "--kinds", "[tokenizer,generator]", *FEW]
+COMMAND = [sys.executable, "-m", "vavae", "frontier", str(RECIPE), *ONLY, "--kinds", "[tokenizer,generator]", *FEW]
 JOBS = 4  # two tokenizers and two generators
 
 
@@ -59,10 +53,10 @@ def workers_of(folder: Path) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            said = path.read_bytes()
+            command = path.read_bytes()
         except OSError:
             continue
-        if b"end_with_parent" in said and str(folder / "workers").encode() in said:
+        if b"end_with_parent" in command and str(folder / "workers").encode() in command:
             found.append(int(path.parent.name))
     return found
 
@@ -73,6 +67,7 @@ def begun(running: subprocess.Popen[str], folder: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_stop_and_resume_with_workers(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ("--output", str(folder), "--workers", "2")
@@ -107,13 +102,15 @@ def test_stop_and_resume_with_workers(tmp_path: Path) -> None:
     assert third.returncode == 0 and "processes" not in output
 
 
-def test_wrong_recipe_is_reported_once(tmp_path: Path) -> None:
-    asked = start("--output", str(tmp_path), "--workers", "2", "--measure.network", "teacher:unknown@28")
-    _, error = asked.communicate()
-    assert asked.returncode == 2
+@pytest.mark.slow
+def test_wrong_recipe_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = grid_config(tmp_path, *ONLY, *FEW, "--measure.network", "teacher:unknown@28")
+    code, _, error = here_from(replace(config, workers=2), monkeypatch)
+    assert code == 2
     assert error.startswith("vavae: ") and "unknown" in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_killed_workers_fail_the_run_with_a_page(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     running = start("--output", str(folder), "--workers", "2", *LONG)
@@ -128,6 +125,7 @@ def test_killed_workers_fail_the_run_with_a_page(tmp_path: Path) -> None:
     assert (folder / "frontier.html").exists() and not workers_of(folder)
 
 
+@pytest.mark.slow
 def test_workers_stop_when_the_command_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     running = start("--output", str(folder), "--workers", "2", *LONG)
@@ -141,13 +139,12 @@ def test_workers_stop_when_the_command_is_killed(tmp_path: Path) -> None:
     assert all("the same command resumes" in log.splitlines()[-1] for log in logs_of(folder))
 
 
-def here(monkeypatch: pytest.MonkeyPatch, together: Callable[..., list[str]], *arguments: str) -> tuple[int, str, str]:
+def with_stub(
+    monkeypatch: pytest.MonkeyPatch, together: Callable[..., list[str]], config: Config
+) -> tuple[int, str, str]:
     """Run the command in this process, with a stub for its worker processes."""
     monkeypatch.setattr(frontier, "work_together", together)
-    output, error = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
-        code = run(["frontier", RECIPE, *ONLY, *FEW, "--workers", "2", *arguments])
-    return code, output.getvalue(), error.getvalue()
+    return here_from(replace(config, workers=2), monkeypatch)
 
 
 def test_folders_of_ended_calls_are_removed(tmp_path: Path) -> None:
@@ -167,13 +164,13 @@ def test_failure_in_a_worker_reaches_command_and_page(tmp_path: Path, monkeypatc
     def together(config: Config, folder: Path, report: Callable[[], None]) -> list[str]:
         folder.mkdir(parents=True)
         monkeypatch.setenv("VAVAE_FRONTIER_CALL", str(folder))  # as a process of the call has it
-        grid = Grid(config, tuple(config.data.open(split).fingerprint() for split in ("train", "test")))
+        grid = real_grid(config)
         failures_of_call().add(grid.jobs[0].result, "no memory left")
         assert failures_of_call().read() == {grid.jobs[0].result: "no memory left"}  # another process of the call
         report()
         return ["0.log: 1 failed, first no memory left; 0 of 8 done"]
 
-    code, output, error = here(monkeypatch, together, "--output", str(tmp_path))
+    code, output, error = with_stub(monkeypatch, together, grid_config(tmp_path, *ONLY, *FEW))
     assert code == 1
     assert error.startswith("vavae: 1 failed, first no memory left; 0 of ") and error.count("done; page") == 1
     assert "1 failed" in output
@@ -181,8 +178,8 @@ def test_failure_in_a_worker_reaches_command_and_page(tmp_path: Path, monkeypatc
 
 
 def test_waiting_for_models_is_not_the_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ("--output", str(tmp_path), "--kinds", "[uniformity]", "--time_limit", "60")
-    code, output, error = here(monkeypatch, lambda *_: [], *arguments)
+    config = grid_config(tmp_path, *ONLY, *FEW, "--kinds", "[uniformity]", "--time_limit", "60")
+    code, output, error = with_stub(monkeypatch, lambda *_: [], config)
     assert (code, error) == (0, "")
     assert "time limit" not in output and "2 jobs need models that have not been trained" in output
 
@@ -192,7 +189,8 @@ def test_passed_time_limit_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
         time.sleep(0.2)
         return []
 
-    code, output, _ = here(monkeypatch, together, "--output", str(tmp_path), "--time_limit", "0.003")
+    config = replace(grid_config(tmp_path, *ONLY, *FEW), time_limit=0.003)
+    code, output, _ = with_stub(monkeypatch, together, config)
     assert code == 0 and output.splitlines()[-1].startswith("time limit reached; 0 of ")
 
 
@@ -220,8 +218,3 @@ def test_mps_is_suggested_for_a_shared_gpu(tmp_path: Path, monkeypatch: pytest.M
     assert not frontier_workers.take_turns([{}, {}], torch.device("cpu"))
     (tmp_path / "control").touch()
     assert not frontier_workers.take_turns(gpus, cuda)
-
-
-def test_zero_workers_are_refused() -> None:
-    with pytest.raises(UserError, match="workers must be at least 1, got 0"):
-        load_recipe(Config, RECIPE, ["--workers", "0"])

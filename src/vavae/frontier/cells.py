@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file
-from torch import Tensor
 
 from vavae.config import to_plain
 from vavae.data import ImageSource, load_images, to_uint8
@@ -96,11 +95,6 @@ class CellContext:
         return self.config.data.open("test")
 
     @cached_property
-    def reconstructed(self) -> ImageSource:
-        """Test images that are reconstructed."""
-        return _part(self.test, self.config.measure.reconstructions)
-
-    @cached_property
     def network(self) -> FeatureNetwork:
         """Feature network of the distances."""
         return load_feature_network(self.config.measure.network, self.device)
@@ -113,10 +107,9 @@ class CellContext:
     @cached_property
     def teacher(self) -> Teacher | None:
         """The teacher with which agreement is measured."""
-        name = self.config.measure.teacher
-        if name is None:
+        if self.config.measure.teacher is None:
             return None
-        recipe = self.grid.teacher(name)
+        recipe = self.grid.teacher(self.config.measure.teacher)
         return load_teacher(recipe.name, input_size=recipe.input_size).to(self.device)
 
     @cached_property
@@ -148,12 +141,12 @@ class CellContext:
         with self.sharing("features of training images") as store:
             return open_reference(images, None, [self.network], ("frechet",), store, batch, World())
 
-    def work(self, store: BlockStore) -> of_tokenizer.EvaluationContext:
-        """Return how tokenizers are measured."""
+    def work(self, folder: Path) -> of_tokenizer.EvaluationContext:
+        """Return how a tokenizer is measured; its features are kept in `folder` until its result is written."""
         measure = self.config.measure
         originals = partial(self.sharing, "features of test images")
         return of_tokenizer.EvaluationContext(
-            store, World(), measure.batch_size, measure.precision, measure.seed, originals=originals
+            BlockStore(folder), World(), measure.batch_size, measure.precision, measure.seed, originals=originals
         )
 
     def protocol(self, tokenizer: Tokenizer, samples: int) -> MeasurementProtocol:
@@ -183,6 +176,7 @@ def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dic
         known: Its result, if it exists and only the models are missing.
     """
     cell, folder = job.cell, context.grid.cell_folder(job.cell)
+    recipe = context.config.tokenizer if isinstance(cell, TokenizerCell) else context.config.generator
     with _timed(folder / f"{job.kind}.seconds") as seconds:
         if isinstance(cell, TokenizerCell):
             found = _uniformity(context, cell) if job.kind == "uniformity" else _tokenizer(context, cell, folder, known)
@@ -195,7 +189,7 @@ def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dic
         "name": job.name,
         "measure": to_plain(context.config.measure),
         "versions": versions(),
-        "precision": _trained_in(context, job),
+        "precision": resolve_precision(recipe.training.precision, context.device),  # `auto` differs between machines
         "seconds": round(seconds[0], 1),
         **found,
     }
@@ -206,7 +200,7 @@ def delete_intermediates(grid: Grid, job: Job) -> None:
     folder = grid.cell_folder(job.cell)
     shutil.rmtree(folder / _MEASURED[job.kind], ignore_errors=True)
     if job.kind == "curve":
-        Results(folder).path(_partial(job)).unlink(missing_ok=True)
+        Results(folder).path(f"{job.result}.partial").unlink(missing_ok=True)
         _remove_averages(folder / "run")
 
 
@@ -219,21 +213,10 @@ def _remove_averages(run: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _partial(job: Job) -> str:
-    """Return the name under which the first points of a curve are stored; it contains the hash of the protocol."""
-    return f"{job.result}.partial"
-
-
 def _points_so_far(folder: Path, job: Job) -> list[dict[str, Any]]:
     """Return the points of a curve that a stopped call measured; an empty list if they are damaged."""
-    found = Results(folder).read(_partial(job))
+    found = Results(folder).read(f"{job.result}.partial")
     return [] if found is None else found["points"]
-
-
-def _trained_in(context: CellContext, job: Job) -> str:
-    """Return the precision of training on this machine; machines on one folder may differ with `auto`."""
-    recipe = context.config.tokenizer if isinstance(job.cell, TokenizerCell) else context.config.generator
-    return resolve_precision(recipe.training.precision, context.device)
 
 
 @contextmanager
@@ -281,18 +264,10 @@ def _tokenizer(context: CellContext, cell: TokenizerCell, folder: Path, known: d
         return {key: known[key] for key in ("recipe", "trained", "records", "log", "pictures")}
     tokenizer = _load_tokenizer(context, cell)
     config, measure = context.config, context.config.measure
-    protocol = context.protocol(tokenizer, len(context.reconstructed))
-    # Features of this tokenizer are kept until its result is written.
-    work = context.work(BlockStore(folder / _MEASURED["tokenizer"]))
+    images = _part(context.test, measure.reconstructions)
+    protocol, work = context.protocol(tokenizer, len(images)), context.work(folder / _MEASURED["tokenizer"])
     records, _ = of_tokenizer.reconstruction(
-        tokenizer,
-        context.reconstructed,
-        config.data.size,
-        "strict",
-        [context.network],
-        context.perceptual,
-        protocol,
-        work,
+        tokenizer, images, config.data.size, "strict", [context.network], context.perceptual, protocol, work
     )
     test = of_tokenizer.encode(tokenizer, context.test, config.data.size, measure.latents, work)
     train = None
@@ -325,9 +300,7 @@ def _reconstructions(context: CellContext, tokenizer: Tokenizer) -> str:
     """Return originals above their reconstructions, as a data URI."""
     images = load_images(context.test, torch.tensor(class_balanced(_SHOWN, context.test)), context.config.data.size)
     rebuilt = tokenizer.decode(tokenizer.encode(images.to(context.device))).float().cpu()
-    rows: list[Tensor] = []
-    for original, again in zip(images.split(_COLUMNS), rebuilt.split(_COLUMNS), strict=True):
-        rows += [original, again]
+    rows = [row for pair in zip(images.split(_COLUMNS), rebuilt.split(_COLUMNS), strict=True) for row in pair]
     return image_uri(image_grid(to_uint8(torch.cat(rows)).numpy(), columns=_COLUMNS, padding=1))
 
 
@@ -335,10 +308,8 @@ def _uniformity(context: CellContext, cell: TokenizerCell) -> dict[str, Any]:
     """Measure uniformity as in the paper's Table 6, with the first t-SNE for its Figure 6."""
     measure = context.config.measure
     tokenizer = _load_tokenizer(context, cell)
-    folder = context.grid.cell_folder(cell) / _MEASURED["uniformity"]
-    latents = of_tokenizer.encode(
-        tokenizer, context.test, context.config.data.size, measure.latents, context.work(BlockStore(folder))
-    )
+    work = context.work(context.grid.cell_folder(cell) / _MEASURED["uniformity"])
+    latents = of_tokenizer.encode(tokenizer, context.test, context.config.data.size, measure.latents, work)
     runs, first = [], None
     with track(f"t-SNE of {len(latents.values):,} latents", measure.tsne_seeds, "runs") as bar:
         for seed in range(measure.tsne_seeds):
@@ -431,7 +402,7 @@ def _curve(context: CellContext, cell: GeneratorCell, folder: Path, job: Job) ->
         description = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
         found = _distance(context, base, context.config.measure.curve_samples, store, description)
         done.append({"images": snapshot.images, "record": found[0].to_dict()})
-        Results(folder).write(_partial(job), {"points": done})
+        Results(folder).write(f"{job.result}.partial", {"points": done})
         shutil.rmtree(store.folder, ignore_errors=True)
     return {"points": done}
 

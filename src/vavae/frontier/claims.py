@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from vavae.frontier.grid import NONE, ROW_NAMES, GeneratorCell, TokenizerCell
+from vavae.frontier.grid import NONE, ROW_NAMES, GeneratorCell
 from vavae.frontier.published import SPEED_UP, family
 from vavae.frontier.tables import EVERY_TOKENIZER, Measured, Stat, Table, correlations, tables
 
@@ -33,14 +33,7 @@ Metric = Literal["rfid", "gfid"]
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim.
-
-    Attributes:
-        claim: What the paper says.
-        published: Its numbers.
-        ours: Our numbers.
-        verdict: `reproduced`, `not reproduced`, `open`, or why there is none.
-    """
+    """What the paper says with its numbers, ours, and the verdict: that of `verdict`, or why there is none."""
 
     claim: str
     published: str
@@ -50,13 +43,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Number:
-    """One side of a comparison.
-
-    Attributes:
-        value: The number.
-        spread: Its standard deviation.
-        enough: Whether it is measured well enough for a verdict.
-    """
+    """One side of a comparison, with its standard deviation, and whether enough images were measured for a verdict."""
 
     value: float
     spread: float = 0.0
@@ -95,47 +82,45 @@ def format_stat(stat: Stat) -> str:
     return f"{stat.mean:.2f}" + (f" ± {stat.spread:.2f}" if stat.spread is not None else "")
 
 
-@dataclass(frozen=True)
-class SpeedUp:
-    """How many times fewer images a run needs.
+def speed_up(plain: Sequence[tuple[int, float]], aligned: Sequence[tuple[int, float]]) -> str:
+    """Return in words how many times fewer images the aligned run needs to reach the last gFID of the plain run.
 
-    Attributes:
-        factor: The quotient of the numbers of images.
-        at_least: Whether the first point of the run had reached the target, so that the factor is a lower bound.
-    """
-
-    factor: float
-    at_least: bool = False
-
-    def __str__(self) -> str:
-        return f"{'at least ' if self.at_least else ''}{self.factor:.2f} times"
-
-
-def speed_up(plain: Sequence[tuple[int, float]], aligned: Sequence[tuple[int, float]]) -> SpeedUp | None:
-    """Return how many times fewer images the aligned run needs to reach the last gFID of the plain run.
-
-    Between two points the logarithm of gFID is linear in images. Return None if the aligned run does not reach it, or a
-    curve is empty.
+    Between two points the logarithm of gFID is linear in images. If the first point of the aligned run has reached the
+    target, the factor is a lower bound.
 
     Args:
         plain: (images, gFID) without alignment, by rising images.
         aligned: The same with alignment.
     """
-    if not plain or not aligned:
-        return None
     last, target = plain[-1]
     if aligned[0][1] <= target:
-        return SpeedUp(last / aligned[0][0], at_least=True)
+        return f"at least {last / aligned[0][0]:.2f} times"
     for (before, high), (after, low) in pairwise(aligned):
         if low <= target:
             share = math.log(high / target) / math.log(high / low)
-            return SpeedUp(last / (before + share * (after - before)))
-    return None
+            return f"{last / (before + share * (after - before)):.2f} times"
+    return "not reached"
 
 
 def claims(measured: Measured) -> list[Claim]:
     """Return all claims, in the order of the paper's argument."""
-    return list(_Claims(measured))
+    build = _Claims(measured)
+    return [
+        *build.dilemma(),
+        build.convergence(),
+        build.lowest(
+            "table4",
+            "DINOv2 is the best teacher",
+            "DINOv2 15.82, CLIP 18.93, SAM 19.80, MAE 19.89, none 22.62 (Table 4, d 32, B)",
+        ),
+        build.lowest(
+            "table5",
+            "Each part of the alignment loss is needed",
+            "full 15.82, without mdms 17.74, without margins 17.77, without mcos 21.87 (Table 5, d 32, B)",
+        ),
+        build.uniformity(),
+        build.ladder(),
+    ]
 
 
 class _Claims:
@@ -150,22 +135,6 @@ class _Claims:
             kind: typical_spread(stat for key, stat in stats if key.partition("/")[0] == kind)
             for kind in ("rfid", "gfid")
         }
-
-    def __iter__(self) -> Iterator[Claim]:
-        yield from self._dilemma()
-        yield self._convergence()
-        yield self._lowest(
-            "table4",
-            "DINOv2 is the best teacher",
-            "DINOv2 15.82, CLIP 18.93, SAM 19.80, MAE 19.89, none 22.62 (Table 4, d 32, B)",
-        )
-        yield self._lowest(
-            "table5",
-            "Each part of the alignment loss is needed",
-            "full 15.82, without mdms 17.74, without margins 17.77, without mcos 21.87 (Table 5, d 32, B)",
-        )
-        yield self._uniformity()
-        yield self._ladder()
 
     def _rows(self, table: str) -> Mapping[tuple[str, ...], Mapping[str, Stat]]:
         """Return our numbers of a table by the labels of the rows."""
@@ -184,7 +153,7 @@ class _Claims:
         """Return the verdict on pairs of (what should be smaller, what, times `limit`, should be larger)."""
         return verdict([(self._number(metric, a), self._number(metric, b, limit)) for a, b in pairs])
 
-    def _dilemma(self) -> Iterator[Claim]:
+    def dilemma(self) -> Iterator[Claim]:
         """Table 2: the dilemma, and how alignment resolves it."""
         wanted = self._measured.grid.config.experiments.table2
         rows, size, name = self._rows("table2"), wanted.sizes[0], self._distance
@@ -194,20 +163,13 @@ class _Claims:
             f"More channels reconstruct better: r{name} falls with d (no alignment)",
             "0.49, 0.26, 0.17 at d 16, 32, 64 (Table 2)",
             _shown((f"d {d}", [row["rfid"]]) for d, row in plain),
-            verdict(
-                [
-                    (self._number("rfid", b["rfid"]), self._number("rfid", a["rfid"]))
-                    for (_, a), (_, b) in pairwise(plain)
-                ]
-            ),
+            self._verdict("rfid", [(b["rfid"], a["rfid"]) for (_, a), (_, b) in pairwise(plain)]),
         )
         yield Claim(
             f"More channels generate worse: g{name} rises with d (no alignment, {size})",
             "16.24, 22.62, 36.83 at d 16, 32, 64 (Table 2, B)",
             _shown((f"d {d}", [row[gfid]]) for d, row in plain),
-            verdict(
-                [(self._number("gfid", a[gfid]), self._number("gfid", b[gfid])) for (_, a), (_, b) in pairwise(plain)]
-            ),
+            self._verdict("gfid", [(a[gfid], b[gfid]) for (_, a), (_, b) in pairwise(plain)]),
         )
         teachers = sorted((t for t in wanted.teachers if t != NONE), key=lambda t: family(t) != "dinov2")
         aligned = teachers[0] if teachers else NONE
@@ -225,36 +187,31 @@ class _Claims:
             self._verdict("rfid", [(b["rfid"], a["rfid"]) for _, a, b in both], _COST),
         )
 
-    def _convergence(self) -> Claim:
-        """Figure 4, left. The verdict compares gFID at the end of the runs; the speed-up is reported beside it."""
+    def convergence(self) -> Claim:
+        """Figure 4, left. The verdict compares gFID at the end of the runs; the speed-up is reported with it."""
         measured, wanted = self._measured, self._measured.grid.config.experiments.convergence
         curves, last = {}, {}
         for teacher in wanted.teachers:
-            cells = [
-                GeneratorCell(TokenizerCell.of(wanted.dimension, teacher, "full", seed), wanted.size)
-                for seed in wanted.seeds
-            ]
+            cells = [GeneratorCell.of(wanted.dimension, teacher, wanted.size, seed) for seed in wanted.seeds]
             curves[teacher] = [measured.curve(cell) for cell in cells]
             images = [measured.curve_images(cell) or 0 for cell in cells if measured.curve(cell)]
             ends = tuple(curve[-1][1] for curve in curves[teacher] if curve)
             last[teacher] = Stat(ends, len(cells), min(images, default=None))
         compared = [teacher for teacher in wanted.teachers if teacher != NONE and NONE in last]
         shown = [
-            f"{teacher}: {speed_up(plain, curve) or 'not reached'}, g{self._distance} {plain[-1][1]:.2f} → "
-            f"{curve[-1][1]:.2f} at the end"
+            f"{teacher}: {speed_up(plain, curve)}, g{self._distance} {plain[-1][1]:.2f} → {curve[-1][1]:.2f} at the end"
             for teacher in compared
             for plain, curve in zip(curves[NONE], curves[teacher], strict=True)
             if plain and curve
         ]
-        pairs = [(last[teacher], last[NONE]) for teacher in compared]
         return Claim(
             f"Alignment speeds up convergence (d {wanted.dimension}, {wanted.size})",
             SPEED_UP,
             "; ".join(shown) or UNMEASURED,
-            self._verdict("gfid", pairs),
+            self._verdict("gfid", [(last[teacher], last[NONE]) for teacher in compared]),
         )
 
-    def _lowest(self, table: Literal["table4", "table5"], claim: str, published: str) -> Claim:
+    def lowest(self, table: Literal["table4", "table5"], claim: str, published: str) -> Claim:
         """A row of a table, the DINOv2 teacher or the full loss, has a lower gFID than each of the others."""
         rows = {labels[0]: row["gfid"] for labels, row in self._rows(table).items()}
         best = [label for label in rows if label == "full" or family(label) == "dinov2"]
@@ -262,7 +219,7 @@ class _Claims:
         shown = _shown((label, [stat]) for label, stat in rows.items())
         return Claim(claim, published, shown, self._verdict("gfid", pairs))
 
-    def _uniformity(self) -> Claim:
+    def uniformity(self) -> Claim:
         """Table 6: the correlation of density CV and gFID is positive, in each dimension if there are several."""
         claim = f"More uniform latents generate better: density CV and g{self._distance} go together"
         published = "CV .263, .193, .178 for gFID 22.62, 19.89, 15.82 (Tables 2 and 6, d 32, B)"
@@ -278,7 +235,7 @@ class _Claims:
         pairs = [(Number(0.0), Number(one.pearson, one.error, enough)) for one in judged]
         return Claim(claim, published, shown or UNMEASURED, verdict(pairs))
 
-    def _ladder(self) -> Claim:
+    def ladder(self) -> Claim:
         """Table 1: each row has a lower gFID than the row before it."""
         rows = [(labels[0], row["gfid"]) for labels, row in self._rows("table1").items()]
         pairs = [(stat, before) for (_, before), (name, stat) in pairwise(rows) if name != ROW_NAMES[_WITHOUT_GAIN]]

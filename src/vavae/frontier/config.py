@@ -39,7 +39,8 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     plain = to_plain(values)
     if not isinstance(plain, dict):
         return {prefix: plain}
-    return {key: value for name, part in plain.items() for key, value in flat(part, f"{prefix}.{name}".lstrip(".")).items()}
+    parts = [flat(part, f"{prefix}.{name}".lstrip(".")) for name, part in plain.items()]
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def differing(config: Any) -> dict[str, Any]:
@@ -133,14 +134,14 @@ class Table2Config:
 
 
 @dataclass(frozen=True)
-class Table4Config:
-    """Table 4: which teacher.
+class TeachersConfig:
+    """Generators that differ by the teacher of their tokenizer.
 
     Attributes:
         dimension: Channels of the latent.
         teachers: As in table 2.
         size: Size of the generator.
-        seeds: Empty leaves the table out.
+        seeds: Empty leaves the table or figure out.
     """
 
     dimension: int = 32
@@ -164,23 +165,6 @@ class Table5Config:
     dimension: int = 32
     teacher: str = "dinov2-small-focus"
     losses: tuple[Loss, ...] = ("none", "full", "no-mcos", "no-mdms", "no-margin")
-    size: str = "S/1"
-    seeds: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class ConvergenceConfig:
-    """Figure 4 (left): gFID over training, with and without alignment, at `generator.training.averages.snapshot_images`.
-
-    Attributes:
-        dimension: Channels of the latent; the effect is largest at the highest dimension.
-        teachers: As in table 2.
-        size: Size of the generator.
-        seeds: Empty leaves the figure out.
-    """
-
-    dimension: int = 64
-    teachers: tuple[str, ...] = ("none", "dinov2-small-focus")
     size: str = "S/1"
     seeds: tuple[int, ...] = ()
 
@@ -210,16 +194,17 @@ class ExperimentsConfig:
 
     Attributes:
         table2: Dimensions, teachers and sizes.
-        table4: Teachers.
+        table4: Teachers (Table 4).
         table5: Parts of the loss.
-        convergence: Curves of gFID.
+        convergence: Curves of gFID with and without alignment (Figure 4, left), at each
+            `generator.training.averages.snapshot_images`; the effect is largest at the highest dimension.
         ladder: Parts of LightningDiT.
     """
 
     table2: Table2Config = field(default_factory=Table2Config)
-    table4: Table4Config = field(default_factory=Table4Config)
+    table4: TeachersConfig = field(default_factory=TeachersConfig)
     table5: Table5Config = field(default_factory=Table5Config)
-    convergence: ConvergenceConfig = field(default_factory=ConvergenceConfig)
+    convergence: TeachersConfig = field(default_factory=lambda: TeachersConfig(64, ("none", "dinov2-small-focus")))
     ladder: LadderConfig = field(default_factory=LadderConfig)
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ recipe renames only the cells that depend on the change, and a new key of a reci
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from typing import Any
 from vavae.config import to_plain
 from vavae.errors import UserError
 from vavae.flow import FlowConfig, TimeDistribution
-from vavae.frontier.config import ROWS, Config, ConvergenceConfig, Kind, LadderRow, Loss, Table4Config, differing
+from vavae.frontier.config import ROWS, Config, Kind, LadderRow, Loss, TeachersConfig, differing
 from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.run_folder import IGNORED_KEYS
@@ -84,7 +85,7 @@ class TokenizerCell:
     @property
     def label(self) -> str:
         """`d 16, dinov2-small-focus, seed 0`."""
-        parts = (self.loss,) if self.loss not in ("full", "none") else ()
+        parts = (LOSS_NAMES[self.loss],) if self.loss not in ("full", "none") else ()
         return ", ".join((f"d {self.dimension}", self.teacher, *parts, f"seed {self.seed}"))
 
 
@@ -102,11 +103,15 @@ class GeneratorCell:
     size: str
     row: LadderRow = "rope"
 
+    @classmethod
+    def of(cls, dimension: int, teacher: str, size: str, seed: int, loss: Loss = "full") -> "GeneratorCell":
+        """Return the cell of the whole LightningDiT on the latents of a tokenizer."""
+        return cls(TokenizerCell.of(dimension, teacher, loss, seed), size)
+
     @property
     def label(self) -> str:
-        """`S/1 on d 16, none, seed 0`."""
-        row = "" if self.row == "rope" else f" ({self.row})"
-        return f"{self.size}{row} on {self.tokenizer.label}"
+        """`S/1 on d 16, none, seed 0`, and the row of Table 1 unless it is the whole LightningDiT."""
+        return f"{self.size} on {self.tokenizer.label}" + ("" if self.row == "rope" else f": {ROW_NAMES[self.row]}")
 
 
 Cell = TokenizerCell | GeneratorCell
@@ -183,25 +188,18 @@ class Grid:
         """Yield the cells of Table 2, seed by seed."""
         wanted = self.config.experiments.table2
         for seed, size, dimension, teacher in product(wanted.seeds, wanted.sizes, wanted.dimensions, wanted.teachers):
-            yield GeneratorCell(TokenizerCell.of(dimension, teacher, "full", seed), size)
+            yield GeneratorCell.of(dimension, teacher, size, seed)
 
-    def table4(self) -> Iterator[GeneratorCell]:
-        """Yield the cells of Table 4."""
-        return self._by_teacher(self.config.experiments.table4)
-
-    def convergence(self) -> Iterator[GeneratorCell]:
-        """Yield the cells of Figure 4, left."""
-        return self._by_teacher(self.config.experiments.convergence)
-
-    def _by_teacher(self, wanted: Table4Config | ConvergenceConfig) -> Iterator[GeneratorCell]:
+    def by_teacher(self, wanted: TeachersConfig) -> Iterator[GeneratorCell]:
+        """Yield the cells of Table 4, or of Figure 4 (left)."""
         for seed, teacher in product(wanted.seeds, wanted.teachers):
-            yield GeneratorCell(TokenizerCell.of(wanted.dimension, teacher, "full", seed), wanted.size)
+            yield GeneratorCell.of(wanted.dimension, teacher, wanted.size, seed)
 
     def table5(self) -> Iterator[GeneratorCell]:
         """Yield the cells of Table 5."""
         wanted = self.config.experiments.table5
         for seed, loss in product(wanted.seeds, wanted.losses):
-            yield GeneratorCell(TokenizerCell.of(wanted.dimension, wanted.teacher, loss, seed), wanted.size)
+            yield GeneratorCell.of(wanted.dimension, wanted.teacher, wanted.size, seed, loss)
 
     def ladder(self) -> Iterator[tuple[LadderRow, GeneratorCell]]:
         """Yield the rows of Table 1 with their cells."""
@@ -210,8 +208,7 @@ class Grid:
             if row not in wanted.rows:
                 continue
             if row == "aligned":
-                aligned = TokenizerCell.of(wanted.dimension, wanted.teacher, "full", seed)
-                yield row, GeneratorCell(aligned, f"{wanted.size}/1")
+                yield row, GeneratorCell.of(wanted.dimension, wanted.teacher, f"{wanted.size}/1", seed)
             else:
                 plain = TokenizerCell.of(wanted.dimension, NONE, "none", seed)
                 yield row, GeneratorCell(plain, f"{wanted.size}/2", row)
@@ -219,15 +216,15 @@ class Grid:
     @cached_property
     def generators(self) -> tuple[GeneratorCell, ...]:
         """Every generator once, sorted by seed, so that a stopped grid has complete seeds."""
-        found = [*self.table2(), *self.convergence(), *self.table4(), *self.table5(), *(c for _, c in self.ladder())]
-        every = dict.fromkeys(found)
+        found = [*self.table2(), *self.curves, *self.by_teacher(self.config.experiments.table4), *self.table5()]
+        every = dict.fromkeys([*found, *(cell for _, cell in self.ladder())])
         seeds = list(dict.fromkeys(cell.tokenizer.seed for cell in every))
         return tuple(sorted(every, key=lambda cell: seeds.index(cell.tokenizer.seed)))
 
     @cached_property
-    def curves(self) -> frozenset[GeneratorCell]:
+    def curves(self) -> tuple[GeneratorCell, ...]:
         """Generators with a gFID curve along training."""
-        return frozenset(self.convergence())
+        return tuple(self.by_teacher(self.config.experiments.convergence))
 
     @cached_property
     def tokenizers(self) -> tuple[TokenizerCell, ...]:
@@ -351,17 +348,9 @@ class Grid:
         return self.folder / "work" / f"{kind}-{self.name(cell)}"
 
     def shown_name(self, cell: Cell) -> str:
-        """Return the name of a cell on the page, with its seed if the grid has several.
-
-        `d 16, none` for a tokenizer; `M/2 on d 16, none: + RMSNorm` for a generator in a row of Table 1.
-        """
-        if isinstance(cell, TokenizerCell):
-            parts = [f"d {cell.dimension}", cell.teacher]
-            parts += [LOSS_NAMES[cell.loss]] if cell.loss not in ("full", "none") else []
-            parts += [f"seed {cell.seed}"] if len({each.seed for each in self.tokenizers}) > 1 else []
-            return ", ".join(parts)
-        row = next((ROW_NAMES[row] for row, each in self.ladder() if each == cell), "")
-        return f"{cell.size} on {self.shown_name(cell.tokenizer)}{f': {row}' if row else ''}"
+        """Return the label of a cell for the page, without the seed if the grid has only one."""
+        several = len({each.seed for each in self.tokenizers}) > 1
+        return cell.label if several else re.sub(r", seed \d+", "", cell.label)
 
     def job(self, kind: Kind, cell: Cell) -> Job:
         """Return the job of a kind on a cell."""

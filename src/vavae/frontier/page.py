@@ -6,7 +6,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,14 @@ from vavae.data import DemoImages
 from vavae.frontier import figures
 from vavae.frontier.claims import ENOUGH_SAMPLES, Claim, claims
 from vavae.frontier.config import Config
-from vavae.frontier.figures import Drawn, LegendLine
 from vavae.frontier.grid import Grid, Job
 from vavae.frontier.results import Results
-from vavae.frontier.tables import (
-    Column,
-    Correlation,
-    Measured,
-    Row,
-    Table,
-    correlations,
-    tables,
-    to_csv,
-    to_markdown,
-    to_plain_table,
-)
+from vavae.frontier.tables import Measured, Table, correlations, tables, to_csv, to_markdown, to_plain_table
 from vavae.io.files import written_whole
 from vavae.metrics import MetricRecord
 from vavae.report.figures import standalone
-from vavae.report.page_base import Embedder, page_environment
+from vavae.report.numbers import duration
+from vavae.report.page_base import Embedder, render
 from vavae.teachers.registry import TEACHERS
 
 _CIFAR10 = ("cifar10", "demo")  # image sources from CIFAR-10
@@ -86,77 +74,35 @@ def print_states(states: States, begins: Job | None) -> None:
     console.print(table)
 
 
-@dataclass(frozen=True)
-class FrontierView:
-    """The variables of the template."""
-
-    title: str
-    subtitle: str
-    created: str
-    finished: int
-    total: int
-    seconds: float
-    machines: tuple[str, ...]
-    enough: str
-    claims: tuple[Claim, ...]
-    tables: tuple[Table, ...]
-    correlations: tuple[Correlation, ...]
-    frontier: tuple[Drawn, ...]
-    convergence: tuple[Drawn, ...]
-    maps: tuple[Drawn, ...]
-    classes: tuple[LegendLine, ...]
-    galleries: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    sampling: str
-    how: tuple[str, ...]
-    command: str
-    jobs: tuple[tuple[str, str, str, str], ...]
-
-
 def write_everything(config: Config, grid: Grid, results: Results, states: States) -> Path:
     """Write `tables.json`, CSV, SVG and Markdown files and `frontier.html`; return the path of the page."""
     measured = Measured(grid, results)
+    found, every = claims(measured), list(tables(measured).values())
     view = _view(config, measured, states)
     folder = grid.folder
-    for table in view.tables:
+    for table in every:
         _write(folder / f"{table.name}.csv", to_csv(table))
-    for drawn in (*view.frontier, *view.convergence, *view.maps):
-        legend = [(line.color, line.sign, line.name) for line in drawn.legend]
-        _write(folder / f"{drawn.name}.svg", standalone(drawn.svg, drawn.title, legend))
+    for drawn in (*view["frontier"], *view["convergence"], *view["maps"]):
+        _write(folder / f"{drawn.name}.svg", standalone(drawn.svg, drawn.title, drawn.legend))
     everything = {
         "title": config.title,
         "recipe": to_plain(config),
-        "claims": to_plain(view.claims),
-        "tables": {table.name: to_plain_table(table) for table in view.tables},
-        "correlations": to_plain(view.correlations),
-        "curves": {cell.label: measured.curve(cell) for cell in grid.convergence()},
+        "claims": to_plain(found),
+        "tables": {table.name: to_plain_table(table) for table in every},
+        "correlations": to_plain(view["correlations"]),
+        "curves": {cell.label: measured.curve(cell) for cell in grid.curves},
     }
     _write(folder / "tables.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
-    _write(folder / "claims.md", claims_markdown(view.claims))
-    _write(folder / "tables.md", tables_markdown(config.title, view.tables))
+    _write(folder / "claims.md", claims_markdown(found))
+    _write(folder / "tables.md", tables_markdown(config.title, every))
     page = folder / "frontier.html"
-    environment = page_environment("frontier")
-    environment.filters |= {"fixed": _fixed, "signed": lambda value: f"{value:+.2f}".replace("-", "−")}
-    template = environment.get_template("frontier.html.j2")
-    _write(page, template.render(view=view, best=_best, embed=Embedder()))
+    _write(page, render("frontier", claims=found, tables=every, **view))
     return page
 
 
 def _write(path: Path, text: str) -> None:
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _fixed(value: float, decimals: int) -> str:
-    return f"{value:,.{decimals}f}".replace("-", "−")
-
-
-def _best(table: Table, row: Row, column: Column) -> bool:
-    """Return whether a row has the best mean of its column, if several differ."""
-    means = [r.ours[column.key].mean for r in table.rows]
-    known = [mean for mean in means if mean is not None]
-    if len(set(known)) < 2:
-        return False
-    return row.ours[column.key].mean == (max(known) if column.better == "higher" else min(known))
 
 
 def claims_markdown(found: Sequence[Claim]) -> str:
@@ -172,34 +118,43 @@ def tables_markdown(title: str, found: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-def _view(config: Config, measured: Measured, states: States) -> FrontierView:
+def _view(config: Config, measured: Measured, states: States) -> dict[str, Any]:
+    """Return what the template shows in addition to claims and tables."""
     every = tables(measured)
     contents = [content for job, _, _ in states if (content := measured.results.read(job.result)) is not None]
-    recipe = config.generator
-    sampling = recipe.sampling
+    machines = dict.fromkeys(_machine(content["versions"]) for content in contents)
+    sampling = config.generator.sampling
     guided = "without guidance" if sampling.guidance_scale == 1 else f"guidance {sampling.guidance_scale:g}"
-    return FrontierView(
-        title=config.title,
-        subtitle=_subtitle(config, measured),
-        created=time.strftime("%Y-%m-%d %H:%M"),
-        finished=sum(state is State.DONE for _, state, _ in states),
-        total=len(states),
-        seconds=sum(content["seconds"] for content in contents),
-        machines=tuple(dict.fromkeys(_machine(content["versions"]) for content in contents)),
-        enough=f"{ENOUGH_SAMPLES:,}",
-        claims=tuple(claims(measured)),
-        tables=tuple(every.values()),
-        correlations=tuple(correlations(every["table6"])),
-        frontier=tuple(figures.frontier(measured)),
-        convergence=(*figures.convergence(measured), *figures.by_size(measured)),
-        maps=tuple(figures.maps(measured)),
-        classes=figures.classes(measured, DemoImages("test").class_names if config.data.images in _CIFAR10 else ()),
-        galleries=_galleries(measured, states),
-        sampling=f"{sampling.steps} {sampling.solver} grid points, {guided}",
-        how=tuple(_how(config, measured, contents)),
-        command=command_line(without="--page_only"),
-        jobs=tuple((job.kind, measured.grid.shown_name(job.cell), state.value, it) for job, state, it in states),
-    )
+    names = {name: table.title.split(":")[0] for name, table in every.items()}
+    table2 = names.pop("table2", None)
+    return {
+        "title": config.title,
+        "subtitle": _subtitle(config, measured),
+        "facts": [
+            ("Written", time.strftime("%Y-%m-%d %H:%M")),
+            ("Finished", f"{sum(state is State.DONE for _, state, _ in states)} of {len(states)} jobs"),
+            ("Work, over all processes", duration(sum(content["seconds"] for content in contents))),
+            ("On", "; ".join(machines) or "–"),
+        ],
+        "sections": [
+            *(("claims", "Claims"), ("frontier", "Frontier")),
+            *([("table2", table2)] if table2 else []),
+            *(("convergence", "Convergence and size"), *names.items()),
+            *(("maps", "Maps of latents"), ("pictures", "Pictures"), ("how", "How it was measured")),
+        ],
+        "enough": ENOUGH_SAMPLES,
+        "correlations": correlations(every["table6"]),
+        "frontier": figures.frontier(measured),
+        "convergence": [*figures.convergence(measured), *figures.by_size(measured)],
+        "maps": figures.maps(measured),
+        "classes": figures.classes(measured, DemoImages("test").class_names if config.data.images in _CIFAR10 else ()),
+        "galleries": _galleries(measured, states),
+        "sampling": f"{sampling.steps} {sampling.solver} grid points, {guided}",
+        "how": _how(config, measured, contents),
+        "command": command_line(without="--page_only"),
+        "jobs": [(job.kind, measured.grid.shown_name(job.cell), state.value, it) for job, state, it in states],
+        "embed": Embedder(),
+    }
 
 
 def _machine(versions: dict[str, str]) -> str:
@@ -210,23 +165,25 @@ def _subtitle(config: Config, measured: Measured) -> str:
     grid = measured.grid
     images = "CIFAR-10" if config.data.images in _CIFAR10 else config.data.images
     seen = sorted({grid.generator(cell).training.images for cell in grid.generators})
-    latents = f"{seen[0]:,}" + (f" to {seen[-1]:,}" if len(seen) > 1 else "")
+    latents = " to ".join(f"{count:,}" for count in dict.fromkeys((seen[0], seen[-1])))
     return (
         f"{len(grid.tokenizers)} tokenizers and {len(grid.generators)} generators on {images} images of "
-        f"{format_size(config.data.size)} px; each tokenizer sees {config.tokenizer.training.images:,} images, each generator "
-        f"{latents}. In the paper: ImageNet at 256 px, 64 million and 102 to 205 million."
+        f"{format_size(config.data.size)} px; each tokenizer sees {config.tokenizer.training.images:,} images, each "
+        f"generator {latents}. In the paper: ImageNet at 256 px, 64 million and 102 to 205 million."
     )
 
 
-def _galleries(measured: Measured, states: States) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
-    found: dict[str, list[tuple[str, str]]] = {"Reconstructions": [], "Samples": []}
-    for job, _, _ in states:
-        content = measured.results.read(job.result)
-        for heading, key in (("Reconstructions", "reconstructions"), ("Samples", "samples")):
-            uri = (content or {}).get("pictures", {}).get(key)
-            if uri is not None:
-                found[heading].append((measured.grid.shown_name(job.cell), uri))
-    return tuple((heading, tuple(group)) for heading, group in found.items() if group)
+def _galleries(measured: Measured, states: States) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return headings with (title, data URI) of each picture."""
+    found = []
+    for key in ("reconstructions", "samples"):
+        pictures = [
+            (measured.grid.shown_name(job.cell), uri)
+            for job, _, _ in states
+            if (uri := (measured.results.read(job.result) or {}).get("pictures", {}).get(key)) is not None
+        ]
+        found += [(key.capitalize(), pictures)] if pictures else []
+    return found
 
 
 def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]]) -> list[str]:

@@ -44,9 +44,8 @@ class _Limit:
 
     def __init__(self, minutes: float | None) -> None:
         self.reached = False
-        self._seconds = math.inf if minutes is None else minutes * 60
+        self._seconds = min(threading.TIMEOUT_MAX, math.inf if minutes is None else minutes * 60)
         self._deadline = time.monotonic() + self._seconds
-        self._over = False
 
     @property
     def passed(self) -> bool:
@@ -54,24 +53,19 @@ class _Limit:
         return time.monotonic() > self._deadline
 
     def _reach(self) -> None:
-        if not self._over:
-            self.reached = True
-            os.kill(os.getpid(), signal.SIGTERM)
+        self.reached = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with interrupted_by_signals():
-            timer = None
-            if self._seconds <= threading.TIMEOUT_MAX:
-                timer = threading.Timer(self._seconds, self._reach)
-                timer.daemon = True
-                timer.start()
+            timer = threading.Timer(self._seconds, self._reach)
+            timer.daemon = True
+            timer.start()
             try:
                 yield
             finally:
-                self._over = True
-                if timer is not None:
-                    timer.cancel()
+                timer.cancel()
 
 
 class _Runner:
@@ -88,18 +82,14 @@ class _Runner:
         self._printed: list[State] = []
         self._occupied = False
 
-    def done(self, job: Job) -> bool:
-        """Return whether a job has a result."""
-        return self.results.read(job.result) is not None
-
     def missing(self) -> list[Job]:
         """Return the jobs without a result, and the tokenizers that such a job needs and that have been deleted."""
-        without = [job for job in self.grid.jobs if not self.done(job)]
+        without = [job for job in self.grid.jobs if self.results.read(job.result) is None]
         needed = {job.needs for job in without if job.kind == "uniformity"}
         needed |= {
             self.grid.name(job.cell.tokenizer)
             for job in without
-            if isinstance(job.cell, GeneratorCell) and not self._has_generator(job)
+            if isinstance(job.cell, GeneratorCell) and not trained_generator(self.grid, job.cell, job.kind == "curve")
         }
         return [
             job
@@ -107,10 +97,6 @@ class _Runner:
             if job in without
             or (job.kind == "tokenizer" and job.name in needed and not trained_tokenizer(self.grid, job.cell))  # type: ignore[arg-type]
         ]
-
-    def _has_generator(self, job: Job) -> bool:
-        assert isinstance(job.cell, GeneratorCell)
-        return trained_generator(self.grid, job.cell, with_averages=job.kind == "curve")
 
     def ready(self, job: Job) -> bool:
         """Return whether the models that a job needs have been trained."""
@@ -121,25 +107,24 @@ class _Runner:
             return trained_tokenizer(self.grid, cell)
         if job.kind == "curve" and self.results.read(self.grid.job("generator", cell).result) is None:
             return False  # the generator's job trains it and keeps the averages that the curve measures
-        return self._has_generator(job) or trained_tokenizer(self.grid, cell.tokenizer)
+        trained = trained_generator(self.grid, cell, with_averages=job.kind == "curve")
+        return trained or trained_tokenizer(self.grid, cell.tokenizer)
 
     def states(self) -> States:
         """Return every job with its state, and its main numbers or the reason why it failed."""
-        rows = []
         failed = self.failures.read()
-        for job in self.grid.jobs:
+
+        def state(job: Job) -> tuple[State, str]:
             content = self.results.read(job.result)
             if content is not None:
-                rows.append((job, State.DONE, _main_values(job, content)))
-            elif job.result == self.running:
-                rows.append((job, State.RUNNING, ""))
-            elif job.result in failed:
-                rows.append((job, State.FAILED, failed[job.result]))
-            elif self.locks.held(_lock(job)):
-                rows.append((job, State.ELSEWHERE, ""))
-            else:
-                rows.append((job, State.WAITING, ""))
-        return rows
+                return State.DONE, _main_values(job, content)
+            if job.result == self.running:
+                return State.RUNNING, ""
+            if job.result in failed:
+                return State.FAILED, failed[job.result]
+            return (State.ELSEWHERE if self.locks.held(_lock(job)) else State.WAITING), ""
+
+        return [(job, *state(job)) for job in self.grid.jobs]
 
     def todo(self) -> list[Job]:
         """Return the jobs that are missing, of the kinds in the recipe, without those that failed."""
@@ -196,7 +181,7 @@ class _Runner:
             print_states(self.states(), job)
             try:
                 content = run_job(self.context, job, self.results.read(job.result))
-                if not self.done(job):
+                if self.results.read(job.result) is None:
                     self.results.write(job.result, content)
             except OSError:
                 raise  # a full disk, for example, stops all jobs

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,20 +12,9 @@ import numpy as np
 from vavae.frontier import published as paper
 from vavae.frontier.config import Kind
 from vavae.frontier.grid import LOSS_NAMES, ROW_NAMES, Cell, GeneratorCell, Grid, TokenizerCell
+from vavae.frontier.published import Published
 from vavae.frontier.results import Results
 
-_METRICS: dict[str, tuple[Kind, tuple[str, ...]]] = {
-    "rfid": ("tokenizer", ("rFID", "reconstruction Fréchet distance")),
-    "psnr": ("tokenizer", ("PSNR",)),
-    "lpips": ("tokenizer", ("LPIPS",)),
-    "ssim": ("tokenizer", ("SSIM",)),
-    "probe": ("tokenizer", ("linear probe",)),
-    "agreement": ("tokenizer", ("alignment: cosine after the best linear map",)),
-    "cv": ("uniformity", ("uniformity: density cv",)),
-    "gini": ("uniformity", ("uniformity: Gini",)),
-    "entropy": ("uniformity", ("uniformity: normalized entropy",)),
-    "gfid": ("generator", ("FID", "Fréchet distance")),
-}
 EVERY_TOKENIZER = "all tokenizers"
 
 
@@ -59,40 +48,50 @@ class Column:
     """A measured column.
 
     Attributes:
-        key: Metric.
+        key: Metric, with the size of the generator after a slash if there are several.
+        kind: Kind of the jobs that measure it.
+        records: Names of its records.
         title: Heading.
-        decimals: Digits after the point.
         better: Direction of better values.
+        decimals: Digits after the point.
+        published_decimals: Digits after the point in the paper.
         published_title: Heading of the paper's numbers, if it differs.
     """
 
     key: str
+    kind: Kind
+    records: tuple[str, ...]
     title: str
-    decimals: int
     better: Literal["higher", "lower"]
+    decimals: int = 3
+    published_decimals: int = 2
     published_title: str = ""
 
-    @property
-    def published_decimals(self) -> int:
-        """Number of decimals in the paper."""
-        return 3 if self.key in ("lpips", "cv", "gini", "entropy") else 2
+
+_COLUMNS = (
+    Column("rfid", "tokenizer", ("rFID", "reconstruction Fréchet distance"), "rFID", "lower", 2),
+    Column("psnr", "tokenizer", ("PSNR",), "PSNR", "higher", 2),
+    Column("lpips", "tokenizer", ("LPIPS",), "LPIPS", "lower", published_decimals=3),
+    Column("ssim", "tokenizer", ("SSIM",), "SSIM", "higher"),
+    Column("probe", "tokenizer", ("linear probe",), "probe", "higher"),
+    Column("agreement", "tokenizer", ("alignment: cosine after the best linear map",), "cosine", "higher"),
+    Column("cv", "uniformity", ("uniformity: density cv",), "density CV", "lower", published_decimals=3),
+    Column("gini", "uniformity", ("uniformity: Gini",), "Gini", "lower", published_decimals=3),
+    Column(
+        "entropy", "uniformity", ("uniformity: normalized entropy",), "norm. entropy", "higher", published_decimals=3
+    ),
+    Column("gfid", "generator", ("FID", "Fréchet distance"), "gFID", "lower", 2),
+)
+_BY_KEY = {column.key: column for column in _COLUMNS}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: labels, our numbers, and the published numbers.
-
-    Attributes:
-        labels: One per label column.
-        ours: By column key.
-        published: By column key; empty if the paper has no such row.
-        source: Table and row in the paper.
-    """
+    """A row: one label per label column, our numbers by column key, and the paper's row."""
 
     labels: tuple[str, ...]
     ours: Mapping[str, Stat]
-    published: Mapping[str, float] = field(default_factory=dict)
-    source: str = ""
+    published: Published
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,13 @@ class Table:
     @property
     def published_columns(self) -> tuple[Column, ...]:
         """Columns for which the paper has numbers."""
-        return tuple(column for column in self.columns if any(column.key in row.published for row in self.rows))
+        return tuple(column for column in self.columns if any(column.key in row.published.values for row in self.rows))
+
+    def is_best(self, row: Row, column: Column) -> bool:
+        """Return whether a row has the best mean of its column, if several differ."""
+        means = [mean for each in self.rows if (mean := each.ours[column.key].mean) is not None]
+        best = max if column.better == "higher" else min
+        return len(set(means)) > 1 and row.ours[column.key].mean == best(means)
 
 
 def _fewest_images(records: Sequence[Mapping[str, Any]]) -> int | None:
@@ -135,12 +140,7 @@ def _fewest_images(records: Sequence[Mapping[str, Any]]) -> int | None:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The finished results of a grid.
-
-    Args:
-        grid: The grid.
-        results: Its results.
-    """
+    """The finished results of a grid."""
 
     grid: Grid
     results: Results
@@ -148,13 +148,6 @@ class Measured:
     def content(self, kind: Kind, cell: Cell) -> dict[str, Any] | None:
         """Return the result of a cell, or None."""
         return self.results.read(self.grid.job(kind, cell).result)
-
-    def record(self, metric: str, cell: GeneratorCell) -> dict[str, Any] | None:
-        """Return the record of a metric of a generator or of its tokenizer, or None."""
-        kind, names = _METRICS[metric]
-        content = self.content(kind, cell if kind == "generator" else cell.tokenizer)
-        found = [r for r in (content or {"records": ()})["records"] if r["name"] in names]
-        return found[0] if found and math.isfinite(found[0]["value"]) else None
 
     def stat(self, key: str, cells: Sequence[GeneratorCell]) -> Stat:
         """Return a metric over cells that differ by seed.
@@ -164,19 +157,24 @@ class Measured:
             cells: The cells.
         """
         metric, _, size = key.partition("/")
-        cells = [cell for cell in cells if cell.size == (size or cells[0].size)]
-        records = [record for cell in cells if (record := self.record(metric, cell)) is not None]
+        column, cells = _BY_KEY[metric], [cell for cell in cells if cell.size == (size or cells[0].size)]
+        records = []
+        for cell in cells:
+            content = self.content(column.kind, cell if column.kind == "generator" else cell.tokenizer)
+            found = [r for r in (content or {"records": ()})["records"] if r["name"] in column.records]
+            records += [r for r in found[:1] if math.isfinite(r["value"])]
         return Stat(tuple(float(record["value"]) for record in records), len(cells), _fewest_images(records))
 
     def curve(self, cell: GeneratorCell) -> list[tuple[int, float]]:
         """Return (images, gFID) along a run; empty if it is missing."""
-        content = self.content("curve", cell)
-        return [] if content is None else [(p["images"], float(p["record"]["value"])) for p in content["points"]]
+        return [(p["images"], float(p["record"]["value"])) for p in self._points(cell)]
 
     def curve_images(self, cell: GeneratorCell) -> int | None:
         """Return the fewest samples or reference images of a point of a curve; None if they are not recorded."""
-        content = self.content("curve", cell)
-        return _fewest_images([p["record"] for p in (content or {"points": ()})["points"]])
+        return _fewest_images([p["record"] for p in self._points(cell)])
+
+    def _points(self, cell: GeneratorCell) -> list[dict[str, Any]]:
+        return (self.content("curve", cell) or {"points": []})["points"]
 
     @property
     def distance(self) -> str:
@@ -191,132 +189,92 @@ class Measured:
             return experiments.table2.sizes[0]
         return experiments.table4.size if experiments.table4.seeds else experiments.table5.size
 
-
-def _column(distance: str, key: str) -> Column:
-    metric, _, size = key.partition("/")
-    small = 2 if distance == "FID" else 1
-    column = {
-        "rfid": Column("rfid", f"r{distance}", small, "lower"),
-        "psnr": Column("psnr", "PSNR", 2, "higher"),
-        "lpips": Column("lpips", "LPIPS", 3, "lower"),
-        "ssim": Column("ssim", "SSIM", 3, "higher"),
-        "probe": Column("probe", "probe", 3, "higher"),
-        "agreement": Column("agreement", "cosine", 3, "higher"),
-        "cv": Column("cv", "density CV", 3, "lower"),
-        "gini": Column("gini", "Gini", 3, "lower"),
-        "entropy": Column("entropy", "norm. entropy", 3, "higher"),
-        "gfid": Column("gfid", f"g{distance}", small, "lower"),
-    }[metric]
-    return replace(column, key=key, title=f"{column.title} {size}") if size else column
-
-
-Cells = Iterable[tuple[tuple[str, ...], GeneratorCell, paper.Published | None]]
-
-
-def _table(
-    measured: Measured,
-    name: str,
-    title: str,
-    labels: tuple[str, ...],
-    columns: Sequence[Column],
-    cells: Cells,
-    note: str = "",
-) -> Table:
-    """Return a table; cells with the same labels, which differ by seed and size, are one row.
-
-    Args:
-        measured: What is finished.
-        name: Stem of its file.
-        title: Heading.
-        labels: Headings of the label columns.
-        columns: Measured columns.
-        cells: Labels of the row, cell, and the paper's numbers for the row.
-        note: Remarks below the table.
-    """
-    groups: dict[tuple[str, ...], list[GeneratorCell]] = {}
-    published: dict[tuple[str, ...], paper.Published] = {}
-    for row, cell, numbers in cells:
-        groups.setdefault(row, []).append(cell)
-        published[row] = numbers or paper.Published({}, "")
-    rows = [
-        Row(
-            row,
-            {column.key: measured.stat(column.key, group) for column in columns},
-            dict(published[row].values),
-            published[row].source,
-        )
-        for row, group in groups.items()
-    ]
-    return Table(name, title, labels, tuple(columns), tuple(rows), note)
+    def column(self, key: str) -> Column:
+        """Return the column of a metric, or of a metric and a size (`gfid/S/1`)."""
+        metric, _, size = key.partition("/")
+        column = _BY_KEY[metric]
+        if column.title.endswith("FID") and self.distance == "FD":
+            column = replace(column, title=f"{column.title[0]}FD", decimals=1, published_title=column.title)
+        if not size:
+            return column
+        published = f"gFID {paper.size_counterpart(size, self.grid.config.experiments.table2.sizes) or ''}"
+        return replace(column, key=key, title=f"{column.title} {size}", published_title=published)
 
 
 def tables(measured: Measured) -> dict[str, Table]:
     """Return the tables of the recipe by name, in the order of the page."""
     grid, wanted, distance = measured.grid, measured.grid.config.experiments, measured.distance
-    seeds = grid.config.measure.tsne_seeds
-    one_size = ("rfid", "psnr", "probe", "agreement", "gfid")
+    seeds, first_size = grid.config.measure.tsne_seeds, measured.first_size
+    t4, t5, ladder = wanted.table4, wanted.table5, wanted.ladder
+    one_size = "rfid psnr probe agreement gfid"
 
-    def columns(*keys: str) -> list[Column]:
-        return [_column(distance, key) for key in keys]
+    def table(name: str, title: str, labels: tuple[str, ...], columns: str, cells: Cells, note: str = "") -> Table:
+        found = tuple(measured.column(key) for key in columns.split())
+        return Table(name, title, labels, found, _rows(measured, found, cells), note)
 
-    def teacher(cell: GeneratorCell) -> str:
-        return paper.family(cell.tokenizer.teacher)
-
-    size_columns = [
-        replace(column, published_title=f"gFID {paper.size_counterpart(size, wanted.table2.sizes) or ''}")
-        for size, column in zip(wanted.table2.sizes, columns(*(f"gfid/{s}" for s in wanted.table2.sizes)), strict=True)
-    ]
-    t4, t5, ladder, first_size = wanted.table4, wanted.table5, wanted.ladder, measured.first_size
-    by_dimension = sorted(grid.tokenizers, key=lambda t: t.dimension)
     found = (
-        _table(
-            *(measured, "table2", "Table 2: reconstruction and generation", ("d", "teacher")),
-            [*columns("rfid", "psnr", "lpips", "ssim", "probe", "agreement"), *size_columns],
-            [
+        table(
+            *("table2", "Table 2: reconstruction and generation", ("d", "teacher")),
+            " ".join(["rfid psnr lpips ssim probe agreement", *(f"gfid/{size}" for size in wanted.table2.sizes)]),
+            (
                 ((str(c.tokenizer.dimension), c.tokenizer.teacher), c, _published2(measured, c.tokenizer))
                 for c in grid.table2()
-            ],
+            ),
             "Probe: accuracy of a linear classifier on the latents. Cosine: of the latents, after the best linear map, "
             "with the features of one teacher, the same for all tokenizers. The paper has neither. Bold: best of its "
             "column.",
         ),
-        _table(
-            *(measured, "table4", f"Table 4: teachers (d {t4.dimension}, {t4.size})", ("teacher",)),
-            columns(*one_size),
-            [((c.tokenizer.teacher,), c, paper.TABLE4.get(teacher(c))) for c in grid.table4()],
+        table(
+            *("table4", f"Table 4: teachers (d {t4.dimension}, {t4.size})", ("teacher",), one_size),
+            (
+                ((c.tokenizer.teacher,), c, paper.TABLE4.get(paper.family(c.tokenizer.teacher)))
+                for c in grid.by_teacher(t4)
+            ),
         ),
-        _table(
-            *(measured, "table5"),
-            f"Table 5: parts of the alignment loss (d {t5.dimension}, {t5.teacher}, {t5.size})",
-            ("loss",),
-            columns(*one_size),
-            [((LOSS_NAMES[c.tokenizer.loss],), c, paper.TABLE5.get(c.tokenizer.loss)) for c in grid.table5()],
+        table(
+            *("table5", f"Table 5: parts of the alignment loss (d {t5.dimension}, {t5.teacher}, {t5.size})"),
+            *(("loss",), one_size),
+            (((LOSS_NAMES[c.tokenizer.loss],), c, paper.TABLE5.get(c.tokenizer.loss)) for c in grid.table5()),
             "A single term has half the weight, as published.",
         ),
-        _table(
-            *(measured, "table6", f"Table 6: uniformity of latents, and g{distance} of {first_size}", ("d", "teacher")),
-            columns("cv", "gini", "entropy", "rfid", "probe", "agreement", "gfid"),
-            [
+        table(
+            *("table6", f"Table 6: uniformity of latents, and g{distance} of {first_size}", ("d", "teacher")),
+            "cv gini entropy rfid probe agreement gfid",
+            (
                 ((str(t.dimension), _with_loss(t)), GeneratorCell(t, first_size), _published6(measured, t))
-                for t in by_dimension
-            ],
+                for t in sorted(grid.tokenizers, key=lambda t: t.dimension)
+            ),
             f"Uniformity: {'one t-SNE run' if seeds == 1 else f'means over {seeds} t-SNE runs'} of test latents, one "
             "random position each. The paper has no more than that; the other columns show which number of a tokenizer "
             f"predicts g{distance}.",
         ),
-        _table(
-            *(measured, "table1", f"Table 1: from DiT to LightningDiT (d {ladder.dimension}, {ladder.size})"),
-            ("up to",),
-            columns("gfid"),
-            [((ROW_NAMES[row],), cell, paper.TABLE1.get(row)) for row, cell in grid.ladder()],
+        table(
+            *("table1", f"Table 1: from DiT to LightningDiT (d {ladder.dimension}, {ladder.size})", ("up to",), "gfid"),
+            (((ROW_NAMES[row],), cell, paper.TABLE1.get(row)) for row, cell in grid.ladder()),
             "Patch 2 on latents without alignment up to RoPE; the last row has patch 1 on latents aligned with "
             f"{ladder.teacher}.",
         ),
     )
-    return {table.name: table for table in found if table.rows}
+    return {one.name: one for one in found if one.rows}
 
 
-def _published2(measured: Measured, tokenizer: TokenizerCell) -> paper.Published | None:
+Cells = Iterable[tuple[tuple[str, ...], GeneratorCell, Published | None]]  # labels of the row, cell, the paper's row
+
+
+def _rows(measured: Measured, columns: Sequence[Column], cells: Cells) -> tuple[Row, ...]:
+    """Return rows; cells with the same labels, which differ by seed and size, are one row."""
+    groups: dict[tuple[str, ...], list[GeneratorCell]] = {}
+    published: dict[tuple[str, ...], Published] = {}
+    for labels, cell, numbers in cells:
+        groups.setdefault(labels, []).append(cell)
+        published[labels] = numbers or Published({}, "")
+    return tuple(
+        Row(labels, {column.key: measured.stat(column.key, group) for column in columns}, published[labels])
+        for labels, group in groups.items()
+    )
+
+
+def _published2(measured: Measured, tokenizer: TokenizerCell) -> Published | None:
     """Return the paper's row of Table 2 for a tokenizer, with our sizes in the keys."""
     wanted = measured.grid.config.experiments.table2
     dimension = paper.counterpart(tokenizer.dimension, wanted.dimensions)
@@ -326,10 +284,10 @@ def _published2(measured: Measured, tokenizer: TokenizerCell) -> paper.Published
     sizes = {size: paper.size_counterpart(size, wanted.sizes) for size in wanted.sizes}
     values = {key: value for key, value in found.values.items() if "/" not in key}
     values |= {f"gfid/{ours}": found.values[f"gfid/{size}"] for ours, size in sizes.items() if size is not None}
-    return paper.Published(values, found.source)
+    return Published(values, found.source)
 
 
-def _published6(measured: Measured, tokenizer: TokenizerCell) -> paper.Published | None:
+def _published6(measured: Measured, tokenizer: TokenizerCell) -> Published | None:
     """Return the paper's row of Table 6, if all our dimensions are the paper's."""
     dimensions = {t.dimension for t in measured.grid.tokenizers}
     if tokenizer.loss not in ("full", "none") or not dimensions <= set(paper.DIMENSIONS):
@@ -372,22 +330,18 @@ def correlations(table: Table) -> list[Correlation]:
     from scipy.stats import pearsonr, spearmanr
 
     groups = {EVERY_TOKENIZER: list(table.rows)}
-    for row in table.rows:
-        groups.setdefault(f"d {row.labels[0]}", []).append(row)
-    if len(groups) == 2:  # the only dimension is the same group
-        groups = {EVERY_TOKENIZER: groups[EVERY_TOKENIZER]}
+    dimensions = dict.fromkeys(row.labels[0] for row in table.rows)
+    if len(dimensions) > 1:
+        groups |= {f"d {d}": [row for row in table.rows if row.labels[0] == d] for d in dimensions}
     found = []
     for group, rows in groups.items():
-        for column in table.columns:
-            if column.key == "gfid":
-                continue
+        for column in table.columns[:-1]:  # the last one is gFID
             pairs = [(r.ours[column.key].mean, r.ours["gfid"].mean) for r in rows]
             known = np.array([(a, b) for a, b in pairs if a is not None and b is not None])
             if len(known) >= 3 and known.std(0).min() > 0:
                 x, y = known.T
-                found.append(
-                    Correlation(column.title, float(pearsonr(x, y)[0]), float(spearmanr(x, y)[0]), len(known), group)
-                )
+                numbers = float(pearsonr(x, y)[0]), float(spearmanr(x, y)[0])
+                found.append(Correlation(column.title, *numbers, len(known), group))
     return found
 
 
@@ -403,7 +357,7 @@ def to_markdown(table: Table) -> str:
             spread = f" ± {stat.spread:.{column.decimals}f}" if stat.spread is not None else ""
             cells.append("–" if stat.mean is None else f"{stat.mean:.{column.decimals}f}{spread}")
         for column in table.published_columns:
-            number = row.published.get(column.key)
+            number = row.published.values.get(column.key)
             cells.append("–" if number is None else f"{number:.{column.published_decimals}f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -417,16 +371,10 @@ def to_csv(table: Table) -> str:
     published = [f"published {column.key}" for column in table.published_columns]
     writer.writerow([*table.labels, *ours, *published, "published source"])
     for row in table.rows:
-        cells: list[Any] = []
-        for column in table.columns:
-            stat = row.ours[column.key]
-            cells += [
-                "" if stat.mean is None else stat.mean,
-                "" if stat.spread is None else stat.spread,
-                len(stat.values),
-            ]
-        published_numbers = [row.published.get(column.key, "") for column in table.published_columns]
-        writer.writerow([*row.labels, *cells, *published_numbers, row.source])
+        stats = (row.ours[column.key] for column in table.columns)
+        cells = [cell for stat in stats for cell in (stat.mean, stat.spread, len(stat.values))]  # None is empty
+        numbers = [row.published.values.get(column.key) for column in table.published_columns]
+        writer.writerow([*row.labels, *cells, *numbers, row.published.source])
     return buffer.getvalue()
 
 
@@ -443,7 +391,7 @@ def to_plain_table(table: Table) -> dict[str, Any]:
                     key: {"mean": stat.mean, "spread": stat.spread, "values": list(stat.values), "wanted": stat.wanted}
                     for key, stat in row.ours.items()
                 },
-                "published": {"values": dict(row.published), "source": row.source},
+                "published": {"values": dict(row.published.values), "source": row.published.source},
             }
             for row in table.rows
         ],

@@ -52,6 +52,9 @@ def image_uri(image: Image.Image | NDArray[np.uint8]) -> str:
         image = Image.fromarray(np.ascontiguousarray(image))
     buffer = io.BytesIO()
     lossless = image.width * image.height <= LOSSLESS_PIXELS
-    image.save(buffer, **({"format": "PNG", "optimize": True} if lossless else {"format": "WEBP", "quality": 90}))
+    if lossless:
+        image.save(buffer, format="PNG", optimize=True)
+    else:
+        image.save(buffer, format="WEBP", quality=90)
     content = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"data:image/{'png' if lossless else 'webp'};base64,{content}"

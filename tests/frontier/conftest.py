@@ -1,0 +1,3 @@
+"""Networks of measurements are loaded once for all tests of a process."""
+
+from frontier_grid import loaded_once  # noqa: F401 a fixture of all tests
