@@ -46,12 +46,6 @@ def test_committed_pages_follow_from_the_results(name: str, capsys: pytest.Captu
     assert capsys.readouterr().out == ""  # no result was renamed as damaged
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_results_page_shows_the_claims(name: str) -> None:
-    page = (ROOT / "docs/frontier/README.md").read_text()
-    assert (ROOT / "docs/frontier" / name / "claims.md").read_text() in page
-
-
 def test_frontier_page_shows_both_verdicts_of_each_claim() -> None:
     page = (ROOT / "docs/frontier.md").read_text().splitlines()
     rows = {}
