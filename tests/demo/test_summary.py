@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -44,9 +42,8 @@ def test_threads_of_this_process(count: int, text: str, monkeypatch: pytest.Monk
     assert summary.machine(Config(device="cpu"))["device"] == text
 
 
-@pytest.mark.parametrize("description", ["Made for saliency (not DINOv2)", "Made for saliency (not DINOv2)."])
-def test_note_on_the_teacher(description: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    state: Any = SimpleNamespace(name="dinov2-small-focus", description=description, licence="MIT")
-    monkeypatch.setattr(summary.assets, "list_assets", lambda: [state])
-    found = summary.teacher_note(Config(), 112)
-    assert found == "dinov2-small-focus at 112 px: Made for saliency (not DINOv2). License: MIT"
+def test_note_on_the_teacher() -> None:
+    known = summary.teacher_note(Config(), 112)
+    assert known.startswith("dinov2-small-focus at 112 px: DINOv2 ViT-S/14 fine-tuned for saliency")
+    assert ". License: Apache-2.0" in known
+    assert summary.teacher_note(Config(teacher="some/teacher"), (64, 48)) == "some/teacher at 64x48 px"

@@ -70,10 +70,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], l
         first = other.stdout.readline()
     code, own, error = here("--output", str(folder))
     assert code == 0, error
-    theirs = first + other.communicate()[0]
+    others = first + other.communicate()[0]
     assert other.returncode == 0
     assert {name: at for name, at in results(folder).items() if name in before} == before  # no job ran again
-    return folder, [own, theirs], trained(stopped)
+    return folder, [own, others], trained(stopped)
 
 
 Shared = tuple[Path, list[str], list[str]]

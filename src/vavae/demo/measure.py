@@ -130,13 +130,23 @@ def measure(
     if train_images.num_classes > 1:
         train = of_tokenizer.encode(tokenizer, train_images, config.size, len(train_images), context)
     records += of_tokenizer.meaning_records(train, test, reference.teacher, reference.features, protocol)
-    points = None
     count = min(config.budget.tsne_points, len(test_images))
-    if count > 30:  # the perplexity of t-SNE
-        points = tsne_points(test.values[:count], 42)
+    points = tsne_points(test.values[:count], 42) if count > 30 else None  # 30 is the perplexity of t-SNE
+    if points is not None:
         records += uniformity_records(points, replace(protocol, samples=count, posterior="mean", seed=42))
     # Samples
-    records.append(_generation_record(config, generator, reference, str(config.folder(name, "generator/generator"))))
+    labels = choose_labels(config.budget.samples, generator.num_classes, "balanced", config.seed)
+    fingerprint = generator.fingerprint()
+    protocol = replace(
+        sampling_protocol(SAMPLING, len(labels), config.seed, "balanced"),
+        dtype=resolve_precision("auto", device),
+        image_size=config.size,
+        checkpoint=str(config.folder(name, "generator/generator")),
+        checkpoint_hash=fingerprint,
+    )
+    images = GeneratorBlocks(generator, labels, config.seed, SAMPLING, "auto", fingerprint)
+    records.append(reference.distance("Fréchet distance of samples", images, "sampling", protocol))
+    # Pictures
     labels = _shown_labels(config, generator)
     shown = test.values[reference.shown]
     with autocast(resolve_precision("auto", device), device):
@@ -154,22 +164,6 @@ def measure(
         tokenizer_log=read_metrics(config.folder(name, "tokenizer")),
         generator_log=read_metrics(config.folder(name, "generator")),
     )
-
-
-def _generation_record(
-    config: Config, generator: Generator, reference: ReferenceImages, checkpoint: str
-) -> MetricRecord:
-    labels = choose_labels(config.budget.samples, generator.num_classes, "balanced", config.seed)
-    fingerprint = generator.fingerprint()
-    protocol = replace(
-        sampling_protocol(SAMPLING, len(labels), config.seed, "balanced"),
-        dtype=resolve_precision("auto", generator.tokenizer.device),
-        image_size=config.size,
-        checkpoint=checkpoint,
-        checkpoint_hash=fingerprint,
-    )
-    images = GeneratorBlocks(generator, labels, config.seed, SAMPLING, "auto", fingerprint)
-    return reference.distance("Fréchet distance of samples", images, "sampling", protocol)
 
 
 def shipped_gallery(config: Config) -> Gallery:

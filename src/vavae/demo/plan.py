@@ -121,35 +121,21 @@ class Config:
         """Return the recipe of stage 1."""
         budget = self.budget
         schedule = ScheduleConfig("cosine", warmup_images=budget.tokenizer_images // 20, final=0.05)
+        discriminator = DiscriminatorConfig(32, 2)
         return train_tokenizer.Config(
             output=str(self.folder(run, "tokenizer")),
             data=self.data(),
-            tokenizer=AutoencoderConfig(
-                latent_channels=16,
-                base_channels=32,
-                channel_multipliers=(1, 2, 4),
-                blocks_per_level=1,
-                attention_levels=(),
-            ),
+            tokenizer=AutoencoderConfig(16, 32, (1, 2, 4), blocks_per_level=1, attention_levels=()),
             teacher=train_tokenizer.TeacherConfig(self.teacher, input_size=self.teacher_size, cache_features=True),
             objective=ObjectiveConfig(
-                adversarial=AdversarialConfig(
-                    start_images=budget.adversarial_from, discriminator=DiscriminatorConfig(32, 2)
-                ),
+                adversarial=AdversarialConfig(start_images=budget.adversarial_from, discriminator=discriminator),
                 # Stronger than published (weight 0.1, margins 0.5 and 0.25), to have an effect in so short a training.
                 alignment=AlignmentConfig(enabled=run == ALIGNED, weight=1.0, cos_margin=0.2, distance_margin=0.1),
             ),
             optimizer=OptimizerConfig("adam", 1.2e-3, (0.9, 0.95), schedule=schedule),
             discriminator_optimizer=OptimizerConfig("adam", 5e-4, (0.5, 0.9)),
-            training=TrainingConfig(
-                images=budget.tokenizer_images,
-                batch_size=TOKENIZER_BATCH,
-                seed=self.seed,
-                device=self.device,
-                ema_decay=0.95,
-                log_images=min(256, budget.tokenizer_images // 4),
-                checkpoint_images=4_096,
-                keep_checkpoints=1,
+            training=self._training(
+                budget.tokenizer_images, TOKENIZER_BATCH, 0.95, min(256, budget.tokenizer_images // 4), 4_096
             ),
         )
 
@@ -173,19 +159,20 @@ class Config:
             output=str(self.folder(run, "generator")),
             latents=str(self.folder(run, "latents")),
             tokenizer=str(self.folder(run, "tokenizer/tokenizer")),
-            transformer=train_dit.TransformerConfig(
-                "S/2", width=budget.width, depth=budget.depth, heads=budget.width // 64
-            ),
+            transformer=train_dit.TransformerConfig("S/2", budget.width, budget.depth, budget.width // 64),
             sampling=SAMPLING,
             optimizer=OptimizerConfig("adamw", 1e-3, (0.9, 0.95), gradient_clip=1.0, schedule=schedule),
-            training=TrainingConfig(
-                images=budget.generator_images,
-                batch_size=128,
-                seed=self.seed,
-                device=self.device,
-                ema_decay=0.98,
-                log_images=min(512, budget.generator_images // 5),
-                checkpoint_images=10_240,
-                keep_checkpoints=1,
-            ),
+            training=self._training(budget.generator_images, 128, 0.98, min(512, budget.generator_images // 5), 10_240),
+        )
+
+    def _training(self, images: int, batch_size: int, ema_decay: float, log: int, checkpoint: int) -> TrainingConfig:
+        return TrainingConfig(
+            images=images,
+            batch_size=batch_size,
+            seed=self.seed,
+            device=self.device,
+            ema_decay=ema_decay,
+            log_images=log,
+            checkpoint_images=checkpoint,
+            keep_checkpoints=1,
         )

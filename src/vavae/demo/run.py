@@ -87,7 +87,7 @@ def run(config: Config) -> Path:
 
 
 def _run(config: Config, folder: Path, test: ImageSource) -> Path:
-    budget, device = config.budget, resolve_device(config.device)
+    device = resolve_device(config.device)
     steps = _Steps(folder / "steps.json")
     train = config.data("train").open("train", folder)
     note(folder / "images.json", "test images", len(test), test.class_names, test.found)
@@ -98,21 +98,8 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
     with steps("features of the test images", f"{len(test):,} images"):
         reference = ReferenceImages.of(config, train, test, teacher)
 
-    # Train and measure
-    runs: list[RunResult] = []
-    for name in (ALIGNED, UNALIGNED) if config.compare else (ALIGNED,):
-        seen = f"{budget.tokenizer_images:,} images seen, batches of {TOKENIZER_BATCH}"
-        with steps(f"train the {name} tokenizer", seen):
-            train_tokenizer.run(config.tokenizer(name))
-        with steps(f"encode ({name})", f"{len(train):,} images and their mirror images"):
-            encode.run(config.encode(name))
-        with steps(f"train the transformer on {name} latents", f"{budget.generator_images:,} latents seen"):
-            train_dit.run(config.transformer(name))
-        with steps(f"sample and measure ({name})", f"{len(test):,} reconstructions, {budget.samples} samples"):
-            # The saved models, so that a later call that finds them trained measures the same.
-            tokenizer = Tokenizer.from_pretrained(config.folder(name, "tokenizer/tokenizer"), device)
-            generator = Generator.from_pretrained(config.folder(name, "generator/generator"), device)
-            runs.append(measure(config, name, tokenizer, generator, reference))
+    names = (ALIGNED, UNALIGNED) if config.compare else (ALIGNED,)
+    runs = [_train_and_measure(config, name, len(train), reference, steps) for name in names]
     with steps("sample from the model in the package", "for comparison"):
         gallery = shipped_gallery(config)
 
@@ -121,7 +108,7 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
     record = {
         "command": command_line(),
         "config": to_plain(config),
-        "budget": to_plain(budget),
+        "budget": to_plain(config.budget),
         "versions": found,
         "steps": to_plain(steps.timings),
         "runs": {run.name: [r.to_dict() for r in run.records] for run in runs},
@@ -157,3 +144,22 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
         print(f"  {label}: {values[ALIGNED]}{unit and f' {unit}'}{others}")
     print(f"numbers: {results}\npage: {page}")
     return page
+
+
+def _train_and_measure(
+    config: Config, name: str, train_images: int, reference: ReferenceImages, steps: _Steps
+) -> RunResult:
+    budget, device = config.budget, resolve_device(config.device)
+    seen = f"{budget.tokenizer_images:,} images seen, batches of {TOKENIZER_BATCH}"
+    with steps(f"train the {name} tokenizer", seen):
+        train_tokenizer.run(config.tokenizer(name))
+    with steps(f"encode ({name})", f"{train_images:,} images and their mirror images"):
+        encode.run(config.encode(name))
+    with steps(f"train the transformer on {name} latents", f"{budget.generator_images:,} latents seen"):
+        train_dit.run(config.transformer(name))
+    shown = f"{len(reference.test):,} reconstructions, {budget.samples} samples"
+    with steps(f"sample and measure ({name})", shown):
+        # The saved models, so that a later call that finds them trained measures the same.
+        tokenizer = Tokenizer.from_pretrained(config.folder(name, "tokenizer/tokenizer"), device)
+        generator = Generator.from_pretrained(config.folder(name, "generator/generator"), device)
+        return measure(config, name, tokenizer, generator, reference)

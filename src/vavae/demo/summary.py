@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 
-from vavae import assets
 from vavae.config.image_size import Size, format_size
 from vavae.data import ImageSource
 from vavae.demo.contents import RunResult, StepTiming
@@ -14,6 +13,7 @@ from vavae.demo.plan import Config
 from vavae.device import device_name, resolve_device, resolve_precision
 from vavae.metrics import MetricRecord
 from vavae.report.numbers import duration
+from vavae.teachers.registry import TEACHERS
 
 # Label, name of the record, unit, digits after the point, explanation.
 _HEADLINE = (
@@ -75,9 +75,9 @@ def images_note(config: Config, train: ImageSource, test: ImageSource) -> str:
 def teacher_note(config: Config, input_size: Size) -> str:
     """Return name, origin and license of the teacher."""
     note = f"{config.teacher} at {format_size(input_size)} px"
-    for asset in assets.list_assets():
-        if asset.name == config.teacher:
-            note += f": {asset.description.rstrip('.')}. License: {asset.licence}"
+    for spec in TEACHERS:
+        if spec.name == config.teacher:
+            note += f"{f': {spec.note}' if spec.note else ''}. License: {spec.license}"
     return note
 
 

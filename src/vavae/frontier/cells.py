@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -63,13 +63,7 @@ _MEASURED: dict[Kind, str] = {
 
 @dataclass(eq=False)
 class CellContext:
-    """What all measurements share; networks and images are loaded on first use.
-
-    Args:
-        config: The recipe.
-        grid: Its cells.
-        results: The finished results.
-    """
+    """What all measurements share; networks and images are loaded on first use."""
 
     config: Config
     grid: Grid
@@ -170,10 +164,7 @@ def _part(source: ImageSource, count: int | None) -> ImageSource:
 def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dict[str, Any]:
     """Run a job, or resume it, and return the content of its result file.
 
-    Args:
-        context: What all measurements share.
-        job: The job.
-        known: Its result, if it exists and only the models are missing.
+    `known` is its result, if it exists and only the models are missing.
     """
     cell, folder = job.cell, context.grid.cell_folder(job.cell)
     recipe = context.config.tokenizer if isinstance(cell, TokenizerCell) else context.config.generator
@@ -417,10 +408,12 @@ def _samples(context: CellContext, generator: Generator) -> str:
     return image_uri(image_grid(pixels, columns=_COLUMNS, padding=1))
 
 
-def main_values(kind: str, content: dict[str, Any]) -> Sequence[tuple[str, float]]:
+def main_values(kind: str, content: dict[str, Any]) -> str:
     """Return the numbers of a result that the terminal shows."""
     shown = {"tokenizer": ("rFID", "reconstruction Fréchet distance", "PSNR"), "generator": ("FID", "Fréchet distance"),
              "uniformity": ("uniformity: density cv",)}  # fmt: skip
     if kind == "curve":
-        return [(f"at {p['images']:,}", float(p["record"]["value"])) for p in content["points"][-1:]]
-    return [(r["name"], float(r["value"])) for r in content["records"] if r["name"] in shown[kind]]
+        values = [(f"at {p['images']:,}", p["record"]["value"]) for p in content["points"][-1:]]
+    else:
+        values = [(r["name"], r["value"]) for r in content["records"] if r["name"] in shown[kind]]
+    return ", ".join(f"{name} {value:.4g}" for name, value in values)

@@ -85,12 +85,8 @@ def format_stat(stat: Stat) -> str:
 def speed_up(plain: Sequence[tuple[int, float]], aligned: Sequence[tuple[int, float]]) -> str:
     """Return in words how many times fewer images the aligned run needs to reach the last gFID of the plain run.
 
-    Between two points the logarithm of gFID is linear in images. If the first point of the aligned run has reached the
-    target, the factor is a lower bound.
-
-    Args:
-        plain: (images, gFID) without alignment, by rising images.
-        aligned: The same with alignment.
+    Both are (images, gFID) by rising images; between two points the logarithm of gFID is linear in images. If the first
+    point of the aligned run has reached the target, the factor is a lower bound.
     """
     last, target = plain[-1]
     if aligned[0][1] <= target:

@@ -14,16 +14,7 @@ from vavae.report.series import Series, series_figure
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of the page.
-
-    Attributes:
-        name: Stem of its file.
-        title: Heading.
-        svg: The figure.
-        alt_text: Alternative text.
-        legend: Its series.
-        note: Caption.
-    """
+    """A figure of the page: stem of its file, heading, SVG, alternative text, its series, caption."""
 
     name: str
     title: str
@@ -168,12 +159,7 @@ def maps(measured: Measured) -> list[Drawn]:
 
 
 def classes(measured: Measured, names: Sequence[str]) -> list[LegendLine]:
-    """Return the legend of the classes on the maps; empty without class names.
-
-    Args:
-        measured: The finished results.
-        names: One per class, in label order.
-    """
+    """Return the legend of the classes on the maps, given their names in label order; empty without names."""
     contents = [measured.content("uniformity", cell) for cell in measured.grid.tokenizers]
     seen = sorted({int(label) for content in contents if content is not None for label in content["labels"]})
     return [LegendLine.of(label, names[label]) for label in seen if label < len(names)]

@@ -157,11 +157,7 @@ def _named_by(recipe: Any) -> dict[str, Any]:
 
 
 class Grid:
-    """All cells of a recipe, in the order of the jobs.
-
-    Args:
-        config: The recipe.
-        fingerprints: Of the training and the test images.
+    """All cells of a recipe, in the order of the jobs; `fingerprints` are those of training and test images.
 
     Raises:
         UserError: A size, a teacher or its input size does not exist.
@@ -386,28 +382,19 @@ def down_to(config: train_dit.Config, row: LadderRow) -> train_dit.Config:
     Rows before `beta2` have AdamW's default of 0.999. Rows before `batch` have a quarter of the batch size and half of
     the learning rate. DiT predicts noise on the variance-preserving path. The number of images is the same.
     """
-    place = ROWS.index(row)
-
-    def has(name: LadderRow) -> bool:
-        return place >= ROWS.index(name)
-
-    transformer = replace(
-        config.transformer,
-        rope=config.transformer.rope and has("rope"),
-        rmsnorm=config.transformer.rmsnorm and has("rmsnorm"),
-        swiglu=config.transformer.swiglu and has("swiglu"),
-    )
-    flow = config.flow
-    if not has("direction"):
+    later = set(ROWS[ROWS.index(row) + 1 :])
+    transformer, flow, optimizer, training = config.transformer, config.flow, config.optimizer, config.training
+    switches = {name: False for name in ("rope", "rmsnorm", "swiglu") if name in later}
+    transformer = replace(transformer, **switches)  # type: ignore[arg-type]
+    if "direction" in later:
         flow = replace(flow, direction_weight=0.0)
-    if not has("lognorm"):
+    if "lognorm" in later:
         flow = replace(flow, times=TimeDistribution(kind="uniform"))
-    if not has("rectified-flow"):
+    if "rectified-flow" in later:
         flow = FlowConfig("vp", "noise", flow.times, flow.direction_weight)
-    optimizer, training = config.optimizer, config.training
-    if not has("beta2"):
+    if "beta2" in later:
         optimizer = replace(optimizer, betas=(optimizer.betas[0], 0.999))
-    if not has("batch"):
+    if "batch" in later:
         optimizer = replace(optimizer, learning_rate=optimizer.learning_rate / 2)
         training = replace(training, batch_size=max(1, training.batch_size // 4))
     return replace(config, transformer=transformer, flow=flow, optimizer=optimizer, training=training)

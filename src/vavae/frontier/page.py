@@ -50,12 +50,7 @@ _STYLES = {
 
 
 def print_states(states: States, begins: Job | None) -> None:
-    """Print the states of all jobs: a table in a terminal, otherwise one line.
-
-    Args:
-        states: Jobs with their states and notes.
-        begins: The job that begins now; None at the end.
-    """
+    """Print the states of all jobs: a table in a terminal, otherwise one line; `begins` is the job that begins now."""
     counts = Counter(state for _, state, _ in states)
     summary = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
     if not sys.stdout.isatty():

@@ -22,9 +22,6 @@ class Results:
     """The result files of a frontier. A job is done when its file exists and its hash is right.
 
     Each file is JSON with everything about one job and the sha256 of that content. It is written whole or not at all.
-
-    Args:
-        folder: Folder of the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,21 +74,15 @@ class Locks:
 
     The kernel releases the lock of a process that ends, however it ends. On file systems without `flock` filelock uses
     the existence of the file instead (docs/cluster.md).
-
-    Args:
-        folder: Folder of the lock files.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.lock"
-
     @contextlib.contextmanager
     def holding(self, name: str) -> Iterator[bool]:
         """Try to hold a lock for the block; yield whether it succeeded."""
-        path = self._path(name)
+        path = self.folder / f"{name}.lock"
         lock = FileLock(path)
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +99,7 @@ class Locks:
 
     def held(self, name: str) -> bool:
         """Return whether a process holds a lock now; this one counts too."""
-        path = self._path(name)
+        path = self.folder / f"{name}.lock"
         if not path.exists():
             return False
         with naming(path), contextlib.suppress(Timeout), FileLock(path).acquire(timeout=0):
@@ -127,11 +118,7 @@ class Locks:
 
 
 class Failures:
-    """Jobs that failed in this call, with the reason. No process of the call runs them again.
-
-    Args:
-        path: A file that the processes of the call share; None for one process.
-    """
+    """Jobs that failed in this call, with the reason, in a file that its processes share; none runs them again."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

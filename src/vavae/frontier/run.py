@@ -117,7 +117,7 @@ class _Runner:
         def state(job: Job) -> tuple[State, str]:
             content = self.results.read(job.result)
             if content is not None:
-                return State.DONE, _main_values(job, content)
+                return State.DONE, main_values(job.kind, content)
             if job.result == self.running:
                 return State.RUNNING, ""
             if job.result in failed:
@@ -201,12 +201,8 @@ class _Runner:
                 self.running = None
             delete_intermediates(self.grid, job)
             duration = format_duration(content["seconds"])
-            print(f"done: {job.label} in {duration}: {_main_values(job, content)}", flush=True)
+            print(f"done: {job.label} in {duration}: {main_values(job.kind, content)}", flush=True)
             return True
-
-
-def _main_values(job: Job, content: dict[str, object]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in main_values(job.kind, content))
 
 
 def _waiting(todo: Sequence[Job]) -> str:

@@ -150,12 +150,7 @@ class Measured:
         return self.results.read(self.grid.job(kind, cell).result)
 
     def stat(self, key: str, cells: Sequence[GeneratorCell]) -> Stat:
-        """Return a metric over cells that differ by seed.
-
-        Args:
-            key: `rfid`, `gfid`, …, of the cells of the first cell's size, or `gfid/S/1`, of the cells of size S/1.
-            cells: The cells.
-        """
+        """Return a metric (`rfid`, …) over cells that differ by seed; `gfid/S/1` takes the cells of size S/1."""
         metric, _, size = key.partition("/")
         column, cells = _BY_KEY[metric], [cell for cell in cells if cell.size == (size or cells[0].size)]
         records = []

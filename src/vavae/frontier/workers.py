@@ -47,12 +47,7 @@ main()
 
 @contextlib.contextmanager
 def call_folder(output: Path, locks: Locks) -> Iterator[Path]:
-    """Name a folder for this call and lock it for the block. Remove folders of ended calls on this machine.
-
-    Args:
-        output: Folder of the frontier.
-        locks: Its locks.
-    """
+    """Name a folder for this call and lock it for the block. Remove folders of ended calls on this machine."""
     folder, host = output / "workers", socket.gethostname()
     for old in folder.glob(f"{host}-*"):
         with locks.holding(f"call-{old.name}") as ended:
@@ -64,27 +59,16 @@ def call_folder(output: Path, locks: Locks) -> Iterator[Path]:
 
 
 def failures_of_call(folder: Path | None = None) -> Failures:
-    """Return the failures of a call.
-
-    Args:
-        folder: Folder of the call. By default the call that started this process; without a call the failures are
-            kept in memory.
-    """
-    named = os.environ.get(_CALL)
-    place = folder or (Path(named) if named else None)
-    return Failures(place / _FAILURES if place is not None else None)
+    """Return the failures of the call with this folder, or of the call that started this process, or a new list."""
+    place = folder or os.environ.get(_CALL)
+    return Failures(Path(place) / _FAILURES if place else None)
 
 
 def work_together(config: Config, folder: Path, report: Callable[[], None]) -> list[str]:
     """Run `config.workers` processes on the grid until all have ended; each writes to `<folder>/N.log`.
 
     The first signal is passed on, and the processes save their state. The second ends them at once. They also save
-    their state and stop when this process dies.
-
-    Args:
-        config: The recipe.
-        folder: Folder of the call.
-        report: Called about once a second.
+    their state and stop when this process dies. `report` is called about once a second.
 
     Returns:
         The last messages of the processes that failed, for example `2.log: out of memory`.
@@ -146,12 +130,7 @@ def shares(workers: int, device: torch.device) -> list[dict[str, str]]:
 
 
 def take_turns(environments: Sequence[dict[str, str]], device: torch.device) -> bool:
-    """Return whether processes share a GPU without NVIDIA's MPS, so that their kernels run one at a time.
-
-    Args:
-        environments: As `shares` returns them.
-        device: Device of the recipe.
-    """
+    """Return whether processes share a GPU without NVIDIA's MPS, so that their kernels run one at a time."""
     gpus = {environment.get("CUDA_VISIBLE_DEVICES", "the same") for environment in environments}
     # Default folder of MPS's control daemon (NVIDIA's guide to MPS).
     pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
