@@ -1,6 +1,7 @@
 """The recipe of a frontier: data, recipes of all tokenizers and generators, measurements, and the grid."""
 
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal, get_args
 
 from vavae.config import to_plain
@@ -43,9 +44,14 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
+@cache
+def _defaults(config_class: type) -> dict[str, Any]:
+    return flat(config_class())
+
+
 def differing(config: Any) -> dict[str, Any]:
     """Return the values that differ from the defaults of the class of `config`, by dotted key."""
-    defaults = flat(type(config)())
+    defaults = _defaults(type(config))
     return {key: value for key, value in flat(config).items() if key not in defaults or defaults[key] != value}
 
 

@@ -167,6 +167,7 @@ class Grid:
         self.config = config
         self.fingerprints = fingerprints
         self.folder = Path(config.output)
+        self._names: dict[Cell, str] = {}
         for cell in self.generators:  # a wrong size or teacher is reported before training
             self.generator(cell).transformer.resolve(cell.tokenizer.dimension, self.side, 10)
             self.tokenizer(cell.tokenizer)
@@ -333,10 +334,14 @@ class Grid:
 
     def name(self, cell: Cell) -> str:
         """Return the hash of a cell's recipe and of what it is trained on."""
-        if isinstance(cell, TokenizerCell):
-            return digest("tokenizer", _named_by(self.tokenizer(cell)), self.fingerprints[0])
-        recipe = _named_by(self.generator(cell))
-        return digest("generator", recipe, self.name(cell.tokenizer), self._kind_of_latents)
+        if cell not in self._names:
+            if isinstance(cell, TokenizerCell):
+                parts: tuple[Any, ...] = ("tokenizer", _named_by(self.tokenizer(cell)), self.fingerprints[0])
+            else:
+                trained_on = self.name(cell.tokenizer), self._kind_of_latents
+                parts = ("generator", _named_by(self.generator(cell)), *trained_on)
+            self._names[cell] = digest(*parts)
+        return self._names[cell]
 
     def cell_folder(self, cell: Cell) -> Path:
         """Return the folder that contains `run`, and the latents of a tokenizer."""

@@ -2,7 +2,6 @@
 
 import enum
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -40,33 +39,13 @@ class State(enum.Enum):
 
 
 States = Sequence[tuple[Job, State, str]]  # with main numbers, or the reason of a failure
-_STYLES = {
-    State.DONE: "green",
-    State.RUNNING: "bold",
-    State.FAILED: "red",
-    State.ELSEWHERE: "cyan",
-    State.WAITING: "dim",
-}
 
 
 def print_states(states: States, begins: Job | None) -> None:
-    """Print the states of all jobs: a table in a terminal, otherwise one line; `begins` is the job that begins now."""
+    """Print how many jobs are in each state, and the job that begins now."""
     counts = Counter(state for _, state, _ in states)
     summary = ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
-    if not sys.stdout.isatty():
-        print(f"-- {begins.label} ({summary})" if begins is not None else f"-- {summary}", flush=True)
-        return
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    table = RichTable(box=None, pad_edge=False, title=summary, title_justify="left", title_style="bold")
-    for name in ("job", "cell", "state", "numbers"):
-        table.add_column(name)
-    for job, state, note in states:
-        table.add_row(job.kind, job.cell.label, state.value, note, style=_STYLES[state])
-    console = Console(highlight=False)
-    console.clear()
-    console.print(table)
+    print(f"-- {begins.label} ({summary})" if begins is not None else f"-- {summary}", flush=True)
 
 
 def write_everything(config: Config, grid: Grid, results: Results, states: States) -> Path:
@@ -117,7 +96,8 @@ def _view(config: Config, measured: Measured, states: States) -> dict[str, Any]:
     """Return what the template shows in addition to claims and tables."""
     every = tables(measured)
     contents = [content for job, _, _ in states if (content := measured.results.read(job.result)) is not None]
-    machines = dict.fromkeys(_machine(content["versions"]) for content in contents)
+    found = (content["versions"] for content in contents)
+    machines = dict.fromkeys(v.get("gpu", f"CPU ({v.get('machine', 'unknown')})") for v in found)
     sampling = config.generator.sampling
     guided = "without guidance" if sampling.guidance_scale == 1 else f"guidance {sampling.guidance_scale:g}"
     names = {name: table.title.split(":")[0] for name, table in every.items()}
@@ -150,10 +130,6 @@ def _view(config: Config, measured: Measured, states: States) -> dict[str, Any]:
         "jobs": [(job.kind, measured.grid.shown_name(job.cell), state.value, it) for job, state, it in states],
         "embed": Embedder(),
     }
-
-
-def _machine(versions: dict[str, str]) -> str:
-    return versions.get("gpu", f"CPU ({versions.get('machine', 'unknown')})")
 
 
 def _subtitle(config: Config, measured: Measured) -> str:
