@@ -115,13 +115,12 @@ def test_colors_of_figures_and_page_agree() -> None:
     from importlib import resources
 
     css = (resources.files("vavae.report") / "templates" / "page.css").read_text()
-    light = css.split("@media", 1)[0]
     labels = list(range(10))
     svg = curves_figure(panel([1.0, 2.0], [2.0, 3.0])) + scatter_figure(np.random.rand(10, 2), labels)  # noqa: NPY002
     found = set(re.findall(r"var\((--[\w-]+), (#[0-9a-f]{6})\)", svg))
     assert len(found) >= 14
     for name, color in found:
-        assert f"{name}: {color};" in light, f"{name} is {color} in figures"
+        assert f"{name}: light-dark({color}, " in css, f"{name} is {color} in figures"
 
 
 def test_numbers_on_axes_are_short() -> None:
