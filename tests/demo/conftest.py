@@ -74,7 +74,7 @@ def make_report() -> Callable[..., DemoReport]:
         gallery = np.random.default_rng(5).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
         report = DemoReport(
             command="vavae demo --seed 0",
-            created="2026-03-14T15:09:26+00:00",
+            created="14 March 2026, 15:09 UTC",
             machine={"processor": "Some CPU", "device": "CPU, 2 threads"},
             versions={"vavae": "0.1.0", "torch": "2.13.0"},
             images_note="Ten images, with a license.",

@@ -75,7 +75,7 @@ class DemoReport:
 
     Attributes:
         command: The command line that makes this page again.
-        created: When, as an ISO 8601 string.
+        created: When.
         machine: The machine, for example {"processor": "...", "threads": "2"}.
         versions: Package to version.
         images_note: Origin and license of the images.

@@ -1,6 +1,5 @@
 """The page of the demo: one HTML file that needs no other file and no network."""
 
-import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,14 +58,8 @@ class Strip:
 class PictureGroup:
     """Strips of pictures of one size.
 
-    Attributes:
-        strips: The strips.
-        ratio: Aspect ratio in CSS.
-        columns: Pictures side by side.
-        run: Number of the run; None for a group of no run.
-        name: Heading.
-        note: How the pictures were made.
-        times: Headings of the columns.
+    `ratio` is their aspect ratio in CSS, `run` the number of the run, `note` how they were made, and `times` are the
+    headings of the columns.
     """
 
     strips: tuple[Strip, ...]
@@ -101,7 +94,7 @@ def _view(report: DemoReport) -> dict[str, Any]:
     return {
         "title": "vavae demo",
         "facts": [
-            ("Made", _date(report.created)),
+            ("Made", report.created),
             ("Took", duration(sum(seconds))),
             ("On", " · ".join(report.machine.values())),
         ],
@@ -111,7 +104,6 @@ def _view(report: DemoReport) -> dict[str, Any]:
             *(("samples", "Samples"), ("curves", "Curves"), ("numbers", "All numbers"), ("again", "Run it again")),
         ],
         "total_seconds": sum(seconds),
-        "longest_seconds": max(seconds, default=0.0) or 1.0,
         "run_names": names,
         "headline": headline(runs),
         "reconstructions": _matrix(
@@ -231,8 +223,3 @@ def _pictures(images: Iterable[NDArray[np.uint8]], alts: Iterable[str]) -> tuple
 
 def _ratio(images: NDArray) -> str:
     return f"{images.shape[2]} / {images.shape[1]}"
-
-
-def _date(created: str) -> str:
-    moment = datetime.datetime.fromisoformat(created)
-    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()

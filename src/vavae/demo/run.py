@@ -120,7 +120,7 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
     shown = reference.shown
     report = DemoReport(
         command=command_line(),
-        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        created=time.strftime("%d %B %Y, %H:%M %Z"),
         machine=machine(config),
         versions={name: version for name, version in found.items() if name not in ("machine", "gpu", "cuda")},
         images_note=images_note(config, train, test),

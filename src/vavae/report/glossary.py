@@ -50,11 +50,7 @@ _METRICS = (
     ("psnr", "Pixel fidelity in decibels; 3 dB more is half the squared error."),
     ("ssim", "Similarity of local structure; 1 is identical."),
     ("lpips", "Difference of a vision network’s features; 0 is identical."),
-    ("fid", "Distance between two sets of images, in the statistics of a vision network’s features."),
     ("fréchet", "Distance between two sets of images, in the statistics of a vision network’s features."),
-    ("inception score", "Confident and varied class predictions on the samples."),
-    ("precision", "Share of samples that resemble a real image."),
-    ("recall", "Share of real images that resemble a sample."),
     ("gini", "Unevenness of the latents in their space; 0 is perfectly even."),
     ("entropy", "Evenness of the latents in their space; 1 is perfectly even."),
     ("density", "Unevenness of the density of latents; 0 is perfectly even."),
@@ -66,10 +62,6 @@ _METRICS = (
         "Difference between similarities of positions in the latents and in the teacher’s features; 0 is agreement.",
     ),
     ("cknna", "Agreement of latents and teacher on the nearest neighbors of images; 1 is agreement."),
-    ("cka", "Similarity of two feature spaces up to rotation; 1 is identical."),
-    ("throughput", "Speed on this machine."),
-    ("images per second", "Speed on this machine."),
-    ("parameters", "Trainable parameters of the model."),
 )
 
 
