@@ -324,7 +324,7 @@ def test_waits_for_an_occupied_run_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_resume_with_other_sampling_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither is part of a cell's name, so neither prevents the resume."""
+    """Sampling and folder are not part of a cell's name."""
 
     def stopped(config: Any, **_: object) -> None:
         folder = Path(config.output)

@@ -332,7 +332,7 @@ def test_claims_of_numbers_like_the_papers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("aligned", "said", "expected"),
+    ("aligned", "shown", "expected"),
     [
         ({"32": 60.0, "64": 20.0}, "1.46 times, gFID 40.00 → 20.00", "reproduced"),
         ({"32": 30.0, "64": 20.0}, "at least 2.00 times", "reproduced"),
@@ -341,14 +341,14 @@ def test_claims_of_numbers_like_the_papers(tmp_path: Path) -> None:
         ({"32": 90.0, "64": 50.0}, "not reached", "not reproduced"),
     ],
 )
-def test_verdicts_of_convergence(aligned: dict[str, float], said: str, expected: str, tmp_path: Path) -> None:
+def test_verdicts_of_convergence(aligned: dict[str, float], shown: str, expected: str, tmp_path: Path) -> None:
     values: dict[Any, Any] = {
         ("curve", 4, "none", "none", 0): {"32": 80.0, "64": 40.0},
         ("curve", 4, DINO, "full", 0): aligned,
     }
-    seeds = ("--experiments.convergence.seeds", "[0,1]")  # of which one is measured
+    seeds = ("--experiments.convergence.seeds", "[0,1]")  # one of them is measured
     found = next(c for c in claims(measured(tmp_path, values, *ENOUGH, *seeds)) if "convergence" in c.claim)
-    assert said in found.ours
+    assert shown in found.ours
     assert found.verdict == expected
     few = measured(tmp_path / "few", values, *ENOUGH, "--measure.curve_samples", "4999")
     assert next(c for c in claims(few) if "convergence" in c.claim).verdict == "open (too few images)"

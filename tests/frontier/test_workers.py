@@ -44,7 +44,7 @@ def logs_of(folder: Path) -> list[str]:
 
 
 def trainings(folder: Path) -> list[str]:
-    """Return what the processes of the last call started to train."""
+    """Return the cells that the processes of the last call started to train."""
     return re.findall("^training .*", "\n".join(logs_of(folder)), re.MULTILINE)
 
 

@@ -47,7 +47,7 @@ def _fingerprints() -> tuple[str, str]:
 
 
 def real_grid(config: Config) -> Grid:
-    """Return the grid whose names are those of a run."""
+    """Return the grid with the names that a run gives."""
     return Grid(config, _fingerprints())
 
 

@@ -1,8 +1,7 @@
 """Measure a tokenizer with its generator as `vavae evaluate` does, and take the pictures of the page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -14,12 +13,12 @@ from vavae.demo.contents import Gallery, RunResult
 from vavae.demo.plan import FACTOR, SAMPLING, Config
 from vavae.device import autocast, resolve_device, resolve_precision
 from vavae.evaluation import tokenizer as of_tokenizer
-from vavae.evaluation.features import BlockStore, ImageBlocks, StoredFeatures, extract
+from vavae.evaluation.features import BlockStore, ImageBlocks, extract
 from vavae.evaluation.generation import Measuring, Reference, generation_records
 from vavae.evaluation.images import GeneratorBlocks, SourceBlocks
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.losses import LPIPS
-from vavae.metrics import FeatureNetwork, MeasurementProtocol, MetricRecord, tsne_points
+from vavae.metrics import MeasurementProtocol, MetricRecord, tsne_points
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import choose_labels, draw
 from vavae.teachers import Teacher
@@ -32,69 +31,38 @@ _FORMING = 3  # samples whose formation is shown
 _FRECHET = Measuring(("frechet",))
 
 
-@dataclass(frozen=True, eq=False)
 class ReferenceImages:
-    """What both runs are measured against.
+    """What both runs are measured against: images, the teacher, and its features of the test images.
 
-    Attributes:
-        train: Training images.
-        test: Test images.
-        side: Of the latent grid.
-        teacher: The teacher.
-        network: The teacher as a network for Fréchet distances: pooled features, and features on the latent grid.
-        features: Features of the test images.
-        store: Where features are kept.
-        records: Numbers that belong to no run.
+    `records` has the lowest Fréchet distance that a generator can reach, measured with as many training images as
+    samples.
     """
 
-    train: ImageSource
-    test: ImageSource
-    side: int
-    teacher: Teacher
-    network: FeatureNetwork
-    features: StoredFeatures
-    store: BlockStore
-    records: tuple[MetricRecord, ...]
-
-    @classmethod
-    def of(cls, config: Config, train: ImageSource, test: ImageSource, teacher: Teacher) -> Self:
-        """Extract the teacher's features of the test images.
-
-        The lowest Fréchet distance that a generator can reach is measured with as many training images as samples.
-        """
-        side = config.size // FACTOR
+    def __init__(self, config: Config, train: ImageSource, test: ImageSource, teacher: Teacher) -> None:
+        self.train, self.test, self.teacher = train, test, teacher
+        self.side = config.size // FACTOR  # of the latent grid
         at = "" if config.teacher_size is None else f"@{config.teacher_size}"
-        network = replace(
-            of_tokenizer.grid_network(teacher, (side, side)),
+        self.network = replace(
+            of_tokenizer.grid_network(teacher, (self.side, self.side)),
             name=f"teacher:{config.teacher}{at}",
             fingerprint=teacher.fingerprint(),
         )
-        store = BlockStore(config.folder("features"))
-        images = SourceBlocks(test, config.size)
-        features = extract(images, [network], store, _BATCH, World(), "test images", network.parts)[network.name]
-        reference = cls(train, test, side, teacher, network, features, store, ())
+        self.name = f"{test.name} (test)"
+        self.shown = class_balanced(SHOWN, test)  # indices of the test images on the page
+        self.store = BlockStore(config.folder("features"))
+        images, parts = SourceBlocks(test, config.size), self.network.parts
+        self.features = extract(images, [self.network], self.store, _BATCH, World(), "test images", parts)[
+            self.network.name
+        ]
         chosen = Selection(train, np.array(class_balanced(config.budget.samples, train)))
         protocol = MeasurementProtocol(len(chosen), image_size=config.size, split=f"{train.name} (train)")
         name = "Fréchet distance of real training images"
-        floor = reference.distance(name, SourceBlocks(chosen, config.size), "training images", protocol)
-        return replace(reference, records=(floor,))
+        self.records = (self.distance(name, SourceBlocks(chosen, config.size), "training images", protocol),)
 
-    @property
-    def name(self) -> str:
-        """Name of the test images in records."""
-        return f"{self.test.name} (test)"
-
-    @property
-    def shown(self) -> list[int]:
-        """Indices of the test images on the page."""
-        return class_balanced(SHOWN, self.test)
-
-    def teacher_maps(self, indices: Sequence[int]) -> np.ndarray:
-        """Return the teacher's features of some test images on the latent grid, (N, h, w, D)."""
-        grids = self.features.all("grid")[list(indices)]
-        return (
-            grids.view(len(indices), -1, self.side, self.side).permute(0, 2, 3, 1).numpy()
-        )  # (N, D·h·w) -> (N, h, w, D)
+    def teacher_maps(self) -> np.ndarray:
+        """Return the teacher's features of the shown images on the latent grid, (N, h, w, D)."""
+        grids = self.features.all("grid")[self.shown].unflatten(1, (-1, self.side, self.side))  # (N, D, h, w)
+        return grids.permute(0, 2, 3, 1).numpy()
 
     def distance(self, name: str, images: ImageBlocks, what: str, protocol: MeasurementProtocol) -> MetricRecord:
         """Return the Fréchet distance between images and the test images, under a name."""

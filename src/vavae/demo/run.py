@@ -96,7 +96,7 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
         assets.fetch("lpips-vgg16")
         teacher = load_teacher(config.teacher, input_size=config.teacher_size).to(device)
     with steps("features of the test images", f"{len(test):,} images"):
-        reference = ReferenceImages.of(config, train, test, teacher)
+        reference = ReferenceImages(config, train, test, teacher)
 
     names = (ALIGNED, UNALIGNED) if config.compare else (ALIGNED,)
     runs = [_train_and_measure(config, name, len(train), reference, steps) for name in names]
@@ -130,7 +130,7 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
         class_names=train.class_names,
         originals=load_pixels(test, shown, config.size).numpy(),
         original_labels=[test.label(i) for i in shown],
-        teacher_features=reference.teacher_maps(shown),
+        teacher_features=reference.teacher_maps(),
         runs=runs,
         reference=reference.records,
         findings=findings(config, runs[0], reference.records[0], steps.timings),

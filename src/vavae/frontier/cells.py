@@ -212,7 +212,7 @@ def _points_so_far(folder: Path, job: Job) -> list[dict[str, Any]]:
 
 @contextmanager
 def _timed(path: Path) -> Iterator[list[float]]:
-    """Add the seconds of the block to those of stopped calls; the yielded list has the sum when the block ends."""
+    """Add the seconds of the block to the time of stopped calls; the yielded list has the sum when the block ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     former = 0.0
     with suppress(OSError, ValueError):  # of a damaged file only the time is lost

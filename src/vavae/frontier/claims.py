@@ -33,7 +33,7 @@ Metric = Literal["rfid", "gfid"]
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says with its numbers, ours, and the verdict: that of `verdict`, or why there is none."""
+    """A statement of the paper with its numbers, our numbers, and the verdict or the reason why there is none."""
 
     claim: str
     published: str

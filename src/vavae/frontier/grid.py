@@ -157,7 +157,7 @@ def _named_by(recipe: Any) -> dict[str, Any]:
 
 
 class Grid:
-    """All cells of a recipe, in the order of the jobs; `fingerprints` are those of training and test images.
+    """All cells of a recipe, in the order of the jobs; `fingerprints` identify training and test images.
 
     Raises:
         UserError: A size, a teacher or its input size does not exist.
@@ -333,7 +333,7 @@ class Grid:
     # Names
 
     def name(self, cell: Cell) -> str:
-        """Return the hash of a cell's recipe and of what it is trained on."""
+        """Return the hash of a cell's recipe and of its images or its tokenizer."""
         if cell not in self._names:
             if isinstance(cell, TokenizerCell):
                 parts: tuple[Any, ...] = ("tokenizer", _named_by(self.tokenizer(cell)), self.fingerprints[0])
