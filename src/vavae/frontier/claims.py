@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from vavae.frontier.grid import NONE, ROW_NAMES, GeneratorCell
+from vavae.frontier.config import ROW_NAMES
+from vavae.frontier.grid import NONE, GeneratorCell
 from vavae.frontier.published import SPEED_UP, family
 from vavae.frontier.tables import EVERY_TOKENIZER, Measured, Stat, Table, correlations, tables
 

@@ -22,6 +22,26 @@ LadderRow = Literal[
 ]
 ROWS: tuple[LadderRow, ...] = get_args(LadderRow)
 
+ROW_NAMES: dict[LadderRow, str] = {
+    "dit": "DiT",
+    "rectified-flow": "+ rectified flow",
+    "batch": "+ batch × 4, learning rate × 2",
+    "beta2": "+ AdamW β₂ 0.95",
+    "lognorm": "+ logit-normal times",
+    "direction": "+ velocity direction loss",
+    "swiglu": "+ SwiGLU",
+    "rmsnorm": "+ RMSNorm",
+    "rope": "+ RoPE",
+    "aligned": "+ patch 1, aligned tokenizer",
+}
+LOSS_NAMES: dict[Loss, str] = {
+    "none": "no alignment",
+    "full": "full",
+    "no-mcos": "without mcos",
+    "no-mdms": "without mdms",
+    "no-margin": "without margins",
+}
+
 # Keys that the grid sets in the recipes of the cells, so that `tokenizer` and `generator` must not.
 _SET_BY_GRID = {
     "tokenizer": (

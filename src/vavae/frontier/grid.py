@@ -18,7 +18,17 @@ from typing import Any
 from vavae.config import to_plain
 from vavae.errors import UserError
 from vavae.flow import FlowConfig, TimeDistribution
-from vavae.frontier.config import ROWS, Config, Kind, LadderRow, Loss, TeachersConfig, differing
+from vavae.frontier.config import (
+    LOSS_NAMES,
+    ROW_NAMES,
+    ROWS,
+    Config,
+    Kind,
+    LadderRow,
+    Loss,
+    TeachersConfig,
+    differing,
+)
 from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.run_folder import IGNORED_KEYS
@@ -26,25 +36,6 @@ from vavae.teachers.config import TeacherConfig
 from vavae.teachers.registry import TEACHERS
 
 NONE = "none"
-ROW_NAMES = {
-    "dit": "DiT",
-    "rectified-flow": "+ rectified flow",
-    "batch": "+ batch × 4, learning rate × 2",
-    "beta2": "+ AdamW β₂ 0.95",
-    "lognorm": "+ logit-normal times",
-    "direction": "+ velocity direction loss",
-    "swiglu": "+ SwiGLU",
-    "rmsnorm": "+ RMSNorm",
-    "rope": "+ RoPE",
-    "aligned": "+ patch 1, aligned tokenizer",
-}
-LOSS_NAMES = {
-    "none": "no alignment",
-    "full": "full",
-    "no-mcos": "without mcos",
-    "no-mdms": "without mdms",
-    "no-margin": "without margins",
-}
 # Keys that no number of a cell depends on: paths, devices, logging.
 _NOT_IN_NAMES = IGNORED_KEYS | {
     "latents",

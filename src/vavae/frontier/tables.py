@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vavae.frontier import published as paper
-from vavae.frontier.config import Kind
-from vavae.frontier.grid import LOSS_NAMES, ROW_NAMES, Cell, GeneratorCell, Grid, TokenizerCell
+from vavae.frontier.config import LOSS_NAMES, ROW_NAMES, Kind
+from vavae.frontier.grid import Cell, GeneratorCell, Grid, TokenizerCell
 from vavae.frontier.published import Published
 from vavae.frontier.results import Results
 
