@@ -25,6 +25,7 @@ from vavae.demo.plan import QUICK
 from vavae.losses import LPIPS
 from vavae.models import Tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
+from vavae.training.trainer import Trainer
 
 HEADLINE = (
     "PSNR of reconstructions",
@@ -59,6 +60,7 @@ def few() -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "QUICK", FEW)
         patch.setattr(LPIPS, "pretrained", cache(LPIPS.pretrained))
+        patch.setattr(Trainer, "_estimate", lambda _: "")  # it takes longer than these trainings
         yield
 
 

@@ -29,7 +29,13 @@ from vavae.frontier.results import Results
 from vavae.stages.run_folder import open_run
 
 JOBS = {"tokenizer": 5, "uniformity": 5, "generator": 7, "curve": 2}
-COMMAND = [sys.executable, "-m", "vavae", "frontier", str(RECIPE)]
+PROGRAM = """
+from vavae.training.trainer import Trainer
+Trainer._estimate = lambda _: ""
+from vavae.cli import main
+main()
+"""
+COMMAND = [sys.executable, "-c", PROGRAM, "frontier", str(RECIPE)]
 
 
 def results(folder: Path) -> dict[str, int]:

@@ -18,6 +18,7 @@ from vavae.frontier.grid import Grid, Job
 from vavae.losses import LPIPS
 from vavae.metrics import MeasurementProtocol, MetricRecord
 from vavae.stages import train_tokenizer
+from vavae.training.trainer import Trainer
 
 RECIPE = Path(__file__).parents[1] / "frontier/frontier_grid.yaml"
 # One tokenizer with one generator.
@@ -72,13 +73,14 @@ def trained(output: str) -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def loaded_once() -> Any:
-    """Load each network of a measurement once for all runs in this process."""
+    """Load each network once for all runs in this process, and estimate no cost of trainings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells, "load_feature_network", cache(cells.load_feature_network))
         teachers = cache(cells.load_teacher)
         patch.setattr(cells, "load_teacher", teachers)
         patch.setattr(train_tokenizer, "load_teacher", teachers)
         patch.setattr(LPIPS, "pretrained", cache(LPIPS.pretrained))
+        patch.setattr(Trainer, "_estimate", lambda _: "")  # it takes longer than these trainings
         yield
 
 
