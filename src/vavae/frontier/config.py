@@ -22,7 +22,7 @@ LadderRow = Literal[
 ]
 ROWS: tuple[LadderRow, ...] = get_args(LadderRow)
 
-ROW_NAMES: dict[LadderRow, str] = {
+ROW_NAMES: dict[str, str] = {
     "dit": "DiT",
     "rectified-flow": "+ rectified flow",
     "batch": "+ batch × 4, learning rate × 2",
@@ -34,7 +34,7 @@ ROW_NAMES: dict[LadderRow, str] = {
     "rope": "+ RoPE",
     "aligned": "+ patch 1, aligned tokenizer",
 }
-LOSS_NAMES: dict[Loss, str] = {
+LOSS_NAMES: dict[str, str] = {
     "none": "no alignment",
     "full": "full",
     "no-mcos": "without mcos",
@@ -71,7 +71,8 @@ def _defaults(config_class: type) -> dict[str, Any]:
 
 def differing(config: Any) -> dict[str, Any]:
     """Return the values that differ from the defaults of the class of `config`, by dotted key."""
-    defaults = _defaults(type(config))
+    config_class: type = type(config)
+    defaults = _defaults(config_class)
     return {key: value for key, value in flat(config).items() if key not in defaults or defaults[key] != value}
 
 
