@@ -99,7 +99,7 @@ def test_generators_are_compiled_block_by_block(
         compiled.append(type(self).__name__)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_block)
-    config = grid_config(tmp_path, *ONE, "--kinds=[tokenizer,generator]", "--tokenizer.training.images=16")
+    config = grid_config(tmp_path, *ONE, "--kinds=[tokenizer,generator]")
     blocks = replace(config, generator=replace(config.generator, compile="blocks"))
     assert here_from(blocks, monkeypatch)[0] == 0
     assert compiled == ["Block", "Block"]  # one block: in training, and for the samples

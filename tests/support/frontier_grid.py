@@ -71,15 +71,19 @@ def trained(output: str) -> list[str]:
     return re.findall(r"^training (.*)$", output, re.MULTILINE)
 
 
-@pytest.fixture(scope="session", autouse=True)
+_load_feature_network = cache(cells.load_feature_network)
+_load_teacher = cache(cells.load_teacher)
+_load_perceptual = cache(LPIPS.pretrained)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def loaded_once() -> Any:
     """Load each network once for all runs in this process, and estimate no cost of trainings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "load_feature_network", cache(cells.load_feature_network))
-        teachers = cache(cells.load_teacher)
-        patch.setattr(cells, "load_teacher", teachers)
-        patch.setattr(train_tokenizer, "load_teacher", teachers)
-        patch.setattr(LPIPS, "pretrained", cache(LPIPS.pretrained))
+        patch.setattr(cells, "load_feature_network", _load_feature_network)
+        patch.setattr(cells, "load_teacher", _load_teacher)
+        patch.setattr(train_tokenizer, "load_teacher", _load_teacher)
+        patch.setattr(LPIPS, "pretrained", _load_perceptual)
         patch.setattr(Trainer, "_estimate", lambda _: "")  # it takes longer than these trainings
         yield
 
