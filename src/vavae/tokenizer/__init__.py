@@ -3,6 +3,7 @@
 from vavae.tokenizer.autoencoder import AutoencoderConfig, AutoencoderKL
 from vavae.tokenizer.gaussian import DiagonalGaussian
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
+from vavae.tokenizer.vit_decoder import ViTDecoder
 
 __all__ = [
     "AutoencoderConfig",
@@ -10,4 +11,5 @@ __all__ = [
     "DiagonalGaussian",
     "LatentStatistics",
     "RunningStatistics",
+    "ViTDecoder",
 ]

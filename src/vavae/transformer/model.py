@@ -251,25 +251,17 @@ class LightningDiT(nn.Module):
         Raises:
             UserError: The shape of an argument does not fit, or the labels are not integers.
         """
-        grid = self._grid_of(x)
-        _check_conditions(len(x), t=t, y=y, label_drop=label_drop)
+        grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
+        check_conditions(len(x), t=t, y=y, label_drop=label_drop)
         embedding, rotary = self._positions(grid, x.device)  # (1, T, width); two of (T, head_dim)
         # (B, C, h, w) -> (B, T, width). The tables are float32 whatever the dtype of the weights.
         tokens = (self.x_embedder(x) + embedding).to(x.dtype)
-        condition = self.t_embedder(t) + self.y_embedder(y, label_drop)  # (B, width)
+        condition = (self.t_embedder(t) + self.y_embedder(y, label_drop))[:, None]  # (B, 1, width)
         for block in self.blocks:
             tokens = block(tokens, condition, rotary)
         # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)
         velocity = unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
         return velocity[:, : self.config.latent_channels]
-
-    def _grid_of(self, x: Tensor) -> tuple[int, int]:
-        channels, patch = self.config.latent_channels, self.config.patch_size
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise UserError(f"x must have shape (B, {channels}, h, w), got {tuple(x.shape)}")
-        if x.shape[2] % patch or x.shape[3] % patch:
-            raise UserError(f"x must have sides that are multiples of {patch}, got {x.shape[2]} x {x.shape[3]}")
-        return x.shape[2] // patch, x.shape[3] // patch
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return the position embedding (1, T, width) and the rotary tables (T, head_dim) of a grid."""
@@ -285,7 +277,20 @@ class LightningDiT(nn.Module):
         return tables_of_grid(config.width, config.head_dim if config.rope else None, *placing)
 
 
-def _check_conditions(batch: int, **conditions: Tensor | None) -> None:
+def token_grid(x: Tensor, channels: int, patch: int) -> tuple[int, int]:
+    """Return rows and columns of the tokens of latents x (B, channels, h, w).
+
+    Raises:
+        UserError: The shape does not fit.
+    """
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise UserError(f"x must have shape (B, {channels}, h, w), got {tuple(x.shape)}")
+    if x.shape[2] % patch or x.shape[3] % patch:
+        raise UserError(f"x must have sides that are multiples of {patch}, got {x.shape[2]} x {x.shape[3]}")
+    return x.shape[2] // patch, x.shape[3] // patch
+
+
+def check_conditions(batch: int, **conditions: Tensor | None) -> None:
     """Raise UserError unless every condition has one value per sample; torch would broadcast a single value."""
     for name, value in conditions.items():
         if value is not None and getattr(value, "shape", None) != (batch,):
