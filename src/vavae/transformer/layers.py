@@ -99,7 +99,7 @@ class TimeEmbedding(nn.Module):
 
 
 class FourierTimeEmbedding(nn.Module):
-    """Time -> sines, then cosines, of 2π·t·W with 256 learned frequencies W -> two-layer MLP (RAE, arXiv 2510.11690)."""
+    """Time -> sines, then cosines, of 2π·t·W with 256 learned frequencies W -> two-layer MLP (as in RAE)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
