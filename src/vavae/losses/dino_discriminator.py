@@ -1,4 +1,4 @@
-"""A discriminator on the tokens of a frozen DINO ViT, and its augmentation (RAE, arXiv 2510.11690; StyleGAN-T, 2301.09515).
+"""A discriminator on the tokens of a frozen DINO ViT, and its augmentation (RAE, arXiv 2510.11690).
 
 The ViT is frozen; only the small heads are trained, so gradients reach images through features that already see
 objects.
