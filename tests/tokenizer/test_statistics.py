@@ -98,7 +98,7 @@ def test_bad_input_is_named() -> None:
         LatentStatistics(torch.zeros(2), torch.ones(2)).normalize(torch.zeros(1, 3, 2, 2))
     with pytest.raises(UserError, match="at least 2 values per channel, got 0"):
         RunningStatistics(2).finalize()
-    with pytest.raises(UserError, match="channels"):
+    with pytest.raises(UserError, match=r"must have the shape \(2,\) to be merged, got \(3,\)"):
         RunningStatistics(2).merge(RunningStatistics(3))
 
 
