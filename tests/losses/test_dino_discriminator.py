@@ -63,7 +63,7 @@ def test_adaptive_weight_and_total(golden: Any, setting: str) -> None:
     stand_in = (2 * reconstruction - 2 * tensors["images"]).square().mean()
     total = l1 + config["perceptual_weight"][setting] * stand_in
     generator = generator_loss(discriminator(2 * reconstruction - 1))
-    last = decoder.last_layer.weight
+    last = decoder.decoder_pred.weight
     gradients = [torch.autograd.grad(term, last, retain_graph=True)[0] for term in (total, generator)]
     weight = adaptive_weight(*gradients, config["max_d_weight"][setting], eps=1e-6)
     assert_close(weight, tensors[f"{setting}.adaptive_weight"], 1e-4)

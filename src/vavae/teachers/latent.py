@@ -40,9 +40,7 @@ class LatentEncoder(nn.Module):
         modules = dict(model.named_modules())
         norm = next((modules[name] for name in _LAST_NORMS if name in modules), None)
         if not isinstance(norm, nn.LayerNorm):
-            raise UserError(
-                f"teacher '{teacher.name}' must be a vision transformer with a last LayerNorm to be a latent"
-            )
+            raise UserError(f"teacher '{teacher.name}' must be a ViT with a last LayerNorm to be a latent")
         if teacher.normalization is PUBLISHED:
             raise UserError("teacher.normalization must be default for a latent, got published")
         nn.init.ones_(norm.weight)

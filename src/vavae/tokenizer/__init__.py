@@ -2,6 +2,7 @@
 
 from vavae.tokenizer.autoencoder import AutoencoderConfig, AutoencoderKL
 from vavae.tokenizer.gaussian import DiagonalGaussian
+from vavae.tokenizer.representation import RepresentationAutoencoder
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 from vavae.tokenizer.vit_decoder import ViTDecoder
 
@@ -10,6 +11,7 @@ __all__ = [
     "AutoencoderKL",
     "DiagonalGaussian",
     "LatentStatistics",
+    "RepresentationAutoencoder",
     "RunningStatistics",
     "ViTDecoder",
 ]

@@ -118,9 +118,9 @@ class ViTDecoder(nn.Module):
         self.decoder_pos_embed[0, 1:].copy_(sincos_embedding(self.decoder_pos_embed.shape[2], rows, columns))
 
     @property
-    def last_layer(self) -> nn.Linear:
-        """Layer at which reconstruction and adversarial gradients are balanced."""
-        return self.decoder_pred
+    def latent_channels(self) -> int:
+        """C, channels of the latents."""
+        return self.decoder_embed.in_features
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return images of latents.
@@ -128,7 +128,7 @@ class ViTDecoder(nn.Module):
         Raises:
             UserError: The latents have another number of channels.
         """
-        channels = self.decoder_embed.in_features
+        channels = self.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise UserError(f"latents must have shape (B, {channels}, h, w), got {tuple(latents.shape)}")
         tokens = self.decoder_embed(latents.flatten(2).transpose(1, 2))  # (B, C, h, w) -> (B, h·w, width)
