@@ -6,6 +6,7 @@ than the latents: the encoder's tokens modulate the head's norms, token by token
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -188,8 +189,10 @@ class DiTDH(nn.Module):
             if rope is not None:
                 rope.reset()
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None) -> Tensor:
-        """Return the velocity at x.
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None, hidden_blocks: Sequence[int] = ()
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Return the velocity at x, on request with the tokens after some blocks.
 
         Args:
             x: (B, latent_channels, h, w) noised latents. h and w are multiples of `patch_size`; on another grid than
@@ -198,13 +201,17 @@ class DiTDH(nn.Module):
             y: (B,) integer labels in [0, num_classes]; num_classes is "no label".
             label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
                 `label_dropout` in train mode, and drops nothing in eval mode.
+            hidden_blocks: Numbers of encoder blocks in increasing order, counted from 1.
 
         Returns:
-            (B, latent_channels, h, w) velocity.
+            (B, latent_channels, h, w) velocity; with `hidden_blocks`, also a list of (B, T, widths[0]) tokens after
+            each.
 
         Raises:
             UserError: The shape of an argument does not fit, or the labels are not integers.
         """
+        if wrong := [block for block in hidden_blocks if not 1 <= block <= self.config.depths[0]]:
+            raise UserError(f"hidden_blocks must be from 1 to {self.config.depths[0]}, got {wrong[0]}")
         grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
         check_conditions(len(x), t=t, y=y, label_drop=label_drop)
         position, rotary = self._positions(grid)
@@ -212,15 +219,19 @@ class DiTDH(nn.Module):
         condition = F.silu(time + self.y_embedder(y, label_drop)[:, None])  # each block applies SiLU once more
         # Encoder: (B, C, h, w) -> (B, T, narrow)
         tokens = (self.s_embedder(x) + position).to(x.dtype)
-        for block in self.blocks[: self.config.depths[0]]:
+        hidden = []
+        for number, block in enumerate(self.blocks[: self.config.depths[0]], 1):
             tokens = block(tokens, condition, rotary[0])
+            if number in hidden_blocks:
+                hidden.append(tokens)
         # Head: its condition is the encoder's output, one per token; its tokens have no absolute position.
         condition = self.s_projector(F.silu(tokens + time))  # (B, T, wide)
         tokens = self.x_embedder(x)
         for block in self.blocks[self.config.depths[0] :]:
             tokens = block(tokens, condition, rotary[1])
         # (B, T, wide) -> (B, T, p·p·C) -> (B, C, h, w); the published sign is noise − data
-        return -unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
+        velocity = -unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
+        return (velocity, hidden) if hidden_blocks else velocity
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, list[tuple[Tensor, Tensor] | None]]:
         """Return the position table (1, T, narrow) of a grid, and the rotary tables of encoder and head."""
