@@ -95,10 +95,10 @@ def read_settings(folder: Path) -> tuple[SamplingConfig, PathName, tuple[str, ..
 
 def transformer_source() -> str:
     """Return a module, as text, with the network and its class for diffusers; it needs torch and diffusers only."""
-    from vavae import errors
+    from vavae import errors, grids
     from vavae.transformer import blocks, layers, model, positions, sizes
 
-    parts = [_without_own_imports(module) for module in (errors, positions, layers, blocks, sizes, model)]
+    parts = [_without_own_imports(module) for module in (errors, grids, positions, layers, blocks, sizes, model)]
     # Read, not imported: it needs diffusers.
     parts.append(_split_imports(_source("vavae.models.diffusers.exported_transformer")))
     imports = sorted({line for part in parts for line in part[0]}, key=lambda line: (line.startswith("from"), line))
