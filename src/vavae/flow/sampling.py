@@ -82,7 +82,11 @@ def sample(
     times = first + (last - first) * shifted_times(steps, shift, end)
     predict = guided_prediction(model, labels, guidance, null_label=null_label, weak_model=weak_model)
 
+    moves_from = times[min(guidance.still_steps, len(times) - 1)].item()
+
     def velocity(x: Tensor, t: float) -> Tensor:
+        if t < moves_from:
+            return torch.zeros_like(x)
         value = predict(x, t)
         return value if prediction == "velocity" else convert(value, x, t, prediction, "velocity")
 
