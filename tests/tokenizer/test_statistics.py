@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_next import assert_close, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -89,11 +90,67 @@ def test_bad_input_is_named() -> None:
         LatentStatistics(torch.zeros(2), torch.tensor([1.0, 0.0]))
     with pytest.raises(UserError, match="finite"):
         LatentStatistics(torch.tensor([0.0, torch.nan]), torch.ones(2))
-    with pytest.raises(UserError, match="standard deviations as means, got 3 and 2"):
+    with pytest.raises(UserError, match=r"of one shape, .* got \(2,\) and \(3,\)"):
         LatentStatistics(torch.zeros(2), torch.ones(3))
     with pytest.raises(UserError, match="shape"):
         LatentStatistics(torch.zeros(2), torch.ones(2)).normalize(torch.zeros(1, 3, 2, 2))
     with pytest.raises(UserError, match="at least 2 values per channel, got 0"):
         RunningStatistics(2).finalize()
-    with pytest.raises(UserError, match="channels"):
+    with pytest.raises(UserError, match=r"must have the shape \(2,\) to be merged, got \(3,\)"):
         RunningStatistics(2).merge(RunningStatistics(3))
+
+
+def test_statistics_per_position_are_those_of_each_position() -> None:
+    latents = _latents(50)
+    parts = [RunningStatistics(3, (2, 4)) for _ in range(2)]
+    parts[0].update(latents[:13])
+    parts[1].update(latents[13:])
+    parts[0].merge(RunningStatistics.from_dict(parts[1].to_dict()))
+    statistics = parts[0].finalize()
+    assert statistics.grid == (2, 4) and statistics.channels == 3 and statistics.count == 50
+    torch.testing.assert_close(statistics.mean.double(), latents.double().mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(statistics.std.double(), latents.double().std(0), rtol=1e-6, atol=0)
+    normalized = statistics.normalize(latents)
+    torch.testing.assert_close(normalized.std(0), torch.ones(3, 2, 4), rtol=1e-3, atol=0)
+    torch.testing.assert_close(statistics.denormalize(normalized), latents)
+    again = LatentStatistics.from_dict(statistics.to_dict())
+    assert again.equals(statistics) and again.grid == (2, 4)
+
+
+def test_statistics_per_position_refuse_another_resolution() -> None:
+    statistics = LatentStatistics(torch.zeros(3, 2, 4), torch.ones(3, 2, 4))
+    for apply in (statistics.normalize, statistics.denormalize):
+        with pytest.raises(UserError, match="latents must be 2 x 4, as their statistics are per position, got 4 x 2"):
+            apply(torch.zeros(1, 3, 4, 2))
+    with pytest.raises(UserError, match="statistics are per position"):
+        RunningStatistics(3, (2, 4)).update(torch.zeros(1, 3, 4, 2))
+    with pytest.raises(UserError, match=r"shape \(3,\) to be merged, got \(3, 2, 4\)"):
+        RunningStatistics(3).merge(RunningStatistics(3, (2, 4)))
+
+
+def test_published_forms_give_the_same_statistics() -> None:
+    mean, variance = torch.randn(3, 2, 4), torch.rand(3, 2, 4) + 0.5
+    flat, flat_variance = mean[:, 0, 0], variance[:, 0, 0]
+    forms = [
+        ({"mean": mean, "var": variance}, mean, (variance + 1e-5).sqrt()),
+        ({"running_mean": flat, "running_var": flat_variance}, flat, (flat_variance + 1e-4).sqrt()),
+        (
+            {"latents_bias": flat.view(1, 3, 1, 1), "latents_scale": 1 / flat_variance.sqrt().view(1, 3, 1, 1)},
+            flat,
+            flat_variance.sqrt(),
+        ),
+        ({"mean": flat.view(1, 3, 1, 1), "std": flat_variance.view(1, 3, 1, 1)}, flat, flat_variance),
+    ]
+    for tensors, expected_mean, expected_std in forms:
+        read = LatentStatistics.from_dict(tensors)
+        assert torch.equal(read.mean, expected_mean)
+        torch.testing.assert_close(read.std, expected_std, rtol=1e-6, atol=0)
+    with pytest.raises(UserError, match="latents_bias and latents_scale, or running_mean and running_var, got mean"):
+        LatentStatistics.from_dict({"mean": flat})
+
+
+def test_latents_are_normalized_as_published_by_rae() -> None:
+    tensors, config, _ = load("rae_encoder_dinov2")
+    assert config["eps"] == 1e-5
+    statistics = LatentStatistics.from_dict({"mean": tensors["stat_mean"], "var": tensors["stat_var"]})
+    assert_close(statistics.normalize(tensors["latents"]), tensors["latents_normalised"], 1e-6)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vavae.grids import sincos_embedding
 from vavae.transformer.layers import Attention
 from vavae.transformer.positions import (
     POSITIONS,
@@ -16,7 +17,6 @@ from vavae.transformer.positions import (
     rotary_of_grid,
     rotary_tables,
     rotate,
-    sincos_embedding,
     tables_of_grid,
 )
 

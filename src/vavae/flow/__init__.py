@@ -14,7 +14,7 @@ from vavae.flow.paths import (
 )
 from vavae.flow.sampling import sample
 from vavae.flow.solvers import DETERMINISTIC_SOLVERS, SOLVERS, SolverName, counter_noise
-from vavae.flow.times import TimeDistribution, shifted_times
+from vavae.flow.times import TimeDistribution, shift_for_dimension, shifted_times
 
 __all__ = [
     "DETERMINISTIC_SOLVERS",
@@ -33,5 +33,6 @@ __all__ = [
     "flow_matching_loss",
     "path_by_name",
     "sample",
+    "shift_for_dimension",
     "shifted_times",
 ]

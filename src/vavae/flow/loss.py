@@ -1,6 +1,7 @@
 """The training loss: squared error and direction error of the predicted velocity."""
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from vavae.flow.labels import integer_labels
 from vavae.flow.paths import LinearPath, Prediction, ProbabilityPath
 from vavae.flow.times import TimeDistribution
 
+LossSpace = Literal["target", "velocity"]
 NO_SCORE = "the score is unbounded near data; train the noise, which is the score times -sigma"
 
 # Lower bound of norms in the cosine. The network starts by predicting exactly zero. There the usual 1e-8 makes the
@@ -29,6 +31,7 @@ def flow_matching_loss(
     path: ProbabilityPath | None = None,
     times: TimeDistribution | None = None,
     prediction: Prediction = "velocity",
+    space: LossSpace = "target",
     direction_weight: float = 1.0,
     label_drop: Tensor | None = None,
     generator: torch.Generator | None = None,
@@ -48,6 +51,9 @@ def flow_matching_loss(
         path: Path between noise and data; straight lines if None.
         times: Distribution of drawn times; the published logit-normal if None.
         prediction: "velocity", "noise" (DDPM, arXiv 2006.11239) or "data".
+        space: Where prediction and target are compared: "target", as they are, or "velocity", both converted to it
+            (a data prediction x then has the error |x - data|² / max(sigma, path.floor)² on straight lines; JiT,
+            arXiv 2511.13720).
         direction_weight: Weight of the direction term in the total.
         label_drop: (B,) bool, True where the model replaces the label by "no label"; None leaves that to the model.
         generator: Source of drawn noise and times, on the device of data.
@@ -63,6 +69,8 @@ def flow_matching_loss(
         raise UserError(f"prediction must not be score: {NO_SCORE}")
     if prediction not in ("velocity", "noise", "data"):
         raise UserError(f"prediction must be velocity, noise or data, got {prediction!r}")
+    if space not in get_args(LossSpace):
+        raise UserError(f"space must be one of {', '.join(get_args(LossSpace))}, got {space!r}")
     labels = integer_labels(labels, len(data), data.device)
     path = LinearPath() if path is None else path
     times = TimeDistribution() if times is None else times
@@ -75,7 +83,12 @@ def flow_matching_loss(
     x, velocity = path.interpolate(t, noise, data)
     target = {"velocity": velocity, "noise": noise, "data": data}[prediction]
     options = {} if label_drop is None else {"label_drop": label_drop}
-    return velocity_loss(model(x, t, labels, **options), target, direction_weight)
+    predicted = model(x, t, labels, **options)
+    if space == "velocity" and prediction != "velocity":
+        if predicted.shape == target.shape:  # velocity_loss names another shape
+            predicted = path.convert(predicted.float(), x.float(), t, prediction, "velocity")
+        target = path.convert(target.float(), x.float(), t, prediction, "velocity")
+    return velocity_loss(predicted, target, direction_weight)
 
 
 def velocity_loss(velocity: Tensor, target: Tensor, direction_weight: float = 1.0) -> dict[str, Tensor]:

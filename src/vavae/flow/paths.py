@@ -30,11 +30,23 @@ class Coefficients(NamedTuple):
 class ProbabilityPath(ABC):
     """A path from noise (t = 0) to data (t = 1).
 
+    Args:
+        floor: Least sigma by which a data prediction is divided to become a velocity; JiT (arXiv 2511.13720) and its
+            successors take 0.05. 0 divides by sigma itself, and sampling stays away from the ends.
+
     Attributes:
         margin: Distance of sampling from an end where a conversion divides by zero; 1e-3 as published.
+
+    Raises:
+        UserError: The floor is not from 0 to 1.
     """
 
     margin = 1e-3
+
+    def __init__(self, floor: float = 0.0) -> None:
+        if not 0 <= floor <= 1:
+            raise UserError(f"velocity_floor must be from 0 to 1, got {floor}")
+        self.floor = floor
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> Coefficients:
@@ -42,7 +54,8 @@ class ProbabilityPath(ABC):
 
     def interval(self, prediction: Prediction) -> tuple[float, float]:
         """Return the first and last time of integration for a network that predicts `prediction`."""
-        return (0.0, 1.0) if prediction == "velocity" else (self.margin, 1.0 - self.margin)
+        bounded = prediction == "velocity" or (prediction == "data" and self.floor > 0)
+        return (0.0, 1.0) if bounded else (self.margin, 1.0 - self.margin)
 
     def interpolate(self, t: Tensor, noise: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
         """Return the point at time t between noise and data, and the velocity there.
@@ -94,7 +107,7 @@ class ProbabilityPath(ABC):
             return noise if target == "noise" else -noise / c.sigma
         if source == "data":
             if target == "velocity":
-                return (c.sigma_prime * x - determinant * value) / c.sigma
+                return (c.sigma_prime * x - determinant * value) / c.sigma.clamp(min=self.floor)
             noise = (x - c.alpha * value) / c.sigma
             return noise if target == "noise" else -noise / c.sigma
         noise = value if source == "noise" else -c.sigma * value
@@ -164,12 +177,12 @@ _PATHS: dict[str, type[ProbabilityPath]] = {
 }
 
 
-def path_by_name(name: PathName) -> ProbabilityPath:
-    """Return the path that recipes call "linear", "cosine" or "vp".
+def path_by_name(name: PathName, floor: float = 0.0) -> ProbabilityPath:
+    """Return the path that recipes call "linear", "cosine" or "vp", with the `floor` of data predictions.
 
     Raises:
         UserError: The path does not exist.
     """
     if name not in _PATHS:
         raise UserError(f"path must be one of {', '.join(_PATHS)}, got {name!r}")
-    return _PATHS[name]()
+    return _PATHS[name](floor)

@@ -25,6 +25,7 @@ def sample(
     solver: str | Solver = "euler",
     steps: int = 250,
     shift: float = 0.3,
+    end: float = 1.0,
     guidance: Guidance | None = None,
     weak_model: Network | None = None,
     path: ProbabilityPath | None = None,
@@ -45,6 +46,7 @@ def sample(
         steps: Grid points, as published: 250 points are 249 evaluations with Euler. dopri5 chooses its own steps.
         shift: Shift of the grid (`shifted_times`): below 1 puts more points near noise, 0 spaces them evenly
             (`timestep_shift` in the published code).
+        end: Last time before the shift; RAE stops at 0.999.
         guidance: Scale, interval and channels; None for no guidance.
         weak_model: Weaker network, which makes the guidance autoguidance.
         path: Path that the network was trained on; straight lines if None.
@@ -76,12 +78,16 @@ def sample(
 
     # Solver, time grid and guided network
     solve = solver_by_name(solver, path=path, step_noise=step_noise) if isinstance(solver, str) else solver
-    start, end = path.interval(prediction)
-    times = start + (end - start) * shifted_times(steps, shift)
+    first, last = path.interval(prediction)
+    times = first + (last - first) * shifted_times(steps, shift, end)
     predict = guided_prediction(model, labels, guidance, null_label=null_label, weak_model=weak_model)
+
+    moves_from = times[min(guidance.still_steps, len(times) - 1)].item()
 
     # The network's prediction as a velocity, and the velocity as an estimate of the data
     def velocity(x: Tensor, t: float) -> Tensor:
+        if t < moves_from:
+            return torch.zeros_like(x)
         value = predict(x, t)
         return value if prediction == "velocity" else convert(value, x, t, prediction, "velocity")
 

@@ -13,6 +13,8 @@ from vavae.device import to_float64
 from vavae.errors import UserError
 
 TimeKind = Literal["logit_normal", "uniform"]
+# Size of the latents for which RAE's rule shifts nothing.
+_BASE_DIMENSION = 4096
 
 
 def shift_times(t: Tensor, shift: float) -> Tensor:
@@ -23,28 +25,49 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def shifted_times(steps: int, shift: float) -> Tensor:
+def shift_for_dimension(channels: int, height: int, width: int) -> float:
+    """Return the shift for latents of a dimension: 1 / sqrt(C·h·w / 4096), at most 1 (RAE, arXiv 2510.11690).
+
+    More numbers carry more signal through the same noise, so training and sampling need more times near noise.
+
+    Raises:
+        UserError: The latents have fewer than 4,096 numbers, for which the rule is not made.
+    """
+    dimension = channels * height * width
+    if dimension < _BASE_DIMENSION:
+        raise UserError(
+            f"shift must be a number for latents of {channels}x{height}x{width}: 'dimension' needs at least "
+            f"{_BASE_DIMENSION:,} numbers, got {dimension:,}"
+        )
+    return (dimension / _BASE_DIMENSION) ** -0.5
+
+
+def shifted_times(steps: int, shift: float, end: float = 1.0) -> Tensor:
     """Return the time grid of sampling, from noise (0) to data (1).
 
     Args:
         steps: Number of grid points, at least 2. A solver with one evaluation per step needs steps - 1 evaluations.
         shift: Below 1 puts more points near noise; 0 (as published) and 1 space them evenly.
+        end: Last point of the even grid, before the shift. RAE's 0.999 stops short of data.
 
     Returns:
-        (steps,) float32 on the CPU, increasing from 0 to 1; bit for bit the published grid.
+        (steps,) float32 on the CPU, increasing from 0; bit for bit the published grid.
 
     Raises:
-        UserError: There are fewer than two steps, or the shift is negative or not finite.
+        UserError: There are fewer than two steps, the shift is negative or not finite, or the end is not in (0, 1].
     """
     if steps < 2:
         raise UserError(f"steps must be at least 2 grid points, got {steps}")
     if not 0 <= shift < math.inf:
         raise UserError(f"shift must be at least 0 and finite, got {shift}")
-    even = torch.linspace(0, 1, steps, dtype=torch.float32, device="cpu")
+    if not 0 < end <= 1:
+        raise UserError(f"end must be above 0 and at most 1, got {end}")
+    even = torch.linspace(0, end, steps, dtype=torch.float32, device="cpu")
     if shift == 0:
         return even
     grid = shift_times(even, shift)
-    grid[-1] = 1  # rounding makes it slightly different for some shifts
+    if end == 1:
+        grid[-1] = 1  # rounding makes it slightly different for some shifts
     return grid
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 
-def adaptive_weight(reference_grad: Tensor, grad: Tensor, maximum: float) -> Tensor:
-    """Return ‖reference_grad‖₂ / (‖grad‖₂ + 1e-4), clamped to [0, maximum]: 0-dim, without gradient.
+def adaptive_weight(reference_grad: Tensor, grad: Tensor, maximum: float, eps: float = 1e-4) -> Tensor:
+    """Return ‖reference_grad‖₂ / (‖grad‖₂ + eps), clamped to [0, maximum]: 0-dim, without gradient.
 
     VQGAN, arXiv 2012.09841, equation 7; VA-VAE uses it for the alignment too.
 
@@ -13,7 +13,8 @@ def adaptive_weight(reference_grad: Tensor, grad: Tensor, maximum: float) -> Ten
         reference_grad: Gradient of the reconstruction term with respect to a layer's weight.
         grad: Gradient of the term to be weighted, with respect to the same weight.
         maximum: Upper bound.
+        eps: 1e-4 in VQGAN and VA-VAE, 1e-6 in RAE.
     """
     with torch.no_grad():
-        ratio = torch.linalg.vector_norm(reference_grad) / (torch.linalg.vector_norm(grad) + 1e-4)
+        ratio = torch.linalg.vector_norm(reference_grad) / (torch.linalg.vector_norm(grad) + eps)
         return ratio.clamp(0.0, maximum)

@@ -7,6 +7,7 @@ features = teacher.features_at(images, (16, 16))     # images in [-1, 1] -> (B, 
 from vavae.grids import resample_grid
 from vavae.teachers.base import IMAGENET, Backbone, Normalization, Teacher, TeacherFeatures
 from vavae.teachers.cache import FeatureCache
+from vavae.teachers.latent import LatentEncoder
 from vavae.teachers.registry import TEACHERS, load_teacher
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "TEACHERS",
     "Backbone",
     "FeatureCache",
+    "LatentEncoder",
     "Normalization",
     "Teacher",
     "TeacherFeatures",

@@ -2,12 +2,16 @@
 
 from vavae.tokenizer.autoencoder import AutoencoderConfig, AutoencoderKL
 from vavae.tokenizer.gaussian import DiagonalGaussian
+from vavae.tokenizer.representation import RepresentationAutoencoder
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
+from vavae.tokenizer.vit_decoder import ViTDecoder
 
 __all__ = [
     "AutoencoderConfig",
     "AutoencoderKL",
     "DiagonalGaussian",
     "LatentStatistics",
+    "RepresentationAutoencoder",
     "RunningStatistics",
+    "ViTDecoder",
 ]

@@ -17,14 +17,23 @@ def _check(latents: Tensor, channels: int) -> None:
         raise UserError(f"latents must be floats, got {latents.dtype}")
 
 
+def _other_grid(grid: tuple[int, int] | None, latents: Tensor) -> str:
+    height, width = grid or (0, 0)
+    got = "{} x {}".format(*latents.shape[2:])
+    return f"latents must be {height} x {width}, as their statistics are per position, got {got}"
+
+
 @dataclass(frozen=True, eq=False)
 class LatentStatistics:
-    """Per-channel statistics of a tokenizer's latents over a data set.
+    """Statistics of a tokenizer's latents over a data set, per channel, or per channel and position.
 
     Attributes:
-        mean: (C,), float32.
-        std: (C,), float32, all positive.
+        mean: (C,) or (C, h, w), float32; the published (1, C, 1, 1) becomes (C,).
+        std: The same shape, float32, all positive.
         count: Number of images they were computed over; 0 if unknown.
+
+    Raises:
+        UserError: Shapes differ or are others, or a number is not finite or not positive.
     """
 
     mean: Tensor
@@ -32,12 +41,15 @@ class LatentStatistics:
     count: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", self.mean.detach().to(torch.float32, copy=True).flatten())
-        object.__setattr__(self, "std", self.std.detach().to(torch.float32, copy=True).flatten())
-        if self.mean.shape != self.std.shape:
+        for name in ("mean", "std"):
+            values = getattr(self, name).detach().to(torch.float32, copy=True)
+            if values.ndim == 4 and len(values) == 1:
+                values = values[0]  # (1, C, h, w) -> (C, h, w)
+            object.__setattr__(self, name, values.flatten() if values.shape[1:] == (1, 1) else values)
+        if self.mean.ndim not in (1, 3) or self.mean.shape != self.std.shape:
             raise UserError(
-                f"latent statistics must have as many standard deviations as means, got {self.std.numel()} and "
-                f"{self.mean.numel()}"
+                "latent statistics must have a mean and a standard deviation of one shape, (C,) or (C, h, w), got "
+                f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}"
             )
         if not bool(torch.isfinite(self.mean).all()) or not bool((self.std > 0).all() & self.std.isfinite().all()):
             raise UserError("latent statistics must have finite means and positive standard deviations")
@@ -45,7 +57,12 @@ class LatentStatistics:
     @property
     def channels(self) -> int:
         """Number of latent channels."""
-        return self.mean.numel()
+        return len(self.mean)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Height and width of the only latents that they fit; None if they are per channel and fit all."""
+        return None if self.mean.ndim == 1 else (self.mean.shape[1], self.mean.shape[2])
 
     def equals(self, other: "LatentStatistics") -> bool:
         """Return whether both have the same mean and standard deviation; `count` may differ."""
@@ -53,17 +70,18 @@ class LatentStatistics:
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Return (latents − mean) / std, the input of the transformer: (B, C, h, w), same dtype and device."""
-        _check(latents, self.channels)
         return (latents - self._like(self.mean, latents)) / self._like(self.std, latents)
 
     def denormalize(self, latents: Tensor) -> Tensor:
         """Return latents · std + mean, the input of the decoder: (B, C, h, w), same dtype and device."""
-        _check(latents, self.channels)
         return latents * self._like(self.std, latents) + self._like(self.mean, latents)
 
-    @staticmethod
-    def _like(values: Tensor, latents: Tensor) -> Tensor:
-        return values.to(latents.device, latents.dtype).view(1, -1, 1, 1)  # (C,) -> (1, C, 1, 1)
+    def _like(self, values: Tensor, latents: Tensor) -> Tensor:
+        _check(latents, self.channels)
+        if self.grid not in (None, tuple(latents.shape[2:])):
+            raise UserError(_other_grid(self.grid, latents))
+        # (C,) -> (1, C, 1, 1); (C, h, w) -> (1, C, h, w)
+        return values.to(latents.device, latents.dtype).view(1, self.channels, *(self.grid or (1, 1)))
 
     def to_dict(self) -> dict[str, Tensor]:
         """Return tensors that safetensors can store: `mean`, `std`, `count`."""
@@ -71,48 +89,71 @@ class LatentStatistics:
 
     @classmethod
     def from_dict(cls, tensors: dict[str, Tensor]) -> Self:
-        """Return statistics from the output of `to_dict`, or from the published form: (1, C, 1, 1) without a count.
+        """Return statistics from the output of `to_dict`, or from a published form.
+
+        Published are `mean` and `std` (VA-VAE), `mean` and `var` (RAE; eps 1e-5), `latents_bias` and `latents_scale`
+        = 1 / std (REPA-E), and BatchNorm's `running_mean` and `running_var` (REPA-E, FLUX.2; eps 1e-4). The standard
+        deviation is sqrt(var + eps).
 
         Raises:
-            UserError: A tensor is missing, or a value does not fit.
+            UserError: The tensors have none of these forms, or a value does not fit.
         """
-        for name in ("mean", "std"):
-            if name not in tensors:
-                raise UserError(f"latent statistics must have a tensor {name}")
         count = int(tensors["count"]) if "count" in tensors else 0
-        return cls(tensors["mean"], tensors["std"], count)
+        if {"mean", "std"} <= tensors.keys():
+            return cls(tensors["mean"], tensors["std"], count)
+        if {"latents_bias", "latents_scale"} <= tensors.keys():
+            return cls(tensors["latents_bias"], 1 / tensors["latents_scale"].double(), count)
+        for mean, variance, eps in (("mean", "var", 1e-5), ("running_mean", "running_var", 1e-4)):
+            if {mean, variance} <= tensors.keys():
+                return cls(tensors[mean], (tensors[variance].double() + eps).sqrt(), count)
+        raise UserError(
+            "latent statistics must have the tensors mean and std, mean and var, latents_bias and latents_scale, or "
+            f"running_mean and running_var, got {', '.join(sorted(tensors))[:100] or 'none'}"
+        )
 
 
 class RunningStatistics:
-    """Exact mean and variance per channel, in float64, of latents that arrive in batches.
+    """Exact mean and variance, in float64, of latents that arrive in batches: per channel, or per channel and position.
 
     Counts, means and sums of squared deviations of two parts combine without loss (Chan, Golub, LeVeque 1979).
     The parts may come from different batches, processes or runs.
 
     Args:
         channels: Number of latent channels.
+        grid: Height and width of the latents for statistics per position; None for statistics per channel.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, grid: tuple[int, int] | None = None) -> None:
         self.channels = channels
+        self.grid = grid
         self.images = 0
-        self.values = 0  # images times positions, per channel
-        self.mean = torch.zeros(channels, dtype=torch.float64)
-        self.squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared deviations from the mean
+        self.values = 0  # that each mean is over: images, times positions if per channel
+        self.mean = torch.zeros(channels, *(grid or ()), dtype=torch.float64)
+        self.squares = torch.zeros_like(self.mean)  # sum of squared deviations from the mean
 
     def update(self, latents: Tensor) -> None:
         """Add (B, C, h, w) latents."""
         _check(latents, self.channels)
         if latents.numel() == 0:
             return
-        flat = to_float64(latents.detach()).cpu().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B·h·w)
+        if self.grid not in (None, tuple(latents.shape[2:])):
+            raise UserError(
+                f"latents must be {self.grid}, as their statistics are per position, got {latents.shape[2:]}"
+            )
+        wide = to_float64(latents.detach()).cpu()
+        # (B, C, h, w) -> (C, B·h·w), or (C·h·w, B) per position
+        flat = wide.transpose(0, 1).flatten(1) if self.grid is None else wide.flatten(1).T
         mean = flat.mean(1)
-        self._combine(len(latents), flat.shape[1], mean, (flat - mean[:, None]).square().sum(1))
+        squares = (flat - mean[:, None]).square().sum(1)
+        self._combine(len(latents), flat.shape[1], mean.view_as(self.mean), squares.view_as(self.mean))
 
     def merge(self, other: "RunningStatistics") -> None:
         """Add all that `other` has seen, for example in another process."""
-        if other.channels != self.channels:
-            raise UserError(f"latent statistics must have {self.channels} channels to be merged, got {other.channels}")
+        if other.mean.shape != self.mean.shape:
+            raise UserError(
+                f"latent statistics must have the shape {tuple(self.mean.shape)} to be merged, got "
+                f"{tuple(other.mean.shape)}"
+            )
         if other.values > 0:
             self._combine(other.images, other.values, other.mean, other.squares)
 
@@ -150,7 +191,8 @@ class RunningStatistics:
         for name in ("images", "values", "mean", "squares"):
             if name not in tensors:
                 raise UserError(f"latent statistics must have a tensor {name}")
-        statistics = cls(tensors["mean"].numel())
+        channels, *grid = tensors["mean"].shape
+        statistics = cls(channels, (grid[0], grid[1]) if grid else None)
         statistics.images = int(tensors["images"])
         statistics.values = int(tensors["values"])
         statistics.mean = tensors["mean"].to(torch.float64)

@@ -8,7 +8,7 @@ _MLP_RATIO = 4
 
 
 def modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
-    """Return x·(1 + scale) + shift for x (B, T, D); scale and shift are (B, 1, D)."""
+    """Return x·(1 + scale) + shift for x (B, T, D); scale and shift are (B, 1, D), or (B, T, D)."""
     x = x * (1 + scale)
     return x if shift is None else x + shift
 
@@ -44,8 +44,8 @@ class Block(nn.Module):
         self.adaLN_modulation = conditioning(width, 6 if adaln_shift else 4)
 
     def forward(self, x: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
-        """(B, T, width) tokens, (B, width) condition -> (B, T, width)."""
-        modulation = self.adaLN_modulation(condition)[:, None]  # (B, 1, 6·width), or (B, 1, 4·width)
+        """(B, T, width) tokens; (B, 1, width) condition, or one per token (B, T, width) -> (B, T, width)."""
+        modulation = self.adaLN_modulation(condition)  # (B, 1 or T, 6·width), or 4·width
         shift1: Tensor | None = None
         shift2: Tensor | None = None
         if self.adaln_shift:  # each (B, 1, width)
@@ -66,7 +66,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = conditioning(width, 2)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, T, width) tokens, (B, width) condition -> (B, T, patch_channels)."""
-        # (B, 1, 2·width) -> two of (B, 1, width)
-        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, dim=-1)
+        """(B, T, width) tokens; (B, 1, width) condition, or one per token (B, T, width) -> (B, T, patch_channels)."""
+        # (B, 1 or T, 2·width) -> two of (B, 1 or T, width)
+        shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
         return self.linear(modulate(self.norm_final(x), shift, scale))

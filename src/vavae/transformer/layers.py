@@ -98,6 +98,25 @@ class TimeEmbedding(nn.Module):
         return self.mlp(time_features(t).to(self.linears()[0].weight.dtype))
 
 
+class FourierTimeEmbedding(nn.Module):
+    """Time -> sines, then cosines, of 2π·t·W with 256 learned frequencies W -> two-layer MLP (as in RAE)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(2 * _TIME_FREQUENCIES))
+        self.mlp = nn.Sequential(nn.Linear(4 * _TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def linears(self) -> list[nn.Linear]:
+        """Return the two linear layers."""
+        return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, width)."""
+        angles = 2 * math.pi * t.to(_at_least_float32(t.dtype))[:, None] * self.W  # (B, 256)
+        features = torch.cat((angles.sin(), angles.cos()), dim=1)
+        return self.mlp(features.to(self.linears()[0].weight.dtype))
+
+
 class LabelEmbedding(nn.Module):
     """Table with one row per class and a last row for "no label"."""
 

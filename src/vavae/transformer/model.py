@@ -1,7 +1,7 @@
 """LightningDiT: a class-conditional diffusion transformer on latents (arXiv 2501.01423)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -234,8 +234,10 @@ class LightningDiT(nn.Module):
         if self.feat_rope is not None:
             self.feat_rope.reset()
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None) -> Tensor:
-        """Return the velocity at x.
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None, hidden_blocks: Sequence[int] = ()
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Return the velocity at x, on request with the tokens after some blocks.
 
         Args:
             x: (B, latent_channels, h, w) noised latents. h and w are multiples of `patch_size`; they may differ
@@ -244,32 +246,31 @@ class LightningDiT(nn.Module):
             y: (B,) integer labels in [0, num_classes]; num_classes is "no label".
             label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
                 `label_dropout` in train mode, and drops nothing in eval mode.
+            hidden_blocks: Numbers of blocks in increasing order, counted from 1 as published.
 
         Returns:
-            (B, latent_channels, h, w) velocity.
+            (B, latent_channels, h, w) velocity; with `hidden_blocks`, also a list of (B, T, width) tokens after each.
 
         Raises:
-            UserError: The shape of an argument does not fit, or the labels are not integers.
+            UserError: The shape of an argument does not fit, the labels are not integers, or there is no such block.
         """
-        grid = self._grid_of(x)
-        _check_conditions(len(x), t=t, y=y, label_drop=label_drop)
+        if wrong := [block for block in hidden_blocks if not 1 <= block <= self.config.depth]:
+            raise UserError(f"hidden_blocks must be from 1 to {self.config.depth}, got {wrong[0]}")
+        grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
+        check_conditions(len(x), t=t, y=y, label_drop=label_drop)
         embedding, rotary = self._positions(grid, x.device)  # (1, T, width); two of (T, head_dim)
         # (B, C, h, w) -> (B, T, width). The tables are float32 whatever the dtype of the weights.
         tokens = (self.x_embedder(x) + embedding).to(x.dtype)
-        condition = self.t_embedder(t) + self.y_embedder(y, label_drop)  # (B, width)
-        for block in self.blocks:
+        condition = (self.t_embedder(t) + self.y_embedder(y, label_drop))[:, None]  # (B, 1, width)
+        hidden = []
+        for number, block in enumerate(self.blocks, 1):
             tokens = block(tokens, condition, rotary)
+            if number in hidden_blocks:
+                hidden.append(tokens)
         # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)
         velocity = unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
-        return velocity[:, : self.config.latent_channels]
-
-    def _grid_of(self, x: Tensor) -> tuple[int, int]:
-        channels, patch = self.config.latent_channels, self.config.patch_size
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise UserError(f"x must have shape (B, {channels}, h, w), got {tuple(x.shape)}")
-        if x.shape[2] % patch or x.shape[3] % patch:
-            raise UserError(f"x must have sides that are multiples of {patch}, got {x.shape[2]} x {x.shape[3]}")
-        return x.shape[2] // patch, x.shape[3] // patch
+        velocity = velocity[:, : self.config.latent_channels]
+        return (velocity, hidden) if hidden_blocks else velocity
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return the position embedding (1, T, width) and the rotary tables (T, head_dim) of a grid."""
@@ -285,7 +286,20 @@ class LightningDiT(nn.Module):
         return tables_of_grid(config.width, config.head_dim if config.rope else None, *placing)
 
 
-def _check_conditions(batch: int, **conditions: Tensor | None) -> None:
+def token_grid(x: Tensor, channels: int, patch: int) -> tuple[int, int]:
+    """Return rows and columns of the tokens of latents x (B, channels, h, w).
+
+    Raises:
+        UserError: The shape does not fit.
+    """
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise UserError(f"x must have shape (B, {channels}, h, w), got {tuple(x.shape)}")
+    if x.shape[2] % patch or x.shape[3] % patch:
+        raise UserError(f"x must have sides that are multiples of {patch}, got {x.shape[2]} x {x.shape[3]}")
+    return x.shape[2] // patch, x.shape[3] // patch
+
+
+def check_conditions(batch: int, **conditions: Tensor | None) -> None:
     """Raise UserError unless every condition has one value per sample; torch would broadcast a single value."""
     for name, value in conditions.items():
         if value is not None and getattr(value, "shape", None) != (batch,):

@@ -20,6 +20,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from vavae.grids import sincos_embedding
+
 Positions = Literal["recompute", "interpolate"]
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
 _BASE = 10000.0
@@ -40,30 +42,6 @@ def _coordinates(
 ) -> tuple[Tensor, Tensor]:
     rows = axis_coordinates(grid[0], trained[0], positions, device)
     return rows, axis_coordinates(grid[1], trained[1], positions, device)
-
-
-def sincos_embedding(width: int, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the fixed position embedding of a grid: (h·w, width), dtype of `rows`.
-
-    The first width/2 channels encode the column, the last width/2 the row. Each half is width/4 sines and then
-    width/4 cosines of the coordinate times 10000^(-k / (width/4)).
-
-    Args:
-        width: Channels of a token, a multiple of 4.
-        rows: (h,) coordinates.
-        columns: (w,) coordinates.
-    """
-    quarter = width // 4
-    frequencies = _BASE ** -(torch.arange(quarter, dtype=rows.dtype, device=rows.device) / quarter)
-
-    def encode(coordinates: Tensor) -> Tensor:
-        angles = coordinates[:, None] * frequencies
-        return torch.cat((angles.sin(), angles.cos()), dim=1)  # (size, width/2)
-
-    shape = (len(rows), len(columns), width // 2)
-    # two of (h, w, width/2) -> (h, w, width)
-    grid = torch.cat((encode(columns)[None].expand(shape), encode(rows)[:, None].expand(shape)), dim=2)
-    return grid.flatten(0, 1)  # (h, w, width) -> (h·w, width)
 
 
 def rotary_tables(head_dim: int, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,10 +93,11 @@ def read_settings(folder: Path) -> tuple[SamplingConfig, PathName, tuple[str, ..
 
 def transformer_source() -> str:
     """Return the text of a module with the network and its class for diffusers; it needs torch and diffusers."""
-    from vavae import errors
+    from vavae import errors, grids
     from vavae.transformer import blocks, layers, model, positions, sizes
 
-    parts = [_split_imports(inspect.getsource(module)) for module in (errors, positions, layers, blocks, sizes, model)]
+    modules = (errors, grids, positions, layers, blocks, sizes, model)
+    parts = [_split_imports(inspect.getsource(module)) for module in modules]
     # Read as text: an import would need diffusers.
     parts.append(_split_imports(Path(__file__).with_name("exported_transformer.py").read_text()))
     imports = sorted({line for part in parts for line in part[0]}, key=lambda line: (line.startswith("from"), line))

@@ -1,0 +1,75 @@
+"""A teacher's own grid as the latent (RAE, arXiv 2510.11690)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vavae.errors import UserError
+from vavae.teachers.backbones import to_grid
+from vavae.teachers.base import PUBLISHED, Teacher
+
+# Where models of transformers have their last norm.
+_LAST_NORMS = ("layernorm", "post_layernorm", "vision_model.post_layernorm", "norm")
+
+
+class LatentEncoder(nn.Module):
+    """Images -> the teacher's patch tokens after its last norm, without the norm's weight and bias.
+
+    The teacher is frozen, and its last norm loses its affine part, so it must not be used as a teacher afterwards.
+    Images are resized as published: bicubic, without antialiasing.
+
+    Args:
+        teacher: A vision transformer of a family whose last norm is known.
+        layers: Sum the normalized tokens of this many last blocks (RAEv2, arXiv 2605.18324); 1 is the last alone.
+
+    Attributes:
+        channels: C, the teacher's width.
+        grid: (h, w) of the latents.
+
+    Raises:
+        UserError: The teacher has no last norm that is known, fewer blocks than `layers`, or the published VA-VAE's
+            normalization, which is none of its own.
+    """
+
+    def __init__(self, teacher: Teacher, layers: int = 1) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.layers = layers
+        self.channels, self.grid = teacher.width, teacher.grid_size
+        model = getattr(teacher.backbone, "model", teacher.backbone)
+        modules = dict(model.named_modules())
+        norm = next((modules[name] for name in _LAST_NORMS if name in modules), None)
+        if not isinstance(norm, nn.LayerNorm):
+            raise UserError(f"teacher '{teacher.name}' must be a ViT with a last LayerNorm to be a latent")
+        if teacher.normalization is PUBLISHED:
+            raise UserError("teacher.normalization must be default for a latent, got published")
+        nn.init.ones_(norm.weight)
+        nn.init.zeros_(norm.bias)
+        self._norm = [norm]  # in a list, so that it is no second submodule
+        blocks = max((m for m in modules.values() if isinstance(m, nn.ModuleList)), key=len)
+        if not 1 <= layers <= len(blocks):
+            raise UserError(f"layers must be from 1 to the teacher's {len(blocks)} blocks, got {layers}")
+        self._outputs: list[Tensor] = []
+        if layers > 1:
+            for block in blocks[-layers:]:
+                block.register_forward_hook(self._keep)
+
+    def _keep(self, block: nn.Module, given: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        self._outputs.append(output if isinstance(output, Tensor) else output[0])
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Return latents (B, C, h, w) float32 of images (B, 3, H, W) in [-1, 1]; not normalized."""
+        teacher = self.teacher
+        pixels = images.float()
+        if tuple(pixels.shape[2:]) != teacher.input_size:
+            pixels = F.interpolate(pixels, teacher.input_size, mode="bicubic", align_corners=False)
+        pixels = pixels * teacher.scale + teacher.shift
+        self._outputs.clear()
+        with torch.autocast(images.device.type, dtype=teacher.dtype, enabled=teacher.dtype != torch.float32):
+            grid = teacher.backbone(pixels).grid
+            if self.layers == 1:
+                return grid.float()
+            tokens = sum(self._norm[0](output) for output in self._outputs)  # (B, prefix + h·w, C)
+        self._outputs.clear()
+        return to_grid(tokens[:, -self.grid[0] * self.grid[1] :].float(), self.grid)

@@ -1,0 +1,245 @@
+"""DiT^DH: a diffusion transformer with a short, wide head for latents of many channels (RAE, arXiv 2510.11690).
+
+A velocity model that is narrower than its latents cannot learn them. Here only the last blocks, the head, are wider
+than the latents: the encoder's tokens modulate the head's norms, token by token.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vavae.errors import UserError
+from vavae.transformer.blocks import Block, FinalLayer
+from vavae.transformer.layers import FourierTimeEmbedding, LabelEmbedding, PatchEmbedding, RMSNorm, unpatchify
+from vavae.transformer.model import check_conditions, token_grid
+from vavae.transformer.positions import RotaryEmbedding, embedding_of_grid, rotary_of_grid
+
+_STD = 0.02
+
+
+@dataclass(frozen=True)
+class DiTDHConfig:
+    """Shape of a `DiTDH`; the defaults are the published XL for DINOv2-B latents of 256-pixel images.
+
+    Names of the published code, where they differ, are in brackets. Pairs are (encoder, head).
+
+    Attributes:
+        latent_size: Latent height and width that the network is trained on: one number, or (height, width)
+            (`input_size`).
+        patch_size: Side in latent pixels of the square that becomes one token.
+        latent_channels: Channels of the latents (`in_channels`).
+        widths: Channels of a token (`hidden_size`); multiples of their `heads` and of 4.
+        depths: Number of blocks (`depth`).
+        heads: Attention heads (`num_heads`); with `rope`, width / heads is a multiple of 4.
+        num_classes: Number of classes; label `num_classes` means "no label". 0 for data without labels.
+        swiglu: Use a SwiGLU instead of a GELU MLP (`use_swiglu`).
+        rope: Rotate queries and keys by position (`use_rope`).
+        rmsnorm: Use RMSNorm instead of LayerNorm (`use_rmsnorm`).
+        qk_norm: Normalize queries and keys (`use_qknorm`).
+        label_dropout: Probability in training that a label is replaced by "no label" (`class_dropout_prob`).
+    """
+
+    latent_size: int | tuple[int, int] = 16
+    patch_size: int = 1
+    latent_channels: int = 768
+    widths: tuple[int, int] = (1152, 2048)
+    depths: tuple[int, int] = (28, 2)
+    heads: tuple[int, int] = (16, 16)
+    num_classes: int = 1000
+    swiglu: bool = True
+    rope: bool = True
+    rmsnorm: bool = True
+    qk_norm: bool = False
+    label_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("latent_size", "widths", "depths", "heads"):
+            if isinstance(value := getattr(self, name), list):  # from JSON or YAML; a frozen config must be hashable
+                object.__setattr__(self, name, tuple(value))
+        for name in ("widths", "depths", "heads"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not all(1 <= value <= 65_536 for value in pair):
+                raise UserError(f"{name} must be (encoder, head), each from 1 to 65,536, got {str(pair)[:60]}")
+        if any(side < 1 or side % self.patch_size for side in self.latent_hw):
+            raise UserError(
+                f"latent_size must be a multiple of patch_size {self.patch_size}, got {str(self.latent_size)[:60]}"
+            )
+        for width, heads in zip(self.widths, self.heads, strict=True):
+            if width % heads or width % 4 or (self.rope and width // heads % 4):
+                raise UserError(
+                    "widths must be multiples of 4 and of their heads, and with rope width / heads a multiple of 4, "
+                    f"got {width} with {heads} heads"
+                )
+        if not 0 <= self.label_dropout <= 1:
+            raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
+
+    @property
+    def latent_hw(self) -> tuple[int, int]:
+        """Latent (height, width) that the network is trained on."""
+        size = self.latent_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens that the network is trained on."""
+        height, width = self.latent_hw
+        return height // self.patch_size, width // self.patch_size
+
+
+SIZES = {
+    "S": {"widths": (384, 2048), "depths": (12, 2), "heads": (6, 16)},
+    "XL": {"widths": (1152, 2048), "depths": (28, 2), "heads": (16, 16)},
+}
+
+
+class DiTDH(nn.Module):
+    """Predict the velocity of a noised latent from time and label, with a wide head.
+
+    State-dict names and weights are the published ones. The published network takes τ = 1 − t and returns noise − data;
+    `forward` converts both.
+
+    Args:
+        config: The shape; None starts from the defaults of `DiTDHConfig`.
+        settings: Fields of `DiTDHConfig` to change, for example `latent_channels=384`.
+
+    Raises:
+        UserError: A value does not fit; the message names the field.
+    """
+
+    def __init__(self, config: DiTDHConfig | None = None, **settings: Any) -> None:
+        super().__init__()
+        config = DiTDHConfig(**settings) if config is None else dataclasses.replace(config, **settings)
+        self.config = config
+        (narrow, wide), channels, patch = config.widths, config.latent_channels, config.patch_size
+        # The published training trains the position table too.
+        self.pos_embed = nn.Parameter(torch.empty(1, math.prod(config.grid), narrow))
+        self.s_embedder = PatchEmbedding(patch, channels, narrow)
+        self.x_embedder = PatchEmbedding(patch, channels, wide)
+        self.s_projector = nn.Linear(narrow, wide) if narrow != wide else nn.Identity()
+        self.t_embedder = FourierTimeEmbedding(narrow)
+        self.y_embedder = LabelEmbedding(config.num_classes, narrow, config.label_dropout)
+        head_dims = [width // heads for width, heads in zip(config.widths, config.heads, strict=True)]
+        self.enc_feat_rope = RotaryEmbedding(config.grid, head_dims[0]) if config.rope else None
+        self.dec_feat_rope = RotaryEmbedding(config.grid, head_dims[1]) if config.rope else None
+        self.blocks = nn.ModuleList(
+            Block(
+                config.widths[part],
+                config.heads[part],
+                swiglu=config.swiglu,
+                rmsnorm=config.rmsnorm,
+                qk_norm=config.qk_norm,
+                adaln_shift=True,
+            )
+            for part in (0, 1)
+            for _ in range(config.depths[part])
+        )
+        self.final_layer = FinalLayer(wide, patch**2 * channels, config.rmsnorm)
+        self.reset_parameters()
+
+    @classmethod
+    def from_config(cls, config: DiTDHConfig) -> Self:
+        """Return a freshly initialized network of the shape `config`."""
+        return cls(config)
+
+    @classmethod
+    def from_size(cls, size: str, **changes: Any) -> Self:
+        """Return the network named `size`, "S" or "XL", with `changes` to fields of `DiTDHConfig`.
+
+        Raises:
+            UserError: The size does not exist, or a value does not fit.
+        """
+        if size.removeprefix("DiTDH-") not in SIZES:
+            raise UserError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+        return cls(DiTDHConfig(**{**SIZES[size.removeprefix("DiTDH-")], **changes}))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialize every parameter as published and fill the position tables.
+
+        Patch embeddings are Xavier-uniform with zero bias. Label table and time MLP are normal with standard deviation
+        0.02, time frequencies standard normal. Modulations and output are zero. Other layers keep torch's default.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+        for embedder in (self.s_embedder, self.x_embedder):
+            nn.init.xavier_uniform_(embedder.proj.weight.flatten(1))
+            nn.init.zeros_(embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=_STD)
+        nn.init.normal_(self.t_embedder.W)
+        for linear in self.t_embedder.linears():
+            nn.init.normal_(linear.weight, std=_STD)
+            nn.init.zeros_(linear.bias)
+        for layer in (*self.blocks, self.final_layer):
+            nn.init.zeros_(layer.adaLN_modulation[1].weight)
+            nn.init.zeros_(layer.adaLN_modulation[1].bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.zeros_(self.final_layer.linear.bias)
+        grid = self.config.grid
+        self.pos_embed.copy_(embedding_of_grid(self.config.widths[0], grid, grid, "recompute", torch.device("cpu")))
+        for rope in (self.enc_feat_rope, self.dec_feat_rope):
+            if rope is not None:
+                rope.reset()
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None, hidden_blocks: Sequence[int] = ()
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Return the velocity at x, on request with the tokens after some blocks.
+
+        Args:
+            x: (B, latent_channels, h, w) noised latents. h and w are multiples of `patch_size`; on another grid than
+                the trained one the position table is resized (bilinear).
+            t: (B,) times in [0, 1]; 0 is noise, 1 is data.
+            y: (B,) integer labels in [0, num_classes]; num_classes is "no label".
+            label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
+                `label_dropout` in train mode, and drops nothing in eval mode.
+            hidden_blocks: Numbers of encoder blocks in increasing order, counted from 1.
+
+        Returns:
+            (B, latent_channels, h, w) velocity; with `hidden_blocks`, also a list of (B, T, widths[0]) tokens after
+            each.
+
+        Raises:
+            UserError: The shape of an argument does not fit, or the labels are not integers.
+        """
+        if wrong := [block for block in hidden_blocks if not 1 <= block <= self.config.depths[0]]:
+            raise UserError(f"hidden_blocks must be from 1 to {self.config.depths[0]}, got {wrong[0]}")
+        grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
+        check_conditions(len(x), t=t, y=y, label_drop=label_drop)
+        position, rotary = self._positions(grid)
+        time = self.t_embedder(1 - t)[:, None]  # (B, 1, narrow)
+        condition = F.silu(time + self.y_embedder(y, label_drop)[:, None])  # each block applies SiLU once more
+        # Encoder: (B, C, h, w) -> (B, T, narrow)
+        tokens = (self.s_embedder(x) + position).to(x.dtype)
+        hidden = []
+        for number, block in enumerate(self.blocks[: self.config.depths[0]], 1):
+            tokens = block(tokens, condition, rotary[0])
+            if number in hidden_blocks:
+                hidden.append(tokens)
+        # Head: its condition is the encoder's output, one per token; its tokens have no absolute position.
+        condition = self.s_projector(F.silu(tokens + time))  # (B, T, wide)
+        tokens = self.x_embedder(x)
+        for block in self.blocks[self.config.depths[0] :]:
+            tokens = block(tokens, condition, rotary[1])
+        # (B, T, wide) -> (B, T, p·p·C) -> (B, C, h, w); the published sign is noise − data
+        velocity = -unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
+        return (velocity, hidden) if hidden_blocks else velocity
+
+    def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, list[tuple[Tensor, Tensor] | None]]:
+        """Return the position table (1, T, narrow) of a grid, and the rotary tables of encoder and head."""
+        ropes = (self.enc_feat_rope, self.dec_feat_rope)
+        if grid == self.config.grid:
+            return self.pos_embed, [None if rope is None else (rope.freqs_cos, rope.freqs_sin) for rope in ropes]
+        # (1, T, D) -> (1, D, h, w), resized -> (1, T', D)
+        table = self.pos_embed.transpose(1, 2).unflatten(2, self.config.grid)
+        table = F.interpolate(table, grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+        placing = (grid, self.config.grid, "recompute", table.device)
+        return table, [None if rope is None else rotary_of_grid(rope.head_dim, *placing) for rope in ropes]

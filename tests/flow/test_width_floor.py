@@ -1,0 +1,78 @@
+"""A velocity network narrower than its latents cannot learn them; a wide head or data prediction can (RAE, RiT).
+
+The output of a network of width d lies in a space of d dimensions, so of the n channels of noise it misses n − d: the
+mean squared error of velocities stays above (n − d) / n, whatever the data and however long the training.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vavae.flow import LinearPath, TimeDistribution, flow_matching_loss
+from vavae.transformer import DiTDH, LightningDiT
+
+CHANNELS, NARROW, SIDE = 32, 8, 2
+FLOOR = (CHANNELS - NARROW) / CHANNELS
+STEPS = 1500
+
+
+def narrow() -> nn.Module:
+    return LightningDiT(
+        latent_size=SIDE, latent_channels=CHANNELS, width=NARROW, depth=2, heads=2, num_classes=0, label_dropout=0.0
+    )
+
+
+def wide_head() -> nn.Module:
+    return DiTDH(
+        latent_size=SIDE,
+        latent_channels=CHANNELS,
+        widths=(NARROW, 64),
+        depths=(2, 2),
+        heads=(2, 4),
+        num_classes=0,
+        label_dropout=0.0,
+    )
+
+
+def latents(count: int) -> Tensor:
+    """Latents in a few dimensions of their channels, as those of foundation models are."""
+    generator = torch.Generator().manual_seed(1)
+    basis = torch.randn(4, CHANNELS, generator=generator) / 2
+    return torch.einsum("bkhw,kc->bchw", torch.randn(count, 4, SIDE, SIDE, generator=generator), basis)
+
+
+def trained(build: Callable[[], nn.Module], **options: Any) -> float:
+    """Train on 500 latents; return the mean squared error of velocities over times up to .9, of the same latents."""
+    torch.manual_seed(0)
+    model, data, path = build(), latents(500), LinearPath(0.05)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    times = TimeDistribution(kind="uniform", high=0.9)
+    settings = {"path": path, "times": times, "direction_weight": 0.0, "space": "velocity", **options}
+    for _ in range(STEPS):
+        batch = data[torch.randint(len(data), (64,))]
+        optimizer.zero_grad()
+        flow_matching_loss(model, batch, torch.zeros(64, dtype=torch.int64), **settings)["mse"].mean().backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        repeated = data.repeat(4, 1, 1, 1)
+        labels = torch.zeros(len(repeated), dtype=torch.int64)
+        return flow_matching_loss(model, repeated, labels, **settings)["mse"].mean().item()
+
+
+@pytest.mark.slow
+def test_narrow_velocity_network_stays_above_the_floor() -> None:
+    assert trained(narrow) >= FLOOR
+
+
+@pytest.mark.slow
+def test_wide_head_goes_below_the_floor() -> None:
+    assert trained(wide_head) < 0.9 * FLOOR
+
+
+@pytest.mark.slow
+def test_narrow_data_network_goes_below_the_floor() -> None:
+    assert trained(narrow, prediction="data") < 0.9 * FLOOR

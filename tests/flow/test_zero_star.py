@@ -1,0 +1,58 @@
+"""CFG-Zero* against its guider in diffusers, and by its definition."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vavae.errors import UserError
+from vavae.flow import Guidance, sample
+
+
+def test_guided_prediction_is_that_of_diffusers() -> None:
+    guiders = pytest.importorskip("diffusers.guiders")
+    torch.manual_seed(0)
+    conditional, poorer = torch.randn(2, 3, 4, 5, 5).unbind(0)
+    # There the scale of the original formulation is ours.
+    guider = guiders.ClassifierFreeZeroStarGuidance(guidance_scale=3.5, zero_init_steps=0)
+    guider.set_state(step=5, num_inference_steps=10, timestep=torch.tensor(500))
+    expected = guider.forward(conditional, poorer).pred
+    guided = Guidance(3.5, 0.0, kind="zero_star").combine(conditional, poorer)
+    torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_factor_is_the_best_for_each_sample() -> None:
+    poorer = torch.randn(4, 3, 2, 2)
+    factors = torch.tensor([-1.0, 0.5, 1.0, 2.0]).view(4, 1, 1, 1)
+    # A conditional prediction that is a multiple of the poorer one is met exactly, so any scale leaves it.
+    guided = Guidance(7.0, 0.0, kind="zero_star").combine(factors * poorer, poorer)
+    torch.testing.assert_close(guided, factors * poorer, rtol=1e-5, atol=1e-6)
+
+
+class Drift(nn.Module):
+    """Velocity 1 with a label, 0.5 without."""
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(y == 1, 0.5, 1.0).view(-1, 1, 1, 1).expand_as(x).clone()
+
+
+@pytest.mark.parametrize(("still", "moved"), [(0, 1.0), (1, 0.9), (4, 0.6)])
+def test_first_steps_stand_still(still: int, moved: float) -> None:
+    """The factor is 2 here, so the guided velocity is the conditional one and the way is the moving steps' time."""
+    guidance = Guidance(3.0, 0.0, kind="zero_star", zero_init_steps=still)
+    noise = torch.zeros(1, 1, 2, 2)
+    drawn = sample(Drift(), noise, torch.tensor([0]), steps=11, shift=1.0, guidance=guidance, null_label=1)
+    torch.testing.assert_close(drawn, torch.full_like(noise, moved))
+
+
+def test_no_guidance_does_not_stand_still() -> None:
+    noise = torch.zeros(1, 1, 2, 2)
+    guidance = Guidance(1.0, kind="zero_star", zero_init_steps=4)
+    drawn = sample(Drift(), noise, torch.tensor([0]), steps=11, shift=1.0, guidance=guidance, null_label=1)
+    torch.testing.assert_close(drawn, torch.ones_like(noise))
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="kind must be one of cfg, zero_star, got 'other'"):
+        Guidance(2.0, kind="other")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="zero_init_steps must be at least 0, got -1"):
+        Guidance(2.0, kind="zero_star", zero_init_steps=-1)

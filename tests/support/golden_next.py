@@ -1,0 +1,68 @@
+"""Golden numbers of RAE, REPA, iREPA and REPA-E: their weights follow a rule, by the names in a file's metadata."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+STATE_DICTS = json.loads((GOLDEN / "state_dicts_next.json").read_text())
+
+
+def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Return tensors, configuration, and the weights of each group of the file `name`."""
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    groups = {
+        group: {name: weight(k, shape, kind) for k, (name, shape, kind) in enumerate(listed)}
+        for group, listed in json.loads(metadata["parameters"]).items()
+    }
+    return tensors, json.loads(metadata["config"]), groups
+
+
+def weight(k: int, shape: list[int], kind: str | float) -> Tensor:
+    """Return parameter number k of its group: a sine of the index, scaled by its kind."""
+    n = math.prod(shape)
+    s = torch.sin(12.9898 * torch.arange(1, n + 1, dtype=torch.float64) + 78.233 * (k + 1)).view(shape)
+    if kind == "matrix":
+        s = s * math.sqrt(2 / (n / shape[0]))
+    elif kind == "gain":
+        s = 1 + 0.1 * s
+    else:
+        s = s * (0.05 if kind == "small" else float(kind))
+    return s.float()
+
+
+def fill(module: nn.Module, weights: dict[str, Tensor], fixed: tuple[str, ...] = ()) -> None:
+    """Load weights; all parameters must be among them but those named `fixed`."""
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert {name for name, _ in module.named_parameters()} & set(missing) == set(fixed)
+
+
+def published_shapes(model: str) -> dict[str, list[int]]:
+    """Return names and shapes of a published model's state dict, repeated blocks included."""
+    expected = STATE_DICTS[model]
+    shapes = {}
+    for key, shape in expected["state_dict"].items():
+        prefixes = [prefix for prefix in expected.get("repeats", {}) if key.startswith(f"{prefix}.")]
+        if not prefixes:
+            shapes[key] = shape
+            continue
+        stem, first = prefixes[0].rsplit(".", 1)
+        last = int(expected["repeats"][prefixes[0]].split(" to ")[1].rsplit(".", 1)[1])
+        for number in range(int(first), last + 1):
+            shapes[f"{stem}.{number}{key.removeprefix(prefixes[0])}"] = shape
+    return shapes
+
+
+def assert_close(actual: Tensor, expected: Tensor, relative: float) -> None:
+    """Compare by the relative 2-norm, as the tolerances of the golden numbers are given."""
+    assert actual.shape == expected.shape
+    distance = (actual.double() - expected.double()).norm() / expected.double().norm()
+    assert distance <= relative, f"relative distance {distance:.2e} exceeds {relative:.0e}"
