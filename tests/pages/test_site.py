@@ -22,13 +22,13 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 # What makes each command of the tutorial small.
-TRAINING = "--training.images 32 --training.batch_size 16 --training.device cpu --training.tensorboard false"
+TRAINING = "--training.images 16 --training.batch_size 8 --training.device cpu --training.tensorboard false"
 SMALL = {
-    "train-tokenizer": f"{TRAINING} --data.limit 40 --tokenizer.channel_multipliers [1,1,1]",
-    "encode": "--data.limit 40 --device cpu",
+    "train-tokenizer": f"{TRAINING} --data.limit 24 --tokenizer.channel_multipliers [1,1,1]",
+    "encode": "--data.limit 24 --device cpu",
     "train-dit": f"{TRAINING} --transformer.width 64 --transformer.depth 1 --transformer.heads 2",
-    "sample": "--steps 2 --device cpu",
-    "evaluate": "--data.limit 40 --device cpu --latents 40 --output results.json",
+    "sample": "--count 4 --steps 2 --device cpu",
+    "evaluate": "--data.limit 24 --device cpu --latents 24 --tsne_seeds 0 --conventions [strict]",
 }
 
 
@@ -60,7 +60,7 @@ def test_nav_has_every_page_once() -> None:
 
 @pytest.mark.slow
 def test_site_builds_without_warnings(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs_material_extensions")
+    pytest.importorskip("material")
     pytest.importorskip("mkdocstrings")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
