@@ -125,3 +125,16 @@ def test_own_images_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for command in commands:
         assert run([*command, *shlex.split(SMALL[command[0]])]) == 0
     assert np.asarray(Image.open("runs/small/samples/grid.png")).std() > 0
+
+
+def test_flags_in_the_text_are_options(capsys: pytest.CaptureFixture[str]) -> None:
+    helps = ""
+    for command in ("train-tokenizer", "encode", "train-dit", "sample", "evaluate", "convert"):
+        assert run([command, "--help"]) == 0
+        helps += capsys.readouterr().out
+    of_others = {"--nproc", "--no", "--max", "--image_size"}  # torchrun's, cut at the hyphen, and the published code's
+    known = set(re.findall(r"--[\w.]+", helps)) | of_others
+    for page in ("own-images", "imagenet", "teachers", "losses", "sampling", "troubleshooting"):
+        text = re.sub(r"```.*?```", "", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
+        flags = re.findall(r"--[a-z][\w.]*", " ".join(re.findall(r"`([^`]+)`", text)))
+        assert set(flags) <= known, (page, set(flags) - known)
