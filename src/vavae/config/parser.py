@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 
 from vavae.config.messages import alternatives, check_keys, explain, fields_of
+from vavae.config.recipes import recipe_file
 from vavae.errors import UserError, one_line
 from vavae.io.yaml_files import dump_yaml, parse_yaml, read_yaml
 
@@ -48,7 +49,7 @@ def _parser(config_class: type, prog: str, description: str, positionals: tuple[
         allow_abbrev=False,
         parser_mode=_MODE,
     )
-    parser.add_argument("--config", metavar="RECIPE", help="A recipe: YAML with any of these keys.")
+    parser.add_argument("--config", metavar="RECIPE", help="A recipe: YAML with any of these keys, or a name that 'vavae recipes' lists.")
     parser.add_argument(_PRINT, action="store_true", help="Print the resolved recipe and exit.")
     parser.add_class_arguments(config_class)
     return parser
@@ -112,7 +113,7 @@ def _split(options: Sequence[str]) -> tuple[list[Path], list[str]]:
         if name != "--config":
             others.append(option)
         elif path := value if equals else next(remaining, ""):
-            recipes.append(Path(path))
+            recipes.append(recipe_file(path))
         else:
             raise UserError("--config: expected the path of a recipe; got nothing")
     return recipes, others

@@ -1,0 +1,28 @@
+"""The recipes in the package: `small/tokenizer` names the file `recipes/small/tokenizer.yaml` here."""
+
+import difflib
+from pathlib import Path
+
+from vavae.errors import UserError
+
+_FOLDER = Path(__file__).parents[1] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of all recipes in the package, sorted."""
+    return sorted(path.relative_to(_FOLDER).with_suffix("").as_posix() for path in _FOLDER.rglob("*.yaml"))
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file of a recipe: the file `name` if there is one, else the package's recipe of that name.
+
+    Raises:
+        UserError: There is neither; the message has the nearest name.
+    """
+    if Path(name).exists():
+        return Path(name)
+    if name in recipe_names():
+        return _FOLDER / f"{name}.yaml"
+    near = difflib.get_close_matches(name.removeprefix("recipes/").removesuffix(".yaml"), recipe_names(), n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "'vavae recipes' lists them"
+    raise UserError(f"{name}: no such file, and no recipe of this name in the package; {hint}")

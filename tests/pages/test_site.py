@@ -1,0 +1,140 @@
+"""The documentation site: its pages are complete, their numbers are measured, their code runs, and it builds."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import vavae
+from vavae.cli import run
+from vavae.teachers import TEACHERS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+# What makes each command of the tutorial small.
+TRAINING = "--training.images 16 --training.batch_size 8 --training.device cpu --training.tensorboard false"
+SMALL = {
+    "train-tokenizer": f"{TRAINING} --data.limit 24 --tokenizer.channel_multipliers [1,1,1]",
+    "encode": "--data.limit 24 --device cpu",
+    "train-dit": f"{TRAINING} --transformer.width 64 --transformer.depth 1 --transformer.heads 2",
+    "sample": "--count 4 --steps 2 --device cpu",
+    "evaluate": "--data.limit 24 --device cpu --latents 24 --tsne_seeds 0 --conventions [strict]",
+}
+
+
+def pages(nav: Any) -> list[str]:
+    """Return the files in a part of the nav."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for part in (nav.values() if isinstance(nav, dict) else nav) for page in pages(part)]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the fenced blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+def loaded(script: str) -> ModuleType:
+    """Return a script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(script, ROOT / "tools" / f"{script}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_nav_has_every_page_once() -> None:
+    written = [path.relative_to(DOCS).as_posix() for folder in (DOCS, DOCS / "api") for path in folder.glob("*.md")]
+    assert sorted(pages(SITE["nav"])) == sorted(written)
+
+
+@pytest.mark.slow
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    models = (tmp_path / "site" / "api" / "models.html").read_text()
+    assert 'id="vavae.models.Generator.from_pretrained"' in models
+    cluster = (tmp_path / "site" / "cluster.html").read_text()
+    assert 'href="repository/examples/slurm.sh"' in cluster
+    assert (tmp_path / "site" / "repository" / "examples" / "slurm.sh").exists()
+
+
+def test_api_overview_names_the_public_names() -> None:
+    overview = (DOCS / "api" / "index.md").read_text()
+    missing = [name for name in vavae.__all__ if f"`vavae.{name}`" not in overview and name != "__version__"]
+    assert missing == []
+
+
+def test_loss_figures_are_those_of_the_page(tmp_path: Path) -> None:
+    script = loaded("loss_figures")
+    script.main(tmp_path)
+    shown = re.findall(r"\(pictures/(.*?)\.svg\)", (DOCS / "losses.md").read_text())
+    assert sorted(shown) == sorted(script.FIGURES) == sorted(path.stem for path in tmp_path.iterdir())
+    for name in shown:
+        drawn, committed = ((folder / f"{name}.svg").read_text() for folder in (tmp_path, DOCS / "pictures"))
+        assert re.findall("<text[^>]*>([^<]+)<", drawn) == re.findall("<text[^>]*>([^<]+)<", committed)
+
+
+def test_teacher_numbers_are_measured() -> None:
+    page = (DOCS / "teachers.md").read_text()
+    results = "".join((DOCS / "frontier" / run / "tables.md").read_text() for run in ("cifar10", "cifar10-cpu"))
+    rows = [line for line in page.splitlines() if re.match(r"\| (here|paper|\d+ \|)", line)]
+    assert len(rows) == 7
+    for number in re.findall(r"\d+\.\d\d(?: ± \d+\.\d\d)?", "".join(rows)):
+        assert number in results or number in (DOCS / "frontier.md").read_text(), number
+
+
+def test_teacher_table_has_all_teachers() -> None:
+    page = (DOCS / "teachers.md").read_text()
+    for teacher in TEACHERS:
+        (row,) = [line for line in page.splitlines() if line.startswith("| `") and f"`{teacher.name}`" in line]
+        assert str(teacher.width) in row and str(teacher.patch) in row and teacher.license.split()[0] in row
+
+
+@pytest.mark.parametrize("page", ["index.md", "sampling.md", "api/stages.md"])
+def test_python_of_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), names)
+    if "images" in names:
+        assert names["images"].shape == (2, 3, 32, 32)
+
+
+@pytest.mark.slow
+def test_own_images_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks("own-images.md", "python")[0], "own-images.md", "exec"), {})
+    assert len(list(Path("my-images").glob("*/*.png"))) == 1000
+    lines = blocks("own-images.md", "bash")[0].replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line)[1:] for line in lines]
+    assert [command[0] for command in commands] == list(SMALL)
+    for command in commands:
+        assert run([*command, *shlex.split(SMALL[command[0]])]) == 0
+    assert np.asarray(Image.open("runs/small/samples/grid.png")).std() > 0
+
+
+def test_flags_in_the_text_are_options(capsys: pytest.CaptureFixture[str]) -> None:
+    helps = ""
+    for command in ("train-tokenizer", "encode", "train-dit", "sample", "evaluate", "convert"):
+        assert run([command, "--help"]) == 0
+        helps += capsys.readouterr().out
+    of_others = {"--nproc", "--no", "--max", "--image_size"}  # torchrun's, cut at the hyphen, and the published code's
+    known = set(re.findall(r"--[\w.]+", helps)) | of_others
+    for page in ("own-images", "imagenet", "teachers", "losses", "sampling", "troubleshooting"):
+        text = re.sub(r"```.*?```", "", (DOCS / f"{page}.md").read_text(), flags=re.DOTALL)
+        flags = re.findall(r"--[a-z][\w.]*", " ".join(re.findall(r"`([^`]+)`", text)))
+        assert set(flags) <= known, (page, set(flags) - known)
