@@ -1,6 +1,6 @@
 """Measure speed and memory on a GPU, in pieces of at most nine minutes each.
 
-    python benchmarks/gpu.py frontier           # steps of recipes/frontier/cifar10.yaml, compiled or not
+    python benchmarks/gpu.py frontier           # steps of the recipe frontier/cifar10, compiled or not
     python benchmarks/gpu.py transformer        # XL/1 and B/1: images/s, MFU, graph breaks; compiled blocks and whole
     python benchmarks/gpu.py memory             # peak memory of each size, with and without activation checkpointing
     python benchmarks/gpu.py tokenizer          # f16d32 with a ViT-L teacher and LPIPS at 256 px, and the plain step
@@ -46,7 +46,7 @@ from vavae.transformer import LightningDiT
 
 DEVICE = torch.device("cuda")
 LATENT = (32, 16, 16)
-RECIPE = Path(__file__).parents[1] / "recipes/frontier/cifar10.yaml"
+RECIPE = Path(__file__).parents[1] / "src/vavae/recipes/frontier/cifar10.yaml"
 
 
 class Record:

@@ -13,7 +13,7 @@ from vavae.config import from_plain, load_recipe
 from vavae.errors import UserError
 from vavae.stages import train_dit, train_tokenizer
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "imagenet256"
+RECIPES = Path(__file__).parents[2] / "src/vavae/recipes" / "imagenet256"
 
 
 VA_VAE = """

@@ -35,7 +35,7 @@ def test_wrong_recipe_files_are_named(form: str, tmp_path: Path) -> None:
     )
 
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "small"
+RECIPES = Path(__file__).parents[2] / "src/vavae/recipes" / "small"
 MISTAKES: list[tuple[type, str, str]] = [
     (Config, "--size [32]", "size must be a whole number, or 2 values, each a whole number, or null, got [32]"),
     (

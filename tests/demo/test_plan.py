@@ -8,7 +8,7 @@ import pytest
 from vavae.config import load_recipe, to_plain
 from vavae.demo.plan import ALIGNED, Config
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "small"
+RECIPES = Path(__file__).parents[2] / "src/vavae/recipes" / "small"
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])

@@ -379,7 +379,7 @@ def test_verdicts_of_uniformity(cvs: tuple[float, ...], expected: str, tmp_path:
 
 
 def test_published_numbers_reproduce_the_paper(tmp_path: Path) -> None:
-    recipe = Path(__file__).parents[2] / "recipes/frontier/imagenet256.yaml"
+    recipe = Path(__file__).parents[2] / "src/vavae/recipes/frontier/imagenet256.yaml"
     ladder_too = ["--experiments.ladder.seeds", "[0]", "--experiments.ladder.size", "XL"]
     asked = load_recipe(Config, recipe, ["--output", str(tmp_path), "--data.images", "demo", *ladder_too])
     grid, results = Grid(asked, ("train", "test")), Results(tmp_path / "results")

@@ -11,7 +11,7 @@ from vavae.cli import run
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
+RECIPES = sorted((ROOT / "src/vavae/recipes").glob("**/*.yaml"))
 
 
 # Launchers of several processes.

@@ -30,7 +30,6 @@ SMALL = {
 @pytest.mark.slow
 def test_fine_tuning_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     torch.save(autoencoder()[0].state_dict(), "vavae-imagenet256-f16d32-dinov2.pt")
     torch.save(statistics(8), "latents_stats.pt")
     torch.save(training_checkpoint(golden_dit()[0]), "lightningdit-xl-imagenet256-800ep.pt")

@@ -14,7 +14,7 @@ from vavae.models import Tokenizer
 
 pytestmark = pytest.mark.slow
 
-RECIPES = Path(__file__).parents[2] / "recipes/small"
+RECIPES = Path(__file__).parents[2] / "src/vavae/recipes/small"
 SMALL = ["--training.log_images", "64", "--training.tensorboard", "false", "--training.device", "cpu"]
 
 

@@ -15,7 +15,7 @@ from vavae.cli import run
 from vavae.training.checkpoint import CheckpointFolder
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "recipes/imagenet256/tokenizer-f16d32-dinov2-final.yaml"
+RECIPE = ROOT / "src/vavae/recipes/imagenet256/tokenizer-f16d32-dinov2-final.yaml"
 STAGES = "[{from_images: 32, weight: 0.1}, {from_images: 64, cos_margin: 0.5, distance_margin: 0.25}]"
 SMALL = {
     "data.images": "demo", "data.size": "16", "data.limit": "30", "data.workers": "1",

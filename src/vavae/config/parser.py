@@ -49,7 +49,8 @@ def _parser(config_class: type, prog: str, description: str, positionals: tuple[
         allow_abbrev=False,
         parser_mode=_MODE,
     )
-    parser.add_argument("--config", metavar="RECIPE", help="A recipe: YAML with any of these keys, or a name that 'vavae recipes' lists.")
+    recipe = "A recipe: YAML with any of these keys, or a name that 'vavae recipes' lists."
+    parser.add_argument("--config", metavar="RECIPE", help=recipe)
     parser.add_argument(_PRINT, action="store_true", help="Print the resolved recipe and exit.")
     parser.add_class_arguments(config_class)
     return parser

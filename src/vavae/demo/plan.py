@@ -1,7 +1,6 @@
 """Options of the demo and the recipes that it trains, sized for two CPU cores.
 
-With the default budget these are the recipes of `recipes/small`, which a test compares; the package does not contain
-those files.
+With the default budget these are the recipes `small/tokenizer` and `small/transformer`, which a test compares.
 """
 
 from dataclasses import dataclass
