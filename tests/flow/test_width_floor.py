@@ -1,6 +1,6 @@
 """A velocity network narrower than its latents cannot learn them; a wide head or data prediction can (RAE, RiT).
 
-The output of a network of width d lies in a space of d dimensions, so of the n channels of noise it misses n − d: the
+The output of a network of width d is in a space of d dimensions, so of the n channels of noise it misses n − d: the
 mean squared error of velocities stays above (n − d) / n, whatever the data and however long the training.
 """
 

@@ -45,7 +45,7 @@ class LatentEncoder(nn.Module):
             raise UserError("teacher.normalization must be default for a latent, got published")
         nn.init.ones_(norm.weight)
         nn.init.zeros_(norm.bias)
-        self._norm = [norm]  # in a list, so that it is no second submodule
+        self._norm = [norm]  # in a list, so that it is not registered twice
         blocks = max((m for m in modules.values() if isinstance(m, nn.ModuleList)), key=len)
         if not 1 <= layers <= len(blocks):
             raise UserError(f"layers must be from 1 to the teacher's {len(blocks)} blocks, got {layers}")
