@@ -186,6 +186,11 @@ class TransformerTask(TrainingTask):
         self.path = path_by_name(config.flow.path)
         channels, height, width = latents.shape
         _check_tokenizer(config, latents, tokenizer)
+        if (config.sampling.guidance_channels or 0) > channels:
+            raise UserError(
+                f"sampling.guidance_channels must be at most {channels}, the channels of the latents, got "
+                f"{config.sampling.guidance_channels}"
+            )
         _check_patch(config, (height, width))
         self.statistics = latents.statistics if config.normalization == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(channels, (height, width), latents.num_classes)
