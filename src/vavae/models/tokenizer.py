@@ -225,6 +225,8 @@ class Tokenizer:
     @classmethod
     def _from_folder(cls, folder: Path, statistics: StatisticsSource | Literal["identity"] | None) -> Self:
         autoencoder, config = own_autoencoder(folder)
+        if config.get("image_range", [-1, 1]) != [-1, 1]:
+            raise UserError(f"{folder / files.CONFIG}: image_range must be [-1, 1], got {config['image_range']}")
         source = folder / files.STATISTICS if statistics is None else statistics
         return cls(autoencoder, _statistics(source, autoencoder.config.latent_channels), config.get("provenance"))
 
