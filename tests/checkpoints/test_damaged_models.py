@@ -139,6 +139,14 @@ def test_wrong_sizes_are_refused_before_building(part: str, key: str, value: Any
     assert len(str(caught.value)) < 400 + len(str(folder))
 
 
+def test_a_tokenizer_of_another_range_is_refused(model: Path) -> None:
+    folder = model / "tokenizer"
+    config = json.loads((folder / "config.json").read_text())
+    files.write_json(folder / "config.json", files.signed(folder, {**config, "image_range": [0, 255]}))
+    with pytest.raises(UserError, match=r"config\.json: image_range must be \[-1, 1\], got \[0, 255\]"):
+        Generator.from_pretrained(model)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -237,7 +237,7 @@ def test_images_of_different_sizes_are_refused(models, tmp_path):
     for number, side in enumerate((32, 32, 16)):
         Image.new("RGB", (side, side)).save(tmp_path / "png" / f"{number}.png")
     with pytest.raises(UserError, match="differ in size"):
-        evaluate.run(generation(models, tmp_path, what="samples", model=[str(tmp_path / "png")]))
+        evaluate.run(evaluation("samples", models, tmp_path, model=[str(tmp_path / "png")]))
     with pytest.raises(UserError, match="no such folder"):
         evaluate.run(generation(models, tmp_path, what="samples", model=["absent"]))
     (tmp_path / "broken").mkdir()

@@ -147,6 +147,8 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
         network, content = _own(
             path, "tokenizer", "autoencoder", AutoencoderConfig, check_autoencoder, AutoencoderKL.from_config
         )
+        if content.get("image_range", [-1, 1]) != [-1, 1]:
+            raise UserError(f"{path / files.CONFIG}: image_range must be [-1, 1], got {content['image_range']}")
         return LoadedAutoencoder(network, read_statistics(path / files.STATISTICS), content.get("provenance") or {})
     config: dict[str, Any] | None = None
     if form == "pipeline":
