@@ -140,7 +140,7 @@ def _sampling_controls(
         stop = gr.Slider(0, 1, value=defaults.guidance_stop, step=0.01, label="Guidance up to time (1 is data)")
 
     def settings(scale: float, solver: SolverName, steps: int, shift: float, start: float, stop: float) -> Any:
-        guidance = {"guidance_scale": scale, "guidance_start": start, "guidance_stop": stop}
+        guidance: dict[str, Any] = {"guidance_scale": scale, "guidance_start": start, "guidance_stop": stop}
         return replace(defaults, solver=solver, steps=steps, shift=shift, **guidance)
 
     return [scale, solver, steps, shift, start, stop], settings
