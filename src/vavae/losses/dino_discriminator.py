@@ -103,6 +103,8 @@ class DinoDiscriminator(nn.Module):
         )
         self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, heads · tokens) of images (B, 3, H, W) in [-1, 1]; all sizes are resized to 224."""

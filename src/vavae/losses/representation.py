@@ -43,7 +43,7 @@ class Projector(nn.Module):
             for number, layer in enumerate((*layers, nn.Linear(hidden, features))):
                 self.add_module(str(number), layer)
         elif kind == "linear":
-            self.projection_layer = nn.Linear(width, features)
+            self.projection_layer: nn.Module = nn.Linear(width, features)
         elif kind == "conv":
             self.projection_layer = nn.Conv2d(width, features, kernel, padding=kernel // 2)
         else:

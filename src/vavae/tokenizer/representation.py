@@ -53,6 +53,8 @@ class RepresentationAutoencoder(nn.Module):
         self.noise, self.noise_kind = noise, noise_kind
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
 
     @property
     def latent_channels(self) -> int:

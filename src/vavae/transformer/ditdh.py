@@ -172,7 +172,7 @@ class DiTDH(nn.Module):
                 nn.init.ones_(module.weight)
         for embedder in (self.s_embedder, self.x_embedder):
             nn.init.xavier_uniform_(embedder.proj.weight.flatten(1))
-            nn.init.zeros_(embedder.proj.bias)
+            nn.init.zeros_(embedder.proj.bias)  # type: ignore[arg-type] # a convolution with a bias
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=_STD)
         nn.init.normal_(self.t_embedder.W)
         for linear in self.t_embedder.linears():
@@ -241,5 +241,7 @@ class DiTDH(nn.Module):
         # (1, T, D) -> (1, D, h, w), resized -> (1, T', D)
         table = self.pos_embed.transpose(1, 2).unflatten(2, self.config.grid)
         table = F.interpolate(table, grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
-        placing = (grid, self.config.grid, "recompute", table.device)
-        return table, [None if rope is None else rotary_of_grid(rope.head_dim, *placing) for rope in ropes]
+        return table, [
+            None if rope is None else rotary_of_grid(rope.head_dim, grid, self.config.grid, "recompute", table.device)
+            for rope in ropes
+        ]
