@@ -162,10 +162,8 @@ class Generator(SavedModel):
                 f"guidance_scale must be 1, got {sampling.guidance_scale:g}: this generator was trained without "
                 "label_dropout"
             )
-        if sampling is not None and (sampling.guidance_channels or 0) > self.latent_shape[0]:
-            raise UserError(
-                f"guidance_channels must be at most {self.latent_shape[0]}, got {sampling.guidance_channels}"
-            )
+        if sampling is not None:
+            sampling.check_channels(self.latent_shape[0])
 
     def latents(
         self,

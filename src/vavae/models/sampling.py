@@ -80,12 +80,38 @@ class SamplingConfig:
         given = {field.name: getattr(overrides, field.name, None) for field in fields(self)}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
+    def check_channels(self, channels: int) -> None:
+        """Raise UserError if more than the `channels` of the latents are to be guided."""
+        if (self.guidance_channels or 0) > channels:
+            raise UserError(f"guidance_channels must be at most {channels}, got {self.guidance_channels}")
+
     @property
     def guidance(self) -> Guidance | None:
         """The guidance of these settings; None if the scale is 1."""
         if self.guidance_scale == 1.0:
             return None
         return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Changes of a generator's sampling settings; null is the generator's own value.
+
+    Attributes:
+        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
+        steps: Grid points of the solver.
+        shift: Time shift.
+        guidance_start: Guidance acts from this time on (0 noise, 1 data).
+        guidance_stop: Guidance acts up to this time.
+        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
+    """
+
+    solver: SolverName | None = None
+    steps: int | None = None
+    shift: float | None = None
+    guidance_start: float | None = None
+    guidance_stop: float | None = None
+    guidance_channels: int | None = None
 
 
 def read_sampling(settings: object, path: object, prediction: object, source: str | Path) -> SamplingConfig:

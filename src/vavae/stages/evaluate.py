@@ -36,8 +36,7 @@ from vavae.evaluation.table import plot, print_table
 from vavae.io.files import drop_drafts
 from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, load_feature_network
 from vavae.models import Generator, SamplingConfig, Tokenizer
-from vavae.models.sampling import check_count, choose_labels
-from vavae.stages.sample import SamplingOptions
+from vavae.models.sampling import SamplingOptions, check_count, choose_labels
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
 from vavae.training.run_log import versions
@@ -151,10 +150,10 @@ def run(config: Config) -> list[MetricRecord]:
             the results to compare were measured by different protocols.
         KeyboardInterrupt: A stop was asked for; complete blocks of images are kept.
     """
+    refuse_unused(config)
     if config.what == "compare":
         if len(config.model) != 2:
             raise UserError(f"compare must have two JSON files, got {len(config.model)}")
-        refuse_unused(config)
         first, second = config.model
         print_comparison(compare_files(first, second, config.force), first, second)
         return []
@@ -164,7 +163,6 @@ def run(config: Config) -> list[MetricRecord]:
     store = BlockStore(config.features or assets.cache_folder() / "features")
     _check_outputs(config, store)
     _check_models(config)
-    refuse_unused(config)
     with sharing_processes() as world:
         world.once(lambda: _drop_old(config))
         records: list[MetricRecord] = []
@@ -194,7 +192,7 @@ def _check_outputs(config: Config, store: BlockStore) -> None:
         used.add(Path(path).resolve())
     if config.reconstructions is not None:
         check_writable("reconstructions", config.reconstructions, folder=True)
-        if config.what != "tokenizer" or len(config.model) != 1 or not config.conventions:
+        if len(config.model) != 1 or not config.conventions:
             raise UserError("reconstructions needs one tokenizer, and at least one of the conventions")
     if config.output is not None and Path(config.output).suffix == ".png":
         raise UserError(f"output must be a .json file, got {config.output}, the name of the plot")
@@ -203,8 +201,6 @@ def _check_outputs(config: Config, store: BlockStore) -> None:
 def _check_models(config: Config) -> None:
     """Open models, samples and reference, so that a mistake is reported before hours of work."""
     generated = config.what != "tokenizer"
-    if config.metrics and not generated:
-        raise UserError(f"metrics must be empty for a tokenizer, got {config.metrics[0]}, a metric of generated images")
     if generated and not config.networks:
         raise UserError(f"network must name a feature network to measure {config.what}, got none")
     if generated and config.reference is None and config.real_split == config.split:

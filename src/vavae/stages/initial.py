@@ -238,11 +238,11 @@ def _data_notes(
     remedy = "train on latents of its tokenizer, with --tokenizer its tokenizer and --normalization tokenizer"
     if former is None:
         notes.append(f"the statistics that normalized its latents are unknown; if they differ from these: {remedy}")
-    elif former.channels == statistics.channels and not former.equals(statistics):
+    elif former.mean.shape == statistics.mean.shape and not former.equals(statistics):
         i = int(((former.mean - statistics.mean).abs() / former.std).argmax())
+        numbers = [float(values.flatten()[i]) for one in (former, statistics) for values in (one.mean, one.std)]
         notes.append(
-            f"WARNING: its latents were normalized by other statistics than these (channel {i}: mean "
-            f"{former.mean[i]:.4g} and deviation {former.std[i]:.4g}, here {statistics.mean[i]:.4g} and "
-            f"{statistics.std[i]:.4g}): {remedy}"
+            f"WARNING: its latents were normalized by other statistics than these (number {i}: mean {numbers[0]:.4g} "
+            f"and deviation {numbers[1]:.4g}, here {numbers[2]:.4g} and {numbers[3]:.4g}): {remedy}"
         )
     return notes

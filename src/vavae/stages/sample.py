@@ -16,10 +16,9 @@ from vavae.config.image_size import Size, as_size, height_width
 from vavae.data.readable import find_unreadable, image_error, read_rgb
 from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
-from vavae.flow import SolverName
 from vavae.io.files import check_not_foreign, read_json_object, written_whole
 from vavae.models import Generator
-from vavae.models.sampling import check_count, choose_labels, draw, label_numbers
+from vavae.models.sampling import SamplingOptions, check_count, choose_labels, draw, label_numbers
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.training.parallel import sharing_processes
@@ -27,27 +26,6 @@ from vavae.training.run_folder import held_folder
 
 _RECORD = "samples.json"
 _REMEDY = "choose another --output"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """Changes of a generator's sampling settings; null is the generator's own value.
-
-    Attributes:
-        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
-        steps: Grid points of the solver.
-        shift: Time shift.
-        guidance_start: Guidance acts from this time on (0 noise, 1 data).
-        guidance_stop: Guidance acts up to this time.
-        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
-    """
-
-    solver: SolverName | None = None
-    steps: int | None = None
-    shift: float | None = None
-    guidance_start: float | None = None
-    guidance_stop: float | None = None
-    guidance_channels: int | None = None
 
 
 @dataclass(frozen=True)

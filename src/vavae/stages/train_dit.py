@@ -180,12 +180,7 @@ class TransformerTask(TrainingTask):
         self.precision = resolve_precision(config.training.precision, self.device)
         self.path = path_by_name(config.flow.path)
         _check_fit(config, latents, tokenizer)
-        channels = latents.shape[0]
-        if (config.sampling.guidance_channels or 0) > channels:
-            raise UserError(
-                f"sampling.guidance_channels must be at most {channels}, the channels of the latents, got "
-                f"{config.sampling.guidance_channels}"
-            )
+        config.sampling.check_channels(latents.shape[0])
         self.statistics = latents.statistics if config.normalization == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(latents.shape[0], latents.shape[1:], latents.num_classes)
         torch.manual_seed(config.training.seed)
