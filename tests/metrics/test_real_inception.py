@@ -33,6 +33,7 @@ def test_distance_of_stored_features():
     torch.testing.assert_close(stored["test"][:2], ARCHIVE, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_network_gives_stored_features(real_network):
     stored = load_file(FILE)
     fresh = {
