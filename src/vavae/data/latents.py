@@ -124,7 +124,7 @@ class MappedShard:
         return len(self.labels)
 
     def kind(self) -> tuple[object, ...]:
-        """Return shape and type of the latents, and whether there are mirrored ones; equal in all shards of a folder."""
+        """Return shape and type of the latents, and whether mirrored ones exist; equal in all shards of a folder."""
         return self.latents.shape[1:], self.latents.dtype, self.flipped is None
 
     def sha256(self) -> str:
