@@ -124,11 +124,7 @@ class MappedShard:
         return len(self.labels)
 
     def kind(self) -> tuple[object, ...]:
-<<<<<<< HEAD
-        """Return shape, type and whether there are mirrored latents; equal in all shards of a folder."""
-=======
         """Return shape and type of the latents, and whether mirrored ones exist; equal in all shards of a folder."""
->>>>>>> data
         return self.latents.shape[1:], self.latents.dtype, self.flipped is None
 
     def sha256(self) -> str:
