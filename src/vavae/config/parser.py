@@ -176,7 +176,7 @@ def parse_command_line(
         )
     options = _with_brackets(config_class, _with_flag_values(config_class, arguments[leading:]))
     recipes, options = _split([*named, *options])
-    parser = _parser(config_class, prog, description, tuple(positionals))
+    parser = _parser(config_class, prog, description, tuple(positionals))  # type: ignore[arg-type]  # classes are hashable
     parsed, source = None, ""
     try:
         for path in recipes:
@@ -225,7 +225,7 @@ def from_plain(config_class: type[C], values: Mapping[str, Any]) -> C:
         UserError: Unknown key or wrong type, named in the message.
     """
     name = config_class.__name__
-    parser = _parser(config_class, prog=name, description="")
+    parser = _parser(config_class, prog=name, description="")  # type: ignore[arg-type]
     try:
         return _built(config_class, parser, parser.parse_object(dict(values)))
     except _PARSING as error:
