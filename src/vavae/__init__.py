@@ -11,9 +11,9 @@ from vavae.version import __version__
 if TYPE_CHECKING:
     from vavae import data, flow, losses, metrics, models, teachers, tokenizer, transformer
     from vavae.errors import UserError
-    from vavae.models import Generator, SamplingConfig, Tokenizer
-    from vavae.tokenizer import AutoencoderKL
-    from vavae.transformer import LightningDiT
+    from vavae.models import Generator, RepresentationAutoencoder, SamplingConfig, Tokenizer
+    from vavae.tokenizer import AutoencoderKL, ViTDecoder
+    from vavae.transformer import DiTDH, LightningDiT
 
 # Name -> module; `checkpoints.networks` gives the two networks their `from_pretrained`. All other names are rooms.
 _EXPORTS = {
@@ -22,10 +22,14 @@ _EXPORTS = {
     "Tokenizer": "vavae.models",
     "Generator": "vavae.models",
     "SamplingConfig": "vavae.models",
+    "RepresentationAutoencoder": "vavae.models",
+    "ViTDecoder": "vavae.tokenizer",
+    "DiTDH": "vavae.transformer",
     "UserError": "vavae.errors",
 }
 
-__all__ = ["AutoencoderKL", "Generator", "LightningDiT", "SamplingConfig", "Tokenizer", "UserError", "__version__"]
+__all__ = ["AutoencoderKL", "DiTDH", "Generator", "LightningDiT", "RepresentationAutoencoder", "SamplingConfig"]
+__all__ += ["Tokenizer", "UserError", "ViTDecoder", "__version__"]
 __all__ += ["data", "flow", "losses", "metrics", "models", "teachers", "tokenizer", "transformer"]
 
 

@@ -2,7 +2,6 @@
 
 from vavae.tokenizer.autoencoder import AutoencoderConfig, AutoencoderKL
 from vavae.tokenizer.gaussian import DiagonalGaussian
-from vavae.tokenizer.representation import RepresentationAutoencoder
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 from vavae.tokenizer.vit_decoder import ViTDecoder
 
@@ -11,7 +10,6 @@ __all__ = [
     "AutoencoderKL",
     "DiagonalGaussian",
     "LatentStatistics",
-    "RepresentationAutoencoder",
     "RunningStatistics",
     "ViTDecoder",
 ]

@@ -6,55 +6,51 @@ import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.tokenizer.vit_decoder import ViTDecoder
+from vavae.teachers import LatentEncoder, Teacher
+from vavae.tokenizer import ViTDecoder
 
 NoiseKind = Literal["uniform", "normal"]
 
 
 class RepresentationAutoencoder(nn.Module):
-    """Autoencoder between images and the grid of a frozen encoder.
+    """Autoencoder between images and the grid of a frozen foundation model.
 
     Images are (B, 3, H, W) in [-1, 1]. Latents are (B, C, h, w), not normalized; `LatentStatistics` normalizes them.
     Only the decoder is trained.
 
     Args:
-        encoder: Frozen network from images (B, 3, H, W) in [-1, 1] to latents (B, C, h, w), such as
-            `vavae.teachers.LatentEncoder`.
-        decoder: The decoder, in the pixels that `mean` and `std` normalize.
-        mean: Mean per color of images in [0, 1] in the encoder's normalization.
-        std: Standard deviation per color.
+        teacher: The foundation model, a vision transformer; it is frozen, and its last norm loses its affine part.
+        decoder: The decoder, for pixels in the teacher's normalization.
         noise: Scale τ of the noise on latents while the decoder trains; 0 trains without.
         noise_kind: Distribution of each image's standard deviation: "uniform" is τ·U(0, 1), as RAE's code has it;
             "normal" is |N(0, τ²)|, as its paper has it.
+        layers: Blocks of the teacher whose normalized tokens are summed; 1 is the last alone.
 
     Raises:
-        UserError: The decoder is for another number of channels, or the noise is negative or of no known kind.
+        UserError: The decoder is for another number of channels, the noise is negative or of no known kind, or the
+            teacher cannot be a latent.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
+        teacher: Teacher,
         decoder: ViTDecoder,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         noise: float = 0.8,
         noise_kind: NoiseKind = "uniform",
+        layers: int = 1,
     ) -> None:
         super().__init__()
-        channels = getattr(encoder, "channels", decoder.latent_channels)
-        if channels != decoder.latent_channels:
-            raise UserError(f"decoder must be for latents of {channels} channels, got {decoder.latent_channels}")
+        self.encoder = LatentEncoder(teacher, layers)
+        if self.encoder.channels != decoder.latent_channels:
+            raise UserError(
+                f"decoder must be for latents of {self.encoder.channels} channels, got {decoder.latent_channels}"
+            )
         if not noise >= 0:
             raise UserError(f"noise must be at least 0, got {noise}")
         if noise_kind not in ("uniform", "normal"):
             raise UserError(f"noise_kind must be uniform or normal, got {noise_kind!r}")
-        self.encoder = encoder.requires_grad_(False)
         self.decoder = decoder
         self.noise, self.noise_kind = noise, noise_kind
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.mean: Tensor
-        self.std: Tensor
 
     @property
     def latent_channels(self) -> int:
@@ -88,8 +84,9 @@ class RepresentationAutoencoder(nn.Module):
         Raises:
             UserError: The latents have another number of channels.
         """
+        teacher = self.encoder.teacher
         pixels = self.decoder(latents.to(self.decoder.decoder_pred.weight.dtype))
-        return 2 * (pixels * self.std + self.mean) - 1
+        return (pixels - teacher.shift) / teacher.scale
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct images."""

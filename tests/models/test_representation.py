@@ -8,24 +8,41 @@ from golden_next import assert_close, fill, load
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.tokenizer import LatentStatistics, RepresentationAutoencoder, ViTDecoder
+from vavae.models import RepresentationAutoencoder
+from vavae.teachers import IMAGENET, Backbone, Teacher, TeacherFeatures
+from vavae.teachers.backbones import to_grid
+from vavae.tokenizer import LatentStatistics, ViTDecoder
 
 
-class Encoder(nn.Module):
-    """A convolution in place of the foundation model."""
+class Patches(nn.Module):
+    """A convolution and a norm in place of a vision transformer."""
 
-    def __init__(self, channels: int = 32) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.channels = channels
-        self.layer = nn.Conv2d(3, channels, 4, stride=4)
+        self.patches = nn.Conv2d(3, 32, 4, stride=4)
+        self.blocks = nn.ModuleList([nn.Identity()])
+        self.layernorm = nn.LayerNorm(32)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layer(images)
+
+class PatchBackbone(Backbone):
+    width, patch = 32, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Patches()
+
+    def forward(self, pixels: Tensor) -> TeacherFeatures:
+        tokens = self.model.layernorm(self.model.patches(pixels).flatten(2).transpose(1, 2))
+        return TeacherFeatures(to_grid(tokens, (pixels.shape[2] // 4, pixels.shape[3] // 4)), None)
+
+
+def patch_teacher() -> Teacher:
+    return Teacher("patches", PatchBackbone(), (16, 16), IMAGENET)
 
 
 def small(**options: object) -> RepresentationAutoencoder:
     decoder = ViTDecoder(32, 4, 4, width=8, depth=1, heads=2, mlp_width=8)
-    return RepresentationAutoencoder(Encoder(), decoder, **options)  # type: ignore[arg-type]
+    return RepresentationAutoencoder(patch_teacher(), decoder, **options)  # type: ignore[arg-type]
 
 
 def test_decoding_of_normalized_latents() -> None:
@@ -33,7 +50,8 @@ def test_decoding_of_normalized_latents() -> None:
     shape = config["decoder"]
     decoder = ViTDecoder(32, 4, 4, shape["decoder_hidden_size"], 2, 3, shape["decoder_intermediate_size"])
     fill(decoder, weights["decoder"], ("decoder_pos_embed",))
-    model = RepresentationAutoencoder(Encoder(), decoder, tuple(config["image_mean"]), tuple(config["image_std"]))
+    assert tuple(config["image_mean"]) == IMAGENET.mean and tuple(config["image_std"]) == IMAGENET.std
+    model = RepresentationAutoencoder(patch_teacher(), decoder)
     statistics = LatentStatistics.from_dict({"mean": tensors["stat_mean"], "var": tensors["stat_var"]})
     with torch.no_grad():
         images = model.decode(statistics.denormalize(tensors["latents"]))
@@ -70,7 +88,7 @@ def test_only_the_decoder_learns() -> None:
 def test_wrong_parts_are_refused() -> None:
     decoder = ViTDecoder(16, 4, 4, width=8, depth=1, heads=2, mlp_width=8)
     with pytest.raises(UserError, match="decoder must be for latents of 32 channels, got 16"):
-        RepresentationAutoencoder(Encoder(), decoder)
+        RepresentationAutoencoder(patch_teacher(), decoder)
     with pytest.raises(UserError, match="noise must be at least 0, got -1"):
         small(noise=-1)
     with pytest.raises(UserError, match="noise_kind must be uniform or normal, got 'other'"):
