@@ -135,6 +135,9 @@ def test_class_names_must_be_a_list_of_names(generator: Generator, tmp_path: Pat
         folder.write_json(tmp_path / "config.json", folder.signed(tmp_path, {**config, "class_names": names}))
         with pytest.raises(UserError, match=r"config\.json: class_names must be a list of names, got"):
             Generator.from_pretrained(tmp_path)
+    folder.write_json(tmp_path / "config.json", folder.signed(tmp_path, {**config, "class_names": ["a", "b"]}))
+    with pytest.raises(UserError, match=r"config\.json: class_names must be 10 names, got 2"):
+        Generator.from_pretrained(tmp_path)
 
 
 def test_published_tokenizer_and_statistics_can_be_given(generator: Generator, tmp_path: Path) -> None:

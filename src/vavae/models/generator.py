@@ -360,6 +360,8 @@ class Generator(SavedModel):
         names = [] if config["class_names"] is None else config["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{where}: class_names must be a list of names, got {str(names)[:60]}")
+        if names and len(names) != transformer.config.num_classes:
+            raise UserError(f"{where}: class_names must be {transformer.config.num_classes} names, got {len(names)}")
         if tokenizer is None:
             tokenizer = Tokenizer.from_pretrained(files.subfolder(folder, "tokenizer"), statistics=statistics)
         elif statistics is None:  # the ones of the training, in the folder's own tokenizer
