@@ -10,7 +10,7 @@ from torch import Tensor
 from vavae.flow import TimeDistribution, shifted_times
 from vavae.flow.loss import velocity_loss
 from vavae.losses import adaptive_weight, cosine_alignment, distance_matrix_alignment
-from vavae.report.figures import standalone
+from vavae.report.figures import LegendLine, standalone
 from vavae.report.svg import CLASS_COLORS, DASHES, draw_svg
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
@@ -41,7 +41,9 @@ def figure(title: str, x: str, y: str, curves: Sequence[Curve], logarithmic: boo
         axes.set_ylabel(y)
 
     signs = ("●",) * 3 if points else SIGNS
-    return standalone(draw_svg(draw, 5.2, 2.9), title, [(i, signs[i], name) for i, (name, _, _) in enumerate(curves)])
+    return standalone(
+        draw_svg(draw, 5.2, 2.9), title, [LegendLine(i, signs[i], name) for i, (name, _, _) in enumerate(curves)]
+    )
 
 
 def direction_at(cosine: float | Tensor) -> Tensor:

@@ -247,7 +247,7 @@ def test_later_stage_starts_from_its_weights(tmp_path: Path) -> None:
             "lightning.trainer.gradient_clip_val must be left out",
         ),
         (VA_VAE, {"lightning__trainer__precision": 16}, "lightning.trainer.precision must be 32 or bf16, got 16"),
-        (VA_VAE, {"lightning__trainer__devices": "auto"}, "lightning.trainer.devices is 'auto', not a int"),
+        (VA_VAE, {"lightning__trainer__devices": "auto"}, "lightning.trainer.devices must be of type int, got 'auto'"),
         (VA_VAE, {"lightning__trainer__devices": -1}, "must be positive, got (8, -1, 4, 1)"),
         (VA_VAE, {"weight_init": "a.ckpt", "model__params__ckpt_path": "b.ckpt"}, "they are all starting weights"),
     ],

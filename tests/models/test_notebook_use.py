@@ -82,17 +82,17 @@ def test_seeds_and_indices_must_be_integers(generator: Generator) -> None:
     for seed in (None, 1.0, "1"):
         with pytest.raises(TypeError):
             generator.noise([0], seed=seed)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="indices: must be integers"):
+    with pytest.raises(TypeError, match="indices must be integers"):
         generator.noise([0.5])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"seed": "a"}, r"seed: must be a whole number, got a \(str\)"),
-        ({"seed": None}, "seed: must be a whole number, got None"),
-        ({"indices": [0.5]}, "indices: must be a whole number, got 0.5"),
-        ({"indices": [2**70]}, "indices: must fit in 64 bits"),
+        ({"seed": "a"}, r"seed must be a whole number, got a \(str\)"),
+        ({"seed": None}, "seed must be a whole number, got None"),
+        ({"indices": [0.5]}, "indices must be a whole number, got 0.5"),
+        ({"indices": [2**70]}, "indices must fit in 64 bits"),
         ({"indices": 5}, "indices must be a list of numbers, got 5"),
     ],
 )

@@ -90,7 +90,8 @@ def test_loss_figures_are_those_of_the_page(tmp_path: Path) -> None:
 
 def test_teacher_numbers_are_measured() -> None:
     page = (DOCS / "teachers.md").read_text()
-    results = "".join((DOCS / "frontier" / run / "tables.md").read_text() for run in ("cifar10", "cifar10-cpu"))
+    files = [f"{run}/{name}.md" for run in ("cifar10", "cifar10-cpu") for name in ("tables", "claims")]
+    results = "".join((DOCS / "frontier" / file).read_text() for file in files)
     rows = [line for line in page.splitlines() if re.match(r"\| (here|paper|\d+ \|)", line)]
     assert len(rows) == 7
     for number in re.findall(r"\d+\.\d\d(?: ± \d+\.\d\d)?", "".join(rows)):

@@ -161,7 +161,7 @@ LACKING = {
     ),
     "generated images": (
         {"what": "tokenizer", "metrics": ["kid"]},
-        "metrics must be left out for tokenizer: it is an option of generator and samples",
+        "metrics must be empty for a tokenizer, got kid, a metric of generated images",
     ),
     "enlarged": ({"what": "tokenizer", "data": ImagesConfig()}, "data.size must be 32 for data.images demo, got 256"),
     "channels": ({"guidance_channels": 99}, "guidance_channels must be at most"),

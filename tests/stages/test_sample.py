@@ -258,7 +258,7 @@ def test_labels_are_names_of_classes(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_names_need_a_generator_with_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no names of classes, got 'cat'" in refused(folder, capsys, "--labels", "cat")
+    assert "since this generator has no class names, got 'cat'" in refused(folder, capsys, "--labels", "cat")
 
 
 def test_note_on_names_that_are_numbers(capsys: pytest.CaptureFixture[str]) -> None:

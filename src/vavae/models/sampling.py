@@ -203,13 +203,13 @@ def sample_indices(indices: Sequence[int] | np.ndarray | Tensor | None, count: i
     if not isinstance(numbers, Sequence):
         raise UserError(f"indices must be a list of numbers, got {str(numbers)[:40]}")
     if len(numbers) != count:
-        raise UserError(f"indices: {len(numbers)} for {count} labels")
+        raise UserError(f"indices must be one per label, got {len(numbers)} for {count} labels")
     for name, values in (("seed", [seed]), ("indices", numbers)):
         wrong = [value for value in values if not isinstance(value, int | np.integer)]
         if wrong:
-            raise UserError(f"{name}: must be a whole number, got {str(wrong[0])[:40]} ({type(wrong[0]).__name__})")
+            raise UserError(f"{name} must be a whole number, got {str(wrong[0])[:40]} ({type(wrong[0]).__name__})")
     if any(not -(2**63) <= number < 2**63 for number in numbers):
-        raise UserError("indices: must fit in 64 bits")
+        raise UserError("indices must fit in 64 bits")
     return [int(number) for number in numbers]
 
 

@@ -150,10 +150,10 @@ def run(config: Config) -> list[MetricRecord]:
             the results to compare were measured by different protocols.
         KeyboardInterrupt: A stop was asked for; complete blocks of images are kept.
     """
-    refuse_unused(config)
     if config.what == "compare":
         if len(config.model) != 2:
             raise UserError(f"compare must have two JSON files, got {len(config.model)}")
+        refuse_unused(config)
         first, second = config.model
         print_comparison(compare_files(first, second, config.force), first, second)
         return []
@@ -163,6 +163,7 @@ def run(config: Config) -> list[MetricRecord]:
     store = BlockStore(config.features or assets.cache_folder() / "features")
     _check_outputs(config, store)
     _check_models(config)
+    refuse_unused(config)
     with sharing_processes() as world:
         world.once(lambda: _drop_old(config))
         records: list[MetricRecord] = []
@@ -201,6 +202,8 @@ def _check_outputs(config: Config, store: BlockStore) -> None:
 def _check_models(config: Config) -> None:
     """Open models, samples and reference, so that a mistake is reported before hours of work."""
     generated = config.what != "tokenizer"
+    if config.metrics and not generated:
+        raise UserError(f"metrics must be empty for a tokenizer, got {config.metrics[0]}, a metric of generated images")
     if generated and not config.networks:
         raise UserError(f"network must name a feature network to measure {config.what}, got none")
     if generated and config.reference is None and config.real_split == config.split:
