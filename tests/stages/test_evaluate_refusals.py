@@ -167,7 +167,7 @@ LACKING = {
     "channels": ({"guidance_channels": 99}, "guidance_channels must be at most"),
     "samples of a tokenizer": (
         {"what": "tokenizer", "model": ["demo"], "network": None},
-        "count must be left out for tokenizer: it is an option of generator",
+        "must be left out for tokenizer: it is an option of generator",
     ),
     "guidance": ({"guidance_scales": [-1.0]}, "guidance_scale must be a number from 0 to 10,000, got -1.0"),
 }

@@ -219,7 +219,8 @@ def _check_models(config: Config) -> None:
             Tokenizer.from_pretrained(path)
         elif config.what == "generator":
             generator = Generator.from_pretrained(path)
-            config.sampling(generator.sampling)
+            for sampling in config.sampling(generator.sampling):
+                sampling.check_channels(generator.latent_shape[0])
             _check_size(path, generator.image_size, size)
         else:
             _check_size(path, _sample_images(path).size, size)
