@@ -220,7 +220,7 @@ def _check_models(config: Config) -> None:
         elif config.what == "generator":
             generator = Generator.from_pretrained(path)
             for sampling in config.sampling(generator.sampling):
-                sampling.check_channels(generator.latent_shape[0])
+                generator.check((), sampling=sampling)
             _check_size(path, generator.image_size, size)
         else:
             _check_size(path, _sample_images(path).size, size)
