@@ -1,25 +1,18 @@
-"""Options of the demo and the recipes that it trains, sized for two CPU cores.
+"""Options of the demo and its recipes: `small/tokenizer` and `small/transformer`, sized for two CPU cores."""
 
-With the default budget these are the recipes `small/tokenizer` and `small/transformer`, which a test compares.
-"""
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vavae.config import load_recipe
 from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
-from vavae.losses import AdversarialConfig, AlignmentConfig, DiscriminatorConfig, ObjectiveConfig
 from vavae.models import SamplingConfig
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.tokenizer import AutoencoderConfig
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.schedule import ScheduleConfig
 from vavae.training.trainer import TrainingConfig
 
 ALIGNED, UNALIGNED = "aligned", "unaligned"
 FACTOR = 4  # pixels per latent position, along each side
-# Small: the number of steps decides in a few minutes of training; batches of 64 cost 1.1 dB.
-TOKENIZER_BATCH = 16
 SAMPLING = SamplingConfig(steps=50, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
 
 
@@ -117,25 +110,21 @@ class Config:
         return ImagesConfig(self.images, self.size, limit=limit, holdout=0.1, workers=2)
 
     def tokenizer(self, run: str) -> train_tokenizer.Config:
-        """Return the recipe of stage 1."""
-        budget = self.budget
-        schedule = ScheduleConfig("cosine", warmup_images=budget.tokenizer_images // 20, final=0.05)
-        discriminator = DiscriminatorConfig(32, 2)
-        return train_tokenizer.Config(
+        """Return the recipe of stage 1: `small/tokenizer`, at this budget and with these images and teacher."""
+        recipe, images = load_recipe(train_tokenizer.Config, "small/tokenizer"), self.budget.tokenizer_images
+        adversarial, alignment = recipe.objective.adversarial, recipe.objective.alignment
+        return replace(
+            recipe,
             output=str(self.folder(run, "tokenizer")),
             data=self.data(),
-            tokenizer=AutoencoderConfig(16, 32, (1, 2, 4), blocks_per_level=1, attention_levels=()),
-            teacher=train_tokenizer.TeacherConfig(self.teacher, input_size=self.teacher_size, cache_features=True),
-            objective=ObjectiveConfig(
-                adversarial=AdversarialConfig(start_images=budget.adversarial_from, discriminator=discriminator),
-                # Stronger than published (weight 0.1, margins 0.5 and 0.25), to have an effect in so short a training.
-                alignment=AlignmentConfig(enabled=run == ALIGNED, weight=1.0, cos_margin=0.2, distance_margin=0.1),
+            teacher=replace(recipe.teacher, name=self.teacher, input_size=self.teacher_size),
+            objective=replace(
+                recipe.objective,
+                adversarial=replace(adversarial, start_images=self.budget.adversarial_from),
+                alignment=replace(alignment, enabled=run == ALIGNED),
             ),
-            optimizer=OptimizerConfig("adam", 1.2e-3, (0.9, 0.95), schedule=schedule),
-            discriminator_optimizer=OptimizerConfig("adam", 5e-4, (0.5, 0.9)),
-            training=self._training(
-                budget.tokenizer_images, TOKENIZER_BATCH, 0.95, min(256, budget.tokenizer_images // 4), 4_096
-            ),
+            optimizer=_warmed_up(recipe.optimizer, images),
+            training=self._training(recipe.training, images, images // 4),
         )
 
     def encode(self, run: str) -> encode.Config:
@@ -151,27 +140,26 @@ class Config:
         )
 
     def transformer(self, run: str) -> train_dit.Config:
-        """Return the recipe of stage 2."""
-        budget = self.budget
-        schedule = ScheduleConfig("linear", warmup_images=budget.generator_images // 20, final=0.1)
-        return train_dit.Config(
+        """Return the recipe of stage 2: `small/transformer`, at this budget."""
+        recipe, budget = load_recipe(train_dit.Config, "small/transformer"), self.budget
+        shape = replace(recipe.transformer, width=budget.width, depth=budget.depth, heads=budget.width // 64)
+        return replace(
+            recipe,
             output=str(self.folder(run, "generator")),
             latents=str(self.folder(run, "latents")),
             tokenizer=str(self.folder(run, "tokenizer/tokenizer")),
-            transformer=train_dit.TransformerConfig("S/2", budget.width, budget.depth, budget.width // 64),
-            sampling=SAMPLING,
-            optimizer=OptimizerConfig("adamw", 1e-3, (0.9, 0.95), gradient_clip=1.0, schedule=schedule),
-            training=self._training(budget.generator_images, 128, 0.98, min(512, budget.generator_images // 5), 10_240),
+            transformer=shape,
+            optimizer=_warmed_up(recipe.optimizer, budget.generator_images),
+            training=self._training(recipe.training, budget.generator_images, budget.generator_images // 5),
         )
 
-    def _training(self, images: int, batch_size: int, ema_decay: float, log: int, checkpoint: int) -> TrainingConfig:
-        return TrainingConfig(
-            images=images,
-            batch_size=batch_size,
-            seed=self.seed,
-            device=self.device,
-            ema_decay=ema_decay,
-            log_images=log,
-            checkpoint_images=checkpoint,
-            keep_checkpoints=1,
+    def _training(self, recipe: TrainingConfig, images: int, log_images: int) -> TrainingConfig:
+        log_images = min(recipe.log_images, log_images)
+        return replace(
+            recipe, images=images, seed=self.seed, device=self.device, log_images=log_images, keep_checkpoints=1
         )
+
+
+def _warmed_up(optimizer: OptimizerConfig, images: int) -> OptimizerConfig:
+    """Return the optimizer with a warm-up over a twentieth of the training."""
+    return replace(optimizer, schedule=replace(optimizer.schedule, warmup_images=images // 20))

@@ -15,7 +15,7 @@ from vavae.data.images import check_same_classes, note, printed_once
 from vavae.demo.contents import DemoReport, RunResult, StepTiming
 from vavae.demo.measure import ReferenceImages, describe_guidance, measure, shipped_gallery
 from vavae.demo.page import write_page
-from vavae.demo.plan import ALIGNED, SAMPLING, TOKENIZER_BATCH, UNALIGNED, Config
+from vavae.demo.plan import ALIGNED, SAMPLING, UNALIGNED, Config
 from vavae.demo.summary import findings, headline, images_note, machine, teacher_note
 from vavae.device import resolve_device
 from vavae.errors import UserError
@@ -150,7 +150,7 @@ def _train_and_measure(
     config: Config, name: str, train_images: int, reference: ReferenceImages, steps: _Steps
 ) -> RunResult:
     budget, device = config.budget, resolve_device(config.device)
-    seen = f"{budget.tokenizer_images:,} images seen, batches of {TOKENIZER_BATCH}"
+    seen = f"{budget.tokenizer_images:,} images seen, batches of {config.tokenizer(ALIGNED).training.batch_size}"
     with steps(f"train the {name} tokenizer", seen):
         train_tokenizer.run(config.tokenizer(name))
     with steps(f"encode ({name})", f"{train_images:,} images and their mirror images"):
