@@ -109,6 +109,10 @@ MISTAKES = {
         ["train-dit", "--transformer.label_dropout", "2.0"],
         "label_dropout must be from 0 to 1, got 2.0",
     ),
+    "size of no known name": (
+        ["train-dit", "--transformer.size", "XXL/1", "--print_config"],
+        "size must be one of S/1, S/2, B/1",
+    ),
     "counted labels": (["sample", "--labels", "3", "--count", "100"], "count must be left out with labels"),
     "comparison in a file": (
         ["evaluate", "compare", "a.json", "b.json", "--output", "c.json"],

@@ -77,6 +77,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
+        parse_size(self.size)  # refused when the recipe is read
 
     def resolve(self, latent_channels: int, latent_size: Size, num_classes: int) -> LightningDiTConfig:
         """Return the complete shape for given latents.
