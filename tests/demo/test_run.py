@@ -27,6 +27,8 @@ from vavae.models import Tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 HEADLINE = (
     "PSNR of reconstructions",
     "Linear probe on latents",

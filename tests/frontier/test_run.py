@@ -33,6 +33,8 @@ PROGRAM = """
 from vavae.training.trainer import Trainer
 Trainer._estimate = lambda _: ""
 from vavae.cli import main
+
+pytestmark = pytest.mark.slow
 main()
 """
 COMMAND = [sys.executable, "-c", PROGRAM, "frontier", str(RECIPE)]

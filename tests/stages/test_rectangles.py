@@ -24,6 +24,8 @@ from vavae.stages import evaluate, train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.trainer import Trainer, TrainingConfig
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = 24, 40
 DATA = ["--data.size", f"[{HEIGHT}, {WIDTH}]", "--data.holdout", "0.25", "--data.workers", "2"]
 TRAINING = [
