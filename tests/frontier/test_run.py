@@ -29,12 +29,12 @@ from vavae.frontier.results import Results
 from vavae.training.run_folder import open_run
 
 JOBS = {"tokenizer": 5, "uniformity": 5, "generator": 7, "curve": 2}
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 from vavae.training.trainer import Trainer
 Trainer._estimate = lambda _: ""
 from vavae.cli import main
-
-pytestmark = pytest.mark.slow
 main()
 """
 COMMAND = [sys.executable, "-c", PROGRAM, "frontier", str(RECIPE)]
