@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 the run failed or was interrupted, 2 bad input.
 """
 
 import atexit
-import difflib
 import errno
 import importlib
 import io
@@ -15,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vavae.errors import RunError, UserError, fault_number, memory_ran_out, one_line, printable
+from vavae.errors import RunError, UserError, did_you_mean, fault_number, memory_ran_out, one_line, printable
 from vavae.training.signals import interrupted_by_signals, signals_later
 from vavae.version import __version__
 
@@ -106,9 +105,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return _fail(f"unknown command '{name}'{hint}; 'vavae --help' lists the commands", 2)
+        return _fail(f"unknown command '{name}'{did_you_mean(name, COMMANDS)}; 'vavae --help' lists the commands", 2)
     command = COMMANDS[name]
     try:
         with interrupted_by_signals():

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 # Faults of the disk. Other errors (no permission, a file in place of a folder) come from the path that the user chose.
@@ -20,6 +20,14 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run failed for a reason other than its input, for example a loss that is not finite. Exit code 1, one line."""
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return "; did you mean 'NEAREST'?", or nothing if no known name is similar."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def one_line(error: BaseException) -> str:

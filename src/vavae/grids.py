@@ -1,10 +1,38 @@
-"""Grids of features and tokens: resampling, and the sine-cosine embedding of positions."""
+"""Grids, tokens and patches: one into the other, resampling, and the sine-cosine embedding of positions."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vavae.errors import UserError
+
+
+def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Arrange tokens (B, h·w, D), row by row, as a grid (B, D, h, w)."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def to_tokens(grid: Tensor) -> Tensor:
+    """(B, D, h, w) -> (B, h·w, D), the inverse of `to_grid`."""
+    return grid.flatten(2).transpose(1, 2)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """(B, C, h·p, w·p) -> (B, h·w, p·p·C): patches row by row; in a patch row, column, channel."""
+    batch, channels, height, width = images.shape
+    p = patch_size
+    grid = images.reshape(batch, channels, height // p, p, width // p, p)  # (B, C, h, p, w, p)
+    # (B, h, w, p, p, C) -> (B, h·w, p·p·C)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // p) * (width // p), p * p * channels)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """(B, h·w, p·p·C) -> (B, C, h·p, w·p), the inverse of `patchify`."""
+    p, (h, w) = patch_size, grid
+    batch, channels = len(patches), patches.shape[-1] // (p * p)
+    squares = patches.reshape(batch, h, w, p, p, channels)  # (B, h·w, p·p·C) -> (B, h, w, p, p, C)
+    # (B, C, h, p, w, p) -> (B, C, h·p, w·p)
+    return squares.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, h * p, w * p)
 
 
 def resample_grid(grid: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,6 @@ from vavae.losses.representation import (
     Projector,
     mean_projection_loss,
     projection_loss,
-    scheduled_weight,
     spatial_normalize,
 )
 from vavae.transformer import LightningDiT
@@ -118,16 +117,6 @@ def test_spatial_normalization(alpha: float) -> None:
     normalized = spatial_normalize(tensors["features.0"], alpha)
     assert_close(normalized, tensors[f"zscore.{alpha}.0"], 1e-5)
     assert_close(projection_loss(tensors["projected.0"], normalized), tensors[f"projection_loss.zscore.{alpha}"], 1e-5)
-
-
-def test_weight_follows_its_schedule() -> None:
-    assert scheduled_weight(0.5, 10**9, None) == 0.5
-    assert [scheduled_weight(0.5, n, 100, "linear") for n in (0, 50, 100, 200)] == [0.5, 0.25, 0, 0]
-    assert [scheduled_weight(0.5, n, 100, "cutoff") for n in (0, 99, 100)] == [0.5, 0.5, 0]
-    with pytest.raises(UserError, match="schedule must be constant, linear or cutoff, got 'cosine'"):
-        scheduled_weight(0.5, 0, 100, "cosine")
-    with pytest.raises(UserError, match="end_images must be a positive number for linear, got None"):
-        scheduled_weight(0.5, 0, None, "linear")
 
 
 def test_wrong_kinds_shapes_and_blocks_are_refused() -> None:

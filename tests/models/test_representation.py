@@ -8,9 +8,9 @@ from golden_next import assert_close, fill, load
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.grids import to_grid
 from vavae.models import RepresentationAutoencoder
 from vavae.teachers import IMAGENET, Backbone, Teacher, TeacherFeatures
-from vavae.teachers.backbones import to_grid
 from vavae.tokenizer import LatentStatistics, ViTDecoder
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.grids import patchify, unpatchify
 from vavae.transformer import LightningDiT, LightningDiTConfig, size_names
-from vavae.transformer.layers import RMSNorm, patchify, time_features, unpatchify
+from vavae.transformer.layers import RMSNorm, time_features
 from vavae.transformer.positions import tables_of_grid
 
 TINY = {"latent_size": 4, "latent_channels": 3, "width": 32, "depth": 2, "heads": 2, "num_classes": 5}

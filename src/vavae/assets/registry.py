@@ -3,11 +3,10 @@
 The sha256 of every file that is used is pinned here, so that an asset is the same on every machine.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from vavae.errors import UserError
+from vavae.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -174,6 +173,4 @@ def get_asset(name: str) -> Asset:
     names = [asset.name for asset in ASSETS]
     if name in names:
         return ASSETS[names.index(name)]
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise UserError(f"unknown asset '{name}'{hint} (known: {', '.join(names)})")
+    raise UserError(f"unknown asset '{name}'{did_you_mean(name, names)} (known: {', '.join(names)})")

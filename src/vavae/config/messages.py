@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from vavae.errors import UserError
+from vavae.errors import UserError, did_you_mean
 
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 _LONGEST = 60  # characters of a value in a message
@@ -98,10 +98,8 @@ def shortened(text: str) -> str:
 
 
 def _near(unknown: Sequence[str], known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=_CLOSE)
-    if len(unknown) == 1 and near:
-        return f"; did you mean '{near[0]}'?"
-    return "; is it a recipe of another command?"
+    near = did_you_mean(unknown[0], known, _CLOSE) if len(unknown) == 1 else ""
+    return near or "; is it a recipe of another command?"
 
 
 def _unrecognized(argument: str, known: Mapping[str, Any], prog: str) -> str:

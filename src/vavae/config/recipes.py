@@ -1,9 +1,8 @@
 """The recipes in the package: `small/tokenizer` names the file `recipes/small/tokenizer.yaml` here."""
 
-import difflib
 from pathlib import Path
 
-from vavae.errors import UserError
+from vavae.errors import UserError, did_you_mean
 
 _FOLDER = Path(__file__).parents[1] / "recipes"
 
@@ -23,6 +22,6 @@ def recipe_file(name: str) -> Path:
         return Path(name)
     if name in recipe_names():
         return _FOLDER / f"{name}.yaml"
-    near = difflib.get_close_matches(name.removeprefix("recipes/").removesuffix(".yaml"), recipe_names(), n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "'vavae recipes' lists them"
-    raise UserError(f"{name}: no such file, and no recipe of this name in the package; {hint}")
+    near = did_you_mean(name.removeprefix("recipes/").removesuffix(".yaml"), recipe_names())
+    hint = near or "; 'vavae recipes' lists them"
+    raise UserError(f"{name}: no such file, and no recipe of this name in the package{hint}")

@@ -80,9 +80,8 @@ def sample(
     solve = solver_by_name(solver, path=path, step_noise=step_noise) if isinstance(solver, str) else solver
     first, last = path.interval(prediction)
     times = first + (last - first) * shifted_times(steps, shift, end)
-    predict = guided_prediction(model, labels, guidance, null_label=null_label, weak_model=weak_model)
-
     moves_from = times[min(guidance.still_steps, len(times) - 1)].item()
+    predict = guided_prediction(model, labels, guidance, null_label=null_label, weak_model=weak_model)
 
     # The network's prediction as a velocity, and the velocity as an estimate of the data
     def velocity(x: Tensor, t: float) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
+from vavae.grids import to_tokens
 from vavae.transformer.layers import MLP, Attention
 
 _EPS = 1e-6
@@ -37,7 +38,7 @@ class DinoViT(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return the patch tokens (B, T, width) after every block, of pixels (B, 3, 224, 224)."""
-        tokens = self.patch_embed["proj"](pixels).flatten(2).transpose(1, 2)  # (B, width, h, w) -> (B, h·w, width)
+        tokens = to_tokens(self.patch_embed["proj"](pixels))  # (B, width, h, w) -> (B, h·w, width)
         tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1) + self.pos_embed
         after = []
         for block in self.blocks:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.grids import to_grid, to_tokens
 
 ProjectorKind = Literal["mlp", "linear", "conv"]
 
@@ -52,8 +53,7 @@ class Projector(nn.Module):
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Project the tokens of a grid (h, w), which are row by row."""
         if self.kind == "conv":
-            squares = tokens.transpose(1, 2).unflatten(2, grid)  # (B, T, width) -> (B, width, h, w)
-            return self.projection_layer(squares).flatten(2).transpose(1, 2)
+            return to_tokens(self.projection_layer(to_grid(tokens, grid)))
         for layer in self.children():
             tokens = layer(tokens)
         return tokens
@@ -81,28 +81,6 @@ def spatial_normalize(features: Tensor, alpha: float = 0.6) -> Tensor:
     """
     mean = features.mean(dim=1, keepdim=True)
     return (features - alpha * mean) / (features.std(dim=1, keepdim=True) + 1e-6)
-
-
-def scheduled_weight(weight: float, images_seen: int, end: int | None, kind: str = "constant") -> float:
-    """Return the weight of the alignment after a number of images; it helps early and hurts late.
-
-    Args:
-        weight: Weight at the start.
-        images_seen: Images seen so far.
-        end: Images at which the weight is 0; None for "constant".
-        kind: "constant"; "linear" falls to 0 at `end`; "cutoff" is constant before `end`.
-
-    Raises:
-        UserError: The kind does not exist, or `end` is missing.
-    """
-    if kind == "constant":
-        return weight
-    if kind not in ("linear", "cutoff"):
-        raise UserError(f"representation.schedule must be constant, linear or cutoff, got {kind!r}")
-    if end is None or end < 1:
-        raise UserError(f"representation.end_images must be a positive number for {kind}, got {end}")
-    left = max(0.0, 1 - images_seen / end)
-    return weight * (left if kind == "linear" else float(left > 0))
 
 
 def mean_projection_loss(projected: Sequence[Tensor], features: Sequence[Tensor]) -> Tensor:

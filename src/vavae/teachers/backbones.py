@@ -6,14 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vavae.grids import patchify, to_grid, to_tokens
 from vavae.teachers.base import Backbone, TeacherFeatures
 from vavae.teachers.tiny_vit import TinyViT
-
-
-def to_grid(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Arrange patch tokens (B, h·w, D), row by row, as a grid (B, D, h, w)."""
-    batch, _, width = tokens.shape
-    return tokens.transpose(1, 2).reshape(batch, width, *size)
 
 
 class _VisionBackbone(Backbone):
@@ -68,11 +63,8 @@ class NaflexBackbone(_VisionBackbone):
     """SigLIP 2 for any aspect ratio; its input is patches instead of an image."""
 
     def forward(self, pixels: Tensor) -> TeacherFeatures:
-        batch, channels = pixels.shape[:2]
-        size = self.grid_size(pixels)
-        cells = pixels.view(batch, channels, size[0], self.patch, size[1], self.patch)  # (B, C, h, p, w, p)
-        # (B, h, w, p, p, C) -> (B, h·w, p·p·C)
-        patches = cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, size[0] * size[1], -1)
+        batch, size = len(pixels), self.grid_size(pixels)
+        patches = patchify(pixels, self.patch)
         output = self.model(
             pixel_values=patches,
             pixel_attention_mask=torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device),
@@ -132,6 +124,5 @@ def resize_positions(model: Any, size: tuple[int, int]) -> None:
     positions = model.embeddings.position_embeddings.data
     grid = to_grid(positions[:, 1:], (round((positions.shape[1] - 1) ** 0.5),) * 2)
     resized = F.interpolate(grid.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
-    # (1, D, h', w') -> (1, h'·w', D)
-    both = torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+    both = torch.cat([positions[:, :1], to_tokens(resized)], dim=1)
     model.embeddings.position_embeddings = nn.Parameter(both, requires_grad=False)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.teachers.backbones import to_grid
+from vavae.grids import to_grid
 from vavae.teachers.base import PUBLISHED, Teacher
 
 # Where models of transformers have their last norm.

@@ -1,6 +1,5 @@
 """The teachers by name, and a function that loads them."""
 
-import difflib
 import itertools
 import math
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Literal
 import torch
 
 from vavae.config.image_size import Size, format_size, height_width
-from vavae.errors import UserError
+from vavae.errors import UserError, did_you_mean
 from vavae.teachers.backbones import resize_positions
 from vavae.teachers.base import CAFFE, CLIP, HALF, IMAGENET, PUBLISHED, Backbone, Normalization, Teacher
 from vavae.teachers.families import Family, detect_family, load_backbone, read_json
@@ -135,8 +134,7 @@ def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return assets.path(name)
     names = [spec.name for spec in TEACHERS]
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
+    hint = did_you_mean(name, names)
     raise UserError(f"teacher must be a name, folder or hub model, got '{name}'{hint} (names: {', '.join(names)})")
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.grids import sincos_embedding
+from vavae.grids import sincos_embedding, to_grid, to_tokens, unpatchify
 
 _EPS = 1e-12
 SIZES = {
@@ -131,17 +131,13 @@ class ViTDecoder(nn.Module):
         channels = self.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise UserError(f"latents must have shape (B, {channels}, h, w), got {tuple(latents.shape)}")
-        tokens = self.decoder_embed(latents.flatten(2).transpose(1, 2))  # (B, C, h, w) -> (B, h·w, width)
+        tokens = self.decoder_embed(to_tokens(latents))  # (B, C, h, w) -> (B, h·w, width)
         if latents.shape[2:] != self.grid:
-            # (B, h·w, width) -> (B, width, h, w), resized -> (B, T, width)
-            squares = tokens.transpose(1, 2).unflatten(2, latents.shape[2:])
-            tokens = F.interpolate(squares, self.grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+            embedded = to_grid(tokens, latents.shape[2:])
+            tokens = to_tokens(F.interpolate(embedded, self.grid, mode="bilinear", align_corners=False))
         tokens = torch.cat((self.trainable_cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
         tokens = tokens + self.decoder_pos_embed
         for layer in self.decoder_layers:
             tokens = layer(tokens)
         patches = self.decoder_pred(self.decoder_norm(tokens))[:, 1:]  # (B, T, p·p·3); a patch is row, column, color
-        # (B, T, p·p·3) -> (B, h, w, p, p, 3) -> (B, 3, h, p, w, p) -> (B, 3, h·p, w·p)
-        p, (h, w) = self.patch_size, self.grid
-        squares = patches.reshape(-1, h, w, p, p, 3).permute(0, 5, 1, 3, 2, 4)
-        return squares.reshape(-1, 3, h * p, w * p)
+        return unpatchify(patches, self.patch_size, self.grid)

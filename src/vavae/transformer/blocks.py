@@ -1,7 +1,10 @@
 """Transformer blocks conditioned on time and label through their norms (adaLN-Zero, arXiv 2212.09748)."""
 
+from collections.abc import Iterable, Sequence
+
 from torch import Tensor, nn
 
+from vavae.errors import UserError
 from vavae.transformer.layers import MLP, Attention, SwiGLU, block_norm
 
 _MLP_RATIO = 4
@@ -54,6 +57,28 @@ class Block(nn.Module):
             scale1, gate1, scale2, gate2 = modulation.chunk(4, dim=-1)
         x = x + gate1 * self.attn(modulate(self.norm1(x), shift1, scale1), rotary)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    tokens: Tensor,
+    condition: Tensor,
+    rotary: tuple[Tensor, Tensor] | None,
+    hidden_blocks: Sequence[int] = (),
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the tokens (B, T, width) after all blocks, and a list of those after each of `hidden_blocks`.
+
+    Raises:
+        UserError: There is no such block; they are counted from 1.
+    """
+    hidden, number = [], 0
+    for number, block in enumerate(blocks, 1):
+        tokens = block(tokens, condition, rotary)
+        if number in hidden_blocks:
+            hidden.append(tokens)
+    if wrong := [block for block in hidden_blocks if not 1 <= block <= number]:
+        raise UserError(f"hidden_blocks must be from 1 to {number}, got {wrong[0]}")
+    return tokens, hidden
 
 
 class FinalLayer(nn.Module):

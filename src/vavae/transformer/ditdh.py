@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.transformer.blocks import Block, FinalLayer
-from vavae.transformer.layers import FourierTimeEmbedding, LabelEmbedding, PatchEmbedding, RMSNorm, unpatchify
-from vavae.transformer.model import check_conditions, token_grid
+from vavae.grids import to_grid, to_tokens, unpatchify
+from vavae.transformer.blocks import Block, FinalLayer, run_blocks
+from vavae.transformer.layers import FourierTimeEmbedding, LabelEmbedding, PatchEmbedding, RMSNorm
+from vavae.transformer.model import LatentGrid, check_conditions, token_grid
 from vavae.transformer.positions import RotaryEmbedding, embedding_of_grid, rotary_of_grid
 
 _STD = 0.02
 
 
 @dataclass(frozen=True)
-class DiTDHConfig:
+class DiTDHConfig(LatentGrid):
     """Shape of a `DiTDH`; the defaults are the published XL for DINOv2-B latents of 256-pixel images.
 
     Names of the published code, where they differ, are in brackets. Pairs are (encoder, head).
@@ -66,10 +67,7 @@ class DiTDHConfig:
             pair = getattr(self, name)
             if len(pair) != 2 or not all(1 <= value <= 65_536 for value in pair):
                 raise UserError(f"{name} must be (encoder, head), each from 1 to 65,536, got {str(pair)[:60]}")
-        if any(side < 1 or side % self.patch_size for side in self.latent_hw):
-            raise UserError(
-                f"latent_size must be a multiple of patch_size {self.patch_size}, got {str(self.latent_size)[:60]}"
-            )
+        self.check_grid()
         for width, heads in zip(self.widths, self.heads, strict=True):
             if width % heads or width % 4 or (self.rope and width // heads % 4):
                 raise UserError(
@@ -78,18 +76,6 @@ class DiTDHConfig:
                 )
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
-
-    @property
-    def latent_hw(self) -> tuple[int, int]:
-        """Latent (height, width) that the network is trained on."""
-        size = self.latent_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens that the network is trained on."""
-        height, width = self.latent_hw
-        return height // self.patch_size, width // self.patch_size
 
 
 SIZES = {
@@ -210,8 +196,6 @@ class DiTDH(nn.Module):
         Raises:
             UserError: The shape of an argument does not fit, or the labels are not integers.
         """
-        if wrong := [block for block in hidden_blocks if not 1 <= block <= self.config.depths[0]]:
-            raise UserError(f"hidden_blocks must be from 1 to {self.config.depths[0]}, got {wrong[0]}")
         grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
         check_conditions(len(x), t=t, y=y, label_drop=label_drop)
         position, rotary = self._positions(grid)
@@ -219,16 +203,11 @@ class DiTDH(nn.Module):
         condition = F.silu(time + self.y_embedder(y, label_drop)[:, None])  # each block applies SiLU once more
         # Encoder: (B, C, h, w) -> (B, T, narrow)
         tokens = (self.s_embedder(x) + position).to(x.dtype)
-        hidden = []
-        for number, block in enumerate(self.blocks[: self.config.depths[0]], 1):
-            tokens = block(tokens, condition, rotary[0])
-            if number in hidden_blocks:
-                hidden.append(tokens)
+        narrow = self.config.depths[0]
+        tokens, hidden = run_blocks(self.blocks[:narrow], tokens, condition, rotary[0], hidden_blocks)
         # Head: its condition is the encoder's output, one per token; its tokens have no absolute position.
         condition = self.s_projector(F.silu(tokens + time))  # (B, T, wide)
-        tokens = self.x_embedder(x)
-        for block in self.blocks[self.config.depths[0] :]:
-            tokens = block(tokens, condition, rotary[1])
+        tokens, _ = run_blocks(self.blocks[narrow:], self.x_embedder(x), condition, rotary[1])
         # (B, T, wide) -> (B, T, p·p·C) -> (B, C, h, w); the published sign is noise − data
         velocity = -unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
         return (velocity, hidden) if hidden_blocks else velocity
@@ -238,9 +217,8 @@ class DiTDH(nn.Module):
         ropes = (self.enc_feat_rope, self.dec_feat_rope)
         if grid == self.config.grid:
             return self.pos_embed, [None if rope is None else (rope.freqs_cos, rope.freqs_sin) for rope in ropes]
-        # (1, T, D) -> (1, D, h, w), resized -> (1, T', D)
-        table = self.pos_embed.transpose(1, 2).unflatten(2, self.config.grid)
-        table = F.interpolate(table, grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
+        trained = to_grid(self.pos_embed, self.config.grid)
+        table = to_tokens(F.interpolate(trained, grid, mode="bilinear", align_corners=False))
         return table, [
             None if rope is None else rotary_of_grid(rope.head_dim, grid, self.config.grid, "recompute", table.device)
             for rope in ropes

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vavae.grids import patchify
 from vavae.transformer.positions import rotate
 
 NORM_EPS = 1e-6
@@ -41,24 +42,6 @@ def block_norm(width: int, rmsnorm: bool) -> nn.Module:
     return RMSNorm(width) if rmsnorm else nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
 
 
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, h·p, w·p) -> (B, h·w, p·p·C): patches row by row; in a patch row, column, channel."""
-    batch, channels, height, width = images.shape
-    p = patch_size
-    grid = images.reshape(batch, channels, height // p, p, width // p, p)  # (B, C, h, p, w, p)
-    # (B, h, w, p, p, C) -> (B, h·w, p·p·C)
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // p) * (width // p), p * p * channels)
-
-
-def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """(B, h·w, p·p·C) -> (B, C, h·p, w·p), the inverse of `patchify`."""
-    p, (h, w) = patch_size, grid
-    batch, channels = len(patches), patches.shape[-1] // (p * p)
-    squares = patches.reshape(batch, h, w, p, p, channels)  # (B, h·w, p·p·C) -> (B, h, w, p, p, C)
-    # (B, C, h, p, w, p) -> (B, C, h·p, w·p)
-    return squares.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, h * p, w * p)
-
-
 class PatchEmbedding(nn.Module):
     """Linear map of each patch to a token; the weight has the shape of the equivalent convolution."""
 
@@ -85,36 +68,34 @@ def time_features(t: Tensor) -> Tensor:
 class TimeEmbedding(nn.Module):
     """Time in [0, 1], not scaled to 1000 -> sinusoids -> two-layer MLP."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, features: int = 2 * _TIME_FREQUENCIES) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(2 * _TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def linears(self) -> list[nn.Linear]:
         """Return the two linear layers."""
         return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
 
+    def features(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, features)."""
+        return time_features(t)
+
     def forward(self, t: Tensor) -> Tensor:
         """(B,) -> (B, width)."""
-        return self.mlp(time_features(t).to(self.linears()[0].weight.dtype))
+        return self.mlp(self.features(t).to(self.linears()[0].weight.dtype))
 
 
-class FourierTimeEmbedding(nn.Module):
+class FourierTimeEmbedding(TimeEmbedding):
     """Time -> sines, then cosines, of 2π·t·W with 256 learned frequencies W -> two-layer MLP (as in RAE)."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
+        super().__init__(width, 4 * _TIME_FREQUENCIES)
         self.W = nn.Parameter(torch.randn(2 * _TIME_FREQUENCIES))
-        self.mlp = nn.Sequential(nn.Linear(4 * _TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
-    def linears(self) -> list[nn.Linear]:
-        """Return the two linear layers."""
-        return [layer for layer in self.mlp if isinstance(layer, nn.Linear)]
-
-    def forward(self, t: Tensor) -> Tensor:
-        """(B,) -> (B, width)."""
+    def features(self, t: Tensor) -> Tensor:
+        """(B,) -> (B, 512)."""
         angles = 2 * math.pi * t.to(_at_least_float32(t.dtype))[:, None] * self.W  # (B, 256)
-        features = torch.cat((angles.sin(), angles.cos()), dim=1)
-        return self.mlp(features.to(self.linears()[0].weight.dtype))
+        return torch.cat((angles.sin(), angles.cos()), dim=1)  # two of (B, 256) -> (B, 512)
 
 
 class LabelEmbedding(nn.Module):

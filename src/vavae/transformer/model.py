@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.transformer.blocks import Block, FinalLayer
-from vavae.transformer.layers import LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding, unpatchify
+from vavae.grids import unpatchify
+from vavae.transformer.blocks import Block, FinalLayer, run_blocks
+from vavae.transformer.layers import LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding
 from vavae.transformer.positions import (
     POSITIONS,
     Positions,
@@ -26,8 +27,36 @@ _MOST = {"patch_size": 1024, "latent_channels": 65_536, "width": 65_536, "depth"
 _STD = 0.02
 
 
+class LatentGrid:
+    """Grids of a configuration with the fields `latent_size` and `patch_size`, which `check_grid` checks."""
+
+    latent_size: int | tuple[int, int]
+    patch_size: int
+
+    def check_grid(self) -> None:
+        """Raise UserError unless patches divide the latents."""
+        if not isinstance(self.latent_size, int) and len(self.latent_size) != 2:
+            raise UserError(f"latent_size must be one number or (height, width), got {_short(self.latent_size)}")
+        if any(side < 1 or side % self.patch_size for side in self.latent_hw):
+            raise UserError(
+                f"latent_size must be a multiple of patch_size {self.patch_size}, got {_short(self.latent_size)}"
+            )
+
+    @property
+    def latent_hw(self) -> tuple[int, int]:
+        """Latent (height, width) that the network is trained on."""
+        size = self.latent_size
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens that the network is trained on."""
+        height, width = self.latent_hw
+        return height // self.patch_size, width // self.patch_size
+
+
 @dataclass(frozen=True)
-class LightningDiTConfig:
+class LightningDiTConfig(LatentGrid):
     """Shape of a `LightningDiT`; the defaults are the published XL/1 for VA-VAE f16d32 latents of 256-pixel images.
 
     Names of the published code, where they differ, are in brackets.
@@ -75,12 +104,7 @@ class LightningDiTConfig:
         for name, most in _MOST.items():
             if not 1 <= getattr(self, name) <= most:
                 raise UserError(f"{name} must be from 1 to {most:,}, got {_short(getattr(self, name))}")
-        if not isinstance(self.latent_size, int) and len(self.latent_size) != 2:
-            raise UserError(f"latent_size must be one number or (height, width), got {_short(self.latent_size)}")
-        if any(side < 1 or side % self.patch_size for side in self.latent_hw):
-            raise UserError(
-                f"latent_size must be a multiple of patch_size {self.patch_size}, got {_short(self.latent_size)}"
-            )
+        self.check_grid()
         if self.width % self.heads:
             raise UserError(f"heads must divide width {self.width}, got {self.heads}")
         if self.width % 4:
@@ -112,18 +136,6 @@ class LightningDiTConfig:
                 raise UserError(f"options of LightningDiT must be among {', '.join(sorted(known))}, got {name}")
         shape, patch_size = parse_size(size)
         return cls(**{**dataclasses.asdict(shape), "patch_size": patch_size, **changes})
-
-    @property
-    def latent_hw(self) -> tuple[int, int]:
-        """Latent (height, width) that the network is trained on."""
-        size = self.latent_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens that the network is trained on."""
-        height, width = self.latent_hw
-        return height // self.patch_size, width // self.patch_size
 
     @property
     def head_dim(self) -> int:
@@ -252,21 +264,15 @@ class LightningDiT(nn.Module):
             (B, latent_channels, h, w) velocity; with `hidden_blocks`, also a list of (B, T, width) tokens after each.
 
         Raises:
-            UserError: The shape of an argument does not fit, the labels are not integers, or there is no such block.
+            UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist.
         """
-        if wrong := [block for block in hidden_blocks if not 1 <= block <= self.config.depth]:
-            raise UserError(f"hidden_blocks must be from 1 to {self.config.depth}, got {wrong[0]}")
         grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
         check_conditions(len(x), t=t, y=y, label_drop=label_drop)
         embedding, rotary = self._positions(grid, x.device)  # (1, T, width); two of (T, head_dim)
         # (B, C, h, w) -> (B, T, width). The tables are float32 whatever the dtype of the weights.
         tokens = (self.x_embedder(x) + embedding).to(x.dtype)
         condition = (self.t_embedder(t) + self.y_embedder(y, label_drop))[:, None]  # (B, 1, width)
-        hidden = []
-        for number, block in enumerate(self.blocks, 1):
-            tokens = block(tokens, condition, rotary)
-            if number in hidden_blocks:
-                hidden.append(tokens)
+        tokens, hidden = run_blocks(self.blocks, tokens, condition, rotary, hidden_blocks)
         # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)
         velocity = unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
         velocity = velocity[:, : self.config.latent_channels]
