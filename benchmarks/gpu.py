@@ -46,7 +46,7 @@ from vavae.transformer import LightningDiT
 
 DEVICE = torch.device("cuda")
 LATENT = (32, 16, 16)
-RECIPE = Path(__file__).parents[1] / "src/vavae/recipes/frontier/cifar10.yaml"
+RECIPE = "frontier/cifar10"
 
 
 class Record:

@@ -4,7 +4,7 @@ Files outside docs/ are copied below `repository/`, and a folder gets a page tha
 """
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
@@ -21,9 +21,8 @@ def _place(page: str, target: str) -> str | None:
         return f"{path.relative_to(DOCS).as_posix()}/index.md"
     if path.is_file() and path.is_relative_to(ROOT) and not path.is_relative_to(DOCS):
         name = path.relative_to(ROOT).as_posix()
-        return f"repository/{name}" + (
-            ".txt" if name.endswith(".md") else ""
-        )  # text, since its links are not the site's
+        ending = ".txt" if name.endswith(".md") else ""  # text, since its links are not the site's
+        return f"repository/{name}{ending}"
     return None
 
 
@@ -51,6 +50,6 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
     def replaced(link: re.Match[str]) -> str:
         place = _place(page.file.src_uri, link[1])
-        return link[0] if place is None else f"]({'../' * page.file.src_uri.count('/')}{PurePosixPath(place)}"
+        return link[0] if place is None else f"]({'../' * page.file.src_uri.count('/')}{place}"
 
     return LINK.sub(replaced, markdown)

@@ -38,7 +38,7 @@ def resolve_device(device: str) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    other = torch.accelerator.current_accelerator(check_available=True)
+    other = None if device == "cpu" else torch.accelerator.current_accelerator(check_available=True)
     known = "auto or cpu" if other is None else f"auto, cpu or {other.type}"
     counts = {"cpu": 1} if other is None else {"cpu": 1, other.type: torch.accelerator.device_count()}
     try:
@@ -51,6 +51,20 @@ def resolve_device(device: str) -> torch.device:
         # Older fused Adam kernels for Apple GPUs ignore `found_inf`, which skips bad steps.
         raise UserError(f"device: '{device}' needs torch 2.13 or newer, got torch {torch.__version__}")
     return chosen
+
+
+def device_only(device: torch.device | str) -> torch.device:
+    """Return a device, and refuse a type, which torch's `to` would accept.
+
+    Raises:
+        UserError: It is a type, or not the name of a device.
+    """
+    if isinstance(device, torch.dtype):
+        raise UserError(f"to() needs a device, got {device}; from_pretrained has the option dtype")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device must be cpu, cuda, mps or another device of torch, got {device!r}") from error
 
 
 def device_name(device: torch.device) -> str:

@@ -22,6 +22,15 @@ class RunError(Exception):
     """A run failed for a reason other than its input, for example a loss that is not finite. Exit code 1, one line."""
 
 
+@contextmanager
+def errors_name(source: object) -> Iterator[None]:
+    """Put the name of a file before the message of a UserError of the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return "; did you mean 'NEAREST'?", or nothing if no known name is similar."""
     import difflib

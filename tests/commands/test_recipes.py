@@ -1,5 +1,7 @@
 """`vavae recipes` lists what the package has and prints one recipe."""
 
+from pathlib import Path
+
 import pytest
 
 from vavae.cli import run
@@ -30,6 +32,16 @@ def test_folder_narrows_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_print_gives_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["recipes", "small/transformer"]) == 0
     assert capsys.readouterr().out == recipe_file("small/transformer").read_text()
+
+
+def test_list_is_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small/tokenizer").mkdir(parents=True)
+    (tmp_path / "small/transformer").write_text("# Mine.\n")
+    assert run(["recipes", "small"]) == 0
+    assert "Mine" not in capsys.readouterr().out
 
 
 def test_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

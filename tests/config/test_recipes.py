@@ -36,3 +36,15 @@ def test_the_nearest_name_is_given(name: str, tmp_path: Path, monkeypatch: pytes
         recipe_file(name)
     with pytest.raises(UserError, match="'vavae recipes' lists them"):
         recipe_file("nothing-like-it.yaml")
+
+
+def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an earlier run's output may have the name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small/tokenizer").mkdir(parents=True)
+    assert load_recipe(train_tokenizer.Config, "small/tokenizer").output == "runs/small/tokenizer"
+
+
+def test_a_path_that_cannot_be_looked_up_is_refused() -> None:
+    with pytest.raises(UserError, match="name too long"):
+        recipe_file("a" * 300)

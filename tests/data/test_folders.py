@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vavae.cli import run
-from vavae.data import FolderImages, ReadOptions, has_part, open_images, source_labels
+from vavae.data import FolderImages, ReadOptions, has_part, open_images
 from vavae.data.found import Found, describe
 from vavae.errors import UserError
 
@@ -62,7 +62,7 @@ def test_names_of_parts(tmp_path, train, test):
     write_images(tmp_path, f"{train}/a/0.png", f"{train}/b/0.png", f"{test}/b/1.png")
     first, second = open_images(str(tmp_path)), open_images(f"{tmp_path}/", "test")
     assert first.class_names == second.class_names == ("a", "b")
-    assert (len(first), source_labels(second).tolist()) == (2, [1])
+    assert (len(first), second.labels.tolist()) == (2, [1])
     assert second.found.where == f"folder {tmp_path / test}"
 
 
@@ -104,7 +104,7 @@ def test_val_goes_before_test(tmp_path):
 def test_class_folders_in_test_part_only(tmp_path):
     write_images(tmp_path, "train/0.png", "val/a/0.png", "val/b/0.png")
     source = open_images(str(tmp_path), "test")
-    assert source.class_names == ("image",) and source_labels(source).tolist() == [0, 0]
+    assert source.class_names == ("image",) and source.labels.tolist() == [0, 0]
     assert "the training part has none" in source.found.notes[0]
 
 
@@ -176,7 +176,7 @@ def test_labels_of_a_dataset_json(tmp_path, form):
     pairs = [[name, label] for name, label in zip(EDM, (5, 0, 5), strict=True)]
     write_labels(tmp_path, pairs if form is list else dict(pairs))
     source = FolderImages(tmp_path)
-    assert source_labels(source).tolist() == [5, 0, 5] and source.class_names == ("0", "1", "2", "3", "4", "5")
+    assert source.labels.tolist() == [5, 0, 5] and source.class_names == ("0", "1", "2", "3", "4", "5")
     assert source.found == Found(f"folder {tmp_path}", {}, (f"labels from {tmp_path}/dataset.json",))
 
 
@@ -184,7 +184,7 @@ def test_dataset_json_with_byte_order_mark_and_floats(tmp_path):
     write_images(tmp_path, *EDM)
     content = json.dumps({"labels": [[name, float(number)] for number, name in enumerate(EDM)]})
     (tmp_path / "dataset.json").write_text(content, encoding="utf-8-sig")
-    assert source_labels(FolderImages(tmp_path)).tolist() == list(range(len(EDM)))
+    assert FolderImages(tmp_path).labels.tolist() == list(range(len(EDM)))
 
 
 def test_labels_given_twice_are_refused(tmp_path):
@@ -210,10 +210,10 @@ def test_labels_of_parts(tmp_path):
         [["train/00000/img00000000.png", 2], ["train/00000/img00000001.png", 0], ["val/00000/img00000000.png", 1]],
     )
     train, test = open_images(str(tmp_path)), open_images(str(tmp_path), "test")
-    assert (source_labels(train).tolist(), source_labels(test).tolist()) == ([2, 0], [1])
+    assert (train.labels.tolist(), test.labels.tolist()) == ([2, 0], [1])
     assert train.class_names == test.class_names == ("0", "1", "2")
     write_labels(tmp_path / "val", [["00000/img00000000.png", 2]])
-    assert source_labels(open_images(str(tmp_path), "test")).tolist() == [2]
+    assert open_images(str(tmp_path), "test").labels.tolist() == [2]
     write_labels(tmp_path / "val", [["00000/img00000000.png", 3]])
     with pytest.raises(UserError, match="its label is 3, but the training part has 3 classes"):
         open_images(str(tmp_path), "test")
@@ -272,7 +272,7 @@ def test_dataset_json_of_other_tools(tmp_path):
 def test_numbered_folders_of_numbered_files(tmp_path):
     write_images(tmp_path, *EDM)
     source = FolderImages(tmp_path)
-    assert source.class_names == ("image",) and source_labels(source).tolist() == [0, 0, 0]
+    assert source.class_names == ("image",) and source.labels.tolist() == [0, 0, 0]
     assert source.found.notes[0].startswith("no labels: 00000 … 00001 are numbered folders of numbered files")
 
 
@@ -337,3 +337,11 @@ def test_describe_wraps_at_80_columns():
     assert describe("images", 5, ("image",), Found("folder x")) == "images: 5 without labels from folder x"
     endings = {f".{i:03d}": 1 for i in range(100)}
     assert "93 others" not in many and "92 others" in describe("images", 5, (), Found("folder x", endings))
+
+
+def test_file_that_vanishes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path, "a/x.png", "a/y.png")
+    source = FolderImages(tmp_path)
+    (tmp_path / "a/x.png").unlink()
+    with pytest.raises(UserError, match=r"cannot read image .*x\.png"):
+        source.fingerprint()

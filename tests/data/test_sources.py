@@ -18,7 +18,6 @@ from vavae.data import (
     ReadOptions,
     demo_pixels,
     open_images,
-    source_labels,
 )
 from vavae.data.sources import ArrayImages
 from vavae.errors import UserError
@@ -95,7 +94,7 @@ def test_folder_classes_are_sorted_and_nested(tmp_path):
     assert isinstance(source, ImageSource)
     assert source.class_names == ("ant", "zebra")
     assert [path.name for path in source.paths] == ["a.PNG", "b.png", "1.png"]
-    assert source_labels(source).tolist() == [0, 0, 1]
+    assert source.labels.tolist() == [0, 0, 1]
     for index, original in enumerate((3, 2, 1)):
         assert (np.asarray(source.image(index)) == DEMO.pixels[original]).all()
 
@@ -133,7 +132,7 @@ def test_folder_skips_unreadable_images(tmp_path):
     source = FolderImages(folder, options=ReadOptions(unreadable_list=listing))
     assert [path.name for path in source.paths] == ["good.png", "good.jpg"]
     # A class keeps its number if all of its images fail: labels must not depend on damage.
-    assert source_labels(source).tolist() == [0, 2]
+    assert source.labels.tolist() == [0, 2]
     assert {Path(name).name for name, _ in source.unreadable} == {"cut.jpg", "also-cut.png", "text.jpeg", "nothing.png"}
     lines = dict(line.split("\t") for line in listing.read_text().splitlines())
     assert lines[str(folder / "a" / "text.jpeg")] == "not an image"
@@ -247,7 +246,7 @@ def test_parts_number_classes_alike(tmp_path):
     (tmp_path / "train" / "empty").mkdir()
     train, test = open_images(str(tmp_path)), open_images(str(tmp_path), "test")
     assert train.class_names == test.class_names == ("a", "b", "c")
-    assert source_labels(train).tolist() == [0, 1, 2] and source_labels(test).tolist() == [1, 2]
+    assert train.labels.tolist() == [0, 1, 2] and test.labels.tolist() == [1, 2]
     write_image(tmp_path / "val" / "d" / "1.png")
     with pytest.raises(UserError, match=r"val/d: the training images have no class d"):
         open_images(str(tmp_path), "test")

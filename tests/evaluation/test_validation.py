@@ -11,7 +11,7 @@ import torch
 from estimates import skip_estimates
 from launching import free_port
 from measured_runs import color_moments, colors, measured_tokenizer_recipe, measured_transformer_recipe, tiny_network
-from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
+from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
 from torch import Tensor
 
 from vavae import rng
@@ -42,7 +42,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, To
         skip_estimates(patch.setattr)
         patch.setattr(validation, "_REFERENCE_IMAGES", 100)
         patch.setattr(validation, "load_feature_network", tiny_network)
-        patch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+        use_tiny_teacher(patch.setattr)
         tokenizer = train_tokenizer.run(measured_tokenizer_recipe(folder / "tokenizer"))
         recipe = measured_transformer_recipe(folder / "transformer", data)
         generator = train_dit.run(replace(recipe, validation_latents=str(data / "latents")))

@@ -4,26 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from golden_next import assert_close, fill, load
-from torch import Tensor
+from golden_next import assert_close, ditdh, load
 
 from vavae.errors import UserError
 from vavae.flow import Guidance, TimeDistribution, sample, shift_for_dimension, shifted_times
 from vavae.flow.guidance import guided_prediction
-from vavae.transformer import DiTDH
-
-
-def build(config: dict[str, Any], weights: dict[str, Tensor]) -> DiTDH:
-    model = DiTDH(
-        latent_size=config["input_size"],
-        latent_channels=config["in_channels"],
-        widths=config["hidden_size"],
-        depths=config["depth"],
-        heads=config["num_heads"],
-        num_classes=config["num_classes"],
-    ).eval()
-    fill(model, weights, ("pos_embed",))
-    return model
 
 
 def guidance_of(config: dict[str, Any], kind: str) -> Guidance:
@@ -60,7 +45,7 @@ def test_training_times_are_shifted_and_truncated() -> None:
 
 def test_guidance_and_autoguidance() -> None:
     tensors, config, weights = load("rae_dit")
-    model, weak = (build(config[name], weights[name]) for name in ("model", "weak"))
+    model, weak = (ditdh(config[name], weights[name]) for name in ("model", "weak"))
     for i, t in enumerate(tensors["guided_t"].tolist()):  # outside, at and inside the interval
         x, y = tensors["guided_x"][i : i + 1], tensors["guided_y"][i : i + 1]
         cfg = guided_prediction(model, y, guidance_of(config, "cfg"), null_label=config["null_label"])
@@ -75,9 +60,9 @@ def test_samples(kind: str) -> None:
     tensors, config, weights = load("rae_dit_samples")
     options: dict[str, Any] = {} if kind == "unguided" else {"guidance": guidance_of(config, kind)}
     if kind == "autoguidance":
-        options["weak_model"] = build(config["weak"], weights["weak"])
+        options["weak_model"] = ditdh(config["weak"], weights["weak"])
     drawn = sample(
-        build(config["model"], weights["model"]),
+        ditdh(config["model"], weights["model"]),
         tensors["noise"],
         torch.tensor(config["labels"]),
         steps=config["num_steps"],

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_next import assert_close, fill, load
+from golden_next import assert_close, fill, load, pixels, vit_decoder
 from torch import Tensor
 
 from vavae.losses.adaptive import adaptive_weight
@@ -16,31 +16,21 @@ from vavae.tokenizer import ViTDecoder
 @pytest.fixture(scope="module")
 def golden() -> tuple[DinoDiscriminator, ViTDecoder, dict[str, Tensor], dict[str, Any]]:
     tensors, config, weights = load("rae_objective")
-    recipe, shape = config["discriminator"]["recipe"], config["decoder"]
+    recipe = config["discriminator"]["recipe"]
     dino = DinoViT(recipe["embed_dim"], recipe["depth"], recipe["num_heads"], recipe["patch_size"])
     fill(dino, weights["dino"])
     discriminator = DinoDiscriminator(dino, tuple(recipe["key_depths"]), config["discriminator"]["ks"]).eval()
     stored = {name.removeprefix("disc."): value for name, value in tensors.items() if name.startswith("disc.")}
     missing, unexpected = discriminator.load_state_dict({**weights["heads"], **stored}, strict=False)
     assert not unexpected and all(name.startswith("dino.") for name in missing)
-    decoder = ViTDecoder(
-        shape["hidden_size"],
-        config["image_size"] // shape["patch_size"],
-        shape["patch_size"],
-        shape["decoder_hidden_size"],
-        shape["decoder_num_hidden_layers"],
-        shape["decoder_num_attention_heads"],
-        shape["decoder_intermediate_size"],
-    )
-    fill(decoder, weights["decoder"], ("decoder_pos_embed",))
+    decoder = vit_decoder(config, weights["decoder"])
     return discriminator, decoder, tensors, config
 
 
 def reconstructed(golden: Any) -> Tensor:
     """Reconstructions in [0, 1]."""
     _, decoder, tensors, config = golden
-    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
-    return decoder(tensors["latents"]) * std + mean
+    return pixels(decoder(tensors["latents"]), config)
 
 
 def test_logits_and_losses(golden: Any) -> None:

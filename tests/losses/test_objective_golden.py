@@ -1,4 +1,4 @@
-"""The objective against numbers of the published implementation (tests/golden/README describes them).
+"""The objective against numbers of the published implementation.
 
 Everything runs in float64, since the golden numbers are float32 and their weights amplify rounding. One bit of
 the image in float32 changes gradients by about 1e-4, and by about 1e-2 behind the discriminator whose last layer

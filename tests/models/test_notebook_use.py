@@ -121,6 +121,9 @@ def test_a_folder_whose_path_is_not_utf8_is_refused(generator: Generator, tmp_pa
     with pytest.raises(UserError, match="its path must be UTF-8"):
         generator.save_pretrained(folder)
     assert not folder.exists()
+    with pytest.raises(UserError, match="its path must be UTF-8"):
+        generator.tokenizer.save_diffusers(folder)
+    assert not folder.exists()
     generator.save_pretrained(tmp_path / "plain")
     (tmp_path / "plain").rename(folder)
     with pytest.raises(UserError, match="its path must be UTF-8"):
@@ -130,6 +133,8 @@ def test_a_folder_whose_path_is_not_utf8_is_refused(generator: Generator, tmp_pa
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(UserError, match="device must be cpu, cuda, mps or another device of torch, got 'toaster'"):
         Generator.from_pretrained("demo", device="toaster")
+    with pytest.raises(UserError, match="device must be cpu, cuda, mps or another device of torch, got 'toaster'"):
+        vavae.AutoencoderKL.from_pretrained("demo", device="toaster")
 
 
 def test_tensors_of_pictures_are_encoded(generator: Generator) -> None:

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from golden_next import assert_close, fill, load
+from golden_next import assert_close, load, vit_decoder
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.grids import to_grid
+from vavae.grids import to_grid, to_tokens
 from vavae.models import RepresentationAutoencoder
 from vavae.teachers import IMAGENET, Backbone, Teacher, TeacherFeatures
 from vavae.tokenizer import LatentStatistics, ViTDecoder
@@ -32,7 +32,8 @@ class PatchBackbone(Backbone):
         self.model = Patches()
 
     def forward(self, pixels: Tensor) -> TeacherFeatures:
-        tokens = self.model.layernorm(self.model.patches(pixels).flatten(2).transpose(1, 2))
+        tokens = self.model.blocks[0](to_tokens(self.model.patches(pixels)))
+        tokens = self.model.layernorm(tokens)
         return TeacherFeatures(to_grid(tokens, (pixels.shape[2] // 4, pixels.shape[3] // 4)), None)
 
 
@@ -47,9 +48,7 @@ def small(**options: object) -> RepresentationAutoencoder:
 
 def test_decoding_of_normalized_latents() -> None:
     tensors, config, weights = load("rae_decoder")
-    shape = config["decoder"]
-    decoder = ViTDecoder(32, 4, 4, shape["decoder_hidden_size"], 2, 3, shape["decoder_intermediate_size"])
-    fill(decoder, weights["decoder"], ("decoder_pos_embed",))
+    decoder = vit_decoder(config, weights["decoder"])
     assert tuple(config["image_mean"]) == IMAGENET.mean and tuple(config["image_std"]) == IMAGENET.std
     model = RepresentationAutoencoder(patch_teacher(), decoder)
     statistics = LatentStatistics.from_dict({"mean": tensors["stat_mean"], "var": tensors["stat_var"]})

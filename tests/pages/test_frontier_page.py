@@ -29,7 +29,7 @@ TEST_IMAGES = "5ca7f9dca536523866b68722ea9a5c9e62b344f40e71d99bf36e53ca2e69120d"
 @pytest.mark.parametrize("name", RUNS)
 def test_committed_pages_follow_from_the_results(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder, (images, overrides, count) = ROOT / "docs/frontier" / name, RUNS[name]
-    config = load_recipe(Config, ROOT / f"src/vavae/recipes/frontier/{name}.yaml", overrides)
+    config = load_recipe(Config, f"frontier/{name}", overrides)
     results = Results(folder / "results")
     measured = Measured(Grid(config, (images, TEST_IMAGES)), results)
     every = tables(measured)

@@ -59,10 +59,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((evaluate, "load_feature_network"), (evaluate.of_tokenizer, "perceptual_networks")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
     monkeypatch.setattr(evaluate_store, "BLOCK", BLOCK)
-    use_colors()
+    use_colors(monkeypatch.setattr)
 
 
 def evaluation(what: str, models: Path, folder: Path, /, **changes: object) -> evaluate.Config:

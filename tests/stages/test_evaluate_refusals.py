@@ -46,9 +46,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: object) -> None:
         raise AssertionError("work began")
 
-    for module, name in ((evaluate, "load_feature_network"), (evaluate.of_tokenizer, "perceptual_networks")):
-        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
-    use_colors()
+    use_colors(monkeypatch.setattr)
     monkeypatch.setattr(evaluate_images, "draw", work)
     monkeypatch.setattr(evaluate_images, "pixel_block", work)
 

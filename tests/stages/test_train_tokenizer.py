@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import TinyTeacher, tokenizer_recipe
+from tiny_runs import tokenizer_recipe, use_tiny_teacher
 from torch import Tensor
 
 from vavae.data import load_images
@@ -20,7 +20,7 @@ from vavae.training.parallel import World
 
 @pytest.fixture(autouse=True)
 def tiny_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    use_tiny_teacher(monkeypatch.setattr)
 
 
 def make_task(recipe: train_tokenizer.Config, world: World | None = None) -> TokenizerTask:

@@ -9,8 +9,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from vavae.tokenizer import ViTDecoder
+from vavae.transformer import DiTDH
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 STATE_DICTS = json.loads((GOLDEN / "state_dicts_next.json").read_text())
+DITDH_NAMES = {
+    "input_size": "latent_size",
+    "in_channels": "latent_channels",
+    "hidden_size": "widths",
+    "depth": "depths",
+}
+DITDH_NAMES |= {"num_heads": "heads", "use_swiglu": "swiglu", "use_rope": "rope", "use_rmsnorm": "rmsnorm"}
+DITDH_NAMES |= {"use_qknorm": "qk_norm", "class_dropout_prob": "label_dropout"}
+FIXED = {"mlp_ratio": 4.0, "wo_shift": False, "use_pos_embed": True}
 
 
 def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, dict[str, Tensor]]]:
@@ -66,3 +78,34 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float) -> None:
     assert actual.shape == expected.shape
     distance = (actual.double() - expected.double()).norm() / expected.double().norm()
     assert distance <= relative, f"relative distance {distance:.2e} exceeds {relative:.0e}"
+
+
+def ditdh(published: dict[str, Any], weights: dict[str, Tensor] | None = None) -> DiTDH:
+    """Return the network of published constructor arguments, with weights if given."""
+    assert all(published[name] == value for name, value in FIXED.items())
+    model = DiTDH(**{DITDH_NAMES.get(n, n): value for n, value in published.items() if n not in FIXED}).eval()
+    if weights is not None:
+        fill(model, weights, ("pos_embed",))
+    return model
+
+
+def vit_decoder(config: dict[str, Any], weights: dict[str, Tensor]) -> ViTDecoder:
+    """Return the decoder of a golden file's configuration, with its weights."""
+    shape = config["decoder"]
+    decoder = ViTDecoder(
+        shape["hidden_size"],
+        config["image_size"] // shape["patch_size"],
+        shape["patch_size"],
+        shape["decoder_hidden_size"],
+        shape["decoder_num_hidden_layers"],
+        shape["decoder_num_attention_heads"],
+        shape["decoder_intermediate_size"],
+    )
+    fill(decoder, weights, ("decoder_pos_embed",))
+    return decoder
+
+
+def pixels(decoded: Tensor, config: dict[str, Any]) -> Tensor:
+    """Return images in [0, 1] of a decoder's normalized ones."""
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
+    return decoded * std + mean

@@ -1,4 +1,4 @@
-"""Synthetic files in each published form, with weights by the rule of tests/golden (its README says it)."""
+"""Synthetic files in each published form, with weights by the rule of the golden files (`rule`)."""
 
 import copy
 import functools

@@ -1,5 +1,6 @@
 """Recipes of both stages that are small enough for tests, with everything random switched on."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,9 @@ class TinyTeacher(torch.nn.Module):
         return torch.nn.functional.interpolate(features, size=grid, mode="bilinear")
 
 
-def use_tiny_teacher() -> None:
-    """Let the stage load `TinyTeacher` for any teacher."""
-    train_tokenizer.load_teacher = lambda *_, **__: TinyTeacher()  # type: ignore[assignment]
+def use_tiny_teacher(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
+    """Let the stage load `TinyTeacher` for any teacher; `monkeypatch.setattr` undoes it after a test."""
+    set_attribute(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
 
 
 def tokenizer_recipe(folder: Path, **training: Any) -> train_tokenizer.Config:

@@ -51,17 +51,15 @@ def test_latents(kind: str, tmp_path: Path) -> None:
     assert_close(latents, tensors["latents"], 1e-5)
 
 
-def test_sum_of_all_blocks_has_the_last_as_its_last_term(tmp_path: Path) -> None:
-    """Tokens of each block are normalized alone, so the sum of two has twice their mean square at most."""
+def test_sum_of_two_blocks_is_that_of_their_normalized_tokens(tmp_path: Path) -> None:
+    """Without the last block's latents, the sum of two leaves tokens of mean 0 and variance 1."""
     both, tensors = encoder("dinov2", tmp_path, layers=2)
-    last = both.teacher.backbone(both.teacher.preprocess(torch.zeros(2, 3, *both.teacher.input_size))).grid
-    both._outputs.clear()
     latents = both(2 * tensors["image"] - 1)
     first = latents - tensors["latents"]
     tokens = first.flatten(2)
     torch.testing.assert_close(tokens.mean(1), torch.zeros_like(tokens.mean(1)), atol=1e-4, rtol=0)
     torch.testing.assert_close(tokens.var(1, correction=0), torch.ones_like(tokens.mean(1)), atol=1e-3, rtol=0)
-    assert last.shape == latents.shape
+    assert latents.shape == tensors["latents"].shape
 
 
 class Convolution(Backbone):
@@ -82,3 +80,20 @@ def test_teachers_that_cannot_be_latents_are_refused(tmp_path: Path) -> None:
         LatentEncoder(Teacher("conv", Convolution(), (16, 16), IMAGENET))
     with pytest.raises(UserError, match="layers must be from 1 to the teacher's 2 blocks, got 3"):
         encoder("dinov2", tmp_path, layers=3)
+
+
+def test_clip_tokens_are_normalized_too(tmp_path: Path) -> None:
+    """Its model normalizes the class token only."""
+    settings = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    transformers.CLIPVisionModel(settings).save_pretrained(tmp_path)
+    latents = LatentEncoder(load_teacher(str(tmp_path)))(torch.rand(1, 3, 32, 32))
+    torch.testing.assert_close(latents.mean(1), torch.zeros(1, 4, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents.var(1, correction=0), torch.ones(1, 4, 4), atol=1e-3, rtol=0)
+
+
+def test_images_of_the_wrong_type_are_refused(tmp_path: Path) -> None:
+    model, _ = encoder("mae", tmp_path)
+    with pytest.raises(UserError, match=r"images must be floats in \[-1, 1\], got torch\.uint8"):
+        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

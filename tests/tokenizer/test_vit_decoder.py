@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_next import STATE_DICTS, assert_close, fill, load, published_shapes
+from golden_next import STATE_DICTS, assert_close, load, pixels, published_shapes, vit_decoder
 from torch import Tensor
 
 from vavae.errors import UserError
@@ -16,23 +16,7 @@ SIZES = sorted(name for name in STATE_DICTS if "decoder" in name)
 @pytest.fixture(scope="module")
 def golden() -> tuple[ViTDecoder, dict[str, Tensor], dict[str, Any]]:
     tensors, config, weights = load("rae_decoder")
-    shape = config["decoder"]
-    decoder = ViTDecoder(
-        shape["hidden_size"],
-        config["image_size"] // shape["patch_size"],
-        shape["patch_size"],
-        shape["decoder_hidden_size"],
-        shape["decoder_num_hidden_layers"],
-        shape["decoder_num_attention_heads"],
-        shape["decoder_intermediate_size"],
-    )
-    fill(decoder, weights["decoder"], ("decoder_pos_embed",))
-    return decoder, tensors, config
-
-
-def pixels(decoded: Tensor, config: dict[str, Any]) -> Tensor:
-    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
-    return decoded * std + mean
+    return vit_decoder(config, weights["decoder"]), tensors, config
 
 
 @pytest.mark.parametrize("grid", ["", "_3x3", "_6x6"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import AUTOENCODER, TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
+from tiny_runs import AUTOENCODER, tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
 
 from vavae import rng
 from vavae.cli import run
@@ -26,7 +26,7 @@ from vavae.training.trainer import Trainer
 
 @pytest.fixture(autouse=True)
 def _tiny_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    use_tiny_teacher(monkeypatch.setattr)
 
 
 @pytest.fixture

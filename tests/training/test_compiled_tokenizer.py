@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import TinyTeacher, tokenizer_recipe
+from tiny_runs import tokenizer_recipe, use_tiny_teacher
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vavae.data import InMemoryImages
 from vavae.losses import LPIPS, PerceptualConfig
-from vavae.stages import train_tokenizer
 from vavae.stages.train_tokenizer import TokenizerTask
 from vavae.training.memory import split_batch
 from vavae.training.task import TrainingTask
@@ -21,7 +20,7 @@ from vavae.training.task import TrainingTask
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
-    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    use_tiny_teacher(monkeypatch.setattr)
 
     def lpips(network: str) -> LPIPS:
         torch.manual_seed(3)

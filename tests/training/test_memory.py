@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from regression_task import CONFIG, Unnormed, weights
-from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
+from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
 from torch import Tensor
 
 from vavae.data import LatentDataset
@@ -78,7 +78,7 @@ def test_chunks_raise_if_they_cannot_be_halved() -> None:
 
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> train_tokenizer.TokenizerTask:
-    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    use_tiny_teacher(monkeypatch.setattr)
     recipe = tokenizer_recipe(tmp_path, batch_size=16)
     recipe = replace(recipe, data=replace(recipe.data, limit=40))
     return train_tokenizer.TokenizerTask(recipe, recipe.data.open("train"), tmp_path)
@@ -164,7 +164,7 @@ def test_micro_batch_limits_validation_and_statistics(
     tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run passes it to validation, and to the statistics at its end."""
-    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    use_tiny_teacher(monkeypatch.setattr)
     train_tokenizer.run(tokenizer_recipe(tmp_path, images=16, micro_batch=2, validation_images=16))
     assert max(encoded) == 2
 

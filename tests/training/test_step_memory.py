@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
+from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
 
 from vavae.data import InMemoryImages, LatentDataset
 from vavae.losses import LPIPS, PerceptualConfig
 from vavae.models import Tokenizer
-from vavae.stages import train_tokenizer
 from vavae.stages.train_dit import TransformerTask
 from vavae.stages.train_tokenizer import TokenizerTask
 from vavae.training.activation_checkpointing import Recomputation
@@ -48,7 +47,7 @@ def test_freed_memory_and_views_do_not_count() -> None:
 def test_tokenizer_step_bytes(
     precision: str, size: int, lpips: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    use_tiny_teacher(monkeypatch.setattr)
     monkeypatch.setattr(LPIPS, "pretrained", lambda network: LPIPS(network))
     recipe = tokenizer_recipe(tmp_path, precision=precision)
     recipe = replace(

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import TinyTeacher, tokenizer_recipe, transformer_recipe, write_latents
+from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
 from torch import Tensor
 
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
 from vavae.errors import UserError
 from vavae.flow import FlowConfig
 from vavae.models import Tokenizer
-from vavae.stages import train_dit, train_tokenizer
+from vavae.stages import train_dit
 from vavae.stages.encode import fingerprint
 from vavae.stages.train_dit import TransformerTask
 from vavae.stages.train_tokenizer import TokenizerTask
@@ -35,7 +35,7 @@ def task_of(data: Path, folder: Path, **changes: Any) -> TransformerTask:
 
 def tokenizer_task(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TokenizerTask:
     """Return a task whose discriminator starts with the third step."""
-    monkeypatch.setattr(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+    use_tiny_teacher(monkeypatch.setattr)
     recipe = tokenizer_recipe(folder)
     return TokenizerTask(recipe, recipe.data.open("train"), folder)
 

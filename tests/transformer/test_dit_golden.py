@@ -41,7 +41,7 @@ def build(published: dict) -> LightningDiT:
 
 @torch.no_grad()
 def fill(model: LightningDiT) -> LightningDiT:
-    """The weight rule of golden/README.md."""
+    """Set the weights by the rule of the golden files."""
     for k, (name, parameter) in enumerate(sorted(model.named_parameters())):
         n = parameter.numel()
         s = torch.sin(12.9898 * torch.arange(1, n + 1, dtype=torch.float64) + 78.233 * (k + 1))

@@ -117,9 +117,9 @@ def _run(command: list[str], source: Source, work: Path, **environment: str) -> 
     """Run a package client in a folder and return the archive that it leaves there."""
     done = subprocess.run(command, cwd=work, env=os.environ | environment, capture_output=True, text=True, check=False)
     output = done.stderr + done.stdout
-    if done.returncode != 0 and ("No space left on device" in output or "ENOSPC" in output):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
     if done.returncode != 0:
+        if "No space left on device" in output or "ENOSPC" in output:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(work))
         raise SourceUnavailable(f"{source}: {_failure(output)}")
     found = [path for path in work.iterdir() if path.name.endswith((".whl", ".zip", ".tar.gz", ".tgz"))]
     if len(found) != 1:

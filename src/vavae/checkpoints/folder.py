@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vavae.checkpoints.reading import NOT_UTF8, WEIGHT_TYPES, check_finite, check_tensors
+from vavae.checkpoints.reading import WEIGHT_TYPES, check_finite, check_tensors, check_utf8
 from vavae.data.moments import holds_moments
-from vavae.errors import UserError, printable
+from vavae.errors import UserError
 from vavae.io.files import (
     UNFINISHED,
     check_hash,
@@ -102,8 +102,8 @@ def describe_form(form: Form) -> str:
     return articles.get(form, "a ") + form
 
 
-def refuse_unused(source: Path, /, **options: object) -> None:
-    """Refuse options for published checkpoints if the source has another form.
+def refuse_unused(source: Path, /, **options: object) -> Form:
+    """Refuse options for published checkpoints if the source has another form, and return its form.
 
     Raises:
         UserError: An option is neither None nor "auto".
@@ -112,6 +112,7 @@ def refuse_unused(source: Path, /, **options: object) -> None:
     for name, value in options.items():
         if form != "checkpoint" and value not in (None, "auto"):
             raise UserError(f"{name} is for published checkpoints, not for {source} ({form}), got {value!r}")
+    return form
 
 
 def holds_generator(path: Path) -> bool:
@@ -259,8 +260,7 @@ def write_model_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     Raises:
         UserError: The folder's path is not UTF-8.
     """
-    if printable(str(folder)) != str(folder):
-        raise UserError(f"{folder}: {NOT_UTF8}")
+    check_utf8(folder)
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / UNFINISHED).touch()
@@ -272,6 +272,7 @@ def write_model_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], kind: str | None = None) -> None:
     """Write a safetensors file, completely or not at all; `kind` marks the weights of a model folder of ours."""
+    check_utf8(path)
     # Other libraries refuse a file without the format in its metadata.
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with written_whole(path) as temporary:

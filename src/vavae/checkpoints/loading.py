@@ -18,7 +18,7 @@ from vavae.checkpoints.diffusers_autoencoder import (
     is_diffusers,
 )
 from vavae.checkpoints.published import Ignored, Kind, LoadReport, Unwrapped, Weights, unwrap
-from vavae.checkpoints.reading import check_tensors, errors_name, read_safetensors, read_with_placeholders
+from vavae.checkpoints.reading import check_tensors, read_safetensors, read_with_placeholders
 from vavae.checkpoints.shapes import (
     check_autoencoder,
     check_transformer,
@@ -28,7 +28,7 @@ from vavae.checkpoints.shapes import (
 )
 from vavae.checkpoints.statistics import read_statistics
 from vavae.config import from_plain
-from vavae.errors import UserError
+from vavae.errors import UserError, errors_name
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.sizes import parse_size, size_names

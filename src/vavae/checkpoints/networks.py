@@ -14,6 +14,7 @@ from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import load_autoencoder, load_transformer, own_transformer
 from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.published import Weights
+from vavae.device import device_only
 from vavae.tokenizer import AutoencoderKL
 from vavae.transformer import LightningDiT
 
@@ -37,7 +38,7 @@ def read_autoencoder(
     files.refuse_unused(path, weights=weights)
     network = load_autoencoder(path, weights).model
     files.hold_in(network, dtype)
-    return network.to(device)
+    return network.to(device_only(device))
 
 
 def read_transformer(
@@ -57,11 +58,10 @@ def read_transformer(
         UserError: Names the file or key that is missing or wrong.
     """
     path = resolve(path_or_hub_id, "transformer", **hub)
-    files.refuse_unused(path, weights=weights, heads=heads)
-    own = files.form_of(path) == "generator"
+    own = files.refuse_unused(path, weights=weights, heads=heads) == "generator"
     network = own_transformer(path)[0] if own else load_transformer(path, weights, heads).model
     files.hold_in(network, dtype)
-    return network.to(device)
+    return network.to(device_only(device))
 
 
 AutoencoderKL.from_pretrained = staticmethod(read_autoencoder)

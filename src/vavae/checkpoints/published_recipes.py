@@ -112,27 +112,18 @@ def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
     return _scaling(Keys({"data": training["data"]}, "config"))
 
 
-def published_path(training: Mapping[str, Any], source: str | Path) -> PathName:
-    """Return the path of the training configuration in `source`; straight lines by default."""
-    path: PathName = _transport(training, "path_type", "Linear", _PATHS, source)
-    return path
-
-
-def published_prediction(training: Mapping[str, Any], source: str | Path) -> Prediction:
-    """Return the prediction of the training configuration in `source`; velocity by default.
+def recorded_flow(training: Mapping[str, Any], source: str | Path) -> tuple[PathName | None, Prediction | None]:
+    """Return path and prediction of the training configuration in `source`; None where it records none.
 
     Raises:
-        UserError: It is another one, for example REPA's `v`, whose time runs from data to noise.
+        UserError: One is unknown, for example REPA's `v`, whose time runs from data to noise.
     """
-    prediction: Prediction = _transport(training, "prediction", "velocity", _PREDICTIONS, source)
-    return prediction
-
-
-def _transport(
-    training: Mapping[str, Any], key: str, default: str, names: Mapping[str, Any], source: str | Path
-) -> Any:
+    recorded = training.get("transport") or {}
     section = "args" if "args" in training else "transport"
-    return Keys({section: training.get("transport")}, source).choose(f"{section}.{key}", default, names)
+    keys = Keys({section: recorded}, source)
+    path = keys.choose(f"{section}.path_type", "Linear", _PATHS) if "path_type" in recorded else None
+    named = "prediction" in recorded
+    return path, keys.choose(f"{section}.prediction", "velocity", _PREDICTIONS) if named else None
 
 
 def published_flow(
@@ -156,8 +147,7 @@ def published_flow(
             f"{source}: {discrete}, and only flows are sampled here; if it was trained as a flow, give path and "
             "prediction"
         )
-    own_path = published_path(training, source) if "path_type" in recorded else None
-    own_prediction = published_prediction(training, source) if "prediction" in recorded else None
+    own_path, own_prediction = recorded_flow(training, source)
     for name, own, given in (("path", own_path, path), ("prediction", own_prediction, prediction)):
         if own is not None and given not in (None, own):
             raise UserError(f"{source}: {name} must be {own}, as its file says, got {given}")

@@ -137,13 +137,13 @@ def _precision(keys: Keys) -> str:
 
 def _batch(keys: Keys) -> int:
     """Return the images of one optimizer step: batch × devices × nodes × accumulated batches."""
-    key = next((f"{_TRAINER}{name}" for name in ("gpus", "devices") if f"{_TRAINER}{name}" in keys.values), None)
-    devices = keys.values[key] if key else None
+    given = [key for key in (f"{_TRAINER}gpus", f"{_TRAINER}devices") if key in keys.values]
+    devices = keys.values[given[0]] if given else None
     if isinstance(devices, list) or (isinstance(devices, str) and "," in devices):  # "0,1,"
         devices = len([each for each in (devices.split(",") if isinstance(devices, str) else devices) if each != ""])
-        keys.used += [name for name in (f"{_TRAINER}gpus", f"{_TRAINER}devices") if name in keys.values]
+        keys.used += given
     else:
-        devices = keys.get(key or f"{_TRAINER}devices", 1)
+        devices = keys.get(given[0] if given else f"{_TRAINER}devices", 1)
     counts = (
         keys.get(f"{_DATA}batch_size", 8),
         devices,

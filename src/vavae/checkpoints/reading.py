@@ -11,8 +11,7 @@ import types
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,9 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vavae.errors import UserError, one_line
+from vavae.errors import UserError, one_line, printable
 
-NOT_UTF8 = "its path must be UTF-8, or safetensors cannot read it: choose another name"
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 # Bytes of a checkpoint's structure without its numbers; the largest published models need less than 1 MB.
 _MOST_STRUCTURE = 64 * 2**20
@@ -135,13 +133,10 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
 
-@contextmanager
-def errors_name(source: str | Path) -> Iterator[None]:
-    """Put the name of a file before the message of a UserError of the block."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+def check_utf8(path: Path) -> None:
+    """Raise UserError for a path that safetensors cannot read."""
+    if printable(str(path)) != str(path):
+        raise UserError(f"{path}: its path must be UTF-8, or safetensors cannot read it: choose another name")
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -185,16 +180,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: It is missing, cut off or damaged.
     """
+    check_utf8(path)
     try:
-        str(path).encode()
         path.open("rb").close()  # safetensors calls a file without permission missing
         return load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path}: {NOT_UTF8}") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: damaged or cut off ({_short(error)})") from error
 

@@ -8,9 +8,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from vavae.checkpoints.reading import errors_name
 from vavae.config.image_size import scale_size
-from vavae.errors import UserError
+from vavae.errors import UserError, errors_name
 from vavae.tokenizer import AutoencoderConfig
 from vavae.transformer import LightningDiTConfig
 from vavae.transformer.sizes import SIZES

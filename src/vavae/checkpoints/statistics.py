@@ -31,12 +31,12 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
         path = found
     content = read_checkpoint(path)
     tensors = content if isinstance(content, dict) else {}
-    # Copies: a mapped file may change or be removed.
-    tensors = {name: value.clone() for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
     if not {"mean", "std"} <= tensors.keys():
         raise UserError(f"{path}: must have the tensors 'mean' and 'std'")
     try:
-        return LatentStatistics.from_dict(tensors)
+        # Copies: a mapped file may change or be removed.
+        return LatentStatistics.from_dict({name: value.clone() for name, value in tensors.items()})
     except (UserError, RuntimeError) as error:
         raise UserError(f"{path}: {error}") from error
 

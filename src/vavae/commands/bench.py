@@ -112,10 +112,8 @@ class _Bench:
             alignment=AlignmentConfig(enabled=False), adversarial=AdversarialConfig(start_images=0)
         )
         layout = image_memory_format(self.precision, self.device)
-        model, objective = (
-            AutoencoderKL.from_config(self.autoencoder),
-            TokenizerObjective(settings, self.latent_shape[0]),
-        )
+        model = AutoencoderKL.from_config(self.autoencoder)
+        objective = TokenizerObjective(settings, self.latent_shape[0])
         for module in (model, objective):
             module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         trained = (list(model.parameters()), objective.discriminator_parameters())

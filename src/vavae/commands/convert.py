@@ -22,7 +22,7 @@ from vavae.data import LatentDataset, write_published_layout
 from vavae.data.latent_writer import write_published_statistics
 from vavae.data.latents import PUBLISHED_STATISTICS_NAME
 from vavae.data.moments import convert_moments
-from vavae.errors import UserError
+from vavae.errors import UserError, errors_name
 from vavae.flow import PathName, Prediction
 from vavae.io.files import chosen, is_free, save_torch, user_path, whole_folder, written_whole
 from vavae.io.yaml_files import dump_yaml
@@ -262,10 +262,8 @@ def _recipe(config: Config, source: Path, output: Path) -> None:
             raise UserError(f"tokenizer: is for generators and for recipes that train one, not for {source}")
         recipe.values["tokenizer"] = config.tokenizer
     stage = train_dit.Config if recipe.command == "train-dit" else train_tokenizer.Config
-    try:
+    with errors_name(source):
         from_plain(stage, recipe.values)  # as its command will read it
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
     values = {field.name: recipe.values[field.name] for field in fields(stage) if field.name in recipe.values}
     lines = [
         f"# Converted from {source.name}, a published configuration.",

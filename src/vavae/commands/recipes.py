@@ -5,7 +5,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from vavae.config.recipes import recipe_file, recipe_names
+from vavae.config.recipes import package_recipe, recipe_file, recipe_names
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def run(config: Config) -> None:
         print(recipe_file(config.name).read_text(encoding="utf-8"), end="")
         return
     for name in listed:
-        about = summary(recipe_file(name))
+        about = summary(package_recipe(name))
         print(f"{name}  ({about['cost']})" if "cost" in about else name)
         lines = [about["title"], f"published: {about['published']}" if "published" in about else ""]
         for line in filter(None, lines):
@@ -46,4 +46,6 @@ def summary(path: Path) -> dict[str, str]:
             fields[name] = found[1]
     sentences = {name: re.sub(r"\s*\n#\s+", " ", text.removeprefix("# ")) for name, text in fields.items()}
     first = {name: re.split(r"\.(?= |$)", text)[0] for name, text in sentences.items()}
-    return first | {name: re.split(r" \(|[;:]|, ", first[name])[0] for name in first if name == "cost"}
+    if "cost" in first:
+        first["cost"] = re.split(r" \(|[;:]|, ", first["cost"])[0]
+    return first

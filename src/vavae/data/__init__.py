@@ -6,7 +6,7 @@ from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
 from vavae.data.loader import BatchLoader, IndexStream, loaded_ahead
 from vavae.data.open import has_part, open_images
 from vavae.data.readable import ReadOptions, read_rgb
-from vavae.data.sources import Cifar10Images, DemoImages, ImageSource, demo_pixels, source_labels
+from vavae.data.sources import Cifar10Images, DemoImages, ImageSource, demo_pixels
 from vavae.data.transforms import (
     InMemoryImages,
     center_crop,
@@ -40,7 +40,6 @@ __all__ = [
     "loaded_ahead",
     "open_images",
     "read_rgb",
-    "source_labels",
     "to_tensor",
     "to_uint8",
     "write_published_layout",

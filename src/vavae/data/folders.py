@@ -389,8 +389,13 @@ def _state_of(paths: Sequence[Path], root: Path) -> str:
     return digest.hexdigest()
 
 
+def _state(path: Path) -> os.stat_result:
+    with reading(f"image {path}"):
+        return path.stat()
+
+
 def _states(paths: Sequence[Path]) -> Iterator[tuple[Path, os.stat_result]]:
     """Yield every path with its state. Threads hide the latency of network file systems."""
     blocks = (paths[first : first + 1024] for first in range(0, len(paths), 1024))
-    for block, states in loaded_ahead(blocks, lambda block: [path.stat() for path in block], 16):
+    for block, states in loaded_ahead(blocks, lambda block: [_state(path) for path in block], 16):
         yield from zip(block, states, strict=True)

@@ -1,7 +1,6 @@
 """Options of images in recipes, and the one line that reports which images a command uses."""
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from vavae.data.open import has_part, open_images
 from vavae.data.readable import ReadOptions
 from vavae.data.sources import ImageSource, Split
 from vavae.errors import UserError
-from vavae.io.files import read_json_object, written_whole
+from vavae.io.files import read_json_object, write_json
 
 # Texts that `report` has printed, inside `printed_once`.
 _printed: ContextVar[set[str] | None] = ContextVar("printed", default=None)
@@ -156,8 +155,7 @@ def note(path: Path, what: str, count: int, class_names: Sequence[str], found: F
         "notes": found.notes,
         "classes": class_names,
     }
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps({**former, what: entry}, indent=1) + "\n")
+    write_json(path, {**former, what: entry}, indent=1)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ with their sha256. Folders of the published extractor, with `latents_stats.pt` a
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -31,7 +30,7 @@ from torch import Tensor
 from vavae.config.image_size import Size, as_size
 from vavae.data.loader import loaded_ahead
 from vavae.errors import UserError, one_line
-from vavae.io.files import UNFINISHED, check_hash, read_json_object, sha256_file, written_whole
+from vavae.io.files import UNFINISHED, check_hash, read_json_object, sha256_file, write_json
 from vavae.progress import track
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
@@ -364,8 +363,7 @@ def _file_state(path: Path) -> list[int]:
 
 def write_index(folder: Path, index: Mapping[str, Any]) -> None:
     """Write `index.json` of a folder."""
-    with written_whole(folder / INDEX_NAME) as temporary:
-        temporary.write_text(json.dumps(index, indent=1) + "\n")
+    write_json(folder / INDEX_NAME, index, indent=1)
 
 
 @dataclass(frozen=True, eq=False)

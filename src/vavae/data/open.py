@@ -9,7 +9,8 @@ from vavae.data.huggingface import HuggingFaceImages, has_test_part
 from vavae.data.readable import DEFAULT_OPTIONS, ReadOptions
 from vavae.data.sources import Cifar10Images, DemoImages, ImageSource, Split, check_split
 from vavae.data.webdataset import WebDatasetImages
-from vavae.errors import UserError, one_line
+from vavae.errors import UserError
+from vavae.io.files import user_path
 
 _SHARDS, _HUB = "webdataset:", "hf:"
 
@@ -71,13 +72,8 @@ def _path_of(spec: str) -> Path | None:
     Raises:
         UserError: It is not a path, or may not be accessed.
     """
-    try:
-        path = Path(spec).expanduser()
-        return path if spec and path.exists() else None
-    except (OSError, RuntimeError) as error:  # too long, or no such ~user
-        shown = spec if len(spec) <= 100 else f"{spec[:100]}… ({len(spec):,} characters)"
-        reason = error.strerror if isinstance(error, OSError) else one_line(error)
-        raise UserError(f"images: {shown} cannot be opened: {reason}") from error
+    path = user_path(spec, "images: {} cannot be opened: {}")
+    return path if spec and path.exists() else None
 
 
 def _open_folder(root: Path, split: Split, options: ReadOptions) -> FolderImages:

@@ -102,10 +102,8 @@ def read_cache(path: Path) -> Any:
 
 def write_cache(path: Path, value: Any) -> None:
     """Store `value` as JSON, if the file can be written."""
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(value))
+    with suppress(OSError), written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value))
 
 
 def reading(what: str) -> AbstractContextManager[None]:
@@ -226,7 +224,8 @@ def _warn_if_transparent(image: Image.Image, name: str) -> None:
     """Warn, once in a process, of a loaded image with pixels that are not opaque."""
     if "transparency" in _WARNED or not image.has_transparency_data:
         return
-    if image.convert("RGBA").getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
+    shown = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    if shown.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
         _warn_once("transparency", "images: %s is partly transparent; the colors under it are used", name or "an image")
 
 

@@ -70,11 +70,6 @@ class ImageSource:
         raise NotImplementedError
 
 
-def source_labels(source: ImageSource) -> NDArray[np.int64]:
-    """Return the labels of all images of `source`, (N,) int64."""
-    return source.labels
-
-
 class ArrayImages(ImageSource):
     """Images of one size held in memory.
 

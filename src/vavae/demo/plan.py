@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vavae.config import load_recipe
+from vavae.config.recipes import package_recipe
 from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
 from vavae.models import SamplingConfig
@@ -111,7 +112,10 @@ class Config:
 
     def tokenizer(self, run: str) -> train_tokenizer.Config:
         """Return the recipe of stage 1: `small/tokenizer`, at this budget and with these images and teacher."""
-        recipe, images = load_recipe(train_tokenizer.Config, "small/tokenizer"), self.budget.tokenizer_images
+        recipe, images = (
+            load_recipe(train_tokenizer.Config, package_recipe("small/tokenizer")),
+            self.budget.tokenizer_images,
+        )
         adversarial, alignment = recipe.objective.adversarial, recipe.objective.alignment
         return replace(
             recipe,
@@ -141,7 +145,7 @@ class Config:
 
     def transformer(self, run: str) -> train_dit.Config:
         """Return the recipe of stage 2: `small/transformer`, at this budget."""
-        recipe, budget = load_recipe(train_dit.Config, "small/transformer"), self.budget
+        recipe, budget = load_recipe(train_dit.Config, package_recipe("small/transformer")), self.budget
         shape = replace(recipe.transformer, width=budget.width, depth=budget.depth, heads=budget.width // 64)
         return replace(
             recipe,

@@ -99,7 +99,7 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
         reference = ReferenceImages(config, train, test, teacher)
 
     names = (ALIGNED, UNALIGNED) if config.compare else (ALIGNED,)
-    runs = [_train_and_measure(config, name, len(train), reference, steps) for name in names]
+    runs = [_train_and_measure(config, name, reference, steps) for name in names]
     with steps("sample from the model in the package", "for comparison"):
         gallery = shipped_gallery(config)
 
@@ -120,7 +120,7 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
     shown = reference.shown
     report = DemoReport(
         command=command_line(),
-        created=time.strftime("%d %B %Y, %H:%M %Z"),
+        created=time.strftime("%-d %B %Y, %H:%M %Z"),
         machine=machine(config),
         versions={name: version for name, version in found.items() if name not in ("machine", "gpu", "cuda")},
         images_note=images_note(config, train, test),
@@ -146,14 +146,12 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
     return page
 
 
-def _train_and_measure(
-    config: Config, name: str, train_images: int, reference: ReferenceImages, steps: _Steps
-) -> RunResult:
-    budget, device = config.budget, resolve_device(config.device)
-    seen = f"{budget.tokenizer_images:,} images seen, batches of {config.tokenizer(ALIGNED).training.batch_size}"
+def _train_and_measure(config: Config, name: str, reference: ReferenceImages, steps: _Steps) -> RunResult:
+    budget, recipe, device = config.budget, config.tokenizer(name), resolve_device(config.device)
+    seen = f"{budget.tokenizer_images:,} images seen, batches of {recipe.training.batch_size}"
     with steps(f"train the {name} tokenizer", seen):
-        train_tokenizer.run(config.tokenizer(name))
-    with steps(f"encode ({name})", f"{train_images:,} images and their mirror images"):
+        train_tokenizer.run(recipe)
+    with steps(f"encode ({name})", f"{len(reference.train):,} images and their mirror images"):
         encode.run(config.encode(name))
     with steps(f"train the transformer on {name} latents", f"{budget.generator_images:,} latents seen"):
         train_dit.run(config.transformer(name))

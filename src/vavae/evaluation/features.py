@@ -262,10 +262,11 @@ def extract(
         for indices, block, lacking, pixels in batches:
             if pixels is not None:
                 for network in lacking:
-                    with device_lock(device), without_tf32():
-                        found = network.all_parts(pixels)
-                    for part in wanted[network.name]:
-                        outputs[network.name, part].append(found[part].cpu())
+                    with device_lock(device):  # the copies too
+                        with without_tf32():
+                            found = network.all_parts(pixels)
+                        for part in wanted[network.name]:
+                            outputs[network.name, part].append(found[part].cpu())
                 bar.advance(len(pixels))
                 continue
             for network in lacking:

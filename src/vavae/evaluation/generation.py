@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vavae.config.image_size import Size
-from vavae.data.images import evenly_spaced
+from vavae.data.images import evenly_spaced, report
 from vavae.device import float64_device
 from vavae.errors import UserError
 from vavae.evaluation.features import BlockStore, ImageSet, StoredFeatures, extract
@@ -202,6 +202,8 @@ def open_reference(
     statistics: dict[str, Statistics] = {}
     if npz is not None:
         statistics, images = read_statistics(npz, networks), npz_images(npz)
+        if images is not None and processes.first:
+            report("reference", images.count, (), images.found)
         for network, found in statistics.items() if processes.first else ():
             print(f"reference: the statistics in {npz} are taken to be of {network}: {found.origin}")
     unknown = [network.name for network in networks if network.name not in statistics]

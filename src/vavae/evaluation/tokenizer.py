@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vavae.config.image_size import Size, height_width
-from vavae.data import ImageSource, source_labels, to_tensor
+from vavae.data import ImageSource, to_tensor
 from vavae.data.images import Selection, class_balanced
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.evaluation.features import BlockStore, ImageSet, StoredFeatures, extract
@@ -150,7 +150,7 @@ def encode(tokenizer: Tokenizer, source: ImageSource, size: Size, limit: int, wo
     features = _extract(images, [network], f"encoding {source.name}", work)[network.name]
     height, width = (side // tokenizer.factor for side in height_width(size))
     values = features.all().view(-1, tokenizer.latent_channels, height, width)  # (N, C h w) -> (N, C, h, w)
-    return Latents(values, torch.from_numpy(np.array(source_labels(chosen))), chosen, images)
+    return Latents(values, torch.from_numpy(np.array(chosen.labels)), chosen, images)
 
 
 def interpolation(

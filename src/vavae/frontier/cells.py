@@ -38,7 +38,7 @@ from vavae.metrics import (
     load_feature_network,
     tsne_points,
 )
-from vavae.metrics.uniformity import Uniformity
+from vavae.metrics.uniformity import average
 from vavae.models import Generator, Tokenizer
 from vavae.models.sampling import choose_labels, draw
 from vavae.progress import track
@@ -309,7 +309,7 @@ def _uniformity(context: CellContext, cell: TokenizerCell) -> dict[str, Any]:
             first = points if first is None else first
             runs.append(latent_uniformity(points))
             bar.advance()
-    mean = Uniformity(**{name: float(np.mean([getattr(run, name) for run in runs])) for name in to_plain(runs[0])})
+    mean = average(runs)
     protocol = replace(
         context.protocol(tokenizer, len(latents.values)),
         posterior="mean",

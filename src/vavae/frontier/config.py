@@ -10,6 +10,7 @@ from vavae.data.images import ImagesConfig
 from vavae.device import Precision
 from vavae.errors import UserError
 from vavae.stages import train_dit, train_tokenizer
+from vavae.training.run_folder import flat
 from vavae.transformer.sizes import PATCH_SIZES, SIZES
 
 Kind = Literal["tokenizer", "uniformity", "generator", "curve"]
@@ -55,25 +56,18 @@ _SET_BY_GRID = {
 }
 
 
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return a recipe as plain values by dotted key."""
-    plain = to_plain(values)
-    if not isinstance(plain, dict):
-        return {prefix: plain}
-    parts = [flat(part, f"{prefix}.{name}".lstrip(".")) for name, part in plain.items()]
-    return {key: value for part in parts for key, value in part.items()}
-
-
 @cache
 def _defaults(config_class: type) -> dict[str, Any]:
-    return flat(config_class())
+    return flat(to_plain(config_class()))
 
 
 def differing(config: Any) -> dict[str, Any]:
     """Return the values that differ from the defaults of the class of `config`, by dotted key."""
     config_class: type = type(config)
     defaults = _defaults(config_class)
-    return {key: value for key, value in flat(config).items() if key not in defaults or defaults[key] != value}
+    return {
+        key: value for key, value in flat(to_plain(config)).items() if key not in defaults or defaults[key] != value
+    }
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import enum
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ def print_states(states: States, begins: Job | None) -> None:
 def write_everything(config: Config, grid: Grid, results: Results, states: States) -> Path:
     """Write `tables.json`, CSV, SVG and Markdown files and `frontier.html`; return the path of the page."""
     measured = Measured(grid, results)
-    found, every = claims(measured), list(tables(measured).values())
-    view = _view(config, measured, states)
+    found, named = claims(measured), tables(measured)
+    every, view = list(named.values()), _view(config, measured, states, named)
     folder = grid.folder
     for table in every:
         _write(folder / f"{table.name}.csv", to_csv(table))
@@ -92,9 +92,8 @@ def tables_markdown(title: str, found: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-def _view(config: Config, measured: Measured, states: States) -> dict[str, Any]:
+def _view(config: Config, measured: Measured, states: States, every: Mapping[str, Table]) -> dict[str, Any]:
     """Return what the template shows in addition to claims and tables."""
-    every = tables(measured)
     contents = [content for job, _, _ in states if (content := measured.results.read(job.result)) is not None]
     found = (content["versions"] for content in contents)
     machines = dict.fromkeys(v.get("gpu", f"CPU ({v.get('machine', 'unknown')})") for v in found)
@@ -180,9 +179,10 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
         "trains its own tokenizer and its own generators."
     )
     lines += _sizes(measured)
-    names = {cell.teacher.partition("@")[0] for cell in measured.grid.tokenizers}
+    teachers = (measure.teacher or "", *(cell.teacher for cell in measured.grid.tokenizers))
+    names = {teacher.partition("@")[0] for teacher in teachers}
     for spec in TEACHERS:
-        if spec.name in names or spec.name == measure.teacher:
+        if spec.name in names:
             lines.append(f"{spec.name}: {spec.note + '; ' if spec.note else ''}license {spec.license}.")
     types = sorted({record.protocol.dtype for record in generated if record.protocol.dtype})
     if types:

@@ -104,7 +104,7 @@ class _Runner:
             return True
         if isinstance(cell, TokenizerCell):
             return trained_tokenizer(self.grid, cell)
-        if job.kind == "curve" and self.results.read(self.grid.job("generator", cell).result) is None:
+        if job.kind == "curve" and not self.context.done("generator", cell):
             return False  # the generator's job trains it and keeps the averages that the curve measures
         trained = trained_generator(self.grid, cell, with_averages=job.kind == "curve")
         return trained or trained_tokenizer(self.grid, cell.tokenizer)

@@ -12,8 +12,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from vavae.errors import DISK_FAULTS, UserError, fault_number, one_line
 
 # Marks a folder that is being written, so that the files which a kill leaves do not count as complete.
@@ -23,18 +21,22 @@ _ALL_OURS = "written by a call that did not end\n"
 _DRAFT = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
-def user_path(text: str | Path) -> Path:
+def user_path(text: str | Path, message: str = "{}: {}") -> Path:
     """Return a path that the user gives, with `~` expanded; it need not exist.
 
+    Args:
+        text: The path.
+        message: Message of the error, with places for path and reason.
+
     Raises:
-        UserError: There is no such user, the path is too long, or it may not be accessed.
+        UserError: The user does not exist, the path is too long, or access is denied.
     """
     try:
         path = Path(text).expanduser()
         path.exists()
     except (OSError, RuntimeError) as error:
         shown = str(text) if len(str(text)) <= 100 else f"{str(text)[:100]}… ({len(str(text)):,} characters)"
-        raise UserError(f"{shown}: {getattr(error, 'strerror', None) or one_line(error)}") from error
+        raise UserError(message.format(shown, getattr(error, "strerror", None) or one_line(error))) from error
     return path
 
 
@@ -176,10 +178,10 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any], indent: int = 2) -> None:
     """Write a JSON file, completely or not at all, indented, keys in the order given."""
     with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
 
 
 def drop_drafts(folder: Path, name: str = "*") -> None:
@@ -206,6 +208,8 @@ def exclusive(folder: Path) -> Iterator[None]:
         OccupiedError: Another process holds it.
         UserError: It cannot be written.
     """
+    from filelock import FileLock, Timeout
+
     lock = FileLock(folder / ".lock")
     try:
         with chosen("output", folder):

@@ -50,12 +50,11 @@ class FeatureNetwork:
         """The name without a file of weights: "inception" for "inception:FILE", "teacher" for a teacher."""
         return self.name.partition(":")[0]
 
-    @torch.no_grad()  # tensors of inference mode cannot enter training
     def __call__(self, pixels: Tensor) -> Tensor:
         """Compute features (B, d) float32, on the CPU, of pixels (B, H, W, 3) uint8."""
         return self.all_parts(pixels)["pool"].cpu()
 
-    @torch.no_grad()
+    @torch.no_grad()  # tensors of inference mode cannot enter training
     def all_parts(self, pixels: Tensor) -> dict[str, Tensor]:
         """Compute all outputs (B, d) float32 by name, on `device`, of pixels (B, H, W, 3) uint8."""
         found = self.compute(to_device(pixels, self.device))

@@ -1,5 +1,6 @@
 """Uniformity of latents as in the VA-VAE paper (arXiv 2501.01423, table 6)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -78,6 +79,11 @@ def tsne_points(latents: Tensor, seed: int = 42) -> NDArray[np.float64]:
     return embedding.astype(np.float64)
 
 
+def average(runs: Sequence[Uniformity]) -> Uniformity:
+    """Return the mean of each number over several runs."""
+    return Uniformity(*(float(np.mean([getattr(run, f.name) for run in runs])) for f in fields(Uniformity)))
+
+
 def mean_uniformity(latents: Tensor, seeds: int = 10) -> Uniformity:
     """Return the uniformity as in the paper: the mean over `seeds` runs of `tsne_points`, with seeds 0, 1, 2, …
 
@@ -87,5 +93,4 @@ def mean_uniformity(latents: Tensor, seeds: int = 10) -> Uniformity:
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    runs = [latent_uniformity(tsne_points(latents, seed)) for seed in range(seeds)]
-    return Uniformity(*(float(np.mean([getattr(run, f.name) for run in runs])) for f in fields(Uniformity)))
+    return average([latent_uniformity(tsne_points(latents, seed)) for seed in range(seeds)])

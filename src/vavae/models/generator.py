@@ -20,12 +20,13 @@ from vavae.checkpoints.published_recipes import published_flow, published_sampli
 from vavae.checkpoints.statistics import read_statistics, scaled, scaling_statistics, statistics_file
 from vavae.config import from_plain, to_plain
 from vavae.config.image_size import Size, as_size, height_width, scale_size
+from vavae.device import device_only
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
 from vavae.io.hashing import digest, weights_fingerprint
 from vavae.models.sampling import Labels, SamplingConfig, check_drawn, label_numbers, read_sampling, sample_indices
 from vavae.models.saved import SavedModel
-from vavae.models.tokenizer import StatisticsSource, Tokenizer, device_only
+from vavae.models.tokenizer import StatisticsSource, Tokenizer
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT
 from vavae.transformer.positions import Positions
@@ -157,12 +158,12 @@ class Generator(SavedModel):
                 f"labels must be from 0 to {self.num_classes}, got {wrong[0]} ({self.num_classes} means no label)"
             )
         self._shape_for(size)
-        if sampling is not None and sampling.guidance is not None and self.transformer.config.label_dropout == 0:
-            raise UserError(
-                f"guidance_scale must be 1, got {sampling.guidance_scale:g}: this generator was trained without "
-                "label_dropout"
-            )
         if sampling is not None:
+            if sampling.guidance is not None and self.transformer.config.label_dropout == 0:
+                raise UserError(
+                    f"guidance_scale must be 1, got {sampling.guidance_scale:g}: this generator was trained without "
+                    "label_dropout"
+                )
             sampling.check_channels(self.latent_shape[0])
 
     def latents(
@@ -182,10 +183,10 @@ class Generator(SavedModel):
         indices = sample_indices(indices, len(labels), seed)
         settings = sampling or self.sampling
         self.check(labels, size, settings if weak_model is None else None)
+        shape = (len(labels), *self._shape_for(size))
         noise = self.noise(indices, seed, size) if noise is None else torch.as_tensor(noise)
-        if noise.shape != (len(labels), *self._shape_for(size)):
-            wanted = (len(labels), *self._shape_for(size))
-            raise UserError(f"noise must have the shape {wanted}, got {tuple(noise.shape)}")
+        if noise.shape != shape:
+            raise UserError(f"noise must have the shape {shape}, got {tuple(noise.shape)}")
         device = self.tokenizer.device
         # Weights in half precision are also computed with in it; norms, positions and the solver stay in float32.
         half = self.dtype in (torch.float16, torch.bfloat16)
@@ -201,7 +202,7 @@ class Generator(SavedModel):
                 weak_model=weak_model,
                 path=path_by_name(self.path),
                 prediction=self.prediction,
-                step_noise=counter_noise(seed, list(indices)),
+                step_noise=counter_noise(seed, indices),
                 callback=callback,
             )
         check_drawn(drawn, indices, settings)
@@ -329,8 +330,7 @@ class Generator(SavedModel):
             UserError: Names the file or key that is missing or wrong, or the argument that is needed.
         """
         folder = resolve(path_or_hub_id, "generator", **hub)
-        files.refuse_unused(folder, weights=weights, heads=heads, path=path, prediction=prediction)
-        form = files.form_of(folder)
+        form = files.refuse_unused(folder, weights=weights, heads=heads, path=path, prediction=prediction)
         if form == "generator":
             generator = cls._from_native(folder, tokenizer, statistics)
         elif form == "checkpoint":

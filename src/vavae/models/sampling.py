@@ -10,12 +10,11 @@ import numpy as np
 from torch import Tensor
 
 from vavae import rng
-from vavae.checkpoints.reading import errors_name
 from vavae.config import from_plain
 from vavae.config.image_size import Size
 from vavae.data import to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
-from vavae.errors import RunError, UserError
+from vavae.errors import RunError, UserError, errors_name
 from vavae.flow import Guidance, PathName, Prediction, SolverName
 
 if TYPE_CHECKING:

@@ -17,10 +17,12 @@ from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import build, load_autoencoder
 from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.published import LoadReport, Weights
+from vavae.checkpoints.reading import check_utf8
 from vavae.checkpoints.shapes import infer_autoencoder
-from vavae.checkpoints.statistics import read_statistics, statistics_file
+from vavae.checkpoints.statistics import read_statistics, scaling_statistics, statistics_file
 from vavae.config import to_plain
 from vavae.data.transforms import Images, as_images
+from vavae.device import device_only
 from vavae.errors import UserError
 from vavae.io.files import write_json
 from vavae.io.hashing import digest, tensor_digest, weights_fingerprint
@@ -197,8 +199,7 @@ class Tokenizer(SavedModel):
         if source is None:
             source = loaded.statistics or _published_statistics(path)
         if source == "identity":
-            channels = loaded.model.config.latent_channels
-            source = LatentStatistics(torch.zeros(channels), torch.ones(channels))
+            source = scaling_statistics(loaded.model.config.latent_channels, 1.0)
         files.hold_in(loaded.model, dtype)
         tokenizer = cls(loaded.model, read_statistics(source), loaded.provenance)
         tokenizer.report = loaded.report
@@ -216,6 +217,7 @@ class Tokenizer(SavedModel):
         folder = Path(path)
         config = diffusers_config(self.autoencoder.config, self.statistics)
         names = to_diffusers_names(self.autoencoder.state_dict(), len(self.autoencoder.config.widths))
+        check_utf8(folder)
         (folder / files.CONFIG).unlink(missing_ok=True)  # first: an old one would describe other weights
         files.write_tensors(folder / files.DIFFUSERS_WEIGHTS[0], names)
         write_json(folder / files.CONFIG, config)
@@ -267,20 +269,6 @@ class Tokenizer(SavedModel):
             "latents = tokenizer.encode(images)  # images: (B, 3, H, W) in [-1, 1]\n"
             "images = tokenizer.decode(latents)\n```\n" + self._training()
         )
-
-
-def device_only(device: torch.device | str) -> torch.device:
-    """Return a device, and refuse a type, which torch's `to` would accept.
-
-    Raises:
-        UserError: It is a type, or not the name of a device.
-    """
-    if isinstance(device, torch.dtype):
-        raise UserError(f"to() needs a device, got {device}; from_pretrained has the option dtype")
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"device must be cpu, cuda, mps or another device of torch, got {device!r}") from error
 
 
 def _published_statistics(path: Path) -> Path:

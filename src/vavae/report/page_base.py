@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from vavae.report.numbers import duration, number, plain
+from vavae.report.numbers import duration, number
 
 
 def render(room: str, **view: Any) -> str:
@@ -17,7 +17,7 @@ def render(room: str, **view: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "plain": plain, "duration": duration}
+    environment.filters |= {"number": number, "duration": duration}
     return environment.get_template(f"{room}.html.j2").render(view)
 
 

@@ -319,8 +319,6 @@ class _Comparison:
                 f"real_split needs a test part, and {config.data.images} has none: keep images for one with "
                 "--data.holdout 0.1, here and in training"
             )
-        if config.reference is not None and world.first and (held := npz_images(config.reference)) is not None:
-            report("reference", held.count, (), held.found)
         device = resolve_device(config.device)
         networks = self.networks = [load_feature_network(name, device) for name in config.networks]
         self.measuring = Measuring(

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.loading import load_autoencoder, load_transformer
 from vavae.checkpoints.locations import resolve
-from vavae.checkpoints.published_recipes import published_path, published_prediction
+from vavae.checkpoints.published_recipes import recorded_flow
 from vavae.checkpoints.shapes import size_name
 from vavae.checkpoints.statistics import scaled
 from vavae.errors import UserError, one_line
 from vavae.flow import FlowConfig, PathName, Prediction
 from vavae.io.yaml_files import read_yaml
 from vavae.losses import TokenizerObjective
-from vavae.models import Generator, Tokenizer
+from vavae.models import Generator
 from vavae.models.generator import published_latents
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
@@ -80,8 +80,6 @@ def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             raise UserError(f"initial: {source} has no undamaged checkpoint")
         _check_ended(path, source, found[1].get("images_seen", 0))
         return _below(found[0], "model/autoencoder/"), _below(found[0], "model/objective/")
-    if files.form_of(path) in ("tokenizer", "generator"):
-        return Tokenizer.from_pretrained(path).autoencoder.state_dict(), {}
     loaded = load_autoencoder(path)
     training: dict[str, Tensor] = {}
     for published, ours in _PUBLISHED.items():
@@ -204,13 +202,7 @@ def _read_transformer(source: str, heads: int) -> _Source:
         loaded = load_transformer(path, heads=heads)
     known, multiplier, _ = published_latents(path, loaded, None)
     normalization = None if known is None else scaled(known, multiplier)
-    recorded = loaded.training.get("transport") or {}
-    return _Source(
-        loaded.model,
-        published_path(loaded.training, path) if "path_type" in recorded else None,
-        published_prediction(loaded.training, path) if "prediction" in recorded else None,
-        normalization,
-    )
+    return _Source(loaded.model, *recorded_flow(loaded.training, path), normalization)
 
 
 def _check_same(source: str, found: _Source, ours: LightningDiTConfig, flow: FlowConfig) -> None:

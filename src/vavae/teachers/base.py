@@ -127,8 +127,8 @@ class Teacher(nn.Module):
         """Return the feature grid resampled to `size` (h, w), for example a latent's: (B, D, h, w) float32."""
         return resample_grid(self(images).grid, size)
 
-    def preprocess(self, images: Tensor) -> Tensor:
-        """Resize (bilinear) and normalize images (B, 3, H, W) in [-1, 1]; float32.
+    def preprocess(self, images: Tensor, mode: str = "bilinear") -> Tensor:
+        """Resize and normalize images (B, 3, H, W) in [-1, 1]; float32. "bicubic" resizes without antialiasing.
 
         Raises:
             UserError: The images have another shape, or are not floating-point.
@@ -139,10 +139,8 @@ class Teacher(nn.Module):
             raise UserError(f"images must be floats in [-1, 1], got {images.dtype}; vavae.data.to_tensor converts them")
         pixels = images.float()
         if tuple(pixels.shape[-2:]) != self.input_size:
-            antialias = self.normalization is not PUBLISHED
-            pixels = F.interpolate(
-                pixels, size=self.input_size, mode="bilinear", align_corners=False, antialias=antialias
-            )
+            antialias = mode == "bilinear" and self.normalization is not PUBLISHED
+            pixels = F.interpolate(pixels, size=self.input_size, mode=mode, align_corners=False, antialias=antialias)
         return pixels * self.scale + self.shift
 
     def fingerprint(self) -> str:

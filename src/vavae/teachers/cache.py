@@ -101,7 +101,8 @@ class FeatureCache:
             if not missing:
                 return
             done = self.count - sum(map(len, missing))
-            batches = (batch for images in missing for batch in torch.tensor(images).split(batch_size))
+            numbers = (torch.arange(images.start, images.stop) for images in missing)
+            batches = (batch for some in numbers for batch in some.split(batch_size))
             with (
                 track(f"features of {self._teacher.name}", self.count, unit="images", start=done) as bar,
                 closing(loaded_ahead(batches, load, workers)) as loaded,

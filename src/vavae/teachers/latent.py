@@ -1,7 +1,6 @@
 """A teacher's own grid as the latent (RAE, arXiv 2510.11690)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
@@ -34,7 +33,6 @@ class LatentEncoder(nn.Module):
     def __init__(self, teacher: Teacher, layers: int = 1) -> None:
         super().__init__()
         self.teacher = teacher
-        self.layers = layers
         self.channels, self.grid = teacher.width, teacher.grid_size
         model = getattr(teacher.backbone, "model", teacher.backbone)
         modules = dict(model.named_modules())
@@ -50,9 +48,8 @@ class LatentEncoder(nn.Module):
         if not 1 <= layers <= len(blocks):
             raise UserError(f"layers must be from 1 to the teacher's {len(blocks)} blocks, got {layers}")
         self._outputs: list[Tensor] = []
-        if layers > 1:
-            for block in blocks[-layers:]:
-                block.register_forward_hook(self._keep)
+        for block in blocks[-layers:]:
+            block.register_forward_hook(self._keep)
 
     def _keep(self, block: nn.Module, given: object, output: Tensor | tuple[Tensor, ...]) -> None:
         self._outputs.append(output if isinstance(output, Tensor) else output[0])
@@ -61,15 +58,10 @@ class LatentEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return latents (B, C, h, w) float32 of images (B, 3, H, W) in [-1, 1]; not normalized."""
         teacher = self.teacher
-        pixels = images.float()
-        if tuple(pixels.shape[2:]) != teacher.input_size:
-            pixels = F.interpolate(pixels, teacher.input_size, mode="bicubic", align_corners=False)
-        pixels = pixels * teacher.scale + teacher.shift
+        pixels = teacher.preprocess(images, "bicubic")
         self._outputs.clear()
         with torch.autocast(images.device.type, dtype=teacher.dtype, enabled=teacher.dtype != torch.float32):
-            grid = teacher.backbone(pixels).grid
-            if self.layers == 1:
-                return grid.float()
+            teacher.backbone(pixels)
             tokens = sum(self._norm[0](output) for output in self._outputs)  # (B, prefix + h·w, C)
         self._outputs.clear()
         return to_grid(tokens[:, -self.grid[0] * self.grid[1] :].float(), self.grid)

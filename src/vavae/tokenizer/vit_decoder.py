@@ -81,7 +81,7 @@ class ViTDecoder(nn.Module):
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"width must be a multiple of heads {heads} and of 4, got {width}")
-        self.grid = (grid, grid) if isinstance(grid, int) else tuple(grid)
+        self.grid = (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
         self.patch_size = patch_size
         self.decoder_embed = nn.Linear(latent_channels, width)
         self.trainable_cls_token = nn.Parameter(torch.empty(1, 1, width))
@@ -133,7 +133,7 @@ class ViTDecoder(nn.Module):
             raise UserError(f"latents must have shape (B, {channels}, h, w), got {tuple(latents.shape)}")
         tokens = self.decoder_embed(to_tokens(latents))  # (B, C, h, w) -> (B, h·w, width)
         if latents.shape[2:] != self.grid:
-            embedded = to_grid(tokens, latents.shape[2:])
+            embedded = to_grid(tokens, (latents.shape[2], latents.shape[3]))
             tokens = to_tokens(F.interpolate(embedded, self.grid, mode="bilinear", align_corners=False))
         tokens = torch.cat((self.trainable_cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
         tokens = tokens + self.decoder_pos_embed

@@ -60,7 +60,7 @@ class World:
 
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over processes, in place; tensors of several types may be mixed."""
-        if self.size > 1:
+        if self.size > 1 and tensors:
             _in_buckets(tensors, lambda flat: dist.all_reduce(flat, async_op=True))
             with torch.no_grad():
                 torch._foreach_div_(list(tensors), self.size)

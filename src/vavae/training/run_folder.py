@@ -193,8 +193,8 @@ def open_run_folder(folder: Path, config: Any, ignored_keys: Collection[str] = (
                 (folder / "data.json").unlink(missing_ok=True)
             write_run_header(folder, config)
         return
-    former = _flat(to_plain(type(config)())) | _flat(read_yaml(recipe))
-    present = _flat(to_plain(config))
+    former = flat(to_plain(type(config)())) | flat(read_yaml(recipe))
+    present = flat(to_plain(config))
     changed = [key for key in [*present, *former] if former.get(key) != present.get(key)]
     for key in changed:
         if key not in IGNORED_KEYS | set(ignored_keys):
@@ -204,14 +204,14 @@ def open_run_folder(folder: Path, config: Any, ignored_keys: Collection[str] = (
             temporary.write_text(to_yaml(config))
 
 
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
     """Return nested values under dotted keys."""
     if not isinstance(values, Mapping):
         return {prefix: values}
     return {
         key: value
         for name, part in values.items()
-        for key, value in _flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+        for key, value in flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
     }
 
 

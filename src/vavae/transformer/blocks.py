@@ -69,7 +69,7 @@ def run_blocks(
     """Return the tokens (B, T, width) after all blocks, and a list of those after each of `hidden_blocks`.
 
     Raises:
-        UserError: There is no such block; they are counted from 1.
+        UserError: A block does not exist; they are counted from 1.
     """
     hidden, number = [], 0
     for number, block in enumerate(blocks, 1):

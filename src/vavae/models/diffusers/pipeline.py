@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vavae.checkpoints import folder as files
+from vavae.checkpoints.reading import check_utf8
 from vavae.config import to_plain
 from vavae.errors import UserError
 from vavae.flow import PathName, path_by_name
@@ -44,6 +45,7 @@ def write_pipeline(
     """
     if path_by_name(path).interval("velocity") != (0.0, 1.0):
         raise UserError(f"path must run from time 0 to 1 for the scheduler of diffusers, got {path}")
+    check_utf8(folder)
     (folder / files.PIPELINE).unlink(missing_ok=True)  # written last: a mixture of two is not taken for a pipeline
     tokenizer.save_diffusers(folder / "vae")
     tensors = {f"network.{name}": value for name, value in transformer.state_dict().items()}
