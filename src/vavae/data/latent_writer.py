@@ -21,6 +21,7 @@ from vavae.data.latents import (
     INDEX_NAME,
     PUBLISHED_STATISTICS_NAME,
     STATISTICS_NAME,
+    SUMS,
     LatentDataset,
     LatentSettings,
     MappedShard,
@@ -75,8 +76,9 @@ class _Finished:
             stored = shard.metadata
             if stored["format"] != FORMAT:
                 return None
-            sums = {name: torch.tensor(v, dtype=torch.float64) for name, v in json.loads(stored["statistics"]).items()}
-            statistics = RunningStatistics.from_dict(sums)
+            texts = {} if shard.sums else json.loads(stored["statistics"])
+            sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in texts.items()}
+            statistics = RunningStatistics.from_dict(shard.sums or sums)
             return cls(shard, int(stored["shard"]), dict(json.loads(stored["settings"])), statistics, stored["sha256"])
         except (UserError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -138,6 +140,8 @@ class LatentWriter:
         self._own = self.shards[rank::world]
         # Through JSON, to compare with the metadata of other shards.
         self._description = json.loads(json.dumps(asdict(settings) | {"total": total, "shard_size": shard_size}))
+        if settings.statistics == "channel":  # shards of before there was a choice do not name it
+            del self._description["statistics"]
         self.folder.mkdir(parents=True, exist_ok=True)
         for finished in self._finished().values():
             for key, value in self._description.items():
@@ -180,8 +184,12 @@ class LatentWriter:
             if not bool(torch.isfinite(tensor).all()):
                 last = shard.first + shard.count - 1
                 raise UserError(f"{name} of images {shard.first} to {last} are not finite in {self.settings.dtype}")
-        statistics = RunningStatistics(tensors["latents"].shape[1])
+        channels, *grid = tensors["latents"].shape[1:]
+        per_position = self.settings.statistics == "position"
+        statistics = RunningStatistics(channels, (grid[0], grid[1]) if per_position else None)
         add_to_statistics(statistics, tensors["latents"])
+        if per_position:  # too large for the header
+            tensors |= {SUMS + name: value for name, value in statistics.to_dict().items()}
         (self.folder / INDEX_NAME).unlink(missing_ok=True)  # it lists the shard that is replaced
         for pattern in ("latents_rank*_shard{:03d}.*", ".latents_rank*_shard{:03d}.*.tmp"):
             for stale in self.folder.glob(pattern.format(shard.number)):
@@ -198,8 +206,10 @@ class LatentWriter:
             "seed": str(self.settings.seed),
             "tokenizer": self.settings.tokenizer,
             "settings": json.dumps(self._description),
-            "statistics": json.dumps({key: value.tolist() for key, value in statistics.to_dict().items()}),
         }
+        if not per_position:
+            sums = {key: value.tolist() for key, value in statistics.to_dict().items()}
+            metadata["statistics"] = json.dumps(sums)
         with written_whole(path) as temporary:
             save_file(tensors, temporary, metadata | {"sha256": content_sha256(tensors, metadata)})
 
@@ -228,7 +238,7 @@ class LatentWriter:
         missing = [shard.number for shard in self.shards if shard.number not in finished]
         if missing:
             raise UserError(f"{self.folder}: shard {missing[0]} of {len(self.shards)} is missing")
-        total = RunningStatistics(finished[0].statistics.channels)
+        total = RunningStatistics(finished[0].statistics.channels, finished[0].statistics.grid)
         records = []
         for shard in self.shards:
             stored = finished[shard.number]
@@ -296,5 +306,6 @@ def write_shards(
 
 
 def write_published_statistics(path: Path, statistics: LatentStatistics) -> None:
-    """Write mean and standard deviation, (1, C, 1, 1) each, in the form of the published `latents_stats.pt`."""
-    save_torch({"mean": statistics.mean.view(1, -1, 1, 1), "std": statistics.std.view(1, -1, 1, 1)}, path)
+    """Write mean and standard deviation, (1, C, 1, 1) or (1, C, h, w), in the form of `latents_stats.pt`."""
+    shape = (1, statistics.channels, *(statistics.grid or (1, 1)))
+    save_torch({"mean": statistics.mean.view(shape), "std": statistics.std.view(shape)}, path)

@@ -6,9 +6,10 @@ A folder of latents holds safetensors shards `latents_rank{RR}_shard{SSS}.safete
     latents_flip  (n, C, h, w)    of the mirrored images, if wanted
     labels        (n,) int64
 
-which is the layout of the published extractor. `statistics.safetensors` holds mean and standard deviation per channel.
-`index.json` holds the settings, name, number of images and sha256 of each shard, and which files have been compared
-with their sha256. Folders of the published extractor, with `latents_stats.pt` and without an index, are read too.
+which is the layout of the published extractor. `statistics.safetensors` holds mean and standard deviation per channel,
+or per channel and position. `index.json` holds the settings, name, number of images and sha256 of each shard, and which
+files have been compared with their sha256. Folders of the published extractor, with `latents_stats.pt` and without an
+index, are read too.
 """
 
 import hashlib
@@ -38,6 +39,7 @@ INDEX_NAME = "index.json"
 STATISTICS_NAME = "statistics.safetensors"
 PUBLISHED_STATISTICS_NAME = "latents_stats.pt"
 FORMAT = "vavae latents 2"
+SUMS = "statistics."  # begins the names of tensors with sums per position
 OLD_FORMAT = "vavae latents 1"  # is read; the index has the sha256 of whole files
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Fewer bytes are hashed in about a second, so no bar is shown for them.
@@ -58,6 +60,7 @@ class LatentSettings:
         tokenizer: Fingerprint of the tokenizer.
         source: Fingerprint of the images.
         class_names: One name per class.
+        statistics: Mean and standard deviation "channel" by channel, or for every "position" of a channel too.
     """
 
     image_size: Size
@@ -68,6 +71,7 @@ class LatentSettings:
     tokenizer: str = ""
     source: str = ""
     class_names: tuple[str, ...] = ()
+    statistics: Literal["channel", "position"] = "channel"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -94,6 +98,7 @@ class MappedShard:
         latents: (n, C, h, w).
         flipped: (n, C, h, w), latents of the mirrored images, or None.
         labels: (n,) int64.
+        sums: `RunningStatistics.to_dict` of the latents if they are per position; empty if they are in `metadata`.
 
     Raises:
         UserError: The file is missing, cut off, or not a shard.
@@ -109,6 +114,8 @@ class MappedShard:
                     file.get_tensor("latents_flip") if "latents_flip" in file.keys() else None  # noqa: SIM118
                 )
                 self.labels = file.get_tensor("labels").to(torch.int64)
+                names = [name for name in file.keys() if name.startswith(SUMS)]  # noqa: SIM118
+                self.sums = {name.removeprefix(SUMS): file.get_tensor(name) for name in names}
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"latent shard {path} is missing or damaged: {error}") from error
         kinds = {(tensor.shape, tensor.dtype) for tensor in (self.latents, self.flipped) if tensor is not None}
@@ -129,7 +136,8 @@ class MappedShard:
     def sha256(self) -> str:
         """Read all tensors and return the shard's `content_sha256`."""
         flipped = {} if self.flipped is None else {"latents_flip": self.flipped}
-        tensors = {"latents": self.latents, "labels": self.labels} | flipped
+        sums = {SUMS + name: value for name, value in self.sums.items()}
+        tensors = {"latents": self.latents, "labels": self.labels} | flipped | sums
         return content_sha256(tensors, {key: text for key, text in self.metadata.items() if key != "sha256"})
 
 
@@ -263,6 +271,8 @@ class LatentDataset:
             raise UserError(f"latent statistics {path} cannot be read: {one_line(error)[:200]}") from error
         if statistics.channels != self.shape[0]:
             raise UserError(f"{self.folder}: {statistics.channels} channel statistics for {self.shape[0]} channels")
+        if statistics.grid not in (None, tuple(self.shape[1:])):
+            raise UserError(f"{path}: must be for latents of {self.shape[1:]}, got {statistics.grid}")
         return statistics
 
     def get(self, indices: Tensor, flip_mask: Tensor | None = None, normalize: bool = True) -> tuple[Tensor, Tensor]:

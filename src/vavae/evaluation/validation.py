@@ -13,8 +13,8 @@ from vavae.device import Compute, autocast
 from vavae.errors import UserError
 from vavae.metrics import FeatureNetwork, RunningMoments, load_feature_network, moments_of
 from vavae.models import Generator, SamplingConfig
+from vavae.models.representation import Autoencoder
 from vavae.models.sampling import choose_labels
-from vavae.tokenizer import AutoencoderKL
 from vavae.training.memory import Chunks
 from vavae.training.parallel import World
 
@@ -219,7 +219,7 @@ class ReconstructionDistance:
         return load_pixels(self.source, indices, self.image_size, self._workers)
 
     @torch.inference_mode()
-    def __call__(self, model: AutoencoderKL) -> Tensor:
+    def __call__(self, model: Autoencoder) -> Tensor:
         """Return the distance of reconstructions from the posterior's mean, 0-dim and equal in all processes.
 
         All processes must call it with the same model.
@@ -227,6 +227,6 @@ class ReconstructionDistance:
 
         def rebuilt(indices: Tensor) -> Tensor:
             images = to_tensor(self._pixels(indices).to(self.device))
-            return to_uint8(model.decode(model.encode(images).mode()))
+            return to_uint8(model.decode(model.latents(images)))
 
         return torch.tensor(self._moments(rebuilt, self._own).distance(self._real), device=self.device)

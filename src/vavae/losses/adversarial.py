@@ -1,6 +1,7 @@
 """The adversarial term: a patch discriminator and its hinge loss (arXiv 1611.07004, 2012.09841)."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,18 +13,24 @@ from vavae.losses.checks import check_not_negative
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Shape of a `PatchDiscriminator`; the defaults are the published ones.
+    """Shape of a discriminator; the defaults are VA-VAE's `PatchDiscriminator`.
 
     Attributes:
+        kind: `patch`, or `dino` for heads on the tokens of a frozen DINO (RAE, `DinoDiscriminator`).
+        dino: The DINO ViT, a hub model or a folder with a ViT of transformers; RAE takes ViT-S/8.
         base_channels: Channels of the first convolution; they double per layer, up to eightfold.
         layers: Convolutions of stride 2 (`disc_num_layers` in the published code). Images need at least
             3 · 2^layers pixels a side; 2 suits 32-pixel images.
     """
 
+    kind: Literal["patch", "dino"] = "patch"
+    dino: str = "facebook/dino-vits8"
     base_channels: int = 64
     layers: int = 3
 
     def __post_init__(self) -> None:
+        if self.kind not in ("patch", "dino"):
+            raise UserError(f"discriminator.kind must be patch or dino, got {str(self.kind)[:20]}")
         # Far above any real network; without a bound a mistyped recipe could take all time or memory.
         for name, most in (("base_channels", 65_536), ("layers", 16)):
             if not 1 <= getattr(self, name) <= most:
@@ -32,7 +39,7 @@ class DiscriminatorConfig:
     @property
     def smallest_side(self) -> int:
         """Side in pixels of the smallest images."""
-        return 3 * 2**self.layers
+        return 3 * 2**self.layers if self.kind == "patch" else 1
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,35 @@ class AdversarialConfig:
         weight: Factor of the term, multiplied with the adaptive weight (`disc_weight` in the published code).
         start_images: Images seen before the term and the discriminator's training begin (`disc_start`). The
             published 5001 counts two optimizer steps per batch of 256: 640,000 images.
+        discriminator_start_images: Images seen before the discriminator's training begins, at most `start_images`;
+            null is `start_images` (`disc_upd_start` in RAE's code).
         adaptive: Scale the term's gradient to the reconstruction's gradient at the decoder's last layer.
         maximum: Upper bound of the adaptive weight.
+        augment: Change brightness, saturation, contrast and place of the discriminator's images (DiffAugment).
         discriminator: Shape of the discriminator.
     """
 
     enabled: bool = True
     weight: float = 0.5
     start_images: int = 640_000
+    discriminator_start_images: int | None = None
     adaptive: bool = True
     maximum: float = 1e4
+    augment: bool = False
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
     def __post_init__(self) -> None:
         check_not_negative("adversarial", self, "weight", "start_images", "maximum")
+        early = self.discriminator_start_images
+        if early is not None and not 0 <= early <= self.start_images:
+            most = self.start_images
+            raise UserError(f"adversarial.discriminator_start_images must be at most start_images {most}, got {early}")
+
+    @property
+    def first_images(self) -> int:
+        """Images seen when the discriminator first runs."""
+        early = self.discriminator_start_images
+        return self.start_images if early is None else early
 
     def check_size(self, size: Size, images: int) -> None:
         """Check that images of `size` are large enough for the discriminator, if it starts within `images` images.
@@ -66,7 +88,7 @@ class AdversarialConfig:
             UserError: The images are too small.
         """
         needed = self.discriminator.smallest_side
-        if self.enabled and self.start_images < images and min(height_width(size)) < needed:
+        if self.enabled and self.first_images < images and min(height_width(size)) < needed:
             raise UserError(
                 f"data.size must be at least {needed} pixels a side for objective.adversarial.discriminator.layers "
                 f"{self.discriminator.layers}, got {format_size(size)}"

@@ -4,16 +4,36 @@ The ViT is frozen; only the small heads are trained, so gradients reach images t
 objects.
 """
 
+import re
+from pathlib import Path
+from typing import Self
+
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
+from vavae import assets
+from vavae.errors import UserError
 from vavae.grids import to_tokens
 from vavae.transformer.layers import MLP, Attention
 
 _EPS = 1e-6
 _INPUT = 224
+# Parts of names of transformers' ViT -> names of DINO's authors.
+_NAMES = (
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.cls_token", "cls_token"),
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("encoder.layer.", "blocks."),
+    (".attention.output.dense.", ".attn.proj."),
+    (".intermediate.dense.", ".mlp.fc1."),
+    (".output.dense.", ".mlp.fc2."),
+    (".layernorm_before.", ".norm1."),
+    (".layernorm_after.", ".norm2."),
+)
+_QKV = re.compile(r"blocks\.\d+\.attention\.attention\.query\.(weight|bias)")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -35,6 +55,37 @@ class DinoViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + (_INPUT // patch) ** 2, width))
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=_EPS)  # in the published files; not used
+
+    @classmethod
+    def from_pretrained(cls, source: str) -> Self:
+        """Load a ViT of transformers, whose heads have 64 channels.
+
+        Args:
+            source: A folder, or a model of the hub (`owner/name`).
+
+        Raises:
+            UserError: The model cannot be fetched, or is not such a ViT for images of 224 pixels.
+        """
+        folder = Path(source) if Path(source).is_dir() else assets.path(source)
+        file = folder / "model.safetensors"
+        stored = load_file(file) if file.is_file() else torch.load(folder / "pytorch_model.bin", weights_only=True)
+        tensors = {}
+        for name, value in stored.items():
+            for theirs, ours in _NAMES:
+                name = name.replace(theirs, ours)
+            tensors[re.sub("^layernorm", "norm", name)] = value
+        for name in filter(_QKV.fullmatch, list(tensors)):
+            parts = [tensors.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+            tensors[name.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("pooler.")}
+        try:
+            width, _, _, patch = tensors["patch_embed.proj.weight"].shape
+            depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+            model = cls(width, depth, max(1, width // 64), patch)
+            model.load_state_dict(tensors)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"discriminator.dino must be a ViT of transformers for 224 pixels, got {source}") from error
+        return model
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Return the patch tokens (B, T, width) after every block, of pixels (B, 3, 224, 224)."""

@@ -14,6 +14,7 @@ before a single pass through decoder and encoder.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,11 @@ from vavae.losses.adversarial import (
     generator_loss,
 )
 from vavae.losses.alignment import AlignmentConfig, AlignmentLoss
+from vavae.losses.dino_discriminator import DinoDiscriminator, DinoViT, diff_augment, quantized
 from vavae.losses.kl import KLConfig, kl_loss
 from vavae.losses.perceptual import LPIPS, PerceptualConfig
 from vavae.losses.pixel import PixelConfig, pixel_error
-from vavae.tokenizer.autoencoder import AutoencoderKL
+from vavae.tokenizer.gaussian import DiagonalGaussian
 
 Average = Callable[[Tensor], Tensor]
 Precision = Callable[[], AbstractContextManager]
@@ -62,17 +64,18 @@ class ObjectiveConfig:
 class TokenizerObjective(nn.Module):
     """Loss terms of tokenizer training: LPIPS, discriminator, alignment, and how their gradients combine.
 
-    The state dict contains discriminator and projection only; LPIPS is frozen and comes from its asset.
+    The state dict contains discriminator and projection only; LPIPS and DINO are frozen and come from their assets.
 
     Args:
         config: The terms.
         latent_channels: Channels of the autoencoder's latent.
         teacher_channels: Channels of the teacher's features; needed if alignment is enabled.
         perceptual: LPIPS to use; None fetches the published weights.
+        dino: Network of a DINO discriminator; None fetches the one in `config`.
 
     Attributes:
         perceptual: `LPIPS`, or None if its weight is 0.
-        discriminator: `PatchDiscriminator`, or None if not enabled.
+        discriminator: `PatchDiscriminator` or `DinoDiscriminator`, or None if not enabled.
         alignment: `AlignmentLoss`, or None if not enabled.
 
     Raises:
@@ -85,22 +88,27 @@ class TokenizerObjective(nn.Module):
         latent_channels: int,
         teacher_channels: int | None = None,
         perceptual: LPIPS | None = None,
+        dino: DinoViT | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.perceptual: LPIPS | None = None
         if config.perceptual.weight > 0:
             self.perceptual = perceptual or LPIPS.pretrained(config.perceptual.network)
-        self.discriminator: PatchDiscriminator | None = None
+        self.discriminator: PatchDiscriminator | DinoDiscriminator | None = None
         if config.adversarial.enabled:
-            self.discriminator = PatchDiscriminator(config.adversarial.discriminator)
+            shape = config.adversarial.discriminator
+            if shape.kind == "patch":
+                self.discriminator = PatchDiscriminator(shape)
+            else:
+                self.discriminator = DinoDiscriminator(dino or DinoViT.from_pretrained(shape.dino))
         self.alignment: AlignmentLoss | None = None
         if config.alignment.enabled:
             if teacher_channels is None:
                 raise UserError("alignment.enabled must be false without a teacher, got true")
             self.alignment = AlignmentLoss(config.alignment, latent_channels, teacher_channels)
-        self.register_state_dict_post_hook(_drop_perceptual)
-        self.register_load_state_dict_post_hook(_ignore_missing_perceptual)
+        self.register_state_dict_post_hook(_drop_frozen)
+        self.register_load_state_dict_post_hook(_ignore_missing_frozen)
 
     def projection_parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters for the autoencoder's optimizer: the alignment's projection."""
@@ -110,20 +118,28 @@ class TokenizerObjective(nn.Module):
 
     def discriminator_parameters(self) -> list[nn.Parameter]:
         """Return the parameters for the discriminator's own optimizer; empty if it is not enabled."""
-        return [] if self.discriminator is None else list(self.discriminator.parameters())
+        if self.discriminator is None:
+            return []
+        return [parameter for parameter in self.discriminator.parameters() if parameter.requires_grad]
+
+    def discriminator_active(self, images_seen: int) -> bool:
+        """Return whether the discriminator trains, so that its optimizer must step."""
+        return self.discriminator is not None and images_seen >= self.config.adversarial.first_images
 
     def adversarial_active(self, images_seen: int) -> bool:
-        """Return whether the adversarial term has started, so that the discriminator's optimizer must step."""
+        """Return whether the adversarial term has started."""
         return self.discriminator is not None and images_seen >= self.config.adversarial.start_images
 
     def accumulate_gradients(
         self,
-        autoencoder: AutoencoderKL,
+        autoencoder: Any,
         images: Tensor,
         noise: Tensor,
         teacher_features: Tensor | None = None,
         images_seen: int = 0,
         *,
+        latents: Tensor | None = None,
+        augmentation: Tensor | None = None,
         compute_dtype: torch.dtype = torch.float32,
         gradient_scale: float = 1.0,
         average: Average | None = None,
@@ -131,14 +147,18 @@ class TokenizerObjective(nn.Module):
         """Add this batch's gradients to `.grad` of autoencoder, projection and discriminator.
 
         Autoencoder and projection get the gradient of the total, the discriminator gets the gradient of its hinge
-        loss on the same reconstruction. No optimizer steps. Before `start_images` the discriminator does not run.
+        loss on the same reconstruction. No optimizer steps. Before `start_images`, or an earlier
+        `discriminator_start_images`, the discriminator does not run.
 
         Args:
-            autoencoder: The model in training.
+            autoencoder: The model in training: `encode` returns a posterior, or latents to which `noise` is added.
             images: (B, 3, H, W) in [-1, 1], float32.
-            noise: (B, C, h, w) standard normal numbers for the posterior's sample.
+            noise: (B, C, h, w) standard normal numbers for the posterior's sample, or the noise on latents.
             teacher_features: (B, D, h', w') of the same images; needed if alignment is enabled.
             images_seen: Images seen in training before this batch.
+            latents: (B, C, h, w) that `encode` of a frozen encoder would return for the images; None encodes them.
+            augmentation: (3, B, 5) numbers in [0, 1) for `diff_augment`: of the reconstructions as the autoencoder's
+                loss and as the discriminator's see them, and of the images; needed if `augment` is set.
             compute_dtype: float32, or bfloat16 for autocast in the networks; losses and norms are float32.
             gradient_scale: Factor of every gradient, 1/k to accumulate over k batches.
             average: Mean of a tensor over processes; None for one process. It makes the adaptive weights belong to
@@ -162,7 +182,9 @@ class TokenizerObjective(nn.Module):
                 images,
                 noise,
                 teacher_features,
-                self.adversarial_active(images_seen),
+                latents,
+                images_seen,
+                augmentation,
                 _precision(images.device, compute_dtype),
                 gradient_scale,
                 average or (lambda x: x),
@@ -170,11 +192,13 @@ class TokenizerObjective(nn.Module):
 
     def _accumulate(
         self,
-        autoencoder: AutoencoderKL,
+        autoencoder: Any,
         images: Tensor,
         noise: Tensor,
         teacher_features: Tensor | None,
-        adversarial_active: bool,
+        encoded: Tensor | None,
+        images_seen: int,
+        augmentation: Tensor | None,
         precision: Precision,
         scale: float,
         average: Average,
@@ -182,14 +206,14 @@ class TokenizerObjective(nn.Module):
         config = self.config
 
         # Encode; (B, 3, H, W) -> (B, C, h, w)
-        with precision():
-            posterior = autoencoder.encode(images)
-        latents = posterior.sample(noise=noise)
+        if encoded is None:
+            with precision():
+                encoded = autoencoder.encode(images)
+        latents, kl = _noised(encoded, noise)
         if self.alignment is not None:
             _needed(teacher_features)
             if not latents.requires_grad:
                 raise UserError("alignment.enabled must be false for a frozen encoder, got true")
-        kl = kl_loss(posterior)
 
         # Decode from a leaf, so that the graph is cut at the latent; (B, C, h, w) -> (B, 3, H, W)
         latent_leaf = latents.detach().requires_grad_(latents.requires_grad)
@@ -203,9 +227,12 @@ class TokenizerObjective(nn.Module):
         (nll_grad,) = torch.autograd.grad(terms["nll"], image_leaf)
         image_grad = nll_grad
         adversarial_weight = images.new_zeros(())
-        if adversarial_active:
-            adversarial_terms, adversarial_grad = self._adversarial_step(images, image_leaf, precision, scale)
+        adversarial_active = self.adversarial_active(images_seen)
+        if self.discriminator_active(images_seen):
+            leaf = image_leaf if adversarial_active else image_leaf.detach()
+            adversarial_terms, adversarial_grad = self._adversarial_step(images, leaf, augmentation, precision, scale)
             terms |= adversarial_terms
+        if adversarial_active:
             adversarial_weight = _term_weight(
                 config.adversarial, decoded, autoencoder.last_decoder_layer, nll_grad, adversarial_grad, average
             )
@@ -248,7 +275,7 @@ class TokenizerObjective(nn.Module):
     @torch.no_grad()
     def evaluate(
         self,
-        autoencoder: AutoencoderKL,
+        autoencoder: Any,
         images: Tensor,
         teacher_features: Tensor | None = None,
         noise: Tensor | None = None,
@@ -261,7 +288,7 @@ class TokenizerObjective(nn.Module):
             autoencoder: The model.
             images: (B, 3, H, W) in [-1, 1].
             teacher_features: (B, D, h', w'); needed if alignment is enabled.
-            noise: (B, C, h, w) for the posterior's sample; None decodes the mean.
+            noise: (B, C, h, w) for the posterior's sample, or added to latents; None decodes the mean, or without.
             compute_dtype: float32, or bfloat16 for autocast in the networks.
 
         Returns:
@@ -273,11 +300,10 @@ class TokenizerObjective(nn.Module):
         _check_images(images)
         precision = _precision(images.device, compute_dtype)
         with precision():
-            posterior = autoencoder.encode(images)
-            latents = posterior.mode() if noise is None else posterior.sample(noise=noise)
+            latents, kl = _noised(autoencoder.encode(images), noise)
             reconstruction = autoencoder.decode(latents).to(images.dtype)
         terms = self._reconstruction_terms(images, reconstruction, precision)
-        terms["kl"] = kl_loss(posterior)
+        terms["kl"] = kl
         if self.alignment is not None:
             terms |= self.alignment(latents, _needed(teacher_features))
         zero = images.new_zeros(())
@@ -305,19 +331,30 @@ class TokenizerObjective(nn.Module):
         return terms
 
     def _adversarial_step(
-        self, images: Tensor, image_leaf: Tensor, precision: Precision, scale: float
+        self, images: Tensor, fake: Tensor, augmentation: Tensor | None, precision: Precision, scale: float
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Add the discriminator's gradients; return terms and the gradient of the generator loss at the images.
 
-        Both losses use the same logits of the reconstruction, so one forward pass is enough.
+        `fake` is a leaf, or needs no gradient before the adversarial term has started; the gradient is then 0.
+        A patch discriminator without augmentation has the same logits in both losses, so one pass over `fake` is
+        enough. A DINO discriminator is trained on 8-bit images, so that it cannot tell them by their rounding.
         """
-        assert self.discriminator is not None
-        with precision():
-            logits_fake = self.discriminator(image_leaf)
-            logits_real = self.discriminator(images)
-        logits_fake, logits_real = logits_fake.to(images.dtype), logits_real.to(images.dtype)
+        config, discriminator = self.config.adversarial, self.discriminator
+        assert discriminator is not None
+        if config.augment and augmentation is None:
+            raise UserError("augmentation must be given if adversarial.augment is true, got None")
+
+        def logits(batch: Tensor, use: int) -> Tensor:
+            seen = diff_augment(batch, augmentation[use]) if config.augment and augmentation is not None else batch
+            with precision():
+                return discriminator(seen).to(images.dtype)
+
+        logits_fake, dino = logits(fake, 0), isinstance(discriminator, DinoDiscriminator)
         generator = generator_loss(logits_fake)
-        gradient = _gradient(generator, image_leaf)
+        gradient = _gradient(generator, fake) if fake.requires_grad else torch.zeros_like(fake)
+        if dino or config.augment:
+            logits_fake = logits(quantized(fake.detach()) if dino else fake.detach(), 1)
+        logits_real = logits(images, 2)
         loss = discriminator_hinge_loss(logits_real, logits_fake)
         torch.autograd.backward(loss * scale, inputs=self.discriminator_parameters())
         terms = {
@@ -366,6 +403,13 @@ def _check_images(images: Tensor) -> None:
         raise UserError(f"images must be float32 in [-1, 1], got {images.dtype}")
 
 
+def _noised(encoded: DiagonalGaussian | Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the latents that are decoded, (B, C, h, w), and the KL divergence of their posterior, 0 without one."""
+    if isinstance(encoded, Tensor):
+        return encoded if noise is None else encoded + noise, encoded.new_zeros(())
+    return encoded.mode() if noise is None else encoded.sample(noise=noise), kl_loss(encoded)
+
+
 def _precision(device: torch.device, compute_dtype: torch.dtype) -> Precision:
     if compute_dtype not in (torch.float32, torch.bfloat16):
         raise UserError(f"compute_dtype must be float32 or bfloat16, got {compute_dtype}")
@@ -383,7 +427,7 @@ def _needed(teacher_features: Tensor | None) -> Tensor:
 def _term_weight(
     config: AdversarialConfig | AlignmentConfig,
     output: Tensor,
-    last_layer: nn.Conv2d,
+    last_layer: nn.Conv2d | nn.Linear,
     reference_grad: Tensor,
     grad: Tensor,
     average: Average,
@@ -410,11 +454,15 @@ def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
-def _drop_perceptual(module: nn.Module, state: dict, prefix: str, local_metadata: dict) -> None:
-    for name in [name for name in state if name.startswith(f"{prefix}perceptual.")]:
+# Frozen networks, which come from their assets.
+_FROZEN = ("perceptual.", "discriminator.dino.")
+
+
+def _drop_frozen(module: nn.Module, state: dict, prefix: str, local_metadata: dict) -> None:
+    for name in [name for name in state if name.removeprefix(prefix).startswith(_FROZEN)]:
         del state[name]
 
 
-def _ignore_missing_perceptual(module: nn.Module, incompatible: torch.nn.modules.module._IncompatibleKeys) -> None:
+def _ignore_missing_frozen(module: nn.Module, incompatible: torch.nn.modules.module._IncompatibleKeys) -> None:
     missing = incompatible.missing_keys
-    missing[:] = [name for name in missing if not name.startswith("perceptual.") and ".perceptual." not in name]
+    missing[:] = [name for name in missing if not any(f".{part}" in f".{name}" for part in _FROZEN)]

@@ -1,22 +1,86 @@
 """Representation autoencoder: a frozen foundation model encodes, a trained ViT decodes (RAE, arXiv 2510.11690)."""
 
-from typing import Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vavae.errors import UserError
-from vavae.teachers import LatentEncoder, Teacher
-from vavae.tokenizer import ViTDecoder
+from vavae.checkpoints import folder as files
+from vavae.checkpoints.reading import read_safetensors
+from vavae.config import from_plain, to_plain
+from vavae.errors import UserError, errors_name
+from vavae.io.files import write_json
+from vavae.io.hashing import digest, weights_fingerprint
+from vavae.teachers import LatentEncoder, Teacher, load_teacher
+from vavae.tokenizer import AutoencoderKL, ViTDecoder
+from vavae.tokenizer.vit_decoder import SIZES
 
 NoiseKind = Literal["uniform", "normal"]
+TEACHER = "teacher"  # folder in a tokenizer's folder with the teacher's files, on request
+_SHAPE = ("width", "depth", "heads", "mlp_width")
+
+
+@dataclass(frozen=True)
+class RepresentationConfig:
+    """A representation autoencoder whose encoder is a given teacher; the defaults are the published ones.
+
+    Attributes:
+        size: Size of the decoder: B, L or XL.
+        patch_size: Side in pixels of the square that a latent becomes.
+        width: Channels of a token of the decoder; null is the value of `size`, here and below.
+        depth: Number of its layers.
+        heads: Its attention heads.
+        mlp_width: Hidden channels of its MLPs.
+        noise: Scale τ of the noise on latents while the decoder trains; 0 trains without.
+        noise_kind: Distribution of each image's standard deviation: `uniform` is τ·U(0, 1), as RAE's code has it;
+            `normal` is |N(0, τ²)|, as its paper has it.
+        layers: Blocks of the teacher whose normalized tokens are summed; 1 is the last alone.
+    """
+
+    size: str = "XL"
+    patch_size: int = 16
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    mlp_width: int | None = None
+    noise: float = 0.8
+    noise_kind: NoiseKind = "uniform"
+    layers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise UserError(f"representation.size must be one of {', '.join(SIZES)}, got {self.size!r}")
+        if not 1 <= self.patch_size <= 1024:
+            raise UserError(f"representation.patch_size must be from 1 to 1,024, got {self.patch_size}")
+        if not 0 <= self.noise < float("inf"):
+            raise UserError(f"representation.noise must be at least 0, got {self.noise}")
+
+    def decoder(self, teacher: Teacher) -> ViTDecoder:
+        """Return a freshly initialized decoder of the teacher's grid.
+
+        Raises:
+            UserError: The numbers do not fit.
+        """
+        changes = {name: value for name in _SHAPE if (value := getattr(self, name)) is not None}
+        shape = {**SIZES[self.size], **changes, "patch_size": self.patch_size}
+        return ViTDecoder(teacher.width, teacher.grid_size, **shape)
+
+    def build(self, teacher: Teacher) -> "RepresentationAutoencoder":
+        """Return the autoencoder with a freshly initialized decoder.
+
+        Raises:
+            UserError: The numbers do not fit, or the teacher cannot be a latent.
+        """
+        return RepresentationAutoencoder(teacher, self.decoder(teacher), self.noise, self.noise_kind, self.layers)
 
 
 class RepresentationAutoencoder(nn.Module):
     """Autoencoder between images and the grid of a frozen foundation model.
 
     Images are (B, 3, H, W) in [-1, 1]. Latents are (B, C, h, w), not normalized; `LatentStatistics` normalizes them.
-    Only the decoder is trained.
+    Only the decoder is trained, and the state dict holds the decoder only.
 
     Args:
         teacher: The foundation model, a vision transformer; it is frozen, and its last norm loses its affine part.
@@ -51,11 +115,37 @@ class RepresentationAutoencoder(nn.Module):
             raise UserError(f"noise_kind must be uniform or normal, got {noise_kind!r}")
         self.decoder = decoder
         self.noise, self.noise_kind = noise, noise_kind
+        self.register_state_dict_post_hook(_drop_encoder)
+        self.register_load_state_dict_post_hook(_ignore_missing_encoder)
+
+    @property
+    def config(self) -> RepresentationConfig:
+        """The shape, with the decoder's numbers as a size where it has one."""
+        shape, decoder = self.decoder.shape, self.decoder
+        size = next((name for name, numbers in SIZES.items() if numbers == shape), None)
+        named = {"size": size} if size else shape
+        return RepresentationConfig(
+            **named,
+            patch_size=decoder.patch_size,
+            noise=self.noise,
+            noise_kind=self.noise_kind,
+            layers=self.encoder.layers,
+        )
 
     @property
     def latent_channels(self) -> int:
         """C, the encoder's width."""
         return self.decoder.latent_channels
+
+    @property
+    def latent_grid(self) -> tuple[int, int]:
+        """The only height and width of a latent."""
+        return self.encoder.grid
+
+    @property
+    def factor(self) -> int:
+        """Image side over latent side; images of other sizes are resized for the encoder."""
+        return self.decoder.patch_size
 
     @property
     def last_decoder_layer(self) -> nn.Linear:
@@ -67,6 +157,16 @@ class RepresentationAutoencoder(nn.Module):
         """Return latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]."""
         return self.encoder(images)
 
+    def latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return `encode(images)`: there is no posterior to sample from, so `noise` changes nothing."""
+        del noise
+        return self.encode(images)
+
+    def noise_scale(self, uniform: Tensor) -> Tensor:
+        """Return σ (B, 1, 1, 1) of the noise on latents in training, of numbers `uniform` (B,) in [0, 1)."""
+        sigma = uniform if self.noise_kind == "uniform" else torch.special.ndtri((1 + uniform.double()) / 2)
+        return (self.noise * sigma).float().view(-1, 1, 1, 1)
+
     def noised(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
         """Return latents + σ·noise with one σ per image, as the decoder sees them in training.
 
@@ -75,8 +175,7 @@ class RepresentationAutoencoder(nn.Module):
             noise: The same shape, standard normal.
             uniform: (B,) numbers in [0, 1), which decide σ.
         """
-        sigma = uniform if self.noise_kind == "uniform" else torch.special.ndtri((1 + uniform.double()) / 2)
-        return latents + (self.noise * sigma).to(latents).view(-1, 1, 1, 1) * noise
+        return latents + self.noise_scale(uniform).to(latents) * noise
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, 3, H, W) of latents (B, C, h, w), about [-1, 1] but not clamped.
@@ -91,3 +190,75 @@ class RepresentationAutoencoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct images."""
         return self.decode(self.encode(images))
+
+    def encoder_sha256(self) -> str:
+        """Return the hash of the encoder's weights, without the affine part of its last norm, in hexadecimal."""
+        return weights_fingerprint(self.encoder.teacher.backbone)
+
+    def encoder_fingerprint(self) -> str:
+        """Return a hash of all that the latents depend on, in hexadecimal."""
+        teacher = self.encoder.teacher
+        return digest(self.encoder_sha256(), teacher.input_size, teacher.normalization, self.encoder.layers)
+
+    def description(self) -> dict[str, Any]:
+        """Return the keys of a tokenizer's `config.json`: the shape, and the teacher by name and sha256."""
+        teacher = self.encoder.teacher
+        named = {"name": teacher.name, "input_size": list(teacher.input_size), "sha256": self.encoder_sha256()}
+        return {"representation": to_plain(self.config), "teacher": named}
+
+    def save_teacher(self, folder: Path) -> None:
+        """Write the teacher as `load_teacher` reads it: a model of transformers with its normalization."""
+        teacher = self.encoder.teacher
+        teacher.backbone.get_submodule("model").save_pretrained(folder)  # type: ignore[operator]
+        own = teacher.normalization
+        write_json(folder / "preprocessor_config.json", {"image_mean": list(own.mean), "image_std": list(own.std)})
+
+
+def _drop_encoder(module: nn.Module, state: dict, prefix: str, local_metadata: dict) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}encoder.")]:
+        del state[name]
+
+
+def _ignore_missing_encoder(module: nn.Module, incompatible: torch.nn.modules.module._IncompatibleKeys) -> None:
+    missing = incompatible.missing_keys
+    missing[:] = [name for name in missing if not name.startswith("encoder.") and ".encoder." not in name]
+
+
+Autoencoder = AutoencoderKL | RepresentationAutoencoder
+
+
+def saved_part(autoencoder: Autoencoder) -> nn.Module:
+    """Return the network whose weights a tokenizer's folder holds: of a representation autoencoder the decoder."""
+    return autoencoder.decoder if isinstance(autoencoder, RepresentationAutoencoder) else autoencoder
+
+
+def load_representation(folder: Path) -> RepresentationAutoencoder | None:
+    """Return the representation autoencoder in a tokenizer's folder of ours; None if another autoencoder is in it.
+
+    Its teacher comes from the folder, if it is there, else from its hub or package.
+
+    Raises:
+        UserError: Names the file or key that is missing, damaged or wrong; or the teacher has other weights.
+    """
+    path = folder / files.CONFIG
+    content = files.read_model(folder, "tokenizer")
+    if "representation" not in content:
+        return None
+    with errors_name(path):
+        config = from_plain(RepresentationConfig, content["representation"])
+        try:
+            name, sha256 = str(content["teacher"]["name"]), content["teacher"]["sha256"]
+            height, width = content["teacher"]["input_size"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError("teacher must have name, input_size and sha256") from error
+        inside = folder / TEACHER
+        teacher = load_teacher(inside if inside.is_dir() else name, input_size=(height, width))
+        teacher.name = name
+        with torch.device("meta"):
+            decoder = config.decoder(teacher)
+        weights = folder / files.WEIGHTS
+        files.load_strictly(decoder, read_safetensors(weights), weights)
+        model = RepresentationAutoencoder(teacher, decoder, config.noise, config.noise_kind, config.layers)
+        if model.encoder_sha256() != sha256:
+            raise UserError(f"teacher {name} must have the weights of the training, sha256 {str(sha256)[:12]}…")
+    return model.eval()

@@ -26,6 +26,13 @@ from vavae.device import device_only
 from vavae.errors import UserError
 from vavae.io.files import write_json
 from vavae.io.hashing import digest, tensor_digest, weights_fingerprint
+from vavae.models.representation import (
+    TEACHER,
+    Autoencoder,
+    RepresentationAutoencoder,
+    load_representation,
+    saved_part,
+)
 from vavae.models.saved import SavedModel
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.version import __version__
@@ -38,7 +45,7 @@ class Tokenizer(SavedModel):
 
     Args:
         autoencoder: The network; it is put in eval mode.
-        statistics: Mean and standard deviation per channel of its latents.
+        statistics: Mean and standard deviation of its latents, per channel, or per channel and position.
         provenance: Facts about the training, for the model card.
 
     Attributes:
@@ -47,14 +54,14 @@ class Tokenizer(SavedModel):
 
     def __init__(
         self,
-        autoencoder: AutoencoderKL,
+        autoencoder: Autoencoder,
         statistics: LatentStatistics,
         provenance: dict[str, Any] | None = None,
     ) -> None:
-        if statistics.channels != autoencoder.config.latent_channels:
+        if statistics.channels != autoencoder.latent_channels:
             raise UserError(
                 f"latent statistics of {statistics.channels} channels do not fit an autoencoder "
-                f"with {autoencoder.config.latent_channels}"
+                f"with {autoencoder.latent_channels}"
             )
         self.autoencoder = autoencoder.eval()
         self.statistics = statistics
@@ -64,7 +71,7 @@ class Tokenizer(SavedModel):
     @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
-        return self.autoencoder.config.latent_channels
+        return self.autoencoder.latent_channels
 
     @property
     def factor(self) -> int:
@@ -74,12 +81,12 @@ class Tokenizer(SavedModel):
     @property
     def device(self) -> torch.device:
         """Device of the network."""
-        return next(self.autoencoder.parameters()).device
+        return next(self.autoencoder.decoder.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return next(self.autoencoder.parameters()).dtype
+        return next(self.autoencoder.decoder.parameters()).dtype
 
     def to(self, device: torch.device | str) -> Self:
         """Move the network to `device`.
@@ -93,7 +100,13 @@ class Tokenizer(SavedModel):
     def fingerprint(self) -> str:
         """Return a hash of weights, configuration and statistics of the latents, in hexadecimal."""
         statistics = {name: tensor_digest(value) for name, value in self.statistics.to_dict().items()}
-        return digest(weights_fingerprint(self.autoencoder), to_plain(self.autoencoder.config), statistics)
+        return digest(weights_fingerprint(self.autoencoder), *self._shape().values(), statistics)
+
+    def _shape(self) -> dict[str, Any]:
+        """Return the keys of `config.json` that describe the autoencoder."""
+        if isinstance(self.autoencoder, RepresentationAutoencoder):
+            return self.autoencoder.description()
+        return {"autoencoder": to_plain(self.autoencoder.config)}
 
     def __repr__(self) -> str:
         return f"Tokenizer(f{self.factor} d{self.latent_channels}, {self.device})"
@@ -105,7 +118,7 @@ class Tokenizer(SavedModel):
         Args:
             images: (B, 3, H, W) in [-1, 1], or another form of `vavae.data.as_images`: Pillow images, numpy pixels, or
                 a list of either.
-            mode: The mean of the posterior, or a sample of it.
+            mode: The mean of the posterior, or a sample of it; a representation autoencoder has no posterior.
             noise: Standard normal noise in the shape of the latents, for a sample.
 
         Raises:
@@ -114,8 +127,9 @@ class Tokenizer(SavedModel):
         images = as_images(images)
         if mode not in ("mean", "sample"):
             raise UserError(f"mode must be 'mean' or 'sample', got {mode!r}")
-        posterior = self.autoencoder.encode(images.to(self.device))
-        latents = posterior.mode() if mode == "mean" else posterior.sample(noise=noise)
+        latents = self.autoencoder.encode(images.to(self.device))
+        if not isinstance(latents, Tensor):
+            latents = latents.mode() if mode == "mean" else latents.sample(noise=noise)
         return self.statistics.normalize(latents)
 
     @torch.no_grad()
@@ -136,27 +150,34 @@ class Tokenizer(SavedModel):
         """Encode images (see `encode`) and decode the mean of the posterior: (B, 3, H, W) in [-1, 1]."""
         return self.decode(self.encode(images))
 
-    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(
+        self, path: str | Path, dtype: torch.dtype | None = None, *, with_teacher: bool = False
+    ) -> None:
         """Write the folder that `from_pretrained` reads: configuration, weights, statistics, model card.
 
         Args:
             path: The folder.
             dtype: Type of the stored weights, for example `torch.float16`; None keeps their own. They are widened
                 when they are read. Statistics keep their type.
+            with_teacher: Store the teacher of a representation autoencoder too; by default its name and sha256 only.
 
         Raises:
-            UserError: A weight is too large for `dtype`.
+            UserError: A weight is too large for `dtype`, or there is no teacher to store.
         """
-        folder = Path(path)
+        folder, autoencoder = Path(path), self.autoencoder
         config = {
             "kind": "tokenizer",
             "vavae_version": __version__,
-            "autoencoder": to_plain(self.autoencoder.config),
+            **self._shape(),
             "image_range": [-1.0, 1.0],
             "provenance": to_plain(self.provenance),
         }
-        weights = files.state_dict_for_saving(self.autoencoder, dtype)
+        if with_teacher and not isinstance(autoencoder, RepresentationAutoencoder):
+            raise UserError("with_teacher must be false for an autoencoder without a teacher, got true")
+        weights = files.state_dict_for_saving(saved_part(autoencoder), dtype)
         with files.write_model_folder(folder, config):
+            if with_teacher and isinstance(autoencoder, RepresentationAutoencoder):
+                autoencoder.save_teacher(folder / TEACHER)
             files.write_tensors(folder / files.WEIGHTS, weights, "tokenizer")
             files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
             (folder / files.CARD).write_text(self._card())
@@ -194,15 +215,15 @@ class Tokenizer(SavedModel):
         """
         path = resolve(path_or_hub_id, "tokenizer", **hub)
         files.refuse_unused(path, weights=weights)
-        loaded = load_autoencoder(path, weights)
+        autoencoder, own, provenance, report = _load(path, weights)
         source = statistics
         if source is None:
-            source = loaded.statistics or _published_statistics(path)
+            source = own or _published_statistics(path)
         if source == "identity":
-            source = scaling_statistics(loaded.model.config.latent_channels, 1.0)
-        files.hold_in(loaded.model, dtype)
-        tokenizer = cls(loaded.model, read_statistics(source), loaded.provenance)
-        tokenizer.report = loaded.report
+            source = scaling_statistics(autoencoder.latent_channels, 1.0)
+        files.hold_in(saved_part(autoencoder), dtype)
+        tokenizer = cls(autoencoder, read_statistics(source), provenance)
+        tokenizer.report = report
         return tokenizer.to(device)
 
     def save_diffusers(self, path: str | Path) -> None:
@@ -214,9 +235,9 @@ class Tokenizer(SavedModel):
         Raises:
             UserError: diffusers cannot build such an autoencoder.
         """
-        folder = Path(path)
-        config = diffusers_config(self.autoencoder.config, self.statistics)
-        names = to_diffusers_names(self.autoencoder.state_dict(), len(self.autoencoder.config.widths))
+        folder, autoencoder = Path(path), self._convolutional()
+        config = diffusers_config(autoencoder.config, self.statistics)
+        names = to_diffusers_names(autoencoder.state_dict(), len(autoencoder.config.widths))
         check_utf8(folder)
         (folder / files.CONFIG).unlink(missing_ok=True)  # first: an old one would describe other weights
         files.write_tensors(folder / files.DIFFUSERS_WEIGHTS[0], names)
@@ -232,10 +253,20 @@ class Tokenizer(SavedModel):
             import diffusers
         except ImportError as error:
             raise UserError("diffusers is not installed: pip install 'vavae[diffusers]'") from error
-        model = diffusers.AutoencoderKL.from_config(diffusers_config(self.autoencoder.config, self.statistics))
-        state = self.autoencoder.state_dict()
-        model.load_state_dict(to_diffusers_names(state, len(self.autoencoder.config.widths)))
+        own = self._convolutional()
+        model = diffusers.AutoencoderKL.from_config(diffusers_config(own.config, self.statistics))
+        model.load_state_dict(to_diffusers_names(own.state_dict(), len(own.config.widths)))
         return model.to(self.device).eval()
+
+    def _convolutional(self) -> AutoencoderKL:
+        """Return the autoencoder if it is an `AutoencoderKL`.
+
+        Raises:
+            UserError: It is another one.
+        """
+        if not isinstance(self.autoencoder, AutoencoderKL):
+            raise UserError("a representation autoencoder cannot be written for diffusers yet; keep the folder of ours")
+        return self.autoencoder
 
     @classmethod
     def from_diffusers(cls, autoencoder: Any, statistics: StatisticsSource | None = None) -> Self:
@@ -257,11 +288,10 @@ class Tokenizer(SavedModel):
         return cls(model, read_statistics(statistics)).to(autoencoder.device)
 
     def _card(self) -> str:
-        config = self.autoencoder.config
         count = f" over {self.statistics.count:,} images" if self.statistics.count else ""
         return (
             "---\nlibrary_name: vavae\ntags: [image-tokenizer, autoencoder-kl]\n---\n\n"
-            f"# Visual tokenizer f{self.factor} d{config.latent_channels}\n\n"
+            f"# Visual tokenizer f{self.factor} d{self.latent_channels}\n\n"
             f"Latent statistics{count} are in `{files.STATISTICS}`; "
             "`Tokenizer.encode` and `.decode` apply them.\n\n"
             "```python\nimport vavae\n\n"
@@ -269,6 +299,20 @@ class Tokenizer(SavedModel):
             "latents = tokenizer.encode(images)  # images: (B, 3, H, W) in [-1, 1]\n"
             "images = tokenizer.decode(latents)\n```\n" + self._training()
         )
+
+
+def _load(
+    path: Path, weights: Weights
+) -> tuple[Autoencoder, LatentStatistics | None, dict[str, Any], LoadReport | None]:
+    """Return the autoencoder at a path of any form, its statistics if it has some, its provenance and report."""
+    folder = path / "tokenizer" if files.form_of(path) == "generator" else path
+    if files.form_of(path) in ("tokenizer", "generator") and folder.is_dir():
+        found = load_representation(folder)
+        if found is not None:
+            provenance = files.read_config(folder).get("provenance") or {}
+            return found, read_statistics(folder / files.STATISTICS), provenance, None
+    loaded = load_autoencoder(path, weights)
+    return loaded.model, loaded.statistics, loaded.provenance, loaded.report
 
 
 def _published_statistics(path: Path) -> Path:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vavae import rng
+from vavae.config.image_size import Size, format_size
 from vavae.data import (
     ImageSource,
     LatentDataset,
@@ -26,7 +27,8 @@ from vavae.data.latent_writer import LEFT_OVER, holds_latents
 from vavae.device import Precision, autocast, resolve_device, resolve_precision
 from vavae.errors import UserError
 from vavae.io.files import check_not_foreign
-from vavae.models import Tokenizer
+from vavae.models import RepresentationAutoencoder, Tokenizer
+from vavae.models.representation import Autoencoder
 from vavae.progress import Bar, track
 from vavae.training.parallel import processes
 from vavae.training.run_folder import held_folder
@@ -77,12 +79,29 @@ class Config:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Return a hexadecimal hash of a tokenizer's weights and shape; latents of two tokenizers must not be mixed."""
-    digest = hashlib.sha256(repr(tokenizer.autoencoder.config).encode())
-    for name, value in sorted(tokenizer.autoencoder.state_dict().items()):
+    """Return a hexadecimal hash of a tokenizer's weights and shape; latents of two tokenizers must not be mixed.
+
+    Of a representation autoencoder only the encoder counts: all its decoders have the same latents.
+    """
+    autoencoder = tokenizer.autoencoder
+    if isinstance(autoencoder, RepresentationAutoencoder):
+        return autoencoder.encoder_fingerprint()
+    digest = hashlib.sha256(repr(autoencoder.config).encode())
+    for name, value in sorted(autoencoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_grid(autoencoder: Autoencoder, grid: tuple[int, int], size: Size) -> None:
+    """Raise UserError if images of `size` do not have the only grid of latents that the autoencoder has."""
+    only = autoencoder.latent_grid
+    if only is not None and only != grid:
+        height, width = (side * autoencoder.factor for side in only)
+        raise UserError(
+            f"data.size must be {height} x {width}, the {only[0]} x {only[1]} patches of the teacher times "
+            f"representation.patch_size {autoencoder.factor}, got {format_size(size)}"
+        )
 
 
 def run(config: Config) -> LatentDataset:
@@ -95,7 +114,8 @@ def run(config: Config) -> LatentDataset:
     folder = Path(config.output)
     # Shards hold latents as the network gives them, so a published one can be used before its statistics are known.
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device), statistics="identity")
-    config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide, before the folder is made
+    grid = config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide, before the folder is made
+    check_grid(tokenizer.autoencoder, grid, config.data.size)
     beginnings = {*LEFT_OVER, "images.json", "unreadable.txt"}
     check = partial(check_not_foreign, folder, holds_latents, "latents of this command", beginnings)
     with processes(config.device) as world, held_folder(folder, world, check):
@@ -109,6 +129,7 @@ def run(config: Config) -> LatentDataset:
             tokenizer=fingerprint(tokenizer),
             source=world.once(source.fingerprint),
             class_names=source.class_names,
+            statistics="channel" if tokenizer.autoencoder.latent_grid is None else "position",
         )
         writer = LatentWriter(folder, len(source), settings, config.shard_size, world.rank, world.size)
         missing = writer.missing()
@@ -135,12 +156,10 @@ def _encoded(
 
     @torch.inference_mode()
     def latents(images: Tensor, indices: Tensor, stream: str) -> Tensor:
+        sampled = config.posterior == "sample"
+        noise = rng.normal(config.seed, stream, indices, shape, device) if sampled else None
         with autocast(precision, device):
-            posterior = tokenizer.autoencoder.encode(images)
-        if config.posterior == "mean":
-            return posterior.mode().float().cpu()
-        noise = rng.normal(config.seed, stream, indices, shape, device)
-        return posterior.sample(noise=noise).float().cpu()
+            return tokenizer.autoencoder.latents(images, noise).float().cpu()
 
     load = partial(load_images, source, size=config.data.size)
     for indices, decoded in loaded_ahead(shard.batches(config.batch_size), load, config.data.workers):

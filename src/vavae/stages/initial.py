@@ -20,7 +20,8 @@ from vavae.io.yaml_files import read_yaml
 from vavae.losses import TokenizerObjective
 from vavae.models import Generator
 from vavae.models.generator import published_latents
-from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.models.representation import Autoencoder, load_representation
+from vavae.tokenizer import LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
@@ -32,7 +33,7 @@ _TABLE = "y_embedder.embedding_table"
 _REMARKS = {_TABLE: '; its row of "no label" is taken', "pos_embed": "; recomputed", "feat_rope": "; recomputed"}
 
 
-def load_initial(source: str, autoencoder: AutoencoderKL, objective: TokenizerObjective) -> str:
+def load_initial(source: str, autoencoder: Autoencoder, objective: TokenizerObjective) -> str:
     """Load weights into `autoencoder` and, if the source has them, into discriminator and projection of `objective`.
 
     Args:
@@ -80,6 +81,9 @@ def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             raise UserError(f"initial: {source} has no undamaged checkpoint")
         _check_ended(path, source, found[1].get("images_seen", 0))
         return _below(found[0], "model/autoencoder/"), _below(found[0], "model/objective/")
+    folder = path / "tokenizer" if files.form_of(path) == "generator" else path
+    if files.form_of(folder) == "tokenizer" and (representation := load_representation(folder)) is not None:
+        return representation.state_dict(), {}
     loaded = load_autoencoder(path)
     training: dict[str, Tensor] = {}
     for published, ours in _PUBLISHED.items():

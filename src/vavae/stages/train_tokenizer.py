@@ -36,11 +36,14 @@ from vavae.evaluation.validation import (
     shard_of,
 )
 from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
-from vavae.models import Tokenizer
+from vavae.losses.dino_discriminator import DinoViT
+from vavae.models import RepresentationAutoencoder, Tokenizer
+from vavae.models.representation import Autoencoder, RepresentationConfig, saved_part
 from vavae.progress import track
 from vavae.report.images import image_grid
+from vavae.stages.encode import check_grid
 from vavae.stages.initial import load_initial
-from vavae.teachers import FeatureCache, Teacher, load_teacher
+from vavae.teachers import FeatureCache, LatentEncoder, Teacher, load_teacher
 from vavae.teachers.config import TeacherConfig as TeacherConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, RunningStatistics
 from vavae.training.compile import compile_methods
@@ -95,9 +98,11 @@ class Config:
         output: Run folder; a second call with the same recipe resumes the run.
         data: Training images.
         tokenizer: Shape of the autoencoder.
+        representation: Decoder of a representation autoencoder, which is trained instead of `tokenizer`: its latents
+            are those of `teacher`, so alignment and KL do not apply.
         initial: Starting weights: the run folder of an earlier training (for autoencoder, projection and
             discriminator), a tokenizer's folder or hub id, or a published checkpoint; null starts from random weights.
-        teacher: Used when the alignment term is enabled.
+        teacher: Used when the alignment term is enabled, or as the encoder of a representation autoencoder.
         objective: All loss terms at the beginning of the run.
         stages: Later changes of the alignment, in the order of `from_images`: the three stages of the published model
             are one recipe.
@@ -111,6 +116,7 @@ class Config:
     output: str = "runs/tokenizer"
     data: ImagesConfig = field(default_factory=ImagesConfig)
     tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    representation: RepresentationConfig | None = None
     initial: str | None = None
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -122,7 +128,11 @@ class Config:
     frechet: ReconstructionFrechetConfig = field(default_factory=ReconstructionFrechetConfig)
 
     def __post_init__(self) -> None:
-        self.data.latent_size(self.tokenizer.factor)  # refuses sizes that do not divide
+        self.data.latent_size(self.factor)  # refuses sizes that do not divide
+        if self.representation is not None and self.objective.alignment.enabled:
+            raise UserError(
+                "objective.alignment.enabled must be false with representation, whose latents are the teacher's own"
+            )
         self.objective.perceptual.check_size(self.data.size)
         self.objective.adversarial.check_size(self.data.size, self.training.images)
         if self.teacher.cache_features and (self.data.crop == "random" or self.data.flip):
@@ -141,9 +151,9 @@ class Config:
             raise UserError("training.parallel must be replicate for a tokenizer, got shard: its state is small")
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width of a latent."""
-        return self.tokenizer.latent_channels, *self.data.latent_size(self.tokenizer.factor)
+    def factor(self) -> int:
+        """Image side over latent side."""
+        return self.tokenizer.factor if self.representation is None else self.representation.patch_size
 
     def stage_at(self, images_seen: int) -> int:
         """Return the number of stages that have begun."""
@@ -161,20 +171,30 @@ class Config:
 class _Batch:
     positions: Tensor  # (B,) int64
     images: Tensor  # (B, 3, H, W) in [-1, 1]
-    features: Tensor | None  # (B, D, h, w)
+    features: Tensor | None  # (B, D, h, w) of the teacher; the latents of a representation autoencoder
 
 
-def compile_tokenizer(autoencoder: AutoencoderKL, objective: TokenizerObjective) -> None:
+def compile_tokenizer(autoencoder: Autoencoder, objective: TokenizerObjective) -> None:
     """Compile the networks that take most of the time.
 
     The last layers of encoder and decoder stay outside the graphs: adaptive weights need the gradients of these layers
     only, and a graph computes all of its gradients or none. For the same reason the discriminator is not compiled: it
     has one backward pass for the images and one for its parameters.
     """
-    compile_methods(autoencoder.encoder, "features")
+    if isinstance(autoencoder, AutoencoderKL):
+        compile_methods(autoencoder.encoder, "features")
     compile_methods(autoencoder.decoder, "features")
     if objective.perceptual is not None:
         compile_methods(objective.perceptual, "extract", "distance")
+
+
+def _imagined_autoencoder(config: Config, teacher: Teacher | None) -> nn.Module:
+    """Return the trained part of the autoencoder, for FakeTensorMode."""
+    if config.representation is None or teacher is None:
+        return AutoencoderKL.from_config(config.tokenizer)
+    decoder = config.representation.decoder(teacher)
+    decoder.decode, decoder.last_decoder_layer = decoder.forward, decoder.decoder_pred  # type: ignore[assignment]
+    return decoder
 
 
 class TokenizerTask(TrainingTask):
@@ -193,15 +213,17 @@ class TokenizerTask(TrainingTask):
         self.compute_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.autocast = lambda: autocast(precision, self.device)
         self.memory_format = image_memory_format(precision, self.device)
-        self.teacher, self.features = self._prepare_teacher(folder)
+        self.teacher = self._load_teacher()
         torch.manual_seed(config.training.seed)
-        self.autoencoder = AutoencoderKL.from_config(config.tokenizer)
-        self.objective = TokenizerObjective(
-            config.objective, config.tokenizer.latent_channels, self.teacher.width if self.teacher else None
-        )
+        self.autoencoder = self._new_autoencoder()
+        channels, grid = self.autoencoder.latent_channels, config.data.latent_size(config.factor)
+        check_grid(self.autoencoder, grid, config.data.size)
+        self.latent_shape = (channels, *grid)
+        self.objective = TokenizerObjective(config.objective, channels, self.teacher.width if self.teacher else None)
         for module in (self.autoencoder, self.objective):
             module.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.modules: Mapping[str, nn.Module] = {"autoencoder": self.autoencoder, "objective": self.objective}
+        self.features = self._cached_features(folder)
         if config.compile:
             compile_tokenizer(self.autoencoder, self.objective)
 
@@ -210,22 +232,36 @@ class TokenizerTask(TrainingTask):
             return None
         return load_initial(self.config.initial, self.autoencoder, self.objective)
 
-    def _prepare_teacher(self, folder: Path) -> tuple[Teacher | None, FeatureCache | None]:
+    def _load_teacher(self) -> Teacher | None:
         config = self.config
-        if not config.objective.alignment.enabled:
-            return None, None
-        teacher = load_teacher(
+        if config.representation is None and not config.objective.alignment.enabled:
+            return None
+        return load_teacher(
             config.teacher.name,
             input_size=config.teacher.input_size,
             image_size=config.data.size,
             normalization=config.teacher.normalization,
             dtype=self.compute_dtype,
         ).to(self.device)
-        if not config.teacher.cache_features:
-            return teacher, None
+
+    def _new_autoencoder(self) -> Autoencoder:
+        """Return an autoencoder with fresh weights, on the CPU but for its teacher."""
+        config = self.config
+        if config.representation is None:
+            return AutoencoderKL.from_config(config.tokenizer)
+        assert self.teacher is not None
+        return config.representation.build(self.teacher)
+
+    def _cached_features(self, folder: Path) -> FeatureCache | None:
+        """Return the features of all images, or the latents that they are; None if they are not kept."""
+        config = self.config
+        if self.teacher is None or not config.teacher.cache_features:
+            return None
+        encoder = self.autoencoder.encoder
+        teacher = encoder if isinstance(encoder, LatentEncoder) else self.teacher
         images = f"{self.world.once(self.source.fingerprint)} at {format_size(config.data.size)}"
         kept = Path(config.teacher.features_folder or folder / "teacher-features")
-        open_cache = partial(FeatureCache, kept, teacher, config.latent_shape[1:], images, len(self.source))
+        open_cache = partial(FeatureCache, kept, teacher, self.latent_shape[1:], images, len(self.source))
         cache = open_cache()
         load = partial(load_images, self.source, size=config.data.size)
         self.world.once(lambda: cache.fill(load, workers=config.data.workers))
@@ -235,10 +271,10 @@ class TokenizerTask(TrainingTask):
         # A quarter, where latents may take half: networks and activations need the rest.
         if wanted or (wanted is None and fits_on(self.device, cache.size_bytes, 1 / 4)):
             cache.to_device(self.device)
-        return teacher, cache
+        return cache
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
-        trained = [*self.autoencoder.parameters(), *self.objective.projection_parameters()]
+        trained = [*saved_part(self.autoencoder).parameters(), *self.objective.projection_parameters()]
         recipes = {"autoencoder": (self.config.optimizer, trained)}
         discriminator = self.objective.discriminator_parameters()
         if discriminator:
@@ -274,17 +310,25 @@ class TokenizerTask(TrainingTask):
 
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self._enter_stage(images_seen)
-        seed = self.config.training.seed
-        noise = rng.normal(seed, "posterior", batch.positions, self.config.latent_shape, self.device)
-        features = batch.features
-        if self.teacher is not None and features is None:
-            features = self.teacher.features_at(batch.images, self.config.latent_shape[1:]).float()
+        seed, positions = self.config.training.seed, batch.positions
+        noise = rng.normal(seed, "posterior", positions, self.latent_shape, self.device)
+        features, latents = batch.features, None
+        if isinstance(self.autoencoder, RepresentationAutoencoder):
+            noise = noise * self.autoencoder.noise_scale(rng.uniform(seed, "noise scale", positions, (), self.device))
+            features, latents = None, features
+        elif self.teacher is not None and features is None:
+            features = self.teacher.features_at(batch.images, self.latent_shape[1:]).float()
+        augmentation = None
+        if self.config.objective.adversarial.augment:
+            augmentation = rng.uniform(seed, "augmentation", positions, (3, 5), self.device).transpose(0, 1)
         return self.objective.accumulate_gradients(
             self.autoencoder,
             batch.images.contiguous(memory_format=self.memory_format),
             noise,
             features,
             images_seen,
+            latents=latents,
+            augmentation=augmentation,
             compute_dtype=self.compute_dtype,
             gradient_scale=scale,
             average=self.world.average if self.world.size > 1 else None,
@@ -300,7 +344,8 @@ class TokenizerTask(TrainingTask):
             self.objective.alignment.linear_proj.requires_grad_(self.objective.config.alignment.train_projection)
 
     def phase(self, images_seen: int) -> int:
-        return 2 * self.config.stage_at(images_seen) + self.objective.adversarial_active(images_seen)
+        started = (self.objective.discriminator_active(images_seen), self.objective.adversarial_active(images_seen))
+        return 3 * self.config.stage_at(images_seen) + sum(started)
 
     def prepare_validation(self) -> None:
         """Open the test images; if a distance is asked for, load the feature network and run it on them."""
@@ -333,8 +378,8 @@ class TokenizerTask(TrainingTask):
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
             images = load_images(self._validation, part[0], data.size, data.workers).to(self.device)
             features = None
-            if self.teacher is not None:
-                features = self.teacher.features_at(images, self.config.latent_shape[1:]).float()
+            if self.teacher is not None and self.objective.alignment is not None:
+                features = self.teacher.features_at(images, self.latent_shape[1:]).float()
             return self.objective.evaluate(self.autoencoder, images, features, compute_dtype=self.compute_dtype)
 
         self.autoencoder.eval()
@@ -350,19 +395,27 @@ class TokenizerTask(TrainingTask):
     def _imagined(self, count: int, compute_dtype: torch.dtype = torch.float32) -> Callable[[], object]:
         """Return a training step of `count` images with discriminator and without teacher, for FakeTensorMode."""
         config, start = self.config, self.config.objective.adversarial.start_images
-        autoencoder = AutoencoderKL.from_config(config.tokenizer)
+        autoencoder = _imagined_autoencoder(config, self.teacher)
         perceptual = LPIPS(config.objective.perceptual.network) if config.objective.perceptual.weight > 0 else None
-        width = self.teacher.width if self.teacher is not None else None
-        objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, perceptual)
+        dino = DinoViT() if config.objective.adversarial.discriminator.kind == "dino" else None
+        width = self.teacher.width if self.objective.alignment is not None and self.teacher is not None else None
+        objective = TokenizerObjective(config.objective, self.latent_shape[0], width, perceptual, dino)
 
         def step() -> object:
             images = torch.empty(count, 3, *height_width(config.data.size)).contiguous(
                 memory_format=torch.channels_last
             )
-            noise = torch.empty(count, *config.latent_shape)
-            features = None if width is None else torch.empty(count, width, *config.latent_shape[1:])
+            noise = torch.empty(count, *self.latent_shape)
+            features = None if width is None else torch.empty(count, width, *self.latent_shape[1:])
             return objective.accumulate_gradients(
-                autoencoder, images, noise, features, start, compute_dtype=compute_dtype
+                autoencoder,
+                images,
+                noise,
+                features,
+                start,
+                latents=torch.empty_like(noise) if self.config.representation else None,
+                augmentation=torch.empty(3, count, 5),
+                compute_dtype=compute_dtype,
             )
 
         return step
@@ -374,7 +427,7 @@ class TokenizerTask(TrainingTask):
             flops = count_flops(self._imagined(1))
         if self.teacher is not None and self.features is None:
             teacher, real = self.teacher, torch.zeros(1, 3, *height_width(self.config.data.size), device=self.device)
-            flops += count_flops(lambda: teacher.features_at(real, self.config.latent_shape[1:]))
+            flops += count_flops(lambda: teacher(real))
         return StepWork(flops)
 
     def step_bytes(self, images: int) -> int:
@@ -395,31 +448,33 @@ class TokenizerTask(TrainingTask):
         images = to_tensor(load_pixels(self.source, range(min(8, len(self.source))), self.config.data.size))
         model = self.averaged_model(states["autoencoder"])
         with self.autocast():
-            rebuilt = model.decode(model.encode(images.to(self.device)).mode()).float().clamp(-1, 1)
+            rebuilt = model.decode(model.latents(images.to(self.device))).float().clamp(-1, 1)
         both = torch.cat([images, rebuilt.cpu()])
         image_grid(to_uint8(both).numpy(), columns=len(images)).save(path)
 
-    def averaged_model(self, state: Mapping[str, Tensor]) -> AutoencoderKL:
+    def averaged_model(self, state: Mapping[str, Tensor]) -> Autoencoder:
         """Return an autoencoder in eval mode with the given weights."""
-        model = AutoencoderKL.from_config(self.config.tokenizer)
+        model = self._new_autoencoder()
         model.load_state_dict(dict(state))
         return model.eval().to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def statistics(self, model: AutoencoderKL, at_once: int | None = None) -> LatentStatistics:
-        """Return mean and standard deviation per channel of one posterior sample of every training image.
+    def statistics(self, model: Autoencoder, at_once: int | None = None) -> LatentStatistics:
+        """Return mean and standard deviation of one posterior sample of every training image.
+
+        They are per channel; of a representation autoencoder per channel and position, of its latents.
 
         The processes share the images. `at_once`, as for `validate`, changes rounding only: the sums are in float64.
         """
         config, portions = self.config, self._portions(at_once)
-        running = RunningStatistics(config.tokenizer.latent_channels)
+        shape = (self.latent_shape[0], model.latent_grid)
+        running = RunningStatistics(*shape)
 
         def sample(part: tuple[Tensor, Tensor]) -> Tensor:
             indices, pixels = part
-            noise = rng.normal(config.training.seed, "statistics", indices, config.latent_shape, self.device)
+            noise = rng.normal(config.training.seed, "statistics", indices, self.latent_shape, self.device)
             with self.autocast():
-                posterior = model.encode(to_tensor(pixels.to(self.device)))
-            return posterior.sample(noise=noise)
+                return model.latents(to_tensor(pixels.to(self.device)), noise)
 
         batches = torch.arange(len(self.source)).split(portions.size)[self.world.rank :: self.world.size]
         with track("latent statistics", sum(map(len, batches)), "images") as bar:
@@ -428,7 +483,7 @@ class TokenizerTask(TrainingTask):
                 for _, latents in portions.over(loaded, sample):
                     running.update(latents)
                     bar.advance(len(latents))
-        whole = RunningStatistics(config.tokenizer.latent_channels)
+        whole = RunningStatistics(*shape)
         for part in self.world.gather(running):
             whole.merge(part)
         return whole.finalize()
@@ -458,7 +513,7 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
         model = task.averaged_model(trainer.averaged_state("autoencoder"))
         provenance = {
             "images": f"{source.name}, {len(source):,} images of {format_size(config.data.size)} px",
-            "teacher": config.teacher.name if config.objective.alignment.enabled else "none",
+            "teacher": config.teacher.name if task.teacher is not None else "none",
             **run.provenance(trainer),
         }
         tokenizer = Tokenizer(model, task.statistics(model, trainer.at_once), provenance)

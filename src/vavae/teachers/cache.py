@@ -25,6 +25,7 @@ from vavae.errors import UserError
 from vavae.io.files import drop_drafts, written_whole
 from vavae.progress import track
 from vavae.teachers.base import Teacher
+from vavae.teachers.latent import LatentEncoder
 
 _BLOCK_BYTES = 64 << 20
 _IN_MEMORY_BYTES = 1 << 30
@@ -36,7 +37,7 @@ class FeatureCache:
     Args:
         folder: Parent folder. The features go into a subfolder named by a hash of all that they depend on: weights,
             preprocessing and precision of the teacher, images, grid, stored dtype.
-        teacher: Computes missing features, on its own device.
+        teacher: Computes missing features, or the latents that it is, on its own device.
         grid: (h, w) that the features are resampled to.
         image_set: Fingerprint of the list of images and their preprocessing; it must change with them.
         count: Number of images.
@@ -49,7 +50,7 @@ class FeatureCache:
     def __init__(
         self,
         folder: str | Path,
-        teacher: Teacher,
+        teacher: Teacher | LatentEncoder,
         grid: tuple[int, int],
         image_set: str,
         count: int,

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import to_grid
+from vavae.io.hashing import digest
 from vavae.teachers.base import PUBLISHED, Teacher
 
 # Where models of transformers have their last norm.
@@ -33,7 +34,7 @@ class LatentEncoder(nn.Module):
     def __init__(self, teacher: Teacher, layers: int = 1) -> None:
         super().__init__()
         self.teacher = teacher
-        self.channels, self.grid = teacher.width, teacher.grid_size
+        self.channels, self.grid, self.layers = teacher.width, teacher.grid_size, layers
         model = getattr(teacher.backbone, "model", teacher.backbone)
         modules = dict(model.named_modules())
         norm = next((modules[name] for name in _LAST_NORMS if name in modules), None)
@@ -47,21 +48,43 @@ class LatentEncoder(nn.Module):
         blocks = max((m for m in modules.values() if isinstance(m, nn.ModuleList)), key=len)
         if not 1 <= layers <= len(blocks):
             raise UserError(f"layers must be from 1 to the teacher's {len(blocks)} blocks, got {layers}")
-        self._outputs: list[Tensor] = []
-        for block in blocks[-layers:]:
-            block.register_forward_hook(self._keep)
+        self._blocks = list(blocks[-layers:])
 
-    def _keep(self, block: nn.Module, given: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        self._outputs.append(output if isinstance(output, Tensor) else output[0])
+    @property
+    def name(self) -> str:
+        """The teacher's name."""
+        return self.teacher.name
+
+    @property
+    def width(self) -> int:
+        """C, as a teacher calls it."""
+        return self.channels
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over all that the latents depend on, precision included."""
+        return digest("latent", self.teacher.fingerprint(), self.layers)
+
+    def features_at(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the latents (B, C, h, w) of images; `size` must be their own, since latents are not resampled."""
+        assert size == self.grid
+        return self(images)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Return latents (B, C, h, w) float32 of images (B, 3, H, W) in [-1, 1]; not normalized."""
         teacher = self.teacher
         pixels = teacher.preprocess(images, "bicubic")
-        self._outputs.clear()
-        with torch.autocast(images.device.type, dtype=teacher.dtype, enabled=teacher.dtype != torch.float32):
-            teacher.backbone(pixels)
-            tokens = sum(self._norm[0](output) for output in self._outputs)  # (B, prefix + h·w, C)
-        self._outputs.clear()
+        outputs: list[Tensor] = []
+
+        def keep(block: nn.Module, given: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            outputs.append(output if isinstance(output, Tensor) else output[0])
+
+        hooks = [block.register_forward_hook(keep) for block in self._blocks]
+        try:
+            with torch.autocast(images.device.type, dtype=teacher.dtype, enabled=teacher.dtype != torch.float32):
+                teacher.backbone(pixels)
+                tokens = sum(self._norm[0](output) for output in outputs)  # (B, prefix + h·w, C)
+        finally:
+            for hook in hooks:
+                hook.remove()
         return to_grid(tokens[:, -self.grid[0] * self.grid[1] :].float(), self.grid)

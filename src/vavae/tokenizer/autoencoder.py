@@ -175,6 +175,16 @@ class AutoencoderKL(nn.Module):
         return self.config.factor
 
     @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.config.latent_channels
+
+    @property
+    def latent_grid(self) -> None:
+        """The only height and width of a latent: None, since images may have any size."""
+        return None
+
+    @property
     def last_encoder_layer(self) -> nn.Conv2d:
         """Layer at which reconstruction and alignment gradients are balanced."""
         return self.encoder.conv_out
@@ -200,6 +210,11 @@ class AutoencoderKL(nn.Module):
             raise UserError(f"images must have sides that are multiples of {self.factor}, got {height} x {width}")
         return DiagonalGaussian(self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))))
 
+    def latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return the posterior's mean, or with standard normal `noise` its sample: (B, latent_channels, h, w)."""
+        posterior = self.encode(images)
+        return posterior.mode() if noise is None else posterior.sample(noise=noise)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Return images of (B, latent_channels, h, w) latents, about [-1, 1] but not clamped.
 
@@ -213,5 +228,4 @@ class AutoencoderKL(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Reconstruct images from the posterior's mean, or with `noise` from its sample."""
-        posterior = self.encode(images)
-        return self.decode(posterior.mode() if noise is None else posterior.sample(noise=noise))
+        return self.decode(self.latents(images, noise))

@@ -52,7 +52,7 @@ class _Layer(nn.Module):
 class ViTDecoder(nn.Module):
     """Decode latents (B, C, h, w) to images (B, 3, h·p, w·p) in the encoder's normalized pixels.
 
-    State-dict names are the published ones.
+    State-dict names are the published ones. `shape` holds width, depth, heads and mlp_width.
 
     Args:
         latent_channels: C, the width of the encoder's features.
@@ -83,6 +83,7 @@ class ViTDecoder(nn.Module):
             raise UserError(f"width must be a multiple of heads {heads} and of 4, got {width}")
         self.grid = (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
         self.patch_size = patch_size
+        self.shape = {"width": width, "depth": depth, "heads": heads, "mlp_width": mlp_width}
         self.decoder_embed = nn.Linear(latent_channels, width)
         self.trainable_cls_token = nn.Parameter(torch.empty(1, 1, width))
         # The published training trains the table too.
@@ -123,7 +124,12 @@ class ViTDecoder(nn.Module):
         return self.decoder_embed.in_features
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Return images of latents.
+        """Return images of latents; see `features`."""
+        patches = self.decoder_pred(self.features(latents))  # (B, T, p·p·3); a patch is row, column, color
+        return unpatchify(patches, self.patch_size, self.grid)
+
+    def features(self, latents: Tensor) -> Tensor:
+        """Return the input of the last layer, (B, T, width).
 
         Raises:
             UserError: The latents have another number of channels.
@@ -139,5 +145,4 @@ class ViTDecoder(nn.Module):
         tokens = tokens + self.decoder_pos_embed
         for layer in self.decoder_layers:
             tokens = layer(tokens)
-        patches = self.decoder_pred(self.decoder_norm(tokens))[:, 1:]  # (B, T, p·p·3); a patch is row, column, color
-        return unpatchify(patches, self.patch_size, self.grid)
+        return self.decoder_norm(tokens)[:, 1:]
