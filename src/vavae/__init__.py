@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vavae.tokenizer import AutoencoderKL, ViTDecoder
     from vavae.transformer import DiTDH, LightningDiT
 
-# Name -> module; `checkpoints.networks` gives the two networks their `from_pretrained`. All other names are rooms.
+# Name -> module; `checkpoints.networks` gives the networks their `from_pretrained`. All other names are rooms.
 _EXPORTS = {
     "AutoencoderKL": "vavae.checkpoints.networks",
     "LightningDiT": "vavae.checkpoints.networks",
@@ -24,7 +24,7 @@ _EXPORTS = {
     "SamplingConfig": "vavae.models",
     "RepresentationAutoencoder": "vavae.models",
     "ViTDecoder": "vavae.tokenizer",
-    "DiTDH": "vavae.transformer",
+    "DiTDH": "vavae.checkpoints.networks",
     "UserError": "vavae.errors",
 }
 

@@ -180,7 +180,7 @@ def test_noise_of_another_type_and_a_type_as_device(generator: Generator) -> Non
 
 
 def test_repr_describes_the_models(generator: Generator) -> None:
-    assert repr(generator) == "Generator(depth 6, width 256, 10 classes, latents 16x8x8, cpu)"
+    assert repr(generator) == "Generator(width 256, depth 6, 10 classes, latents 16x8x8, cpu)"
     assert repr(generator.tokenizer) == "Tokenizer(f4 d16, cpu)"
 
 

@@ -96,7 +96,7 @@ def test_tokenizers_build(path: Path) -> None:
         aligned = config.objective.alignment.enabled
         width = teacher.width if teacher else None
         objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, nn.Identity())
-    assert config.latent_shape == (config.tokenizer.latent_channels, *[config.data.size // model.factor] * 2)
+    assert config.data.latent_size(config.factor) == (config.data.size // model.factor,) * 2
     assert (objective.alignment is not None) == aligned
     if teacher and aligned:
         assert config.teacher.input_size is None or config.teacher.input_size % teacher.patch == 0

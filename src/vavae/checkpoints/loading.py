@@ -30,7 +30,7 @@ from vavae.checkpoints.statistics import read_statistics
 from vavae.config import from_plain
 from vavae.errors import UserError, errors_name
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
-from vavae.transformer import LightningDiT, LightningDiTConfig
+from vavae.transformer import DiTDH, DiTDHConfig, LightningDiT, LightningDiTConfig, Transformer
 from vavae.transformer.sizes import parse_size, size_names
 
 log = logging.getLogger(__name__)
@@ -107,12 +107,17 @@ def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
     return replace(found, ignored=(*found.ignored, *(Ignored(name, 1, "class that is not loaded") for name in classes)))
 
 
-def own_transformer(folder: Path) -> tuple[LightningDiT, dict[str, Any]]:
+def own_transformer(folder: Path) -> tuple[Transformer, dict[str, Any]]:
     """Return the transformer in a generator's folder of ours, on the CPU, and the content of `config.json`.
 
     Raises:
         UserError: Names the file or key that is missing, damaged or wrong.
     """
+    architecture = files.read_config(folder, "generator").get("architecture", "LightningDiT")
+    if architecture == "DiTDH":  # loading compares all shapes
+        return _own(folder, "generator", "transformer", DiTDHConfig, lambda *_: None, DiTDH.from_config)
+    if architecture != "LightningDiT":
+        raise UserError(f"{folder / files.CONFIG}: architecture must be LightningDiT or DiTDH, got {architecture!r}")
     return _own(folder, "generator", "transformer", LightningDiTConfig, check_transformer, LightningDiT.from_config)
 
 

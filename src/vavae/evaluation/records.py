@@ -68,7 +68,7 @@ def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_pro
         label_protocol="random" if label_protocol == "random" else "balanced",
         solver=sampling.solver,
         steps=sampling.steps,
-        shift=sampling.shift,
+        shift=float(sampling.shift),
         guidance_scale=sampling.guidance_scale,
         guidance_interval=(sampling.guidance_start, sampling.guidance_stop) if guided else None,
         guidance_channels=sampling.guidance_channels if guided else None,

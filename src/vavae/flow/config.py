@@ -1,14 +1,17 @@
 """Config of the flow: path, prediction, times and loss weights."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.flow.loss import LossSpace
 from vavae.flow.paths import PathName, Prediction
-from vavae.flow.times import TimeDistribution
+from vavae.flow.times import TimeDistribution, shift_in_numbers
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,10 @@ class FlowConfig:
     Attributes:
         path: Path from noise to data: linear, cosine (GVP) or variance-preserving (`path_type` in the published code).
         prediction: What the network predicts: velocity (published), noise (DiT) or data; the score cannot be trained.
+        space: Where a prediction of noise or data is compared with its target: as it is (`target`), or after both are
+            converted to `velocity` (JiT, JLT, RiT).
+        floor: Least sigma by which predicted data are divided to become a velocity, in training and sampling; JiT
+            (arXiv 2511.13720) takes 0.05.
         times: Distribution of training times.
         direction_weight: Weight of the velocity-direction loss (1 is the published `use_cosine_loss: true`); 0
             leaves only the mean squared error.
@@ -27,17 +34,27 @@ class FlowConfig:
 
     path: PathName = "linear"
     prediction: Prediction = "velocity"
+    space: LossSpace = "target"
+    floor: float = 0.0
     times: TimeDistribution = field(default_factory=TimeDistribution)
     direction_weight: float = 1.0
     uniform_after_images: int | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.floor <= 1:
+            raise UserError(f"flow.floor must be from 0 to 1, got {self.floor}")
+        if self.prediction == "velocity" and (self.floor or self.space == "velocity"):
+            raise UserError("flow.space must be target and flow.floor 0 for flow.prediction velocity")
         if not 0.0 <= self.direction_weight < math.inf:
             raise UserError(f"flow.direction_weight must be at least 0 and finite, got {self.direction_weight}")
         if self.uniform_after_images is not None and self.uniform_after_images < 0:
             raise UserError(
                 f"flow.uniform_after_images must be at least 0, or null for never, got {self.uniform_after_images}"
             )
+
+    def for_latents(self, shape: Sequence[int]) -> Self:
+        """Return the flow for latents of a shape (C, h, w): with the shift that their dimension gives as a number."""
+        return replace(self, times=replace(self.times, shift=shift_in_numbers(self.times.shift, shape)))
 
     def draw_times(self, seed: int, positions: Tensor, device: torch.device) -> Tensor:
         """Return (B,) float32 times of the images at `positions` of the run, each a function of (seed, position)."""

@@ -13,6 +13,7 @@ from vavae.device import to_float64
 from vavae.errors import UserError
 
 TimeKind = Literal["logit_normal", "uniform"]
+Shift = float | Literal["dimension"]
 # Size of the latents for which RAE's rule shifts nothing.
 _BASE_DIMENSION = 4096
 
@@ -40,6 +41,15 @@ def shift_for_dimension(channels: int, height: int, width: int) -> float:
             f"{_BASE_DIMENSION:,} numbers, got {dimension:,}"
         )
     return (dimension / _BASE_DIMENSION) ** -0.5
+
+
+def shift_in_numbers(shift: Shift, shape: Sequence[int]) -> float:
+    """Return a shift as a number: "dimension" is the one for latents of `shape` (C, h, w).
+
+    Raises:
+        UserError: The latents are too small for the rule.
+    """
+    return shift_for_dimension(*shape) if isinstance(shift, str) else shift
 
 
 def shifted_times(steps: int, shift: float, end: float = 1.0) -> Tensor:
@@ -83,7 +93,8 @@ class TimeDistribution:
             "uniform".
         mean: Mean of the normal; above 0 favors data, below 0 noise.
         std: Standard deviation of the normal.
-        shift: Shift of the base times (`shift_times`); 1 changes nothing.
+        shift: Shift of the base times (`shift_times`); 1 changes nothing. `dimension` is the shift for the number of
+            values in a latent, 1 / sqrt(C·h·w / 4096) (RAE), which `shift_in_numbers` computes.
         low: Lower end of the truncated times.
         high: Upper end of the truncated times.
         partial_probability: Share of samples truncated to [low, high]; the others follow the whole distribution.
@@ -92,7 +103,7 @@ class TimeDistribution:
     kind: TimeKind = "logit_normal"
     mean: float = 0.0
     std: float = 1.0
-    shift: float = 1.0
+    shift: Shift = 1.0
     low: float = 0.0
     high: float = 1.0
     partial_probability: float = 1.0
@@ -103,8 +114,9 @@ class TimeDistribution:
         if not math.isfinite(self.mean):
             raise UserError(f"mean must be finite, got {self.mean}")
         for name in ("std", "shift"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value != "dimension" and not 0 < value < math.inf:
+                raise UserError(f"{name} must be above 0 and finite, got {value}")
         if not 0 <= self.low < self.high <= 1:
             raise UserError(f"low and high must be an interval inside [0, 1], got {self.low} and {self.high}")
         if not 0 <= self.partial_probability <= 1:
@@ -130,7 +142,7 @@ class TimeDistribution:
         base = torch.where(truncated, inside, outside)
         if self.kind == "logit_normal":
             base = torch.sigmoid(self.mean + self.std * torch.special.ndtri(base))
-        t = shift_times(base, self.shift)
+        t = shift_times(base, self._shift)
         return torch.where(truncated, t.clamp(self.low, self.high), t).to(u)
 
     def sample(
@@ -153,9 +165,15 @@ class TimeDistribution:
         """Return (len(indices),) float32 times, each a function of (seed, stream, its index) only."""
         return self.from_uniform(rng.uniform(seed, stream, indices, device=device))
 
+    @property
+    def _shift(self) -> float:
+        if isinstance(self.shift, str):
+            raise UserError("shift must be a number where the latents are unknown, got dimension")
+        return self.shift
+
     def _cdf(self, t: float) -> float:
         """Return the share of the whole distribution below t."""
-        base = t / (self.shift - (self.shift - 1) * t)
+        base = t / (self._shift - (self._shift - 1) * t)
         if self.kind == "uniform" or not 0 < base < 1:
             return min(max(base, 0.0), 1.0)
         logit = math.log(base / (1 - base))

@@ -17,7 +17,7 @@ from typing import Any
 
 from vavae.config import to_plain
 from vavae.errors import UserError
-from vavae.flow import FlowConfig, TimeDistribution
+from vavae.flow import TimeDistribution
 from vavae.frontier.config import (
     LOSS_NAMES,
     ROW_NAMES,
@@ -387,7 +387,7 @@ def down_to(config: train_dit.Config, row: LadderRow) -> train_dit.Config:
     if "lognorm" in later:
         flow = replace(flow, times=TimeDistribution(kind="uniform"))
     if "rectified-flow" in later:
-        flow = FlowConfig("vp", "noise", flow.times, flow.direction_weight)
+        flow = replace(flow, path="vp", prediction="noise")
     if "beta2" in later:
         optimizer = replace(optimizer, betas=(optimizer.betas[0], 0.999))
     if "batch" in later:

@@ -205,7 +205,7 @@ def _sizes(measured: Measured) -> Iterator[str]:
         millions = sorted(content["parameters"] / 1e6 for content in contents)
         shown = dict.fromkeys(f"{count:.3g}" for count in (*millions[:1], *millions[-1:]))
         parameters = f", {' to '.join(shown)} million parameters" if shown else ""
-        yield f"Size {size}: width {shape.width}, depth {shape.depth}, patch {shape.patch_size}{parameters}."
+        yield f"Size {size}: {shape.summary}, patch {shape.patch_size}{parameters}."
 
 
 def _records(contents: Sequence[dict[str, Any]], kind: str) -> list[MetricRecord]:

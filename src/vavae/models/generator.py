@@ -23,12 +23,14 @@ from vavae.config.image_size import Size, as_size, height_width, scale_size
 from vavae.device import device_only
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
+from vavae.flow.times import shift_in_numbers
 from vavae.io.hashing import digest, weights_fingerprint
+from vavae.models.representation import saved_part
 from vavae.models.sampling import Labels, SamplingConfig, check_drawn, label_numbers, read_sampling, sample_indices
 from vavae.models.saved import SavedModel
 from vavae.models.tokenizer import StatisticsSource, Tokenizer
 from vavae.tokenizer import LatentStatistics
-from vavae.transformer import LightningDiT
+from vavae.transformer import DiTDH, DiTDHConfig, Transformer
 from vavae.transformer.positions import Positions
 from vavae.version import __version__
 
@@ -43,6 +45,7 @@ class Generator(SavedModel):
         sampling: Defaults for `__call__`.
         path: The path between noise and data in the training.
         prediction: The network's output: velocity, noise or data.
+        floor: Least sigma by which predicted data are divided to become a velocity.
         class_names: Names of the labels; empty if they are unknown.
         provenance: Facts about the training, for the model card.
 
@@ -55,7 +58,7 @@ class Generator(SavedModel):
 
     def __init__(
         self,
-        transformer: LightningDiT,
+        transformer: Transformer,
         tokenizer: Tokenizer,
         statistics: LatentStatistics | None = None,
         sampling: SamplingConfig | None = None,
@@ -63,6 +66,7 @@ class Generator(SavedModel):
         class_names: Sequence[str] = (),
         provenance: dict[str, Any] | None = None,
         prediction: Prediction = "velocity",
+        floor: float = 0.0,
     ) -> None:
         channels = transformer.config.latent_channels
         if channels != tokenizer.latent_channels:
@@ -74,9 +78,10 @@ class Generator(SavedModel):
         self.tokenizer = tokenizer
         if statistics is not None and not statistics.equals(tokenizer.statistics):
             self.tokenizer = Tokenizer(tokenizer.autoencoder, statistics, tokenizer.provenance)
-        self.sampling = sampling or SamplingConfig()
+        self.sampling = (sampling or SamplingConfig()).for_latents(self.latent_shape)
         self.path: PathName = path
         self.prediction: Prediction = prediction
+        self.floor = floor
         self.class_names = tuple(class_names)
         self.provenance = provenance or {}
         self.report: LoadReport | None = None
@@ -114,14 +119,13 @@ class Generator(SavedModel):
     def fingerprint(self) -> str:
         """Return a hash of transformer, path, prediction and tokenizer, in hexadecimal."""
         own = [weights_fingerprint(self.transformer), to_plain(self.transformer.config), self.path]
-        if self.prediction != "velocity":  # so that features stored before there were other predictions stay valid
-            own.append(self.prediction)
+        # So that features stored before there were other predictions and floors stay valid:
+        own += [value for value, usual in ((self.prediction, "velocity"), (self.floor, 0.0)) if value != usual]
         return digest(*own, self.tokenizer.fingerprint())
 
     def __repr__(self) -> str:
-        config = self.transformer.config
-        shape = f"depth {config.depth}, width {config.width}, {self.num_classes} classes"
-        return f"Generator({shape}, latents {'x'.join(map(str, self.latent_shape))}, {self.tokenizer.device})"
+        latents, shape = "x".join(map(str, self.latent_shape)), self.transformer.config.summary
+        return f"Generator({shape}, {self.num_classes} classes, latents {latents}, {self.tokenizer.device})"
 
     def noise(self, indices: Sequence[int], seed: int = 0, size: Size | None = None) -> Tensor:
         """Return the starting noise (B, C, h, w) of samples, a function of (seed, index, size).
@@ -175,7 +179,7 @@ class Generator(SavedModel):
         callback: Callable[..., None] | None = None,
         *,
         size: Size | None = None,
-        weak_model: LightningDiT | None = None,
+        weak_model: Transformer | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
         """Return normalized latents (B, C, h, w), one per label; see `__call__`."""
@@ -197,10 +201,11 @@ class Generator(SavedModel):
                 torch.tensor(labels, dtype=torch.int64, device=device),
                 solver=settings.solver,
                 steps=settings.steps,
-                shift=settings.shift,
+                shift=shift_in_numbers(settings.shift, shape[1:]),
+                end=settings.end,
                 guidance=settings.guidance,
                 weak_model=weak_model,
-                path=path_by_name(self.path),
+                path=path_by_name(self.path, self.floor),
                 prediction=self.prediction,
                 step_noise=counter_noise(seed, indices),
                 callback=callback,
@@ -216,7 +221,7 @@ class Generator(SavedModel):
         sampling: SamplingConfig | None = None,
         *,
         size: Size | None = None,
-        weak_model: LightningDiT | None = None,
+        weak_model: Transformer | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
         """Draw images (B, 3, H, W) in [-1, 1], one per label.
@@ -259,6 +264,8 @@ class Generator(SavedModel):
             "statistics": f"tokenizer/{files.STATISTICS}",
             "path": self.path,
             "prediction": self.prediction,
+            **({"floor": self.floor} if self.floor else {}),
+            **({"architecture": "DiTDH"} if isinstance(self.transformer, DiTDH) else {}),
             "class_names": list(self.class_names),
             "provenance": to_plain(self.provenance),
         }
@@ -282,6 +289,8 @@ class Generator(SavedModel):
 
         if self.prediction != "velocity":
             raise UserError(f"prediction must be velocity for a pipeline of diffusers, got {self.prediction}")
+        if isinstance(self.transformer, DiTDH):
+            raise UserError("a pipeline of diffusers must have a LightningDiT, got a DiTDH")
         write_pipeline(
             Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
         )
@@ -341,10 +350,13 @@ class Generator(SavedModel):
         else:
             raise UserError(f"{folder}: holds {files.describe_form(form)}, not a generator")
         if positions is not None:
-            generator.transformer.config = dataclasses.replace(generator.transformer.config, positions=positions)
+            shape = generator.transformer.config
+            if isinstance(shape, DiTDHConfig):
+                raise UserError("positions must be null for a DiT^DH, which resizes its own table")
+            generator.transformer.config = dataclasses.replace(shape, positions=positions)
         files.hold_in(generator.transformer, dtype)
         if not isinstance(tokenizer, Tokenizer):
-            files.hold_in(generator.tokenizer.autoencoder, dtype)
+            files.hold_in(saved_part(generator.tokenizer.autoencoder), dtype)
         return generator.to(device)
 
     @classmethod
@@ -378,6 +390,7 @@ class Generator(SavedModel):
             names,
             config.get("provenance"),
             config["prediction"],
+            config.get("floor", 0.0),
         )
 
     @classmethod
@@ -437,10 +450,10 @@ class Generator(SavedModel):
         return generator
 
     def _card(self) -> str:
-        config = self.transformer.config
+        name = type(self.transformer).__name__
         return (
-            "---\nlibrary_name: vavae\ntags: [image-generation, flow-matching, LightningDiT]\n---\n\n"
-            f"# LightningDiT, depth {config.depth}, width {config.width}, {config.num_classes} classes\n\n"
+            f"---\nlibrary_name: vavae\ntags: [image-generation, flow-matching, {name}]\n---\n\n"
+            f"# {name}, {self.transformer.config.summary}, {self.num_classes} classes\n\n"
             "The tokenizer and the statistics of its latents are in `tokenizer/`.\n\n"
             "```python\nimport vavae\n\n"
             'generator = vavae.Generator.from_pretrained("this folder or its hub id")\n'

@@ -16,6 +16,7 @@ from vavae.data import to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError, errors_name
 from vavae.flow import Guidance, PathName, Prediction, SolverName
+from vavae.flow.times import Shift, shift_in_numbers
 
 if TYPE_CHECKING:
     from vavae.models.generator import Generator
@@ -35,7 +36,9 @@ class SamplingConfig:
     Attributes:
         solver: Method that integrates the flow's differential equation; `euler_maruyama` solves the stochastic one.
         steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations.
-        shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
+        shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even. `dimension` is
+            s = 1 / sqrt(C·h·w / 4096) for latents of that size (RAE).
+        end: Last point of the grid before the shift; 1 is data, RAE stops at 0.999.
         guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
         guidance_start: Guidance acts from this time on (0 is noise, 1 is data).
         guidance_stop: Guidance acts up to this time.
@@ -47,7 +50,8 @@ class SamplingConfig:
 
     solver: SolverName = "euler"
     steps: int = 250
-    shift: float = 0.3
+    shift: Shift = 0.3
+    end: float = 1.0
     guidance_scale: float = 1.0
     guidance_start: float = 0.125
     guidance_stop: float = 1.0
@@ -61,8 +65,11 @@ class SamplingConfig:
         if self.steps > _MOST_STEPS:
             raise UserError(f"steps must be at most {_MOST_STEPS:,} grid points, got {self.steps:,}")
         for name in ("shift", "guidance_scale"):
-            if not 0 <= getattr(self, name) <= _MOST_SCALE:
-                raise UserError(f"{name} must be a number from 0 to {_MOST_SCALE:,}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value != "dimension" and not 0 <= value <= _MOST_SCALE:
+                raise UserError(f"{name} must be a number from 0 to {_MOST_SCALE:,}, got {value}")
+        if not 0 < self.end <= 1:
+            raise UserError(f"end must be above 0 and at most 1, got {self.end}")
         if not 0 <= self.guidance_start <= self.guidance_stop <= 1:
             raise UserError(
                 f"guidance_start, guidance_stop must be an interval within 0 (noise) to 1 (data), got "
@@ -78,6 +85,10 @@ class SamplingConfig:
         """Return these settings with the attributes of `overrides` that have their names and are not None."""
         given = {field.name: getattr(overrides, field.name, None) for field in fields(self)}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def for_latents(self, shape: Sequence[int]) -> "SamplingConfig":
+        """Return these settings for latents of a shape (C, h, w), with the shift as a number."""
+        return replace(self, shift=shift_in_numbers(self.shift, shape))
 
     def check_channels(self, channels: int) -> None:
         """Raise UserError if more than the `channels` of the latents are to be guided."""

@@ -85,8 +85,8 @@ def _described(studio: Studio) -> str:
     tokenizer, generator = studio.tokenizer, studio.generator
     facts = [f"Tokenizer f{tokenizer.factor} d{tokenizer.latent_channels}"]
     if generator is not None:
-        config = generator.transformer.config
-        facts.append(f"LightningDiT of depth {config.depth} and width {config.width}, {config.num_classes} classes")
+        network = generator.transformer
+        facts.append(f"{type(network).__name__}, {network.config.summary}, {generator.num_classes} classes")
         facts.append(f"{format_size(generator.image_size)} px")
     return " · ".join([*facts, f"on {tokenizer.device.type.upper()}"])
 
@@ -134,7 +134,7 @@ def _sampling_controls(
     with gr.Accordion("Sampling", open=False):
         solver = gr.Dropdown(list(solvers), value=chosen if chosen in solvers else solvers[0], label="Solver")
         steps = gr.Slider(2, max(250, defaults.steps), value=defaults.steps, step=1, label="Grid points")
-        time_shift = defaults.shift or 1.0
+        time_shift = float(defaults.shift) or 1.0
         shift = gr.Slider(0.05, max(2, time_shift), value=time_shift, step=0.05, label="Time shift (1 is none)")
         start = gr.Slider(0, 1, value=defaults.guidance_start, step=0.01, label="Guidance from time (0 is noise)")
         stop = gr.Slider(0, 1, value=defaults.guidance_stop, step=0.01, label="Guidance up to time (1 is data)")

@@ -23,12 +23,12 @@ from vavae.models.generator import published_latents
 from vavae.models.representation import Autoencoder, load_representation
 from vavae.tokenizer import LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
-from vavae.transformer import LightningDiT, LightningDiTConfig
+from vavae.transformer import LightningDiTConfig, Transformer, TransformerShape
 
 # Published names of modules that only training uses -> names in our objective.
 _PUBLISHED = {"loss.discriminator.": "discriminator.", "linear_proj.": "alignment.linear_proj."}
 # Settings of the blocks; a transformer that differs in one of them cannot use the weights.
-_ARCHITECTURE = ("width", "depth", "heads", "swiglu", "rope", "rmsnorm", "qk_norm", "adaln_shift")
+_ARCHITECTURE = ("width", "depth", "widths", "depths", "heads", "swiglu", "rope", "rmsnorm", "qk_norm", "adaln_shift")
 _TABLE = "y_embedder.embedding_table"
 _REMARKS = {_TABLE: '; its row of "no label" is taken', "pos_embed": "; recomputed", "feat_rope": "; recomputed"}
 
@@ -115,7 +115,7 @@ def _check_ended(run: Path, source: str, seen: int) -> None:
 class _Source:
     """A transformer and its training; None and () mean that the source does not record a value."""
 
-    model: LightningDiT
+    model: Transformer
     path: PathName | None
     prediction: Prediction | None
     statistics: LatentStatistics | None
@@ -124,7 +124,7 @@ class _Source:
 
 def load_initial_transformer(
     source: str,
-    transformer: LightningDiT,
+    transformer: Transformer,
     flow: FlowConfig,
     statistics: LatentStatistics,
     class_names: Sequence[str] = (),
@@ -149,11 +149,11 @@ def load_initial_transformer(
     Raises:
         UserError: The source cannot be read, or differs in the architecture or the flow; the message names the key.
     """
-    found = _read_transformer(source, transformer.config.heads)
+    found = _read_transformer(source, transformer.config)
     former, ours = found.model.config, transformer.config
     _check_same(source, found, ours, flow)
     given, notes = found.model.state_dict(), []
-    if former.learn_sigma:
+    if isinstance(former, LightningDiTConfig) and former.learn_sigma:
         given |= _without_sigma(given, former)
         notes.append("the outputs for sigma, which sampling drops, are left out")
     present = transformer.state_dict()
@@ -171,7 +171,7 @@ def load_initial_transformer(
     return _report(source, f"{len(taken)} of {len(present)} tensors", described, notes)
 
 
-def _shape(layer: str, config: LightningDiTConfig) -> str:
+def _shape(layer: str, config: TransformerShape) -> str:
     """Return the numbers that the shape of a layer depends on, in words."""
     if layer == _TABLE:
         return f"{config.num_classes} classes"
@@ -187,7 +187,7 @@ def _without_sigma(tensors: Mapping[str, Tensor], config: LightningDiTConfig) ->
     return {name: value[:, : config.latent_channels].flatten(0, 1) for name, value in squares.items()}
 
 
-def _read_transformer(source: str, heads: int) -> _Source:
+def _read_transformer(source: str, ours: TransformerShape) -> _Source:
     path = resolve(source)
     if (path / "checkpoints").is_dir():
         path = path / "generator"
@@ -203,26 +203,33 @@ def _read_transformer(source: str, heads: int) -> _Source:
     try:
         loaded = load_transformer(path)
     except UserError:  # the weights may not show the number of heads; the recipe does
-        loaded = load_transformer(path, heads=heads)
+        loaded = load_transformer(path, heads=ours.heads if isinstance(ours, LightningDiTConfig) else None)
     known, multiplier, _ = published_latents(path, loaded, None)
     normalization = None if known is None else scaled(known, multiplier)
     return _Source(loaded.model, *recorded_flow(loaded.training, path), normalization)
 
 
-def _check_same(source: str, found: _Source, ours: LightningDiTConfig, flow: FlowConfig) -> None:
+def _check_same(source: str, found: _Source, ours: TransformerShape, flow: FlowConfig) -> None:
     former = found.model.config
-    values = {f"transformer.{key}": (getattr(former, key), getattr(ours, key)) for key in _ARCHITECTURE}
+    if type(former) is not type(ours):
+        names = [type(shape).__name__.removesuffix("Config") for shape in (former, ours)]
+        raise UserError(f"transformer.size must be a {names[0]}, as initial {source} is, got a {names[1]}")
+    keys = [key for key in _ARCHITECTURE if hasattr(ours, key)]
+    values = {f"transformer.{key}": (getattr(former, key), getattr(ours, key)) for key in keys}
     values |= {"flow.path": (found.path, flow.path), "flow.prediction": (found.prediction, flow.prediction)}
     for key, (wanted, given) in values.items():
         if wanted is not None and wanted != given:
             raise UserError(
-                f"{key} must be {json.dumps(wanted)}, as in initial {source} ({size_name(former)}), "
-                f"got {json.dumps(given)}"
+                f"{key} must be {json.dumps(wanted)}, as in initial {source}{_named(former)}, got {json.dumps(given)}"
             )
 
 
+def _named(shape: TransformerShape) -> str:
+    return f" ({size_name(shape)})" if isinstance(shape, LightningDiTConfig) else ""
+
+
 def _data_notes(
-    found: _Source, ours: LightningDiTConfig, statistics: LatentStatistics, class_names: Sequence[str]
+    found: _Source, ours: TransformerShape, statistics: LatentStatistics, class_names: Sequence[str]
 ) -> list[str]:
     """Return notes on differences between the data of both trainings."""
     notes, former = [], found.statistics

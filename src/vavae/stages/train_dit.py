@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import rng
-from vavae.config.image_size import Size, format_size, scale_size
+from vavae.config.image_size import format_size, scale_size
 from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
 from vavae.data.found import Found
 from vavae.data.images import report
@@ -26,7 +26,8 @@ from vavae.models.sampling import choose_labels
 from vavae.report.images import image_grid
 from vavae.stages.encode import fingerprint
 from vavae.stages.initial import load_initial_transformer
-from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
+from vavae.stages.transformer_config import TransformerConfig as TransformerConfig
+from vavae.training.activation_checkpointing import apply_activation_checkpointing
 from vavae.training.compile import Compilation, compile_network
 from vavae.training.float8 import use_float8
 from vavae.training.memory import Chunks
@@ -35,61 +36,7 @@ from vavae.training.parallel import World
 from vavae.training.run_folder import open_run, stream_seed
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
 from vavae.training.trainer import TrainingConfig, TrainingTask
-from vavae.transformer import LightningDiT, LightningDiTConfig
-from vavae.transformer.sizes import parse_size
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Shape of the transformer: settings of `LightningDiTConfig`, which declares their defaults.
-
-    The latents give latent size, channels and classes.
-
-    Attributes:
-        size: S, B, L, XL, 1p0B or 1p6B with /1 or /2 for the patch size.
-        width: Channels of a token (the paper's hidden_size); null is the value of `size`, here and below.
-        depth: Number of blocks.
-        heads: Attention heads (the paper's num_heads).
-        patch_size: Side of the square of latent pixels that makes one token.
-        swiglu: SwiGLU instead of a GELU MLP.
-        rope: Rotate queries and keys by position.
-        rmsnorm: RMSNorm instead of LayerNorm.
-        qk_norm: Norm queries and keys.
-        adaln_shift: Condition blocks by scale, shift and gate; without it by scale and gate.
-        label_dropout: Probability that a label is replaced by "no label" in training; guidance needs it.
-        activation_checkpointing: Which activations training recomputes in the backward pass: `none`; `selective`, all
-            except matrix products and attention; or `full`, each block.
-    """
-
-    size: str = "XL/1"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    patch_size: int | None = None
-    swiglu: bool = LightningDiTConfig.swiglu
-    rope: bool = LightningDiTConfig.rope
-    rmsnorm: bool = LightningDiTConfig.rmsnorm
-    qk_norm: bool = LightningDiTConfig.qk_norm
-    adaln_shift: bool = LightningDiTConfig.adaln_shift
-    label_dropout: float = LightningDiTConfig.label_dropout
-    activation_checkpointing: Recomputation = "none"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout <= 1:
-            raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
-        parse_size(self.size)  # refused when the recipe is read
-
-    def resolve(self, latent_channels: int, latent_size: Size, num_classes: int) -> LightningDiTConfig:
-        """Return the complete shape for given latents.
-
-        Raises:
-            UserError: The size does not exist, or the numbers do not fit together.
-        """
-        shared = {field.name for field in fields(LightningDiTConfig)}
-        given = {name: value for name, value in vars(self).items() if name in shared and value is not None}
-        return LightningDiTConfig.from_size(
-            self.size, latent_channels=latent_channels, latent_size=latent_size, num_classes=num_classes, **given
-        )
+from vavae.transformer import build_transformer
 
 
 @dataclass(frozen=True)
@@ -179,13 +126,14 @@ class TransformerTask(TrainingTask):
         self.tokenizer = tokenizer
         self.device = resolve_device(config.training.device)
         self.precision = resolve_precision(config.training.precision, self.device)
-        self.path = path_by_name(config.flow.path)
+        self.path = path_by_name(config.flow.path, config.flow.floor)
         _check_fit(config, latents, tokenizer)
         config.sampling.check_channels(latents.shape[0])
+        self.flow = config.flow.for_latents(latents.shape)
         self.statistics = latents.statistics if config.normalization == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(latents.shape[0], latents.shape[1:], latents.num_classes)
         torch.manual_seed(config.training.seed)
-        self.transformer = LightningDiT.from_config(shape).to(self.device)
+        self.transformer = build_transformer(shape).to(self.device)
         apply_activation_checkpointing(list(self.transformer.blocks), config.transformer.activation_checkpointing)
         if config.fp8:
             use_float8(list(self.transformer.blocks), self.device)
@@ -247,14 +195,14 @@ class TransformerTask(TrainingTask):
         """Return the mean terms of a batch; noise, times and dropped labels depend on positions and `purpose` only."""
         seed, positions = self.config.training.seed, batch.positions
         noise = rng.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
-        t = self.config.flow.draw_times(seed, positions, self.device)
+        t = self.flow.draw_times(seed, positions, self.device)
         drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device) < label_dropout
         return self._mean_terms(self._model, batch.latents, batch.labels, noise, t, drop)
 
     def _mean_terms(
         self, model: Callable[..., Tensor], latents: Tensor, labels: Tensor, noise: Tensor, t: Tensor, drop: Tensor
     ) -> dict[str, Tensor]:
-        flow = self.config.flow
+        flow = self.flow
         with autocast(self.precision, latents.device):
             terms = flow_matching_loss(
                 model,
@@ -264,6 +212,7 @@ class TransformerTask(TrainingTask):
                 t=t,
                 path=self.path,
                 prediction=flow.prediction,
+                space=flow.space,
                 direction_weight=flow.direction_weight,
                 label_drop=drop,
             )
@@ -323,7 +272,7 @@ class TransformerTask(TrainingTask):
         """FLOPs of an image, counted on the meta device."""
         config = self.transformer.config
         with torch.device("meta"):
-            model = LightningDiT.from_config(config)
+            model = build_transformer(config)
             x, t, y = torch.empty(1, *self.latents.shape), torch.empty(1), torch.zeros(1, dtype=torch.int64)
         flops = count_flops(lambda: model(x, t, y).sum().backward())
         return StepWork(flops, math.prod(config.grid))
@@ -341,7 +290,7 @@ class TransformerTask(TrainingTask):
             self._mean_terms(model, latents, labels, torch.empty_like(latents), t, drop)["total"].backward()
 
         with FakeTensorMode():
-            model = LightningDiT.from_config(config)
+            model = build_transformer(config)
             apply_activation_checkpointing(list(model.blocks), self.config.transformer.activation_checkpointing)
             return count_peak_bytes(step)
 
@@ -361,11 +310,20 @@ class TransformerTask(TrainingTask):
 
     def generator(self, state: Mapping[str, Tensor], provenance: dict[str, Any]) -> Generator:
         """Return a generator with the given weights."""
-        transformer = LightningDiT.from_config(self.transformer.config)
+        transformer = build_transformer(self.transformer.config)
         transformer.load_state_dict(dict(state))
-        names, sampling, flow = self.latents.class_names, self.config.sampling, self.config.flow
+        names, flow = self.latents.class_names, self.flow
+        sampling = self.config.sampling.for_latents(self.latents.shape)
         return Generator(
-            transformer, self.tokenizer, self.statistics, sampling, flow.path, names, provenance, flow.prediction
+            transformer,
+            self.tokenizer,
+            self.statistics,
+            sampling,
+            flow.path,
+            names,
+            provenance,
+            flow.prediction,
+            flow.floor,
         ).to(self.device)
 
 
@@ -397,9 +355,7 @@ def _check_fit(config: Config, latents: LatentDataset, tokenizer: Tokenizer) -> 
             f"latents: {config.latents} was encoded by a tokenizer with fingerprint {made_by[:12]}…, "
             f"but tokenizer: {config.tokenizer} has {given[:12]}…; encode again, or name the tokenizer that made them"
         )
-    patch = config.transformer.patch_size
-    if patch is None:
-        patch = parse_size(config.transformer.size)[1]
+    patch = config.transformer.patch
     if patch > 0 and any(side % patch for side in latents.shape[1:]):
         raise UserError(
             f"latents must have a size that is a multiple of the transformer's patch {patch}, got "

@@ -6,9 +6,9 @@ than the latents: the encoder's tokens modulate the head's norms, token by token
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -77,8 +77,25 @@ class DiTDHConfig(LatentGrid):
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
 
+    @property
+    def summary(self) -> str:
+        """Widths and depths of encoder and head in words."""
+        return "width {} + {}, depth {} + {}".format(*self.widths, *self.depths)
 
-SIZES = {
+    @classmethod
+    def from_size(cls, size: str, **changes: Any) -> Self:
+        """Return the configuration named `size`, "S", "XL", "DiTDH-S" or "DiTDH-XL", with `changes` to single fields.
+
+        Raises:
+            UserError: The size does not exist, or a value does not fit.
+        """
+        if size.removeprefix(PREFIX) not in SIZES:
+            raise UserError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+        return cls(**{**SIZES[size.removeprefix(PREFIX)], **changes})
+
+
+PREFIX = "DiTDH-"
+SIZES: dict[str, dict[str, tuple[int, int]]] = {
     "S": {"widths": (384, 2048), "depths": (12, 2), "heads": (6, 16)},
     "XL": {"widths": (1152, 2048), "depths": (28, 2), "heads": (16, 16)},
 }
@@ -94,9 +111,15 @@ class DiTDH(nn.Module):
         config: The shape; None starts from the defaults of `DiTDHConfig`.
         settings: Fields of `DiTDHConfig` to change, for example `latent_channels=384`.
 
+    Attributes:
+        from_pretrained: `vavae.checkpoints.networks.read_transformer`; loading that module sets it, and `vavae.DiTDH`
+            loads it.
+
     Raises:
         UserError: A value does not fit; the message names the field.
     """
+
+    from_pretrained: ClassVar[Callable[..., "DiTDH"]]
 
     def __init__(self, config: DiTDHConfig | None = None, **settings: Any) -> None:
         super().__init__()
@@ -140,9 +163,7 @@ class DiTDH(nn.Module):
         Raises:
             UserError: The size does not exist, or a value does not fit.
         """
-        if size.removeprefix("DiTDH-") not in SIZES:
-            raise UserError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-        return cls(DiTDHConfig(**{**SIZES[size.removeprefix("DiTDH-")], **changes}))
+        return cls(DiTDHConfig.from_size(size, **changes))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -138,6 +138,11 @@ class LightningDiTConfig(LatentGrid):
         return cls(**{**dataclasses.asdict(shape), "patch_size": patch_size, **changes})
 
     @property
+    def summary(self) -> str:
+        """Width and depth in words."""
+        return f"width {self.width}, depth {self.depth}"
+
+    @property
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.width // self.heads

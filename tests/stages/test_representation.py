@@ -1,0 +1,152 @@
+"""A representation autoencoder through the commands: decoder, latents, DiT^DH, samples, evaluation, resumption."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_vit import write_tiny_dino, write_tiny_dinov2
+
+import vavae
+from vavae.cli import run
+from vavae.data import LatentDataset
+from vavae.errors import UserError
+from vavae.models import RepresentationAutoencoder
+from vavae.models.representation import RepresentationConfig
+from vavae.stages.train_tokenizer import Config
+from vavae.teachers import load_teacher
+from vavae.teachers.config import TeacherConfig
+
+pytestmark = pytest.mark.slow
+
+DATA = ["--data.images=demo", "--data.size=16", "--data.limit=24"]
+BUDGET = ["--training.images=48", "--training.batch_size=8", "--training.log_images=16", "--training.tensorboard=false"]
+TRAIN = [
+    *["train-tokenizer", *DATA, *BUDGET, "--training.checkpoint_images=24", "--teacher.input_size=16"],
+    *["--representation.size=B", "--representation.patch_size=4", "--representation.width=32"],
+    *["--representation.depth=2", "--representation.heads=2", "--representation.mlp_width=64"],
+    *["--objective.alignment.enabled=false", "--objective.perceptual.weight=0", "--optimizer.learning_rate=1e-3"],
+    *["--objective.adversarial.discriminator.kind=dino", "--objective.adversarial.augment=true"],
+    *["--objective.adversarial.discriminator_start_images=16", "--objective.adversarial.start_images=32"],
+]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_dinov2(tmp_path_factory.mktemp("dinov2"))
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_dino(tmp_path_factory.mktemp("dino"))
+
+
+@pytest.fixture(scope="module")
+def chain(teacher: str, dino: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a decoder, encode, and train a transformer with a wide head; return the folder."""
+    out = tmp_path_factory.mktemp("rae")
+    networks = [f"--teacher.name={teacher}", f"--objective.adversarial.discriminator.dino={dino}"]
+    cached = ["--teacher.cache_features=true"]
+    assert run([*TRAIN, *networks, *cached, f"--output={out / 'decoder'}"]) == 0
+    tokenizer = f"--tokenizer={out / 'decoder/tokenizer'}"
+    assert run(["encode", *DATA, tokenizer, f"--output={out / 'latents'}", "--shard_size=10"]) == 0
+    shape = ["size=DiTDH-S", "width=16", "depth=1", "heads=2", "head_width=64", "head_depth=1", "head_heads=2"]
+    flow = ["--flow.prediction=data", "--flow.space=velocity", "--flow.floor=0.05", "--flow.direction_weight=0"]
+    transformer = [f"--transformer.{setting}" for setting in shape]
+    latents = f"--latents={out / 'latents'}"
+    generator = f"--output={out / 'generator'}"
+    preview = "--training.preview_images=48"
+    assert run(["train-dit", latents, tokenizer, *transformer, *flow, *BUDGET, generator, preview]) == 0
+    return out
+
+
+def test_folder_names_its_teacher_and_holds_the_decoder_only(chain: Path, teacher: str) -> None:
+    folder = chain / "decoder/tokenizer"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["teacher"]["name"] == teacher and config["teacher"]["input_size"] == [16, 16]
+    assert config["representation"]["width"] == 32 and config["representation"]["noise"] == 0.8
+    names = load_file(folder / "model.safetensors").keys()
+    assert "decoder_pos_embed" in names and not any(name.startswith("encoder") for name in names)
+
+
+def test_latents_are_the_teachers_and_statistics_are_per_position(chain: Path, teacher: str) -> None:
+    dataset = LatentDataset(chain / "latents")
+    assert dataset.shape == (32, 4, 4) and dataset.statistics.mean.shape == (32, 4, 4)
+    stored = torch.cat([load_file(p)["latents"] for p in sorted((chain / "latents").glob("latents_*.safetensors"))])
+    torch.testing.assert_close(dataset.statistics.mean, stored.mean(0))
+    torch.testing.assert_close(dataset.statistics.std, stored.std(0))
+    tokenizer = vavae.Tokenizer.from_pretrained(chain / "decoder/tokenizer")
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    encoder = vavae.teachers.LatentEncoder(load_teacher(teacher, input_size=16))
+    torch.testing.assert_close(tokenizer.statistics.denormalize(tokenizer.encode(images)), encoder(images))
+    own = vavae.Tokenizer.from_pretrained(chain / "decoder/tokenizer").statistics
+    torch.testing.assert_close(own.mean, dataset.statistics.mean, rtol=1e-4, atol=1e-3)  # one encodes in float16
+
+
+def test_both_clocks_of_the_discriminator(chain: Path) -> None:
+    lines = [json.loads(line) for line in (chain / "decoder/metrics.jsonl").read_text().splitlines()]
+    first, second, third = lines
+    assert first["discriminator"] == 0 and second["discriminator"] > 0
+    assert second["adversarial_weight"] == 0 and third["adversarial_weight"] > 0
+
+
+def test_generator_samples_with_the_floor_of_its_training(chain: Path) -> None:
+    generator = vavae.Generator.from_pretrained(chain / "generator/generator")
+    assert isinstance(generator.transformer, vavae.DiTDH)
+    assert generator.transformer.config.widths == (16, 64)
+    assert (generator.prediction, generator.floor) == ("data", 0.05)
+    images = generator([0, 1], seed=3)
+    assert images.shape == (2, 3, 16, 16) and bool(images.isfinite().all())
+    assert isinstance(vavae.DiTDH.from_pretrained(chain / "generator/generator"), vavae.DiTDH)
+    with pytest.raises(UserError, match="holds a DiTDH, not a LightningDiT"):
+        vavae.LightningDiT.from_pretrained(chain / "generator/generator")
+
+
+def test_sample_and_evaluate_take_the_folders(chain: Path) -> None:
+    generator, tokenizer = str(chain / "generator/generator"), str(chain / "decoder/tokenizer")
+    assert run(["sample", generator, "--count=2", "--steps=3", f"--output={chain / 'samples'}"]) == 0
+    assert len(list((chain / "samples").rglob("*.png"))) >= 2
+    evaluation = ["evaluate", "tokenizer", tokenizer, *DATA, f"--output={chain / 'evaluation'}"]
+    assert run([*evaluation, "--lpips=[]", "--network=pixels"]) in (0, 2)
+
+
+def test_interrupted_training_ends_bit_for_bit(chain: Path, teacher: str, dino: str, tmp_path: Path) -> None:
+    networks = [f"--teacher.name={teacher}", f"--objective.adversarial.discriminator.dino={dino}"]
+    cached = ["--teacher.cache_features=true", f"--output={tmp_path / 'run'}"]
+    assert run([*TRAIN, *networks, *cached, "--training.stop_after_images=24"]) in (0, 130)
+    assert run([*TRAIN, *networks, *cached]) == 0
+    ours = load_file(tmp_path / "run/tokenizer/model.safetensors")
+    for name, value in load_file(chain / "decoder/tokenizer/model.safetensors").items():
+        assert torch.equal(value, ours[name]), name
+
+
+def test_another_teacher_is_refused(chain: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "tokenizer"
+    vavae.Tokenizer.from_pretrained(chain / "decoder/tokenizer").save_pretrained(copy, with_teacher=True)
+    with_own = vavae.Tokenizer.from_pretrained(copy)
+    assert with_own.fingerprint() == vavae.Tokenizer.from_pretrained(chain / "decoder/tokenizer").fingerprint()
+    write_tiny_dinov2(copy / "teacher", seed=1)
+    with pytest.raises(UserError, match="must have the weights of the training"):
+        vavae.Tokenizer.from_pretrained(copy)
+
+
+def test_wrong_settings_are_refused() -> None:
+    representation = RepresentationConfig("B", 4)
+    with pytest.raises(UserError, match=r"objective\.alignment\.enabled must be false with representation"):
+        Config(representation=representation, teacher=TeacherConfig("dinov2-small"))
+    with pytest.raises(UserError, match=r"representation\.size must be one of B, L, XL, got 'M'"):
+        RepresentationConfig("M")
+
+
+def test_image_size_must_fit_the_grid(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["--data.size=32", f"--teacher.name={teacher}", f"--output={tmp_path}"]
+    assert run([*[part for part in TRAIN if not part.startswith("--data.size")], *wrong]) == 2
+    assert "data.size must be 16 x 16, the 4 x 4 patches of the teacher times" in capsys.readouterr().err
+
+
+def test_state_dict_holds_the_decoder_only(teacher: str) -> None:
+    model = RepresentationConfig("B", 4, 16, 1, 2, 16).build(load_teacher(teacher, input_size=16))
+    assert isinstance(model, RepresentationAutoencoder)
+    assert all(name.startswith("decoder.") for name in model.state_dict())
+    model.load_state_dict(model.state_dict())
