@@ -17,10 +17,10 @@ def write_tiny_dinov2(folder: Path, seed: int = 0) -> str:
 
 
 def write_tiny_dino(folder: Path) -> str:
-    """Write a ViT of width 64 and two blocks with patches of 56 pixels of images of 224."""
+    """Write a ViT of width 64 and four blocks with patches of 56 pixels of images of 224."""
     torch.manual_seed(0)
     settings = transformers.ViTConfig(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=256, patch_size=56
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=1, intermediate_size=256, patch_size=56
     )
     transformers.ViTModel(settings).save_pretrained(folder)
     return str(folder)

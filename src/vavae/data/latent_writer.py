@@ -223,7 +223,7 @@ class LatentWriter:
             parts["labels"].append(labels.detach().to("cpu", torch.int64))
             if flipped is not None:
                 parts["latents_flip"].append(flipped.detach().to("cpu", self.settings.torch_dtype))
-        return {name: torch.cat(tensors) for name, tensors in parts.items() if tensors}
+        return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items() if tensors}
 
     def finish(self) -> LatentStatistics:
         """Write the index and the statistics of the whole folder. Call it once, after all processes have ended.

@@ -140,14 +140,16 @@ class DinoDiscriminator(nn.Module):
 
     Args:
         dino: The network; it is frozen.
-        key_depths: Blocks (from 0) whose tokens get a head, after one for the last block.
+        key_depths: Blocks (from 0) whose tokens get a head, after one for the last block; None takes the last block of
+            each quarter, 2, 5, 8 and 11 of 12 as published.
         kernel: Kernel of the second convolution, over the row of tokens.
     """
 
-    def __init__(self, dino: DinoViT, key_depths: tuple[int, ...] = (2, 5, 8, 11), kernel: int = 9) -> None:
+    def __init__(self, dino: DinoViT, key_depths: tuple[int, ...] | None = None, kernel: int = 9) -> None:
         super().__init__()
         self.dino = dino.requires_grad_(False)
-        self.key_depths = (-1, *key_depths)
+        quarters = tuple(len(dino.blocks) * quarter // 4 - 1 for quarter in range(1, 5))
+        self.key_depths = (-1, *(quarters if key_depths is None else key_depths))
         width = dino.width
         self.heads = nn.ModuleList(
             nn.Sequential(_layer(width, 1), _Residual(_layer(width, kernel)), _convolution(width, 1, 1))
