@@ -252,7 +252,7 @@ def test_balanced_equals_finite_differences(adaptive: bool) -> None:
     of_reconstruction, of_alignment = torch.stack(slopes, dim=1)
     weight = 0.3 * (of_reconstruction.norm() / (of_alignment.norm() + 1e-4) if adaptive else 1)
     assert terms["alignment_weight"].item() == pytest.approx(float(weight), rel=1e-6)
-    assert terms["total"].item() == pytest.approx(float(reconstruction + weight * alignment), rel=1e-6)
+    assert terms["total"].item() == pytest.approx((reconstruction + weight * alignment).item(), rel=1e-6)
     expected = of_reconstruction + weight * of_alignment  # the weight itself is constant
     torch.testing.assert_close(last.weight.grad.view(-1), expected, rtol=1e-6, atol=1e-6)
 

@@ -235,7 +235,8 @@ def load_recipe(
         values, prog = _grouped({}, plain), prog or config_class.__name__
     parser = _parser(config_class, prog, "")  # type: ignore[arg-type] # classes are hashable
     parsed = _override(parser, None, values, config_class, prog, source)
-    parsed = _override(parser, parsed, _grouped({}, to_plain(settings)), config_class, prog)
+    if settings:
+        parsed = _override(parser, parsed, _grouped({}, to_plain(settings)), config_class, prog)
     with _explained(config_class, prog):
         return _built(config_class, parser, parsed)
 
