@@ -1,10 +1,12 @@
-"""Progress: plain lines without a terminal, a bar in one."""
+"""Progress: plain lines without a terminal, a bar in one, and a bar in a notebook."""
 
 import errno
 import io
 import os
 import pty
 import re
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -65,3 +67,29 @@ def test_a_terminal_gets_a_bar() -> None:
         bar.advance(3)
     shown = _everything(terminal_side)
     assert "sampling" in shown and "100%" in shown and "\x1b[" in shown
+
+
+def test_a_notebook_gets_one_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shown: list[str] = []
+
+    class Handle:
+        update = shown.append
+
+    def display(html: str, display_id: bool) -> type[Handle]:
+        assert display_id and not shown
+        shown.append(html)
+        return Handle
+
+    module = ModuleType("IPython.display")
+    module.HTML, module.display = str, display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("time.monotonic", iter(range(100)).__next__)
+    with track("a < b", 4, "images") as bar:
+        bar.advance(2, loss=0.5)
+        bar.advance(2, loss=0.25)
+    assert len(shown) == 2
+    assert shown[0].startswith('<progress value="2" max="4"></progress> a &lt; b: 2/4 images (')
+    assert "left)  loss 0.5" in shown[0] and shown[1].endswith("loss 0.25")
+    assert capsys.readouterr() == ("", "")

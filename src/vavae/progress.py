@@ -1,4 +1,4 @@
-"""Progress of long steps: a bar in a terminal, plain lines elsewhere.
+"""Progress of long steps: a bar in a terminal or a notebook, plain lines elsewhere.
 
 with track("encoding", total=5000, unit="images") as bar:
     for batch in batches:
@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from functools import partial
+from html import escape
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -54,22 +56,40 @@ class Bar:
         self.numbers = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._show(self)
 
+    def __str__(self) -> str:
+        rate, missing = self.rate, self.total - self.done
+        left = f", {format_duration(missing / rate)} left" if rate > 0 and missing > 0 else ""
+        numbers = f"  {self.numbers}" if self.numbers else ""
+        return f"{self.description}: {self.done}/{self.total} {self.unit} ({rate:.1f}/s{left}){numbers}"
 
-class _Lines:
-    """Print a bar as a line at most every few seconds."""
 
-    def __init__(self, stream: TextIO, every_seconds: float) -> None:
-        self.stream, self.every_seconds = stream, every_seconds
-        self.printed_at, self.printed = time.monotonic(), -1
+class _Sparse:
+    """Write a bar at most every few seconds."""
+
+    def __init__(self, write: Callable[[Bar], None], every_seconds: float) -> None:
+        self.write, self.every_seconds = write, every_seconds
+        self.written_at, self.written = time.monotonic(), -1
 
     def show(self, bar: Bar, last: bool = False) -> None:
-        if bar.done == self.printed or not (last or time.monotonic() - self.printed_at >= self.every_seconds):
-            return
-        self.printed_at, self.printed, rate = time.monotonic(), bar.done, bar.rate
-        left = f", {format_duration((bar.total - bar.done) / rate)} left" if rate > 0 and bar.done < bar.total else ""
-        numbers = f"  {bar.numbers}" if bar.numbers else ""
-        line = f"{bar.description}: {bar.done}/{bar.total} {bar.unit} ({rate:.1f}/s{left}){numbers}"
-        print(line, file=self.stream, flush=True)
+        if bar.done != self.written and (last or time.monotonic() - self.written_at >= self.every_seconds):
+            self.written_at, self.written = time.monotonic(), bar.done
+            self.write(bar)
+
+
+def _written_in_notebook() -> Callable[[Bar], None]:
+    """Return a function that shows a bar in the output of a notebook's cell, in one place; it needs no ipywidgets."""
+    from IPython.display import HTML, display
+
+    shown: list[Any] = []
+
+    def write(bar: Bar) -> None:
+        html = HTML(f'<progress value="{bar.done}" max="{bar.total}"></progress> {escape(str(bar))}')
+        if shown:
+            shown[0].update(html)
+        else:
+            shown.append(display(html, display_id=True))
+
+    return write
 
 
 @contextmanager
@@ -83,17 +103,21 @@ def track(
 ) -> Iterator[Bar]:
     """Show the progress of `total` units of work, `start` of which an earlier run has done.
 
-    In a terminal it is one bar with rate and time left; elsewhere a plain line every `every_seconds` and one at the
-    end. `stream` defaults to standard error.
+    In a terminal and in a notebook it is one bar with rate and time left; elsewhere a plain line every `every_seconds`
+    and one at the end. `stream` defaults to standard error, or to the output of the notebook's cell.
     """
+    sparse = None
+    if stream is None and Console().is_jupyter:
+        sparse = _Sparse(_written_in_notebook(), 0.2)
     stream = stream or sys.stderr
-    if not stream.isatty():
-        lines = _Lines(stream, every_seconds)
-        bar = Bar(description, total, unit, start, lines.show)
+    if sparse is None and not stream.isatty():
+        sparse = _Sparse(partial(print, file=stream, flush=True), every_seconds)
+    if sparse is not None:
+        bar = Bar(description, total, unit, start, sparse.show)
         try:
             yield bar
         finally:
-            lines.show(bar, last=True)
+            sparse.show(bar, last=True)
         return
     texts = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[rate]} {task.fields[numbers]}"))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), TaskProgressColumn())

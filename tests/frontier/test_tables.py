@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from frontier_grid import grid_config
 
-from vavae.config import load_recipe
+from vavae.config import parse_command_line
 from vavae.errors import UserError
 from vavae.frontier import published as paper
 from vavae.frontier.claims import Number, claims, speed_up, typical_spread, verdict
@@ -381,7 +381,8 @@ def test_verdicts_of_uniformity(cvs: tuple[float, ...], expected: str, tmp_path:
 def test_published_numbers_reproduce_the_paper(tmp_path: Path) -> None:
     recipe = Path(__file__).parents[2] / "src/vavae/recipes/frontier/imagenet256.yaml"
     ladder_too = ["--experiments.ladder.seeds", "[0]", "--experiments.ladder.size", "XL"]
-    asked = load_recipe(Config, recipe, ["--output", str(tmp_path), "--data.images", "demo", *ladder_too])
+    options = ["--output", str(tmp_path), "--data.images", "demo", *ladder_too]
+    asked = parse_command_line(Config, [str(recipe), *options], "vavae frontier")
     grid, results = Grid(asked, ("train", "test")), Results(tmp_path / "results")
     protocol = {"samples": 50_000, "reference_samples": 50_000}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import resample_grid
@@ -216,6 +216,45 @@ def test_adaptive_weight_of_zero_gradients() -> None:
     assert not weight.requires_grad
     assert weight == 1e4
     assert adaptive_weight(torch.zeros(3), torch.ones(3), 1e4) == 0
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_balanced_equals_finite_differences(adaptive: bool) -> None:
+    torch.manual_seed(0)
+    images, features = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 5, 2, 2).double()
+    body, last, decoder = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 2, 1), nn.ConvTranspose2d(2, 3, 2, 2)
+    loss = AlignmentLoss(AlignmentConfig(weight=0.3, adaptive=adaptive, cos_margin=0.1, distance_margin=0.05), 2, 5)
+    for module in (body, last, decoder, loss):
+        module.double()
+
+    def losses() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        latents = last(body(images).tanh())
+        reconstruction = (decoder(latents) - images).square().sum()
+        return (
+            reconstruction,
+            loss(latents, features)["alignment"],
+            loss.balanced(reconstruction, latents, features, last.weight),
+        )
+
+    reconstruction, alignment, terms = losses()
+    terms["total"].backward()
+    assert last.weight.grad is not None
+
+    slopes = []  # of both losses at each number of the last layer
+    numbers = last.weight.data.view(-1)
+    for i in range(len(numbers)):
+        ends = []
+        for step in (1e-6, -2e-6):
+            numbers[i] += step
+            ends.append(torch.stack(losses()[:2]).detach())
+        numbers[i] += 1e-6
+        slopes.append((ends[0] - ends[1]) / 2e-6)
+    of_reconstruction, of_alignment = torch.stack(slopes, dim=1)
+    weight = 0.3 * (of_reconstruction.norm() / (of_alignment.norm() + 1e-4) if adaptive else 1)
+    assert terms["alignment_weight"].item() == pytest.approx(float(weight), rel=1e-6)
+    assert terms["total"].item() == pytest.approx((reconstruction + weight * alignment).item(), rel=1e-6)
+    expected = of_reconstruction + weight * of_alignment  # the weight itself is constant
+    torch.testing.assert_close(last.weight.grad.view(-1), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_projection_resamples_features_by_averaging() -> None:

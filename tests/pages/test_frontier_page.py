@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vavae.config import load_recipe
+from vavae.config import parse_command_line
 from vavae.frontier.claims import claims
 from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid
@@ -29,7 +29,7 @@ TEST_IMAGES = "5ca7f9dca536523866b68722ea9a5c9e62b344f40e71d99bf36e53ca2e69120d"
 @pytest.mark.parametrize("name", RUNS)
 def test_committed_pages_follow_from_the_results(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder, (images, overrides, count) = ROOT / "docs/frontier" / name, RUNS[name]
-    config = load_recipe(Config, f"frontier/{name}", overrides)
+    config = parse_command_line(Config, [f"frontier/{name}", *overrides], "vavae frontier")
     results = Results(folder / "results")
     measured = Measured(Grid(config, (images, TEST_IMAGES)), results)
     every = tables(measured)

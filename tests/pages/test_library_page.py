@@ -1,7 +1,8 @@
-"""Run the Python of docs/library.md and README from top to bottom, and check the output."""
+"""Run the Python of docs/library.md, the notebook and README from top to bottom, and check the output."""
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vavae
 from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer
 from vavae.data import DemoImages, LatentDataset, load_images, load_pixels, to_uint8
 from vavae.metrics import frechet_distance, linear_probe
@@ -46,7 +48,6 @@ def test_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert labels.tolist() == [images.label(i) for i in range(64)]
     assert torch.allclose(stored.std(dim=(0, 2, 3)), dataset.statistics.std, rtol=1e-4)
     assert names["pictures"].shape == (4, 3, 32, 32) and names["drawn"].shape == (4, 16, 8, 8)
-    assert all(parameter.grad is not None for parameter in names["plain"].parameters())
     numbers = re.findall(r"(?:distance|probe|density) ([\d.]+)", printed)
     distance, accuracy, spread = map(float, numbers)
     of_images = names["network"](load_pixels(images, range(64), 32)).double().numpy()
@@ -60,6 +61,30 @@ def test_library_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ]
     assert accuracy == pytest.approx(linear_probe(*sets[0], *sets[1]), abs=0.005)
     assert 0 < spread < 1
+
+
+def test_functions_of_library_page_take_their_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = re.findall(r"^\| `(\w+)` \| `(\(.*?\))` \|", (ROOT / "docs/library.md").read_text(), re.MULTILINE)
+    assert [name for name, _ in calls] == ["train_tokenizer", "encode", "train_dit", "sample", "evaluate"]
+    for name, arguments in calls:
+        monkeypatch.setattr(f"vavae.stages.{name}.run", lambda config: type(config).__module__)
+        assert eval(f"function{arguments}", {"function": getattr(vavae, name)}) == f"vavae.stages.{name}"
+
+
+@pytest.mark.slow
+def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cells = json.loads((ROOT / "docs/notebooks/tour.ipynb").read_text())["cells"]
+    names: dict[str, Any] = {}
+    for number, cell in enumerate(cells):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    values = {name: [r.value for r in names["records"] if r.name == name] for name in ("PSNR", "LPIPS")}
+    assert values["PSNR"][1] > values["PSNR"][0] + 3 > 13  # the package's tokenizer, and one trained for seconds
+    assert values["LPIPS"][1] < 0.1
+    assert names["logged"][-1]["alignment"] < names["logged"][0]["alignment"]
+    assert names["samples"].shape == (8, 3, 32, 32) and names["samples"].std() > 0.3
 
 
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

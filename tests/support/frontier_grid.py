@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from vavae.cli import run
-from vavae.config import load_recipe
+from vavae.config import parse_command_line
 from vavae.frontier import cells
 from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid, Job
@@ -33,7 +33,7 @@ NAMES = {
 
 @cache
 def _loaded(overrides: tuple[str, ...]) -> Config:
-    return load_recipe(Config, RECIPE, overrides)
+    return parse_command_line(Config, [str(RECIPE), *overrides], "vavae frontier")
 
 
 def grid_config(folder: Path, *overrides: str) -> Config:

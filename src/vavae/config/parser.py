@@ -11,14 +11,16 @@ import json
 import math
 import re
 from argparse import ArgumentError
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
-from vavae.config.messages import alternatives, check_keys, explain, fields_of
+from vavae.config.messages import alternatives, check_keys, explain, fields_of, shortened
 from vavae.config.recipes import recipe_file
 from vavae.errors import UserError, one_line
 from vavae.io.yaml_files import dump_yaml, parse_yaml, read_yaml
@@ -141,6 +143,15 @@ def _check_values(values: Iterable[tuple[str, Any]]) -> None:
             raise UserError(f"{key} must be a finite number, got {value}")
 
 
+@contextmanager
+def _explained(config_class: type, prog: str, source: str = "") -> Iterator[None]:
+    """Raise the parser's errors in the block as a UserError that begins with `source`."""
+    try:
+        yield
+    except _PARSING as error:
+        raise UserError(source + explain(one_line(error), config_class, prog)) from error
+
+
 def _built(config_class: type[C], parser: Any, parsed: Any) -> C:
     _check_values(parsed.items())
     built = parser.instantiate(parsed)
@@ -179,25 +190,67 @@ def parse_command_line(
     options = _with_brackets(config_class, _with_flag_values(config_class, arguments[leading:]))
     recipes, options = _split([*named, *options])
     parser = _parser(config_class, prog, description, tuple(positionals))  # type: ignore[arg-type] # classes are hashable
-    parsed, source = None, ""
-    try:
-        for path in recipes:
-            values, source = read_yaml(path), f"{path}: "
-            check_keys(values, config_class, source, prog)
-            parsed = parser.parse_object(values, parsed)
-        source = ""
+    parsed = None
+    for path in recipes:
+        parsed = _override(parser, parsed, read_yaml(path), config_class, prog, f"{path}: ")
+    with _explained(config_class, prog):
         config = _built(config_class, parser, parser.parse_args([o for o in options if o != _PRINT], parsed))
-    except _PARSING as error:
-        raise UserError(source + explain(one_line(error), config_class, prog)) from error
     if _PRINT in options:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
 
 
-def load_recipe(config_class: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
-    """Read the recipe at `path` into `config_class`; `overrides` are options as on the command line."""
-    return parse_command_line(config_class, ["--config", str(path), *overrides], prog=str(path))
+def _override(
+    parser: Any, parsed: Any, values: Mapping[str, Any], config_class: type, prog: str, source: str = ""
+) -> Any:
+    """Return what `parsed` becomes when the keys of a recipe override it; None stands for the defaults."""
+    check_keys(values, config_class, source, prog)
+    with _explained(config_class, prog, source):
+        return parser.parse_object(values, parsed)
+
+
+def load_recipe(
+    config_class: type[C], recipe: object = None, settings: Mapping[str, Any] = MappingProxyType({}), prog: str = ""
+) -> C:
+    """Build `config_class` from a recipe and settings that override it, with the checks of the command line.
+
+    Args:
+        config_class: The dataclass to build.
+        recipe: A file, the name of a recipe in the package, a mapping, or a `config_class`; None gives the defaults.
+        settings: Keys of a recipe. A group is a mapping, or its keys have dots: `optimizer.learning_rate`.
+        prog: The caller's name in messages; the default is the recipe.
+
+    Raises:
+        UserError: An unknown key, a value of the wrong type, a recipe that cannot be read; the message names it.
+    """
+    source = ""
+    if isinstance(recipe, str | Path):
+        path = recipe_file(str(recipe))
+        values, prog, source = read_yaml(path), prog or str(recipe), f"{path}: "
+    else:
+        plain = to_plain({} if recipe is None else recipe)
+        if not isinstance(plain, dict):
+            raise UserError(f"the recipe must be a file, a name, a mapping or a Config, got {shortened(str(recipe))}")
+        values, prog = _grouped({}, plain), prog or config_class.__name__
+    parser = _parser(config_class, prog, "")  # type: ignore[arg-type] # classes are hashable
+    parsed = _override(parser, None, values, config_class, prog, source)
+    if settings:
+        parsed = _override(parser, parsed, _grouped({}, to_plain(settings)), config_class, prog)
+    with _explained(config_class, prog):
+        return _built(config_class, parser, parsed)
+
+
+def _grouped(groups: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Add `values` to `groups` and return these; a key with dots is a key in a group."""
+    for key, value in values.items():
+        name, _, rest = key.partition(".")
+        value = {rest: value} if rest else value
+        if isinstance(value, Mapping):
+            before = groups.get(name)
+            value = _grouped(before if isinstance(before, dict) else {}, value)
+        groups[name] = value
+    return groups
 
 
 def to_plain(value: Any) -> Any:
@@ -228,7 +281,5 @@ def from_plain(config_class: type[C], values: Mapping[str, Any]) -> C:
     """
     name = config_class.__name__
     parser = _parser(config_class, prog=name, description="")  # type: ignore[arg-type]
-    try:
+    with _explained(config_class, name, f"{name}: "):
         return _built(config_class, parser, parser.parse_object(dict(values)))
-    except _PARSING as error:
-        raise UserError(f"{name}: {explain(one_line(error), config_class, name)}") from error

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import resample_grid
+from vavae.losses.adaptive import adaptive_weight
 from vavae.losses.checks import check_not_negative, check_one_of, check_same_shape
 
 
@@ -153,3 +154,30 @@ class AlignmentLoss(nn.Module):
             "distance_matrix": distance,
             "alignment": config.distance_weight * distance + config.cos_weight * cosine,
         }
+
+    def balanced(
+        self, reconstruction: Tensor, latents: Tensor, features: Tensor, last_weight: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the terms, and the total: reconstruction + w_hyper · w_adaptive · alignment.
+
+        The adaptive weight scales the alignment's gradient at the encoder's last layer to the reconstruction's. It
+        costs a backward pass of each to that layer. With several processes, each has the weight of its own batch.
+
+        Args:
+            reconstruction: 0-dim; the loss terms of the decoded images.
+            latents: (B, C, h, w), of which `reconstruction` is a function.
+            features: (B, D, h', w') of the teacher.
+            last_weight: The weight of the encoder's last layer.
+
+        Returns:
+            The terms of `forward`, the factor `alignment_weight`, and `total`, whose gradient trains; each 0-dim.
+        """
+        config, terms = self.config, self(latents, features)
+        weight = reconstruction.new_full((), config.weight)
+        if config.adaptive:
+            reference, own = (
+                torch.autograd.grad(loss, last_weight, retain_graph=True)[0]
+                for loss in (reconstruction, terms["alignment"])
+            )
+            weight = weight * adaptive_weight(reference, own, config.maximum)
+        return {**terms, "alignment_weight": weight, "total": reconstruction + weight * terms["alignment"]}
