@@ -108,10 +108,12 @@ def test_generator_samples_with_the_floor_of_its_training(chain: Path) -> None:
 
 def test_sample_and_evaluate_take_the_folders(chain: Path) -> None:
     generator, tokenizer = str(chain / "generator/generator"), str(chain / "decoder/tokenizer")
-    assert run(["sample", generator, "--count=2", "--steps=3", f"--output={chain / 'samples'}"]) == 0
+    assert run(["sample", f"--generator={generator}", "--count=2", "--steps=3", f"--output={chain / 'samples'}"]) == 0
     assert len(list((chain / "samples").rglob("*.png"))) >= 2
-    evaluation = ["evaluate", "tokenizer", tokenizer, *DATA, f"--output={chain / 'evaluation'}"]
-    assert run([*evaluation, "--lpips=[]", "--fid=false"]) == 0
+    evaluation = ["evaluate", "tokenizer", tokenizer, *DATA, f"--output={chain / 'evaluation.json'}"]
+    assert run([*evaluation, "--network=null", "--tsne_seeds=0", f"--features={chain / 'features'}"]) == 0
+    names = {record["name"] for record in json.loads((chain / "evaluation.json").read_text())}
+    assert "PSNR" in names
 
 
 def test_interrupted_training_ends_bit_for_bit(

@@ -18,6 +18,7 @@ from vavae.checkpoints.diffusers_autoencoder import (
     is_diffusers,
 )
 from vavae.checkpoints.published import Ignored, Kind, LoadReport, Unwrapped, Weights, unwrap
+from vavae.checkpoints.published_rae import decoder_of, infer_ditdh, is_ditdh
 from vavae.checkpoints.reading import check_tensors, read_safetensors, read_with_placeholders
 from vavae.checkpoints.shapes import (
     check_autoencoder,
@@ -29,7 +30,7 @@ from vavae.checkpoints.shapes import (
 from vavae.checkpoints.statistics import read_statistics
 from vavae.config import from_plain
 from vavae.errors import UserError, errors_name
-from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, ViTDecoder
 from vavae.transformer import DiTDH, DiTDHConfig, LightningDiT, LightningDiTConfig, Transformer
 from vavae.transformer.sizes import parse_size, size_names
 
@@ -68,7 +69,7 @@ class LoadedTransformer:
         training: The published training configuration; empty if the checkpoint has none.
     """
 
-    model: LightningDiT
+    model: Transformer
     report: LoadReport
     training: Mapping[str, Any]
 
@@ -203,6 +204,10 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
         raise UserError(f"{path}: holds {files.describe_form(form)}, not a transformer")
     found = open_checkpoint(path, weights)
     tensors = _network(found, "transformer", path)
+    if is_ditdh(tensors):
+        ditdh = build(DiTDH.from_config, infer_ditdh(tensors, path), tensors, path)
+        what = f"DiTDH {ditdh.config.summary}, {ditdh.config.num_classes} classes"
+        return LoadedTransformer(ditdh, _report(path, what, ditdh, found, []), found.training)
     if exported is not None:
         check_transformer(exported, tensors, path)
     shape = exported or infer_transformer(tensors, path, heads)
@@ -219,9 +224,29 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     )
 
 
+def load_decoder(
+    path: Path, weights: Weights = "auto", heads: int | None = None
+) -> tuple[ViTDecoder, LoadReport]:
+    """Load the decoder of a representation autoencoder from a published file or folder.
+
+    Raises:
+        UserError: The source has another network, or a part is missing.
+    """
+    found = open_checkpoint(path, weights)
+    tensors = _network(found, "decoder", path)
+    model = build(lambda given: decoder_of(given, path, heads), tensors, tensors, path)
+    shape = ", ".join(f"{name} {number}" for name, number in model.shape.items())
+    return model, _report(path, f"decoder of {model.latent_channels} channels, {shape}", model, found, [])
+
+
 def _network(found: Unwrapped, kind: Kind, path: Path) -> dict[str, Tensor]:
     """Return the checked tensors of a network of this kind."""
-    words = {"autoencoder": "an autoencoder", "transformer": "a transformer", "statistics": "statistics of latents"}
+    words: dict[Kind, str] = {
+        "autoencoder": "an autoencoder",
+        "decoder": "the decoder of a representation autoencoder, which needs its teacher",
+        "transformer": "a transformer",
+        "statistics": "statistics of latents",
+    }
     if found.kind != kind:
         raise UserError(f"{path}: holds {words[found.kind]}, not {words[kind]}")
     check_tensors(found.tensors, path)

@@ -13,15 +13,15 @@ from torch import Tensor
 from vavae.checkpoints.reading import Placeholder
 from vavae.errors import UserError
 
-Kind = Literal["autoencoder", "transformer", "statistics"]
+Kind = Literal["autoencoder", "decoder", "transformer", "statistics"]
 # `auto`, `ema`, `model`, or the name of a set of weights in the file.
 Weights = str
 
 # Names of sets of averaged weights: ema, model_ema, state_dict_ema, params_ema, ema_0.9999, …
 _AVERAGED = re.compile(r"(^|[_.])(ema|emas|averaged?|swa|shadow)([_.\d]|$)", re.IGNORECASE)
-_NETWORK = re.compile(r"(^|\.)(encoder|decoder|x_embedder|blocks)\.")
+_NETWORK = re.compile(r"(^|\.)(encoder|decoder|x_embedder|blocks|decoder_layers)\.")
 # The prefix of these names is the prefix of all names of a network.
-_FIRST = re.compile(r"^(.+\.)?(?:encoder\.conv_in|x_embedder\.proj)\.weight$")
+_FIRST = re.compile(r"^(.+\.)?(?:encoder\.conv_in|x_embedder\.proj|decoder_embed)\.weight$")
 # LDM's averages are among the weights, under names without dots.
 _LDM_AVERAGE = re.compile(r"model_ema\.[^.]+$")
 # Depth down to which dictionaries of weights are searched.
@@ -292,6 +292,8 @@ def _clean_names(state: Mapping[Any, Any], source: str | Path) -> dict[str, Any]
 
 
 def _kind(tensors: Mapping[str, Any], source: str | Path) -> Kind:
+    if any(name.startswith("decoder_layers.") for name in tensors):
+        return "decoder"
     if any(name.startswith(("encoder.", "decoder.")) for name in tensors):
         return "autoencoder"
     if any(name.startswith(("x_embedder.", "blocks.")) for name in tensors):

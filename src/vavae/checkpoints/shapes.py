@@ -25,22 +25,22 @@ def infer_autoencoder(tensors: Tensors, source: str | Path) -> AutoencoderConfig
         UserError: A tensor that shows it is missing or has an impossible shape.
     """
     with errors_name(source):
-        base = _shape(tensors, "encoder.conv_in.weight", 4)[0]
-        levels = range(_count(tensors, r"encoder\.down\.(\d+)\.", "encoder.down.0"))
-        widths = [_shape(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
+        base = shape_of(tensors, "encoder.conv_in.weight", 4)[0]
+        levels = range(count_of(tensors, r"encoder\.down\.(\d+)\.", "encoder.down.0"))
+        widths = [shape_of(tensors, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in levels]
         if any(width % base for width in widths):
             raise UserError(
                 f"level widths (encoder.down.*.block.0.conv1.weight) must be multiples of {base} "
                 f"(encoder.conv_in.weight), got {widths}"
             )
-        attention = tuple(i for i in levels if _any(tensors, rf"encoder\.down\.{i}\.attn\."))
+        attention = tuple(i for i in levels if any_name(tensors, rf"encoder\.down\.{i}\.attn\."))
         return AutoencoderConfig(
-            latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1],
+            latent_channels=shape_of(tensors, "decoder.conv_in.weight", 4)[1],
             base_channels=base,
             channel_multipliers=tuple(width // base for width in widths),
-            blocks_per_level=_count(tensors, r"encoder\.down\.0\.block\.(\d+)\.", "encoder.down.0.block.0"),
+            blocks_per_level=count_of(tensors, r"encoder\.down\.0\.block\.(\d+)\.", "encoder.down.0.block.0"),
             attention_levels=attention,
-            decoder_attention=not attention or _any(tensors, r"decoder\.up\.\d+\.attn\."),
+            decoder_attention=not attention or any_name(tensors, r"decoder\.up\.\d+\.attn\."),
         )
 
 
@@ -54,8 +54,8 @@ def infer_transformer(tensors: Tensors, source: str | Path, heads: int | None = 
         UserError: A tensor that shows it is missing or has an impossible shape, or the number of heads is unknown.
     """
     with errors_name(source):
-        width, channels, patch, _ = _shape(tensors, "x_embedder.proj.weight", 4)
-        depth = _count(tensors, r"blocks\.(\d+)\.", "blocks.0")
+        width, channels, patch, _ = shape_of(tensors, "x_embedder.proj.weight", 4)
+        depth = count_of(tensors, r"blocks\.(\d+)\.", "blocks.0")
         return LightningDiTConfig(
             latent_size=scale_size(_grid(tensors), patch),
             patch_size=patch,
@@ -63,13 +63,13 @@ def infer_transformer(tensors: Tensors, source: str | Path, heads: int | None = 
             width=width,
             depth=depth,
             heads=_heads(tensors, width, depth, heads),
-            num_classes=_shape(tensors, "y_embedder.embedding_table.weight", 2)[0] - 1,
-            swiglu=_any(tensors, r"blocks\.\d+\.mlp\.w(12|3)\."),
-            rope=_any(tensors, r"feat_rope\."),
-            rmsnorm=_any(tensors, r"(blocks\.\d+\.norm[12]|final_layer\.norm_final)\.weight$"),
-            qk_norm=_any(tensors, r"blocks\.\d+\.attn\.[qk]_norm\."),
-            adaln_shift=_shape(tensors, "blocks.0.adaLN_modulation.1.weight", 2)[0] == 6 * width,
-            learn_sigma=_shape(tensors, "final_layer.linear.weight", 2)[0] == 2 * patch**2 * channels,
+            num_classes=shape_of(tensors, "y_embedder.embedding_table.weight", 2)[0] - 1,
+            swiglu=any_name(tensors, r"blocks\.\d+\.mlp\.w(12|3)\."),
+            rope=any_name(tensors, r"feat_rope\."),
+            rmsnorm=any_name(tensors, r"(blocks\.\d+\.norm[12]|final_layer\.norm_final)\.weight$"),
+            qk_norm=any_name(tensors, r"blocks\.\d+\.attn\.[qk]_norm\."),
+            adaln_shift=shape_of(tensors, "blocks.0.adaLN_modulation.1.weight", 2)[0] == 6 * width,
+            learn_sigma=shape_of(tensors, "final_layer.linear.weight", 2)[0] == 2 * patch**2 * channels,
         )
 
 
@@ -114,7 +114,12 @@ def size_name(config: LightningDiTConfig) -> str:
     return f"depth {config.depth}, width {config.width}, {config.heads} heads, patch {config.patch_size}"
 
 
-def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
+def shape_of(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
+    """Return the shape of a tensor.
+
+    Raises:
+        UserError: It is missing, empty or has another number of dimensions.
+    """
     if name not in tensors:
         raise UserError(f"missing {name}")
     shape = tuple(tensors[name].shape)
@@ -123,12 +128,17 @@ def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
     return shape
 
 
-def _any(tensors: Tensors, pattern: str) -> bool:
+def any_name(tensors: Tensors, pattern: str) -> bool:
     """Return whether any name matches: if a part has a single tensor, the others are reported as missing."""
     return any(re.match(pattern, name) for name in tensors)
 
 
-def _count(tensors: Tensors, pattern: str, first: str) -> int:
+def count_of(tensors: Tensors, pattern: str, first: str) -> int:
+    """Return how many numbers a pattern's group has in the names.
+
+    Raises:
+        UserError: There are none, or one is missing in between.
+    """
     numbers = {int(found[1]) for name in tensors if (found := re.match(pattern, name))}
     if not numbers:
         raise UserError(f"missing {first}.*")
@@ -140,7 +150,7 @@ def _count(tensors: Tensors, pattern: str, first: str) -> int:
 
 def _grid(tensors: Tensors) -> tuple[int, int]:
     """Return rows and columns: the second half of the embedding encodes the row, so a row ends where it changes."""
-    _, tokens, width = _shape(tensors, "pos_embed", 3)
+    _, tokens, width = shape_of(tensors, "pos_embed", 3)
     row = tensors["pos_embed"][0, :, width // 2 :]
     same = (row == row[0]).all(dim=1)
     columns = tokens if bool(same.all()) else int(same.logical_not().int().argmax())

@@ -15,11 +15,12 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
     """Return statistics unchanged, or read them from a file or folder.
 
     Args:
-        source: Statistics; `latents_stats.pt` of the published extractor; our `statistics.safetensors`; or a folder of
-            latents or of a tokenizer with one of the two.
+        source: Statistics; a published file in a form that `LatentStatistics.from_dict` names, such as VA-VAE's
+            `latents_stats.pt` or RAE's `stat.pt`; our `statistics.safetensors`; or a folder of latents or of a
+            tokenizer with one of them.
 
     Raises:
-        UserError: The file is missing, or has no tensors `mean` and `std`.
+        UserError: The file is missing, or has none of these forms.
     """
     if isinstance(source, LatentStatistics):
         return source
@@ -32,8 +33,6 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
     content = read_checkpoint(path)
     tensors = content if isinstance(content, dict) else {}
     tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-    if not {"mean", "std"} <= tensors.keys():
-        raise UserError(f"{path}: must have the tensors 'mean' and 'std'")
     try:
         # Copies: a mapped file may change or be removed.
         return LatentStatistics.from_dict({name: value.clone() for name, value in tensors.items()})
