@@ -26,6 +26,8 @@ from vavae.training.throughput import USUAL_MFU, format_bytes, format_seconds, t
 
 # TF32 products, which convolutions use in float32, have half the rate of bf16 on all these GPUs.
 _FP32_SHARE = 0.5
+# Of a GPU's memory; the rest is for the driver and for workspaces of kernels, which are not counted.
+_USABLE = 0.95
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,9 @@ def read_training_recipe(name: str) -> tuple[str, Path, Any]:
         "train-dit": {f.name for f in fields(train_dit.Config)},
     }
     shared = set.intersection(*known.values())
-    others = {f.name for f in fields(encode.Config)} - set.union(*known.values())
-    own = {command: len(keys & (names - shared)) for command, names in known.items()}
-    command = max(own, key=lambda one: own[one])
-    if not own[command] or keys & others or own["train-tokenizer"] == own["train-dit"]:
+    command = max(known, key=lambda one: len(keys & (known[one] - shared)))
+    # One unknown key is a mistake, which is reported when the recipe is built; more are the keys of another command.
+    if not keys & (known[command] - shared) or len(keys - known[command]) > 1:
         raise UserError(f"recipe must be one of train-tokenizer or train-dit, got {path}")
     stage = train_tokenizer if command == "train-tokenizer" else train_dit
     return command, path, load_recipe(stage.Config, path)
@@ -214,13 +215,13 @@ def _on_gpu(
 ) -> OneGpu:
     gpu = GPUS[name]
     peak = gpu.tflops * (1.0 if precision == "bf16" else _FP32_SHARE)
-    images = step.largest(gpu.memory_gb * 1e9 - fixed)
+    images = step.largest(_USABLE * gpu.memory_gb * 1e9 - fixed)
     hours = training_seconds(training, flops, config.mfu * peak, config.count) / 3600
     return OneGpu(name, peak, gpu.memory_gb, images, fixed + step(images or step.smallest), hours)
 
 
 class _StepMemory:
-    """Memory of a step as a line through two counts, since counting it for every size would take minutes.
+    """Memory of a step, counted for two numbers of images and a line through them, since each count takes seconds.
 
     Args:
         costs: What counts it.
@@ -231,10 +232,10 @@ class _StepMemory:
     def __init__(self, costs: TokenizerCosts | TransformerCosts, at_once: int, halved: bool) -> None:
         self._most = at_once
         self.smallest = 1 if halved else at_once
-        few, many = max(1, at_once // 8), max(2, at_once // 4)
-        first = costs.step_bytes(few)
-        self._slope = (costs.step_bytes(many) - first) / (many - few)
-        self._start = first - self._slope * few
+        few, many = max(1, at_once // 16), max(2, at_once)
+        last = costs.step_bytes(many)
+        self._slope = (last - costs.step_bytes(few)) / (many - few)
+        self._start = last - self._slope * many
 
     def __call__(self, images: int) -> int:
         return round(self._start + self._slope * images)
@@ -322,22 +323,23 @@ def _lines(found: Estimate, config: Config) -> Iterator[str]:
     yield from (f"  {note}" for note in found.notes)
     parameters, frozen = sum(found.parameters.values()), sum(found.frozen.values())
     yield f"parameters   {parameters:,} trained{f', {frozen:,} frozen' if frozen else ''}"
-    width = max(map(len, (*found.parameters, *found.frozen)))
-    yield from (f"  {part:<{width}}  {count:>13,}" for part, count in (found.parameters | found.frozen).items())
+    yield from _rows({part: f"{count:,}" for part, count in (found.parameters | found.frozen).items()})
     total = found.flops_per_image * found.steps * found.batch_size
     yield f"work         {_operations(found.flops_per_image)} per image in a step, {_operations(total)} in all"
-    where = f"{format_bytes(sum(found.memory.values()))} on each GPU, {found.images_at_once:,} images at once"
-    yield f"memory       {where}: {_sizes(found.memory)}"
-    yield f"disk         {format_bytes(sum(found.disk.values()))}: {_sizes(found.disk)}"
+    at_once = f"{found.images_at_once:,} images at once, or fewer where they do not fit"
+    for name, parts in ((f"memory       on each GPU with {at_once}", found.memory), ("disk", found.disk)):
+        yield name
+        yield from _rows({part: format_bytes(size) for part, size in (parts | {"sum": sum(parts.values())}).items()})
+
+
+def _rows(parts: dict[str, str]) -> Iterator[str]:
+    """Yield one line for each part, its value to the right."""
+    yield from (f"  {part:<32}{value:>13}" for part, value in parts.items())
 
 
 def _operations(count: float) -> str:
     unit, size = next((u for u in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12)) if count >= u[1]), ("GFLOP", 1e9))
     return f"{float(f'{count / size:.3g}'):,g} {unit}"
-
-
-def _sizes(parts: dict[str, int]) -> str:
-    return ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items() if size)
 
 
 def run(config: Config) -> None:
