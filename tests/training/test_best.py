@@ -112,7 +112,7 @@ def test_commands_read_the_best_of_both_stages(tmp_path: Path, monkeypatch: pyte
     best = Generator.from_pretrained(tmp_path / "dit/best")
     assert best.provenance["val/loss"] == pytest.approx(min(measured.values()), rel=1e-6)
     assert best.provenance["latents"] == last.provenance["latents"]
-    sample = ["sample", "--generator", str(tmp_path / "dit/best"), "--count", "2", "--sampling.steps", "3"]
+    sample = ["sample", "--generator", str(tmp_path / "dit/best"), "--count", "2", "--steps", "3"]
     assert run([*sample, "--output", str(tmp_path / "samples")]) == 0
 
     recipe = tokenizer_recipe(tmp_path / "tokenizer", images=32, validation_images=16, best="val/psnr")

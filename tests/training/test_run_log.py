@@ -56,7 +56,7 @@ def test_wandb_gets_recipe_numbers_and_pictures(tmp_path: Path, sent: list[Any])
     tracker.picture(8, "samples", tmp_path / "a.png")
     tracker.close()
     assert sent == [
-        {"project": "mine", "name": tmp_path.name, "resume": "allow"},
+        {"project": "mine", "name": tmp_path.name, "dir": str(tmp_path), "resume": "allow"},
         {"training.images": 8, "flip": True},
         (8, {"train/loss": 1.0, "train/lr": 2.0, "val/loss": 3.0, "perf/mfu": 0.4}),
         (8, {"samples": [(6, 4)]}),
@@ -65,7 +65,7 @@ def test_wandb_gets_recipe_numbers_and_pictures(tmp_path: Path, sent: list[Any])
 
 
 def test_resumed_run_continues_in_wandb_without_doubled_steps(tmp_path: Path, sent: list[Any]) -> None:
-    """Two kills in a row, then a rollback, on a folder that has moved: each step arrives once, in one run."""
+    """Kills, a move of the folder, a rollback and one more kill: each step arrives once, in one run."""
 
     def log(folder: Path, resumed: int, *images: int) -> None:
         tracker = Tracker(folder, resumed, WANDB)
@@ -73,16 +73,16 @@ def test_resumed_run_continues_in_wandb_without_doubled_steps(tmp_path: Path, se
             tracker.log(seen, {"total": 1.0}, {})
         if resumed == 24:
             tracker.truncate(32, 56, "total jumped")
-            for seen in (40, 48, 56, 64):
-                tracker.log(seen, {"total": 1.0}, {})
+            tracker.log(40, {"total": 1.0}, {})
         tracker.close()
 
     log(tmp_path / "a", 0, 16, 32, 48)
     log(tmp_path / "a", 16, 24)
     (tmp_path / "a").rename(tmp_path / "b")
     log(tmp_path / "b", 24, 32, 48, 56)
+    log(tmp_path / "b", 32, 40, 48, 56, 64)
     assert [step for step, _ in (entry for entry in sent if isinstance(entry, tuple))] == [16, 32, 48, 56, 64]
-    assert [entry.get("id") for entry in sent if isinstance(entry, dict)] == [None, "run 1", "run 1"]
+    assert [entry.get("id") for entry in sent if isinstance(entry, dict)] == [None, "run 1", "run 1", "run 1"]
 
 
 def test_logger_that_is_missing_or_fails_says_so(

@@ -266,11 +266,11 @@ class TransformerTask(TrainingTask):
     @torch.no_grad()
     def validate(self, states: Mapping[str, Mapping[str, Tensor]], at_once: int | None = None) -> dict[str, Tensor]:
         """Return the averaged model's terms on validation latents and, if asked for, its Fréchet distance."""
-        generator, terms = self.generator(states["transformer"], {}), {}
+        model, terms = self._averaged_model(states), {}
         if self.config.validation_latents is not None:
-            terms = self._validation_loss(generator.transformer, at_once)
+            terms = self._validation_loss(model, at_once)
         if self.config.frechet.samples:
-            terms["frechet"] = self._distance(generator, self.config.training.seed)
+            terms["frechet"] = self._distance(self._generator(model, {}), self.config.training.seed)
         return terms
 
     @cached_property
@@ -323,7 +323,7 @@ class TransformerTask(TrainingTask):
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a grid of samples, four of each of the first classes, with few steps."""
-        generator = self.generator(states["transformer"], {})
+        generator = self._generator(self._averaged_model(states), {})
         labels = choose_labels(min(32, 4 * max(generator.num_classes, 1)), generator.num_classes, "balanced", 0)
         scale = 2.0 if self.config.transformer.label_dropout > 0 else 1.0
         sampling = SamplingConfig(steps=min(50, self.config.sampling.steps), guidance_scale=scale)
@@ -336,15 +336,17 @@ class TransformerTask(TrainingTask):
     ) -> Generator:
         initial = {} if self.config.initial is None else {"initial": self.config.initial}
         latents = {"latents": f"{len(self.latents):,} of shape {self.latents.shape}"}
-        return self.generator(states["transformer"], {**latents, **initial, **provenance})
+        return self._generator(self._averaged_model(states), {**latents, **initial, **provenance})
 
-    def generator(self, state: Mapping[str, Tensor], provenance: dict[str, Any]) -> Generator:
-        """Return a generator with the given weights."""
-        transformer = LightningDiT.from_config(self.transformer.config)
-        transformer.load_state_dict(dict(state))
+    def _averaged_model(self, states: Mapping[str, Mapping[str, Tensor]]) -> LightningDiT:
+        model = LightningDiT.from_config(self.transformer.config)
+        model.load_state_dict(dict(states["transformer"]))
+        return model.eval().to(self.device)
+
+    def _generator(self, model: LightningDiT, provenance: dict[str, Any]) -> Generator:
         names, sampling, flow = self.latents.class_names, self.config.sampling, self.config.flow
         return Generator(
-            transformer, self.tokenizer, self.statistics, sampling, flow.path, names, provenance, flow.prediction
+            model, self.tokenizer, self.statistics, sampling, flow.path, names, provenance, flow.prediction
         ).to(self.device)
 
 

@@ -54,17 +54,18 @@ class _Library(NamedTuple):
     resume: str  # option of a start that continues a run, given its id
     id: str  # attribute of the library's run with its id
     name: str | None = None  # option for the name of a new run
+    folder: str | None = None  # option for the folder of its files
     allow: bool = False  # whether continuing needs resume="allow"
     picture: Literal["list", "single"] | None = None  # argument of the tracker's `log_images`; None has no pictures
 
 
 _LIBRARIES: dict[LoggerName, _Library] = {
-    "wandb": _Library("id", "id", "name", allow=True, picture="list"),
+    "wandb": _Library("id", "id", "name", "dir", allow=True, picture="list"),
     "mlflow": _Library("run_id", "info.run_id", "run_name"),
     "comet_ml": _Library("experiment_key", "id"),
-    "aim": _Library("run_hash", "hash", picture="single"),
+    "aim": _Library("run_hash", "hash", folder="logging_dir", picture="single"),
     "clearml": _Library("continue_last_task", "id", "task_name", picture="single"),
-    "swanlab": _Library("id", "id", "experiment_name", allow=True, picture="list"),
+    "swanlab": _Library("id", "id", "experiment_name", "logdir", allow=True, picture="list"),
     "trackio": _Library("name", "name", allow=True),
 }
 
@@ -105,8 +106,8 @@ class Tracked:
         PartialState()  # accelerate's own logging needs it
         library, kind = _LIBRARIES[name], LOGGER_TYPE_TO_CLASS[name]
         options: dict[str, Any] = {"resume": "allow"} if library.allow else {}
-        if kind.requires_logging_directory:
-            options["logging_dir"] = str(folder)
+        if library.folder is not None:
+            options[library.folder] = str(folder)
         if run_id is not None:
             options[library.resume] = run_id
         elif library.name is not None:

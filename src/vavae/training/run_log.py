@@ -18,6 +18,8 @@ from vavae.version import __version__
 
 _PACKAGES = ("torch", "numpy", "transformers", "safetensors", "torchdiffeq", "scikit-learn", "scipy", "pillow")
 
+_LOGGERS = "loggers.json"
+
 
 def versions() -> dict[str, str]:
     """Return the versions of vavae, Python, the libraries and the device, on which numbers depend."""
@@ -68,6 +70,7 @@ class Tracker:
         self._first = first
         self._tensorboard: TensorBoard | None = None
         self._others: dict[str, Tracked] = {}
+        self._runs: dict[str, str] = {}  # their ids, also of loggers that an earlier start used
         self._furthest = 0  # images of the last point that the other loggers have
         if first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,7 @@ class Tracker:
         """Remove lines and points beyond `images`."""
         reached = max((int(line["images"] or 0) for line in read_metrics(self._folder)), default=0)
         self._furthest = max(self._furthest, reached)
+        self._record()
         for name in ("metrics", "timing"):
             _truncate(self._folder / f"{name}.jsonl", images)
         if self._config.tensorboard:
@@ -86,17 +90,22 @@ class Tracker:
             self._tensorboard = TensorBoard(self._folder, images)
 
     def _start_others(self) -> None:
-        """Start the other loggers, or continue their runs, whose ids are in `loggers.json`."""
-        if not self._config.loggers:
-            return
-        check_installed(self._config.loggers)
-        path = self._folder / "loggers.json"
-        state = read_json_object(path) if path.exists() else {"runs": {}, "images": 0}
-        self._furthest = max(self._furthest, state["images"])
-        for name in self._config.loggers:
-            self._others[name] = Tracked(name, self._config.project, self._folder, state["runs"].get(name))
-            state["runs"][name] = self._others[name].run_id
-        write_json(path, state | {"images": self._furthest})
+        """Start the other loggers, or continue their runs."""
+        if self._config.loggers:
+            check_installed(self._config.loggers)
+            path = self._folder / _LOGGERS
+            if path.exists():
+                state = read_json_object(path)
+                self._runs, self._furthest = state["runs"], max(self._furthest, state["images"])
+            for name in self._config.loggers:
+                self._others[name] = Tracked(name, self._config.project, self._folder, self._runs.get(name))
+                self._runs[name] = self._others[name].run_id
+            self._record()
+
+    def _record(self) -> None:
+        """Write what the next start must know of the other loggers."""
+        if self._others:
+            write_json(self._folder / _LOGGERS, {"runs": self._runs, "images": self._furthest})
 
     def log(self, images: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
         """Write one line to each file, and log the numbers."""
