@@ -117,7 +117,7 @@ def read_training_recipe(name: str) -> tuple[str, Path, Any]:
     """Return command, file and configuration of a recipe for a training.
 
     Raises:
-        UserError: There is no such recipe, or it is for another command.
+        UserError: The recipe does not exist, or it is for another command.
     """
     path = recipe_file(name)
     keys = set(read_yaml(path))
