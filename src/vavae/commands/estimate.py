@@ -329,7 +329,8 @@ def _lines(found: Estimate, config: Config) -> Iterator[str]:
     at_once = f"{found.images_at_once:,} images at once, or fewer where they do not fit"
     for name, parts in ((f"memory       on each GPU with {at_once}", found.memory), ("disk", found.disk)):
         yield name
-        yield from _rows({part: format_bytes(size) for part, size in (parts | {"sum": sum(parts.values())}).items()})
+        sizes = {part: size for part, size in parts.items() if size} | {"sum": sum(parts.values())}
+        yield from _rows({part: format_bytes(size) for part, size in sizes.items()})
 
 
 def _rows(parts: dict[str, str]) -> Iterator[str]:
