@@ -121,10 +121,13 @@ class Trainer:
     def _states(self) -> dict[str, dict[str, Tensor]]:
         return {name: self.averaged_state(name) for name in self.task.averaged}
 
-    def model(self, quick: bool = False, **numbers: float) -> Any:
-        """Return the averaged model; `numbers` are added to its provenance. All processes must call it."""
+    def model(self, best: Mapping[str, float] | None = None) -> Any:
+        """Return the averaged model, with the number by which it is the best, if training continues afterwards.
+
+        All processes must call it.
+        """
         facts = {"images_seen": self.images_seen, "seed": self.config.seed, "hours": round(self.seconds / 3600, 3)}
-        return self.task.model(self._states(), {**facts, **numbers}, self.at_once, quick)
+        return self.task.model(self._states(), {**facts, **(best or {})}, self.at_once, quick=best is not None)
 
     def run(self, description: str) -> None:
         """Train to the end, from the newest good checkpoint if there is one.
@@ -334,7 +337,7 @@ class Trainer:
     def _learning_rates(self) -> dict[str, float]:
         """Return the rates of the last step: `lr` of the first optimizer, `lr/NAME` of others."""
         config, seen = self.config, self.images_seen - self.config.batch_size
-        rates = {}
+        rates: dict[str, float] = {}
         for name, optimizer in self._state.optimizers.items():
             factor = learning_rate_factor(optimizer.config.schedule, seen, config.batch_size, config.images)
             rates[f"lr/{name}" if rates else "lr"] = optimizer.config.learning_rate * factor
@@ -353,10 +356,10 @@ class Trainer:
     def _keep_best(self, numbers: Mapping[str, float]) -> None:
         """Write the averaged model to `best` if its validation number is the best so far."""
         best, name = self._best, self.config.best
-        if best is None or name not in numbers:
+        if best is None or name is None or name not in numbers:
             return
         if self.world.once(lambda: best.improves(numbers[name], self.images_seen)):
-            model = self.model(quick=True, **{name: numbers[name]})
+            model = self.model({name: numbers[name]})
             self.world.once(lambda: best.replace(self.images_seen, model.save_pretrained))
 
     def _preview(self, tracker: Tracker) -> None:
