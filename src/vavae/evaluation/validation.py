@@ -106,7 +106,7 @@ def shard_of(most: int, length: int, world: World) -> Tensor:
     All have equally many, so that the mean over processes is the mean over images, or none if there are too few.
     """
     count = min(most, length) // world.size
-    return evenly_spaced(count * world.size, length)[world.rank :: world.size]
+    return evenly_spaced(count * world.size, length)[world.rank :: world.size].contiguous()
 
 
 def mean_terms(chunks: Chunks, own: Tensor, measure: Callable[[tuple[Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:
