@@ -1,13 +1,15 @@
 """Config of the flow: path, prediction, times and loss weights."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vavae.errors import UserError
-from vavae.flow.paths import PathName, Prediction
+from vavae.flow.loss import flow_matching_loss
+from vavae.flow.paths import PathName, Prediction, path_by_name
 from vavae.flow.times import TimeDistribution
 
 
@@ -46,3 +48,25 @@ class FlowConfig:
             return times
         late = positions.to(device) >= self.uniform_after_images
         return torch.where(late, TimeDistribution(kind="uniform").at(seed, positions, device=device), times)
+
+    def loss(
+        self,
+        model: Callable[..., Tensor],
+        latents: Tensor,
+        labels: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        label_drop: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the terms of `flow_matching_loss` for this path, prediction and weight."""
+        return flow_matching_loss(
+            model,
+            latents,
+            labels,
+            noise=noise,
+            t=t,
+            path=path_by_name(self.path),
+            prediction=self.prediction,
+            direction_weight=self.direction_weight,
+            label_drop=label_drop,
+        )
