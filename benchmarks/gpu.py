@@ -39,9 +39,10 @@ from vavae.training.activation_checkpointing import Recomputation, apply_activat
 from vavae.training.compile import Compilation, compile_network
 from vavae.training.ema import MovingAverage, exponential
 from vavae.training.float8 import use_float8
+from vavae.training.gpus import peak_tflops
 from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices
 from vavae.training.run_log import versions
-from vavae.training.throughput import count_flops, peak_tflops
+from vavae.training.throughput import count_flops
 from vavae.transformer import LightningDiT
 
 DEVICE = torch.device("cuda")

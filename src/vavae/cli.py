@@ -38,6 +38,7 @@ COMMANDS = {
     "serve": Command("commands.serve", "a local web page: sample, reconstruct, interpolate", ("model",)),
     "convert": Command("commands.convert", "published files <-> folders of ours <-> diffusers", ("source", "output")),
     "recipes": Command("commands.recipes", "list the recipes in the package, or print one to edit", ("name",)),
+    "estimate": Command("commands.estimate", "memory, disk and hours of a training, in advance", ("recipe",)),
     "assets": Command("commands.assets", "list, fetch, verify pretrained weights and data sets", ("action", "names+")),
     "bench": Command("commands.bench", "throughput and memory of each stage on this machine"),
     "doctor": Command("commands.doctor", "what this machine can run, and what is missing"),

@@ -51,7 +51,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, To
 
 def distances(run: Path) -> dict[int, float]:
     """Return the measured distances of a run by number of images."""
-    return {line["images"]: line["validation/frechet"] for line in read_metrics(run) if "validation/frechet" in line}
+    return {line["images"]: line["val/frechet"] for line in read_metrics(run) if "val/frechet" in line}
 
 
 def test_distance_of_samples(runs: tuple[Path, Tokenizer, Generator]) -> None:
@@ -154,10 +154,10 @@ def test_distance_without_an_interval_is_refused(data: Path, tmp_path: Path) -> 
 
 
 def test_validation_loss_is_logged(runs: tuple[Path, Tokenizer, Generator]) -> None:
-    found = [line for line in read_metrics(runs[0] / "transformer") if "validation/total" in line]
+    found = [line for line in read_metrics(runs[0] / "transformer") if "val/loss" in line]
     assert [line["images"] for line in found] == [16, 32]
-    assert found[1]["validation/total"] != found[0]["validation/total"]
-    assert found[1]["validation/total"] == pytest.approx(found[1]["total"], rel=0.3)
+    assert found[1]["val/loss"] != found[0]["val/loss"]
+    assert found[1]["val/loss"] == pytest.approx(found[1]["total"], rel=0.3)
 
 
 def test_validation_loss_sees_every_class(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

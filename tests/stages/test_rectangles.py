@@ -106,7 +106,7 @@ def test_tokenizer_of_rectangles(path: Path, asked: list[dict[str, Any]]) -> Non
     assert "15 images of 24x40 px" in Tokenizer.from_pretrained(folder / "tokenizer").provenance["images"]
     (preview,) = (folder / "previews").glob("*.png")
     assert Image.open(preview).size == (2 + 8 * (WIDTH + 2), 2 + 2 * (HEIGHT + 2))
-    assert "validation/frechet" in (folder / "metrics.jsonl").read_text()
+    assert "val/frechet" in (folder / "metrics.jsonl").read_text()
 
 
 def test_cached_features_equal_those_of_the_crops(images: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_generator_of_rectangles(path: Path, tmp_path: Path) -> None:
     folder = path / "generator"
     generator = Generator.from_pretrained(folder / "generator")
     assert generator.latent_shape == (4, 6, 10) and generator.image_size == (HEIGHT, WIDTH)
-    assert "validation/frechet" in (folder / "metrics.jsonl").read_text()
+    assert "val/frechet" in (folder / "metrics.jsonl").read_text()
     out = tmp_path / "samples"
     assert run(["sample", f"--generator={folder / 'generator'}", "--count=5", f"--output={out}", "--npz"]) == 0
     assert {Image.open(file).size for file in out.glob("0*.png")} == {(WIDTH, HEIGHT)}

@@ -71,13 +71,13 @@ def test_one_label_in_ten_is_dropped(data: Path, tmp_path: Path, monkeypatch: py
         dropped.append(label_drop)
         return {"total": torch.zeros(len(label_drop), requires_grad=True)}
 
-    monkeypatch.setattr(train_dit, "flow_matching_loss", loss)
+    monkeypatch.setattr("vavae.flow.config.flow_matching_loss", loss)
     positions = torch.arange(2000)
     latents = rng.normal(0, "latents", positions, (8, 4, 4), torch.device("cpu"))
     batch = train_dit._Batch(positions, latents, positions % 3)
     task.step(batch, 0, 1.0)
     assert 0.08 < float(dropped[0].float().mean()) < 0.12
-    task._loss(batch, "validation ", 0.0)
+    task._loss(task.transformer, batch, "validation ", 0.0)
     assert not dropped[1].any()
 
 

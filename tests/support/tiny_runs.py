@@ -15,6 +15,7 @@ from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.optimizer import OptimizerConfig
+from vavae.training.task import TrainingTask
 from vavae.training.trainer import TrainingConfig
 
 TRAINING = TrainingConfig(
@@ -50,6 +51,11 @@ class TinyTeacher(torch.nn.Module):
 def use_tiny_teacher(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
     """Let the stage load `TinyTeacher` for any teacher; `monkeypatch.setattr` undoes it after a test."""
     set_attribute(train_tokenizer, "load_teacher", lambda *_, **__: TinyTeacher())
+
+
+def live_states(task: TrainingTask) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the live weights of a task in place of their averages."""
+    return {name: task.modules[name].state_dict() for name in task.averaged}
 
 
 def tokenizer_recipe(folder: Path, **training: Any) -> train_tokenizer.Config:

@@ -267,11 +267,11 @@ def test_guidance_of_more_channels_than_the_latents_have_is_refused(data: Path, 
 def test_missing_logger_is_reported_before_the_work(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
     for stage, task, recipe in (
-        (train_tokenizer, "TokenizerTask", tokenizer_recipe(tmp_path / "tokenizer", wandb="project")),
-        (train_dit, "TransformerTask", transformer_recipe(tmp_path / "generator", data, wandb="project")),
+        (train_tokenizer, "TokenizerTask", tokenizer_recipe(tmp_path / "tokenizer", loggers=("wandb",))),
+        (train_dit, "TransformerTask", transformer_recipe(tmp_path / "generator", data, loggers=("wandb",))),
     ):
         monkeypatch.setattr(stage, task, lambda *_: pytest.fail("work was done"))
-        with pytest.raises(UserError, match=r"^training\.wandb needs the extra"):
+        with pytest.raises(UserError, match=r"^training\.loggers: wandb is not installed"):
             stage.run(recipe)

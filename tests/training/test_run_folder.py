@@ -19,7 +19,7 @@ from vavae.training.schedule import ScheduleConfig
 class Training:
     images: int = 10
     device: str = "cpu"
-    wandb: str | None = None
+    loggers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def test_same_recipe_resumes(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"] == {
         "images": 10,
         "device": "cpu",
-        "wandb": None,
+        "loggers": [],
     }
     assert "torch" in (tmp_path / "versions.json").read_text()
     open_run_folder(tmp_path, Recipe())

@@ -32,7 +32,7 @@ def test_run_prints_an_estimate(
 
 
 def test_time_has_a_suitable_unit() -> None:
-    times = [throughput._time(seconds) for seconds in (0.04, 59.0, 90.0, 5400.0, 3600 * 1234.0)]
+    times = [throughput.format_seconds(seconds) for seconds in (0.04, 59.0, 90.0, 5400.0, 3600 * 1234.0)]
     assert times == ["less than a minute"] * 2 + ["about 1.5 minutes", "about 1.5 hours", "about 1,200 hours"]
 
 

@@ -23,9 +23,10 @@ from vavae.flow import Guidance, flow_matching_loss, sample
 from vavae.io.files import read_json_object, written_whole
 from vavae.losses import AdversarialConfig, AlignmentConfig, ObjectiveConfig, TokenizerObjective
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
+from vavae.training.gpus import peak_tflops
 from vavae.training.optimizer import OptimizerConfig, build_optimizer
 from vavae.training.run_log import versions
-from vavae.training.throughput import count_flops, measured_tflops, peak_memory_gb, peak_tflops
+from vavae.training.throughput import count_flops, measured_tflops, peak_memory_gb
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 

@@ -268,6 +268,17 @@ def to_plain(value: Any) -> Any:
     return value
 
 
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted keys."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        key: value
+        for name, part in values.items()
+        for key, value in flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
 def to_yaml(config: Any) -> str:
     """Return the resolved recipe: every key with its value, in the order of the dataclass."""
     return dump_yaml(to_plain(config))

@@ -1,6 +1,6 @@
 """Fréchet distance of few samples during training. It shows whether a run improves; other runs are not comparable."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,13 +81,32 @@ def check_rhythm(samples: int, validation_images: int | None) -> None:
         raise UserError("frechet.samples needs training.validation_images, the interval between measurements")
 
 
+def check_best(best: str | None, validation_images: int | None, terms: Sequence[str], distance: bool) -> None:
+    """Raise UserError if `training.best` names a number that the run does not measure.
+
+    Args:
+        best: The recipe's value.
+        validation_images: The interval between measurements; None measures nothing.
+        terms: What the stage measures on its validation data.
+        distance: Whether a Fréchet distance is measured too.
+    """
+    if best is None:
+        return
+    if validation_images is None:
+        raise UserError("training.best needs training.validation_images, the interval between measurements")
+    known = [f"val/{name}" for name in (*terms, *(["frechet"] if distance else []))]
+    if best not in known:
+        measured = ", ".join(known) or "nothing: give validation_latents or frechet.samples"
+        raise UserError(f"training.best must be a number that this recipe measures ({measured}), got {best}")
+
+
 def shard_of(most: int, length: int, world: World) -> Tensor:
     """Return the images out of `length` that this process validates on: its share of at most `most`, evenly spread.
 
-    Processes that compute in step must have equally many images. All have none if there are fewer than processes.
+    All have equally many, so that the mean over processes is the mean over images, or none if there are too few.
     """
     count = min(most, length) // world.size
-    return evenly_spaced(count * world.size, length)[world.rank :: world.size]
+    return evenly_spaced(count * world.size, length)[world.rank :: world.size].contiguous()
 
 
 def mean_terms(chunks: Chunks, own: Tensor, measure: Callable[[tuple[Tensor]], dict[str, Tensor]]) -> dict[str, Tensor]:

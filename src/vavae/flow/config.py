@@ -1,7 +1,7 @@
 """Config of the flow: path, prediction, times and loss weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vavae.errors import UserError
-from vavae.flow.loss import LossSpace
-from vavae.flow.paths import PathName, Prediction
+from vavae.flow.loss import LossSpace, flow_matching_loss
+from vavae.flow.paths import PathName, Prediction, path_by_name
 from vavae.flow.times import TimeDistribution, shift_in_numbers
 
 
@@ -63,3 +63,26 @@ class FlowConfig:
             return times
         late = positions.to(device) >= self.uniform_after_images
         return torch.where(late, TimeDistribution(kind="uniform").at(seed, positions, device=device), times)
+
+    def loss(
+        self,
+        model: Callable[..., Tensor],
+        latents: Tensor,
+        labels: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        label_drop: Tensor,
+    ) -> dict[str, Tensor]:
+        """Return the terms of `flow_matching_loss` for this path, prediction and weight."""
+        return flow_matching_loss(
+            model,
+            latents,
+            labels,
+            noise=noise,
+            t=t,
+            path=path_by_name(self.path, self.floor),
+            prediction=self.prediction,
+            space=self.space,
+            direction_weight=self.direction_weight,
+            label_drop=label_drop,
+        )

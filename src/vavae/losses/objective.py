@@ -307,7 +307,7 @@ class TokenizerObjective(nn.Module):
         if self.alignment is not None:
             terms |= self.alignment(latents, _needed(teacher_features))
         zero = images.new_zeros(())
-        return {name: terms.get(name, zero) for name in _EVALUATED}
+        return {name: terms.get(name, zero) for name in EVALUATED_TERMS}
 
     def _reconstruction_terms(self, images: Tensor, reconstruction: Tensor, precision: Precision) -> dict[str, Tensor]:
         config = self.config
@@ -386,9 +386,10 @@ class TokenizerObjective(nn.Module):
         return {"total": total, **report}
 
 
-_EVALUATED = ("nll", "pixel", "perceptual", "psnr", "kl", "cosine", "distance_matrix", "alignment")
+# The terms that `TokenizerObjective.evaluate` returns.
+EVALUATED_TERMS = ("nll", "pixel", "perceptual", "psnr", "kl", "cosine", "distance_matrix", "alignment")
 _REPORTED = (
-    *_EVALUATED,
+    *EVALUATED_TERMS,
     "alignment_weight",
     "adversarial",
     "adversarial_weight",

@@ -57,15 +57,15 @@ class RepresentationConfig:
         if not 0 <= self.noise < float("inf"):
             raise UserError(f"representation.noise must be at least 0, got {self.noise}")
 
-    def decoder(self, teacher: Teacher) -> ViTDecoder:
-        """Return a freshly initialized decoder of the teacher's grid.
+    def decoder(self, channels: int, grid: tuple[int, int]) -> ViTDecoder:
+        """Return a freshly initialized decoder of latents of that many channels, on a grid of height and width.
 
         Raises:
             UserError: The numbers do not fit.
         """
         changes = {name: value for name in _SHAPE if (value := getattr(self, name)) is not None}
         shape = {**SIZES[self.size], **changes, "patch_size": self.patch_size}
-        return ViTDecoder(teacher.width, teacher.grid_size, **shape)
+        return ViTDecoder(channels, grid, **shape)
 
     def build(self, teacher: Teacher) -> "RepresentationAutoencoder":
         """Return the autoencoder with a freshly initialized decoder.
@@ -73,7 +73,8 @@ class RepresentationConfig:
         Raises:
             UserError: The numbers do not fit, or the teacher cannot be a latent.
         """
-        return RepresentationAutoencoder(teacher, self.decoder(teacher), self.noise, self.noise_kind, self.layers)
+        decoder = self.decoder(teacher.width, teacher.grid_size)
+        return RepresentationAutoencoder(teacher, decoder, self.noise, self.noise_kind, self.layers)
 
 
 class RepresentationAutoencoder(nn.Module):
@@ -255,7 +256,7 @@ def load_representation(folder: Path) -> RepresentationAutoencoder | None:
         teacher = load_teacher(inside if inside.is_dir() else name, input_size=(height, width))
         teacher.name = name
         with torch.device("meta"):
-            decoder = config.decoder(teacher)
+            decoder = config.decoder(teacher.width, teacher.grid_size)
         weights = folder / files.WEIGHTS
         files.load_strictly(decoder, read_safetensors(weights), weights)
         model = RepresentationAutoencoder(teacher, decoder, config.noise, config.noise_kind, config.layers)

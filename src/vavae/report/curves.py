@@ -12,6 +12,7 @@ from vavae.report.glossary import Term, term_of
 LogLine = Mapping[str, float | None]
 
 _LOG_RATIO = 20.0
+_NOT_DRAWN = ("images", "step", "lr")
 _WINDOW_SHARE = 1 / 15  # of the log, over which a smoothed point averages
 
 
@@ -72,7 +73,7 @@ def read_panels(logs: Sequence[Sequence[LogLine]], terms: Mapping[str, Term]) ->
         values are all zero is left out of a panel that has other runs. A curve begins with its first value that is
         not zero.
     """
-    keys = {key for lines in logs for line in lines for key in line} - {"images", "step"}
+    keys = {key for lines in logs for line in lines for key in line if key.partition("/")[0] not in _NOT_DRAWN}
     panels, off = [], []
     for key in [*(key for key in terms if key in keys), *sorted(keys - terms.keys())]:
         curves = []

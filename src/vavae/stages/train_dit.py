@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import rng
 from vavae.config.image_size import format_size, scale_size
@@ -19,11 +18,12 @@ from vavae.data.found import Found
 from vavae.data.images import report
 from vavae.device import autocast, fits_on, resolve_device, resolve_precision, to_device
 from vavae.errors import UserError
-from vavae.evaluation.validation import FrechetConfig, SampleDistance, check_rhythm, mean_terms, shard_of
-from vavae.flow import FlowConfig, flow_matching_loss, path_by_name
+from vavae.evaluation.validation import FrechetConfig, SampleDistance, check_best, check_rhythm, mean_terms, shard_of
+from vavae.flow import FlowConfig
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.sampling import choose_labels
 from vavae.report.images import image_grid
+from vavae.stages.costs import TransformerCosts
 from vavae.stages.encode import fingerprint
 from vavae.stages.initial import load_initial_transformer
 from vavae.stages.transformer_config import TransformerConfig as TransformerConfig
@@ -34,9 +34,9 @@ from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World
 from vavae.training.run_folder import open_run, stream_seed
-from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
+from vavae.training.throughput import StepWork
 from vavae.training.trainer import TrainingConfig, TrainingTask
-from vavae.transformer import build_transformer
+from vavae.transformer import Transformer, build_transformer
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check_rhythm(self.frechet.samples, self.training.validation_images)
+        terms = () if self.validation_latents is None else ("loss", "mse", "direction")
+        check_best(self.training.best, self.training.validation_images, terms, self.frechet.samples > 0)
         if self.validation_latents is not None and self.training.validation_images is None:
             raise UserError("validation_latents needs training.validation_images, the images between two measurements")
         if self.compile is True and self.training.parallel == "shard":
@@ -126,7 +128,6 @@ class TransformerTask(TrainingTask):
         self.tokenizer = tokenizer
         self.device = resolve_device(config.training.device)
         self.precision = resolve_precision(config.training.precision, self.device)
-        self.path = path_by_name(config.flow.path, config.flow.floor)
         _check_fit(config, latents, tokenizer)
         config.sampling.check_channels(latents.shape[0])
         self.flow = config.flow.for_latents(latents.shape)
@@ -187,35 +188,20 @@ class TransformerTask(TrainingTask):
 
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()
-        terms = self._loss(batch, "", self.transformer.config.label_dropout)
+        terms = self._loss(self._model, batch, "", self.transformer.config.label_dropout)
         (terms["total"] * scale).backward()
         return {name: value.detach() for name, value in terms.items()}
 
-    def _loss(self, batch: _Batch, purpose: str, label_dropout: float) -> dict[str, Tensor]:
+    def _loss(
+        self, model: Callable[..., Tensor], batch: _Batch, purpose: str, label_dropout: float
+    ) -> dict[str, Tensor]:
         """Return the mean terms of a batch; noise, times and dropped labels depend on positions and `purpose` only."""
         seed, positions = self.config.training.seed, batch.positions
         noise = rng.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
         t = self.flow.draw_times(seed, positions, self.device)
         drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device) < label_dropout
-        return self._mean_terms(self._model, batch.latents, batch.labels, noise, t, drop)
-
-    def _mean_terms(
-        self, model: Callable[..., Tensor], latents: Tensor, labels: Tensor, noise: Tensor, t: Tensor, drop: Tensor
-    ) -> dict[str, Tensor]:
-        flow = self.flow
-        with autocast(self.precision, latents.device):
-            terms = flow_matching_loss(
-                model,
-                latents,
-                labels,
-                noise=noise,
-                t=t,
-                path=self.path,
-                prediction=flow.prediction,
-                space=flow.space,
-                direction_weight=flow.direction_weight,
-                label_drop=drop,
-            )
+        with autocast(self.precision, self.device):
+            terms = self.flow.loss(model, batch.latents, batch.labels, noise, t, drop)
         return {name: value.mean() for name, value in terms.items()}
 
     def prepare_validation(self) -> None:
@@ -227,10 +213,12 @@ class TransformerTask(TrainingTask):
 
     @torch.no_grad()
     def validate(self, states: Mapping[str, Mapping[str, Tensor]], at_once: int | None = None) -> dict[str, Tensor]:
-        """Return terms on validation latents and, if asked for, the Fréchet distance of the averaged model."""
-        terms = self._validation_loss(at_once) if self.config.validation_latents is not None else {}
+        """Return the averaged model's terms on validation latents and, if asked for, its Fréchet distance."""
+        model, terms = self._averaged_model(states), {}
+        if self.config.validation_latents is not None:
+            terms = self._validation_loss(model, at_once)
         if self.config.frechet.samples:
-            terms["frechet"] = self._distance(self.generator(states["transformer"], {}), self.config.training.seed)
+            terms["frechet"] = self._distance(self._generator(model, {}), self.config.training.seed)
         return terms
 
     @cached_property
@@ -238,21 +226,16 @@ class TransformerTask(TrainingTask):
         size = scale_size(self.latents.shape[1:], self.tokenizer.factor)
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
-    def _validation_loss(self, at_once: int | None) -> dict[str, Tensor]:
-        """Return mean terms on validation latents, with the same noise and times each time."""
+    def _validation_loss(self, model: Transformer, at_once: int | None) -> dict[str, Tensor]:
+        """Return a model's mean terms on validation latents, with the same noise and times each time."""
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
             latents, labels = self._validation.get(part[0], normalize=False)
             batch = _Batch(part[0], self.statistics.normalize(latents).to(self.device), labels.to(self.device))
-            return self._loss(batch, "validation ", 0.0)
+            return self._loss(model, batch, "validation ", 0.0)
 
-        # Processes with sharded parameters gather them together, so all must have the same number of chunks.
-        training, size = self.config.training, self.world.size
-        portions = Chunks(at_once or training.batch_size // size, halve=training.parallel != "shard" or size == 1)
-        self.transformer.eval()
-        terms = mean_terms(portions, shard_of(_VALIDATION_LATENTS, len(self._validation), self.world), measure)
-        self.transformer.train()
-        return terms
+        portions = Chunks(at_once or self.config.training.batch_size // self.world.size)
+        return mean_terms(portions, shard_of(_VALIDATION_LATENTS, len(self._validation), self.world), measure)
 
     @cached_property
     def _validation(self) -> LatentDataset:
@@ -268,31 +251,19 @@ class TransformerTask(TrainingTask):
         return dataset
 
     @cached_property
+    def _costs(self) -> TransformerCosts:
+        recomputation = self.config.transformer.activation_checkpointing
+        return TransformerCosts(self.transformer.config, self.flow, self.precision, recomputation)
+
+    @cached_property
     def _work(self) -> StepWork:
-        """FLOPs of an image, counted on the meta device."""
-        config = self.transformer.config
-        with torch.device("meta"):
-            model = build_transformer(config)
-            x, t, y = torch.empty(1, *self.latents.shape), torch.empty(1), torch.zeros(1, dtype=torch.int64)
-        flops = count_flops(lambda: model(x, t, y).sum().backward())
-        return StepWork(flops, math.prod(config.grid))
+        return StepWork(self._costs.flops(), math.prod(self.transformer.config.grid))
 
     def work(self) -> StepWork:
         return self._work
 
     def step_bytes(self, images: int) -> int:
-        """Estimate the peak memory of one step with fake tensors, on a CPU and not compiled."""
-        config = self.transformer.config
-
-        def step() -> None:
-            latents, t = torch.empty(images, *self.latents.shape), torch.empty(images)
-            labels, drop = torch.zeros(images, dtype=torch.int64), t < config.label_dropout
-            self._mean_terms(model, latents, labels, torch.empty_like(latents), t, drop)["total"].backward()
-
-        with FakeTensorMode():
-            model = build_transformer(config)
-            apply_activation_checkpointing(list(model.blocks), self.config.transformer.activation_checkpointing)
-            return count_peak_bytes(step)
+        return self._costs.step_bytes(images)
 
     def phase(self, images_seen: int) -> int:
         switch = self.config.flow.uniform_after_images
@@ -300,7 +271,7 @@ class TransformerTask(TrainingTask):
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a grid of samples, four of each of the first classes, with few steps."""
-        generator = self.generator(states["transformer"], {})
+        generator = self._generator(self._averaged_model(states), {})
         labels = choose_labels(min(32, 4 * max(generator.num_classes, 1)), generator.num_classes, "balanced", 0)
         scale = 2.0 if self.config.transformer.label_dropout > 0 else 1.0
         sampling = SamplingConfig(steps=min(50, self.config.sampling.steps), guidance_scale=scale)
@@ -308,14 +279,23 @@ class TransformerTask(TrainingTask):
             latents = generator.latents(sorted(labels), sampling=sampling)
         image_grid(to_uint8(generator.tokenizer.decode(latents.float())).cpu().numpy(), columns=8).save(path)
 
-    def generator(self, state: Mapping[str, Tensor], provenance: dict[str, Any]) -> Generator:
-        """Return a generator with the given weights."""
-        transformer = build_transformer(self.transformer.config)
-        transformer.load_state_dict(dict(state))
+    def model(
+        self, states: Mapping[str, Mapping[str, Tensor]], provenance: dict[str, Any], at_once: int, quick: bool
+    ) -> Generator:
+        initial = {} if self.config.initial is None else {"initial": self.config.initial}
+        latents = {"latents": f"{len(self.latents):,} of shape {self.latents.shape}"}
+        return self._generator(self._averaged_model(states), {**latents, **initial, **provenance})
+
+    def _averaged_model(self, states: Mapping[str, Mapping[str, Tensor]]) -> Transformer:
+        model = build_transformer(self.transformer.config)
+        model.load_state_dict(dict(states["transformer"]))
+        return model.eval().to(self.device)
+
+    def _generator(self, model: Transformer, provenance: dict[str, Any]) -> Generator:
         names, flow = self.latents.class_names, self.flow
         sampling = self.config.sampling.for_latents(self.latents.shape)
         return Generator(
-            transformer,
+            model,
             self.tokenizer,
             self.statistics,
             sampling,
@@ -387,8 +367,4 @@ def run(config: Config, any_recipe: bool = False) -> Generator:
         run.world.once(latents.verify)
         task = TransformerTask(config, latents, tokenizer, run.world)
         run.record_data(task.identity)
-        trainer = run.train(task, "transformer")
-        provenance = {"latents": f"{len(latents):,} of shape {latents.shape}", **run.provenance(trainer)}
-        generator = task.generator(trainer.averaged_state("transformer"), provenance)
-        run.finish(generator.save_pretrained)
-        return generator
+        return run.train(task, "transformer")

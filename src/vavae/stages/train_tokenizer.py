@@ -1,15 +1,15 @@
 """Stage 1: train a visual tokenizer that is aligned with a teacher (VA-VAE, arXiv 2501.01423)."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae import rng
 from vavae.config.image_size import format_size, height_width, num_pixels
@@ -24,23 +24,24 @@ from vavae.data import (
     to_tensor,
     to_uint8,
 )
-from vavae.data.images import ImagesConfig
+from vavae.data.images import ImagesConfig, evenly_spaced
 from vavae.data.transforms import flip_horizontally, published_random_crop
 from vavae.device import autocast, fits_on, image_memory_format, resolve_device, resolve_precision, to_device
 from vavae.errors import UserError
 from vavae.evaluation.validation import (
     ReconstructionDistance,
     ReconstructionFrechetConfig,
+    check_best,
     check_rhythm,
     mean_terms,
     shard_of,
 )
-from vavae.losses import LPIPS, ObjectiveConfig, TokenizerObjective
-from vavae.losses.dino_discriminator import DinoViT
+from vavae.losses import EVALUATED_TERMS, ObjectiveConfig, TokenizerObjective
 from vavae.models import RepresentationAutoencoder, Tokenizer
 from vavae.models.representation import Autoencoder, RepresentationConfig, saved_part
 from vavae.progress import track
 from vavae.report.images import image_grid
+from vavae.stages.costs import TokenizerCosts
 from vavae.stages.encode import check_grid
 from vavae.stages.initial import load_initial
 from vavae.teachers import FeatureCache, LatentEncoder, Teacher, load_teacher
@@ -51,7 +52,7 @@ from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World
 from vavae.training.run_folder import open_run, stream_seed
-from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
+from vavae.training.throughput import StepWork, count_flops
 from vavae.training.trainer import TrainingConfig, TrainingTask
 
 # A data set up to this size is decoded once and kept in memory.
@@ -60,6 +61,8 @@ _IN_MEMORY_BYTES = 2_000_000_000
 _PIXELS_AT_ONCE = 32 * 256**2
 # At most this many test images are used for the validation terms.
 _VALIDATION_IMAGES = 512
+# Images for the latent statistics of a model that is written during training, as many as the published ones took.
+_QUICK_STATISTICS_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,8 @@ class Config:
                 "at the beginning has no optimizer"
             )
         check_rhythm(self.frechet.samples, self.training.validation_images)
+        best, interval = self.training.best, self.training.validation_images
+        check_best(best, interval, EVALUATED_TERMS, self.frechet.samples > 0)
         if self.training.parallel == "shard":
             raise UserError("training.parallel must be replicate for a tokenizer, got shard: its state is small")
 
@@ -188,19 +193,23 @@ def compile_tokenizer(autoencoder: Autoencoder, objective: TokenizerObjective) -
         compile_methods(objective.perceptual, "extract", "distance")
 
 
-def _imagined_autoencoder(config: Config, teacher: Teacher | None) -> nn.Module:
-    """Return the trained part of the autoencoder, for FakeTensorMode."""
-    if config.representation is None or teacher is None:
-        return AutoencoderKL.from_config(config.tokenizer)
-    decoder = config.representation.decoder(teacher)
-    decoder.decode, decoder.last_decoder_layer = decoder.forward, decoder.decoder_pred  # type: ignore[assignment]
-    return decoder
+def optimizers(
+    config: Config, autoencoder: nn.Module, objective: TokenizerObjective
+) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
+    """Return name -> recipe and parameters of the optimizers of a tokenizer's training."""
+    trained = [*autoencoder.parameters(), *objective.projection_parameters()]
+    recipes = {"autoencoder": (config.optimizer, trained)}
+    discriminator = objective.discriminator_parameters()
+    if discriminator:
+        recipes["discriminator"] = (config.discriminator_optimizer, discriminator)
+    return recipes
 
 
 class TokenizerTask(TrainingTask):
     """The training of a tokenizer: networks, batches, loss, validation, previews."""
 
     averaged: Sequence[str] = ("autoencoder",)
+    pictures = "reconstructions"
 
     def __init__(self, config: Config, source: ImageSource, folder: Path, world: World | None = None) -> None:
         self.config = config
@@ -274,12 +283,7 @@ class TokenizerTask(TrainingTask):
         return cache
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
-        trained = [*saved_part(self.autoencoder).parameters(), *self.objective.projection_parameters()]
-        recipes = {"autoencoder": (self.config.optimizer, trained)}
-        discriminator = self.objective.discriminator_parameters()
-        if discriminator:
-            recipes["discriminator"] = (self.config.discriminator_optimizer, discriminator)
-        return recipes
+        return optimizers(self.config, saved_part(self.autoencoder), self.objective)
 
     def batches(self, start: int, data_order: int) -> Iterator[_Batch]:
         training = self.config.training
@@ -355,10 +359,11 @@ class TokenizerTask(TrainingTask):
 
     @torch.no_grad()
     def validate(self, states: Mapping[str, Mapping[str, Tensor]], at_once: int | None = None) -> dict[str, Tensor]:
-        """Return the live model's terms on test images and, if asked for, the averaged model's Fréchet distance."""
-        terms = self._validation_terms(at_once)
+        """Return the averaged model's terms on test images and, if asked for, its Fréchet distance."""
+        model = self.averaged_model(states["autoencoder"])
+        terms = self._validation_terms(model, at_once)
         if self.config.frechet.samples:
-            terms["frechet"] = self._distance(self.averaged_model(states["autoencoder"]))
+            terms["frechet"] = self._distance(model)
         return terms
 
     @cached_property
@@ -371,8 +376,8 @@ class TokenizerTask(TrainingTask):
         share = self.config.training.batch_size // self.world.size
         return Chunks(min(at_once or share, max(1, _PIXELS_AT_ONCE // num_pixels(self.config.data.size))))
 
-    def _validation_terms(self, at_once: int | None) -> dict[str, Tensor]:
-        """Return the live model's mean terms on test images; the processes share them."""
+    def _validation_terms(self, model: Autoencoder, at_once: int | None) -> dict[str, Tensor]:
+        """Return a model's mean terms on test images; the processes share them."""
         data = self.config.data
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
@@ -380,64 +385,34 @@ class TokenizerTask(TrainingTask):
             features = None
             if self.teacher is not None and self.objective.alignment is not None:
                 features = self.teacher.features_at(images, self.latent_shape[1:]).float()
-            return self.objective.evaluate(self.autoencoder, images, features, compute_dtype=self.compute_dtype)
+            return self.objective.evaluate(model, images, features, compute_dtype=self.compute_dtype)
 
-        self.autoencoder.eval()
         own = shard_of(_VALIDATION_IMAGES, len(self._validation), self.world)
-        terms = mean_terms(self._portions(at_once), own, measure)
-        self.autoencoder.train()
-        return terms
+        return mean_terms(self._portions(at_once), own, measure)
 
     @cached_property
     def _validation(self) -> ImageSource:
         return self.world.once(lambda: self.config.data.open("test", self._folder, "validation"))
 
-    def _imagined(self, count: int, compute_dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-        """Return a training step of `count` images with discriminator and without teacher, for FakeTensorMode."""
-        config, start = self.config, self.config.objective.adversarial.start_images
-        autoencoder = _imagined_autoencoder(config, self.teacher)
-        perceptual = LPIPS(config.objective.perceptual.network) if config.objective.perceptual.weight > 0 else None
-        dino = DinoViT() if config.objective.adversarial.discriminator.kind == "dino" else None
-        width = self.teacher.width if self.objective.alignment is not None and self.teacher is not None else None
-        objective = TokenizerObjective(config.objective, self.latent_shape[0], width, perceptual, dino)
-
-        def step() -> object:
-            images = torch.empty(count, 3, *height_width(config.data.size)).contiguous(
-                memory_format=torch.channels_last
-            )
-            noise = torch.empty(count, *self.latent_shape)
-            features = None if width is None else torch.empty(count, width, *self.latent_shape[1:])
-            return objective.accumulate_gradients(
-                autoencoder,
-                images,
-                noise,
-                features,
-                start,
-                latents=torch.empty_like(noise) if self.config.representation else None,
-                augmentation=torch.empty(3, count, 5),
-                compute_dtype=compute_dtype,
-            )
-
-        return step
+    @cached_property
+    def _costs(self) -> TokenizerCosts:
+        precision = resolve_precision(self.config.training.precision, self.device)
+        return TokenizerCosts(self.config, self.teacher.width if self.teacher is not None else None, precision)
 
     @cached_property
     def _work(self) -> StepWork:
-        """FLOPs of an image, counted with fake tensors; for the teacher, with one real image."""
-        with FakeTensorMode():
-            flops = count_flops(self._imagined(1))
+        """FLOPs of an image; the teacher's are counted with a real one."""
+        flops = self._costs.flops()
         if self.teacher is not None and self.features is None:
             teacher, real = self.teacher, torch.zeros(1, 3, *height_width(self.config.data.size), device=self.device)
             flops += count_flops(lambda: teacher(real))
         return StepWork(flops)
 
     def step_bytes(self, images: int) -> int:
-        """Estimate the peak memory of one step with fake tensors on a CPU, not compiled, plus frozen networks."""
         frozen = [module for module in (self.teacher, self.objective.perceptual) if module is not None]
         weights = [weight for module in frozen for weight in (*module.parameters(), *module.buffers())]
-        with FakeTensorMode():
-            step = count_peak_bytes(self._imagined(images, self.compute_dtype))
         kept = self.features.size_bytes if self.features is not None and self.features.resident else 0
-        return step + kept + sum(weight.nbytes for weight in weights)
+        return self._costs.step_bytes(images) + kept + sum(weight.nbytes for weight in weights)
 
     def work(self) -> StepWork:
         return self._work
@@ -458,13 +433,26 @@ class TokenizerTask(TrainingTask):
         model.load_state_dict(dict(state))
         return model.eval().to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
 
+    def model(
+        self, states: Mapping[str, Mapping[str, Tensor]], provenance: dict[str, Any], at_once: int, quick: bool
+    ) -> Tokenizer:
+        config, model = self.config, self.averaged_model(states["autoencoder"])
+        initial = {} if config.initial is None else {"initial": config.initial}
+        facts = {
+            "images": f"{self.source.name}, {len(self.source):,} images of {format_size(config.data.size)} px",
+            "teacher": config.teacher.name if self.teacher is not None else "none",
+        }
+        statistics = self.statistics(model, at_once, _QUICK_STATISTICS_IMAGES if quick else None)
+        return Tokenizer(model, statistics, {**facts, **initial, **provenance})
+
     @torch.inference_mode()
-    def statistics(self, model: Autoencoder, at_once: int | None = None) -> LatentStatistics:
+    def statistics(self, model: Autoencoder, at_once: int | None = None, most: int | None = None) -> LatentStatistics:
         """Return mean and standard deviation of one posterior sample of every training image.
 
         They are per channel; of a representation autoencoder per channel and position, of its latents.
 
         The processes share the images. `at_once`, as for `validate`, changes rounding only: the sums are in float64.
+        `most` takes that many images, evenly spread.
         """
         config, portions = self.config, self._portions(at_once)
         shape = (self.latent_shape[0], model.latent_grid)
@@ -476,7 +464,9 @@ class TokenizerTask(TrainingTask):
             with self.autocast():
                 return model.latents(to_tensor(pixels.to(self.device)), noise)
 
-        batches = torch.arange(len(self.source)).split(portions.size)[self.world.rank :: self.world.size]
+        count = len(self.source)
+        indices = evenly_spaced(min(count, most or count), count)
+        batches = indices.split(portions.size)[self.world.rank :: self.world.size]
         with track("latent statistics", sum(map(len, batches)), "images") as bar:
             load = partial(load_pixels, self.source, size=config.data.size)
             for loaded in loaded_ahead(batches, load, config.data.workers):
@@ -509,13 +499,4 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
         if len(source) * 3 * num_pixels(config.data.size) <= _IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)
         task = TokenizerTask(config, source, run.folder, run.world)
-        trainer = run.train(task, "tokenizer")
-        model = task.averaged_model(trainer.averaged_state("autoencoder"))
-        provenance = {
-            "images": f"{source.name}, {len(source):,} images of {format_size(config.data.size)} px",
-            "teacher": config.teacher.name if task.teacher is not None else "none",
-            **run.provenance(trainer),
-        }
-        tokenizer = Tokenizer(model, task.statistics(model, trainer.at_once), provenance)
-        run.finish(tokenizer.save_pretrained)
-        return tokenizer
+        return run.train(task, "tokenizer")

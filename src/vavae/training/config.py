@@ -6,6 +6,7 @@ from typing import Literal
 from vavae.device import Precision
 from vavae.errors import UserError
 from vavae.training.ema import AveragesConfig
+from vavae.training.loggers import LoggerName
 from vavae.training.stability import StabilityConfig
 
 
@@ -35,8 +36,11 @@ class TrainingConfig:
         milestone_images: Keep a checkpoint forever every this many images; null never.
         preview_images: Write a picture of the averaged model's results this often; null never.
         validation_images: Measure the validation loss this often, where the stage has validation data; null never.
+        best: Keep the averaged model with the best value of this validation number, such as `val/loss`, in `best/` of
+            the run folder; null keeps none.
         tensorboard: Write TensorBoard events.
-        wandb: Project on Weights & Biases to log to (extra `wandb`); null does not.
+        loggers: Further loggers, by name (`wandb,mlflow`); each needs its package and accelerate.
+        project: Name of the project in those loggers.
     """
 
     images: int = 1_000_000
@@ -56,8 +60,10 @@ class TrainingConfig:
     milestone_images: int | None = None
     preview_images: int | None = None
     validation_images: int | None = None
+    best: str | None = None
     tensorboard: bool = True
-    wandb: str | None = None
+    loggers: tuple[LoggerName, ...] = ()
+    project: str = "vavae"
 
     def __post_init__(self) -> None:
         for name in ("images", "batch_size", "log_images", "keep_checkpoints"):
@@ -74,3 +80,8 @@ class TrainingConfig:
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return -(-self.images // self.batch_size)
+
+    @property
+    def num_averages(self) -> int:
+        """Moving averages of each averaged module."""
+        return (self.ema_decay is not None) + len(self.averages.decays) + len(self.averages.widths)

@@ -47,13 +47,10 @@ class Chunks:
 
     Args:
         size: Images per part to begin with.
-        halve: Whether to halve. False where processes compute in step: one that tried again would leave the others
-            waiting.
     """
 
-    def __init__(self, size: int, halve: bool = True) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
-        self._halve = halve
 
     def over(self, batch: Any, work: Callable[[Any], T]) -> Iterator[tuple[Any, T]]:
         """Yield (part, work(part)) for parts that cover `batch`, in order.
@@ -82,7 +79,7 @@ class Chunks:
         try:
             return (work(part),)
         except (RuntimeError, MemoryError) as error:
-            if images == 1 or not self._halve or not memory_ran_out(error):
+            if images == 1 or not memory_ran_out(error):
                 raise
             return None
 

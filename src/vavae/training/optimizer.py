@@ -69,6 +69,12 @@ def linear_matrices(modules: Sequence[nn.Module]) -> set[Tensor]:
     return {part.weight for module in modules for part in module.modules() if isinstance(part, nn.Linear)}
 
 
+def slot_bytes(config: OptimizerConfig, parameters: Sequence[nn.Parameter], matrices: set[Tensor]) -> int:
+    """Return the memory of an optimizer's state: two moments per trained parameter, one for Muon's matrices."""
+    moments = {p: 1 if config.kind == "muon" and p in matrices else 2 for p in parameters if p.requires_grad}
+    return sum(p.nbytes * count for p, count in moments.items())
+
+
 class Optimizer:
     """The optimizers of one recipe over one set of parameters.
 

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from vavae import rng
-from vavae.config import to_plain, to_yaml
+from vavae.config import flat, to_plain, to_yaml
 from vavae.device import resolve_device
 from vavae.errors import UserError, one_line
 from vavae.io.files import chosen, exclusive, read_json_object, written_whole
 from vavae.io.yaml_files import read_yaml
+from vavae.training.loggers import check_installed
 from vavae.training.parallel import World, processes
-from vavae.training.run_log import check_loggers, write_run_header
+from vavae.training.run_log import write_run_header
 from vavae.training.task import TrainingTask
 from vavae.training.trainer import Trainer
 
@@ -31,7 +32,9 @@ IGNORED_KEYS = frozenset(
         "training.checkpoint_images",
         "training.preview_images",
         "training.tensorboard",
-        "training.wandb",
+        "training.loggers",
+        "training.project",
+        "training.best",
         "training.milestone_images",
         "training.parallel",
         "data.workers",
@@ -70,23 +73,15 @@ class Run:
         """Record what the run is trained on, as `check_same_data` does; the first process calls `fingerprints`."""
         self.world.once(lambda: check_same_data(self.folder, fingerprints()))
 
-    def train(self, task: TrainingTask, name: str) -> Trainer:
-        """Train `task` to the end; `name` heads the progress."""
+    def train(self, task: TrainingTask, name: str) -> Any:
+        """Train `task` to the end, write the model to `result`, and return it; `name` heads the progress."""
         trainer = Trainer(task, self.config.training, self.folder, self.world)
         trainer.run(name)
-        return trainer
-
-    def provenance(self, trainer: Trainer) -> dict[str, Any]:
-        """Return what a trained model's folder says of its training."""
-        initial = {} if self.config.initial is None else {"initial": self.config.initial}
-        hours = round(trainer.seconds / 3600, 3)
-        return {"images_seen": trainer.images_seen, "seed": self.config.training.seed, **initial, "hours": hours}
-
-    def finish(self, save: Callable[[Path], None]) -> None:
-        """Let the first process write the trained model to `result` with `save`, and print where it is."""
-        self.world.once(lambda: save(self.result))
+        model = trainer.model()
+        self.world.once(lambda: model.save_pretrained(self.result))
         if self.world.first:
             print(f"{self.result.name}: {self.result}")
+        return model
 
 
 @contextmanager
@@ -113,7 +108,7 @@ def open_run(config: Any, name: str, ignored_keys: Collection[str] = (), any_rec
     ):
         finished = world.once(lambda: _take_up(folder, config, result, ignored_keys, any_recipe))
         if not finished:
-            check_loggers(config.training)
+            check_installed(config.training.loggers)
         yield Run(config, folder, result, finished, world, device)
 
 
@@ -202,17 +197,6 @@ def open_run_folder(folder: Path, config: Any, ignored_keys: Collection[str] = (
     if _LENGTH in changed:
         with written_whole(recipe) as temporary:
             temporary.write_text(to_yaml(config))
-
-
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted keys."""
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    return {
-        key: value
-        for name, part in values.items()
-        for key, value in flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
 
 
 def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ Names are `model/<module>/<key>`, `average/<label>/<module>/<key>`, `optimizer/<
 so random generators have no state to save.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,30 @@ from torch import Tensor, nn
 from vavae.device import float64_device
 from vavae.training.checkpoint import Checkpoint
 from vavae.training.ema import MovingAverage
-from vavae.training.optimizer import Optimizer
+from vavae.training.optimizer import Optimizer, OptimizerConfig, linear_matrices, slot_bytes
+
+
+def state_bytes(
+    modules: Mapping[str, nn.Module],
+    averaged: Sequence[str],
+    averages: int,
+    optimizers: Mapping[str, tuple[OptimizerConfig, Sequence[nn.Parameter]]],
+) -> dict[str, int]:
+    """Return the memory of a run's state by part: `weights`, `optimizer`, `averages`.
+
+    Args:
+        modules: Parameters and buffers; their values are not needed.
+        averaged: Names of the modules whose averages are kept.
+        averages: How many of each.
+        optimizers: As `TrainingTask.optimizers` returns them.
+    """
+    sizes = {name: sum(value.nbytes for value in module.state_dict().values()) for name, module in modules.items()}
+    matrices = linear_matrices(list(modules.values()))
+    return {
+        "weights": sum(sizes.values()),
+        "optimizer": sum(slot_bytes(config, parameters, matrices) for config, parameters in optimizers.values()),
+        "averages": averages * sum(sizes[name] for name in averaged),
+    }
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ class TrainingTask(ABC):
     Attributes:
         modules: Modules with trained parameters or buffers, by name: what a checkpoint holds.
         averaged: Names of the modules whose moving averages are kept.
+        pictures: Name of its previews in the logs.
     """
 
     modules: Mapping[str, nn.Module]
     averaged: Sequence[str]
+    pictures: str = "samples"
 
     @abstractmethod
     def optimizers(self) -> Mapping[str, tuple[OptimizerConfig, Sequence[nn.Parameter]]]:
@@ -55,6 +57,19 @@ class TrainingTask(ABC):
         parameters and buffers.
         """
         return None
+
+    @abstractmethod
+    def model(
+        self, states: Mapping[str, Mapping[str, Tensor]], provenance: dict[str, Any], at_once: int, quick: bool
+    ) -> Any:
+        """Return the trained model, which `save_pretrained` writes as a folder. All processes call it.
+
+        Args:
+            states: Averaged state dicts of the modules named in `averaged`.
+            provenance: Facts about the training, for the model card.
+            at_once: Images that training works on at once in this process.
+            quick: Whether training continues afterwards, so that work over all data is done on a part.
+        """
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a picture of what the modules named in `averaged` produce with these state dicts."""

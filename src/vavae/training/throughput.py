@@ -18,41 +18,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from vavae.device import device_name, resolve_precision
 from vavae.training.config import TrainingConfig
+from vavae.training.gpus import peak_tflops
 from vavae.training.signals import signals_later
 
-# Dense bf16 TFLOP/s from the data sheets; the first match of the device's name counts, so variants come first.
-_PEAKS = (
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.0),
-    ("GB200", 2500.0),
-    ("B200", 2250.0),
-    ("GH200", 989.0),
-    ("H200", 989.0),
-    ("H100", 989.0),
-    ("H800", 989.0),
-    ("H20", 148.0),
-    ("A100", 312.0),
-    ("A800", 312.0),
-    ("L40S", 362.0),
-    ("L4", 121.0),
-    ("A10G", 70.0),
-    ("A10", 125.0),
-    ("A6000", 155.0),
-    ("RTX 5090", 209.0),
-    ("RTX 4090", 165.0),
-    ("RTX 3090", 71.0),
-)
-
 # Share of the peak that a training step of large matrix products reaches in practice.
-_USUAL_SHARE = 0.4
-
-
-def peak_tflops(device: torch.device) -> float | None:
-    """Return the dense bf16 matrix peak of a GPU in TFLOP/s, or None if the table lacks the device."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAKS if part in name), None)
+USUAL_MFU = 0.4
 
 
 class _Counter(TorchDispatchMode):
@@ -172,6 +142,11 @@ def rates(images_per_second: float, work: StepWork, device: torch.device, proces
     return numbers
 
 
+def training_seconds(config: TrainingConfig, flops: float, tflops: float, processes: int) -> float:
+    """Return the time of a run with `flops` operations per image on devices that each do `tflops` TFLOP/s."""
+    return config.steps * config.batch_size * flops / (tflops * 1e12) / processes
+
+
 def estimate(
     config: TrainingConfig,
     *,
@@ -192,23 +167,22 @@ def estimate(
     free = shutil.disk_usage(folder).free
     parts = [
         f"{config.steps:,} steps of {config.batch_size:,} images",
-        f"{_size(state_bytes)} of parameters, averages and optimizer",
-        f"up to {_size((config.keep_checkpoints + 1) * state_bytes)} of checkpoints ({_size(free)} free)",
+        f"{format_bytes(state_bytes)} of parameters, averages and optimizer",
+        f"up to {format_bytes((config.keep_checkpoints + 1) * state_bytes)} of checkpoints ({format_bytes(free)} free)",
     ]
     if step_bytes is not None:
-        parts.insert(2, f"an estimated {_size(step_bytes)} more for a step of {at_once:,} images at once")
+        parts.insert(2, f"an estimated {format_bytes(step_bytes)} more for a step of {at_once:,} images at once")
     if work.flops is not None:
         half = resolve_precision(config.precision, device) == "bf16"
         peak = peak_tflops(device) or measured_tflops(device, torch.bfloat16 if half else torch.float32)
-        seconds = config.steps * config.batch_size * work.flops / (_USUAL_SHARE * peak * 1e12) / processes
+        seconds = training_seconds(config, work.flops, USUAL_MFU * peak, processes)
         parts.append(f"{work.flops / 1e9:,.3g} GFLOP per image")
-        parts.append(
-            f"{_time(seconds)} on {processes} x {device_name(device)} at {_USUAL_SHARE:.0%} of {peak:,.3g} TFLOP/s"
-        )
+        where = f"{processes} x {device_name(device)} at {USUAL_MFU:.0%} of {peak:,.3g} TFLOP/s"
+        parts.append(f"{format_seconds(seconds)} on {where}")
     return "; ".join(parts)
 
 
-def _time(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Format a duration to two digits."""
     if seconds < 60:
         return "less than a minute"
@@ -216,5 +190,6 @@ def _time(seconds: float) -> str:
     return f"about {float(f'{count:.2g}'):,g} {unit}"
 
 
-def _size(count: float) -> str:
+def format_bytes(count: float) -> str:
+    """Format a number of bytes in MB or GB."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"

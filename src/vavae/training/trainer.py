@@ -21,6 +21,7 @@ from vavae.errors import RunError, UserError, memory_ran_out, one_line
 from vavae.io.files import naming
 from vavae.progress import Bar, track
 from vavae.training.batchnorm import synchronize_batch_norm
+from vavae.training.best import BestModel
 from vavae.training.checkpoint import Checkpoint, CheckpointFolder, copy_checkpoint
 from vavae.training.config import TrainingConfig
 from vavae.training.ema import build_averages
@@ -32,7 +33,7 @@ from vavae.training.run_log import Tracker
 from vavae.training.schedule import learning_rate_factor
 from vavae.training.signals import StopRequest, stop_on_signal
 from vavae.training.stability import SpikeDetector
-from vavae.training.state import RunState
+from vavae.training.state import RunState, state_bytes
 from vavae.training.task import TrainingTask
 from vavae.training.throughput import estimate, rates
 
@@ -92,6 +93,7 @@ class Trainer:
         self._summed_steps = 0
         self._detector = SpikeDetector(config.stability)
         self._micro = self.world.once(lambda: MicroBatch(folder, config.micro_batch))
+        self._best = None if config.best is None else BestModel(folder, config.best)
 
     def _begin(self) -> None:
         """Load the task's starting weights, and record their source in the run folder."""
@@ -115,6 +117,17 @@ class Trainer:
         else:
             values = self.task.modules[name].state_dict()
         return {key: full_tensor(value.detach()) for key, value in values.items()}
+
+    def _states(self) -> dict[str, dict[str, Tensor]]:
+        return {name: self.averaged_state(name) for name in self.task.averaged}
+
+    def model(self, best: Mapping[str, float] | None = None) -> Any:
+        """Return the averaged model, with the number by which it is the best, if training continues afterwards.
+
+        All processes must call it.
+        """
+        facts = {"images_seen": self.images_seen, "seed": self.config.seed, "hours": round(self.seconds / 3600, 3)}
+        return self.task.model(self._states(), {**facts, **(best or {})}, self.at_once, quick=best is not None)
 
     def run(self, description: str) -> None:
         """Train to the end, from the newest good checkpoint if there is one.
@@ -162,15 +175,13 @@ class Trainer:
         return self.images_seen >= self.config.images
 
     def _estimate(self) -> str:
-        tensors = self._state.tensors({}).values()
-        parameters = {p for o in self._state.optimizers.values() for p in o.parameters}
-        slots = 2 * sum(p.nbytes for p in parameters) if self.steps_done == 0 else 0
+        task, averages = self.task, self.config.num_averages
         return estimate(
             self.config,
-            state_bytes=sum(t.nbytes for t in tensors) + slots,
-            step_bytes=self.task.step_bytes(self.at_once),
+            state_bytes=sum(state_bytes(task.modules, task.averaged, averages, task.optimizers()).values()),
+            step_bytes=task.step_bytes(self.at_once),
             at_once=self.at_once,
-            work=self.task.work(),
+            work=task.work(),
             device=self._device,
             processes=self.world.size,
             folder=self.folder,
@@ -203,7 +214,7 @@ class Trainer:
 
                 # Pictures and averages
                 if self._crosses(before, config.preview_images):
-                    self._preview()
+                    self._preview(tracker)
                 if self._crosses(before, config.averages.snapshot_images):
                     self._snapshot()
 
@@ -311,7 +322,7 @@ class Trainer:
         self._sums, self._summed_steps = {}, 0
 
         # One line of the log
-        numbers = {"step": float(self.steps_done), **means}
+        numbers = {"step": float(self.steps_done), **means, **self._learning_rates()}
         if self._crosses(before, self.config.validation_images):
             numbers |= self._validate()
         tracker.log(self.images_seen, numbers, rates(rate, self.task.work(), self._device, self.world.size))
@@ -320,24 +331,44 @@ class Trainer:
         problem, self._detector.phase, self._detector.history = self.world.once(lambda: self._check(means))
         if problem is not None:
             raise _BadInterval(f"{problem}, in the {steps} steps before {self.images_seen:,} images", before)
+        self._keep_best(numbers)
         return {"loss": means["total"]}
+
+    def _learning_rates(self) -> dict[str, float]:
+        """Return the rates of the last step: `lr` of the first optimizer, `lr/NAME` of others."""
+        config, seen = self.config, self.images_seen - self.config.batch_size
+        rates: dict[str, float] = {}
+        for name, optimizer in self._state.optimizers.items():
+            factor = learning_rate_factor(optimizer.config.schedule, seen, config.batch_size, config.images)
+            rates[f"lr/{name}" if rates else "lr"] = optimizer.config.learning_rate * factor
+        return rates
 
     def _check(self, means: Mapping[str, float]) -> tuple[str | None, int, dict[str, list[float]]]:
         problem = self._detector.check(means, self.task.phase(self.images_seen - self.config.batch_size))
         return problem, self._detector.phase, self._detector.history
 
     def _validate(self) -> dict[str, float]:
-        states = {name: self.averaged_state(name) for name in self.task.averaged}
+        states = self._states()
         terms = {name: value.detach().float() for name, value in self.task.validate(states, self.at_once).items()}
         self.world.average_(list(terms.values()))
-        return {f"validation/{name}": float(value) for name, value in terms.items()}
+        return {f"val/{'loss' if name == 'total' else name}": float(value) for name, value in terms.items()}
 
-    def _preview(self) -> None:
-        states = {name: self.averaged_state(name) for name in self.task.averaged}
+    def _keep_best(self, numbers: Mapping[str, float]) -> None:
+        """Write the averaged model to `best` if its validation number is the best so far."""
+        best, name = self._best, self.config.best
+        if best is None or name is None or name not in numbers:
+            return
+        if self.world.once(lambda: best.improves(numbers[name], self.images_seen)):
+            model = self.model({name: numbers[name]})
+            self.world.once(lambda: best.replace(self.images_seen, model.save_pretrained))
+
+    def _preview(self, tracker: Tracker) -> None:
+        states = self._states()
         if self.world.first:
-            folder = self.folder / "previews"
-            folder.mkdir(exist_ok=True)
-            self.task.preview(states, folder / f"images-{self.images_seen:012d}.png")
+            path = self.folder / "previews" / f"images-{self.images_seen:012d}.png"
+            path.parent.mkdir(exist_ok=True)
+            self.task.preview(states, path)
+            tracker.picture(self.images_seen, self.task.pictures, path)
 
     def _snapshot(self) -> None:
         for width in self.config.averages.widths:

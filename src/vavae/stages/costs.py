@@ -1,0 +1,167 @@
+"""What a training needs, from its recipe alone: networks, operations and memory, counted with fake tensors.
+
+Fake tensors have shapes and no values, so nothing is computed and no weights are loaded.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vavae.config.image_size import height_width
+from vavae.device import Compute, autocast
+from vavae.flow import FlowConfig
+from vavae.losses import LPIPS, TokenizerObjective
+from vavae.losses.dino_discriminator import DinoViT
+from vavae.teachers.registry import TEACHERS, TeacherSpec
+from vavae.tokenizer import AutoencoderKL
+from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
+from vavae.training.throughput import count_flops, count_peak_bytes
+from vavae.transformer import Transformer, TransformerShape, build_transformer
+
+if TYPE_CHECKING:
+    from vavae.stages.train_tokenizer import Config as TokenizerRecipe
+
+
+@dataclass(frozen=True)
+class TransformerCosts:
+    """Costs of `train-dit`.
+
+    Attributes:
+        shape: The transformer.
+        flow: Its loss.
+        precision: Compute precision.
+        recomputation: As `transformer.activation_checkpointing` of the recipe.
+    """
+
+    shape: TransformerShape
+    flow: FlowConfig
+    precision: Compute
+    recomputation: Recomputation
+
+    def flops(self) -> float:
+        """Return the operations of one image in a training step, without recomputation."""
+        with torch.device("meta"):  # where attention consists of matrix products, which are counted
+            model = build_transformer(self.shape)
+            x = torch.empty(1, self.shape.latent_channels, *self.shape.latent_hw)
+            t, label = torch.empty(1), torch.zeros(1, dtype=torch.int64)
+        return count_flops(lambda: model(x, t, label).sum().backward())
+
+    def step_bytes(self, images: int) -> int:
+        """Return the peak memory of gradients and activations in a step of `images` images, on a CPU, not compiled."""
+        with FakeTensorMode():
+            return count_peak_bytes(self._step(images))
+
+    def network(self) -> Transformer:
+        """Return the transformer without values."""
+        with FakeTensorMode():
+            return build_transformer(self.shape)
+
+    def _step(self, count: int) -> Callable[[], object]:
+        model = build_transformer(self.shape)
+        apply_activation_checkpointing(list(model.blocks), self.recomputation)
+
+        def step() -> None:
+            latents = torch.empty(count, self.shape.latent_channels, *self.shape.latent_hw)
+            t, labels = torch.empty(count), torch.zeros(count, dtype=torch.int64)
+            with autocast(self.precision, latents.device):
+                drop = t < self.shape.label_dropout
+                terms = self.flow.loss(model, latents, labels, torch.empty_like(latents), t, drop)
+            terms["total"].mean().backward()
+
+        return step
+
+
+@dataclass(frozen=True)
+class TokenizerCosts:
+    """Costs of `train-tokenizer`, with discriminator and without the teacher's own work.
+
+    Attributes:
+        config: The recipe.
+        teacher_width: Channels of the teacher's features; None without a teacher.
+        precision: Compute precision.
+    """
+
+    config: "TokenizerRecipe"
+    teacher_width: int | None
+    precision: Compute
+
+    def flops(self) -> float:
+        """Return the operations of one image in a training step."""
+        with FakeTensorMode():
+            return count_flops(self._step(1, torch.float32))
+
+    def step_bytes(self, images: int) -> int:
+        """Return the peak memory of gradients and activations in a step of `images` images, on a CPU, not compiled."""
+        with FakeTensorMode():
+            return count_peak_bytes(self._step(images, torch.bfloat16 if self.precision == "bf16" else torch.float32))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        config, width = self.config, self.teacher_width
+        channels = config.tokenizer.latent_channels if config.representation is None or width is None else width
+        return channels, *config.data.latent_size(config.factor)
+
+    def networks(self) -> tuple[nn.Module, TokenizerObjective]:
+        """Return autoencoder and objective without values; of a representation autoencoder the decoder."""
+        with FakeTensorMode():
+            return self._networks()
+
+    def _networks(self) -> tuple[nn.Module, TokenizerObjective]:
+        config, losses = self.config, self.config.objective
+        channels, *grid = self.latent_shape
+        lpips = LPIPS(losses.perceptual.network) if losses.perceptual.weight > 0 else None
+        dino = DinoViT() if losses.adversarial.discriminator.kind == "dino" else None
+        objective = TokenizerObjective(losses, channels, self.teacher_width, lpips, dino)
+        if config.representation is None:
+            return AutoencoderKL.from_config(config.tokenizer), objective
+        decoder = config.representation.decoder(channels, (grid[0], grid[1]))
+        decoder.decode, decoder.last_decoder_layer = decoder.forward, decoder.decoder_pred  # type: ignore[assignment]
+        return decoder, objective
+
+    def _step(self, count: int, compute_dtype: torch.dtype) -> Callable[[], object]:
+        config, width = self.config, self.teacher_width
+        autoencoder, objective = self._networks()
+
+        def step() -> Mapping[str, Tensor]:
+            images = torch.empty(count, 3, *height_width(config.data.size)).contiguous(
+                memory_format=torch.channels_last
+            )
+            noise = torch.empty(count, *self.latent_shape)
+            return objective.accumulate_gradients(
+                autoencoder,
+                images,
+                noise,
+                None if width is None or config.representation else torch.empty(count, width, *self.latent_shape[1:]),
+                config.objective.adversarial.start_images,
+                latents=None if config.representation is None else torch.empty_like(noise),
+                augmentation=torch.empty(3, count, 5),
+                compute_dtype=compute_dtype,
+            )
+
+        return step
+
+
+# Blocks of the usual vision transformers, by width.
+_DEPTHS = {384: 12, 768: 12, 1024: 24, 1152: 27, 1280: 32, 1536: 40, 4096: 40}
+
+
+def teacher_spec(name: str) -> TeacherSpec | None:
+    """Return the teacher of a short name or hub id; None for any other."""
+    return next((spec for spec in TEACHERS if name in (spec.name, spec.source)), None)
+
+
+def vit_costs(spec: TeacherSpec, input_size: int) -> tuple[float, int] | None:
+    """Return operations per image and parameters of a teacher's blocks; None if it is not a usual ViT.
+
+    A block has 12 · width² parameters, each two operations per token, and attention takes 4 · tokens² · width.
+    """
+    if not spec.name.startswith(("dinov2", "dinov3", "mae", "clip", "siglip2")):
+        return None
+    depth, tokens = _DEPTHS[spec.width], (input_size // spec.patch) ** 2 + 1
+    parameters = 12 * spec.width**2 * depth
+    return 2.0 * parameters * tokens + 4.0 * tokens**2 * spec.width * depth, parameters
