@@ -12,6 +12,7 @@ import pytest
 from frontier_grid import grid_config
 
 from vavae.config import load_recipe
+from vavae.config.recipes import package_recipe
 from vavae.errors import UserError
 from vavae.frontier import published as paper
 from vavae.frontier.claims import Number, claims, speed_up, typical_spread, verdict
@@ -379,9 +380,9 @@ def test_verdicts_of_uniformity(cvs: tuple[float, ...], expected: str, tmp_path:
 
 
 def test_published_numbers_reproduce_the_paper(tmp_path: Path) -> None:
-    recipe = Path(__file__).parents[2] / "src/vavae/recipes/frontier/imagenet256.yaml"
     ladder_too = ["--experiments.ladder.seeds", "[0]", "--experiments.ladder.size", "XL"]
-    asked = load_recipe(Config, recipe, ["--output", str(tmp_path), "--data.images", "demo", *ladder_too])
+    options = ["--output", str(tmp_path), "--data.images", "demo", *ladder_too]
+    asked = load_recipe(Config, package_recipe("frontier/imagenet256"), options)
     grid, results = Grid(asked, ("train", "test")), Results(tmp_path / "results")
     protocol = {"samples": 50_000, "reference_samples": 50_000}
 
