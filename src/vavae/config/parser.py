@@ -195,6 +195,11 @@ def parse_command_line(
     return config
 
 
+def help_text(config_class: type, prog: str, description: str, positionals: Sequence[str]) -> str:
+    """Return the help of a command: every option with its type, default and meaning."""
+    return str(_parser(config_class, prog, description, tuple(positionals)).format_help())  # type: ignore[arg-type]
+
+
 def load_recipe(config_class: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:
     """Read the recipe at `path` into `config_class`; `overrides` are options as on the command line."""
     return parse_command_line(config_class, ["--config", str(path), *overrides], prog=str(path))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vavae.config import to_plain, to_yaml
-from vavae.errors import UserError
+from vavae.extras import require_extra
 from vavae.io.files import naming, written_whole
 from vavae.training.config import TrainingConfig
 from vavae.version import __version__
@@ -119,10 +119,7 @@ class Tracker:
 def check_loggers(config: TrainingConfig) -> None:
     """Raise UserError, before any work, if the recipe wants wandb and it is not installed."""
     if config.wandb is not None:
-        try:
-            import wandb  # noqa: F401
-        except ImportError as error:
-            raise UserError("training.wandb needs the extra: pip install 'vavae[wandb]'") from error
+        require_extra("wandb", "training.wandb")
 
 
 def _start_wandb(config: TrainingConfig, folder: Path) -> Any:
