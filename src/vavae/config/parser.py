@@ -197,7 +197,7 @@ def parse_command_line(
 
 def help_text(config_class: type, prog: str, description: str, positionals: Sequence[str]) -> str:
     """Return the help of a command: every option with its type, default and meaning."""
-    return str(_parser(config_class, prog, description, tuple(positionals)).format_help())  # type: ignore[arg-type]
+    return str(_parser(config_class, prog, description, tuple(positionals)).format_help())
 
 
 def load_recipe(config_class: type[C], path: str | Path, overrides: Sequence[str] = ()) -> C:

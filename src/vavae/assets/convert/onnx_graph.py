@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Types of arrays: float and int64, the ones of weights and shapes.
-_DTYPES = {1: np.dtype("<f4"), 7: np.dtype("<i8")}
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 7: np.dtype("<i8")}
 _FIXED = {1: 8, 5: 4}  # wire type -> bytes
 
 
