@@ -6,7 +6,7 @@
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 ARG TORCH_INDEX=""
-ARG EXTRAS=datasets,diffusers,gradio,webdataset
+ARG EXTRAS=all
 
 # torch.compile builds code at run time.
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench setup clean
+.PHONY: demo test lint docs help-texts bench setup clean
 
 demo: $(STAMP)
 	$(BIN)/vavae demo $(ARGS)
@@ -20,6 +20,9 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+help-texts: $(STAMP)
+	$(BIN)/python tools/help_texts.py
 
 bench: $(STAMP)
 	$(BIN)/vavae bench $(ARGS)

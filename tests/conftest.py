@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from estimates import skip_estimates
+from estimates import restore_estimates, skip_estimates
 from hypothesis import settings
 from launching import launch  # noqa: F401 a fixture of many rooms
 
@@ -20,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+skip_estimates()  # for all fixtures too, whatever their scope
 
 # Tests of extras. `make test` installs these; a GPU machine without a network may lack them and still run its tests.
 _OF_EXTRAS = {
@@ -36,12 +37,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"left out, since {_OF_EXTRAS[path]} is missing: tests/{path}")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes by `launch` as slow."""
+    for item in items:
+        if "launch" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
-def estimates() -> None:
-    """Ask for this fixture to let runs estimate what they need, as they do outside tests."""
-
-
-@pytest.fixture(autouse=True)
-def _no_estimates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "estimates" not in request.fixturenames:
-        skip_estimates(monkeypatch.setattr)
+def estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs estimate what they need, as they do outside tests."""
+    restore_estimates(monkeypatch.setattr)

@@ -12,7 +12,7 @@ SOURCE = Path(vavae.__file__).parent
 # From the ground up. Rooms on one floor do not know each other.
 FLOORS = (
     {"errors", "version"},
-    {"device", "grids", "io", "progress", "report"},
+    {"device", "extras", "grids", "io", "progress", "report"},
     {"config", "rng"},
     {"assets", "tokenizer", "transformer", "training"},
     {"data", "flow", "losses"},

@@ -12,6 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import resources
 from typing import NamedTuple
 
 from vavae.errors import RunError, UserError, did_you_mean, fault_number, memory_ran_out, one_line, printable
@@ -108,6 +109,10 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         return _fail(f"unknown command '{name}'{did_you_mean(name, COMMANDS)}; 'vavae --help' lists the commands", 2)
     command = COMMANDS[name]
+    if {"-h", "--help"} & set(rest):
+        # Made beforehand by tools/help_texts.py, since the options are in modules that import torch.
+        print((resources.files("vavae") / f"help/{name}.txt").read_text(encoding="utf-8"), end="")
+        return 0
     try:
         with interrupted_by_signals():
             with signals_later():  # an import that is interrupted half-way, such as torch's, fails in its own ways

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,12 @@ from PIL import Image
 
 from vavae.cli import run
 from vavae.data import open_images
-from vavae.demo import plan
-from vavae.demo.plan import QUICK
+from vavae.demo import measure, plan
+from vavae.demo import run as demo_run
+from vavae.demo.plan import QUICK, SAMPLING, Config
 from vavae.losses import LPIPS
 from vavae.models import Tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
-from vavae.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -36,15 +36,16 @@ HEADLINE = (
     "LPIPS of reconstructions",
     "Fréchet distance of samples",
 )
-# A quarter of the work of --quick.
+# A small part of the work of --quick; the t-SNE needs more than 30 test images.
 FEW = replace(
     QUICK,
     train_images=80,
     test_images=40,
-    tokenizer_images=128,
-    adversarial_from=96,
+    tokenizer_images=64,
+    adversarial_from=48,
     generator_images=640,
     samples=20,
+    samples_per_class=1,
 )
 Demo = tuple[Path, str, str]
 
@@ -61,8 +62,10 @@ def here(*arguments: str) -> tuple[int, str, str]:
 def few() -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "QUICK", FEW)
+        patch.setattr(measure, "SAMPLING", replace(SAMPLING, steps=10))
+        gallery = cache(partial(demo_run.shipped_gallery, Config(quick=True)))  # the same for all these demos
+        patch.setattr(demo_run, "shipped_gallery", lambda _: gallery())
         patch.setattr(LPIPS, "pretrained", cache(LPIPS.pretrained))
-        patch.setattr(Trainer, "_estimate", lambda _: "")  # it takes longer than these trainings
         yield
 
 
@@ -98,7 +101,7 @@ def test_summary_shows_page_and_numbers(demo: Demo) -> None:
 def test_progress_in_plain_lines(demo: Demo) -> None:
     error = demo[2]
     assert "\x1b" not in error and "\r" not in error
-    assert re.search(r"^tokenizer: \d+/128 images \(\d+\.\d/s.*\)  loss \S+$", error, re.MULTILINE)
+    assert re.search(r"^tokenizer: \d+/64 images \(\d+\.\d/s.*\)  loss \S+$", error, re.MULTILINE)
 
 
 def test_results_contain_every_number(demo: Demo) -> None:
@@ -117,7 +120,7 @@ def test_results_contain_every_number(demo: Demo) -> None:
 
 def test_losses_are_finite_and_fall(demo: Demo) -> None:
     for stage, terms, images in (
-        ("tokenizer", ("pixel", "perceptual"), 128),
+        ("tokenizer", ("pixel", "perceptual"), 64),
         ("generator", ("total", "mse", "direction"), 640),
     ):
         lines = [json.loads(line) for line in (demo[0] / "aligned" / stage / "metrics.jsonl").read_text().splitlines()]

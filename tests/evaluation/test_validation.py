@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from estimates import skip_estimates
 from launching import free_port
 from measured_runs import color_moments, colors, measured_tokenizer_recipe, measured_transformer_recipe, tiny_network
 from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
@@ -39,7 +38,6 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, To
     """Train a tokenizer and a transformer, and return the folder of both runs and the models."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        skip_estimates(patch.setattr)
         patch.setattr(validation, "_REFERENCE_IMAGES", 100)
         patch.setattr(validation, "load_feature_network", tiny_network)
         use_tiny_teacher(patch.setattr)

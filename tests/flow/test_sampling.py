@@ -311,6 +311,7 @@ def test_bad_labels(labels: object, message: str) -> None:
         sample(network(), latents(2), labels, steps=2)
 
 
+@pytest.mark.slow
 def test_compiled_network_samples_the_same() -> None:
     torch._dynamo.reset()
     model = network().eval()

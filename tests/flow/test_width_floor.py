@@ -20,7 +20,7 @@ FLOOR = (CHANNELS - NARROW) / CHANNELS
 
 def narrow() -> nn.Module:
     return LightningDiT(
-        latent_size=SIDE, latent_channels=CHANNELS, width=NARROW, depth=2, heads=2, num_classes=0, label_dropout=0.0
+        latent_size=SIDE, latent_channels=CHANNELS, width=NARROW, depth=1, heads=2, num_classes=0, label_dropout=0.0
     )
 
 
@@ -28,9 +28,9 @@ def wide_head() -> nn.Module:
     return DiTDH(
         latent_size=SIDE,
         latent_channels=CHANNELS,
-        widths=(NARROW, 64),
-        depths=(2, 2),
-        heads=(2, 4),
+        widths=(NARROW, 32),
+        depths=(1, 1),
+        heads=(2, 2),
         num_classes=0,
         label_dropout=0.0,
     )
@@ -39,21 +39,21 @@ def wide_head() -> nn.Module:
 def latents(count: int) -> Tensor:
     """Latents in a few dimensions of their channels, as those of foundation models are."""
     generator = torch.Generator().manual_seed(1)
-    basis = torch.randn(4, CHANNELS, generator=generator) / 2
-    return torch.einsum("bkhw,kc->bchw", torch.randn(count, 4, SIDE, SIDE, generator=generator), basis)
+    basis = torch.randn(2, CHANNELS, generator=generator) / 2**0.5
+    return torch.einsum("bkhw,kc->bchw", torch.randn(count, 2, SIDE, SIDE, generator=generator), basis)
 
 
 def trained(build: Callable[[], nn.Module], steps: int, **options: Any) -> float:
     """Train on 500 latents; return the mean squared error of velocities over times up to .9, of the same latents."""
     torch.manual_seed(0)
     model, data, path = build(), latents(500), LinearPath(0.05)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-2)
     times = TimeDistribution(kind="uniform", high=0.9)
     settings = {"path": path, "times": times, "direction_weight": 0.0, "space": "velocity", **options}
     for _ in range(steps):
-        batch = data[torch.randint(len(data), (64,))]
+        batch = data[torch.randint(len(data), (32,))]
         optimizer.zero_grad()
-        flow_matching_loss(model, batch, torch.zeros(64, dtype=torch.int64), **settings)["mse"].mean().backward()
+        flow_matching_loss(model, batch, torch.zeros(32, dtype=torch.int64), **settings)["mse"].mean().backward()
         optimizer.step()
     model.eval()
     with torch.no_grad():
@@ -64,14 +64,14 @@ def trained(build: Callable[[], nn.Module], steps: int, **options: Any) -> float
 
 @pytest.mark.slow
 def test_narrow_velocity_network_stays_above_the_floor() -> None:
-    assert trained(narrow, 800) >= FLOOR
+    assert trained(narrow, 300) >= FLOOR
 
 
 @pytest.mark.slow
 def test_wide_head_goes_below_the_floor() -> None:
-    assert trained(wide_head, 300) < 0.9 * FLOOR
+    assert trained(wide_head, 150) < 0.9 * FLOOR
 
 
 @pytest.mark.slow
 def test_narrow_data_network_goes_below_the_floor() -> None:
-    assert trained(narrow, 800, prediction="data") < 0.9 * FLOOR
+    assert trained(narrow, 300, prediction="data") < 0.9 * FLOOR

@@ -379,10 +379,9 @@ def test_verdicts_of_uniformity(cvs: tuple[float, ...], expected: str, tmp_path:
 
 
 def test_published_numbers_reproduce_the_paper(tmp_path: Path) -> None:
-    recipe = Path(__file__).parents[2] / "src/vavae/recipes/frontier/imagenet256.yaml"
     ladder_too = ["--experiments.ladder.seeds", "[0]", "--experiments.ladder.size", "XL"]
     options = ["--output", str(tmp_path), "--data.images", "demo", *ladder_too]
-    asked = parse_command_line(Config, [str(recipe), *options], "vavae frontier")
+    asked = parse_command_line(Config, ["frontier/imagenet256", *options], "vavae frontier")
     grid, results = Grid(asked, ("train", "test")), Results(tmp_path / "results")
     protocol = {"samples": 50_000, "reference_samples": 50_000}
 

@@ -4,15 +4,17 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_networks
 import torch
+from children import CONTEXT
 from frontier_grid import ONLY, RECIPE, grid_config, here_from, real_grid
 
 from vavae.frontier import run as frontier
@@ -21,16 +23,43 @@ from vavae.frontier.config import Config
 from vavae.frontier.results import Locks
 from vavae.frontier.workers import call_folder, failures_of_call
 
+# Worker processes import nothing of the tests by themselves.
+QUICKER = f"""
+import sys
+sys.path.append({str(Path(tiny_networks.__file__).parent)!r})
+from tiny_networks import use_tiny_networks
+use_tiny_networks()
+"""
 LONG = ["--tokenizer.training.images", "100000"]  # no process ends its first job before the other begins
 FEW = ["--experiments.table2.dimensions", "[4]"]
-COMMAND = [sys.executable, "-m", "vavae", "frontier", str(RECIPE), *ONLY, "--kinds", "[tokenizer,generator]", *FEW]
+TRAINED = [*ONLY, "--kinds", "[tokenizer,generator]", *FEW]
 JOBS = 4  # two tokenizers and two generators
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [*COMMAND, *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+@pytest.fixture
+def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(frontier_workers, "_PROGRAM", QUICKER + frontier_workers._PROGRAM)
+
+
+@contextmanager
+def meanwhile(ready: Callable[[], bool], act: Callable[[], object]) -> Iterator[None]:
+    """Call `act` during the block, when `ready` becomes true."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.05):
+            if ready():
+                act()
+                return
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
 
 
 def results(folder: Path) -> dict[str, int]:
@@ -61,22 +90,24 @@ def workers_of(folder: Path) -> list[int]:
     return found
 
 
-def begun(running: subprocess.Popen[str], folder: Path) -> None:
-    """Wait until both processes of a call run a job."""
-    while running.poll() is None and len(list(folder.glob("locks/tokenizer-*.lock"))) < 2:
-        time.sleep(0.05)
+def kill(processes: list[int]) -> None:
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+
+
+def begun(folder: Path) -> bool:
+    """Return whether both processes of a call run a job."""
+    return len(list(folder.glob("locks/tokenizer-*.lock"))) == 2
 
 
 @pytest.mark.slow
-def test_stop_and_resume_with_workers(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quicker")
+def test_stop_and_resume_with_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
-    arguments = ("--output", str(folder), "--workers", "2")
-    first = start(*arguments)
-    while first.poll() is None and len(results(folder)) < 1:
-        time.sleep(0.05)
-    first.send_signal(signal.SIGINT)
-    output, error = first.communicate()
-    assert first.returncode == 1, error
+    config = replace(grid_config(folder, *TRAINED), workers=2)
+    with meanwhile(lambda: len(results(folder)) >= 1, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        code, output, error = here_from(config, monkeypatch)
+    assert code == 1, error
     assert "Traceback" not in error and "the same command resumes" in error.splitlines()[-1]
     assert "stopping: the processes save their state" in output
     assert not workers_of(folder)
@@ -84,9 +115,8 @@ def test_stop_and_resume_with_workers(tmp_path: Path) -> None:
     assert 1 <= len(before) < JOBS and (folder / "frontier.html").exists()
     trained = trainings(folder)
 
-    second = start(*arguments)
-    output, error = second.communicate()
-    assert second.returncode == 0, error
+    code, output, error = here_from(config, monkeypatch)
+    assert code == 0, error
     assert f"{JOBS} of " in output.splitlines()[-1]
     after = results(folder)
     assert len(after) == JOBS
@@ -97,9 +127,8 @@ def test_stop_and_resume_with_workers(tmp_path: Path) -> None:
     assert len(set(trained)) == JOBS and len(trained) <= JOBS + 2  # two were stopped in their training
     assert not list(folder.glob("locks/*.lock"))
 
-    third = start(*arguments)  # nothing is left, so no process is started
-    output, _ = third.communicate()
-    assert third.returncode == 0 and "processes" not in output
+    code, output, _ = here_from(config, monkeypatch)  # nothing is left, so no process is started
+    assert code == 0 and "processes" not in output
 
 
 @pytest.mark.slow
@@ -111,27 +140,38 @@ def test_wrong_recipe_is_reported_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.slow
-def test_killed_workers_fail_the_run_with_a_page(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("quicker")
+def test_killed_workers_fail_the_run_with_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
-    running = start("--output", str(folder), "--workers", "2", *LONG)
-    begun(running, folder)
-    for process in workers_of(folder):
-        os.kill(process, signal.SIGKILL)
-    output, error = running.communicate()
-    assert running.returncode == 1
+    config = replace(grid_config(folder, *TRAINED, *LONG), workers=2)
+    with meanwhile(lambda: begun(folder), lambda: kill(workers_of(folder))):
+        code, output, error = here_from(config, monkeypatch)
+    assert code == 1
     assert "process 0.log: killed by signal 9" in output  # reported at once
     assert error.startswith("vavae: 2 of 2 processes failed, 0.log: killed by signal 9; ")
     assert len(error.splitlines()) == 1
     assert (folder / "frontier.html").exists() and not workers_of(folder)
 
 
+def command(output: str) -> None:
+    """Run the command with two workers in a process of its own."""
+    from vavae.cli import run
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    frontier_workers._PROGRAM = QUICKER + frontier_workers._PROGRAM
+    run(["frontier", str(RECIPE), *TRAINED, *LONG, "--workers", "2", "--output", output])
+
+
 @pytest.mark.slow
 def test_workers_stop_when_the_command_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    running = start("--output", str(folder), "--workers", "2", *LONG)
-    begun(running, folder)
+    running = CONTEXT.Process(target=command, args=(str(folder),))
+    running.start()
+    while running.is_alive() and not begun(folder):
+        time.sleep(0.05)
     running.kill()
-    running.communicate()
+    running.join()
+    assert running.exitcode == -signal.SIGKILL
     until = time.monotonic() + 60
     while workers_of(folder) and time.monotonic() < until:
         time.sleep(0.1)

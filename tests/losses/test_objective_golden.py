@@ -7,12 +7,12 @@ is multiplied by 3000. The tolerances below follow from that.
 
 import copy
 import functools
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from rules import golden_weight
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -46,13 +46,7 @@ def golden() -> dict[str, Tensor]:
 @torch.no_grad()
 def _fill(parameters: Iterable[tuple[str, Tensor]]) -> None:
     for k, (name, value) in enumerate(sorted(parameters, key=lambda item: item[0])):
-        i = torch.arange(value.numel(), dtype=torch.float64)
-        sine = torch.sin(12.9898 * (i + 1) + 78.233 * (k + 1)).view(value.shape)
-        if value.ndim > 1:
-            filled = sine * math.sqrt(2 / (value.numel() / value.shape[0]))
-        else:
-            filled = 1 + 0.1 * sine if name.endswith("weight") else 0.05 * sine
-        value.copy_(filled.float())  # the published run had them in float32
+        value.copy_(golden_weight(k, value.shape, name).float())  # the published run had them in float32
 
 
 @functools.cache

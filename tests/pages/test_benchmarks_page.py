@@ -1,26 +1,15 @@
 """docs/benchmarks.md shows the newest results."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import pytest
+import page
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def page() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_page", ROOT / "benchmarks/page.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_page_shows_the_results(page: ModuleType) -> None:
+def test_page_shows_the_results() -> None:
     assert (ROOT / "docs/benchmarks.md").read_text() == page.page(), "run: python benchmarks/page.py"
 
 
@@ -29,7 +18,7 @@ def write(folder: Path, name: str, results: list[dict[str, Any]], **more: Any) -
     (folder / f"{name}.json").write_text(json.dumps(record))
 
 
-def test_newest_result_of_each_kind(page: ModuleType, tmp_path: Path) -> None:
+def test_newest_result_of_each_kind(tmp_path: Path) -> None:
     ratio = {"name": "tokenizer step", "ratios": [0.5, 0.7, 0.6], "target": 0.65}
     write(tmp_path, "2026-01-02-paired-cpu-small-fp32", [{**ratio, "ratio": 0.9}])
     load = {"before": [0.1, 0, 0], "after": [1.25, 0, 0]}

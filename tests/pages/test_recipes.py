@@ -16,7 +16,7 @@ from torch import nn
 
 from vavae.cli import COMMANDS
 from vavae.config import load_recipe, parse_command_line, to_plain
-from vavae.config.recipes import recipe_names
+from vavae.config.recipes import package_recipe, recipe_names
 from vavae.frontier import run as frontier
 from vavae.losses import TokenizerObjective
 from vavae.stages import encode, evaluate, train_dit, train_tokenizer
@@ -26,8 +26,8 @@ from vavae.training.optimizer import OptimizerConfig
 from vavae.transformer import LightningDiT
 
 ROOT = Path(__file__).parents[2]
-ALL = sorted((ROOT / "src/vavae/recipes").rglob("*.yaml"))
-IMAGENET = sorted((ROOT / "src/vavae/recipes" / "imagenet256").glob("*.yaml"))
+ALL = [package_recipe(name) for name in recipe_names()]
+IMAGENET = [path for path in ALL if path.parent.name == "imagenet256"]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "state_dicts.json").read_text())
 EPOCH = 1_281_166
 DIT_EPOCH = 1_280_000  # the paper's 80,000 steps of 1,024 are 64 epochs
@@ -46,7 +46,7 @@ def recipe(path: Path) -> Any:
 
 
 def imagenet(name: str) -> Any:
-    return recipe(ROOT / "src/vavae/recipes" / "imagenet256" / f"{name}.yaml")
+    return recipe(package_recipe(f"imagenet256/{name}"))
 
 
 def ident(path: Path) -> str:
@@ -241,7 +241,7 @@ def test_three_stages_in_one_recipe() -> None:
     assert whole.training.images == begin
     page = (ROOT / "docs" / "training.md").read_text()
     (shown,) = re.findall(r"```yaml\n(objective:.*?)```", page, re.DOTALL)
-    text = (ROOT / "src/vavae/recipes" / "imagenet256" / "tokenizer-f16d32-dinov2-final.yaml").read_text()
+    text = package_recipe("imagenet256/tokenizer-f16d32-dinov2-final").read_text()
     assert yaml.safe_load(shown)["stages"] == yaml.safe_load(text)["stages"]
     training = replace(whole.training, images=chained[0].training.images, milestone_images=None)
     assert replace(whole, output=chained[0].output, stages=(), training=training) == chained[0]

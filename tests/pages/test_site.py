@@ -1,14 +1,13 @@
 """The documentation site: its pages are complete, their numbers are measured, their code runs, and it builds."""
 
-import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import loss_figures
 import numpy as np
 import pytest
 import yaml
@@ -44,15 +43,6 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
 
 
-def loaded(script: str) -> ModuleType:
-    """Return a script of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(script, ROOT / "tools" / f"{script}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_nav_has_every_page_once() -> None:
     written = [path.relative_to(DOCS).as_posix() for folder in (DOCS, DOCS / "api") for path in folder.glob("*.md")]
     assert sorted(pages(SITE["nav"])) == sorted(written)
@@ -79,10 +69,9 @@ def test_api_overview_names_the_public_names() -> None:
 
 
 def test_loss_figures_are_those_of_the_page(tmp_path: Path) -> None:
-    script = loaded("loss_figures")
-    script.main(tmp_path)
+    loss_figures.main(tmp_path)
     shown = re.findall(r"\(pictures/(.*?)\.svg\)", (DOCS / "losses.md").read_text())
-    assert sorted(shown) == sorted(script.FIGURES) == sorted(path.stem for path in tmp_path.iterdir())
+    assert sorted(shown) == sorted(loss_figures.FIGURES) == sorted(path.stem for path in tmp_path.iterdir())
     for name in shown:
         drawn, committed = ((folder / f"{name}.svg").read_text() for folder in (tmp_path, DOCS / "pictures"))
         assert re.findall("<text[^>]*>([^<]+)<", drawn) == re.findall("<text[^>]*>([^<]+)<", committed)

@@ -334,7 +334,7 @@ def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFix
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert run(["serve"]) == 2
-    assert "pip install 'vavae[gradio]'" in capsys.readouterr().err
+    assert "vavae serve needs gradio: pip install 'vavae[serve]'" in capsys.readouterr().err
 
 
 def luminance(color: str) -> float:

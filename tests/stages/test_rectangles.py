@@ -22,7 +22,7 @@ from vavae.evaluation.images import npz_images
 from vavae.models import Generator, Tokenizer
 from vavae.stages import evaluate, train_dit, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig
-from vavae.training.trainer import Trainer, TrainingConfig
+from vavae.training.trainer import TrainingConfig
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +69,6 @@ def asked() -> Iterator[list[dict[str, Any]]]:
         for stage in (validation, evaluate):
             patch.setattr(stage, "load_feature_network", color_network)
         patch.setattr(evaluate.of_tokenizer, "perceptual_networks", lambda device: {})
-        patch.setattr(Trainer, "_estimate", lambda self: "")  # it takes longer than these steps
         yield calls
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from children import CONTEXT
+from estimates import skip_estimates
 
 from vavae.cli import run
 from vavae.training.checkpoint import CheckpointFolder
 
-ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "src/vavae/recipes/imagenet256/tokenizer-f16d32-dinov2-final.yaml"
+RECIPE = "imagenet256/tokenizer-f16d32-dinov2-final"
 STAGES = "[{from_images: 32, weight: 0.1}, {from_images: 64, cos_margin: 0.5, distance_margin: 0.25}]"
 SMALL = {
     "data.images": "demo", "data.size": "16", "data.limit": "30", "data.workers": "1",
@@ -47,6 +47,7 @@ def train(output: str, number: int, at: int) -> None:
     from vavae.stages import train_tokenizer
 
     torch.set_num_threads(1)
+    skip_estimates()
     train_tokenizer.load_teacher = lambda *_, **__: Patches()  # type: ignore[assignment]
     original = train_tokenizer.TokenizerTask.step
 
@@ -57,7 +58,7 @@ def train(output: str, number: int, at: int) -> None:
 
     train_tokenizer.TokenizerTask.step = step  # type: ignore[method-assign]
     options = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
-    sys.exit(run(["train-tokenizer", str(RECIPE), "--output", output, "--stages", STAGES, *options]))
+    sys.exit(run(["train-tokenizer", RECIPE, "--output", output, "--stages", STAGES, *options]))
 
 
 def command(output: Path, number: int = 0, at: int = -1) -> int | None:

@@ -1,18 +1,27 @@
 """Skip the estimate of what a run needs, which takes longer than a tiny run."""
 
-import sys
 from collections.abc import Callable
 
+from vavae.stages.train_dit import TransformerTask
+from vavae.stages.train_tokenizer import TokenizerTask
+from vavae.training.throughput import StepWork
 
-def skip_estimates(replace: Callable[[object, str, object], None] = setattr) -> None:
-    """Let the tasks of both stages, if these are imported, not know what a step needs.
+_TASKS = (TokenizerTask, TransformerTask)
+_ESTIMATES = [(task, name, vars(task)[name]) for task in _TASKS for name in ("step_bytes", "work")]
+
+
+def skip_estimates() -> None:
+    """Let the tasks of both stages not know what a step needs."""
+    for task in _TASKS:
+        task.step_bytes = lambda self, images: None  # type: ignore[method-assign]
+        task.work = lambda self: StepWork()  # type: ignore[method-assign]
+
+
+def restore_estimates(replace: Callable[[object, str, object], None]) -> None:
+    """Undo `skip_estimates`.
 
     Args:
         replace: Sets an attribute, for example `monkeypatch.setattr`.
     """
-    for module, name in (("train_tokenizer", "TokenizerTask"), ("train_dit", "TransformerTask")):
-        stage = sys.modules.get(f"vavae.stages.{module}")
-        if stage is not None:
-            task, unknown = getattr(stage, name), stage.StepWork()
-            replace(task, "step_bytes", lambda self, images: None)
-            replace(task, "work", lambda self, unknown=unknown: unknown)
+    for task, name, original in _ESTIMATES:
+        replace(task, name, original)

@@ -18,7 +18,6 @@ from vavae.frontier.grid import Grid, Job
 from vavae.losses import LPIPS
 from vavae.metrics import MeasurementProtocol, MetricRecord
 from vavae.stages import train_tokenizer
-from vavae.training.trainer import Trainer
 
 RECIPE = Path(__file__).parents[1] / "frontier/frontier_grid.yaml"
 # One tokenizer with one generator.
@@ -78,13 +77,12 @@ _load_perceptual = cache(LPIPS.pretrained)
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded_once() -> Any:
-    """Load each network once for all runs in this process, and estimate no cost of trainings."""
+    """Load each network once for all runs in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells, "load_feature_network", _load_feature_network)
         patch.setattr(cells, "load_teacher", _load_teacher)
         patch.setattr(train_tokenizer, "load_teacher", _load_teacher)
         patch.setattr(LPIPS, "pretrained", _load_perceptual)
-        patch.setattr(Trainer, "_estimate", lambda _: "")  # it takes longer than these trainings
         yield
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rules import sine
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -39,10 +40,9 @@ def load(name: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, dict[s
 
 def weight(k: int, shape: list[int], kind: str | float) -> Tensor:
     """Return parameter number k of its group: a sine of the index, scaled by its kind."""
-    n = math.prod(shape)
-    s = torch.sin(12.9898 * torch.arange(1, n + 1, dtype=torch.float64) + 78.233 * (k + 1)).view(shape)
+    s = sine(k, shape)
     if kind == "matrix":
-        s = s * math.sqrt(2 / (n / shape[0]))
+        s = s * math.sqrt(2 / math.prod(shape[1:]))
     elif kind == "gain":
         s = 1 + 0.1 * s
     else:

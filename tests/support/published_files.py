@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rules import golden_weight
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -26,15 +27,6 @@ SMALL_F16 = AutoencoderConfig(8, 32, (1, 1, 1, 1, 1), blocks_per_level=1, attent
 TEACHER_WIDTH = 24
 
 
-def rule(k: int, shape: torch.Size, name: str) -> Tensor:
-    """Return parameter number k, in float64."""
-    count = shape.numel()
-    s = torch.sin(12.9898 * torch.arange(1, count + 1, dtype=torch.float64) + 78.233 * (k + 1)).view(shape)
-    if len(shape) > 1:
-        return s * (2 / (count / shape[0])) ** 0.5
-    return 1 + 0.1 * s if name.endswith("weight") else 0.05 * s
-
-
 @torch.no_grad()
 def fill(model: nn.Module, others: dict[str, torch.Size] | None = None) -> dict[str, Tensor]:
     """Fill a model's parameters by the rule; return tensors of `others`, which are sorted with them."""
@@ -42,7 +34,7 @@ def fill(model: nn.Module, others: dict[str, torch.Size] | None = None) -> dict[
     shapes = {name: p.shape for name, p in parameters.items()} | (others or {})
     extra = {}
     for k, name in enumerate(sorted(shapes)):
-        value = rule(k, shapes[name], name)
+        value = golden_weight(k, shapes[name], name)
         if name in parameters:
             parameters[name].copy_(value)
         else:

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import FULL_MODELS, VISION_MODELS, randomise
 from torch import Tensor
-from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
 from vavae.errors import UserError
 from vavae.teachers import Teacher, load_teacher
@@ -88,7 +87,8 @@ def test_naflex_patches_match_its_processor(size: tuple[int, int], tmp_path: Pat
     model = _saved(VISION_MODELS["siglip2-naflex"](), tmp_path)
     teacher = load_teacher(tmp_path, input_size=size)
     pixels = teacher.preprocess(_images(*size))
-    patches = torch.stack([torch.from_numpy(convert_image_to_patches(image.numpy(), 8)) for image in pixels])
+    # The processor's patches have the channels last; unfold has them first.
+    patches = torch.nn.functional.unfold(pixels, 8, stride=8).unflatten(1, (3, 64)).movedim(1, 2).flatten(1, 2).mT
     grid = torch.tensor([[size[0] // 8, size[1] // 8]] * 2)
     with torch.no_grad():
         mask = torch.ones(patches.shape[:2], dtype=torch.long)

@@ -60,6 +60,7 @@ def _sine(shape: tuple[int, ...], step: float) -> Tensor:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_full_network_gives_the_published_numbers() -> None:
     """In float64, since these weights amplify the rounding of float32 in the decoder."""
     model = AutoencoderKL()

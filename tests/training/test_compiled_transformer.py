@@ -73,6 +73,7 @@ def test_block_graph_serves_other_networks(counter: CompileCounterWithBackend) -
     assert counter.frame_count == 1
 
 
+@pytest.mark.slow
 def test_whole_network_is_one_graph(counter: CompileCounterWithBackend) -> None:
     model = network()
     expected, _ = step(model, model)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import workers
-from estimates import skip_estimates
 from tiny_runs import write_latents
 
 from vavae.data import LatentDataset
@@ -25,9 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(data: Path) -> Path:
     """The run folder of a transformer trained by one process."""
-    with pytest.MonkeyPatch.context() as patch:
-        skip_estimates(patch.setattr)
-        workers.transformer(str(data / "alone"), str(data), "96")
+    workers.transformer(str(data / "alone"), str(data), "96")
     return data / "alone"
 
 

@@ -14,6 +14,8 @@ import pytest
 import silent
 from launching import shared_variables, start
 
+pytestmark = pytest.mark.slow
+
 # Seconds; far more than needed on an idle machine.
 PATIENCE = 120.0
 LOST = "vavae: another process of this run has ended, or no longer answers; see its message"
@@ -47,7 +49,6 @@ def test_silent_process_is_reported_in_one_line(tmp_path: Path) -> None:
         assert result(first, tmp_path / "0") == (1, [LOST])
 
 
-@pytest.mark.slow
 def test_lost_process_is_reported_in_one_line() -> None:
     """In interpreters of their own: the threads of a group that is not destroyed could abort an interpreter's end."""
     shared = {**os.environ, **shared_variables(2), "OMP_NUM_THREADS": "1"}

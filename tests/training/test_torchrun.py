@@ -55,6 +55,7 @@ def test_signal_to_torchrun_saves_and_stops_both(tmp_path: Path) -> None:
     assert not list((tmp_path / "run/checkpoints").glob(".partial-*"))
 
 
+@pytest.mark.slow
 def test_killed_process_ends_the_other(tmp_path: Path) -> None:
     """The survivor notices the closed connection and ends with an error."""
     write_latents(tmp_path)

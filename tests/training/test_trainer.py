@@ -52,6 +52,7 @@ def test_stop_in_the_last_step_saves_and_raises(tmp_path: Path) -> None:
     assert again.images_seen == 800 and again.steps_done == 100
 
 
+@pytest.mark.slow
 def test_killed_run_repeats_the_lost_part_exactly(tmp_path: Path) -> None:
     """After SIGKILL the newest checkpoint may be older than the log, which must not repeat lines."""
     whole = Trainer(Regression(), CONFIG, tmp_path / "whole")

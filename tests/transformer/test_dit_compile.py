@@ -54,6 +54,7 @@ def test_grids_of_all_sizes_share_few_graphs(positions: str) -> None:
     assert counter.frame_count <= 4  # the trained grid, the first other one, and its general form
 
 
+@pytest.mark.slow
 def test_training_step_with_checkpointing_and_autocast() -> None:
     model, expected = network(label_dropout=0.0), network(label_dropout=0.0)
     for each in (model, expected):

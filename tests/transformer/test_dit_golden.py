@@ -1,11 +1,11 @@
 """LightningDiT, its loss and its guided samples against numbers of the published implementation."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
+from rules import golden_weight
 from safetensors import safe_open
 from torch import Tensor
 
@@ -43,13 +43,7 @@ def build(published: dict) -> LightningDiT:
 def fill(model: LightningDiT) -> LightningDiT:
     """Set the weights by the rule of the golden files."""
     for k, (name, parameter) in enumerate(sorted(model.named_parameters())):
-        n = parameter.numel()
-        s = torch.sin(12.9898 * torch.arange(1, n + 1, dtype=torch.float64) + 78.233 * (k + 1))
-        if parameter.ndim > 1:
-            s = s * math.sqrt(2 / (n / parameter.shape[0]))
-        else:
-            s = 1 + 0.1 * s if name.endswith("weight") else 0.05 * s
-        parameter.copy_(s.view_as(parameter))
+        parameter.copy_(golden_weight(k, parameter.shape, name))
     return model
 
 

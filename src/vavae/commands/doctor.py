@@ -1,6 +1,5 @@
 """Report what this machine can run, and which packages are missing."""
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -10,17 +9,8 @@ import torch
 
 from vavae import assets
 from vavae.device import device_name, resolve_device, resolve_precision, supports_float64
+from vavae.extras import EXTRAS, missing_module
 from vavae.training.run_log import versions
-
-# Package: the extra that installs it, and its purpose.
-_EXTRAS = {
-    "gradio": ("gradio", "the web page of 'vavae serve'"),
-    "wandb": ("wandb", "logging to Weights & Biases"),
-    "aiohttp": ("webdataset", "webdataset shards at http addresses"),
-    "datasets": ("datasets", "Hugging Face data sets as image sources"),
-    "diffusers": ("diffusers", "interchange with diffusers"),
-    "torchao": ("fp8", "matrix products in fp8"),
-}
 
 
 @dataclass(frozen=True)
@@ -53,9 +43,9 @@ def findings(config: Config) -> list[tuple[str, str]]:
     ]
     if shutil.which("npm") is None:
         rows.append(("npm", "missing: assets that come in npm packages (cifar10, resnet50) cannot be fetched"))
-    for package, (extra, purpose) in _EXTRAS.items():
-        there = importlib.util.find_spec(package) is not None
-        rows.append((package, f"{'installed' if there else f'not installed (pip install vavae[{extra}])'}: {purpose}"))
+    for name, extra in EXTRAS.items():
+        state = f"not installed (pip install 'vavae[{name}]')" if missing_module(name) else "installed"
+        rows.append((f"extra {name}", f"{state}: {extra.purpose}"))
     return rows
 
 

@@ -9,6 +9,7 @@ from vavae.checkpoints import folder as files
 from vavae.checkpoints.locations import SHIPPED, resolve
 from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
+from vavae.extras import require_extra
 from vavae.models import Generator, Tokenizer
 from vavae.serve.server import free_port, launch
 
@@ -46,6 +47,7 @@ def run(config: Config) -> None:
     Raises:
         UserError: gradio is missing, the model cannot be read, or the address or port cannot be used.
     """
+    require_extra("serve", "vavae serve")
     port = free_port(config.host, config.port)
     with tempfile.TemporaryDirectory(prefix="vavae-serve-") as kept:
         # Uploads and results are in a folder of this run alone, which is removed in the end.
@@ -54,10 +56,8 @@ def run(config: Config) -> None:
         # gradio checks that its own page answers, which must not pass through a proxy.
         for name in ("no_proxy", "NO_PROXY"):
             os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost,127.0.0.1,::1", config.host]))
-        try:
-            import gradio
-        except ImportError as error:
-            raise UserError("serve needs gradio: pip install 'vavae[gradio]'") from error
+        import gradio
+
         page = build(config)
         launch(page, config.host, port, config.allowed_hosts)
         print(f"{config.model}: {page.local_url}\nstop with Ctrl-C", flush=True)

@@ -201,6 +201,11 @@ def parse_command_line(
     return config
 
 
+def help_text(config_class: type, prog: str, description: str, positionals: Sequence[str]) -> str:
+    """Return the help of a command: every option with its type, default and meaning."""
+    return str(_parser(config_class, prog, description, tuple(positionals)).format_help())
+
+
 def _override(
     parser: Any, parsed: Any, values: Mapping[str, Any], config_class: type, prog: str, source: str = ""
 ) -> Any:

@@ -22,6 +22,7 @@ from vavae.data.labels import IMAGE_NAMES, LABEL_NAMES, NO_LABELS, PART_OF, PART
 from vavae.data.readable import DEFAULT_OPTIONS, ReadOptions, image_error, keep_readable, range_key, read_rgb, reading
 from vavae.data.sources import ImageSource, Split
 from vavae.errors import UserError, as_user_error
+from vavae.extras import require_extra
 
 # Some sets (ImageNet) hide the labels of `test`, so a validation part goes first.
 _SPLITS = {"train": PARTS["train"], "test": (*PARTS["val"], *PARTS["test"])}
@@ -123,10 +124,9 @@ def has_test_part(source: str) -> bool:
 
 def _parts(source: str) -> tuple[dict[str, Any], int]:
     """Open a set. Return its parts by name, or {"": set} without parts, and the number of unused files."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError("images: Hugging Face data sets need the extra: pip install 'vavae[datasets]'") from error
+    require_extra("datasets", f"images: hf:{source}")
+    import datasets
+
     if not source:
         raise UserError("images: hf: names no data set; give its name on the hub or its folder, as hf:cifar10")
     what = f"the data set {source}"

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from vavae.data.labels import PART_OF
 from vavae.errors import UserError, as_user_error
+from vavae.extras import require_extra
 
 # Files that this process keeps open: far below any limit, and enough for most reads to find their file open.
 _OPEN_FILES = 64
@@ -154,6 +155,8 @@ class RangedFile:
 
 def _store(address: str) -> tuple[Any, str]:
     """Return the store of an address and the path in it. fsspec keeps one store per process."""
+    if address.startswith(("http://", "https://")):
+        require_extra("webdataset", address)
     from fsspec.core import url_to_fs
 
     return url_to_fs(address)

@@ -19,6 +19,7 @@ from vavae.demo.plan import ALIGNED, SAMPLING, UNALIGNED, Config
 from vavae.demo.summary import findings, headline, images_note, machine, teacher_note
 from vavae.device import resolve_device
 from vavae.errors import UserError
+from vavae.extras import require_extra
 from vavae.io.files import check_not_foreign, exclusive, read_json_object, written_whole
 from vavae.models import Generator, Tokenizer
 from vavae.progress import format_duration
@@ -67,9 +68,11 @@ def run(config: Config) -> Path:
     """Run the demo and return the path of the page.
 
     Raises:
-        UserError: Images or teacher are wrong, or the folder contains a demo with other settings, or other files.
+        UserError: A package is missing, images or teacher are wrong, or the folder contains a demo with other settings,
+            or other files.
         KeyboardInterrupt: The demo was stopped; the same command resumes it.
     """
+    require_extra("demo", "vavae demo")
     folder = Path(config.output)
     check_no_own_recipe(folder)
     check_not_foreign(folder, lambda it: (it / "versions.json").exists(), "demo", RUN_FILES)

@@ -14,6 +14,7 @@ from pathlib import Path
 from vavae.data.images import check_same_classes, printed_once
 from vavae.device import resolve_device
 from vavae.errors import RunError, UserError
+from vavae.extras import require_extra
 from vavae.frontier.cells import (
     CellContext,
     delete_intermediates,
@@ -227,7 +228,10 @@ def run(config: Config) -> Path:
         KeyboardInterrupt: The call was stopped by a signal. The page shows what is finished.
     """
     folder = Path(config.output)
+    require_extra("report", "vavae frontier")
     if not config.page_only:
+        if "uniformity" in (config.kinds or KINDS):
+            require_extra("metrics", "the uniformity of latents")
         resolve_device(config.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("torchrun cannot start this command; start plain processes on one --output, one per GPU")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vavae import rng
+from vavae.extras import require_extra
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def tsne_points(latents: Tensor, seed: int = 42) -> NDArray[np.float64]:
     Returns:
         (N, 2).
     """
+    require_extra("metrics", "tsne_points")
     from sklearn.manifold import TSNE
 
     points = one_position_each(latents.detach(), seed).float().cpu().numpy()

@@ -24,6 +24,7 @@ from vavae.config import to_plain
 from vavae.data.transforms import Images, as_images
 from vavae.device import device_only
 from vavae.errors import UserError
+from vavae.extras import require_extra
 from vavae.io.files import write_json
 from vavae.io.hashing import digest, tensor_digest, weights_fingerprint
 from vavae.models.representation import (
@@ -249,10 +250,9 @@ class Tokenizer(SavedModel):
         Raises:
             UserError: diffusers is not installed, or cannot build such an autoencoder.
         """
-        try:
-            import diffusers
-        except ImportError as error:
-            raise UserError("diffusers is not installed: pip install 'vavae[diffusers]'") from error
+        require_extra("diffusers", "to_diffusers")
+        import diffusers
+
         own = self._convolutional()
         model = diffusers.AutoencoderKL.from_config(diffusers_config(own.config, self.statistics))
         model.load_state_dict(to_diffusers_names(own.state_dict(), len(own.config.widths)))

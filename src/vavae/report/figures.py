@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vavae.report.curves import Panel, smoothed
-from vavae.report.svg import CLASS_COLORS, DASHES, MARKERS, RUN_COLORS, SURFACE, VARIABLES, draw_svg, short
+from vavae.report.svg import CLASS_COLORS, DASHES, MARKERS, RUN_COLORS, SURFACE, VARIABLES, draw_svg, set_ticks, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,19 +82,16 @@ def scatter_figure(points: NDArray[np.floating], labels: NDArray[np.integer] | S
 
 
 def _limit(axes: "Axes", low: float, high: float, logarithmic: bool) -> None:
-    from matplotlib.ticker import LogLocator
-
     if logarithmic:
         axes.set_yscale("log")
         margin = (high / low) ** 0.06
         axes.set_ylim(low / margin, high * margin)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 150 else (1,)))
+        set_ticks(axes.yaxis, (1, 2, 5) if high / low < 150 else (1,))
         axes.minorticks_off()
     else:
         margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
         axes.set_ylim(low - margin, high + margin)
-        axes.yaxis.get_major_locator().set_params(nbins=5)  # type: ignore[call-arg]
-    axes.yaxis.set_major_formatter(lambda value, _: short(value))
+        set_ticks(axes.yaxis)
 
 
 def _isolated(values: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vavae.report.svg import CLASS_COLORS, DASHES, MARKERS, SURFACE, draw_svg, short
+from vavae.report.svg import CLASS_COLORS, DASHES, MARKERS, SURFACE, draw_svg, set_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
 _NOTE_SIZE = 9  # printer's points
+_MULTIPLES = (1, 2, 5)  # of powers of ten, for ticks of a small range
 _GAP = 6  # printer's points from a point to its note
 # Right, left or centered; above, below or level: the note takes the first place that covers least.
 _PLACES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
@@ -71,8 +71,8 @@ def series_figure(
         axes.margins(0.12)
         if from_zero:
             axes.set_xlim(left=0)
-        _set_ticks(axes.xaxis, wide_x)
-        _set_ticks(axes.yaxis, wide_y)
+        set_ticks(axes.xaxis, _MULTIPLES if wide_x else ())
+        set_ticks(axes.yaxis, _MULTIPLES if wide_y else ())
         _write_notes(axes, drawn)
 
     return draw_svg(draw, 5.2, 3.5)
@@ -81,18 +81,6 @@ def series_figure(
 def _wide(series: Sequence[Series], coordinate: int) -> bool:
     values = [point[coordinate] for one in series for point in one.points]
     return bool(values) and min(values) > 0 and max(values) / min(values) > 3
-
-
-def _set_ticks(axis: "Axis", logarithmic: bool) -> None:
-    """Set few ticks; on a logarithmic axis at 1, 2 and 5 times powers of ten, which suit a small range."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    if logarithmic:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_formatter(NullFormatter())
-    else:
-        axis.get_major_locator().set_params(nbins=5)  # type: ignore[call-arg]
-    axis.set_major_formatter(lambda value, _: short(value))
 
 
 def _draw(axes: "Axes", one: Series) -> None:

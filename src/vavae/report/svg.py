@@ -6,10 +6,11 @@ Matplotlib draws with placeholder colors; in the SVG each becomes a CSS variable
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK, RULE, SURFACE = "#010101", "#010102", "#010103"
@@ -63,6 +64,18 @@ def short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:g}{sign}".replace("-", "−")
     return f"{value:g}".replace("-", "−")
+
+
+def set_ticks(axis: "Axis", multiples: Sequence[int] = ()) -> None:
+    """Set few ticks; with `multiples` the axis is logarithmic, and they are at these multiples of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if multiples:
+        axis.set_major_locator(LogLocator(subs=multiples))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.get_major_locator().set_params(nbins=5)  # type: ignore[call-arg]
+    axis.set_major_formatter(lambda value, _: short(value))
 
 
 def draw_svg(draw: Callable[["Figure"], None], width: float, height: float) -> str:

@@ -33,6 +33,7 @@ from vavae.evaluation.options import refuse_unused
 from vavae.evaluation.reconstruction import EvaluationContext, Reconstructions
 from vavae.evaluation.records import check_writable, sampling_protocol, write_records
 from vavae.evaluation.table import plot, print_table
+from vavae.extras import require_extra
 from vavae.io.files import drop_drafts
 from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, load_feature_network
 from vavae.models import Generator, SamplingConfig, Tokenizer
@@ -159,6 +160,7 @@ def run(config: Config) -> list[MetricRecord]:
         return []
     if not config.model:
         raise UserError(f"model must name at least one {config.what}: give it after the word {config.what}")
+    _check_extras(config)
     measure = {"tokenizer": _tokenizers, "generator": _generators, "samples": _samples}[config.what]
     store = BlockStore(config.features or assets.cache_folder() / "features")
     _check_outputs(config, store)
@@ -178,6 +180,14 @@ def run(config: Config) -> list[MetricRecord]:
             if records:  # after an error too: they may have taken hours
                 _report(config, records)
     return records
+
+
+def _check_extras(config: Config) -> None:
+    """Raise UserError if a package is missing that only some evaluations need."""
+    if config.what == "tokenizer" and config.tsne_seeds:
+        require_extra("metrics", "the published uniformity, which --tsne_seeds 0 leaves out,")
+    if config.output is not None and (len(config.guidance_scales) > 1 or len(config.model) > 1):
+        require_extra("report", "the plot of several models or guidance scales next to output")
 
 
 def _check_outputs(config: Config, store: BlockStore) -> None:

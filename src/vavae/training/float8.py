@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vavae.errors import UserError
+from vavae.extras import require_extra
 
 
 def use_float8(units: Sequence[nn.Module], device: torch.device) -> None:
@@ -18,10 +19,9 @@ def use_float8(units: Sequence[nn.Module], device: torch.device) -> None:
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise UserError("fp8 needs a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell)")
-    try:
-        from torchao.float8 import convert_to_float8_training
-    except ImportError as error:
-        raise UserError("fp8 needs the extra: pip install 'vavae[fp8]'") from error
+    require_extra("fp8", "precision fp8")
+    from torchao.float8 import convert_to_float8_training
+
     for unit in units:
         convert_to_float8_training(unit, module_filter_fn=_fits)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from vavae.assets.convert.onnx_graph import read_onnx
+
 _PREFIX = "backbone."
 _LINEAR = re.compile(r"^/backbone/(encoder/layer\.\d+/.*)/MatMul$")
 
@@ -18,22 +20,18 @@ def convert_dinov2(files: list[Path], folder: Path) -> None:
     decoder is left out. The exporter kept the names of all parameters but the weights of linear layers and the position
     embeddings, which are found by the nodes that use them.
     """
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load(files[0]).graph
-    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    arrays, nodes = read_onnx(files[0])
     tensors = {
         name.removeprefix(_PREFIX): torch.from_numpy(array.copy())
         for name, array in arrays.items()
         if name.startswith(_PREFIX)
     }
-    for node in graph.node:
+    for node in nodes:
         linear = _LINEAR.match(node.name)
-        if linear and node.op_type == "MatMul" and node.input[1] in arrays:
-            weight = torch.from_numpy(arrays[node.input[1]].copy()).T.contiguous()
+        if linear and node.kind == "MatMul" and node.inputs[1] in arrays:
+            weight = torch.from_numpy(arrays[node.inputs[1]].copy()).T.contiguous()
             tensors[linear[1].replace("/", ".") + ".weight"] = weight
-    positions = {node.name: arrays[node.input[0]] for node in graph.node if node.input and node.input[0] in arrays}
+    positions = {node.name: arrays[node.inputs[0]] for node in nodes if node.inputs and node.inputs[0] in arrays}
     class_position = positions["/backbone/embeddings/Concat_6"]
     grid_positions = positions["/backbone/embeddings/Reshape_1"]
     both = [torch.from_numpy(part.copy()) for part in (class_position, grid_positions)]
