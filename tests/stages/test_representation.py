@@ -23,11 +23,11 @@ from vavae.teachers.config import TeacherConfig
 
 pytestmark = pytest.mark.slow
 
-DATA = ["--data.images=demo", "--data.size=16", "--data.limit=24"]
+DATA = ["--data.images=demo", "--data.size=32", "--data.limit=24"]
 BUDGET = ["--training.images=48", "--training.batch_size=8", "--training.log_images=16", "--training.tensorboard=false"]
 TRAIN = [
     *["train-tokenizer", *DATA, *BUDGET, "--training.checkpoint_images=24", "--teacher.input_size=16"],
-    *["--representation.size=B", "--representation.patch_size=4", "--representation.width=32"],
+    *["--representation.size=B", "--representation.patch_size=8", "--representation.width=32"],
     *["--representation.depth=2", "--representation.heads=2", "--representation.mlp_width=64"],
     *["--objective.alignment.enabled=false", "--objective.perceptual.weight=0", "--optimizer.learning_rate=1e-3"],
     *["--objective.adversarial.discriminator.kind=dino", "--objective.adversarial.augment=true"],
@@ -100,7 +100,7 @@ def test_generator_samples_with_the_floor_of_its_training(chain: Path) -> None:
     assert generator.transformer.config.widths == (16, 64)
     assert (generator.prediction, generator.floor) == ("data", 0.05)
     images = generator([0, 1], seed=3)
-    assert images.shape == (2, 3, 16, 16) and bool(images.isfinite().all())
+    assert images.shape == (2, 3, 32, 32) and bool(images.isfinite().all())
     assert isinstance(vavae.DiTDH.from_pretrained(chain / "generator/generator"), vavae.DiTDH)
     with pytest.raises(UserError, match="holds a DiTDH, not a LightningDiT"):
         vavae.LightningDiT.from_pretrained(chain / "generator/generator")
@@ -110,7 +110,12 @@ def test_sample_and_evaluate_take_the_folders(chain: Path) -> None:
     generator, tokenizer = str(chain / "generator/generator"), str(chain / "decoder/tokenizer")
     assert run(["sample", f"--generator={generator}", "--count=2", "--steps=3", f"--output={chain / 'samples'}"]) == 0
     assert len(list((chain / "samples").rglob("*.png"))) >= 2
-    evaluation = ["evaluate", "tokenizer", tokenizer, *DATA, f"--output={chain / 'evaluation.json'}"]
+    source = vavae.data.open_images("demo", "train")
+    (chain / "images").mkdir()
+    for i in range(12):
+        source.image(i).save(chain / "images" / f"{i}.png")
+    data = [f"--data.images={chain / 'images'}", "--data.size=32"]
+    evaluation = ["evaluate", "tokenizer", tokenizer, *data, f"--output={chain / 'evaluation.json'}"]
     assert run([*evaluation, "--network=null", "--tsne_seeds=0", f"--features={chain / 'features'}"]) == 0
     names = {record["name"] for record in json.loads((chain / "evaluation.json").read_text())}
     assert "PSNR" in names
@@ -130,7 +135,7 @@ def test_interrupted_training_ends_bit_for_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(TokenizerTask, "step", interrupted)
-        assert run([*TRAIN, *networks, *cached]) == 130
+        assert run([*TRAIN, *networks, *cached]) == 1
     assert run([*TRAIN, *networks, *cached]) == 0
     ours = load_file(tmp_path / "run/tokenizer/model.safetensors")
     for name, value in load_file(chain / "decoder/tokenizer/model.safetensors").items():
@@ -156,9 +161,9 @@ def test_wrong_settings_are_refused() -> None:
 
 
 def test_image_size_must_fit_the_grid(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = ["--data.size=32", f"--teacher.name={teacher}", f"--output={tmp_path}"]
+    wrong = ["--data.size=16", f"--teacher.name={teacher}", f"--output={tmp_path}"]
     assert run([*[part for part in TRAIN if not part.startswith("--data.size")], *wrong]) == 2
-    assert "data.size must be 16 x 16, the 4 x 4 patches of the teacher times" in capsys.readouterr().err
+    assert "data.size must be 32 x 32, the 4 x 4 patches of the teacher times" in capsys.readouterr().err
 
 
 def test_state_dict_holds_the_decoder_only(teacher: str) -> None:
