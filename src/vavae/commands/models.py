@@ -44,11 +44,12 @@ def run(config: Config) -> None:
 
 def _below(model: KnownModel) -> list[str]:
     """Return the lines below a model's row."""
-    place = model.hub_id or "in the package"
     if model.kind == "tokenizer":
-        return [f"{place}; statistics {model.statistics}"]
+        return [f"{model.hub_id}; statistics {model.statistics}"]
     sampling = f"{model.sampling['steps']} steps, {describe_guidance(model.sampling)}"
-    return [place, f"tokenizer {model.tokenizer}", sampling] if model.tokenizer else [f"{place}; {sampling}"]
+    if not model.tokenizer:
+        return [f"in the package with its tokenizer; {sampling}"]
+    return [model.hub_id, f"tokenizer {model.tokenizer}", sampling]
 
 
 def describe_guidance(sampling: Mapping[str, Any]) -> str:

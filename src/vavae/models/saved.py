@@ -10,7 +10,7 @@ import torch
 
 from vavae.checkpoints.folder import CARD
 from vavae.checkpoints.locations import hub_id
-from vavae.checkpoints.registry import find_model
+from vavae.checkpoints.registry import MODELS
 from vavae.errors import UserError, one_line
 from vavae.io.files import parse_json
 
@@ -105,7 +105,7 @@ class SavedModel:
         from huggingface_hub import ModelCard, ModelCardData
 
         origins = [origin for part in self._parts() for origin in _origins(part.provenance)]
-        known = next((model for origin in origins if (model := find_model(origin))), None)
+        known = next((model for model in MODELS if model.hub_id == self.provenance.get("converted_from")), None)
         measured = [] if results is None else self._measured(Path(results))
         data = ModelCardData(
             base_model=origins or None,
