@@ -18,9 +18,9 @@ from vavae.transformer import LightningDiT
 def network(model: KnownModel) -> nn.Module:
     """Return the network of an entry, without weights."""
     factor, channels = map(int, re.fullmatch(r"f(\d+)d(\d+)", model.latents).groups())  # type: ignore[union-attr]
+    if model.name == "demo":
+        return Generator.from_pretrained("demo").transformer
     with torch.device("meta"):
-        if model.name == "demo":
-            return Generator.from_pretrained("demo").transformer
         if model.kind == "generator":
             return LightningDiT.from_size("XL/1", latent_channels=channels)
         shape = AutoencoderConfig(channels) if factor == 16 else AutoencoderConfig(4, 128, (1, 2, 4, 4), 2, ())

@@ -42,8 +42,9 @@ def test_list_has_every_model_in_80_columns(capsys: pytest.CaptureFixture[str]) 
         assert model.hub_id in listed
         assert model.kind == "generator" or f"{model.hub_id}; statistics {model.statistics}\n" in listed
     assert "in the package with its tokenizer; 50 steps, guidance 2.5 from 0.1\n" in listed
-    below = listed.split(XL)[1].splitlines()[1:4]
-    assert [line.strip() for line in below] == [
+    lines = [line.strip() for line in listed.splitlines()]
+    (number,) = [i for i, line in enumerate(lines) if line.startswith(f"{XL} ")]
+    assert lines[number + 1 : number + 4] == [
         f"hustvl/{XL}",
         "tokenizer vavae-imagenet256-f16d32-dinov2",
         "250 steps, guidance 6.7 on 3 channels from 0.125",
