@@ -10,17 +10,18 @@ from torch import nn
 from vavae.checkpoints.registry import MODELS, NOT_PUBLISHED, KnownModel, find_model, get_model
 from vavae.config import from_plain
 from vavae.errors import UserError
-from vavae.models import Generator, SamplingConfig
+from vavae.models import SamplingConfig
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
-from vavae.transformer import LightningDiT
+from vavae.transformer import LightningDiT, LightningDiTConfig
 
 
 def network(model: KnownModel) -> nn.Module:
     """Return the network of an entry, without weights."""
     factor, channels = map(int, re.fullmatch(r"f(\d+)d(\d+)", model.latents).groups())  # type: ignore[union-attr]
-    if model.name == "demo":
-        return Generator.from_pretrained("demo").transformer
     with torch.device("meta"):
+        if model.folder is not None:
+            stored = json.loads((model.folder / "config.json").read_text())["transformer"]
+            return LightningDiT.from_config(from_plain(LightningDiTConfig, stored))
         if model.kind == "generator":
             return LightningDiT.from_size("XL/1", latent_channels=channels)
         shape = AutoencoderConfig(channels) if factor == 16 else AutoencoderConfig(4, 128, (1, 2, 4, 4), 2, ())

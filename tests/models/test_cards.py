@@ -9,14 +9,11 @@ import pytest
 from huggingface_hub import ModelCard
 from published_files import SMALL, autoencoder, golden_dit, statistics
 
-import vavae
 from vavae import Generator, SamplingConfig, Tokenizer, UserError
 from vavae.metrics.records import MeasurementProtocol, MetricRecord
 from vavae.tokenizer import LatentStatistics
 
 XL, VAVAE = "hustvl/lightningdit-xl-imagenet256-800ep", "hustvl/vavae-imagenet256-f16d32-dinov2"
-SHIPPED = Path(vavae.__file__).parent / "assets" / "demo_model"
-MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-22-demo-model-fid.json"
 
 
 def make(own: dict[str, Any], tokenizers: dict[str, Any]) -> Generator:
@@ -71,13 +68,3 @@ def test_results_of_this_model_become_metrics(tmp_path: Path) -> None:
         results.write_text(text)
         with pytest.raises(UserError, match=r"^results must "):
             generator.card(results=results)
-
-
-def test_card_in_the_package_has_the_hubs_metadata(tmp_path: Path) -> None:
-    generator = Generator.from_pretrained("demo")
-    (tmp_path / "r.json").write_text(json.dumps(json.loads(MEASURED.read_text())["records"]))
-    given: dict[str, Any] = {"license": "mit", "datasets": ["uoft-cs/cifar10"]}
-    wanted = generator.card("vavae/demo", results=tmp_path / "r.json", **given)
-    assert ModelCard.load(SHIPPED / "README.md").data.to_dict() == ModelCard(wanted.content).data.to_dict()
-    tokenizer = ModelCard.load(SHIPPED / "tokenizer/README.md")
-    assert tokenizer.data.to_dict() == generator.tokenizer.card(**given).data.to_dict()

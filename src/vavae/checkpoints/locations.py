@@ -58,11 +58,11 @@ def known_model(path_or_hub_id: str | Path) -> KnownModel | None:
     return find_model(str(path_or_hub_id))
 
 
-def hub_id(path_or_hub_id: str | Path) -> str | None:
-    """Return the repository of a model without its revision; None for a local model or one in the package."""
+def hub_id(path_or_hub_id: str | Path, part: Part | None = None) -> str | None:
+    """Return the repository of a model's part without its revision; None for a local model or one in the package."""
     text = str(path_or_hub_id)
     if (known := known_model(text)) is not None:
-        return known.hub_id or None
+        return (get_model(known.tokenizer) if part == "tokenizer" and known.tokenizer else known).hub_id or None
     fetched = _REPOSITORY.fullmatch(text) is not None and not user_path(text).exists()
     return text.partition("@")[0] if fetched else None
 

@@ -205,7 +205,7 @@ class Tokenizer(SavedModel):
             source = scaling_statistics(loaded.model.config.latent_channels, 1.0)
         files.hold_in(loaded.model, dtype)
         provenance = loaded.provenance
-        if "converted_from" in provenance and (repository := hub_id(path_or_hub_id)):
+        if "converted_from" in provenance and (repository := hub_id(path_or_hub_id, "tokenizer")):
             provenance = {"converted_from": repository}
         tokenizer = cls(loaded.model, read_statistics(source), provenance)
         tokenizer.report = loaded.report
