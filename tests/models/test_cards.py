@@ -32,7 +32,7 @@ def test_metadata_of_a_converted_model() -> None:
 
 
 def test_metadata_of_a_trained_model() -> None:
-    """Nothing is invented: a file is no base model, and a license is stated only if it is given."""
+    """Nothing is invented: a file cannot be a base model, and a license is stated only if it is given."""
     generator = make({"initial": "them/dit@v1", "seed": 7}, {"dataset": "them/photos", "converted_from": "vae.pt"})
     data = generator.card().data
     assert (data.base_model, data.datasets) == (["them/dit"], ["them/photos"])

@@ -138,7 +138,7 @@ def measure(
 
 def shipped_gallery(config: Config) -> Gallery:
     """Draw samples of the model in the package."""
-    generator = Generator.from_pretrained(get_model("demo").folder, resolve_device(config.device))
+    generator = Generator.from_pretrained(get_model("demo").folder or "demo", resolve_device(config.device))
     labels = _shown_labels(config, generator)
     samples = draw(generator, labels, range(len(labels)), config.seed, generator.sampling, "auto")
     tokenizer_seen, generator_seen = (m.provenance["images_seen"] for m in (generator.tokenizer, generator))
