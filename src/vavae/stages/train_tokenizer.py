@@ -18,6 +18,7 @@ from vavae.data import (
     ImageSource,
     IndexStream,
     InMemoryImages,
+    hub_dataset,
     load_images,
     load_pixels,
     loaded_ahead,
@@ -100,7 +101,8 @@ class Config:
         data: Training images.
         tokenizer: Shape of the autoencoder.
         initial: Starting weights: the run folder of an earlier training (for autoencoder, projection and
-            discriminator), a tokenizer's folder or hub id, or a published checkpoint; null starts from random weights.
+            discriminator), a tokenizer's folder, hub id or short name (`vavae models`), or a published checkpoint;
+            null starts from random weights.
         teacher: Used when the alignment term is enabled.
         objective: All loss terms at the beginning of the run.
         stages: Later changes of the alignment, in the order of `from_images`: the three stages of the published model
@@ -405,6 +407,7 @@ class TokenizerTask(TrainingTask):
         initial = {} if config.initial is None else {"initial": config.initial}
         facts = {
             "images": f"{self.source.name}, {len(self.source):,} images of {format_size(config.data.size)} px",
+            **({} if (dataset := hub_dataset(config.data.images)) is None else {"dataset": dataset}),
             "teacher": config.teacher.name if config.objective.alignment.enabled else "none",
         }
         statistics = self.statistics(model, at_once, _QUICK_STATISTICS_IMAGES if quick else None)
