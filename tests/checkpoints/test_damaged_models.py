@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from vavae import AutoencoderKL, Generator, LightningDiT, SamplingConfig, Tokenizer, UserError
 from vavae.checkpoints import folder as files
-from vavae.checkpoints.locations import SHIPPED
+from vavae.checkpoints.locations import resolve
 from vavae.cli import run
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
@@ -122,7 +122,7 @@ def test_folder_without_a_part_is_incomplete(lost: str, model: Path) -> None:
 
 
 def test_weights_without_their_folder_are_refused(model: Path, tmp_path: Path) -> None:
-    for source in (model, model / "tokenizer", SHIPPED["demo"]):
+    for source in (model, model / "tokenizer", resolve("demo")):
         shutil.copy(source / "model.safetensors", tmp_path / "lone.safetensors")
         with pytest.raises(UserError, match=r"lone\.safetensors: the weights of a vavae .* without its config"):
             Tokenizer.from_pretrained(tmp_path / "lone.safetensors", statistics="identity")

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 import vavae
-from vavae.checkpoints.locations import SHIPPED, resolve
+from vavae.checkpoints.locations import resolve
 from vavae.cli import run
 from vavae.data import DemoImages, demo_pixels, to_tensor
 from vavae.errors import UserError
@@ -40,6 +41,15 @@ def test_fid_on_the_card_was_measured_with_the_defaults(generator: Generator) ->
     assert (protocol["samples"], protocol["reference_samples"]) == (5_000, 10_000)
     assert (protocol["steps"], protocol["guidance_scale"]) == (defaults.steps, defaults.guidance_scale)
     assert protocol["checkpoint_hash"] == generator.fingerprint()
+
+
+def test_cards_have_the_metadata_of_the_hub(generator: Generator, tmp_path: Path) -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-22-demo-model-fid.json"
+    (tmp_path / "r.json").write_text(json.dumps(json.loads(results.read_text())["records"]))
+    wanted = generator.card("vavae/demo", license="mit", datasets=["uoft-cs/cifar10"], results=tmp_path / "r.json")
+    assert ModelCard(CARD).data.to_dict() == ModelCard(wanted.content).data.to_dict()
+    tokenizer = generator.tokenizer.card(license="mit", datasets=["uoft-cs/cifar10"])
+    assert ModelCard.load(FOLDER / "tokenizer/README.md").data.to_dict() == tokenizer.data.to_dict()
 
 
 def test_card_and_provenance_describe_the_training(generator: Generator) -> None:
@@ -75,7 +85,7 @@ def test_samples_have_the_class_of_their_label(generator: Generator) -> None:
 def test_local_model_named_demo_comes_first(
     generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert resolve("demo") == FOLDER == SHIPPED["demo"]
+    assert resolve("demo") == FOLDER
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "picture.png").write_bytes(b"")

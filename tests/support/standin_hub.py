@@ -2,12 +2,19 @@
 
 import fnmatch
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from published_files import SMALL, autoencoder, golden_dit, lightning_checkpoint, statistics, training_checkpoint
+from safetensors.torch import save_file
+
+from vavae.checkpoints.diffusers_autoencoder import diffusers_config, to_diffusers_names
+from vavae.checkpoints.statistics import scaling_statistics
 
 
 class StandInHub:
@@ -71,3 +78,34 @@ def _hash(name: str, content: bytes) -> str:
     if name.endswith(".json"):
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     return hashlib.sha256(content).hexdigest()
+
+
+def put_published(hub: StandInHub) -> None:
+    """Write the published repositories of the registry into the hub, under their file names, with small models."""
+    vavae, variants, sd = (
+        hub.repositories / name
+        for name in (
+            "hustvl/vavae-imagenet256-f16d32-dinov2",
+            "hustvl/va-vae-imagenet256-experimental-variants",
+            "stabilityai/sd-vae-ft-mse",
+        )
+    )
+    for folder in (vavae, variants, sd):
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text("a card")
+    model, projection = autoencoder(SMALL)
+    torch.save(model.state_dict(), vavae / f"{vavae.name}.pt")
+    torch.save(statistics(8), vavae / "latents_stats.pt")
+    for name in ("ldm-imagenet256-f16d32-50ep", "vavae-imagenet256-f16d32-dinov2-50ep"):
+        torch.save(lightning_checkpoint(model, projection), variants / f"{name}.ckpt")
+    config = diffusers_config(SMALL, scaling_statistics(8, 0.18215))
+    del config["scaling_factor"], config["shift_factor"]  # the published file relies on the defaults of diffusers
+    (sd / "config.json").write_text(json.dumps(config))
+    weights = to_diffusers_names(model.state_dict(), 2)
+    save_file(weights, sd / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    torch.save(weights, sd / "diffusion_pytorch_model.bin")
+    transformer = golden_dit()[0]
+    for epochs, content in ((800, training_checkpoint(transformer)), (64, {"ema": dict(transformer.state_dict())})):
+        folder = hub.repositories / f"hustvl/lightningdit-xl-imagenet256-{epochs}ep"
+        folder.mkdir()
+        torch.save(content, folder / f"{folder.name}.pt")

@@ -12,7 +12,7 @@ from vavae.errors import UserError
 from vavae.io.files import check_hash, git_blob_sha1, sha256_file
 
 
-def fetch(name: str, part: Part | None, hub: HubOptions) -> Path:
+def fetch(name: str, part: Part | None, hub: HubOptions, file: str = "") -> Path:
     """Return the folder with the needed files of a repository, fetched unless they are in the hub client's cache.
 
     If the hub cannot be reached, the cached files are used.
@@ -21,9 +21,10 @@ def fetch(name: str, part: Part | None, hub: HubOptions) -> Path:
         name: `owner/name` or `owner/name@revision`.
         part: The part to fetch; None fetches all files that can be read.
         hub: Options.
+        file: Fetch this file alone, and return its path.
 
     Raises:
-        UserError: No such repository, revision or subfolder, no network, or a cached file is damaged.
+        UserError: No such repository, revision, subfolder or file, no network, or a cached file is damaged.
     """
     import huggingface_hub
 
@@ -48,6 +49,10 @@ def fetch(name: str, part: Part | None, hub: HubOptions) -> Path:
     with hub_errors(repository, revision):
         listed = None if hub.get("local_files_only") or is_offline() else _list(repository, revision, hub.get("token"))
         local = listed is None
+        if file:
+            if listed is not None and within + file not in listed:
+                raise UserError(f"{name}: has no file {within + file}")
+            return _checked(get([file]), [file]) / file
         if listed is None:
             folder = get((PIPELINE, CONFIG))
             names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

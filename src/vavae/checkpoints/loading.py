@@ -224,9 +224,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     )
 
 
-def load_decoder(
-    path: Path, weights: Weights = "auto", heads: int | None = None
-) -> tuple[ViTDecoder, LoadReport]:
+def load_decoder(path: Path, weights: Weights = "auto", heads: int | None = None) -> tuple[ViTDecoder, LoadReport]:
     """Load the decoder of a representation autoencoder from a published file or folder.
 
     Raises:

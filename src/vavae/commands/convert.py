@@ -46,7 +46,7 @@ class Config:
     Attributes:
         source: What to convert: a checkpoint (.pt, .pth, .ckpt, .safetensors), `latents_stats.pt`, a folder of a
             tokenizer, generator or latents (also those of EDM2 and REPA, `img-mean-std-*.npy`), a folder of
-            diffusers, a hub id, or a published YAML configuration.
+            diffusers, a short name of `vavae models`, a hub id, or a published YAML configuration.
         output: The folder to write, which must be empty, or left by such a call that was killed; a file for a recipe
             and for statistics.
         to: `native` is our folder, `published` files that the published code loads, `diffusers` a folder that
@@ -171,10 +171,10 @@ def _weights(config: Config, source: Path) -> Weights:
     return config.weights if files.form_of(source) == "checkpoint" else "auto"
 
 
-def _read_tokenizer(config: Config, source: Path) -> Tokenizer:
+def _read_tokenizer(config: Config, name: str | Path) -> Tokenizer:
     factor = config.scaling_factor
     statistics = config.statistics if factor is None else "identity"
-    tokenizer = Tokenizer.from_pretrained(source, statistics=statistics, weights=_weights(config, source))
+    tokenizer = Tokenizer.from_pretrained(name, statistics=statistics, weights=_weights(config, resolve(name)))
     if factor is not None:
         tokenizer.statistics = scaling_statistics(tokenizer.latent_channels, factor, config.shift_factor)
     if tokenizer.report is not None:
@@ -183,7 +183,7 @@ def _read_tokenizer(config: Config, source: Path) -> Tokenizer:
 
 
 def _tokenizer(config: Config, source: Path, output: Path) -> None:
-    tokenizer = _read_tokenizer(config, source)
+    tokenizer = _read_tokenizer(config, config.source or source)
     with whole_folder(output):
         if config.to == "native":
             tokenizer.save_pretrained(output, _DTYPES[config.dtype])
@@ -194,12 +194,12 @@ def _tokenizer(config: Config, source: Path, output: Path) -> None:
 
 
 def _generator(config: Config, source: Path, output: Path) -> None:
-    tokenizer = None if config.tokenizer is None else _read_tokenizer(config, resolve(config.tokenizer))
+    tokenizer = None if config.tokenizer is None else _read_tokenizer(config, config.tokenizer)
     statistics: LatentStatistics | str | None = config.statistics
     if tokenizer is not None and config.scaling_factor is not None:
         statistics = tokenizer.statistics
     generator = Generator.from_pretrained(
-        source,
+        config.source or source,
         tokenizer=tokenizer,
         statistics=statistics,
         weights=_weights(config, source),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vavae.checkpoints import folder as files
-from vavae.checkpoints.locations import SHIPPED, resolve
+from vavae.checkpoints.locations import known_model, resolve
 from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.extras import require_extra
@@ -19,8 +19,9 @@ class Config:
     """Open a web page on this machine: sample, reconstruct, interpolate.
 
     Attributes:
-        model: A generator's or a tokenizer's folder, or its hub id; `demo` comes with the package. A tokenizer alone
-            reconstructs and interpolates. Published checkpoints are converted first (`vavae convert`).
+        model: A generator's or a tokenizer's folder, its hub id, or a short name of `vavae models`; `demo` comes with
+            the package. A tokenizer alone reconstructs and interpolates. Other published transformers are converted
+            first (`vavae convert`).
         host: Address to listen on. 127.0.0.1 serves this machine alone; 0.0.0.0 serves others too, without a password.
         allowed_hosts: Further names under which a browser may reach the page, such as that of a proxy. Requests for
             other names are refused.
@@ -73,11 +74,12 @@ def build(config: Config) -> Any:
     from vavae.serve.studio import Studio
 
     device = resolve_device(config.device)
-    path = resolve(config.model)
-    if files.holds_generator(path):
-        generator = Generator.from_pretrained(path, device)
+    known = known_model(config.model)
+    # The paths of all runs have the same end.
+    title = config.model if known else "/".join(resolve(config.model).resolve().parts[-3:])
+    if known.kind == "generator" if known else files.holds_generator(resolve(config.model)):
+        generator = Generator.from_pretrained(config.model, device)
         studio = Studio(generator.tokenizer, generator, config.precision)
     else:
-        studio = Studio(Tokenizer.from_pretrained(path, device), None, config.precision)
-    # The paths of all runs have the same end.
-    return build_page(studio, config.model if config.model in SHIPPED else "/".join(path.resolve().parts[-3:]))
+        studio = Studio(Tokenizer.from_pretrained(config.model, device), None, config.precision)
+    return build_page(studio, title)

@@ -1,5 +1,6 @@
 """Open the images that a recipe or a command line names."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,14 @@ def open_images(spec: str, split: Split = "train", options: ReadOptions = DEFAUL
     if path.is_file():
         raise UserError(f"images: {spec} is a file: give the folder it is in")
     return _open_folder(path, split, options)
+
+
+def hub_dataset(spec: str) -> str | None:
+    """Return the name on the hub of the data set behind `spec`, as for `open_images`; None if it has none."""
+    if spec in ("demo", "cifar10"):
+        return "uoft-cs/cifar10"
+    name = re.split("[:@]", spec.removeprefix(_HUB))[0]
+    return name if spec.startswith(_HUB) and not user_path(name).exists() else None
 
 
 def has_part(spec: str, split: Split) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from vavae.checkpoints.locations import SHIPPED
+from vavae.checkpoints.registry import get_model
 from vavae.data import ImageSource, to_uint8
 from vavae.data.images import Selection, class_balanced
 from vavae.demo.contents import Gallery, RunResult
@@ -138,7 +138,7 @@ def measure(
 
 def shipped_gallery(config: Config) -> Gallery:
     """Draw samples of the model in the package."""
-    generator = Generator.from_pretrained(SHIPPED["demo"], resolve_device(config.device))
+    generator = Generator.from_pretrained(get_model("demo").folder or "demo", resolve_device(config.device))
     labels = _shown_labels(config, generator)
     samples = draw(generator, labels, range(len(labels)), config.seed, generator.sampling, "auto")
     tokenizer_seen, generator_seen = (m.provenance["images_seen"] for m in (generator.tokenizer, generator))

@@ -14,17 +14,19 @@ from vavae.checkpoints import folder as files
 from vavae.checkpoints.diffusers_autoencoder import diffusers_statistics
 from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import LoadedTransformer, load_transformer, own_transformer
-from vavae.checkpoints.locations import resolve
+from vavae.checkpoints.locations import hub_id, known_model, options_of_tokenizer, resolve
 from vavae.checkpoints.published import LoadReport, Weights
-from vavae.checkpoints.published_recipes import published_flow, published_sampling, published_scaling
-from vavae.checkpoints.statistics import read_statistics, scaled, scaling_statistics, statistics_file
-from vavae.config import from_plain, to_plain
+from vavae.checkpoints.published_recipes import published_flow
+from vavae.checkpoints.registry import KnownModel
+from vavae.checkpoints.statistics import read_statistics, scaled
+from vavae.config import to_plain
 from vavae.config.image_size import Size, as_size, height_width, scale_size
 from vavae.device import device_only
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
 from vavae.flow.times import shift_in_numbers
 from vavae.io.hashing import digest, weights_fingerprint
+from vavae.models.published import published_defaults, published_latents
 from vavae.models.representation import saved_part
 from vavae.models.sampling import Labels, SamplingConfig, check_drawn, label_numbers, read_sampling, sample_indices
 from vavae.models.saved import SavedModel
@@ -55,6 +57,9 @@ class Generator(SavedModel):
     Raises:
         UserError: Transformer and tokenizer have different numbers of latent channels.
     """
+
+    _pipeline_tag = "unconditional-image-generation"  # the hub has none for class labels
+    _tags = ("image-generation", "flow-matching", "LightningDiT")
 
     def __init__(
         self,
@@ -275,7 +280,7 @@ class Generator(SavedModel):
         with files.write_model_folder(folder, config):
             self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
             files.write_tensors(folder / files.WEIGHTS, weights, "generator")
-            (folder / files.CARD).write_text(self._card())
+            self.card().save(folder / files.CARD)
 
     def save_diffusers(self, path: str | Path) -> None:
         """Write a folder that `diffusers.DiffusionPipeline.from_pretrained` runs, with or without this package.
@@ -294,6 +299,7 @@ class Generator(SavedModel):
         write_pipeline(
             Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
         )
+        self.card(library="diffusers").save(Path(path, files.CARD))
 
     @classmethod
     def from_pretrained(
@@ -315,11 +321,12 @@ class Generator(SavedModel):
 
         Args:
             path_or_hub_id: A folder of `save_pretrained` or `save_diffusers`; a published file (.pt, .pth, .ckpt,
-                .safetensors), or its folder; `demo`, the generator in the package; or a repository of the hub with any
-                of these, `owner/name` or `owner/name@revision`.
+                .safetensors), or its folder; a short name of `vavae models`; or a repository of the hub with any of
+                these, `owner/name` or `owner/name@revision`.
             device: Device of both networks.
             tokenizer: The tokenizer of the transformer's training, or a path to it in any form that
-                `Tokenizer.from_pretrained` reads. Published transformers need it; other folders contain it.
+                `Tokenizer.from_pretrained` reads. Published transformers need it; short names know it, and other
+                folders contain it.
             statistics: The statistics that normalized the latents of the training, for example `latents_stats.pt`. By
                 default the file next to the transformer, else the tokenizer's statistics. A `latent_multiplier` in a
                 published configuration is applied on top.
@@ -333,7 +340,8 @@ class Generator(SavedModel):
             dtype: Type of the weights of both networks and of the computation; float16 and bfloat16 need half the
                 memory. Returned images and latents are float32. None is float32. A `Tokenizer` object keeps its type.
             hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`, as in
-                `huggingface_hub` (see `HubOptions`), for `path_or_hub_id` only.
+                `huggingface_hub` (see `HubOptions`), for `path_or_hub_id`; a short name's tokenizer takes all but
+                `revision` and `subfolder`.
 
         Raises:
             UserError: Names the file or key that is missing or wrong, or the argument that is needed.
@@ -343,8 +351,12 @@ class Generator(SavedModel):
         if form == "generator":
             generator = cls._from_native(folder, tokenizer, statistics)
         elif form == "checkpoint":
+            known, own = known_model(path_or_hub_id), tokenizer
+            if known is not None:
+                path, prediction = path or known.path, prediction or known.prediction
+                own = tokenizer or Tokenizer.from_pretrained(known.tokenizer, **options_of_tokenizer(hub))
             loaded = load_transformer(folder, weights, heads)
-            generator = cls._from_published(folder, loaded, tokenizer, statistics, path, prediction)
+            generator = cls._from_published(folder, loaded, own, statistics, path, prediction, known)
         elif form == "pipeline":
             generator = cls._from_diffusers(folder, tokenizer, statistics)
         else:
@@ -357,6 +369,8 @@ class Generator(SavedModel):
         files.hold_in(generator.transformer, dtype)
         if not isinstance(tokenizer, Tokenizer):
             files.hold_in(saved_part(generator.tokenizer.autoencoder), dtype)
+        if "converted_from" in generator.provenance and (repository := hub_id(path_or_hub_id)):
+            generator.provenance["converted_from"] = repository
         return generator.to(device)
 
     @classmethod
@@ -422,16 +436,11 @@ class Generator(SavedModel):
         statistics: StatisticsSource | None,
         given_path: PathName | None,
         given_prediction: Prediction | None,
+        known: KnownModel | None,
     ) -> Self:
         """Combine a published transformer with its tokenizer, statistics and sampling."""
         path, prediction, notes = published_flow(loaded.training, source, given_path, given_prediction)
-        try:
-            values, assumed = published_sampling(loaded.training)
-            sampling = from_plain(SamplingConfig, values)
-            notes += [f"sampling is assumed: {assumed}"] if assumed else []
-        except UserError as error:  # the weights load even if the settings are unknown here
-            sampling = SamplingConfig()
-            notes.append(f"sampling defaults are ours: {error}")
+        sampling, sampling_notes = published_defaults(loaded, known)
         given = None if statistics is None else read_statistics(statistics)
         trained, multiplier, scaling_notes = published_latents(source, loaded, given)
         if tokenizer is None and (source / "tokenizer").is_dir():  # `vavae convert --to published` writes it
@@ -446,45 +455,26 @@ class Generator(SavedModel):
         normalized = scaled(trained or tokenizer.statistics, multiplier)
         provenance = {"converted_from": source.name}
         generator = cls(loaded.model, tokenizer, normalized, sampling, path, (), provenance, prediction)
-        generator.report = dataclasses.replace(loaded.report, notes=(*loaded.report.notes, *notes, *scaling_notes))
+        notes = [*loaded.report.notes, *notes, *sampling_notes, *scaling_notes]
+        generator.report = dataclasses.replace(loaded.report, notes=tuple(notes))
         return generator
 
-    def _card(self) -> str:
+    def _parts(self) -> list[SavedModel]:
+        return [self, self.tokenizer]
+
+    def _description(self, source: str, library: str) -> str:
         name = type(self.transformer).__name__
+        title = f"# {name}, {self.transformer.config.summary}, {self.num_classes} classes\n\n"
+        if library == "diffusers":
+            from vavae.models.diffusers.pipeline import USAGE
+
+            return title + USAGE.format(source)
         return (
-            f"---\nlibrary_name: vavae\ntags: [image-generation, flow-matching, {name}]\n---\n\n"
-            f"# {name}, {self.transformer.config.summary}, {self.num_classes} classes\n\n"
-            "The tokenizer and the statistics of its latents are in `tokenizer/`.\n\n"
+            f"{title}The tokenizer and the statistics of its latents are in `tokenizer/`.\n\n"
             "```python\nimport vavae\n\n"
-            'generator = vavae.Generator.from_pretrained("this folder or its hub id")\n'
-            "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n" + self._training()
+            f'generator = vavae.Generator.from_pretrained("{source}")\n'
+            "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n"
         )
-
-
-def published_latents(
-    source: Path, loaded: LoadedTransformer, given: LatentStatistics | None
-) -> tuple[LatentStatistics | None, float, tuple[str, ...]]:
-    """Return the normalization of the latents in the training of a published transformer.
-
-    The input was (latents − mean) / std · latent_multiplier, or, without `latent_norm`, latents · latent_multiplier.
-
-    Args:
-        source: Its file or folder.
-        loaded: The transformer and its configuration.
-        given: Statistics from the user.
-
-    Returns:
-        The statistics, None for the tokenizer's; the multiplier on top; and notes for the report.
-    """
-    normalized, multiplier = published_scaling(loaded.training) or (True, 1.0)
-    note = f"latent_multiplier {multiplier:g} of its configuration is in the statistics of the latents"
-    notes = (note,) if multiplier != 1.0 else ()
-    if normalized:
-        found = statistics_file(source)
-        return given or (read_statistics(found) if found else None), multiplier, notes
-    if given is not None:
-        return given, 1.0, ()
-    return scaling_statistics(loaded.model.config.latent_channels, multiplier), 1.0, notes
 
 
 def _tokenizer(source: Tokenizer | str | Path, statistics: LatentStatistics | None) -> Tokenizer:

@@ -15,7 +15,7 @@ from vavae.checkpoints.diffusers_autoencoder import (
 )
 from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import build, load_autoencoder
-from vavae.checkpoints.locations import resolve
+from vavae.checkpoints.locations import hub_id, resolve
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.reading import check_utf8
 from vavae.checkpoints.shapes import infer_autoencoder
@@ -52,6 +52,9 @@ class Tokenizer(SavedModel):
     Attributes:
         report: The parts of a published checkpoint that were loaded and left out; None for other forms.
     """
+
+    _pipeline_tag = "image-to-image"
+    _tags = ("image-tokenizer", "autoencoder-kl")
 
     def __init__(
         self,
@@ -181,7 +184,7 @@ class Tokenizer(SavedModel):
                 autoencoder.save_teacher(folder / TEACHER)
             files.write_tensors(folder / files.WEIGHTS, weights, "tokenizer")
             files.write_tensors(folder / files.STATISTICS, self.statistics.to_dict())
-            (folder / files.CARD).write_text(self._card())
+            self.card().save(folder / files.CARD)
 
     @classmethod
     def from_pretrained(
@@ -198,9 +201,9 @@ class Tokenizer(SavedModel):
 
         Args:
             path_or_hub_id: A folder of `save_pretrained`, of a tokenizer or a generator; a published file (.pt, .pth,
-                .ckpt, .safetensors), or its folder; a folder of diffusers, of an autoencoder or a pipeline; `demo`,
-                the tokenizer in the package; or a repository of the hub with any of these, `owner/name` or
-                `owner/name@revision`.
+                .ckpt, .safetensors), or its folder; a folder of diffusers, of an autoencoder or a pipeline; a short
+                name of `vavae models`, also of a generator, whose tokenizer is read; or a repository of the hub with
+                any of these, `owner/name` or `owner/name@revision`.
             device: Device of the network.
             statistics: Statistics of the latents instead of the ones in the folder: a `LatentStatistics`,
                 `latents_stats.pt`, a folder of latents, or "identity" for raw latents. Published files need it.
@@ -219,10 +222,12 @@ class Tokenizer(SavedModel):
         autoencoder, own, provenance, report = _load(path, weights)
         source = statistics
         if source is None:
-            source = own or _published_statistics(path)
+            source = own or _published_statistics(path, path_or_hub_id)
         if source == "identity":
             source = scaling_statistics(autoencoder.latent_channels, 1.0)
         files.hold_in(saved_part(autoencoder), dtype)
+        if "converted_from" in provenance and (repository := hub_id(path_or_hub_id, "tokenizer")):
+            provenance = {"converted_from": repository}
         tokenizer = cls(autoencoder, read_statistics(source), provenance)
         tokenizer.report = report
         return tokenizer.to(device)
@@ -287,17 +292,16 @@ class Tokenizer(SavedModel):
             statistics = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
         return cls(model, read_statistics(statistics)).to(autoencoder.device)
 
-    def _card(self) -> str:
+    def _description(self, source: str, library: str) -> str:
         count = f" over {self.statistics.count:,} images" if self.statistics.count else ""
         return (
-            "---\nlibrary_name: vavae\ntags: [image-tokenizer, autoencoder-kl]\n---\n\n"
             f"# Visual tokenizer f{self.factor} d{self.latent_channels}\n\n"
             f"Latent statistics{count} are in `{files.STATISTICS}`; "
             "`Tokenizer.encode` and `.decode` apply them.\n\n"
             "```python\nimport vavae\n\n"
-            'tokenizer = vavae.Tokenizer.from_pretrained("this folder or its hub id")\n'
+            f'tokenizer = vavae.Tokenizer.from_pretrained("{source}")\n'
             "latents = tokenizer.encode(images)  # images: (B, 3, H, W) in [-1, 1]\n"
-            "images = tokenizer.decode(latents)\n```\n" + self._training()
+            "images = tokenizer.decode(latents)\n```\n"
         )
 
 
@@ -315,8 +319,8 @@ def _load(
     return loaded.model, loaded.statistics, loaded.provenance, loaded.report
 
 
-def _published_statistics(path: Path) -> Path:
-    """Return the file of statistics in a published folder.
+def _published_statistics(path: Path, name: str | Path) -> Path:
+    """Return the file of statistics in a published folder; `name` is how the user names it.
 
     Raises:
         UserError: It is missing, or the checkpoint is a single file.
@@ -324,7 +328,7 @@ def _published_statistics(path: Path) -> Path:
     if (found := statistics_file(path)) is not None:
         return found
     raise UserError(
-        f"{path}: comes without the statistics of its latents, which normalization needs: pass statistics, either the "
-        f"published latents_stats.pt or the folder that 'vavae encode --tokenizer {path}' writes; or, with "
+        f"{name}: comes without the statistics of its latents, which normalization needs: pass statistics, either the "
+        f"published latents_stats.pt or the folder that 'vavae encode --tokenizer {name}' writes; or, with "
         "'vavae convert', the model's --scaling_factor and --shift_factor"
     )

@@ -5,7 +5,6 @@ Fake tensors have shapes and no values, so nothing is computed and no weights ar
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,12 @@ from vavae.device import Compute, autocast
 from vavae.flow import FlowConfig
 from vavae.losses import LPIPS, TokenizerObjective
 from vavae.losses.dino_discriminator import DinoViT
+from vavae.stages.tokenizer_config import Config
 from vavae.teachers.registry import TEACHERS, TeacherSpec
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.throughput import count_flops, count_peak_bytes
 from vavae.transformer import Transformer, TransformerShape, build_transformer
-
-if TYPE_CHECKING:
-    from vavae.stages.train_tokenizer import Config as TokenizerRecipe
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class TokenizerCosts:
         precision: Compute precision.
     """
 
-    config: "TokenizerRecipe"
+    config: Config
     teacher_width: int | None
     precision: Compute
 

@@ -42,7 +42,7 @@ class Config:
     """Encode images.
 
     Attributes:
-        tokenizer: Folder or hub id of a tokenizer, or a published checkpoint.
+        tokenizer: Folder of a tokenizer, its hub id, a short name of `vavae models`, or a published checkpoint.
         output: Folder for the shards; complete shards that it has already are kept.
         data: The images; they are center-cropped.
         split: Which part of the images.

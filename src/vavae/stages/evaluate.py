@@ -53,8 +53,8 @@ class Config(SamplingOptions):
 
     Attributes:
         what: `tokenizer`, `generator`, `samples`, or `compare` for two JSON files of results.
-        model: Folders or hub ids of the models; for `samples` folders of images or npz files; for `compare` two JSON
-            files.
+        model: Folders, hub ids or short names (`vavae models`) of the models; for `samples` folders of images or npz
+            files; for `compare` two JSON files.
         data: Images to reconstruct, or the reference of generated images.
         split: Part of the images that is reconstructed or is the reference. The probe is fitted on `train`, and left
             out if both parts are the same images.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.loading import load_autoencoder, load_transformer
-from vavae.checkpoints.locations import resolve
+from vavae.checkpoints.locations import known_model, resolve
 from vavae.checkpoints.published_recipes import recorded_flow
 from vavae.checkpoints.shapes import size_name
 from vavae.checkpoints.statistics import scaled
@@ -19,7 +19,7 @@ from vavae.flow import FlowConfig, PathName, Prediction
 from vavae.io.yaml_files import read_yaml
 from vavae.losses import TokenizerObjective
 from vavae.models import Generator
-from vavae.models.generator import published_latents
+from vavae.models.published import published_latents
 from vavae.models.representation import Autoencoder, load_representation
 from vavae.tokenizer import LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
@@ -74,7 +74,7 @@ def _report(source: str, taken: str, new: Sequence[str], notes: Sequence[str] = 
 
 def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights of the autoencoder and the tensors of the objective."""
-    path = resolve(source)
+    path = resolve(source, "tokenizer")
     if (path / "checkpoints").is_dir():
         found = CheckpointFolder(path / "checkpoints").load_newest()
         if found is None:
@@ -188,7 +188,9 @@ def _without_sigma(tensors: Mapping[str, Tensor], config: LightningDiTConfig) ->
 
 
 def _read_transformer(source: str, ours: TransformerShape) -> _Source:
-    path = resolve(source)
+    if known_model(source) is not None:
+        return _of_generator(Generator.from_pretrained(source))
+    path = resolve(source, "generator")
     if (path / "checkpoints").is_dir():
         path = path / "generator"
         if not path.is_dir():
@@ -197,9 +199,7 @@ def _read_transformer(source: str, ours: TransformerShape) -> _Source:
                 "has no generator/: let the run end first"
             )
     if files.form_of(path) != "checkpoint":
-        generator = Generator.from_pretrained(path)
-        statistics = generator.tokenizer.statistics
-        return _Source(generator.transformer, generator.path, generator.prediction, statistics, generator.class_names)
+        return _of_generator(Generator.from_pretrained(path))
     try:
         loaded = load_transformer(path)
     except UserError:  # the weights may not show the number of heads; the recipe does
@@ -207,6 +207,11 @@ def _read_transformer(source: str, ours: TransformerShape) -> _Source:
     known, multiplier, _ = published_latents(path, loaded, None)
     normalization = None if known is None else scaled(known, multiplier)
     return _Source(loaded.model, *recorded_flow(loaded.training, path), normalization)
+
+
+def _of_generator(generator: Generator) -> _Source:
+    statistics = generator.tokenizer.statistics
+    return _Source(generator.transformer, generator.path, generator.prediction, statistics, generator.class_names)
 
 
 def _check_same(source: str, found: _Source, ours: TransformerShape, flow: FlowConfig) -> None:

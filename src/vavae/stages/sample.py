@@ -33,7 +33,8 @@ class Config(SamplingOptions):
     """Sample images from a generator. Under torchrun several processes share the images.
 
     Attributes:
-        generator: Folder of a generator, or its hub id; `demo` comes with the package (CIFAR-10's classes, 32 px).
+        generator: Folder of a generator, its hub id, or a short name of `vavae models`; `demo` comes with the package
+            (CIFAR-10's classes, 32 px).
         output: Folder for `000000.png`, `000001.png`, …, `grid.png` and `samples.json`. Images that it has already,
             drawn by the same weights with the same settings, are not drawn again.
         labels: The class of each image by number or name, as in `--labels cat,3`; a name with a comma needs quotes and

@@ -46,11 +46,12 @@ class Config:
     Attributes:
         output: Run folder; a second call with the same recipe resumes the run.
         latents: Folder that `vavae encode` wrote.
-        tokenizer: Folder or hub id of the tokenizer that made the latents; the generator's folder gets a copy.
+        tokenizer: The tokenizer that made the latents: its folder, hub id or short name of `vavae models`; the
+            generator's folder gets a copy.
         transformer: Shape of the network.
-        initial: Starting weights: a generator's folder or hub id, the run folder of an earlier training, or a
-            published checkpoint; null starts from random weights. Width, depth, heads and switches must be the same;
-            layers that depend on classes, channels, patch or latent size are new if these differ.
+        initial: Starting weights: a generator's folder, hub id or short name, the run folder of an earlier training,
+            or a published checkpoint; null starts from random weights. Width, depth, heads and switches must be the
+            same; layers that depend on classes, channels, patch or latent size are new if these differ.
         flow: Path, prediction and times of flow matching.
         normalization: Whose statistics normalize the latents: the statistics stored with the latents, or the
             tokenizer's, for example SD-VAE's one scaling factor.

@@ -28,6 +28,14 @@ from vavae.models.tokenizer import Tokenizer
 from vavae.transformer import LightningDiT
 
 _VERSION = "0.35.0"  # the oldest diffusers for the folder's code
+# How to load a folder, for its card; a place for its path or id.
+USAGE = (
+    "```python\nfrom diffusers import DiffusionPipeline\n\n"
+    'pipeline = DiffusionPipeline.from_pretrained("{}", trust_remote_code=True)\n'
+    "images = pipeline(class_labels=[0, 1]).images\n```\n\n"
+    "`trust_remote_code` runs the code in `pipeline.py` and `transformer/lightningdit.py`, which needs torch and "
+    "diffusers. `vavae.Generator.from_pretrained` reads the folder without running it.\n"
+)
 
 
 def write_pipeline(
@@ -72,7 +80,6 @@ def write_pipeline(
         # diffusers takes lists for components, so names go in by number.
         "class_names": {str(i): name for i, name in enumerate(class_names)},
     }
-    (folder / files.CARD).write_text(_card(transformer))
     write_json(folder / files.PIPELINE, index)
 
 
@@ -123,16 +130,3 @@ def _split_imports(source: str) -> tuple[list[str], str]:
         for number in range(node.lineno - 1, node.end_lineno or node.lineno):
             lines[number] = ""
     return imports, "\n".join(lines)
-
-
-def _card(transformer: LightningDiT) -> str:
-    config = transformer.config
-    return (
-        "---\nlibrary_name: diffusers\ntags: [image-generation, flow-matching, LightningDiT]\n---\n\n"
-        f"# LightningDiT, depth {config.depth}, width {config.width}, {config.num_classes} classes\n\n"
-        "```python\nfrom diffusers import DiffusionPipeline\n\n"
-        'pipeline = DiffusionPipeline.from_pretrained("this folder or its hub id", trust_remote_code=True)\n'
-        "images = pipeline(class_labels=[0, 1]).images\n```\n\n"
-        "`trust_remote_code` runs the code in `pipeline.py` and `transformer/lightningdit.py`, which needs torch and "
-        "diffusers. `vavae.Generator.from_pretrained` reads the folder without running it.\n"
-    )

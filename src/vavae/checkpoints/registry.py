@@ -1,0 +1,179 @@
+"""The table of models with short names: published ones, and the one in the package.
+
+`vavae models` prints it. `resolve` fetches a model by its short name, and a generator finds its tokenizer here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vavae.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from vavae.flow import PathName, Prediction
+
+
+@dataclass(frozen=True, eq=False)
+class KnownModel:
+    """A model with a short name.
+
+    Attributes:
+        name: Name in `from_pretrained` and on the command line.
+        kind: Its form: a tokenizer, or a generator.
+        description: One line.
+        latents: Factor and channels of the latents, such as "f16d32".
+        parameters: Number of parameters, without those of a generator's tokenizer.
+        license: License by the hub's identifier.
+        hub_id: Repository on the hub; empty for a model in the package.
+        file: Checkpoint in a repository of several models; empty if it has one model.
+        folder: Folder of a model in the package.
+        statistics: Where a tokenizer's latent statistics are, in words.
+        tokenizer: Short name of a generator's tokenizer; empty if it is in the same folder.
+        sampling: A generator's sampling defaults: values of a `SamplingConfig`.
+        path: Path between noise and data in a generator's training.
+        prediction: Output of a generator's network.
+        published: Published numbers.
+    """
+
+    name: str
+    kind: Literal["tokenizer", "generator"]
+    description: str
+    latents: str
+    parameters: int
+    license: str
+    hub_id: str = ""
+    file: str = ""
+    folder: Path | None = None
+    statistics: str = ""
+    tokenizer: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    path: "PathName" = "linear"
+    prediction: "Prediction" = "velocity"
+    published: str = ""
+
+    @property
+    def megabytes(self) -> float:
+        """Size of the weights in float32, in 10^6 bytes."""
+        return self.parameters * 4e-6
+
+
+_VAVAE = "vavae-imagenet256-f16d32-dinov2"
+_VARIANTS = "hustvl/va-vae-imagenet256-experimental-variants"
+_SD = "scaling factor 0.18215"
+NOT_PUBLISHED = "not published"  # of statistics: `vavae encode` measures them
+
+
+def _lightningdit(epochs: int, scale: float, start: float, published: str) -> KnownModel:
+    """Return a published LightningDiT-XL/1 with the sampling of its reproduction (configs/reproductions)."""
+    name = f"lightningdit-xl-imagenet256-{epochs}ep"
+    sampling = {"solver": "euler", "steps": 250, "shift": 0.3}
+    guidance = {"guidance_scale": scale, "guidance_start": start, "guidance_stop": 1.0, "guidance_channels": 3}
+    return KnownModel(
+        name=name,
+        kind="generator",
+        description=f"XL/1, {epochs} epochs on ImageNet 256x256",
+        latents="f16d32",
+        parameters=675_256_736,
+        license="mit",
+        hub_id=f"hustvl/{name}",
+        tokenizer=_VAVAE,
+        sampling=sampling | guidance,
+        published=published,
+    )
+
+
+def _variant(teacher: str, channels: int, parameters: int, published: str) -> KnownModel:
+    """Return one of the paper's tokenizers of 50 epochs; `teacher` is empty without alignment."""
+    aligned = f"VA-VAE aligned with {teacher}" if teacher else "VA-VAE's autoencoder without alignment"
+    start, end = ("vavae", f"-{teacher.lower()}") if teacher else ("ldm", "")
+    name = f"{start}-imagenet256-f16d{channels}{end}-50ep"
+    return KnownModel(
+        name=name,
+        kind="tokenizer",
+        description=f"{aligned}, 50 epochs",
+        latents=f"f16d{channels}",
+        parameters=parameters,
+        license="mit",
+        hub_id=_VARIANTS,
+        file=f"{name}.ckpt",
+        statistics=NOT_PUBLISHED,
+        published=published,
+    )
+
+
+def _sd_vae(ending: str, weights: str) -> KnownModel:
+    return KnownModel(
+        name=f"sd-vae-ft-{ending}",
+        kind="tokenizer",
+        description=f"Stable Diffusion's autoencoder, {weights}",
+        latents="f8d4",
+        parameters=83_653_863,
+        license="mit",
+        hub_id=f"stabilityai/sd-vae-ft-{ending}",
+        statistics=_SD,
+    )
+
+
+# The licenses of hustvl's models are those of the published code.
+MODELS: tuple[KnownModel, ...] = (
+    KnownModel(
+        name="demo",
+        kind="generator",
+        description="CIFAR-10 at 32 px, with its tokenizer, for demonstration",
+        latents="f4d16",
+        parameters=7_406_392,
+        license="mit",
+        folder=Path(__file__).parents[1] / "assets" / "demo_model",
+        statistics="in its folder",
+        sampling={"solver": "euler", "steps": 50, "shift": 0.3, "guidance_scale": 2.5, "guidance_start": 0.1},
+        published="FID 48.7 (5,000 samples)",
+    ),
+    _lightningdit(800, 6.7, 0.125, "FID 1.35; 2.17 without guidance"),
+    _lightningdit(64, 10.0, 0.1, "FID 2.11; 5.14 without guidance"),
+    KnownModel(
+        name=_VAVAE,
+        kind="tokenizer",
+        description="VA-VAE aligned with DINOv2, ImageNet 256x256 (arXiv 2501.01423)",
+        latents="f16d32",
+        parameters=69_836_067,
+        license="mit",
+        hub_id=f"hustvl/{_VAVAE}",
+        statistics="latents_stats.pt",
+    ),
+    _variant("DINOv2", 32, 69_836_067, "rFID 0.28, PSNR 27.96"),
+    _variant("DINOv2", 64, 70_293_955, "rFID 0.14, PSNR 30.71"),
+    _variant("MAE", 32, 69_836_067, "rFID 0.28, PSNR 28.33"),
+    _variant("MAE", 64, 70_293_955, "rFID 0.15, PSNR 31.03"),
+    _variant("", 16, 69_610_963, "rFID 0.49, PSNR 26.10"),
+    _variant("", 32, 69_836_067, "rFID 0.26, PSNR 28.59"),
+    _variant("", 64, 70_293_955, "rFID 0.17, PSNR 31.03"),
+    _sd_vae("ema", "fine-tuned"),
+    _sd_vae("mse", "fine-tuned with more weight on MSE"),
+)
+
+
+def find_model(name: str) -> KnownModel | None:
+    """Return the model of a short name, or of a repository with one model; a revision may follow after an @."""
+    text = name.partition("@")[0]
+    return next((model for model in MODELS if text == model.name or (text == model.hub_id and not model.file)), None)
+
+
+def get_model(name: str) -> KnownModel:
+    """Return the model of a name.
+
+    Raises:
+        UserError: The name is unknown; the message has the nearest one.
+    """
+    if (found := find_model(name)) is not None:
+        return found
+    raise UserError(f"no model has the short name {name}{near_model(name) or '; these have: ' + ', '.join(_names())}")
+
+
+def near_model(name: str) -> str:
+    """Return "; did you mean 'NEAREST'?" for a name that is similar to a model's, else an empty text."""
+    return did_you_mean(name, _names())
+
+
+def _names() -> Iterator[str]:
+    return (model.name for model in MODELS)
