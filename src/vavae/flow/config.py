@@ -34,11 +34,11 @@ class FlowConfig:
 
     path: PathName = "linear"
     prediction: Prediction = "velocity"
-    space: LossSpace = "target"
-    floor: float = 0.0
     times: TimeDistribution = field(default_factory=TimeDistribution)
     direction_weight: float = 1.0
     uniform_after_images: int | None = None
+    space: LossSpace = "target"
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:

@@ -23,10 +23,10 @@ class DiscriminatorConfig:
             3 · 2^layers pixels a side; 2 suits 32-pixel images.
     """
 
-    kind: Literal["patch", "dino"] = "patch"
-    dino: str = "facebook/dino-vits8"
     base_channels: int = 64
     layers: int = 3
+    kind: Literal["patch", "dino"] = "patch"
+    dino: str = "facebook/dino-vits8"
 
     def __post_init__(self) -> None:
         if self.kind not in ("patch", "dino"):
@@ -62,11 +62,11 @@ class AdversarialConfig:
     enabled: bool = True
     weight: float = 0.5
     start_images: int = 640_000
-    discriminator_start_images: int | None = None
     adaptive: bool = True
     maximum: float = 1e4
-    augment: bool = False
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    discriminator_start_images: int | None = None
+    augment: bool = False
 
     def __post_init__(self) -> None:
         check_not_negative("adversarial", self, "weight", "start_images", "maximum")

@@ -51,11 +51,11 @@ class SamplingConfig:
     solver: SolverName = "euler"
     steps: int = 250
     shift: Shift = 0.3
-    end: float = 1.0
     guidance_scale: float = 1.0
     guidance_start: float = 0.125
     guidance_stop: float = 1.0
     guidance_channels: int | None = None
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int):

@@ -10,6 +10,7 @@ from vavae.losses import EVALUATED_TERMS, ObjectiveConfig
 from vavae.models.representation import RepresentationConfig
 from vavae.teachers.config import TeacherConfig
 from vavae.tokenizer import AutoencoderConfig
+from vavae.training.best import check_best
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.trainer import TrainingConfig
 
