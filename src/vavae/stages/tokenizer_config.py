@@ -5,12 +5,11 @@ from itertools import pairwise
 
 from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
-from vavae.evaluation.validation import ReconstructionFrechetConfig, check_rhythm
+from vavae.evaluation.validation import ReconstructionFrechetConfig, check_best, check_rhythm
 from vavae.losses import EVALUATED_TERMS, ObjectiveConfig
 from vavae.models.representation import RepresentationConfig
 from vavae.teachers.config import TeacherConfig
 from vavae.tokenizer import AutoencoderConfig
-from vavae.training.best import check_best
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.trainer import TrainingConfig
 
