@@ -17,13 +17,15 @@ from torch import nn
 from vavae.cli import COMMANDS
 from vavae.config import load_recipe, parse_command_line, to_plain
 from vavae.config.recipes import package_recipe, recipe_names
+from vavae.flow.times import shift_times
 from vavae.frontier import run as frontier
 from vavae.losses import TokenizerObjective
+from vavae.losses.dino_discriminator import DinoViT
 from vavae.stages import encode, evaluate, train_dit, train_tokenizer
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig
-from vavae.transformer import LightningDiT
+from vavae.transformer import LightningDiT, build_transformer
 
 ROOT = Path(__file__).parents[2]
 ALL = [package_recipe(name) for name in recipe_names()]
@@ -91,12 +93,19 @@ def tokenizer_recipes() -> list[Path]:
 def test_tokenizers_build(path: Path) -> None:
     config = recipe(path)
     with torch.device("meta"):
-        model = AutoencoderKL.from_config(config.tokenizer).eval()
         teacher = next((spec for spec in TEACHERS if spec.name == config.teacher.name), None)
         aligned = config.objective.alignment.enabled
         width = teacher.width if teacher else None
-        objective = TokenizerObjective(config.objective, config.tokenizer.latent_channels, width, nn.Identity())
-    assert config.data.latent_size(config.factor) == (config.data.size // model.factor,) * 2
+        objective = TokenizerObjective(
+            config.objective, config.tokenizer.latent_channels, width, nn.Identity(), DinoViT()
+        )
+        grid = config.data.latent_size(config.factor)
+        if config.representation is None:
+            model: nn.Module = AutoencoderKL.from_config(config.tokenizer).eval()
+        else:
+            model = config.representation.decoder(width, grid)
+            assert teacher and (config.teacher.input_size or teacher.input_size) == grid[0] * teacher.patch
+    assert config.data.size == grid[0] * config.factor
     assert (objective.alignment is not None) == aligned
     if teacher and aligned:
         assert config.teacher.input_size is None or config.teacher.input_size % teacher.patch == 0
@@ -118,7 +127,7 @@ def parameters(model: LightningDiT) -> int:
 def build(config: train_dit.Config, channels: int, side: int, classes: int = 1000, **changes: Any) -> LightningDiT:
     shape = replace(config.transformer.resolve(channels, side, classes), **changes)
     with torch.device("meta"):
-        return LightningDiT.from_config(shape)
+        return build_transformer(shape)
 
 
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
@@ -190,8 +199,22 @@ def test_first_row_of_table_1_is_dit() -> None:
 
 def test_small_transformer_builds() -> None:
     for path in ALL:
-        if stage_of(path) is train_dit and path not in IMAGENET:
+        if stage_of(path) is train_dit and path.parent.name in ("small", "demo-model"):
             assert parameters(build(recipe(path), 8, 8, 10)) < 40_000_000
+
+
+@pytest.mark.parametrize("name", ["ditdh-xl-80ep", "ditdh-xl-800ep", "ditdh-xl-512-400ep"])
+def test_transformers_of_rae(name: str) -> None:
+    """Their latents are 768 x 16 x 16, or 32 x 32 at 512 px, where the published training file is wrong."""
+    config = recipe(ROOT / f"src/vavae/recipes/rae/{name}.yaml")
+    side = 32 if "512" in name else 16
+    model = build(config, 768, side)
+    published = json.loads((ROOT / "tests/golden/state_dicts_next.json").read_text())
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert counted == published[f"RAE DiTDH-XL {16 * side}"]["parameters"]
+    flow = config.flow.for_latents((768, side, side))
+    assert flow.times.shift == pytest.approx(0.14434 * 16 / side, rel=1e-4)
+    assert flow.times.low == pytest.approx(float(shift_times(torch.tensor(0.001), flow.times.shift)), rel=1e-4)
 
 
 @pytest.mark.parametrize("channels", [16, 32, 64])
