@@ -113,10 +113,10 @@ def test_damaged_check_record_is_replaced(damage: object, folder: Path, hashed: 
 def test_read_only_folder_is_checked_each_time(
     folder: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuses(path: Path) -> None:
+    def refuses(path: Path, *_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr(latents, "written_whole", refuses)
+    monkeypatch.setattr(latents, "write_json", refuses)
     for _ in range(2):
         LatentDataset(folder).verify()
     assert sorted(hashed) == sorted(2 * NAMES)

@@ -13,14 +13,9 @@ from vavae.io.files import check_hash, git_blob_sha1, sha256_file
 
 
 def fetch(name: str, part: Part | None, hub: HubOptions) -> Path:
-    """Return the folder with the needed files of a repository, fetched unless they are in the hub client's cache.
+    """Return the folder with the needed files of `owner/name` or `owner/name@revision`, fetched unless they are cached.
 
     If the hub cannot be reached, the cached files are used.
-
-    Args:
-        name: `owner/name` or `owner/name@revision`.
-        part: The part to fetch; None fetches all files that can be read.
-        hub: Options.
 
     Raises:
         UserError: No such repository, revision or subfolder, no network, or a cached file is damaged.
@@ -77,13 +72,10 @@ def _list(repository: str, revision: str | None, token: str | bool | None) -> li
 
 
 def needed(folder: Path | None, names: Collection[str], part: Part | None, source: str) -> list[str]:
-    """Return the names of the files that are needed.
+    """Return the names of the files that are needed, among the `names` of all files of a repository.
 
-    Args:
-        folder: The folder with `model_index.json` and `config.json` of the repository; None if it has neither.
-        names: All files of the repository.
-        part: The part to fetch.
-        source: The repository, for messages.
+    `folder` has the `model_index.json` and `config.json` of the repository, and is None if it has neither. Without a
+    `part`, all files that can be read are needed.
 
     Raises:
         UserError: It is of another kind, or has several checkpoints.

@@ -34,21 +34,13 @@ _FREE = (
 
 @dataclass(frozen=True)
 class ConvertedRecipe:
-    """A recipe of ours from a published configuration.
-
-    Attributes:
-        command: The command of the recipe.
-        values: Its keys and values.
-        taken: Keys of the file that were used, by sections.
-        assumed: Keys that the file lacks, with the assumed values, by sections.
-        ignored: Keys that do not change the training.
-    """
+    """A recipe of ours from a published configuration."""
 
     command: Literal["train-dit", "train-tokenizer"]
-    values: dict[str, Any]
-    taken: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()
-    ignored: tuple[Ignored, ...] = ()
+    values: dict[str, Any]  # its keys and values
+    taken: tuple[str, ...] = ()  # keys of the file that were used, by sections
+    assumed: tuple[str, ...] = ()  # keys that the file lacks, with the assumed values, by sections
+    ignored: tuple[Ignored, ...] = ()  # keys that do not change the training
 
     def lines(self, width: int = 80) -> list[str]:
         """Return the keys that were taken over, assumed and left out, in lines of at most `width` characters."""
@@ -62,21 +54,13 @@ class ConvertedRecipe:
 
 @dataclass
 class Keys:
-    """The keys of a configuration by their dotted names, and their use.
-
-    Attributes:
-        content: The configuration.
-        source: The file, for messages.
-        values: Its keys and values.
-        used: Keys that were read.
-        assumed: Missing keys that were read, with their defaults.
-    """
+    """The keys of a configuration by their dotted names, and their use."""
 
     content: Any
-    source: str | Path
-    values: dict[str, Any] = field(default_factory=dict)
-    used: list[str] = field(default_factory=list)
-    assumed: dict[str, Any] = field(default_factory=dict)
+    source: str | Path  # the file, for messages
+    values: dict[str, Any] = field(default_factory=dict)  # its keys and values
+    used: list[str] = field(default_factory=list)  # keys that were read
+    assumed: dict[str, Any] = field(default_factory=dict)  # missing keys that were read, with their defaults
 
     def __post_init__(self) -> None:
         if not isinstance(self.content, Mapping):

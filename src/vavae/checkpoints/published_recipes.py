@@ -131,11 +131,7 @@ def published_flow(
 ) -> tuple[PathName, Prediction, list[str]]:
     """Return path and prediction of a published transformer, and a note if one of them is assumed.
 
-    Args:
-        training: The training configuration in its file.
-        source: The file, for messages.
-        path: The user's path.
-        prediction: The user's prediction.
+    `path` and `prediction` are the user's.
 
     Raises:
         UserError: The file and the user differ, or the file was trained on discrete steps or by another system.
@@ -175,13 +171,7 @@ def published_training(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the part of a configuration that `published_sampling` and `published_flow` read, to save with weights.
 
-    Args:
-        sampling: Values of a `SamplingConfig`.
-        path: The path between noise and data.
-        prediction: The network's prediction.
-
-    Returns:
-        A part of a published configuration, and notes on settings that it cannot express.
+    The notes name settings that it cannot express.
 
     Raises:
         UserError: The published sampler does not support the prediction.

@@ -203,13 +203,7 @@ def load_images(source: ImageSource, indices: Tensor | Sequence[int], size: Size
 
 
 class InMemoryImages(ArrayImages):
-    """All images of a source, center-cropped and decoded once, for sets of up to some ten thousand small images.
-
-    Args:
-        source: The images.
-        size: Size in pixels.
-        workers: Number of decoding threads.
-    """
+    """All images of a source, center-cropped and decoded once, for sets of up to some ten thousand small images."""
 
     def __init__(self, source: ImageSource, size: Size, workers: int = 2) -> None:
         pixels = load_pixels(source, range(len(source)), size, workers)

@@ -127,19 +127,12 @@ def grid_network(teacher: Teacher, grid: tuple[int, int]) -> FeatureNetwork:
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """Latents of some images.
+    """Latents of some images."""
 
-    Attributes:
-        values: (N, C, h, w), normalized posterior means.
-        labels: Class of each image, (N,).
-        source: The images.
-        images: The images with the crop that was encoded.
-    """
-
-    values: Tensor
-    labels: Tensor
+    values: Tensor  # (N, C, h, w), normalized posterior means
+    labels: Tensor  # class of each image, (N,)
     source: ImageSource
-    images: ImageSet
+    images: ImageSet  # the images with the crop that was encoded
 
 
 def encode(tokenizer: Tokenizer, source: ImageSource, size: Size, limit: int, work: EvaluationContext) -> Latents:
@@ -176,10 +169,7 @@ def interpolation(
 def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: int) -> list[MetricRecord]:
     """Measure the shape of a latent space: spectrum, and uniformity with and without t-SNE.
 
-    Args:
-        latents: The latents.
-        protocol: Protocol of the images and the tokenizer.
-        tsne_seeds: Runs of t-SNE to average, as published; 0 leaves t-SNE out.
+    t-SNE is averaged over `tsne_seeds` runs, as published; 0 leaves it out.
     """
     values = latents.values
     protocol = replace(protocol, samples=len(values), posterior="mean")

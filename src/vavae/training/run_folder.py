@@ -169,14 +169,10 @@ def check_no_own_recipe(folder: Path) -> None:
 def open_run_folder(folder: Path, config: Any, ignored_keys: Collection[str] = ()) -> None:
     """Write the recipe into a new run folder, or check that the run there has the same recipe.
 
-    If nothing was made in the folder yet, its recipe is replaced: a mistake in a first call must not cost the folder.
-    A key that is missing in the recipe of the run has its default. A run may be made longer if its learning rate does
-    not depend on its length.
-
-    Args:
-        folder: The run folder.
-        config: The recipe.
-        ignored_keys: More keys that may differ, since this stage's numbers do not depend on them.
+    If nothing was made in the folder yet, its recipe is replaced: a mistake in a first call must not cost the folder. A
+    key that is missing in the recipe of the run has its default. A run may be made longer if its learning rate does not
+    depend on its length. `ignored_keys` are more keys that may differ, since the numbers of this stage do not depend on
+    them.
 
     Raises:
         UserError: The folder has a run with another recipe (the message names the first key that differs), a recipe
@@ -229,9 +225,7 @@ def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Ma
 def check_same_data(folder: Path, found: Mapping[str, str]) -> None:
     """Record what a run is trained on, or check that it is unchanged: a path may come to name other files.
 
-    Args:
-        folder: The run folder.
-        found: Keys of the recipe -> fingerprints of what they name.
+    `found` maps keys of the recipe to fingerprints of what they name.
 
     Raises:
         UserError: The run began with other data (the message names the first such key), or the record is damaged.

@@ -47,14 +47,9 @@ def write_run_header(folder: Path, config: Any) -> None:
 class Tracker:
     """Append one line per log interval to `metrics.jsonl`, to TensorBoard and to Weights & Biases.
 
-    `metrics.jsonl` has only numbers that the recipe determines, so two equal runs write equal files. Times and rates
-    go to `timing.jsonl`, rollbacks to `events.jsonl`.
-
-    Args:
-        folder: The run folder.
-        resumed_images: Lines beyond it are removed, since the run computes them again.
-        config: Which other loggers to use.
-        first: Whether this process writes; the others log nothing.
+    `metrics.jsonl` has only numbers that the recipe determines, so two equal runs write equal files. Times and rates go
+    to `timing.jsonl`, rollbacks to `events.jsonl`. Lines beyond `resumed_images` are removed, since the run computes
+    them again. Only the `first` process writes.
 
     Raises:
         UserError: The config wants wandb, which is not installed.
