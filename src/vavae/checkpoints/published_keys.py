@@ -1,11 +1,12 @@
 """Use, assume, ignore or refuse the keys of a published configuration."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vavae.checkpoints.published import Ignored, describe_ignored, indented
+from vavae.config import flat
 from vavae.errors import UserError
 
 PRECISIONS = {"32": "fp32", "32-true": "fp32", "fp32": "fp32", "no": "fp32", "bf16": "bf16", "bf16-mixed": "bf16"}
@@ -68,7 +69,7 @@ class Keys:
         for name in _SECTIONS:
             if not isinstance(self.content.get(name) or {}, Mapping):
                 raise UserError(f"{self.source}: {name} must have keys, got {self.content[name]!r}")
-        self.values = dict(flat(self.content))
+        self.values = flat(self.content)
 
     def given(self, key: str, default: Any) -> Any:
         """Return a value in the default's type, or the default, which is not listed."""
@@ -151,15 +152,6 @@ def _by_section(parts: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(
         f"{section}: {', '.join(names)}" if section else ", ".join(names) for section, names in sections.items()
     )
-
-
-def flat(values: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dictionaries with their dotted names."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

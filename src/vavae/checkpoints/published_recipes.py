@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vavae.checkpoints.published import Ignored
-from vavae.checkpoints.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, flat, plain
+from vavae.checkpoints.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, plain
 from vavae.checkpoints.published_tokenizer import tokenizer_recipe
+from vavae.config import flat
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction
 from vavae.flow.loss import NO_SCORE
@@ -158,7 +159,7 @@ def published_flow(
 
 def _discrete_key(training: Mapping[str, Any]) -> str:
     """Return in words a key of diffusion with discrete steps, or of another system; "" if there is none."""
-    for key, value in flat(training):
+    for key, value in flat(training).items():
         if key.rpartition(".")[2] in DISCRETE and value:
             return f"{key} {value} is of a diffusion of discrete steps"
         if key in ("args.model", "model.model_type") and not str(value).startswith(("SiT-", "LightningDiT-")):

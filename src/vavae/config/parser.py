@@ -220,6 +220,17 @@ def to_yaml(config: Any) -> str:
     return dump_yaml(to_plain(config))
 
 
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted keys."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        key: value
+        for name, part in values.items()
+        for key, value in flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
 def from_plain(config_class: type[C], values: Mapping[str, Any]) -> C:
     """Build `config_class` from plain values, the inverse of `to_plain`, with the checks of the command line.
 

@@ -348,18 +348,13 @@ class LatentDataset:
         finally:
             if unknown:
                 with suppress(OSError):  # a folder that cannot be written is compared at each start
-                    write_index(self.folder, self._index | {"checked": checked})
+                    write_json(self.folder / INDEX_NAME, self._index | {"checked": checked}, indent=1)
 
 
 def _file_state(path: Path) -> list[int]:
     """Return size and times of change in ns. The second time (ctime) differs for a copy that keeps the first."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    """Write `index.json` of a folder."""
-    write_json(folder / INDEX_NAME, index, indent=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Generic, TypeVar
 
 import torch
@@ -23,34 +23,28 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, eq=False)
 class IndexStream:
     """An endless, shuffled order of images as a pure function of (seed, position).
 
     Every epoch visits each image once, in a permutation that depends on the seed and the epoch. All processes share one
     global order, and each takes its own slice of a batch.
-
-    Args:
-        length: Number of images.
-        seed: Seed of the run.
-        start: Position at which iteration begins: the number of images already seen.
-        rank: This process, in [0, world).
-        world: Number of processes.
     """
 
-    def __init__(self, length: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        if length < 1:
+    length: int  # number of images
+    seed: int
+    start: int = 0  # position at which iteration begins: the number of images already seen
+    rank: int = 0  # this process, in [0, world)
+    world: int = 1  # number of processes
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
             raise UserError("the data set is empty")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} of {world}")
-        if start < 0:
-            raise ValueError(f"start {start} is negative")
-        self.length = length
-        self.seed = seed
-        self.start = start
-        self.rank = rank
-        self.world = world
-        # Batches proceed through the epochs, so only the newest two orders are needed again.
-        self._order = lru_cache(maxsize=2)(lambda epoch: rng.permutation(seed, f"epoch {epoch}", length))
+
+    @cached_property
+    def _order(self) -> Callable[[int], Tensor]:
+        """The permutation of an epoch. Batches proceed through the epochs, so only the newest two are needed again."""
+        return lru_cache(maxsize=2)(lambda epoch: rng.permutation(self.seed, f"epoch {epoch}", self.length))
 
     def at(self, positions: Tensor) -> Tensor:
         """Return the image indices at the given positions, (N,) int64 -> (N,) int64."""

@@ -1,6 +1,5 @@
 """Reconstructions as a set of images to measure. Their fidelity is stored on the way, one value per image."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ from vavae.device import Compute, InferencePrecision, autocast, resolve_precisio
 from vavae.errors import RunError, UserError
 from vavae.evaluation.features import Block, BlockStore, ImageSet, StoredFeatures
 from vavae.evaluation.images import pixel_block
-from vavae.io.files import check_not_foreign, drop_drafts, read_json_object, written_whole
+from vavae.io.files import check_not_foreign, drop_drafts, read_json_object, write_json, written_whole
 from vavae.io.hashing import digest, tensor_digest
 from vavae.metrics import Convention, fidelity
 from vavae.models import Tokenizer
@@ -177,5 +176,4 @@ class Reconstructions:
                 "folder"
             )
         drop_drafts(self.folder)
-        with written_whole(path) as draft:
-            draft.write_text(json.dumps(record) + "\n")
+        write_json(path, record)

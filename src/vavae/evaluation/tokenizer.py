@@ -19,7 +19,7 @@ from vavae.evaluation.generation import Measuring, Reference, generation_records
 from vavae.evaluation.images import decoded_images, source_images
 from vavae.evaluation.reconstruction import EvaluationContext, Reconstructions
 from vavae.evaluation.records import fidelity_records, make_records, uniformity_records
-from vavae.io.files import written_whole
+from vavae.io.files import write_text, written_whole
 from vavae.io.hashing import digest
 from vavae.losses import LPIPS
 from vavae.metrics import (
@@ -239,5 +239,4 @@ def write_values(path: Path, values: Mapping[str, Mapping[str, Tensor]]) -> None
 
 def write_spectrum(path: Path, latents: Latents) -> None:
     """Write the eigenvalues of the latents' channel covariance, one per line, largest first."""
-    with written_whole(path) as partial:
-        partial.write_text("".join(f"{value!r}\n" for value in latent_spectrum(latents.values).eigenvalues.tolist()))
+    write_text(path, "".join(f"{value!r}\n" for value in latent_spectrum(latents.values).eigenvalues.tolist()))

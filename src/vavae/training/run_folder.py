@@ -1,6 +1,5 @@
 """The folder of a training run: it has one recipe, and one group of processes at a time works in it."""
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,10 +10,10 @@ from typing import Any
 import torch
 
 from vavae import rng
-from vavae.config import to_plain, to_yaml
+from vavae.config import flat, to_plain, to_yaml
 from vavae.device import resolve_device
 from vavae.errors import UserError, one_line
-from vavae.io.files import chosen, exclusive, read_json_object, written_whole
+from vavae.io.files import chosen, exclusive, read_json_object, write_json, write_text
 from vavae.io.yaml_files import read_yaml
 from vavae.training.parallel import World, processes
 from vavae.training.run_log import check_loggers, write_run_header
@@ -196,19 +195,7 @@ def open_run_folder(folder: Path, config: Any, ignored_keys: Collection[str] = (
         if key not in IGNORED_KEYS | set(ignored_keys):
             _check_longer(folder, key, former, present)
     if _LENGTH in changed:
-        with written_whole(recipe) as temporary:
-            temporary.write_text(to_yaml(config))
-
-
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted keys."""
-    if not isinstance(values, Mapping):
-        return {prefix: values}
-    return {
-        key: value
-        for name, part in values.items()
-        for key, value in flat(part, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
+        write_text(recipe, to_yaml(config))
 
 
 def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
@@ -239,8 +226,7 @@ def check_same_data(folder: Path, found: Mapping[str, str]) -> None:
                 f"{_REMEDY}"
             )
     if former.keys() < found.keys():
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(dict(found), indent=1) + "\n")
+        write_json(path, found, indent=1)
 
 
 def stream_seed(seed: int, order: int) -> int:

@@ -13,7 +13,7 @@ import torch
 
 from vavae.config import to_plain, to_yaml
 from vavae.errors import UserError
-from vavae.io.files import naming, written_whole
+from vavae.io.files import naming, write_json, write_text, written_whole
 from vavae.training.config import TrainingConfig
 from vavae.version import __version__
 
@@ -38,10 +38,8 @@ def write_run_header(folder: Path, config: Any) -> None:
     """Write `recipe.yaml` (resolved) and `versions.json` into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     # The versions first: a recipe without versions counts as the user's own file.
-    with written_whole(folder / "versions.json") as temporary:
-        temporary.write_text(json.dumps(versions(), indent=1) + "\n")
-    with written_whole(folder / "recipe.yaml") as temporary:
-        temporary.write_text(to_yaml(config))
+    write_json(folder / "versions.json", versions(), indent=1)
+    write_text(folder / "recipe.yaml", to_yaml(config))
 
 
 class Tracker:
@@ -140,8 +138,7 @@ def _wandb_id(folder: Path) -> str:
     """Return the run's id, drawn once and saved in its folder, since two folders may have the same name."""
     path = folder / "wandb_id.txt"
     if not path.exists():
-        with written_whole(path) as temporary:
-            temporary.write_text(f"{uuid.uuid4().hex[:12]}\n")
+        write_text(path, f"{uuid.uuid4().hex[:12]}\n")
     return path.read_text().strip()
 
 
