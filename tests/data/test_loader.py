@@ -2,13 +2,14 @@
 
 import threading
 import time
+from contextlib import closing
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vavae.data import BatchLoader, IndexStream, loaded_ahead
+from vavae.data import IndexStream, load_batches, loaded_ahead
 from vavae.errors import UserError
 
 
@@ -53,15 +54,7 @@ def test_bad_sizes_are_refused():
     with pytest.raises(UserError, match="empty"):
         IndexStream(0, 0)
     with pytest.raises(UserError, match="batch_size 0"):
-        BatchLoader(IndexStream(5, 0), lambda i, p: i, 0)
-
-
-def test_batches_begin_at_start():
-    plain = IndexStream(10, 2)
-    iterator = IndexStream(10, 2, start=12).batches(8)
-    for position in (12, 20, 28):
-        batch, positions = next(iterator)
-        assert torch.equal(batch, plain.batch(position, 8)[0]) and positions[0] == position
+        next(load_batches(IndexStream(5, 0), lambda i, p: i, 0))
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -70,11 +63,11 @@ def test_loader_keeps_order_and_resumes(workers):
         time.sleep(0.002 * float(batch[0] % 3))  # later batches may be ready earlier
         return batch * 10
 
-    with BatchLoader(IndexStream(21, 5), load, 4, workers=workers) as loader:
+    with closing(load_batches(IndexStream(21, 5), load, 4, workers=workers)) as loader:
         run = [next(loader) for _ in range(12)]
     assert [batch.position for batch in run] == list(range(0, 48, 4))
     assert all(torch.equal(batch.data, batch.indices * 10) for batch in run)
-    with BatchLoader(IndexStream(21, 5, start=run[7].position), load, 4, workers=workers) as loader:
+    with closing(load_batches(IndexStream(21, 5, start=run[7].position), load, 4, workers=workers)) as loader:
         for before, after in zip(run[7:], loader, strict=False):
             assert torch.equal(before.indices, after.indices) and torch.equal(before.positions, after.positions)
 
@@ -85,7 +78,7 @@ def test_loader_prefetches_four_batches():
     def load(batch: torch.Tensor, positions: torch.Tensor) -> None:
         started.append(int(positions[0]))
 
-    with BatchLoader(IndexStream(100, 0), load, 2, workers=2) as loader:
+    with closing(load_batches(IndexStream(100, 0), load, 2, workers=2)) as loader:
         next(loader)
         deadline = time.monotonic() + 5
         while len(started) < 4 and time.monotonic() < deadline:
@@ -101,7 +94,7 @@ def test_loader_raises_errors_and_stops_threads():
         return int(positions[0])
 
     before = threading.active_count()
-    with BatchLoader(IndexStream(100, 0), load, 2, workers=2) as loader:
+    with closing(load_batches(IndexStream(100, 0), load, 2, workers=2)) as loader:
         assert [next(loader).data, next(loader).data] == [0, 2]
         with pytest.raises(UserError, match="image 4"):
             next(loader)
@@ -138,7 +131,7 @@ def test_all_workers_have_work():
         started.wait(timeout=20)
         return indices
 
-    with BatchLoader(stream, load, batch_size=2, workers=6) as loader:
+    with closing(load_batches(stream, load, batch_size=2, workers=6)) as loader:
         reader = threading.Thread(target=next, args=(loader,))
         reader.start()
         started.wait(timeout=20)

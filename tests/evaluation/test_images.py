@@ -15,7 +15,7 @@ from PIL import Image
 from vavae.cli import run
 from vavae.errors import UserError
 from vavae.evaluation.images import npz_images, sample_files
-from vavae.metrics.frechet import read_npz
+from vavae.metrics.npz import read_npz
 
 
 @pytest.fixture(autouse=True)

@@ -121,14 +121,17 @@ def test_out_of_memory_halves_the_batches(
     assert sorted(set(sizes)) == [4, 8, 16]
 
 
-def test_reference_of_another_network_is_refused(
-    runs: tuple[Path, Tokenizer, Generator], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reference_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "load_feature_network", tiny_network)
-    np.savez(tmp_path / "wrong.npz", mu=np.zeros(5), sigma=np.eye(5))
-    frechet = FrechetConfig(4, "tiny", str(tmp_path / "wrong.npz"), steps=3)
-    with pytest.raises(UserError, match=r"statistics of 6 features, as tiny has, got 5 in .*wrong.npz"):
-        validation.SampleDistance(frechet, 8, CPU, "fp32", World())(runs[2], 0)
+    path = tmp_path / "wrong.npz"
+    frechet = FrechetConfig(4, "tiny", str(path), steps=3)
+    for arrays, message in (
+        ({"network": "inception"}, r"frechet\.reference must be statistics .* of the network tiny, got .*wrong\.npz"),
+        ({"network": "tiny"}, r"wrong\.npz: mu has 5 numbers, the features of tiny 6"),
+    ):
+        np.savez(path, mu=np.zeros(5), sigma=np.eye(5), **arrays)
+        with pytest.raises(UserError, match=message):
+            validation.SampleDistance(frechet, 8, CPU, "fp32", World())
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Fréchet distance: closed forms, scipy's matrix square root, singular covariances, splits of the data."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -10,6 +12,11 @@ from hypothesis import strategies as st
 from vavae.data import DemoImages
 from vavae.errors import UserError
 from vavae.metrics import RunningMoments, frechet_distance
+from vavae.metrics.npz import read_npz
+
+
+def load(path: Path) -> RunningMoments:
+    return RunningMoments.from_arrays(read_npz(path), str(path))
 
 
 def random_covariance(rng: np.random.Generator, size: int, rank: int | None = None) -> np.ndarray:
@@ -129,7 +136,7 @@ def test_statistics_of_a_file(tmp_path):
     moments = RunningMoments(6)
     moments.update(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)))
     np.savez(tmp_path / "reference.npz", mu=moments.mean, sigma=moments.covariance, count=moments.count)
-    loaded = RunningMoments.load(tmp_path / "reference.npz")
+    loaded = load(tmp_path / "reference.npz")
     assert loaded.count == 50
     torch.testing.assert_close(loaded.covariance, moments.covariance)
     loaded.update(torch.ones(1, 6))
@@ -139,14 +146,13 @@ def test_statistics_of_a_file(tmp_path):
 
 def test_statistics_of_other_programs(tmp_path):
     np.savez(tmp_path / "adm.npz", mu=np.zeros(6), sigma=np.eye(6), mu_s=np.zeros(3))
-    assert RunningMoments.load(tmp_path / "adm.npz").covariance.trace() == pytest.approx(6)
+    assert load(tmp_path / "adm.npz").covariance.trace() == pytest.approx(6)
     whole = (tmp_path / "adm.npz").read_bytes()
     (tmp_path / "flipped.npz").write_bytes(whole.replace(np.eye(6).tobytes(), np.full((6, 6), 2.0).tobytes()))
     (tmp_path / "text.npz").write_text("hello")
     np.savez(tmp_path / "shape.npz", mu=np.zeros(6), sigma=np.eye(5))
     np.savez(tmp_path / "nan.npz", mu=np.full(6, np.nan), sigma=np.eye(6))
     np.savez(tmp_path / "counts.npz", mu=np.zeros(6), sigma=np.eye(6), count=[3, 4])
-    np.savez(tmp_path / "mean.npz", mu=np.zeros(6))
     for name, reason in {
         "absent": "absent",
         "flipped": "CRC",
@@ -154,10 +160,9 @@ def test_statistics_of_other_programs(tmp_path):
         "shape": "sigma",
         "nan": "mu holds numbers that are not finite",
         "counts": "count is not one number",
-        "mean": "must have mu and sigma",
     }.items():
         with pytest.raises(UserError, match=reason):
-            RunningMoments.load(tmp_path / f"{name}.npz")
+            load(tmp_path / f"{name}.npz")
 
 
 def test_other_matrices_are_refused():

@@ -54,12 +54,12 @@ def test_unknown_fields_are_refused():
         MetricRecord.from_dict(plain)
 
 
-def test_differences_are_named():
+def test_differing_fields_are_obstacles():
     other = MetricRecord(
         "frechet_distance", 11.0, MeasurementProtocol(**RECORD.protocol.__dict__ | {"samples": 50_000, "steps": 50})
     )
-    assert RECORD.differences(other) == ["samples", "steps"]
-    assert RECORD.differences(RECORD) == []
+    assert RECORD.obstacles(other) == ["samples", "steps"]
+    assert RECORD.obstacles(RECORD) == []
 
 
 def test_intervals_survive_json():

@@ -180,7 +180,7 @@ def test_full_disk_keeps_the_former_micro_batch(tmp_path: Path, monkeypatch: pyt
     micro = MicroBatch(tmp_path, None)
     assert micro.halve(16)
 
-    def full(path: Path, text: str) -> None:
+    def full(path: Path, text: str, encoding: str) -> None:
         path.touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 

@@ -82,13 +82,10 @@ def _list(repository: str, revision: str | None, token: str | bool | None) -> li
 
 
 def needed(folder: Path | None, names: Collection[str], part: Part | None, source: str) -> list[str]:
-    """Return the names of the files that are needed.
+    """Return the names of the files that are needed, among the `names` of all files of a repository.
 
-    Args:
-        folder: The folder with `model_index.json` and `config.json` of the repository; None if it has neither.
-        names: All files of the repository.
-        part: The part to fetch.
-        source: The repository, for messages.
+    `folder` has the `model_index.json` and `config.json` of the repository, and is None if it has neither. Without a
+    `part`, all files that can be read are needed.
 
     Raises:
         UserError: It is of another kind, or has several checkpoints.

@@ -42,46 +42,28 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True, eq=False)
 class LoadedAutoencoder:
-    """An autoencoder from a checkpoint.
+    """An autoencoder from a checkpoint."""
 
-    Attributes:
-        model: The network, on the CPU.
-        statistics: Statistics of its latents, from a folder of ours or of diffusers; None for published files.
-        provenance: Its training, or the name of the file or folder that was converted.
-        report: The parts that were loaded and left out; None for a folder of ours.
-        training: Tensors that only training uses, under their published names: discriminator and projection.
-    """
-
-    model: AutoencoderKL
+    model: AutoencoderKL  # the network, on the CPU
+    # Statistics of its latents, from a folder of ours or of diffusers; None for published files.
     statistics: LatentStatistics | None
-    provenance: dict[str, Any]
-    report: LoadReport | None = None
+    provenance: dict[str, Any]  # its training, or the name of the file or folder that was converted
+    report: LoadReport | None = None  # the parts that were loaded and left out; None for a folder of ours
+    # Tensors that only training uses, under their published names: discriminator and projection.
     training: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedTransformer:
-    """A transformer from a checkpoint.
+    """A transformer from a checkpoint."""
 
-    Attributes:
-        model: The network, on the CPU.
-        report: The parts that were loaded and left out.
-        training: The published training configuration; empty if the checkpoint has none.
-    """
-
-    model: Transformer
-    report: LoadReport
-    training: Mapping[str, Any]
+    model: Transformer  # the network, on the CPU
+    report: LoadReport  # the parts that were loaded and left out
+    training: Mapping[str, Any]  # the published training configuration; empty if the checkpoint has none
 
 
 def build(make: Callable[[C], N], config: C, tensors: dict[str, Tensor], source: str | Path) -> N:
     """Make a network and load its weights, on the CPU, in eval mode.
-
-    Args:
-        make: Makes the network from its configuration.
-        config: The configuration.
-        tensors: The state dict.
-        source: The file, for messages.
 
     Raises:
         UserError: See `load_strictly`.
@@ -188,10 +170,7 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
 def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = None) -> LoadedTransformer:
     """Load a LightningDiT from a published file, or from an exported pipeline.
 
-    Args:
-        path: File or folder.
-        weights: Which of several sets of weights.
-        heads: Number of attention heads, if the shapes do not show it.
+    `heads` counts the attention heads if the shapes do not show them.
 
     Raises:
         UserError: The source has another network, a part is missing, or it differs from its configuration.

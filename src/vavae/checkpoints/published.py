@@ -49,40 +49,24 @@ _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_checkpoint_wrapped_module)\.")
 
 @dataclass(frozen=True)
 class Ignored:
-    """A part of a checkpoint or configuration that was left out.
+    """A part of a checkpoint or configuration that was left out."""
 
-    Attributes:
-        what: Its name, or the prefix of its names with a `*`.
-        count: Number of entries.
-        why: The reason.
-    """
-
-    what: str
-    count: int
+    what: str  # its name, or the prefix of its names with a `*`
+    count: int  # number of entries
     why: str
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """The loaded and ignored parts of a checkpoint.
+    """The loaded and ignored parts of a checkpoint."""
 
-    Attributes:
-        source: File or folder.
-        what: The network, in words.
-        tensors: Number of loaded tensors.
-        parameters: Number of values in them.
-        weights: Name of the set of weights; empty if the file is one set.
-        notes: Assumptions and changes.
-        ignored: The parts that were left out, with reasons.
-    """
-
-    source: str
-    what: str
-    tensors: int
-    parameters: int
-    weights: str = ""
-    notes: tuple[str, ...] = ()
-    ignored: tuple[Ignored, ...] = ()
+    source: str  # file or folder
+    what: str  # the network, in words
+    tensors: int  # number of loaded tensors
+    parameters: int  # number of values in them
+    weights: str = ""  # name of the set of weights; empty if the file is one set
+    notes: tuple[str, ...] = ()  # assumptions and changes
+    ignored: tuple[Ignored, ...] = ()  # the parts that were left out, with reasons
 
     def __str__(self) -> str:
         chosen = f" from '{self.weights}'" if self.weights else ""
@@ -106,42 +90,25 @@ def indented(texts: Iterable[str], width: int = 80) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Unwrapped:
-    """The tensors of one network in a checkpoint.
+    """The tensors of one network in a checkpoint."""
 
-    Attributes:
-        kind: The kind of network, or statistics of latents.
-        tensors: Its tensors, without prefixes in their names.
-        weights: Name of the set of weights; empty if the file is one set.
-        training: The training configuration in the checkpoint, in the sections of LightningDiT's.
-        ignored: The other parts of the checkpoint.
-        extra: Tensors among them that a training can continue from: discriminator and projection.
-    """
-
-    kind: Kind
-    tensors: dict[str, Tensor]
-    weights: str
-    training: Mapping[str, Any]
-    ignored: tuple[Ignored, ...]
-    extra: dict[str, Tensor]
+    kind: Kind  # the kind of network, or statistics of latents
+    tensors: dict[str, Tensor]  # its tensors, without prefixes in their names
+    weights: str  # name of the set of weights; empty if the file is one set
+    training: Mapping[str, Any]  # the training configuration in the checkpoint, in the sections of LightningDiT's
+    ignored: tuple[Ignored, ...]  # the other parts of the checkpoint
+    extra: dict[str, Tensor]  # tensors among them that a training can continue from: discriminator and projection
 
 
 @dataclass(frozen=True, eq=False)
 class _Set:
-    """One set of weights in a checkpoint.
+    """One set of weights in a checkpoint."""
 
-    Attributes:
-        label: Its name; empty if the file is one set.
-        key: The key of the file under which it is; empty if the file is one set.
-        averaged: Whether its name says that the weights are averages.
-        tensors: The weights.
-        rest: Other parts of the same dictionary.
-    """
-
-    label: str
-    key: str
-    averaged: bool
+    label: str  # its name; empty if the file is one set
+    key: str  # the key of the file under which it is; empty if the file is one set
+    averaged: bool  # whether its name says that the weights are averages
     tensors: dict[str, Any]
-    rest: tuple[Ignored, ...] = ()
+    rest: tuple[Ignored, ...] = ()  # other parts of the same dictionary
 
 
 def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwrapped:

@@ -1,11 +1,12 @@
 """Use, assume, ignore or refuse the keys of a published configuration."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from vavae.checkpoints.published import Ignored, describe_ignored, indented
+from vavae.config import flat
 from vavae.errors import UserError
 
 PRECISIONS = {"32": "fp32", "32-true": "fp32", "fp32": "fp32", "no": "fp32", "bf16": "bf16", "bf16-mixed": "bf16"}
@@ -34,21 +35,13 @@ _FREE = (
 
 @dataclass(frozen=True)
 class ConvertedRecipe:
-    """A recipe of ours from a published configuration.
-
-    Attributes:
-        command: The command of the recipe.
-        values: Its keys and values.
-        taken: Keys of the file that were used, by sections.
-        assumed: Keys that the file lacks, with the assumed values, by sections.
-        ignored: Keys that do not change the training.
-    """
+    """A recipe of ours from a published configuration."""
 
     command: Literal["train-dit", "train-tokenizer"]
-    values: dict[str, Any]
-    taken: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()
-    ignored: tuple[Ignored, ...] = ()
+    values: dict[str, Any]  # its keys and values
+    taken: tuple[str, ...] = ()  # keys of the file that were used, by sections
+    assumed: tuple[str, ...] = ()  # keys that the file lacks, with the assumed values, by sections
+    ignored: tuple[Ignored, ...] = ()  # keys that do not change the training
 
     def lines(self, width: int = 80) -> list[str]:
         """Return the keys that were taken over, assumed and left out, in lines of at most `width` characters."""
@@ -62,21 +55,13 @@ class ConvertedRecipe:
 
 @dataclass
 class Keys:
-    """The keys of a configuration by their dotted names, and their use.
-
-    Attributes:
-        content: The configuration.
-        source: The file, for messages.
-        values: Its keys and values.
-        used: Keys that were read.
-        assumed: Missing keys that were read, with their defaults.
-    """
+    """The keys of a configuration by their dotted names, and their use."""
 
     content: Any
-    source: str | Path
-    values: dict[str, Any] = field(default_factory=dict)
-    used: list[str] = field(default_factory=list)
-    assumed: dict[str, Any] = field(default_factory=dict)
+    source: str | Path  # the file, for messages
+    values: dict[str, Any] = field(default_factory=dict)  # its keys and values
+    used: list[str] = field(default_factory=list)  # keys that were read
+    assumed: dict[str, Any] = field(default_factory=dict)  # missing keys that were read, with their defaults
 
     def __post_init__(self) -> None:
         if not isinstance(self.content, Mapping):
@@ -84,7 +69,7 @@ class Keys:
         for name in _SECTIONS:
             if not isinstance(self.content.get(name) or {}, Mapping):
                 raise UserError(f"{self.source}: {name} must have keys, got {self.content[name]!r}")
-        self.values = dict(flat(self.content))
+        self.values = flat(self.content)
 
     def given(self, key: str, default: Any) -> Any:
         """Return a value in the default's type, or the default, which is not listed."""
@@ -167,15 +152,6 @@ def _by_section(parts: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     return tuple(
         f"{section}: {', '.join(names)}" if section else ", ".join(names) for section, names in sections.items()
     )
-
-
-def flat(values: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested dictionaries with their dotted names."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

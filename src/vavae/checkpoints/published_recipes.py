@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vavae.checkpoints.published import Ignored
-from vavae.checkpoints.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, flat, plain
+from vavae.checkpoints.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, plain
 from vavae.checkpoints.published_tokenizer import tokenizer_recipe
+from vavae.config import flat
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction
 from vavae.flow.loss import NO_SCORE
@@ -131,11 +132,7 @@ def published_flow(
 ) -> tuple[PathName, Prediction, list[str]]:
     """Return path and prediction of a published transformer, and a note if one of them is assumed.
 
-    Args:
-        training: The training configuration in its file.
-        source: The file, for messages.
-        path: The user's path.
-        prediction: The user's prediction.
+    `path` and `prediction` are the user's.
 
     Raises:
         UserError: The file and the user differ, or the file was trained on discrete steps or by another system.
@@ -162,7 +159,7 @@ def published_flow(
 
 def _discrete_key(training: Mapping[str, Any]) -> str:
     """Return in words a key of diffusion with discrete steps, or of another system; "" if there is none."""
-    for key, value in flat(training):
+    for key, value in flat(training).items():
         if key.rpartition(".")[2] in DISCRETE and value:
             return f"{key} {value} is of a diffusion of discrete steps"
         if key in ("args.model", "model.model_type") and not str(value).startswith(("SiT-", "LightningDiT-")):
@@ -175,13 +172,7 @@ def published_training(
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the part of a configuration that `published_sampling` and `published_flow` read, to save with weights.
 
-    Args:
-        sampling: Values of a `SamplingConfig`.
-        path: The path between noise and data.
-        prediction: The network's prediction.
-
-    Returns:
-        A part of a published configuration, and notes on settings that it cannot express.
+    The notes name settings that it cannot express.
 
     Raises:
         UserError: The published sampler does not support the prediction.

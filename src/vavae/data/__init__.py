@@ -3,7 +3,7 @@
 from vavae.data.folders import FolderImages
 from vavae.data.latent_writer import LatentWriter, Shard, write_published_layout
 from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
-from vavae.data.loader import BatchLoader, IndexStream, loaded_ahead
+from vavae.data.loader import IndexStream, load_batches, loaded_ahead
 from vavae.data.open import has_part, hub_dataset, open_images
 from vavae.data.readable import ReadOptions, read_rgb
 from vavae.data.sources import Cifar10Images, DemoImages, ImageSource, demo_pixels
@@ -18,7 +18,6 @@ from vavae.data.transforms import (
 )
 
 __all__ = [
-    "BatchLoader",
     "Cifar10Images",
     "DemoImages",
     "FolderImages",
@@ -36,6 +35,7 @@ __all__ = [
     "flip_horizontally",
     "has_part",
     "hub_dataset",
+    "load_batches",
     "load_images",
     "load_pixels",
     "loaded_ahead",

@@ -54,11 +54,7 @@ def classes_text(class_names: Sequence[str]) -> str:
 def describe(what: str, count: int, class_names: Sequence[str], found: Found) -> str:
     """Describe a set in one line, wrapped at 80 columns, and each of its notes in a line of its own.
 
-    Args:
-        what: Kind of the set: "images", "latents", "validation".
-        count: Number of images.
-        class_names: One name per class; empty to leave classes out.
-        found: Result of opening the set.
+    Without class names, classes are left out.
     """
     classes = f" {classes_text(class_names)}" if class_names else ""
     line = f"{what}: {count:,}{classes} from {found.where}"

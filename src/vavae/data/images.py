@@ -179,13 +179,7 @@ def check_same_classes(train: ImageSource, test: ImageSource) -> None:
 
 
 class Selection(ImageSource):
-    """Some images of a source, in a given order.
-
-    Args:
-        source: The images.
-        indices: (N,) int64.
-        reason: Note about the selection; None adds no note.
-    """
+    """Some images of a source, in the order of `indices`, (N,) int64; `reason` becomes a note about the selection."""
 
     def __init__(self, source: ImageSource, indices: np.ndarray, reason: str | None = None) -> None:
         self.source = source

@@ -28,10 +28,9 @@ from vavae.data.latents import (
     ShardRecord,
     add_to_statistics,
     content_sha256,
-    write_index,
 )
 from vavae.errors import UserError
-from vavae.io.files import read_json_object, save_torch, sha256_file, whole_folder, written_whole
+from vavae.io.files import read_json_object, save_torch, sha256_file, whole_folder, write_json, written_whole
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
 _SHARDS = "latents_rank*_shard*.safetensors"
@@ -129,8 +128,6 @@ class LatentWriter:
             raise UserError("images: there are none to encode")
         if shard_size < 1:
             raise UserError(f"shard_size must be at least 1, got {shard_size}")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} of {world}")
         self.folder = Path(folder)
         self.total = total
         self.settings = settings
@@ -254,7 +251,7 @@ class LatentWriter:
             "shards": records,
             "statistics_sha256": sha256_file(self.folder / STATISTICS_NAME),
         }
-        write_index(self.folder, index)
+        write_json(self.folder / INDEX_NAME, index, indent=1)
         return statistics
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from vavae.config.image_size import Size, as_size
 from vavae.data.loader import loaded_ahead
 from vavae.errors import UserError, one_line
-from vavae.io.files import UNFINISHED, check_hash, read_json_object, sha256_file, write_json
+from vavae.io.files import UNFINISHED, check_hash, read_json_object, write_json
 from vavae.progress import track
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
@@ -40,7 +40,6 @@ STATISTICS_NAME = "statistics.safetensors"
 PUBLISHED_STATISTICS_NAME = "latents_stats.pt"
 FORMAT = "vavae latents 2"
 SUMS = "statistics."  # begins the names of tensors with sums per position
-OLD_FORMAT = "vavae latents 1"  # is read; the index has the sha256 of whole files
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Fewer bytes are hashed in about a second, so no bar is shown for them.
 _WORTH_SHOWING = 1e9
@@ -229,7 +228,7 @@ class LatentDataset:
 
     def _parse_index(self) -> tuple[LatentSettings, list[ShardRecord]]:
         path, form = self.folder / INDEX_NAME, self._index.get("format")
-        if form not in (FORMAT, OLD_FORMAT):
+        if form != FORMAT:
             raise UserError(f"{path}: format must be {FORMAT}, got {form}; encode again")
         try:
             known = {field.name for field in fields(LatentSettings)}
@@ -350,7 +349,7 @@ class LatentDataset:
         size = sum(states[record.file][0] for _, record in unknown)
         try:
             with track("checking latents", len(unknown), "files") if size >= _WORTH_SHOWING else nullcontext() as bar:
-                for (shard, record), found in loaded_ahead(unknown, lambda pair: self._sha256(pair[0]), workers=4):
+                for (shard, record), found in loaded_ahead(unknown, lambda pair: pair[0].sha256(), workers=4):
                     if found != record.sha256:
                         raise UserError(f"{shard.path}: damaged: its hash is not the recorded one; encode again")
                     checked[record.file] = states[record.file]
@@ -359,21 +358,13 @@ class LatentDataset:
         finally:
             if unknown:
                 with suppress(OSError):  # a folder that cannot be written is compared at each start
-                    write_index(self.folder, self._index | {"checked": checked})
-
-    def _sha256(self, shard: MappedShard) -> str:
-        return sha256_file(shard.path) if self._index["format"] == OLD_FORMAT else shard.sha256()
+                    write_json(self.folder / INDEX_NAME, self._index | {"checked": checked}, indent=1)
 
 
 def _file_state(path: Path) -> list[int]:
     """Return size and times of change in ns. The second time (ctime) differs for a copy that keeps the first."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def write_index(folder: Path, index: Mapping[str, Any]) -> None:
-    """Write `index.json` of a folder."""
-    write_json(folder / INDEX_NAME, index, indent=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,12 @@ p // length. It does not depend on the number of processes, the batch size, or w
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Generic, Self, TypeVar
+from functools import cached_property, lru_cache
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,34 +23,28 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, eq=False)
 class IndexStream:
     """An endless, shuffled order of images as a pure function of (seed, position).
 
     Every epoch visits each image once, in a permutation that depends on the seed and the epoch. All processes share one
     global order, and each takes its own slice of a batch.
-
-    Args:
-        length: Number of images.
-        seed: Seed of the run.
-        start: Position at which iteration begins: the number of images already seen.
-        rank: This process, in [0, world).
-        world: Number of processes.
     """
 
-    def __init__(self, length: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        if length < 1:
+    length: int  # number of images
+    seed: int
+    start: int = 0  # position at which iteration begins: the number of images already seen
+    rank: int = 0  # this process, in [0, world)
+    world: int = 1  # number of processes
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
             raise UserError("the data set is empty")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} of {world}")
-        if start < 0:
-            raise ValueError(f"start {start} is negative")
-        self.length = length
-        self.seed = seed
-        self.start = start
-        self.rank = rank
-        self.world = world
-        # Batches proceed through the epochs, so only the newest two orders are needed again.
-        self._order = lru_cache(maxsize=2)(lambda epoch: rng.permutation(seed, f"epoch {epoch}", length))
+
+    @cached_property
+    def _order(self) -> Callable[[int], Tensor]:
+        """The permutation of an epoch. Batches proceed through the epochs, so only the newest two are needed again."""
+        return lru_cache(maxsize=2)(lambda epoch: rng.permutation(self.seed, f"epoch {epoch}", self.length))
 
     def at(self, positions: Tensor) -> Tensor:
         """Return the image indices at the given positions, (N,) int64 -> (N,) int64."""
@@ -80,70 +75,37 @@ class IndexStream:
         positions = torch.arange(first, first + share, dtype=torch.int64)
         return self.at(positions), positions
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield endless batches from `start`; see `batch`."""
-        position = self.start
-        while True:
-            yield self.batch(position, batch_size)
-            position += batch_size
-
 
 @dataclass(frozen=True)
 class Batch(Generic[T]):
-    """A batch of `BatchLoader`.
+    """A batch of `load_batches`."""
 
-    Attributes:
-        position: Global position of the batch's first image.
-        indices: Indices of this process's images, (B,) int64.
-        positions: Global positions of this process's images, (B,) int64; they seed everything random about the images.
-        data: Result of the loading function.
-    """
-
-    position: int
-    indices: Tensor
+    position: int  # global position of the batch's first image
+    indices: Tensor  # indices of this process's images, (B,) int64
+    # Global positions of this process's images, (B,) int64; they seed everything random about the images.
     positions: Tensor
-    data: T
+    data: T  # result of the loading function
 
 
-class BatchLoader(Generic[T]):
-    """Loads the batches of an `IndexStream` in background threads and yields them in order.
+def load_batches(
+    stream: IndexStream, load: Callable[[Tensor, Tensor], T], batch_size: int, workers: int = 2
+) -> Generator[Batch[T], None, None]:
+    """Load the batches of an `IndexStream` from `stream.start` in threads, and yield them in order, without end.
 
     Threads suffice, since decoding and resizing in Pillow and copying in torch release the interpreter's lock.
-    An error of the loading function is raised where its batch would have been yielded. Use as a context manager,
-    or call `close`.
+    Closing the generator cancels batches that are not started, and waits for the others.
 
     Args:
-        stream: The data order; loading begins at `stream.start`.
-        load: (indices, positions) -> data; called from several threads at once.
+        stream: The data order.
+        load: (indices, positions) -> data. Its error is raised when its batch would be yielded.
         batch_size: Size of a batch over all processes.
         workers: Number of threads; 0 loads in the calling thread. Four batches are ready or being loaded, or one per
             thread if there are more.
     """
-
-    def __init__(
-        self, stream: IndexStream, load: Callable[[Tensor, Tensor], T], batch_size: int, workers: int = 2
-    ) -> None:
-        stream.batch(stream.start, batch_size)  # raises for a bad batch size here, not in a thread
-        positions = itertools.count(stream.start, batch_size)
-        batches = zip(positions, stream.batches(batch_size), strict=False)
-        self._loaded = loaded_ahead(batches, lambda batch: load(*batch[1]), workers, max(4, workers) - 1)
-
-    def __iter__(self) -> Iterator[Batch[T]]:
-        return self
-
-    def __next__(self) -> Batch[T]:
-        (position, (indices, positions)), data = next(self._loaded)
-        return Batch(position, indices, positions, data)
-
-    def close(self) -> None:
-        """Cancel batches that are not started and wait for the others."""
-        self._loaded.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    batches = ((start, *stream.batch(start, batch_size)) for start in itertools.count(stream.start, batch_size))
+    with closing(loaded_ahead(batches, lambda batch: load(*batch[1:]), workers, max(4, workers) - 1)) as loaded:
+        for batch, data in loaded:
+            yield Batch(*batch, data)
 
 
 def loaded_ahead(

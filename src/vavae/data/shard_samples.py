@@ -83,17 +83,9 @@ class Sample:
 
 
 def read_label(content: IO[bytes], extension: str, names: tuple[str, ...], member: str, address: str) -> Label | None:
-    """Read the label that a member holds.
+    """Return the label that a member holds under one of `names`, or None.
 
-    Args:
-        content: The member.
-        extension: Its extension in lower case, such as "label.cls".
-        names: Names that labels may have.
-        member: Its name.
-        address: Address of the shard, for errors.
-
-    Returns:
-        The label, or None.
+    `extension` is in lower case, such as "label.cls"; `member` and `address` (of the shard) are named in errors.
 
     Raises:
         UserError: The member is a label by its name, or its JSON has one, but it is not a class number.

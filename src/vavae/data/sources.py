@@ -154,11 +154,7 @@ class DemoImages(ArrayImages):
 
 
 class Cifar10Images(ArrayImages):
-    """The whole of CIFAR-10 from the asset `cifar10`: 50,000 training or 10,000 test images, 32x32.
-
-    Args:
-        split: "train" or "test".
-    """
+    """The whole of CIFAR-10 from the asset `cifar10`: 50,000 training or 10,000 test images, 32x32."""
 
     def __init__(self, split: Split = "train") -> None:
         check_split(split)

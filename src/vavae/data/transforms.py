@@ -66,27 +66,22 @@ def center_crop(image: Image.Image, size: Size) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def published_random_crop(
-    image: Image.Image, size: Size, seed: int, position: int, antialias: bool = False
-) -> Image.Image:
+def published_random_crop(image: Image.Image, size: Size, seed: int, position: int) -> Image.Image:
     """Return the crop of published tokenizer training: scale bilinearly to just cover `size`, take a random window.
+
+    As in the published training, scaling does not average over source pixels, so large photographs are aliased.
 
     Args:
         image: RGB image.
         size: Size of the crop in pixels.
         seed: Seed of the run.
         position: Position in the data order. The window is a function of (seed, position) only.
-        antialias: Average over all source pixels that a target pixel covers. False repeats the published training,
-            in which large photographs are aliased.
     """
     across, down = rng.uniform(seed, "random crop", [position], (2,))[0].tolist()
     image = _without_far_ends(image, size, across, down)
     (width, height), (rows, columns) = _covering(image, size), height_width(size)
-    if antialias:
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    elif (width, height) == image.size:
-        resized = image
-    else:
+    resized = image
+    if (width, height) != image.size:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, size=(height, width), mode="bilinear", align_corners=False)
         resized = Image.fromarray(pixels[0].round().to(torch.uint8).permute(1, 2, 0).numpy())
@@ -203,13 +198,7 @@ def load_images(source: ImageSource, indices: Tensor | Sequence[int], size: Size
 
 
 class InMemoryImages(ArrayImages):
-    """All images of a source, center-cropped and decoded once, for sets of up to some ten thousand small images.
-
-    Args:
-        source: The images.
-        size: Size in pixels.
-        workers: Number of decoding threads.
-    """
+    """All images of a source, center-cropped and decoded once, for sets of up to some ten thousand small images."""
 
     def __init__(self, source: ImageSource, size: Size, workers: int = 2) -> None:
         pixels = load_pixels(source, range(len(source)), size, workers)

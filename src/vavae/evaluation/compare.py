@@ -17,17 +17,11 @@ from vavae.metrics import MetricRecord
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two records of one metric.
+    """Two records of one metric."""
 
-    Attributes:
-        first: From the first file.
-        second: From the second file.
-        obstacles: Fields of the protocol that differ and must be equal.
-    """
-
-    first: MetricRecord
-    second: MetricRecord
-    obstacles: tuple[str, ...]
+    first: MetricRecord  # from the first file
+    second: MetricRecord  # from the second file
+    obstacles: tuple[str, ...]  # fields of the protocol that differ and must be equal
 
     @property
     def difference(self) -> float:
@@ -103,12 +97,7 @@ def pair_records(first: Sequence[MetricRecord], second: Sequence[MetricRecord]) 
 
 
 def compare_files(first: str | Path, second: str | Path, force: bool = False) -> list[Comparison]:
-    """Pair the records of two files.
-
-    Args:
-        first: JSON file of records.
-        second: JSON file of records.
-        force: Compare numbers of different protocols too.
+    """Pair the records of two JSON files; with `force`, also those of different protocols.
 
     Raises:
         UserError: The files share no metric, or, without `force`, the protocols of a pair differ. The message names

@@ -40,11 +40,7 @@ T = TypeVar("T")
 
 
 class BlockStore:
-    """Named tensors on the disk. Each file is written whole or not at all.
-
-    Args:
-        folder: Folder of the files. Deleting it loses only features that can be computed again.
-    """
+    """Named tensors in the files of a folder, each written whole or not at all; all of them can be computed again."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -127,57 +123,36 @@ def _damaged(path: Path, error: Exception | str) -> UserError:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some consecutive images of a set.
+    """Some consecutive images of a set."""
 
-    Attributes:
-        key: Hash of their content, or of all that determines it.
-        pixels: Function from a slice of them to their pixels, (B, H, W, 3) uint8. It is called for each batch in order.
-        complete: Whether everything that `pixels` also stores exists already.
-    """
-
-    key: str
+    key: str  # hash of their content, or of all that determines it
+    # Function from a slice of them to their pixels, (B, H, W, 3) uint8. It is called for each batch in order.
     pixels: Callable[[slice], Tensor]
-    complete: bool = True
+    complete: bool = True  # whether everything that `pixels` also stores exists already
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A set of images to measure. `vavae.evaluation.images` makes them.
+    """A set of images to measure. `vavae.evaluation.images` makes them."""
 
-    Attributes:
-        name: Name of the set, for messages.
-        count: Number of images.
-        size: Size of the images in pixels.
-        block: Function from the indices of consecutive images to their block.
-        found: Where the images are and which files were passed over, if opening the set found that out.
-    """
-
-    name: str
+    name: str  # name of the set, for messages
     count: int
-    size: Size
-    block: Callable[[range], Block]
+    size: Size  # size of the images in pixels
+    block: Callable[[range], Block]  # function from the indices of consecutive images to their block
+    # Where the images are and which files were passed over, if opening the set found that out.
     found: Found = _NOT_SEARCHED
 
 
 @dataclass(frozen=True, eq=False)
 class StoredFeatures:
-    """Features of a set of images by one network.
-
-    Attributes:
-        network: The network.
-        count: Number of images.
-        content: Hash of the images.
-        store: Store of the features.
-        keys: Hash of each block's images.
-        parts: Parts of the network's output that are stored.
-    """
+    """Features of a set of images by one network."""
 
     network: FeatureNetwork
     count: int
-    content: str
+    content: str  # hash of the images
     store: BlockStore
-    keys: tuple[str, ...]
-    parts: tuple[str, ...] = ("pool",)
+    keys: tuple[str, ...]  # hash of each block's images
+    parts: tuple[str, ...] = ("pool",)  # parts of the network's output that are stored
 
     def blocks(self, part: str = "pool") -> Iterator[Tensor]:
         """Yield the features (B, d) float32, block by block in order."""
@@ -213,23 +188,11 @@ def extract(
     description: str,
     parts: Sequence[str] = ("pool",),
 ) -> dict[str, StoredFeatures]:
-    """Compute features of all images by several networks in one pass, and store them.
+    """Compute features of all images by several networks in one pass, store them, and return them by network.
 
-    Stored blocks are not computed again, except if a file has features of another number of images. A thread decodes
-    or draws the next images while the networks compute. Each process takes every n-th block; all processes must call
-    this with the same arguments.
-
-    Args:
-        images: The set.
-        networks: The networks, at least one.
-        store: Store of the features.
-        batch_size: Images per batch.
-        processes: Processes that share the work.
-        description: Text of the progress bar.
-        parts: Parts of the networks' outputs to store, as far as a network has them.
-
-    Returns:
-        The features by name of network.
+    Stored blocks are not computed again, except if a file has features of another number of images. A thread decodes or
+    draws the next images while the networks compute. Each process takes every n-th block; all processes must call this
+    with the same arguments. Of `parts`, each network stores those that it has.
 
     Raises:
         UserError: The set is empty, or two networks have one name.

@@ -43,38 +43,24 @@ _MANIFOLD = 10_000  # reference images for precision and recall, evenly spaced, 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Mean and covariance read from a file.
+    """Mean and covariance read from a file."""
 
-    Attributes:
-        pool: Moments of the pooled features.
-        spatial: Moments of the spatial features; None if the file does not have them.
-        count: Number of images they were computed over; None if the file does not record it.
-        fingerprint: sha256 over the numbers.
-        origin: How the network of these features is known.
-    """
-
-    pool: RunningMoments
-    spatial: RunningMoments | None
-    count: int | None
-    fingerprint: str
-    origin: str
+    pool: RunningMoments  # moments of the pooled features
+    spatial: RunningMoments | None  # moments of the spatial features; None if the file does not have them
+    count: int | None  # number of images they were computed over; None if the file does not record it
+    fingerprint: str  # sha256 over the numbers
+    origin: str  # how the network of these features is known
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Reference of a measurement.
+    """Reference of a measurement."""
 
-    Attributes:
-        name: Name in records and messages.
-        features: Features of its images by network; empty if there are only statistics.
-        statistics: Statistics of a file by network. Distances use them instead of the images' features.
-        size: Size of its images in pixels, if it is known.
-    """
-
-    name: str
-    features: dict[str, StoredFeatures]
+    name: str  # name in records and messages
+    features: dict[str, StoredFeatures]  # features of its images by network; empty if there are only statistics
+    # Statistics of a file by network. Distances use them instead of the images' features.
     statistics: dict[str, Statistics]
-    size: Size | None
+    size: Size | None  # size of its images in pixels, if it is known
 
     def moments(self, network: str, part: str = "pool") -> tuple[RunningMoments, int | None, str] | None:
         """Return moments, number of images and hash; None if the statistics of a file do not have this part."""
@@ -182,18 +168,8 @@ def open_reference(
     """Open the reference: `images`, or the images and statistics of an npz.
 
     A metric that cannot be measured with these networks, this reference and this number of samples is left out, which
-    is printed.
-
-    Args:
-        images: The images, if `npz` is None.
-        npz: The file.
-        networks: Feature networks.
-        metrics: Metrics to measure against the reference.
-        store: Store of the features.
-        batch_size: Images per batch.
-        processes: Processes that share the work.
-        required: Metrics that must not be left out.
-        samples: Number of samples that will be measured, if it is known.
+    is printed. `required` metrics must not be left out. `samples` is the number of samples that will be measured, if it
+    is known.
 
     Raises:
         UserError: The npz has neither images nor statistics of the networks, or one of `required` cannot be measured.
@@ -258,21 +234,13 @@ def _what_lacks(
 
 @dataclass(frozen=True)
 class Measuring:
-    """Metrics to measure, and their settings.
-
-    Attributes:
-        metrics: The metrics.
-        required: Metrics that are measured however long it takes.
-        bootstrap: Repetitions for an interval of Fréchet distances; 0 for no interval.
-        seed: Seed of the bootstrap.
-        device: Device that computes distances between features.
-    """
+    """Metrics to measure, and their settings."""
 
     metrics: tuple[Metric, ...] = METRICS
-    required: tuple[Metric, ...] = ()
-    bootstrap: int = 0
-    seed: int = 0
-    device: str = "cpu"
+    required: tuple[Metric, ...] = ()  # metrics that are measured however long it takes
+    bootstrap: int = 0  # repetitions for an interval of Fréchet distances; 0 for no interval
+    seed: int = 0  # seed of the bootstrap
+    device: str = "cpu"  # device that computes distances between features
 
 
 def generation_records(
@@ -284,12 +252,7 @@ def generation_records(
 ) -> Iterator[MetricRecord]:
     """Yield all metrics that the features allow. Metrics that may take hours, or much memory, come last.
 
-    Args:
-        samples: Features of the samples by network.
-        reference: The reference.
-        protocol: Protocol of the samples.
-        measuring: Metrics to measure.
-        real: Features of other real images by network; their distance to the reference is the unit of FDr.
+    `real` has features of other real images by network; their distance to the reference is the unit of FDr.
 
     Raises:
         UserError: A set has too few images, or `real` are the images of the reference.

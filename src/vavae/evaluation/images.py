@@ -45,25 +45,14 @@ def pixel_block(pixels: Tensor) -> Block:
 
 
 def source_images(source: ImageSource, size: Size, workers: int = 4) -> ImageSet:
-    """Return the images of a source with ADM's center crop.
-
-    Args:
-        source: The images.
-        size: Size of the crop in pixels.
-        workers: Threads that decode images.
-    """
+    """Return the images of a source with ADM's center crop."""
     return ImageSet(
         source.name, len(source), size, lambda indices: pixel_block(load_pixels(source, indices, size, workers))
     )
 
 
 def array_images(pixels: NDArray[np.uint8], name: str, passed_over: Mapping[str, int]) -> ImageSet:
-    """Return the images of an array, which may be a file mapped into memory, neither cropped nor resized.
-
-    Args:
-        pixels: (N, H, W, 3) uint8.
-        name: Name of the file.
-        passed_over: Number of other arrays in the file by name.
+    """Return the images of an array (N, H, W, 3) uint8, which may be mapped from a file, neither cropped nor resized.
 
     Raises:
         UserError: The array has another shape or type.
@@ -135,16 +124,7 @@ def generated_images(
     precision: InferencePrecision,
     fingerprint: str,
 ) -> ImageSet:
-    """Return samples of a generator, numbered from 0 and drawn when they are needed.
-
-    Args:
-        generator: The generator.
-        labels: Class of each sample.
-        seed: Seed of the noise.
-        sampling: Settings of sampling.
-        precision: Compute precision of the transformer.
-        fingerprint: `generator.fingerprint()`.
-    """
+    """Return samples of a generator, numbered from 0 and drawn when they are needed."""
     mode = resolve_precision(precision, generator.tokenizer.device)
     described = digest("samples", fingerprint, to_plain(sampling), seed, mode)
 
@@ -160,14 +140,7 @@ def generated_images(
 
 
 def decoded_images(tokenizer: Tokenizer, latents: Tensor, precision: InferencePrecision, name: str) -> ImageSet:
-    """Return the decodings of latents.
-
-    Args:
-        tokenizer: Tokenizer that decodes.
-        latents: (N, C, h, w), normalized.
-        precision: Compute precision of the tokenizer.
-        name: Name of the set, for messages.
-    """
+    """Return the decodings of normalized latents, (N, C, h, w)."""
     mode = resolve_precision(precision, tokenizer.device)
     described = digest("decoded", tokenizer.fingerprint(), mode)
 

@@ -19,10 +19,7 @@ _OF_COMPARE = ("what", "model", "force")
 
 
 def refuse_unused(config: Any) -> None:
-    """Refuse options that would change nothing.
-
-    Args:
-        config: The `Config` of `vavae evaluate`.
+    """Refuse options of the `Config` of `vavae evaluate` that would change nothing.
 
     Raises:
         UserError: Names the first option that is not at its default and does not concern `what`.

@@ -1,6 +1,5 @@
 """Reconstructions as a set of images to measure. Their fidelity is stored on the way, one value per image."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ from vavae.device import Compute, InferencePrecision, autocast, resolve_precisio
 from vavae.errors import RunError, UserError
 from vavae.evaluation.features import Block, BlockStore, ImageSet, StoredFeatures
 from vavae.evaluation.images import pixel_block
-from vavae.io.files import check_not_foreign, drop_drafts, read_json_object, written_whole
+from vavae.io.files import check_not_foreign, drop_drafts, read_json_object, write_json, written_whole
 from vavae.io.hashing import digest, tensor_digest
 from vavae.metrics import Convention, fidelity
 from vavae.models import Tokenizer
@@ -49,49 +48,30 @@ def published_evaluation_crop(source: ImageSource, index: int, size: Size) -> Te
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """Settings that all measurements of an evaluation share.
+    """Settings that all measurements of an evaluation share."""
 
-    Attributes:
-        store: Store of the features, and of each image's fidelity.
-        processes: Processes that share the work.
-        batch_size: Images per batch.
-        precision: Compute precision of the tokenizer.
-        seed: Seed of the posterior's samples and of the bootstrap.
-        bootstrap: Repetitions for intervals; 0 for no intervals.
-        workers: Threads that decode images.
-        originals: Opens the store of the original images' features, if it is another one.
-        images: Folder for the reconstructions as PNGs, `strict/000000.png`, … in order; None writes no images.
-    """
-
-    store: BlockStore
-    processes: World
+    store: BlockStore  # store of the features, and of each image's fidelity
+    processes: World  # processes that share the work
     batch_size: int
-    precision: InferencePrecision
-    seed: int = 0
-    bootstrap: int = 0
-    workers: int = 4
+    precision: InferencePrecision  # compute precision of the tokenizer
+    seed: int = 0  # seed of the posterior's samples and of the bootstrap
+    bootstrap: int = 0  # repetitions for intervals; 0 for no intervals
+    workers: int = 4  # threads that decode images
+    # Opens the store of the original images' features, if it is another one.
     originals: Callable[[], AbstractContextManager[BlockStore]] | None = None
+    # Folder for the reconstructions as PNGs, `strict/000000.png`, … in order; None writes no images.
     images: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Reconstructions:
-    """Images and their reconstructions: from the posterior's mean in the strict convention, from a sample as published.
-
-    Attributes:
-        tokenizer: The tokenizer.
-        source: The images.
-        size: Size of the crop in pixels.
-        convention: Convention of crop, reconstruction and fidelity.
-        perceptual: LPIPS networks by name.
-        work: Settings of the measurement.
-    """
+    """Images and their reconstructions, from the posterior's mean (strict) or from a sample of it (published)."""
 
     tokenizer: Tokenizer
     source: ImageSource
-    size: Size
-    convention: Convention
-    perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+    size: Size  # size of the crop in pixels
+    convention: Convention  # convention of crop, reconstruction and fidelity
+    perceptual: Mapping[str, Callable[[Tensor, Tensor], Tensor]]  # LPIPS networks by name
     work: EvaluationContext
 
     @property
@@ -196,5 +176,4 @@ class Reconstructions:
                 "folder"
             )
         drop_drafts(self.folder)
-        with written_whole(path) as draft:
-            draft.write_text(json.dumps(record) + "\n")
+        write_json(path, record)

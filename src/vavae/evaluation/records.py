@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vavae.config.image_size import Size
 from vavae.errors import UserError
-from vavae.io.files import written_whole
+from vavae.io.files import write_text
 from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, Uniformity
 from vavae.models import SamplingConfig
 
@@ -96,5 +96,4 @@ def check_writable(key: str, path: str | Path, folder: bool = False) -> None:
 def write_records(path: Path, records: Sequence[MetricRecord]) -> None:
     """Write records as a JSON list, whole or not at all."""
     text = json.dumps([record.to_dict() for record in records], indent=1, ensure_ascii=False) + "\n"
-    with written_whole(path) as partial:
-        partial.write_text(text)
+    write_text(path, text)

@@ -135,11 +135,7 @@ def draw(records: Sequence[MetricRecord]) -> "Figure | None":
 
 
 def plot(records: Sequence[MetricRecord], path: Path) -> bool:
-    """Write the figure of `draw` as a PNG.
-
-    Returns:
-        Whether there was a figure to write.
-    """
+    """Write the figure of `draw` as a PNG, and return whether there was one."""
     figure = draw(records)
     if figure is None:
         return False

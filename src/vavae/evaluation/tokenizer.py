@@ -19,7 +19,7 @@ from vavae.evaluation.generation import Measuring, Reference, generation_records
 from vavae.evaluation.images import decoded_images, source_images
 from vavae.evaluation.reconstruction import EvaluationContext, Reconstructions
 from vavae.evaluation.records import fidelity_records, make_records, uniformity_records
-from vavae.io.files import written_whole
+from vavae.io.files import write_text, written_whole
 from vavae.io.hashing import digest
 from vavae.losses import LPIPS
 from vavae.metrics import (
@@ -127,19 +127,12 @@ def grid_network(teacher: Teacher, grid: tuple[int, int]) -> FeatureNetwork:
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """Latents of some images.
+    """Latents of some images."""
 
-    Attributes:
-        values: (N, C, h, w), normalized posterior means.
-        labels: Class of each image, (N,).
-        source: The images.
-        images: The images with the crop that was encoded.
-    """
-
-    values: Tensor
-    labels: Tensor
+    values: Tensor  # (N, C, h, w), normalized posterior means
+    labels: Tensor  # class of each image, (N,)
     source: ImageSource
-    images: ImageSet
+    images: ImageSet  # the images with the crop that was encoded
 
 
 def encode(tokenizer: Tokenizer, source: ImageSource, size: Size, limit: int, work: EvaluationContext) -> Latents:
@@ -176,10 +169,7 @@ def interpolation(
 def latent_records(latents: Latents, protocol: MeasurementProtocol, tsne_seeds: int) -> list[MetricRecord]:
     """Measure the shape of a latent space: spectrum, and uniformity with and without t-SNE.
 
-    Args:
-        latents: The latents.
-        protocol: Protocol of the images and the tokenizer.
-        tsne_seeds: Runs of t-SNE to average, as published; 0 leaves t-SNE out.
+    t-SNE is averaged over `tsne_seeds` runs, as published; 0 leaves it out.
     """
     values = latents.values
     protocol = replace(protocol, samples=len(values), posterior="mean")
@@ -249,5 +239,4 @@ def write_values(path: Path, values: Mapping[str, Mapping[str, Tensor]]) -> None
 
 def write_spectrum(path: Path, latents: Latents) -> None:
     """Write the eigenvalues of the latents' channel covariance, one per line, largest first."""
-    with written_whole(path) as partial:
-        partial.write_text("".join(f"{value!r}\n" for value in latent_spectrum(latents.values).eigenvalues.tolist()))
+    write_text(path, "".join(f"{value!r}\n" for value in latent_spectrum(latents.values).eigenvalues.tolist()))

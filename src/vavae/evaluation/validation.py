@@ -11,7 +11,8 @@ from vavae.data import ImageSource, load_pixels, to_tensor, to_uint8
 from vavae.data.images import ImagesConfig, evenly_spaced
 from vavae.device import Compute, autocast
 from vavae.errors import UserError
-from vavae.metrics import FeatureNetwork, RunningMoments, load_feature_network, moments_of
+from vavae.evaluation.generation import read_statistics
+from vavae.metrics import RunningMoments, load_feature_network, moments_of
 from vavae.models import Generator, SamplingConfig
 from vavae.models.representation import Autoencoder
 from vavae.models.sampling import choose_labels
@@ -122,13 +123,13 @@ class _Moments:
     """Moments of a network's features over the images of all processes, in parts that fit into memory."""
 
     def __init__(self, network: str, batch_size: int, device: torch.device, world: World) -> None:
-        self._network: FeatureNetwork = load_feature_network(network, device)
+        self.network = load_feature_network(network, device)
         self._chunks = Chunks(batch_size)
         self._world = world
 
     def __call__(self, pixels: Callable[[Tensor], Tensor], own: Tensor) -> RunningMoments:
         """Return the moments over `pixels(indices)`. Every process must call it, with at least one index in `own`."""
-        features = (found for _, found in self._chunks.over((own,), lambda part: self._network(pixels(part[0]))))
+        features = (found for _, found in self._chunks.over((own,), lambda part: self.network(pixels(part[0]))))
         parts = self._world.gather(moments_of(features))
         for part in parts[1:]:
             parts[0].merge(part)
@@ -138,12 +139,7 @@ class _Moments:
 class SampleDistance:
     """Distance of generators to one reference, whose features are computed once.
 
-    Args:
-        config: Settings of the measurement.
-        image_size: Size of the images in pixels.
-        device: Device of the network.
-        precision: Compute precision of sampling; decoder and network compute in float32.
-        world: Processes that share the samples.
+    The decoder and the network compute in float32.
     """
 
     def __init__(
@@ -162,7 +158,14 @@ class SampleDistance:
 
     def _reference(self, size: Size) -> RunningMoments:
         if self.config.reference.endswith(".npz"):
-            return RunningMoments.load(self.config.reference)
+            network = self._moments.network
+            statistics = read_statistics(self.config.reference, [network]).get(network.name)
+            if statistics is None:
+                raise UserError(
+                    f"frechet.reference must be statistics (mu, sigma) of the network {network.name}, got "
+                    f"{self.config.reference}"
+                )
+            return statistics.pool
         data = ImagesConfig(self.config.reference, size, limit=_REFERENCE_IMAGES)
         source = self.world.once(lambda: data.open("train", what="frechet.reference"))
         own = torch.arange(len(source))[self.world.rank :: self.world.size]
@@ -185,25 +188,13 @@ class SampleDistance:
                 latents = generator.latents([labels[i] for i in indices], seed, indices, sampling)
             return to_uint8(generator.tokenizer.decode(latents.float()))
 
-        drawn = self._moments(drawn_pixels, own)
-        if len(drawn.mean) != len(self._real.mean):
-            raise UserError(
-                f"frechet.reference must be statistics of {len(drawn.mean)} features, as {self.config.network} has, "
-                f"got {len(self._real.mean)} in {self.config.reference}"
-            )
-        return torch.tensor(drawn.distance(self._real), device=device)
+        return torch.tensor(self._moments(drawn_pixels, own).distance(self._real), device=device)
 
 
 class ReconstructionDistance:
     """Distance of tokenizers' reconstructions to some images of one set, whose features are computed once.
 
-    Args:
-        config: Settings of the measurement.
-        source: The images.
-        image_size: Size of the images in pixels.
-        device: Device of the network and the tokenizers, which compute in float32.
-        world: Processes that share the images.
-        workers: Threads that decode images.
+    The network and the tokenizers compute in float32.
 
     Raises:
         UserError: There are fewer images than processes, or fewer than 2.

@@ -28,7 +28,7 @@ from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.frontier.config import Config, Kind
 from vavae.frontier.grid import Cell, GeneratorCell, Grid, Job, TokenizerCell
 from vavae.frontier.results import Results
-from vavae.io.files import written_whole
+from vavae.io.files import write_text
 from vavae.losses import LPIPS
 from vavae.metrics import (
     FeatureNetwork,
@@ -224,8 +224,7 @@ def _timed(path: Path) -> Iterator[list[float]]:
         yield seconds
     finally:
         seconds[0] = former + time.perf_counter() - began
-        with written_whole(path) as temporary:
-            temporary.write_text(f"{seconds[0]}\n")
+        write_text(path, f"{seconds[0]}\n")
 
 
 def trained_tokenizer(grid: Grid, cell: TokenizerCell) -> bool:

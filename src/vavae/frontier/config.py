@@ -4,13 +4,12 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any, Literal, get_args
 
-from vavae.config import to_plain
+from vavae.config import flat, to_plain
 from vavae.config.image_size import square_side
 from vavae.data.images import ImagesConfig
 from vavae.device import Precision
 from vavae.errors import UserError
 from vavae.stages import train_dit, train_tokenizer
-from vavae.training.run_folder import flat
 from vavae.transformer.sizes import PATCH_SIZES, SIZES
 
 Kind = Literal["tokenizer", "uniformity", "generator", "curve"]

@@ -53,19 +53,12 @@ _GROUPS_NOT_IN_NAMES = ("sampling.", "frechet.")
 
 @dataclass(frozen=True)
 class TokenizerCell:
-    """A tokenizer of the grid.
+    """A tokenizer of the grid."""
 
-    Attributes:
-        dimension: Channels of the latent.
-        teacher: `none`, or a teacher's name, with an input size after an @ to override the default.
-        loss: Parts of the alignment loss; `none` without a teacher.
-        seed: Seed of its training and of its generators' training.
-    """
-
-    dimension: int
-    teacher: str
-    loss: Loss
-    seed: int
+    dimension: int  # channels of the latent
+    teacher: str  # `none`, or a teacher's name, with an input size after an @ to override the default
+    loss: Loss  # parts of the alignment loss; `none` without a teacher
+    seed: int  # seed of its training and of its generators' training
 
     @classmethod
     def of(cls, dimension: int, teacher: str, loss: Loss, seed: int) -> "TokenizerCell":
@@ -82,17 +75,11 @@ class TokenizerCell:
 
 @dataclass(frozen=True)
 class GeneratorCell:
-    """A generator of the grid.
-
-    Attributes:
-        tokenizer: The tokenizer of its latents.
-        size: Size with patch, for example `S/1`.
-        row: Last row of Table 1 that it includes; `rope` is the whole LightningDiT.
-    """
+    """A generator of the grid."""
 
     tokenizer: TokenizerCell
-    size: str
-    row: LadderRow = "rope"
+    size: str  # size with patch, for example `S/1`
+    row: LadderRow = "rope"  # last row of Table 1 that it includes; `rope` is the whole LightningDiT
 
     @classmethod
     def of(cls, dimension: int, teacher: str, size: str, seed: int, loss: Loss = "full") -> "GeneratorCell":
@@ -110,21 +97,13 @@ Cell = TokenizerCell | GeneratorCell
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work on a cell, with one result file.
+    """One piece of work on a cell, with one result file."""
 
-    Attributes:
-        kind: `tokenizer` and `generator` train and measure; `uniformity` and `curve` measure a trained model.
-        cell: The cell.
-        name: Hash of the recipe of training.
-        result: Name of the result file: kind, `name`, and a hash of the protocol.
-        needs: Name of the job that trains the models it uses; "" for none.
-    """
-
-    kind: Kind
+    kind: Kind  # `tokenizer` and `generator` train and measure; `uniformity` and `curve` measure a trained model
     cell: Cell
-    name: str
-    result: str
-    needs: str = ""
+    name: str  # hash of the recipe of training
+    result: str  # name of the result file: kind, `name`, and a hash of the protocol
+    needs: str = ""  # name of the job that trains the models it uses; "" for none
 
     @property
     def label(self) -> str:

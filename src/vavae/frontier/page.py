@@ -18,7 +18,7 @@ from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid, Job
 from vavae.frontier.results import Results
 from vavae.frontier.tables import Measured, Table, correlations, tables, to_csv, to_markdown, to_plain_table
-from vavae.io.files import written_whole
+from vavae.io.files import write_text
 from vavae.metrics import MetricRecord
 from vavae.report.figures import standalone
 from vavae.report.numbers import duration
@@ -55,9 +55,9 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
     every, view = list(named.values()), _view(config, measured, states, named)
     folder = grid.folder
     for table in every:
-        _write(folder / f"{table.name}.csv", to_csv(table))
+        write_text(folder / f"{table.name}.csv", to_csv(table))
     for drawn in (*view["frontier"], *view["convergence"], *view["maps"]):
-        _write(folder / f"{drawn.name}.svg", standalone(drawn.svg, drawn.title, drawn.legend))
+        write_text(folder / f"{drawn.name}.svg", standalone(drawn.svg, drawn.title, drawn.legend))
     everything = {
         "title": config.title,
         "recipe": to_plain(config),
@@ -66,17 +66,12 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
         "correlations": to_plain(view["correlations"]),
         "curves": {cell.label: measured.curve(cell) for cell in grid.curves},
     }
-    _write(folder / "tables.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
-    _write(folder / "claims.md", claims_markdown(found))
-    _write(folder / "tables.md", tables_markdown(config.title, every))
+    write_text(folder / "tables.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "claims.md", claims_markdown(found))
+    write_text(folder / "tables.md", tables_markdown(config.title, every))
     page = folder / "frontier.html"
-    _write(page, render("frontier", claims=found, tables=every, **view))
+    write_text(page, render("frontier", claims=found, tables=every, **view))
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def claims_markdown(found: Sequence[Claim]) -> str:

@@ -15,15 +15,10 @@ SIZES = ("B", "L", "XL")
 
 @dataclass(frozen=True)
 class Published:
-    """Numbers of one row.
+    """Numbers of one row."""
 
-    Attributes:
-        values: By metric: rfid, psnr, lpips, ssim, cv, gini, entropy, gfid, or gfid/SIZE.
-        source: Table and row of the paper.
-    """
-
-    values: Mapping[str, float]
-    source: str
+    values: Mapping[str, float]  # by metric: rfid, psnr, lpips, ssim, cv, gini, entropy, gfid, or gfid/SIZE
+    source: str  # Table and row of the paper
 
 
 def _row(metrics: str, numbers: Sequence[float], source: str) -> Published:

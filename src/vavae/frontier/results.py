@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vavae.io.files import naming, written_whole
+from vavae.io.files import naming, write_text
 
 FORMAT = "vavae frontier 1"
 
@@ -65,8 +65,7 @@ class Results:
         """Store a result."""
         content = json.loads(json.dumps(content, allow_nan=False))  # tuples become lists before the hash
         whole = {"format": FORMAT, "sha256": _digest(content), "content": content}
-        with written_whole(self.path(name)) as temporary:
-            temporary.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_text(self.path(name), json.dumps(whole, ensure_ascii=False, indent=1) + "\n")
 
 
 class Locks:

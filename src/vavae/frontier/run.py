@@ -39,33 +39,22 @@ _PATIENCE = 20.0  # seconds in which another process may start the training that
 _STARTING = "starting-"  # prefix of the locks of processes that load the networks of the measurements
 
 
-class _Limit:
-    """Interrupt this process after `minutes`, by SIGTERM."""
+@contextmanager
+def _limited(minutes: float | None, over: threading.Event) -> Iterator[None]:
+    """Interrupt the block after `minutes`, by SIGTERM, and set `over` then."""
 
-    def __init__(self, minutes: float | None) -> None:
-        self.reached = False
-        self._seconds = min(threading.TIMEOUT_MAX, math.inf if minutes is None else minutes * 60)
-        self._deadline = time.monotonic() + self._seconds
-
-    @property
-    def passed(self) -> bool:
-        """Whether the time is over. The processes of a call keep the limit themselves, a little later."""
-        return time.monotonic() > self._deadline
-
-    def _reach(self) -> None:
-        self.reached = True
+    def reach() -> None:
+        over.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with interrupted_by_signals():
-            timer = threading.Timer(self._seconds, self._reach)
-            timer.daemon = True
-            timer.start()
-            try:
-                yield
-            finally:
-                timer.cancel()
+    with interrupted_by_signals():
+        timer = threading.Timer(min(threading.TIMEOUT_MAX, math.inf if minutes is None else minutes * 60), reach)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class _Runner:
@@ -251,33 +240,33 @@ def run(config: Config) -> Path:
 
 def _run(config: Config, grid: Grid, call: Path | None) -> Path:
     """Do `run` on a grid; `call` is the folder of a call with several processes."""
-    runner, limit = _Runner(config, grid, failures_of_call(call)), _Limit(config.time_limit)
-    stopped: KeyboardInterrupt | None = None
+    runner, over = _Runner(config, grid, failures_of_call(call)), threading.Event()
+    stopped = False
     died: list[str] = []
     if not config.page_only:
         try:
-            if call is None:
-                with limit():
+            with _limited(config.time_limit, over):
+                if call is None:
                     runner.load()
                     runner.work()
-            elif runner.todo():
-                died = work_together(config, call, runner.report)
-        except KeyboardInterrupt as interrupt:
-            stopped = interrupt
+                elif runner.todo():
+                    died = work_together(config, call, runner.report)
+        except KeyboardInterrupt:
+            stopped = True
         runner.locks.sweep()
     states = runner.states()
     print_states(states, None)
     page = write_everything(config, grid, runner.results, states)
     finished = sum(state is State.DONE for _, state, _ in states)
     summary = f"{finished} of {len(states)} done; page: {page}"
-    if stopped is not None and not limit.reached:
+    if stopped and not over.is_set():
         raise KeyboardInterrupt(f"stopped; {summary}; the same command resumes")
-    left = runner.todo() if call is not None else []
-    if (limit.reached or (left and limit.passed and not died)) and finished < len(states):
+    if over.is_set() and finished < len(states):
         print(f"time limit reached; {summary}; the same command resumes")
         return page
     if failed := runner.failures.read():
         raise RunError(f"{len(failed)} failed, first {next(iter(failed.values()))}; {summary}")
+    left = runner.todo() if call is not None else []
     if left and died:
         raise RunError(f"{len(died)} of {config.workers} processes failed, {died[0]}; {summary}")
     if left:

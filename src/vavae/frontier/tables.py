@@ -20,17 +20,11 @@ EVERY_TOKENIZER = "all tokenizers"
 
 @dataclass(frozen=True)
 class Stat:
-    """A number measured with several seeds.
+    """A number measured with several seeds."""
 
-    Attributes:
-        values: One per finished seed.
-        wanted: Number of seeds in the recipe.
-        images: Fewest samples or reference images of one of the values; None if it is not recorded.
-    """
-
-    values: tuple[float, ...]
-    wanted: int
-    images: int | None = None
+    values: tuple[float, ...]  # one per finished seed
+    wanted: int  # number of seeds in the recipe
+    images: int | None = None  # fewest samples or reference images of one of the values; None if it is not recorded
 
     @property
     def mean(self) -> float | None:
@@ -45,27 +39,16 @@ class Stat:
 
 @dataclass(frozen=True)
 class Column:
-    """A measured column.
+    """A measured column."""
 
-    Attributes:
-        key: Metric, with the size of the generator after a slash if there are several.
-        kind: Kind of the jobs that measure it.
-        records: Names of its records.
-        title: Heading.
-        better: Direction of better values.
-        decimals: Digits after the point.
-        published_decimals: Digits after the point in the paper.
-        published_title: Heading of the paper's numbers, if it differs.
-    """
-
-    key: str
-    kind: Kind
-    records: tuple[str, ...]
+    key: str  # metric, with the size of the generator after a slash if there are several
+    kind: Kind  # kind of the jobs that measure it
+    records: tuple[str, ...]  # names of its records
     title: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower"]  # direction of better values
     decimals: int = 3
-    published_decimals: int = 2
-    published_title: str = ""
+    published_decimals: int = 2  # digits after the point in the paper
+    published_title: str = ""  # heading of the paper's numbers, if it differs
 
 
 _COLUMNS = (
@@ -96,23 +79,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables.
+    """One of the paper's tables."""
 
-    Attributes:
-        name: Stem of its CSV file, for example `table2`.
-        title: Heading.
-        labels: Headings of the label columns.
-        columns: Measured columns.
-        rows: Rows.
-        note: Remarks below the table.
-    """
-
-    name: str
+    name: str  # stem of its CSV file, for example `table2`
     title: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # headings of the label columns
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
-    note: str = ""
+    note: str = ""  # remarks below the table
 
     @property
     def published_columns(self) -> tuple[Column, ...]:
@@ -298,21 +272,13 @@ def _with_loss(tokenizer: TokenizerCell) -> str:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Correlation of a number of the tokenizers with gFID.
+    """Correlation of a number of the tokenizers with gFID."""
 
-    Attributes:
-        metric: Heading of its column.
-        pearson: Correlation of the values.
-        spearman: Correlation of the ranks.
-        count: Number of tokenizers.
-        group: Which tokenizers.
-    """
-
-    metric: str
-    pearson: float
-    spearman: float
-    count: int
-    group: str
+    metric: str  # heading of its column
+    pearson: float  # correlation of the values
+    spearman: float  # correlation of the ranks
+    count: int  # number of tokenizers
+    group: str  # which tokenizers
 
     @property
     def error(self) -> float:

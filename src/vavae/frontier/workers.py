@@ -26,7 +26,7 @@ from vavae.device import resolve_device
 from vavae.errors import UserError
 from vavae.frontier.config import Config
 from vavae.frontier.results import Failures, Locks
-from vavae.io.files import written_whole
+from vavae.io.files import write_text
 from vavae.training.signals import stop_on_signal
 
 _POLL = 1.0  # seconds between two checks of the processes
@@ -80,9 +80,8 @@ def work_together(config: Config, folder: Path, report: Callable[[], None]) -> l
     folder.mkdir(parents=True)
     device = resolve_device(config.device)
     recipe = folder / "recipe.yaml"
-    with written_whole(recipe) as temporary:
-        # With the name of the device, so that a process that finds no GPU fails.
-        temporary.write_text(to_yaml(replace(config, workers=1, device=str(device))), encoding="utf-8")
+    # With the name of the device, so that a process that finds no GPU fails. This call keeps the time limit.
+    write_text(recipe, to_yaml(replace(config, workers=1, device=str(device), time_limit=None)))
     logs = [folder / f"{number}.log" for number in range(config.workers)]
     print(f"{config.workers} processes; their logs are in {folder}", flush=True)
     environments = shares(config.workers, device)

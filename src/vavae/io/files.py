@@ -178,10 +178,15 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, completely or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, values: Mapping[str, Any], indent: int = 2) -> None:
     """Write a JSON file, completely or not at all, indented, keys in the order given."""
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=indent) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(values, indent=indent) + "\n")
 
 
 def drop_drafts(folder: Path, name: str = "*") -> None:

@@ -113,12 +113,7 @@ def _pooled_by(teacher: "Teacher") -> Callable[[Tensor], Tensor]:
 
 
 def feature_moments(network: FeatureNetwork, batches: Iterable[Tensor]) -> RunningMoments:
-    """Compute mean and covariance of the features of all images, without keeping the features.
-
-    Args:
-        network: The feature network.
-        batches: Pixels, (B, H, W, 3) uint8 each.
-    """
+    """Compute the moments of the features of images in batches (B, H, W, 3) uint8, without keeping the features."""
     return moments_of(network(pixels) for pixels in batches)
 
 

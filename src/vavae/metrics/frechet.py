@@ -1,6 +1,5 @@
 """Fréchet distance between Gaussians, and the running mean and covariance that it needs."""
 
-import os
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from vavae.device import float64_device, to_float64
 from vavae.errors import UserError
-from vavae.metrics.npz import read_npz, stored_count
+from vavae.metrics.npz import stored_count
 
 Array = NDArray[np.floating] | Tensor
 _TOLERANCE = 1e-3  # largest error of a factored covariance, relative to its norm
@@ -150,28 +149,14 @@ class RunningMoments:
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read reference statistics: .npz with `mu` and `sigma`, of `vavae evaluate`, ADM or other FID programs.
-
-        If the file does not have the number of samples, `count` is a nominal 50,000, which the distance does not
-        depend on.
-
-        Raises:
-            UserError: The file is missing or damaged, or has no such statistics.
-        """
-        arrays = read_npz(path)
-        if not {"mu", "sigma"} <= arrays.keys():
-            raise UserError(f"{path} is not a file of reference statistics: it must have mu and sigma")
-        return cls.from_arrays(arrays, str(path))
-
-    @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, NDArray[Any]], name: str, mean: str = "mu", covariance: str = "sigma"
     ) -> Self:
         """Build reference statistics from the arrays of a file.
 
         Args:
-            arrays: Arrays by name. `count` is the number of samples; without it 50,000 is assumed.
+            arrays: Arrays by name. `count` is the number of samples; without it 50,000 is assumed, which the distance
+                does not depend on.
             name: Name of the file, for messages.
             mean: Name of the mean, (d,).
             covariance: Name of the covariance, (d, d).

@@ -98,9 +98,7 @@ def _block_17(width: int) -> _Parallel:
 class _Block8(nn.Module):
     """Block at 8 x 8: two towers end in parallel 1x3 and 3x1 convolutions.
 
-    Args:
-        channels: Input channels.
-        pool: The pool of the last branch: an average in the first such block, a maximum in the second.
+    The last branch has an average pool in the first such block, a maximum pool in the second.
     """
 
     def __init__(self, channels: int, pool: nn.Module) -> None:

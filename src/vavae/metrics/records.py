@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from vavae.config.image_size import Size, as_size
@@ -111,24 +111,12 @@ class MetricRecord:
             changed["interval"] = tuple(plain["interval"])
         return cls(**plain | changed)
 
-    def differences(self, other: "MetricRecord") -> list[str]:
-        """Return the names of the protocol's fields in which two records differ."""
-        return [
-            f.name
-            for f in fields(MeasurementProtocol)
-            if getattr(self.protocol, f.name) != getattr(other.protocol, f.name)
-        ]
-
     def obstacles(self, other: "MetricRecord") -> list[str]:
-        """Return the differences that forbid comparing the two numbers.
+        """Return the names of the protocol's fields that differ and so forbid comparing the two numbers.
 
         The checkpoint may differ, since it is the subject of the comparison. Networks and references of equal hash may
         have different names, since they are the same at another path.
         """
-        same = {
-            name
-            for name, digest in _NAMED_BY_HASH.items()
-            if getattr(self.protocol, digest) is not None
-            and getattr(self.protocol, digest) == getattr(other.protocol, digest)
-        }
-        return [name for name in self.differences(other) if name not in _COMPARED | same]
+        first, second = vars(self.protocol), vars(other.protocol)
+        same = {name for name, key in _NAMED_BY_HASH.items() if first[key] is not None and first[key] == second[key]}
+        return [name for name in first if first[name] != second[name] and name not in _COMPARED | same]

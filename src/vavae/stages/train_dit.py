@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from vavae import rng
 from vavae.config.image_size import format_size, scale_size
-from vavae.data import BatchLoader, IndexStream, LatentDataset, ResidentLatents, to_uint8
+from vavae.data import IndexStream, LatentDataset, ResidentLatents, load_batches, to_uint8
 from vavae.data.found import Found
 from vavae.data.images import report
 from vavae.device import autocast, fits_on, resolve_device, resolve_precision, to_device
@@ -182,8 +183,9 @@ class TransformerTask(TrainingTask):
 
         seed = stream_seed(training.seed, data_order)
         stream = IndexStream(len(self.latents), seed, start, self.world.rank, self.world.size)
-        with BatchLoader(stream, load, training.batch_size, 2 if reader is self.latents else 0) as loader:
-            for batch in loader:
+        workers = 2 if reader is self.latents else 0
+        with closing(load_batches(stream, load, training.batch_size, workers)) as batches:
+            for batch in batches:
                 latents, labels = batch.data
                 yield _Batch(batch.positions, to_device(latents, self.device), to_device(labels, self.device))
 

@@ -1,6 +1,7 @@
 """Stage 1: train a visual tokenizer that is aligned with a teacher (VA-VAE, arXiv 2501.01423)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from vavae import rng
 from vavae.config.image_size import format_size, height_width, num_pixels
 from vavae.data import (
-    BatchLoader,
     ImageSource,
     IndexStream,
     InMemoryImages,
     hub_dataset,
+    load_batches,
     load_images,
     load_pixels,
     loaded_ahead,
@@ -180,8 +181,8 @@ class TokenizerTask(TrainingTask):
         training = self.config.training
         seed = stream_seed(training.seed, data_order)
         stream = IndexStream(len(self.source), seed, start, self.world.rank, self.world.size)
-        with BatchLoader(stream, self._load, training.batch_size, self.config.data.workers) as loader:
-            for batch in loader:
+        with closing(load_batches(stream, self._load, training.batch_size, self.config.data.workers)) as batches:
+            for batch in batches:
                 pixels, features = batch.data
                 images = to_tensor(to_device(pixels, self.device))
                 if self.config.data.flip:

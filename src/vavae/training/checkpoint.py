@@ -51,21 +51,13 @@ def _sync(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint.
-
-    Attributes:
-        path: Its folder.
-        numbers: The numbers it was saved with.
-        shapes: Global shape of every tensor, by name.
-        dtypes: Type of every tensor, by name.
-        world: The processes that read it together.
-    """
+    """A verified checkpoint."""
 
     path: Path
-    numbers: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, torch.dtype]
-    world: World
+    numbers: dict[str, Any]  # the numbers it was saved with
+    shapes: dict[str, tuple[int, ...]]  # global shape of every tensor, by name
+    dtypes: dict[str, torch.dtype]  # type of every tensor, by name
+    world: World  # the processes that read it together
 
     def read_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the values of `tensors`, plain or sharded, by name, in place. All processes must call it.
@@ -93,13 +85,7 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run.
-
-    Args:
-        folder: Their folder; the first save creates it.
-        keep: How many of the newest to keep, in addition to the milestones.
-        world: The processes that write together.
-    """
+    """The checkpoints of one run: the newest `keep` of them, and the milestones."""
 
     def __init__(self, folder: Path, keep: int = 2, world: World | None = None) -> None:
         self.folder = folder

@@ -74,14 +74,10 @@ def power(width: float) -> Rate:
 
 
 class MovingAverage:
-    """Average of the floating-point entries of a module's state dict, in their dtype.
+    """Average of the floating-point entries of a module's state dict, in their dtype, from their present values on.
 
     After each step: average <- (1 - r) · average + r · value with r = rate(steps done before). Integer entries
     (BatchNorm's counters) are copied. Sharded parameters have sharded averages.
-
-    Args:
-        module: The module; its present values start the average.
-        rate: Step -> weight of the new value.
 
     Attributes:
         values: The averaged state dict.

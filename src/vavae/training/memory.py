@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vavae.errors import UserError, memory_ran_out
-from vavae.io.files import read_json_object, written_whole
+from vavae.io.files import read_json_object, write_json
 
 T = TypeVar("T")
 
@@ -117,8 +116,7 @@ class MicroBatch:
         if tried == 1 or self._fixed:
             return False
         self.size = -(-tried // 2)
-        with written_whole(self._path) as temporary:
-            temporary.write_text(json.dumps({"micro_batch": self.size}) + "\n")
+        write_json(self._path, {"micro_batch": self.size})
         _empty_cache()
         return True
 

@@ -79,12 +79,8 @@ class Optimizer:
     """The optimizers of one recipe over one set of parameters.
 
     Muon's learning rate is scaled to the size of AdamW's updates (0.2 · sqrt(longer side), arXiv 2502.16982), so that
-    one learning rate and one weight decay serve both.
-
-    Args:
-        config: The recipe.
-        parameters: Parameters; only those that require gradients are trained.
-        matrices: Parameters that Muon may take.
+    one learning rate and one weight decay serve both. Parameters that do not require gradients are left out. Of the
+    others, Muon may take those in `matrices`.
 
     Raises:
         UserError: Muon is to take sharded parameters.

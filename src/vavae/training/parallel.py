@@ -38,19 +38,14 @@ _STEP_TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run; the default is one process alone.
+    """The processes of a run; the default is one process alone."""
 
-    Attributes:
-        rank: This process, in [0, size).
-        size: Number of processes.
-        host: Group for numbers and objects in host memory, with a long timeout; None is the default group, which the
-            steps use.
-        saving: Group for the thread that writes checkpoints, so that its messages do not mix with others.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # this process, in [0, size)
+    size: int = 1  # number of processes
+    # Group for numbers and objects in host memory, with a long timeout; None is the default group, which the steps
+    # use.
     host: dist.ProcessGroup | None = None
+    # Group for the thread that writes checkpoints, so that its messages do not mix with others.
     saving: dist.ProcessGroup | None = None
 
     @property
@@ -201,8 +196,7 @@ def sharing_processes() -> Iterator[World]:
 def processes(device: str) -> Iterator[World]:
     """Join the processes that `torchrun` started to train together; without torchrun, there is one.
 
-    Args:
-        device: As in a recipe. GPU runs communicate through NCCL, CPU runs through gloo.
+    GPU runs communicate through NCCL, CPU runs through gloo.
 
     Raises:
         UserError: There are more processes than GPUs, the device does not exist, or processes cannot share it.

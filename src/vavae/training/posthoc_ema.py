@@ -23,19 +23,12 @@ from vavae.training.ema import power_exponent
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stored power-function average.
-
-    Attributes:
-        path: The file.
-        steps: Optimizer steps that it averages over.
-        images: Images seen in these steps.
-        width: Relative standard deviation of its weights.
-    """
+    """A stored power-function average."""
 
     path: Path
-    steps: int
-    images: int
-    width: float
+    steps: int  # optimizer steps that it averages over
+    images: int  # images seen in these steps
+    width: float  # relative standard deviation of its weights
 
 
 def save_snapshot(

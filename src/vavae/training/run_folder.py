@@ -1,6 +1,5 @@
 """The folder of a training run: it has one recipe, and one group of processes at a time works in it."""
 
-import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from vavae import rng
 from vavae.config import flat, to_plain, to_yaml
 from vavae.device import resolve_device
 from vavae.errors import UserError, one_line
-from vavae.io.files import chosen, exclusive, read_json_object, written_whole
+from vavae.io.files import chosen, exclusive, read_json_object, write_json, write_text
 from vavae.io.yaml_files import read_yaml
 from vavae.training.loggers import check_installed
 from vavae.training.parallel import World, processes
@@ -164,14 +163,10 @@ def check_no_own_recipe(folder: Path) -> None:
 def open_run_folder(folder: Path, config: Any, ignored_keys: Collection[str] = ()) -> None:
     """Write the recipe into a new run folder, or check that the run there has the same recipe.
 
-    If nothing was made in the folder yet, its recipe is replaced: a mistake in a first call must not cost the folder.
-    A key that is missing in the recipe of the run has its default. A run may be made longer if its learning rate does
-    not depend on its length.
-
-    Args:
-        folder: The run folder.
-        config: The recipe.
-        ignored_keys: More keys that may differ, since this stage's numbers do not depend on them.
+    If nothing was made in the folder yet, its recipe is replaced: a mistake in a first call must not cost the folder. A
+    key that is missing in the recipe of the run has its default. A run may be made longer if its learning rate does not
+    depend on its length. `ignored_keys` are more keys that may differ, since the numbers of this stage do not depend on
+    them.
 
     Raises:
         UserError: The folder has a run with another recipe (the message names the first key that differs), a recipe
@@ -195,8 +190,7 @@ def open_run_folder(folder: Path, config: Any, ignored_keys: Collection[str] = (
         if key not in IGNORED_KEYS | set(ignored_keys):
             _check_longer(folder, key, former, present)
     if _LENGTH in changed:
-        with written_whole(recipe) as temporary:
-            temporary.write_text(to_yaml(config))
+        write_text(recipe, to_yaml(config))
 
 
 def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Mapping[str, Any]) -> None:
@@ -213,9 +207,7 @@ def _check_longer(folder: Path, key: str, former: Mapping[str, Any], present: Ma
 def check_same_data(folder: Path, found: Mapping[str, str]) -> None:
     """Record what a run is trained on, or check that it is unchanged: a path may come to name other files.
 
-    Args:
-        folder: The run folder.
-        found: Keys of the recipe -> fingerprints of what they name.
+    `found` maps keys of the recipe to fingerprints of what they name.
 
     Raises:
         UserError: The run began with other data (the message names the first such key), or the record is damaged.
@@ -229,8 +221,7 @@ def check_same_data(folder: Path, found: Mapping[str, str]) -> None:
                 f"{_REMEDY}"
             )
     if former.keys() < found.keys():
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(dict(found), indent=1) + "\n")
+        write_json(path, found, indent=1)
 
 
 def stream_seed(seed: int, order: int) -> int:

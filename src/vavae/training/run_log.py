@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vavae.config import to_yaml
-from vavae.io.files import naming, read_json_object, write_json, written_whole
+from vavae.io.files import naming, read_json_object, write_json, write_text, written_whole
 from vavae.training.config import TrainingConfig
 from vavae.training.loggers import TensorBoard, Tracked, check_installed
 from vavae.version import __version__
@@ -39,10 +39,8 @@ def write_run_header(folder: Path, config: Any) -> None:
     """Write `recipe.yaml` (resolved) and `versions.json` into the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     # The versions first: a recipe without versions counts as the user's own file.
-    with written_whole(folder / "versions.json") as temporary:
-        temporary.write_text(json.dumps(versions(), indent=1) + "\n")
-    with written_whole(folder / "recipe.yaml") as temporary:
-        temporary.write_text(to_yaml(config))
+    write_json(folder / "versions.json", versions(), indent=1)
+    write_text(folder / "recipe.yaml", to_yaml(config))
 
 
 class Tracker:

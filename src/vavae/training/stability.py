@@ -39,16 +39,11 @@ class StabilityConfig:
 
 @dataclass
 class SpikeDetector:
-    """Check the means of each log interval against those before.
-
-    Attributes:
-        config: The limits.
-        phase: Which objective the last interval had; another one begins a new history.
-        history: Term -> means of the last good intervals, oldest first, at most `config.history`.
-    """
+    """Check the means of each log interval against those before."""
 
     config: StabilityConfig
-    phase: int = 0
+    phase: int = 0  # which objective the last interval had; another one begins a new history
+    # Term -> means of the last good intervals, oldest first, at most `config.history`.
     history: dict[str, list[float]] = field(default_factory=dict)
 
     def check(self, means: Mapping[str, float], phase: int) -> str | None:

@@ -42,17 +42,11 @@ def state_bytes(
 
 @dataclass(frozen=True)
 class RunState:
-    """The tensors of a run, on their devices.
+    """The tensors of a run, on their devices."""
 
-    Attributes:
-        modules: Parameters and buffers.
-        averages: Label -> module name -> average.
-        optimizers: By name of their recipe.
-    """
-
-    modules: Mapping[str, nn.Module]
-    averages: Mapping[str, Mapping[str, MovingAverage]]
-    optimizers: Mapping[str, Optimizer]
+    modules: Mapping[str, nn.Module]  # parameters and buffers
+    averages: Mapping[str, Mapping[str, MovingAverage]]  # label -> module name -> average
+    optimizers: Mapping[str, Optimizer]  # by name of their recipe
 
     def _fixed(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors that exist before the first step."""

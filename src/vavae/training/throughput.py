@@ -96,15 +96,11 @@ def count_peak_bytes(work: Callable[[], object]) -> int:
 
 @dataclass(frozen=True)
 class StepWork:
-    """Cost of one image.
+    """Cost of one image."""
 
-    Attributes:
-        flops: Floating-point operations of one image in one training step, without recomputation; None if unknown.
-        tokens: Tokens per image; None if the model has no tokens.
-    """
-
+    # Floating-point operations of one image in one training step, without recomputation; None if unknown.
     flops: float | None = None
-    tokens: int | None = None
+    tokens: int | None = None  # tokens per image; None if the model has no tokens
 
 
 def peak_memory_gb(device: torch.device) -> float:

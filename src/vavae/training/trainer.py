@@ -39,12 +39,7 @@ from vavae.training.throughput import estimate, rates
 
 
 class _BadInterval(Exception):
-    """Raised for a log interval that must be rolled back.
-
-    Args:
-        reason: Why the interval is bad.
-        start: Images seen when it began.
-    """
+    """Raised for a log interval that must be rolled back, and that began after `start` images."""
 
     def __init__(self, reason: str, start: int) -> None:
         super().__init__(reason)
