@@ -12,10 +12,12 @@ from typing import Any
 from vavae.checkpoints.published import Ignored
 from vavae.checkpoints.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, flat, plain
 from vavae.checkpoints.published_tokenizer import tokenizer_recipe
+from vavae.checkpoints.statistics import read_statistics, scaling_statistics, statistics_file
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction
 from vavae.flow.loss import NO_SCORE
 from vavae.io.yaml_files import read_yaml
+from vavae.tokenizer import LatentStatistics
 from vavae.transformer.sizes import parse_size
 
 _PATHS: dict[str, PathName] = {"linear": "linear", "gvp": "cosine", "vp": "vp"}
@@ -110,6 +112,33 @@ def published_scaling(training: Mapping[str, Any]) -> tuple[bool, float] | None:
     if not isinstance(training.get("data"), Mapping):
         return None
     return _scaling(Keys({"data": training["data"]}, "config"))
+
+
+def published_latents(
+    source: Path, training: Mapping[str, Any], channels: int, given: LatentStatistics | None
+) -> tuple[LatentStatistics | None, float, tuple[str, ...]]:
+    """Return the normalization of the latents in the training of a published transformer.
+
+    The input was (latents − mean) / std · latent_multiplier, or, without `latent_norm`, latents · latent_multiplier.
+
+    Args:
+        source: Its file or folder.
+        training: Its training configuration.
+        channels: Channels of the latents.
+        given: Statistics from the user.
+
+    Returns:
+        The statistics, None for the tokenizer's; the multiplier on top; and notes for the report.
+    """
+    normalized, multiplier = published_scaling(training) or (True, 1.0)
+    note = f"latent_multiplier {multiplier:g} of its configuration is in the statistics of the latents"
+    notes = (note,) if multiplier != 1.0 else ()
+    if normalized:
+        found = statistics_file(source)
+        return given or (read_statistics(found) if found else None), multiplier, notes
+    if given is not None:
+        return given, 1.0, ()
+    return scaling_statistics(channels, multiplier), 1.0, notes
 
 
 def recorded_flow(training: Mapping[str, Any], source: str | Path) -> tuple[PathName | None, Prediction | None]:

@@ -1,13 +1,14 @@
 """`Generator`: a diffusion transformer with the tokenizer it was trained on and its sampling defaults."""
 
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vavae import rng
 from vavae.checkpoints import folder as files
@@ -16,19 +17,31 @@ from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import LoadedTransformer, load_transformer, own_transformer
 from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.published import LoadReport, Weights
-from vavae.checkpoints.published_recipes import published_flow, published_sampling, published_scaling
-from vavae.checkpoints.statistics import read_statistics, scaled, scaling_statistics, statistics_file
-from vavae.config import from_plain, to_plain
+from vavae.checkpoints.published_recipes import published_flow, published_latents
+from vavae.checkpoints.statistics import read_statistics, scaled
+from vavae.config import to_plain
 from vavae.config.image_size import Size, as_size, height_width, scale_size
-from vavae.device import device_only
 from vavae.errors import UserError
-from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
+from vavae.flow import PathName, Prediction, SampleCallback, counter_noise, path_by_name, sample
 from vavae.io.hashing import digest, weights_fingerprint
-from vavae.models.sampling import Labels, SamplingConfig, check_drawn, label_numbers, read_sampling, sample_indices
+from vavae.models.sampling import (
+    Labels,
+    OutputType,
+    SamplingConfig,
+    SamplingSettings,
+    as_output,
+    check_drawn,
+    label_numbers,
+    read_published_sampling,
+    read_sampling,
+    sample_indices,
+    seed_of,
+    step_bar,
+)
 from vavae.models.saved import SavedModel
 from vavae.models.tokenizer import StatisticsSource, Tokenizer
 from vavae.tokenizer import LatentStatistics
-from vavae.transformer import LightningDiT
+from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.positions import Positions
 from vavae.version import __version__
 
@@ -84,44 +97,44 @@ class Generator(SavedModel):
     @property
     def num_classes(self) -> int:
         """Number of classes K: labels are 0 … K − 1, and K means "no label"."""
-        return self.transformer.config.num_classes
+        return self.config.num_classes
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the training's latents."""
-        return self.transformer.config.latent_channels, *self.transformer.config.latent_hw
+        return self.config.latent_channels, *self.config.latent_hw
 
     @property
     def image_size(self) -> Size:
         """Size in pixels of the training images, and of samples by default."""
-        return scale_size(self.transformer.config.latent_hw, self.tokenizer.factor)
+        return scale_size(self.config.latent_hw, self.tokenizer.factor)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of the transformer's weights."""
-        return next(self.transformer.parameters()).dtype
+    def config(self) -> LightningDiTConfig:
+        """Configuration of the transformer."""
+        return self.transformer.config
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move both networks to `device`.
+    @property
+    def _networks(self) -> tuple[nn.Module, ...]:
+        return self.transformer, self.tokenizer.autoencoder
 
-        Raises:
-            UserError: The argument is a type.
-        """
-        self.transformer.to(device_only(device))
-        self.tokenizer.to(device)
-        return self
+    def with_sampling(self, sampling: SamplingConfig) -> Self:
+        """Return a generator with the same networks and other defaults; all settings are replaced, guidance too."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     def fingerprint(self) -> str:
         """Return a hash of transformer, path, prediction and tokenizer, in hexadecimal."""
-        own = [weights_fingerprint(self.transformer), to_plain(self.transformer.config), self.path]
+        own = [weights_fingerprint(self.transformer), to_plain(self.config), self.path]
         if self.prediction != "velocity":  # so that features stored before there were other predictions stay valid
             own.append(self.prediction)
         return digest(*own, self.tokenizer.fingerprint())
 
     def __repr__(self) -> str:
-        config = self.transformer.config
+        config = self.config
         shape = f"depth {config.depth}, width {config.width}, {self.num_classes} classes"
-        return f"Generator({shape}, latents {'x'.join(map(str, self.latent_shape))}, {self.tokenizer.device})"
+        return f"Generator({shape}, latents {'x'.join(map(str, self.latent_shape))}, {self.device})"
 
     def noise(self, indices: Sequence[int], seed: int = 0, size: Size | None = None) -> Tensor:
         """Return the starting noise (B, C, h, w) of samples, a function of (seed, index, size).
@@ -134,12 +147,12 @@ class Generator(SavedModel):
         Raises:
             UserError: `size` is not a multiple of the tokenizer's factor times the patch size.
         """
-        return rng.normal(seed, "sample", list(indices), self._shape_for(size), self.tokenizer.device)
+        return rng.normal(seed, "sample", list(indices), self._shape_for(size), self.device)
 
     def _shape_for(self, size: Size | None) -> tuple[int, int, int]:
         if size is None:
             return self.latent_shape
-        unit = self.tokenizer.factor * self.transformer.config.patch_size
+        unit = self.tokenizer.factor * self.config.patch_size
         height, width = height_width(as_size("size", size))
         if min(height, width) < 1 or height % unit or width % unit:
             raise UserError(f"size must be a height and a width in multiples of {unit}, got {height}x{width}")
@@ -159,53 +172,53 @@ class Generator(SavedModel):
             )
         self._shape_for(size)
         if sampling is not None:
-            if sampling.guidance is not None and self.transformer.config.label_dropout == 0:
-                raise UserError(
-                    f"guidance_scale must be 1, got {sampling.guidance_scale:g}: this generator was trained without "
-                    "label_dropout"
-                )
-            sampling.check_channels(self.latent_shape[0])
+            sampling.check_for(self.config)
 
     def latents(
         self,
         labels: Labels,
         seed: int = 0,
         indices: Sequence[int] | None = None,
-        sampling: SamplingConfig | None = None,
-        callback: Callable[..., None] | None = None,
         *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
         size: Size | None = None,
         weak_model: LightningDiT | None = None,
-        noise: Tensor | None = None,
+        callback: SampleCallback | None = None,
+        progress: bool = False,
+        **settings: Unpack[SamplingSettings],
     ) -> Tensor:
-        """Return normalized latents (B, C, h, w), one per label; see `__call__`."""
+        """Return normalized latents (B, C, h, w), float32, one per label; see `__call__`."""
         labels = label_numbers(labels, self.class_names)
+        seed = seed_of(seed, generator)
         indices = sample_indices(indices, len(labels), seed)
-        settings = sampling or self.sampling
-        self.check(labels, size, settings if weak_model is None else None)
+        sampling = self.sampling.changed(**settings)
+        self.check(labels, size, sampling if weak_model is None else None)
         shape = (len(labels), *self._shape_for(size))
         noise = self.noise(indices, seed, size) if noise is None else torch.as_tensor(noise)
         if noise.shape != shape:
             raise UserError(f"noise must have the shape {shape}, got {tuple(noise.shape)}")
-        device = self.tokenizer.device
         # Weights in half precision are also computed with in it; norms, positions and the solver stay in float32.
         half = self.dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(device.type, self.dtype) if half else nullcontext():
+        with (
+            torch.autocast(self.device.type, self.dtype) if half else nullcontext(),
+            step_bar(sampling, callback) if progress else nullcontext(callback) as on_step,
+        ):
             drawn = sample(
                 self.transformer,
-                noise.to(device, torch.float32),
-                torch.tensor(labels, dtype=torch.int64, device=device),
-                solver=settings.solver,
-                steps=settings.steps,
-                shift=settings.shift,
-                guidance=settings.guidance,
+                noise.to(self.device, torch.float32),
+                torch.tensor(labels, dtype=torch.int64, device=self.device),
+                solver=sampling.solver,
+                steps=sampling.steps,
+                shift=sampling.shift,
+                guidance=sampling.guidance,
                 weak_model=weak_model,
                 path=path_by_name(self.path),
                 prediction=self.prediction,
                 step_noise=counter_noise(seed, indices),
-                callback=callback,
+                callback=on_step,
             )
-        check_drawn(drawn, indices, settings)
+        check_drawn(drawn, indices, sampling)
         return drawn
 
     def __call__(
@@ -213,13 +226,17 @@ class Generator(SavedModel):
         labels: Labels,
         seed: int = 0,
         indices: Sequence[int] | None = None,
-        sampling: SamplingConfig | None = None,
         *,
+        output_type: OutputType = "pil",
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
         size: Size | None = None,
         weak_model: LightningDiT | None = None,
-        noise: Tensor | None = None,
-    ) -> Tensor:
-        """Draw images (B, 3, H, W) in [-1, 1], one per label.
+        callback: SampleCallback | None = None,
+        progress: bool = False,
+        **settings: Unpack[SamplingSettings],
+    ) -> Any:
+        """Draw images, one per label.
 
         Args:
             labels: Class of each image, its number or one of `class_names`; `num_classes` means no label. A list, a
@@ -227,17 +244,38 @@ class Generator(SavedModel):
             seed: Seed of the noise.
             indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample i is the same image in every
                 batch, up to rounding; except with "dopri5", which chooses its steps for a batch.
-            sampling: Settings; the generator's by default.
+            output_type: "pil" for a list of Pillow images; "np" for pixels (B, H, W, 3) uint8; "pt" for a tensor
+                (B, 3, H, W) float32 in [-1, 1]. `Tokenizer.encode` takes all three.
+            generator: Draws the seed, so that each call makes other images.
+            noise: Standard normal noise (B, C, h, w) to start from, instead of noise from `seed` and `indices`.
             size: Size in pixels, one number or (height, width); the training's by default. The transformer's
                 `positions` place other grids (see `vavae.transformer.positions`, and `from_pretrained`).
             weak_model: A weaker transformer for autoguidance (arXiv 2406.02507).
-            noise: Standard normal noise (B, C, h, w) to start from, instead of noise from `seed` and `indices`.
+            callback: Called at the start of each step as callback(step, t, x, data): x are the latents at time t, and
+                data the current estimate of the result, both (B, C, h, w). An exception ends the sampling.
+            progress: Show a bar of the steps.
+            settings: Settings of `SamplingConfig` by name: steps, guidance_scale, … One that is left out keeps the
+                generator's own value, `generator.sampling`.
 
         Raises:
-            UserError: See `check`; or the noise has another shape.
+            UserError: See `check`; or the noise has another shape, or a setting or output type does not exist.
+            RunError: A sample is not finite.
         """
-        latents = self.latents(labels, seed, indices, sampling, size=size, weak_model=weak_model, noise=noise)
-        return self.tokenizer.decode(latents)
+        if output_type not in get_args(OutputType):
+            raise UserError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
+        latents = self.latents(
+            labels,
+            seed,
+            indices,
+            generator=generator,
+            noise=noise,
+            size=size,
+            weak_model=weak_model,
+            callback=callback,
+            progress=progress,
+            **settings,
+        )
+        return as_output(self.tokenizer.decode(latents), output_type)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the folder that `from_pretrained` reads, with the tokenizer in it.
@@ -253,7 +291,7 @@ class Generator(SavedModel):
         config = {
             "kind": "generator",
             "vavae_version": __version__,
-            "transformer": to_plain(self.transformer.config),
+            "transformer": to_plain(self.config),
             "sampling": to_plain(self.sampling),
             "tokenizer": "tokenizer",
             "statistics": f"tokenizer/{files.STATISTICS}",
@@ -342,9 +380,8 @@ class Generator(SavedModel):
             raise UserError(f"{folder}: holds {files.describe_form(form)}, not a generator")
         if positions is not None:
             generator.transformer.config = dataclasses.replace(generator.transformer.config, positions=positions)
-        files.hold_in(generator.transformer, dtype)
-        if not isinstance(tokenizer, Tokenizer):
-            files.hold_in(generator.tokenizer.autoencoder, dtype)
+        networks = generator._networks[:1] if isinstance(tokenizer, Tokenizer) else generator._networks
+        files.hold_in(dtype, *networks)
         return generator.to(device)
 
     @classmethod
@@ -356,7 +393,8 @@ class Generator(SavedModel):
         where = folder / files.CONFIG
         if missing := {"sampling", "path", "prediction", "class_names"} - config.keys():
             raise UserError(f"{where}: the key {min(missing)!r} is missing")
-        sampling = read_sampling(config["sampling"], config["path"], config["prediction"], where)
+        path, prediction = config["path"], config["prediction"]
+        sampling = read_sampling(config["sampling"], path, prediction, where)
         names = [] if config["class_names"] is None else config["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{where}: class_names must be a list of names, got {str(names)[:60]}")
@@ -369,16 +407,8 @@ class Generator(SavedModel):
             files.read_model(own, "tokenizer")
             statistics = own
         trained = None if statistics is None else read_statistics(statistics)
-        return cls(
-            transformer,
-            _tokenizer(tokenizer, trained),
-            trained,
-            sampling,
-            config["path"],
-            names,
-            config.get("provenance"),
-            config["prediction"],
-        )
+        tokenizer = _tokenizer(tokenizer, trained)
+        return cls(transformer, tokenizer, trained, sampling, path, names, config.get("provenance"), prediction)
 
     @classmethod
     def _from_diffusers(
@@ -395,8 +425,7 @@ class Generator(SavedModel):
             statistics = diffusers_statistics(files.read_config(own), channels, own / files.CONFIG)
         trained = read_statistics(statistics)
         tokenizer = _tokenizer(own if tokenizer is None else tokenizer, trained)
-        provenance = {"converted_from": folder.name}
-        generator = cls(loaded.model, tokenizer, trained, sampling, path, names, provenance)
+        generator = cls(loaded.model, tokenizer, trained, sampling, path, names, {"converted_from": folder.name})
         generator.report = loaded.report
         return generator
 
@@ -412,15 +441,11 @@ class Generator(SavedModel):
     ) -> Self:
         """Combine a published transformer with its tokenizer, statistics and sampling."""
         path, prediction, notes = published_flow(loaded.training, source, given_path, given_prediction)
-        try:
-            values, assumed = published_sampling(loaded.training)
-            sampling = from_plain(SamplingConfig, values)
-            notes += [f"sampling is assumed: {assumed}"] if assumed else []
-        except UserError as error:  # the weights load even if the settings are unknown here
-            sampling = SamplingConfig()
-            notes.append(f"sampling defaults are ours: {error}")
+        sampling, sampling_notes = read_published_sampling(loaded.training)
         given = None if statistics is None else read_statistics(statistics)
-        trained, multiplier, scaling_notes = published_latents(source, loaded, given)
+        trained, multiplier, scaling_notes = published_latents(
+            source, loaded.training, loaded.model.config.latent_channels, given
+        )
         if tokenizer is None and (source / "tokenizer").is_dir():  # `vavae convert --to published` writes it
             tokenizer = source / "tokenizer"
         if tokenizer is None:
@@ -431,13 +456,14 @@ class Generator(SavedModel):
             )
         tokenizer = _tokenizer(tokenizer, trained)
         normalized = scaled(trained or tokenizer.statistics, multiplier)
-        provenance = {"converted_from": source.name}
-        generator = cls(loaded.model, tokenizer, normalized, sampling, path, (), provenance, prediction)
-        generator.report = dataclasses.replace(loaded.report, notes=(*loaded.report.notes, *notes, *scaling_notes))
+        converted = {"converted_from": source.name}
+        generator = cls(loaded.model, tokenizer, normalized, sampling, path, (), converted, prediction)
+        notes = [*loaded.report.notes, *notes, *sampling_notes, *scaling_notes]
+        generator.report = dataclasses.replace(loaded.report, notes=tuple(notes))
         return generator
 
     def _card(self) -> str:
-        config = self.transformer.config
+        config = self.config
         return (
             "---\nlibrary_name: vavae\ntags: [image-generation, flow-matching, LightningDiT]\n---\n\n"
             f"# LightningDiT, depth {config.depth}, width {config.width}, {config.num_classes} classes\n\n"
@@ -446,32 +472,6 @@ class Generator(SavedModel):
             'generator = vavae.Generator.from_pretrained("this folder or its hub id")\n'
             "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n" + self._training()
         )
-
-
-def published_latents(
-    source: Path, loaded: LoadedTransformer, given: LatentStatistics | None
-) -> tuple[LatentStatistics | None, float, tuple[str, ...]]:
-    """Return the normalization of the latents in the training of a published transformer.
-
-    The input was (latents − mean) / std · latent_multiplier, or, without `latent_norm`, latents · latent_multiplier.
-
-    Args:
-        source: Its file or folder.
-        loaded: The transformer and its configuration.
-        given: Statistics from the user.
-
-    Returns:
-        The statistics, None for the tokenizer's; the multiplier on top; and notes for the report.
-    """
-    normalized, multiplier = published_scaling(loaded.training) or (True, 1.0)
-    note = f"latent_multiplier {multiplier:g} of its configuration is in the statistics of the latents"
-    notes = (note,) if multiplier != 1.0 else ()
-    if normalized:
-        found = statistics_file(source)
-        return given or (read_statistics(found) if found else None), multiplier, notes
-    if given is not None:
-        return given, 1.0, ()
-    return scaling_statistics(loaded.model.config.latent_channels, multiplier), 1.0, notes
 
 
 def _tokenizer(source: Tokenizer | str | Path, statistics: LatentStatistics | None) -> Tokenizer:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.diffusers_autoencoder import (
@@ -22,12 +22,11 @@ from vavae.checkpoints.shapes import infer_autoencoder
 from vavae.checkpoints.statistics import read_statistics, scaling_statistics, statistics_file
 from vavae.config import to_plain
 from vavae.data.transforms import Images, as_images
-from vavae.device import device_only
 from vavae.errors import UserError
 from vavae.io.files import write_json
 from vavae.io.hashing import digest, tensor_digest, weights_fingerprint
 from vavae.models.saved import SavedModel
-from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.version import __version__
 
 StatisticsSource = LatentStatistics | str | Path
@@ -72,23 +71,13 @@ class Tokenizer(SavedModel):
         return self.autoencoder.factor
 
     @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        return next(self.autoencoder.parameters()).device
+    def config(self) -> AutoencoderConfig:
+        """Configuration of the autoencoder."""
+        return self.autoencoder.config
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return next(self.autoencoder.parameters()).dtype
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the network to `device`.
-
-        Raises:
-            UserError: The argument is a type.
-        """
-        self.autoencoder.to(device_only(device))
-        return self
+    def _networks(self) -> tuple[nn.Module, ...]:
+        return (self.autoencoder,)
 
     def fingerprint(self) -> str:
         """Return a hash of weights, configuration and statistics of the latents, in hexadecimal."""
@@ -200,10 +189,9 @@ class Tokenizer(SavedModel):
             source = loaded.statistics or _published_statistics(path)
         if source == "identity":
             source = scaling_statistics(loaded.model.config.latent_channels, 1.0)
-        files.hold_in(loaded.model, dtype)
         tokenizer = cls(loaded.model, read_statistics(source), loaded.provenance)
         tokenizer.report = loaded.report
-        return tokenizer.to(device)
+        return tokenizer.to(device, dtype)
 
     def save_diffusers(self, path: str | Path) -> None:
         """Write the folder that `diffusers.AutoencoderKL.from_pretrained` reads.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.loading import load_autoencoder, load_transformer
 from vavae.checkpoints.locations import resolve
-from vavae.checkpoints.published_recipes import recorded_flow
+from vavae.checkpoints.published_recipes import published_latents, recorded_flow
 from vavae.checkpoints.shapes import size_name
 from vavae.checkpoints.statistics import scaled
 from vavae.errors import UserError, one_line
@@ -19,7 +19,6 @@ from vavae.flow import FlowConfig, PathName, Prediction
 from vavae.io.yaml_files import read_yaml
 from vavae.losses import TokenizerObjective
 from vavae.models import Generator
-from vavae.models.generator import published_latents
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.transformer import LightningDiT, LightningDiTConfig
@@ -200,7 +199,7 @@ def _read_transformer(source: str, heads: int) -> _Source:
         loaded = load_transformer(path)
     except UserError:  # the weights may not show the number of heads; the recipe does
         loaded = load_transformer(path, heads=heads)
-    known, multiplier, _ = published_latents(path, loaded, None)
+    known, multiplier, _ = published_latents(path, loaded.training, loaded.model.config.latent_channels, None)
     normalization = None if known is None else scaled(known, multiplier)
     return _Source(loaded.model, *recorded_flow(loaded.training, path), normalization)
 
