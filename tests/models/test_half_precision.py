@@ -28,6 +28,31 @@ def test_half_precision_changes_images_little(dtype: torch.dtype) -> None:
     assert half([3], **FEW, output_type="pt", size=(24, 32)).isfinite().all()
 
 
+def test_models_are_converted(tmp_path: Path) -> None:
+    generator = Generator.from_pretrained("demo")
+    assert generator.to(torch.bfloat16) is generator and generator.dtype == generator.tokenizer.dtype == torch.bfloat16
+    read = Generator.from_pretrained("demo", dtype=torch.bfloat16)
+    assert generator([3], **FEW) == read([3], **FEW)
+    assert generator.device == generator.tokenizer.device == torch.device("cpu")
+    assert generator.config == generator.transformer.config
+    assert generator.tokenizer.config == generator.tokenizer.autoencoder.config
+    generator.save_pretrained(tmp_path)
+    assert Generator.from_pretrained(tmp_path, dtype=torch.bfloat16)([3], **FEW) == read([3], **FEW)
+    tokenizer = generator.tokenizer.to("cpu", torch.float32)
+    assert tokenizer.dtype == torch.float32 and generator.dtype == torch.bfloat16
+    with pytest.raises(UserError, match="dtype must be float32, float16 or bfloat16, got int8"):
+        generator.to(torch.int8)
+
+
+def test_weights_too_large_leave_the_model_as_it_was() -> None:
+    generator = Generator.from_pretrained("demo")
+    with torch.no_grad():
+        generator.tokenizer.autoencoder.decoder.conv_out.weight[0, 0, 0, 0] = 1e5
+    with pytest.raises(UserError, match=r"conv_out\.weight is too large for float16; take bfloat16"):
+        generator.to(torch.float16)
+    assert generator.dtype == generator.tokenizer.dtype == torch.float32
+
+
 def test_networks_compute_in_their_own_type() -> None:
     network = LightningDiT.from_pretrained("demo", dtype=torch.bfloat16)
     whole = LightningDiT.from_pretrained("demo")

@@ -1,6 +1,7 @@
 """Use in a notebook: own pictures as input, names as labels, outputs that can be trained on."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 import vavae
-from vavae import Generator, UserError
-from vavae.data import center_crop, to_tensor
+from vavae import Generator, SamplingConfig, UserError
+from vavae.data import center_crop, to_tensor, to_uint8
 
 FEW: Any = {"steps": 3}
 
@@ -49,6 +50,60 @@ def test_labels_in_usual_forms(generator: Generator) -> None:
     for labels in (3, "cat", (3,), one, [one], *numpy_forms):
         assert generator(labels, **FEW) == expected, repr(labels)
     assert generator(range(3, 4), **FEW) == expected
+
+
+def test_single_setting_changes_only_itself(generator: Generator) -> None:
+    own = generator.sampling
+    few = generator.with_sampling(replace(own, steps=3))
+    assert few.latents([3]).equal(generator.latents([3], steps=3)) and generator.sampling == own
+    plain = generator.with_sampling(SamplingConfig(steps=3, shift=own.shift))
+    assert plain.latents([3]).equal(generator.latents([3], steps=3, guidance_scale=1))
+    assert not plain.latents([3]).equal(few.latents([3]))  # a whole configuration turns guidance off
+    assert few.latents([3]).equal(few.latents([3], steps=None))
+    for name in ("num_inference_steps", "sampling"):
+        with pytest.raises(UserError, match=f"a setting of sampling must be one of solver, steps, .*, got {name}"):
+            generator(3, **{name: 3})
+    with pytest.raises(UserError, match="guidance_scale must be a number, got '2'"):
+        generator(3, guidance_scale="2")  # type: ignore[arg-type]
+
+
+def test_output_types(generator: Generator) -> None:
+    images = generator([3, 8], output_type="pt", **FEW)
+    pixels = generator([3, 8], output_type="np", **FEW)
+    pictures = generator([3, 8], **FEW)
+    assert images.shape == (2, 3, 32, 32) and pixels.shape == (2, 32, 32, 3) and pixels.dtype == np.uint8
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in pictures]), pixels)
+    assert np.array_equal(to_uint8(images), pixels)
+    encode = generator.tokenizer.encode
+    assert torch.equal(encode(pictures), encode(pixels))
+    torch.testing.assert_close(encode(images), encode(pixels), atol=0.1, rtol=0.1)
+    with pytest.raises(UserError, match="output_type must be one of pil, np, pt, got 'latent'"):
+        generator(3, output_type="latent")  # type: ignore[arg-type]
+
+
+def test_generator_of_torch_draws_the_seed(generator: Generator) -> None:
+    source = torch.Generator().manual_seed(0)
+    first, second = (generator([3], generator=source, **FEW) for _ in range(2))
+    assert first != second
+    assert generator([3], generator=source.manual_seed(0), **FEW) == first
+    with pytest.raises(UserError, match="seed must be left out with generator, which draws it, got 1"):
+        generator([3], 1, generator=source)
+    with pytest.raises(UserError, match="generator must be a torch.Generator, got int"):
+        generator([3], generator=0)  # type: ignore[arg-type]
+
+
+def test_callback_and_progress(generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[int, float, int]] = []
+
+    def note(step: int, t: float, x: torch.Tensor, data: torch.Tensor) -> None:
+        assert x.shape == data.shape == (1, 16, 8, 8)
+        seen.append((step, t, len(data)))
+
+    generator([3], callback=note, progress=True, **FEW)
+    assert [step for step, _, _ in seen] == [0, 1] and seen[0][1] == 0 < seen[1][1] < 1
+    assert "sampling: 2/2 steps" in capsys.readouterr().err
+    with pytest.raises(UserError, match="progress must be False with the solver dopri5"):
+        generator([3], solver="dopri5", progress=True)
 
 
 @pytest.mark.parametrize(
