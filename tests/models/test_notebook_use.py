@@ -88,7 +88,7 @@ def test_generator_of_torch_draws_the_seed(generator: Generator) -> None:
     assert generator([3], generator=source.manual_seed(0), **FEW) == first
     with pytest.raises(UserError, match="seed must be left out with generator, which draws it, got 1"):
         generator([3], 1, generator=source)
-    with pytest.raises(UserError, match="generator must be a torch.Generator, got int"):
+    with pytest.raises(UserError, match=r"generator must be a torch\.Generator, got int"):
         generator([3], generator=0)  # type: ignore[arg-type]
 
 

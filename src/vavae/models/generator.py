@@ -470,7 +470,7 @@ class Generator(SavedModel):
             "The tokenizer and the statistics of its latents are in `tokenizer/`.\n\n"
             "```python\nimport vavae\n\n"
             'generator = vavae.Generator.from_pretrained("this folder or its hub id")\n'
-            "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n" + self._training()
+            "images = generator(labels=[0, 1], seed=0)  # Pillow images\n```\n" + self._training()
         )
 
 
