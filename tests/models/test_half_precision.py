@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer, UserError
+from vavae.errors import RunError
 
 FEW: Any = {"steps": 3, "guidance_scale": 2.0}
 
@@ -51,6 +52,14 @@ def test_weights_too_large_leave_the_model_as_it_was() -> None:
     with pytest.raises(UserError, match=r"conv_out\.weight is too large for float16; take bfloat16"):
         generator.to(torch.float16)
     assert generator.dtype == generator.tokenizer.dtype == torch.float32
+
+
+def test_decoder_that_overflows_is_an_error() -> None:
+    generator = Generator.from_pretrained("demo", dtype=torch.float16)
+    with torch.no_grad():
+        generator.tokenizer.autoencoder.decoder.conv_in.weight.fill_(6e4)
+    with pytest.raises(RunError, match="images are not finite: convert the weights to bfloat16 or float32"):
+        generator([3], **FEW)
 
 
 def test_networks_compute_in_their_own_type() -> None:

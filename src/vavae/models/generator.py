@@ -259,7 +259,7 @@ class Generator(SavedModel):
 
         Raises:
             UserError: See `check`; or the noise has another shape, or a setting or output type does not exist.
-            RunError: A sample is not finite.
+            RunError: A sample or its image is not finite.
         """
         if output_type not in get_args(OutputType):
             raise UserError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")

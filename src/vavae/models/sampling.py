@@ -275,7 +275,13 @@ def step_bar(sampling: SamplingConfig, callback: SampleCallback | None) -> Itera
 
 
 def as_output(images: Tensor, output_type: OutputType) -> Any:
-    """Return images (B, 3, H, W) in [-1, 1] in another form; see `Generator.__call__`."""
+    """Return images (B, 3, H, W) in [-1, 1] in another form; see `Generator.__call__`.
+
+    Raises:
+        RunError: They are not finite, as of a decoder in float16 that overflows.
+    """
+    if not bool(images.isfinite().all()):
+        raise RunError("the decoder's images are not finite: convert the weights to bfloat16 or float32")
     if output_type == "pt":
         return images
     pixels = to_uint8(images).cpu().numpy()

@@ -44,7 +44,7 @@ class SavedModel:
             dtype: Type of weights and computation, as in `from_pretrained`. Back in float32, weights stay rounded.
 
         Raises:
-            UserError: There is no such device or type of weights, or a weight is too large for it.
+            UserError: The device does not exist, the type is not one of weights, or a weight is too large for it.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
