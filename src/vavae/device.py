@@ -53,14 +53,12 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def device_only(device: torch.device | str) -> torch.device:
-    """Return a device, and refuse a type, which torch's `to` would accept.
+def named_device(device: torch.device | str) -> torch.device:
+    """Return a device by its name.
 
     Raises:
-        UserError: It is a type, or not the name of a device.
+        UserError: It is not the name of a device.
     """
-    if isinstance(device, torch.dtype):
-        raise UserError(f"to() needs a device, got {device}; from_pretrained has the option dtype")
     try:
         return torch.device(device)
     except (RuntimeError, TypeError) as error:

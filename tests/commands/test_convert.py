@@ -131,7 +131,7 @@ def test_prediction_round_trip(prediction: str) -> None:
     assert read_checkpoint(Path("exported/lightningdit.pt"))["config"]["transport"]["prediction"] == prediction
     back = Generator.from_pretrained("exported")
     assert back.prediction == prediction
-    assert torch.equal(back([1, 2]), ours([1, 2]))
+    assert back([1, 2]) == ours([1, 2])
 
 
 def test_unknown_published_prediction_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +75,7 @@ def test_samples_have_the_class_of_their_label(generator: Generator) -> None:
     chosen = torch.arange(0, len(images), 10)
     known = generator.tokenizer.encode(to_tensor(images.pixels[chosen]))
     wanted = [label for label in range(10) for _ in range(5)]
-    drawn = generator(wanted, seed=1, sampling=replace(generator.sampling, steps=10))
+    drawn = generator(wanted, seed=1, steps=10)
     latents = generator.tokenizer.encode(drawn)
     labels = torch.tensor(images.labels)[chosen]
     assert linear_probe(known, labels, latents, torch.tensor(wanted)) > 0.35

@@ -197,7 +197,37 @@ for folder in sys.argv[1:]:
     pipeline.set_progress_bar_config(disable=True)
     labels, one_step = given["labels"], {"class_labels": 1, "num_inference_steps": 1}
     options = {"latents": given["noise"], "height": given["size"][0], "width": given["size"][1]}
+    seen = []
+
+    def stop(pipeline, step, timestep, tensors):
+        seen.append((step, tuple(tensors["latents"].shape)))
+        pipeline._interrupt = step == 1
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    def sentence(**wrong):
+        try:
+            pipeline(**{**one_step, **wrong})
+        except ValueError as error:
+            return str(error)
+
+    pipeline.save_pretrained(f"{folder}/saved")
+    again = DiffusionPipeline.from_pretrained(f"{folder}/saved", trust_remote_code=True)
+    again.set_progress_bar_config(disable=True)
     done = {
+        "again": again(labels, output_type="latent", **options).images,
+        "again_drawn": again(generator=torch.Generator().manual_seed(0), output_type="np", **one_step).images,
+        "stopped": pipeline(labels, output_type="latent", callback_on_step_end=stop, **options).images,
+        "seen": seen,
+        "sentences": [
+            sentence(class_labels=["class 1", "dog"]),
+            sentence(class_labels=[99]),
+            sentence(class_labels=1.5),
+            sentence(class_labels=[]),
+            sentence(height=30),
+            sentence(latents=torch.zeros(1, 2, 8, 8)),
+            sentence(num_inference_steps=0),
+            sentence(callback_on_step_end_tensor_inputs=["prompt_embeds"]),
+        ],
         "latents": pipeline(labels, output_type="latent", **options).images,
         "images": pipeline(labels, output_type="pt", **options).images,
         "by_name": pipeline([f"class {i}" for i in labels], output_type="latent", **options).images,
@@ -229,10 +259,28 @@ def test_exported_generators_run_without_this_package(tmp_path: Path) -> None:
         latents = ours.latents(labels, seed=3, indices=[4, 9])
         torch.testing.assert_close(other["latents"], latents, rtol=1e-4, atol=1e-5)
         assert torch.equal(other["by_name"], other["latents"])
-        images = ours(labels, seed=3, indices=[4, 9])
+        assert torch.equal(other["again"], other["latents"]) and (other["again_drawn"] == other["drawn"]).all()
+        assert not other["stopped"].any() and other["seen"] == [(i, tuple(latents.shape)) for i in (0, 1)]
+        most = ours.num_classes
+        allowed = f"class_labels must be numbers from 0 to {most} ({most} means no label), or names of classes, got"
+        shape = (1, *ours.latent_shape)
+        assert other["sentences"] == [
+            f"{allowed} 'dog'",
+            f"{allowed} 99",
+            f"{allowed} 1.5",
+            "class_labels must be at least one label, got none",
+            "height must be a multiple of 16 pixels, got 30",
+            f"latents must have the shape {shape}, got (1, 2, 8, 8)",
+            "num_inference_steps must be at least 1, got 0",
+            "callback_on_step_end_tensor_inputs must be latents, got prompt_embeds",
+        ]
+        saved = Generator.from_pretrained(tmp_path / name / "saved")
+        assert saved.sampling == ours.sampling and same_weights(saved.transformer, ours.transformer)
+        images = ours(labels, seed=3, indices=[4, 9], output_type="pt")
         torch.testing.assert_close(other["images"] * 2 - 1, images, rtol=1e-4, atol=1e-4)
-        unguided = SamplingConfig(steps=ours.sampling.steps, shift=ours.sampling.shift)
-        torch.testing.assert_close(other["plain"], ours.latents(labels, 3, [4, 9], unguided), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            other["plain"], ours.latents(labels, 3, [4, 9], guidance_scale=1.0), rtol=1e-4, atol=1e-5
+        )
         height, width = (16 * side for side in ours.latent_shape[1:])
         assert other["drawn"].shape == (1, height, width, 3)
         assert other["pil"] == (width, height)
@@ -248,7 +296,7 @@ def test_exported_generator_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(back.tokenizer.statistics.std, ours.tokenizer.statistics.std)
     assert back.sampling == ours.sampling
     assert back.class_names == ours.class_names
-    assert torch.equal(back([1, 2]), ours([1, 2]))
+    assert back([1, 2]) == ours([1, 2])
     # The tokenizer can be read from the pipeline's folder.
     assert same_weights(Tokenizer.from_pretrained(tmp_path).autoencoder, ours.tokenizer.autoencoder)
 

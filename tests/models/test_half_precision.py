@@ -1,13 +1,15 @@
 """Weights in half precision: encoding, decoding and sampling work, and outputs are float32."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from vavae import AutoencoderKL, Generator, LightningDiT, SamplingConfig, Tokenizer, UserError
+from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer, UserError
+from vavae.errors import RunError
 
-FEW = SamplingConfig(steps=3, guidance_scale=2.0)
+FEW: Any = {"steps": 3, "guidance_scale": 2.0}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -16,15 +18,48 @@ def test_half_precision_changes_images_little(dtype: torch.dtype) -> None:
     assert half.dtype == half.tokenizer.dtype == dtype
     assert all(weight.dtype == dtype for weight in half.transformer.parameters())
     assert half.transformer.pos_embed.dtype == torch.float32
-    expected = whole.latents([3], sampling=FEW)
-    latents = half.latents([3], sampling=FEW)
+    expected = whole.latents([3], **FEW)
+    latents = half.latents([3], **FEW)
     images = half.tokenizer.decode(latents)
     again = half.tokenizer.encode(images)
     assert latents.dtype == images.dtype == again.dtype == torch.float32
     assert (latents - expected).abs().mean() < 0.03 * expected.abs().mean()
     assert (images - whole.tokenizer.decode(latents)).abs().mean() < 0.02
     assert (again - whole.tokenizer.encode(images)).abs().mean() < 0.05
-    assert half([3], sampling=FEW, size=(24, 32)).isfinite().all()
+    assert half([3], **FEW, output_type="pt", size=(24, 32)).isfinite().all()
+
+
+def test_models_are_converted(tmp_path: Path) -> None:
+    generator = Generator.from_pretrained("demo")
+    assert generator.to(torch.bfloat16) is generator and generator.dtype == generator.tokenizer.dtype == torch.bfloat16
+    read = Generator.from_pretrained("demo", dtype=torch.bfloat16)
+    assert generator([3], **FEW) == read([3], **FEW)
+    assert generator.device == generator.tokenizer.device == torch.device("cpu")
+    assert generator.config == generator.transformer.config
+    assert generator.tokenizer.config == generator.tokenizer.autoencoder.config
+    generator.save_pretrained(tmp_path)
+    assert Generator.from_pretrained(tmp_path, dtype=torch.bfloat16)([3], **FEW) == read([3], **FEW)
+    tokenizer = generator.tokenizer.to("cpu", torch.float32)
+    assert tokenizer.dtype == torch.float32 and generator.dtype == torch.bfloat16
+    with pytest.raises(UserError, match="dtype must be float32, float16 or bfloat16, got int8"):
+        generator.to(torch.int8)
+
+
+def test_weights_too_large_leave_the_model_as_it_was() -> None:
+    generator = Generator.from_pretrained("demo")
+    with torch.no_grad():
+        generator.tokenizer.autoencoder.decoder.conv_out.weight[0, 0, 0, 0] = 1e5
+    with pytest.raises(UserError, match=r"conv_out\.weight is too large for float16; take bfloat16"):
+        generator.to(torch.float16)
+    assert generator.dtype == generator.tokenizer.dtype == torch.float32
+
+
+def test_decoder_that_overflows_is_an_error() -> None:
+    generator = Generator.from_pretrained("demo", dtype=torch.float16)
+    with torch.no_grad():
+        generator.tokenizer.autoencoder.decoder.conv_in.weight.fill_(6e4)
+    with pytest.raises(RunError, match="images are not finite: convert the weights to bfloat16 or float32"):
+        generator([3], **FEW)
 
 
 def test_networks_compute_in_their_own_type() -> None:

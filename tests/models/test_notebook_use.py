@@ -1,7 +1,9 @@
 """Use in a notebook: own pictures as input, names as labels, outputs that can be trained on."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ from torch import nn
 
 import vavae
 from vavae import Generator, SamplingConfig, UserError
-from vavae.data import center_crop, to_tensor
+from vavae.data import center_crop, to_tensor, to_uint8
 
-FEW = SamplingConfig(steps=3)
+FEW: Any = {"steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def generator() -> Generator:
 
 
 def test_outputs_can_be_trained_on(generator: Generator) -> None:
-    images = generator([1], sampling=FEW)
+    images = generator([1], output_type="pt", **FEW)
     latents = generator.tokenizer.encode(images)
     layers = nn.Conv2d(3, 2, 1), nn.Conv2d(generator.tokenizer.latent_channels, 2, 1)
     for layer, value in zip(layers, (images, latents), strict=True):
@@ -33,21 +35,75 @@ def test_outputs_can_be_trained_on(generator: Generator) -> None:
 
 def test_class_names_are_labels(generator: Generator) -> None:
     assert generator.class_names[3] == "cat"
-    assert torch.equal(generator(["cat", 10], sampling=FEW), generator([3, 10], sampling=FEW))
-    assert torch.equal(generator(torch.tensor([3, 10]), sampling=FEW), generator([3, 10], sampling=FEW))
+    assert generator(["cat", 10], **FEW) == generator([3, 10], **FEW)
+    assert generator(torch.tensor([3, 10]), **FEW) == generator([3, 10], **FEW)
     with pytest.raises(
         UserError, match="labels must be numbers or names of classes, got 'unicorn'; the first are 'airplane'"
     ):
-        generator(["unicorn"], sampling=FEW)
+        generator(["unicorn"], **FEW)
 
 
 def test_labels_in_usual_forms(generator: Generator) -> None:
-    expected = generator([3], sampling=FEW)
+    expected = generator([3], **FEW)
     one = torch.tensor(3)
     numpy_forms = (np.int64(3), np.array([3]), np.array(3), [np.uint8(3)], np.array(["cat"]))
     for labels in (3, "cat", (3,), one, [one], *numpy_forms):
-        assert torch.equal(generator(labels, sampling=FEW), expected), repr(labels)
-    assert torch.equal(generator(range(3, 4), sampling=FEW), expected)
+        assert generator(labels, **FEW) == expected, repr(labels)
+    assert generator(range(3, 4), **FEW) == expected
+
+
+def test_single_setting_changes_only_itself(generator: Generator) -> None:
+    own = generator.sampling
+    few = generator.with_sampling(replace(own, steps=3))
+    assert few.latents([3]).equal(generator.latents([3], steps=3)) and generator.sampling == own
+    plain = generator.with_sampling(SamplingConfig(steps=3, shift=own.shift))
+    assert plain.latents([3]).equal(generator.latents([3], steps=3, guidance_scale=1))
+    assert not plain.latents([3]).equal(few.latents([3]))  # a whole configuration turns guidance off
+    assert few.latents([3]).equal(few.latents([3], steps=None))
+    for name in ("num_inference_steps", "sampling"):
+        with pytest.raises(UserError, match=f"a setting of sampling must be one of solver, steps, .*, got {name}"):
+            generator(3, **{name: 3})
+    with pytest.raises(UserError, match="guidance_scale must be a number, got '2'"):
+        generator(3, guidance_scale="2")  # type: ignore[arg-type]
+
+
+def test_output_types(generator: Generator) -> None:
+    images = generator([3, 8], output_type="pt", **FEW)
+    pixels = generator([3, 8], output_type="np", **FEW)
+    pictures = generator([3, 8], **FEW)
+    assert images.shape == (2, 3, 32, 32) and pixels.shape == (2, 32, 32, 3) and pixels.dtype == np.uint8
+    assert np.array_equal(np.stack([np.asarray(picture) for picture in pictures]), pixels)
+    assert np.array_equal(to_uint8(images), pixels)
+    encode = generator.tokenizer.encode
+    assert torch.equal(encode(pictures), encode(pixels))
+    torch.testing.assert_close(encode(images), encode(pixels), atol=0.1, rtol=0.1)
+    with pytest.raises(UserError, match="output_type must be one of pil, np, pt, got 'latent'"):
+        generator(3, output_type="latent")  # type: ignore[arg-type]
+
+
+def test_generator_of_torch_draws_the_seed(generator: Generator) -> None:
+    source = torch.Generator().manual_seed(0)
+    first, second = (generator([3], generator=source, **FEW) for _ in range(2))
+    assert first != second
+    assert generator([3], generator=source.manual_seed(0), **FEW) == first
+    with pytest.raises(UserError, match="seed must be left out with generator, which draws it, got 1"):
+        generator([3], 1, generator=source)
+    with pytest.raises(UserError, match=r"generator must be a torch\.Generator, got int"):
+        generator([3], generator=0)  # type: ignore[arg-type]
+
+
+def test_callback_and_progress(generator: Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[tuple[int, float, int]] = []
+
+    def note(step: int, t: float, x: torch.Tensor, data: torch.Tensor) -> None:
+        assert x.shape == data.shape == (1, 16, 8, 8)
+        seen.append((step, t, len(data)))
+
+    generator([3], callback=note, progress=True, **FEW)
+    assert [step for step, _, _ in seen] == [0, 1] and seen[0][1] == 0 < seen[1][1] < 1
+    assert "sampling: 2/2 steps" in capsys.readouterr().err
+    with pytest.raises(UserError, match="progress must be False with the solver dopri5"):
+        generator([3], solver="dopri5", progress=True)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +124,12 @@ def test_labels_in_usual_forms(generator: Generator) -> None:
 )
 def test_other_labels_are_refused(generator: Generator, labels: object, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        generator(labels, sampling=FEW)  # type: ignore[arg-type]
+        generator(labels, **FEW)  # type: ignore[arg-type]
 
 
 def test_empty_labels_give_empty_images(generator: Generator) -> None:
-    assert generator([], sampling=FEW).shape == (0, 3, 32, 32)
+    assert generator([], **FEW) == []
+    assert generator([], output_type="pt", **FEW).shape == (0, 3, 32, 32)
 
 
 def test_seeds_and_indices_must_be_integers(generator: Generator) -> None:
@@ -100,13 +157,13 @@ def test_seeds_and_numbers_of_samples_are_checked(
     generator: Generator, options: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
-        generator(1, sampling=FEW, **options)  # type: ignore[arg-type]
+        generator(1, **FEW, **options)  # type: ignore[arg-type]
 
 
 def test_noise_may_be_an_array(generator: Generator) -> None:
     noise = generator.noise([0])
-    drawn = generator(1, sampling=FEW, noise=noise.numpy())  # type: ignore[arg-type]
-    assert torch.equal(drawn, generator(1, sampling=FEW, noise=noise))
+    drawn = generator(1, **FEW, noise=noise.numpy())
+    assert drawn == generator(1, **FEW, noise=noise)
 
 
 @pytest.mark.parametrize("path", ["~no-such-user/x", "x" * 5000, ""])
@@ -170,13 +227,10 @@ def test_pictures_and_pixels_are_encoded(generator: Generator) -> None:
             tokenizer.decode(latents)  # type: ignore[arg-type]
 
 
-def test_noise_of_another_type_and_a_type_as_device(generator: Generator) -> None:
+def test_noise_of_another_type(generator: Generator) -> None:
     noise = generator.noise([0])
-    drawn = generator([1], sampling=FEW, noise=noise.double())
-    assert torch.equal(drawn, generator([1], sampling=FEW, noise=noise))
-    for model in (generator, generator.tokenizer):
-        with pytest.raises(UserError, match=r"to\(\) needs a device, got torch\.bfloat16"):
-            model.to(torch.bfloat16)  # type: ignore[arg-type]
+    drawn = generator([1], **FEW, noise=noise.double())
+    assert drawn == generator([1], **FEW, noise=noise)
 
 
 def test_repr_describes_the_models(generator: Generator) -> None:

@@ -214,7 +214,7 @@ def test_transformers_of_rae(name: str) -> None:
     assert counted == published[f"RAE DiTDH-XL {16 * side}"]["parameters"]
     flow = config.flow.for_latents((768, side, side))
     assert flow.times.shift == pytest.approx(0.14434 * 16 / side, rel=1e-4)
-    assert flow.times.low == pytest.approx(float(shift_times(torch.tensor(0.001), flow.times.shift)), rel=1e-4)
+    assert flow.times.low == pytest.approx(float(shift_times(torch.tensor(0.001), flow.times.shift)), rel=1e-3)
 
 
 @pytest.mark.parametrize("channels", [16, 32, 64])

@@ -26,7 +26,7 @@ def picture(number: int) -> Image.Image:
 def test_samples_equal_the_generators(studio: Studio, generator: Generator) -> None:
     reached: list[int] = []
     images = studio.sample([3, 7], 5, FEW, reached.append)
-    np.testing.assert_array_equal(images, to_uint8(generator([3, 7], 5, sampling=FEW)).numpy())
+    np.testing.assert_array_equal(images, generator.with_sampling(FEW)([3, 7], 5, output_type="np"))
     assert reached == [1, 2, 3]
 
 

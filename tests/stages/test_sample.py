@@ -95,7 +95,7 @@ def test_guidance_needs_label_dropout(folder: Path, capsys: pytest.CaptureFixtur
     generator = make_generator()
     generator.transformer.config = replace(generator.transformer.config, label_dropout=0.0)
     generator.save_pretrained(folder.parent / "generator")
-    assert "this generator was trained without label_dropout" in refused(folder, capsys, "--count", "1")
+    assert "guidance_scale must be 1 for a transformer trained without" in refused(folder, capsys, "--count", "1")
     assert sample(folder, "--count", "1", "--guidance_scale", "1") == 0
 
 

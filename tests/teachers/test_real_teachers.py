@@ -9,8 +9,8 @@ from make_teacher_golden import wave_images
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vavae.data.pixels import to_tensor
 from vavae.data.sources import DemoImages, Split
-from vavae.data.transforms import to_tensor
 from vavae.teachers import Teacher, load_teacher
 
 _GOLDEN = load_file(Path(__file__).with_name("golden.safetensors"))

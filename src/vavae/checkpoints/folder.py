@@ -230,15 +230,17 @@ def state_dict_for_saving(model: nn.Module, dtype: torch.dtype | None) -> dict[s
 
 
 @torch.no_grad()
-def hold_in(model: nn.Module, dtype: torch.dtype | None) -> None:
-    """Convert a network's weights to `dtype`, if one is given; its tables of positions stay float32.
+def hold_in(dtype: torch.dtype | None, *networks: nn.Module) -> None:
+    """Convert the weights of networks to `dtype`, if one is given; their tables of positions stay float32.
 
     Raises:
-        UserError: A weight is too large for `dtype`, or `dtype` is not a type of weights.
+        UserError: A weight is too large for `dtype`, or `dtype` is not a type of weights; nothing is converted.
     """
     if dtype is not None:
-        for name, weight in model.named_parameters():
-            weight.data = _narrow(name, weight.data, dtype)
+        weights = [named for network in networks for named in network.named_parameters()]
+        narrow = [_narrow(name, weight.data, dtype) for name, weight in weights]
+        for (_, weight), value in zip(weights, narrow, strict=True):
+            weight.data = value
 
 
 def _narrow(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from vavae.checkpoints.folder import HubOptions
 from vavae.checkpoints.loading import load_autoencoder, load_transformer, own_transformer
 from vavae.checkpoints.locations import resolve
 from vavae.checkpoints.published import Weights
-from vavae.device import device_only
+from vavae.device import named_device
 from vavae.errors import UserError
 from vavae.tokenizer import AutoencoderKL
 from vavae.transformer import DiTDH, LightningDiT, Transformer
@@ -39,8 +39,8 @@ def read_autoencoder(
     path = resolve(path_or_hub_id, "tokenizer", **hub)
     files.refuse_unused(path, weights=weights)
     network = load_autoencoder(path, weights).model
-    files.hold_in(network, dtype)
-    return network.to(device_only(device))
+    files.hold_in(dtype, network)
+    return network.to(named_device(device))
 
 
 def read_transformer(
@@ -62,8 +62,8 @@ def read_transformer(
     path = resolve(path_or_hub_id, "transformer", **hub)
     own = files.refuse_unused(path, weights=weights, heads=heads) == "generator"
     network: Transformer = own_transformer(path)[0] if own else load_transformer(path, weights, heads).model
-    files.hold_in(network, dtype)
-    return network.to(device_only(device))
+    files.hold_in(dtype, network)
+    return network.to(named_device(device))
 
 
 def _reader(network: type[LightningDiT] | type[DiTDH]) -> Any:

@@ -23,7 +23,7 @@ import yaml
 from vavae.config.messages import alternatives, check_keys, explain, fields_of, shortened
 from vavae.config.recipes import recipe_file
 from vavae.errors import UserError, one_line
-from vavae.io.yaml_files import parse_yaml, read_yaml
+from vavae.io.yaml_files import dump_yaml, parse_yaml, read_yaml
 
 C = TypeVar("C")
 _MODE = "vavae"  # the parser's mode that reads YAML with parse_yaml
@@ -271,6 +271,11 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def to_yaml(config: Any) -> str:
+    """Return the resolved recipe: every key with its value, in the order of the dataclass."""
+    return dump_yaml(to_plain(config))
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:

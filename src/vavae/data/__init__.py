@@ -5,20 +5,21 @@ from vavae.data.latent_writer import LatentWriter, Shard, write_published_layout
 from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
 from vavae.data.loader import IndexStream, load_batches, loaded_ahead
 from vavae.data.open import has_part, hub_dataset, open_images
+from vavae.data.pixels import to_tensor, to_uint8
 from vavae.data.readable import ReadOptions, read_rgb
 from vavae.data.sources import Cifar10Images, DemoImages, ImageSource, demo_pixels
 from vavae.data.transforms import (
+    CroppedImages,
     InMemoryImages,
     center_crop,
     flip_horizontally,
     load_images,
     load_pixels,
-    to_tensor,
-    to_uint8,
 )
 
 __all__ = [
     "Cifar10Images",
+    "CroppedImages",
     "DemoImages",
     "FolderImages",
     "ImageSource",

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from vavae.config.image_size import Size, as_size
 from vavae.data.loader import loaded_ahead
@@ -163,10 +164,11 @@ def _as_array(tensor: Tensor) -> NDArray[np.integer]:
     return tensor.view({2: torch.int16, 4: torch.int32}[tensor.itemsize]).numpy()
 
 
-class LatentDataset:
+class LatentDataset(Dataset[tuple[Tensor, int]]):
     """All latents of a folder, in the order of the images, or of the file names without an index.
 
-    Shards are mapped into memory, so opening takes milliseconds and a latent is read when it is used.
+    Shards are mapped into memory, so opening takes milliseconds and a latent is read when it is used. torch's
+    `DataLoader` takes it: item i is latent i, normalized, (C, h, w) float32, and its class.
 
     Args:
         folder: A folder written by `LatentWriter` or by the published extractor.
@@ -241,6 +243,13 @@ class LatentDataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        latents, labels = self.get(torch.tensor([index]))
+        return latents[0], int(labels[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LatentDataset, (self.folder,)  # a started worker maps the files again
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -14,9 +14,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from vavae import assets
 from vavae.data.found import Found
+from vavae.data.pixels import to_tensor
 from vavae.data.readable import Unreadable, read_rgb
 from vavae.errors import UserError
 
@@ -29,8 +32,10 @@ def check_split(split: str) -> None:
         raise UserError(f'split must be "train" or "test", got {split}')
 
 
-class ImageSource:
-    """A list of labeled RGB images.
+class ImageSource(Dataset[tuple[Tensor, int]]):
+    """A list of labeled RGB images, which torch's `DataLoader` takes if they have one size (see `CroppedImages`).
+
+    Item i is image i of its native size, (3, H, W) float32 in [-1, 1], and its class. Threads and processes may read.
 
     Attributes:
         name: Name of the source in logs and reports.
@@ -53,6 +58,9 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return to_tensor(self.image(index)), self.label(index)
 
     def image(self, index: int) -> Image.Image:
         """Return image number `index` as an RGB image of its native size."""

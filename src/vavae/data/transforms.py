@@ -1,10 +1,11 @@
 """Convert image files to tensors and back.
 
 Pixels are (N, H, W, 3) uint8, the form of Pillow, numpy and the ADM evaluator. Images are (N, 3, H, W) float32 in
-[-1, 1], the input of networks. Only `to_tensor` and `to_uint8` convert between the two. `as_images` accepts both, and
-Pillow images.
+[-1, 1], the input of networks. `vavae.data.pixels` converts between the two. `as_images` accepts both, and Pillow
+images.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from vavae import rng
-from vavae.config.image_size import Size, height_width
+from vavae.config.image_size import Size, as_size, height_width
 from vavae.data.loader import loaded_ahead
+from vavae.data.pixels import to_tensor
 from vavae.data.readable import reading, upright_rgb
 from vavae.data.sources import ArrayImages, ImageSource
 from vavae.errors import UserError
@@ -89,14 +91,6 @@ def published_random_crop(image: Image.Image, size: Size, seed: int, position: i
     return resized.crop((left, top, left + columns, top + rows))
 
 
-def to_tensor(pixels: Tensor | np.ndarray | Image.Image) -> Tensor:
-    """Convert pixels (..., H, W, 3) uint8 or an RGB picture to images (..., 3, H, W) in [-1, 1]: x / 127.5 - 1."""
-    tensor = pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
-    if tensor.dtype != torch.uint8 or tensor.shape[-1] != 3:
-        raise ValueError(f"pixels must be (..., H, W, 3) uint8, got {tuple(tensor.shape)} {tensor.dtype}")
-    return tensor.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
-
-
 def as_images(value: Images) -> Tensor:
     """Return pictures in any usual form as images (B, 3, H, W) in [-1, 1].
 
@@ -160,17 +154,6 @@ def _of_floats(images: Tensor) -> Tensor:
     return images if images.ndim == 4 else images[None]
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Convert images (..., 3, H, W) in [-1, 1] to pixels (..., H, W, 3) uint8: clamp(127.5 x + 128, 0, 255), truncated.
-
-    The published code stores samples in this way. It inverts `to_tensor`.
-    """
-    if images.ndim < 3 or images.shape[-3] != 3 or not images.is_floating_point():
-        raise ValueError(f"images must be (..., 3, H, W) in [-1, 1], got {tuple(images.shape)} {images.dtype}")
-    scaled = (images.detach().to(torch.float32) * 127.5 + 128.0).clamp(0.0, 255.0)
-    return scaled.to(torch.uint8).movedim(-3, -1).contiguous()
-
-
 def flip_horizontally(images: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mirror images (B, C, H, W) left to right, or only the images for which `mask` (B,) is true."""
     flipped = images.flip(-1)
@@ -195,6 +178,26 @@ def load_pixels(source: ImageSource, indices: Tensor | Sequence[int], size: Size
 def load_images(source: ImageSource, indices: Tensor | Sequence[int], size: Size, workers: int = 0) -> Tensor:
     """Return center-cropped images of `source`, (len(indices), 3, H, W) float32 in [-1, 1]; see `load_pixels`."""
     return to_tensor(load_pixels(source, indices, size, workers))
+
+
+class CroppedImages(ImageSource):
+    """Images of a source, center-cropped to one size when they are read, so that a `DataLoader` can batch them.
+
+    Args:
+        source: The images.
+        size: Size in pixels.
+    """
+
+    def __init__(self, source: ImageSource, size: Size) -> None:
+        self.source, self.size = source, as_size("size", size)
+        self.name, self.labels, self.class_names = source.name, source.labels, source.class_names
+        self.found, self.unreadable = source.found, source.unreadable
+
+    def image(self, index: int) -> Image.Image:
+        return center_crop(self.source.image(index), self.size)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.source.fingerprint()} {height_width(self.size)}".encode()).hexdigest()
 
 
 class InMemoryImages(ArrayImages):

@@ -174,6 +174,7 @@ def _formation(config: Config, generator: Generator, labels: Sequence[int]) -> l
 
     device = generator.tokenizer.device
     with autocast(resolve_precision("auto", device), device):
-        final = generator.latents([labels[i] for i in indices], config.seed, indices, SAMPLING, callback=keep)
+        drawing = generator.with_sampling(SAMPLING)
+        final = drawing.latents([labels[i] for i in indices], config.seed, indices, callback=keep)
     kept.append((1.0, final))
     return [(t, to_uint8(generator.tokenizer.decode(latents.float())).cpu().numpy()) for t, latents in kept]

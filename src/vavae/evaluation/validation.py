@@ -178,14 +178,14 @@ class SampleDistance:
         Sample i is a function of (seed, i), whatever the number of processes.
         """
         labels = choose_labels(self.config.samples, generator.num_classes, "random", seed)
-        sampling = SamplingConfig(steps=self.config.steps, shift=generator.sampling.shift)
+        drawing = generator.with_sampling(SamplingConfig(steps=self.config.steps, shift=generator.sampling.shift))
         device = generator.tokenizer.device
         own = torch.arange(self.config.samples)[self.world.rank :: self.world.size]
 
         def drawn_pixels(own: Tensor) -> Tensor:
             indices = own.tolist()
             with autocast(self.precision, device):
-                latents = generator.latents([labels[i] for i in indices], seed, indices, sampling)
+                latents = drawing.latents([labels[i] for i in indices], seed, indices)
             return to_uint8(generator.tokenizer.decode(latents.float()))
 
         return torch.tensor(self._moments(drawn_pixels, own).distance(self._real), device=device)

@@ -12,7 +12,7 @@ from vavae.flow.paths import (
     VariancePreservingPath,
     path_by_name,
 )
-from vavae.flow.sampling import sample
+from vavae.flow.sampling import SampleCallback, sample
 from vavae.flow.solvers import DETERMINISTIC_SOLVERS, SOLVERS, SolverName, counter_noise
 from vavae.flow.times import TimeDistribution, shift_for_dimension, shifted_times
 
@@ -26,6 +26,7 @@ __all__ = [
     "PathName",
     "Prediction",
     "ProbabilityPath",
+    "SampleCallback",
     "SolverName",
     "TimeDistribution",
     "VariancePreservingPath",

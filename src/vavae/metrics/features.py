@@ -103,7 +103,7 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
 
 
 def _pooled_by(teacher: "Teacher") -> Callable[[Tensor], Tensor]:
-    from vavae.data.transforms import to_tensor
+    from vavae.data.pixels import to_tensor
 
     def compute(pixels: Tensor) -> Tensor:
         features = teacher(to_tensor(pixels))

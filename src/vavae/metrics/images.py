@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vavae.data.transforms import to_tensor, to_uint8
+from vavae.data.pixels import to_tensor, to_uint8
 from vavae.device import to_float64
 
 Convention = Literal["strict", "published"]

@@ -1,13 +1,14 @@
 """`Generator`: a diffusion transformer with the tokenizer it was trained on and its sampling defaults."""
 
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vavae import rng
 from vavae.checkpoints import folder as files
@@ -21,18 +22,28 @@ from vavae.checkpoints.registry import KnownModel
 from vavae.checkpoints.statistics import read_statistics, scaled
 from vavae.config import to_plain
 from vavae.config.image_size import Size, as_size, height_width, scale_size
-from vavae.device import device_only
 from vavae.errors import UserError
-from vavae.flow import PathName, Prediction, counter_noise, path_by_name, sample
+from vavae.flow import PathName, Prediction, SampleCallback, counter_noise, path_by_name, sample
 from vavae.flow.times import shift_in_numbers
 from vavae.io.hashing import digest, weights_fingerprint
 from vavae.models.published import published_defaults, published_latents
-from vavae.models.representation import saved_part
-from vavae.models.sampling import Labels, SamplingConfig, check_drawn, label_numbers, read_sampling, sample_indices
+from vavae.models.sampling import (
+    Labels,
+    OutputType,
+    SamplingConfig,
+    SamplingSettings,
+    as_output,
+    check_drawn,
+    label_numbers,
+    read_sampling,
+    sample_indices,
+    seed_of,
+    step_bar,
+)
 from vavae.models.saved import SavedModel
 from vavae.models.tokenizer import StatisticsSource, Tokenizer
 from vavae.tokenizer import LatentStatistics
-from vavae.transformer import DiTDH, DiTDHConfig, Transformer
+from vavae.transformer import DiTDH, DiTDHConfig, Transformer, TransformerShape
 from vavae.transformer.positions import Positions
 from vavae.version import __version__
 
@@ -94,43 +105,49 @@ class Generator(SavedModel):
     @property
     def num_classes(self) -> int:
         """Number of classes K: labels are 0 … K − 1, and K means "no label"."""
-        return self.transformer.config.num_classes
+        return self.config.num_classes
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the training's latents."""
-        return self.transformer.config.latent_channels, *self.transformer.config.latent_hw
+        return self.config.latent_channels, *self.config.latent_hw
 
     @property
     def image_size(self) -> Size:
         """Size in pixels of the training images, and of samples by default."""
-        return scale_size(self.transformer.config.latent_hw, self.tokenizer.factor)
+        return scale_size(self.config.latent_hw, self.tokenizer.factor)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of the transformer's weights."""
-        return next(self.transformer.parameters()).dtype
+    def config(self) -> TransformerShape:
+        """Configuration of the transformer."""
+        return self.transformer.config
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move both networks to `device`.
+    @property
+    def _networks(self) -> tuple[nn.Module, ...]:
+        return self.transformer, *self.tokenizer._networks
 
-        Raises:
-            UserError: The argument is a type.
-        """
-        self.transformer.to(device_only(device))
-        self.tokenizer.to(device)
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move both networks to a device, convert their weights, or both; see `SavedModel.to`."""
+        super().to(device, dtype)
+        self.tokenizer.to(self.device)
         return self
+
+    def with_sampling(self, sampling: SamplingConfig) -> Self:
+        """Return a generator with the same networks and other defaults; all settings are replaced, guidance too."""
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     def fingerprint(self) -> str:
         """Return a hash of transformer, path, prediction and tokenizer, in hexadecimal."""
-        own = [weights_fingerprint(self.transformer), to_plain(self.transformer.config), self.path]
+        own = [weights_fingerprint(self.transformer), to_plain(self.config), self.path]
         # So that features stored before there were other predictions and floors stay valid:
         own += [value for value, usual in ((self.prediction, "velocity"), (self.floor, 0.0)) if value != usual]
         return digest(*own, self.tokenizer.fingerprint())
 
     def __repr__(self) -> str:
-        latents, shape = "x".join(map(str, self.latent_shape)), self.transformer.config.summary
-        return f"Generator({shape}, {self.num_classes} classes, latents {latents}, {self.tokenizer.device})"
+        latents = "x".join(map(str, self.latent_shape))
+        return f"Generator({self.config.summary}, {self.num_classes} classes, latents {latents}, {self.device})"
 
     def noise(self, indices: Sequence[int], seed: int = 0, size: Size | None = None) -> Tensor:
         """Return the starting noise (B, C, h, w) of samples, a function of (seed, index, size).
@@ -143,12 +160,12 @@ class Generator(SavedModel):
         Raises:
             UserError: `size` is not a multiple of the tokenizer's factor times the patch size.
         """
-        return rng.normal(seed, "sample", list(indices), self._shape_for(size), self.tokenizer.device)
+        return rng.normal(seed, "sample", list(indices), self._shape_for(size), self.device)
 
     def _shape_for(self, size: Size | None) -> tuple[int, int, int]:
         if size is None:
             return self.latent_shape
-        unit = self.tokenizer.factor * self.transformer.config.patch_size
+        unit = self.tokenizer.factor * self.config.patch_size
         height, width = height_width(as_size("size", size))
         if min(height, width) < 1 or height % unit or width % unit:
             raise UserError(f"size must be a height and a width in multiples of {unit}, got {height}x{width}")
@@ -168,54 +185,54 @@ class Generator(SavedModel):
             )
         self._shape_for(size)
         if sampling is not None:
-            if sampling.guidance is not None and self.transformer.config.label_dropout == 0:
-                raise UserError(
-                    f"guidance_scale must be 1, got {sampling.guidance_scale:g}: this generator was trained without "
-                    "label_dropout"
-                )
-            sampling.check_channels(self.latent_shape[0])
+            sampling.check_for(self.config)
 
     def latents(
         self,
         labels: Labels,
         seed: int = 0,
         indices: Sequence[int] | None = None,
-        sampling: SamplingConfig | None = None,
-        callback: Callable[..., None] | None = None,
         *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
         size: Size | None = None,
         weak_model: Transformer | None = None,
-        noise: Tensor | None = None,
+        callback: SampleCallback | None = None,
+        progress: bool = False,
+        **settings: Unpack[SamplingSettings],
     ) -> Tensor:
-        """Return normalized latents (B, C, h, w), one per label; see `__call__`."""
+        """Return normalized latents (B, C, h, w), float32, one per label; see `__call__`."""
         labels = label_numbers(labels, self.class_names)
+        seed = seed_of(seed, generator)
         indices = sample_indices(indices, len(labels), seed)
-        settings = sampling or self.sampling
-        self.check(labels, size, settings if weak_model is None else None)
+        sampling = self.sampling.changed(**settings)
+        self.check(labels, size, sampling if weak_model is None else None)
         shape = (len(labels), *self._shape_for(size))
         noise = self.noise(indices, seed, size) if noise is None else torch.as_tensor(noise)
         if noise.shape != shape:
             raise UserError(f"noise must have the shape {shape}, got {tuple(noise.shape)}")
-        device = self.tokenizer.device
         # Weights in half precision are also computed with in it; norms, positions and the solver stay in float32.
         half = self.dtype in (torch.float16, torch.bfloat16)
-        with torch.autocast(device.type, self.dtype) if half else nullcontext():
+        with (
+            torch.autocast(self.device.type, self.dtype) if half else nullcontext(),
+            step_bar(sampling, callback) if progress else nullcontext(callback) as on_step,
+        ):
             drawn = sample(
                 self.transformer,
-                noise.to(device, torch.float32),
-                torch.tensor(labels, dtype=torch.int64, device=device),
-                solver=settings.solver,
-                steps=settings.steps,
-                shift=shift_in_numbers(settings.shift, shape[1:]),
-                end=settings.end,
-                guidance=settings.guidance,
+                noise.to(self.device, torch.float32),
+                torch.tensor(labels, dtype=torch.int64, device=self.device),
+                solver=sampling.solver,
+                steps=sampling.steps,
+                shift=shift_in_numbers(sampling.shift, shape[1:]),
+                end=sampling.end,
+                guidance=sampling.guidance,
                 weak_model=weak_model,
                 path=path_by_name(self.path, self.floor),
                 prediction=self.prediction,
                 step_noise=counter_noise(seed, indices),
-                callback=callback,
+                callback=on_step,
             )
-        check_drawn(drawn, indices, settings)
+        check_drawn(drawn, indices, sampling)
         return drawn
 
     def __call__(
@@ -223,13 +240,17 @@ class Generator(SavedModel):
         labels: Labels,
         seed: int = 0,
         indices: Sequence[int] | None = None,
-        sampling: SamplingConfig | None = None,
         *,
+        output_type: OutputType = "pil",
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
         size: Size | None = None,
         weak_model: Transformer | None = None,
-        noise: Tensor | None = None,
-    ) -> Tensor:
-        """Draw images (B, 3, H, W) in [-1, 1], one per label.
+        callback: SampleCallback | None = None,
+        progress: bool = False,
+        **settings: Unpack[SamplingSettings],
+    ) -> Any:
+        """Draw images, one per label.
 
         Args:
             labels: Class of each image, its number or one of `class_names`; `num_classes` means no label. A list, a
@@ -237,17 +258,38 @@ class Generator(SavedModel):
             seed: Seed of the noise.
             indices: Number of each sample under this seed, 0, 1, 2, … by default. Sample i is the same image in every
                 batch, up to rounding; except with "dopri5", which chooses its steps for a batch.
-            sampling: Settings; the generator's by default.
+            output_type: "pil" for a list of Pillow images; "np" for pixels (B, H, W, 3) uint8; "pt" for a tensor
+                (B, 3, H, W) float32 in [-1, 1]. `Tokenizer.encode` takes all three.
+            generator: Draws the seed, so that each call makes other images.
+            noise: Standard normal noise (B, C, h, w) to start from, instead of noise from `seed` and `indices`.
             size: Size in pixels, one number or (height, width); the training's by default. The transformer's
                 `positions` place other grids (see `vavae.transformer.positions`, and `from_pretrained`).
             weak_model: A weaker transformer for autoguidance (arXiv 2406.02507).
-            noise: Standard normal noise (B, C, h, w) to start from, instead of noise from `seed` and `indices`.
+            callback: Called at the start of each step as callback(step, t, x, data): x are the latents at time t, and
+                data the current estimate of the result, both (B, C, h, w). An exception ends the sampling.
+            progress: Show a bar of the steps.
+            settings: Settings of `SamplingConfig` by name: steps, guidance_scale, … One that is left out keeps the
+                generator's own value, `generator.sampling`.
 
         Raises:
-            UserError: See `check`; or the noise has another shape.
+            UserError: See `check`; or the noise has another shape, or a setting or output type does not exist.
+            RunError: A sample or its image is not finite.
         """
-        latents = self.latents(labels, seed, indices, sampling, size=size, weak_model=weak_model, noise=noise)
-        return self.tokenizer.decode(latents)
+        if output_type not in get_args(OutputType):
+            raise UserError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {output_type!r}")
+        latents = self.latents(
+            labels,
+            seed,
+            indices,
+            generator=generator,
+            noise=noise,
+            size=size,
+            weak_model=weak_model,
+            callback=callback,
+            progress=progress,
+            **settings,
+        )
+        return as_output(self.tokenizer.decode(latents), output_type)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the folder that `from_pretrained` reads, with the tokenizer in it.
@@ -263,7 +305,7 @@ class Generator(SavedModel):
         config = {
             "kind": "generator",
             "vavae_version": __version__,
-            "transformer": to_plain(self.transformer.config),
+            "transformer": to_plain(self.config),
             "sampling": to_plain(self.sampling),
             "tokenizer": "tokenizer",
             "statistics": f"tokenizer/{files.STATISTICS}",
@@ -362,13 +404,11 @@ class Generator(SavedModel):
         else:
             raise UserError(f"{folder}: holds {files.describe_form(form)}, not a generator")
         if positions is not None:
-            shape = generator.transformer.config
-            if isinstance(shape, DiTDHConfig):
+            if isinstance(generator.config, DiTDHConfig):
                 raise UserError("positions must be null for a DiT^DH, which resizes its own table")
-            generator.transformer.config = dataclasses.replace(shape, positions=positions)
-        files.hold_in(generator.transformer, dtype)
-        if not isinstance(tokenizer, Tokenizer):
-            files.hold_in(saved_part(generator.tokenizer.autoencoder), dtype)
+            generator.transformer.config = dataclasses.replace(generator.config, positions=positions)
+        networks = generator._networks[:1] if isinstance(tokenizer, Tokenizer) else generator._networks
+        files.hold_in(dtype, *networks)
         if "converted_from" in generator.provenance and (repository := hub_id(path_or_hub_id)):
             generator.provenance["converted_from"] = repository
         return generator.to(device)
@@ -382,7 +422,8 @@ class Generator(SavedModel):
         where = folder / files.CONFIG
         if missing := {"sampling", "path", "prediction", "class_names"} - config.keys():
             raise UserError(f"{where}: the key {min(missing)!r} is missing")
-        sampling = read_sampling(config["sampling"], config["path"], config["prediction"], where)
+        path, prediction = config["path"], config["prediction"]
+        sampling = read_sampling(config["sampling"], path, prediction, where)
         names = [] if config["class_names"] is None else config["class_names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UserError(f"{where}: class_names must be a list of names, got {str(names)[:60]}")
@@ -395,17 +436,9 @@ class Generator(SavedModel):
             files.read_model(own, "tokenizer")
             statistics = own
         trained = None if statistics is None else read_statistics(statistics)
-        return cls(
-            transformer,
-            _tokenizer(tokenizer, trained),
-            trained,
-            sampling,
-            config["path"],
-            names,
-            config.get("provenance"),
-            config["prediction"],
-            config.get("floor", 0.0),
-        )
+        tokenizer, facts = _tokenizer(tokenizer, trained), config.get("provenance")
+        floor = config.get("floor", 0.0)
+        return cls(transformer, tokenizer, trained, sampling, path, names, facts, prediction, floor)
 
     @classmethod
     def _from_diffusers(
@@ -422,8 +455,7 @@ class Generator(SavedModel):
             statistics = diffusers_statistics(files.read_config(own), channels, own / files.CONFIG)
         trained = read_statistics(statistics)
         tokenizer = _tokenizer(own if tokenizer is None else tokenizer, trained)
-        provenance = {"converted_from": folder.name}
-        generator = cls(loaded.model, tokenizer, trained, sampling, path, names, provenance)
+        generator = cls(loaded.model, tokenizer, trained, sampling, path, names, {"converted_from": folder.name})
         generator.report = loaded.report
         return generator
 
@@ -453,8 +485,8 @@ class Generator(SavedModel):
             )
         tokenizer = _tokenizer(tokenizer, trained)
         normalized = scaled(trained or tokenizer.statistics, multiplier)
-        provenance = {"converted_from": source.name}
-        generator = cls(loaded.model, tokenizer, normalized, sampling, path, (), provenance, prediction)
+        converted = {"converted_from": source.name}
+        generator = cls(loaded.model, tokenizer, normalized, sampling, path, (), converted, prediction)
         notes = [*loaded.report.notes, *notes, *sampling_notes, *scaling_notes]
         generator.report = dataclasses.replace(loaded.report, notes=tuple(notes))
         return generator
@@ -473,7 +505,7 @@ class Generator(SavedModel):
             f"{title}The tokenizer and the statistics of its latents are in `tokenizer/`.\n\n"
             "```python\nimport vavae\n\n"
             f'generator = vavae.Generator.from_pretrained("{source}")\n'
-            "images = generator(labels=[0, 1], seed=0)  # (2, 3, H, W) in [-1, 1]\n```\n"
+            "images = generator(labels=[0, 1], seed=0)  # Pillow images\n```\n"
         )
 
 

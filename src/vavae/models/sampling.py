@@ -1,12 +1,15 @@
 """Sample from a generator: settings, labels, and uint8 images in a given precision."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
 from vavae import rng
@@ -15,12 +18,15 @@ from vavae.config.image_size import Size
 from vavae.data import to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError, errors_name
-from vavae.flow import Guidance, PathName, Prediction, SolverName
+from vavae.flow import Guidance, PathName, Prediction, SampleCallback, SolverName
 from vavae.flow.times import Shift, shift_in_numbers
+from vavae.progress import track
+from vavae.transformer import TransformerShape
 
 if TYPE_CHECKING:
     from vavae.models.generator import Generator
 
+OutputType = Literal["pil", "np", "pt"]
 Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 
 # Larger values have no use, and would overflow or take all memory.
@@ -29,9 +35,23 @@ _MOST_SCALE = 10_000
 _MOST_SAMPLES = 10_000_000
 
 
+class SamplingSettings(TypedDict, total=False):
+    """Single settings of a `SamplingConfig` as keywords; one that is left out, or None, keeps its value."""
+
+    solver: SolverName | None
+    steps: int | None
+    shift: float | None
+    guidance_scale: float | None
+    guidance_start: float | None
+    guidance_stop: float | None
+    guidance_channels: int | None
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How noise becomes latents.
+    """How noise becomes latents: all settings. `SamplingConfig(steps=5)` is without guidance.
+
+    To change single settings of a generator, give them to its call.
 
     Attributes:
         solver: Method that integrates the flow's differential equation; `euler_maruyama` solves the stochastic one.
@@ -64,6 +84,9 @@ class SamplingConfig:
             raise UserError(f"steps must be at least 2 grid points, got {self.steps}")
         if self.steps > _MOST_STEPS:
             raise UserError(f"steps must be at most {_MOST_STEPS:,} grid points, got {self.steps:,}")
+        for name in ("shift", "guidance_scale", "guidance_start", "guidance_stop"):
+            if not isinstance(getattr(self, name), int | float):
+                raise UserError(f"{name} must be a number, got {getattr(self, name)!r}")
         for name in ("shift", "guidance_scale"):
             value = getattr(self, name)
             if value != "dimension" and not 0 <= value <= _MOST_SCALE:
@@ -81,19 +104,36 @@ class SamplingConfig:
             # Null means an option that is not given, so all channels have the number 0, which records keep as null.
             object.__setattr__(self, "guidance_channels", None)
 
-    def changed_by(self, overrides: object) -> "SamplingConfig":
-        """Return these settings with the attributes of `overrides` that have their names and are not None."""
-        given = {field.name: getattr(overrides, field.name, None) for field in fields(self)}
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+    def changed(self, **settings: Unpack[SamplingSettings]) -> "SamplingConfig":
+        """Return these settings with the given ones; None keeps the value, and 0 guidance_channels guide all.
+
+        Raises:
+            UserError: A name or a value is not one of a setting.
+        """
+        names = [field.name for field in fields(self)]
+        if unknown := [name for name in settings if name not in names]:
+            raise UserError(f"a setting of sampling must be one of {', '.join(names)}, got {unknown[0]}")
+        given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        return replace(self, **given)
+
+    def changed_by(self, options: object) -> "SamplingConfig":
+        """Return these settings with the attributes of `options` that have their names and are not None."""
+        return self.changed(**{field.name: getattr(options, field.name, None) for field in fields(self)})
 
     def for_latents(self, shape: Sequence[int]) -> "SamplingConfig":
         """Return these settings for latents of a shape (C, h, w), with the shift as a number."""
         return replace(self, shift=shift_in_numbers(self.shift, shape))
 
-    def check_channels(self, channels: int) -> None:
-        """Raise UserError if more than the `channels` of the latents are to be guided."""
-        if (self.guidance_channels or 0) > channels:
-            raise UserError(f"guidance_channels must be at most {channels}, got {self.guidance_channels}")
+    def check_for(self, network: TransformerShape) -> None:
+        """Raise UserError if guidance needs "no label", which was not trained, or more channels than latents have."""
+        if self.guidance is not None and network.label_dropout == 0:
+            raise UserError(
+                f"guidance_scale must be 1 for a transformer trained without label_dropout, got {self.guidance_scale:g}"
+            )
+        if (self.guidance_channels or 0) > network.latent_channels:
+            raise UserError(
+                f"guidance_channels must be at most {network.latent_channels}, got {self.guidance_channels}"
+            )
 
     @property
     def guidance(self) -> Guidance | None:
@@ -201,6 +241,54 @@ def _number(label: Any, class_names: Sequence[str]) -> int:
     return number
 
 
+def seed_of(seed: int, generator: torch.Generator | None) -> int:
+    """Return the seed, or one drawn from a `torch.Generator`.
+
+    Raises:
+        UserError: Both are given.
+    """
+    if generator is None:
+        return seed
+    if not isinstance(generator, torch.Generator):
+        raise UserError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    if seed != 0:
+        raise UserError(f"seed must be left out with generator, which draws it, got {seed}")
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+
+
+@contextmanager
+def step_bar(sampling: SamplingConfig, callback: SampleCallback | None) -> Iterator[SampleCallback]:
+    """Show a bar of the solver's steps; yield a callback that advances it and calls `callback`.
+
+    Raises:
+        UserError: The solver chooses its own steps.
+    """
+    if sampling.solver == "dopri5":
+        raise UserError("progress must be False with the solver dopri5, which chooses its number of steps")
+    with track("sampling", sampling.steps - 1) as bar:
+
+        def on_step(step: int, t: float, x: Tensor, data: Tensor) -> None:
+            if callback is not None:
+                callback(step, t, x, data)
+            bar.advance()
+
+        yield on_step
+
+
+def as_output(images: Tensor, output_type: OutputType) -> Any:
+    """Return images (B, 3, H, W) in [-1, 1] in another form; see `Generator.__call__`.
+
+    Raises:
+        RunError: They are not finite, as of a decoder in float16 that overflows.
+    """
+    if not bool(images.isfinite().all()):
+        raise RunError("the decoder's images are not finite: convert the weights to bfloat16 or float32")
+    if output_type == "pt":
+        return images
+    pixels = to_uint8(images).cpu().numpy()
+    return pixels if output_type == "np" else [Image.fromarray(image) for image in pixels]
+
+
 def sample_indices(indices: Sequence[int] | np.ndarray | Tensor | None, count: int, seed: int) -> list[int]:
     """Return the numbers of `count` samples, 0, 1, 2, … if none are given, and check them and the seed.
 
@@ -249,10 +337,10 @@ def draw(
     Raises:
         RunError: A sample is not finite.
     """
-    device = generator.tokenizer.device
+    device = generator.device
     mode = resolve_precision(precision, device)
     with autocast(mode, device):
-        latents = generator.latents(labels, seed, indices, sampling, size=size)
+        latents = generator.with_sampling(sampling).latents(labels, seed, indices, size=size)
     with autocast("fp32" if mode == "bf16" else mode, device):
         images = generator.tokenizer.decode(latents.float())
     check_drawn(images, indices, sampling)

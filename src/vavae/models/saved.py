@@ -4,13 +4,15 @@ import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
+from torch import nn
 
-from vavae.checkpoints.folder import CARD
+from vavae.checkpoints.folder import CARD, hold_in
 from vavae.checkpoints.locations import hub_id
 from vavae.checkpoints.registry import MODELS
+from vavae.device import named_device
 from vavae.errors import UserError, one_line
 from vavae.io.files import parse_json
 
@@ -30,6 +32,39 @@ class SavedModel:
     provenance: dict[str, Any]
     _pipeline_tag: ClassVar[str]  # the hub's name of the task
     _tags: ClassVar[tuple[str, ...]]
+
+    @property
+    def _networks(self) -> tuple[nn.Module, ...]:
+        """The networks, the main one first."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return next(self._networks[0].parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights; the transformer's for a generator."""
+        return next(self._networks[0].parameters()).dtype
+
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the networks to a device, convert their weights, or both: `to("cuda")`, `to(torch.bfloat16)`.
+
+        Args:
+            device: The device, or the type as the only argument.
+            dtype: Type of weights and computation, as in `from_pretrained`. Back in float32, weights stay rounded.
+
+        Raises:
+            UserError: The device does not exist, the type is not one of weights, or a weight is too large for it.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        place = self.device if device is None else named_device(device)
+        hold_in(dtype, *self._networks)
+        for network in self._networks:
+            network.to(place)
+        return self
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the folder that `from_pretrained` reads."""

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.diffusers_autoencoder import (
@@ -22,7 +22,6 @@ from vavae.checkpoints.shapes import infer_autoencoder
 from vavae.checkpoints.statistics import read_statistics, scaling_statistics, statistics_file
 from vavae.config import to_plain
 from vavae.data.transforms import Images, as_images
-from vavae.device import device_only
 from vavae.errors import UserError
 from vavae.extras import require_extra
 from vavae.io.files import write_json
@@ -31,11 +30,12 @@ from vavae.models.representation import (
     TEACHER,
     Autoencoder,
     RepresentationAutoencoder,
+    RepresentationConfig,
     load_representation,
     saved_part,
 )
 from vavae.models.saved import SavedModel
-from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.version import __version__
 
 StatisticsSource = LatentStatistics | str | Path
@@ -83,22 +83,18 @@ class Tokenizer(SavedModel):
         return self.autoencoder.factor
 
     @property
-    def device(self) -> torch.device:
-        """Device of the network."""
-        return next(self.autoencoder.decoder.parameters()).device
+    def config(self) -> AutoencoderConfig | RepresentationConfig:
+        """Configuration of the autoencoder."""
+        return self.autoencoder.config
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return next(self.autoencoder.decoder.parameters()).dtype
+    def _networks(self) -> tuple[nn.Module, ...]:
+        return (saved_part(self.autoencoder),)
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the network to `device`.
-
-        Raises:
-            UserError: The argument is a type.
-        """
-        self.autoencoder.to(device_only(device))
+    def to(self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move the network to a device, convert its weights, or both; a teacher keeps its type."""
+        super().to(device, dtype)
+        self.autoencoder.to(self.device)
         return self
 
     def fingerprint(self) -> str:
@@ -225,12 +221,11 @@ class Tokenizer(SavedModel):
             source = own or _published_statistics(path, path_or_hub_id)
         if source == "identity":
             source = scaling_statistics(autoencoder.latent_channels, 1.0)
-        files.hold_in(saved_part(autoencoder), dtype)
         if "converted_from" in provenance and (repository := hub_id(path_or_hub_id, "tokenizer")):
             provenance = {"converted_from": repository}
         tokenizer = cls(autoencoder, read_statistics(source), provenance)
         tokenizer.report = report
-        return tokenizer.to(device)
+        return tokenizer.to(device, dtype)
 
     def save_diffusers(self, path: str | Path) -> None:
         """Write the folder that `diffusers.AutoencoderKL.from_pretrained` reads.

@@ -104,7 +104,7 @@ class Studio:
             if progress is not None:
                 progress(step + 1)
 
-        return self._drawn(generator, labels, seed, sampling=sampling, callback=report)
+        return self._drawn(generator, labels, seed, sampling, callback=report)
 
     def reconstruct(self, image: Image.Image, side: int) -> Reconstruction:
         """Encode and decode an image, cropped to the shape of the generator's images (a tokenizer alone: a square).
@@ -170,16 +170,18 @@ class Studio:
             raise UserError(f"solver must be one of {', '.join(DETERMINISTIC_SOLVERS)} between two seeds")
         start, end = (generator.noise([0], seed)[0] for seed in (first, second))
         noise = spherical(start, end, count)
-        return self._drawn(generator, [label] * count, first, sampling=sampling, noise=noise)
+        return self._drawn(generator, [label] * count, first, sampling, noise=noise)
 
     def _generator(self) -> Generator:
         if self.generator is None:
             raise UserError("a tokenizer alone cannot draw samples; give a generator")
         return self.generator
 
-    def _drawn(self, generator: Generator, labels: Sequence[int], seed: int, **more: Any) -> NDArray[np.uint8]:
+    def _drawn(
+        self, generator: Generator, labels: Sequence[int], seed: int, sampling: SamplingConfig | None, **more: Any
+    ) -> NDArray[np.uint8]:
         with autocast(self.precision, self.tokenizer.device):
-            latents = generator.latents(labels, seed, **more)
+            latents = generator.with_sampling(sampling or generator.sampling).latents(labels, seed, **more)
         return self._decoded(latents)
 
     def _decoded(self, latents: Tensor) -> NDArray[np.uint8]:

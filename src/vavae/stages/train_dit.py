@@ -131,10 +131,10 @@ class TransformerTask(TrainingTask):
         self.device = resolve_device(config.training.device)
         self.precision = resolve_precision(config.training.precision, self.device)
         _check_fit(config, latents, tokenizer)
-        config.sampling.check_channels(latents.shape[0])
         self.flow = config.flow.for_latents(latents.shape)
         self.statistics = latents.statistics if config.normalization == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(latents.shape[0], latents.shape[1:], latents.num_classes)
+        config.sampling.check_for(shape)
         torch.manual_seed(config.training.seed)
         self.transformer = build_transformer(shape).to(self.device)
         apply_activation_checkpointing(list(self.transformer.blocks), config.transformer.activation_checkpointing)
@@ -277,9 +277,9 @@ class TransformerTask(TrainingTask):
         generator = self._generator(self._averaged_model(states), {})
         labels = choose_labels(min(32, 4 * max(generator.num_classes, 1)), generator.num_classes, "balanced", 0)
         scale = 2.0 if self.config.transformer.label_dropout > 0 else 1.0
-        sampling = SamplingConfig(steps=min(50, self.config.sampling.steps), guidance_scale=scale)
+        generator.sampling = SamplingConfig(steps=min(50, self.config.sampling.steps), guidance_scale=scale)
         with autocast(self.precision, self.device):
-            latents = generator.latents(sorted(labels), sampling=sampling)
+            latents = generator.latents(sorted(labels))
         image_grid(to_uint8(generator.tokenizer.decode(latents.float())).cpu().numpy(), columns=8).save(path)
 
     def model(

@@ -3,7 +3,12 @@
 # mypy: ignore-errors
 # (diffusers makes attributes of its classes at run time)
 
-from collections.abc import Mapping, Sequence
+import inspect
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
@@ -25,6 +30,7 @@ class LightningDiTPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->vae"
+    _callback_tensor_inputs = ("latents",)
 
     def __init__(
         self,
@@ -40,15 +46,60 @@ class LightningDiTPipeline(DiffusionPipeline):
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.factor)
 
-    def labels_of(self, names: Sequence[str]) -> list[int]:
-        """Return the numbers of the classes with these names."""
-        numbers = {name: int(number) for number, name in self.config.class_names.items()}
-        return [numbers[name] for name in names]
+    def save_config(self, save_directory: str | Path, **more) -> None:
+        """Write `model_index.json` and the code, so that `from_pretrained` reads what `save_pretrained` writes."""
+        super().save_config(save_directory, **more)
+        folder = Path(save_directory)
+        network = type(getattr(self.transformer, "_orig_mod", self.transformer))  # without torch.compile's wrapper
+        shutil.copyfile(inspect.getfile(type(self)), folder / "pipeline.py")
+        shutil.copyfile(inspect.getfile(network), folder / "transformer" / "lightningdit.py")
+        index = json.loads((folder / self.config_name).read_text())
+        index["_class_name"] = ["pipeline", type(self).__name__]
+        index["transformer"] = ["lightningdit", network.__name__]
+        (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n")
+
+    def labels_of(self, class_labels: int | str | Sequence[int | str] | torch.Tensor) -> list[int]:
+        """Return the numbers of classes given by number or name. Raise ValueError for others."""
+        given = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
+        given = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        by_name = {name: int(number) for number, name in self.config.class_names.items()}
+        most = self.transformer.config.num_classes
+        labels = [by_name.get(label) if isinstance(label, str) else label for label in given]
+        for label, number in zip(given, labels, strict=True):
+            if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number <= most:
+                raise ValueError(
+                    f"class_labels must be numbers from 0 to {most} ({most} means no label), or names of classes, "
+                    f"got {label!r}"
+                )
+        if not labels:
+            raise ValueError("class_labels must be at least one label, got none")
+        return labels
+
+    def latent_shape(self, count: int, height: int | None, width: int | None) -> tuple[int, int, int, int]:
+        """Return the shape of the latents of `count` images. Raise ValueError for a size that patches do not divide."""
+        network = self.transformer.config
+        side = network.latent_size
+        rows, columns = (side, side) if isinstance(side, int) else side
+        unit = self.factor * network.patch_size
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels is not None and (pixels < unit or pixels % unit):
+                raise ValueError(f"{name} must be a multiple of {unit} pixels, got {pixels}")
+        rows = rows if height is None else height // self.factor
+        columns = columns if width is None else width // self.factor
+        return count, network.latent_channels, rows, columns
+
+    def decode(self, latents: torch.Tensor, output_type: str) -> object:
+        """Return the images of normalized latents."""
+        stored, device = self.vae.config, latents.device
+        std = torch.tensor(stored.latents_std or [1.0], device=device).view(1, -1, 1, 1) / stored.scaling_factor
+        mean = torch.tensor(stored.latents_mean or [stored.shift_factor or 0.0], device=device).view(1, -1, 1, 1)
+        images = self.vae.decode((latents * std + mean).to(self.vae.dtype)).sample
+        return self.image_processor.postprocess(images.float(), output_type=output_type)
 
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | str | Sequence[int] | Sequence[str],
+        class_labels: int | str | Sequence[int | str] | torch.Tensor,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_start: float | None = None,
@@ -61,6 +112,8 @@ class LightningDiTPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
         """Draw one image per label. None takes the folder's default.
 
@@ -78,29 +131,35 @@ class LightningDiTPipeline(DiffusionPipeline):
             latents: (B, C, h, w) standard normal noise to start from, instead of noise from `generator`.
             output_type: "pil", "np", "pt" (values in [0, 1]) or "latent" (normalized latents).
             return_dict: Return an `ImagePipelineOutput` instead of a tuple.
+            callback_on_step_end: Called after each step as callback(pipeline, step, timestep, tensors); `latents` in
+                the returned dictionary replace the step's. `pipeline._interrupt = True` skips the other steps.
+            callback_on_step_end_tensor_inputs: Names of the tensors; there are only "latents".
+
+        Raises:
+            ValueError: A label, a size, a shape or a number of steps is not possible.
         """
-        labels = [class_labels] if isinstance(class_labels, int | str) else list(class_labels)
-        labels = self.labels_of(labels) if labels and isinstance(labels[0], str) else labels
+        labels = self.labels_of(class_labels)
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs must be latents, got {min(unknown)}")
         defaults = self.config.sampling
-        steps = num_inference_steps or defaults.get("steps", 250) - 1
+        steps = defaults.get("steps", 250) - 1 if num_inference_steps is None else num_inference_steps
+        if steps < 1:
+            raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
         scale = defaults.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
         start = defaults.get("guidance_start", 0.0) if guidance_start is None else guidance_start
         stop = defaults.get("guidance_stop", 1.0) if guidance_stop is None else guidance_stop
         channels = defaults.get("guidance_channels") if guidance_channels is None else guidance_channels
         shift = defaults.get("shift", 1.0) if shift is None else shift
 
-        network = self.transformer.config
         device, dtype = self._execution_device, self.transformer.dtype
-        side = network.latent_size
-        trained = (side, side) if isinstance(side, int) else tuple(side)
-        rows = trained[0] if height is None else height // self.factor
-        columns = trained[1] if width is None else width // self.factor
+        shape = self.latent_shape(len(labels), height, width)
         if latents is None:
-            shape = (len(labels), network.latent_channels, rows, columns)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if latents.shape != shape:
+            raise ValueError(f"latents must have the shape {shape}, got {tuple(latents.shape)}")
         latents = latents.to(device, torch.float32)
         y = torch.tensor(labels, device=device)
-        no_label = torch.full_like(y, network.num_classes)
+        no_label = torch.full_like(y, self.transformer.config.num_classes)
 
         times = torch.linspace(0, 1, steps + 1)
         if shift > 0:
@@ -109,8 +168,11 @@ class LightningDiTPipeline(DiffusionPipeline):
         grid = times[:-1].tolist()
         # In float32, as the grid: 0.7 in float64 is larger than the grid point 0.7.
         start, stop = torch.tensor([start, stop], dtype=torch.float32).tolist()
+        self._interrupt = False
         with self.progress_bar(total=steps) as bar:
-            for time, timestep in zip(grid, self.scheduler.timesteps, strict=True):
+            for step, (time, timestep) in enumerate(zip(grid, self.scheduler.timesteps, strict=True)):
+                if self._interrupt:
+                    break
                 x = latents.to(dtype)
                 t = torch.full((len(labels),), time, device=device, dtype=torch.float32)
                 if scale != 1 and start <= time <= stop:
@@ -123,15 +185,11 @@ class LightningDiTPipeline(DiffusionPipeline):
                     velocity = self.transformer(x, t, y).sample.float()
                 # The scheduler's noise level falls, so the output that it expects is minus the velocity.
                 latents = self.scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    tensors = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                    latents = (callback_on_step_end(self, step, timestep, tensors) or {}).get("latents", latents)
                 bar.update()
 
-        if output_type == "latent":
-            images = latents
-        else:
-            stored = self.vae.config
-            std = torch.tensor(stored.latents_std or [1.0], device=device).view(1, -1, 1, 1) / stored.scaling_factor
-            mean = torch.tensor(stored.latents_mean or [stored.shift_factor or 0.0], device=device).view(1, -1, 1, 1)
-            images = self.vae.decode((latents * std + mean).to(self.vae.dtype)).sample
-            images = self.image_processor.postprocess(images.float(), output_type=output_type)
+        images = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
