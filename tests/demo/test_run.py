@@ -42,7 +42,6 @@ FEW = replace(
     train_images=80,
     test_images=40,
     tokenizer_images=128,
-    adversarial_from=96,
     generator_images=640,
     samples=20,
 )

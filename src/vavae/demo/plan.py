@@ -25,7 +25,6 @@ class Budget:
         train_images: Largest number of training images.
         test_images: Largest number of test images.
         tokenizer_images: Images that the tokenizer sees.
-        adversarial_from: Images after which the discriminator joins.
         generator_images: Latents that the transformer sees.
         width: Width of the transformer.
         depth: Depth of the transformer.
@@ -37,7 +36,6 @@ class Budget:
     train_images: int = 5000
     test_images: int = 1000
     tokenizer_images: int = 16_384
-    adversarial_from: int = 14_848
     generator_images: int = 30_720
     width: int = 256
     depth: int = 6
@@ -51,7 +49,6 @@ QUICK = Budget(
     train_images=160,
     test_images=80,
     tokenizer_images=512,
-    adversarial_from=384,
     generator_images=1_280,
     width=128,
     depth=3,
@@ -112,21 +109,14 @@ class Config:
 
     def tokenizer(self, run: str) -> train_tokenizer.Config:
         """Return the recipe of stage 1: `small/tokenizer`, at this budget and with these images and teacher."""
-        recipe, images = (
-            load_recipe(train_tokenizer.Config, package_recipe("small/tokenizer")),
-            self.budget.tokenizer_images,
-        )
-        adversarial, alignment = recipe.objective.adversarial, recipe.objective.alignment
+        recipe = load_recipe(train_tokenizer.Config, package_recipe("small/tokenizer"))
+        alignment, images = recipe.objective.alignment, self.budget.tokenizer_images
         return replace(
             recipe,
             output=str(self.folder(run, "tokenizer")),
             data=self.data(),
             teacher=replace(recipe.teacher, name=self.teacher, input_size=self.teacher_size),
-            objective=replace(
-                recipe.objective,
-                adversarial=replace(adversarial, start_images=self.budget.adversarial_from),
-                alignment=replace(alignment, enabled=run == ALIGNED),
-            ),
+            objective=replace(recipe.objective, alignment=replace(alignment, enabled=run == ALIGNED)),
             optimizer=_warmed_up(recipe.optimizer, images),
             training=self._training(recipe.training, images, images // 4),
         )

@@ -135,11 +135,12 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
         reference=reference.records,
         findings=findings(config, runs[0], reference.records[0], steps.timings),
         gallery=gallery,
+        quick=config.quick,
     )
     write_page(page, report)
     shutil.rmtree(reference.store.folder)
     print(f"\ndone in {format_duration(sum(step.seconds for step in steps.timings))}")
-    for label, values, unit, _ in headline(runs):
+    for label, values, unit, _ in headline(runs, reference.records):
         others = "".join(f", {name} {value}" for name, value in values.items() if name != ALIGNED)
         print(f"  {label}: {values[ALIGNED]}{unit and f' {unit}'}{others}")
     print(f"numbers: {results}\npage: {page}")
