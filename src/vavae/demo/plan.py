@@ -14,7 +14,7 @@ from vavae.training.trainer import TrainingConfig
 
 ALIGNED, UNALIGNED = "aligned", "unaligned"
 FACTOR = 4  # pixels per latent position, along each side
-SAMPLING = SamplingConfig(steps=50, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
+SAMPLING = SamplingConfig(steps=30, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,16 @@ class Budget:
         depth: Depth of the transformer.
         samples: Samples for the Fréchet distance.
         samples_per_class: Samples of each class on the page.
-        tsne_points: Points of the t-SNE map.
     """
 
-    train_images: int = 5000
-    test_images: int = 1000
-    tokenizer_images: int = 16_384
-    generator_images: int = 30_720
-    width: int = 256
+    train_images: int = 2000
+    test_images: int = 400
+    tokenizer_images: int = 6_144
+    generator_images: int = 16_384
+    width: int = 192
     depth: int = 6
-    samples: int = 500
-    samples_per_class: int = 8
-    tsne_points: int = 1000
+    samples: int = 400
+    samples_per_class: int = 6
 
 
 DEFAULT = Budget()
@@ -54,7 +52,6 @@ QUICK = Budget(
     depth=3,
     samples=40,
     samples_per_class=2,
-    tsne_points=80,
 )
 
 

@@ -93,7 +93,8 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
     note(folder / "images.json", "test images", len(test), test.class_names, test.found)
     check_same_classes(train, test)
     with steps("fetch the pretrained weights", f"LPIPS and {config.teacher}"):
-        assets.fetch("lpips-vgg16")
+        for network in ("lpips-vgg16", "lpips-alexnet"):
+            assets.fetch(network)
         teacher = load_teacher(config.teacher, input_size=config.teacher_size).to(device)
     with steps("features of the test images", f"{len(test):,} images"):
         reference = ReferenceImages(config, train, test, teacher)
