@@ -14,7 +14,7 @@ from vavae.training.trainer import TrainingConfig
 
 ALIGNED, UNALIGNED = "aligned", "unaligned"
 FACTOR = 4  # pixels per latent position, along each side
-SAMPLING = SamplingConfig(steps=30, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
+SAMPLING = SamplingConfig(steps=25, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Budget:
         samples_per_class: Samples of each class on the page.
     """
 
-    train_images: int = 2000
+    train_images: int = 1600
     test_images: int = 400
-    tokenizer_images: int = 6_144
-    generator_images: int = 16_384
+    tokenizer_images: int = 5_120
+    generator_images: int = 12_288
     width: int = 192
     depth: int = 6
     samples: int = 400
-    samples_per_class: int = 6
+    samples_per_class: int = 5
 
 
 DEFAULT = Budget()
