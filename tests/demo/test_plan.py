@@ -27,7 +27,7 @@ def test_recipes_equal_the_small_recipes(stage: str) -> None:
 def test_quick_run_without_alignment_differs_where_it_says() -> None:
     config = Config(quick=True, seed=3, size=64, teacher="mae-base")
     own = config.tokenizer(UNALIGNED)
-    assert not own.objective.alignment.enabled and own.objective.adversarial.start_images == 384
+    assert not own.objective.alignment.enabled
     assert (own.training.images, own.training.seed, own.training.log_images) == (512, 3, 128)
     assert own.optimizer.schedule.warmup_images == 25 and own.optimizer.learning_rate == 1.2e-3
     assert (own.teacher.name, own.teacher.input_size, own.data.size) == ("mae-base", None, 64)

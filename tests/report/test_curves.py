@@ -39,7 +39,7 @@ def panels_of(*logs: list[dict]) -> tuple[dict, list[str]]:
 def test_order_of_terms() -> None:
     line = {"images": 1.0, "step": 1, "zzz": 1.0, "gradient_norm/a": 1.0, "kl": 1.0, "total": 1.0}
     panels, off = panels_of([line])
-    assert list(panels) == ["total", "kl", "gradient_norm/a", "zzz"]
+    assert list(panels) == ["kl", "total", "gradient_norm/a", "zzz"]
     assert off == []
 
 

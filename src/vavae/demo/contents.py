@@ -90,6 +90,7 @@ class DemoReport:
         reference: Numbers that belong to no run.
         findings: Sentences about the numbers.
         gallery: Samples of a model with longer training.
+        quick: Whether the run was too short for its numbers to mean anything.
     """
 
     command: str
@@ -108,3 +109,4 @@ class DemoReport:
     reference: Sequence[MetricRecord]
     findings: Sequence[str]
     gallery: Gallery
+    quick: bool = False

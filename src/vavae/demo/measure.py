@@ -99,10 +99,9 @@ def measure(
     if train_images.num_classes > 1:
         train = of_tokenizer.encode(tokenizer, train_images, config.size, len(train_images), context)
     records += of_tokenizer.meaning_records(train, test, reference.teacher, reference.features, protocol)
-    count = min(config.budget.tsne_points, len(test_images))
-    points = tsne_points(test.values[:count], 42) if count > 30 else None  # 30 is the perplexity of t-SNE
+    points = tsne_points(test.values, 42) if len(test_images) > 30 else None  # 30 is the perplexity of t-SNE
     if points is not None:
-        measured = replace(protocol, samples=count, posterior="mean", seed=42)
+        measured = replace(protocol, posterior="mean", seed=42)
         records += uniformity_records(latent_uniformity(points), measured)
     # Samples
     labels = choose_labels(config.budget.samples, generator.num_classes, "balanced", config.seed)
@@ -127,7 +126,7 @@ def measure(
         reconstructions=to_uint8(reconstructions).cpu().numpy(),
         latents=shown.permute(0, 2, 3, 1).numpy(),  # (N, C, h, w) -> (N, h, w, C)
         tsne_points=points,
-        tsne_labels=test.labels[:count].numpy(),
+        tsne_labels=test.labels.numpy(),
         samples=draw(generator, labels, range(len(labels)), config.seed, SAMPLING, "auto"),
         sample_labels=labels,
         formation=_formation(config, generator, labels),

@@ -20,7 +20,7 @@ from vavae.report.numbers import duration, number
 from vavae.report.page_base import Embedder, render
 from vavae.report.pca import pca_maps
 
-_PER_BLOCK = 8
+_PER_BLOCK = 10
 _PIXELATED_SIDE = 128  # up to this side, single pixels stay squares
 
 
@@ -92,20 +92,22 @@ def _view(report: DemoReport) -> dict[str, Any]:
     originals: _Row = ("original", report.originals, None, "", "")
     scatter = [(i, run.name, _scatter(run, embed)) for i, run in enumerate(runs) if run.tsne_points is not None]
     return {
-        "title": "vavae demo",
+        "title": "vavae demo" if not report.quick else "vavae demo --quick: a trial, its numbers mean nothing",
         "facts": [
             ("Made", report.created),
             ("Took", duration(sum(seconds))),
             ("On", " · ".join(report.machine.values())),
         ],
         "sections": [
-            *(("idea", "The idea"), ("reconstructions", "Reconstructions"), ("features", "Features")),
+            *(("reconstructions", "Reconstructions"), ("samples", "Samples"), ("results", "Numbers")),
+            *(("idea", "The idea"), ("features", "Features")),
             *([("map", "Map of latents")] if scatter else []),
-            *(("samples", "Samples"), ("curves", "Curves"), ("numbers", "All numbers"), ("again", "Run it again")),
+            *(("formation", "How a sample forms"), ("curves", "Curves"), ("numbers", "All numbers")),
+            ("again", "Run it again"),
         ],
         "total_seconds": sum(seconds),
         "run_names": names,
-        "headline": headline(runs),
+        "headline": headline(runs, report.reference),
         "reconstructions": _matrix(
             report,
             [originals, *((run.name, run.reconstructions, i, "reconstruction, ", "") for i, run in enumerate(runs))],
@@ -154,7 +156,7 @@ def _matrix(report: DemoReport, rows: Sequence[_Row]) -> PictureGroup:
     for heading, images, run, kind, note in rows:
         alts = (f"{heading}: {kind}image {i + 1} ({name})" for i, name in enumerate(names))
         strips.append(Strip(heading, _pictures(images, alts), run, note))
-    # At most eight columns, in blocks as equal as possible.
+    # At most ten columns, in blocks as equal as possible.
     blocks = -(-len(names) // _PER_BLOCK)
     return PictureGroup(tuple(strips), _ratio(report.originals), -(-len(names) // blocks))
 

@@ -14,7 +14,7 @@ from vavae.training.trainer import TrainingConfig
 
 ALIGNED, UNALIGNED = "aligned", "unaligned"
 FACTOR = 4  # pixels per latent position, along each side
-SAMPLING = SamplingConfig(steps=50, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
+SAMPLING = SamplingConfig(steps=25, shift=0.3, guidance_scale=3.0, guidance_start=0.1)
 
 
 @dataclass(frozen=True)
@@ -25,25 +25,21 @@ class Budget:
         train_images: Largest number of training images.
         test_images: Largest number of test images.
         tokenizer_images: Images that the tokenizer sees.
-        adversarial_from: Images after which the discriminator joins.
         generator_images: Latents that the transformer sees.
         width: Width of the transformer.
         depth: Depth of the transformer.
         samples: Samples for the Fréchet distance.
         samples_per_class: Samples of each class on the page.
-        tsne_points: Points of the t-SNE map.
     """
 
-    train_images: int = 5000
-    test_images: int = 1000
-    tokenizer_images: int = 16_384
-    adversarial_from: int = 14_848
-    generator_images: int = 30_720
-    width: int = 256
+    train_images: int = 1600
+    test_images: int = 400
+    tokenizer_images: int = 5_120
+    generator_images: int = 12_288
+    width: int = 192
     depth: int = 6
-    samples: int = 500
-    samples_per_class: int = 8
-    tsne_points: int = 1000
+    samples: int = 400
+    samples_per_class: int = 5
 
 
 DEFAULT = Budget()
@@ -51,13 +47,11 @@ QUICK = Budget(
     train_images=160,
     test_images=80,
     tokenizer_images=512,
-    adversarial_from=384,
     generator_images=1_280,
     width=128,
     depth=3,
     samples=40,
     samples_per_class=2,
-    tsne_points=80,
 )
 
 
@@ -112,21 +106,14 @@ class Config:
 
     def tokenizer(self, run: str) -> train_tokenizer.Config:
         """Return the recipe of stage 1: `small/tokenizer`, at this budget and with these images and teacher."""
-        recipe, images = (
-            load_recipe(train_tokenizer.Config, package_recipe("small/tokenizer")),
-            self.budget.tokenizer_images,
-        )
-        adversarial, alignment = recipe.objective.adversarial, recipe.objective.alignment
+        recipe = load_recipe(train_tokenizer.Config, package_recipe("small/tokenizer"))
+        alignment, images = recipe.objective.alignment, self.budget.tokenizer_images
         return replace(
             recipe,
             output=str(self.folder(run, "tokenizer")),
             data=self.data(),
             teacher=replace(recipe.teacher, name=self.teacher, input_size=self.teacher_size),
-            objective=replace(
-                recipe.objective,
-                adversarial=replace(adversarial, start_images=self.budget.adversarial_from),
-                alignment=replace(alignment, enabled=run == ALIGNED),
-            ),
+            objective=replace(recipe.objective, alignment=replace(alignment, enabled=run == ALIGNED)),
             optimizer=_warmed_up(recipe.optimizer, images),
             training=self._training(recipe.training, images, images // 4),
         )

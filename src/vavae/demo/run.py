@@ -96,7 +96,8 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
     note(folder / "images.json", "test images", len(test), test.class_names, test.found)
     check_same_classes(train, test)
     with steps("fetch the pretrained weights", f"LPIPS and {config.teacher}"):
-        assets.fetch("lpips-vgg16")
+        for network in ("lpips-vgg16", "lpips-alexnet"):
+            assets.fetch(network)
         teacher = load_teacher(config.teacher, input_size=config.teacher_size).to(device)
     with steps("features of the test images", f"{len(test):,} images"):
         reference = ReferenceImages(config, train, test, teacher)
@@ -138,11 +139,12 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
         reference=reference.records,
         findings=findings(config, runs[0], reference.records[0], steps.timings),
         gallery=gallery,
+        quick=config.quick,
     )
     write_page(page, report)
     shutil.rmtree(reference.store.folder)
     print(f"\ndone in {format_duration(sum(step.seconds for step in steps.timings))}")
-    for label, values, unit, _ in headline(runs):
+    for label, values, unit, _ in headline(runs, reference.records):
         others = "".join(f", {name} {value}" for name, value in values.items() if name != ALIGNED)
         print(f"  {label}: {values[ALIGNED]}{unit and f' {unit}'}{others}")
     print(f"numbers: {results}\npage: {page}")

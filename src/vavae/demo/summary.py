@@ -24,16 +24,28 @@ _HEADLINE = (
         "Cosine after the best linear map; higher is better.",
     ),
     ("LPIPS of reconstructions", "LPIPS", "", 3, "Perceptual difference; lower is better."),
-    ("Fréchet distance of samples", "Fréchet distance of samples", "", 0, "Lower is better."),
+    (
+        *("Fréchet distance of samples", "Fréchet distance of samples", "(real images: {real})", 0),
+        "Lower is better; as many real images as samples.",
+    ),
 )
 Headline = tuple[str, dict[str, str], str, str]  # label, text of the number by run, unit, explanation
 
 
-def headline(runs: Sequence[RunResult]) -> list[Headline]:
-    """Return the five most important numbers of the runs, as far as the first one has them."""
+def headline(runs: Sequence[RunResult], reference: Sequence[MetricRecord]) -> list[Headline]:
+    """Return the five most important numbers of the runs, as far as the first one has them.
+
+    The Fréchet distance of real images, the last number of `reference`, is next to that of samples.
+    """
+    real = f"{reference[-1].value:.0f}"
     values = {run.name: {record.name: record.value for record in run.records} for run in runs}
     return [
-        (label, {run: _text(found.get(name), digits) for run, found in values.items()}, unit, explanation)
+        (
+            label,
+            {run: _text(found.get(name), digits) for run, found in values.items()},
+            unit.format(real=real),
+            explanation,
+        )
         for label, name, unit, digits, explanation in _HEADLINE
         if name in values[runs[0].name]
     ]
@@ -60,6 +72,8 @@ def findings(config: Config, first: RunResult, floor: MetricRecord, steps: Seque
         f"The transformer saw {config.budget.generator_images:,} latents{took}; published models see eighty million "
         "and more. The Fréchet distance uses few samples and the network with which the aligned tokenizer was trained. "
         "It compares the runs roughly and cannot be compared with published FIDs.",
+        f"To take minutes on a CPU, the tokenizer saw only {config.budget.tokenizer_images:,} images, without a "
+        "discriminator, and its perceptual loss uses AlexNet, not VGG-16 as published. LPIPS is measured with VGG-16.",
     ]
 
 

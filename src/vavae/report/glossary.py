@@ -23,7 +23,6 @@ class Term:
 
 
 TOKENIZER_TERMS = {
-    "total": Term("Total loss", "All terms with their weights: what training minimizes."),
     "nll": Term("Reconstruction loss", "Pixel and perceptual error together, summed over an image.", True),
     "pixel": Term("Pixel error", "Mean difference from the original, pixel by pixel."),
     "perceptual": Term("Perceptual error", "LPIPS: difference of a vision network’s features."),
@@ -33,6 +32,7 @@ TOKENIZER_TERMS = {
     "cosine": Term("Alignment: cosine", "Each latent against the teacher’s feature at its position."),
     "distance_matrix": Term("Alignment: distances", "Similarity between positions: latents against teacher."),
     "alignment_weight": Term("Alignment weight", "Balances its gradient against reconstruction’s.", True),
+    "total": Term("Total loss", "All terms with their weights: what training minimizes."),
     "adversarial": Term("Adversarial loss", "Falls when the discriminator takes reconstructions for originals."),
     "discriminator": Term("Discriminator loss", "Low when it separates originals from reconstructions.", True),
     "adversarial_weight": Term("Adversarial weight", "Balances its gradient against reconstruction’s.", True),
@@ -41,9 +41,9 @@ TOKENIZER_TERMS = {
 }
 
 GENERATOR_TERMS = {
-    "total": Term("Total loss", "What training minimizes: velocity and direction."),
     "mse": Term("Velocity error", "Squared error of the predicted velocity."),
     "direction": Term("Direction error", "1 − cosine between predicted and true velocity."),
+    "total": Term("Total loss", "What training minimizes: velocity and direction."),
 }
 
 _METRICS = (
