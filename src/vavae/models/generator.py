@@ -12,21 +12,17 @@ from torch import Tensor, nn
 
 from vavae import rng
 from vavae.checkpoints import folder as files
-from vavae.checkpoints.diffusers_autoencoder import diffusers_statistics
 from vavae.checkpoints.folder import HubOptions
-from vavae.checkpoints.loading import LoadedTransformer, load_transformer, own_transformer
+from vavae.checkpoints.loading import load_transformer
 from vavae.checkpoints.locations import hub_id, known_model, options_of_tokenizer, resolve
 from vavae.checkpoints.published import LoadReport, Weights
-from vavae.checkpoints.published_recipes import published_flow
-from vavae.checkpoints.registry import KnownModel
-from vavae.checkpoints.statistics import read_statistics, scaled
 from vavae.config import to_plain
 from vavae.config.image_size import Size, as_size, height_width, scale_size
 from vavae.errors import UserError
 from vavae.flow import PathName, Prediction, SampleCallback, counter_noise, path_by_name, sample
 from vavae.flow.times import shift_in_numbers
 from vavae.io.hashing import digest, weights_fingerprint
-from vavae.models.published import published_defaults, published_latents
+from vavae.models.reading import diffusers_parts, native_parts, published_parts
 from vavae.models.sampling import (
     Labels,
     OutputType,
@@ -35,7 +31,6 @@ from vavae.models.sampling import (
     as_output,
     check_drawn,
     label_numbers,
-    read_sampling,
     sample_indices,
     seed_of,
     step_bar,
@@ -391,18 +386,20 @@ class Generator(SavedModel):
         folder = resolve(path_or_hub_id, "generator", **hub)
         form = files.refuse_unused(folder, weights=weights, heads=heads, path=path, prediction=prediction)
         if form == "generator":
-            generator = cls._from_native(folder, tokenizer, statistics)
+            parts, report = native_parts(folder, tokenizer, statistics)
         elif form == "checkpoint":
             known, own = known_model(path_or_hub_id), tokenizer
             if known is not None:
                 path, prediction = path or known.path, prediction or known.prediction
                 own = tokenizer or Tokenizer.from_pretrained(known.tokenizer, **options_of_tokenizer(hub))
             loaded = load_transformer(folder, weights, heads)
-            generator = cls._from_published(folder, loaded, own, statistics, path, prediction, known)
+            parts, report = published_parts(folder, loaded, own, statistics, path, prediction, known)
         elif form == "pipeline":
-            generator = cls._from_diffusers(folder, tokenizer, statistics)
+            parts, report = diffusers_parts(folder, tokenizer, statistics)
         else:
             raise UserError(f"{folder}: holds {files.describe_form(form)}, not a generator")
+        generator = cls(**parts)
+        generator.report = report
         if positions is not None:
             if isinstance(generator.config, DiTDHConfig):
                 raise UserError("positions must be null for a DiT^DH, which resizes its own table")
@@ -412,84 +409,6 @@ class Generator(SavedModel):
         if "converted_from" in generator.provenance and (repository := hub_id(path_or_hub_id)):
             generator.provenance["converted_from"] = repository
         return generator.to(device)
-
-    @classmethod
-    def _from_native(
-        cls, folder: Path, tokenizer: Tokenizer | str | Path | None, statistics: StatisticsSource | None
-    ) -> Self:
-        """Read a folder of `save_pretrained`."""
-        transformer, config = own_transformer(folder)
-        where = folder / files.CONFIG
-        if missing := {"sampling", "path", "prediction", "class_names"} - config.keys():
-            raise UserError(f"{where}: the key {min(missing)!r} is missing")
-        path, prediction = config["path"], config["prediction"]
-        sampling = read_sampling(config["sampling"], path, prediction, where)
-        names = [] if config["class_names"] is None else config["class_names"]
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{where}: class_names must be a list of names, got {str(names)[:60]}")
-        if names and len(names) != transformer.config.num_classes:
-            raise UserError(f"{where}: class_names must be {transformer.config.num_classes} names, got {len(names)}")
-        if tokenizer is None:
-            tokenizer = Tokenizer.from_pretrained(files.subfolder(folder, "tokenizer"), statistics=statistics)
-        elif statistics is None:  # the ones of the training, in the folder's own tokenizer
-            own = files.subfolder(folder, "tokenizer")
-            files.read_model(own, "tokenizer")
-            statistics = own
-        trained = None if statistics is None else read_statistics(statistics)
-        tokenizer, facts = _tokenizer(tokenizer, trained), config.get("provenance")
-        floor = config.get("floor", 0.0)
-        return cls(transformer, tokenizer, trained, sampling, path, names, facts, prediction, floor)
-
-    @classmethod
-    def _from_diffusers(
-        cls, folder: Path, tokenizer: Tokenizer | str | Path | None, statistics: StatisticsSource | None
-    ) -> Self:
-        """Read a folder of `save_diffusers`."""
-        from vavae.models.diffusers.pipeline import read_settings
-
-        sampling, path, names = read_settings(folder)  # before anything large is read
-        loaded = load_transformer(folder)
-        own = files.subfolder(folder, "vae")
-        if statistics is None:
-            channels = loaded.model.config.latent_channels
-            statistics = diffusers_statistics(files.read_config(own), channels, own / files.CONFIG)
-        trained = read_statistics(statistics)
-        tokenizer = _tokenizer(own if tokenizer is None else tokenizer, trained)
-        generator = cls(loaded.model, tokenizer, trained, sampling, path, names, {"converted_from": folder.name})
-        generator.report = loaded.report
-        return generator
-
-    @classmethod
-    def _from_published(
-        cls,
-        source: Path,
-        loaded: LoadedTransformer,
-        tokenizer: Tokenizer | str | Path | None,
-        statistics: StatisticsSource | None,
-        given_path: PathName | None,
-        given_prediction: Prediction | None,
-        known: KnownModel | None,
-    ) -> Self:
-        """Combine a published transformer with its tokenizer, statistics and sampling."""
-        path, prediction, notes = published_flow(loaded.training, source, given_path, given_prediction)
-        sampling, sampling_notes = published_defaults(loaded, known)
-        given = None if statistics is None else read_statistics(statistics)
-        trained, multiplier, scaling_notes = published_latents(source, loaded, given)
-        if tokenizer is None and (source / "tokenizer").is_dir():  # `vavae convert --to published` writes it
-            tokenizer = source / "tokenizer"
-        if tokenizer is None:
-            raise UserError(
-                f"{source}: a published transformer comes without its tokenizer: pass tokenizer, the tokenizer of its "
-                "training, and statistics, the latents_stats.pt of its training latents ('vavae convert' writes one "
-                "folder with all three)"
-            )
-        tokenizer = _tokenizer(tokenizer, trained)
-        normalized = scaled(trained or tokenizer.statistics, multiplier)
-        converted = {"converted_from": source.name}
-        generator = cls(loaded.model, tokenizer, normalized, sampling, path, (), converted, prediction)
-        notes = [*loaded.report.notes, *notes, *sampling_notes, *scaling_notes]
-        generator.report = dataclasses.replace(loaded.report, notes=tuple(notes))
-        return generator
 
     def _parts(self) -> list[SavedModel]:
         return [self, self.tokenizer]
@@ -507,9 +426,3 @@ class Generator(SavedModel):
             f'generator = vavae.Generator.from_pretrained("{source}")\n'
             "images = generator(labels=[0, 1], seed=0)  # Pillow images\n```\n"
         )
-
-
-def _tokenizer(source: Tokenizer | str | Path, statistics: LatentStatistics | None) -> Tokenizer:
-    if isinstance(source, Tokenizer):
-        return source
-    return Tokenizer.from_pretrained(source, statistics=statistics)
