@@ -35,7 +35,7 @@ def test_headline(make_report: Callable[..., DemoReport]) -> None:
     assert [found[:3] for found in summary.headline([aligned, nan], report.reference)] == [
         ("PSNR of reconstructions", {"aligned": "25.11", "unaligned": "not measured"}, "dB"),
         ("Linear probe on latents", {"aligned": "0.412", "unaligned": "not measured"}, ""),
-        ("Fréchet distance of samples", {"aligned": "99", "unaligned": "not measured"}, "(real images: 22)"),
+        ("Fréchet distance of samples", {"aligned": "99", "unaligned": "not measured"}, "(real: 22)"),
     ]
 
 

@@ -143,7 +143,7 @@ def shipped_gallery(config: Config) -> Gallery:
     tokenizer_seen, generator_seen = (m.provenance["images_seen"] for m in (generator.tokenizer, generator))
     note = (
         f"The model in the package, which “vavae sample” uses: its tokenizer saw {tokenizer_seen:,} images, its "
-        f"transformer {generator_seen:,} latents. The models above saw {config.budget.tokenizer_images:,} and "
+        f"transformer {generator_seen:,} latents. The models of this run saw {config.budget.tokenizer_images:,} and "
         f"{config.budget.generator_images:,}."
     )
     return Gallery(note, samples, labels, generator.class_names, describe_guidance(generator.sampling))

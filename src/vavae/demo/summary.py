@@ -25,7 +25,7 @@ _HEADLINE = (
     ),
     ("LPIPS of reconstructions", "LPIPS", "", 3, "Perceptual difference; lower is better."),
     (
-        *("Fréchet distance of samples", "Fréchet distance of samples", "(real images: {real})", 0),
+        *("Fréchet distance of samples", "Fréchet distance of samples", "(real: {real})", 0),
         "Lower is better; as many real images as samples.",
     ),
 )
