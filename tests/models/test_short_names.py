@@ -51,7 +51,7 @@ def test_generator_has_all_three_parts(name: str, scale: float, start: float, hu
     assert generator.tokenizer.statistics.equals(MEASURED)
     assert generator.provenance == {"converted_from": f"hustvl/{file.removesuffix('.pt')}"}
     assert generator.report is not None and "assumed" not in str(generator.report)
-    assert generator([3], sampling=SamplingConfig(steps=3)).shape == (1, 3, 8, 8)
+    assert generator([3], steps=3, guidance_scale=1.0, output_type="pt").shape == (1, 3, 8, 8)
 
 
 def test_parts_are_read_alone(hub: StandInHub) -> None:

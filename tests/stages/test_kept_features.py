@@ -8,9 +8,11 @@ import torch
 from tiny_teacher import tiny_teacher
 
 from vavae.cli import run
+from vavae.data.images import ImagesConfig
 from vavae.device import fits_on
 from vavae.losses import AdversarialConfig, ObjectiveConfig
 from vavae.stages import train_tokenizer
+from vavae.tokenizer import AutoencoderConfig
 
 SMALL = [
     "--data.images=demo", "--data.size=16", "--data.limit=40", "--data.workers=2",
@@ -44,14 +46,14 @@ def test_features_on_disk_and_in_memory_agree(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("estimates")
 def test_memory_estimate_includes_features(tmp_path: Path) -> None:
-    data = train_tokenizer.ImagesConfig("demo", 16, limit=40)
+    data = ImagesConfig("demo", 16, limit=40)
     source = data.open("train")
     sizes = []
     for kept in (False, True):
         config = train_tokenizer.Config(
             output=str(tmp_path),
             data=data,
-            tokenizer=train_tokenizer.AutoencoderConfig(8, 32, (1, 2), 1, ()),
+            tokenizer=AutoencoderConfig(8, 32, (1, 2), 1, ()),
             objective=ObjectiveConfig(adversarial=AdversarialConfig(enabled=False)),
             teacher=train_tokenizer.TeacherConfig(cache_features=True, features_on_device=kept),
         )

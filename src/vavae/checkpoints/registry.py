@@ -156,6 +156,8 @@ MODELS: tuple[KnownModel, ...] = (
 def find_model(name: str) -> KnownModel | None:
     """Return the model of a short name, or of a repository with one model; a revision may follow after an @."""
     text = name.partition("@")[0]
+    if not text:  # the model in the package has no repository
+        return None
     return next((model for model in MODELS if text == model.name or (text == model.hub_id and not model.file)), None)
 
 

@@ -71,8 +71,8 @@ class DinoViT(nn.Module):
         stored = load_file(file) if file.is_file() else torch.load(folder / "pytorch_model.bin", weights_only=True)
         tensors = {}
         for name, value in stored.items():
-            for theirs, ours in _NAMES:
-                name = name.replace(theirs, ours)
+            for hub_name, own_name in _NAMES:
+                name = name.replace(hub_name, own_name)
             tensors[re.sub("^layernorm", "norm", name)] = value
         for name in filter(_QKV.fullmatch, list(tensors)):
             parts = [tensors.pop(name.replace("query", part)) for part in ("query", "key", "value")]

@@ -159,7 +159,7 @@ class RepresentationAutoencoder(nn.Module):
         return self.encoder(images)
 
     def latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return `encode(images)`: there is no posterior to sample from, so `noise` changes nothing."""
+        """Return `encode(images)`: without a posterior to sample from, `noise` changes nothing."""
         del noise
         return self.encode(images)
 

@@ -162,7 +162,7 @@ class Tokenizer(SavedModel):
             with_teacher: Store the teacher of a representation autoencoder too; by default its name and sha256 only.
 
         Raises:
-            UserError: A weight is too large for `dtype`, or there is no teacher to store.
+            UserError: A weight is too large for `dtype`, or the autoencoder has no teacher.
         """
         folder, autoencoder = Path(path), self.autoencoder
         config = {
