@@ -11,6 +11,7 @@ from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.models import Generator, Tokenizer
 from vavae.serve.server import free_port, launch
+from vavae.serve.studio import Studio
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Config:
     Attributes:
         model: A generator's or a tokenizer's folder, or its hub id; `demo` comes with the package. A tokenizer alone
             reconstructs and interpolates. Published checkpoints are converted first (`vavae convert`).
+        compare: A second generator with the same latents and classes. The page shows its samples next to those of
+            `model`, from the same noise.
         host: Address to listen on. 127.0.0.1 serves this machine alone; 0.0.0.0 serves others too, without a password.
         allowed_hosts: Further names under which a browser may reach the page, such as that of a proxy. Requests for
             other names are refused.
@@ -29,6 +32,7 @@ class Config:
     """
 
     model: str = "demo"
+    compare: str | None = None
     host: str = "127.0.0.1"
     allowed_hosts: tuple[str, ...] = ()
     port: int | None = None
@@ -70,14 +74,16 @@ def run(config: Config) -> None:
 def build(config: Config) -> Any:
     """Return the page of `config.model`, a `gradio.Blocks`."""
     from vavae.serve.page import build as build_page
-    from vavae.serve.studio import Studio
 
-    device = resolve_device(config.device)
-    path = resolve(config.model)
+    models = [config.model] if config.compare is None else [config.model, config.compare]
+    return build_page(*(_studio(model, config) for model in models))
+
+
+def _studio(model: str, config: Config) -> Studio:
+    device, path = resolve_device(config.device), resolve(model)
+    # The paths of all runs have the same end.
+    name = model if model in SHIPPED else "/".join(path.resolve().parts[-3:])
     if files.holds_generator(path):
         generator = Generator.from_pretrained(path, device)
-        studio = Studio(generator.tokenizer, generator, config.precision)
-    else:
-        studio = Studio(Tokenizer.from_pretrained(path, device), None, config.precision)
-    # The paths of all runs have the same end.
-    return build_page(studio, config.model if config.model in SHIPPED else "/".join(path.resolve().parts[-3:]))
+        return Studio(generator.tokenizer, generator, config.precision, model, name)
+    return Studio(Tokenizer.from_pretrained(path, device), None, config.precision, model, name)
