@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradio.processing_utils import save_pil_to_cache
 from PIL import Image
 
 import vavae
@@ -62,8 +61,9 @@ def test_code_of_images_and_seeds(studio: Studio, tmp_path: Path, monkeypatch: p
 
 
 def test_text_is_in_the_file_of_the_page(tmp_path: Path) -> None:
+    processing = pytest.importorskip("gradio.processing_utils")
     made = with_text(demo_pixels("test")[0], seed=5, name="Straße")
-    with Image.open(save_pil_to_cache(made, str(tmp_path), format="png")) as image:
+    with Image.open(processing.save_pil_to_cache(made, str(tmp_path), format="png")) as image:
         assert json.loads(image.text["vavae"]) == {"seed": 5, "name": "Straße"}  # type: ignore[attr-defined]
 
 

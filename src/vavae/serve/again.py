@@ -62,6 +62,8 @@ def sample_code(source: str, labels: Sequence[int], seed: int, settings: Mapping
         lines += ["with torch.autocast(generator.tokenizer.device.type, torch.bfloat16):", f"    images = {call}"]
     else:
         lines.append(f"images = {call}")
+    if precision == "tf32":
+        lines.append("# The page computed in TF32: its last digits differ.")
     return "\n".join(lines)
 
 

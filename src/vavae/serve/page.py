@@ -38,12 +38,12 @@ def build(*studios: Studio) -> Any:
     _check_comparable(studios)
     name = " and ".join(one.name for one in studios)
     with gr.Blocks(title=f"vavae: {name}", analytics_enabled=False) as page:
-        gr.Markdown(f"# {name}\n" + "\n\n".join(map(_described, studios)))
+        facts = [f"{one.name}: {_described(one)}" if len(studios) > 1 else _described(one) for one in studios]
+        gr.Markdown(f"# {name}\n" + "\n\n".join(facts))
         with gr.Tabs():
             if studio.generator is not None:
                 with gr.Tab("Sample"):
-                    opening, outputs = _sample_tab(studios)
-                page.load(opening, None, outputs, api_visibility="private", concurrency_id="sample")
+                    _sample_tab(page, studios)
             with gr.Tab("Reconstruct"):
                 _reconstruct_tab(studio)
             with gr.Tab("Interpolate"):
@@ -130,8 +130,7 @@ def _opened(path: str | None) -> Image.Image:
         raise UserError("this file cannot be read as an image") from error
 
 
-def _sample_tab(studios: Sequence[Studio]) -> tuple[Callable[..., Any], list[Any]]:
-    """Return the function that computes the samples of the opening, and its outputs."""
+def _sample_tab(page: Any, studios: Sequence[Studio]) -> None:
     generator = studios[0].generator
     assert generator is not None
     names = {label: name for name, label in parts.class_choices(studios[0])} or {0: ""}
@@ -150,12 +149,16 @@ def _sample_tab(studios: Sequence[Studio]) -> tuple[Callable[..., Any], list[Any
             controls, settings = parts.sampling_controls(generator.sampling, SOLVERS)
             button = gr.Button("Sample", variant="primary")
             with gr.Row():
-                random = gr.Button("Random seed", min_width=110)
-                stop = gr.Button("Stop", variant="stop", min_width=110)
+                random = gr.Button("New seed", min_width=110)
+                stop = gr.Button("Stop", min_width=110)
         with gr.Column(scale=3):
+            galleries = []
             with gr.Row():
-                several = len(studios) > 1
-                galleries = [parts.gallery(f"Samples of {one.name}", one.side, show_label=several) for one in studios]
+                for one in studios:
+                    with gr.Column(min_width=300):
+                        if len(studios) > 1:
+                            gr.Markdown(f"**{one.name}**")
+                        galleries.append(parts.gallery(f"Samples of {one.name}", one.side))
             line, texts = parts.again(command=True)
 
     def act(chosen: list[int], count: int, seed: int, *values: Any, progress: Any = _PROGRESS) -> list[Any]:
@@ -175,7 +178,6 @@ def _sample_tab(studios: Sequence[Studio]) -> tuple[Callable[..., Any], list[Any
         act, inputs, outputs, api_visibility="private", show_progress_on=galleries, concurrency_id="sample"
     )
     parts.clear(drawn, outputs)
-    stop.click(None, cancels=[clicked, drawn])
     first: list[Any] = []
 
     def opening(progress: Any = _PROGRESS) -> list[Any]:
@@ -184,7 +186,11 @@ def _sample_tab(studios: Sequence[Studio]) -> tuple[Callable[..., Any], list[Any
             first.extend(act(*[field.value for field in inputs], progress=progress))
         return first
 
-    return opening, outputs
+    opened = page.load(
+        opening, None, outputs, api_visibility="private", show_progress_on=galleries, concurrency_id="sample"
+    )
+    parts.clear(opened, outputs)
+    stop.click(None, cancels=[clicked, drawn, opened])
 
 
 def _samples(
@@ -216,7 +222,7 @@ def _reconstruct_tab(studio: Studio) -> None:
             image = parts.input_picture("Your image", studio, 0)
             side = parts.side_control(studio)
             button = gr.Button("Reconstruct", variant="primary")
-            stop = gr.Button("Stop", variant="stop")
+            stop = gr.Button("Stop")
             numbers = gr.Markdown()
         with gr.Column(scale=3):
             pair = gr.ImageSlider(
@@ -232,8 +238,8 @@ def _reconstruct_tab(studio: Studio) -> None:
 
     def act(image: str | None, side: int) -> tuple[Any, ...]:
         """Return the cropped image and its reconstruction, their difference, the latent as colors, and numbers."""
-        with _errors_on_page(studio):
-            made = studio.reconstruct(_opened(image), side)
+        with _errors_on_page(studio) as check:
+            made = studio.reconstruct(_opened(image), side, check)
         channels, height, width = made.latent_shape
         share = channels * height * width / made.original.size
         numbers = (
@@ -271,7 +277,7 @@ def _interpolate_tab(studio: Studio) -> None:
                     with gr.Tab("Two seeds"):
                         seeds = parts.seed_controls(studio)
                         of_seeds = gr.Button("Interpolate", variant="primary")
-            stop = gr.Button("Stop", variant="stop")
+            stop = gr.Button("Stop")
         with gr.Column(scale=3):
             gallery = parts.gallery("From one to the other", studio.side)
             line, texts = parts.again(command=False)

@@ -27,7 +27,7 @@ CSS = """
 }
 .images.small .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(66px, 11%), 1fr)) !important; }
 .images .grid-wrap { max-height: none !important; overflow: visible !important; }
-[data-testid="status-tracker"] .error { display: none !important; }
+[data-testid="status-tracker"]:has(.error) { display: none !important; }
 footer { display: none !important; }
 .dark { --color-accent: var(--primary-400); }
 """
@@ -75,11 +75,11 @@ def sampling_controls(
     return [scale, solver, steps, shift, start, stop], settings
 
 
-def gallery(label: str, side: int, show_label: bool = False) -> Any:
+def gallery(label: str, side: int) -> Any:
     """Return a field for images of `side` pixels."""
     return gr.Gallery(
         label=label,
-        show_label=show_label,
+        show_label=False,
         format="png",
         object_fit="contain",
         height="auto",
@@ -151,19 +151,21 @@ def again(command: bool) -> Again:
     """Return the fields that say how to make a result again; without `command` only Python does."""
     line = gr.Markdown()
     with gr.Accordion(f"Copy as {'command or ' if command else ''}Python", open=False):
-        texts = [gr.Code(label="Command", language="shell", interactive=False, wrap_lines=True)] if command else []
-        texts.append(gr.Code(label="Python", language="python", interactive=False, wrap_lines=True))
+        texts = (
+            [gr.Code(label="Command", language="shell", lines=1, interactive=False, wrap_lines=True)] if command else []
+        )
+        texts.append(gr.Code(label="Python", language="python", lines=1, interactive=False, wrap_lines=True))
     return Again(line, texts)
 
 
 def run_on(button: Any, act: Callable[..., Any], inputs: list[Any], outputs: list[Any], name: str) -> Any:
-    """Let a button compute; after an error its former results are removed. Return the event."""
+    """Let a button compute; after an error or a stop its former results are removed. Return the event."""
     event = button.click(act, inputs, outputs, api_name=name, show_progress_on=outputs[0], concurrency_id=name)
     clear(event, outputs)
     return event
 
 
 def clear(event: Any, outputs: list[Any]) -> None:
-    """Remove the former results after an error."""
+    """Remove the former results after an error or a stop."""
     nothing = ", ".join(["null"] * len(outputs))
     event.failure(None, None, outputs, js=f"() => [{nothing}]" if len(outputs) > 1 else "() => null")

@@ -27,8 +27,11 @@ from vavae.report.pca import pca_maps
 LARGEST_SIDE = 1024
 MOST_IMAGES = 64
 _SSIM_WINDOW = 11
-_NO_TICK: Callable[[], None] = lambda: None  # noqa: E731
 _DECODED_PIXELS = 4 * 256**2  # in one batch: a large decoder needs 150 MB for 256 × 256 pixels
+
+
+def _no_tick() -> None:
+    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ class Studio:
         labels: Sequence[int],
         seed: int = 0,
         sampling: SamplingConfig | None = None,
-        tick: Callable[[], None] = _NO_TICK,
+        tick: Callable[[], None] = _no_tick,
     ) -> NDArray[np.uint8]:
         """Draw samples 0, 1, … of `seed`, one per label.
 
@@ -116,14 +119,15 @@ class Studio:
         generator = self._generator()
         if not 1 <= len(labels) <= MOST_IMAGES:
             raise UserError(f"images must be from 1 to {MOST_IMAGES}, got {len(labels)}")
-        return self._drawn(generator, labels, seed, tick, sampling=sampling)
+        return self._drawn(generator, labels, seed, sampling, tick)
 
-    def reconstruct(self, image: Image.Image, side: int) -> Reconstruction:
+    def reconstruct(self, image: Image.Image, side: int, tick: Callable[[], None] = _no_tick) -> Reconstruction:
         """Encode and decode an image, cropped to the shape of the generator's images (a tokenizer alone: a square).
 
         Args:
             image: An image of any size.
             side: Longer side of the crop, in pixels.
+            tick: See `Studio`.
 
         Raises:
             UserError: `side` is not a multiple of the tokenizer's factor, or too large.
@@ -132,6 +136,7 @@ class Studio:
         original = self._pixels(image, side)
         tensor = to_tensor(original[None])
         latents = self.tokenizer.encode(tensor)
+        tick()
         decoded = self._decode(latents).cpu()
         rebuilt = to_uint8(decoded).numpy()[0]
         difference = np.abs(rebuilt.astype(np.int16) - original.astype(np.int16))
@@ -151,7 +156,7 @@ class Studio:
         second: Image.Image,
         side: int,
         count: int = 9,
-        tick: Callable[[], None] = _NO_TICK,
+        tick: Callable[[], None] = _no_tick,
     ) -> NDArray[np.uint8]:
         """Decode latents on the straight line between the latents of two images, cropped as by `reconstruct`.
 
@@ -175,7 +180,7 @@ class Studio:
         second: int,
         count: int = 9,
         sampling: SamplingConfig | None = None,
-        tick: Callable[[], None] = _NO_TICK,
+        tick: Callable[[], None] = _no_tick,
     ) -> NDArray[np.uint8]:
         """Draw samples from noise on the great circle between the noise of two seeds.
 
@@ -195,7 +200,7 @@ class Studio:
             raise UserError(f"solver must be one of {', '.join(DETERMINISTIC_SOLVERS)} between two seeds")
         start, end = (generator.noise([0], seed)[0] for seed in (first, second))
         noise = spherical(start, end, count)
-        return self._drawn(generator, [label] * count, first, tick, sampling=sampling, noise=noise)
+        return self._drawn(generator, [label] * count, first, sampling, tick, noise=noise)
 
     def _generator(self) -> Generator:
         if self.generator is None:
@@ -203,11 +208,18 @@ class Studio:
         return self.generator
 
     def _drawn(
-        self, generator: Generator, labels: Sequence[int], seed: int, tick: Callable[[], None], **more: Any
+        self,
+        generator: Generator,
+        labels: Sequence[int],
+        seed: int,
+        sampling: SamplingConfig | None,
+        tick: Callable[[], None],
+        **more: Any,
     ) -> NDArray[np.uint8]:
         with autocast(self.precision, self.tokenizer.device):
-            latents = generator.latents(labels, seed, callback=lambda *_: tick(), **more)
-        return self._decoded(latents, tick)
+            latents = generator.latents(labels, seed, sampling=sampling, callback=lambda *_: tick(), **more)
+        with autocast("fp32" if self.precision == "bf16" else self.precision, self.tokenizer.device):
+            return self._decoded(latents, tick)
 
     def _decoded(self, latents: Tensor, tick: Callable[[], None]) -> NDArray[np.uint8]:
         pixels = latents.shape[2] * latents.shape[3] * self.tokenizer.factor**2
