@@ -41,7 +41,9 @@ def test_code_calls_the_generator(generator: Generator, monkeypatch: pytest.Monk
             called.append((labels, seed, replace(generator.sampling, **settings)))
 
     monkeypatch.setattr(vavae.Generator, "from_pretrained", lambda source: Recorder())
-    exec(sample_code("demo", [3, 7], 5, changes(FEW, generator.sampling), precision), {})
+    code = sample_code("demo", [3, 7], 5, changes(FEW, generator.sampling), precision)
+    exec(code, {})
+    assert ("bf16" in code) == (precision == "bf16")
     assert called == [([3, 7], 5, FEW)]
 
 

@@ -61,11 +61,15 @@ def shown(path: str) -> np.ndarray:
 
 
 def test_sample_endpoint(client: Any, studio: Studio) -> None:
-    answer, line, _, _ = client.predict([], 3, 5, *FEW, api_name="/sample")
+    answer, line, command, _ = client.predict([], 3, 5, *FEW, api_name="/sample")
     assert [entry["caption"] for entry in answer] == ["airplane", "automobile", "bird"]
     expected = studio.sample([0, 1, 2], 5, SAMPLING)
     for entry, image in zip(answer, expected, strict=True):
         np.testing.assert_array_equal(shown(entry["image"]), image)
+    with Image.open(answer[1]["image"]) as image:
+        text = json.loads(image.text["vavae"])  # type: ignore[attr-defined]
+    assert (text["model"], text["seed"], text["index"], text["label"]) == ("demo", 5, 1, 1)
+    assert text["sampling"]["steps"] == 4 and text["command"] == command
     assert line == "seed 5 · euler, 4 grid points, time shift 0.3 · guidance 2 from time 0.1 to 1"
     two, *_ = client.predict([3, 9], 3, 5, *FEW, api_name="/sample")
     assert [entry["caption"] for entry in two] == ["cat", "truck", "cat"]
@@ -103,6 +107,9 @@ def test_reconstruct_endpoint(client: Any, studio: Studio, pictures: list[Any]) 
     assert f"PSNR **{made.psnr:.2f} dB**" in numbers and f"SSIM **{made.ssim:.3f}**" in numbers
     assert "Latent 16 × 8 × 8: 33.3% of the image's numbers." in numbers
     assert "studio.reconstruct" in code
+    with Image.open(rebuilt) as image:
+        text = json.loads(image.text["vavae"])  # type: ignore[attr-defined]
+    assert text == {"model": "demo", "side": 32, "psnr": made.psnr, "shows": "reconstruction"}
 
 
 def test_interpolation_endpoints(client: Any, studio: Studio, pictures: list[Any]) -> None:
@@ -389,6 +396,7 @@ def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["/nowhere"], "/nowhere"),
+        (["--compare", "/nowhere", "--device", "cpu"], "/nowhere"),
         (["--port", "70000"], "port must be from 1 to 65535, got 70000"),
         (["--host", "nowhere.invalid"], "host: 'nowhere.invalid' does not exist"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),

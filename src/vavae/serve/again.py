@@ -30,7 +30,7 @@ def changes(sampling: SamplingConfig, defaults: SamplingConfig) -> dict[str, Any
     return {name: getattr(sampling, name) for name in names if getattr(sampling, name) != getattr(defaults, name)}
 
 
-def described(seed: int, sampling: SamplingConfig) -> str:
+def described(seed: int | str, sampling: SamplingConfig) -> str:
     """Return seed and settings in one line."""
     parts = [f"seed {seed}", f"{sampling.solver}, {sampling.steps} grid points, time shift {sampling.shift:g}"]
     if sampling.guidance is None:
@@ -56,15 +56,10 @@ def sample_code(source: str, labels: Sequence[int], seed: int, settings: Mapping
     """Return Python that draws these samples."""
     keywords = "".join(f", {name}={value!r}" for name, value in settings.items())
     call = f"generator({list(labels)}, seed={seed}{keywords})"
-    lines = ["import vavae", "", f"generator = vavae.Generator.from_pretrained({source!r})"]
-    if precision == "bf16":
-        lines[0] = "import torch\nimport vavae"
-        lines += ["with torch.autocast(generator.tokenizer.device.type, torch.bfloat16):", f"    images = {call}"]
-    else:
-        lines.append(f"images = {call}")
-    if precision == "tf32":
-        lines.append("# The page computed in TF32: its last digits differ.")
-    return "\n".join(lines)
+    code = f"import vavae\n\ngenerator = vavae.Generator.from_pretrained({source!r})\nimages = {call}"
+    if precision == "fp32":
+        return code
+    return f"{code}\n# The page computed in {precision}: its images differ a little."
 
 
 def seeds_code(source: str, label: int, seeds: Sequence[int], count: int, sampling: SamplingConfig) -> str:

@@ -12,7 +12,7 @@ def still_asked() -> Callable[[], None]:
     gradio then drops the call, but lets a function that runs in a thread finish.
     """
     page, call = LocalContext.blocks.get(), LocalContext.event_id.get()
-    assert page is not None
+    assert page is not None and call is not None
     calls = page._queue.event_ids_to_events
 
     def check() -> None:
