@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +25,11 @@ from PIL import Image
 
 from vavae.cli import run
 from vavae.data import demo_pixels
+from vavae.errors import UserError
 from vavae.models import Generator, SamplingConfig
 from vavae.serve.guard import KnownHosts
-from vavae.serve.page import build, theme
+from vavae.serve.page import build
+from vavae.serve.parts import theme
 from vavae.serve.server import free_port, known_hosts, launch
 from vavae.serve.studio import Studio
 
@@ -36,7 +40,7 @@ SAMPLING = SamplingConfig("euler", 4, 0.3, 2.0, 0.1, 1.0)
 @pytest.fixture(scope="module")
 def client(studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
-    page = build(studio, "a model")
+    page = build(studio)
     launch(page, "127.0.0.1", free_port("127.0.0.1"))
     yield gradio_client.Client(page.local_url, verbose=False)
     page.close()
@@ -57,31 +61,64 @@ def shown(path: str) -> np.ndarray:
 
 
 def test_sample_endpoint(client: Any, studio: Studio) -> None:
-    answer = client.predict(-1, 3, 5, *FEW, api_name="/sample")
+    answer, line, command, _ = client.predict([], 3, 5, *FEW, api_name="/sample")
     assert [entry["caption"] for entry in answer] == ["airplane", "automobile", "bird"]
     expected = studio.sample([0, 1, 2], 5, SAMPLING)
     for entry, image in zip(answer, expected, strict=True):
         np.testing.assert_array_equal(shown(entry["image"]), image)
-    one = client.predict(3, 1, 5, *FEW, api_name="/sample")
-    assert [entry["caption"] for entry in one] == ["cat"]
+    with Image.open(answer[1]["image"]) as image:
+        text = json.loads(image.text["vavae"])  # type: ignore[attr-defined]
+    assert (text["model"], text["seed"], text["index"], text["label"]) == ("demo", 5, 1, 1)
+    assert text["sampling"]["steps"] == 4 and text["command"] == command
+    assert line == "seed 5 · euler, 4 grid points, time shift 0.3 · guidance 2 from time 0.1 to 1"
+    two, *_ = client.predict([3, 9], 3, 5, *FEW, api_name="/sample")
+    assert [entry["caption"] for entry in two] == ["cat", "truck", "cat"]
+
+
+def test_two_checkpoints_draw_from_the_same_noise(studio: Studio, generator: Generator, monkeypatch: Any) -> None:
+    other = Studio(studio.tokenizer, generator, source="other")
+    page = build(studio, other)
+    act = next(fn.fn for fn in page.fns.values() if fn.api_name == "sample")
+    monkeypatch.setattr("vavae.serve.page.still_asked", lambda: lambda: None)
+    first, second, _, command, code = act([3, 4], 2, 5, *FEW, progress=lambda *_, **more: None)
+    assert command.splitlines()[1] == command.splitlines()[0].replace("demo", "other")
+    assert "from_pretrained('demo')" in code and "from_pretrained('other')" in code
+    for (one, caption), (two, same) in zip(first, second, strict=True):
+        assert caption == same
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+
+
+def test_unlike_checkpoints_are_not_compared(studio: Studio) -> None:
+    alone = Studio(studio.tokenizer, source="alone")
+    with pytest.raises(
+        UserError, match=r"compare must be .* like demo \(16x8x8, 10 classes\), got alone \(no generator"
+    ):
+        build(studio, alone)
+    with pytest.raises(UserError, match="compare must be"):
+        build(alone, alone)
 
 
 def test_reconstruct_endpoint(client: Any, studio: Studio, pictures: list[Any]) -> None:
-    original, rebuilt, difference, latent, numbers = client.predict(pictures[0], 32, api_name="/reconstruct")
+    (original, rebuilt), difference, latent, numbers, _, code = client.predict(pictures[0], 32, api_name="/reconstruct")
     made = studio.reconstruct(Image.fromarray(demo_pixels("test")[0]), 32)
     expected = (made.original, made.image, made.difference, made.latent)
     for path, image in zip((original, rebuilt, difference, latent), expected, strict=True):
         np.testing.assert_array_equal(shown(path), image)
     assert f"PSNR **{made.psnr:.2f} dB**" in numbers and f"SSIM **{made.ssim:.3f}**" in numbers
     assert "Latent 16 × 8 × 8: 33.3% of the image's numbers." in numbers
+    assert "studio.reconstruct" in code
+    with Image.open(rebuilt) as image:
+        text = json.loads(image.text["vavae"])  # type: ignore[attr-defined]
+    assert text == {"model": "demo", "side": 32, "psnr": made.psnr, "shows": "reconstruction"}
 
 
 def test_interpolation_endpoints(client: Any, studio: Studio, pictures: list[Any]) -> None:
-    between = client.predict(*pictures, 32, 3, api_name="/between_images")
+    between, *_ = client.predict(*pictures, 32, 3, api_name="/between_images")
     assert [entry["caption"] for entry in between] == ["0%", "50%", "100%"]
     images = [Image.fromarray(demo_pixels("test")[number]) for number in (0, 1)]
     np.testing.assert_array_equal(shown(between[1]["image"]), studio.between_images(*images, 32, 3)[1])
-    noises = client.predict(4, 0, 1, 2, *FEW, api_name="/between_seeds")
+    noises, line, _ = client.predict(4, 0, 1, 2, *FEW, api_name="/between_seeds")
+    assert line.startswith("seed 0 to 1 · euler")
     np.testing.assert_array_equal(shown(noises[1]["image"]), studio.between_seeds(4, 0, 1, 2, SAMPLING)[1])
 
 
@@ -92,8 +129,8 @@ def test_interpolation_endpoints(client: Any, studio: Studio, pictures: list[Any
         ((0, 33), "/reconstruct", "side must be a multiple of 4 from 4 to 1024, got 33"),
         ((0, None), "/reconstruct", "Side in pixels must be a number; the field is empty"),
         ((0, None, 32, 3), "/between_images", "choose an image first"),
-        ((-1, 3, None, *FEW), "/sample", "Seed must be a number; the field is empty"),
-        ((-1, 3, 5, 2.0, "euler", 4, 0.3, 0.9, 0.2), "/sample", "guidance_stop must be .* got 0.9 to 0.2"),
+        (([], 3, None, *FEW), "/sample", "Seed must be a number; the field is empty"),
+        (([], 3, 5, 2.0, "euler", 4, 0.3, 0.9, 0.2), "/sample", "guidance_stop must be .* got 0.9 to 0.2"),
         ((4, None, 1, 2, *FEW), "/between_seeds", "Seed 1 must be a number; the field is empty"),
     ],
 )
@@ -114,7 +151,9 @@ def test_damaged_image_is_refused(client: Any, tmp_path: Path) -> None:
 def test_16_bit_images_are_read_as_in_data_sets(client: Any, tmp_path: Path) -> None:
     gray = (np.arange(32 * 32, dtype=np.uint16).reshape(32, 32) * 64).astype(np.uint16)
     Image.fromarray(gray).save(tmp_path / "gray.png")
-    original, *_ = client.predict(gradio_client.handle_file(str(tmp_path / "gray.png")), 32, api_name="/reconstruct")
+    (original, _), *_ = client.predict(
+        gradio_client.handle_file(str(tmp_path / "gray.png")), 32, api_name="/reconstruct"
+    )
     np.testing.assert_array_equal(shown(original), np.repeat((gray >> 8).astype(np.uint8)[..., None], 3, axis=2))
 
 
@@ -162,9 +201,11 @@ def test_only_uploaded_files_are_opened(client: Any, secret: str) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        (0, 99, "Class must be one of the 11 choices, got 99"),
-        (0, [1], "Class must be one of the 11 choices, got [1]"),
-        (0, None, "Class must be one of the 11 choices, got None"),
+        (0, 99, "Classes must be a list of the 10 choices, got 99"),
+        (0, [1, 10], "Classes must be a list of the 10 choices, got [1, 10]"),
+        (0, [1] * 11, "Classes must be a list of the 10 choices, got [1, 1, "),
+        (0, [[1]], "Classes must be a list of the 10 choices, got [[1]]"),
+        (0, None, "Classes must be a list of the 10 choices, got None"),
         (1, 10**9, "Images must be from 1 to 64, got 1000000000"),
         (1, 10**400, "Images must be from 1 to 64, got a number of 1329 bits"),
         (1, "5", "Images must be a whole number, got '5'"),
@@ -188,7 +229,7 @@ def test_only_uploaded_files_are_opened(client: Any, secret: str) -> None:
 def test_invalid_values_are_refused_in_one_sentence(
     client: Any, place: int, value: Any, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data = [-1, 1, 0, *FEW]
+    data: list[Any] = [[], 1, 0, *FEW]
     data[place] = value
     error = refused(client, "sample", data)
     assert error.startswith(message) and len(error) < 200
@@ -196,17 +237,17 @@ def test_invalid_values_are_refused_in_one_sentence(
 
 
 def test_wrong_number_of_values_is_refused(client: Any) -> None:
-    assert refused(client, "sample", [-1, 1]) == "data must be a list of 9 values, got 2"
-    assert refused(client, "sample", [-1, 1, 0, *FEW] * 1000) == "data must be a list of 9 values, got 9000"
+    assert refused(client, "sample", [[], 1]) == "data must be a list of 9 values, got 2"
+    assert refused(client, "sample", [[], 1, 0, *FEW] * 1000) == "data must be a list of 9 values, got 9000"
     # The queue cannot be bypassed.
-    assert httpx.post(f"{client.src}gradio_api/run/sample", json={"data": [-1, 1, 0, *FEW]}).status_code == 404
+    assert httpx.post(f"{client.src}gradio_api/run/sample", json={"data": [[], 1, 0, *FEW]}).status_code == 404
 
 
 def test_samples_that_are_not_finite(client: Any, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = next(studio.generator.transformer.parameters())  # type: ignore[union-attr]
     monkeypatch.setattr(weights, "data", torch.full_like(weights, math.nan))
     message = "sample 0 is not finite with guidance_scale 2 and 4 steps of euler"
-    assert refused(client, "sample", [1, 1, 0, *FEW]).startswith(message)
+    assert refused(client, "sample", [[1], 1, 0, *FEW]).startswith(message)
     assert refused(client, "between_seeds", [1, 0, 1, 2, *FEW]).startswith(message)
 
 
@@ -218,7 +259,7 @@ def test_decoded_images_that_are_not_finite(
     for endpoint, values in (
         ("/reconstruct", (pictures[0], 32)),
         ("/between_images", (*pictures, 32, 3)),
-        ("/sample", (1, 1, 0, *FEW)),
+        ("/sample", ([1], 1, 0, *FEW)),
     ):
         with pytest.raises(gradio_client.exceptions.AppError, match="decoder returns numbers that are not finite"):
             client.predict(*values, api_name=endpoint)
@@ -265,17 +306,52 @@ def test_known_hosts_of_a_public_address() -> None:
     assert not guard._knows(b"evil.example")
 
 
+@pytest.fixture
+def long_call(client: Any, studio: Studio, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A call of `sample` that would take a minute; the fixture waits until it has begun."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(labels: Any, seed: Any, sampling: Any, tick: Any) -> None:
+        begun.set()
+        try:
+            for _ in range(600):
+                tick()
+                time.sleep(0.1)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(studio, "sample", endless)
+    index = next(i for i, fn in enumerate(client.config["dependencies"]) if fn["api_name"] == "sample")
+    call = {"data": [[], 1, 0, *FEW], "fn_index": index, "session_hash": f"visitor{time.time()}"}
+    sent = httpx.post(f"{client.src}gradio_api/queue/join", json=call).json()
+    with httpx.stream("GET", f"{client.src}gradio_api/queue/data", params=call) as answers:
+        assert begun.wait(20) and not ended.is_set()
+        yield {**call, **sent, "ended": ended, "answers": answers}
+    assert ended.wait(20)
+
+
+def test_work_ends_with_its_visitor(long_call: dict[str, Any]) -> None:
+    long_call["answers"].close()
+    assert long_call["ended"].wait(20)
+
+
+def test_stop_ends_the_work(client: Any, long_call: dict[str, Any]) -> None:
+    names = ("session_hash", "fn_index", "event_id")
+    httpx.post(f"{client.src}gradio_api/cancel", json={name: long_call[name] for name in names})
+    assert long_call["ended"].wait(20)
+
+
 def test_controls_accept_the_models_defaults(generator: Generator) -> None:
     """A control refuses every click if its range does not contain its value."""
     defaults = SamplingConfig("euler_maruyama", 300, 3.0, 12.0, 0.1, 1.0)
     other = Generator(generator.transformer, generator.tokenizer, sampling=defaults)
-    sliders = [c for c in build(Studio(other.tokenizer, other), "x").blocks.values() if isinstance(c, gradio.Slider)]
+    sliders = [c for c in build(Studio(other.tokenizer, other)).blocks.values() if isinstance(c, gradio.Slider)]
     assert len(sliders) == 12
     assert all(slider.minimum <= slider.value <= slider.maximum for slider in sliders)
 
 
 def test_tokenizer_alone_has_no_sample_endpoint(studio: Studio) -> None:
-    page = build(Studio(studio.tokenizer), "a tokenizer")
+    page = build(Studio(studio.tokenizer))
     assert set(page.get_api_info()["named_endpoints"]) == {"/reconstruct", "/between_images"}
 
 
@@ -320,6 +396,7 @@ def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["/nowhere"], "/nowhere"),
+        (["--compare", "/nowhere", "--device", "cpu"], "/nowhere"),
         (["--port", "70000"], "port must be from 1 to 65535, got 70000"),
         (["--host", "nowhere.invalid"], "host: 'nowhere.invalid' does not exist"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),

@@ -12,6 +12,7 @@ from vavae.errors import UserError
 from vavae.extras import require_extra
 from vavae.models import Generator, Tokenizer
 from vavae.serve.server import free_port, launch
+from vavae.serve.studio import Studio
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Config:
         model: A generator's or a tokenizer's folder, its hub id, or a short name of `vavae models`; `demo` comes with
             the package. A tokenizer alone reconstructs and interpolates. Other published transformers are converted
             first (`vavae convert`).
+        compare: A second generator with the same latents and classes. The page shows its samples next to those of
+            `model`, from the same noise.
         host: Address to listen on. 127.0.0.1 serves this machine alone; 0.0.0.0 serves others too, without a password.
         allowed_hosts: Further names under which a browser may reach the page, such as that of a proxy. Requests for
             other names are refused.
@@ -31,6 +34,7 @@ class Config:
     """
 
     model: str = "demo"
+    compare: str | None = None
     host: str = "127.0.0.1"
     allowed_hosts: tuple[str, ...] = ()
     port: int | None = None
@@ -71,15 +75,16 @@ def run(config: Config) -> None:
 def build(config: Config) -> Any:
     """Return the page of `config.model`, a `gradio.Blocks`."""
     from vavae.serve.page import build as build_page
-    from vavae.serve.studio import Studio
 
-    device = resolve_device(config.device)
-    known = known_model(config.model)
+    models = [config.model] if config.compare is None else [config.model, config.compare]
+    return build_page(*(_studio(model, config) for model in models))
+
+
+def _studio(model: str, config: Config) -> Studio:
+    device, known = resolve_device(config.device), known_model(model)
     # The paths of all runs have the same end.
-    title = config.model if known else "/".join(resolve(config.model).resolve().parts[-3:])
-    if known.kind == "generator" if known else files.holds_generator(resolve(config.model)):
-        generator = Generator.from_pretrained(config.model, device)
-        studio = Studio(generator.tokenizer, generator, config.precision)
-    else:
-        studio = Studio(Tokenizer.from_pretrained(config.model, device), None, config.precision)
-    return build_page(studio, title)
+    name = model if known else "/".join(resolve(model).resolve().parts[-3:])
+    if known.kind == "generator" if known else files.holds_generator(resolve(model)):
+        generator = Generator.from_pretrained(model, device)
+        return Studio(generator.tokenizer, generator, config.precision, model, name)
+    return Studio(Tokenizer.from_pretrained(model, device), None, config.precision, model, name)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 OutputType = Literal["pil", "np", "pt"]
 Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 
+_TIMES = ("guidance_start", "guidance_stop", "end")
 # Larger values have no use, and would overflow or take all memory.
 _MOST_STEPS = 100_000
 _MOST_SCALE = 10_000
@@ -40,11 +41,12 @@ class SamplingSettings(TypedDict, total=False):
 
     solver: SolverName | None
     steps: int | None
-    shift: float | None
+    shift: Shift | None
     guidance_scale: float | None
     guidance_start: float | None
     guidance_stop: float | None
     guidance_channels: int | None
+    end: float | None
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,13 @@ class SamplingConfig:
             raise UserError(f"steps must be at least 2 grid points, got {self.steps}")
         if self.steps > _MOST_STEPS:
             raise UserError(f"steps must be at most {_MOST_STEPS:,} grid points, got {self.steps:,}")
-        for name in ("shift", "guidance_scale", "guidance_start", "guidance_stop"):
-            if not isinstance(getattr(self, name), int | float):
-                raise UserError(f"{name} must be a number, got {getattr(self, name)!r}")
-        for name in ("shift", "guidance_scale"):
-            value = getattr(self, name)
-            if value != "dimension" and not 0 <= value <= _MOST_SCALE:
+        numbers = {name: getattr(self, name) for name in ("shift", "guidance_scale", *_TIMES)}
+        if self.shift == "dimension":
+            del numbers["shift"]
+        for name, value in numbers.items():
+            if not isinstance(value, int | float):
+                raise UserError(f"{name} must be a number, got {value!r}")
+            if name not in _TIMES and not 0 <= value <= _MOST_SCALE:
                 raise UserError(f"{name} must be a number from 0 to {_MOST_SCALE:,}, got {value}")
         if not 0 < self.end <= 1:
             raise UserError(f"end must be above 0 and at most 1, got {self.end}")

@@ -69,8 +69,11 @@ def _checked(block: Any, value: Any) -> Any:
         return None if value is None else {"path": _uploaded(value), "meta": {"_type": "gradio.FileData"}}
     name = block.label.partition(":")[0]
     if isinstance(block, gr.Dropdown):
-        if type(value) not in (int, str) or value not in [choice for _, choice in block.choices]:
-            raise UserError(f"{name} must be one of the {len(block.choices)} choices, got {_shown(value)}")
+        known = [choice for _, choice in block.choices]
+        chosen = value if block.multiselect and type(value) is list else [value]
+        if len(chosen) > len(known) or any(type(one) not in (int, str) or one not in known for one in chosen):
+            kind = "a list of" if block.multiselect else "one of"
+            raise UserError(f"{name} must be {kind} the {len(known)} choices, got {_shown(value)}")
         return value
     if value is None and isinstance(block, gr.Number):
         raise UserError(f"{name} must be a number; the field is empty")

@@ -2,62 +2,48 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
+from vavae.config import to_plain
 from vavae.config.image_size import format_size
-from vavae.data import demo_pixels, read_rgb
+from vavae.data import read_rgb
 from vavae.data.readable import IMAGE_ERRORS
 from vavae.device import device_lock
 from vavae.errors import RunError, UserError, memory_ran_out
-from vavae.flow import DETERMINISTIC_SOLVERS, SOLVERS, SolverName
+from vavae.flow import SOLVERS
 from vavae.models import SamplingConfig
-from vavae.report.images import class_name
+from vavae.serve import again, parts
 from vavae.serve.guard import checked_inputs
-from vavae.serve.studio import LARGEST_SIDE, MOST_IMAGES, Studio
+from vavae.serve.studio import MOST_IMAGES, Studio
+from vavae.serve.visitor import still_asked
 
-# Pixels of small images stay squares.
-CSS = """
-.small img { image-rendering: pixelated; }
-.picture img { width: 100% !important; height: 100% !important; object-fit: contain; }
-footer { display: none !important; }
-.dark { --color-accent: var(--primary-400); }
-"""
-_SMALL = 128
-_HEIGHT = 260
 _WAITING = 32  # calls in the queue
-_ANY = "all classes in turn"
 _PROGRESS = gr.Progress()  # gradio finds it among the default values
 
 
-def theme() -> Any:
-    """Return a theme with the system's fonts, since web fonts would be downloaded, and a blue for white letters."""
-    fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    return gr.themes.Default(primary_hue="blue", font=fonts, font_mono=mono).set(
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_border_color="*primary_600",
-        color_accent="*primary_600",
-    )
-
-
-def build(studio: Studio, name: str) -> Any:
+def build(*studios: Studio) -> Any:
     """Return the page, a `gradio.Blocks`.
 
     Args:
-        studio: Computes the images.
-        name: The model's name or folder, for the title.
+        studios: Compute the images; a second one samples from the same noise, for comparison.
+
+    Raises:
+        UserError: The second one has no generator, or one of other latents or classes.
     """
+    studio = studios[0]
+    _check_comparable(studios)
+    name = " and ".join(one.name for one in studios)
     with gr.Blocks(title=f"vavae: {name}", analytics_enabled=False) as page:
-        gr.Markdown(f"# {name}\n{_described(studio)}")
+        facts = [f"{one.name}: {_described(one)}" if len(studios) > 1 else _described(one) for one in studios]
+        gr.Markdown(f"# {name}\n" + "\n\n".join(facts))
         with gr.Tabs():
             if studio.generator is not None:
                 with gr.Tab("Sample"):
-                    _sample_tab(studio)
+                    _sample_tab(page, studios)
             with gr.Tab("Reconstruct"):
                 _reconstruct_tab(studio)
             with gr.Tab("Interpolate"):
@@ -65,6 +51,20 @@ def build(studio: Studio, name: str) -> Any:
     _guard(page)
     # Each button runs one computation at a time; calls that do not fit into the queue are refused.
     return page.queue(max_size=_WAITING, api_open=False)
+
+
+def _check_comparable(studios: Sequence[Studio]) -> None:
+    kinds = [one.generator and (one.generator.latent_shape, one.generator.num_classes) for one in studios]
+    for one, kind in zip(studios, kinds, strict=True):
+        if kind != kinds[0] or (len(studios) > 1 and kind is None):
+            raise UserError(
+                f"compare must be a generator with latents and classes like {studios[0].name} ({_kind(kinds[0])}), got "
+                f"{one.name} ({_kind(kind)})"
+            )
+
+
+def _kind(kind: Any) -> str:
+    return "no generator" if kind is None else f"{'x'.join(map(str, kind[0]))}, {kind[1]} classes"
 
 
 def _guard(page: Any) -> None:
@@ -92,17 +92,32 @@ def _described(studio: Studio) -> str:
 
 
 @contextmanager
-def _errors_on_page(studio: Studio) -> Iterator[None]:
-    """Show errors as sentences on the page. Buttons run in threads; the lock is for devices that allow one only."""
+def _errors_on_page(studio: Studio) -> Iterator[Callable[[], None]]:
+    """Show errors as sentences on the page; yield the check of `still_asked`.
+
+    Buttons run in threads; the lock is for devices that allow one only.
+    """
+    check = still_asked()
     try:
         with device_lock(studio.tokenizer.device):
-            yield
+            yield check
     except (UserError, RunError) as error:
         raise gr.Error(str(error), print_exception=False) from error
     except (RuntimeError, MemoryError) as error:
         if not memory_ran_out(error):
             raise
         raise gr.Error("Out of memory: ask for fewer or smaller images.", print_exception=False) from error
+
+
+def _ticks(check: Callable[[], None], progress: Any, total: int) -> Callable[[], None]:
+    """Return a function for the start of each step: it checks, and moves the bar."""
+    done = iter(range(1, total + 1))
+
+    def tick() -> None:
+        check()
+        progress((next(done, total), total), unit="steps")
+
+    return tick
 
 
 def _opened(path: str | None) -> Image.Image:
@@ -115,131 +130,116 @@ def _opened(path: str | None) -> Image.Image:
         raise UserError("this file cannot be read as an image") from error
 
 
-def _classes(studio: Studio) -> list[tuple[str, int]]:
-    """Return name and label of each class."""
-    generator = studio.generator
+def _sample_tab(page: Any, studios: Sequence[Studio]) -> None:
+    generator = studios[0].generator
     assert generator is not None
-    return [(class_name(label, generator.class_names), label) for label in range(generator.num_classes)]
-
-
-def _sampling_controls(
-    defaults: SamplingConfig, solvers: Sequence[SolverName]
-) -> tuple[list[Any], Callable[..., SamplingConfig]]:
-    """Return the controls of sampling and a function from their values to settings.
-
-    The ranges contain the model's own defaults.
-    """
-    chosen, guided = defaults.solver, defaults.guidance_scale
-    scale = gr.Slider(min(1, guided), max(10, guided), value=guided, step=0.1, label="Guidance scale (1 is none)")
-    with gr.Accordion("Sampling", open=False):
-        solver = gr.Dropdown(list(solvers), value=chosen if chosen in solvers else solvers[0], label="Solver")
-        steps = gr.Slider(2, max(250, defaults.steps), value=defaults.steps, step=1, label="Grid points")
-        time_shift = float(defaults.shift) or 1.0
-        shift = gr.Slider(0.05, max(2, time_shift), value=time_shift, step=0.05, label="Time shift (1 is none)")
-        start = gr.Slider(0, 1, value=defaults.guidance_start, step=0.01, label="Guidance from time (0 is noise)")
-        stop = gr.Slider(0, 1, value=defaults.guidance_stop, step=0.01, label="Guidance up to time (1 is data)")
-
-    def settings(scale: float, solver: SolverName, steps: int, shift: float, start: float, stop: float) -> Any:
-        guidance: dict[str, Any] = {"guidance_scale": scale, "guidance_start": start, "guidance_stop": stop}
-        return replace(defaults, solver=solver, steps=steps, shift=shift, **guidance)
-
-    return [scale, solver, steps, shift, start, stop], settings
-
-
-def _gallery(label: str, side: int, columns: int) -> Any:
-    classes = "small" if side <= _SMALL else None
-    return gr.Gallery(
-        label=label,
-        show_label=False,
-        columns=columns,
-        format="png",
-        object_fit="contain",
-        height="auto",
-        elem_classes=classes,
-        buttons=["download", "download_all", "fullscreen"],
-    )
-
-
-def _picture(label: str, small: bool, **more: Any) -> Any:
-    """Return an image field that passes on the path of the file, since gradio cannot open some formats."""
-    picture = gr.Image(
-        label=label,
-        format="png",
-        type="filepath",
-        height=_HEIGHT,
-        elem_classes=["picture", "small"] if small else ["picture"],
-        buttons=["download", "fullscreen"],
-        **more,
-    )
-    # Set on the object: for a subclass gradio would write a file of types into this package.
-    picture.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
-    return picture
-
-
-def _input_picture(label: str, studio: Studio, number: int) -> Any:
-    """Return a field for an own picture, with a first picture of the package."""
-    value = Image.fromarray(demo_pixels("test")[number]) if studio.side <= _SMALL else None  # it has small ones only
-    return _picture(label, studio.side <= _SMALL, value=value, sources=["upload", "clipboard"])
-
-
-def _sample_tab(studio: Studio) -> None:
-    generator = studio.generator
-    assert generator is not None
+    names = {label: name for name, label in parts.class_choices(studios[0])} or {0: ""}
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            chosen = gr.Dropdown([(_ANY, -1), *_classes(studio)], value=-1, label="Class")
-            count = gr.Slider(1, MOST_IMAGES, value=16, step=1, label="Images")
+            classes = gr.Dropdown(
+                parts.class_choices(studios[0]),
+                value=[],
+                multiselect=True,
+                label="Classes: none chosen means all in turn",
+                visible=generator.num_classes > 0,
+            )
+            first_count = 16 if studios[0].side <= parts.SMALL else 4
+            count = gr.Slider(1, MOST_IMAGES, value=first_count, step=1, label="Images")
             seed = gr.Number(0, precision=0, label="Seed", minimum=0)
-            controls, settings = _sampling_controls(generator.sampling, SOLVERS)
+            controls, settings = parts.sampling_controls(generator.sampling, SOLVERS)
             button = gr.Button("Sample", variant="primary")
+            with gr.Row():
+                random = gr.Button("New seed", min_width=110)
+                stop = gr.Button("Stop", min_width=110)
         with gr.Column(scale=3):
-            gallery = _gallery("Samples", studio.side, 8)
+            galleries = []
+            with gr.Row():
+                for one in studios:
+                    with gr.Column(min_width=300):
+                        if len(studios) > 1:
+                            gr.Markdown(f"**{one.name}**")
+                        galleries.append(parts.gallery(f"Samples of {one.name}", one.side))
+            line, texts = parts.again(command=True)
 
-    def act(label: int, count: int, seed: int, *values: Any, progress: Any = _PROGRESS) -> list[tuple]:
-        """Draw samples 0 to count - 1 of the seed, of one class (-1: the classes in turn)."""
-        classes = _classes(studio) or [("", 0)]
-        names = {number: name for name, number in classes}
-        with _errors_on_page(studio):
-            labels = [classes[i % len(classes)][1] if label < 0 else label for i in range(count)]
+    def act(chosen: list[int], count: int, seed: int, *values: Any, progress: Any = _PROGRESS) -> list[Any]:
+        """Draw samples 0 to count - 1 of the seed, of the chosen classes in turn (none: of all)."""
+        chosen = chosen or list(names)
+        labels = [chosen[i % len(chosen)] for i in range(count)]
+        with _errors_on_page(studios[0]) as check:
             sampling = settings(*values)
-            last = sampling.steps - 1
-            images = studio.sample(labels, seed, sampling, lambda step: progress((step, last), unit="steps"))
-        return [(Image.fromarray(image), names[label]) for image, label in zip(images, labels, strict=True)]
+            tick = _ticks(check, progress, (sampling.steps - 1) * len(studios))
+            drawn = [_samples(one, labels, names, seed, sampling, tick) for one in studios]
+        images, commands, codes = zip(*drawn, strict=True)
+        return [*images, again.described(seed, sampling), "\n".join(commands), "\n\n".join(codes)]
 
-    button.click(act, [chosen, count, seed, *controls], gallery, api_name="sample")
-
-
-def _side_control(studio: Studio) -> Any:
-    square = studio.generator is None or isinstance(studio.generator.image_size, int)
-    return gr.Number(
-        studio.side,
-        precision=0,
-        label=f"{'Side' if square else 'Longer side'} in pixels: a multiple of {studio.tokenizer.factor}, "
-        f"at most {LARGEST_SIDE}",
-        step=studio.tokenizer.factor,
+    inputs, outputs = [classes, count, seed, *controls], [*galleries, line, *texts]
+    clicked = parts.run_on(button, act, inputs, outputs, "sample")
+    drawn = random.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 31)").then(
+        act, inputs, outputs, api_visibility="private", show_progress_on=galleries, concurrency_id="sample"
     )
+    parts.clear(drawn, outputs)
+    first: list[Any] = []
+
+    def opening(progress: Any = _PROGRESS) -> list[Any]:
+        """Return the samples with which the page opens; the first visitor computes them."""
+        if not first:
+            first.extend(act(*[field.value for field in inputs], progress=progress))
+        return first
+
+    opened = page.load(
+        opening, None, outputs, api_visibility="private", show_progress_on=galleries, concurrency_id="sample"
+    )
+    parts.clear(opened, outputs)
+    stop.click(None, cancels=[clicked, drawn, opened])
+
+
+def _samples(
+    studio: Studio,
+    labels: Sequence[int],
+    names: dict[int, str],
+    seed: int,
+    sampling: SamplingConfig,
+    tick: Callable[[], None],
+) -> tuple[list[tuple[Image.Image, str]], str, str]:
+    """Return captioned samples of one model, the command and the code."""
+    assert studio.generator is not None
+    images = studio.sample(labels, seed, sampling, tick)
+    changed = again.changes(sampling, studio.generator.sampling)
+    how = (studio.source, labels, seed, changed, studio.precision)
+    command = again.sample_command(*how)
+    facts = {"model": studio.source, "seed": seed, "sampling": to_plain(sampling), "command": command}
+    captioned = [
+        (again.with_text(image, **facts, index=i, label=label, name=names[label]), names[label])
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    return captioned, command, again.sample_code(*how)
 
 
 def _reconstruct_tab(studio: Studio) -> None:
-    small = studio.side <= _SMALL
+    small = studio.side <= parts.SMALL
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            image = _input_picture("Your image", studio, 0)
-            side = _side_control(studio)
+            image = parts.input_picture("Your image", studio, 0)
+            side = parts.side_control(studio)
             button = gr.Button("Reconstruct", variant="primary")
+            stop = gr.Button("Stop")
             numbers = gr.Markdown()
         with gr.Column(scale=3):
+            pair = gr.ImageSlider(
+                label="Original, cropped | reconstruction",
+                format="png",
+                interactive=False,
+                elem_classes=["small"] if small else [],
+            )
             with gr.Row():
-                original = _picture("Original, cropped", small, interactive=False)
-                rebuilt = _picture("Reconstruction", small, interactive=False)
-            with gr.Row():
-                difference = _picture("Difference, four times", small, interactive=False)
-                latent = _picture("Latent, main components as colors", True, interactive=False)
+                difference = parts.picture("Difference, four times", small, interactive=False)
+                latent = parts.picture("Latent, main components as colors", True, interactive=False)
+            line, texts = parts.again(command=False)
 
     def act(image: str | None, side: int) -> tuple[Any, ...]:
-        """Return the cropped image, its reconstruction, their difference, the latent as colors, and numbers."""
-        with _errors_on_page(studio):
-            made = studio.reconstruct(_opened(image), side)
+        """Return the cropped image and its reconstruction, their difference, the latent as colors, and numbers."""
+        with _errors_on_page(studio) as check:
+            made = studio.reconstruct(_opened(image), side, check)
         channels, height, width = made.latent_shape
         share = channels * height * width / made.original.size
         numbers = (
@@ -247,9 +247,21 @@ def _reconstruct_tab(studio: Studio) -> None:
             + (f", SSIM **{made.ssim:.3f}**" if made.ssim is not None else "")
             + f"\n\nLatent {channels} × {height} × {width}: {share:.1%} of the image's numbers."
         )
-        return *map(Image.fromarray, (made.original, made.image, made.difference, made.latent)), numbers
+        facts = {"model": studio.source, "side": side, "psnr": made.psnr}
+        original, rebuilt, difference, latent = (
+            again.with_text(pixels, **facts, shows=shows)
+            for pixels, shows in (
+                (made.original, "original"),
+                (made.image, "reconstruction"),
+                (made.difference, "difference, four times"),
+                (made.latent, "latent, main components as colors"),
+            )
+        )
+        code = again.image_code(studio.source, studio.kind, side)
+        return (original, rebuilt), difference, latent, numbers, f"cropped to {side} px", code
 
-    button.click(act, [image, side], [original, rebuilt, difference, latent, numbers], api_name="reconstruct")
+    outputs = [pair, difference, latent, numbers, line, *texts]
+    stop.click(None, cancels=parts.run_on(button, act, [image, side], outputs, "reconstruct"))
 
 
 def _interpolate_tab(studio: Studio) -> None:
@@ -258,34 +270,47 @@ def _interpolate_tab(studio: Studio) -> None:
             count = gr.Slider(2, MOST_IMAGES, value=9, step=1, label="Images")
             with gr.Tabs():
                 with gr.Tab("Two images"):
-                    first, second = _input_picture("From", studio, 0), _input_picture("To", studio, 1)
-                    side = _side_control(studio)
+                    first, second = (parts.input_picture(n, studio, i) for i, n in enumerate(("From", "To")))
+                    side = parts.side_control(studio)
                     of_images = gr.Button("Interpolate", variant="primary")
                 if studio.generator is not None:
                     with gr.Tab("Two seeds"):
-                        chosen = gr.Dropdown(_classes(studio) or [("no classes", 0)], value=0, label="Class")
-                        seeds = [gr.Number(n, precision=0, label=f"Seed {n + 1}", minimum=0) for n in (0, 1)]
-                        controls, settings = _sampling_controls(studio.generator.sampling, DETERMINISTIC_SOLVERS)
+                        seeds = parts.seed_controls(studio)
                         of_seeds = gr.Button("Interpolate", variant="primary")
+            stop = gr.Button("Stop")
         with gr.Column(scale=3):
-            gallery = _gallery("From one to the other", studio.side, 5)
+            gallery = parts.gallery("From one to the other", studio.side)
+            line, texts = parts.again(command=False)
+    outputs = [gallery, line, *texts]
 
-    def between_images(first: str | None, second: str | None, side: int, count: int) -> list[tuple]:
+    def between_images(first: str | None, second: str | None, side: int, count: int) -> tuple[Any, ...]:
         """Decode latents on the straight line between the latents of two images."""
-        with _errors_on_page(studio):
-            return _numbered(studio.between_images(_opened(first), _opened(second), side, count))
+        with _errors_on_page(studio) as check:
+            images = studio.between_images(_opened(first), _opened(second), side, count, check)
+        shown = _numbered(images, model=studio.source, side=side)
+        return shown, f"cropped to {side} px", again.image_code(studio.source, studio.kind, side, count)
 
-    of_images.click(between_images, [first, second, side, count], gallery, api_name="between_images")
+    events = [parts.run_on(of_images, between_images, [first, second, side, count], outputs, "between_images")]
     if studio.generator is not None:
 
-        def between_seeds(label: int, first: int, second: int, count: int, *values: Any) -> list[tuple]:
+        def between_seeds(
+            label: int, first: int, second: int, count: int, *values: Any, progress: Any = _PROGRESS
+        ) -> tuple[Any, ...]:
             """Draw samples from noise on the great circle between the noise of two seeds."""
-            with _errors_on_page(studio):
-                return _numbered(studio.between_seeds(label, first, second, count, settings(*values)))
+            with _errors_on_page(studio) as check:
+                sampling = seeds.settings(*values)
+                tick = _ticks(check, progress, sampling.steps - 1)
+                images = studio.between_seeds(label, first, second, count, sampling, tick)
+            facts = {"model": studio.source, "label": label, "seeds": [first, second], "sampling": to_plain(sampling)}
+            code = again.seeds_code(studio.source, label, (first, second), count, sampling)
+            return _numbered(images, **facts), again.described(f"{first} to {second}", sampling), code
 
-        of_seeds.click(between_seeds, [chosen, *seeds, count, *controls], gallery, api_name="between_seeds")
+        inputs = [seeds.label, seeds.first, seeds.second, count, *seeds.controls]
+        events.append(parts.run_on(of_seeds, between_seeds, inputs, outputs, "between_seeds"))
+    stop.click(None, cancels=events)
 
 
-def _numbered(images: np.ndarray) -> list[tuple]:
-    last = len(images) - 1
-    return [(Image.fromarray(image), f"{i / last:.0%}") for i, image in enumerate(images)]
+def _numbered(images: np.ndarray, **facts: Any) -> list[tuple[Image.Image, str]]:
+    places = np.linspace(0, 1, len(images)).tolist()
+    shown = zip(images, places, strict=True)
+    return [(again.with_text(image, **facts, place=place), f"{place:.0%}") for image, place in shown]

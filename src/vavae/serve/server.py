@@ -44,7 +44,7 @@ def launch(page: Any, host: str, port: int, allowed_hosts: Collection[str] = ())
     from starlette.middleware import Middleware
 
     from vavae.serve.guard import KnownHosts
-    from vavae.serve.page import CSS, theme
+    from vavae.serve.parts import CSS, theme
 
     page.launch(
         server_name=f"[{host}]" if ":" in host else host,

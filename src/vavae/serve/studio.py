@@ -7,7 +7,7 @@ frames = studio.between_images(cat, dog, side=32)       # (9, 32, 32, 3) uint8
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ LARGEST_SIDE = 1024
 MOST_IMAGES = 64
 _SSIM_WINDOW = 11
 _DECODED_PIXELS = 4 * 256**2  # in one batch: a large decoder needs 150 MB for 256 × 256 pixels
+
+
+def _no_tick() -> None:
+    pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +64,30 @@ class Studio:
         tokenizer: Makes reconstructions and interpolations of images.
         generator: Makes samples and interpolations of noise; None for a tokenizer alone.
         precision: Compute precision of the transformer.
+        source: Folder or hub id of the model, for the commands and the code that the page shows.
+        name: A short name for titles; by default the source.
+
+    The methods call `tick` before each step of the solver and each batch that is decoded; an exception in it ends them.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, generator: Generator | None = None, precision: InferencePrecision = "fp32"
+        self,
+        tokenizer: Tokenizer,
+        generator: Generator | None = None,
+        precision: InferencePrecision = "fp32",
+        source: str = "demo",
+        name: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.generator = generator
         self.precision = resolve_precision(precision, tokenizer.device)
+        self.source = source
+        self.name = name or source
+
+    @property
+    def kind(self) -> Literal["Generator", "Tokenizer"]:
+        """The class that reads the model."""
+        return "Tokenizer" if self.generator is None else "Generator"
 
     @property
     def side(self) -> int:
@@ -79,7 +99,7 @@ class Studio:
         labels: Sequence[int],
         seed: int = 0,
         sampling: SamplingConfig | None = None,
-        progress: Callable[[int], None] | None = None,
+        tick: Callable[[], None] = _no_tick,
     ) -> NDArray[np.uint8]:
         """Draw samples 0, 1, … of `seed`, one per label.
 
@@ -87,7 +107,7 @@ class Studio:
             labels: Class of each sample.
             seed: Seed of the noise.
             sampling: Settings; None takes the generator's own.
-            progress: Called with the number of each grid point of the solver.
+            tick: See `Studio`.
 
         Returns:
             (B, H, W, 3) uint8.
@@ -99,19 +119,15 @@ class Studio:
         generator = self._generator()
         if not 1 <= len(labels) <= MOST_IMAGES:
             raise UserError(f"images must be from 1 to {MOST_IMAGES}, got {len(labels)}")
+        return self._drawn(generator, labels, seed, sampling, tick)
 
-        def report(step: int, t: float, x: Tensor, data: Tensor) -> None:
-            if progress is not None:
-                progress(step + 1)
-
-        return self._drawn(generator, labels, seed, sampling, callback=report)
-
-    def reconstruct(self, image: Image.Image, side: int) -> Reconstruction:
+    def reconstruct(self, image: Image.Image, side: int, tick: Callable[[], None] = _no_tick) -> Reconstruction:
         """Encode and decode an image, cropped to the shape of the generator's images (a tokenizer alone: a square).
 
         Args:
             image: An image of any size.
             side: Longer side of the crop, in pixels.
+            tick: See `Studio`.
 
         Raises:
             UserError: `side` is not a multiple of the tokenizer's factor, or too large.
@@ -120,6 +136,7 @@ class Studio:
         original = self._pixels(image, side)
         tensor = to_tensor(original[None])
         latents = self.tokenizer.encode(tensor)
+        tick()
         decoded = self._decode(latents).cpu()
         rebuilt = to_uint8(decoded).numpy()[0]
         difference = np.abs(rebuilt.astype(np.int16) - original.astype(np.int16))
@@ -133,7 +150,14 @@ class Studio:
             float(ssim(decoded, tensor)) if min(original.shape[:2]) >= _SSIM_WINDOW else None,
         )
 
-    def between_images(self, first: Image.Image, second: Image.Image, side: int, count: int = 9) -> NDArray[np.uint8]:
+    def between_images(
+        self,
+        first: Image.Image,
+        second: Image.Image,
+        side: int,
+        count: int = 9,
+        tick: Callable[[], None] = _no_tick,
+    ) -> NDArray[np.uint8]:
         """Decode latents on the straight line between the latents of two images, cropped as by `reconstruct`.
 
         Returns:
@@ -147,10 +171,16 @@ class Studio:
         pair = to_tensor(np.stack([self._pixels(image, side) for image in (first, second)]))
         start, end = self.tokenizer.encode(pair)
         weights = torch.linspace(0, 1, count, device=start.device)[:, None, None, None]
-        return self._decoded(start + weights * (end - start))
+        return self._decoded(start + weights * (end - start), tick)
 
     def between_seeds(
-        self, label: int, first: int, second: int, count: int = 9, sampling: SamplingConfig | None = None
+        self,
+        label: int,
+        first: int,
+        second: int,
+        count: int = 9,
+        sampling: SamplingConfig | None = None,
+        tick: Callable[[], None] = _no_tick,
     ) -> NDArray[np.uint8]:
         """Draw samples from noise on the great circle between the noise of two seeds.
 
@@ -170,7 +200,7 @@ class Studio:
             raise UserError(f"solver must be one of {', '.join(DETERMINISTIC_SOLVERS)} between two seeds")
         start, end = (generator.noise([0], seed)[0] for seed in (first, second))
         noise = spherical(start, end, count)
-        return self._drawn(generator, [label] * count, first, sampling, noise=noise)
+        return self._drawn(generator, [label] * count, first, sampling, tick, noise=noise)
 
     def _generator(self) -> Generator:
         if self.generator is None:
@@ -178,16 +208,26 @@ class Studio:
         return self.generator
 
     def _drawn(
-        self, generator: Generator, labels: Sequence[int], seed: int, sampling: SamplingConfig | None, **more: Any
+        self,
+        generator: Generator,
+        labels: Sequence[int],
+        seed: int,
+        sampling: SamplingConfig | None,
+        tick: Callable[[], None],
+        **more: Any,
     ) -> NDArray[np.uint8]:
+        drawing = generator.with_sampling(sampling or generator.sampling)
         with autocast(self.precision, self.tokenizer.device):
-            latents = generator.with_sampling(sampling or generator.sampling).latents(labels, seed, **more)
-        return self._decoded(latents)
+            latents = drawing.latents(labels, seed, callback=lambda *_: tick(), **more)
+        return self._decoded(latents, tick)
 
-    def _decoded(self, latents: Tensor) -> NDArray[np.uint8]:
+    def _decoded(self, latents: Tensor, tick: Callable[[], None]) -> NDArray[np.uint8]:
         pixels = latents.shape[2] * latents.shape[3] * self.tokenizer.factor**2
-        parts = latents.float().split(max(1, _DECODED_PIXELS // pixels))
-        return np.concatenate([to_uint8(self._decode(part)).cpu().numpy() for part in parts])
+        images = []
+        for part in latents.float().split(max(1, _DECODED_PIXELS // pixels)):
+            tick()
+            images.append(to_uint8(self._decode(part)).cpu().numpy())
+        return np.concatenate(images)
 
     def _decode(self, latents: Tensor) -> Tensor:
         images = self.tokenizer.decode(latents)
