@@ -13,14 +13,16 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from PIL import Image
+
 WIDTHS = (1280, 390)
 FLAGS = (
     *("--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=20000"),
     *("--disable-web-security", "--disable-site-isolation-trials"),  # lets the outer page read the frame's height
 )
-OUTER = """<!doctype html><style>body {{ margin: 0 }} iframe {{ border: 0; width: {width}px; height: {height}px }}</style>
-<iframe src="{url}" onload="setInterval(() => document.title = document.querySelector('iframe').contentDocument
-.documentElement.scrollHeight, 200)"></iframe>"""
+OUTER = """<!doctype html><body style="margin: 0">
+<iframe style="border: 0; width: {width}px; height: {height}px" src="{url}" onload="setInterval(() =>
+document.title = document.querySelector('iframe').contentDocument.documentElement.scrollHeight, 200)"></iframe>"""
 
 
 def chromium(folder: Path, url: str, width: int, height: int, *action: str) -> str:
@@ -49,6 +51,8 @@ def main() -> None:
                 found = re.search(r"<title>(\d+)", chromium(Path(folder), url, width, 800, "--dump-dom"))
                 height = int(found[1]) if found else 800
                 chromium(Path(folder), url, width, height, f"--screenshot={path}")
+                with Image.open(path) as image:
+                    image.crop((0, 0, width, height)).save(path)
             print(f"{path}: {height:,} px high")
 
 

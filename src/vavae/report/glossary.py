@@ -57,7 +57,7 @@ _MEANINGS = {
     "linear probe": "Share of images whose class a linear classifier finds from the latents.",
     "k-nn": "Share of images whose nearest training images, by distance of latents, have the same class.",
     "cosine": "Cosine between the teacher’s features and a linear map of the latents; 1 is perfect.",
-    "distance-matrix": "Difference between similarities of positions in latents and teacher’s features; 0 is agreement.",
+    "distance-matrix": "Difference of the similarities between positions, latents against teacher; 0 is agreement.",
     "cknna": "Agreement of latents and teacher on the nearest neighbors of images; 1 is agreement.",
 }
 
@@ -87,7 +87,7 @@ FRONTIER_TERMS = {
         "Correlation of the values and of their ranks: 1 if both rise together, −1 if one falls as the other rises.",
     ),
     "spread": Term("±", "Standard deviation over the seeds; for a correlation, its standard error."),
-    "seed": Term("seed", "Start of all random numbers of a training; runs that differ by it show the chance in a number."),
+    "seed": Term("seed", "Start of a training’s random numbers; runs that differ by it show the chance in a number."),
     "size": Term("M/1, S/1, …", "Size of the generator and its patch: latent positions per side of a token."),
     "guidance": Term("guidance", "Classifier-free: amplifies the influence of the class on a sample; 1 is off."),
     "up-to": Term("up to", "Table 1 adds one change per row; each row has all changes of the rows above."),
