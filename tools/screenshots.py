@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument("pages", nargs="+", help="HTML files or URLs")
     parser.add_argument("--output", type=Path, default=Path("screenshots"))
     arguments = parser.parse_args()
+    for page in arguments.pages:
+        if "://" not in page and not Path(page).is_file():
+            parser.error(f"pages must be HTML files or URLs, got {page}")
     arguments.output.mkdir(parents=True, exist_ok=True)
     for page in arguments.pages:
         url = page if "://" in page else Path(page).resolve().as_uri()
