@@ -3,6 +3,7 @@
     python tools/screenshots.py --output shots run/frontier.html demo/index.html http://127.0.0.1:7860
 
 Each page is shown in a frame as wide as the screenshot, because a headless window is at least 500 px wide.
+Files are shown whole; of a URL, whose height cannot be read from outside, the first 2,400 px.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 WIDTHS = (1280, 390)
+URL_HEIGHT = 2400
 FLAGS = (
     *("--headless", "--no-sandbox", "--hide-scrollbars", "--virtual-time-budget=20000"),
     *("--disable-web-security", "--disable-site-isolation-trials"),  # lets the outer page read the frame's height
@@ -52,7 +54,7 @@ def main() -> None:
             path = (arguments.output / f"{name}-{width}.png").resolve()
             with tempfile.TemporaryDirectory() as folder:
                 found = re.search(r"<title>(\d+)", chromium(Path(folder), url, width, 800, "--dump-dom"))
-                height = int(found[1]) if found else 800
+                height = int(found[1]) if found else URL_HEIGHT
                 chromium(Path(folder), url, width, height, f"--screenshot={path}")
                 with Image.open(path) as image:
                     image.crop((0, 0, width, height)).save(path)
