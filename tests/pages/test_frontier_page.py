@@ -40,7 +40,7 @@ def test_committed_pages_follow_from_the_results(name: str, capsys: pytest.Captu
     found = claims(measured)
     assert claims_markdown(found) == (folder / "claims.md").read_text()
     html = (folder / "frontier.html").read_text()
-    assert all(f'class="verdict">{claim.verdict}</td>' in html for claim in found)
+    assert all(f'class="verdict">{claim.verdict}</span></td>' in html for claim in found)
     contents = [results.read(path.stem) for path in sorted(results.folder.glob("*.json"))]
     assert len(contents) == count and all(contents)
     assert capsys.readouterr().out == ""  # no result was renamed as damaged

@@ -2,6 +2,7 @@
 
 import enum
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from vavae.config.command_line import command_line
 from vavae.config.image_size import format_size
 from vavae.data import DemoImages
 from vavae.frontier import figures
-from vavae.frontier.claims import ENOUGH_SAMPLES, Claim, claims
+from vavae.frontier.claims import ENOUGH_SAMPLES, TOO_FEW, UNMEASURED, Claim, claims
 from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid, Job
 from vavae.frontier.results import Results
@@ -21,11 +22,19 @@ from vavae.frontier.tables import Measured, Table, correlations, tables, to_csv,
 from vavae.io.files import write_text
 from vavae.metrics import MetricRecord
 from vavae.report.figures import standalone
+from vavae.report.glossary import FRONTIER_TERMS
 from vavae.report.numbers import duration
 from vavae.report.page_base import Embedder, render
 from vavae.teachers.registry import TEACHERS
 
 _CIFAR10 = ("cifar10", "demo")  # image sources from CIFAR-10
+_VERDICTS = {
+    "reproduced": "Every comparison has the paper’s direction, by more than the spreads.",
+    "open": "A difference is within the spreads, so these runs do not decide.",
+    "not reproduced": "A comparison has the opposite direction, by more than the spreads.",
+    TOO_FEW: "A verdict needs more images, or distances that are FIDs.",
+    UNMEASURED: "Jobs are missing.",
+}
 
 
 class State(enum.Enum):
@@ -39,6 +48,7 @@ class State(enum.Enum):
 
 
 States = Sequence[tuple[Job, State, str]]  # with main numbers, or the reason of a failure
+Pictures = list[tuple[str, str]]  # (title, data URI)
 
 
 def print_states(states: States, begins: Job | None) -> None:
@@ -70,8 +80,16 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
     write_text(folder / "claims.md", claims_markdown(found))
     write_text(folder / "tables.md", tables_markdown(config.title, every))
     page = folder / "frontier.html"
-    write_text(page, render("frontier", claims=found, tables=every, **view))
+    write_text(page, render("frontier", claims=found, verdicts=_verdicts(found), tables=every, **view))
     return page
+
+
+def _verdicts(found: Sequence[Claim]) -> list[tuple[str, str, list[tuple[int, str]]]]:
+    """Return (verdict, its meaning, number and first words of its claims); the three verdicts even without claims."""
+    numbered = [(number, re.split(r": | \(", one.claim)[0], one.verdict) for number, one in enumerate(found, 1)]
+    which = {verdict: [(number, short) for number, short, its in numbered if its == verdict] for verdict in _VERDICTS}
+    always = list(_VERDICTS)[:3]
+    return [(verdict, _VERDICTS[verdict], which[verdict]) for verdict in which if which[verdict] or verdict in always]
 
 
 def claims_markdown(found: Sequence[Claim]) -> str:
@@ -109,9 +127,12 @@ def _view(config: Config, measured: Measured, states: States, every: Mapping[str
             *(("claims", "Claims"), ("frontier", "Frontier")),
             *([("table2", table2)] if table2 else []),
             *(("convergence", "Convergence and size"), *names.items()),
-            *(("maps", "Maps of latents"), ("pictures", "Pictures"), ("how", "How it was measured")),
+            *(("maps", "Maps of latents"), ("pictures", "Pictures")),
+            *(("how", "How it was measured"), ("terms", "Terms")),
         ],
         "enough": ENOUGH_SAMPLES,
+        "terms": FRONTIER_TERMS,
+        "distance": measured.distance,
         "correlations": correlations(every["table6"]),
         "frontier": figures.frontier(measured),
         "convergence": [*figures.convergence(measured), *figures.by_size(measured)],
@@ -138,16 +159,20 @@ def _subtitle(config: Config, measured: Measured) -> str:
     )
 
 
-def _galleries(measured: Measured, states: States) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return headings with (title, data URI) of each picture."""
+def _galleries(measured: Measured, states: States) -> list[tuple[str, Pictures, Pictures]]:
+    """Return headings with the pictures of the first seed of each model, and those of its other seeds."""
     found = []
     for key in ("reconstructions", "samples"):
-        pictures = [
-            (measured.grid.shown_name(job.cell), uri)
-            for job, _, _ in states
-            if (uri := (measured.results.read(job.result) or {}).get("pictures", {}).get(key)) is not None
-        ]
-        found += [(key.capitalize(), pictures)] if pictures else []
+        first: Pictures = []
+        others: Pictures = []
+        seen = set()
+        for job, _, _ in states:
+            uri = (measured.results.read(job.result) or {}).get("pictures", {}).get(key)
+            if uri is not None:
+                model = re.sub(r", seed \d+", "", job.cell.label)
+                (others if model in seen else first).append((measured.grid.shown_name(job.cell), uri))
+                seen.add(model)
+        found += [(key.capitalize(), first, others)] if first else []
     return found
 
 

@@ -46,29 +46,67 @@ GENERATOR_TERMS = {
     "total": Term("Total loss", "What training minimizes: velocity and direction."),
 }
 
-_METRICS = (
-    ("psnr", "Pixel fidelity in decibels; 3 dB more is half the squared error."),
-    ("ssim", "Similarity of local structure; 1 is identical."),
-    ("lpips", "Difference of a vision network’s features; 0 is identical."),
-    ("fréchet", "Distance between two sets of images, in the statistics of a vision network’s features."),
-    ("gini", "Unevenness of the latents in their space; 0 is perfectly even."),
-    ("entropy", "Evenness of the latents in their space; 1 is perfectly even."),
-    ("density", "Unevenness of the density of latents; 0 is perfectly even."),
-    ("linear probe", "Share of images whose class a linear classifier finds from the latents."),
-    ("k-nn", "Share of images whose nearest training images, by distance of latents, have the same class."),
-    ("cosine", "Cosine between the teacher’s features and a linear map of the latents; 1 is perfect."),
-    (
-        "distance-matrix",
-        "Difference between similarities of positions in the latents and in the teacher’s features; 0 is agreement.",
+_MEANINGS = {
+    "psnr": "Pixel fidelity in decibels; 3 dB more is half the squared error.",
+    "ssim": "Similarity of local structure; 1 is identical.",
+    "lpips": "Difference of a vision network’s features; 0 is identical.",
+    "fréchet": "Distance between two sets of images, in the statistics of a vision network’s features.",
+    "gini": "Unevenness of the latents in their space; 0 is perfectly even.",
+    "entropy": "Evenness of the latents in their space; 1 is perfectly even.",
+    "density": "Unevenness of the density of latents; 0 is perfectly even.",
+    "linear probe": "Share of images whose class a linear classifier finds from the latents.",
+    "k-nn": "Share of images whose nearest training images, by distance of latents, have the same class.",
+    "cosine": "Cosine between the teacher’s features and a linear map of the latents; 1 is perfect.",
+    "distance-matrix": "Difference of the similarities between positions, latents against teacher; 0 is agreement.",
+    "cknna": "Agreement of latents and teacher on the nearest neighbors of images; 1 is agreement.",
+}
+
+
+FRONTIER_TERMS = {
+    "d": Term("d", "Channels of the latent: numbers at each position of its grid."),
+    "teacher": Term("teacher", "Vision model whose features the latents should resemble; none: without alignment."),
+    "loss": Term(
+        "loss: full, mcos, mdms, margins",
+        "The alignment loss (VF loss) and its parts: mcos compares each latent with the teacher’s feature at its "
+        "position, mdms the similarities between positions; differences within the margins cost nothing.",
     ),
-    ("cknna", "Agreement of latents and teacher on the nearest neighbors of images; 1 is agreement."),
-)
+    "rfid": Term("rFID, rFD", "Fréchet distance between test images and their reconstructions."),
+    "gfid": Term("gFID, gFD", "Fréchet distance between training images and samples of the generator."),
+    "frechet": Term("FID, FD", f"{_MEANINGS['fréchet']} FID: the network is Inception. FD: another network."),
+    "psnr": Term("PSNR", _MEANINGS["psnr"]),
+    "lpips": Term("LPIPS", _MEANINGS["lpips"]),
+    "ssim": Term("SSIM", _MEANINGS["ssim"]),
+    "probe": Term("probe", _MEANINGS["linear probe"]),
+    "agreement": Term("cosine", _MEANINGS["cosine"]),
+    "cv": Term("density CV", "Coefficient of variation of the density of latents in a t-SNE map; 0 is perfectly even."),
+    "gini": Term("Gini", _MEANINGS["gini"]),
+    "entropy": Term("norm. entropy", _MEANINGS["entropy"]),
+    "t-sne": Term("t-SNE", "Places points in the plane so that neighbors stay neighbors; far distances mean nothing."),
+    "correlation": Term(
+        "Pearson, Spearman (rank)",
+        "Correlation of the values and of their ranks: 1 if both rise together, −1 if one falls as the other rises.",
+    ),
+    "spread": Term("±", "Standard deviation over the seeds; for a correlation, its standard error."),
+    "seed": Term("seed", "Start of a training’s random numbers; runs that differ by it show the chance in a number."),
+    "size": Term("M/1, S/1, …", "Size of the generator and its patch: latent positions per side of a token."),
+    "guidance": Term("guidance", "Classifier-free: amplifies the influence of the class on a sample; 1 is off."),
+    "up-to": Term("up to", "Table 1 adds one change per row; each row has all changes of the rows above."),
+    "dit": Term("DiT", "Diffusion transformer: denoises latents that are cut into tokens."),
+    "flow": Term("rectified flow", "The generator learns the velocity on straight lines from noise to latents."),
+    "batch": Term("batch, learning rate", "Images per training step, and the length of the step."),
+    "beta2": Term("AdamW β₂", "How slowly the optimizer’s mean of squared gradients changes."),
+    "times": Term("logit-normal times", "Trains more often on the middle between noise and latent than on its ends."),
+    "direction": Term("velocity direction loss", "1 − cosine between predicted and true velocity, added to the loss."),
+    "swiglu": Term("SwiGLU", "Feed-forward layer in which one half of the values gates the other."),
+    "rmsnorm": Term("RMSNorm", "Normalization by the root mean square, without subtracting the mean."),
+    "rope": Term("RoPE", "Encodes positions by rotating queries and keys in attention."),
+}
 
 
 def metric_meaning(name: str) -> str:
     """Return one sentence about a metric, by words of its name; "" if it is unknown."""
     lowered = name.lower()
-    return next((meaning for word, meaning in _METRICS if word in lowered), "")
+    return next((meaning for word, meaning in _MEANINGS.items() if word in lowered), "")
 
 
 def term_of(key: str, terms: Mapping[str, Term]) -> Term:
