@@ -26,7 +26,7 @@ CSS = """
   grid-template-rows: none !important; grid-auto-rows: auto !important;
 }
 .images.small .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(66px, 11%), 1fr)) !important; }
-.images .grid-wrap { max-height: none !important; overflow: visible !important; }
+.images .grid-wrap { min-height: 9rem !important; max-height: none !important; overflow: visible !important; }
 [data-testid="status-tracker"]:has(.error) { display: none !important; }
 footer { display: none !important; }
 .dark { --color-accent: var(--primary-400); }
