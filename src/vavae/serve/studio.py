@@ -219,7 +219,8 @@ class Studio:
         drawing = generator.with_sampling(sampling or generator.sampling)
         with autocast(self.precision, self.tokenizer.device):
             latents = drawing.latents(labels, seed, callback=lambda *_: tick(), **more)
-        return self._decoded(latents, tick)
+        with autocast("fp32" if self.precision == "bf16" else self.precision, self.tokenizer.device):
+            return self._decoded(latents, tick)
 
     def _decoded(self, latents: Tensor, tick: Callable[[], None]) -> NDArray[np.uint8]:
         pixels = latents.shape[2] * latents.shape[3] * self.tokenizer.factor**2
