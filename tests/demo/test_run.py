@@ -100,7 +100,7 @@ def test_summary_shows_page_and_numbers(demo: Demo) -> None:
 def test_progress_in_plain_lines(demo: Demo) -> None:
     error = demo[2]
     assert "\x1b" not in error and "\r" not in error
-    assert re.search(r"^tokenizer: \d+/64 images \(\d+\.\d/s.*\)  loss \S+$", error, re.MULTILINE)
+    assert re.search(r"^tokenizer: \d+/128 images \(\d+\.\d/s.*\)  loss \S+$", error, re.MULTILINE)
 
 
 def test_results_contain_every_number(demo: Demo) -> None:
@@ -119,7 +119,7 @@ def test_results_contain_every_number(demo: Demo) -> None:
 
 def test_losses_are_finite_and_fall(demo: Demo) -> None:
     for stage, terms, images in (
-        ("tokenizer", ("pixel", "perceptual"), 64),
+        ("tokenizer", ("pixel", "perceptual"), 128),
         ("generator", ("total", "mse", "direction"), 640),
     ):
         lines = [json.loads(line) for line in (demo[0] / "aligned" / stage / "metrics.jsonl").read_text().splitlines()]

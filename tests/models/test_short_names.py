@@ -169,8 +169,8 @@ def test_training_starts_from_short_names(hub: StandInHub, capsys: pytest.Captur
 
 
 def test_web_page_takes_short_names(hub: StandInHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = SimpleNamespace(build=lambda studio, title: (studio, title))
+    shown = SimpleNamespace(build=lambda studio: studio)
     monkeypatch.setitem(sys.modules, "vavae.serve.page", shown)  # it imports gradio
     for name in (XL, VAVAE):
-        studio, title = build(ServeConfig(model=name, device="cpu"))
-        assert title == name and (studio.generator is None) == (name == VAVAE)
+        studio = build(ServeConfig(model=name, device="cpu"))
+        assert studio.name == name and (studio.generator is None) == (name == VAVAE)

@@ -97,7 +97,7 @@ def test_commands_print_the_output_on_the_page(ran: dict[str, str]) -> None:
 
 def test_table_agrees_with_the_commands(ran: dict[str, str]) -> None:
     rows = [
-        [cell.strip() for cell in line.split("|")[1:4]] for line in PAGE.read_text().splitlines() if "| `vavae" in line
+        [cell.strip() for cell in line.split("|")[1:4]] for line in PAGE.read_text().splitlines() if "| `vavae " in line
     ]
     assert len(rows) == 7
     for _, command, line in rows:

@@ -41,7 +41,7 @@ class TensorBoard:
 
     def picture(self, name: str, path: Path, images: int) -> None:
         """Log the picture in a file."""
-        self._writer.add_image(name, np.array(Image.open(path)), images, dataformats="HWC")
+        self._writer.add_image(name, np.array(Image.open(path, formats=["PNG"])), images, dataformats="HWC")
 
     def close(self) -> None:
         """Write what is left."""
@@ -129,7 +129,7 @@ class Tracked:
     def picture(self, name: str, path: Path, images: int) -> None:
         """Log the picture in a file, if this logger shows pictures."""
         if self._library.picture is not None:
-            image = Image.open(path)
+            image = Image.open(path, formats=["PNG"])
             self._tracker.log_images({name: [image] if self._library.picture == "list" else image}, step=images)
 
     def close(self) -> None:
