@@ -34,7 +34,7 @@ class Budget:
 
     train_images: int = 1600
     test_images: int = 400
-    tokenizer_images: int = 5_120
+    tokenizer_images: int = 6_144
     generator_images: int = 12_288
     width: int = 192
     depth: int = 6
