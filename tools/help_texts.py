@@ -1,4 +1,4 @@
-"""Write the help of every command to `src/vavae/help/`, so that `--help` need not import torch (`make help`)."""
+"""Write the help of every command to `src/vavae/help/`, so that `--help` need not import torch (`make help-texts`)."""
 
 import importlib
 import os
@@ -8,11 +8,11 @@ from vavae.cli import COMMANDS
 from vavae.config import help_text
 
 FOLDER = Path(__file__).parents[1] / "src/vavae/help"
-_COLUMNS = "100"
+_COLUMNS = "80"
 
 
 def text_of(name: str) -> str:
-    """Return the help of a command, 100 columns wide."""
+    """Return the help of a command, 80 columns wide."""
     os.environ["COLUMNS"] = _COLUMNS
     command = COMMANDS[name]
     config = importlib.import_module(f"vavae.{command.module}").Config

@@ -29,7 +29,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command("demo.run", "the whole path on embedded real images, on the CPU, with a report page"),
+    "demo": Command("demo.run", "the whole path on real images, on the CPU, with a report page"),
     "train-tokenizer": Command("stages.train_tokenizer", "stage 1: train a visual tokenizer, aligned with a teacher"),
     "encode": Command("stages.encode", "images -> latent shards and their statistics"),
     "train-dit": Command("stages.train_dit", "stage 2: train a diffusion transformer on latents"),
@@ -52,8 +52,8 @@ def _usage() -> str:
     rows = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: vavae COMMAND [RECIPE] [--key value ...]\n\n"
-        "Train visual tokenizers aligned with vision foundation models, and fast latent diffusion\n"
-        "transformers on them.\n\n"
+        "Train visual tokenizers aligned with vision foundation models, and fast latent\n"
+        "diffusion transformers on them.\n\n"
         f"commands:\n{rows}\n\n"
         "vavae COMMAND --help         every option with its type and default\n"
         "vavae COMMAND --print_config the resolved recipe, to save and edit\n"
