@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vavae.checkpoints.loading import load_decoder, load_transformer
+from vavae.cli import run
 from vavae.errors import UserError
 from vavae.tokenizer import ViTDecoder
 from vavae.transformer import DiTDH
@@ -64,3 +65,9 @@ def test_heads_that_do_not_show_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pass heads: they do not show in a decoder of width 16 and depth 1"):
         load_decoder(tmp_path / "model.pt")
     assert load_decoder(tmp_path / "model.pt", heads=4)[0].shape["heads"] == 4
+
+
+def test_convert_says_that_a_decoder_needs_its_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(ViTDecoder(6, 4, 2, width=16, depth=1, heads=2, mlp_width=8).state_dict(), tmp_path / "model.pt")
+    assert run(["convert", str(tmp_path / "model.pt"), str(tmp_path / "out"), "--scaling_factor=1"]) == 2
+    assert "the decoder of a representation autoencoder, which needs its teacher" in capsys.readouterr().err

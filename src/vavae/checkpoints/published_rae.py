@@ -1,7 +1,6 @@
 """Read the shapes of RAE's published networks from their state dicts: ViT decoders and DiT^DH (bytetriper/RAE)."""
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -86,6 +85,6 @@ def _heads(tensors: Tensors, part: str, width: int) -> int:
     return known[0]
 
 
-def is_ditdh(tensors: Mapping[str, object]) -> bool:
+def is_ditdh(tensors: Tensors) -> bool:
     """Return whether names are those of a DiT^DH."""
-    return any(re.match(r"s_embedder\.", name) for name in tensors)
+    return any_name(tensors, r"s_embedder\.")

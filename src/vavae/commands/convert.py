@@ -27,6 +27,7 @@ from vavae.flow import PathName, Prediction
 from vavae.io.files import chosen, is_free, save_torch, user_path, whole_folder, written_whole
 from vavae.io.yaml_files import dump_yaml
 from vavae.models import Generator, Tokenizer
+from vavae.models.representation import saved_part
 from vavae.tokenizer import LatentStatistics
 
 # Forms of all but tokenizers and generators, which have each.
@@ -136,8 +137,8 @@ def _quiet() -> Iterator[None]:
 def _kind(source: Path, weights: Weights) -> str:
     form = files.form_of(source)
     if form == "checkpoint":
-        kinds = {"autoencoder": "tokenizer", "transformer": "generator", "statistics": "statistics"}
-        return kinds[open_checkpoint(source, weights).kind]
+        kind = open_checkpoint(source, weights).kind
+        return {"autoencoder": "tokenizer", "decoder": "tokenizer", "transformer": "generator"}.get(kind, kind)
     if form == "pipeline":
         return "generator" if files.holds_generator(source) else "tokenizer"
     return "tokenizer" if form == "diffusers" else form
@@ -190,7 +191,8 @@ def _tokenizer(config: Config, source: Path, output: Path) -> None:
         elif config.to == "diffusers":
             tokenizer.save_diffusers(output)
         else:
-            _write_published(output / "autoencoder.pt", tokenizer.autoencoder.state_dict(), tokenizer.statistics)
+            weights = saved_part(tokenizer.autoencoder).state_dict()
+            _write_published(output / "autoencoder.pt", weights, tokenizer.statistics)
 
 
 def _generator(config: Config, source: Path, output: Path) -> None:
@@ -229,7 +231,7 @@ def _write_published_generator(generator: Generator, output: Path) -> None:
     state = {"ema": dict(generator.transformer.state_dict()), "config": training}
     autoencoder, statistics = generator.tokenizer.autoencoder, generator.tokenizer.statistics
     _write_published(output / "lightningdit.pt", state, statistics)
-    _write_published(output / "tokenizer" / "autoencoder.pt", autoencoder.state_dict(), statistics)
+    _write_published(output / "tokenizer" / "autoencoder.pt", saved_part(autoencoder).state_dict(), statistics)
 
 
 def _write_published(path: Path, content: Any, statistics: LatentStatistics) -> None:

@@ -4,18 +4,20 @@ The ViT is frozen; only the small heads are trained, so gradients reach images t
 objects.
 """
 
+import pickle
 import re
 from pathlib import Path
 from typing import Self
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
 from vavae import assets
-from vavae.errors import UserError
+from vavae.errors import UserError, one_line
 from vavae.grids import to_tokens
 from vavae.transformer.layers import MLP, Attention
 
@@ -68,7 +70,11 @@ class DinoViT(nn.Module):
         """
         folder = Path(source) if Path(source).is_dir() else assets.path(source)
         file = folder / "model.safetensors"
-        stored = load_file(file) if file.is_file() else torch.load(folder / "pytorch_model.bin", weights_only=True)
+        try:
+            stored = load_file(file) if file.is_file() else torch.load(folder / "pytorch_model.bin", weights_only=True)
+        except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+            text = one_line(error)[:200]
+            raise UserError(f"discriminator.dino must have readable weights, got {folder} ({text})") from error
         tensors = {}
         for name, value in stored.items():
             for hub_name, own_name in _NAMES:

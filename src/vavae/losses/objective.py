@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
+from vavae.io.frozen import leave_out
 from vavae.losses.adaptive import adaptive_weight
 from vavae.losses.adversarial import (
     AdversarialConfig,
@@ -107,8 +108,7 @@ class TokenizerObjective(nn.Module):
             if teacher_channels is None:
                 raise UserError("alignment.enabled must be false without a teacher, got true")
             self.alignment = AlignmentLoss(config.alignment, latent_channels, teacher_channels)
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_post_hook(_ignore_missing_frozen)
+        leave_out(self, "perceptual", "discriminator.dino")
 
     def projection_parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters for the autoencoder's optimizer: the alignment's projection."""
@@ -453,17 +453,3 @@ def _gradient(output: Tensor, parameter: Tensor, output_grad: Tensor | None = No
 
 def _add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-
-# Frozen networks, which come from their assets.
-_FROZEN = ("perceptual.", "discriminator.dino.")
-
-
-def _drop_frozen(module: nn.Module, state: dict, prefix: str, local_metadata: dict) -> None:
-    for name in [name for name in state if name.removeprefix(prefix).startswith(_FROZEN)]:
-        del state[name]
-
-
-def _ignore_missing_frozen(module: nn.Module, incompatible: torch.nn.modules.module._IncompatibleKeys) -> None:
-    missing = incompatible.missing_keys
-    missing[:] = [name for name in missing if not any(f".{part}" in f".{name}" for part in _FROZEN)]

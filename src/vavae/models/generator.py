@@ -65,7 +65,6 @@ class Generator(SavedModel):
     """
 
     _pipeline_tag = "unconditional-image-generation"  # the hub has none for class labels
-    _tags = ("image-generation", "flow-matching", "LightningDiT")
 
     def __init__(
         self,
@@ -116,6 +115,10 @@ class Generator(SavedModel):
     def config(self) -> TransformerShape:
         """Configuration of the transformer."""
         return self.transformer.config
+
+    @property
+    def _tags(self) -> tuple[str, ...]:
+        return "image-generation", "flow-matching", type(self.transformer).__name__
 
     @property
     def _networks(self) -> tuple[nn.Module, ...]:

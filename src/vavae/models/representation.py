@@ -12,6 +12,7 @@ from vavae.checkpoints.reading import read_safetensors
 from vavae.config import from_plain, to_plain
 from vavae.errors import UserError, errors_name
 from vavae.io.files import write_json
+from vavae.io.frozen import leave_out
 from vavae.io.hashing import digest, weights_fingerprint
 from vavae.teachers import LatentEncoder, Teacher, load_teacher
 from vavae.tokenizer import AutoencoderKL, ViTDecoder
@@ -116,8 +117,7 @@ class RepresentationAutoencoder(nn.Module):
             raise UserError(f"noise_kind must be uniform or normal, got {noise_kind!r}")
         self.decoder = decoder
         self.noise, self.noise_kind = noise, noise_kind
-        self.register_state_dict_post_hook(_drop_encoder)
-        self.register_load_state_dict_post_hook(_ignore_missing_encoder)
+        leave_out(self, "encoder")
 
     @property
     def config(self) -> RepresentationConfig:
@@ -168,16 +168,6 @@ class RepresentationAutoencoder(nn.Module):
         sigma = uniform if self.noise_kind == "uniform" else torch.special.ndtri((1 + uniform.double()) / 2)
         return (self.noise * sigma).float().view(-1, 1, 1, 1)
 
-    def noised(self, latents: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
-        """Return latents + σ·noise with one σ per image, as the decoder sees them in training.
-
-        Args:
-            latents: (B, C, h, w), not normalized.
-            noise: The same shape, standard normal.
-            uniform: (B,) numbers in [0, 1), which decide σ.
-        """
-        return latents + self.noise_scale(uniform).to(latents) * noise
-
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, 3, H, W) of latents (B, C, h, w), about [-1, 1] but not clamped.
 
@@ -215,16 +205,6 @@ class RepresentationAutoencoder(nn.Module):
         write_json(folder / "preprocessor_config.json", {"image_mean": list(own.mean), "image_std": list(own.std)})
 
 
-def _drop_encoder(module: nn.Module, state: dict, prefix: str, local_metadata: dict) -> None:
-    for name in [name for name in state if name.startswith(f"{prefix}encoder.")]:
-        del state[name]
-
-
-def _ignore_missing_encoder(module: nn.Module, incompatible: torch.nn.modules.module._IncompatibleKeys) -> None:
-    missing = incompatible.missing_keys
-    missing[:] = [name for name in missing if not name.startswith("encoder.") and ".encoder." not in name]
-
-
 Autoencoder = AutoencoderKL | RepresentationAutoencoder
 
 
@@ -233,18 +213,22 @@ def saved_part(autoencoder: Autoencoder) -> nn.Module:
     return autoencoder.decoder if isinstance(autoencoder, RepresentationAutoencoder) else autoencoder
 
 
-def load_representation(folder: Path) -> RepresentationAutoencoder | None:
-    """Return the representation autoencoder in a tokenizer's folder of ours; None if another autoencoder is in it.
+def load_representation(path: Path) -> tuple[RepresentationAutoencoder, Path] | None:
+    """Return the representation autoencoder in a tokenizer or generator of ours, and the tokenizer's folder.
 
-    Its teacher comes from the folder, if it is there, else from its hub or package.
+    None if another autoencoder, or another form, is at the path. The teacher comes from the folder, if it is there,
+    else from its hub or package.
 
     Raises:
         UserError: Names the file or key that is missing, damaged or wrong; or the teacher has other weights.
     """
-    path = folder / files.CONFIG
-    content = files.read_model(folder, "tokenizer")
-    if "representation" not in content:
+    form = files.form_of(path)
+    folder = path / "tokenizer" if form == "generator" else path
+    if form not in ("tokenizer", "generator") or not folder.is_dir():
         return None
+    if "representation" not in files.read_config(folder, "tokenizer"):  # before all files are hashed
+        return None
+    content, path = files.read_model(folder, "tokenizer"), folder / files.CONFIG
     with errors_name(path):
         config = from_plain(RepresentationConfig, content["representation"])
         try:
@@ -262,4 +246,4 @@ def load_representation(folder: Path) -> RepresentationAutoencoder | None:
         model = RepresentationAutoencoder(teacher, decoder, config.noise, config.noise_kind, config.layers)
         if model.encoder_sha256() != sha256:
             raise UserError(f"teacher {name} must have the weights of the training, sha256 {str(sha256)[:12]}…")
-    return model.eval()
+    return model.eval(), folder

@@ -31,7 +31,11 @@ class SavedModel:
 
     provenance: dict[str, Any]
     _pipeline_tag: ClassVar[str]  # the hub's name of the task
-    _tags: ClassVar[tuple[str, ...]]
+
+    @property
+    def _tags(self) -> tuple[str, ...]:
+        """Tags of the model card."""
+        raise NotImplementedError
 
     @property
     def _networks(self) -> tuple[nn.Module, ...]:

@@ -54,7 +54,6 @@ class Tokenizer(SavedModel):
     """
 
     _pipeline_tag = "image-to-image"
-    _tags = ("image-tokenizer", "autoencoder-kl")
 
     def __init__(
         self,
@@ -86,6 +85,11 @@ class Tokenizer(SavedModel):
     def config(self) -> AutoencoderConfig | RepresentationConfig:
         """Configuration of the autoencoder."""
         return self.autoencoder.config
+
+    @property
+    def _tags(self) -> tuple[str, ...]:
+        kind = "autoencoder-kl" if isinstance(self.autoencoder, AutoencoderKL) else "representation-autoencoder"
+        return "image-tokenizer", kind
 
     @property
     def _networks(self) -> tuple[nn.Module, ...]:
@@ -304,12 +308,10 @@ def _load(
     path: Path, weights: Weights
 ) -> tuple[Autoencoder, LatentStatistics | None, dict[str, Any], LoadReport | None]:
     """Return the autoencoder at a path of any form, its statistics if it has some, its provenance and report."""
-    folder = path / "tokenizer" if files.form_of(path) == "generator" else path
-    if files.form_of(path) in ("tokenizer", "generator") and folder.is_dir():
-        found = load_representation(folder)
-        if found is not None:
-            provenance = files.read_config(folder).get("provenance") or {}
-            return found, read_statistics(folder / files.STATISTICS), provenance, None
+    if (found := load_representation(path)) is not None:
+        autoencoder, folder = found
+        provenance = files.read_config(folder).get("provenance") or {}
+        return autoencoder, read_statistics(folder / files.STATISTICS), provenance, None
     loaded = load_autoencoder(path, weights)
     return loaded.model, loaded.statistics, loaded.provenance, loaded.report
 

@@ -154,12 +154,14 @@ def _encoded(
     precision = resolve_precision(config.precision, device)
     shape = (tokenizer.latent_channels, *config.data.latent_size(tokenizer.factor))
 
+    autoencoder = tokenizer.autoencoder
+    sampled = config.posterior == "sample" and not isinstance(autoencoder, RepresentationAutoencoder)
+
     @torch.inference_mode()
     def latents(images: Tensor, indices: Tensor, stream: str) -> Tensor:
-        sampled = config.posterior == "sample"
         noise = rng.normal(config.seed, stream, indices, shape, device) if sampled else None
         with autocast(precision, device):
-            return tokenizer.autoencoder.latents(images, noise).float().cpu()
+            return autoencoder.latents(images, noise).float().cpu()
 
     load = partial(load_images, source, size=config.data.size)
     for indices, decoded in loaded_ahead(shard.batches(config.batch_size), load, config.data.workers):

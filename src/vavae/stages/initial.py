@@ -81,9 +81,8 @@ def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
             raise UserError(f"initial: {source} has no undamaged checkpoint")
         _check_ended(path, source, found[1].get("images_seen", 0))
         return _below(found[0], "model/autoencoder/"), _below(found[0], "model/objective/")
-    folder = path / "tokenizer" if files.form_of(path) == "generator" else path
-    if files.form_of(folder) == "tokenizer" and (representation := load_representation(folder)) is not None:
-        return representation.state_dict(), {}
+    if (representation := load_representation(path)) is not None:
+        return representation[0].state_dict(), {}
     loaded = load_autoencoder(path)
     training: dict[str, Tensor] = {}
     for published, ours in _PUBLISHED.items():

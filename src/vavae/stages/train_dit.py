@@ -296,12 +296,11 @@ class TransformerTask(TrainingTask):
 
     def _generator(self, model: Transformer, provenance: dict[str, Any]) -> Generator:
         names, flow = self.latents.class_names, self.flow
-        sampling = self.config.sampling.for_latents(self.latents.shape)
         return Generator(
             model,
             self.tokenizer,
             self.statistics,
-            sampling,
+            self.config.sampling,
             flow.path,
             names,
             provenance,

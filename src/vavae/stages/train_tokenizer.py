@@ -350,10 +350,12 @@ class TokenizerTask(TrainingTask):
         config, portions = self.config, self._portions(at_once)
         shape = (self.latent_shape[0], model.latent_grid)
         running = RunningStatistics(*shape)
+        sampled = not isinstance(model, RepresentationAutoencoder)
 
         def sample(part: tuple[Tensor, Tensor]) -> Tensor:
             indices, pixels = part
-            noise = rng.normal(config.training.seed, "statistics", indices, self.latent_shape, self.device)
+            seed = config.training.seed
+            noise = rng.normal(seed, "statistics", indices, self.latent_shape, self.device) if sampled else None
             with self.autocast():
                 return model.latents(to_tensor(pixels.to(self.device)), noise)
 
