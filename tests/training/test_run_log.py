@@ -1,6 +1,7 @@
 """Logs of a run: its own files, TensorBoard, the loggers of accelerate, and lines that a fault cut off."""
 
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +168,7 @@ def test_rollback_removes_points_of_tensorboard(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, 0, replace(CONFIG, tensorboard=True))
     for images, total in ((8, 1.0), (16, 2.0), (24, 9.0)):
         tracker.log(images, {"total": total}, {})
+    time.sleep(1)  # files of one second are read in the order of a number without leading zeros: 10 before 9
     tracker.truncate(8, 24, "total jumped to 9")
     tracker.log(16, {"total": 3.0}, {})
     tracker.close()
