@@ -41,7 +41,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(place / "venv")
     python = place / "venv/bin/python"
     (wheel,) = place.glob("*.whl")
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    # With PYTHONPATH pip would take the package for installed.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True, env=kept)
     (packages,) = (place / "venv/lib").glob("python*/site-packages")
     # A line of a .pth file adds a folder without the .pth files in it, so not this environment's editable vavae.
     (packages / "here.pth").write_text(sysconfig.get_path("purelib") + "\n")
