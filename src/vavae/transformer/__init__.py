@@ -2,6 +2,7 @@
 
 from vavae.transformer.ditdh import DiTDH, DiTDHConfig
 from vavae.transformer.model import LightningDiT, LightningDiTConfig
+from vavae.transformer.output import TransformerOutput
 from vavae.transformer.sizes import SIZES, size_names
 
 Transformer = LightningDiT | DiTDH
@@ -20,6 +21,7 @@ __all__ = [
     "LightningDiT",
     "LightningDiTConfig",
     "Transformer",
+    "TransformerOutput",
     "TransformerShape",
     "build_transformer",
     "size_names",

@@ -19,6 +19,7 @@ from vavae.grids import to_grid, to_tokens, unpatchify
 from vavae.transformer.blocks import Block, FinalLayer, run_blocks
 from vavae.transformer.layers import FourierTimeEmbedding, LabelEmbedding, PatchEmbedding, RMSNorm
 from vavae.transformer.model import LatentGrid, check_conditions, token_grid
+from vavae.transformer.output import TransformerOutput
 from vavae.transformer.positions import RotaryEmbedding, embedding_of_grid, rotary_of_grid
 
 _STD = 0.02
@@ -198,7 +199,7 @@ class DiTDH(nn.Module):
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None, hidden_blocks: Sequence[int] = ()
-    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+    ) -> Tensor | TransformerOutput:
         """Return the velocity at x, on request with the tokens after some blocks.
 
         Args:
@@ -211,8 +212,8 @@ class DiTDH(nn.Module):
             hidden_blocks: Numbers of encoder blocks in increasing order, counted from 1.
 
         Returns:
-            (B, latent_channels, h, w) velocity; with `hidden_blocks`, also a list of (B, T, widths[0]) tokens after
-            each.
+            (B, latent_channels, h, w) velocity; with `hidden_blocks`, a record of it and of the tokens
+            (B, T, widths[0]) after each.
 
         Raises:
             UserError: The shape of an argument does not fit, or the labels are not integers.
@@ -231,7 +232,7 @@ class DiTDH(nn.Module):
         tokens, _ = run_blocks(self.blocks[narrow:], self.x_embedder(x), condition, rotary[1])
         # (B, T, wide) -> (B, T, p·p·C) -> (B, C, h, w); the published sign is noise − data
         velocity = -unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
-        return (velocity, hidden) if hidden_blocks else velocity
+        return TransformerOutput(velocity, tuple(hidden)) if hidden_blocks else velocity
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, list[tuple[Tensor, Tensor] | None]]:
         """Return the position table (1, T, narrow) of a grid, and the rotary tables of encoder and head."""

@@ -12,6 +12,7 @@ from vavae.errors import UserError
 from vavae.grids import unpatchify
 from vavae.transformer.blocks import Block, FinalLayer, run_blocks
 from vavae.transformer.layers import LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding
+from vavae.transformer.output import TransformerOutput
 from vavae.transformer.positions import (
     POSITIONS,
     Positions,
@@ -253,7 +254,7 @@ class LightningDiT(nn.Module):
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None, hidden_blocks: Sequence[int] = ()
-    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+    ) -> Tensor | TransformerOutput:
         """Return the velocity at x, on request with the tokens after some blocks.
 
         Args:
@@ -266,7 +267,7 @@ class LightningDiT(nn.Module):
             hidden_blocks: Numbers of blocks in increasing order, counted from 1 as published.
 
         Returns:
-            (B, latent_channels, h, w) velocity; with `hidden_blocks`, also a list of (B, T, width) tokens after each.
+            (B, latent_channels, h, w) velocity; with `hidden_blocks`, a record of it and of the tokens after each.
 
         Raises:
             UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist.
@@ -281,7 +282,7 @@ class LightningDiT(nn.Module):
         # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)
         velocity = unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
         velocity = velocity[:, : self.config.latent_channels]
-        return (velocity, hidden) if hidden_blocks else velocity
+        return TransformerOutput(velocity, tuple(hidden)) if hidden_blocks else velocity
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return the position embedding (1, T, width) and the rotary tables (T, head_dim) of a grid."""

@@ -1,0 +1,17 @@
+"""What a transformer returns where more than its prediction is asked for."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class TransformerOutput(NamedTuple):
+    """A prediction, and what the same pass computed on the way.
+
+    Attributes:
+        prediction: (B, C, h, w) what the transformer returns alone otherwise.
+        hidden: Tokens (B, T, width) after each of the blocks that were asked for.
+    """
+
+    prediction: Tensor
+    hidden: tuple[Tensor, ...] = ()
