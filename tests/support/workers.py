@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+import torch.distributed as dist
 from estimates import skip_estimates
 from regression_task import Regression
 from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher
@@ -18,7 +20,7 @@ from torch import nn
 from vavae.data.images import ImagesConfig
 from vavae.errors import RunError, UserError
 from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.training import checkpoint
+from vavae.training import checkpoint, gradients
 from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
@@ -133,6 +135,7 @@ def collectives() -> None:
     """Call every function below in one group of processes; the last one ends them."""
     with processes("cpu") as world:
         messages(world)
+        gradient_means(world)
         batch_norm(world)
         mistake(world)
 
@@ -149,6 +152,42 @@ def messages(world: World) -> None:
     assert world.any(world.rank == 1) and not world.any(False)
     assert world.gather(world.rank * 10) == [0, 10]
     assert world.once(lambda: f"from {world.rank}") == "from 0"
+
+
+def gradient_means(world: World) -> None:
+    """Gradients of two parts are those of the whole batch, and their transfer starts within the backward pass."""
+    torch.manual_seed(0)
+    first, unused, second = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+    frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+    whole = torch.randn(6, 4)
+    second(first(whole) * frozen).sum().div(6).backward()
+    groups = [[*first.parameters(), *unused.parameters()], [frozen, *second.parameters()]]
+    expected = [parameter.grad for group in groups for parameter in group]
+    for module in (first, second):
+        module.zero_grad()
+    mine = whole[3 * world.rank : 3 * world.rank + 3]
+    gradients._BUCKET_BYTES = 40  # several buckets
+    averager = gradients.GradientAverager(world, groups)
+    assert len(averager._buckets) == 3
+    second(first(mine[:1]) * frozen).sum().div(3).backward()
+    started = []
+    original, dist.all_reduce = dist.all_reduce, lambda *a, **k: (started.append(len(started)), original(*a, **k))[1]
+    with averager.averaging():
+        second(first(mine[1:]) * frozen).sum().div(3).backward()
+        assert len(started) == 0, "the unused layer's buckets come first"
+    assert len(started) == 2
+    for value, wanted in zip([p.grad for group in groups for p in group], expected, strict=True):
+        assert (value is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(value, wanted)
+
+    averager = gradients.GradientAverager(world, [[*first.parameters()], [*second.parameters()]])
+    with pytest.raises(RuntimeError, match="more than one gradient"), averager.averaging():
+        second(first(mine)).sum().backward()
+        assert len(started) == 4, "all buckets are sent"
+        second(first(mine)).sum().backward()
+    dist.all_reduce = original
+    world.wait()
 
 
 def batch_norm(world: World) -> None:

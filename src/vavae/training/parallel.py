@@ -1,7 +1,7 @@
 """The processes of one run, and what they communicate.
 
-`torchrun` starts them; without it there is one. Each process takes its own slice of every batch, and gradients are
-averaged in flat buffers after the backward pass.
+`torchrun` starts them; without it there is one. Each process takes its own slice of every batch.
+`vavae.training.gradients` averages the gradients.
 """
 
 import os
@@ -26,8 +26,9 @@ from vavae.errors import UserError
 from vavae.training.signals import ended_by_second_signal
 
 T = TypeVar("T")
+TensorT = TypeVar("TensorT", bound=Tensor)
 
-# Gradients are averaged in flat buffers of about this size: large enough to fill a link.
+# Tensors are sent in flat buffers of about this size: large enough to fill a link.
 _BUCKET_BYTES = 64 * 2**20
 # One process may work alone for hours (statistics, t-SNE, a report) while the others wait.
 _TIMEOUT = timedelta(days=2)
@@ -132,28 +133,38 @@ class World:
 def _in_buckets(tensors: Sequence[Tensor], start: Callable[[Tensor], Any]) -> None:
     """Apply a collective, which `start` starts on a flat buffer, to all tensors in place."""
     pending = []
-    for bucket in _buckets(tensors):
-        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+    for bucket in buckets(tensors, _BUCKET_BYTES):
+        flat = flatten(bucket)
         pending.append((bucket, flat, start(flat)))
     for bucket, flat, work in pending:
         work.wait()
-        parts = flat.split([tensor.numel() for tensor in bucket])
-        torch._foreach_copy_(bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)])
+        copy_parts(flat, bucket)
 
 
-def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Group tensors by dtype and device, in order, up to `_BUCKET_BYTES` per group."""
-    buckets: list[list[Tensor]] = []
-    latest: dict[tuple[torch.dtype, torch.device], tuple[list[Tensor], int]] = {}
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Return one vector of the elements of all tensors."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def copy_parts(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy the elements of a vector, as `flatten` returns it, into the tensors."""
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(list(tensors), [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
+
+
+def buckets(tensors: Sequence[TensorT], most_bytes: int) -> list[list[TensorT]]:
+    """Group tensors by dtype and device, in order; a group ends with the tensor that brings it to `most_bytes`."""
+    found: list[list[TensorT]] = []
+    latest: dict[tuple[torch.dtype, torch.device], tuple[list[TensorT], int]] = {}
     for tensor in tensors:
         key = tensor.dtype, tensor.device
-        bucket, size = latest.get(key, ([], _BUCKET_BYTES))
-        if size >= _BUCKET_BYTES:
+        bucket, size = latest.get(key, ([], most_bytes))
+        if size >= most_bytes:
             bucket, size = [], 0
-            buckets.append(bucket)
+            found.append(bucket)
         bucket.append(tensor)
         latest[key] = bucket, size + tensor.nbytes
-    return buckets
+    return found
 
 
 def is_sharded(tensor: Tensor) -> bool:

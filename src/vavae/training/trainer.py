@@ -25,6 +25,7 @@ from vavae.training.best import BestModel
 from vavae.training.checkpoint import Checkpoint, CheckpointFolder, copy_checkpoint
 from vavae.training.config import TrainingConfig
 from vavae.training.ema import build_averages
+from vavae.training.gradients import GradientAverager
 from vavae.training.memory import MicroBatch, batch_length
 from vavae.training.optimizer import Optimizer, linear_matrices
 from vavae.training.parallel import World, full_tensor, is_sharded
@@ -82,6 +83,8 @@ class Trainer:
         _distribute(task, config, self.world)
         matrices = linear_matrices(list(task.modules.values()))
         optimizers = {name: Optimizer(*recipe, matrices) for name, recipe in task.optimizers().items()}
+        trained = [[p for p in optimizer.parameters if not is_sharded(p)] for optimizer in optimizers.values()]
+        self._gradient_averager = GradientAverager(self.world, trained)
         averages = build_averages(task.modules, task.averaged, config.ema_decay, config.averages, config.ema_warmup)
         self._state = RunState(task.modules, averages, optimizers)
         self._sums: dict[str, Tensor] = {}
@@ -236,12 +239,16 @@ class Trainer:
         return interval is not None and before // interval != self.images_seen // interval
 
     def _gradients(self, batch: Any) -> dict[str, Tensor]:
-        """Compute gradients of this process's part of the batch, in micro-batches that fit; return mean terms."""
+        """Compute the batch's gradients, in micro-batches that fit; return the mean terms of this process's part."""
         while True:
             try:
                 terms: dict[str, Tensor] = {}
-                for part, share in self._micro.split(batch):
-                    for name, value in self.task.step(part, self.images_seen, share).items():
+                parts = list(self._micro.split(batch))
+                for number, (part, share) in enumerate(parts, 1):
+                    # Gradients are averaged over processes while the last part's backward pass runs.
+                    with self._gradient_averager.averaging() if number == len(parts) else nullcontext():
+                        values = self.task.step(part, self.images_seen, share)
+                    for name, value in values.items():
                         terms[name] = terms[name] + share * value if name in terms else share * value
                 return terms
             except (RuntimeError, MemoryError) as error:
@@ -267,12 +274,10 @@ class Trainer:
             ) from error
 
     def _apply(self, terms: dict[str, Tensor]) -> None:
-        """Average gradients and terms over processes, step the optimizers and averages, and add up the log's sums."""
-        # Means over processes; sharded gradients are means already
+        """Average the terms over processes, step the optimizers and averages, and add up the log's sums."""
         optimizers = self._state.optimizers
         numbers = {name: value.detach().float() for name, value in terms.items()}
-        gradients = [g for optimizer in optimizers.values() for g in optimizer.gradients() if not is_sharded(g)]
-        self.world.average_([*gradients, *numbers.values()])
+        self.world.average_(list(numbers.values()))
 
         # Optimizer steps, skipped on the device if loss or gradient is not finite
         total = numbers["total"]
