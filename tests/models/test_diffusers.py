@@ -37,7 +37,7 @@ def images(side: int = 32) -> Tensor:
     return torch.rand(2, 3, side, 2 * side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def assert_equal_outputs(ours: Tokenizer, other: diffusers.AutoencoderKL) -> None:
+def assert_equal_outputs(ours: Tokenizer, other: "diffusers.AutoencoderKL") -> None:
     x = images()
     with torch.no_grad():
         posterior, expected = other.encode(x).latent_dist, ours.autoencoder.encode(x)

@@ -22,7 +22,7 @@ SHORTER = {
     "vavae sample": "--steps 2 --device cpu",
     "vavae train-tokenizer": "--training.images 32 --training.device cpu",
     "vavae encode": "--device cpu",
-    "vavae train-dit": "--training.images 128 --training.batch_size 16 --training.device cpu",
+    "vavae train-dit": "--training.images 32 --training.batch_size 16 --training.device cpu",
     "vavae evaluate": "--device cpu --tsne_seeds 1",
 }
 ELSEWHERE = "imagenet256/"  # needs ImageNet; test_docs.py resolves these commands
@@ -74,7 +74,8 @@ def run_line(line: str, place: Path, environment: dict[str, str]) -> None:
             assert "http://127.0.0.1:" in command.stdout.readline()
         finally:
             command.send_signal(signal.SIGINT)
-            command.wait(60)
+            code = command.wait(60)
+        assert code == 0
     else:
         more = next((SHORTER[start] for start in SHORTER if line.startswith(start)), "")
         done = subprocess.run(

@@ -4,23 +4,21 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, Browser
 
-gradio = pytest.importorskip("gradio")
-
-from browser import CHROMIUM, Browser  # noqa: E402
-
-from vavae.models import Generator, SamplingConfig  # noqa: E402
-from vavae.serve.page import build  # noqa: E402
-from vavae.serve.server import free_port, launch  # noqa: E402
-from vavae.serve.studio import Studio  # noqa: E402
+from vavae.models import Generator, SamplingConfig
+from vavae.serve.server import free_port, launch
+from vavae.serve.studio import Studio
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, which is not installed"),
+    pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio, which is not installed"),
 ]
 TEXT = "document.body.innerText"
 IMAGES = "[...document.querySelectorAll('.images img')]"
@@ -29,6 +27,8 @@ SIDES = "[...document.querySelectorAll('input[type=number]')].filter(i => i.offs
 
 @pytest.fixture(scope="module")
 def address(generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from vavae.serve.page import build  # here, as gradio takes seconds to load
+
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     quick = Generator(
         generator.transformer,

@@ -65,9 +65,11 @@ def run(config: Config) -> None:
 
         page = build(config)
         launch(page, config.host, port, config.allowed_hosts)
-        print(f"{config.model}: {page.local_url}\nstop with Ctrl-C", flush=True)
         try:
+            print(f"{config.model}: {page.local_url}\nstop with Ctrl-C", flush=True)
             page.block_thread()
+        except KeyboardInterrupt:
+            return
         finally:
             gradio.close_all()
 
