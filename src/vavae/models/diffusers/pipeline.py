@@ -103,9 +103,9 @@ def read_settings(folder: Path) -> tuple[SamplingConfig, PathName, tuple[str, ..
 def transformer_source() -> str:
     """Return the text of a module with the network and its class for diffusers; it needs torch and diffusers."""
     from vavae import errors, grids
-    from vavae.transformer import blocks, layers, model, positions, sizes
+    from vavae.transformer import blocks, layers, model, output, positions, sizes
 
-    modules = (errors, grids, positions, layers, blocks, sizes, model)
+    modules = (errors, grids, positions, layers, blocks, output, sizes, model)
     parts = [_split_imports(inspect.getsource(module)) for module in modules]
     # Read as text: an import would need diffusers.
     parts.append(_split_imports(Path(__file__).with_name("exported_transformer.py").read_text()))
