@@ -1,4 +1,7 @@
-"""A plain LightningDiT step: eager modules, RMSNorm and rotation in small steps, per-tensor EMA, AdamW loop."""
+"""A plain LightningDiT step: RMSNorm and rotation in small steps, per-tensor EMA, AdamW loop.
+
+The published code compiles each block, by a decorator; `PlainDiT(config, compiled=True)` does the same.
+"""
 
 import math
 from itertools import pairwise
@@ -52,7 +55,7 @@ class Block(nn.Module):
 class PlainDiT(nn.Module):
     """Network of a `LightningDiTConfig` with SwiGLU, rotation, RMSNorm and shift."""
 
-    def __init__(self, config: LightningDiTConfig) -> None:
+    def __init__(self, config: LightningDiTConfig, compiled: bool = False) -> None:
         super().__init__()
         self.config = config
         width, patch = config.width, config.patch_size
@@ -68,6 +71,9 @@ class PlainDiT(nn.Module):
         angles = torch.randn(tokens, config.head_dim)
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
+        if compiled:
+            for part in (self.time, *self.blocks):
+                part.compile()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
