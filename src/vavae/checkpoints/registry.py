@@ -29,6 +29,8 @@ class KnownModel:
         file: Checkpoint in a repository of several models; empty if it has one model.
         folder: Folder of a model in the package.
         statistics: Where a tokenizer's latent statistics are, in words.
+        statistics_file: Their file in the repository, where it is not next to the weights.
+        teacher: Encoder of a representation autoencoder, whose file is a decoder; empty for others.
         tokenizer: Short name of a generator's tokenizer; empty if it is in the same folder.
         sampling: A generator's sampling defaults: values of a `SamplingConfig`.
         path: Path between noise and data in a generator's training.
@@ -46,6 +48,8 @@ class KnownModel:
     file: str = ""
     folder: Path | None = None
     statistics: str = ""
+    statistics_file: str = ""
+    teacher: str = ""
     tokenizer: str = ""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     path: "PathName" = "linear"
