@@ -178,7 +178,7 @@ def test_options_without_effect_are_refused(capsys: pytest.CaptureFixture[str]) 
         (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--shift_factor", "3"), "shift_factor must be 0"),
         (
             ("ours", "out", "--heads", "3"),
-            "heads: is for published transformers and decoders, not for ours (generator)",
+            "heads: is for published transformers and decoders, not for ours",
         ),
         (("dit.pt", "out", *given, "--heads", "3"), "dit.pt: heads must be 4, as its weights show, got 3"),
         (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--heads", "3"), "heads: is for published"),

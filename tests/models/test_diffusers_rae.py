@@ -9,6 +9,7 @@ import pytest
 import torch
 from golden_next import assert_close
 from published_files import same_weights
+from rae_files import decoder, published_rae, stat
 from safetensors.torch import load_file, save_file
 from tiny_vit import write_tiny_encoder
 from torch import Tensor
@@ -17,35 +18,9 @@ from vavae import AutoencoderKL
 from vavae.cli import run
 from vavae.errors import UserError
 from vavae.models import Tokenizer
-from vavae.tokenizer import LatentStatistics, ViTDecoder
+from vavae.tokenizer import LatentStatistics
 
-# A decoder of 2 x 2 pixels for each of 16 x 16 latents.
-DECODER = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 8}
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-
-
-def stat(grid: int = 16) -> dict[str, Tensor]:
-    """Return the content of RAE's stat.pt."""
-    torch.manual_seed(2)
-    return {"mean": torch.randn(64, grid, grid), "var": torch.rand(64, grid, grid)}
-
-
-def decoder() -> ViTDecoder:
-    torch.manual_seed(3)
-    model = ViTDecoder(64, 16, 2, **DECODER)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name != "decoder_pos_embed":
-                parameter.normal_(std=0.3)
-    return model.eval()
-
-
-def published(folder: Path, kind: str = "dinov2") -> Tokenizer:
-    """Write a published decoder, its statistics and its teacher, and read them."""
-    torch.save(decoder().state_dict(), folder / "model.pt")
-    torch.save(stat(), folder / "stat.pt")
-    teacher = write_tiny_encoder(folder / "teacher", kind)
-    return Tokenizer.from_pretrained(folder / "model.pt", teacher=teacher, statistics=folder / "stat.pt", heads=2)
 
 
 def made_by_diffusers(folder: Path, kind: str = "dinov2", grid: int = 16, **changes: Any) -> Any:
@@ -111,7 +86,7 @@ def test_made_by_diffusers(kind: str, changes: dict[str, Any], tmp_path: Path) -
 def test_round_trip_is_exact(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Convert published -> ours -> diffusers -> ours -> published."""
     monkeypatch.chdir(tmp_path)
-    first = published(tmp_path, kind)
+    first = published_rae(tmp_path, kind)
     given = ["--teacher", "teacher", "--statistics", "stat.pt", "--heads", "2"]
     assert run(["convert", "model.pt", "ours", *given]) == 0
     assert run(["convert", "ours", "there", "--to", "diffusers"]) == 0
@@ -132,16 +107,16 @@ def test_round_trip_is_exact(kind: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_parts_that_diffusers_lacks(tmp_path: Path) -> None:
-    tokenizer = published(tmp_path)
+    tokenizer = published_rae(tmp_path)
     with torch.no_grad():
         tokenizer.autoencoder.decoder.decoder_pos_embed[0, 3] += 0.01
     with pytest.raises(UserError, match="decoder_pos_embed must be the table that the class computes"):
         tokenizer.save_diffusers(tmp_path / "there")
-    tokenizer = published(tmp_path)
+    tokenizer = published_rae(tmp_path)
     tokenizer.autoencoder.encoder.layers = 2
     with pytest.raises(UserError, match=r"representation\.layers must be 1 for diffusers' AutoencoderRAE, got 2"):
         tokenizer.save_diffusers(tmp_path / "there")
-    tokenizer = published(tmp_path)
+    tokenizer = published_rae(tmp_path)
     tokenizer.autoencoder.encoder.teacher.backbone.model.config.num_attention_heads = 4
     with pytest.raises(UserError, match="num_attention_heads must be 1 for diffusers' AutoencoderRAE, got 4"):
         tokenizer.save_diffusers(tmp_path / "there")
@@ -171,7 +146,7 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_decoder_and_its_teacher(tmp_path: Path) -> None:
-    tokenizer = published(tmp_path)
+    tokenizer = published_rae(tmp_path)
     assert tokenizer.autoencoder.encoder.teacher.input_size == (224, 224)
     assert "assumed, as the file does not say: trained with noise 0.8" in str(tokenizer.report)
     with pytest.raises(UserError, match="pass its teacher, such as dinov2-registers-base"):

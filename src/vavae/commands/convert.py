@@ -282,20 +282,21 @@ def _latents(config: Config, source: Path, output: Path) -> None:
 
 
 def _recipe(config: Config, source: Path, output: Path) -> None:
-    from vavae.stages import train_dit, train_tokenizer
+    from vavae.stages import sample, train_dit, train_tokenizer
 
     recipe = convert_recipe(source)
     if config.tokenizer is not None:
         if recipe.command != "train-dit":
             raise UserError(f"tokenizer: is for generators and for recipes that train one, not for {source}")
         recipe.values["tokenizer"] = config.tokenizer
-    stage = train_dit.Config if recipe.command == "train-dit" else train_tokenizer.Config
+    stages = {"train-dit": train_dit.Config, "train-tokenizer": train_tokenizer.Config, "sample": sample.Config}
+    stage: type[Any] = stages[recipe.command]
     with errors_name(source):
         from_plain(stage, recipe.values)  # as its command will read it
     values = {field.name: recipe.values[field.name] for field in fields(stage) if field.name in recipe.values}
     lines = [
         f"# Converted from {source.name}, a published configuration.",
-        f"# Run: vavae {recipe.command} {output.name}",
+        f"# Run: vavae {recipe.command} {'--config ' if recipe.command == 'sample' else ''}{output.name}",
         *(f"# {line.removeprefix('  ')}" for line in recipe.lines()),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)
