@@ -279,6 +279,7 @@ def test_autoguidance_names_its_model(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"gan.disc.arch.ks": 7}, "gan.disc.arch.ks must be 9, got 7"),
         ({"gan.disc.augment.prob": 0.5}, "gan.disc.augment.prob must be 0 or 1, got 0.5"),
         ({"training.scheduler.decay_end_epoch": 20}, "decay_end_epoch must be the epochs 16, got 20"),
+        ({"gan.disc.scheduler.decay_end_epoch": 8}, "decay_end_epoch must be the epochs 16, got 8"),
         ({"training.optimizer.lr": 1e-3}, "training.optimizer.lr must be 0.0002, got 0.001"),
     ],
 )
@@ -295,6 +296,7 @@ def test_wrong_decoder_files(changes: dict[str, Any], message: str, tmp_path: Pa
         ({"transport.params.prediction": "noise"}, "transport.params.prediction must be velocity, got noise"),
         ({"transport.params.time_dist_type": "cosine"}, "must be uniform or logit-normal_MEAN_STD, got cosine"),
         ({"guidance.method": "other"}, "guidance.method must be cfg or autoguidance, got other"),
+        ({"misc.latent_size": [768, 16]}, "misc.latent_size must be 3 whole numbers above 0, got"),
         ({"misc.time_dist_shift_dim": 100}, "time_dist_shift_dim must be at least 4096, got 100"),
     ],
 )

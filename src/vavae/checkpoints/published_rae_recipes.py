@@ -144,8 +144,8 @@ def _training(keys: Keys, images: int, batch: int, ema: float, precision: str) -
         "ema_decay": keys.get(f"{_TRAIN}ema_decay", ema),
         "ema_warmup": False,
     }
-    for ours, theirs in (("log_images", ("log_every", "log_interval")), ("checkpoint_images", ("ckpt_every",))):
-        for name in theirs:
+    for ours, published in (("log_images", ("log_every", "log_interval")), ("checkpoint_images", ("ckpt_every",))):
+        for name in published:
             if _TRAIN + name in keys.values:
                 values[ours] = keys.given(_TRAIN + name, 100) * batch
     return {f"training.{name}": value for name, value in values.items()}
@@ -159,8 +159,10 @@ def _decoder_training(keys: Keys) -> ConvertedRecipe:
         raise UserError(f"{keys.source}: {_S1}decoder_config_path must end with ViTB, ViTL or ViTXL, got {named}")
     keys.fixed(_FIXED_DISCRIMINATOR)
     epochs = keys.get(f"{_TRAIN}epochs", 16.0)
-    schedule, _ = _schedule(keys, _TRAIN, epochs, "cosine")
-    own, _ = _schedule(keys, _DISC, epochs, "cosine")
+    schedule, epochs = _schedule(keys, _TRAIN, epochs, "cosine")
+    own, end = _schedule(keys, _DISC, epochs, "cosine")
+    if end != epochs:
+        raise UserError(f"{keys.source}: {_DISC}scheduler.decay_end_epoch must be the epochs {epochs:g}, got {end:g}")
     augment = keys.get(f"{_DISC}augment.prob", 1.0)
     if augment not in (0.0, 1.0):
         raise UserError(f"{keys.source}: {_DISC}augment.prob must be 0 or 1, got {augment:g}")
@@ -207,9 +209,16 @@ _FIXED_DISCRIMINATOR: dict[str, Any] = {
 }
 
 
+def _numbers(keys: Keys, key: str, default: list[int]) -> tuple[int, ...]:
+    values = keys.get(key, default)
+    if len(values) != len(default) or not all(isinstance(value, int) and value > 0 for value in values):
+        raise UserError(f"{keys.source}: {key} must be {len(default)} whole numbers above 0, got {values}")
+    return tuple(values)
+
+
 def _shift(keys: Keys, grid: int) -> tuple[float, Any]:
     """Return the time shift as a number, and as our key: `dimension` if it follows from the latents."""
-    channels, height, width = keys.get("misc.latent_size", [768, 16, 16])
+    channels, height, width = _numbers(keys, "misc.latent_size", [768, 16, 16])
     dimension = keys.get("misc.time_dist_shift_dim", channels * height * width)
     base = keys.get("misc.time_dist_shift_base", _SHIFT_BASE)
     size = keys.get(f"{_S2}input_size", height)
@@ -227,16 +236,16 @@ def _transformer(keys: Keys) -> dict[str, Any]:
     """Return our keys of the transformer's shape."""
     keys.fixed({f"{_S2}{name}": value for name, value in _FIXED_TRANSFORMER.items()})
     pairs = {
-        "widths": tuple(keys.get(f"{_S2}hidden_size", [1152, 2048])),
-        "depths": tuple(keys.get(f"{_S2}depth", [28, 2])),
-        "heads": tuple(keys.get(f"{_S2}num_heads", [16, 16])),
+        "widths": _numbers(keys, f"{_S2}hidden_size", [1152, 2048]),
+        "depths": _numbers(keys, f"{_S2}depth", [28, 2]),
+        "heads": _numbers(keys, f"{_S2}num_heads", [16, 16]),
     }
     named = next((size for size, numbers in SIZES.items() if numbers == pairs), None)
     shape: dict[str, Any] = {"size": PREFIX + (named or "XL")}
     if named is None:
-        for ours, theirs in (("width", "widths"), ("depth", "depths"), ("heads", "heads")):
-            shape[ours], shape[f"head_{ours}"] = pairs[theirs]
-    switches = {name: keys.get(f"{_S2}use_{theirs}", name != "qk_norm") for name, theirs in _SWITCHES.items()}
+        for ours, published in (("width", "widths"), ("depth", "depths"), ("heads", "heads")):
+            shape[ours], shape[f"head_{ours}"] = pairs[published]
+    switches = {name: keys.get(f"{_S2}use_{published}", name != "qk_norm") for name, published in _SWITCHES.items()}
     return {**shape, **switches, "label_dropout": keys.get(f"{_S2}class_dropout_prob", 0.1)}
 
 
