@@ -1,6 +1,7 @@
 """Each published form of RAE's files becomes images, by the commands alone."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from rae_files import decoder, ditdh, published_rae, training_checkpoint
 
 from vavae.cli import run
 from vavae.models import Generator, Tokenizer
+from vavae.stages.initial import load_initial
 
 GIVEN = ["--teacher", "teacher", "--statistics", "stat.pt", "--heads", "2"]
 
@@ -59,3 +61,11 @@ def test_a_transformer_with_its_decoder_and_back(first: Tokenizer, capsys: pytes
     assert same_weights(torch.load("back/tokenizer/model.pt"), decoder())
     assert run(["convert", "stage2_model.pt", "no", "--teacher", "teacher"]) == 2
     assert "teacher: is for decoders of representation autoencoders" in capsys.readouterr().err
+
+
+def test_a_decoder_is_a_starting_point(first: Tokenizer) -> None:
+    with torch.no_grad():
+        first.autoencoder.decoder.decoder_pred.weight.zero_()
+    objective = SimpleNamespace(discriminator=None, alignment=None)
+    assert "autoencoder from model.pt" in load_initial("model.pt", first.autoencoder, objective)  # type: ignore[arg-type]
+    assert same_weights(first.autoencoder.decoder, decoder())
