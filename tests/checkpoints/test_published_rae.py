@@ -70,4 +70,4 @@ def test_heads_that_do_not_show_are_asked_for(tmp_path: Path) -> None:
 def test_convert_says_that_a_decoder_needs_its_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(ViTDecoder(6, 4, 2, width=16, depth=1, heads=2, mlp_width=8).state_dict(), tmp_path / "model.pt")
     assert run(["convert", str(tmp_path / "model.pt"), str(tmp_path / "out"), "--scaling_factor=1"]) == 2
-    assert "the decoder of a representation autoencoder, which needs its teacher" in capsys.readouterr().err
+    assert "the decoder of a representation autoencoder: pass its teacher" in capsys.readouterr().err

@@ -11,8 +11,9 @@ from vavae.checkpoints.registry import MODELS, NOT_PUBLISHED, KnownModel, find_m
 from vavae.config import from_plain
 from vavae.errors import UserError
 from vavae.models import SamplingConfig
-from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
-from vavae.transformer import LightningDiT, LightningDiTConfig
+from vavae.teachers import TEACHERS
+from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, ViTDecoder
+from vavae.transformer import DiTDH, LightningDiT, LightningDiTConfig
 
 
 def network(model: KnownModel) -> nn.Module:
@@ -22,6 +23,11 @@ def network(model: KnownModel) -> nn.Module:
         if model.folder is not None:
             stored = json.loads((model.folder / "config.json").read_text())["transformer"]
             return LightningDiT.from_config(from_plain(LightningDiTConfig, stored))
+        if model.name.startswith("rae-"):
+            place = 32 if "512" in model.name else 16
+            if model.kind == "tokenizer":
+                return ViTDecoder.from_size("XL", latent_channels=channels, grid=place)
+            return DiTDH.from_size("S" if "-s-" in model.name else "XL", latent_channels=channels, latent_size=place)
         if model.kind == "generator":
             return LightningDiT.from_size("XL/1", latent_channels=channels)
         shape = AutoencoderConfig(channels) if factor == 16 else AutoencoderConfig(4, 128, (1, 2, 4, 4), 2, ())
@@ -33,14 +39,16 @@ def network(model: KnownModel) -> nn.Module:
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_entry_is_whole(model: KnownModel) -> None:
     tables = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")  # constants
-    assert model.parameters == sum(v.numel() for k, v in network(model).state_dict().items() if k not in tables)
+    assert model.parameters == sum(v.numel() for k, v in network(model).state_dict().items() if not k.endswith(tables))
     assert (model.folder is None) == bool(model.hub_id) and model.license and model.description
     if model.kind == "generator":
-        assert from_plain(SamplingConfig, dict(model.sampling)).guidance is not None
+        guidance = from_plain(SamplingConfig, dict(model.sampling)).guidance
+        assert (guidance is None) == model.name.startswith("rae-")
         assert model.folder is not None or get_model(model.tokenizer).latents == model.latents
     else:
         assert model.statistics and not model.sampling and not model.tokenizer
-        assert not model.file or model.statistics == NOT_PUBLISHED
+        assert not model.file or model.statistics == NOT_PUBLISHED or model.statistics_file
+        assert not model.teacher or any(model.teacher == spec.name for spec in TEACHERS)
 
 
 def test_entry_of_the_package_agrees_with_its_folder() -> None:

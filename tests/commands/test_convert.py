@@ -176,7 +176,10 @@ def test_options_without_effect_are_refused(capsys: pytest.CaptureFixture[str]) 
     for arguments, shown in [
         (("ours", "out", "--scaling_factor", "2"), "scaling_factor: is for tokenizers"),
         (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--shift_factor", "3"), "shift_factor must be 0"),
-        (("ours", "out", "--heads", "3"), "heads: is for published transformers, not for ours (generator)"),
+        (
+            ("ours", "out", "--heads", "3"),
+            "heads: is for published transformers and decoders, not for ours",
+        ),
         (("dit.pt", "out", *given, "--heads", "3"), "dit.pt: heads must be 4, as its weights show, got 3"),
         (("vavae.pt", "out", "--statistics", "latents_stats.pt", "--heads", "3"), "heads: is for published"),
         (("ours", "out", "--weights", "model"), "weights: is for checkpoints"),

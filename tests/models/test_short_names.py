@@ -7,17 +7,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import rae_files
 import torch
 from published_files import SMALL, autoencoder, golden_dit, same_weights, statistics
 from standin_hub import StandInHub, put_published
+from tiny_vit import write_tiny_encoder
 
 from vavae import AutoencoderKL, Generator, LightningDiT, SamplingConfig, Tokenizer, UserError
 from vavae.cli import run
 from vavae.commands.serve import Config as ServeConfig
 from vavae.commands.serve import build
 from vavae.flow import FlowConfig
+from vavae.models import representation_files
 from vavae.stages.initial import load_initial, load_initial_transformer
+from vavae.teachers import load_teacher
 from vavae.tokenizer import LatentStatistics
+from vavae.tokenizer.vit_decoder import SIZES
 
 XL, VAVAE = "lightningdit-xl-imagenet256-800ep", "vavae-imagenet256-f16d32-dinov2"
 LDM = "ldm-imagenet256-f16d32-50ep"
@@ -174,3 +179,35 @@ def test_web_page_takes_short_names(hub: StandInHub, monkeypatch: pytest.MonkeyP
     for name in (XL, VAVAE):
         studio = build(ServeConfig(model=name, device="cpu"))
         assert studio.name == name and (studio.generator is None) == (name == VAVAE)
+
+
+def test_rae_is_read_from_its_collection(hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection = hub.repositories / "nyu-visionx/RAE-collections"
+    paths = {
+        "decoder": "decoders/dinov2/wReg_base/ViTXL_n08/model.pt",
+        "other": "decoders/mae/base_p16/ViTXL_n08/model.pt",
+        "stat": "stats/dinov2/wReg_base/imagenet1k/stat.pt",
+        "dit": "DiTs/Dinov2/wReg_base/ImageNet256/DiTDH-XL/stage2_model.pt",
+    }
+    for name, content in (
+        ("decoder", rae_files.decoder().state_dict()),
+        ("other", {}),
+        ("stat", rae_files.stat()),
+        ("dit", rae_files.ditdh().state_dict()),
+    ):
+        (collection / paths[name]).parent.mkdir(parents=True)
+        torch.save(content, collection / paths[name])
+    monkeypatch.setitem(SIZES, "tiny", rae_files.DECODER)
+    asked = []
+    tiny = write_tiny_encoder(tmp_path / "teacher", "dinov2")
+    monkeypatch.setattr(representation_files, "load_teacher", lambda name: asked.append(name) or load_teacher(tiny))
+    generator = Generator.from_pretrained("rae-ditdh-xl-imagenet256")
+    assert asked == ["dinov2-registers-base"]
+    assert sorted(hub.fetched) == sorted(paths[name] for name in ("decoder", "stat", "dit"))
+    assert generator.sampling == SamplingConfig("euler", 50, 0.5, end=0.999)  # 64 x 16 x 16 latents
+    assert same_weights(generator.transformer, rae_files.ditdh())
+    assert generator.tokenizer.statistics.equals(LatentStatistics.from_dict(rae_files.stat()))
+    assert generator.provenance == {"converted_from": "nyu-visionx/RAE-collections"}
+    assert generator([1], steps=3, output_type="pt").shape == (1, 3, 32, 32)
+    for name in ("rae-dinov2-base", "rae-ditdh-xl-imagenet256"):
+        assert Tokenizer.from_pretrained(name).statistics.equals(generator.tokenizer.statistics)

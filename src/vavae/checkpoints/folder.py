@@ -32,6 +32,8 @@ from vavae.io.files import (
 
 CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statistics.safetensors", "README.md"
 PIPELINE = "model_index.json"
+RAE_STATISTICS = "stat.pt"
+DIFFUSERS_RAE = "AutoencoderRAE"
 DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
@@ -81,10 +83,12 @@ def form_of(path: Path) -> Form:
         kind = config.get("kind")
         if kind in ("tokenizer", "generator"):
             return kind
-        if config.get("_class_name") == "AutoencoderKL":
+        if config.get("_class_name") in ("AutoencoderKL", DIFFUSERS_RAE):
             return "diffusers"
         found = str(kind or config.get("_class_name"))[:60]
-        raise UserError(f"{path / CONFIG}: must describe a tokenizer, a generator or an AutoencoderKL, got {found}")
+        raise UserError(
+            f"{path / CONFIG}: must describe a tokenizer, a generator or an autoencoder of diffusers, got {found}"
+        )
     if (path / UNFINISHED).is_file():
         raise UserError(f"{path}: was not completely written; write it again")
     if any(path.glob("latents*_shard*.safetensors")):
@@ -152,7 +156,7 @@ def published_files(names: Iterable[str]) -> list[str]:
 
 def is_statistics(name: str) -> bool:
     """Return whether a file is named as statistics; published names end with `_sdvae`, for example."""
-    return Path(name).stem == Path(STATISTICS).stem or name.startswith("latents_stats")
+    return Path(name).stem in (Path(STATISTICS).stem, Path(RAE_STATISTICS).stem) or name.startswith("latents_stats")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

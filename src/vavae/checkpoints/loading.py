@@ -144,7 +144,9 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
         form = files.form_of(path)
     if form == "diffusers":
         config = files.read_config(path)
-        path = _diffusers_weights(path)
+        if config.get("_class_name") == files.DIFFUSERS_RAE:
+            raise UserError(f"{path}: holds a representation autoencoder, not an AutoencoderKL; read it as a Tokenizer")
+        path = diffusers_weights(path)
     elif form != "checkpoint":
         raise UserError(f"{path}: holds {files.describe_form(form)}, not a tokenizer")
     found = open_checkpoint(path, weights)
@@ -178,7 +180,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     exported, form = None, files.form_of(path)
     if form == "pipeline":
         folder = files.subfolder(path, "transformer")
-        exported, path = _exported_config(folder), _diffusers_weights(folder)
+        exported, path = _exported_config(folder), diffusers_weights(folder)
     elif form != "checkpoint":
         raise UserError(f"{path}: holds {files.describe_form(form)}, not a transformer")
     found = open_checkpoint(path, weights)
@@ -212,15 +214,14 @@ def load_decoder(path: Path, weights: Weights = "auto", heads: int | None = None
     found = open_checkpoint(path, weights)
     tensors = _network(found, "decoder", path)
     model = build(lambda given: decoder_of(given, path, heads), tensors, tensors, path)
-    shape = ", ".join(f"{name} {number}" for name, number in model.shape.items())
-    return model, _report(path, f"decoder of {model.latent_channels} channels, {shape}", model, found, [])
+    return model, _report(path, model.summary, model, found, [])
 
 
 def _network(found: Unwrapped, kind: Kind, path: Path) -> dict[str, Tensor]:
     """Return the checked tensors of a network of this kind."""
     words: dict[Kind, str] = {
         "autoencoder": "an autoencoder",
-        "decoder": "the decoder of a representation autoencoder, which needs its teacher",
+        "decoder": "the decoder of a representation autoencoder, which needs its teacher (--teacher NAME)",
         "transformer": "a transformer",
         "statistics": "statistics of latents",
     }
@@ -230,7 +231,12 @@ def _network(found: Unwrapped, kind: Kind, path: Path) -> dict[str, Tensor]:
     return found.tensors
 
 
-def _diffusers_weights(folder: Path) -> Path:
+def diffusers_weights(folder: Path) -> Path:
+    """Return the file of weights in a folder of diffusers.
+
+    Raises:
+        UserError: There is none.
+    """
     for name in files.DIFFUSERS_WEIGHTS:
         if (folder / name).is_file():
             return folder / name

@@ -58,11 +58,30 @@ def known_model(path_or_hub_id: str | Path) -> KnownModel | None:
     return find_model(str(path_or_hub_id))
 
 
+def known_tokenizer(path_or_hub_id: str | Path) -> KnownModel | None:
+    """Return the tokenizer of a short name, which may be a generator's; None for others."""
+    known = known_model(path_or_hub_id)
+    return get_model(known.tokenizer) if known is not None and known.tokenizer else known
+
+
+def resolve_statistics(path_or_hub_id: str | Path, **hub: Unpack[HubOptions]) -> Path | None:
+    """Return the file of statistics of a short name whose repository has it apart from the weights; None for others."""
+    known = known_tokenizer(path_or_hub_id)
+    if known is None or not known.statistics_file:
+        return None
+    if known.name == str(path_or_hub_id).partition("@")[0]:
+        revision = str(path_or_hub_id).partition("@")[2]
+        return fetch(
+            f"{known.hub_id}@{revision}" if revision else known.hub_id, "tokenizer", hub, known.statistics_file
+        )
+    return fetch(known.hub_id, "tokenizer", options_of_tokenizer(hub), known.statistics_file)
+
+
 def hub_id(path_or_hub_id: str | Path, part: Part | None = None) -> str | None:
     """Return the repository of a model's part without its revision; None for a local model or one in the package."""
     text = str(path_or_hub_id)
-    if (known := known_model(text)) is not None:
-        return (get_model(known.tokenizer) if part == "tokenizer" and known.tokenizer else known).hub_id or None
+    if (known := known_tokenizer(text) if part == "tokenizer" else known_model(text)) is not None:
+        return known.hub_id or None
     fetched = _REPOSITORY.fullmatch(text) is not None and not user_path(text).exists()
     return text.partition("@")[0] if fetched else None
 

@@ -9,6 +9,7 @@ from vavae.checkpoints.published import Ignored, describe_ignored, indented
 from vavae.config import flat
 from vavae.errors import UserError
 
+Command = Literal["train-dit", "train-tokenizer", "sample"]
 PRECISIONS = {"32": "fp32", "32-true": "fp32", "fp32": "fp32", "no": "fp32", "bf16": "bf16", "bf16-mixed": "bf16"}
 _SECTIONS = ("data", "vae", "model", "train", "optimizer", "transport", "sample", "lightning", "args")
 # Keys of diffusion with discrete steps only.
@@ -28,7 +29,7 @@ _HARMLESS = frozenset(
 )
 # Sections that do not change it: sampling, the tokenizer (its folder is an option), logs and measurements.
 _FREE = (
-    *("sample.", "vae.", "wandb.", "logging.", "lightning.callbacks.", "lightning.modelcheckpoint."),
+    *("sample.", "eval.", "vae.", "wandb.", "logging.", "lightning.callbacks.", "lightning.modelcheckpoint."),
     *("lightning.logger.", "data.params.validation.", "data.params.test."),
 )
 
@@ -37,7 +38,7 @@ _FREE = (
 class ConvertedRecipe:
     """A recipe of ours from a published configuration."""
 
-    command: Literal["train-dit", "train-tokenizer"]
+    command: Command
     values: dict[str, Any]  # its keys and values
     taken: tuple[str, ...] = ()  # keys of the file that were used, by sections
     assumed: tuple[str, ...] = ()  # keys that the file lacks, with the assumed values, by sections
@@ -134,9 +135,7 @@ class Keys:
             left.append(Ignored(key, 1, why))
         return tuple(left)
 
-    def recipe(
-        self, command: Literal["train-dit", "train-tokenizer"], values: Mapping[str, Any], reasons: Mapping[str, str]
-    ) -> ConvertedRecipe:
+    def recipe(self, command: Command, values: Mapping[str, Any], reasons: Mapping[str, str]) -> ConvertedRecipe:
         """Return the recipe, and the use of all keys."""
         left = self.rest(reasons)
         taken = _by_section((key, "") for key in dict.fromkeys(self.used))

@@ -11,6 +11,7 @@ from typing import Any
 
 from vavae.checkpoints.published import Ignored
 from vavae.checkpoints.published_keys import DISCRETE, PRECISIONS, ConvertedRecipe, Keys, plain
+from vavae.checkpoints.published_rae_recipes import rae_recipe
 from vavae.checkpoints.published_tokenizer import tokenizer_recipe
 from vavae.config import flat
 from vavae.errors import UserError
@@ -78,6 +79,8 @@ def convert_recipe(path: Path) -> ConvertedRecipe:
     """
     values = read_yaml(path)
     keys, model = Keys(values, path), values.get("model") or {}
+    if "stage_1" in values:
+        return rae_recipe(keys)
     if "model_type" in model:
         return _transformer(keys)
     if "params" in model or "target" in model:
@@ -90,7 +93,7 @@ def convert_recipe(path: Path) -> ConvertedRecipe:
             )
     if "transport" in values:
         raise UserError(f"{path}: model.model_type is missing; it must be LightningDiT-XL/1 or another of its sizes")
-    raise UserError(f"{path}: must be a configuration of LightningDiT training or of VA-VAE training")
+    raise UserError(f"{path}: must be a configuration of LightningDiT training, of VA-VAE training or of RAE")
 
 
 def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

@@ -29,6 +29,8 @@ class KnownModel:
         file: Checkpoint in a repository of several models; empty if it has one model.
         folder: Folder of a model in the package.
         statistics: Where a tokenizer's latent statistics are, in words.
+        statistics_file: Their file in the repository, where it is not next to the weights.
+        teacher: Encoder of a representation autoencoder, whose file is a decoder; empty for others.
         tokenizer: Short name of a generator's tokenizer; empty if it is in the same folder.
         sampling: A generator's sampling defaults: values of a `SamplingConfig`.
         path: Path between noise and data in a generator's training.
@@ -46,6 +48,8 @@ class KnownModel:
     file: str = ""
     folder: Path | None = None
     statistics: str = ""
+    statistics_file: str = ""
+    teacher: str = ""
     tokenizer: str = ""
     sampling: Mapping[str, Any] = field(default_factory=dict)
     path: "PathName" = "linear"
@@ -115,6 +119,87 @@ def _sd_vae(ending: str, weights: str) -> KnownModel:
     )
 
 
+_COLLECTION = "nyu-visionx/RAE-collections"
+
+
+def _rae(ending: str, teacher: str, weights: str, statistics: str, published: str, size: int = 256) -> KnownModel:
+    """Return one of RAE's ViT-XL decoders; `weights` and `statistics` are folders of the collection."""
+    return KnownModel(
+        name=f"rae-{ending}",
+        kind="tokenizer",
+        description=f"RAE's decoder of {teacher}, ImageNet {size}x{size} (arXiv 2510.11690)",
+        latents="f16d768",
+        parameters=415_352_704 if size == 256 else 416_237_440,
+        license="mit",
+        hub_id=_COLLECTION,
+        file=f"decoders/{weights}/model.pt",
+        statistics="stat.pt",
+        statistics_file=f"stats/{statistics}/stat.pt",
+        teacher=teacher,
+        published=published,
+    )
+
+
+def _ditdh(ending: str, folder: str, parameters: int, tokenizer: str, published: str = "") -> KnownModel:
+    """Return one of RAE's transformers with the published sampling; `folder` is one of the collection."""
+    return KnownModel(
+        name=f"rae-ditdh-{ending}",
+        kind="generator",
+        description="RAE's DiT^DH on latents of DINOv2-B",
+        latents="f16d768",
+        parameters=parameters,
+        license="mit",
+        hub_id=_COLLECTION,
+        file=f"DiTs/Dinov2/wReg_base/{folder}/stage2_model.pt",
+        tokenizer=tokenizer,
+        sampling={"solver": "euler", "steps": 50, "shift": "dimension", "end": 0.999, "guidance_scale": 1.0},
+        published=published,
+    )
+
+
+_WEAK = "with autoguidance {} by rae-ditdh-s-imagenet{}"
+_RAE_MODELS = (
+    _ditdh(
+        "xl-imagenet256",
+        "ImageNet256/DiTDH-XL",
+        838_675_796,
+        "rae-dinov2-base",
+        f"FID 1.51; 1.13 {_WEAK.format(1.42, '256-14ep')}",
+    ),
+    _ditdh("s-imagenet256-14ep", "ImageNet256/DiTDH-S_ep14", 196_455_764, "rae-dinov2-base"),
+    _ditdh(
+        "xl-imagenet512-400ep",
+        "ImageNet512/DiTDH-XL_ep400",
+        839_560_532,
+        "rae-dinov2-base-512",
+        f"FID 1.13 {_WEAK.format(1.5, '512-20ep')}",
+    ),
+    _ditdh("s-imagenet512-20ep", "ImageNet512/DiTDH-S_ep20", 196_750_676, "rae-dinov2-base-512"),
+    _rae(
+        "dinov2-base",
+        "dinov2-registers-base",
+        "dinov2/wReg_base/ViTXL_n08",
+        "dinov2/wReg_base/imagenet1k",
+        "rFID 0.57",
+    ),
+    _rae(
+        "dinov2-base-512",
+        "dinov2-registers-base",
+        "dinov2/wReg_base/ViTXL_n08_i512",
+        "dinov2/wReg_base/imagenet1k_512",
+        "",
+        512,
+    ),
+    _rae(
+        "siglip2-base",
+        "siglip2-base",
+        "siglip2/base_p16_i256/ViTXL_n08",
+        "siglip2/base_p16_i256/ImageNet1k",
+        "rFID 0.53",
+    ),
+    _rae("mae-base", "mae-base", "mae/base_p16/ViTXL_n08", "mae/base_p16/ImageNet1k", "rFID 0.16"),
+)
+
 # The licenses of hustvl's models are those of the published code.
 MODELS: tuple[KnownModel, ...] = (
     KnownModel(
@@ -150,6 +235,7 @@ MODELS: tuple[KnownModel, ...] = (
     _variant("", 64, 70_293_955, "rFID 0.17, PSNR 31.03"),
     _sd_vae("ema", "fine-tuned"),
     _sd_vae("mse", "fine-tuned with more weight on MSE"),
+    *_RAE_MODELS,
 )
 
 

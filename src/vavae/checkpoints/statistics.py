@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from vavae.checkpoints.folder import RAE_STATISTICS
 from vavae.checkpoints.reading import read_checkpoint
 from vavae.data.latents import PUBLISHED_STATISTICS_NAME, STATISTICS_NAME
 from vavae.errors import UserError
@@ -42,7 +43,7 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
 
 def statistics_file(folder: Path) -> Path | None:
     """Return the file of statistics in a folder, ours before a published one; None without file or folder."""
-    files = (folder / name for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME))
+    files = (folder / name for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME, RAE_STATISTICS))
     return next((file for file in files if file.is_file()), None)
 
 

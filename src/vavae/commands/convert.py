@@ -28,7 +28,8 @@ from vavae.io.files import chosen, is_free, save_torch, user_path, whole_folder,
 from vavae.io.yaml_files import dump_yaml
 from vavae.models import Generator, Tokenizer
 from vavae.models.representation import saved_part
-from vavae.tokenizer import LatentStatistics
+from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.transformer import DiTDH
 
 # Forms of all but tokenizers and generators, which have each.
 _TARGETS = {
@@ -54,14 +55,15 @@ class Config:
             diffusers loads.
         dtype: Type in which a native folder's weights are stored; float16 and bfloat16 halve them, and are widened
             when they are read.
+        teacher: Encoder of a published decoder (RAE): a teacher's name or folder, such as dinov2-registers-base.
         tokenizer: The tokenizer a published transformer was trained on, in any of these forms.
-        statistics: Statistics of the latents: `latents_stats.pt`, or a folder with them. Published autoencoders
-            and transformers need them, or `scaling_factor`.
+        statistics: Statistics of the latents: `latents_stats.pt`, RAE's `stat.pt`, or a folder with them. Published
+            autoencoders and transformers need them, or `scaling_factor`.
         scaling_factor: The one factor that latents are multiplied with, instead of statistics; SD-VAE's is 0.18215.
         shift_factor: What is subtracted from latents before that.
         weights: Which weights of a checkpoint with several: averaged (`ema`), not averaged (`model`), or the name of a
             set; `auto` prefers averaged ones.
-        heads: Number of attention heads of a transformer, where its weights do not show it.
+        heads: Number of attention heads of a transformer or an RAE decoder, where its weights do not show it.
         path: Path of a published transformer, if its file does not say; linear by default.
         prediction: What a published transformer predicts, if its file does not say; velocity by default.
     """
@@ -70,6 +72,7 @@ class Config:
     output: str | None = None
     to: Literal["native", "published", "diffusers"] = "native"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    teacher: str | None = None
     tokenizer: str | None = None
     statistics: str | None = None
     scaling_factor: float | None = None
@@ -144,6 +147,10 @@ def _kind(source: Path, weights: Weights) -> str:
     return "tokenizer" if form == "diffusers" else form
 
 
+def _is_decoder(checkpoint: Path, config: Config) -> bool:
+    return open_checkpoint(checkpoint, config.weights).kind == "decoder"
+
+
 def _refuse_unused(config: Config, kind: str, source: Path) -> None:
     """Raise UserError for an option that would change nothing."""
     models = [source] if kind in ("tokenizer", "generator") else []
@@ -151,6 +158,7 @@ def _refuse_unused(config: Config, kind: str, source: Path) -> None:
         models.append(resolve(config.tokenizer))
     forms = [files.form_of(path) for path in models]
     published = kind == "generator" and forms[0] == "checkpoint", "is for published transformers"
+    decoders = [p for p, form in zip(models, forms, strict=True) if form == "checkpoint" and _is_decoder(p, config)]
     uses = {
         "tokenizer": (kind in ("generator", "recipe"), "is for generators and for recipes that train one"),
         "statistics": (bool(models), "is for tokenizers and generators"),
@@ -159,7 +167,9 @@ def _refuse_unused(config: Config, kind: str, source: Path) -> None:
             "is for tokenizers, also one that is given with --tokenizer",
         ),
         "weights": ("checkpoint" in forms, "is for checkpoints, which may hold several"),
-        **dict.fromkeys(("heads", "path", "prediction"), published),
+        "teacher": (bool(decoders), "is for decoders of representation autoencoders"),
+        "heads": (published[0] or source in decoders, "is for published transformers and decoders"),
+        **dict.fromkeys(("path", "prediction"), published),
     }
     for field in fields(config):
         used, purpose = uses.get(field.name, (True, ""))
@@ -172,10 +182,11 @@ def _weights(config: Config, source: Path) -> Weights:
     return config.weights if files.form_of(source) == "checkpoint" else "auto"
 
 
-def _read_tokenizer(config: Config, name: str | Path) -> Tokenizer:
+def _read_tokenizer(config: Config, name: str | Path, heads: int | None = None) -> Tokenizer:
     factor = config.scaling_factor
     statistics = config.statistics if factor is None else "identity"
-    tokenizer = Tokenizer.from_pretrained(name, statistics=statistics, weights=_weights(config, resolve(name)))
+    weights, teacher = _weights(config, resolve(name)), config.teacher
+    tokenizer = Tokenizer.from_pretrained(name, statistics=statistics, weights=weights, teacher=teacher, heads=heads)
     if factor is not None:
         tokenizer.statistics = scaling_statistics(tokenizer.latent_channels, factor, config.shift_factor)
     if tokenizer.report is not None:
@@ -184,15 +195,16 @@ def _read_tokenizer(config: Config, name: str | Path) -> Tokenizer:
 
 
 def _tokenizer(config: Config, source: Path, output: Path) -> None:
-    tokenizer = _read_tokenizer(config, config.source or source)
+    tokenizer = _read_tokenizer(config, config.source or source, config.heads)
     with whole_folder(output):
         if config.to == "native":
             tokenizer.save_pretrained(output, _DTYPES[config.dtype])
         elif config.to == "diffusers":
+            if getattr(tokenizer.autoencoder, "noise_kind", "uniform") != "uniform":
+                print("  training noise is uniform in diffusers; representation.noise_kind normal is not taken over")
             tokenizer.save_diffusers(output)
         else:
-            weights = saved_part(tokenizer.autoencoder).state_dict()
-            _write_published(output / "autoencoder.pt", weights, tokenizer.statistics)
+            _write_published_tokenizer(tokenizer, output)
 
 
 def _generator(config: Config, source: Path, output: Path) -> None:
@@ -224,14 +236,28 @@ def _generator(config: Config, source: Path, output: Path) -> None:
             _write_published_generator(generator, output)
 
 
+def _write_published_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights and statistics under VA-VAE's names, or under RAE's, whose teacher is not written."""
+    weights, statistics = saved_part(tokenizer.autoencoder).state_dict(), tokenizer.statistics
+    if isinstance(tokenizer.autoencoder, AutoencoderKL):
+        _write_published(folder / "autoencoder.pt", weights, statistics)
+        return
+    print(f"  only the decoder is written: its teacher is {tokenizer.autoencoder.encoder.name}")
+    save_torch(dict(weights), folder / "model.pt")
+    save_torch({"mean": statistics.mean, "var": statistics.published_variance()}, folder / files.RAE_STATISTICS)
+
+
 def _write_published_generator(generator: Generator, output: Path) -> None:
+    _write_published_tokenizer(generator.tokenizer, output / "tokenizer")
+    if isinstance(generator.transformer, DiTDH):
+        print("  RAE's checkpoints have no configuration: the sampling settings are not taken over")
+        save_torch(dict(generator.transformer.state_dict()), output / "stage2_model.pt")
+        return
     training, notes = published_training(to_plain(generator.sampling), generator.path, generator.prediction)
     for note in notes:
         print(f"  {note}")
     state = {"ema": dict(generator.transformer.state_dict()), "config": training}
-    autoencoder, statistics = generator.tokenizer.autoencoder, generator.tokenizer.statistics
-    _write_published(output / "lightningdit.pt", state, statistics)
-    _write_published(output / "tokenizer" / "autoencoder.pt", saved_part(autoencoder).state_dict(), statistics)
+    _write_published(output / "lightningdit.pt", state, generator.tokenizer.statistics)
 
 
 def _write_published(path: Path, content: Any, statistics: LatentStatistics) -> None:
@@ -256,20 +282,21 @@ def _latents(config: Config, source: Path, output: Path) -> None:
 
 
 def _recipe(config: Config, source: Path, output: Path) -> None:
-    from vavae.stages import train_dit, train_tokenizer
+    from vavae.stages import sample, train_dit, train_tokenizer
 
     recipe = convert_recipe(source)
     if config.tokenizer is not None:
         if recipe.command != "train-dit":
             raise UserError(f"tokenizer: is for generators and for recipes that train one, not for {source}")
         recipe.values["tokenizer"] = config.tokenizer
-    stage = train_dit.Config if recipe.command == "train-dit" else train_tokenizer.Config
+    stages = {"train-dit": train_dit.Config, "train-tokenizer": train_tokenizer.Config, "sample": sample.Config}
+    stage: type[Any] = stages[recipe.command]
     with errors_name(source):
         from_plain(stage, recipe.values)  # as its command will read it
     values = {field.name: recipe.values[field.name] for field in fields(stage) if field.name in recipe.values}
     lines = [
         f"# Converted from {source.name}, a published configuration.",
-        f"# Run: vavae {recipe.command} {output.name}",
+        f"# Run: vavae {recipe.command} {'--config ' if recipe.command == 'sample' else ''}{output.name}",
         *(f"# {line.removeprefix('  ')}" for line in recipe.lines()),
     ]
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,8 @@ def _below(model: KnownModel) -> list[str]:
 
 def describe_guidance(sampling: Mapping[str, Any]) -> str:
     """Return the guidance of sampling settings in words."""
+    if sampling["guidance_scale"] == 1:
+        return "guidance off"
     channels = sampling.get("guidance_channels")
     guided = f" on {channels} channels" if channels else ""
     return f"guidance {sampling['guidance_scale']:g}{guided} from {sampling['guidance_start']:g}"
@@ -69,6 +71,7 @@ def _show(model: KnownModel) -> None:
         "file": model.file,
         "latents": model.latents,
         "statistics": statistics,
+        "teacher": model.teacher,
         "license": model.license,
         "parameters": f"{model.parameters:,} ({model.megabytes:,.0f} MB in float32)",
         "published": model.published,
@@ -80,7 +83,7 @@ def _show(model: KnownModel) -> None:
         rows |= {
             "command": f"vavae sample {model.name}",
             "tokenizer": model.tokenizer or "in the same folder",
-            "sampling": f"{sampling['solver']}, {sampling['steps']} steps, shift {sampling['shift']:g}",
+            "sampling": f"{sampling['solver']}, {sampling['steps']} steps, shift {sampling['shift']}",
             "guidance": describe_guidance(sampling).removeprefix("guidance "),
             "flow": f"{model.path} path, predicts {model.prediction}",
         }

@@ -37,7 +37,7 @@ from vavae.models.sampling import (
 )
 from vavae.models.saved import SavedModel
 from vavae.models.tokenizer import StatisticsSource, Tokenizer
-from vavae.tokenizer import LatentStatistics
+from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.transformer import DiTDH, DiTDHConfig, Transformer, TransformerShape
 from vavae.transformer.positions import Positions
 from vavae.version import __version__
@@ -336,6 +336,8 @@ class Generator(SavedModel):
             raise UserError(f"prediction must be velocity for a pipeline of diffusers, got {self.prediction}")
         if isinstance(self.transformer, DiTDH):
             raise UserError("a pipeline of diffusers must have a LightningDiT, got a DiTDH")
+        if not isinstance(self.tokenizer.autoencoder, AutoencoderKL):
+            raise UserError("a pipeline of diffusers must have an AutoencoderKL, got a representation autoencoder")
         write_pipeline(
             Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
         )

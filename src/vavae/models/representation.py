@@ -7,14 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vavae.checkpoints import folder as files
-from vavae.checkpoints.reading import read_safetensors
-from vavae.config import from_plain, to_plain
-from vavae.errors import UserError, errors_name
+from vavae.config import to_plain
+from vavae.errors import UserError
 from vavae.io.files import write_json
 from vavae.io.frozen import leave_out
 from vavae.io.hashing import digest, weights_fingerprint
-from vavae.teachers import LatentEncoder, Teacher, load_teacher
+from vavae.teachers import LatentEncoder, Teacher
 from vavae.tokenizer import AutoencoderKL, ViTDecoder
 from vavae.tokenizer.vit_decoder import SIZES
 
@@ -92,6 +90,9 @@ class RepresentationAutoencoder(nn.Module):
             "normal" is |N(0, τ²)|, as its paper has it.
         layers: Blocks of the teacher whose normalized tokens are summed; 1 is the last alone.
 
+    Attributes:
+        keep_teacher: Whether a saved tokenizer gets the teacher's files, because its name does not find them.
+
     Raises:
         UserError: The decoder is for another number of channels, the noise is negative or of no known kind, or the
             teacher cannot be a latent.
@@ -117,6 +118,7 @@ class RepresentationAutoencoder(nn.Module):
             raise UserError(f"noise_kind must be uniform or normal, got {noise_kind!r}")
         self.decoder = decoder
         self.noise, self.noise_kind = noise, noise_kind
+        self.keep_teacher = False
         leave_out(self, "encoder")
 
     @property
@@ -188,8 +190,8 @@ class RepresentationAutoencoder(nn.Module):
 
     def encoder_fingerprint(self) -> str:
         """Return a hash of all that the latents depend on, in hexadecimal."""
-        teacher = self.encoder.teacher
-        return digest(self.encoder_sha256(), teacher.input_size, teacher.normalization, self.encoder.layers)
+        teacher, own = self.encoder.teacher, self.encoder.teacher.normalization
+        return digest(self.encoder_sha256(), teacher.input_size, own.mean, own.std, self.encoder.layers)
 
     def description(self) -> dict[str, Any]:
         """Return the keys of a tokenizer's `config.json`: the shape, and the teacher by name and sha256."""
@@ -211,39 +213,3 @@ Autoencoder = AutoencoderKL | RepresentationAutoencoder
 def saved_part(autoencoder: Autoencoder) -> nn.Module:
     """Return the network whose weights a tokenizer's folder holds: of a representation autoencoder the decoder."""
     return autoencoder.decoder if isinstance(autoencoder, RepresentationAutoencoder) else autoencoder
-
-
-def load_representation(path: Path) -> tuple[RepresentationAutoencoder, Path] | None:
-    """Return the representation autoencoder in a tokenizer or generator of ours, and the tokenizer's folder.
-
-    None if another autoencoder, or another form, is at the path. The teacher comes from the folder, if it is there,
-    else from its hub or package.
-
-    Raises:
-        UserError: Names the file or key that is missing, damaged or wrong; or the teacher has other weights.
-    """
-    form = files.form_of(path)
-    folder = path / "tokenizer" if form == "generator" else path
-    if form not in ("tokenizer", "generator") or not folder.is_dir():
-        return None
-    if "representation" not in files.read_config(folder, "tokenizer"):  # before all files are hashed
-        return None
-    content, path = files.read_model(folder, "tokenizer"), folder / files.CONFIG
-    with errors_name(path):
-        config = from_plain(RepresentationConfig, content["representation"])
-        try:
-            name, sha256 = str(content["teacher"]["name"]), content["teacher"]["sha256"]
-            height, width = content["teacher"]["input_size"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError("teacher must have name, input_size and sha256") from error
-        inside = folder / TEACHER
-        teacher = load_teacher(inside if inside.is_dir() else name, input_size=(height, width))
-        teacher.name = name
-        with torch.device("meta"):
-            decoder = config.decoder(teacher.width, teacher.grid_size)
-        weights = folder / files.WEIGHTS
-        files.load_strictly(decoder, read_safetensors(weights), weights)
-        model = RepresentationAutoencoder(teacher, decoder, config.noise, config.noise_kind, config.layers)
-        if model.encoder_sha256() != sha256:
-            raise UserError(f"teacher {name} must have the weights of the training, sha256 {str(sha256)[:12]}…")
-    return model.eval(), folder

@@ -14,8 +14,8 @@ from vavae.checkpoints.diffusers_autoencoder import (
     to_diffusers_names,
 )
 from vavae.checkpoints.folder import HubOptions
-from vavae.checkpoints.loading import build, load_autoencoder
-from vavae.checkpoints.locations import hub_id, resolve
+from vavae.checkpoints.loading import build, load_autoencoder, open_checkpoint
+from vavae.checkpoints.locations import hub_id, known_tokenizer, resolve, resolve_statistics
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.reading import check_utf8
 from vavae.checkpoints.shapes import infer_autoencoder
@@ -26,14 +26,16 @@ from vavae.errors import UserError
 from vavae.extras import require_extra
 from vavae.io.files import write_json
 from vavae.io.hashing import digest, tensor_digest, weights_fingerprint
+from vavae.models.diffusers.representation import from_diffusers as from_diffusers_rae
+from vavae.models.diffusers.representation import to_diffusers as to_diffusers_rae
 from vavae.models.representation import (
     TEACHER,
     Autoencoder,
     RepresentationAutoencoder,
     RepresentationConfig,
-    load_representation,
     saved_part,
 )
+from vavae.models.representation_files import load_published, load_representation
 from vavae.models.saved import SavedModel
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.version import __version__
@@ -155,7 +157,7 @@ class Tokenizer(SavedModel):
         return self.decode(self.encode(images))
 
     def save_pretrained(
-        self, path: str | Path, dtype: torch.dtype | None = None, *, with_teacher: bool = False
+        self, path: str | Path, dtype: torch.dtype | None = None, *, with_teacher: bool | None = None
     ) -> None:
         """Write the folder that `from_pretrained` reads: configuration, weights, statistics, model card.
 
@@ -163,7 +165,8 @@ class Tokenizer(SavedModel):
             path: The folder.
             dtype: Type of the stored weights, for example `torch.float16`; None keeps their own. They are widened
                 when they are read. Statistics keep their type.
-            with_teacher: Store the teacher of a representation autoencoder too; by default its name and sha256 only.
+            with_teacher: Store the teacher of a representation autoencoder too. By default its name and sha256 only,
+                and its files if it was read from files of this tokenizer, where its name does not find it.
 
         Raises:
             UserError: A weight is too large for `dtype`, or the autoencoder has no teacher.
@@ -178,6 +181,8 @@ class Tokenizer(SavedModel):
         }
         if with_teacher and not isinstance(autoencoder, RepresentationAutoencoder):
             raise UserError("with_teacher must be false for an autoencoder without a teacher, got true")
+        if with_teacher is None:
+            with_teacher = isinstance(autoencoder, RepresentationAutoencoder) and autoencoder.keep_teacher
         weights = files.state_dict_for_saving(saved_part(autoencoder), dtype)
         with files.write_model_folder(folder, config):
             if with_teacher and isinstance(autoencoder, RepresentationAutoencoder):
@@ -193,7 +198,9 @@ class Tokenizer(SavedModel):
         device: torch.device | str = "cpu",
         *,
         statistics: StatisticsSource | Literal["identity"] | None = None,
+        teacher: str | None = None,
         weights: Weights = "auto",
+        heads: int | None = None,
         dtype: torch.dtype | None = None,
         **hub: Unpack[HubOptions],
     ) -> Self:
@@ -206,9 +213,12 @@ class Tokenizer(SavedModel):
                 any of these, `owner/name` or `owner/name@revision`.
             device: Device of the network.
             statistics: Statistics of the latents instead of the ones in the folder: a `LatentStatistics`,
-                `latents_stats.pt`, a folder of latents, or "identity" for raw latents. Published files need it.
+                `latents_stats.pt`, RAE's `stat.pt`, a folder of latents, or "identity" for raw latents. Published
+                files need it.
+            teacher: Name or folder of the encoder of a published decoder (RAE), such as "dinov2-registers-base".
             weights: Which weights of a checkpoint with several sets: averaged ("ema"), not averaged ("model"), or the
                 name of a set; "auto" prefers averaged ones.
+            heads: Number of attention heads of a published decoder, if its size is none of the published ones.
             dtype: Type of the weights and of the computation; float16 and bfloat16 need half the memory. Returned
                 images and latents are float32. None is float32.
             hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder`, as in
@@ -218,11 +228,13 @@ class Tokenizer(SavedModel):
             UserError: Names the file or key that is missing or wrong; or the statistics are missing.
         """
         path = resolve(path_or_hub_id, "tokenizer", **hub)
-        files.refuse_unused(path, weights=weights)
-        autoencoder, own, provenance, report = _load(path, weights)
+        files.refuse_unused(path, weights=weights, teacher=teacher, heads=heads)
+        if teacher is None and (known := known_tokenizer(path_or_hub_id)) is not None:
+            teacher = known.teacher or None
+        autoencoder, own, provenance, report = _load(path, weights, teacher, heads)
         source = statistics
         if source is None:
-            source = own or _published_statistics(path, path_or_hub_id)
+            source = own or resolve_statistics(path_or_hub_id, **hub) or _published_statistics(path, path_or_hub_id)
         if source == "identity":
             source = scaling_statistics(autoencoder.latent_channels, 1.0)
         if "converted_from" in provenance and (repository := hub_id(path_or_hub_id, "tokenizer")):
@@ -232,24 +244,24 @@ class Tokenizer(SavedModel):
         return tokenizer.to(device, dtype)
 
     def save_diffusers(self, path: str | Path) -> None:
-        """Write the folder that `diffusers.AutoencoderKL.from_pretrained` reads.
+        """Write the folder that `AutoencoderKL.from_pretrained` or `AutoencoderRAE.from_pretrained` of diffusers reads.
 
-        Its latents are not normalized. The statistics are in its configuration, as `latents_mean` and `latents_std`,
-        or as `scaling_factor` and `shift_factor` if all channels share them.
+        The latents of an `AutoencoderKL` are not normalized. The statistics are in its configuration, as
+        `latents_mean` and `latents_std`, or as `scaling_factor` and `shift_factor` if all channels share them. An
+        `AutoencoderRAE` holds the teacher too, under the names of the installed transformers.
 
         Raises:
             UserError: diffusers cannot build such an autoencoder.
         """
-        folder, autoencoder = Path(path), self._convolutional()
-        config = diffusers_config(autoencoder.config, self.statistics)
-        names = to_diffusers_names(autoencoder.state_dict(), len(autoencoder.config.widths))
+        folder = Path(path)
+        config, tensors = self._for_diffusers()
         check_utf8(folder)
         (folder / files.CONFIG).unlink(missing_ok=True)  # first: an old one would describe other weights
-        files.write_tensors(folder / files.DIFFUSERS_WEIGHTS[0], names)
+        files.write_tensors(folder / files.DIFFUSERS_WEIGHTS[0], tensors)
         write_json(folder / files.CONFIG, config)
 
     def to_diffusers(self) -> Any:
-        """Return a `diffusers.AutoencoderKL` with the same weights, on the same device, in eval mode.
+        """Return diffusers' `AutoencoderKL` or `AutoencoderRAE` with the same weights, same device, in eval mode.
 
         Raises:
             UserError: diffusers is not installed, or cannot build such an autoencoder.
@@ -257,39 +269,40 @@ class Tokenizer(SavedModel):
         require_extra("diffusers", "to_diffusers")
         import diffusers
 
-        own = self._convolutional()
-        model = diffusers.AutoencoderKL.from_config(diffusers_config(own.config, self.statistics))
-        model.load_state_dict(to_diffusers_names(own.state_dict(), len(own.config.widths)))
+        config, tensors = self._for_diffusers()
+        model = getattr(diffusers, config["_class_name"]).from_config(config)
+        model.load_state_dict(tensors)
         return model.to(self.device).eval()
 
-    def _convolutional(self) -> AutoencoderKL:
-        """Return the autoencoder if it is an `AutoencoderKL`.
-
-        Raises:
-            UserError: It is another one.
-        """
-        if not isinstance(self.autoencoder, AutoencoderKL):
-            raise UserError("a representation autoencoder cannot be written for diffusers yet; keep the folder of ours")
-        return self.autoencoder
+    def _for_diffusers(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return configuration and weights of the autoencoder in diffusers."""
+        if isinstance(self.autoencoder, RepresentationAutoencoder):
+            return to_diffusers_rae(self.autoencoder, self.statistics)
+        own = self.autoencoder
+        names = to_diffusers_names(own.state_dict(), len(own.config.widths))
+        return diffusers_config(own.config, self.statistics), names
 
     @classmethod
     def from_diffusers(cls, autoencoder: Any, statistics: StatisticsSource | None = None) -> Self:
-        """Return a tokenizer with the weights of a `diffusers.AutoencoderKL`.
+        """Return a tokenizer with the weights of an `AutoencoderKL` or `AutoencoderRAE` of diffusers.
 
         Args:
             autoencoder: The network.
-            statistics: Statistics of its latents; the ones in its configuration by default.
+            statistics: Statistics of its latents; its own by default.
 
         Raises:
             UserError: It has other parts than our autoencoder.
         """
         name = type(autoencoder).__name__
-        tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
-        shape = infer_autoencoder(tensors, name)
-        model = build(AutoencoderKL.from_config, shape, tensors, name)
-        if statistics is None:
-            statistics = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
-        return cls(model, read_statistics(statistics)).to(autoencoder.device)
+        model: Autoencoder
+        if name == files.DIFFUSERS_RAE:
+            model, own, _ = from_diffusers_rae(autoencoder.config, autoencoder.state_dict(), name)
+        else:
+            tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
+            shape = infer_autoencoder(tensors, name)
+            model = build(AutoencoderKL.from_config, shape, tensors, name)
+            own = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
+        return cls(model, own if statistics is None else read_statistics(statistics)).to(autoencoder.device)
 
     def _description(self, source: str, library: str) -> str:
         count = f" over {self.statistics.count:,} images" if self.statistics.count else ""
@@ -305,13 +318,21 @@ class Tokenizer(SavedModel):
 
 
 def _load(
-    path: Path, weights: Weights
+    path: Path, weights: Weights, teacher: str | None, heads: int | None
 ) -> tuple[Autoencoder, LatentStatistics | None, dict[str, Any], LoadReport | None]:
     """Return the autoencoder at a path of any form, its statistics if it has some, its provenance and report."""
     if (found := load_representation(path)) is not None:
-        autoencoder, folder = found
-        provenance = files.read_config(folder).get("provenance") or {}
-        return autoencoder, read_statistics(folder / files.STATISTICS), provenance, None
+        return found
+    if files.form_of(path) == "checkpoint" and open_checkpoint(path, weights).kind == "decoder":
+        if teacher is None:
+            raise UserError(
+                f"{path}: holds the decoder of a representation autoencoder: pass its teacher, such as "
+                "dinov2-registers-base ('vavae convert --teacher NAME')"
+            )
+        return load_published(path, teacher, weights, heads)
+    for name, value in (("teacher", teacher), ("heads", heads)):
+        if value is not None:
+            raise UserError(f"{path}: {name} is for decoders of representation autoencoders, got {value}")
     loaded = load_autoencoder(path, weights)
     return loaded.model, loaded.statistics, loaded.provenance, loaded.report
 

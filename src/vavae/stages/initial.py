@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vavae.checkpoints import folder as files
-from vavae.checkpoints.loading import load_autoencoder, load_transformer
+from vavae.checkpoints.loading import load_autoencoder, load_decoder, load_transformer
 from vavae.checkpoints.locations import known_model, resolve
 from vavae.checkpoints.published_recipes import recorded_flow
 from vavae.checkpoints.shapes import size_name
@@ -20,7 +20,8 @@ from vavae.io.yaml_files import read_yaml
 from vavae.losses import TokenizerObjective
 from vavae.models import Generator
 from vavae.models.published import published_latents
-from vavae.models.representation import Autoencoder, load_representation
+from vavae.models.representation import Autoencoder, RepresentationAutoencoder
+from vavae.models.representation_files import load_representation
 from vavae.tokenizer import LatentStatistics
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.transformer import LightningDiTConfig, Transformer, TransformerShape
@@ -48,7 +49,7 @@ def load_initial(source: str, autoencoder: Autoencoder, objective: TokenizerObje
     Raises:
         UserError: The source cannot be read, has another shape, or is a run that has not ended.
     """
-    weights, training = _read(source)
+    weights, training = _read(source, autoencoder)
     files.load_strictly(autoencoder, weights, f"initial: {source}")
     taken, new = ["autoencoder"], []
     for part in ("discriminator", "alignment"):
@@ -72,7 +73,7 @@ def _report(source: str, taken: str, new: Sequence[str], notes: Sequence[str] = 
     return text
 
 
-def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _read(source: str, autoencoder: Autoencoder) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights of the autoencoder and the tensors of the objective."""
     path = resolve(source, "tokenizer")
     if (path / "checkpoints").is_dir():
@@ -82,7 +83,10 @@ def _read(source: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         _check_ended(path, source, found[1].get("images_seen", 0))
         return _below(found[0], "model/autoencoder/"), _below(found[0], "model/objective/")
     if (representation := load_representation(path)) is not None:
-        return representation[0].state_dict(), {}
+        return representation.model.state_dict(), {}
+    if isinstance(autoencoder, RepresentationAutoencoder):
+        decoder = load_decoder(path, heads=autoencoder.decoder.shape["heads"])[0]
+        return {f"decoder.{name}": value for name, value in decoder.state_dict().items()}, {}
     loaded = load_autoencoder(path)
     training: dict[str, Tensor] = {}
     for published, ours in _PUBLISHED.items():

@@ -1,13 +1,14 @@
 """Families of teachers: load a backbone from a folder with `config.json` and weights."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.io.files import read_json_object
@@ -43,6 +44,7 @@ _DINO_PARTS = (*_HEAD, "embeddings.mask_token")
 _SAM_PARTS = ("prompt_encoder.", "mask_decoder.", "shared_image_embedding.")
 _REGISTERS = ("dinov2_with_registers",)
 _SIGLIP2_TYPES = ("siglip2", "siglip2_vision_model")
+_LAST_NORM = re.compile(r"^(vision_model\.)?(post_)?layernorm\.(weight|bias)$")
 _CLIP_BACKBONE = partial(TokenBackbone, interpolate=True)
 _SIGLIP_BACKBONE = partial(TokenBackbone, class_token=False, interpolate=True)
 
@@ -98,28 +100,44 @@ def load_backbone(folder: Path, family: Family) -> Backbone:
     return family.wrap(_load_transformers(folder, family) if family.model_class else _load_tiny_vit(folder))
 
 
+def build_backbone(family: Family, config: Any, tensors: Mapping[str, Tensor], source: str | Path) -> Backbone:
+    """Return the backbone of a configuration of transformers, with tensors as weights.
+
+    Names may be those of any version of transformers. Weight and bias of the last norm may be missing.
+
+    Raises:
+        UserError: Other weights are missing, have another shape, or are left over.
+    """
+    return family.wrap(_checked(family, source, None, config=config, state_dict=dict(tensors)))
+
+
 def _load_transformers(folder: Path, family: Family) -> nn.Module:
+    return _checked(family, folder, folder, **({"mask_ratio": 0.0} if family.name == "MAE" else {}))
+
+
+def _checked(family: Family, source: str | Path, folder: Path | None, **options: Any) -> nn.Module:
+    """Load a model of transformers from a folder, or from tensors in `options`, whose last norm may be missing."""
     import torch
     import transformers
     from safetensors import SafetensorError
 
     model_class = getattr(transformers, family.model_class)
-    options = {"mask_ratio": 0.0} if family.name == "MAE" else {}
     try:
         with _quiet():
             model, report = model_class.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: cannot load a {family.name} model: {_first_line(error)}") from error
+        raise UserError(f"{source}: cannot load a {family.name} model: {_first_line(error)}") from error
+    missing = [name for name in report["missing_keys"] if folder or not _LAST_NORM.search(name)]
     problems = {
-        "missing": sorted(report["missing_keys"]),
+        "missing": sorted(missing),
         "of the wrong shape": sorted(str(key[0]) for key in report["mismatched_keys"]),
         "left over": sorted(name for name in report["unexpected_keys"] if not name.startswith(family.other_parts)),
     }
     for what, names in problems.items():
         if names:
-            raise UserError(f"{folder}: {len(names)} weights of the {family.name} model are {what}, first {names[0]}")
+            raise UserError(f"{source}: {len(names)} weights of the {family.name} model are {what}, first {names[0]}")
     return model
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from vavae.device import to_float64
 from vavae.errors import UserError
 
+_RAE_EPS = 1e-5
+
 
 def _check(latents: Tensor, channels: int) -> None:
     if latents.ndim != 4 or latents.shape[1] != channels:
@@ -83,6 +85,10 @@ class LatentStatistics:
         # (C,) -> (1, C, 1, 1); (C, h, w) -> (1, C, h, w)
         return values.to(latents.device, latents.dtype).view(1, self.channels, *(self.grid or (1, 1)))
 
+    def published_variance(self) -> Tensor:
+        """Return the `var` of RAE's `stat.pt`, std² − 1e-5, with which `from_dict` gives this standard deviation."""
+        return (self.std.double().square() - _RAE_EPS).float()
+
     def to_dict(self) -> dict[str, Tensor]:
         """Return tensors that safetensors can store: `mean`, `std`, `count`."""
         return {"mean": self.mean, "std": self.std, "count": torch.tensor(self.count, dtype=torch.int64)}
@@ -103,7 +109,7 @@ class LatentStatistics:
             return cls(tensors["mean"], tensors["std"], count)
         if {"latents_bias", "latents_scale"} <= tensors.keys():
             return cls(tensors["latents_bias"], 1 / tensors["latents_scale"].double(), count)
-        for mean, variance, eps in (("mean", "var", 1e-5), ("running_mean", "running_var", 1e-4)):
+        for mean, variance, eps in (("mean", "var", _RAE_EPS), ("running_mean", "running_var", 1e-4)):
             if {mean, variance} <= tensors.keys():
                 return cls(tensors[mean], (tensors[variance].double() + eps).sqrt(), count)
         raise UserError(

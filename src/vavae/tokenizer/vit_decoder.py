@@ -123,6 +123,12 @@ class ViTDecoder(nn.Module):
         """C, channels of the latents."""
         return self.decoder_embed.in_features
 
+    @property
+    def summary(self) -> str:
+        """The shape in words."""
+        shape = ", ".join(f"{name} {number}" for name, number in self.shape.items())
+        return f"decoder of {self.latent_channels} channels, {shape}"
+
     def forward(self, latents: Tensor) -> Tensor:
         """Return images of latents; see `features`."""
         patches = self.decoder_pred(self.features(latents))  # (B, T, p·p·3); a patch is row, column, color
