@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_next import assert_close, load
+from golden_next import assert_close, load, new_sit
 from torch import Tensor, nn
 
 from vavae.errors import UserError
@@ -23,18 +23,7 @@ def golden(name: str) -> tuple[LightningDiT, nn.ModuleList, dict[str, Tensor], d
     """SiT (LightningDiT without its switches), the projectors, tensors and settings."""
     tensors, config, weights = load(name)
     shape = config["model"]
-    model = LightningDiT(
-        latent_size=shape["input_size"],
-        patch_size=shape["patch_size"],
-        latent_channels=shape["in_channels"],
-        width=shape["hidden_size"],
-        depth=shape["depth"],
-        heads=shape["num_heads"],
-        num_classes=shape["num_classes"],
-        swiglu=False,
-        rope=False,
-        rmsnorm=False,
-    ).eval()
+    model = new_sit(shape)
     own = {name: value for name, value in weights["model"].items() if not name.startswith("projectors.")}
     missing, unexpected = model.load_state_dict(own, strict=False)
     assert set(missing) == {"pos_embed"} and not unexpected
