@@ -180,13 +180,14 @@ def test_golden_totals(name: str) -> None:
     shape, model = config["model"], sit(name)
     kind = shape.get("projection_layer_type", "mlp")
     recipe = HiddenAlignmentConfig(
+        block=shape["encoder_depth"],
         projector=ProjectorConfig(kind, shape["projector_dim"]),
         normalization="none" if name == "repa" else "zscore",
         alpha=config.get("train_alpha", 0.6),
     )
-    projectors = Projectors(recipe, shape["hidden_size"], (4, 4), shape["z_dims"])
+    projectors = Projectors(recipe, model.config, shape["z_dims"])
     projectors.load_state_dict({key: value for key, value in weights["model"].items() if key.startswith("projectors.")})
-    kept = HiddenTokens(model, shape["encoder_depth"])
+    kept = HiddenTokens(model, projectors.block)
     t = 1 - tensors["loss_t"]
     x = torch.lerp(tensors["noise"], tensors["data"], t.view(-1, 1, 1, 1))
     velocity = kept(x, t, tensors["loss_y"])

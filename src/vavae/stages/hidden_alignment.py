@@ -146,21 +146,34 @@ class Projectors(nn.Module):
 
     Args:
         config: The recipe.
-        width: Channels of a token.
-        grid: Rows and columns of tokens.
+        shape: The transformer.
         features: Channels of each teacher.
+
+    Attributes:
+        block: Number of the aligned block, from 1.
+        grid: Rows and columns of tokens.
+
+    Raises:
+        UserError: The block does not exist.
     """
 
-    def __init__(
-        self, config: HiddenAlignmentConfig, width: int, grid: tuple[int, int], features: Sequence[int]
-    ) -> None:
+    def __init__(self, config: HiddenAlignmentConfig, shape: TransformerShape, features: Sequence[int]) -> None:
         super().__init__()
         self.config = config
-        self.grid = grid
-        shape = config.projector
+        self.grid = shape.grid
+        if isinstance(shape, DiTDHConfig):  # its encoder is aligned
+            width, depth = shape.widths[0], shape.depths[0]
+        else:
+            width, depth = shape.width, shape.depth
+        self.block = config.block_of(depth)
+        own = config.projector
         self.projectors = nn.ModuleList(
-            Projector(width, channels, shape.kind, shape.hidden, shape.kernel) for channels in features
+            Projector(width, channels, own.kind, own.hidden, own.kernel) for channels in features
         )
+
+    def flops(self) -> float:
+        """Return the operations of one image in a step: for each weight and token two forward, and four backward."""
+        return 6.0 * math.prod(self.grid) * sum(weight.numel() for weight in self.parameters() if weight.ndim > 1)
 
     def forward(self, tokens: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Return the loss, 0-dim, of tokens (B, T, width) for features (B, T, D) of each teacher."""
@@ -186,7 +199,6 @@ class HiddenAlignment:
         world: The processes of the run.
 
     Attributes:
-        block: Number of the aligned block, from 1.
         projectors: What is trained along, on the run's device.
 
     Raises:
@@ -205,10 +217,6 @@ class HiddenAlignment:
     ) -> None:
         self.config = config
         self._images, self._size, self._workers = training.images, config.data.size, config.data.workers
-        width, depth = (
-            (shape.widths[0], shape.depths[0]) if isinstance(shape, DiTDHConfig) else (shape.width, shape.depth)
-        )
-        self.block = config.block_of(depth)
         source = world.once(lambda: config.data.open("train", folder, "aligned images"))
         images = world.once(source.fingerprint)
         _check_images(config, latents, source, images)
@@ -225,7 +233,7 @@ class HiddenAlignment:
             for teacher in config.teachers
         ]
         self._widths = [teacher.width for teacher in self.teachers]
-        self.projectors = Projectors(config, width, shape.grid, self._widths).to(device)
+        self.projectors = Projectors(config, shape, self._widths).to(device)
         self._source = source
         self._caches: list[FeatureCache] = []
         if config.teachers[0].cache_features:
@@ -283,12 +291,8 @@ class HiddenAlignment:
         return self.projectors(tokens, self.features(loaded))
 
     def flops(self) -> float:
-        """Return the operations of one image in a step: of the projectors, and of teachers whose features are not kept.
-
-        Each weight of a projector takes two operations per token forward, and four backward.
-        """
-        weights = sum(weight.numel() for weight in self.projectors.parameters() if weight.ndim > 1)
-        work = 6.0 * weights * math.prod(self.projectors.grid)
+        """Return the operations of one image in a step, of projectors and of teachers whose features are not kept."""
+        work = self.projectors.flops()
         if self._caches:
             return work
         image = torch.zeros(1, 3, *height_width(self._size), device=self.teachers[0].scale.device)

@@ -213,7 +213,7 @@ class TransformerTask(TrainingTask):
         if self.alignment is None or batch.targets is None:
             terms = self._loss(self._model, batch, "", dropout)
         else:
-            model = HiddenTokens(self._model, self.alignment.block)
+            model = HiddenTokens(self._model, self.alignment.projectors.block)
             terms = self._loss(model, batch, "", dropout)
             with autocast(self.precision, self.device):
                 terms["alignment"] = self.alignment.loss(model.tokens, batch.targets)
