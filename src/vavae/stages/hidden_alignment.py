@@ -75,7 +75,7 @@ class HiddenAlignmentConfig:
         alpha: The share of that mean.
         weight: Weight of the term, minus the mean cosine, in the total.
         schedule: `constant`, or `linear`: falling to 0 at `stop_images`.
-        stop_images: Images after which the alignment ends, and with it the teachers' work; null is the end of the run.
+        stop_images: Images after which the alignment ends, and with it the teachers' work; null never ends it.
     """
 
     data: ImagesConfig = field(default_factory=ImagesConfig)
@@ -101,6 +101,8 @@ class HiddenAlignmentConfig:
             raise UserError(f"alignment.weight must be above 0, got {self.weight}; alignment null aligns nothing")
         if self.stop_images is not None and self.stop_images < 1:
             raise UserError(f"alignment.stop_images must be at least 1 or null, got {self.stop_images}")
+        if self.schedule == "linear" and self.stop_images is None:
+            raise UserError("alignment.stop_images must be a number with schedule linear, which falls to 0 there")
 
     def block_of(self, depth: int) -> int:
         """Return the number of the aligned block in a network of `depth` blocks.
@@ -114,12 +116,13 @@ class HiddenAlignmentConfig:
             raise UserError(f"alignment.block must be from 1 to {depth}, the transformer's blocks, got {self.block}")
         return self.block
 
-    def weight_at(self, images_seen: int, images: int) -> float:
-        """Return the weight after `images_seen` images of a run of `images`."""
-        end = images if self.stop_images is None else self.stop_images
-        if images_seen >= end:
+    def weight_at(self, images_seen: int) -> float:
+        """Return the weight after `images_seen` images; 0 at the end of the alignment and later."""
+        if self.stop_images is None:
+            return self.weight
+        if images_seen >= self.stop_images:
             return 0.0
-        return self.weight * (1 - images_seen / end if self.schedule == "linear" else 1)
+        return self.weight * (1 - images_seen / self.stop_images if self.schedule == "linear" else 1)
 
 
 class HiddenTokens:
@@ -194,7 +197,7 @@ class HiddenAlignment:
         shape: The transformer.
         latents: The latents.
         mirrored: Whether mirrored latents are used.
-        training: Device, precision and length of the run.
+        training: Device and precision of the run.
         folder: The run folder.
         world: The processes of the run.
 
@@ -216,7 +219,7 @@ class HiddenAlignment:
         world: World,
     ) -> None:
         self.config = config
-        self._images, self._size, self._workers = training.images, config.data.size, config.data.workers
+        self._size, self._workers = config.data.size, config.data.workers
         source = world.once(lambda: config.data.open("train", folder, "aligned images"))
         images = world.once(source.fingerprint)
         _check_images(config, latents, source, images)
@@ -256,10 +259,6 @@ class HiddenAlignment:
         """Threads that decode images; 0 if kept features are read instead."""
         return 0 if self._caches else self._workers
 
-    def weight_at(self, images_seen: int) -> float:
-        """Return the weight of the term after `images_seen` images; 0 at the end of the alignment and later."""
-        return self.config.weight_at(images_seen, self._images)
-
     def load(self, indices: Tensor, mirrored: Tensor | None, images_seen: int) -> Tensor | None:
         """Return what `loss` needs of some images: kept features of all teachers (B, ΣD, h, w), or pixels.
 
@@ -268,7 +267,7 @@ class HiddenAlignment:
             mirrored: (B,) bool, true for mirrored images; None mirrors none.
             images_seen: Images before the step. None is returned where the weight is 0.
         """
-        if self.weight_at(images_seen) == 0:
+        if self.config.weight_at(images_seen) == 0:
             return None
         if self._caches:
             numbers = indices if mirrored is None else indices + len(self._source) * mirrored

@@ -217,7 +217,7 @@ class TransformerTask(TrainingTask):
             terms = self._loss(model, batch, "", dropout)
             with autocast(self.precision, self.device):
                 terms["alignment"] = self.alignment.loss(model.tokens, batch.targets)
-            terms["total"] = terms["total"] + self.alignment.weight_at(images_seen) * terms["alignment"]
+            terms["total"] = terms["total"] + self.alignment.config.weight_at(images_seen) * terms["alignment"]
         (terms["total"] * scale).backward()
         return {name: value.detach() for name, value in terms.items()}
 
@@ -297,7 +297,7 @@ class TransformerTask(TrainingTask):
 
     def phase(self, images_seen: int) -> int:
         switch = self.config.flow.uniform_after_images
-        ended = self.alignment is not None and self.alignment.weight_at(images_seen) == 0
+        ended = self.alignment is not None and self.alignment.config.weight_at(images_seen) == 0
         return int(switch is not None and images_seen >= switch) + int(ended)
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
