@@ -54,6 +54,7 @@ def test_velocity_and_projected_tokens(name: str) -> None:
         )
         assert torch.equal(velocity, model(tensors["x"], tensors["t"], tensors["y"]))
     assert_close(velocity, tensors["velocity"], 1e-5)
+    assert_close(model.pos_embed, tensors["pos_embed"], 1e-6)
     for number, values in enumerate(tokens):
         assert_close(values, tensors[f"projected.{number}"], 1e-5)
 
@@ -93,6 +94,8 @@ def test_irepa_loss_and_gradients(method: str) -> None:
     assert_close(alignment.detach(), tensors[f"{method}.projection_loss_weighted"], 1e-5)
     total = losses.mean() + alignment
     assert_close(total.detach(), tensors[f"{method}.total"], 1e-5)
+    alone = torch.autograd.grad(alignment, model.blocks[0].attn.qkv.weight, retain_graph=True)[0]
+    assert_close(alone, tensors[f"{method}.grad_projection.blocks.0.attn.qkv.weight"], 1e-4)
     total.backward()
     name = "blocks.0.attn.qkv.weight"
     assert_close(model.get_parameter(name).grad, tensors[f"{method}.grad.{name}"], 1e-4)
