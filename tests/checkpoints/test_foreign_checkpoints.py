@@ -255,8 +255,8 @@ def test_sit_is_sampled_by_its_args(path: str, prediction: str) -> None:
 def test_options_in_a_dictionary_are_read() -> None:
     checkpoint({"path_type": "VP", "prediction": "velocity"})
     assert (generator().path, generator().prediction) == ("vp", "velocity")
-    checkpoint({"path_type": "linear", "prediction": "v", "enc_type": "dinov2-vit-b"})  # REPA
-    with pytest.raises(UserError, match=r"dit\.pt: args\.prediction must be one of velocity, noise, score, got v"):
+    checkpoint({"path_type": "linear", "prediction": "x0"})
+    with pytest.raises(UserError, match=r"dit\.pt: args\.prediction must be one of velocity, noise, score, v, got x0"):
         generator()
 
 

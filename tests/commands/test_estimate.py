@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from aligned_runs import aligned_recipe, use_the_teacher, write_image_latents
 from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +18,7 @@ from vavae.data import LatentDataset
 from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_tokenizer
 from vavae.stages.costs import teacher_spec, vit_costs
+from vavae.stages.hidden_alignment import Projectors
 from vavae.training.throughput import count_flops
 from vavae.training.trainer import Trainer
 
@@ -54,6 +56,22 @@ def test_transformer_as_in_its_run(tmp_path: Path) -> None:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         task.transformer(x, t, y).sum().backward()
     assert found.flops_per_image == counter.get_total_flops() == task.work().flops
+
+
+def test_alignment_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_the_teacher(monkeypatch.setattr)
+    recipe = aligned_recipe(tmp_path / "run", write_image_latents(tmp_path / "data"))
+    found = of(recipe, tmp_path)
+    assert "assumed to have 1024 channels" in " ".join(found.notes) and sum(found.frozen.values()) == 0
+    task = train_dit.TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
+    assert task.alignment is not None
+    wide = Projectors(task.alignment.config, task.transformer.config, [1024])  # the tiny teacher has 6
+    assert found.parameters["projectors.projectors"] == sum(p.numel() for p in wide.parameters())
+    assert found.flops_per_image - wide.flops() == (task.work().flops or 0) - task.alignment.projectors.flops()
+    x = torch.randn(1, 16, 32, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        wide(x, [torch.randn(1, 16, 1024)]).backward()
+    assert wide.flops() == counter.get_total_flops()
 
 
 def test_tokenizer_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,6 +225,18 @@ def test_options_override_recipes(tmp_path: Path) -> None:
     assert (config.count, config.steps, config.seed) == (2, 5, 3)
 
 
+def test_options_override_keys_of_groups_that_may_be_null() -> None:
+    given = ["small/tokenizer-rae", "--representation.noise", "0.3"]
+    tokenizer = parse_command_line(train_tokenizer.Config, given, "vavae train-tokenizer").representation
+    assert tokenizer is not None and (tokenizer.noise, tokenizer.width) == (0.3, 192)
+    for alignment in (
+        load_recipe(train_dit.Config, "small/transformer-repa", {"alignment.data.limit": 7}).alignment,
+        parse_command_line(train_dit.Config, ["small/transformer-repa", "--alignment.data.limit=7"], "x").alignment,
+    ):
+        assert alignment is not None and (alignment.data.limit, alignment.data.holdout) == (7, 0.1)
+        assert (alignment.stop_images, alignment.teachers[0].input_size) == (8192, 56)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     text=st.text(alphabet="ab&*<:-,[]{}!?|>'\"#\n 01.e", max_size=30)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_next import assert_close, load
+from golden_next import assert_close, load, new_sit
 from torch import Tensor, nn
 
 from vavae.errors import UserError
@@ -23,18 +23,7 @@ def golden(name: str) -> tuple[LightningDiT, nn.ModuleList, dict[str, Tensor], d
     """SiT (LightningDiT without its switches), the projectors, tensors and settings."""
     tensors, config, weights = load(name)
     shape = config["model"]
-    model = LightningDiT(
-        latent_size=shape["input_size"],
-        patch_size=shape["patch_size"],
-        latent_channels=shape["in_channels"],
-        width=shape["hidden_size"],
-        depth=shape["depth"],
-        heads=shape["num_heads"],
-        num_classes=shape["num_classes"],
-        swiglu=False,
-        rope=False,
-        rmsnorm=False,
-    ).eval()
+    model = new_sit(shape)
     own = {name: value for name, value in weights["model"].items() if not name.startswith("projectors.")}
     missing, unexpected = model.load_state_dict(own, strict=False)
     assert set(missing) == {"pos_embed"} and not unexpected
@@ -65,6 +54,7 @@ def test_velocity_and_projected_tokens(name: str) -> None:
         )
         assert torch.equal(velocity, model(tensors["x"], tensors["t"], tensors["y"]))
     assert_close(velocity, tensors["velocity"], 1e-5)
+    assert_close(model.pos_embed, tensors["pos_embed"], 1e-6)
     for number, values in enumerate(tokens):
         assert_close(values, tensors[f"projected.{number}"], 1e-5)
 
@@ -104,6 +94,8 @@ def test_irepa_loss_and_gradients(method: str) -> None:
     assert_close(alignment.detach(), tensors[f"{method}.projection_loss_weighted"], 1e-5)
     total = losses.mean() + alignment
     assert_close(total.detach(), tensors[f"{method}.total"], 1e-5)
+    alone = torch.autograd.grad(alignment, model.blocks[0].attn.qkv.weight, retain_graph=True)[0]
+    assert_close(alone, tensors[f"{method}.grad_projection.blocks.0.attn.qkv.weight"], 1e-4)
     total.backward()
     name = "blocks.0.attn.qkv.weight"
     assert_close(model.get_parameter(name).grad, tensors[f"{method}.grad.{name}"], 1e-4)

@@ -10,8 +10,9 @@ from rules import sine
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from vavae.checkpoints.published_repa import from_repa
 from vavae.tokenizer import ViTDecoder
-from vavae.transformer import DiTDH
+from vavae.transformer import DiTDH, LightningDiT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 STATE_DICTS = json.loads((GOLDEN / "state_dicts_next.json").read_text())
@@ -86,6 +87,33 @@ def ditdh(published: dict[str, Any], weights: dict[str, Tensor] | None = None) -
     model = DiTDH(**{DITDH_NAMES.get(n, n): value for n, value in published.items() if n not in FIXED}).eval()
     if weights is not None:
         fill(model, weights, ("pos_embed",))
+    return model
+
+
+SIT_NAMES = {
+    "input_size": "latent_size",
+    "patch_size": "patch_size",
+    "in_channels": "latent_channels",
+    "hidden_size": "width",
+    "depth": "depth",
+    "num_heads": "heads",
+    "num_classes": "num_classes",
+}
+
+
+def new_sit(published: dict[str, Any]) -> LightningDiT:
+    """Return the SiT of published constructor arguments: a LightningDiT without its switches."""
+    shape = {SIT_NAMES[name]: value for name, value in published.items() if name in SIT_NAMES}
+    return LightningDiT(**shape, swiglu=False, rope=False, rmsnorm=False).eval()
+
+
+def sit(name: str) -> LightningDiT:
+    """Return the network of the file `name` of REPA or iREPA, in vavae's time and sign."""
+    _, config, weights = load(name)
+    own = {key: value for key, value in weights["model"].items() if not key.startswith("projectors.")}
+    model = new_sit(config["model"])
+    missing, unexpected = model.load_state_dict(from_repa(own)[0], strict=False)
+    assert set(missing) == {"pos_embed"} and not unexpected
     return model
 
 

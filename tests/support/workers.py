@@ -40,6 +40,19 @@ def transformer(folder: str, data: str, images: str, parallel: str = "replicate"
     train_dit.run(transformer_recipe(Path(folder), Path(data), images=int(images), parallel=parallel))
 
 
+def aligned_transformer(folder: str, data: str, parallel: str = "replicate") -> None:
+    """Train the tiny transformer with alignment of hidden states, by two teachers that work in every step."""
+    from aligned_runs import IMAGES, aligned_recipe, use_the_teacher
+
+    from vavae.stages.hidden_alignment import HiddenAlignmentConfig
+    from vavae.teachers.config import TeacherConfig
+
+    use_the_teacher()
+    skip_estimates()
+    alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("one"), TeacherConfig("other")), stop_images=40)
+    train_dit.run(aligned_recipe(Path(folder), Path(data), alignment, images=64, parallel=parallel))
+
+
 def measured_stages(folder: str, data: str, port: str) -> None:
     """Train both stages with a Fréchet distance during training, the second one through another port."""
     from measured_runs import measured_tokenizer_recipe, measured_transformer_recipe, tiny_network

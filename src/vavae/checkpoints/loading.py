@@ -19,6 +19,7 @@ from vavae.checkpoints.diffusers_autoencoder import (
 )
 from vavae.checkpoints.published import Ignored, Kind, LoadReport, Unwrapped, Weights, unwrap
 from vavae.checkpoints.published_rae import decoder_of, infer_ditdh, is_ditdh
+from vavae.checkpoints.published_repa import from_repa, is_repa
 from vavae.checkpoints.reading import check_tensors, read_safetensors, read_with_placeholders
 from vavae.checkpoints.shapes import (
     check_autoencoder,
@@ -189,14 +190,18 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
         ditdh = build(DiTDH.from_config, infer_ditdh(tensors, path), tensors, path)
         what = f"DiTDH {ditdh.config.summary}, {ditdh.config.num_classes} classes"
         return LoadedTransformer(ditdh, _report(path, what, ditdh, found, []), found.training)
+    notes: list[str] = []
+    if is_repa(tensors, found.extra, found.training):
+        tensors, notes = from_repa(tensors)
     if exported is not None:
         check_transformer(exported, tensors, path)
     shape = exported or infer_transformer(tensors, path, heads)
     named = _published_size(found.training)
-    notes = [] if named in (None, size_name(shape)) else [f"its configuration says {named}"]
-    if notes and named in size_names() and parse_size(str(named))[0].width == shape.width:
+    differs = named not in (None, size_name(shape))
+    if differs and named in size_names() and parse_size(str(named))[0].width == shape.width:
         # The size's width with another depth: the last blocks are missing.
         raise UserError(f"{path}: its configuration says {named}, its weights are {size_name(shape)}")
+    notes += [f"its configuration says {named}"] if differs else []
     _check_configuration(found.training, shape, path)
     model = build(LightningDiT.from_config, shape, tensors, path)
     what = f"LightningDiT {size_name(shape)} for latents {shape.latent_channels}x{'x'.join(map(str, shape.latent_hw))}"

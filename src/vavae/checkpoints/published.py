@@ -38,11 +38,12 @@ _NOT_WEIGHTS = {
     "callbacks": "state of the trainer",
     "loops": "state of the trainer",
 }
-# Parts that tokenizer training adds to an autoencoder.
+# Parts that training adds to an autoencoder, or to a transformer (projectors).
 _TRAINING_ONLY = {
     "loss.": "discriminator and perceptual network, used in training only",
     "foundation_model.": "frozen teacher, used in training only",
     "linear_proj.": "projection to the teacher's features, used in training only",
+    "projectors.": "projectors to the teacher's features, used in training only",
 }
 _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_checkpoint_wrapped_module)\.")
 

@@ -22,6 +22,9 @@ from vavae.transformer.sizes import parse_size
 
 _PATHS: dict[str, PathName] = {"linear": "linear", "gvp": "cosine", "vp": "vp"}
 _PREDICTIONS: dict[str, Prediction] = {"velocity": "velocity", "noise": "noise", "score": "score"}
+# In options of checkpoints also REPA's words; `published_repa` converts its velocity.
+_RECORDED_PATHS: dict[str, PathName] = _PATHS | {"cosine": "cosine"}
+_RECORDED_PREDICTIONS: dict[str, Prediction] = _PREDICTIONS | {"v": "velocity"}
 _SOLVERS = {name: name for name in ("euler", "midpoint", "rk4", "dopri5")} | {"heun2": "heun"}
 _PUBLISHED_PATHS: dict[PathName, str] = {"linear": "Linear", "cosine": "GVP", "vp": "VP"}
 # The default factor of latents.
@@ -120,14 +123,14 @@ def recorded_flow(training: Mapping[str, Any], source: str | Path) -> tuple[Path
     """Return path and prediction of the training configuration in `source`; None where it records none.
 
     Raises:
-        UserError: One is unknown, for example REPA's `v`, whose time runs from data to noise.
+        UserError: One is unknown.
     """
     recorded = training.get("transport") or {}
     section = "args" if "args" in training else "transport"
     keys = Keys({section: recorded}, source)
-    path = keys.choose(f"{section}.path_type", "Linear", _PATHS) if "path_type" in recorded else None
+    path = keys.choose(f"{section}.path_type", "Linear", _RECORDED_PATHS) if "path_type" in recorded else None
     named = "prediction" in recorded
-    return path, keys.choose(f"{section}.prediction", "velocity", _PREDICTIONS) if named else None
+    return path, keys.choose(f"{section}.prediction", "velocity", _RECORDED_PREDICTIONS) if named else None
 
 
 def published_flow(

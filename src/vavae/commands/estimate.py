@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae.config import load_recipe, to_plain
 from vavae.config.image_size import height_width
@@ -18,6 +19,8 @@ from vavae.errors import UserError
 from vavae.io.yaml_files import read_yaml
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.stages.costs import TokenizerCosts, TransformerCosts, teacher_spec, vit_costs
+from vavae.stages.hidden_alignment import Projectors
+from vavae.teachers.config import TeacherConfig
 from vavae.training.config import TrainingConfig
 from vavae.training.gpus import GPUS, GpuName
 from vavae.training.optimizer import OptimizerConfig
@@ -259,21 +262,27 @@ def _by_part(modules: dict[str, nn.Module]) -> dict[str, int]:
     return counts
 
 
+def _teacher(recipe: TeacherConfig, notes: list[str]) -> tuple[int, float, int]:
+    """Return a teacher's channels, and operations per image and parameters if it works in every step."""
+    spec = teacher_spec(recipe.name)
+    width = 1024 if spec is None else spec.width
+    if spec is None:
+        notes.append(f"teacher {recipe.name}: assumed to have {width} channels")
+    side = max(height_width(recipe.input_size or (spec.input_size if spec else 224)))
+    work = None if spec is None else vit_costs(spec, side)
+    if work is None:
+        notes.append(f"left out: work and memory of the teacher {recipe.name}")
+    elif recipe.cache_features:
+        notes.append("left out: the teacher's one pass over the data and the features it keeps")
+    else:
+        return width, *work
+    return width, 0.0, 0
+
+
 def _tokenizer(recipe: train_tokenizer.Config, precision: Compute, notes: list[str]) -> _Needs:
     width, flops, frozen = None, 0.0, {}
     if recipe.objective.alignment.enabled or recipe.representation is not None:
-        spec = teacher_spec(recipe.teacher.name)
-        width = 1024 if spec is None else spec.width
-        if spec is None:
-            notes.append(f"teacher {recipe.teacher.name}: assumed to have {width} channels")
-        side = max(height_width(recipe.teacher.input_size or (spec.input_size if spec else 224)))
-        work = None if spec is None else vit_costs(spec, side)
-        if work is None:
-            notes.append(f"left out: work and memory of the teacher {recipe.teacher.name}")
-        elif recipe.teacher.cache_features:
-            notes.append("left out: the teacher's one pass over the data and the features it keeps")
-        else:
-            flops, frozen["teacher"] = work
+        width, flops, frozen["teacher"] = _teacher(recipe.teacher, notes)
     costs = TokenizerCosts(recipe, width, precision)
     autoencoder, objective = costs.networks()
     if objective.perceptual is not None:
@@ -310,10 +319,19 @@ def _transformer(config: Config, recipe: train_dit.Config, path: Path, precision
     size = math.prod(shape) * (4 if stored.dtype == "float32" else 2) * (2 if stored.flips else 1)
     if images is None:
         notes.append(f"left out: latents, {size / 1e3:,.1f} kB per image (--dataset_images)")
-    network = costs.network()
-    optimizers = {"transformer": (recipe.optimizer, list(network.parameters()))}
+    modules: dict[str, nn.Module] = {"transformer": costs.network()}
+    flops, frozen = costs.flops(), {}
+    if recipe.alignment is not None:
+        teachers = [_teacher(teacher, notes) for teacher in recipe.alignment.teachers]
+        with FakeTensorMode():
+            projectors = Projectors(recipe.alignment, resolved, [width for width, *_ in teachers])
+        modules["projectors"] = projectors
+        flops += projectors.flops() + sum(work for _, work, _ in teachers)
+        frozen["teachers"] = sum(parameters for *_, parameters in teachers)
+        notes.append("left out: activations of the projectors")
+    optimizers = {"transformer": (recipe.optimizer, [p for module in modules.values() for p in module.parameters()])}
     disk = {} if images is None else {"latents": images * size}
-    return _Needs(costs, {"transformer": network}, "transformer", optimizers, costs.flops(), {}, disk)
+    return _Needs(costs, modules, "transformer", optimizers, flops, frozen, disk)
 
 
 def _lines(found: Estimate, config: Config) -> Iterator[str]:

@@ -194,7 +194,8 @@ def parse_command_line(
     for path in recipes:
         parsed = _override(parser, parsed, read_yaml(path), config_class, prog, f"{path}: ")
     with _explained(config_class, prog):
-        config = _built(config_class, parser, parser.parse_args([o for o in options if o != _PRINT], parsed))
+        given = [option for option in options if option != _PRINT]
+        config = _built(config_class, parser, parser.parse_args(given, _mergeable(parsed, config_class)))
     if _PRINT in options:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -212,7 +213,15 @@ def _override(
     """Return what `parsed` becomes when the keys of a recipe override it; None stands for the defaults."""
     check_keys(values, config_class, source, prog)
     with _explained(config_class, prog, source):
-        return parser.parse_object(values, parsed)
+        return parser.parse_object(values, _mergeable(parsed, config_class))
+
+
+def _mergeable(parsed: Any, config_class: type) -> Any:
+    """Return `parsed` with dictionaries for groups that may be null: only there the parser overrides single keys."""
+    for name, kind in fields_of(config_class).items() if parsed is not None else ():
+        if type(None) in alternatives(kind) and "." not in name and hasattr(parsed[name], "as_dict"):
+            parsed[name] = parsed[name].as_dict()
+    return parsed
 
 
 def load_recipe(

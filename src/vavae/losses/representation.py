@@ -49,6 +49,10 @@ class Projector(nn.Module):
             self.projection_layer = nn.Conv2d(width, features, kernel, padding=kernel // 2)
         else:
             raise UserError(f"projector.kind must be mlp, linear or conv, got {kind!r}")
+        for layer in self.children():
+            if isinstance(layer, nn.Linear):  # as the transformer's own layers
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """Project the tokens of a grid (h, w), which are row by row."""

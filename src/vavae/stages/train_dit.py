@@ -26,6 +26,7 @@ from vavae.models.sampling import choose_labels
 from vavae.report.images import image_grid
 from vavae.stages.costs import TransformerCosts
 from vavae.stages.encode import fingerprint
+from vavae.stages.hidden_alignment import HiddenAlignment, HiddenAlignmentConfig, HiddenTokens
 from vavae.stages.initial import load_initial_transformer
 from vavae.stages.transformer_config import TransformerConfig as TransformerConfig
 from vavae.training.activation_checkpointing import apply_activation_checkpointing
@@ -57,6 +58,7 @@ class Config:
         normalization: Whose statistics normalize the latents: the statistics stored with the latents, or the
             tokenizer's, for example SD-VAE's one scaling factor.
         flip: Use the latents of mirrored images for half of the samples, if the folder has them.
+        alignment: Alignment of hidden states with foundation models (REPA, iREPA); null aligns none.
         sampling: Defaults that are saved with the generator.
         optimizer: Optimizer of the transformer.
         training: How long and how.
@@ -76,6 +78,7 @@ class Config:
     flow: FlowConfig = field(default_factory=FlowConfig)
     normalization: Literal["latents", "tokenizer"] = "latents"
     flip: bool = True
+    alignment: HiddenAlignmentConfig | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(
@@ -114,6 +117,7 @@ class _Batch:
     positions: Tensor  # (B,) int64
     latents: Tensor  # (B, C, h, w), normalized
     labels: Tensor  # (B,) int64
+    targets: Tensor | None = None  # of `HiddenAlignment.load`, while it has a weight
 
 
 class TransformerTask(TrainingTask):
@@ -141,6 +145,13 @@ class TransformerTask(TrainingTask):
         if config.fp8:
             use_float8(list(self.transformer.blocks), self.device)
         self.modules: Mapping[str, nn.Module] = {"transformer": self.transformer}
+        self.alignment: HiddenAlignment | None = None
+        if config.alignment is not None:
+            mirrored = config.flip and latents.has_flips
+            self.alignment = HiddenAlignment(
+                config.alignment, shape, latents, mirrored, config.training, Path(config.output), self.world
+            )
+            self.modules = {**self.modules, "projectors": self.alignment.projectors}
         self._model = compile_network(self.transformer, list(self.transformer.blocks), config.compile)
 
     def begin(self) -> str | None:
@@ -159,9 +170,12 @@ class TransformerTask(TrainingTask):
         }
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
-        return {"transformer": (self.config.optimizer, list(self.transformer.parameters()))}
+        trained = [parameter for module in self.modules.values() for parameter in module.parameters()]
+        return {"transformer": (self.config.optimizer, trained)}
 
     def units(self, name: str) -> Sequence[nn.Module]:
+        if name == "projectors" and self.alignment is not None:
+            return list(self.alignment.projectors.projectors)
         return list(self.transformer.blocks)
 
     @cached_property
@@ -173,25 +187,37 @@ class TransformerTask(TrainingTask):
         return self.latents.to_device(self.device) if wanted else self.latents
 
     def batches(self, start: int, data_order: int) -> Iterator[_Batch]:
-        training, reader = self.config.training, self._reader
+        training, reader, alignment = self.config.training, self._reader, self.alignment
         flips = self.config.flip and self.latents.has_flips
 
-        def load(indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        def load(indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             mask = rng.uniform(training.seed, "flip", positions) < 0.5 if flips else None
             latents, labels = reader.get(indices, mask, normalize=False)
-            return self.statistics.normalize(latents), labels
+            seen = int(positions[0]) - self.world.rank * len(positions)  # images seen before this step
+            targets = None if alignment is None else alignment.load(indices, mask, seen)
+            return self.statistics.normalize(latents), labels, targets
 
         seed = stream_seed(training.seed, data_order)
         stream = IndexStream(len(self.latents), seed, start, self.world.rank, self.world.size)
         workers = 2 if reader is self.latents else 0
+        workers = workers if alignment is None else max(workers, alignment.workers)
         with closing(load_batches(stream, load, training.batch_size, workers)) as batches:
             for batch in batches:
-                latents, labels = batch.data
-                yield _Batch(batch.positions, to_device(latents, self.device), to_device(labels, self.device))
+                latents, labels, targets = batch.data
+                targets = None if targets is None else to_device(targets, self.device)
+                yield _Batch(batch.positions, to_device(latents, self.device), to_device(labels, self.device), targets)
 
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()
-        terms = self._loss(self._model, batch, "", self.transformer.config.label_dropout)
+        dropout = self.transformer.config.label_dropout
+        if self.alignment is None or batch.targets is None:
+            terms = self._loss(self._model, batch, "", dropout)
+        else:
+            model = HiddenTokens(self._model, self.alignment.projectors.block)
+            terms = self._loss(model, batch, "", dropout)
+            with autocast(self.precision, self.device):
+                terms["alignment"] = self.alignment.loss(model.tokens, batch.targets)
+            terms["total"] = terms["total"] + self.alignment.config.weight_at(images_seen) * terms["alignment"]
         (terms["total"] * scale).backward()
         return {name: value.detach() for name, value in terms.items()}
 
@@ -260,17 +286,19 @@ class TransformerTask(TrainingTask):
 
     @cached_property
     def _work(self) -> StepWork:
-        return StepWork(self._costs.flops(), math.prod(self.transformer.config.grid))
+        flops = self._costs.flops() + (0.0 if self.alignment is None else self.alignment.flops())
+        return StepWork(flops, math.prod(self.transformer.config.grid))
 
     def work(self) -> StepWork:
         return self._work
 
     def step_bytes(self, images: int) -> int:
-        return self._costs.step_bytes(images)
+        return self._costs.step_bytes(images) + (0 if self.alignment is None else self.alignment.bytes())
 
     def phase(self, images_seen: int) -> int:
         switch = self.config.flow.uniform_after_images
-        return int(switch is not None and images_seen >= switch)
+        ended = self.alignment is not None and self.alignment.config.weight_at(images_seen) == 0
+        return int(switch is not None and images_seen >= switch) + int(ended)
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a grid of samples, four of each of the first classes, with few steps."""

@@ -27,7 +27,7 @@ from vavae.data import (
 )
 from vavae.data.images import evenly_spaced
 from vavae.data.transforms import flip_horizontally, published_random_crop
-from vavae.device import autocast, fits_on, image_memory_format, resolve_device, resolve_precision, to_device
+from vavae.device import autocast, image_memory_format, resolve_device, resolve_precision, to_device
 from vavae.evaluation.validation import (
     ReconstructionDistance,
     mean_terms,
@@ -41,6 +41,7 @@ from vavae.report.images import image_grid
 from vavae.stages.costs import TokenizerCosts
 from vavae.stages.encode import check_grid
 from vavae.stages.initial import load_initial
+from vavae.stages.kept_features import IN_MEMORY_BYTES, keep_features
 from vavae.stages.tokenizer_config import Config as Config
 from vavae.stages.tokenizer_config import StageConfig as StageConfig
 from vavae.teachers import FeatureCache, LatentEncoder, Teacher, load_teacher
@@ -54,8 +55,6 @@ from vavae.training.run_folder import open_run, stream_seed
 from vavae.training.throughput import StepWork, count_flops
 from vavae.training.trainer import TrainingTask
 
-# A data set up to this size is decoded once and kept in memory.
-_IN_MEMORY_BYTES = 2_000_000_000
 # Pixels of one pass without gradients: 32 images of 256 px take about 5 GB in the published autoencoder.
 _PIXELS_AT_ONCE = 32 * 256**2
 # At most this many test images are used for the validation terms.
@@ -161,18 +160,9 @@ class TokenizerTask(TrainingTask):
         encoder = self.autoencoder.encoder
         teacher = encoder if isinstance(encoder, LatentEncoder) else self.teacher
         images = f"{self.world.once(self.source.fingerprint)} at {format_size(config.data.size)}"
-        kept = Path(config.teacher.features_folder or folder / "teacher-features")
-        open_cache = partial(FeatureCache, kept, teacher, self.latent_shape[1:], images, len(self.source))
-        cache = open_cache()
-        load = partial(load_images, self.source, size=config.data.size)
-        self.world.once(lambda: cache.fill(load, workers=config.data.workers))
-        if not self.world.first:
-            cache = open_cache()
-        wanted = config.teacher.features_on_device
-        # A quarter, where latents may take half: networks and activations need the rest.
-        if wanted or (wanted is None and fits_on(self.device, cache.size_bytes, 1 / 4)):
-            cache.to_device(self.device)
-        return cache
+        listed = images, len(self.source), partial(load_images, self.source, size=config.data.size)
+        grid, workers = self.latent_shape[1:], config.data.workers
+        return keep_features(config.teacher, teacher, grid, listed, folder, self.device, self.world, workers)
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
         return optimizers(self.config, saved_part(self.autoencoder), self.objective)
@@ -391,7 +381,7 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
         # The first process lists and checks the images for all: a set may have millions, and each node its own cache.
         source = run.world.once(lambda: config.data.open("train", run.folder))
         run.record_data(lambda: {"data.images": source.fingerprint()})
-        if len(source) * 3 * num_pixels(config.data.size) <= _IN_MEMORY_BYTES and config.data.crop == "center":
+        if len(source) * 3 * num_pixels(config.data.size) <= IN_MEMORY_BYTES and config.data.crop == "center":
             source = InMemoryImages(source, config.data.size, config.data.workers)
         task = TokenizerTask(config, source, run.folder, run.world)
         return run.train(task, "tokenizer")

@@ -7,7 +7,7 @@ from vavae.config.image_size import Size, as_size
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The frozen foundation model that the latents are aligned with.
+    """A frozen foundation model to align with.
 
     Attributes:
         name: Short name (`dinov2-large`, …; an unknown one lists all), local folder or hub id.
@@ -16,8 +16,8 @@ class TeacherConfig:
             into a square).
         normalization: `default` is the normalization that the teacher was trained with; `published` feeds it raw
             [-1, 1], as the published VA-VAE does, whose DINOv2 and MAE take square input only.
-        cache_features: Run the teacher once over the training images and keep its features on disk. The images must
-            be the same each time: center crop, no flips.
+        cache_features: Run the teacher once over the training images and keep its features on disk. A tokenizer's
+            images must be the same each time: center crop, no flips.
         features_folder: Folder of these features, so that several runs on the same images share them; null is the
             run folder.
         features_on_device: Keep these features in the GPU's memory; null does so if they fit into a quarter of the

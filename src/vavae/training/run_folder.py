@@ -41,6 +41,8 @@ IGNORED_KEYS = frozenset(
         "teacher.features_folder",
         "teacher.features_on_device",
         "latents_on_device",
+        "alignment.data.workers",
+        "alignment.data.check",
     }
 )
 
