@@ -21,6 +21,10 @@ class Given(NamedTuple):
     labels: Tensor
 
 
+def draw(model: LightningDiT, given: Given, **options: Any) -> Tensor:
+    return sample_with_class_token(model, given.noise, given.labels, class_noise=given.class_noise, **options)
+
+
 @pytest.fixture(scope="module")
 def model() -> LightningDiT:
     """A network whose velocities depend on both inputs."""
@@ -48,8 +52,8 @@ def options(solver: str, rows: list[int]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_samples_do_not_depend_on_their_batch(solver: str, model: LightningDiT, given: Given) -> None:
-    together = sample_with_class_token(model, *given, **options(solver, [0, 1, 2, 3]))
-    alone = sample_with_class_token(model, *part(given, [2]), **options(solver, [2]))
+    together = draw(model, given, **options(solver, [0, 1, 2, 3]))
+    alone = draw(model, part(given, [2]), **options(solver, [2]))
     tolerance = 1e-2 if solver == "dopri5" else 1e-5  # it chooses its steps for the batch
     torch.testing.assert_close(together[2:3], alone, rtol=tolerance, atol=tolerance)
 
@@ -62,7 +66,7 @@ def test_both_are_integrated_on_one_clock(model: LightningDiT, given: Given) -> 
         with torch.no_grad():
             output = model(x, torch.full((4,), start), given.labels, class_token=token)
         x, token = x + (end - start) * output.prediction, token + (end - start) * output.class_token
-    drawn = sample_with_class_token(model, *given, steps=6, shift=0)
+    drawn = draw(model, given, steps=6, shift=0)
     torch.testing.assert_close(drawn, x, rtol=1e-5, atol=1e-5)
 
 
@@ -83,18 +87,18 @@ def test_guidance_takes_the_whole_token_and_some_channels(
             velocity[:, channels:] = with_label.prediction[:, channels:]
         x = x + (end - start) * velocity
         token = token + (end - start) * (without.class_token + 3 * (with_label.class_token - without.class_token))
-    drawn = sample_with_class_token(model, *given, steps=3, shift=0, guidance=guidance)
+    drawn = draw(model, given, steps=3, shift=0, guidance=guidance)
     torch.testing.assert_close(drawn, x, rtol=1e-4, atol=1e-4)
 
 
 def test_settings(model: LightningDiT, given: Given) -> None:
     with pytest.raises(UserError, match="channels must be at most 3, got 4"):
-        sample_with_class_token(model, *given, guidance=Guidance(2.0, channels=4))
+        draw(model, given, guidance=Guidance(2.0, channels=4))
     shapes = []
-    sample_with_class_token(model, *given, steps=3, callback=lambda *values: shapes.append(values[2:]))
+    draw(model, given, steps=3, callback=lambda *values: shapes.append(values[2:]))
     assert [tuple(one.shape) for one in shapes[1]] == [(4, 3, 2, 2)] * 2
-    weak = sample_with_class_token(model, *given, steps=6, weak_model=model, guidance=Guidance(3.0))
-    torch.testing.assert_close(weak, sample_with_class_token(model, *given, steps=6), rtol=1e-4, atol=1e-4)
+    weak = draw(model, given, steps=6, weak_model=model, guidance=Guidance(3.0))
+    torch.testing.assert_close(weak, draw(model, given, steps=6), rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="class_token must be a tensor"):
         sample(model, given.noise, given.labels, steps=3)
 

@@ -69,9 +69,9 @@ class _Joint(nn.Module):
 def sample_with_class_token(
     model: JointNetwork,
     noise: Tensor,
-    class_noise: Tensor,
     labels: Tensor,
     *,
+    class_noise: Tensor,
     guidance: Guidance | None = None,
     weak_model: JointNetwork | None = None,
     callback: SampleCallback | None = None,
@@ -85,8 +85,8 @@ def sample_with_class_token(
     Args:
         model: (x, t, labels, class_token=…) -> `TransformerOutput`.
         noise: (B, C, h, w) standard normal noise of the latents.
-        class_noise: (B, D) standard normal noise of the class tokens.
         labels: (B,) integers.
+        class_noise: (B, D) standard normal noise of the class tokens.
         guidance: Scale, interval and channels; None for no guidance.
         weak_model: Weaker network, which has class tokens too.
         callback: As for `sample`.
