@@ -11,7 +11,6 @@ from tiny_models import VISION_MODELS, randomise
 from tiny_runs import AUTOENCODER, transformer_recipe, write_latents
 from torch import Tensor
 
-from vavae import rng
 from vavae.cli import run
 from vavae.data import LatentDataset, load_images
 from vavae.data.images import ImagesConfig
