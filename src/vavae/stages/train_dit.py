@@ -181,20 +181,25 @@ class TransformerTask(TrainingTask):
         training, reader = self.config.training, self._reader
         flips = self.config.flip and self.latents.has_flips
 
-        tokens = self.config.transformer.class_token is not None
+        class_token = self.config.transformer.class_token is not None
 
-        def load(indices: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        def load(indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             mask = rng.uniform(training.seed, "flip", positions) < 0.5 if flips else None
             latents, labels = reader.get(indices, mask, normalize=False)
-            more = (reader.class_tokens(indices, mask),) if tokens else ()
-            return self.statistics.normalize(latents), labels, *more
+            return (
+                self.statistics.normalize(latents),
+                labels,
+                reader.class_tokens(indices, mask) if class_token else None,
+            )
 
         seed = stream_seed(training.seed, data_order)
         stream = IndexStream(len(self.latents), seed, start, self.world.rank, self.world.size)
         workers = 2 if reader is self.latents else 0
         with closing(load_batches(stream, load, training.batch_size, workers)) as batches:
             for batch in batches:
-                yield _Batch(batch.positions, *(to_device(tensor, self.device) for tensor in batch.data))
+                latents, labels, tokens = batch.data
+                tokens = None if tokens is None else to_device(tokens, self.device)
+                yield _Batch(batch.positions, to_device(latents, self.device), to_device(labels, self.device), tokens)
 
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()
