@@ -34,8 +34,11 @@ def state_of(found: Estimate) -> int:
     return sum(found.memory[part] for part in ("weights", "optimizer", "averages"))
 
 
-def test_transformer_as_in_its_run(tmp_path: Path) -> None:
-    recipe = transformer_recipe(tmp_path / "run", write_latents(tmp_path / "data"), ema_decay=0.9, batch_size=16)
+@pytest.mark.parametrize("token", [None, 6])
+def test_transformer_as_in_its_run(token: int | None, tmp_path: Path) -> None:
+    data = write_latents(tmp_path / "data", class_channels=token or 0)
+    recipe = transformer_recipe(tmp_path / "run", data, ema_decay=0.9, batch_size=16)
+    recipe = replace(recipe, transformer=replace(recipe.transformer, class_token=token))
     found = of(recipe, tmp_path, count=2)
     task = train_dit.TransformerTask(recipe, LatentDataset(recipe.latents), Tokenizer.from_pretrained(recipe.tokenizer))
     weights = sum(p.numel() for p in task.transformer.parameters())
@@ -43,7 +46,7 @@ def test_transformer_as_in_its_run(tmp_path: Path) -> None:
     assert found.memory["optimizer"] == 8 * weights and found.memory["gradients"] == 4 * weights
     assert found.images_at_once == 8
     assert found.memory["gradients"] + found.memory["activations"] == pytest.approx(task.step_bytes(8), rel=0.02)
-    assert found.disk["latents"] == 30 * 8 * 4 * 4 * 4 * 2
+    assert found.disk["latents"] == 30 * (8 * 4 * 4 + (token or 0)) * 4 * 2
 
     trainer = Trainer(task, recipe.training, tmp_path / "run")
     step = next(iter(task.batches(0, 0)))
@@ -54,7 +57,11 @@ def test_transformer_as_in_its_run(tmp_path: Path) -> None:
 
     x, t, y = torch.randn(1, 8, 4, 4), torch.rand(1), torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        task.transformer(x, t, y).sum().backward()
+        if token is None:
+            task.transformer(x, t, y).sum().backward()
+        else:
+            output = task.transformer(x, t, y, class_token=torch.randn(1, token))
+            (output.prediction.sum() + output.class_token.sum()).backward()
     assert found.flops_per_image == counter.get_total_flops() == task.work().flops
 
 

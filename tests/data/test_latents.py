@@ -232,7 +232,7 @@ def test_wrong_counts_and_nan_are_refused(tmp_path):
     shard = writer.shards[0]
     with pytest.raises(ValueError, match="needs 10 latents, not 7"):
         writer.write(shard, [next(batches(shard))])
-    with pytest.raises(ValueError, match="flips"):
+    with pytest.raises(ValueError, match="latents_flip by their settings"):
         writer.write(shard, batches(shard, flips=False))
     bad = [(z * float("nan"), f, y) for z, f, y in batches(shard)]
     with pytest.raises(UserError, match="images 0 to 9 are not finite"):

@@ -41,7 +41,7 @@ def golden(name: str) -> tuple[LightningDiT, nn.ModuleList, dict[str, Tensor], d
 def projected(
     model: LightningDiT, projectors: nn.ModuleList, x: Tensor, t: Tensor, y: Tensor, depth: int
 ) -> tuple[Tensor, list[Tensor]]:
-    velocity, (tokens,) = model(x, t, y, hidden_blocks=(depth,))
+    velocity, (tokens,), *_ = model(x, t, y, hidden_blocks=(depth,))
     return velocity, [projector(tokens, GRID) for projector in projectors]
 
 

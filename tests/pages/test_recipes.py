@@ -150,6 +150,8 @@ def test_transformers_have_published_parameter_counts(path: Path) -> None:
         gelu = 28 * (2 * 1152 * 4608 + 4608 + 1152)
         norms = 57 * 1152
         expected = swapped - (0 if config.transformer.swiglu else swiglu - gelu)
+        if (token := config.transformer.class_token) is not None:  # two linear maps, a norm, a row of positions
+            expected += (token * 1152 + 1152) + 2 * 1152 + (1152 * token + token) + 1152
         assert count == expected - (0 if config.transformer.rmsnorm else norms)
 
 
@@ -326,7 +328,7 @@ def test_inputs_of_recipes_are_outputs_of_others() -> None:
     configs = [recipe(path) for path in IMAGENET]
     written = {config.output for config in configs}
     written |= {f"{config.output}/tokenizer" for config in configs if isinstance(config, train_tokenizer.Config)}
-    written.add("runs/imagenet256/sd-vae")  # by the `vavae convert` of the header
+    written |= {"runs/imagenet256/sd-vae", "runs/imagenet256/sd-vae-mse"}  # by the `vavae convert` of the header
     for config in configs:
         if isinstance(config, train_dit.Config):
             assert {config.latents, config.tokenizer} <= written

@@ -122,6 +122,18 @@ def load_into(shape: LightningDiTConfig, source: str) -> tuple[LightningDiT, str
     return model, load_initial_transformer(source, model, FlowConfig(), IDENTITY)
 
 
+def test_a_class_token_is_added_and_left_out(tmp_path: Path) -> None:
+    with_token = replace(TINY, class_token=6)
+    tuned, report = load_into(with_token, published(tmp_path / "plain.pt", trained()))
+    assert "pos_embed (grid 4x4 and a class token, has grid 4x4; recomputed)" in report
+    assert "cls_projectors2 (class token of 6 channels, has no class token)" in report
+    assert tuned.pos_embed.shape == (1, 17, TINY.width)
+    source = generator_of(trained(class_token=6), tmp_path / "generator")
+    plain, report = load_into(TINY, source)
+    assert "the layers of the class token are left out" in report
+    assert torch.equal(plain.x_embedder.proj.weight, trained(class_token=6).x_embedder.proj.weight)
+
+
 def test_four_channels_become_eight(tmp_path: Path) -> None:
     model = trained(latent_channels=4)
     tuned, report = load_into(TINY, published(tmp_path / "dit.pt", model))

@@ -75,12 +75,17 @@ def tokenizer_recipe(folder: Path, **training: Any) -> train_tokenizer.Config:
     )
 
 
-def write_latents(folder: Path, count: int = 30) -> Path:
-    """Write random latents of 8 x 4 x 4 in three classes, and a tokenizer of their shape."""
-    writer = LatentWriter(folder / "latents", count, LatentSettings(image_size=8, class_names=("a", "b", "c")), count)
+def write_latents(folder: Path, count: int = 30, class_channels: int = 0) -> Path:
+    """Write random latents of 8 x 4 x 4 in three classes, class tokens if asked for, and a tokenizer of their shape."""
+    settings = LatentSettings(
+        image_size=8, class_names=("a", "b", "c"), class_token="teacher" if class_channels else None
+    )
+    writer = LatentWriter(folder / "latents", count, settings, count)
     for shard in writer.missing():
         latents = rng.normal(0, "latents", range(count), (8, 4, 4)) * 2 + 1
-        writer.write(shard, [(latents, latents.flip(3), torch.arange(count) % 3)])
+        names = ("class tokens", "mirrored class tokens") if class_channels else ()
+        tokens = [rng.normal(0, name, range(count), (class_channels,)) for name in names]
+        writer.write(shard, [(latents, latents.flip(3), torch.arange(count) % 3, *tokens)])
     writer.finish()
     torch.manual_seed(0)
     model = AutoencoderKL.from_config(AUTOENCODER)

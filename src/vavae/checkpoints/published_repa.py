@@ -1,4 +1,4 @@
-"""Read the transformers of sihyun-yu/REPA and End2End-Diffusion/iREPA: SiT with the other direction of time.
+"""Read the transformers of sihyun-yu/REPA, iREPA and Martinser/REG: SiT with the other direction of time.
 
 Their network takes τ = 1 − t, 0 at data, and returns noise − data. Both are changed in the weights, once and exactly:
 cos(f·τ) and sin(f·τ) are sums of cos(f·t) and sin(f·t), and the output layer changes its sign.
@@ -43,9 +43,8 @@ def from_repa(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]
 def _reversed_time(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that change: f(1 − t) of the time embedding, and minus the output."""
     first = "t_embedder.mlp.0.weight"
-    changed = {
-        name: -tensors[name] for name in ("final_layer.linear.weight", "final_layer.linear.bias") if name in tensors
-    }
+    outputs = [f"final_layer.{layer}.{part}" for layer in ("linear", "linear_cls") for part in ("weight", "bias")]
+    changed = {name: -tensors[name] for name in outputs if name in tensors}
     if first in tensors:  # what is missing is reported by the loader
         # With τ = 1 − t: cos fτ = cos f · cos ft + sin f · sin ft, and sin fτ = sin f · cos ft − cos f · sin ft.
         cos, sin = time_features(torch.ones(1, dtype=torch.float64))[0].chunk(2)

@@ -70,6 +70,7 @@ def infer_transformer(tensors: Tensors, source: str | Path, heads: int | None = 
             qk_norm=any_name(tensors, r"blocks\.\d+\.attn\.[qk]_norm\."),
             adaln_shift=shape_of(tensors, "blocks.0.adaLN_modulation.1.weight", 2)[0] == 6 * width,
             learn_sigma=shape_of(tensors, "final_layer.linear.weight", 2)[0] == 2 * patch**2 * channels,
+            class_token=shape_of(tensors, token, 2)[1] if (token := "cls_projectors2.weight") in tensors else None,
         )
 
 
@@ -151,7 +152,9 @@ def count_of(tensors: Tensors, pattern: str, first: str) -> int:
 def _grid(tensors: Tensors) -> tuple[int, int]:
     """Return rows and columns: the second half of the embedding encodes the row, so a row ends where it changes."""
     _, tokens, width = shape_of(tensors, "pos_embed", 3)
-    row = tensors["pos_embed"][0, :, width // 2 :]
+    first = int("cls_projectors2.weight" in tensors)  # a class token comes before the patches
+    tokens -= first
+    row = tensors["pos_embed"][0, first:, width // 2 :]
     same = (row == row[0]).all(dim=1)
     columns = tokens if bool(same.all()) else int(same.logical_not().int().argmax())
     if columns == 0 or tokens % columns:

@@ -278,7 +278,9 @@ def _latents(config: Config, source: Path, output: Path) -> None:
     latents = LatentDataset(source)
     write_published_layout(latents, output)
     flips = " and as many of mirrored images" if latents.has_flips else ""
-    print(f"{source}: {len(latents):,} latents {'x'.join(map(str, latents.shape))}{flips}, with their statistics")
+    left_out = "; class tokens are left out" if latents.class_channels else ""
+    shape = "x".join(map(str, latents.shape))
+    print(f"{source}: {len(latents):,} latents {shape}{flips}, with their statistics{left_out}")
 
 
 def _recipe(config: Config, source: Path, output: Path) -> None:

@@ -316,7 +316,8 @@ def _transformer(config: Config, recipe: train_dit.Config, path: Path, precision
         stored = load_recipe(encode.Config, encoded)
     resolved = recipe.transformer.resolve(shape[0], (shape[1], shape[2]), classes)
     costs = TransformerCosts(resolved, recipe.flow, precision, recipe.transformer.activation_checkpointing)
-    size = math.prod(shape) * (4 if stored.dtype == "float32" else 2) * (2 if stored.flips else 1)
+    size = math.prod(shape) * (4 if stored.dtype == "float32" else 2) + 4 * (recipe.transformer.class_token or 0)
+    size *= 2 if stored.flips else 1
     if images is None:
         notes.append(f"left out: latents, {size / 1e3:,.1f} kB per image (--dataset_images)")
     modules: dict[str, nn.Module] = {"transformer": costs.network()}

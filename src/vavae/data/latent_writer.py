@@ -34,6 +34,7 @@ from vavae.io.files import read_json_object, save_torch, sha256_file, whole_fold
 from vavae.tokenizer.statistics import LatentStatistics, RunningStatistics
 
 _SHARDS = "latents_rank*_shard*.safetensors"
+_COLUMNS = ("latents", "latents_flip", "labels", "class_token", "class_token_flip")
 # Files that may remain in a folder whose shards were removed.
 LEFT_OVER = frozenset({STATISTICS_NAME})
 
@@ -163,13 +164,14 @@ class LatentWriter:
         sound = {number for number, one in finished.items() if number in own and one.shard.sha256() == one.sha256}
         return [shard for shard in self._own if shard.number not in sound]
 
-    def write(self, shard: Shard, batches: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> None:
+    def write(self, shard: Shard, batches: Iterable[tuple[Tensor | None, ...]]) -> None:
         """Store one shard.
 
         Args:
             shard: One of `missing()`.
             batches: (latents, latents of the mirrored images, labels) in the order of the shard's images:
-                (B, C, h, w), the same or None, and (B,).
+                (B, C, h, w), the same or None, and (B,). With `settings.class_token` two more, the class tokens of the
+                images and of the mirrored ones: (B, D), and the same or None.
 
         Raises:
             UserError: Latents are not finite in the stored type.
@@ -180,7 +182,8 @@ class LatentWriter:
                 raise ValueError(f"shard {shard.number} needs {shard.count} {name}, not {len(tensor)}")
             if not bool(torch.isfinite(tensor).all()):
                 last = shard.first + shard.count - 1
-                raise UserError(f"{name} of images {shard.first} to {last} are not finite in {self.settings.dtype}")
+                stored = str(tensor.dtype).removeprefix("torch.")
+                raise UserError(f"{name} of images {shard.first} to {last} are not finite in {stored}")
         channels, *grid = tensors["latents"].shape[1:]
         per_position = self.settings.statistics == "position"
         statistics = RunningStatistics(channels, (grid[0], grid[1]) if per_position else None)
@@ -210,16 +213,20 @@ class LatentWriter:
         with written_whole(path) as temporary:
             save_file(tensors, temporary, metadata | {"sha256": content_sha256(tensors, metadata)})
 
-    def _collect(self, batches: Iterable[tuple[Tensor, Tensor | None, Tensor]]) -> dict[str, Tensor]:
+    def _collect(self, batches: Iterable[tuple[Tensor | None, ...]]) -> dict[str, Tensor]:
         """Move batches to the CPU one by one, so that the encoder's device holds one at a time."""
-        parts: dict[str, list[Tensor]] = {"latents": [], "latents_flip": [], "labels": []}
-        for latents, flipped, labels in batches:
-            if (flipped is not None) != self.settings.flips:
-                raise ValueError(f"settings.flips is {self.settings.flips}, but the latents say otherwise")
-            parts["latents"].append(latents.detach().to("cpu", self.settings.torch_dtype))
-            parts["labels"].append(labels.detach().to("cpu", torch.int64))
-            if flipped is not None:
-                parts["latents_flip"].append(flipped.detach().to("cpu", self.settings.torch_dtype))
+        settings = self.settings
+        types = {"latents": settings.torch_dtype, "labels": torch.int64}
+        types |= {"latents_flip": settings.torch_dtype} if settings.flips else {}
+        if settings.class_token is not None:
+            types |= {"class_token": torch.float32} | ({"class_token_flip": torch.float32} if settings.flips else {})
+        parts: dict[str, list[Tensor]] = {name: [] for name in types}
+        for batch in batches:
+            given = {name: value for name, value in zip(_COLUMNS, batch, strict=False) if value is not None}
+            if given.keys() != types.keys():
+                raise ValueError(f"batches must be {', '.join(types)} by their settings, got {', '.join(given)}")
+            for name, value in given.items():
+                parts[name].append(value.detach().to("cpu", types[name]))
         return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items() if tensors}
 
     def finish(self) -> LatentStatistics:
@@ -259,7 +266,7 @@ def write_published_layout(dataset: LatentDataset, folder: str | os.PathLike[str
     """Write latents as the published extractor does: float32 shards and `latents_stats.pt`.
 
     Args:
-        dataset: Latents of images and of mirrored images.
+        dataset: Latents of images and of mirrored images; class tokens are left out.
         folder: Output folder; must be empty, missing, or left by such a call that was killed.
         shard_size: Images per shard; 10,000 as published.
 

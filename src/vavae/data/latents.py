@@ -6,7 +6,12 @@ A folder of latents holds safetensors shards `latents_rank{RR}_shard{SSS}.safete
     latents_flip  (n, C, h, w)    of the mirrored images, if wanted
     labels        (n,) int64
 
-which is the layout of the published extractor. `statistics.safetensors` holds mean and standard deviation per channel,
+which is the layout of the published extractor, and, for transformers that denoise a class token along,
+
+    class_token       (n, D) float32   a teacher's feature of each image
+    class_token_flip  (n, D) float32   and of the mirrored image
+
+`statistics.safetensors` holds mean and standard deviation per channel,
 or per channel and position. `index.json` holds the settings, name, number of images and sha256 of each shard, and which
 files have been compared with their sha256. Folders of the published extractor, with `latents_stats.pt` and without an
 index, are read too.
@@ -44,6 +49,7 @@ SUMS = "statistics."  # begins the names of tensors with sums per position
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Fewer bytes are hashed in about a second, so no bar is shown for them.
 _WORTH_SHOWING = 1e9
+_COLUMNS = frozenset({"latents", "latents_flip", "class_token", "class_token_flip"})
 _NO_FLIPS = "has no latents of mirrored images: encode with flips, or train without"
 
 
@@ -61,6 +67,7 @@ class LatentSettings:
         source: Fingerprint of the images.
         class_names: One name per class.
         statistics: Mean and standard deviation "channel" by channel, or for every "position" of a channel too.
+        class_token: Fingerprint of the teacher whose class tokens are stored; None stores none.
     """
 
     image_size: Size
@@ -72,6 +79,7 @@ class LatentSettings:
     source: str = ""
     class_names: tuple[str, ...] = ()
     statistics: Literal["channel", "position"] = "channel"
+    class_token: str | None = None
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -98,6 +106,8 @@ class MappedShard:
         latents: (n, C, h, w).
         flipped: (n, C, h, w), latents of the mirrored images, or None.
         labels: (n,) int64.
+        tensors: All tensors of the file by name.
+        class_channels: D of the class tokens; None if there are none.
         sums: `RunningStatistics.to_dict` of the latents if they are per position; empty if they are in `metadata`.
 
     Raises:
@@ -109,15 +119,14 @@ class MappedShard:
         try:
             with safe_open(path, "pt") as file:
                 self.metadata: dict[str, str] = file.metadata() or {}
-                self.latents: Tensor = file.get_tensor("latents")
-                self.flipped: Tensor | None = (
-                    file.get_tensor("latents_flip") if "latents_flip" in file.keys() else None  # noqa: SIM118
-                )
-                self.labels = file.get_tensor("labels").to(torch.int64)
-                names = [name for name in file.keys() if name.startswith(SUMS)]  # noqa: SIM118
-                self.sums = {name.removeprefix(SUMS): file.get_tensor(name) for name in names}
+                self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self.latents, self.flipped = self.tensors["latents"], self.tensors.get("latents_flip")
+            self.labels = self.tensors["labels"].to(torch.int64)
+        except KeyError as error:
+            raise UserError(f"latent shard {path} is damaged: it must have {error.args[0]}") from error
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"latent shard {path} is missing or damaged: {error}") from error
+        self.sums = {name.removeprefix(SUMS): value for name, value in self.tensors.items() if name.startswith(SUMS)}
         kinds = {(tensor.shape, tensor.dtype) for tensor in (self.latents, self.flipped) if tensor is not None}
         known = self.latents.ndim == 4 and self.latents.dtype in _DTYPES.values()
         if not known or len(kinds) != 1 or self.labels.shape != self.latents.shape[:1]:
@@ -125,20 +134,19 @@ class MappedShard:
                 f"latent shard {path} is damaged: it must have latents (n, C, h, w) of type {', '.join(_DTYPES)}, "
                 "mirrored ones of the same shape and type, and labels (n,)"
             )
+        token = self.tensors.get("class_token")
+        self.class_channels = None if token is None else token.shape[1]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def kind(self) -> tuple[object, ...]:
-        """Return shape and type of the latents, and whether mirrored ones exist; equal in all shards of a folder."""
-        return self.latents.shape[1:], self.latents.dtype, self.flipped is None
+        """Return what is equal in all shards of a folder: shape and type of latents and tokens, and mirrored or not."""
+        return self.latents.shape[1:], self.latents.dtype, self.flipped is None, self.class_channels
 
     def sha256(self) -> str:
         """Read all tensors and return the shard's `content_sha256`."""
-        flipped = {} if self.flipped is None else {"latents_flip": self.flipped}
-        sums = {SUMS + name: value for name, value in self.sums.items()}
-        tensors = {"latents": self.latents, "labels": self.labels} | flipped | sums
-        return content_sha256(tensors, {key: text for key, text in self.metadata.items() if key != "sha256"})
+        return content_sha256(self.tensors, {key: text for key, text in self.metadata.items() if key != "sha256"})
 
 
 def content_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -179,6 +187,8 @@ class LatentDataset(Dataset[tuple[Tensor, int]]):
         labels: (N,) int64.
         shape: (C, h, w).
         has_flips: Whether latents of mirrored images are stored.
+        class_channels: D, channels of the class tokens; None if there are none.
+        nbytes: Size of latents and class tokens in bytes.
 
     Raises:
         UserError: The folder has no shards, or one is missing or damaged; the message names the file.
@@ -223,10 +233,12 @@ class LatentDataset(Dataset[tuple[Tensor, int]]):
         self.labels = torch.cat([shard.labels for shard in self._shards])
         self._ends = torch.tensor([len(shard) for shard in self._shards]).cumsum(0)
         self._starts = torch.cat((torch.zeros(1, dtype=torch.int64), self._ends[:-1]))
-        self._arrays = (
-            [_as_array(shard.latents) for shard in self._shards],
-            [_as_array(shard.flipped) for shard in self._shards if shard.flipped is not None],
-        )
+        self.class_channels: int | None = first.class_channels
+        self._columns = {
+            name: [shard.tensors[name] for shard in self._shards] for name in _COLUMNS & first.tensors.keys()
+        }
+        self._arrays = {name: [_as_array(part) for part in parts] for name, parts in self._columns.items()}
+        self.nbytes = sum(part.nbytes for parts in self._columns.values() for part in parts)
 
     def _parse_index(self) -> tuple[LatentSettings, list[ShardRecord]]:
         path, form = self.folder / INDEX_NAME, self._index.get("format")
@@ -294,40 +306,45 @@ class LatentDataset(Dataset[tuple[Tensor, int]]):
         Returns:
             (latents (B, C, h, w) float32, labels (B,) int64).
         """
+        latents = self._gather("latents", indices, flip_mask).to(torch.float32)
+        labels = self.labels[indices.to("cpu", torch.int64)]
+        return (self.statistics.normalize(latents) if normalize else latents), labels
+
+    def class_tokens(self, indices: Tensor, flip_mask: Tensor | None = None) -> Tensor:
+        """Return the class tokens of some images, or of the mirrored images where the mask is true: (B, D) float32."""
+        return self._gather("class_token", indices, flip_mask)
+
+    def _gather(self, column: str, indices: Tensor, flip_mask: Tensor | None) -> Tensor:
+        """Return rows of a column (B, ...), mirrored ones where the mask is true, in their stored type."""
         indices = indices.to("cpu", torch.int64)
         if len(indices) and not (int(indices.min()) >= 0 and int(indices.max()) < len(self)):
             raise IndexError(f"indices must be in [0, {len(self)})")
         flips = torch.zeros(len(indices), dtype=torch.bool) if flip_mask is None else flip_mask.to("cpu", torch.bool)
         if not self.has_flips and bool(flips.any()):
             raise UserError(f"{self.folder} {_NO_FLIPS}")
-        latents = self._gather(indices, flips).to(torch.float32)
-        return (self.statistics.normalize(latents) if normalize else latents), self.labels[indices]
-
-    def _gather(self, indices: Tensor, flips: Tensor) -> Tensor:
-        """Return raw latents (B, C, h, w) in their stored type."""
         numbers = torch.searchsorted(self._ends, indices, right=True)
         local = indices - self._starts[numbers]
-        latents = torch.empty((len(indices), *self.shape), dtype=self.dtype)
+        first = self._columns[column][0]
+        rows = first.new_empty(len(indices), *first.shape[1:])
         if len(indices):
             # One plain copy per image is several times faster than indexing each shard with a tensor.
+            sources = (self._arrays[column], self._arrays.get(f"{column}_flip", []))
             places = zip(numbers.tolist(), local.tolist(), flips.tolist(), strict=True)
-            parts = [self._arrays[flip][number][index] for number, index, flip in places]
-            np.concatenate(parts, out=_as_array(latents).reshape(-1, *self.shape[1:]))
-        return latents
+            parts = [sources[flip][number][index] for number, index, flip in places]
+            np.concatenate(parts, out=_as_array(rows).reshape(-1, *first.shape[2:]))
+        return rows
 
     def to_device(self, device: torch.device | str) -> "ResidentLatents":
-        """Copy all latents to the memory of `device`, in the stored type."""
+        """Copy all latents and class tokens to the memory of `device`, in the stored type."""
 
         def copy(parts: list[Tensor]) -> Tensor:
-            whole = torch.empty((len(self), *self.shape), dtype=self.dtype, device=device)
+            whole = torch.empty((len(self), *parts[0].shape[1:]), dtype=parts[0].dtype, device=device)
             for target, part in zip(whole.split([len(part) for part in parts]), parts, strict=True):
                 target.copy_(part)
             return whole
 
-        plain = copy([shard.latents for shard in self._shards])
-        flips = [shard.flipped for shard in self._shards if shard.flipped is not None]
-        flipped = copy(flips) if flips else None
-        return ResidentLatents(plain, flipped, self.labels.to(device), self.statistics)
+        columns = {name: copy(parts) for name, parts in self._columns.items()}
+        return ResidentLatents(columns, self.labels.to(device), self.statistics)
 
     def fingerprint(self) -> str:
         """Return a hex digest of the sha256 of the shards, or of their names and sizes without an index."""
@@ -378,17 +395,15 @@ def _file_state(path: Path) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class ResidentLatents:
-    """Latents in the memory of one device, with the same `get` as `LatentDataset`.
+    """Latents in the memory of one device, with the same `get` and `class_tokens` as `LatentDataset`.
 
     Attributes:
-        latents: (N, C, h, w) in the stored type.
-        flipped: Latents of the mirrored images, (N, C, h, w), or None.
+        columns: Tensors (N, ...) by name, as in the shards, in the stored type.
         labels: (N,) int64.
         statistics: Channel statistics.
     """
 
-    latents: Tensor
-    flipped: Tensor | None
+    columns: dict[str, Tensor]
     labels: Tensor
     statistics: LatentStatistics
 
@@ -398,10 +413,18 @@ class ResidentLatents:
     def get(self, indices: Tensor, flip_mask: Tensor | None = None, normalize: bool = True) -> tuple[Tensor, Tensor]:
         """Return latents and labels as `LatentDataset.get` does, on the device."""
         indices = indices.to(self.labels.device)
-        latents = self.latents[indices].to(torch.float32)
-        if flip_mask is not None:
-            if self.flipped is None:
-                raise UserError(f"the folder {_NO_FLIPS}")
-            mask = flip_mask.to(latents.device, torch.bool).view(-1, 1, 1, 1)
-            latents = torch.where(mask, self.flipped[indices].to(torch.float32), latents)
+        latents = self._rows("latents", indices, flip_mask).to(torch.float32)
         return (self.statistics.normalize(latents) if normalize else latents), self.labels[indices]
+
+    def class_tokens(self, indices: Tensor, flip_mask: Tensor | None = None) -> Tensor:
+        """Return class tokens as `LatentDataset.class_tokens` does, on the device."""
+        return self._rows("class_token", indices.to(self.labels.device), flip_mask)
+
+    def _rows(self, column: str, indices: Tensor, flip_mask: Tensor | None) -> Tensor:
+        rows = self.columns[column][indices]
+        if flip_mask is None:
+            return rows
+        if f"{column}_flip" not in self.columns:
+            raise UserError(f"the folder {_NO_FLIPS}")
+        mask = flip_mask.to(rows.device, torch.bool).view(-1, *[1] * (rows.ndim - 1))
+        return torch.where(mask, self.columns[f"{column}_flip"][indices], rows)

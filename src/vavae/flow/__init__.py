@@ -1,5 +1,6 @@
 """The flow from noise to data: paths, times, the training loss, solvers, guidance, sampling."""
 
+from vavae.flow.class_token import sample_with_class_token
 from vavae.flow.config import FlowConfig
 from vavae.flow.guidance import Guidance
 from vavae.flow.loss import flow_matching_loss
@@ -34,6 +35,7 @@ __all__ = [
     "flow_matching_loss",
     "path_by_name",
     "sample",
+    "sample_with_class_token",
     "shift_for_dimension",
     "shifted_times",
 ]

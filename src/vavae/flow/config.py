@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vavae.errors import UserError
+from vavae.flow.class_token import NoisedClassToken
 from vavae.flow.loss import LossSpace, flow_matching_loss
 from vavae.flow.paths import PathName, Prediction, path_by_name
 from vavae.flow.times import TimeDistribution, shift_in_numbers
@@ -30,6 +31,8 @@ class FlowConfig:
             leaves only the mean squared error.
         uniform_after_images: Draw times uniformly from this many images on; null never. The published 800-epoch
             model switched after 480 epochs.
+        class_token_weight: Weight of the squared error of the class token's velocity (REG), where the transformer has
+            one.
     """
 
     path: PathName = "linear"
@@ -39,6 +42,7 @@ class FlowConfig:
     uniform_after_images: int | None = None
     space: LossSpace = "target"
     floor: float = 0.0
+    class_token_weight: float = 0.03
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
@@ -47,6 +51,8 @@ class FlowConfig:
             raise UserError("flow.space must be target and flow.floor 0 for flow.prediction velocity")
         if not 0.0 <= self.direction_weight < math.inf:
             raise UserError(f"flow.direction_weight must be at least 0 and finite, got {self.direction_weight}")
+        if not 0.0 <= self.class_token_weight < math.inf:
+            raise UserError(f"flow.class_token_weight must be at least 0 and finite, got {self.class_token_weight}")
         if self.uniform_after_images is not None and self.uniform_after_images < 0:
             raise UserError(
                 f"flow.uniform_after_images must be at least 0, or null for never, got {self.uniform_after_images}"
@@ -72,17 +78,24 @@ class FlowConfig:
         noise: Tensor,
         t: Tensor,
         label_drop: Tensor,
+        class_token: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the terms of `flow_matching_loss` for this path, prediction and weight."""
-        return flow_matching_loss(
-            model,
+        """Return the terms of `flow_matching_loss` for this path, prediction and weight.
+
+        With class tokens (B, D) and their noise (B, D), the term "class_token" is added.
+        """
+        path = path_by_name(self.path, self.floor)
+        noised = None if class_token is None else NoisedClassToken(model, *class_token, t, path)
+        terms = flow_matching_loss(
+            model if noised is None else noised,
             latents,
             labels,
             noise=noise,
             t=t,
-            path=path_by_name(self.path, self.floor),
+            path=path,
             prediction=self.prediction,
             space=self.space,
             direction_weight=self.direction_weight,
             label_drop=label_drop,
         )
+        return terms if noised is None else noised.added_to(terms, self.class_token_weight)

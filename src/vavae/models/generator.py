@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack, get_args
 
@@ -19,7 +20,15 @@ from vavae.checkpoints.published import LoadReport, Weights
 from vavae.config import to_plain
 from vavae.config.image_size import Size, as_size, height_width, scale_size
 from vavae.errors import UserError
-from vavae.flow import PathName, Prediction, SampleCallback, counter_noise, path_by_name, sample
+from vavae.flow import (
+    PathName,
+    Prediction,
+    SampleCallback,
+    counter_noise,
+    path_by_name,
+    sample,
+    sample_with_class_token,
+)
 from vavae.flow.times import shift_in_numbers
 from vavae.io.hashing import digest, weights_fingerprint
 from vavae.models.reading import diffusers_parts, native_parts, published_parts
@@ -160,6 +169,13 @@ class Generator(SavedModel):
         """
         return rng.normal(seed, "sample", list(indices), self._shape_for(size), self.device)
 
+    def class_noise(self, indices: Sequence[int], seed: int = 0) -> Tensor | None:
+        """Return the starting noise (B, D) of the class tokens of samples; None for a transformer without one."""
+        channels = self.config.class_token
+        if channels is None:
+            return None
+        return rng.normal(seed, "sample class token", list(indices), (channels,), self.device)
+
     def _shape_for(self, size: Size | None) -> tuple[int, int, int]:
         if size is None:
             return self.latent_shape
@@ -197,9 +213,13 @@ class Generator(SavedModel):
         weak_model: Transformer | None = None,
         callback: SampleCallback | None = None,
         progress: bool = False,
+        class_noise: Tensor | None = None,
         **settings: Unpack[SamplingSettings],
     ) -> Tensor:
-        """Return normalized latents (B, C, h, w), float32, one per label; see `__call__`."""
+        """Return normalized latents (B, C, h, w), float32, one per label; see `__call__`.
+
+        `class_noise` (B, D) replaces the noise of a transformer's class token.
+        """
         labels = label_numbers(labels, self.class_names)
         seed = seed_of(seed, generator)
         indices = sample_indices(indices, len(labels), seed)
@@ -209,13 +229,17 @@ class Generator(SavedModel):
         noise = self.noise(indices, seed, size) if noise is None else torch.as_tensor(noise)
         if noise.shape != shape:
             raise UserError(f"noise must have the shape {shape}, got {tuple(noise.shape)}")
+        class_noise = self.class_noise(indices, seed) if class_noise is None else class_noise
+        draw: Callable[..., Tensor] = sample
+        if class_noise is not None:
+            draw = partial(sample_with_class_token, class_noise=class_noise)
         # Weights in half precision are also computed with in it; norms, positions and the solver stay in float32.
         half = self.dtype in (torch.float16, torch.bfloat16)
         with (
             torch.autocast(self.device.type, self.dtype) if half else nullcontext(),
             step_bar(sampling, callback) if progress else nullcontext(callback) as on_step,
         ):
-            drawn = sample(
+            drawn = draw(
                 self.transformer,
                 noise.to(self.device, torch.float32),
                 torch.tensor(labels, dtype=torch.int64, device=self.device),
@@ -259,7 +283,8 @@ class Generator(SavedModel):
             output_type: "pil" for a list of Pillow images; "np" for pixels (B, H, W, 3) uint8; "pt" for a tensor
                 (B, 3, H, W) float32 in [-1, 1]. `Tokenizer.encode` takes all three.
             generator: Draws the seed, so that each call makes other images.
-            noise: Standard normal noise (B, C, h, w) to start from, instead of noise from `seed` and `indices`.
+            noise: Standard normal noise (B, C, h, w) to start from, instead of noise from `seed` and `indices`, which
+                still give the noise of a class token.
             size: Size in pixels, one number or (height, width); the training's by default. The transformer's
                 `positions` place other grids (see `vavae.transformer.positions`, and `from_pretrained`).
             weak_model: A weaker transformer for autoguidance (arXiv 2406.02507).
@@ -338,6 +363,8 @@ class Generator(SavedModel):
             raise UserError("a pipeline of diffusers must have a LightningDiT, got a DiTDH")
         if not isinstance(self.tokenizer.autoencoder, AutoencoderKL):
             raise UserError("a pipeline of diffusers must have an AutoencoderKL, got a representation autoencoder")
+        if self.config.class_token is not None:
+            raise UserError(f"class_token must be null for a pipeline of diffusers, got {self.config.class_token}")
         write_pipeline(
             Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
         )

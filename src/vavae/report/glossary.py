@@ -43,7 +43,8 @@ TOKENIZER_TERMS = {
 GENERATOR_TERMS = {
     "mse": Term("Velocity error", "Squared error of the predicted velocity."),
     "direction": Term("Direction error", "1 − cosine between predicted and true velocity."),
-    "total": Term("Total loss", "What training minimizes: velocity and direction."),
+    "class_token": Term("Class token error", "Squared error of the velocity of the teacher’s class token (REG)."),
+    "total": Term("Total loss", "What training minimizes: all terms with their weights."),
 }
 
 _MEANINGS = {

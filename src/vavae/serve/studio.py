@@ -199,8 +199,11 @@ class Studio:
         if (sampling or generator.sampling).solver not in DETERMINISTIC_SOLVERS:
             raise UserError(f"solver must be one of {', '.join(DETERMINISTIC_SOLVERS)} between two seeds")
         start, end = (generator.noise([0], seed)[0] for seed in (first, second))
-        noise = spherical(start, end, count)
-        return self._drawn(generator, [label] * count, first, sampling, tick, noise=noise)
+        more = {"noise": spherical(start, end, count)}
+        tokens = [generator.class_noise([0], seed) for seed in (first, second)]
+        if tokens[0] is not None and tokens[1] is not None:
+            more["class_noise"] = spherical(tokens[0][0], tokens[1][0], count)
+        return self._drawn(generator, [label] * count, first, sampling, tick, **more)
 
     def _generator(self) -> Generator:
         if self.generator is None:

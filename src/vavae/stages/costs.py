@@ -45,7 +45,13 @@ class TransformerCosts:
             model = build_transformer(self.shape)
             x = torch.empty(1, self.shape.latent_channels, *self.shape.latent_hw)
             t, label = torch.empty(1), torch.zeros(1, dtype=torch.int64)
-        return count_flops(lambda: model(x, t, label).sum().backward())
+            drop, tokens = torch.zeros(1, dtype=torch.bool), self._class_tokens(1)
+        return count_flops(lambda: self.flow.loss(model, x, label, x, t, drop, tokens)["total"].sum().backward())
+
+    def _class_tokens(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """Return class tokens and their noise without values, if the transformer has them."""
+        channels = self.shape.class_token
+        return None if channels is None else (torch.empty(count, channels), torch.empty(count, channels))
 
     def step_bytes(self, images: int) -> int:
         """Return the peak memory of gradients and activations in a step of `images` images, on a CPU, not compiled."""
@@ -65,8 +71,8 @@ class TransformerCosts:
             latents = torch.empty(count, self.shape.latent_channels, *self.shape.latent_hw)
             t, labels = torch.empty(count), torch.zeros(count, dtype=torch.int64)
             with autocast(self.precision, latents.device):
-                drop = t < self.shape.label_dropout
-                terms = self.flow.loss(model, latents, labels, torch.empty_like(latents), t, drop)
+                drop, tokens = t < self.shape.label_dropout, self._class_tokens(count)
+                terms = self.flow.loss(model, latents, labels, torch.empty_like(latents), t, drop, tokens)
             terms["total"].mean().backward()
 
         return step

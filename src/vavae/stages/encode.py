@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vavae import rng
-from vavae.config.image_size import Size, format_size
+from vavae.config.image_size import Size, format_size, height_width
 from vavae.data import (
     ImageSource,
     LatentDataset,
@@ -30,11 +30,12 @@ from vavae.io.files import check_not_foreign
 from vavae.models import RepresentationAutoencoder, Tokenizer
 from vavae.models.representation import Autoencoder
 from vavae.progress import Bar, track
+from vavae.teachers import Teacher, load_teacher
 from vavae.training.parallel import processes
 from vavae.training.run_folder import held_folder
 from vavae.training.signals import StopRequest, stop_on_signal
 
-_Batch = tuple[Tensor, Tensor | None, Tensor]  # latents (B, C, h, w), latents of the mirrored images, labels (B,)
+_Batch = tuple[Tensor | None, ...]  # as `LatentWriter.write` takes them
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Config:
         batch_size: Images encoded at once.
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of the encoder.
+        class_token: Also store the class token of this teacher, as it is, for `transformer.class_token` of
+            `train-dit` (REG): a short name (`dinov2-base`, …), local folder or hub id; null stores none. The teacher
+            computes in float32.
     """
 
     tokenizer: str = "runs/tokenizer/tokenizer"
@@ -68,6 +72,7 @@ class Config:
     batch_size: int = 128
     device: str = "auto"
     precision: Precision = "fp32"
+    class_token: str | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -116,6 +121,7 @@ def run(config: Config) -> LatentDataset:
     tokenizer = Tokenizer.from_pretrained(config.tokenizer, resolve_device(config.device), statistics="identity")
     grid = config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide, before the folder is made
     check_grid(tokenizer.autoencoder, grid, config.data.size)
+    teacher = None if config.class_token is None else _teacher(config, tokenizer.device)
     beginnings = {*LEFT_OVER, "images.json", "unreadable.txt"}
     check = partial(check_not_foreign, folder, holds_latents, "latents of this command", beginnings)
     with processes(config.device) as world, held_folder(folder, world, check):
@@ -130,6 +136,7 @@ def run(config: Config) -> LatentDataset:
             source=world.once(source.fingerprint),
             class_names=source.class_names,
             statistics="channel" if tokenizer.autoencoder.latent_grid is None else "position",
+            class_token=None if teacher is None else teacher.fingerprint(),
         )
         writer = LatentWriter(folder, len(source), settings, config.shard_size, world.rank, world.size)
         missing = writer.missing()
@@ -138,7 +145,7 @@ def run(config: Config) -> LatentDataset:
             total = sum(shard.count for shard in writer.shards[world.rank :: world.size])
             with track("encoding", total, "images", total - todo) as bar, stop_on_signal() as stop:
                 for shard in missing:
-                    writer.write(shard, _encoded(config, tokenizer, source, shard, bar, stop))
+                    writer.write(shard, _encoded(config, tokenizer, teacher, source, shard, bar, stop))
         world.wait()
         world.once(writer.finish)
         if world.first:
@@ -146,8 +153,26 @@ def run(config: Config) -> LatentDataset:
         return LatentDataset(folder)
 
 
+def _teacher(config: Config, device: torch.device) -> Teacher:
+    """Return the teacher of the class tokens.
+
+    Raises:
+        UserError: It does not exist, or has no feature of the whole image.
+    """
+    teacher = load_teacher(str(config.class_token), image_size=config.data.size).to(device)
+    if teacher(torch.zeros(1, 3, *height_width(config.data.size), device=device)).pooled is None:
+        raise UserError(f"class_token must be a teacher with a feature of the whole image, got {config.class_token}")
+    return teacher
+
+
 def _encoded(
-    config: Config, tokenizer: Tokenizer, source: ImageSource, shard: Shard, bar: Bar, stop: StopRequest
+    config: Config,
+    tokenizer: Tokenizer,
+    teacher: Teacher | None,
+    source: ImageSource,
+    shard: Shard,
+    bar: Bar,
+    stop: StopRequest,
 ) -> Iterator[_Batch]:
     """Yield the batches of a shard; at a stop, raise KeyboardInterrupt and give up the shard, however long it is."""
     device = tokenizer.device
@@ -165,13 +190,14 @@ def _encoded(
 
     load = partial(load_images, source, size=config.data.size)
     for indices, decoded in loaded_ahead(shard.batches(config.batch_size), load, config.data.workers):
-        images, flipped = decoded.to(device), None
+        images = decoded.to(device)
+        mirrored = flip_horizontally(images) if config.flips else None
         plain = latents(images, indices, "posterior")
-        if config.flips:
-            flipped = latents(flip_horizontally(images), indices, "posterior of the mirrored image")
+        flipped = None if mirrored is None else latents(mirrored, indices, "posterior of the mirrored image")
+        tokens = () if teacher is None else [None if one is None else teacher(one).pooled for one in (images, mirrored)]
         if stop:
             raise KeyboardInterrupt(
                 f"stopped; the finished shards are in {config.output}, and the same command resumes"
             )
-        yield plain, flipped, torch.tensor([source.label(int(i)) for i in indices])
+        yield plain, flipped, torch.tensor([source.label(int(i)) for i in indices]), *tokens
         bar.advance(len(indices))

@@ -126,10 +126,12 @@ class HiddenAlignmentConfig:
 
 
 class HiddenTokens:
-    """A transformer that returns its prediction alone, and keeps the tokens after one block of its last call.
+    """A transformer that keeps the tokens after one block of its last call, and returns its prediction.
+
+    With a class token it returns the whole output.
 
     Attributes:
-        tokens: (B, T, width).
+        tokens: (B, T, width) of the patches.
     """
 
     tokens: Tensor
@@ -138,10 +140,13 @@ class HiddenTokens:
         self._model = model
         self._block = block
 
-    def __call__(self, *arguments: Any, **options: Any) -> Tensor:
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
         output = self._model(*arguments, hidden_blocks=(self._block,), **options)
         (self.tokens,) = output.hidden
-        return output.prediction
+        if output.class_token is None:
+            return output.prediction
+        self.tokens = self.tokens[:, 1:]  # the first is the class token
+        return output
 
 
 class Projectors(nn.Module):

@@ -30,6 +30,7 @@ from vavae.transformer import LightningDiTConfig, Transformer, TransformerShape
 _PUBLISHED = {"loss.discriminator.": "discriminator.", "linear_proj.": "alignment.linear_proj."}
 # Settings of the blocks; a transformer that differs in one of them cannot use the weights.
 _ARCHITECTURE = ("width", "depth", "widths", "depths", "heads", "swiglu", "rope", "rmsnorm", "qk_norm", "adaln_shift")
+_CLASS_TOKEN = ("cls_projectors2", "wg_norm", "final_layer.linear_cls")
 _TABLE = "y_embedder.embedding_table"
 _REMARKS = {_TABLE: '; its row of "no label" is taken', "pos_embed": "; recomputed", "feat_rope": "; recomputed"}
 
@@ -161,9 +162,12 @@ def load_initial_transformer(
         notes.append("the outputs for sigma, which sampling drops, are left out")
     present = transformer.state_dict()
     layers = {name: name.rpartition(".")[0] or name for name in present}
-    new = list(dict.fromkeys(layers[name] for name, value in present.items() if given[name].shape != value.shape))
-    taken = {name: value for name, value in given.items() if layers[name] not in new}
+    different = (n for n, value in present.items() if n not in given or given[n].shape != value.shape)
+    new = list(dict.fromkeys(layers[name] for name in different))
+    taken = {name: given[name] for name, layer in layers.items() if layer not in new}
     transformer.load_state_dict(taken, strict=False)
+    if former.class_token is not None and ours.class_token is None:
+        notes.append("the layers of the class token are left out")
     if _TABLE in new:
         with torch.no_grad():
             transformer.y_embedder.embedding_table.weight[-1] = given[f"{_TABLE}.weight"][-1]
@@ -180,7 +184,10 @@ def _shape(layer: str, config: TransformerShape) -> str:
         return f"{config.num_classes} classes"
     if layer in ("x_embedder.proj", "final_layer.linear"):
         return f"{config.latent_channels} channels in patches of {config.patch_size}"
-    return f"grid {config.grid[0]}x{config.grid[1]}"
+    if layer in _CLASS_TOKEN:
+        return "no class token" if config.class_token is None else f"class token of {config.class_token} channels"
+    and_token = " and a class token" if layer == "pos_embed" and config.class_token is not None else ""
+    return f"grid {config.grid[0]}x{config.grid[1]}{and_token}"
 
 
 def _without_sigma(tensors: Mapping[str, Tensor], config: LightningDiTConfig) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
 """Stage 2: train a diffusion transformer on latents (LightningDiT, arXiv 2501.01423)."""
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -104,6 +105,10 @@ class Config:
                 "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a "
                 f"label, got {self.sampling.guidance_scale}"
             )
+        if self.transformer.class_token is not None and self.flow.prediction != "velocity":
+            raise UserError(
+                f"flow.prediction must be velocity with transformer.class_token, got {self.flow.prediction}"
+            )
         if self.optimizer.kind == "muon" and self.training.parallel == "shard":
             raise UserError("optimizer.kind muon needs whole matrices: choose training.parallel replicate")
 
@@ -117,6 +122,7 @@ class _Batch:
     positions: Tensor  # (B,) int64
     latents: Tensor  # (B, C, h, w), normalized
     labels: Tensor  # (B,) int64
+    class_tokens: Tensor | None = None  # (B, D), as the teacher gives them
     targets: Tensor | None = None  # of `HiddenAlignment.load`, while it has a weight
 
 
@@ -182,20 +188,22 @@ class TransformerTask(TrainingTask):
     def _reader(self) -> LatentDataset | ResidentLatents:
         wanted = self.config.latents_on_device
         if wanted is None:
-            count = len(self.latents) * (2 if self.latents.has_flips else 1)
-            wanted = fits_on(self.device, count * math.prod(self.latents.shape) * self.latents.dtype.itemsize, 1 / 2)
+            wanted = fits_on(self.device, self.latents.nbytes, 1 / 2)
         return self.latents.to_device(self.device) if wanted else self.latents
 
     def batches(self, start: int, data_order: int) -> Iterator[_Batch]:
         training, reader, alignment = self.config.training, self._reader, self.alignment
         flips = self.config.flip and self.latents.has_flips
 
-        def load(indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        class_token = self.config.transformer.class_token is not None
+
+        def load(indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
             mask = rng.uniform(training.seed, "flip", positions) < 0.5 if flips else None
             latents, labels = reader.get(indices, mask, normalize=False)
+            tokens = reader.class_tokens(indices, mask) if class_token else None
             seen = int(positions[0]) - self.world.rank * len(positions)  # images seen before this step
             targets = None if alignment is None else alignment.load(indices, mask, seen)
-            return self.statistics.normalize(latents), labels, targets
+            return self.statistics.normalize(latents), labels, tokens, targets
 
         seed = stream_seed(training.seed, data_order)
         stream = IndexStream(len(self.latents), seed, start, self.world.rank, self.world.size)
@@ -203,9 +211,9 @@ class TransformerTask(TrainingTask):
         workers = workers if alignment is None else max(workers, alignment.workers)
         with closing(load_batches(stream, load, training.batch_size, workers)) as batches:
             for batch in batches:
-                latents, labels, targets = batch.data
-                targets = None if targets is None else to_device(targets, self.device)
-                yield _Batch(batch.positions, to_device(latents, self.device), to_device(labels, self.device), targets)
+                latents, labels, *more = batch.data
+                extras = (None if part is None else to_device(part, self.device) for part in more)
+                yield _Batch(batch.positions, to_device(latents, self.device), to_device(labels, self.device), *extras)
 
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()
@@ -229,8 +237,12 @@ class TransformerTask(TrainingTask):
         noise = rng.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
         t = self.flow.draw_times(seed, positions, self.device)
         drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device) < label_dropout
+        tokens = batch.class_tokens
+        if tokens is not None:
+            own = rng.normal(seed, f"{purpose}class token noise", positions, tuple(tokens.shape[1:]), self.device)
         with autocast(self.precision, self.device):
-            terms = self.flow.loss(model, batch.latents, batch.labels, noise, t, drop)
+            joint = None if tokens is None else (tokens, own)
+            terms = self.flow.loss(model, batch.latents, batch.labels, noise, t, drop, joint)
         return {name: value.mean() for name, value in terms.items()}
 
     def prepare_validation(self) -> None:
@@ -261,6 +273,8 @@ class TransformerTask(TrainingTask):
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
             latents, labels = self._validation.get(part[0], normalize=False)
             batch = _Batch(part[0], self.statistics.normalize(latents).to(self.device), labels.to(self.device))
+            if self.config.transformer.class_token is not None:
+                batch = replace(batch, class_tokens=self._validation.class_tokens(part[0]).to(self.device))
             return self._loss(model, batch, "validation ", 0.0)
 
         portions = Chunks(at_once or self.config.training.batch_size // self.world.size)
@@ -273,6 +287,7 @@ class TransformerTask(TrainingTask):
             raise UserError(
                 f"validation_latents must have the shape of latents, {self.latents.shape}, got {dataset.shape}"
             )
+        _check_class_token(self.config, dataset, "validation_latents")
         _check_classes(dataset, self.latents)
         settings, own = dataset.settings, self.latents.settings
         if settings is not None and own is not None and settings.tokenizer != own.tokenizer:
@@ -351,6 +366,16 @@ def _check_classes(validation: LatentDataset, latents: LatentDataset) -> None:
         )
 
 
+def _check_class_token(config: Config, latents: LatentDataset, key: str) -> None:
+    """Raise UserError if latents lack the class tokens that the transformer denoises along."""
+    wanted = config.transformer.class_token
+    if wanted is not None and latents.class_channels != wanted:
+        raise UserError(
+            f"transformer.class_token must be {json.dumps(latents.class_channels)}, the channels of the class tokens "
+            f"in {key} {latents.folder}, got {wanted}; 'vavae encode --class_token TEACHER' stores them"
+        )
+
+
 def _check_fit(config: Config, latents: LatentDataset, tokenizer: Tokenizer) -> None:
     """Raise UserError if another tokenizer made the latents, which it would decode to noise, or patches do not fit."""
     if latents.shape[0] != tokenizer.latent_channels:
@@ -365,6 +390,7 @@ def _check_fit(config: Config, latents: LatentDataset, tokenizer: Tokenizer) -> 
             f"latents: {config.latents} was encoded by a tokenizer with fingerprint {made_by[:12]}…, "
             f"but tokenizer: {config.tokenizer} has {given[:12]}…; encode again, or name the tokenizer that made them"
         )
+    _check_class_token(config, latents, "latents")
     patch = config.transformer.patch
     if patch > 0 and any(side % patch for side in latents.shape[1:]):
         raise UserError(

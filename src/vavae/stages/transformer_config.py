@@ -36,6 +36,8 @@ class TransformerConfig:
         label_dropout: Probability that a label is replaced by "no label" in training; guidance needs it.
         activation_checkpointing: Which activations training recomputes in the backward pass: `none`; `selective`, all
             except matrix products and attention; or `full`, each block.
+        class_token: Channels of a teacher's class token that is denoised along with the latent (REG, arXiv
+            2507.01467): 768 of `dinov2-base`; the latents must have them (`vavae encode --class_token`). null has none.
     """
 
     size: str = "XL/1"
@@ -53,6 +55,7 @@ class TransformerConfig:
     adaln_shift: bool = LightningDiTConfig.adaln_shift
     label_dropout: float = LightningDiTConfig.label_dropout
     activation_checkpointing: Recomputation = "none"
+    class_token: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout <= 1:
@@ -61,6 +64,8 @@ class TransformerConfig:
             DiTDHConfig.from_size(self.size)  # refused when the recipe is read
             if not self.adaln_shift:
                 raise UserError(f"transformer.adaln_shift must be true for {self.size}, got false")
+            if self.class_token is not None:
+                raise UserError(f"transformer.class_token must be null for {self.size}, got {self.class_token}")
             return
         parse_size(self.size)
         for name in ("head_width", "head_depth", "head_heads"):

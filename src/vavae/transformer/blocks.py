@@ -82,16 +82,24 @@ def run_blocks(
 
 
 class FinalLayer(nn.Module):
-    """Norm, modulation by shift and scale, and a linear map from tokens to patches."""
+    """Norm, modulation by shift and scale, and a linear map from tokens to patches.
 
-    def __init__(self, width: int, patch_channels: int, rmsnorm: bool) -> None:
+    With `class_token` channels, `linear_cls` maps the class token, which is the first of the modulated tokens.
+    """
+
+    def __init__(self, width: int, patch_channels: int, rmsnorm: bool, class_token: int | None = None) -> None:
         super().__init__()
         self.norm_final = block_norm(width, rmsnorm)
         self.linear = nn.Linear(width, patch_channels)
+        self.linear_cls = None if class_token is None else nn.Linear(width, class_token)
         self.adaLN_modulation = conditioning(width, 2)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """(B, T, width) tokens; (B, 1, width) condition, or one per token (B, T, width) -> (B, T, patch_channels)."""
+        return self.linear(self.modulated(x, condition))
+
+    def modulated(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Return the tokens (B, T, width) before the linear map."""
         # (B, 1 or T, 2·width) -> two of (B, 1 or T, width)
         shift, scale = self.adaLN_modulation(condition).chunk(2, dim=-1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return modulate(self.norm_final(x), shift, scale)

@@ -59,6 +59,7 @@ class DiTDHConfig(LatentGrid):
     rmsnorm: bool = True
     qk_norm: bool = False
     label_dropout: float = 0.1
+    class_token: ClassVar[None] = None  # LightningDiT alone has one
 
     def __post_init__(self) -> None:
         for name in ("latent_size", "widths", "depths", "heads"):

@@ -1,17 +1,19 @@
 """LightningDiT: a class-conditional diffusion transformer on latents (arXiv 2501.01423)."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import unpatchify
 from vavae.transformer.blocks import Block, FinalLayer, run_blocks
-from vavae.transformer.layers import LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding
+from vavae.transformer.layers import NORM_EPS, LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding
 from vavae.transformer.output import TransformerOutput
 from vavae.transformer.positions import (
     POSITIONS,
@@ -81,6 +83,8 @@ class LightningDiTConfig(LatentGrid):
         label_dropout: Probability in training that a label is replaced by "no label" (`class_dropout_prob`).
         positions: How to place tokens on a grid other than the trained one: "recompute" or "interpolate"
             (`vavae.transformer.positions` describes both).
+        class_token: Channels of a teacher's class token that is denoised along with the latent (REG, arXiv
+            2507.01467); None for none.
     """
 
     latent_size: int | tuple[int, int] = 16
@@ -98,6 +102,7 @@ class LightningDiTConfig(LatentGrid):
     learn_sigma: bool = False
     label_dropout: float = 0.1
     positions: Positions = "recompute"
+    class_token: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.latent_size, list):  # from JSON or YAML; a frozen config must be hashable
@@ -121,6 +126,11 @@ class LightningDiTConfig(LatentGrid):
             raise UserError(f"latent_size must make at most 1,000,000 tokens, got {_short(self.latent_size)}")
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
+        if self.class_token is not None and not 1 <= self.class_token <= _MOST["latent_channels"]:
+            raise UserError(
+                f"class_token must be from 1 to {_MOST['latent_channels']:,} channels, or null, got "
+                f"{_short(self.class_token)}"
+            )
         if self.positions not in POSITIONS:
             raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
 
@@ -158,7 +168,7 @@ class LightningDiT(nn.Module):
     """Predict the velocity of a noised latent from time and label.
 
     State-dict names are the published ones. The position tables are buffers: they are saved and loaded, never
-    trained.
+    trained. A class token goes in front of the patches, at no position: zeros are added to it, and it is not rotated.
 
     Args:
         config: The shape; None starts from the defaults of `LightningDiTConfig`.
@@ -179,9 +189,13 @@ class LightningDiT(nn.Module):
         super().__init__()
         config = LightningDiTConfig(**settings) if config is None else dataclasses.replace(config, **settings)
         self.config = config
-        width, channels = config.width, config.latent_channels
-        self.register_buffer("pos_embed", torch.empty(1, config.grid[0] * config.grid[1], width))
+        width, channels, token = config.width, config.latent_channels, config.class_token
+        self._first = 0 if token is None else 1  # index of the first patch among the tokens
+        self.register_buffer("pos_embed", torch.empty(1, self._first + math.prod(config.grid), width))
         self.x_embedder = PatchEmbedding(config.patch_size, channels, width)
+        if token is not None:
+            self.cls_projectors2 = nn.Linear(token, width)
+            self.wg_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.t_embedder = TimeEmbedding(width)
         self.y_embedder = LabelEmbedding(config.num_classes, width, config.label_dropout)
         self.feat_rope = RotaryEmbedding(config.grid, config.head_dim) if config.rope else None
@@ -197,7 +211,7 @@ class LightningDiT(nn.Module):
             for _ in range(config.depth)
         )
         out_channels = 2 * channels if config.learn_sigma else channels
-        self.final_layer = FinalLayer(width, config.patch_size**2 * out_channels, config.rmsnorm)
+        self.final_layer = FinalLayer(width, config.patch_size**2 * out_channels, config.rmsnorm, token)
         self.reset_parameters()
 
     @classmethod
@@ -245,15 +259,25 @@ class LightningDiT(nn.Module):
         for layer in (*self.blocks, self.final_layer):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
+        if self.final_layer.linear_cls is not None:
+            nn.init.zeros_(self.final_layer.linear_cls.weight)
 
         # Position tables
         grid, cpu = self.config.grid, torch.device("cpu")
-        self.pos_embed.copy_(embedding_of_grid(self.config.width, grid, grid, "recompute", cpu))
+        self.pos_embed[:, : self._first] = 0
+        self.pos_embed[:, self._first :] = embedding_of_grid(self.config.width, grid, grid, "recompute", cpu)
         if self.feat_rope is not None:
             self.feat_rope.reset()
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None, hidden_blocks: Sequence[int] = ()
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        label_drop: Tensor | None = None,
+        hidden_blocks: Sequence[int] = (),
+        class_token: Tensor | None = None,
     ) -> Tensor | TransformerOutput:
         """Return the velocity at x, on request with the tokens after some blocks.
 
@@ -265,9 +289,11 @@ class LightningDiT(nn.Module):
             label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
                 `label_dropout` in train mode, and drops nothing in eval mode.
             hidden_blocks: Numbers of blocks in increasing order, counted from 1 as published.
+            class_token: (B, config.class_token) noised class tokens at the same times, if the shape has them.
 
         Returns:
-            (B, latent_channels, h, w) velocity; with `hidden_blocks`, a record of it and of the tokens after each.
+            (B, latent_channels, h, w) velocity; with `hidden_blocks` or a class token, a record of it, of the tokens
+            after each block (the class token is the first of them), and of the class token's velocity.
 
         Raises:
             UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist.
@@ -277,19 +303,41 @@ class LightningDiT(nn.Module):
         embedding, rotary = self._positions(grid, x.device)  # (1, T, width); two of (T, head_dim)
         # (B, C, h, w) -> (B, T, width). The tables are float32 whatever the dtype of the weights.
         tokens = (self.x_embedder(x) + embedding).to(x.dtype)
+        tokens, rotary = self._with_class_token(class_token, tokens, rotary)
         condition = (self.t_embedder(t) + self.y_embedder(y, label_drop))[:, None]  # (B, 1, width)
         tokens, hidden = run_blocks(self.blocks, tokens, condition, rotary, hidden_blocks)
+        last = self.final_layer
+        tokens = last.modulated(tokens, condition)
         # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)
-        velocity = unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
+        velocity = unpatchify(last.linear(tokens[:, self._first :]), self.config.patch_size, grid)
         velocity = velocity[:, : self.config.latent_channels]
+        if last.linear_cls is not None:
+            return TransformerOutput(velocity, tuple(hidden), last.linear_cls(tokens[:, 0]))
         return TransformerOutput(velocity, tuple(hidden)) if hidden_blocks else velocity
+
+    def _with_class_token(
+        self, class_token: Tensor | None, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Put the class token in front of the tokens (B, T, width), and its rotation, by no angle, of the tables."""
+        channels = self.config.class_token
+        wanted = None if channels is None else (len(tokens), channels)
+        given = None if class_token is None else tuple(class_token.shape)
+        if given != wanted:
+            raise UserError(f"class_token must be {wanted and f'a tensor of shape {wanted}'}, got {given}")
+        if class_token is None:
+            return tokens, rotary
+        first = self.wg_norm(self.cls_projectors2(class_token))[:, None].to(tokens.dtype)  # (B, 1, width)
+        if rotary is not None:
+            cos, sin = rotary
+            rotary = F.pad(cos, (0, 0, 1, 0), value=1.0), F.pad(sin, (0, 0, 1, 0))
+        return torch.cat((first, tokens), dim=1), rotary
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return the position embedding (1, T, width) and the rotary tables (T, head_dim) of a grid."""
         config = self.config
         if grid == config.grid:
             rope = self.feat_rope
-            return self.pos_embed, None if rope is None else (rope.freqs_cos, rope.freqs_sin)
+            return self.pos_embed[:, self._first :], None if rope is None else (rope.freqs_cos, rope.freqs_sin)
         placing = (grid, config.grid, config.positions, device)
         if torch.compiler.is_compiling():
             # A compiled graph cannot use a cache. Computing the tables in the graph costs a few small kernels.

@@ -11,7 +11,9 @@ class TransformerOutput(NamedTuple):
     Attributes:
         prediction: (B, C, h, w) what the transformer returns alone otherwise.
         hidden: Tokens (B, T, width) after each of the blocks that were asked for.
+        class_token: (B, D) velocity of the class token; None for a transformer without one.
     """
 
     prediction: Tensor
     hidden: tuple[Tensor, ...] = ()
+    class_token: Tensor | None = None
