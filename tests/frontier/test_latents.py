@@ -59,7 +59,12 @@ def test_mistakes_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_run_writes_the_table(tmp_path: Path) -> None:
     code, output, error = here(
-        "--output", str(tmp_path), *LATENTS, "--experiments.latents.sizes=[wide/2]", "--kinds=[tokenizer,generator]"
+        "--output",
+        str(tmp_path),
+        *LATENTS,
+        "--experiments.latents.sizes=[wide/2]",
+        "--kinds=[tokenizer,generator]",
+        "--measure.teacher=null",
     )
     assert code == 0, output + error
     rows = json.loads((tmp_path / "tables.json").read_text())["tables"]["latents"]["rows"]

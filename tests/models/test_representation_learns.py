@@ -14,7 +14,7 @@ from vavae.models.representation import RepresentationAutoencoder, Representatio
 from vavae.teachers import load_teacher
 
 pytestmark = pytest.mark.slow
-TRAIN, HELD_OUT, PATCH, STEPS, BATCH = 1000, 200, 8, 300, 64
+TRAIN, HELD_OUT, PATCH, STEPS, BATCH = 800, 100, 8, 250, 48
 
 
 @dataclass(frozen=True)
