@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vavae.flow import LinearPath, TimeDistribution, flow_matching_loss
+from vavae.flow.paths import Prediction
 from vavae.transformer import DiTDH, LightningDiT
 
 CHANNELS, NARROW, SIDE = 32, 8, 2
@@ -43,28 +44,31 @@ def latents(count: int) -> Tensor:
     return torch.einsum("bkhw,kc->bchw", torch.randn(count, 2, SIDE, SIDE, generator=generator), basis)
 
 
-def trained(build: Callable[[], nn.Module], steps: int, **options: Any) -> float:
+def trained(build: Callable[[], nn.Module], steps: int, prediction: Prediction = "velocity") -> float:
     """Train on 500 latents; return the mean squared error of velocities over times up to .9, of the same latents."""
     torch.manual_seed(0)
     model, data, path = build(), latents(500), LinearPath(0.05)
     optimizer = torch.optim.Adam(model.parameters(), 2e-2)
     times = TimeDistribution(kind="uniform", high=0.9)
-    settings = {"path": path, "times": times, "direction_weight": 0.0, "space": "velocity", **options}
+    settings: Any = {"path": path, "times": times, "prediction": prediction, "space": "velocity"}
     for _ in range(steps):
         batch = data[torch.randint(len(data), (32,))]
         optimizer.zero_grad()
-        flow_matching_loss(model, batch, torch.zeros(32, dtype=torch.int64), **settings)["mse"].mean().backward()
+        labels = torch.zeros(32, dtype=torch.int64)
+        flow_matching_loss(model, batch, labels, **settings)["mse"].mean().backward()
         optimizer.step()
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad():  # compared with the path's own velocity, so that a wrong conversion shows
         repeated = data.repeat(4, 1, 1, 1)
-        labels = torch.zeros(len(repeated), dtype=torch.int64)
-        return flow_matching_loss(model, repeated, labels, **settings)["mse"].mean().item()
+        t = times.sample(len(repeated))
+        x, velocity = path.interpolate(t, torch.randn(repeated.shape), repeated)
+        output = model(x, t, torch.zeros(len(repeated), dtype=torch.int64))
+        return (path.convert(output, x, t, prediction, "velocity") - velocity).square().mean().item()
 
 
 @pytest.mark.slow
 def test_narrow_velocity_network_stays_above_the_floor() -> None:
-    assert trained(narrow, 300) >= FLOOR
+    assert FLOOR <= trained(narrow, 300) < 1.6  # 2 before training
 
 
 @pytest.mark.slow

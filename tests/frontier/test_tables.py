@@ -202,11 +202,14 @@ def test_loss_of_one_term_has_half_the_weight(tmp_path: Path) -> None:
 
 def test_teacher_input_size_gives_the_latent_grid(tmp_path: Path) -> None:
     grid = Grid(grid_config(tmp_path), ("train", "test"))  # 8 × 8 latents
-    sizes = [grid.teacher(name).input_size for name in ("dinov2-small-focus", "resnet50", "mobile-sam", "sam-base")]
+    sizes = [
+        grid.teacher(name, grid.aligned_side).input_size
+        for name in ("dinov2-small-focus", "resnet50", "mobile-sam", "sam-base")
+    ]
     assert sizes == [112, 256, 128, None]
-    assert grid.teacher(DINO).input_size == 28
+    assert grid.teacher(DINO, grid.aligned_side).input_size == 28
     with pytest.raises(UserError, match="dinov9"):
-        grid.teacher("dinov9")
+        grid.teacher("dinov9", grid.aligned_side)
 
 
 def test_speed_up_at_equal_distance() -> None:

@@ -104,7 +104,7 @@ class CellContext:
         """The teacher with which agreement is measured."""
         if self.config.measure.teacher is None:
             return None
-        recipe = self.grid.teacher(self.config.measure.teacher)
+        recipe = self.grid.teacher(self.config.measure.teacher, self.grid.aligned_side)
         return load_teacher(recipe.name, input_size=recipe.input_size).to(self.device)
 
     @cached_property
@@ -266,7 +266,7 @@ def _tokenizer(context: CellContext, cell: TokenizerCell, folder: Path, known: d
         train = of_tokenizer.encode(tokenizer, context.train, config.data.size, measure.latents, work)
     features = None
     if context.teacher is not None:
-        side = context.grid.side
+        side = context.grid.side(cell)
         seen = of_tokenizer.grid_network(context.teacher, (side, side))
         with context.sharing("the teacher's features of test images") as store:
             features = extract(
@@ -337,8 +337,9 @@ def _train_generator(context: CellContext, cell: GeneratorCell, folder: Path, wi
         _remove_averages(folder / "run")
 
 
-def _load_generator(context: CellContext, folder: Path) -> Generator:
+def _load_generator(context: CellContext, cell: GeneratorCell, folder: Path) -> Generator:
     generator = Generator.from_pretrained(folder / "run/generator", context.device)
+    generator.sampling = context.grid.generator(cell).sampling.for_latents(generator.latent_shape)
     if context.config.generator.compile:
         torch.compiler.reset()  # otherwise batch sizes of the training make the graphs dynamic
         compile_network(generator.transformer, list(generator.transformer.blocks), "blocks")
@@ -347,7 +348,7 @@ def _load_generator(context: CellContext, folder: Path) -> Generator:
 
 def _generator(context: CellContext, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
     _train_generator(context, cell, folder, cell in context.grid.curves and not context.done("curve", cell))
-    generator = _load_generator(context, folder)
+    generator = _load_generator(context, cell, folder)
     store = BlockStore(folder / _MEASURED["generator"])
     records = _distance(context, generator, context.config.measure.samples, store, "averaged over the last steps")
     return {
@@ -365,7 +366,7 @@ def _distance(
 ) -> list[MetricRecord]:
     """Return the Fréchet distance of samples to the training images; the samples are not stored."""
     config, seed = context.config, context.config.measure.seed
-    sampling, mode = config.generator.sampling, config.measure.sampling_precision
+    sampling, mode = generator.sampling, config.measure.sampling_precision
     reference = context.reference
     fingerprint = generator.fingerprint()
     labels = choose_labels(count, generator.num_classes, "balanced", seed)
@@ -387,7 +388,7 @@ def _curve(context: CellContext, cell: GeneratorCell, folder: Path, job: Job) ->
     store = BlockStore(folder / _MEASURED["curve"])
     done = _points_so_far(folder, job)
     snapshots = list_snapshots(folder / "run/averages", "transformer")
-    base = _load_generator(context, folder)
+    base = _load_generator(context, cell, folder)
     for snapshot in snapshots[len(done) :]:
         base.transformer.load_state_dict({k: v.to(context.device) for k, v in load_file(snapshot.path).items()})
         description = f"average of relative width {snapshot.width} at {snapshot.images:,} images"
@@ -402,7 +403,7 @@ def _samples(context: CellContext, generator: Generator) -> str:
     """Return samples drawn as for the metrics, a row per class, as a data URI."""
     classes = min(_ROWS, max(generator.num_classes, 1))
     labels = [label for label in range(classes) for _ in range(_ROWS * _COLUMNS // classes)]
-    sampling, measure = context.config.generator.sampling, context.config.measure
+    sampling, measure = generator.sampling, context.config.measure
     with torch.compiler.set_stance("force_eager"):  # no compilation for a single batch of another size
         pixels = draw(generator, labels, range(len(labels)), measure.seed, sampling, measure.sampling_precision)
     return image_uri(image_grid(pixels, columns=_COLUMNS, padding=1))

@@ -9,7 +9,9 @@ from vavae.config.image_size import square_side
 from vavae.data.images import ImagesConfig
 from vavae.device import Precision
 from vavae.errors import UserError
+from vavae.models.representation import RepresentationConfig
 from vavae.stages import train_dit, train_tokenizer
+from vavae.transformer import ditdh
 from vavae.transformer.sizes import PATCH_SIZES, SIZES
 
 Kind = Literal["tokenizer", "uniformity", "generator", "curve"]
@@ -21,6 +23,8 @@ LadderRow = Literal[
     "dit", "rectified-flow", "batch", "beta2", "lognorm", "direction", "swiglu", "rmsnorm", "rope", "aligned"
 ]
 ROWS: tuple[LadderRow, ...] = get_args(LadderRow)
+
+PUBLISHED_SIZES = (*SIZES, *(f"{ditdh.PREFIX}{name}" for name in ditdh.SIZES))
 
 ROW_NAMES: dict[str, str] = {
     "dit": "DiT",
@@ -42,15 +46,17 @@ LOSS_NAMES: dict[str, str] = {
     "no-margin": "without margins",
 }
 
+_SHAPE = ("width", "depth", "heads", "head_width", "head_depth", "head_heads")
 # Keys that the grid sets in the recipes of the cells, so that `tokenizer` and `generator` must not.
 _SET_BY_GRID = {
     "tokenizer": (
-        *("output", "data", "initial", "stages", "tokenizer.latent_channels", "objective.alignment.enabled"),
+        *("output", "data", "initial", "stages", "representation"),
+        *("tokenizer.latent_channels", "objective.alignment.enabled"),
         *("teacher.name", "teacher.input_size", "teacher.features_folder", "training.seed", "training.device"),
     ),
     "generator": (
         *("output", "latents", "validation_latents", "tokenizer", "initial", "training.seed", "training.device"),
-        *(f"transformer.{name}" for name in ("size", "width", "depth", "heads", "patch_size")),
+        *(f"transformer.{name}" for name in ("size", "patch_size", *_SHAPE)),
     ),
 }
 
@@ -77,12 +83,19 @@ class SizeConfig:
         width: Channels of a token; null for a published size, here and below.
         depth: Number of blocks.
         heads: Attention heads.
+        head_width: Channels of a token in the wide head, which makes it a DiT^DH; null for a LightningDiT, here and
+            below.
+        head_depth: Number of blocks of that head.
+        head_heads: Its attention heads.
         images: Latents that generators of this size see; null is `generator.training.images`.
     """
 
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
+    head_width: int | None = None
+    head_depth: int | None = None
+    head_heads: int | None = None
     images: int | None = None
 
 
@@ -171,6 +184,23 @@ class TeachersConfig:
 
 
 @dataclass(frozen=True)
+class LatentsConfig:
+    """Latents aligned with a teacher against the teacher's own (RAE), with each transformer.
+
+    Attributes:
+        dimension: Channels of the aligned latent; the teacher's own has the teacher's width.
+        teacher: The teacher, by a known name; `@SIDE` as in table 2.
+        sizes: Sizes of the generators, of LightningDiT and DiT^DH.
+        seeds: Empty leaves the table out.
+    """
+
+    dimension: int = 32
+    teacher: str = "dinov2-small-focus"
+    sizes: tuple[str, ...] = ("S/1", "DiTDH-S/1")
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Table5Config:
     """Table 5: which part of the alignment loss.
 
@@ -219,6 +249,7 @@ class ExperimentsConfig:
         convergence: Curves of gFID with and without alignment (Figure 4, left), at each
             `generator.training.averages.snapshot_images`; the effect is largest at the highest dimension.
         ladder: Parts of LightningDiT.
+        latents: Aligned latents or the teacher's own.
     """
 
     table2: Table2Config = field(default_factory=Table2Config)
@@ -226,6 +257,7 @@ class ExperimentsConfig:
     table5: Table5Config = field(default_factory=Table5Config)
     convergence: TeachersConfig = field(default_factory=lambda: TeachersConfig(64, ("none", "dinov2-small-focus")))
     ladder: LadderConfig = field(default_factory=LadderConfig)
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
 
     def __post_init__(self) -> None:
         for section in fields(self):
@@ -250,6 +282,9 @@ class Config:
             for the training of tokenizers, as published; latents and metrics use center crops.
         tokenizer: Recipe of all tokenizers, with the keys of `vavae train-tokenizer`. Channels of the latent, teacher,
             parts of the alignment loss and seed come from the grid. `objective.alignment` describes the loss `full`.
+        representation: Decoder of the representation autoencoders, whose latents are a teacher's own. All other keys
+            of their training are those of `tokenizer`, and their generators have RAE's `shift: dimension` in training
+            and sampling.
         generator: Recipe of all generators, with the keys of `vavae train-dit`. Size and seed come from the grid.
             `sampling` is for the tables and figures (the paper samples without guidance); `flip: true` stores and uses
             the latents of mirrored images; with `compile`, sampling compiles the blocks too.
@@ -271,6 +306,7 @@ class Config:
     title: str = "The frontier in miniature"
     data: ImagesConfig = field(default_factory=lambda: ImagesConfig("cifar10", 32))
     tokenizer: train_tokenizer.Config = field(default_factory=train_tokenizer.Config)
+    representation: RepresentationConfig = field(default_factory=RepresentationConfig)
     generator: train_dit.Config = field(default_factory=train_dit.Config)
     sizes: dict[str, SizeConfig] = field(default_factory=dict)
     latent_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -294,9 +330,12 @@ class Config:
         square_side("data.size", self.data.size, "'vavae frontier'")
         self.data.latent_size(self.tokenizer.tokenizer.factor)  # refuses sizes that do not divide
         for name, size in self.sizes.items():
-            shape = (size.width, size.depth, size.heads)
-            if name not in SIZES and None in shape:
-                raise UserError(f"sizes.{name} must have width, depth and heads; only {', '.join(SIZES)} are published")
+            shape, head = (size.width, size.depth, size.heads), (size.head_width, size.head_depth, size.head_heads)
+            if name not in PUBLISHED_SIZES and None in shape:
+                known = ", ".join(PUBLISHED_SIZES)
+                raise UserError(f"sizes.{name} must have width, depth and heads; only {known} are published")
+            if name not in PUBLISHED_SIZES and None in head and any(head):
+                raise UserError(f"sizes.{name} must have head_width, head_depth and head_heads, or none of them")
             if size.images is not None and size.images < 1:
                 raise UserError(f"sizes.{name}.images must be at least 1, got {size.images}")
         if self.workers < 1:
@@ -319,14 +358,13 @@ class Config:
             UserError: The size is unknown; `key` is the key of the recipe that names it.
         """
         name, _, patch = size.partition("/")
-        known = [f"{each}/{number}" for each in dict.fromkeys((*self.sizes, *SIZES)) for number in PATCH_SIZES]
+        names = dict.fromkeys((*self.sizes, *PUBLISHED_SIZES))
+        known = [f"{each}/{number}" for each in names for number in PATCH_SIZES]
         if size not in known:
             raise UserError(f"{key}: '{size}' must be a size with its patch: {', '.join(known)}")
         own = self.sizes.get(name, SizeConfig())
-        return replace(
-            self.generator.transformer,
-            size=size if name in SIZES else f"S/{patch}",
-            width=own.width,
-            depth=own.depth,
-            heads=own.heads,
-        )
+        base = name if name in PUBLISHED_SIZES else "DiTDH-S" if own.head_width else "S"
+        shape = {key: getattr(own, key) for key in _SHAPE}
+        if base.startswith(ditdh.PREFIX):
+            return replace(self.generator.transformer, size=base, patch_size=int(patch), **shape)
+        return replace(self.generator.transformer, size=f"{base}/{patch}", **shape)

@@ -33,6 +33,7 @@ from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.teachers.config import TeacherConfig
 from vavae.teachers.registry import TEACHERS
+from vavae.tokenizer import AutoencoderConfig
 from vavae.training.run_folder import IGNORED_KEYS
 
 NONE = "none"
@@ -59,6 +60,7 @@ class TokenizerCell:
     teacher: str  # `none`, or a teacher's name, with an input size after an @ to override the default
     loss: Loss  # parts of the alignment loss; `none` without a teacher
     seed: int  # seed of its training and of its generators' training
+    own: bool = False  # whether the latent is the teacher's own
 
     @classmethod
     def of(cls, dimension: int, teacher: str, loss: Loss, seed: int) -> "TokenizerCell":
@@ -70,7 +72,8 @@ class TokenizerCell:
     def label(self) -> str:
         """`d 16, dinov2-small-focus, seed 0`."""
         parts = (LOSS_NAMES[self.loss],) if self.loss not in ("full", "none") else ()
-        return ", ".join((f"d {self.dimension}", self.teacher, *parts, f"seed {self.seed}"))
+        own = "'s own" if self.own else ""
+        return ", ".join((f"d {self.dimension}", f"{self.teacher}{own}", *parts, f"seed {self.seed}"))
 
 
 @dataclass(frozen=True)
@@ -139,15 +142,21 @@ class Grid:
         self.folder = Path(config.output)
         self._names: dict[Cell, str] = {}
         for cell in self.generators:  # a wrong size or teacher is reported before training
-            self.generator(cell).transformer.resolve(cell.tokenizer.dimension, self.side, 10)
+            self.generator(cell).transformer.resolve(cell.tokenizer.dimension, self.side(cell.tokenizer), 10)
             self.tokenizer(cell.tokenizer)
         if config.measure.teacher is not None:
-            self.teacher(config.measure.teacher, "measure.teacher")
+            self.teacher(config.measure.teacher, self.aligned_side, "measure.teacher")
 
     @property
-    def side(self) -> int:
-        """Height and width of a latent."""
+    def aligned_side(self) -> int:
+        """Height and width of a latent that is not a teacher's own."""
         return self.config.data.latent_size(self.config.tokenizer.tokenizer.factor)[0]
+
+    def side(self, cell: TokenizerCell) -> int:
+        """Return height and width of the latents of a tokenizer."""
+        if not cell.own:
+            return self.aligned_side
+        return self.config.data.latent_size(self.config.representation.patch_size)[0]
 
     # Cells of the experiments
 
@@ -168,6 +177,22 @@ class Grid:
         for seed, loss in product(wanted.seeds, wanted.losses):
             yield GeneratorCell.of(wanted.dimension, wanted.teacher, wanted.size, seed, loss)
 
+    def latents(self) -> Iterator[GeneratorCell]:
+        """Yield the cells of aligned latents and the teacher's own.
+
+        Raises:
+            UserError: The teacher has no short name.
+        """
+        wanted = self.config.experiments.latents
+        spec = next((spec for spec in TEACHERS if spec.name == wanted.teacher.partition("@")[0]), None)
+        if wanted.seeds and spec is None:
+            raise UserError(f"experiments.latents.teacher must be a known teacher, got '{wanted.teacher}'")
+        for seed in wanted.seeds:
+            assert spec is not None
+            aligned = TokenizerCell.of(wanted.dimension, wanted.teacher, "full", seed)
+            own = TokenizerCell(spec.width, wanted.teacher, "none", seed, own=True)
+            yield from (GeneratorCell(tokenizer, size) for tokenizer in (aligned, own) for size in wanted.sizes)
+
     def ladder(self) -> Iterator[tuple[LadderRow, GeneratorCell]]:
         """Yield the rows of Table 1 with their cells."""
         wanted = self.config.experiments.ladder
@@ -184,7 +209,7 @@ class Grid:
     def generators(self) -> tuple[GeneratorCell, ...]:
         """Every generator once, sorted by seed, so that a stopped grid has complete seeds."""
         found = [*self.table2(), *self.curves, *self.by_teacher(self.config.experiments.table4), *self.table5()]
-        every = dict.fromkeys([*found, *(cell for _, cell in self.ladder())])
+        every = dict.fromkeys([*found, *(cell for _, cell in self.ladder()), *self.latents()])
         seeds = list(dict.fromkeys(cell.tokenizer.seed for cell in every))
         return tuple(sorted(every, key=lambda cell: seeds.index(cell.tokenizer.seed)))
 
@@ -200,13 +225,13 @@ class Grid:
 
     # Recipes
 
-    def teacher(self, name: str, key: str = "experiments") -> TeacherConfig:
-        """Return a teacher at the input size that gives the latent's grid, or at the size after its @.
+    def teacher(self, name: str, side: int, key: str = "experiments") -> TeacherConfig:
+        """Return a teacher at the input size that gives a grid of `side`, or at the size after its @.
 
         Raises:
             UserError: The teacher is unknown; `key` is the key of the recipe that names it.
         """
-        plain, _, side = name.partition("@")
+        plain, _, given = name.partition("@")
         spec = next((spec for spec in TEACHERS if spec.name == plain), None)
         if spec is None and "/" not in plain and not Path(plain).is_dir():
             known = ", ".join(spec.name for spec in TEACHERS)
@@ -214,12 +239,12 @@ class Grid:
                 f"{key}: a teacher must be a known name, a folder or a hub model, got '{plain}' (names: {known})"
             )
         size: int | None = None
-        if side:
-            if not side.isdigit():
-                raise UserError(f"{key}: the input size of teacher '{name}' must be an integer, got {side!r}")
-            size = int(side)
+        if given:
+            if not given.isdigit():
+                raise UserError(f"{key}: the input size of teacher '{name}' must be an integer, got {given!r}")
+            size = int(given)
         elif spec is not None and not spec.name.startswith("sam-"):  # SAM has a fixed input size
-            size = spec.patch * self.side
+            size = spec.patch * side
         return replace(self.config.tokenizer.teacher, name=plain, input_size=size)
 
     def _alignment(self, loss: Loss) -> AlignmentConfig:
@@ -241,9 +266,10 @@ class Grid:
         return replace(
             base,
             data=self.config.data,
-            tokenizer=replace(base.tokenizer, latent_channels=cell.dimension),
+            tokenizer=AutoencoderConfig() if cell.own else replace(base.tokenizer, latent_channels=cell.dimension),
+            representation=self.config.representation if cell.own else None,
             # Without alignment the teacher is not used and must not change the name.
-            teacher=TeacherConfig() if cell.teacher == NONE else self.teacher(cell.teacher),
+            teacher=TeacherConfig() if cell.teacher == NONE else self.teacher(cell.teacher, self.side(cell)),
             objective=replace(base.objective, alignment=self._alignment(cell.loss)),
             training=replace(base.training, seed=cell.seed, device=self.config.device),
         )
@@ -288,6 +314,10 @@ class Grid:
             transformer=self.config.transformer(cell.size, "experiments"),
             training=replace(base.training, images=images, seed=cell.tokenizer.seed, device=self.config.device),
         )
+        if cell.tokenizer.own:
+            times = replace(base.flow.times, shift="dimension")
+            flow, sampling = replace(base.flow, times=times), replace(base.sampling, shift="dimension")
+            full = replace(full, flow=flow, sampling=sampling)
         return down_to(full, cell.row)
 
     def placed_generator(self, cell: GeneratorCell) -> train_dit.Config:
@@ -333,7 +363,7 @@ class Grid:
             how += [measure.network, measure.reconstructions, measure.teacher]
             return Job(kind, cell, name, f"{kind}-{name}-{digest(how)}")
         how = [measure.samples if kind == "generator" else measure.curve_samples, measure.reference_images]
-        how += [measure.network, measure.seed, measure.sampling_precision, differing(self.config.generator.sampling)]
+        how += [measure.network, measure.seed, measure.sampling_precision, differing(self.generator(cell).sampling)]
         needs = self.name(cell.tokenizer) if kind == "generator" else name
         return Job(kind, cell, name, f"{kind}-{name}-{digest(how)}", needs)
 

@@ -156,6 +156,8 @@ class Measured:
         experiments = self.grid.config.experiments
         if experiments.table2.seeds:
             return experiments.table2.sizes[0]
+        if experiments.latents.seeds:
+            return experiments.latents.sizes[0]
         return experiments.table4.size if experiments.table4.seeds else experiments.table5.size
 
     def column(self, key: str) -> Column:
@@ -205,6 +207,13 @@ def tables(measured: Measured) -> dict[str, Table]:
             *(("loss",), one_size),
             (((LOSS_NAMES[c.tokenizer.loss],), c, paper.TABLE5.get(c.tokenizer.loss)) for c in grid.table5()),
             "A single term has half the weight, as published.",
+        ),
+        table(
+            *("latents", f"Latents: aligned with {wanted.latents.teacher}, or its own", ("latent", "transformer")),
+            "rfid psnr probe gfid",
+            (((_latent(c.tokenizer), _transformer(grid, c)), c, None) for c in grid.latents()),
+            "All tokenizers see the same images, and all generators as many latents. The teacher's own latents are "
+            "decoded by a ViT (RAE), and have times shifted by their dimension.",
         ),
         table(
             *("table6", f"Table 6: uniformity of latents, and g{distance} of {first_size}", ("d", "teacher")),
@@ -258,7 +267,7 @@ def _published2(measured: Measured, tokenizer: TokenizerCell) -> Published | Non
 
 def _published6(measured: Measured, tokenizer: TokenizerCell) -> Published | None:
     """Return the paper's row of Table 6, if all our dimensions are the paper's."""
-    dimensions = {t.dimension for t in measured.grid.tokenizers}
+    dimensions = {t.dimension for t in measured.grid.tokenizers if not t.own}
     if tokenizer.loss not in ("full", "none") or not dimensions <= set(paper.DIMENSIONS):
         return None
     return paper.TABLE6.get((tokenizer.dimension, paper.family(tokenizer.teacher)))
@@ -267,7 +276,17 @@ def _published6(measured: Measured, tokenizer: TokenizerCell) -> Published | Non
 def _with_loss(tokenizer: TokenizerCell) -> str:
     """Return the teacher, with the loss in brackets if a part of it is off."""
     loss = "" if tokenizer.loss in ("full", "none") else f" ({LOSS_NAMES[tokenizer.loss]})"
-    return f"{tokenizer.teacher}{loss}"
+    return f"{tokenizer.teacher}{loss}{' (own latent)' if tokenizer.own else ''}"
+
+
+def _latent(tokenizer: TokenizerCell) -> str:
+    """Return what the latent is, with its channels."""
+    return f"{'own' if tokenizer.own else 'aligned'}, d {tokenizer.dimension}"
+
+
+def _transformer(grid: Grid, cell: GeneratorCell) -> str:
+    """Return size and kind of a generator."""
+    return f"{cell.size}, {'DiT^DH' if grid.generator(cell).transformer.has_head else 'LightningDiT'}"
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ _MEANINGS = {
 FRONTIER_TERMS = {
     "d": Term("d", "Channels of the latent: numbers at each position of its grid."),
     "teacher": Term("teacher", "Vision model whose features the latents should resemble; none: without alignment."),
+    "latent": Term("latent", "What the generator learns: an aligned latent, or the teacher’s own features (RAE)."),
+    "transformer": Term("transformer", "Size and kind of the generator; DiT^DH has a wider head."),
     "loss": Term(
         "loss: full, mcos, mdms, margins",
         "The alignment loss (VF loss) and its parts: mcos compares each latent with the teacher’s feature at its "
