@@ -12,7 +12,7 @@ from vavae.data import LatentSettings, LatentWriter
 from vavae.data.images import ImagesConfig
 from vavae.losses import AdversarialConfig, AlignmentConfig, DiscriminatorConfig, ObjectiveConfig, PerceptualConfig
 from vavae.models import Tokenizer
-from vavae.stages import train_dit, train_tokenizer
+from vavae.stages import train_dit, train_joint, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.task import TrainingTask
@@ -71,6 +71,26 @@ def tokenizer_recipe(folder: Path, **training: Any) -> train_tokenizer.Config:
         tokenizer=AUTOENCODER,
         objective=objective,
         stages=(train_tokenizer.StageConfig(48, weight=0.05, cos_margin=0.2),),
+        training=replace(TRAINING, **training),
+    )
+
+
+def joint_recipe(folder: Path, **training: Any) -> train_joint.Config:
+    """Return a recipe of both networks with random crops, flips, sampled posteriors, label dropout, a discriminator."""
+    objective = replace(
+        train_joint.Config().objective,
+        perceptual=PerceptualConfig(weight=0.0),
+        adversarial=AdversarialConfig(
+            weight=0.1, adaptive=False, start_images=16, discriminator=DiscriminatorConfig(8, 1)
+        ),
+    )
+    return train_joint.Config(
+        output=str(folder),
+        data=ImagesConfig("demo", size=16, crop="random", flip=True, limit=30, workers=2),
+        tokenizer=AUTOENCODER,
+        transformer=train_dit.TransformerConfig("S/2", width=32, depth=2, heads=2),
+        objective=objective,
+        alignment=train_joint.JointAlignmentConfig(block=1, projector_width=24),
         training=replace(TRAINING, **training),
     )
 
