@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
+from tiny_runs import joint_recipe, tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +15,7 @@ from vavae.commands.estimate import Config, Estimate, estimate
 from vavae.config import to_yaml
 from vavae.data import LatentDataset
 from vavae.models import Tokenizer
-from vavae.stages import train_dit, train_tokenizer
+from vavae.stages import train_dit, train_joint, train_tokenizer
 from vavae.stages.costs import teacher_spec, vit_costs
 from vavae.training.throughput import count_flops
 from vavae.training.trainer import Trainer
@@ -71,6 +71,21 @@ def test_tokenizer_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.flops_per_image - teacher == task._costs.flops()
     assert found.images_at_once == 4 and found.precision == "fp32"
     assert found.disk["checkpoints"] == (2 + 1 + 2) * state_of(found)
+
+
+def test_joint_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_teacher(monkeypatch.setattr)
+    recipe = joint_recipe(tmp_path / "run")
+    found = of(recipe, tmp_path, classes=10)
+    task = train_joint.JointTask(recipe, recipe.data.open("train"), tmp_path)
+    for name in ("autoencoder", "transformer"):
+        weights = sum(p.numel() for p in task.modules[name].parameters())
+        assert sum(n for part, n in found.parameters.items() if part.startswith(f"{name}.")) == weights
+    assert {"alignment.projectors", "objective.discriminator"} <= found.parameters.keys()
+    task.teacher.width = 1024  # type: ignore[union-attr]
+    teacher, _ = vit_costs(teacher_spec("dinov2-large"), 224) or (0.0, 0)
+    assert found.flops_per_image - teacher == task._costs.flops() > task._costs.tokenizer.flops()
+    assert any("upper bound" in note for note in found.notes)
 
 
 def test_hours_and_images_that_fit(tmp_path: Path) -> None:

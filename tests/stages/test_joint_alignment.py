@@ -113,7 +113,9 @@ def test_pass_of_the_transformer_and_its_averages() -> None:
     for name in ("blocks.0.attn.qkv.weight", "blocks.2.attn.qkv.weight", "pos_embed"):
         owner = model.get_submodule(name.rpartition(".")[0])
         assert_close(getattr(owner, name.rpartition(".")[2]).grad, expected[f"step.grad.{name}"], 1e-4)
-    assert_close(alignment.get_parameter("projectors.0.4.weight").grad, expected["step.grad.projectors.0.4.weight"], 1e-4)  # type: ignore[arg-type]  # fmt: skip
+    projected = alignment.get_parameter("projectors.0.4.weight").grad
+    assert projected is not None
+    assert_close(projected, expected["step.grad.projectors.0.4.weight"], 1e-4)
 
     average.update(0)
     state = alignment.state_dict()

@@ -18,7 +18,6 @@ from vavae.models import Generator, Tokenizer
 from vavae.stages import encode, train_dit, train_joint
 from vavae.stages.joint_alignment import latent_statistics
 from vavae.stages.train_tokenizer import TokenizerTask
-from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.run_log import read_metrics
 from vavae.training.trainer import Trainer
@@ -175,5 +174,5 @@ def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
 def test_aligned_block_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_teacher(monkeypatch.setattr)
     recipe = replace(joint_recipe(tmp_path), alignment=train_joint.JointAlignmentConfig(block=3))
-    with pytest.raises(UserError, match="alignment.block must be at most transformer.depth 2, got 3"):
+    with pytest.raises(UserError, match=r"alignment\.block must be at most transformer\.depth 2, got 3"):
         train_joint.JointTask(recipe, recipe.data.open("train"), tmp_path)
