@@ -284,6 +284,8 @@ class Tokenizer(SavedModel):
             UserError: It has other parts than our autoencoder.
         """
         name = type(autoencoder).__name__
+        if name != "AutoencoderKL":
+            raise UserError(f"autoencoder must be an AutoencoderKL, got {name}; save it and read its folder")
         tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
         shape = infer_autoencoder(tensors, name)
         model = build(AutoencoderKL.from_config, shape, tensors, name)
