@@ -10,7 +10,7 @@ from standin_hub import StandInHub
 
 from vavae.checkpoints.loading import load_autoencoder
 from vavae.errors import UserError
-from vavae.models import Tokenizer
+from vavae.models import Generator, Tokenizer
 from vavae.stages.initial import initial_statistics
 from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
@@ -75,6 +75,14 @@ def test_tokenizer_of_a_training_checkpoint(tmp_path: Path) -> None:
     torch.testing.assert_close(tokenizer.statistics.std, torch.full((8,), 4.0001).sqrt())
     report = str(tokenizer.report)
     assert "loaded from 'vae'" in report and "left out model, ema: another network" in report
+
+
+def test_transformer_of_a_training_checkpoint_takes_both_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "0400000.pt"
+    training_checkpoint(path)
+    generator = Generator.from_pretrained(path, tokenizer=path)
+    assert same_weights(generator.transformer, golden_dit()[0])
+    assert generator.tokenizer.statistics.mean.tolist() == [2.0] * 8
 
 
 FLUX2 = {

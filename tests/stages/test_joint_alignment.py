@@ -12,7 +12,7 @@ from vavae.errors import UserError
 from vavae.flow import FlowConfig
 from vavae.grids import to_grid
 from vavae.stages.joint_alignment import LatentAlignment, first_blocks, frozen, latent_statistics
-from vavae.stages.joint_config import JointAlignmentConfig
+from vavae.stages.joint_config import JointAlignmentConfig, ProjectorConfig
 from vavae.tokenizer import LatentStatistics
 from vavae.training.ema import MovingAverage, exponential
 from vavae.transformer import LightningDiT, TransformerOutput
@@ -63,7 +63,9 @@ class Published:
         fill(self.model, {name: value for name, value in named.items() if name not in projectors})
         self.model.pos_embed.copy_(self.tensors["pos_embed"])
         self.alignment = LatentAlignment(
-            JointAlignmentConfig(block=shape["encoder_depth"], projector_width=shape["projector_dim"]),
+            JointAlignmentConfig(
+                block=shape["encoder_depth"], projector=ProjectorConfig(hidden=shape["projector_dim"])
+            ),
             shape["in_channels"],
             shape["hidden_size"],
             shape["z_dims"][0],
@@ -146,7 +148,7 @@ def drawn(name: str, *shape: int) -> Tensor:
 def test_other_golden_numbers() -> None:
     """Reference code at another size, on the straight path."""
     model = sit(8, 48, 3, 3, 10)
-    alignment = LatentAlignment(JointAlignmentConfig(block=2, projector_width=20), 8, 48, 12)
+    alignment = LatentAlignment(JointAlignmentConfig(block=2, projector=ProjectorConfig(hidden=20)), 8, 48, 12)
     with torch.no_grad():
         for module in (model, alignment):
             for name, parameter in module.named_parameters():

@@ -71,7 +71,9 @@ def test_flow_loss_does_not_reach_the_tokenizer(gradients: Callable[..., Gradien
 
 
 def test_alignment_reaches_the_encoder_only(gradients: Callable[..., Gradients]) -> None:
-    off = train_joint.JointAlignmentConfig(block=1, projector_width=24, tokenizer_weight=0.0)
+    off = train_joint.JointAlignmentConfig(
+        block=1, projector=train_joint.ProjectorConfig(hidden=24), tokenizer_weight=0.0
+    )
     plain, without, tokenizer = gradients(), gradients(alignment=off), gradients(TokenizerTask)
     assert same(of("autoencoder.", without), of("autoencoder.", tokenizer))
     assert same(of("objective.", without), of("objective.", tokenizer))

@@ -92,7 +92,7 @@ def joint_recipe(folder: Path, **training: Any) -> train_joint.Config:
         tokenizer=AUTOENCODER,
         transformer=train_dit.TransformerConfig("S/2", width=32, depth=2, heads=2),
         objective=objective,
-        alignment=train_joint.JointAlignmentConfig(block=1, projector_width=24),
+        alignment=train_joint.JointAlignmentConfig(block=1, projector=train_joint.ProjectorConfig(hidden=24)),
         training=replace(TRAINING, **training),
     )
 

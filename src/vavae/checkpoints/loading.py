@@ -61,6 +61,7 @@ class LoadedTransformer:
     model: Transformer  # the network, on the CPU
     report: LoadReport  # the parts that were loaded and left out
     training: Mapping[str, Any]  # the published training configuration; empty if the checkpoint has none
+    statistics: LatentStatistics | None = None  # of the batch normalization of its latents (REPA-E)
 
 
 def build(make: Callable[[C], N], config: C, tensors: dict[str, Tensor], source: str | Path) -> N:
@@ -192,7 +193,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
         exported, path = _exported_config(folder), _diffusers_weights(folder)
     elif form != "checkpoint":
         raise UserError(f"{path}: holds {files.describe_form(form)}, not a transformer")
-    found = open_checkpoint(path, weights)
+    found = open_checkpoint(path, weights, "transformer")
     tensors = _network(found, "transformer", path)
     if is_ditdh(tensors):
         ditdh = build(DiTDH.from_config, infer_ditdh(tensors, path), tensors, path)
@@ -209,9 +210,9 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     _check_configuration(found.training, shape, path)
     model = build(LightningDiT.from_config, shape, tensors, path)
     what = f"LightningDiT {size_name(shape)} for latents {shape.latent_channels}x{'x'.join(map(str, shape.latent_hw))}"
-    return LoadedTransformer(
-        model, _report(path, f"{what}, {shape.num_classes} classes", model, found, notes), found.training
-    )
+    report = _report(path, f"{what}, {shape.num_classes} classes", model, found, notes)
+    statistics = _batch_norm(found.batch_norm, path) if found.batch_norm else None
+    return LoadedTransformer(model, report, found.training, statistics)
 
 
 def load_decoder(path: Path, weights: Weights = "auto", heads: int | None = None) -> tuple[ViTDecoder, LoadReport]:

@@ -34,7 +34,8 @@ class LatentAlignment(nn.Module):
         super().__init__()
         self.config = config
         self.bn = nn.BatchNorm2d(channels, eps=1e-4, momentum=0.1, affine=False)
-        self.projectors = nn.ModuleList([Projector(width, features, config.projector, config.projector_width)])
+        shape = config.projector
+        self.projectors = nn.ModuleList([Projector(width, features, shape.kind, shape.hidden, shape.kernel)])
 
     @torch.no_grad()
     def start_from(self, statistics: LatentStatistics) -> None:

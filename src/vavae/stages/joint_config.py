@@ -15,28 +15,46 @@ from vavae.training.trainer import TrainingConfig
 
 
 @dataclass(frozen=True)
+class ProjectorConfig:
+    """The map from hidden tokens to the teacher's channels, which is trained along and not part of the generator.
+
+    Attributes:
+        kind: `mlp`, three linear layers (REPA), `linear`, or `conv`, one convolution over the grid of tokens (iREPA).
+        hidden: Width of the MLP's hidden layers.
+        kernel: Side of the convolution's kernel, odd.
+    """
+
+    kind: ProjectorKind = "mlp"
+    hidden: int = 2048
+    kernel: int = 3
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1:
+            raise UserError(f"alignment.projector.hidden must be at least 1, got {self.hidden}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"alignment.projector.kernel must be an odd number, got {self.kernel}")
+
+
+@dataclass(frozen=True)
 class JointAlignmentConfig:
     """Alignment of the transformer's tokens with the teacher, which tunes both networks.
 
     Attributes:
         block: Number of the block whose tokens are aligned, counted from 1.
-        projector: Map from tokens to the teacher's features: `mlp` (REPA), `linear`, or `conv` (iREPA).
-        projector_width: Width of the MLP's hidden layers.
+        projector: Map from tokens to the teacher's channels.
         weight: Factor of the term in the transformer's loss.
         tokenizer_weight: Factor of the term in the tokenizer's loss.
     """
 
     block: int = 8
-    projector: ProjectorKind = "mlp"
-    projector_width: int = 2048
+    projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     weight: float = 0.5
     tokenizer_weight: float = 1.5
 
     def __post_init__(self) -> None:
         check_not_negative("alignment", self, "weight", "tokenizer_weight")
-        for name in ("block", "projector_width"):
-            if getattr(self, name) < 1:
-                raise UserError(f"alignment.{name} must be at least 1, got {getattr(self, name)}")
+        if self.block < 1:
+            raise UserError(f"alignment.block must be at least 1, got {self.block}")
 
 
 def _objective() -> ObjectiveConfig:

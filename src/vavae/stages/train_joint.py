@@ -24,6 +24,7 @@ from vavae.stages.initial import initial_statistics, load_initial_transformer
 from vavae.stages.joint_alignment import LatentAlignment, first_blocks, frozen, latent_statistics
 from vavae.stages.joint_config import Config as Config
 from vavae.stages.joint_config import JointAlignmentConfig as JointAlignmentConfig
+from vavae.stages.joint_config import ProjectorConfig as ProjectorConfig
 from vavae.stages.train_dit import write_samples
 from vavae.stages.train_tokenizer import Batch, TokenizerTask, training_images
 from vavae.tokenizer import AutoencoderKL
