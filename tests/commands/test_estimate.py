@@ -137,8 +137,11 @@ def test_shape_comes_from_the_recipe_of_the_tokenizer(
 
 WRONG = {
     "no recipe": (["no/such"], "no/such: no such file, and no recipe of this name"),
-    "another command": (["imagenet256/encode-sd-vae"], "recipe must be one of train-tokenizer or train-dit, got "),
-    "frontier": (["frontier/smoke"], "recipe must be one of train-tokenizer or train-dit, got "),
+    "another command": (
+        ["imagenet256/encode-sd-vae"],
+        "recipe must be one of train-tokenizer, train-dit or train-joint, got ",
+    ),
+    "frontier": (["frontier/smoke"], "recipe must be one of train-tokenizer, train-dit or train-joint, got "),
     "GPU": (["small/tokenizer", "--gpu", "TPU"], "gpu"),
     "mfu": (["small/tokenizer", "--mfu", "40"], "mfu must be above 0 and at most 1, got 40"),
     "count": (["small/tokenizer", "--count", "0"], "count must be at least 1, got 0"),
