@@ -2,9 +2,9 @@
 
     python benchmarks/kill_test.py --kills 20 --images 4096
 
-It runs both stages with tiny networks and all random features: crops, flips, sampled posteriors, label dropout, the
-discriminator. The moments are drawn over the images of the run; each kill is SIGKILL, SIGTERM or SIGINT. It compares
-parameters, averages, optimizer state, and the text of `metrics.jsonl`. It writes
+It runs both stages, and the joint training of both, with tiny networks and all random features: crops, flips, sampled
+posteriors, label dropout, the discriminator. The moments are drawn over the images of the run; each kill is SIGKILL,
+SIGTERM or SIGINT. It compares parameters, averages, optimizer state, and the text of `metrics.jsonl`. It writes
 `benchmarks/results/<date>-kill-test.json`. The exit code is 0 if all is equal.
 """
 
@@ -85,6 +85,7 @@ def kill_until_done(
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--stages", nargs="+", default=["tokenizer", "transformer", "joint"])
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
@@ -98,7 +99,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         data = write_latents(root / "data")
-        for stage in ("tokenizer", "transformer"):
+        for stage in options.stages:
             began = time.monotonic()
             assert start(stage, root / f"{stage}-whole", data, options.images).wait() == 0
             killed = root / f"{stage}-killed"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vavae import data, flow, losses, metrics, models, teachers, tokenizer, transformer
     from vavae.errors import UserError
     from vavae.models import Generator, RepresentationAutoencoder, SamplingConfig, Tokenizer
-    from vavae.stages.functions import encode, evaluate, sample, train_dit, train_tokenizer
+    from vavae.stages.functions import encode, evaluate, sample, train_dit, train_joint, train_tokenizer
     from vavae.tokenizer import AutoencoderKL, ViTDecoder
     from vavae.transformer import DiTDH, LightningDiT
 
@@ -27,12 +27,14 @@ _EXPORTS = {
     "ViTDecoder": "vavae.tokenizer",
     "DiTDH": "vavae.checkpoints.networks",
     "UserError": "vavae.errors",
-    **dict.fromkeys(("train_tokenizer", "encode", "train_dit", "sample", "evaluate"), "vavae.stages.functions"),
+    **dict.fromkeys(
+        ("train_tokenizer", "encode", "train_dit", "train_joint", "sample", "evaluate"), "vavae.stages.functions"
+    ),
 }
 
 __all__ = ["AutoencoderKL", "DiTDH", "Generator", "LightningDiT", "RepresentationAutoencoder", "SamplingConfig"]
 __all__ += ["Tokenizer", "UserError", "ViTDecoder", "__version__"]
-__all__ += ["encode", "evaluate", "sample", "train_dit", "train_tokenizer"]
+__all__ += ["encode", "evaluate", "sample", "train_dit", "train_joint", "train_tokenizer"]
 __all__ += ["data", "flow", "losses", "metrics", "models", "teachers", "tokenizer", "transformer"]
 
 

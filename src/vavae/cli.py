@@ -33,6 +33,7 @@ COMMANDS = {
     "train-tokenizer": Command("stages.train_tokenizer", "stage 1: train a visual tokenizer, aligned with a teacher"),
     "encode": Command("stages.encode", "images -> latent shards and their statistics"),
     "train-dit": Command("stages.train_dit", "stage 2: train a diffusion transformer on latents"),
+    "train-joint": Command("stages.train_joint", "both stages at once: tokenizer and transformer together (REPA-E)"),
     "sample": Command("stages.sample", "labels or counts -> PNGs, a grid, an npz", ("generator",)),
     "evaluate": Command("stages.evaluate", "reconstruction, generation and latent metrics", ("what", "model+")),
     "frontier": Command("frontier.run", "the paper's tables and figures as one run"),

@@ -31,6 +31,8 @@ def network(model: KnownModel) -> nn.Module:
         if model.kind == "generator":
             return LightningDiT.from_size("XL/1", latent_channels=channels)
         shape = AutoencoderConfig(channels) if factor == 16 else AutoencoderConfig(4, 128, (1, 2, 4, 4), 2, ())
+        if model.name == "flux2-vae":
+            shape = AutoencoderConfig(128, 128, (1, 2, 4, 4), 2, (), unshuffle=2)
         autoencoder = AutoencoderKL.from_config(shape)
         assert autoencoder.factor == factor
         return autoencoder

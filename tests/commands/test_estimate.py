@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from aligned_runs import aligned_recipe, use_the_teacher, write_image_latents
-from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
+from tiny_runs import joint_recipe, tokenizer_recipe, transformer_recipe, use_tiny_teacher, write_latents
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,7 +16,7 @@ from vavae.commands.estimate import Config, Estimate, estimate
 from vavae.config import to_yaml
 from vavae.data import LatentDataset
 from vavae.models import Tokenizer
-from vavae.stages import train_dit, train_tokenizer
+from vavae.stages import train_dit, train_joint, train_tokenizer
 from vavae.stages.costs import teacher_spec, vit_costs
 from vavae.stages.hidden_alignment import Projectors
 from vavae.training.throughput import count_flops
@@ -98,6 +98,21 @@ def test_tokenizer_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert found.disk["checkpoints"] == (2 + 1 + 2) * state_of(found)
 
 
+def test_joint_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_tiny_teacher(monkeypatch.setattr)
+    recipe = joint_recipe(tmp_path / "run")
+    found = of(recipe, tmp_path, classes=10)
+    task = train_joint.JointTask(recipe, recipe.data.open("train"), tmp_path)
+    for name in ("autoencoder", "transformer"):
+        weights = sum(p.numel() for p in task.modules[name].parameters())
+        assert sum(n for part, n in found.parameters.items() if part.startswith(f"{name}.")) == weights
+    assert {"alignment.projectors", "objective.discriminator"} <= found.parameters.keys()
+    task.teacher.width = 1024  # type: ignore[union-attr]
+    teacher, _ = vit_costs(teacher_spec("dinov2-large"), 224) or (0.0, 0)
+    assert found.flops_per_image - teacher == task._costs.flops() > task._costs.tokenizer.flops()
+    assert any("upper bound" in note for note in found.notes)
+
+
 def test_hours_and_images_that_fit(tmp_path: Path) -> None:
     recipe = transformer_recipe(tmp_path, write_latents(tmp_path / "data"), precision="bf16", images=10**9)
     found = of(replace(recipe, training=replace(recipe.training, batch_size=2**22)), tmp_path, count=2, mfu=0.5)
@@ -147,8 +162,11 @@ def test_shape_comes_from_the_recipe_of_the_tokenizer(
 
 WRONG = {
     "no recipe": (["no/such"], "no/such: no such file, and no recipe of this name"),
-    "another command": (["imagenet256/encode-sd-vae"], "recipe must be one of train-tokenizer or train-dit, got "),
-    "frontier": (["frontier/smoke"], "recipe must be one of train-tokenizer or train-dit, got "),
+    "another command": (
+        ["imagenet256/encode-sd-vae"],
+        "recipe must be one of train-tokenizer, train-dit or train-joint, got ",
+    ),
+    "frontier": (["frontier/smoke"], "recipe must be one of train-tokenizer, train-dit or train-joint, got "),
     "GPU": (["small/tokenizer", "--gpu", "TPU"], "gpu"),
     "mfu": (["small/tokenizer", "--mfu", "40"], "mfu must be above 0 and at most 1, got 40"),
     "count": (["small/tokenizer", "--count", "0"], "count must be at least 1, got 0"),

@@ -21,7 +21,7 @@ from vavae.flow.times import shift_times
 from vavae.frontier import run as frontier
 from vavae.losses import TokenizerObjective
 from vavae.losses.dino_discriminator import DinoViT
-from vavae.stages import encode, evaluate, train_dit, train_tokenizer
+from vavae.stages import encode, evaluate, train_dit, train_joint, train_tokenizer
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig
@@ -38,7 +38,7 @@ DIT_EPOCH = 1_280_000  # the paper's 80,000 steps of 1,024 are 64 epochs
 def stage_of(path: Path) -> Any:
     if path.parent.name == "frontier":
         return frontier
-    command = {"tokenizer": train_tokenizer, "encode": encode}
+    command = {"tokenizer": train_tokenizer, "encode": encode, "joint": train_joint}
     return next((stage for name, stage in command.items() if path.stem.startswith(name)), train_dit)
 
 

@@ -24,6 +24,7 @@ OPTIONS = ["--output", "mine", "--data.images", "photos", "--data.size", "32,64"
         ("train_tokenizer", None, {"stages": [{"from_images": 8}]}, ["--stages", "[{from_images: 8}]"]),
         ("encode", "demo-model/encode", {"flips": False}, ["demo-model/encode", "--flips", "false"]),
         ("train_dit", {"flow.path": "linear", "fp8": True}, {}, ["--flow.path", "linear", "--fp8"]),
+        ("train_joint", "small/joint", {"alignment": {"block": 3}}, ["small/joint", "--alignment.block", "3"]),
         ("sample", None, {"labels": ("cat", 3), "npz": True}, ["--labels", "cat,3", "--npz"]),
         ("evaluate", {"what": "tokenizer"}, {"model": ["a", "b"]}, ["tokenizer", "a", "b"]),
     ],

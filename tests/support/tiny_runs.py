@@ -12,7 +12,7 @@ from vavae.data import LatentSettings, LatentWriter
 from vavae.data.images import ImagesConfig
 from vavae.losses import AdversarialConfig, AlignmentConfig, DiscriminatorConfig, ObjectiveConfig, PerceptualConfig
 from vavae.models import Tokenizer
-from vavae.stages import train_dit, train_tokenizer
+from vavae.stages import train_dit, train_joint, train_tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.task import TrainingTask
@@ -43,9 +43,11 @@ class TinyTeacher(torch.nn.Module):
         generator = torch.Generator().manual_seed(5)
         self.register_buffer("weight", torch.randn(self.width, 3, 4, 4, generator=generator))
 
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(images, self.weight, stride=4)
+
     def features_at(self, images: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        features = torch.nn.functional.conv2d(images, self.weight, stride=4)
-        return torch.nn.functional.interpolate(features, size=grid, mode="bilinear")
+        return torch.nn.functional.interpolate(self(images), size=grid, mode="bilinear")
 
 
 def use_tiny_teacher(set_attribute: Callable[[object, str, object], None] = setattr) -> None:
@@ -71,6 +73,26 @@ def tokenizer_recipe(folder: Path, **training: Any) -> train_tokenizer.Config:
         tokenizer=AUTOENCODER,
         objective=objective,
         stages=(train_tokenizer.StageConfig(48, weight=0.05, cos_margin=0.2),),
+        training=replace(TRAINING, **training),
+    )
+
+
+def joint_recipe(folder: Path, **training: Any) -> train_joint.Config:
+    """Return a recipe of both networks with random crops, flips, sampled posteriors, label dropout, a discriminator."""
+    objective = replace(
+        train_joint.Config().objective,
+        perceptual=PerceptualConfig(weight=0.0),
+        adversarial=AdversarialConfig(
+            weight=0.1, adaptive=False, start_images=16, discriminator=DiscriminatorConfig(8, 1)
+        ),
+    )
+    return train_joint.Config(
+        output=str(folder),
+        data=ImagesConfig("demo", size=16, crop="random", flip=True, limit=30, workers=2),
+        tokenizer=AUTOENCODER,
+        transformer=train_dit.TransformerConfig("S/2", width=32, depth=2, heads=2),
+        objective=objective,
+        alignment=train_joint.JointAlignmentConfig(block=1, projector=train_joint.ProjectorConfig(hidden=24)),
         training=replace(TRAINING, **training),
     )
 

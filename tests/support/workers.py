@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from estimates import skip_estimates
 from regression_task import Regression
-from tiny_runs import tokenizer_recipe, transformer_recipe, use_tiny_teacher
+from tiny_runs import joint_recipe, tokenizer_recipe, transformer_recipe, use_tiny_teacher
 from torch import nn
 
 from vavae.data.images import ImagesConfig
 from vavae.errors import RunError, UserError
-from vavae.stages import encode, train_dit, train_tokenizer
+from vavae.stages import encode, train_dit, train_joint, train_tokenizer
 from vavae.training import checkpoint, gradients
 from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
 from vavae.training.optimizer import OptimizerConfig
@@ -33,6 +33,12 @@ def tokenizer(folder: str, images: str, parallel: str = "replicate") -> None:
     """Train the tiny tokenizer."""
     use_tiny_teacher()
     train_tokenizer.run(tokenizer_recipe(Path(folder), images=int(images), parallel=parallel))
+
+
+def joint(folder: str, images: str, parallel: str = "replicate") -> None:
+    """Train the tiny tokenizer and a tiny transformer together."""
+    use_tiny_teacher()
+    train_joint.run(joint_recipe(Path(folder), images=int(images), parallel=parallel))
 
 
 def transformer(folder: str, data: str, images: str, parallel: str = "replicate") -> None:
@@ -70,7 +76,12 @@ def measured_stages(folder: str, data: str, port: str) -> None:
 def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:
     """Train a stage, and send this process a signal after `at` images."""
     skip_estimates()
-    task: Any = {"tokenizer": train_tokenizer.TokenizerTask, "transformer": train_dit.TransformerTask}[stage]
+    tasks: dict[str, Any] = {
+        "tokenizer": train_tokenizer.TokenizerTask,
+        "transformer": train_dit.TransformerTask,
+        "joint": train_joint.JointTask,
+    }
+    task = tasks[stage]
     original = task.step
 
     def step(self: Any, batch: Any, images_seen: int, scale: float) -> dict[str, torch.Tensor]:
@@ -79,10 +90,10 @@ def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> No
         return original(self, batch, images_seen, scale)  # type: ignore[no-any-return]
 
     task.step = step
-    if stage == "tokenizer":
-        tokenizer(folder, "64")
-    else:
+    if stage == "transformer":
         transformer(folder, data, "64")
+    else:
+        {"tokenizer": tokenizer, "joint": joint}[stage](folder, "64")
 
 
 def stopped_transformer(folder: str, data: str, parallel: str) -> None:
@@ -230,6 +241,11 @@ def batch_norm(world: World) -> None:
         torch.testing.assert_close(p.grad * 2, q.grad, rtol=1e-3, atol=1e-4)
     synced(whole[half])  # a second time, as the plain one above
     torch.testing.assert_close(synced[0].running_var, plain[0].running_var, rtol=1e-5, atol=1e-5)
+    without = nn.Sequential(nn.BatchNorm2d(5, eps=1e-4, affine=False))  # of latents in joint training
+    synchronize_batch_norm(without)
+    assert without[0].eps == 1e-4
+    expected = nn.functional.batch_norm(whole, None, None, training=True, eps=1e-4)
+    torch.testing.assert_close(without(whole[half]), expected[half], rtol=1e-4, atol=1e-4)
 
 
 def mistake(world: World) -> None:

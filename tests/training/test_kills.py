@@ -1,4 +1,4 @@
-"""Both stages, killed at random steps, end bit-identical to an undisturbed run. benchmarks/kill_test.py is longer."""
+"""Runs that are killed at random steps end bit-identical to undisturbed ones. benchmarks/kill_test.py is longer."""
 
 import random
 import signal
@@ -28,7 +28,7 @@ def run(stage: str, folder: Path, data: Path, kill: tuple[int, int] = (0, -1)) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer", "joint"])
 def test_repeatedly_killed_run_ends_bit_identical(stage: str, data: Path, tmp_path: Path) -> None:
     assert run(stage, tmp_path / "whole", data) == 0
     chance = random.Random(7)
@@ -45,7 +45,7 @@ def test_repeatedly_killed_run_ends_bit_identical(stage: str, data: Path, tmp_pa
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "killed")]
     assert logs[0] == logs[1] and len(logs[0].splitlines()) == 4
-    product = {"tokenizer": "tokenizer", "transformer": "generator"}[stage]
+    product = "tokenizer" if stage == "tokenizer" else "generator"
     files = {p.name for p in (tmp_path / "whole" / product).iterdir() if p.suffix == ".safetensors"}
     assert files
     for name in files:

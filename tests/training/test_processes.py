@@ -90,6 +90,14 @@ def test_tokenizer_on_two_processes(launch: Launch, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "one", tmp_path / "two", rtol=5e-3)
 
 
+@pytest.mark.slow
+def test_joint_training_on_two_processes(launch: Launch, tmp_path: Path) -> None:
+    """With the batch normalization of the latents over the whole batch."""
+    launch(1, "joint", tmp_path / "one", 96)
+    launch(2, "joint", tmp_path / "two", 96)
+    assert_same_run(tmp_path / "one", tmp_path / "two", rtol=5e-3)
+
+
 def test_encoding_on_two_processes(launch: Launch, data: Path, tmp_path: Path) -> None:
     """The same latents and statistics as from one process, and each process has written its shards."""
     launch(1, "encode_images", tmp_path / "one", data / "tokenizer")

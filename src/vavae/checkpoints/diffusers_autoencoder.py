@@ -105,6 +105,10 @@ def diffusers_config(config: AutoencoderConfig, statistics: LatentStatistics) ->
     Raises:
         UserError: diffusers cannot build such an autoencoder.
     """
+    if config.unshuffle != 1:
+        raise UserError(
+            f"autoencoder: unshuffle must be 1 for diffusers' AutoencoderKL, got {config.unshuffle}; keep our folder"
+        )
     groups = {math.gcd(_GROUPS, width) for width in (config.base_channels, *config.widths)}
     if config.channel_multipliers[0] != 1 or len(groups) != 1:
         raise UserError(
@@ -152,7 +156,9 @@ def check_diffusers_config(config: Mapping[str, Any], shape: AutoencoderConfig, 
         UserError: Names the key whose value our autoencoder does not have.
     """
     groups = math.gcd(_GROUPS, shape.base_channels)
-    expected = {"act_fn": "silu", "norm_num_groups": groups, "in_channels": 3, "out_channels": 3}
+    expected: dict[str, Any] = {"act_fn": "silu", "norm_num_groups": groups, "in_channels": 3, "out_channels": 3}
+    if shape.unshuffle > 1:
+        expected |= {"batch_norm_eps": 1e-4, "patch_size": [shape.unshuffle] * 2}
     for key, value in expected.items():
         if config.get(key, value) != value:
             raise UserError(f"{source}: {key} must be {value!r}, got {config[key]!r}")

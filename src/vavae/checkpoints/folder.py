@@ -83,7 +83,7 @@ def form_of(path: Path) -> Form:
         kind = config.get("kind")
         if kind in ("tokenizer", "generator"):
             return kind
-        if config.get("_class_name") in ("AutoencoderKL", DIFFUSERS_RAE):
+        if config.get("_class_name") in ("AutoencoderKL", "AutoencoderKLFlux2", DIFFUSERS_RAE):
             return "diffusers"
         found = str(kind or config.get("_class_name"))[:60]
         raise UserError(
@@ -150,13 +150,15 @@ def published_file(folder: Path) -> Path | None:
 
 
 def published_files(names: Iterable[str]) -> list[str]:
-    """Return the names of checkpoints among names of files; statistics do not count."""
-    return [n for n in sorted(names) if Path(n).suffix in CHECKPOINT_SUFFIXES and not is_statistics(n)]
+    """Return the names of checkpoints among names of files; statistics and REPA-E's discriminators do not count."""
+    found = [n for n in sorted(names) if Path(n).suffix in CHECKPOINT_SUFFIXES and not is_statistics(n)]
+    return [n for n in found if not n.endswith("-discriminator-ckpt.pt")]
 
 
 def is_statistics(name: str) -> bool:
-    """Return whether a file is named as statistics; published names end with `_sdvae`, for example."""
-    return Path(name).stem in (Path(STATISTICS).stem, Path(RAE_STATISTICS).stem) or name.startswith("latents_stats")
+    """Return whether a file is named as statistics, such as `latents_stats_sdvae.pt`, `NAME-latents-stats.pt`."""
+    stem, known = Path(name).stem, {Path(own).stem for own in (STATISTICS, RAE_STATISTICS)}
+    return stem in known or name.startswith("latents_stats") or stem.endswith("-latents-stats")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Load networks from folders of ours, published files and folders of diffusers."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,6 +62,7 @@ class LoadedTransformer:
     model: Transformer  # the network, on the CPU
     report: LoadReport  # the parts that were loaded and left out
     training: Mapping[str, Any]  # the published training configuration; empty if the checkpoint has none
+    statistics: LatentStatistics | None = None  # of the batch normalization of its latents (REPA-E)
 
 
 def build(make: Callable[[C], N], config: C, tensors: dict[str, Tensor], source: str | Path) -> N:
@@ -75,7 +77,7 @@ def build(make: Callable[[C], N], config: C, tensors: dict[str, Tensor], source:
     return network.eval()
 
 
-def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
+def open_checkpoint(path: Path, weights: Weights = "auto", kind: Kind | None = None) -> Unwrapped:
     """Read a checkpoint file, or the one in a published folder, and find the network in it.
 
     Raises:
@@ -86,7 +88,7 @@ def open_checkpoint(path: Path, weights: Weights = "auto") -> Unwrapped:
         raise UserError(f"{path}: must have a checkpoint")
     files.refuse_part(file)
     content, placeholders = read_with_placeholders(file)
-    found = unwrap(content, file, weights)
+    found = unwrap(content, file, weights, kind)
     classes = [name for name in placeholders if name != "argparse.Namespace"]  # whose values are read
     return replace(found, ignored=(*found.ignored, *(Ignored(name, 1, "class that is not loaded") for name in classes)))
 
@@ -150,7 +152,7 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
         path = diffusers_weights(path)
     elif form != "checkpoint":
         raise UserError(f"{path}: holds {files.describe_form(form)}, not a tokenizer")
-    found = open_checkpoint(path, weights)
+    found = open_checkpoint(path, weights, "autoencoder")
     tensors, statistics = _network(found, "autoencoder", path), None
     if is_diffusers(tensors):
         tensors, notes = from_diffusers_names(tensors, path)
@@ -159,15 +161,25 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
     else:
         notes = add_quant_conv(tensors)
     shape = infer_autoencoder(tensors, path)
+    if found.batch_norm:
+        statistics = _batch_norm(found.batch_norm, path)
+        shape = infer_autoencoder(tensors, path, math.isqrt(statistics.channels // shape.latent_channels))
     if config is not None:
         where = path.parent / files.CONFIG
         check_diffusers_config(config, shape, where)
-        statistics = diffusers_statistics(config, shape.latent_channels, where)
+        if not found.batch_norm:
+            statistics = diffusers_statistics(config, shape.latent_channels, where)
     model = build(AutoencoderKL.from_config, shape, tensors, path)
     attention = "" if shape.decoder_attention else ", no attention on the decoder's way up"
     what = f"autoencoder f{shape.factor} d{shape.latent_channels}, widths {shape.widths}{attention}"
     report = _report(path, what, model, found, notes)
     return LoadedAutoencoder(model, statistics, {"converted_from": name}, report, found.extra)
+
+
+def _batch_norm(tensors: dict[str, Tensor], path: Path) -> LatentStatistics:
+    """Return the running statistics of a batch normalization of latents as their statistics."""
+    with errors_name(path):
+        return LatentStatistics.from_dict({name: value.clone() for name, value in tensors.items()})
 
 
 def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = None) -> LoadedTransformer:
@@ -184,7 +196,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
         exported, path = _exported_config(folder), diffusers_weights(folder)
     elif form != "checkpoint":
         raise UserError(f"{path}: holds {files.describe_form(form)}, not a transformer")
-    found = open_checkpoint(path, weights)
+    found = open_checkpoint(path, weights, "transformer")
     tensors = _network(found, "transformer", path)
     if is_ditdh(tensors):
         ditdh = build(DiTDH.from_config, infer_ditdh(tensors, path), tensors, path)
@@ -205,9 +217,9 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     _check_configuration(found.training, shape, path)
     model = build(LightningDiT.from_config, shape, tensors, path)
     what = f"LightningDiT {size_name(shape)} for latents {shape.latent_channels}x{'x'.join(map(str, shape.latent_hw))}"
-    return LoadedTransformer(
-        model, _report(path, f"{what}, {shape.num_classes} classes", model, found, notes), found.training
-    )
+    report = _report(path, f"{what}, {shape.num_classes} classes", model, found, notes)
+    statistics = _batch_norm(found.batch_norm, path) if found.batch_norm else None
+    return LoadedTransformer(model, report, found.training, statistics)
 
 
 def load_decoder(path: Path, weights: Weights = "auto", heads: int | None = None) -> tuple[ViTDecoder, LoadReport]:

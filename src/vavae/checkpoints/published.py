@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -99,6 +99,8 @@ class Unwrapped:
     training: Mapping[str, Any]  # the training configuration in the checkpoint, in the sections of LightningDiT's
     ignored: tuple[Ignored, ...]  # the other parts of the checkpoint
     extra: dict[str, Tensor]  # tensors among them that a training can continue from: discriminator and projection
+    # Running mean and variance of the batch normalization of latents (REPA-E, FLUX.2), averaged ones if possible.
+    batch_norm: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +114,7 @@ class _Set:
     rest: tuple[Ignored, ...] = ()  # other parts of the same dictionary
 
 
-def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwrapped:
+def unwrap(content: Any, source: str | Path, weights: Weights = "auto", kind: Kind | None = None) -> Unwrapped:
     """Find the network in the content of a checkpoint file.
 
     A set of weights is the file itself, or a dictionary in it with names of our networks. Prefixes of wrappers
@@ -123,6 +125,7 @@ def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwra
         source: The file, for messages.
         weights: `auto` prefers averaged weights, `ema` and `model` require averaged or plain ones; else the name of a
             set.
+        kind: Which network, if the file has several (REPA-E's have `vae` next to a transformer).
 
     Raises:
         UserError: The set is missing, or its network is neither an autoencoder nor a LightningDiT.
@@ -131,12 +134,9 @@ def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwra
         what = content.path if isinstance(content, Placeholder) else type(content).__name__
         raise UserError(f"{source}: holds a {what}, not a dictionary of tensors")
     sets = _sets(content, source)
-    chosen = _choose(sets, source, weights)
-    ignored = [
-        Ignored(other.label, 1, "averaged weights" if other.averaged else "weights that are not averaged")
-        for other in sets
-        if other is not chosen
-    ]
+    fitting = [each for each in sets if kind is not None and _kind_of(each.tensors) == kind] or sets
+    chosen = _choose(fitting, source, weights)
+    ignored = [Ignored(other.label, 1, _of_other(other, fitting)) for other in sets if other is not chosen]
     keys = {each.key for each in sets}
     if chosen.key:
         ignored += [Ignored(str(k), 1, _reason(str(k), v)) for k, v in content.items() if str(k) not in keys]
@@ -148,7 +148,28 @@ def unwrap(content: Any, source: str | Path, weights: Weights = "auto") -> Unwra
             ignored.append(Ignored(f"{prefix}*", len(names), why))
             extra |= {name: tensors.pop(name) for name in names}
     kept = {name: value for name, value in extra.items() if not name.startswith("foundation_model.")}
-    return Unwrapped(_kind(tensors, source), tensors, chosen.label, _training(content), tuple(ignored), kept)
+    norms = [_below(each.tensors, "bn.") for each in sorted(sets, key=lambda each: not each.averaged)]
+    tensors = {name: value for name, value in tensors.items() if not name.startswith("bn.")}
+    return Unwrapped(
+        _kind(tensors, source),
+        tensors,
+        chosen.label,
+        _training(content),
+        tuple(ignored),
+        kept,
+        next((norm for norm in norms if norm), {}),
+    )
+
+
+def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _of_other(other: _Set, fitting: list[_Set]) -> str:
+    """Return why a set of weights is left out."""
+    if other not in fitting:
+        return "another network"
+    return "averaged weights" if other.averaged else "weights that are not averaged"
 
 
 def _reason(key: str, value: Any) -> str:
@@ -259,7 +280,8 @@ def _clean_names(state: Mapping[Any, Any], source: str | Path) -> dict[str, Any]
     return tensors
 
 
-def _kind(tensors: Mapping[str, Any], source: str | Path) -> Kind:
+def _kind_of(tensors: Mapping[str, Any]) -> Kind | None:
+    """Return the kind of a network by its names, or None."""
     if any(name.startswith("decoder_layers.") for name in tensors):
         return "decoder"
     if any(name.startswith(("encoder.", "decoder.")) for name in tensors):
@@ -268,6 +290,12 @@ def _kind(tensors: Mapping[str, Any], source: str | Path) -> Kind:
         return "transformer"
     if {"mean", "std"} <= tensors.keys() and len(tensors) <= 3:
         return "statistics"
+    return None
+
+
+def _kind(tensors: Mapping[str, Any], source: str | Path) -> Kind:
+    if (kind := _kind_of(tensors)) is not None:
+        return kind
     names = ", ".join(sorted({name.split(".")[0] for name in tensors})[:5]) or "nothing"
     if tensors and not any(isinstance(value, Tensor) for value in tensors.values()):
         raise UserError(f"{source}: must have weights of a network, got {names}")

@@ -18,8 +18,10 @@ Tensors = Mapping[str, Tensor]
 C = TypeVar("C", AutoencoderConfig, LightningDiTConfig)
 
 
-def infer_autoencoder(tensors: Tensors, source: str | Path) -> AutoencoderConfig:
+def infer_autoencoder(tensors: Tensors, source: str | Path, unshuffle: int = 1) -> AutoencoderConfig:
     """Return the configuration of an autoencoder, from its published names and shapes.
+
+    `unshuffle` does not show in them.
 
     Raises:
         UserError: A tensor that shows it is missing or has an impossible shape.
@@ -35,12 +37,13 @@ def infer_autoencoder(tensors: Tensors, source: str | Path) -> AutoencoderConfig
             )
         attention = tuple(i for i in levels if any_name(tensors, rf"encoder\.down\.{i}\.attn\."))
         return AutoencoderConfig(
-            latent_channels=shape_of(tensors, "decoder.conv_in.weight", 4)[1],
+            latent_channels=shape_of(tensors, "decoder.conv_in.weight", 4)[1] * unshuffle**2,
             base_channels=base,
             channel_multipliers=tuple(width // base for width in widths),
             blocks_per_level=count_of(tensors, r"encoder\.down\.0\.block\.(\d+)\.", "encoder.down.0.block.0"),
             attention_levels=attention,
             decoder_attention=not attention or any_name(tensors, r"decoder\.up\.\d+\.attn\."),
+            unshuffle=unshuffle,
         )
 
 
@@ -80,7 +83,7 @@ def check_autoencoder(config: AutoencoderConfig, tensors: Tensors, source: str |
     Raises:
         UserError: Names the first key that differs.
     """
-    held = infer_autoencoder(tensors, source)
+    held = infer_autoencoder(tensors, source, config.unshuffle)
     stated = dataclasses.replace(config, attention_levels=tuple(sorted(set(config.attention_levels))))
     if not config.attention_levels:  # the decoder has none either
         stated = dataclasses.replace(stated, decoder_attention=held.decoder_attention)

@@ -41,10 +41,16 @@ def read_statistics(source: str | Path | LatentStatistics) -> LatentStatistics:
         raise UserError(f"{path}: {error}") from error
 
 
-def statistics_file(folder: Path) -> Path | None:
-    """Return the file of statistics in a folder, ours before a published one; None without file or folder."""
-    files = (folder / name for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME, RAE_STATISTICS))
-    return next((file for file in files if file.is_file()), None)
+def statistics_file(path: Path) -> Path | None:
+    """Return the file of statistics in a folder, ours before a published one; None without file or folder.
+
+    REPA-E's `NAME-latents-stats.pt` also belongs to the checkpoint `NAME.pt`, if `path` is that file.
+    """
+    if path.is_file():
+        own = path.with_name(f"{path.stem}-latents-stats.pt")
+        return own if own.is_file() else None
+    files = [path / name for name in (STATISTICS_NAME, PUBLISHED_STATISTICS_NAME, RAE_STATISTICS)]
+    return next((file for file in [*files, *sorted(path.glob("*-latents-stats.pt"))] if file.is_file()), None)
 
 
 def scaled(statistics: LatentStatistics, factor: float) -> LatentStatistics:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from vavae.data import LatentDataset
 from vavae.device import Compute
 from vavae.errors import UserError
 from vavae.io.yaml_files import read_yaml
-from vavae.stages import encode, train_dit, train_tokenizer
-from vavae.stages.costs import TokenizerCosts, TransformerCosts, teacher_spec, vit_costs
+from vavae.stages import encode, train_dit, train_joint, train_tokenizer
+from vavae.stages.costs import JointCosts, TokenizerCosts, TransformerCosts, teacher_spec, vit_costs
 from vavae.stages.hidden_alignment import Projectors
 from vavae.teachers.config import TeacherConfig
 from vavae.training.config import TrainingConfig
@@ -38,13 +38,13 @@ class Config:
     """Estimate a training.
 
     Attributes:
-        recipe: Recipe of `train-tokenizer` or `train-dit`: a file, or a name that `vavae recipes` lists.
+        recipe: Recipe of `train-tokenizer`, `train-dit` or `train-joint`: a file, or a name that `vavae recipes` lists.
         gpu: The GPUs.
         count: How many of each work together.
         mfu: Share of the peak that the training reaches.
         latent_shape: Channels, height and width of the latents of a `train-dit` recipe; null reads the folder of
             latents or the tokenizer's recipe.
-        classes: Classes of the latents; null reads the folder of latents.
+        classes: Classes of the latents, or of the images of `train-joint`; null reads the folder of latents.
         dataset_images: Images of the data set, for the size of the latents; null reads the folder of latents.
         json: Print JSON.
     """
@@ -124,17 +124,14 @@ def read_training_recipe(name: str) -> tuple[str, Path, Any]:
     """
     path = recipe_file(name)
     keys = set(read_yaml(path))
-    known = {
-        "train-tokenizer": {f.name for f in fields(train_tokenizer.Config)},
-        "train-dit": {f.name for f in fields(train_dit.Config)},
-    }
+    stages = {"train-tokenizer": train_tokenizer, "train-dit": train_dit, "train-joint": train_joint}
+    known = {command: {f.name for f in fields(stage.Config)} for command, stage in stages.items()}
     shared = set.intersection(*known.values())
-    command = max(known, key=lambda one: len(keys & (known[one] - shared)))
+    command = min(known, key=lambda one: len(keys - known[one]))
     # One unknown key is a mistake, which is reported when the recipe is built; more are the keys of another command.
     if not keys & (known[command] - shared) or len(keys - known[command]) > 1:
-        raise UserError(f"recipe must be one of train-tokenizer or train-dit, got {path}")
-    stage = train_tokenizer if command == "train-tokenizer" else train_dit
-    return command, path, load_recipe(stage.Config, path)
+        raise UserError(f"recipe must be one of train-tokenizer, train-dit or train-joint, got {path}")
+    return command, path, load_recipe(stages[command].Config, path)
 
 
 def _maker(output: str, near: Path) -> Path | None:
@@ -147,9 +144,9 @@ def _maker(output: str, near: Path) -> Path | None:
 class _Needs:
     """What a recipe trains."""
 
-    costs: TokenizerCosts | TransformerCosts
+    costs: TokenizerCosts | TransformerCosts | JointCosts
     modules: dict[str, nn.Module]
-    averaged: str  # name of the module that is averaged and becomes the model
+    averaged: Sequence[str]  # names of the modules that are averaged
     optimizers: Mapping[str, tuple[OptimizerConfig, Sequence[nn.Parameter]]]
     flops: float  # of one image
     frozen: dict[str, int]  # parameters
@@ -166,13 +163,17 @@ def estimate(config: Config) -> Estimate:
     training: TrainingConfig = recipe.training
     precision: Compute = "fp32" if training.precision == "fp32" else "bf16"
     notes: list[str] = []
-    tokenizer = command == "train-tokenizer"
-    needs = _tokenizer(recipe, precision, notes) if tokenizer else _transformer(config, recipe, path, precision, notes)
+    if command == "train-dit":
+        needs = _transformer(config, recipe, path, precision, notes)
+    else:
+        needs = _tokenizer(recipe, precision, notes)
+    if command == "train-joint":
+        needs = _joint(config, recipe, needs, notes)
     if precision == "fp32":
         notes.append(f"precision fp32: {_FP32_SHARE:.0%} of the bf16 peak, as TF32 convolutions have")
 
     # Memory
-    state = state_bytes(needs.modules, [needs.averaged], training.num_averages, needs.optimizers)
+    state = state_bytes(needs.modules, needs.averaged, training.num_averages, needs.optimizers)
     fixed = {**state, "frozen networks": 4 * sum(needs.frozen.values())}
     if training.parallel == "shard":
         fixed = {name: size // config.count for name, size in fixed.items()}
@@ -185,7 +186,8 @@ def estimate(config: Config) -> Estimate:
 
     # Disk: one checkpoint more than are kept, while it is written
     milestones = 0 if training.milestone_images is None else training.images // training.milestone_images
-    model = sum(value.nbytes for value in needs.modules[needs.averaged].state_dict().values())
+    networks = [needs.modules[name] for name in ("autoencoder", "transformer") if name in needs.modules]
+    model = sum(value.nbytes for network in networks for value in network.state_dict().values())
     checkpoints = (training.keep_checkpoints + 1 + milestones) * sum(state.values())
     disk = {"checkpoints": checkpoints, "model": model * (2 if training.best else 1), **needs.disk}
 
@@ -232,7 +234,7 @@ class _StepMemory:
         halved: Whether training takes half of them where they do not.
     """
 
-    def __init__(self, costs: TokenizerCosts | TransformerCosts, at_once: int, halved: bool) -> None:
+    def __init__(self, costs: TokenizerCosts | TransformerCosts | JointCosts, at_once: int, halved: bool) -> None:
         self._most = at_once
         self.smallest = 1 if halved else at_once
         few, many = max(1, at_once // 16), max(2, at_once)
@@ -281,7 +283,8 @@ def _teacher(recipe: TeacherConfig, notes: list[str]) -> tuple[int, float, int]:
 
 def _tokenizer(recipe: train_tokenizer.Config, precision: Compute, notes: list[str]) -> _Needs:
     width, flops, frozen = None, 0.0, {}
-    if recipe.objective.alignment.enabled or recipe.representation is not None:
+    joint = isinstance(recipe, train_joint.Config)
+    if joint or recipe.objective.alignment.enabled or recipe.representation is not None:
         width, flops, frozen["teacher"] = _teacher(recipe.teacher, notes)
     costs = TokenizerCosts(recipe, width, precision)
     autoencoder, objective = costs.networks()
@@ -289,7 +292,26 @@ def _tokenizer(recipe: train_tokenizer.Config, precision: Compute, notes: list[s
         frozen["LPIPS"] = sum(p.numel() for p in objective.perceptual.parameters())
     modules = {"autoencoder": autoencoder, "objective": objective}
     optimizers = train_tokenizer.optimizers(recipe, autoencoder, objective)
-    return _Needs(costs, modules, "autoencoder", optimizers, flops + costs.flops(), frozen, {})
+    return _Needs(costs, modules, ["autoencoder"], optimizers, flops + costs.flops(), frozen, {})
+
+
+def _joint(config: Config, recipe: train_joint.Config, tokenizer: _Needs, notes: list[str]) -> _Needs:
+    """Add transformer and alignment to the needs of a joint recipe's tokenizer."""
+    if config.classes is None:
+        notes.append("assumed: 1,000 classes (--classes)")
+    notes.append("memory is an upper bound: both networks at their peaks at once")
+    assert isinstance(tokenizer.costs, TokenizerCosts)
+    costs = JointCosts(recipe, tokenizer.costs.teacher_width or 0, tokenizer.costs.precision, config.classes or 1000)
+    added = costs.networks()
+    trained = [parameter for module in added.values() for parameter in module.parameters()]
+    return replace(
+        tokenizer,
+        costs=costs,
+        modules=tokenizer.modules | added,
+        averaged=list(added),
+        optimizers={**tokenizer.optimizers, "transformer": (recipe.transformer_optimizer, trained)},
+        flops=tokenizer.flops - tokenizer.costs.flops() + costs.flops(),
+    )
 
 
 def _transformer(config: Config, recipe: train_dit.Config, path: Path, precision: Compute, notes: list[str]) -> _Needs:
@@ -332,7 +354,7 @@ def _transformer(config: Config, recipe: train_dit.Config, path: Path, precision
         notes.append("left out: activations of the projectors")
     optimizers = {"transformer": (recipe.optimizer, [p for module in modules.values() for p in module.parameters()])}
     disk = {} if images is None else {"latents": images * size}
-    return _Needs(costs, modules, "transformer", optimizers, flops, frozen, disk)
+    return _Needs(costs, modules, ["transformer"], optimizers, flops, frozen, disk)
 
 
 def _lines(found: Estimate, config: Config) -> Iterator[str]:

@@ -14,7 +14,7 @@ before a single pass through decoder and encoder.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,8 @@ class ObjectiveConfig:
         kl: KL divergence of the posterior to N(0, I).
         adversarial: Patch discriminator.
         alignment: Alignment with a teacher (the VF loss).
+        reduction: Over the elements of an image, reconstruction is a `sum` (LDM, VA-VAE) or a `mean` (REPA-E); the
+            weights of the other terms are relative to it.
     """
 
     pixel: PixelConfig = field(default_factory=PixelConfig)
@@ -56,6 +58,7 @@ class ObjectiveConfig:
     kl: KLConfig = field(default_factory=KLConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    reduction: Literal["sum", "mean"] = "sum"
 
     def __post_init__(self) -> None:
         if self.pixel.weight == 0 and self.perceptual.weight == 0:
@@ -138,7 +141,8 @@ class TokenizerObjective(nn.Module):
         teacher_features: Tensor | None = None,
         images_seen: int = 0,
         *,
-        latents: Tensor | None = None,
+        latents: DiagonalGaussian | Tensor | None = None,
+        latent_loss: Callable[[Tensor], Tensor] | None = None,
         augmentation: Tensor | None = None,
         compute_dtype: torch.dtype = torch.float32,
         gradient_scale: float = 1.0,
@@ -156,7 +160,9 @@ class TokenizerObjective(nn.Module):
             noise: (B, C, h, w) standard normal numbers for the posterior's sample, or the noise on latents.
             teacher_features: (B, D, h', w') of the same images; needed if alignment is enabled.
             images_seen: Images seen in training before this batch.
-            latents: (B, C, h, w) that `encode` of a frozen encoder would return for the images; None encodes them.
+            latents: What `encode` would return for the images, for example cached; None encodes them.
+            latent_loss: A further term of the total: latents that are decoded, (B, C, h, w) -> loss, 0-dim, weighted.
+                Its gradient reaches the encoder only.
             augmentation: (3, B, 5) numbers in [0, 1) for `diff_augment`: of the reconstructions as the autoencoder's
                 loss and as the discriminator's see them, and of the images; needed if `augment` is set.
             compute_dtype: float32, or bfloat16 for autocast in the networks; losses and norms are float32.
@@ -183,6 +189,7 @@ class TokenizerObjective(nn.Module):
                 noise,
                 teacher_features,
                 latents,
+                latent_loss,
                 images_seen,
                 augmentation,
                 _precision(images.device, compute_dtype),
@@ -196,7 +203,8 @@ class TokenizerObjective(nn.Module):
         images: Tensor,
         noise: Tensor,
         teacher_features: Tensor | None,
-        encoded: Tensor | None,
+        encoded: DiagonalGaussian | Tensor | None,
+        latent_loss: Callable[[Tensor], Tensor] | None,
         images_seen: int,
         augmentation: Tensor | None,
         precision: Precision,
@@ -263,6 +271,12 @@ class TokenizerObjective(nn.Module):
             for parameter, gradient in zip(parameters, parameter_grads, strict=True):
                 _add_gradient(parameter, alignment_weight * scale * gradient)
 
+        # Gradient of the further term at the latent, (B, C, h, w); what the term consists of gets none
+        if latent_loss is not None and latent_grad is not None:
+            leaf = latents.detach().requires_grad_()
+            terms["latent_loss"] = latent_loss(leaf)
+            latent_grad = latent_grad + scale * torch.autograd.grad(terms["latent_loss"], leaf)[0]
+
         # Backward through the encoder
         if latent_grad is not None:
             torch.autograd.backward([latents, kl], [latent_grad, torch.full_like(kl, config.kl.weight * scale)])
@@ -324,7 +338,7 @@ class TokenizerObjective(nn.Module):
             per_element = per_element + config.perceptual.weight * perceptual
             terms["perceptual"] = perceptual.mean()
         # A sum over elements and a mean over images, so LPIPS counts once per element.
-        terms["nll"] = error[0].numel() * per_element.mean()
+        terms["nll"] = (error[0].numel() if config.reduction == "sum" else 1) * per_element.mean()
         with torch.no_grad():
             squared = (images - reconstruction).square().mean((1, 2, 3))
             terms["psnr"] = (10.0 * torch.log10(4.0 / squared)).mean()
@@ -382,6 +396,7 @@ class TokenizerObjective(nn.Module):
             + self.config.kl.weight * report["kl"]
             + report["adversarial_weight"] * report["adversarial"]
             + report["alignment_weight"] * report["alignment"]
+            + terms.get("latent_loss", zero).detach()
         )
         return {"total": total, **report}
 

@@ -46,7 +46,7 @@ def published_latents(
     notes = (note,) if multiplier != 1.0 else ()
     if normalized:
         found = statistics_file(source)
-        return given or (read_statistics(found) if found else None), multiplier, notes
+        return given or (read_statistics(found) if found else loaded.statistics), multiplier, notes
     if given is not None:
         return given, 1.0, ()
     return scaling_statistics(loaded.model.config.latent_channels, multiplier), 1.0, notes

@@ -297,11 +297,15 @@ class Tokenizer(SavedModel):
         model: Autoencoder
         if name == files.DIFFUSERS_RAE:
             model, own, _ = from_diffusers_rae(autoencoder.config, autoencoder.state_dict(), name)
-        else:
+        elif name == "AutoencoderKL":
             tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
             shape = infer_autoencoder(tensors, name)
             model = build(AutoencoderKL.from_config, shape, tensors, name)
             own = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
+        else:
+            raise UserError(
+                f"autoencoder must be an AutoencoderKL or AutoencoderRAE, got {name}; save it and read its folder"
+            )
         return cls(model, own if statistics is None else read_statistics(statistics)).to(autoencoder.device)
 
     def _description(self, source: str, library: str) -> str:

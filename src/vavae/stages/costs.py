@@ -4,7 +4,7 @@ Fake tensors have shapes and no values, so nothing is computed and no weights ar
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from vavae.device import Compute, autocast
 from vavae.flow import FlowConfig
 from vavae.losses import LPIPS, TokenizerObjective
 from vavae.losses.dino_discriminator import DinoViT
+from vavae.stages.joint_alignment import LatentAlignment
+from vavae.stages.joint_config import Config as JointConfig
 from vavae.stages.tokenizer_config import Config
 from vavae.teachers.registry import TEACHERS, TeacherSpec
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.throughput import count_flops, count_peak_bytes
-from vavae.transformer import Transformer, TransformerShape, build_transformer
+from vavae.transformer import LightningDiT, LightningDiTConfig, Transformer, TransformerShape, build_transformer
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,61 @@ class TokenizerCosts:
             )
 
         return step
+
+
+@dataclass(frozen=True)
+class JointCosts:
+    """Costs of `train-joint`, without the teacher's own work.
+
+    Attributes:
+        config: The recipe.
+        teacher_width: Channels of the teacher's features.
+        precision: Compute precision.
+        num_classes: Classes of the images.
+    """
+
+    config: JointConfig
+    teacher_width: int
+    precision: Compute
+    num_classes: int
+
+    def flops(self) -> float:
+        """Return the operations of one image in a training step.
+
+        The tokenizer's pass through the aligned blocks has no gradients of weights, a third of the operations.
+        """
+        aligned = replace(self.shape, depth=self.config.alignment.block)
+        return self.tokenizer.flops() + self._of(self.shape).flops() + 2 / 3 * self._of(aligned).flops()
+
+    def step_bytes(self, images: int) -> int:
+        """Return an upper bound of the memory of a step: both networks at their peaks at once."""
+        return self.tokenizer.step_bytes(images) + self._of(self.shape).step_bytes(images)
+
+    @property
+    def tokenizer(self) -> TokenizerCosts:
+        """Costs of the tokenizer alone."""
+        return TokenizerCosts(self.config, self.teacher_width, self.precision)
+
+    @property
+    def shape(self) -> LightningDiTConfig:
+        """Shape of the transformer."""
+        channels, *grid = self.tokenizer.latent_shape
+        shape = self.config.transformer.resolve(channels, (grid[0], grid[1]), self.num_classes)
+        assert isinstance(shape, LightningDiTConfig)
+        return shape
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return transformer and alignment without values."""
+        with FakeTensorMode():
+            shape, alignment = self.shape, self.config.alignment
+            return {
+                "transformer": LightningDiT(shape),
+                "alignment": LatentAlignment(alignment, shape.latent_channels, shape.width, self.teacher_width),
+            }
+
+    def _of(self, shape: LightningDiTConfig) -> TransformerCosts:
+        config = self.config
+        return TransformerCosts(shape, config.flow, self.precision, config.transformer.activation_checkpointing)
 
 
 # Blocks of the usual vision transformers, by width.

@@ -20,6 +20,7 @@ from vavae.stages import encode as encoding
 from vavae.stages import evaluate as evaluation
 from vavae.stages import sample as sampling
 from vavae.stages import train_dit as stage_2
+from vavae.stages import train_joint as both_stages
 from vavae.stages import train_tokenizer as stage_1
 
 
@@ -38,6 +39,13 @@ def encode(recipe: str | Path | Mapping[str, Any] | encoding.Config | None = Non
 def train_dit(recipe: str | Path | Mapping[str, Any] | stage_2.Config | None = None, /, **settings: Any) -> Generator:
     """Train a transformer, as `vavae train-dit` does, and return its generator; its folder is `<output>/generator`."""
     return stage_2.run(load_recipe(stage_2.Config, recipe, settings, "train_dit"))
+
+
+def train_joint(
+    recipe: str | Path | Mapping[str, Any] | both_stages.Config | None = None, /, **settings: Any
+) -> Generator:
+    """Train tokenizer and transformer together, as `vavae train-joint` does, and return the generator."""
+    return both_stages.run(load_recipe(both_stages.Config, recipe, settings, "train_joint"))
 
 
 def sample(recipe: str | Path | Mapping[str, Any] | sampling.Config | None = None, /, **settings: Any) -> Path:

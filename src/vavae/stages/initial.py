@@ -13,7 +13,7 @@ from vavae.checkpoints.loading import load_autoencoder, load_decoder, load_trans
 from vavae.checkpoints.locations import known_model, resolve
 from vavae.checkpoints.published_recipes import recorded_flow
 from vavae.checkpoints.shapes import size_name
-from vavae.checkpoints.statistics import scaled
+from vavae.checkpoints.statistics import read_statistics, scaled, statistics_file
 from vavae.errors import UserError, one_line
 from vavae.flow import FlowConfig, PathName, Prediction
 from vavae.io.yaml_files import read_yaml
@@ -64,6 +64,21 @@ def load_initial(source: str, autoencoder: Autoencoder, objective: TokenizerObje
         elif isinstance(module, nn.Module):
             new.append(part)
     return _report(source, ", ".join(taken), new)
+
+
+def initial_statistics(source: str) -> LatentStatistics | None:
+    """Return the statistics of the latents of a tokenizer that `load_initial` reads; None if it has none.
+
+    Raises:
+        UserError: As `load_initial`.
+    """
+    path = resolve(source, "tokenizer")
+    if (path / "checkpoints").is_dir():
+        trained = [path / "tokenizer", path / "generator" / "tokenizer"]
+        path = next((folder for folder in trained if folder.is_dir()), path)
+    if (found := statistics_file(path)) is not None:
+        return read_statistics(found)
+    return load_autoencoder(path).statistics if files.form_of(path) in ("generator", "pipeline", "diffusers") else None
 
 
 def _report(source: str, taken: str, new: Sequence[str], notes: Sequence[str] = ()) -> str:

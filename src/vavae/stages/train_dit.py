@@ -317,13 +317,8 @@ class TransformerTask(TrainingTask):
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a grid of samples, four of each of the first classes, with few steps."""
-        generator = self._generator(self._averaged_model(states), {})
-        labels = choose_labels(min(32, 4 * max(generator.num_classes, 1)), generator.num_classes, "balanced", 0)
-        scale = 2.0 if self.config.transformer.label_dropout > 0 else 1.0
-        generator.sampling = SamplingConfig(steps=min(50, self.config.sampling.steps), guidance_scale=scale)
         with autocast(self.precision, self.device):
-            latents = generator.latents(sorted(labels))
-        image_grid(to_uint8(generator.tokenizer.decode(latents.float())).cpu().numpy(), columns=8).save(path)
+            write_samples(self._generator(self._averaged_model(states), {}), path)
 
     def model(
         self, states: Mapping[str, Mapping[str, Tensor]], provenance: dict[str, Any], at_once: int, quick: bool
@@ -350,6 +345,17 @@ class TransformerTask(TrainingTask):
             flow.prediction,
             flow.floor,
         ).to(self.device)
+
+
+def write_samples(generator: Generator, path: Path) -> None:
+    """Write a grid of samples, four of each of the first classes, with few steps."""
+    labels = choose_labels(min(32, 4 * max(generator.num_classes, 1)), generator.num_classes, "balanced", 0)
+    scale = 2.0 if generator.config.label_dropout > 0 else 1.0
+    sampling = SamplingConfig(steps=min(50, generator.sampling.steps), guidance_scale=scale)
+    latents = generator.with_sampling(sampling).latents(sorted(labels)).float()
+    with torch.autocast(latents.device.type, enabled=False):
+        pixels = to_uint8(generator.tokenizer.decode(latents))
+    image_grid(pixels.cpu().numpy(), columns=8).save(path)
 
 
 def _check_classes(validation: LatentDataset, latents: LatentDataset) -> None:

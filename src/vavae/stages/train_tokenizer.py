@@ -51,7 +51,7 @@ from vavae.training.compile import compile_methods
 from vavae.training.memory import Chunks
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World
-from vavae.training.run_folder import open_run, stream_seed
+from vavae.training.run_folder import Run, open_run, stream_seed
 from vavae.training.throughput import StepWork, count_flops
 from vavae.training.trainer import TrainingTask
 
@@ -64,8 +64,11 @@ _QUICK_STATISTICS_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
+    """This process's part of a batch."""
+
     positions: Tensor  # (B,) int64
+    indices: Tensor  # (B,) int64, of the images in the source
     images: Tensor  # (B, 3, H, W) in [-1, 1]
     features: Tensor | None  # (B, D, h, w) of the teacher; the latents of a representation autoencoder
 
@@ -132,9 +135,19 @@ class TokenizerTask(TrainingTask):
             return None
         return load_initial(self.config.initial, self.autoencoder, self.objective)
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the recipe uses the teacher."""
+        return self.config.representation is not None or self.config.objective.alignment.enabled
+
+    @property
+    def feature_grid(self) -> tuple[int, int]:
+        """Rows and columns of the teacher's features."""
+        return self.latent_shape[1], self.latent_shape[2]
+
     def _load_teacher(self) -> Teacher | None:
         config = self.config
-        if config.representation is None and not config.objective.alignment.enabled:
+        if not self.needs_teacher:
             return None
         return load_teacher(
             config.teacher.name,
@@ -161,13 +174,13 @@ class TokenizerTask(TrainingTask):
         teacher = encoder if isinstance(encoder, LatentEncoder) else self.teacher
         images = f"{self.world.once(self.source.fingerprint)} at {format_size(config.data.size)}"
         listed = images, len(self.source), partial(load_images, self.source, size=config.data.size)
-        grid, workers = self.latent_shape[1:], config.data.workers
+        grid, workers = self.feature_grid, config.data.workers
         return keep_features(config.teacher, teacher, grid, listed, folder, self.device, self.world, workers)
 
     def optimizers(self) -> dict[str, tuple[OptimizerConfig, list[nn.Parameter]]]:
         return optimizers(self.config, saved_part(self.autoencoder), self.objective)
 
-    def batches(self, start: int, data_order: int) -> Iterator[_Batch]:
+    def batches(self, start: int, data_order: int) -> Iterator[Batch]:
         training = self.config.training
         seed = stream_seed(training.seed, data_order)
         stream = IndexStream(len(self.source), seed, start, self.world.rank, self.world.size)
@@ -180,7 +193,8 @@ class TokenizerTask(TrainingTask):
                     images = flip_horizontally(images, mask)
                 if self.features is not None and self.features.resident:
                     features = self.features.get(batch.indices)
-                yield _Batch(batch.positions, images, None if features is None else features.to(self.device).float())
+                features = None if features is None else features.to(self.device).float()
+                yield Batch(batch.positions, batch.indices, images, features)
 
     def _load(self, indices: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         size, seed = self.config.data.size, self.config.training.seed
@@ -194,7 +208,7 @@ class TokenizerTask(TrainingTask):
             return pixels, None
         return pixels, self.features.get(indices)
 
-    def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
+    def step(self, batch: Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self._enter_stage(images_seen)
         seed, positions = self.config.training.seed, batch.positions
         noise = rng.normal(seed, "posterior", positions, self.latent_shape, self.device)
@@ -203,10 +217,7 @@ class TokenizerTask(TrainingTask):
             noise = noise * self.autoencoder.noise_scale(rng.uniform(seed, "noise scale", positions, (), self.device))
             features, latents = None, features
         elif self.teacher is not None and features is None:
-            features = self.teacher.features_at(batch.images, self.latent_shape[1:]).float()
-        augmentation = None
-        if self.config.objective.adversarial.augment:
-            augmentation = rng.uniform(seed, "augmentation", positions, (3, 5), self.device).transpose(0, 1)
+            features = self._run_teacher(batch.images)
         return self.objective.accumulate_gradients(
             self.autoencoder,
             batch.images.contiguous(memory_format=self.memory_format),
@@ -214,11 +225,21 @@ class TokenizerTask(TrainingTask):
             features,
             images_seen,
             latents=latents,
-            augmentation=augmentation,
+            augmentation=self._augmentation(positions),
             compute_dtype=self.compute_dtype,
             gradient_scale=scale,
             average=self.world.average if self.world.size > 1 else None,
         )
+
+    def _run_teacher(self, images: Tensor) -> Tensor:
+        assert self.teacher is not None
+        return self.teacher.features_at(images, self.feature_grid).float()
+
+    def _augmentation(self, positions: Tensor) -> Tensor | None:
+        """Return the random numbers of the discriminator's augmentation, (3, B, 5), if it is on."""
+        if not self.config.objective.adversarial.augment:
+            return None
+        return rng.uniform(self.config.training.seed, "augmentation", positions, (3, 5), self.device).transpose(0, 1)
 
     def _enter_stage(self, images_seen: int) -> None:
         stage = self.config.stage_at(images_seen)
@@ -266,7 +287,7 @@ class TokenizerTask(TrainingTask):
             images = load_images(self._validation, part[0], data.size, data.workers).to(self.device)
             features = None
             if self.teacher is not None and self.objective.alignment is not None:
-                features = self.teacher.features_at(images, self.latent_shape[1:]).float()
+                features = self._run_teacher(images)
             return self.objective.evaluate(model, images, features, compute_dtype=self.compute_dtype)
 
         own = shard_of(_VALIDATION_IMAGES, len(self._validation), self.world)
@@ -364,6 +385,16 @@ class TokenizerTask(TrainingTask):
         return whole.finalize()
 
 
+def training_images(config: Config, run: Run) -> ImageSource:
+    """Open the images of a run and record what they are; a small set is decoded once."""
+    # The first process lists and checks the images for all: a set may have millions, and each node its own cache.
+    source = run.world.once(lambda: config.data.open("train", run.folder))
+    run.record_data(lambda: {"data.images": source.fingerprint()})
+    if len(source) * 3 * num_pixels(config.data.size) <= IN_MEMORY_BYTES and config.data.crop == "center":
+        return InMemoryImages(source, config.data.size, config.data.workers)
+    return source
+
+
 def run(config: Config, any_recipe: bool = False) -> Tokenizer:
     """Train to the end and write the tokenizer to `<output>/tokenizer`.
 
@@ -378,10 +409,5 @@ def run(config: Config, any_recipe: bool = False) -> Tokenizer:
     with open_run(config, "tokenizer", any_recipe=any_recipe) as run:
         if run.finished:
             return Tokenizer.from_pretrained(run.result, run.device)
-        # The first process lists and checks the images for all: a set may have millions, and each node its own cache.
-        source = run.world.once(lambda: config.data.open("train", run.folder))
-        run.record_data(lambda: {"data.images": source.fingerprint()})
-        if len(source) * 3 * num_pixels(config.data.size) <= IN_MEMORY_BYTES and config.data.crop == "center":
-            source = InMemoryImages(source, config.data.size, config.data.workers)
-        task = TokenizerTask(config, source, run.folder, run.world)
+        task = TokenizerTask(config, training_images(config, run), run.folder, run.world)
         return run.train(task, "tokenizer")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
@@ -31,6 +32,8 @@ class AutoencoderConfig:
         attention_levels: Levels whose residual blocks are followed by attention (`attn_resolutions`, there in
             pixels). 0 is full resolution, -1 the lowest. The middle always has attention.
         decoder_attention: Whether `attention_levels` applies to the decoder too; MAR's tokenizer has False.
+        unshuffle: Side of the squares of pixels that the last step of encoding turns into channels (pixel unshuffle):
+            the factor grows by it and `latent_channels` counts the result. FLUX.2's autoencoder has 2.
     """
 
     latent_channels: int = 32
@@ -39,11 +42,17 @@ class AutoencoderConfig:
     blocks_per_level: int = 2
     attention_levels: tuple[int, ...] = (-1,)
     decoder_attention: bool = True
+    unshuffle: int = 1
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
             if not 1 <= getattr(self, name) <= most:
                 raise UserError(f"{name} must be from 1 to {most:,}, got {str(getattr(self, name))[:20]}")
+        if self.unshuffle < 1 or self.latent_channels % self.unshuffle**2:
+            raise UserError(
+                f"latent_channels must be a multiple of unshuffle² for an unshuffle of at least 1, got "
+                f"{self.latent_channels} and {self.unshuffle}"
+            )
         multipliers, levels = tuple(self.channel_multipliers), len(self.channel_multipliers)
         if not 1 <= levels <= 16 or not all(1 <= multiplier <= 1_000 for multiplier in multipliers):
             raise UserError(f"channel_multipliers must be 1 to 16 numbers from 1 to 1,000, got {str(multipliers)[:60]}")
@@ -63,11 +72,16 @@ class AutoencoderConfig:
     @property
     def factor(self) -> int:
         """Image side over latent side."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        return 2 ** (len(self.channel_multipliers) - 1) * self.unshuffle
+
+    @property
+    def network_channels(self) -> int:
+        """Channels of the networks' latents, before pixels become channels."""
+        return self.latent_channels // self.unshuffle**2
 
 
 class Encoder(nn.Module):
-    """Images (B, 3, H, W) -> (B, 2·latent_channels, H/factor, W/factor)."""
+    """Images (B, 3, H, W) -> (B, 2·network_channels, h, w), h and w before pixels become channels."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -85,7 +99,7 @@ class Encoder(nn.Module):
         )
         self.mid = Middle(widths[-1])
         self.norm_out = GroupNorm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.network_channels, 3, padding=1)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the input of the last layer: (B, 3, H, W) -> (B, widths[-1], h, w)."""
@@ -95,17 +109,17 @@ class Encoder(nn.Module):
         return self.norm_out.silu(self.mid(h))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 2·latent_channels, h, w)."""
+        """(B, 3, H, W) -> (B, 2·network_channels, h, w)."""
         return self.conv_out(self.features(images))
 
 
 class Decoder(nn.Module):
-    """Latents (B, latent_channels, h, w) -> images (B, 3, h·factor, w·factor)."""
+    """Latents (B, network_channels, h, w), with channels as pixels again -> images (B, 3, H, W)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = nn.Conv2d(config.network_channels, widths[-1], 3, padding=1)
         self.mid = Middle(widths[-1])
         # Stored from full resolution down; `features` runs them from the lowest up.
         self.up = nn.ModuleList(
@@ -122,14 +136,14 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], IMAGE_CHANNELS, 3, padding=1)
 
     def features(self, latents: Tensor) -> Tensor:
-        """Return the input of the last layer: (B, latent_channels, h, w) -> (B, widths[0], H, W)."""
+        """Return the input of the last layer: (B, network_channels, h, w) -> (B, widths[0], H, W)."""
         h = self.mid(self.conv_in(latents))
         for level in reversed(self.up):
             h = level(h)
         return self.norm_out.silu(h)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, latent_channels, h, w) -> (B, 3, H, W)."""
+        """(B, network_channels, h, w) -> (B, 3, H, W)."""
         return self.conv_out(self.features(latents))
 
 
@@ -158,7 +172,7 @@ class AutoencoderKL(nn.Module):
         super().__init__()
         config = AutoencoderConfig(**settings) if config is None else dataclasses.replace(config, **settings)
         self.config = config
-        channels = config.latent_channels
+        channels = config.network_channels
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
@@ -208,7 +222,9 @@ class AutoencoderKL(nn.Module):
         height, width = images.shape[2:]
         if height % self.factor or width % self.factor or height == 0 or width == 0:
             raise UserError(f"images must have sides that are multiples of {self.factor}, got {height} x {width}")
-        return DiagonalGaussian(self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype))))
+        moments = self.quant_conv(self.encoder(images.to(self.quant_conv.weight.dtype)))
+        # (B, 2·C, h·u, w·u) -> (B, 2·C·u², h, w): the means stay before the log-variances
+        return DiagonalGaussian(F.pixel_unshuffle(moments, self.config.unshuffle))
 
     def latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return the posterior's mean, or with standard normal `noise` its sample: (B, latent_channels, h, w)."""
@@ -224,7 +240,8 @@ class AutoencoderKL(nn.Module):
         channels = self.config.latent_channels
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise UserError(f"latents must have shape (B, {channels}, h, w), got {tuple(latents.shape)}")
-        return self.decoder(self.post_quant_conv(latents.to(self.post_quant_conv.weight.dtype)))
+        latents = F.pixel_shuffle(latents.to(self.post_quant_conv.weight.dtype), self.config.unshuffle)
+        return self.decoder(self.post_quant_conv(latents))
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Reconstruct images from the posterior's mean, or with `noise` from its sample."""

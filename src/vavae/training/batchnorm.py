@@ -39,10 +39,10 @@ def synchronize_batch_norm(module: nn.Module) -> None:
     """Make every BatchNorm2d below `module` normalize over the batches of all processes, in place; names stay."""
     for name, child in module.named_children():
         if type(child) is nn.BatchNorm2d:
-            on_gpu = child.weight.device.type == "cuda"
-            kind = nn.SyncBatchNorm if on_gpu else HostSyncBatchNorm2d
+            device = next(child.buffers()).device  # it may have no weight
+            kind = nn.SyncBatchNorm if device.type == "cuda" else HostSyncBatchNorm2d
             synced = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            synced.to(child.weight.device)
+            synced.to(device)
             synced.load_state_dict(child.state_dict())
             synced.train(child.training)
             setattr(module, name, synced)
