@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_models import VISION_MODELS, randomise
 from tiny_runs import AUTOENCODER, transformer_recipe, write_latents
 from torch import Tensor
@@ -16,13 +17,15 @@ from vavae.data import LatentDataset, load_images
 from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
 from vavae.flow import FlowConfig
+from vavae.losses.representation import spatial_normalize
 from vavae.models import Generator, Tokenizer
 from vavae.serve.studio import Studio
 from vavae.stages import encode, train_dit
+from vavae.stages.hidden_alignment import HiddenAlignmentConfig, ProjectorConfig, Projectors
 from vavae.stages.train_dit import TransformerTask
 from vavae.teachers import load_teacher
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
-from vavae.transformer import LightningDiT
+from vavae.transformer import LightningDiT, LightningDiTConfig
 
 D = 6
 
@@ -207,3 +210,24 @@ def test_samples_by_command(trained: Path, tmp_path: Path) -> None:
     command = ["sample", "--generator", str(trained / "generator"), "--output", str(tmp_path), "--count", "3"]
     assert run([*command, "--steps", "3", "--device", "cpu"]) == 0
     assert (tmp_path / "000002.png").exists()
+
+
+def test_class_token_is_aligned_with_the_teachers() -> None:
+    """REG's projection loss has the class token as the first of its tokens; the normalization leaves it as it is."""
+    torch.manual_seed(0)
+    shape = LightningDiTConfig(4, 1, 8, width=16, depth=2, heads=2, num_classes=3, class_token=D)
+    config = HiddenAlignmentConfig(block=1, projector=ProjectorConfig(hidden=8), normalization="zscore")
+    projectors = Projectors(config, shape, [D])
+    tokens, features, class_token = torch.randn(2, 17, 16), torch.randn(2, 16, D), torch.randn(2, D)
+    projected = projectors.projectors[0](tokens, (4, 4))
+    patches = F.cosine_similarity(projected[:, 1:], spatial_normalize(features, 0.6), dim=-1)
+    first = F.cosine_similarity(projected[:, 0], class_token, dim=-1)
+    expected = -(patches.sum() + first.sum()) / (2 * 17)
+    torch.testing.assert_close(projectors(tokens, [features], class_token), expected)
+
+    with pytest.raises(UserError, match=r"alignment\.teachers must be one of 6 channels, .* got 6, 6"):
+        Projectors(config, shape, [D, D])
+    with pytest.raises(
+        UserError, match=r"alignment\.projector\.kind must be mlp or linear with transformer\.class_token"
+    ):
+        Projectors(replace(config, projector=ProjectorConfig("conv")), shape, [D])

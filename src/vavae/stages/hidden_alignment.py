@@ -128,10 +128,10 @@ class HiddenAlignmentConfig:
 class HiddenTokens:
     """A transformer that keeps the tokens after one block of its last call, and returns its prediction.
 
-    With a class token it returns the whole output.
+    With a class token it returns the whole output, and the first of the tokens is the class token's.
 
     Attributes:
-        tokens: (B, T, width) of the patches.
+        tokens: (B, T, width).
     """
 
     tokens: Tensor
@@ -143,10 +143,7 @@ class HiddenTokens:
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         output = self._model(*arguments, hidden_blocks=(self._block,), **options)
         (self.tokens,) = output.hidden
-        if output.class_token is None:
-            return output.prediction
-        self.tokens = self.tokens[:, 1:]  # the first is the class token
-        return output
+        return output.prediction if output.class_token is None else output
 
 
 class Projectors(nn.Module):
@@ -162,7 +159,7 @@ class Projectors(nn.Module):
         grid: Rows and columns of tokens.
 
     Raises:
-        UserError: The block does not exist.
+        UserError: The block does not exist, or a class token cannot be aligned.
     """
 
     def __init__(self, config: HiddenAlignmentConfig, shape: TransformerShape, features: Sequence[int]) -> None:
@@ -175,6 +172,17 @@ class Projectors(nn.Module):
             width, depth = shape.width, shape.depth
         self.block = config.block_of(depth)
         own = config.projector
+        if (token := getattr(shape, "class_token", None)) is not None:
+            if list(features) != [token]:
+                raise UserError(
+                    f"alignment.teachers must be one of {token} channels, those of transformer.class_token, got "
+                    f"{', '.join(map(str, features))}"
+                )
+            if own.kind == "conv":
+                raise UserError(
+                    "alignment.projector.kind must be mlp or linear with transformer.class_token, which has no place "
+                    "on a grid, got conv"
+                )
         self.projectors = nn.ModuleList(
             Projector(width, channels, own.kind, own.hidden, own.kernel) for channels in features
         )
@@ -183,10 +191,15 @@ class Projectors(nn.Module):
         """Return the operations of one image in a step: for each weight and token two forward, and four backward."""
         return 6.0 * math.prod(self.grid) * sum(weight.numel() for weight in self.parameters() if weight.ndim > 1)
 
-    def forward(self, tokens: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Return the loss, 0-dim, of tokens (B, T, width) for features (B, T, D) of each teacher."""
+    def forward(self, tokens: Tensor, features: Sequence[Tensor], class_token: Tensor | None = None) -> Tensor:
+        """Return the loss, 0-dim, of tokens (B, T, width) for features (B, T, D) of each teacher.
+
+        With the teacher's class token (B, D), that of the transformer is the first of the tokens (REG).
+        """
         if self.config.normalization == "zscore":
             features = [spatial_normalize(one, self.config.alpha) for one in features]
+        if class_token is not None:
+            features = [torch.cat((class_token[:, None], one), dim=1) for one in features]
         return mean_projection_loss([projector(tokens, self.grid) for projector in self.projectors], features)
 
 
@@ -290,9 +303,9 @@ class HiddenAlignment:
             grids = [teacher.features_at(images, grid) for teacher in self.teachers]
         return [to_tokens(grid.float()) for grid in grids]
 
-    def loss(self, tokens: Tensor, loaded: Tensor) -> Tensor:
+    def loss(self, tokens: Tensor, loaded: Tensor, class_token: Tensor | None = None) -> Tensor:
         """Return minus the mean cosine, 0-dim, of projected tokens and features, from what `load` returned."""
-        return self.projectors(tokens, self.features(loaded))
+        return self.projectors(tokens, self.features(loaded), class_token)
 
     def flops(self) -> float:
         """Return the operations of one image in a step, of projectors and of teachers whose features are not kept."""

@@ -15,6 +15,7 @@ from vavae.errors import UserError
 from vavae.flow import FlowConfig
 from vavae.grids import to_tokens
 from vavae.losses.representation import Projector, projection_loss
+from vavae.stages.hidden_alignment import HiddenTokens
 from vavae.stages.joint_config import JointAlignmentConfig
 from vavae.tokenizer import LatentStatistics
 from vavae.transformer import LightningDiT
@@ -75,15 +76,9 @@ class LatentAlignment(nn.Module):
             label_drop: (B,) bool.
             features: (B, D, h', w') of the teacher, on the grid of the tokens.
         """
-        hidden: list[Tensor] = []
-
-        def predict(x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor) -> Tensor:
-            output = model(x, t, y, label_drop=label_drop, hidden_blocks=(self.config.block,))
-            hidden.extend(output.hidden)  # type: ignore[attr-defined]
-            return output.prediction  # type: ignore[attr-defined]
-
-        terms = flow.loss(predict, self.bn(latents), labels, noise, t, label_drop)
-        projected = self.projectors[0](hidden[0], (features.shape[2], features.shape[3]))
+        kept = HiddenTokens(model, self.config.block)
+        terms = flow.loss(kept, self.bn(latents), labels, noise, t, label_drop)
+        projected = self.projectors[0](kept.tokens, (features.shape[2], features.shape[3]))
         return {name: value.mean() for name, value in terms.items()} | {
             "projection": projection_loss(projected, to_tokens(features))
         }

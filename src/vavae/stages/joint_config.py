@@ -6,33 +6,12 @@ from vavae.errors import UserError
 from vavae.flow import FlowConfig
 from vavae.losses import AdversarialConfig, AlignmentConfig, ObjectiveConfig
 from vavae.losses.checks import check_not_negative
-from vavae.losses.representation import ProjectorKind
 from vavae.models import SamplingConfig
 from vavae.stages import tokenizer_config
+from vavae.stages.hidden_alignment import ProjectorConfig
 from vavae.stages.transformer_config import TransformerConfig
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.trainer import TrainingConfig
-
-
-@dataclass(frozen=True)
-class ProjectorConfig:
-    """The map from hidden tokens to the teacher's channels, which is trained along and not part of the generator.
-
-    Attributes:
-        kind: `mlp`, three linear layers (REPA), `linear`, or `conv`, one convolution over the grid of tokens (iREPA).
-        hidden: Width of the MLP's hidden layers.
-        kernel: Side of the convolution's kernel, odd.
-    """
-
-    kind: ProjectorKind = "mlp"
-    hidden: int = 2048
-    kernel: int = 3
-
-    def __post_init__(self) -> None:
-        if self.hidden < 1:
-            raise UserError(f"alignment.projector.hidden must be at least 1, got {self.hidden}")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise UserError(f"alignment.projector.kernel must be an odd number, got {self.kernel}")
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ class TransformerTask(TrainingTask):
             model = HiddenTokens(self._model, self.alignment.projectors.block)
             terms = self._loss(model, batch, "", dropout)
             with autocast(self.precision, self.device):
-                terms["alignment"] = self.alignment.loss(model.tokens, batch.targets)
+                terms["alignment"] = self.alignment.loss(model.tokens, batch.targets, batch.class_tokens)
             terms["total"] = terms["total"] + self.alignment.config.weight_at(images_seen) * terms["alignment"]
         (terms["total"] * scale).backward()
         return {name: value.detach() for name, value in terms.items()}
