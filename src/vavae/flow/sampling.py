@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from vavae.flow.solvers import Solver, StepCallback, StepNoise, solver_by_name
 from vavae.flow.times import shifted_times
 
 SampleCallback = Callable[[int, float, Tensor, Tensor], None]
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+Network = Callable[..., Any]
 
 
 def sample(

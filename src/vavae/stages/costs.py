@@ -44,8 +44,8 @@ class TransformerCosts:
         with torch.device("meta"):  # where attention consists of matrix products, which are counted
             model = build_transformer(self.shape)
             x = torch.empty(1, self.shape.latent_channels, *self.shape.latent_hw)
-            t, label = torch.empty(1), torch.zeros(1, dtype=torch.int64)
-        return count_flops(lambda: model(x, t, label).sum().backward())
+            t, label, noise = torch.empty(1), torch.zeros(1, dtype=torch.int64), torch.empty_like(x)
+        return count_flops(lambda: self.flow.loss(model, x, label, noise, t, t < 0)["total"].sum().backward())
 
     def step_bytes(self, images: int) -> int:
         """Return the peak memory of gradients and activations in a step of `images` images, on a CPU, not compiled."""

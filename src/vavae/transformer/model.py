@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import unpatchify
-from vavae.transformer.blocks import Block, FinalLayer, run_blocks
+from vavae.transformer.blocks import Block, FinalLayer, auxiliary_blocks, check_auxiliary_block, run_blocks
 from vavae.transformer.layers import LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding
 from vavae.transformer.output import TransformerOutput
 from vavae.transformer.positions import (
@@ -81,6 +82,8 @@ class LightningDiTConfig(LatentGrid):
         label_dropout: Probability in training that a label is replaced by "no label" (`class_dropout_prob`).
         positions: How to place tokens on a grid other than the trained one: "recompute" or "interpolate"
             (`vavae.transformer.positions` describes both).
+        auxiliary_block: Number of the block, counted from 1, on whose tokens an auxiliary head predicts the same as the
+            network, for internal guidance (arXiv 2605.18324); None for a network without this head.
     """
 
     latent_size: int | tuple[int, int] = 16
@@ -98,6 +101,7 @@ class LightningDiTConfig(LatentGrid):
     learn_sigma: bool = False
     label_dropout: float = 0.1
     positions: Positions = "recompute"
+    auxiliary_block: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.latent_size, list):  # from JSON or YAML; a frozen config must be hashable
@@ -106,6 +110,7 @@ class LightningDiTConfig(LatentGrid):
             if not 1 <= getattr(self, name) <= most:
                 raise UserError(f"{name} must be from 1 to {most:,}, got {_short(getattr(self, name))}")
         self.check_grid()
+        check_auxiliary_block(self.auxiliary_block, self.depth)
         if self.width % self.heads:
             raise UserError(f"heads must divide width {self.width}, got {self.heads}")
         if self.width % 4:
@@ -198,6 +203,8 @@ class LightningDiT(nn.Module):
         )
         out_channels = 2 * channels if config.learn_sigma else channels
         self.final_layer = FinalLayer(width, config.patch_size**2 * out_channels, config.rmsnorm)
+        if config.auxiliary_block is not None:
+            self.auxiliary_head = FinalLayer(width, config.patch_size**2 * channels, config.rmsnorm)
         self.reset_parameters()
 
     @classmethod
@@ -242,9 +249,11 @@ class LightningDiT(nn.Module):
             nn.init.normal_(linear.weight, std=_STD)
 
         # Modulations and output
-        for layer in (*self.blocks, self.final_layer):
+        heads = [self.final_layer] if self.config.auxiliary_block is None else [self.final_layer, self.auxiliary_head]
+        for layer in (*self.blocks, *heads):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
+        for head in heads:
+            nn.init.zeros_(head.linear.weight)
 
         # Position tables
         grid, cpu = self.config.grid, torch.device("cpu")
@@ -253,7 +262,14 @@ class LightningDiT(nn.Module):
             self.feat_rope.reset()
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None, hidden_blocks: Sequence[int] = ()
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        label_drop: Tensor | None = None,
+        hidden_blocks: Sequence[int] = (),
+        auxiliary: bool = False,
     ) -> Tensor | TransformerOutput:
         """Return the velocity at x, on request with the tokens after some blocks.
 
@@ -264,10 +280,11 @@ class LightningDiT(nn.Module):
             y: (B,) integer labels in [0, num_classes]; num_classes is "no label".
             label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
                 `label_dropout` in train mode, and drops nothing in eval mode.
-            hidden_blocks: Numbers of blocks in increasing order, counted from 1 as published.
+            hidden_blocks: Numbers of blocks, counted from 1 as published.
+            auxiliary: Also return the prediction of the auxiliary head, which sees SiLU(time + tokens).
 
         Returns:
-            (B, latent_channels, h, w) velocity; with `hidden_blocks`, a record of it and of the tokens after each.
+            (B, latent_channels, h, w) velocity; with `hidden_blocks` or `auxiliary`, a record of it and of these.
 
         Raises:
             UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist.
@@ -277,12 +294,20 @@ class LightningDiT(nn.Module):
         embedding, rotary = self._positions(grid, x.device)  # (1, T, width); two of (T, head_dim)
         # (B, C, h, w) -> (B, T, width). The tables are float32 whatever the dtype of the weights.
         tokens = (self.x_embedder(x) + embedding).to(x.dtype)
-        condition = (self.t_embedder(t) + self.y_embedder(y, label_drop))[:, None]  # (B, 1, width)
-        tokens, hidden = run_blocks(self.blocks, tokens, condition, rotary, hidden_blocks)
+        time = self.t_embedder(t)[:, None]
+        condition = time + self.y_embedder(y, label_drop)[:, None]  # (B, 1, width)
+        early = auxiliary_blocks(self.config.auxiliary_block, auxiliary)
+        tokens, hidden = run_blocks(self.blocks, tokens, condition, rotary, (*hidden_blocks, *early))
         # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)
         velocity = unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
         velocity = velocity[:, : self.config.latent_channels]
-        return TransformerOutput(velocity, tuple(hidden)) if hidden_blocks else velocity
+        if not hidden_blocks and not auxiliary:
+            return velocity
+        early_velocity = None
+        if auxiliary:
+            patches = self.auxiliary_head(F.silu(time + hidden[early[0]]), condition)
+            early_velocity = unpatchify(patches, self.config.patch_size, grid)
+        return TransformerOutput(velocity, tuple(hidden[number] for number in hidden_blocks), early_velocity)
 
     def _positions(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Return the position embedding (1, T, width) and the rotary tables (T, head_dim) of a grid."""

@@ -11,7 +11,9 @@ class TransformerOutput(NamedTuple):
     Attributes:
         prediction: (B, C, h, w) what the transformer returns alone otherwise.
         hidden: Tokens (B, T, width) after each of the blocks that were asked for.
+        auxiliary: (B, C, h, w) the auxiliary head's prediction, if it was asked for.
     """
 
     prediction: Tensor
     hidden: tuple[Tensor, ...] = ()
+    auxiliary: Tensor | None = None
