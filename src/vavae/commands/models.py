@@ -46,13 +46,13 @@ def _below(model: KnownModel) -> list[str]:
     """Return the lines below a model's row."""
     if model.kind == "tokenizer":
         return [f"{model.hub_id}; statistics {model.statistics}"]
-    sampling = f"{model.sampling['steps']} steps, {_guidance(model)}"
+    sampling = f"{model.sampling['steps']} steps, {guidance_of(model)}"
     if not model.tokenizer:
         return [f"in the package with its tokenizer; {sampling}"]
     return [model.hub_id, f"tokenizer {model.tokenizer}", sampling]
 
 
-def _guidance(model: KnownModel) -> str:
+def guidance_of(model: KnownModel) -> str:
     """Return the guidance of a generator in words."""
     return from_plain(SamplingConfig, dict(model.sampling)).guidance_in_words()
 
@@ -79,7 +79,7 @@ def _show(model: KnownModel) -> None:
             "command": f"vavae sample {model.name}",
             "tokenizer": model.tokenizer or "in the same folder",
             "sampling": f"{sampling['solver']}, {sampling['steps']} steps, shift {sampling['shift']:g}",
-            "guidance": _guidance(model).removeprefix("guidance "),
+            "guidance": guidance_of(model),
             "flow": f"{model.path} path, predicts {model.prediction}",
         }
     print(f"{model.name}: {model.description}")

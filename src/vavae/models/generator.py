@@ -181,7 +181,9 @@ class Generator(SavedModel):
 
     def fingerprint(self) -> str:
         """Return a hash of transformer, path, prediction and tokenizer, in hexadecimal."""
-        own = [weights_fingerprint(self.transformer), to_plain(self.config), self.path]
+        # An option that is null changes nothing, so new ones leave former fingerprints valid.
+        shape = {name: value for name, value in to_plain(self.config).items() if value is not None}
+        own: list[Any] = [weights_fingerprint(self.transformer), shape, self.path]
         # So that features stored before there were other predictions and floors stay valid:
         own += [value for value, usual in ((self.prediction, "velocity"), (self.floor, 0.0)) if value != usual]
         return digest(*own, self.tokenizer.fingerprint())

@@ -327,7 +327,8 @@ def step_bar(sampling: SamplingConfig, callback: SampleCallback | None) -> Itera
     """
     if sampling.solver == "dopri5":
         raise UserError("progress must be False with the solver dopri5, which chooses its number of steps")
-    with track("sampling", sampling.steps - 1) as bar:
+    still = 0 if sampling.guidance is None else sampling.guidance.still_steps
+    with track("sampling", sampling.steps - 1, start=still) as bar:
 
         def on_step(step: int, t: float, x: Tensor, data: Tensor) -> None:
             if callback is not None:

@@ -89,10 +89,10 @@ def check_auxiliary_block(block: int | None, depth: int) -> None:
 
 
 def auxiliary_blocks(block: int | None, asked: bool) -> tuple[int, ...]:
-    """Return the block whose tokens the auxiliary head needs, () if its prediction is not asked for.
+    """Return the block whose tokens the auxiliary head needs; () unless its prediction is asked for.
 
     Raises:
-        UserError: There is no auxiliary head.
+        UserError: The transformer has no auxiliary head.
     """
     if not asked:
         return ()

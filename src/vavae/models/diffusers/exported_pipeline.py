@@ -172,6 +172,8 @@ class LightningDiTPipeline(DiffusionPipeline):
             guidance = Guidance(**{**options, "channels": options.get("channels") or None})
         except UserError as error:
             raise ValueError(str(error)) from error
+        if guidance.still_steps >= steps:
+            raise ValueError(f"zero_init_steps must be below {steps} steps, got {guidance.still_steps}")
 
         device, dtype = self._execution_device, self.transformer.dtype
         shape = self.latent_shape(len(labels), height, width)
