@@ -103,7 +103,7 @@ def test_weak_model_must_fit(differ: Any, words: str) -> None:
     ("sampling", "weak", "words"),
     [
         (SamplingConfig(), None, "no guidance"),
-        (SamplingConfig(guidance_scale=2), None, "classifier-free guidance 2 from time 0.125 to 1"),
+        (SamplingConfig(guidance_scale=2), None, "guidance 2 from time 0.125 to 1"),
         (
             SamplingConfig(guidance_scale=2, guidance_channels=3, guidance_kind="zero_star"),
             None,

@@ -70,7 +70,7 @@ def test_sample_endpoint(client: Any, studio: Studio) -> None:
         text = json.loads(image.text["vavae"])  # type: ignore[attr-defined]
     assert (text["model"], text["seed"], text["index"], text["label"]) == ("demo", 5, 1, 1)
     assert text["sampling"]["steps"] == 4 and text["command"] == command
-    assert line == "seed 5 · 4 euler grid points, time shift 0.3, classifier-free guidance 2 from time 0.1 to 1"
+    assert line == "seed 5 · 4 euler grid points, time shift 0.3, guidance 2 from time 0.1 to 1"
     two, *_ = client.predict([3, 9], 3, 5, *FEW, api_name="/sample")
     assert [entry["caption"] for entry in two] == ["cat", "truck", "cat"]
 

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from vavae.checkpoints.registry import MODELS, NOT_PUBLISHED, KnownModel, get_model
-from vavae.config import from_plain
-from vavae.models import SamplingConfig
+from vavae.checkpoints.registry import MODELS, NOT_PUBLISHED, KnownModel, get_model, guidance_in_words
 
 _HEADS = {"generator": "GENERATORS", "tokenizer": "TOKENIZERS"}
 _ROW = "{:<38} {:>7} {:>10} {:>6}  {}"
@@ -46,15 +44,10 @@ def _below(model: KnownModel) -> list[str]:
     """Return the lines below a model's row."""
     if model.kind == "tokenizer":
         return [f"{model.hub_id}; statistics {model.statistics}"]
-    sampling = f"{model.sampling['steps']} steps, {guidance_of(model)}"
+    sampling = f"{model.sampling['steps']} steps, {guidance_in_words(model.sampling)}"
     if not model.tokenizer:
         return [f"in the package with its tokenizer; {sampling}"]
     return [model.hub_id, f"tokenizer {model.tokenizer}", sampling]
-
-
-def guidance_of(model: KnownModel) -> str:
-    """Return the guidance of a generator in words."""
-    return from_plain(SamplingConfig, dict(model.sampling)).guidance_in_words()
 
 
 def _show(model: KnownModel) -> None:
@@ -79,7 +72,7 @@ def _show(model: KnownModel) -> None:
             "command": f"vavae sample {model.name}",
             "tokenizer": model.tokenizer or "in the same folder",
             "sampling": f"{sampling['solver']}, {sampling['steps']} steps, shift {sampling['shift']:g}",
-            "guidance": guidance_of(model),
+            "guidance": guidance_in_words(model.sampling),
             "flow": f"{model.path} path, predicts {model.prediction}",
         }
     print(f"{model.name}: {model.description}")

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vavae import rng
+from vavae.checkpoints.registry import guidance_in_words
 from vavae.config import from_plain
 from vavae.config.image_size import Size
 from vavae.data import to_uint8
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
 OutputType = Literal["pil", "np", "pt"]
 Labels = int | str | Sequence[int | str] | np.ndarray | Tensor
 
-GUIDANCE_KINDS: dict[GuidanceKind, str] = {
-    "cfg": "classifier-free",
-    "zero_star": "CFG-Zero*",
-    "internal": "internal",
-}
 _TIMES = ("guidance_start", "guidance_stop", "end")
 # Larger values have no use, and would overflow or take all memory.
 _MOST_STEPS = 100_000
@@ -178,16 +174,7 @@ class SamplingConfig:
 
     def guidance_in_words(self, weak_model: str | None = None) -> str:
         """Return kind, scale, channels and times of the guidance in words, with the name of a weak model."""
-        if self.guidance is None:
-            return "no guidance"
-        auto = weak_model is not None and self.guidance_kind == "cfg"
-        kind = "autoguidance" if auto else f"{GUIDANCE_KINDS[self.guidance_kind]} guidance"
-        channels = f" on {self.guidance_channels} channels" if self.guidance_channels else ""
-        weak = f" against the weak model {weak_model}" if weak_model else ""
-        return (
-            f"{kind} {self.guidance_scale:g}{channels}{weak} from time {self.guidance_start:g} to "
-            f"{self.guidance_stop:g}"
-        )
+        return guidance_in_words(vars(self), weak_model)
 
 
 class SamplingSettings(TypedDict, total=False):

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
+from vavae.checkpoints.registry import GUIDANCE_KINDS
 from vavae.data import demo_pixels
 from vavae.flow import DETERMINISTIC_SOLVERS, SolverName
 from vavae.flow.guidance import GuidanceKind
 from vavae.models import SamplingConfig
-from vavae.models.sampling import GUIDANCE_KINDS
 from vavae.report.images import class_name
 from vavae.serve.studio import LARGEST_SIDE, Studio
 
