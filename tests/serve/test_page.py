@@ -135,7 +135,7 @@ def test_interpolation_endpoints(client: Any, studio: Studio, pictures: list[Any
     images = [Image.fromarray(demo_pixels("test")[number]) for number in (0, 1)]
     np.testing.assert_array_equal(shown(between[1]["image"]), studio.between_images(*images, 32, 3)[1])
     noises, line, _ = client.predict(4, 0, 1, 2, *FEW, api_name="/between_seeds")
-    assert line.startswith("seed 0 to 1 · euler")
+    assert line.startswith("seed 0 to 1 · 4 euler")
     np.testing.assert_array_equal(shown(noises[1]["image"]), studio.between_seeds(4, 0, 1, 2, SAMPLING)[1])
 
 
@@ -254,7 +254,7 @@ def test_invalid_values_are_refused_in_one_sentence(
 
 
 def test_wrong_number_of_values_is_refused(client: Any) -> None:
-    assert refused(client, "sample", [[], 1]) == "data must be a list of 9 values, got 2"
+    assert refused(client, "sample", [[], 1]) == "data must be a list of 11 values, got 2"
     assert refused(client, "sample", [[], 1, 0, *FEW] * 1000) == "data must be a list of 11 values, got 11000"
     # The queue cannot be bypassed.
     assert httpx.post(f"{client.src}gradio_api/run/sample", json={"data": [[], 1, 0, *FEW]}).status_code == 404
@@ -363,7 +363,7 @@ def test_controls_accept_the_models_defaults(generator: Generator) -> None:
     defaults = SamplingConfig("euler_maruyama", 300, 3.0, 12.0, 0.1, 1.0)
     other = Generator(generator.transformer, generator.tokenizer, sampling=defaults)
     sliders = [c for c in build(Studio(other.tokenizer, other)).blocks.values() if isinstance(c, gradio.Slider)]
-    assert len(sliders) == 12
+    assert len(sliders) == 14
     assert all(slider.minimum <= slider.value <= slider.maximum for slider in sliders)
 
 

@@ -69,9 +69,15 @@ def sampling_controls(
         shift = gr.Slider(0.05, max(2, time_shift), value=time_shift, step=0.05, label="Time shift (1 is none)")
         start = gr.Slider(0, 1, value=defaults.guidance_start, step=0.01, label="Guidance from time (0 is noise)")
         stop = gr.Slider(0, 1, value=defaults.guidance_stop, step=0.01, label="Guidance up to time (1 is data)")
-        own = defaults.guidance_kind
+        own = defaults.guidance_kind if defaults.guidance_kind in kinds else kinds[0]
         kind = gr.Dropdown([(GUIDANCE_KINDS[name], name) for name in kinds], value=own, label="Kind of guidance")
-        still = gr.Slider(0, 20, value=defaults.zero_init_steps, step=1, label="First steps that CFG-Zero* skips")
+        still = gr.Slider(
+            0,
+            max(20, defaults.zero_init_steps),
+            value=defaults.zero_init_steps,
+            step=1,
+            label="First steps that CFG-Zero* skips",
+        )
     controls = {
         "guidance_scale": scale,
         "solver": solver,
