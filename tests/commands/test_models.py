@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vavae.checkpoints.registry import MODELS, KnownModel
+from vavae.checkpoints.registry import MODELS, KnownModel, guidance_in_words
 from vavae.cli import run
-from vavae.commands.models import describe_guidance
 
 PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 XL = "lightningdit-xl-imagenet256-800ep"
@@ -19,7 +18,7 @@ def row(model: KnownModel) -> str:
     parts = f"statistics: {model.statistics}"
     if model.kind == "generator":
         tokenizer = f"`{model.tokenizer}`" if model.tokenizer else "in the same folder"
-        parts = f"tokenizer: {tokenizer}; {model.sampling['steps']} steps, {describe_guidance(model.sampling)}"
+        parts = f"tokenizer: {tokenizer}; {model.sampling['steps']} steps, {guidance_in_words(model.sampling)}"
     place = f"`{model.hub_id}`" if model.hub_id else "in the package"
     cells = [f"`{model.name}`", place, model.latents, f"{model.parameters / 1e6:.1f} M", model.license, parts]
     return f"| {' | '.join(cells)} |"
@@ -41,13 +40,13 @@ def test_list_has_every_model_in_80_columns(capsys: pytest.CaptureFixture[str]) 
         ]
         assert model.hub_id in listed
         assert model.kind == "generator" or f"{model.hub_id}; statistics {model.statistics}\n" in listed
-    assert "in the package with its tokenizer; 50 steps, guidance 2.5 from 0.1\n" in listed
+    assert "in the package with its tokenizer; 50 steps, guidance 2.5 from time 0.1 to 1\n" in listed
     lines = [line.strip() for line in listed.splitlines()]
     (number,) = [i for i, line in enumerate(lines) if line.startswith(f"{XL} ")]
     assert lines[number + 1 : number + 4] == [
         f"hustvl/{XL}",
         "tokenizer vavae-imagenet256-f16d32-dinov2",
-        "250 steps, guidance 6.7 on 3 channels from 0.125",
+        "250 steps, guidance 6.7 on 3 channels from time 0.125 to 1",
     ]
 
 

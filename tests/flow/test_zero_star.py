@@ -44,6 +44,37 @@ def test_first_steps_stand_still(still: int, moved: float) -> None:
     torch.testing.assert_close(drawn, torch.full_like(noise, moved))
 
 
+@pytest.mark.parametrize("solver", ["heun", "midpoint", "rk4", "dopri5"])
+def test_first_step_of_every_solver_stands_still(solver: str) -> None:
+    guidance, noise = Guidance(3.0, 0.0, kind="zero_star"), torch.zeros(1, 1, 2, 2)
+    options = {"solver": solver, "steps": 11, "shift": 1.0, "guidance": guidance, "null_label": 1}
+    drawn = sample(Drift(), noise, torch.tensor([0]), **options)
+    torch.testing.assert_close(drawn, torch.full_like(noise, 0.9))
+
+
+def test_steps_that_stand_still_leave_one() -> None:
+    guidance, noise = Guidance(3.0, 0.0, kind="zero_star", zero_init_steps=10), torch.zeros(1, 1, 2, 2)
+    with pytest.raises(UserError, match="zero_init_steps must be at most 9 with 11 steps, got 10"):
+        sample(Drift(), noise, torch.tensor([0]), steps=11, guidance=guidance, null_label=1)
+
+
+def test_standing_still_has_its_exact_error() -> None:
+    """Data N(m, s²): x_t = t·m + sqrt(t²s² + (1 − t)²)·z, so from x at time t the flow ends at m + s·z."""
+    mean, std, t = 0.7, 0.4, 0.2
+
+    def velocity(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        t = t.view(-1, 1, 1, 1)
+        variance = t**2 * std**2 + (1 - t) ** 2
+        return mean + (t * std**2 - (1 - t)) / variance * (x - t * mean)
+
+    noise = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    guidance = Guidance(2.0, 0.0, kind="zero_star", zero_init_steps=20)  # with and without label are the same here
+    labels = torch.zeros(3, dtype=torch.int64)
+    drawn = sample(velocity, noise, labels, solver="heun", steps=101, shift=1.0, guidance=guidance, null_label=1)
+    expected = mean + std * (noise - t * mean) / (t**2 * std**2 + (1 - t) ** 2) ** 0.5
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_no_guidance_does_not_stand_still() -> None:
     noise = torch.zeros(1, 1, 2, 2)
     guidance = Guidance(1.0, kind="zero_star", zero_init_steps=4)
@@ -52,7 +83,7 @@ def test_no_guidance_does_not_stand_still() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(UserError, match="kind must be one of cfg, zero_star, got 'other'"):
+    with pytest.raises(UserError, match="kind must be one of cfg, zero_star, internal, got 'other'"):
         Guidance(2.0, kind="other")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="zero_init_steps must be at least 0, got -1"):
         Guidance(2.0, kind="zero_star", zero_init_steps=-1)

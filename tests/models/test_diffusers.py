@@ -226,11 +226,14 @@ for folder in sys.argv[1:]:
             sentence(height=30),
             sentence(latents=torch.zeros(1, 2, 8, 8)),
             sentence(num_inference_steps=0),
+            sentence(guidance_scale=2.0, guidance_kind="zero_star"),
+            sentence(guidance_kind="auto"),
             sentence(callback_on_step_end_tensor_inputs=["prompt_embeds"]),
         ],
         "latents": pipeline(labels, output_type="latent", **options).images,
         "images": pipeline(labels, output_type="pt", **options).images,
         "by_name": pipeline([f"class {i}" for i in labels], output_type="latent", **options).images,
+        "still": pipeline(labels, guidance_kind="zero_star", zero_init_steps=2, output_type="latent", **options).images,
         "plain": pipeline(labels, guidance_scale=1.0, output_type="latent", **options).images,
         "drawn": pipeline(generator=torch.Generator().manual_seed(0), output_type="np", **one_step).images,
         "pil": pipeline(generator=torch.Generator().manual_seed(0), **one_step).images[0].size,
@@ -243,7 +246,12 @@ for folder in sys.argv[1:]:
 @pytest.mark.slow
 def test_exported_generators_run_without_this_package(tmp_path: Path) -> None:
     few = SamplingConfig(steps=8, guidance_scale=3.0, guidance_channels=3, shift=0.0)
-    generators = {"square": generator(), "wide": generator(few, latent_size=(2, 4))}
+    own_head = SamplingConfig(steps=8, guidance_scale=3.0, guidance_kind="internal", end=0.9)
+    generators = {
+        "square": generator(),
+        "wide": generator(few, latent_size=(2, 4)),
+        "internal": generator(own_head, latent_size=2, auxiliary_block=1),
+    }
     labels = [2, 0]
     for name, ours in generators.items():
         ours.save_diffusers(tmp_path / name)
@@ -272,6 +280,8 @@ def test_exported_generators_run_without_this_package(tmp_path: Path) -> None:
             "height must be a multiple of 16 pixels, got 30",
             f"latents must have the shape {shape}, got (1, 2, 8, 8)",
             "num_inference_steps must be at least 1, got 0",
+            "zero_init_steps must be below 1 steps, got 1",
+            "kind must be one of cfg, zero_star, internal, got 'auto'",
             "callback_on_step_end_tensor_inputs must be latents, got prompt_embeds",
         ]
         saved = Generator.from_pretrained(tmp_path / name / "saved")
@@ -281,6 +291,8 @@ def test_exported_generators_run_without_this_package(tmp_path: Path) -> None:
         torch.testing.assert_close(
             other["plain"], ours.latents(labels, 3, [4, 9], guidance_scale=1.0), rtol=1e-4, atol=1e-5
         )
+        still = ours.latents(labels, 3, [4, 9], guidance_kind="zero_star", zero_init_steps=2)
+        torch.testing.assert_close(other["still"], still, rtol=1e-4, atol=1e-5)
         height, width = (16 * side for side in ours.latent_shape[1:])
         assert other["drawn"].shape == (1, height, width, 3)
         assert other["pil"] == (width, height)

@@ -70,5 +70,5 @@ def test_text_is_in_the_file_of_the_page(tmp_path: Path) -> None:
 
 
 def test_line_names_seed_and_settings() -> None:
-    assert described(5, FEW) == "seed 5 · euler, 4 grid points, time shift 0.3 · guidance 2 from time 0.1 to 1"
-    assert described(5, SamplingConfig()).endswith(" · no guidance")
+    assert described(5, FEW) == "seed 5 · 4 euler grid points, time shift 0.3, guidance 2 from time 0.1 to 1"
+    assert described(5, SamplingConfig()).endswith(", no guidance")

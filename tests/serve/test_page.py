@@ -33,7 +33,7 @@ from vavae.serve.parts import theme
 from vavae.serve.server import free_port, known_hosts, launch
 from vavae.serve.studio import Studio
 
-FEW = (2.0, "euler", 4, 0.3, 0.1, 1.0)  # guidance scale, solver, grid points, shift, interval
+FEW = (2.0, "euler", 4, 0.3, 0.1, 1.0, "cfg", 1)  # guidance scale, solver, grid points, shift, interval, kind, still
 SAMPLING = SamplingConfig("euler", 4, 0.3, 2.0, 0.1, 1.0)
 
 
@@ -70,9 +70,26 @@ def test_sample_endpoint(client: Any, studio: Studio) -> None:
         text = json.loads(image.text["vavae"])  # type: ignore[attr-defined]
     assert (text["model"], text["seed"], text["index"], text["label"]) == ("demo", 5, 1, 1)
     assert text["sampling"]["steps"] == 4 and text["command"] == command
-    assert line == "seed 5 · euler, 4 grid points, time shift 0.3 · guidance 2 from time 0.1 to 1"
+    assert line == "seed 5 · 4 euler grid points, time shift 0.3, guidance 2 from time 0.1 to 1"
     two, *_ = client.predict([3, 9], 3, 5, *FEW, api_name="/sample")
     assert [entry["caption"] for entry in two] == ["cat", "truck", "cat"]
+
+
+def test_kind_of_guidance_and_weak_model_reach_the_samples(generator: Generator, monkeypatch: Any) -> None:
+    guided = generator.with_weak_model(generator)
+    studio = Studio(generator.tokenizer, guided, source="demo", weak_source="small")
+    assert studio.guidance_kinds == ["cfg", "zero_star"]
+    act = next(fn.fn for fn in build(studio).fns.values() if fn.api_name == "sample")
+    monkeypatch.setattr("vavae.serve.page.still_asked", lambda: lambda: None)
+    images, line, command, code = act([3], 1, 5, *FEW[:6], "zero_star", 2, progress=lambda *_, **more: None)
+    expected = guided([3], 5, output_type="np", **vars(SAMPLING) | {"guidance_kind": "zero_star", "zero_init_steps": 2})
+    np.testing.assert_array_equal(np.asarray(images[0][0]), expected[0])
+    assert line.endswith("CFG-Zero* guidance 2 against the weak model small from time 0.1 to 1")
+    assert command.endswith("--guidance_kind zero_star --zero_init_steps 2 --weak_model small")
+    assert "from_pretrained('demo').with_weak_model(vavae.Generator.from_pretrained('small'))" in code
+    # Without guidance the command would be refused with a weak model.
+    *_, command, code = act([3], 1, 5, 1.0, *FEW[1:], progress=lambda *_, **more: None)
+    assert "weak" not in command + code
 
 
 def test_two_checkpoints_draw_from_the_same_noise(studio: Studio, generator: Generator, monkeypatch: Any) -> None:
@@ -118,7 +135,7 @@ def test_interpolation_endpoints(client: Any, studio: Studio, pictures: list[Any
     images = [Image.fromarray(demo_pixels("test")[number]) for number in (0, 1)]
     np.testing.assert_array_equal(shown(between[1]["image"]), studio.between_images(*images, 32, 3)[1])
     noises, line, _ = client.predict(4, 0, 1, 2, *FEW, api_name="/between_seeds")
-    assert line.startswith("seed 0 to 1 · euler")
+    assert line.startswith("seed 0 to 1 · 4 euler")
     np.testing.assert_array_equal(shown(noises[1]["image"]), studio.between_seeds(4, 0, 1, 2, SAMPLING)[1])
 
 
@@ -237,8 +254,8 @@ def test_invalid_values_are_refused_in_one_sentence(
 
 
 def test_wrong_number_of_values_is_refused(client: Any) -> None:
-    assert refused(client, "sample", [[], 1]) == "data must be a list of 9 values, got 2"
-    assert refused(client, "sample", [[], 1, 0, *FEW] * 1000) == "data must be a list of 9 values, got 9000"
+    assert refused(client, "sample", [[], 1]) == "data must be a list of 11 values, got 2"
+    assert refused(client, "sample", [[], 1, 0, *FEW] * 1000) == "data must be a list of 11 values, got 11000"
     # The queue cannot be bypassed.
     assert httpx.post(f"{client.src}gradio_api/run/sample", json={"data": [[], 1, 0, *FEW]}).status_code == 404
 
@@ -346,7 +363,7 @@ def test_controls_accept_the_models_defaults(generator: Generator) -> None:
     defaults = SamplingConfig("euler_maruyama", 300, 3.0, 12.0, 0.1, 1.0)
     other = Generator(generator.transformer, generator.tokenizer, sampling=defaults)
     sliders = [c for c in build(Studio(other.tokenizer, other)).blocks.values() if isinstance(c, gradio.Slider)]
-    assert len(sliders) == 12
+    assert len(sliders) == 14
     assert all(slider.minimum <= slider.value <= slider.maximum for slider in sliders)
 
 

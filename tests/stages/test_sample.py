@@ -19,6 +19,7 @@ from PIL import Image
 from vavae.cli import run
 from vavae.evaluation.images import npz_images
 from vavae.models import SamplingConfig, generator
+from vavae.models.sampling import draw
 from vavae.stages import sample as stage
 
 
@@ -69,6 +70,8 @@ def test_images_of_other_weights_are_refused(folder: Path, capsys: pytest.Captur
         (("--size", "[32, 64]"), "another size"),
         (("--size", "64"), "another size (None, not [64, 64])"),
         (("--label_protocol", "random"), "another label_protocol"),
+        (("--end", "0.9"), "another end (1.0, not 0.9)"),
+        (("--guidance_kind", "zero_star"), "another guidance_kind (cfg, not zero_star)"),
         (("--precision", "bf16"), "another precision"),
         (("--precision", "tf32"), "another precision (fp32, not tf32)"),
     ],
@@ -78,6 +81,34 @@ def test_changed_settings_are_named(
 ) -> None:
     assert sample(folder, "--count", "2") == 0
     assert named in refused(folder, capsys, "--count", "3", *options)
+
+
+def pixels_in(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("[0-9]*.png"))])
+
+
+def test_weak_model_guides_and_is_recorded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weak = folder.parent / "weak"
+    make_generator(2).save_pretrained(weak)
+    options = ("--count", "2", "--weak_model", str(weak), "--guidance_scale", "2")
+    assert sample(folder, *options) == 0
+    settings = make_generator().sampling.changed(guidance_scale=2.0)
+    expected = draw(make_generator().with_weak_model(make_generator(2)), [0, 1], [0, 1], 0, settings)
+    np.testing.assert_array_equal(pixels_in(folder), expected)
+    record = json.loads((folder / "samples.json").read_text())
+    assert record["weak_model"] == str(weak) and record["weak_model_fingerprint"] == make_generator(2).fingerprint()
+    make_generator(3).save_pretrained(weak)
+    assert "another weak_model_fingerprint" in refused(folder, capsys, *options)
+    assert "guidance_scale must not be 1 with weak_model" in refused(folder, capsys, *options[:-1], "1")
+
+
+def test_options_reach_the_sampler(folder: Path) -> None:
+    options = {"guidance_kind": "zero_star", "zero_init_steps": 2, "end": 0.9, "steps": 6, "shift": "dimension"}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    assert sample(folder, "--labels", "3", "--size", "128", *words) == 0
+    settings = make_generator().sampling.changed(**options)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(pixels_in(folder), draw(make_generator(), [3], [0], 0, settings, size=128))
+    assert json.loads((folder / "samples.json").read_text())["sampling"]["shift"] == 1.0  # of 4x32x32 latents
 
 
 @pytest.mark.parametrize(

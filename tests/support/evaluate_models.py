@@ -36,12 +36,19 @@ def make_tokenizer() -> Tokenizer:
     return Tokenizer(autoencoder, LatentStatistics(torch.zeros(4), torch.ones(4)))
 
 
-def make_generator() -> Generator:
-    """Return a generator of 32 px images with random weights."""
+def make_generator(seed: int = 1, auxiliary_block: int | None = None) -> Generator:
+    """Return a generator of 32 px images with random weights; another seed makes another transformer."""
     tokenizer = make_tokenizer()
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     transformer = LightningDiT(
-        latent_size=8, patch_size=2, latent_channels=4, width=32, depth=1, heads=2, num_classes=10
+        latent_size=8,
+        patch_size=2,
+        latent_channels=4,
+        width=32,
+        depth=1,
+        heads=2,
+        num_classes=10,
+        auxiliary_block=auxiliary_block,
     )
     with torch.no_grad():
         for parameter in transformer.parameters():

@@ -71,8 +71,9 @@ def test_hidden_tokens_come_with_the_same_velocity() -> None:
     model = DiTDH(latent_size=4, latent_channels=6, widths=(8, 12), depths=(2, 1), heads=(2, 3), num_classes=3).eval()
     torch.nn.init.normal_(model.final_layer.linear.weight)
     given = (torch.randn(2, 6, 4, 4), torch.tensor([0.2, 0.7]), torch.tensor([0, 3]))
-    velocity, hidden, *_ = model(*given, hidden_blocks=(1, 2))
-    assert torch.equal(velocity, model(*given)) and [tuple(h.shape) for h in hidden] == [(2, 16, 8)] * 2
+    output = model(*given, hidden_blocks=(1, 2))
+    assert torch.equal(output.prediction, model(*given))
+    assert [tuple(tokens.shape) for tokens in output.hidden] == [(2, 16, 8)] * 2
     with pytest.raises(UserError, match="hidden_blocks must be from 1 to 2, got 3"):
         model(*given, hidden_blocks=(3,))
 

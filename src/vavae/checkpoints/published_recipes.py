@@ -189,11 +189,14 @@ def published_training(
     solver, scale, notes = sampling["solver"], sampling["guidance_scale"], []
     if solver not in solvers:
         notes.append(f"the published sampler solves the ODE; the solver {solver} is not taken over")
-    as_published = sampling["guidance_channels"] == _GUIDED_CHANNELS and sampling["guidance_stop"] == 1.0 and scale > 1
+    if sampling["end"] != 1:
+        notes.append(f"the published sampler ends at data; the end {sampling['end']} is not taken over")
+    usual = {"guidance_channels": _GUIDED_CHANNELS, "guidance_stop": 1.0, "guidance_kind": "cfg"}
+    as_published = scale > 1 and all(sampling[key] == value for key, value in usual.items())
     if scale != 1 and not as_published:
         notes.append(
-            f"the published sampler guides {_GUIDED_CHANNELS} channels from a time on, by a scale above 1; "
-            "the guidance is not taken over"
+            f"the published sampler guides {_GUIDED_CHANNELS} channels from a time on, by a scale above 1 and without "
+            "label; the guidance is not taken over"
         )
     sample = {
         "sampling_method": solvers.get(solver, "euler"),

@@ -293,3 +293,24 @@ def near_model(name: str) -> str:
 
 def _names() -> Iterator[str]:
     return (model.name for model in MODELS)
+
+
+GUIDANCE_KINDS = {"cfg": "classifier-free", "zero_star": "CFG-Zero*", "internal": "internal"}
+
+
+def guidance_in_words(sampling: Mapping[str, Any], weak_model: str | None = None) -> str:
+    """Return kind, scale, channels and times of guidance in words, here since this module is free of torch.
+
+    Args:
+        sampling: Values of a `SamplingConfig`; absent ones are its defaults.
+        weak_model: Name of a weak model that guides.
+    """
+    if sampling.get("guidance_scale", 1.0) == 1:
+        return "no guidance"
+    kind = sampling.get("guidance_kind", "cfg")
+    plain = "guidance" if weak_model is None else "autoguidance"
+    name = plain if kind == "cfg" else f"{GUIDANCE_KINDS[kind]} guidance"
+    channels = f" on {sampling['guidance_channels']} channels" if sampling.get("guidance_channels") else ""
+    weak = "" if weak_model is None else f" against the weak model {weak_model}"
+    start, stop = sampling.get("guidance_start", 0.125), sampling.get("guidance_stop", 1.0)
+    return f"{name} {sampling['guidance_scale']:g}{channels}{weak} from time {start:g} to {stop:g}"

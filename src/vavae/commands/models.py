@@ -1,10 +1,8 @@
 """List the models with short names, or show one."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from vavae.checkpoints.registry import MODELS, NOT_PUBLISHED, KnownModel, get_model
+from vavae.checkpoints.registry import MODELS, NOT_PUBLISHED, KnownModel, get_model, guidance_in_words
 
 _HEADS = {"generator": "GENERATORS", "tokenizer": "TOKENIZERS"}
 _ROW = "{:<38} {:>7} {:>10} {:>6}  {}"
@@ -46,19 +44,10 @@ def _below(model: KnownModel) -> list[str]:
     """Return the lines below a model's row."""
     if model.kind == "tokenizer":
         return [f"{model.hub_id}; statistics {model.statistics}"]
-    sampling = f"{model.sampling['steps']} steps, {describe_guidance(model.sampling)}"
+    sampling = f"{model.sampling['steps']} steps, {guidance_in_words(model.sampling)}"
     if not model.tokenizer:
         return [f"in the package with its tokenizer; {sampling}"]
     return [model.hub_id, f"tokenizer {model.tokenizer}", sampling]
-
-
-def describe_guidance(sampling: Mapping[str, Any]) -> str:
-    """Return the guidance of sampling settings in words."""
-    if sampling["guidance_scale"] == 1:
-        return "guidance off"
-    channels = sampling.get("guidance_channels")
-    guided = f" on {channels} channels" if channels else ""
-    return f"guidance {sampling['guidance_scale']:g}{guided} from {sampling['guidance_start']:g}"
 
 
 def _show(model: KnownModel) -> None:
@@ -84,7 +73,7 @@ def _show(model: KnownModel) -> None:
             "command": f"vavae sample {model.name}",
             "tokenizer": model.tokenizer or "in the same folder",
             "sampling": f"{sampling['solver']}, {sampling['steps']} steps, shift {sampling['shift']}",
-            "guidance": describe_guidance(sampling).removeprefix("guidance "),
+            "guidance": guidance_in_words(model.sampling),
             "flow": f"{model.path} path, predicts {model.prediction}",
         }
     print(f"{model.name}: {model.description}")

@@ -10,7 +10,8 @@ from vavae.checkpoints.locations import known_model, resolve
 from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.extras import require_extra
-from vavae.models import Generator, Tokenizer
+from vavae.models import Tokenizer
+from vavae.models.generator import open_generator
 from vavae.serve.server import free_port, launch
 from vavae.serve.studio import Studio
 
@@ -25,6 +26,7 @@ class Config:
             first (`vavae convert`).
         compare: A second generator with the same latents and classes. The page shows its samples next to those of
             `model`, from the same noise.
+        weak_model: Folder, hub id or short name of a weaker generator on the same latents, for autoguidance.
         host: Address to listen on. 127.0.0.1 serves this machine alone; 0.0.0.0 serves others too, without a password.
         allowed_hosts: Further names under which a browser may reach the page, such as that of a proxy. Requests for
             other names are refused.
@@ -35,6 +37,7 @@ class Config:
 
     model: str = "demo"
     compare: str | None = None
+    weak_model: str | None = None
     host: str = "127.0.0.1"
     allowed_hosts: tuple[str, ...] = ()
     port: int | None = None
@@ -87,6 +90,8 @@ def _studio(model: str, config: Config) -> Studio:
     # The paths of all runs have the same end.
     name = model if known else "/".join(resolve(model).resolve().parts[-3:])
     if known.kind == "generator" if known else files.holds_generator(resolve(model)):
-        generator = Generator.from_pretrained(model, device)
-        return Studio(generator.tokenizer, generator, config.precision, model, name)
+        generator = open_generator(model, config.weak_model, device)
+        return Studio(generator.tokenizer, generator, config.precision, model, name, config.weak_model)
+    if config.weak_model is not None:
+        raise UserError(f"weak_model must be left out for a tokenizer alone, got {config.weak_model}")
     return Studio(Tokenizer.from_pretrained(model, device), None, config.precision, model, name)

@@ -20,7 +20,7 @@ from vavae.evaluation.reconstruction import EvaluationContext
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.losses import LPIPS
 from vavae.metrics import MeasurementProtocol, MetricRecord, latent_uniformity, tsne_points
-from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models import Generator, Tokenizer
 from vavae.models.sampling import choose_labels, draw
 from vavae.teachers import Teacher
 from vavae.training.parallel import World
@@ -146,13 +146,7 @@ def shipped_gallery(config: Config) -> Gallery:
         f"transformer {generator_seen:,} latents. The models of this run saw {config.budget.tokenizer_images:,} and "
         f"{config.budget.generator_images:,}."
     )
-    return Gallery(note, samples, labels, generator.class_names, describe_guidance(generator.sampling))
-
-
-def describe_guidance(sampling: SamplingConfig) -> str:
-    """Return in words how samples are guided and drawn."""
-    interval = f"t in [{sampling.guidance_start:g}, {sampling.guidance_stop:g}]"
-    return f"guidance {sampling.guidance_scale:g} for {interval}, {sampling.steps} {sampling.solver} grid points"
+    return Gallery(note, samples, labels, generator.class_names, generator.sampling.in_words())
 
 
 def _shown_labels(config: Config, generator: Generator) -> list[int]:

@@ -13,7 +13,7 @@ from vavae.config.command_line import command_line
 from vavae.data import ImageSource, load_pixels
 from vavae.data.images import check_same_classes, note, printed_once
 from vavae.demo.contents import DemoReport, RunResult, StepTiming
-from vavae.demo.measure import ReferenceImages, describe_guidance, measure, shipped_gallery
+from vavae.demo.measure import ReferenceImages, measure, shipped_gallery
 from vavae.demo.page import write_page
 from vavae.demo.plan import ALIGNED, SAMPLING, UNALIGNED, Config
 from vavae.demo.summary import findings, headline, images_note, machine, teacher_note
@@ -129,7 +129,7 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
         versions={name: version for name, version in found.items() if name not in ("machine", "gpu", "cuda")},
         images_note=images_note(config, train, test),
         teacher_note=teacher_note(config, teacher.input_size),
-        guidance=describe_guidance(SAMPLING),
+        guidance=SAMPLING.in_words(),
         steps=steps.timings,
         class_names=train.class_names,
         originals=load_pixels(test, shown, config.size).numpy(),

@@ -4,12 +4,13 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from vavae.errors import UserError
+from vavae.models.sampling import SamplingOptions
 
 _GENERATED = ("generator", "samples")
 # Options that concern some kinds only; `compare` reads two files and has one option of its own.
 _KINDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("count", "label_protocol", "guidance_scales", "solver", "steps", "shift"), ("generator",)),
-    **dict.fromkeys(("guidance_start", "guidance_stop", "guidance_channels"), ("generator",)),
+    **dict.fromkeys(("count", "label_protocol", "guidance_scales", "weak_model"), ("generator",)),
+    **dict.fromkeys((field.name for field in fields(SamplingOptions)), ("generator",)),
     **dict.fromkeys(("conventions", "latents", "tsne_seeds", "teacher", "teacher_size"), ("tokenizer",)),
     **dict.fromkeys(("reference", "save_reference", "real_split", "metrics"), _GENERATED),
     "reconstructions": ("tokenizer",),

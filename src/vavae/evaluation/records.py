@@ -69,9 +69,12 @@ def sampling_protocol(sampling: SamplingConfig, count: int, seed: int, label_pro
         solver=sampling.solver,
         steps=sampling.steps,
         shift=float(sampling.shift),
+        end=sampling.end,
         guidance_scale=sampling.guidance_scale,
         guidance_interval=(sampling.guidance_start, sampling.guidance_stop) if guided else None,
         guidance_channels=sampling.guidance_channels if guided else None,
+        guidance_kind=sampling.guidance_kind if guided else None,
+        zero_init_steps=sampling.guidance.still_steps if sampling.guidance else None,
         seed=seed,
     )
 

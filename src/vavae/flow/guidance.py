@@ -1,21 +1,22 @@
 """Guidance: extrapolate from a poorer prediction to the conditional one.
 
 The poorer prediction of classifier-free guidance (arXiv 2207.12598) comes from the network without the label, the one
-of autoguidance (arXiv 2406.02507) from a weaker network with the label. Both act on an interval of time
-(arXiv 2404.07724); outside it the poorer prediction is not computed.
+of autoguidance (arXiv 2406.02507) from a weaker network with the label, the one of internal guidance (arXiv 2605.18324)
+from a head on an early block of the network itself. All act on an interval of time (arXiv 2404.07724); outside it the
+poorer prediction is not computed.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from vavae.errors import UserError
 
-GuidanceKind = Literal["cfg", "zero_star"]
+GuidanceKind = Literal["cfg", "zero_star", "internal"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Guidance:
         stop: Last time at which guidance acts.
         channels: Number of leading channels to guide; None guides all. The published FIDs use 3, with scales two to
             three times as large as for all channels.
-        kind: "cfg", or "zero_star" (CFG-Zero*, arXiv 2503.18886): the poorer prediction is first scaled, for each
-            sample, to the least distance from the conditional one, and the first steps stand still.
+        kind: "cfg"; "zero_star" (CFG-Zero*, arXiv 2503.18886): the poorer prediction is first scaled, for each
+            sample, to the least distance from the conditional one, and the first steps stand still; or "internal":
+            the poorer prediction is the one of the network's auxiliary head.
         zero_init_steps: Steps of the solver at the start in which "zero_star" does not move; the paper takes 4 % of
             them. Only undertrained networks gain by it.
 
@@ -90,7 +92,7 @@ class Guidance:
 
 
 def guided_prediction(
-    model: Callable[[Tensor, Tensor, Tensor], Tensor],
+    model: Callable[..., Any],
     labels: Tensor,
     guidance: Guidance,
     *,
@@ -100,20 +102,24 @@ def guided_prediction(
     """Return the model as a function of point and time, with labels and guidance applied.
 
     Args:
-        model: (x, t, labels) -> prediction, with t (B,) float32, as published, for every dtype of x.
+        model: (x, t, labels) -> prediction, with t (B,) float32, as published, for every dtype of x. For internal
+            guidance called with auxiliary=True; then it returns a `TransformerOutput`.
         labels: (B,) integers.
         guidance: Scale, interval and channels.
-        null_label: Label that means "no label"; needed for guidance without `weak_model`.
+        null_label: Label that means "no label"; needed for guidance that is not internal and without `weak_model`.
         weak_model: Weaker network for autoguidance, called with the labels.
 
     Returns:
-        (x, t) -> prediction in the dtype of x, for a number t. Where guidance acts without a weak model, the model is
+        (x, t) -> prediction in the dtype of x, for a number t. Where guidance acts with the null label, the model is
         called once with a doubled batch; elsewhere once with the batch.
 
     Raises:
-        UserError: Guidance lacks both `null_label` and `weak_model`.
+        UserError: Guidance lacks both `null_label` and `weak_model`, or internal guidance has a weak model.
     """
-    if weak_model is None and null_label is None and guidance.scale != 1:
+    internal = guidance.kind == "internal"
+    if internal and weak_model is not None:
+        raise UserError("kind must be cfg or zero_star with a weak_model, got internal")
+    if weak_model is None and null_label is None and guidance.scale != 1 and not internal:
         raise UserError("null_label or weak_model must be given for guidance, got None for both")
     null = torch.full_like(labels, 0 if null_label is None else null_label)
     doubled = torch.cat((labels, null))  # two of (B,) -> (2B,)
@@ -122,6 +128,9 @@ def guided_prediction(
         time = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
         if not guidance.acts_at(t):
             return model(x, time, labels).to(x.dtype)
+        if internal:
+            output = model(x, time, labels, auxiliary=True)
+            return guidance.combine(output.prediction.to(x.dtype), output.auxiliary.to(x.dtype))
         if weak_model is not None:
             strong = model(x, time, labels).to(x.dtype)
             return guidance.combine(strong, weak_model(x, time, labels).to(x.dtype))

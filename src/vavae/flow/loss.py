@@ -1,7 +1,7 @@
 """The training loss: squared error and direction error of the predicted velocity."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ _SMALLEST_NORM = 1e-2
 
 
 def flow_matching_loss(
-    model: Callable[..., Tensor],
+    model: Callable[..., Any],
     data: Tensor,
     labels: Tensor,
     *,
@@ -44,6 +44,7 @@ def flow_matching_loss(
 
     Args:
         model: Called as model(x, t, labels), with label_drop=... if that is given; returns what `prediction` names.
+            With an auxiliary head (model.config.auxiliary_block), called with auxiliary=True too.
         data: (B, C, h, w) normalized latents.
         labels: (B,) integers.
         noise: (B, C, h, w); drawn if None.
@@ -59,7 +60,8 @@ def flow_matching_loss(
         generator: Source of drawn noise and times, on the device of data.
 
     Returns:
-        "mse", "direction" and "total" = mse + direction_weight · direction: (B,) float32 each.
+        "mse", "direction" and "total" = mse + direction_weight · direction: (B,) float32 each. With an auxiliary head
+        also "auxiliary", the same total of its prediction, which is added to "total".
 
     Raises:
         UserError: The prediction does not exist or is the score, which is unbounded near data, or a shape or dtype
@@ -82,13 +84,21 @@ def flow_matching_loss(
         raise UserError(f"t must have shape ({len(data)},), one time per sample, got {tuple(t.shape)}")
     x, velocity = path.interpolate(t, noise, data)
     target = {"velocity": velocity, "noise": noise, "data": data}[prediction]
-    options = {} if label_drop is None else {"label_drop": label_drop}
-    predicted = model(x, t, labels, **options)
-    if space == "velocity" and prediction != "velocity":
-        if predicted.shape == target.shape:  # velocity_loss names another shape
-            predicted = path.convert(predicted.float(), x.float(), t, prediction, "velocity")
-        target = path.convert(target.float(), x.float(), t, prediction, "velocity")
-    return velocity_loss(predicted, target, direction_weight)
+    options: dict[str, Any] = {} if label_drop is None else {"label_drop": label_drop}
+
+    def loss(predicted: Tensor) -> dict[str, Tensor]:
+        wanted = target
+        if space == "velocity" and prediction != "velocity" and predicted.shape == target.shape:
+            predicted, wanted = (
+                path.convert(value.float(), x.float(), t, prediction, "velocity") for value in (predicted, target)
+            )
+        return velocity_loss(predicted, wanted, direction_weight)  # it names another shape
+
+    if getattr(getattr(model, "config", None), "auxiliary_block", None) is None:
+        return loss(model(x, t, labels, **options))
+    output = model(x, t, labels, auxiliary=True, **options)
+    terms, auxiliary = loss(output.prediction), loss(output.auxiliary)["total"]
+    return terms | {"auxiliary": auxiliary, "total": terms["total"] + auxiliary}
 
 
 def velocity_loss(velocity: Tensor, target: Tensor, direction_weight: float = 1.0) -> dict[str, Tensor]:

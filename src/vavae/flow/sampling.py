@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from vavae.flow.solvers import Solver, StepCallback, StepNoise, solver_by_name
 from vavae.flow.times import shifted_times
 
 SampleCallback = Callable[[int, float, Tensor, Tensor], None]
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
+Network = Callable[..., Any]
 
 
 def sample(
@@ -80,13 +81,13 @@ def sample(
     solve = solver_by_name(solver, path=path, step_noise=step_noise) if isinstance(solver, str) else solver
     first, last = path.interval(prediction)
     times = first + (last - first) * shifted_times(steps, shift, end)
-    moves_from = times[min(guidance.still_steps, len(times) - 1)].item()
+    still = guidance.still_steps
+    if still > len(times) - 2:
+        raise UserError(f"zero_init_steps must be at most {len(times) - 2} with {steps} steps, got {still}")
     predict = guided_prediction(model, labels, guidance, null_label=null_label, weak_model=weak_model)
 
     # The network's prediction as a velocity, and the velocity as an estimate of the data
     def velocity(x: Tensor, t: float) -> Tensor:
-        if t < moves_from:
-            return torch.zeros_like(x)
         value = predict(x, t)
         return value if prediction == "velocity" else convert(value, x, t, prediction, "velocity")
 
@@ -99,11 +100,11 @@ def sample(
     if callback is not None:
 
         def on_step(step: int, t: float, x: Tensor, v: Tensor) -> None:
-            callback(step, t, x, convert(v, x, t, "velocity", "data"))
+            callback(step + still, t, x, convert(v, x, t, "velocity", "data"))
 
     # Integration
     with _evaluating(model, weak_model), torch.inference_mode():
-        data = solve(velocity, noise, times, callback=on_step)
+        data = solve(velocity, noise, times[still:], callback=on_step)
     # Autograd cannot use a tensor made under inference mode, but it can use a copy.
     return data.clone()
 

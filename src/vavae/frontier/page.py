@@ -111,7 +111,6 @@ def _view(config: Config, measured: Measured, states: States, every: Mapping[str
     found = (content["versions"] for content in contents)
     machines = dict.fromkeys(v.get("gpu", f"CPU ({v.get('machine', 'unknown')})") for v in found)
     sampling = config.generator.sampling
-    guided = "without guidance" if sampling.guidance_scale == 1 else f"guidance {sampling.guidance_scale:g}"
     names = {name: table.title.split(":")[0] for name, table in every.items()}
     table2 = names.pop("table2", None)
     return {
@@ -139,7 +138,7 @@ def _view(config: Config, measured: Measured, states: States, every: Mapping[str
         "maps": figures.maps(measured),
         "classes": figures.classes(measured, DemoImages("test").class_names if config.data.images in _CIFAR10 else ()),
         "galleries": _galleries(measured, states),
-        "sampling": f"{sampling.steps} {sampling.solver} grid points, {guided}",
+        "sampling": sampling.in_words(),
         "how": _how(config, measured, contents),
         "command": command_line(without="--page_only"),
         "jobs": [(job.kind, measured.grid.shown_name(job.cell), state.value, it) for job, state, it in states],

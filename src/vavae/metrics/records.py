@@ -20,9 +20,14 @@ class MeasurementProtocol:
         solver: Name of the solver; `euler_maruyama` solves the stochastic equation.
         steps: Grid points of the solver, as published (250 points are 249 Euler evaluations).
         shift: Time shift of the grid.
-        guidance_scale: Scale of classifier-free guidance; 1 means without guidance.
+        end: Last point of the grid before the shift; 1 is data.
+        guidance_scale: Guidance scale; 1 means without guidance.
         guidance_interval: Times between which guidance acts.
         guidance_channels: Number of leading channels that are guided; None guides all.
+        guidance_kind: "cfg" (classifier-free), "zero_star" (CFG-Zero*), …
+        zero_init_steps: Steps at the start that do not move.
+        weak_model: Path or hub id of the weaker generator of autoguidance.
+        weak_model_hash: Fingerprint of its weights.
         seed: Seed of the samples of a generator or of the tokenizer's posterior.
         dtype: Compute type of the generator or tokenizer: fp32, tf32 (float32 with TF32 products on GPUs) or bf16.
         posterior: "sample" or "mean" of the tokenizer's posterior.
@@ -44,9 +49,14 @@ class MeasurementProtocol:
     solver: str | None = None
     steps: int | None = None
     shift: float | None = None
+    end: float | None = None
     guidance_scale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     guidance_channels: int | None = None
+    guidance_kind: str | None = None
+    zero_init_steps: int | None = None
+    weak_model: str | None = None
+    weak_model_hash: str | None = None
     seed: int | None = None
     dtype: str | None = None
     posterior: Literal["sample", "mean"] | None = None
@@ -64,7 +74,11 @@ class MeasurementProtocol:
 # The subject of a comparison, which may differ.
 _COMPARED = frozenset({"checkpoint", "checkpoint_hash"})
 # Names, and hashes of the named things: if both records have the hash, only the hash is compared.
-_NAMED_BY_HASH = {"feature_network": "feature_network_hash", "reference": "reference_hash"}
+_NAMED_BY_HASH = {
+    "feature_network": "feature_network_hash",
+    "reference": "reference_hash",
+    "weak_model": "weak_model_hash",
+}
 
 
 @dataclass(frozen=True)

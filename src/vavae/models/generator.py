@@ -52,6 +52,24 @@ from vavae.transformer.positions import Positions
 from vavae.version import __version__
 
 
+def open_generator(name: str, weak_model: str | None, device: torch.device) -> "Generator":
+    """Read a generator, and with `weak_model` the weaker one that guides it, on a device.
+
+    Raises:
+        UserError: One cannot be read, or they do not fit together.
+    """
+    generator = Generator.from_pretrained(name, device)
+    if weak_model is None:
+        return generator
+    return generator.with_weak_model(Generator.from_pretrained(weak_model, device))
+
+
+def check_weak_model(weak_model: str | None, settings: Sequence[SamplingConfig]) -> None:
+    """Raise UserError for a weak model that no settings use."""
+    if weak_model is not None and all(sampling.guidance is None for sampling in settings):
+        raise UserError(f"guidance_scale must not be 1 with weak_model, which then has no effect, got {weak_model}")
+
+
 class Generator(SavedModel):
     """Labels -> images.
 
@@ -67,6 +85,7 @@ class Generator(SavedModel):
         provenance: Facts about the training, for the model card.
 
     Attributes:
+        weak_model: Weaker generator for autoguidance, set by `with_weak_model`; it is not saved.
         report: The parts of a published checkpoint that were loaded and left out; None for other forms.
 
     Raises:
@@ -103,6 +122,7 @@ class Generator(SavedModel):
         self.floor = floor
         self.class_names = tuple(class_names)
         self.provenance = provenance or {}
+        self.weak_model: Generator | None = None
         self.report: LoadReport | None = None
 
     @property
@@ -145,9 +165,34 @@ class Generator(SavedModel):
         other.sampling = sampling
         return other
 
+    def with_weak_model(self, weak_model: "Generator") -> Self:
+        """Return a generator with the same networks, whose guidance is autoguidance with a weaker generator.
+
+        Raises:
+            UserError: The two differ in latents, statistics, flow or classes.
+        """
+        flow = ("path", "prediction", "floor")
+        pairs = {
+            "latent shape": (weak_model.latent_shape, self.latent_shape),
+            "number of classes": (weak_model.num_classes, self.num_classes),
+            **{name: (getattr(weak_model, name), getattr(self, name)) for name in flow},
+        }
+        if weak_model.class_names and self.class_names:
+            pairs["class names"] = (weak_model.class_names, self.class_names)
+        for name, (weak, own) in pairs.items():
+            if weak != own:
+                raise UserError(f"weak_model must have the generator's {name} {str(own)[:60]}, got {str(weak)[:60]}")
+        if not weak_model.tokenizer.statistics.equals(self.tokenizer.statistics):
+            raise UserError("weak_model must have the generator's latent statistics, got other means or deviations")
+        other = copy.copy(self)
+        other.weak_model = weak_model
+        return other
+
     def fingerprint(self) -> str:
         """Return a hash of transformer, path, prediction and tokenizer, in hexadecimal."""
-        own = [weights_fingerprint(self.transformer), to_plain(self.config), self.path]
+        # An option that is null changes nothing, so new ones leave former fingerprints valid.
+        shape = {name: value for name, value in to_plain(self.config).items() if value is not None}
+        own: list[Any] = [weights_fingerprint(self.transformer), shape, self.path]
         # So that features stored before there were other predictions and floors stay valid:
         own += [value for value, usual in ((self.prediction, "velocity"), (self.floor, 0.0)) if value != usual]
         return digest(*own, self.tokenizer.fingerprint())
@@ -167,7 +212,7 @@ class Generator(SavedModel):
         Raises:
             UserError: `size` is not a multiple of the tokenizer's factor times the patch size.
         """
-        return rng.normal(seed, "sample", list(indices), self._shape_for(size), self.device)
+        return rng.normal(seed, "sample", list(indices), self.shape_for(size), self.device)
 
     def class_noise(self, indices: Sequence[int], seed: int = 0) -> Tensor | None:
         """Return the starting noise (B, D) of the class tokens of samples; None for a transformer without one."""
@@ -176,7 +221,12 @@ class Generator(SavedModel):
             return None
         return rng.normal(seed, "sample class token", list(indices), (channels,), self.device)
 
-    def _shape_for(self, size: Size | None) -> tuple[int, int, int]:
+    def shape_for(self, size: Size | None) -> tuple[int, int, int]:
+        """Return channels, height and width of the latents of images of a size; the training's by default.
+
+        Raises:
+            UserError: `size` is not a multiple of the tokenizer's factor times the patch size.
+        """
         if size is None:
             return self.latent_shape
         unit = self.tokenizer.factor * self.config.patch_size
@@ -189,17 +239,17 @@ class Generator(SavedModel):
         """Check labels, size and guidance.
 
         Raises:
-            UserError: A label is out of range, a size is not a multiple of the patches, or guidance needs "no label",
-                which was not trained.
+            UserError: A label is out of range, a size is not a multiple of the patches, or see
+                `SamplingConfig.check_for`.
         """
         wrong = [label for label in labels if not 0 <= label <= self.num_classes]
         if wrong:
             raise UserError(
                 f"labels must be from 0 to {self.num_classes}, got {wrong[0]} ({self.num_classes} means no label)"
             )
-        self._shape_for(size)
+        self.shape_for(size)
         if sampling is not None:
-            sampling.check_for(self.config)
+            sampling.check_for(self.config, self.weak_model is not None)
 
     def latents(
         self,
@@ -210,7 +260,7 @@ class Generator(SavedModel):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         size: Size | None = None,
-        weak_model: Transformer | None = None,
+        weak_model: "Generator | None" = None,
         callback: SampleCallback | None = None,
         progress: bool = False,
         class_noise: Tensor | None = None,
@@ -224,8 +274,9 @@ class Generator(SavedModel):
         seed = seed_of(seed, generator)
         indices = sample_indices(indices, len(labels), seed)
         sampling = self.sampling.changed(**settings)
-        self.check(labels, size, sampling if weak_model is None else None)
-        shape = (len(labels), *self._shape_for(size))
+        guided = self if weak_model is None else self.with_weak_model(weak_model)
+        guided.check(labels, size, sampling)
+        shape = (len(labels), *self.shape_for(size))
         noise = self.noise(indices, seed, size) if noise is None else torch.as_tensor(noise)
         if noise.shape != shape:
             raise UserError(f"noise must have the shape {shape}, got {tuple(noise.shape)}")
@@ -248,7 +299,7 @@ class Generator(SavedModel):
                 shift=shift_in_numbers(sampling.shift, shape[1:]),
                 end=sampling.end,
                 guidance=sampling.guidance,
-                weak_model=weak_model,
+                weak_model=guided.weak_model and guided.weak_model.transformer,
                 path=path_by_name(self.path, self.floor),
                 prediction=self.prediction,
                 step_noise=counter_noise(seed, indices),
@@ -267,7 +318,7 @@ class Generator(SavedModel):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
         size: Size | None = None,
-        weak_model: Transformer | None = None,
+        weak_model: "Generator | None" = None,
         callback: SampleCallback | None = None,
         progress: bool = False,
         **settings: Unpack[SamplingSettings],
@@ -287,7 +338,7 @@ class Generator(SavedModel):
                 still give the noise of a class token.
             size: Size in pixels, one number or (height, width); the training's by default. The transformer's
                 `positions` place other grids (see `vavae.transformer.positions`, and `from_pretrained`).
-            weak_model: A weaker transformer for autoguidance (arXiv 2406.02507).
+            weak_model: A weaker generator on the same latents for autoguidance (arXiv 2406.02507), on the same device.
             callback: Called at the start of each step as callback(step, t, x, data): x are the latents at time t, and
                 data the current estimate of the result, both (B, C, h, w). An exception ends the sampling.
             progress: Show a bar of the steps.

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, get_args
 
@@ -13,12 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from vavae import rng
+from vavae.checkpoints.registry import guidance_in_words
 from vavae.config import from_plain
 from vavae.config.image_size import Size
 from vavae.data import to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError, errors_name
 from vavae.flow import Guidance, PathName, Prediction, SampleCallback, SolverName
+from vavae.flow.guidance import GuidanceKind
 from vavae.flow.times import Shift, shift_in_numbers
 from vavae.progress import track
 from vavae.transformer import TransformerShape
@@ -36,19 +38,6 @@ _MOST_SCALE = 10_000
 _MOST_SAMPLES = 10_000_000
 
 
-class SamplingSettings(TypedDict, total=False):
-    """Single settings of a `SamplingConfig` as keywords; one that is left out, or None, keeps its value."""
-
-    solver: SolverName | None
-    steps: int | None
-    shift: Shift | None
-    guidance_scale: float | None
-    guidance_start: float | None
-    guidance_stop: float | None
-    guidance_channels: int | None
-    end: float | None
-
-
 @dataclass(frozen=True)
 class SamplingConfig:
     """How noise becomes latents: all settings. `SamplingConfig(steps=5)` is without guidance.
@@ -61,10 +50,13 @@ class SamplingConfig:
         shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even. `dimension` is
             s = 1 / sqrt(C·h·w / 4096) for latents of that size (RAE).
         end: Last point of the grid before the shift; 1 is data, RAE stops at 0.999.
-        guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
+        guidance_scale: Guidance scale; 1 turns guidance off.
         guidance_start: Guidance acts from this time on (0 is noise, 1 is data).
         guidance_stop: Guidance acts up to this time.
-        guidance_channels: How many leading channels are guided; null and 0 guide all. The published FIDs use 3.
+        guidance_channels: How many leading channels are guided; 0 guides all. The published FIDs use 3.
+        guidance_kind: `cfg` (classifier-free), `zero_star` (CFG-Zero*), or `internal` for a transformer with an
+            auxiliary head.
+        zero_init_steps: Steps at the start in which `zero_star` does not move.
 
     Raises:
         UserError: Names the number that is out of range.
@@ -78,6 +70,8 @@ class SamplingConfig:
     guidance_stop: float = 1.0
     guidance_channels: int | None = None
     end: float = 1.0
+    guidance_kind: GuidanceKind = "cfg"
+    zero_init_steps: int = 1
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int):
@@ -101,13 +95,19 @@ class SamplingConfig:
                 f"guidance_start, guidance_stop must be an interval within 0 (noise) to 1 (data), got "
                 f"{self.guidance_start} to {self.guidance_stop}"
             )
+        if self.guidance_kind not in get_args(GuidanceKind):
+            raise UserError(
+                f"guidance_kind must be one of {', '.join(get_args(GuidanceKind))}, got {self.guidance_kind!r}"
+            )
+        if not isinstance(self.zero_init_steps, int) or self.zero_init_steps < 0:
+            raise UserError(f"zero_init_steps must be a whole number from 0 on, got {self.zero_init_steps}")
         if self.guidance_channels is not None and self.guidance_channels < 0:
             raise UserError(f"guidance_channels must be 0 (all) or more, got {self.guidance_channels}")
         if self.guidance_channels == 0:
             # Null means an option that is not given, so all channels have the number 0, which records keep as null.
             object.__setattr__(self, "guidance_channels", None)
 
-    def changed(self, **settings: Unpack[SamplingSettings]) -> "SamplingConfig":
+    def changed(self, **settings: "Unpack[SamplingSettings]") -> "SamplingConfig":
         """Return these settings with the given ones; None keeps the value, and 0 guidance_channels guide all.
 
         Raises:
@@ -127,12 +127,26 @@ class SamplingConfig:
         """Return these settings for latents of a shape (C, h, w), with the shift as a number."""
         return replace(self, shift=shift_in_numbers(self.shift, shape))
 
-    def check_for(self, network: TransformerShape) -> None:
-        """Raise UserError if guidance needs "no label", which was not trained, or more channels than latents have."""
-        if self.guidance is not None and network.label_dropout == 0:
-            raise UserError(
-                f"guidance_scale must be 1 for a transformer trained without label_dropout, got {self.guidance_scale:g}"
-            )
+    def check_for(self, network: TransformerShape, weak_model: bool = False) -> None:
+        """Check that a transformer, with a weak model or alone, can be guided by these settings.
+
+        Raises:
+            UserError: Guidance needs "no label", which was not trained, an auxiliary head, which the transformer does
+                not have, or more channels than latents have; or internal guidance has a weak model.
+        """
+        if self.guidance is not None:
+            internal = self.guidance_kind == "internal"
+            if internal and weak_model:
+                raise UserError("guidance_kind must be cfg or zero_star with a weak_model, got internal")
+            if internal and network.auxiliary_block is None:
+                raise UserError(
+                    "guidance_kind must not be internal for a transformer without an auxiliary head (auxiliary_block)"
+                )
+            if not internal and not weak_model and network.label_dropout == 0:
+                raise UserError(
+                    "guidance_scale must be 1 for a transformer trained without label_dropout, got "
+                    f"{self.guidance_scale:g}"
+                )
         if (self.guidance_channels or 0) > network.latent_channels:
             raise UserError(
                 f"guidance_channels must be at most {network.latent_channels}, got {self.guidance_channels}"
@@ -143,28 +157,60 @@ class SamplingConfig:
         """The guidance of these settings; None if the scale is 1."""
         if self.guidance_scale == 1.0:
             return None
-        return Guidance(self.guidance_scale, self.guidance_start, self.guidance_stop, self.guidance_channels)
+        return Guidance(
+            self.guidance_scale,
+            self.guidance_start,
+            self.guidance_stop,
+            self.guidance_channels,
+            self.guidance_kind,
+            self.zero_init_steps,
+        )
+
+    def in_words(self, weak_model: str | None = None) -> str:
+        """Return solver, steps, shift and guidance in words, with the name of a weak model."""
+        end = "" if self.end == 1 else f" up to {self.end:g}"
+        grid = f"{self.steps} {self.solver} grid points{end}, time shift {self.shift}"
+        return f"{grid}, {self.guidance_in_words(weak_model)}"
+
+    def guidance_in_words(self, weak_model: str | None = None) -> str:
+        """Return kind, scale, channels and times of the guidance in words, with the name of a weak model."""
+        return guidance_in_words(vars(self), weak_model)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """Changes of a generator's sampling settings; null is the generator's own value.
+class SamplingSettings(TypedDict, total=False):
+    """Single settings of a `SamplingConfig` as keywords; one that is left out, or None, keeps its value."""
 
-    Attributes:
-        solver: Integration method; euler_maruyama is stochastic. null is the generator's default, here and below.
-        steps: Grid points of the solver.
-        shift: Time shift.
-        guidance_start: Guidance acts from this time on (0 noise, 1 data).
-        guidance_stop: Guidance acts up to this time.
-        guidance_channels: Guide only this many leading channels, 0 guides all; the published FIDs use 3.
-    """
+    # Type checkers need the list; a test compares it with `SamplingConfig`.
+    solver: SolverName | None
+    steps: int | None
+    shift: Shift | None
+    guidance_scale: float | None
+    guidance_start: float | None
+    guidance_stop: float | None
+    guidance_channels: int | None
+    end: float | None
+    guidance_kind: GuidanceKind | None
+    zero_init_steps: int | None
 
-    solver: SolverName | None = None
-    steps: int | None = None
-    shift: float | None = None
-    guidance_start: float | None = None
-    guidance_stop: float | None = None
-    guidance_channels: int | None = None
+
+_OWN_VALUE = "null is the generator's own value, here and below. "
+if TYPE_CHECKING:
+
+    @dataclass(frozen=True)
+    class SamplingOptions:
+        """Base of commands that sample: options for all settings of `SamplingConfig` but `guidance_scale`.
+
+        None keeps the generator's own value. `guidance_scale` is not here, since `vavae evaluate` takes several.
+        """
+
+else:
+    SamplingOptions = make_dataclass(
+        "SamplingOptions",
+        [(f.name, f.type | None, field(default=None)) for f in fields(SamplingConfig) if f.name != "guidance_scale"],
+        namespace={"__doc__": str(SamplingConfig.__doc__).replace("solver: ", f"solver: {_OWN_VALUE}", 1)},
+        frozen=True,
+        kw_only=True,
+    )
 
 
 def read_sampling(settings: object, path: object, prediction: object, source: str | Path) -> SamplingConfig:
@@ -268,7 +314,8 @@ def step_bar(sampling: SamplingConfig, callback: SampleCallback | None) -> Itera
     """
     if sampling.solver == "dopri5":
         raise UserError("progress must be False with the solver dopri5, which chooses its number of steps")
-    with track("sampling", sampling.steps - 1) as bar:
+    still = 0 if sampling.guidance is None else sampling.guidance.still_steps
+    with track("sampling", sampling.steps - 1, start=still) as bar:
 
         def on_step(step: int, t: float, x: Tensor, data: Tensor) -> None:
             if callback is not None:
@@ -335,7 +382,7 @@ def draw(
     precision: InferencePrecision = "fp32",
     size: Size | None = None,
 ) -> np.ndarray:
-    """Draw images of the given labels and sample numbers, (B, H, W, 3) uint8.
+    """Draw images of the given labels and sample numbers, (B, H, W, 3) uint8, with the generator's weak model.
 
     Raises:
         RunError: A sample is not finite.

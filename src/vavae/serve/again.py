@@ -30,44 +30,66 @@ def changes(sampling: SamplingConfig, defaults: SamplingConfig) -> dict[str, Any
     return {name: getattr(sampling, name) for name in names if getattr(sampling, name) != getattr(defaults, name)}
 
 
-def described(seed: int | str, sampling: SamplingConfig) -> str:
+def described(seed: int | str, sampling: SamplingConfig, weak_model: str | None = None) -> str:
     """Return seed and settings in one line."""
-    parts = [f"seed {seed}", f"{sampling.solver}, {sampling.steps} grid points, time shift {sampling.shift:g}"]
-    if sampling.guidance is None:
-        parts.append("no guidance")
-    else:
-        interval = f"{sampling.guidance_start:g} to {sampling.guidance_stop:g}"
-        parts.append(f"guidance {sampling.guidance_scale:g} from time {interval}")
-    return " · ".join(parts)
+    return f"seed {seed} · {sampling.in_words(weak_model)}"
 
 
 def sample_command(
-    source: str, labels: Sequence[int], seed: int, settings: Mapping[str, Any], precision: Compute
+    source: str,
+    labels: Sequence[int],
+    seed: int,
+    settings: Mapping[str, Any],
+    precision: Compute,
+    weak_model: str | None = None,
 ) -> str:
     """Return the command line that writes these samples into `runs/samples`."""
     options = {"generator": source, "labels": ",".join(map(str, labels)), "seed": seed, **settings}
     if precision != "fp32":
         options["precision"] = precision
+    if weak_model is not None:
+        options["weak_model"] = weak_model
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return shlex.join(["vavae", "sample", *words])
 
 
-def sample_code(source: str, labels: Sequence[int], seed: int, settings: Mapping[str, Any], precision: Compute) -> str:
+def _generator_code(source: str, weak_model: str | None) -> str:
+    """Return the line of Python that reads a generator, with its weak model."""
+    read = "vavae.Generator.from_pretrained({!r})".format
+    guided = "" if weak_model is None else f".with_weak_model({read(weak_model)})"
+    return f"generator = {read(source)}{guided}"
+
+
+def sample_code(
+    source: str,
+    labels: Sequence[int],
+    seed: int,
+    settings: Mapping[str, Any],
+    precision: Compute,
+    weak_model: str | None = None,
+) -> str:
     """Return Python that draws these samples."""
     keywords = "".join(f", {name}={value!r}" for name, value in settings.items())
     call = f"generator({list(labels)}, seed={seed}{keywords})"
-    code = f"import vavae\n\ngenerator = vavae.Generator.from_pretrained({source!r})\nimages = {call}"
+    code = f"import vavae\n\n{_generator_code(source, weak_model)}\nimages = {call}"
     if precision == "fp32":
         return code
     return f"{code}\n# The page computed in {precision}: its images differ a little."
 
 
-def seeds_code(source: str, label: int, seeds: Sequence[int], count: int, sampling: SamplingConfig) -> str:
+def seeds_code(
+    source: str,
+    label: int,
+    seeds: Sequence[int],
+    count: int,
+    sampling: SamplingConfig,
+    weak_model: str | None = None,
+) -> str:
     """Return Python that draws the samples between two seeds."""
     settings = ", ".join(f"{name}={value!r}" for name, value in to_plain(sampling).items())
     return (
         "import vavae\nfrom vavae.serve.studio import Studio\n\n"
-        f"generator = vavae.Generator.from_pretrained({source!r})\n"
+        f"{_generator_code(source, weak_model)}\n"
         f"sampling = vavae.SamplingConfig({settings})\n"
         "studio = Studio(generator.tokenizer, generator)\n"
         f"images = studio.between_seeds({label}, {seeds[0]}, {seeds[1]}, {count}, sampling)  # (N, H, W, 3) uint8"

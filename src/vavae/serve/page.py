@@ -146,7 +146,7 @@ def _sample_tab(page: Any, studios: Sequence[Studio]) -> None:
             first_count = 16 if studios[0].side <= parts.SMALL else 4
             count = gr.Slider(1, MOST_IMAGES, value=first_count, step=1, label="Images")
             seed = gr.Number(0, precision=0, label="Seed", minimum=0)
-            controls, settings = parts.sampling_controls(generator.sampling, SOLVERS)
+            controls, settings = parts.sampling_controls(generator.sampling, SOLVERS, studios[0].guidance_kinds)
             button = gr.Button("Sample", variant="primary")
             with gr.Row():
                 random = gr.Button("New seed", min_width=110)
@@ -170,7 +170,12 @@ def _sample_tab(page: Any, studios: Sequence[Studio]) -> None:
             tick = _ticks(check, progress, (sampling.steps - 1) * len(studios))
             drawn = [_samples(one, labels, names, seed, sampling, tick) for one in studios]
         images, commands, codes = zip(*drawn, strict=True)
-        return [*images, again.described(seed, sampling), "\n".join(commands), "\n\n".join(codes)]
+        return [
+            *images,
+            again.described(seed, sampling, studios[0].weak_model_for(sampling)),
+            "\n".join(commands),
+            "\n\n".join(codes),
+        ]
 
     inputs, outputs = [classes, count, seed, *controls], [*galleries, line, *texts]
     clicked = parts.run_on(button, act, inputs, outputs, "sample")
@@ -205,9 +210,11 @@ def _samples(
     assert studio.generator is not None
     images = studio.sample(labels, seed, sampling, tick)
     changed = again.changes(sampling, studio.generator.sampling)
-    how = (studio.source, labels, seed, changed, studio.precision)
+    weak_model = studio.weak_model_for(sampling)
+    how = (studio.source, labels, seed, changed, studio.precision, weak_model)
     command = again.sample_command(*how)
     facts = {"model": studio.source, "seed": seed, "sampling": to_plain(sampling), "command": command}
+    facts |= {} if weak_model is None else {"weak_model": weak_model}
     captioned = [
         (again.with_text(image, **facts, index=i, label=label, name=names[label]), names[label])
         for i, (image, label) in enumerate(zip(images, labels, strict=True))
@@ -302,8 +309,9 @@ def _interpolate_tab(studio: Studio) -> None:
                 tick = _ticks(check, progress, sampling.steps - 1)
                 images = studio.between_seeds(label, first, second, count, sampling, tick)
             facts = {"model": studio.source, "label": label, "seeds": [first, second], "sampling": to_plain(sampling)}
-            code = again.seeds_code(studio.source, label, (first, second), count, sampling)
-            return _numbered(images, **facts), again.described(f"{first} to {second}", sampling), code
+            weak_model = studio.weak_model_for(sampling)
+            code = again.seeds_code(studio.source, label, (first, second), count, sampling, weak_model)
+            return _numbered(images, **facts), again.described(f"{first} to {second}", sampling, weak_model), code
 
         inputs = [seeds.label, seeds.first, seeds.second, count, *seeds.controls]
         events.append(parts.run_on(of_seeds, between_seeds, inputs, outputs, "between_seeds"))

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import gradio as gr
 from PIL import Image
 
+from vavae.checkpoints.registry import GUIDANCE_KINDS
 from vavae.data import demo_pixels
 from vavae.flow import DETERMINISTIC_SOLVERS, SolverName
+from vavae.flow.guidance import GuidanceKind
 from vavae.models import SamplingConfig
 from vavae.report.images import class_name
 from vavae.serve.studio import LARGEST_SIDE, Studio
@@ -52,7 +54,7 @@ def class_choices(studio: Studio) -> list[tuple[str, int]]:
 
 
 def sampling_controls(
-    defaults: SamplingConfig, solvers: Sequence[SolverName]
+    defaults: SamplingConfig, solvers: Sequence[SolverName], kinds: Sequence[GuidanceKind]
 ) -> tuple[list[Any], Callable[..., SamplingConfig]]:
     """Return the controls of sampling and a function from their values to settings.
 
@@ -67,12 +69,30 @@ def sampling_controls(
         shift = gr.Slider(0.05, max(2, time_shift), value=time_shift, step=0.05, label="Time shift (1 is none)")
         start = gr.Slider(0, 1, value=defaults.guidance_start, step=0.01, label="Guidance from time (0 is noise)")
         stop = gr.Slider(0, 1, value=defaults.guidance_stop, step=0.01, label="Guidance up to time (1 is data)")
+        own = defaults.guidance_kind if defaults.guidance_kind in kinds else kinds[0]
+        kind = gr.Dropdown([(GUIDANCE_KINDS[name], name) for name in kinds], value=own, label="Kind of guidance")
+        still = gr.Slider(
+            0,
+            max(20, defaults.zero_init_steps),
+            value=defaults.zero_init_steps,
+            step=1,
+            label="First steps that CFG-Zero* skips",
+        )
+    controls = {
+        "guidance_scale": scale,
+        "solver": solver,
+        "steps": steps,
+        "shift": shift,
+        "guidance_start": start,
+        "guidance_stop": stop,
+        "guidance_kind": kind,
+        "zero_init_steps": still,
+    }
 
-    def settings(scale: float, solver: SolverName, steps: int, shift: float, start: float, stop: float) -> Any:
-        guidance: dict[str, Any] = {"guidance_scale": scale, "guidance_start": start, "guidance_stop": stop}
-        return replace(defaults, solver=solver, steps=steps, shift=shift, **guidance)
+    def settings(*values: Any) -> SamplingConfig:
+        return replace(defaults, **dict(zip(controls, values, strict=True)))
 
-    return [scale, solver, steps, shift, start, stop], settings
+    return list(controls.values()), settings
 
 
 def gallery(label: str, side: int) -> Any:
@@ -137,7 +157,8 @@ def seed_controls(studio: Studio) -> Seeds:
     assert studio.generator is not None
     label = gr.Dropdown(class_choices(studio) or [("no classes", 0)], value=0, label="Class")
     first, second = (gr.Number(n, precision=0, label=f"Seed {n + 1}", minimum=0) for n in (0, 1))
-    return Seeds(label, first, second, *sampling_controls(studio.generator.sampling, DETERMINISTIC_SOLVERS))
+    controls = sampling_controls(studio.generator.sampling, DETERMINISTIC_SOLVERS, studio.guidance_kinds)
+    return Seeds(label, first, second, *controls)
 
 
 class Again(NamedTuple):

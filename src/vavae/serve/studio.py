@@ -7,7 +7,7 @@ frames = studio.between_images(cat, dog, side=32)       # (9, 32, 32, 3) uint8
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from vavae.data import center_crop, to_tensor, to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError
 from vavae.flow import DETERMINISTIC_SOLVERS
+from vavae.flow.guidance import GuidanceKind
 from vavae.metrics import psnr, ssim
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.report.pca import pca_maps
@@ -66,6 +67,7 @@ class Studio:
         precision: Compute precision of the transformer.
         source: Folder or hub id of the model, for the commands and the code that the page shows.
         name: A short name for titles; by default the source.
+        weak_source: Folder or hub id of the generator's weak model, if it has one.
 
     The methods call `tick` before each step of the solver and each batch that is decoded; an exception in it ends them.
     """
@@ -77,12 +79,14 @@ class Studio:
         precision: InferencePrecision = "fp32",
         source: str = "demo",
         name: str | None = None,
+        weak_source: str | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.generator = generator
         self.precision = resolve_precision(precision, tokenizer.device)
         self.source = source
         self.name = name or source
+        self.weak_source = weak_source
 
     @property
     def kind(self) -> Literal["Generator", "Tokenizer"]:
@@ -93,6 +97,17 @@ class Studio:
     def side(self) -> int:
         """Longer side of the generator's images in pixels; 256, as published, for a tokenizer alone."""
         return 256 if self.generator is None else max(height_width(self.generator.image_size))
+
+    @property
+    def guidance_kinds(self) -> list[GuidanceKind]:
+        """Kinds of guidance that the generator can take."""
+        headless = self.generator is None or self.generator.config.auxiliary_block is None
+        without = ("internal",) if headless or self.weak_source else ()
+        return [kind for kind in get_args(GuidanceKind) if kind not in without]
+
+    def weak_model_for(self, sampling: SamplingConfig) -> str | None:
+        """Return `weak_source` if these settings use it."""
+        return None if sampling.guidance is None else self.weak_source
 
     def sample(
         self,

@@ -46,9 +46,9 @@ class TransformerCosts:
         with torch.device("meta"):  # where attention consists of matrix products, which are counted
             model = build_transformer(self.shape)
             x = torch.empty(1, self.shape.latent_channels, *self.shape.latent_hw)
-            t, label = torch.empty(1), torch.zeros(1, dtype=torch.int64)
-            drop, tokens = torch.zeros(1, dtype=torch.bool), self._class_tokens(1)
-        return count_flops(lambda: self.flow.loss(model, x, label, x, t, drop, tokens)["total"].sum().backward())
+            t, label, noise = torch.empty(1), torch.zeros(1, dtype=torch.int64), torch.empty_like(x)
+        tokens = self._class_tokens(1)
+        return count_flops(lambda: self.flow.loss(model, x, label, noise, t, t < 0, tokens)["total"].sum().backward())
 
     def _class_tokens(self, count: int) -> tuple[Tensor, Tensor] | None:
         """Return class tokens and their noise without values, if the transformer has them."""

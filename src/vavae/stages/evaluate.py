@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from vavae import assets
@@ -37,6 +38,7 @@ from vavae.extras import require_extra
 from vavae.io.files import drop_drafts
 from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, load_feature_network
 from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models.generator import check_weak_model, open_generator
 from vavae.models.sampling import SamplingOptions, check_count, choose_labels
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
@@ -68,7 +70,8 @@ class Config(SamplingOptions):
             that the network and the reference allow, except those that would take hours with so many images.
         count: Samples to draw from a generator.
         label_protocol: Labels of those samples: `balanced` over the classes, or `random` as published.
-        guidance_scales: Scales of classifier-free guidance to measure, one after the other; empty is the generator's.
+        guidance_scales: Guidance scales to measure, one after the other; empty is the generator's.
+        weak_model: Folder, hub id or short name of a weaker generator on the same latents, for autoguidance.
         conventions: Conventions of reconstructions: `strict` (8-bit pixels, ADM crop, posterior mean) and `published`.
         latents: Number of latents for uniformity, probes, alignment and interpolation, at most.
         tsne_seeds: Runs of t-SNE to average for the published uniformity; 0 leaves it out.
@@ -100,6 +103,7 @@ class Config(SamplingOptions):
     count: int = 50_000
     label_protocol: Literal["balanced", "random"] = "balanced"
     guidance_scales: list[float] = field(default_factory=list)
+    weak_model: str | None = None
     conventions: list[Convention] = field(default_factory=lambda: ["strict", "published"])
     latents: int = 10_000
     tsne_seeds: int = 10
@@ -132,9 +136,9 @@ class Config(SamplingOptions):
         """Names of the feature networks, without duplicates."""
         return tuple(dict.fromkeys(n.strip() for n in (self.network or "").split(",") if n.strip()))
 
-    def sampling(self, defaults: SamplingConfig) -> list[SamplingConfig]:
+    def sampling(self, generator: Generator) -> list[SamplingConfig]:
         """Return the generator's settings with this recipe's changes, once for each guidance scale."""
-        base = defaults.changed_by(self)
+        base = generator.sampling.changed_by(self).for_latents(generator.latent_shape)
         return [replace(base, guidance_scale=scale) for scale in self.guidance_scales] or [base]
 
 
@@ -228,8 +232,10 @@ def _check_models(config: Config) -> None:
         if config.what == "tokenizer":
             Tokenizer.from_pretrained(path)
         elif config.what == "generator":
-            generator = Generator.from_pretrained(path)
-            for sampling in config.sampling(generator.sampling):
+            generator = open_generator(path, config.weak_model, torch.device("cpu"))
+            settings = config.sampling(generator)
+            check_weak_model(config.weak_model, settings)
+            for sampling in settings:
                 generator.check((), sampling=sampling)
             _check_size(path, generator.image_size, size)
         else:
@@ -290,13 +296,18 @@ def _generators(config: Config, store: BlockStore, world: World) -> Iterator[Met
     device = resolve_device(config.device)
     comparison = _Comparison(config, store, world, config.count)
     for path in config.model:
-        generator = Generator.from_pretrained(path, device)
+        generator = open_generator(path, config.weak_model, device)
         fingerprint = generator.fingerprint()
+        weak_fingerprint = None if generator.weak_model is None else generator.weak_model.fingerprint()
         labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
-        for sampling in config.sampling(generator.sampling):
-            images = generated_images(generator, labels, config.seed, sampling, config.precision, fingerprint)
+        for sampling in config.sampling(generator):
+            weak = None if sampling.guidance is None else weak_fingerprint
+            weights = fingerprint if weak is None else f"{fingerprint} {weak}"
+            images = generated_images(generator, labels, config.seed, sampling, config.precision, weights)
             protocol = replace(
                 sampling_protocol(sampling, config.count, config.seed, config.label_protocol),
+                weak_model=config.weak_model if weak else None,
+                weak_model_hash=weak,
                 dtype=resolve_precision(config.precision, device),
                 image_size=images.size,
                 checkpoint=path,

@@ -126,9 +126,10 @@ class HiddenAlignmentConfig:
 
 
 class HiddenTokens:
-    """A transformer that keeps the tokens after one block of its last call, and returns its prediction.
+    """A transformer that keeps the tokens after one block of its last call.
 
-    With a class token it returns the whole output, and the first of the tokens is the class token's.
+    It returns what the transformer returns without being asked for them. With a class token, the first of the tokens is
+    the class token's.
 
     Attributes:
         tokens: (B, T, width).
@@ -139,11 +140,13 @@ class HiddenTokens:
     def __init__(self, model: Callable[..., Any], block: int) -> None:
         self._model = model
         self._block = block
+        self.config = getattr(model, "config", None)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         output = self._model(*arguments, hidden_blocks=(self._block,), **options)
         (self.tokens,) = output.hidden
-        return output.prediction if output.class_token is None else output
+        alone = output.auxiliary is None and output.class_token is None
+        return output.prediction if alone else output
 
 
 class Projectors(nn.Module):

@@ -176,6 +176,10 @@ def load_initial_transformer(
         given |= _without_sigma(given, former)
         notes.append("the outputs for sigma, which sampling drops, are left out")
     present = transformer.state_dict()
+    if former.auxiliary_block is not None and ours.auxiliary_block is None:
+        notes.append("the auxiliary head is left out")
+    if added := former.auxiliary_block is None and ours.auxiliary_block is not None:
+        present = {name: value for name, value in present.items() if not name.startswith("auxiliary_head.")}
     layers = {name: name.rpartition(".")[0] or name for name in present}
     different = (n for n, value in present.items() if n not in given or given[n].shape != value.shape)
     new = list(dict.fromkeys(layers[name] for name in different))
@@ -189,6 +193,7 @@ def load_initial_transformer(
     described = [
         f"{layer} ({_shape(layer, ours)}, has {_shape(layer, former)}{_REMARKS.get(layer, '')})" for layer in new
     ]
+    described += ["auxiliary_head"] if added else []
     notes += _data_notes(found, ours, statistics, class_names)
     return _report(source, f"{len(taken)} of {len(present)} tensors", described, notes)
 

@@ -17,7 +17,7 @@ from vavae.data.readable import find_unreadable, image_error, read_rgb
 from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.io.files import check_not_foreign, read_json_object, written_whole
-from vavae.models import Generator
+from vavae.models.generator import check_weak_model, open_generator
 from vavae.models.sampling import SamplingOptions, check_count, choose_labels, draw, label_numbers
 from vavae.progress import track
 from vavae.report.images import image_grid
@@ -47,7 +47,8 @@ class Config(SamplingOptions):
         size: Size of the images in pixels, one number or [height, width]; null is the size of the training images.
         npz: Also write `samples.npz` with `arr_0` (N, H, W, 3) uint8, for the ADM evaluator.
         grid_columns: Columns of `grid.png`; 0 writes none.
-        guidance_scale: Classifier-free guidance scale; 1 is off, null is the generator's default.
+        guidance_scale: Guidance scale; 1 turns guidance off.
+        weak_model: Folder, hub id or short name of a weaker generator on the same latents, for autoguidance.
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of the transformer: auto, fp32, bf16, or tf32, which is float32 with TF32 products
             on GPUs, like the published samples, in the decoder too.
@@ -64,6 +65,7 @@ class Config(SamplingOptions):
     npz: bool = False
     grid_columns: int = 8
     guidance_scale: float | None = None
+    weak_model: str | None = None
     device: str = "auto"
     precision: InferencePrecision = "fp32"
 
@@ -99,8 +101,9 @@ def run(config: Config) -> Path:
     """
     folder = Path(config.output)
     with sharing_processes() as world:
-        generator = Generator.from_pretrained(config.generator, resolve_device(config.device))
-        sampling = generator.sampling.changed_by(config)
+        generator = open_generator(config.generator, config.weak_model, resolve_device(config.device))
+        sampling = generator.sampling.changed_by(config).for_latents(generator.shape_for(config.size))
+        check_weak_model(config.weak_model, [sampling])
         _note_numbers(config.labels, generator.class_names)
         labels = label_numbers(config.labels, generator.class_names) or choose_labels(
             config.count, generator.num_classes, config.label_protocol, config.seed
@@ -112,6 +115,8 @@ def run(config: Config) -> Path:
             "seed": config.seed,
             "label_protocol": "given" if config.labels else config.label_protocol,
             "sampling": to_plain(sampling),
+            "weak_model": config.weak_model,
+            "weak_model_fingerprint": generator.weak_model and generator.weak_model.fingerprint(),
             "precision": config.precision,
             "size": None if config.size is None else list(height_width(config.size)),
         }
@@ -204,7 +209,7 @@ def _check_settings(folder: Path, former: dict[str, Any], settings: dict[str, An
     given = former.get("sampling")
     before = former | (given if isinstance(given, dict) else {})
     for key, value in (settings | settings["sampling"]).items():
-        if key not in ("generator", "sampling") and (key not in before or before[key] != value):
+        if key not in ("generator", "sampling", "weak_model") and (key not in before or before[key] != value):
             raise UserError(f"{folder} has samples with another {key} ({before.get(key)}, not {value}); {_REMEDY}")
 
 

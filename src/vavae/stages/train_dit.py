@@ -100,7 +100,8 @@ class Config:
         if self.compile is True and self.training.parallel == "shard":
             # The work of FSDP2 before and after a block cannot be part of a graph.
             raise UserError("compile must be blocks with training.parallel shard, got true")
-        if self.sampling.guidance is not None and self.transformer.label_dropout == 0:
+        unlabeled = self.sampling.guidance is not None and self.sampling.guidance_kind != "internal"
+        if unlabeled and self.transformer.label_dropout == 0:
             raise UserError(
                 "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a "
                 f"label, got {self.sampling.guidance_scale}"

@@ -34,6 +34,8 @@ class TransformerConfig:
         qk_norm: Norm queries and keys.
         adaln_shift: Condition blocks by scale, shift and gate; without it by scale and gate.
         label_dropout: Probability that a label is replaced by "no label" in training; guidance needs it.
+        auxiliary_block: Block on whose tokens an auxiliary head learns the same target, for sampling with
+            `guidance_kind: internal` (RAEv2 takes 8 of 28); null trains no such head.
         activation_checkpointing: Which activations training recomputes in the backward pass: `none`; `selective`, all
             except matrix products and attention; or `full`, each block.
         class_token: Channels of a teacher's class token that is denoised along with the latent (REG, arXiv
@@ -54,6 +56,7 @@ class TransformerConfig:
     qk_norm: bool = LightningDiTConfig.qk_norm
     adaln_shift: bool = LightningDiTConfig.adaln_shift
     label_dropout: float = LightningDiTConfig.label_dropout
+    auxiliary_block: int | None = None
     activation_checkpointing: Recomputation = "none"
     class_token: int | None = None
 

@@ -65,20 +65,40 @@ def run_blocks(
     condition: Tensor,
     rotary: tuple[Tensor, Tensor] | None,
     hidden_blocks: Sequence[int] = (),
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the tokens (B, T, width) after all blocks, and a list of those after each of `hidden_blocks`.
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Return the tokens (B, T, width) after all blocks, and those after each of `hidden_blocks` by its number.
 
     Raises:
         UserError: A block does not exist; they are counted from 1.
     """
-    hidden, number = [], 0
+    hidden: dict[int, Tensor] = {}
+    number = 0
     for number, block in enumerate(blocks, 1):
         tokens = block(tokens, condition, rotary)
         if number in hidden_blocks:
-            hidden.append(tokens)
+            hidden[number] = tokens
     if wrong := [block for block in hidden_blocks if not 1 <= block <= number]:
         raise UserError(f"hidden_blocks must be from 1 to {number}, got {wrong[0]}")
     return tokens, hidden
+
+
+def check_auxiliary_block(block: int | None, depth: int) -> None:
+    """Raise UserError unless the block of the auxiliary head is None or from 1 to `depth`."""
+    if block is not None and not 1 <= block <= depth:
+        raise UserError(f"auxiliary_block must be null or from 1 to {depth}, the number of blocks, got {block}")
+
+
+def auxiliary_blocks(block: int | None, asked: bool) -> tuple[int, ...]:
+    """Return the block whose tokens the auxiliary head needs; () unless its prediction is asked for.
+
+    Raises:
+        UserError: The transformer has no auxiliary head.
+    """
+    if not asked:
+        return ()
+    if block is None:
+        raise UserError("auxiliary must be False for a transformer without an auxiliary head (auxiliary_block)")
+    return (block,)
 
 
 class FinalLayer(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import to_grid, to_tokens, unpatchify
-from vavae.transformer.blocks import Block, FinalLayer, run_blocks
+from vavae.transformer.blocks import Block, FinalLayer, auxiliary_blocks, check_auxiliary_block, run_blocks
 from vavae.transformer.layers import FourierTimeEmbedding, LabelEmbedding, PatchEmbedding, RMSNorm
 from vavae.transformer.model import LatentGrid, check_conditions, token_grid
 from vavae.transformer.output import TransformerOutput
@@ -45,6 +45,7 @@ class DiTDHConfig(LatentGrid):
         rmsnorm: Use RMSNorm instead of LayerNorm (`use_rmsnorm`).
         qk_norm: Normalize queries and keys (`use_qknorm`).
         label_dropout: Probability in training that a label is replaced by "no label" (`class_dropout_prob`).
+        auxiliary_block: As in `LightningDiTConfig`, a block of the encoder.
     """
 
     latent_size: int | tuple[int, int] = 16
@@ -60,6 +61,7 @@ class DiTDHConfig(LatentGrid):
     qk_norm: bool = False
     label_dropout: float = 0.1
     class_token: ClassVar[None] = None  # LightningDiT alone has one
+    auxiliary_block: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("latent_size", "widths", "depths", "heads"):
@@ -70,6 +72,7 @@ class DiTDHConfig(LatentGrid):
             if len(pair) != 2 or not all(1 <= value <= 65_536 for value in pair):
                 raise UserError(f"{name} must be (encoder, head), each from 1 to 65,536, got {str(pair)[:60]}")
         self.check_grid()
+        check_auxiliary_block(self.auxiliary_block, self.depths[0])
         for width, heads in zip(self.widths, self.heads, strict=True):
             if width % heads or width % 4 or (self.rope and width // heads % 4):
                 raise UserError(
@@ -151,6 +154,8 @@ class DiTDH(nn.Module):
             for _ in range(config.depths[part])
         )
         self.final_layer = FinalLayer(wide, patch**2 * channels, config.rmsnorm)
+        if config.auxiliary_block is not None:
+            self.auxiliary_head = FinalLayer(narrow, patch**2 * channels, config.rmsnorm)
         self.reset_parameters()
 
     @classmethod
@@ -187,11 +192,10 @@ class DiTDH(nn.Module):
         for linear in self.t_embedder.linears():
             nn.init.normal_(linear.weight, std=_STD)
             nn.init.zeros_(linear.bias)
-        for layer in (*self.blocks, self.final_layer):
-            nn.init.zeros_(layer.adaLN_modulation[1].weight)
-            nn.init.zeros_(layer.adaLN_modulation[1].bias)
-        nn.init.zeros_(self.final_layer.linear.weight)
-        nn.init.zeros_(self.final_layer.linear.bias)
+        heads = [self.final_layer] if self.config.auxiliary_block is None else [self.final_layer, self.auxiliary_head]
+        for layer in (*(block.adaLN_modulation[1] for block in (*self.blocks, *heads)), *(h.linear for h in heads)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         grid = self.config.grid
         self.pos_embed.copy_(embedding_of_grid(self.config.widths[0], grid, grid, "recompute", torch.device("cpu")))
         for rope in (self.enc_feat_rope, self.dec_feat_rope):
@@ -199,7 +203,14 @@ class DiTDH(nn.Module):
                 rope.reset()
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None, hidden_blocks: Sequence[int] = ()
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        label_drop: Tensor | None = None,
+        hidden_blocks: Sequence[int] = (),
+        auxiliary: bool = False,
     ) -> Tensor | TransformerOutput:
         """Return the velocity at x, on request with the tokens after some blocks.
 
@@ -210,11 +221,12 @@ class DiTDH(nn.Module):
             y: (B,) integer labels in [0, num_classes]; num_classes is "no label".
             label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
                 `label_dropout` in train mode, and drops nothing in eval mode.
-            hidden_blocks: Numbers of encoder blocks in increasing order, counted from 1.
+            hidden_blocks: Numbers of encoder blocks, counted from 1.
+            auxiliary: Also return the prediction of the auxiliary head, which sees SiLU(time + tokens).
 
         Returns:
-            (B, latent_channels, h, w) velocity; with `hidden_blocks`, a record of it and of the tokens
-            (B, T, widths[0]) after each.
+            (B, latent_channels, h, w) velocity; with `hidden_blocks` or `auxiliary`, a record of it and of these;
+            hidden tokens are (B, T, widths[0]).
 
         Raises:
             UserError: The shape of an argument does not fit, or the labels are not integers.
@@ -226,14 +238,20 @@ class DiTDH(nn.Module):
         condition = F.silu(time + self.y_embedder(y, label_drop)[:, None])  # each block applies SiLU once more
         # Encoder: (B, C, h, w) -> (B, T, narrow)
         tokens = (self.s_embedder(x) + position).to(x.dtype)
-        narrow = self.config.depths[0]
-        tokens, hidden = run_blocks(self.blocks[:narrow], tokens, condition, rotary[0], hidden_blocks)
+        narrow, early = self.config.depths[0], auxiliary_blocks(self.config.auxiliary_block, auxiliary)
+        tokens, hidden = run_blocks(self.blocks[:narrow], tokens, condition, rotary[0], (*hidden_blocks, *early))
         # Head: its condition is the encoder's output, one per token; its tokens have no absolute position.
-        condition = self.s_projector(F.silu(tokens + time))  # (B, T, wide)
-        tokens, _ = run_blocks(self.blocks[narrow:], self.x_embedder(x), condition, rotary[1])
+        wide_condition = self.s_projector(F.silu(tokens + time))  # (B, T, wide)
+        tokens, _ = run_blocks(self.blocks[narrow:], self.x_embedder(x), wide_condition, rotary[1])
         # (B, T, wide) -> (B, T, p·p·C) -> (B, C, h, w); the published sign is noise − data
-        velocity = -unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
-        return TransformerOutput(velocity, tuple(hidden)) if hidden_blocks else velocity
+        velocity = -unpatchify(self.final_layer(tokens, wide_condition), self.config.patch_size, grid)
+        if not hidden_blocks and not auxiliary:
+            return velocity
+        early_velocity = None
+        if auxiliary:
+            patches = self.auxiliary_head(F.silu(time + hidden[early[0]]), condition)
+            early_velocity = -unpatchify(patches, self.config.patch_size, grid)
+        return TransformerOutput(velocity, tuple(hidden[number] for number in hidden_blocks), early_velocity)
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor, list[tuple[Tensor, Tensor] | None]]:
         """Return the position table (1, T, narrow) of a grid, and the rotary tables of encoder and head."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import unpatchify
-from vavae.transformer.blocks import Block, FinalLayer, run_blocks
+from vavae.transformer.blocks import Block, FinalLayer, auxiliary_blocks, check_auxiliary_block, run_blocks
 from vavae.transformer.layers import NORM_EPS, LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding
 from vavae.transformer.output import TransformerOutput
 from vavae.transformer.positions import (
@@ -85,6 +85,8 @@ class LightningDiTConfig(LatentGrid):
             (`vavae.transformer.positions` describes both).
         class_token: Channels of a teacher's class token that is denoised along with the latent (REG, arXiv
             2507.01467); None for none.
+        auxiliary_block: Number of the block, counted from 1, on whose tokens an auxiliary head predicts the same as the
+            network, for internal guidance (arXiv 2605.18324); None for a network without this head.
     """
 
     latent_size: int | tuple[int, int] = 16
@@ -103,6 +105,7 @@ class LightningDiTConfig(LatentGrid):
     label_dropout: float = 0.1
     positions: Positions = "recompute"
     class_token: int | None = None
+    auxiliary_block: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.latent_size, list):  # from JSON or YAML; a frozen config must be hashable
@@ -111,6 +114,7 @@ class LightningDiTConfig(LatentGrid):
             if not 1 <= getattr(self, name) <= most:
                 raise UserError(f"{name} must be from 1 to {most:,}, got {_short(getattr(self, name))}")
         self.check_grid()
+        check_auxiliary_block(self.auxiliary_block, self.depth)
         if self.width % self.heads:
             raise UserError(f"heads must divide width {self.width}, got {self.heads}")
         if self.width % 4:
@@ -131,6 +135,8 @@ class LightningDiTConfig(LatentGrid):
                 f"class_token must be from 1 to {_MOST['latent_channels']:,} channels, or null, got "
                 f"{_short(self.class_token)}"
             )
+        if self.class_token is not None and self.auxiliary_block is not None:
+            raise UserError(f"auxiliary_block must be null with a class_token, got {self.auxiliary_block}")
         if self.positions not in POSITIONS:
             raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
 
@@ -212,6 +218,8 @@ class LightningDiT(nn.Module):
         )
         out_channels = 2 * channels if config.learn_sigma else channels
         self.final_layer = FinalLayer(width, config.patch_size**2 * out_channels, config.rmsnorm, token)
+        if config.auxiliary_block is not None:
+            self.auxiliary_head = FinalLayer(width, config.patch_size**2 * channels, config.rmsnorm)
         self.reset_parameters()
 
     @classmethod
@@ -256,9 +264,11 @@ class LightningDiT(nn.Module):
             nn.init.normal_(linear.weight, std=_STD)
 
         # Modulations and output
-        for layer in (*self.blocks, self.final_layer):
+        heads = [self.final_layer] if self.config.auxiliary_block is None else [self.final_layer, self.auxiliary_head]
+        for layer in (*self.blocks, *heads):
             nn.init.zeros_(layer.adaLN_modulation[1].weight)
-        nn.init.zeros_(self.final_layer.linear.weight)
+        for head in heads:
+            nn.init.zeros_(head.linear.weight)
         if self.final_layer.linear_cls is not None:
             nn.init.zeros_(self.final_layer.linear_cls.weight)
 
@@ -278,6 +288,7 @@ class LightningDiT(nn.Module):
         label_drop: Tensor | None = None,
         hidden_blocks: Sequence[int] = (),
         class_token: Tensor | None = None,
+        auxiliary: bool = False,
     ) -> Tensor | TransformerOutput:
         """Return the velocity at x, on request with the tokens after some blocks.
 
@@ -288,12 +299,13 @@ class LightningDiT(nn.Module):
             y: (B,) integer labels in [0, num_classes]; num_classes is "no label".
             label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
                 `label_dropout` in train mode, and drops nothing in eval mode.
-            hidden_blocks: Numbers of blocks in increasing order, counted from 1 as published.
+            hidden_blocks: Numbers of blocks, counted from 1 as published.
             class_token: (B, config.class_token) noised class tokens at the same times, if the shape has them.
+            auxiliary: Also return the prediction of the auxiliary head, which sees SiLU(time + tokens).
 
         Returns:
-            (B, latent_channels, h, w) velocity; with `hidden_blocks` or a class token, a record of it, of the tokens
-            after each block (the class token is the first of them), and of the class token's velocity.
+            (B, latent_channels, h, w) velocity; with `hidden_blocks`, `auxiliary` or a class token, a record of it and
+            of these. The first of the hidden tokens is the class token's.
 
         Raises:
             UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist.
@@ -304,16 +316,25 @@ class LightningDiT(nn.Module):
         # (B, C, h, w) -> (B, T, width). The tables are float32 whatever the dtype of the weights.
         tokens = (self.x_embedder(x) + embedding).to(x.dtype)
         tokens, rotary = self._with_class_token(class_token, tokens, rotary)
-        condition = (self.t_embedder(t) + self.y_embedder(y, label_drop))[:, None]  # (B, 1, width)
-        tokens, hidden = run_blocks(self.blocks, tokens, condition, rotary, hidden_blocks)
+        time = self.t_embedder(t)[:, None]
+        condition = time + self.y_embedder(y, label_drop)[:, None]  # (B, 1, width)
+        early = auxiliary_blocks(self.config.auxiliary_block, auxiliary)
+        tokens, hidden = run_blocks(self.blocks, tokens, condition, rotary, (*hidden_blocks, *early))
         last = self.final_layer
         tokens = last.modulated(tokens, condition)
         # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)
         velocity = unpatchify(last.linear(tokens[:, self._first :]), self.config.patch_size, grid)
         velocity = velocity[:, : self.config.latent_channels]
+        if not hidden_blocks and not auxiliary and last.linear_cls is None:
+            return velocity
+        early_velocity = token_velocity = None
+        if auxiliary:
+            patches = self.auxiliary_head(F.silu(time + hidden[early[0]]), condition)
+            early_velocity = unpatchify(patches, self.config.patch_size, grid)
         if last.linear_cls is not None:
-            return TransformerOutput(velocity, tuple(hidden), last.linear_cls(tokens[:, 0]))
-        return TransformerOutput(velocity, tuple(hidden)) if hidden_blocks else velocity
+            token_velocity = last.linear_cls(tokens[:, 0])
+        asked = tuple(hidden[number] for number in hidden_blocks)
+        return TransformerOutput(velocity, asked, early_velocity, token_velocity)
 
     def _with_class_token(
         self, class_token: Tensor | None, tokens: Tensor, rotary: tuple[Tensor, Tensor] | None

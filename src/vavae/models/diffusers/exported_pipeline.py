@@ -1,4 +1,4 @@
-"""Class-conditional images from a LightningDiT exported by vavae; needs torch and diffusers."""
+"""Class-conditional images from a LightningDiT; `pipeline.py` appends this to the code of guidance at export."""
 
 # mypy: ignore-errors
 # (diffusers makes attributes of its classes at run time)
@@ -15,6 +15,9 @@ from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteSc
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
+from vavae.errors import UserError
+from vavae.flow.guidance import Guidance, guided_prediction
+
 
 class LightningDiTPipeline(DiffusionPipeline):
     """Labels -> images.
@@ -24,8 +27,7 @@ class LightningDiTPipeline(DiffusionPipeline):
         vae: Decodes latents; its configuration has their mean and standard deviation per channel, or a shift and a
             factor for all channels.
         scheduler: Takes the steps; its noise level runs from 1 to 0.
-        sampling: Defaults: steps (grid points, one more than evaluations), shift, guidance_scale, guidance_start,
-            guidance_stop, guidance_channels.
+        sampling: Defaults of the call by its names, and steps: grid points, one more than evaluations.
         class_names: Names of the labels, by number.
     """
 
@@ -105,7 +107,10 @@ class LightningDiTPipeline(DiffusionPipeline):
         guidance_start: float | None = None,
         guidance_stop: float | None = None,
         guidance_channels: int | None = None,
+        guidance_kind: str | None = None,
+        zero_init_steps: int | None = None,
         shift: float | None = None,
+        end: float | None = None,
         height: int | None = None,
         width: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -120,11 +125,15 @@ class LightningDiTPipeline(DiffusionPipeline):
         Args:
             class_labels: Numbers or names of classes; the number of classes itself means no label.
             num_inference_steps: Number of Euler steps.
-            guidance_scale: Classifier-free guidance scale; 1 turns guidance off.
+            guidance_scale: Guidance scale; 1 turns guidance off.
             guidance_start: Guidance acts from this time on (0 noise, 1 data).
             guidance_stop: Guidance acts up to this time.
             guidance_channels: Guide only this many leading channels; 0 guides all.
+            guidance_kind: "cfg" (classifier-free), "zero_star" (CFG-Zero*), or "internal" for a transformer with an
+                auxiliary head.
+            zero_init_steps: Steps at the start in which "zero_star" does not move.
             shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
+            end: Last point of the grid before the shift; 1 is data.
             height: Height of the images in pixels.
             width: Width of the images in pixels.
             generator: Source of the noise.
@@ -136,7 +145,7 @@ class LightningDiTPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: Names of the tensors; there are only "latents".
 
         Raises:
-            ValueError: A label, a size, a shape or a number of steps is not possible.
+            ValueError: A label, a size, a shape, a number of steps or a setting of guidance is not possible.
         """
         labels = self.labels_of(class_labels)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
@@ -145,11 +154,26 @@ class LightningDiTPipeline(DiffusionPipeline):
         steps = defaults.get("steps", 250) - 1 if num_inference_steps is None else num_inference_steps
         if steps < 1:
             raise ValueError(f"num_inference_steps must be at least 1, got {steps}")
-        scale = defaults.get("guidance_scale", 1.0) if guidance_scale is None else guidance_scale
-        start = defaults.get("guidance_start", 0.0) if guidance_start is None else guidance_start
-        stop = defaults.get("guidance_stop", 1.0) if guidance_stop is None else guidance_stop
-        channels = defaults.get("guidance_channels") if guidance_channels is None else guidance_channels
-        shift = defaults.get("shift", 1.0) if shift is None else shift
+        given = {
+            "guidance_scale": guidance_scale,
+            "guidance_start": guidance_start,
+            "guidance_stop": guidance_stop,
+            "guidance_channels": guidance_channels,
+            "guidance_kind": guidance_kind,
+            "zero_init_steps": zero_init_steps,
+            "shift": shift,
+            "end": end,
+        }
+        settings = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+        shift, end = settings.get("shift", 1.0), settings.get("end", 1.0)
+        names = [name for name in given if name not in ("shift", "end") and name in settings]
+        options = {name.removeprefix("guidance_"): settings[name] for name in names}
+        try:
+            guidance = Guidance(**{**options, "channels": options.get("channels") or None})
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        if guidance.still_steps >= steps:
+            raise ValueError(f"zero_init_steps must be below {steps} steps, got {guidance.still_steps}")
 
         device, dtype = self._execution_device, self.transformer.dtype
         shape = self.latent_shape(len(labels), height, width)
@@ -159,30 +183,26 @@ class LightningDiTPipeline(DiffusionPipeline):
             raise ValueError(f"latents must have the shape {shape}, got {tuple(latents.shape)}")
         latents = latents.to(device, torch.float32)
         y = torch.tensor(labels, device=device)
-        no_label = torch.full_like(y, self.transformer.config.num_classes)
 
-        times = torch.linspace(0, 1, steps + 1)
+        def network(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, **extra) -> object:
+            output = self.transformer(x.to(dtype), t, y, **extra)
+            return output if extra else output.sample
+
+        predict = guided_prediction(network, y, guidance, null_label=self.transformer.config.num_classes)
+
+        times = torch.linspace(0, end, steps + 1)
         if shift > 0:
             times = shift * times / (1 + (shift - 1) * times)
         self.scheduler.set_timesteps(sigmas=(1 - times[:-1]).tolist(), device=device)
+        self.scheduler.sigmas[-1] = 1 - times[-1]  # diffusers ends at data
         grid = times[:-1].tolist()
-        # In float32, as the grid: 0.7 in float64 is larger than the grid point 0.7.
-        start, stop = torch.tensor([start, stop], dtype=torch.float32).tolist()
         self._interrupt = False
         with self.progress_bar(total=steps) as bar:
             for step, (time, timestep) in enumerate(zip(grid, self.scheduler.timesteps, strict=True)):
                 if self._interrupt:
                     break
-                x = latents.to(dtype)
-                t = torch.full((len(labels),), time, device=device, dtype=torch.float32)
-                if scale != 1 and start <= time <= stop:
-                    both = self.transformer(torch.cat((x, x)), torch.cat((t, t)), torch.cat((y, no_label))).sample
-                    velocity, unconditional = both.float().chunk(2)
-                    guided = slice(0, channels or None)
-                    base = unconditional[:, guided]
-                    velocity[:, guided] = base + scale * (velocity[:, guided] - base)
-                else:
-                    velocity = self.transformer(x, t, y).sample.float()
+                still = step < guidance.still_steps
+                velocity = torch.zeros_like(latents) if still else predict(latents, time)
                 # The scheduler's noise level falls, so the output that it expects is minus the velocity.
                 latents = self.scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:

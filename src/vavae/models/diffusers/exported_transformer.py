@@ -34,6 +34,7 @@ class LightningDiTModel(ModelMixin, ConfigMixin):
         learn_sigma: bool = False,
         label_dropout: float = 0.1,
         positions: str = "recompute",
+        auxiliary_block: int | None = None,
     ) -> None:
         super().__init__()
         self.network = LightningDiT(
@@ -52,6 +53,7 @@ class LightningDiTModel(ModelMixin, ConfigMixin):
             learn_sigma=learn_sigma,
             label_dropout=label_dropout,
             positions=positions,
+            auxiliary_block=auxiliary_block,
         )
 
     def forward(
@@ -60,7 +62,13 @@ class LightningDiTModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor,
         class_labels: torch.Tensor,
         return_dict: bool = True,
+        auxiliary: bool = False,
     ):
-        """Return the velocity at (B, C, h, w) latents and (B,) times in [0, 1], where 0 is noise."""
+        """Return the velocity at (B, C, h, w) latents and (B,) times in [0, 1], where 0 is noise.
+
+        With `auxiliary` return the record of the network: its prediction and the auxiliary head's.
+        """
+        if auxiliary:
+            return self.network(hidden_states, timestep, class_labels, auxiliary=True)
         velocity = self.network(hidden_states, timestep, class_labels)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)

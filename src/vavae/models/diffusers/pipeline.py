@@ -1,7 +1,7 @@
 """Write a generator as a folder for `diffusers.DiffusionPipeline`, and read its settings.
 
     model_index.json   components, sampling settings, class names
-    pipeline.py        the pipeline's code: a copy of `exported_pipeline.py`
+    pipeline.py        the pipeline's code: `exported_pipeline.py` and guidance in one file
     transformer/       weights, configuration, and `lightningdit.py`: the network's own modules in one file
     vae/               the tokenizer as diffusers' AutoencoderKL, its statistics in the configuration
     scheduler/         the configuration of diffusers' Euler scheduler
@@ -12,9 +12,9 @@ transformer room at export, so that a folder keeps the code of its weights.
 
 import ast
 import inspect
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vavae.checkpoints import folder as files
@@ -69,7 +69,7 @@ def write_pipeline(
         "use_dynamic_shifting": False,
     }
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    shutil.copyfile(Path(__file__).with_name("exported_pipeline.py"), folder / "pipeline.py")
+    (folder / "pipeline.py").write_text(pipeline_source())
     index = {
         "_class_name": ["pipeline", "LightningDiTPipeline"],
         "_diffusers_version": _VERSION,
@@ -105,14 +105,27 @@ def transformer_source() -> str:
     from vavae import errors, grids
     from vavae.transformer import blocks, layers, model, output, positions, sizes
 
+    title = "LightningDiT (arXiv 2501.01423) for diffusers: the modules of vavae that make it, one after the other."
     modules = (errors, grids, positions, layers, blocks, output, sizes, model)
+    return _joined(title, modules, "exported_transformer.py")
+
+
+def pipeline_source() -> str:
+    """Return the text of a module with guidance and the pipeline; it needs torch and diffusers."""
+    from vavae import errors
+    from vavae.flow import guidance
+
+    title = "Class-conditional images from a LightningDiT exported by vavae."
+    return _joined(title, (errors, guidance), "exported_pipeline.py")
+
+
+def _joined(title: str, modules: Sequence[ModuleType], last: str) -> str:
+    """Return a module with the text of others and of a file next to this one, and with all their imports."""
     parts = [_split_imports(inspect.getsource(module)) for module in modules]
     # Read as text: an import would need diffusers.
-    parts.append(_split_imports(Path(__file__).with_name("exported_transformer.py").read_text()))
+    parts.append(_split_imports(Path(__file__).with_name(last).read_text()))
     imports = sorted({line for part in parts for line in part[0]}, key=lambda line: (line.startswith("from"), line))
-    title = (
-        '"""LightningDiT (arXiv 2501.01423) for diffusers: the modules of vavae that make it, one after the other."""'
-    )
+    title = f'"""{title}"""'
     return title + "\n\n" + "\n".join(imports) + "\n\n" + "\n\n".join(part[1].strip("\n") + "\n" for part in parts)
 
 
