@@ -94,7 +94,11 @@ def check_transformer(config: LightningDiTConfig, tensors: Tensors, source: str 
     """
     held = infer_transformer(tensors, source, config.heads)
     stated = dataclasses.replace(
-        config, latent_size=scale_size(config.latent_hw, 1), label_dropout=held.label_dropout, positions=held.positions
+        config,
+        latent_size=scale_size(config.latent_hw, 1),
+        label_dropout=held.label_dropout,
+        positions=held.positions,
+        routing=held.routing,  # its weights, if it has any, are compared by name
     )
     _compare(stated, held, source)
 

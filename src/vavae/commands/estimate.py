@@ -92,7 +92,7 @@ class Estimate:
     Attributes:
         parameters: Trained parameters by part.
         frozen: Parameters of frozen networks.
-        flops_per_image: Operations of one image in a training step, without recomputation.
+        flops_per_image: Operations of one image in a training step, without recomputation; the mean over the run.
         memory: By part; activations are of `images_at_once` images.
         disk: By part.
         notes: What was read, assumed or left out.
@@ -310,10 +310,14 @@ def _transformer(config: Config, recipe: train_dit.Config, path: Path, precision
     size = math.prod(shape) * (4 if stored.dtype == "float32" else 2) * (2 if stored.flips else 1)
     if images is None:
         notes.append(f"left out: latents, {size / 1e3:,.1f} kB per image (--dataset_images)")
-    network = costs.network()
+    network, work = costs.network(), costs.work(recipe.training.images)
+    tokens = math.prod(resolved.grid)
+    if work.tokens != tokens:
+        kind = resolved.routing.kind
+        notes.append(f"routing {kind}: a block sees {work.tokens} of {tokens} tokens, mean over blocks and run")
     optimizers = {"transformer": (recipe.optimizer, list(network.parameters()))}
     disk = {} if images is None else {"latents": images * size}
-    return _Needs(costs, {"transformer": network}, "transformer", optimizers, costs.flops(), {}, disk)
+    return _Needs(costs, {"transformer": network}, "transformer", optimizers, work.flops or 0.0, {}, disk)
 
 
 def _lines(found: Estimate, config: Config) -> Iterator[str]:

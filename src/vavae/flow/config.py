@@ -30,6 +30,8 @@ class FlowConfig:
             leaves only the mean squared error.
         uniform_after_images: Draw times uniformly from this many images on; null never. The published 800-epoch
             model switched after 480 epochs.
+        contrastive: Weight of the distance to another sample's target, which is subtracted (contrastive flow matching,
+            arXiv 2506.05350, takes 0.05); 0 turns it off.
     """
 
     path: PathName = "linear"
@@ -39,6 +41,7 @@ class FlowConfig:
     uniform_after_images: int | None = None
     space: LossSpace = "target"
     floor: float = 0.0
+    contrastive: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
@@ -47,6 +50,8 @@ class FlowConfig:
             raise UserError("flow.space must be target and flow.floor 0 for flow.prediction velocity")
         if not 0.0 <= self.direction_weight < math.inf:
             raise UserError(f"flow.direction_weight must be at least 0 and finite, got {self.direction_weight}")
+        if not 0 <= self.contrastive < 1:
+            raise UserError(f"flow.contrastive must be at least 0 and below 1, got {self.contrastive}")
         if self.uniform_after_images is not None and self.uniform_after_images < 0:
             raise UserError(
                 f"flow.uniform_after_images must be at least 0, or null for never, got {self.uniform_after_images}"
@@ -84,5 +89,6 @@ class FlowConfig:
             prediction=self.prediction,
             space=self.space,
             direction_weight=self.direction_weight,
+            contrastive=self.contrastive,
             label_drop=label_drop,
         )

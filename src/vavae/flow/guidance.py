@@ -1,10 +1,12 @@
 """Guidance: extrapolate from a poorer prediction to the conditional one.
 
 The poorer prediction of classifier-free guidance (arXiv 2207.12598) comes from the network without the label, the one
-of autoguidance (arXiv 2406.02507) from a weaker network with the label. Both act on an interval of time
+of autoguidance (arXiv 2406.02507) from a weaker network with the label, the one of path-drop guidance (SPRINT, arXiv
+2510.21986) from the network without the label and without its routed blocks. All act on an interval of time
 (arXiv 2404.07724); outside it the poorer prediction is not computed.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from vavae.errors import UserError
 
-GuidanceKind = Literal["cfg", "zero_star"]
+GuidanceKind = Literal["cfg", "zero_star", "path_drop"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class Guidance:
         stop: Last time at which guidance acts.
         channels: Number of leading channels to guide; None guides all. The published FIDs use 3, with scales two to
             three times as large as for all channels.
-        kind: "cfg", or "zero_star" (CFG-Zero*, arXiv 2503.18886): the poorer prediction is first scaled, for each
-            sample, to the least distance from the conditional one, and the first steps stand still.
+        kind: "cfg"; "zero_star" (CFG-Zero*, arXiv 2503.18886): the poorer prediction is first scaled, for each
+            sample, to the least distance from the conditional one, and the first steps stand still; or "path_drop",
+            for networks with SPRINT's routing.
         zero_init_steps: Steps of the solver at the start in which "zero_star" does not move; the paper takes 4 % of
             them. Only undertrained networks gain by it.
 
@@ -108,15 +111,23 @@ def guided_prediction(
 
     Returns:
         (x, t) -> prediction in the dtype of x, for a number t. Where guidance acts without a weak model, the model is
-        called once with a doubled batch; elsewhere once with the batch.
+        called once with a doubled batch; elsewhere once with the batch. Path-drop guidance calls it twice.
 
     Raises:
-        UserError: Guidance lacks both `null_label` and `weak_model`.
+        UserError: Guidance lacks both `null_label` and `weak_model`, or the model has no paths to drop.
     """
     if weak_model is None and null_label is None and guidance.scale != 1:
         raise UserError("null_label or weak_model must be given for guidance, got None for both")
     null = torch.full_like(labels, 0 if null_label is None else null_label)
     doubled = torch.cat((labels, null))  # two of (B,) -> (2B,)
+    if guidance.kind == "path_drop" and guidance.scale != 1:
+        routing = getattr(getattr(model, "config", None), "routing", None)
+        if weak_model is not None or routing is None or routing.kind != "sprint" or routing.path_drop == 0:
+            raise UserError(
+                "kind of guidance must be cfg or zero_star, except for a network trained with routing.kind sprint and "
+                "routing.path_drop, and without a weak model, got path_drop"
+            )
+        weak_model = functools.partial(_without_paths, model, null)
 
     def predict(x: Tensor, t: float) -> Tensor:
         time = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
@@ -130,3 +141,8 @@ def guided_prediction(
         return guidance.combine(*both.chunk(2))
 
     return predict
+
+
+def _without_paths(model: Callable[..., Tensor], null: Tensor, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """Return the prediction of a routed network without labels and without its routed blocks."""
+    return model(x, t, null, path_drop=True)

@@ -336,6 +336,8 @@ class Generator(SavedModel):
             raise UserError(f"prediction must be velocity for a pipeline of diffusers, got {self.prediction}")
         if isinstance(self.transformer, DiTDH):
             raise UserError("a pipeline of diffusers must have a LightningDiT, got a DiTDH")
+        if self.config.routing.kind == "sprint":
+            raise UserError("a pipeline of diffusers must have a LightningDiT without routing.kind sprint")
         write_pipeline(
             Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
         )

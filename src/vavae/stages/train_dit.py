@@ -4,8 +4,8 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,20 +191,32 @@ class TransformerTask(TrainingTask):
 
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()
-        terms = self._loss(self._model, batch, "", self.transformer.config.label_dropout)
+        model = partial(self._model, **self._routed(batch.positions, images_seen))
+        terms = self._loss(model, self.flow, batch, "", self.transformer.config.label_dropout)
         (terms["total"] * scale).backward()
         return {name: value.detach() for name, value in terms.items()}
 
+    def _routed(self, positions: Tensor, images_seen: int) -> dict[str, Tensor]:
+        """Return the transformer's arguments `kept` and `path_drop`; each row depends on its position only."""
+        routing, seed, options = self.transformer.config.routing, self.config.training.seed, {}
+        tokens = math.prod(self.transformer.config.grid)
+        if (count := routing.kept(tokens, images_seen)) < tokens:
+            order = rng.uniform(seed, "kept tokens", positions, (tokens,), self.device).argsort(dim=1, stable=True)
+            options["kept"] = order[:, :count].sort(dim=1).values
+        if routing.kind == "sprint" and routing.path_drop > 0:
+            options["path_drop"] = rng.uniform(seed, "path drop", positions, device=self.device) < routing.path_drop
+        return options
+
     def _loss(
-        self, model: Callable[..., Tensor], batch: _Batch, purpose: str, label_dropout: float
+        self, model: Callable[..., Tensor], flow: FlowConfig, batch: _Batch, purpose: str, label_dropout: float
     ) -> dict[str, Tensor]:
         """Return the mean terms of a batch; noise, times and dropped labels depend on positions and `purpose` only."""
         seed, positions = self.config.training.seed, batch.positions
         noise = rng.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
-        t = self.flow.draw_times(seed, positions, self.device)
+        t = flow.draw_times(seed, positions, self.device)
         drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device) < label_dropout
         with autocast(self.precision, self.device):
-            terms = self.flow.loss(model, batch.latents, batch.labels, noise, t, drop)
+            terms = flow.loss(model, batch.latents, batch.labels, noise, t, drop)
         return {name: value.mean() for name, value in terms.items()}
 
     def prepare_validation(self) -> None:
@@ -230,12 +242,16 @@ class TransformerTask(TrainingTask):
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
     def _validation_loss(self, model: Transformer, at_once: int | None) -> dict[str, Tensor]:
-        """Return a model's mean terms on validation latents, with the same noise and times each time."""
+        """Return a model's mean terms on validation latents, with the same noise and times each time.
+
+        The contrastive term is left out, as it depends on the portions.
+        """
+        flow = replace(self.flow, contrastive=0.0)
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
             latents, labels = self._validation.get(part[0], normalize=False)
             batch = _Batch(part[0], self.statistics.normalize(latents).to(self.device), labels.to(self.device))
-            return self._loss(model, batch, "validation ", 0.0)
+            return self._loss(model, flow, batch, "validation ", 0.0)
 
         portions = Chunks(at_once or self.config.training.batch_size // self.world.size)
         return mean_terms(portions, shard_of(_VALIDATION_LATENTS, len(self._validation), self.world), measure)
@@ -258,19 +274,15 @@ class TransformerTask(TrainingTask):
         recomputation = self.config.transformer.activation_checkpointing
         return TransformerCosts(self.transformer.config, self.flow, self.precision, recomputation)
 
-    @cached_property
-    def _work(self) -> StepWork:
-        return StepWork(self._costs.flops(), math.prod(self.transformer.config.grid))
-
-    def work(self) -> StepWork:
-        return self._work
+    def work(self, images_seen: int | None = None) -> StepWork:
+        return self._costs.work(self.config.training.images, images_seen)
 
     def step_bytes(self, images: int) -> int:
         return self._costs.step_bytes(images)
 
     def phase(self, images_seen: int) -> int:
-        switch = self.config.flow.uniform_after_images
-        return int(switch is not None and images_seen >= switch)
+        switches = (self.config.flow.uniform_after_images, self.config.transformer.routing.full_after_images)
+        return sum(switch is not None and images_seen >= switch for switch in switches)
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a grid of samples, four of each of the first classes, with few steps."""

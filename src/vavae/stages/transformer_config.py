@@ -1,7 +1,7 @@
 """The shape of the transformer in a recipe."""
 
 from collections.abc import Container
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vavae.config.image_size import Size
@@ -9,6 +9,7 @@ from vavae.errors import UserError
 from vavae.training.activation_checkpointing import Recomputation
 from vavae.transformer import DiTDHConfig, LightningDiTConfig, TransformerShape
 from vavae.transformer.ditdh import PREFIX, SIZES
+from vavae.transformer.routing import RoutingConfig
 from vavae.transformer.sizes import parse_size
 
 
@@ -36,6 +37,7 @@ class TransformerConfig:
         label_dropout: Probability that a label is replaced by "no label" in training; guidance needs it.
         activation_checkpointing: Which activations training recomputes in the backward pass: `none`; `selective`, all
             except matrix products and attention; or `full`, each block.
+        routing: Blocks that see a share of the tokens in training; of DiT^DH's blocks those of the encoder.
     """
 
     size: str = "XL/1"
@@ -53,6 +55,7 @@ class TransformerConfig:
     adaln_shift: bool = LightningDiTConfig.adaln_shift
     label_dropout: float = LightningDiTConfig.label_dropout
     activation_checkpointing: Recomputation = "none"
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout <= 1:

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from vavae.errors import UserError
 from vavae.transformer.layers import MLP, Attention, SwiGLU, block_norm
 
 _MLP_RATIO = 4
@@ -66,18 +65,12 @@ def run_blocks(
     rotary: tuple[Tensor, Tensor] | None,
     hidden_blocks: Sequence[int] = (),
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return the tokens (B, T, width) after all blocks, and a list of those after each of `hidden_blocks`.
-
-    Raises:
-        UserError: A block does not exist; they are counted from 1.
-    """
-    hidden, number = [], 0
+    """Return the tokens (B, T, width) after all blocks, and a list of those after each of `hidden_blocks`."""
+    hidden = []
     for number, block in enumerate(blocks, 1):
         tokens = block(tokens, condition, rotary)
         if number in hidden_blocks:
             hidden.append(tokens)
-    if wrong := [block for block in hidden_blocks if not 1 <= block <= number]:
-        raise UserError(f"hidden_blocks must be from 1 to {number}, got {wrong[0]}")
     return tokens, hidden
 
 

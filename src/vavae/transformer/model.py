@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import unpatchify
-from vavae.transformer.blocks import Block, FinalLayer, run_blocks
+from vavae.transformer.blocks import Block, FinalLayer
 from vavae.transformer.layers import LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding
 from vavae.transformer.output import TransformerOutput
 from vavae.transformer.positions import (
@@ -21,6 +21,7 @@ from vavae.transformer.positions import (
     rotary_of_grid,
     tables_of_grid,
 )
+from vavae.transformer.routing import RoutedNetwork, RoutingConfig
 from vavae.transformer.sizes import parse_size
 
 # Upper bounds far above any real network. Without them a number in a damaged file could take all time or memory.
@@ -81,6 +82,7 @@ class LightningDiTConfig(LatentGrid):
         label_dropout: Probability in training that a label is replaced by "no label" (`class_dropout_prob`).
         positions: How to place tokens on a grid other than the trained one: "recompute" or "interpolate"
             (`vavae.transformer.positions` describes both).
+        routing: Blocks that see a share of the tokens in training (`vavae.transformer.routing`).
     """
 
     latent_size: int | tuple[int, int] = 16
@@ -98,6 +100,7 @@ class LightningDiTConfig(LatentGrid):
     learn_sigma: bool = False
     label_dropout: float = 0.1
     positions: Positions = "recompute"
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.latent_size, list):  # from JSON or YAML; a frozen config must be hashable
@@ -123,6 +126,7 @@ class LightningDiTConfig(LatentGrid):
             raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
         if self.positions not in POSITIONS:
             raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
+        self.routing.check(self.depth)
 
     @classmethod
     def from_size(cls, size: str, **changes: Any) -> Self:
@@ -137,6 +141,11 @@ class LightningDiTConfig(LatentGrid):
                 raise UserError(f"options of LightningDiT must be among {', '.join(sorted(known))}, got {name}")
         shape, patch_size = parse_size(size)
         return cls(**{**dataclasses.asdict(shape), "patch_size": patch_size, **changes})
+
+    @property
+    def routed_blocks(self) -> tuple[int, int]:
+        """Number of blocks before the routed ones, and number of the last routed block."""
+        return self.routing.span(self.depth)
 
     @property
     def summary(self) -> str:
@@ -154,7 +163,7 @@ def _short(value: object) -> str:
     return str(value)[:60]
 
 
-class LightningDiT(nn.Module):
+class LightningDiT(RoutedNetwork):
     """Predict the velocity of a noised latent from time and label.
 
     State-dict names are the published ones. The position tables are buffers: they are saved and loaded, never
@@ -196,6 +205,7 @@ class LightningDiT(nn.Module):
             )
             for _ in range(config.depth)
         )
+        self.add_routing(config.routing, width)
         out_channels = 2 * channels if config.learn_sigma else channels
         self.final_layer = FinalLayer(width, config.patch_size**2 * out_channels, config.rmsnorm)
         self.reset_parameters()
@@ -236,7 +246,8 @@ class LightningDiT(nn.Module):
             if isinstance(bias, nn.Parameter):
                 nn.init.zeros_(bias)
 
-        # Labels and times
+        # Mask token, labels and times
+        self.reset_routing()
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=_STD)
         for linear in self.t_embedder.linears():
             nn.init.normal_(linear.weight, std=_STD)
@@ -253,7 +264,15 @@ class LightningDiT(nn.Module):
             self.feat_rope.reset()
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, *, label_drop: Tensor | None = None, hidden_blocks: Sequence[int] = ()
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        *,
+        label_drop: Tensor | None = None,
+        hidden_blocks: Sequence[int] = (),
+        kept: Tensor | None = None,
+        path_drop: Tensor | bool = False,
     ) -> Tensor | TransformerOutput:
         """Return the velocity at x, on request with the tokens after some blocks.
 
@@ -265,12 +284,15 @@ class LightningDiT(nn.Module):
             label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
                 `label_dropout` in train mode, and drops nothing in eval mode.
             hidden_blocks: Numbers of blocks in increasing order, counted from 1 as published.
+            kept: (B, K) int64, the tokens that the routed blocks process; None is all of them, in train mode too.
+            path_drop: (B,) bool, True where the routed blocks have no effect; True skips them for all samples.
 
         Returns:
             (B, latent_channels, h, w) velocity; with `hidden_blocks`, a record of it and of the tokens after each.
 
         Raises:
-            UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist.
+            UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist,
+                or does not see all tokens.
         """
         grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
         check_conditions(len(x), t=t, y=y, label_drop=label_drop)
@@ -278,7 +300,7 @@ class LightningDiT(nn.Module):
         # (B, C, h, w) -> (B, T, width). The tables are float32 whatever the dtype of the weights.
         tokens = (self.x_embedder(x) + embedding).to(x.dtype)
         condition = (self.t_embedder(t) + self.y_embedder(y, label_drop))[:, None]  # (B, 1, width)
-        tokens, hidden = run_blocks(self.blocks, tokens, condition, rotary, hidden_blocks)
+        tokens, hidden = self.run_routed_blocks(self.blocks, tokens, condition, rotary, hidden_blocks, kept, path_drop)
         # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)
         velocity = unpatchify(self.final_layer(tokens, condition), self.config.patch_size, grid)
         velocity = velocity[:, : self.config.latent_channels]

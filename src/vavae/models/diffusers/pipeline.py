@@ -59,6 +59,7 @@ def write_pipeline(
     tensors = {f"network.{name}": value for name, value in transformer.state_dict().items()}
     files.write_tensors(folder / "transformer" / files.DIFFUSERS_WEIGHTS[0], tensors)
     shape = {"_class_name": "LightningDiTModel", "_diffusers_version": _VERSION, **to_plain(transformer.config)}
+    del shape["routing"]  # in training only
     write_json(folder / "transformer" / files.CONFIG, shape)
     (folder / "transformer" / "lightningdit.py").write_text(transformer_source())
     scheduler = {
@@ -103,9 +104,9 @@ def read_settings(folder: Path) -> tuple[SamplingConfig, PathName, tuple[str, ..
 def transformer_source() -> str:
     """Return the text of a module with the network and its class for diffusers; it needs torch and diffusers."""
     from vavae import errors, grids
-    from vavae.transformer import blocks, layers, model, positions, sizes
+    from vavae.transformer import blocks, layers, model, output, positions, routing, sizes
 
-    modules = (errors, grids, positions, layers, blocks, sizes, model)
+    modules = (errors, grids, positions, layers, blocks, output, routing, sizes, model)
     parts = [_split_imports(inspect.getsource(module)) for module in modules]
     # Read as text: an import would need diffusers.
     parts.append(_split_imports(Path(__file__).with_name("exported_transformer.py").read_text()))
