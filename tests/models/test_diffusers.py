@@ -316,7 +316,11 @@ def test_exported_code_has_all_modules_of_the_network(tmp_path: Path) -> None:
     source = transformer_source()
     assert "import vavae" not in source
     assert "from vavae" not in source
-    for line in ("class LightningDiT(nn.Module):", "class LightningDiTModel(ModelMixin, ConfigMixin):", "def rotate("):
+    for line in (
+        "class LightningDiT(RoutedNetwork):",
+        "class LightningDiTModel(ModelMixin, ConfigMixin):",
+        "def rotate(",
+    ):
         assert source.count(line) == 1
     tops = [line.split()[0] for line in source.splitlines() if line[:1] == "_" and " = " in line]
     assert len(tops) == len(set(tops)), "two modules of the transformer share a private name"

@@ -192,7 +192,7 @@ class TransformerTask(TrainingTask):
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()
         model = partial(self._model, **self._routed(batch.positions, images_seen))
-        terms = self._loss(model, self.flow, batch, "", self.transformer.config.label_dropout)
+        terms = self._loss(model, batch, "", self.transformer.config.label_dropout)
         (terms["total"] * scale).backward()
         return {name: value.detach() for name, value in terms.items()}
 
@@ -208,14 +208,16 @@ class TransformerTask(TrainingTask):
         return options
 
     def _loss(
-        self, model: Callable[..., Tensor], flow: FlowConfig, batch: _Batch, purpose: str, label_dropout: float
+        self, model: Callable[..., Tensor], batch: _Batch, purpose: str, label_dropout: float
     ) -> dict[str, Tensor]:
         """Return the mean terms of a batch; noise, times and dropped labels depend on positions and `purpose` only."""
         seed, positions = self.config.training.seed, batch.positions
         noise = rng.normal(seed, f"{purpose}noise", positions, tuple(batch.latents.shape[1:]), self.device)
-        t = flow.draw_times(seed, positions, self.device)
+        t = self.flow.draw_times(seed, positions, self.device)
         drop = rng.uniform(seed, f"{purpose}label drop", positions, device=self.device) < label_dropout
         with autocast(self.precision, self.device):
+            # The contrastive term depends on the portions of a validation.
+            flow = replace(self.flow, contrastive=0.0) if purpose else self.flow
             terms = flow.loss(model, batch.latents, batch.labels, noise, t, drop)
         return {name: value.mean() for name, value in terms.items()}
 
@@ -242,16 +244,12 @@ class TransformerTask(TrainingTask):
         return SampleDistance(self.config.frechet, size, self.device, self.precision, self.world)
 
     def _validation_loss(self, model: Transformer, at_once: int | None) -> dict[str, Tensor]:
-        """Return a model's mean terms on validation latents, with the same noise and times each time.
-
-        The contrastive term is left out, as it depends on the portions.
-        """
-        flow = replace(self.flow, contrastive=0.0)
+        """Return a model's mean terms on validation latents, with the same noise and times each time."""
 
         def measure(part: tuple[Tensor]) -> dict[str, Tensor]:
             latents, labels = self._validation.get(part[0], normalize=False)
             batch = _Batch(part[0], self.statistics.normalize(latents).to(self.device), labels.to(self.device))
-            return self._loss(model, flow, batch, "validation ", 0.0)
+            return self._loss(model, batch, "validation ", 0.0)
 
         portions = Chunks(at_once or self.config.training.batch_size // self.world.size)
         return mean_terms(portions, shard_of(_VALIDATION_LATENTS, len(self._validation), self.world), measure)
