@@ -5,7 +5,7 @@ Fake tensors have shapes and no values, so nothing is computed and no weights ar
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -80,13 +80,14 @@ class TransformerCosts:
         network = build_transformer(self.shape)
         model = partial(network, **_routed(self.shape, count, kept))
         apply_activation_checkpointing(list(network.blocks), self.recomputation)
+        flow = replace(self.flow, contrastive=0.0)  # which takes little, and needs two images
 
         def step() -> None:
             latents = torch.empty(count, self.shape.latent_channels, *self.shape.latent_hw)
             t, labels = torch.empty(count), torch.zeros(count, dtype=torch.int64)
             with autocast(self.precision, latents.device):
                 drop = t < self.shape.label_dropout
-                terms = self.flow.loss(model, latents, labels, torch.empty_like(latents), t, drop)
+                terms = flow.loss(model, latents, labels, torch.empty_like(latents), t, drop)
             terms["total"].mean().backward()
 
         return step
