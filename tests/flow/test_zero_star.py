@@ -83,7 +83,7 @@ def test_no_guidance_does_not_stand_still() -> None:
 
 
 def test_wrong_settings_are_refused() -> None:
-    with pytest.raises(UserError, match="kind must be one of cfg, zero_star, internal, got 'other'"):
+    with pytest.raises(UserError, match="kind must be one of cfg, zero_star, internal, path_drop, got 'other'"):
         Guidance(2.0, kind="other")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="zero_init_steps must be at least 0, got -1"):
         Guidance(2.0, kind="zero_star", zero_init_steps=-1)

@@ -281,7 +281,7 @@ def test_exported_generators_run_without_this_package(tmp_path: Path) -> None:
             f"latents must have the shape {shape}, got (1, 2, 8, 8)",
             "num_inference_steps must be at least 1, got 0",
             "zero_init_steps must be below 1 steps, got 1",
-            "kind must be one of cfg, zero_star, internal, got 'auto'",
+            "kind must be one of cfg, zero_star, internal, path_drop, got 'auto'",
             "callback_on_step_end_tensor_inputs must be latents, got prompt_embeds",
         ]
         saved = Generator.from_pretrained(tmp_path / name / "saved")
@@ -328,7 +328,11 @@ def test_exported_code_has_all_modules_of_the_network(tmp_path: Path) -> None:
     source = transformer_source()
     assert "import vavae" not in source
     assert "from vavae" not in source
-    for line in ("class LightningDiT(nn.Module):", "class LightningDiTModel(ModelMixin, ConfigMixin):", "def rotate("):
+    for line in (
+        "class LightningDiT(RoutedNetwork):",
+        "class LightningDiTModel(ModelMixin, ConfigMixin):",
+        "def rotate(",
+    ):
         assert source.count(line) == 1
     tops = [line.split()[0] for line in source.splitlines() if line[:1] == "_" and " = " in line]
     assert len(tops) == len(set(tops)), "two modules of the transformer share a private name"

@@ -52,7 +52,7 @@ def test_folder_keeps_the_settings(generator: Generator, change: dict[str, Any],
 
 
 def test_wrong_kinds_are_refused(generator: Generator) -> None:
-    with pytest.raises(UserError, match="guidance_kind must be one of cfg, zero_star, internal, got 'auto'"):
+    with pytest.raises(UserError, match="guidance_kind must be one of cfg, zero_star, internal, path_drop, got 'auto'"):
         generator([1], guidance_kind="auto")  # type: ignore[call-overload]
     with pytest.raises(UserError, match="zero_init_steps must be a whole number from 0 on, got -1"):
         generator([1], zero_init_steps=-1)

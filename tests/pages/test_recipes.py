@@ -26,6 +26,7 @@ from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig
 from vavae.transformer import LightningDiT, build_transformer
+from vavae.transformer.routing import RoutingConfig
 
 ROOT = Path(__file__).parents[2]
 ALL = [package_recipe(name) for name in recipe_names()]
@@ -135,7 +136,7 @@ def test_transformers_have_published_parameter_counts(path: Path) -> None:
     config = recipe(path)
     size, small = config.transformer.size, "sd-vae" in config.latents
     channels, side = (4, 32) if small else (32, 16)
-    count = parameters(build(config, channels, side))
+    count = parameters(build(config, channels, side, routing=RoutingConfig()))
     if not small and size != "L/1":
         assert count == GOLDEN[f"LightningDiT-{size}"]["parameters"]
     elif size == "L/1":

@@ -14,7 +14,7 @@ def skip_estimates() -> None:
     """Let the tasks of both stages not know what a step needs."""
     for task in _TASKS:
         task.step_bytes = lambda self, images: None  # type: ignore[method-assign]
-        task.work = lambda self: StepWork()  # type: ignore[method-assign]
+        task.work = lambda self, images_seen=None: StepWork()  # type: ignore[method-assign]
 
 
 def restore_estimates(replace: Callable[[object, str, object], None]) -> None:

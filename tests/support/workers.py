@@ -25,6 +25,7 @@ from vavae.training.batchnorm import HostSyncBatchNorm2d, synchronize_batch_norm
 from vavae.training.optimizer import OptimizerConfig
 from vavae.training.parallel import World, processes
 from vavae.training.trainer import Trainer, TrainingConfig
+from vavae.transformer.routing import RoutingConfig
 
 torch.set_num_threads(1)
 
@@ -42,8 +43,11 @@ def joint(folder: str, images: str, parallel: str = "replicate") -> None:
 
 
 def transformer(folder: str, data: str, images: str, parallel: str = "replicate") -> None:
-    """Train the tiny transformer."""
-    train_dit.run(transformer_recipe(Path(folder), Path(data), images=int(images), parallel=parallel))
+    """Train the tiny transformer with routing, which keeps all tokens in the end, and the contrastive term."""
+    recipe = transformer_recipe(Path(folder), Path(data), images=int(images), parallel=parallel)
+    routing = RoutingConfig("sprint", start=1, drop=0.5, path_drop=0.25, full_after_images=int(images) - 32)
+    shape = replace(recipe.transformer, depth=3, routing=routing)
+    train_dit.run(replace(recipe, transformer=shape, flow=replace(recipe.flow, contrastive=0.05)))
 
 
 def aligned_transformer(folder: str, data: str, parallel: str = "replicate") -> None:

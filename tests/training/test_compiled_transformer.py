@@ -9,8 +9,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
-from vavae.training.compile import compile_network
+from vavae.training.compile import Compilation, compile_network
 from vavae.transformer import LightningDiT
+from vavae.transformer.routing import RoutingConfig
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,26 @@ def test_block_graph_serves_other_networks(counter: CompileCounterWithBackend) -
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(compiled_grads, grads)
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("how", ["blocks", pytest.param(True, marks=pytest.mark.slow)])
+def test_routing_has_one_graph_for_each_phase(counter: CompileCounterWithBackend, how: Compilation) -> None:
+    """A phase with dropped tokens, then one without; a second step of each compiles nothing."""
+    model = LightningDiT(network().config, routing=RoutingConfig("sprint", start=1))
+    model.load_state_dict(network().state_dict(), strict=False)
+    torch.nn.init.normal_(model.fusion.bias)
+    kept = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :4]
+    phases = [{"kept": kept, "path_drop": torch.tensor([True, False, False])}, {}]
+    expected = [step(partial(model, **options), model) for options in phases]  # type: ignore[arg-type]
+    called = compile_network(model, list(model.blocks), how)
+    for options, (velocity, grads) in zip(phases, expected, strict=True):
+        for repeat in range(2):
+            before = counter.frame_count
+            found, compiled_grads = step(partial(called, **options), model)  # type: ignore[arg-type]
+            torch.testing.assert_close(found, velocity)
+            torch.testing.assert_close(compiled_grads, grads)
+            assert repeat == 0 or counter.frame_count == before
+    assert counter.frame_count <= (3 if how == "blocks" else 2)  # dense and routed blocks
 
 
 @pytest.mark.slow

@@ -295,7 +295,7 @@ def _names() -> Iterator[str]:
     return (model.name for model in MODELS)
 
 
-GUIDANCE_KINDS = {"cfg": "classifier-free", "zero_star": "CFG-Zero*", "internal": "internal"}
+GUIDANCE_KINDS = {"cfg": "classifier-free", "zero_star": "CFG-Zero*", "internal": "internal", "path_drop": "path-drop"}
 
 
 def guidance_in_words(sampling: Mapping[str, Any], weak_model: str | None = None) -> str:

@@ -97,8 +97,8 @@ def check_transformer(config: LightningDiTConfig, tensors: Tensors, source: str 
         UserError: Names the first key that differs.
     """
     held = infer_transformer(tensors, source, config.heads)
-    # Loading reports a missing auxiliary head; its block does not show in the weights.
-    unseen = {name: getattr(held, name) for name in ("label_dropout", "positions", "auxiliary_block")}
+    # Loading reports missing layers of head and routing; their blocks do not show in the weights.
+    unseen = {name: getattr(held, name) for name in ("label_dropout", "positions", "auxiliary_block", "routing")}
     stated = dataclasses.replace(config, latent_size=scale_size(config.latent_hw, 1), **unseen)
     _compare(stated, held, source)
 

@@ -225,6 +225,8 @@ def _generator(config: Config, source: Path, output: Path) -> None:
         print(generator.report)
     if config.to == "published":
         square_side("the image size", generator.image_size, "the published code")
+        if generator.config.routing.kind == "sprint":
+            raise UserError("the published code has no transformers with routing.kind sprint, as this generator is")
     with whole_folder(output):
         if config.to == "native":
             generator.save_pretrained(output, _DTYPES[config.dtype])

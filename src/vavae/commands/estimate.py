@@ -95,7 +95,7 @@ class Estimate:
     Attributes:
         parameters: Trained parameters by part.
         frozen: Parameters of frozen networks.
-        flops_per_image: Operations of one image in a training step, without recomputation.
+        flops_per_image: Operations of one image in a training step, without recomputation; the mean over the run.
         memory: By part; activations are of `images_at_once` images.
         disk: By part.
         notes: What was read, assumed or left out.
@@ -343,7 +343,11 @@ def _transformer(config: Config, recipe: train_dit.Config, path: Path, precision
     if images is None:
         notes.append(f"left out: latents, {size / 1e3:,.1f} kB per image (--dataset_images)")
     modules: dict[str, nn.Module] = {"transformer": costs.network()}
-    flops, frozen = costs.flops(), {}
+    work, tokens = costs.work(recipe.training.images), math.prod(resolved.grid)
+    flops, frozen = work.flops or 0.0, {}
+    if work.tokens != tokens:
+        kind = resolved.routing.kind
+        notes.append(f"routing {kind}: a block sees {work.tokens} of {tokens} tokens, mean over blocks and run")
     if recipe.alignment is not None:
         teachers = [_teacher(teacher, notes) for teacher in recipe.alignment.teachers]
         with FakeTensorMode():

@@ -33,6 +33,8 @@ class FlowConfig:
             model switched after 480 epochs.
         class_token_weight: Weight of the squared error of the class token's velocity (REG), where the transformer has
             one.
+        contrastive: Weight of the distance to another sample's target, which is subtracted (contrastive flow matching,
+            arXiv 2506.05350, takes 0.05); 0 turns it off.
     """
 
     path: PathName = "linear"
@@ -43,6 +45,7 @@ class FlowConfig:
     space: LossSpace = "target"
     floor: float = 0.0
     class_token_weight: float = 0.03
+    contrastive: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
@@ -53,6 +56,8 @@ class FlowConfig:
             raise UserError(f"flow.direction_weight must be at least 0 and finite, got {self.direction_weight}")
         if not 0.0 <= self.class_token_weight < math.inf:
             raise UserError(f"flow.class_token_weight must be at least 0 and finite, got {self.class_token_weight}")
+        if not 0 <= self.contrastive < 1:
+            raise UserError(f"flow.contrastive must be at least 0 and below 1, got {self.contrastive}")
         if self.uniform_after_images is not None and self.uniform_after_images < 0:
             raise UserError(
                 f"flow.uniform_after_images must be at least 0, or null for never, got {self.uniform_after_images}"
@@ -96,6 +101,7 @@ class FlowConfig:
             prediction=self.prediction,
             space=self.space,
             direction_weight=self.direction_weight,
+            contrastive=self.contrastive,
             label_drop=label_drop,
         )
         return terms if noised is None else noised.added_to(terms, self.class_token_weight)

@@ -2,10 +2,12 @@
 
 The poorer prediction of classifier-free guidance (arXiv 2207.12598) comes from the network without the label, the one
 of autoguidance (arXiv 2406.02507) from a weaker network with the label, the one of internal guidance (arXiv 2605.18324)
-from a head on an early block of the network itself. All act on an interval of time (arXiv 2404.07724); outside it the
-poorer prediction is not computed.
+from a head on an early block of the network itself, the one of path-drop guidance (SPRINT, arXiv 2510.21986) from the
+network without the label and without its routed blocks. All act on an interval of time (arXiv 2404.07724); outside it
+the poorer prediction is not computed.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from vavae.errors import UserError
 
-GuidanceKind = Literal["cfg", "zero_star", "internal"]
+GuidanceKind = Literal["cfg", "zero_star", "internal", "path_drop"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class Guidance:
         channels: Number of leading channels to guide; None guides all. The published FIDs use 3, with scales two to
             three times as large as for all channels.
         kind: "cfg"; "zero_star" (CFG-Zero*, arXiv 2503.18886): the poorer prediction is first scaled, for each
-            sample, to the least distance from the conditional one, and the first steps stand still; or "internal":
-            the poorer prediction is the one of the network's auxiliary head.
+            sample, to the least distance from the conditional one, and the first steps stand still; "internal": the
+            poorer prediction is the one of the network's auxiliary head; or "path_drop", for networks with SPRINT's
+            routing.
         zero_init_steps: Steps of the solver at the start in which "zero_star" does not move; the paper takes 4 % of
             them. Only undertrained networks gain by it.
 
@@ -111,10 +114,11 @@ def guided_prediction(
 
     Returns:
         (x, t) -> prediction in the dtype of x, for a number t. Where guidance acts with the null label, the model is
-        called once with a doubled batch; elsewhere once with the batch.
+        called once with a doubled batch; elsewhere once with the batch. Path-drop guidance calls it twice.
 
     Raises:
-        UserError: Guidance lacks both `null_label` and `weak_model`, or internal guidance has a weak model.
+        UserError: Guidance lacks both `null_label` and `weak_model`, internal guidance has a weak model, or the model
+            has no paths to drop.
     """
     internal = guidance.kind == "internal"
     if internal and weak_model is not None:
@@ -123,6 +127,14 @@ def guided_prediction(
         raise UserError("null_label or weak_model must be given for guidance, got None for both")
     null = torch.full_like(labels, 0 if null_label is None else null_label)
     doubled = torch.cat((labels, null))  # two of (B,) -> (2B,)
+    if guidance.kind == "path_drop" and guidance.scale != 1:
+        routing = getattr(getattr(model, "config", None), "routing", None)
+        if weak_model is not None or routing is None or routing.kind != "sprint" or routing.path_drop == 0:
+            raise UserError(
+                "kind of guidance must be cfg or zero_star, except for a network trained with routing.kind sprint and "
+                "routing.path_drop, and without a weak model, got path_drop"
+            )
+        weak_model = functools.partial(_without_paths, model, null)
 
     def predict(x: Tensor, t: float) -> Tensor:
         time = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
@@ -139,3 +151,8 @@ def guided_prediction(
         return guidance.combine(*both.chunk(2))
 
     return predict
+
+
+def _without_paths(model: Callable[..., Tensor], null: Tensor, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    """Return the prediction of a routed network without labels and without its routed blocks."""
+    return model(x, t, null, path_drop=True)

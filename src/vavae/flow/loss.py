@@ -33,6 +33,7 @@ def flow_matching_loss(
     prediction: Prediction = "velocity",
     space: LossSpace = "target",
     direction_weight: float = 1.0,
+    contrastive: float = 0.0,
     label_drop: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
@@ -56,16 +57,20 @@ def flow_matching_loss(
             (a data prediction x then has the error |x - data|² / max(sigma, path.floor)² on straight lines; JiT,
             arXiv 2511.13720).
         direction_weight: Weight of the direction term in the total.
+        contrastive: Weight λ of contrastive flow matching (arXiv 2506.05350): the total falls by λ times the mean of
+            (v - u')², where u' is the target of another sample. Neighbors in the batch, 0 and 1, 2 and 3, … take each
+            other's; a last one without a partner takes its predecessor's.
         label_drop: (B,) bool, True where the model replaces the label by "no label"; None leaves that to the model.
         generator: Source of drawn noise and times, on the device of data.
 
     Returns:
         "mse", "direction" and "total" = mse + direction_weight · direction: (B,) float32 each. With an auxiliary head
-        also "auxiliary", the same total of its prediction, which is added to "total".
+        also "auxiliary", the same total of its prediction, which is added to "total". With `contrastive` also
+        "contrastive", the distance to the other target, unweighted.
 
     Raises:
-        UserError: The prediction does not exist or is the score, which is unbounded near data, or a shape or dtype
-            does not fit.
+        UserError: The prediction does not exist or is the score, which is unbounded near data, a shape or dtype does
+            not fit, or `contrastive` is given and one sample only.
     """
     if prediction == "score":
         raise UserError(f"prediction must not be score: {NO_SCORE}")
@@ -92,13 +97,35 @@ def flow_matching_loss(
             predicted, wanted = (
                 path.convert(value.float(), x.float(), t, prediction, "velocity") for value in (predicted, target)
             )
-        return velocity_loss(predicted, wanted, direction_weight)  # it names another shape
+        terms = velocity_loss(predicted, wanted, direction_weight)  # it names another shape
+        if contrastive:
+            terms["contrastive"] = _squared_error(predicted, wanted[_partners(len(wanted), wanted.device)])
+            terms["total"] = terms["total"] - contrastive * terms["contrastive"]
+        return terms
 
-    if getattr(getattr(model, "config", None), "auxiliary_block", None) is None:
+    network = getattr(model, "func", model)  # some arguments of a network may be bound
+    if getattr(getattr(network, "config", None), "auxiliary_block", None) is None:
         return loss(model(x, t, labels, **options))
     output = model(x, t, labels, auxiliary=True, **options)
     terms, auxiliary = loss(output.prediction), loss(output.auxiliary)["total"]
     return terms | {"auxiliary": auxiliary, "total": terms["total"] + auxiliary}
+
+
+def _partners(count: int, device: torch.device) -> Tensor:
+    """Return the other sample of each of `count`: (count,) int64.
+
+    Raises:
+        UserError: There is one sample only.
+    """
+    if count < 2:
+        raise UserError("contrastive must be 0 for one sample at once, which has no other to differ from")
+    other = torch.arange(count, device=device) ^ 1
+    return torch.where(other < count, other, count - 2)
+
+
+def _squared_error(first: Tensor, second: Tensor) -> Tensor:
+    """Return the mean squared difference of each sample in float32: two of (B, C, h, w) -> (B,)."""
+    return (first.float() - second.float()).square().flatten(1).mean(dim=1)
 
 
 def velocity_loss(velocity: Tensor, target: Tensor, direction_weight: float = 1.0) -> dict[str, Tensor]:
@@ -112,7 +139,7 @@ def velocity_loss(velocity: Tensor, target: Tensor, direction_weight: float = 1.
             f"the prediction must have the shape of the data {tuple(target.shape)}, got {tuple(velocity.shape)}"
         )
     velocity, target = velocity.float(), target.float()
-    mse = (velocity - target).square().flatten(1).mean(dim=1)  # (B, C, h, w) -> (B, C·h·w) -> (B,)
+    mse = _squared_error(velocity, target)
     cosine = F.cosine_similarity(velocity, target, dim=1, eps=_SMALLEST_NORM)  # (B, h, w)
     direction = (1 - cosine).flatten(1).mean(dim=1)  # (B, h, w) -> (B, h·w) -> (B,)
     return {"mse": mse, "direction": direction, "total": mse + direction_weight * direction}

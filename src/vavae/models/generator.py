@@ -416,6 +416,8 @@ class Generator(SavedModel):
             raise UserError("a pipeline of diffusers must have an AutoencoderKL, got a representation autoencoder")
         if self.config.class_token is not None:
             raise UserError(f"class_token must be null for a pipeline of diffusers, got {self.config.class_token}")
+        if self.config.routing.kind == "sprint":
+            raise UserError("a pipeline of diffusers must have a LightningDiT without routing.kind sprint")
         write_pipeline(
             Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
         )

@@ -54,8 +54,8 @@ class SamplingConfig:
         guidance_start: Guidance acts from this time on (0 is noise, 1 is data).
         guidance_stop: Guidance acts up to this time.
         guidance_channels: How many leading channels are guided; 0 guides all. The published FIDs use 3.
-        guidance_kind: `cfg` (classifier-free), `zero_star` (CFG-Zero*), or `internal` for a transformer with an
-            auxiliary head.
+        guidance_kind: `cfg` (classifier-free), `zero_star` (CFG-Zero*), `path_drop` for a transformer trained with
+            SPRINT's routing, or `internal` for a transformer with an auxiliary head.
         zero_init_steps: Steps at the start in which `zero_star` does not move.
 
     Raises:
@@ -132,15 +132,21 @@ class SamplingConfig:
 
         Raises:
             UserError: Guidance needs "no label", which was not trained, an auxiliary head, which the transformer does
-                not have, or more channels than latents have; or internal guidance has a weak model.
+                not have, routed blocks that were not dropped in training, or more channels than latents have; or
+                internal or path-drop guidance has a weak model.
         """
         if self.guidance is not None:
-            internal = self.guidance_kind == "internal"
-            if internal and weak_model:
-                raise UserError("guidance_kind must be cfg or zero_star with a weak_model, got internal")
+            kind, internal = self.guidance_kind, self.guidance_kind == "internal"
+            if kind in ("internal", "path_drop") and weak_model:
+                raise UserError(f"guidance_kind must be cfg or zero_star with a weak_model, got {kind}")
             if internal and network.auxiliary_block is None:
                 raise UserError(
                     "guidance_kind must not be internal for a transformer without an auxiliary head (auxiliary_block)"
+                )
+            if kind == "path_drop" and (network.routing.kind != "sprint" or network.routing.path_drop == 0):
+                raise UserError(
+                    "guidance_kind must not be path_drop for a transformer trained without routing.kind sprint and "
+                    "routing.path_drop"
                 )
             if not internal and not weak_model and network.label_dropout == 0:
                 raise UserError(

@@ -7,7 +7,7 @@ frames = studio.between_images(cat, dog, side=32)       # (9, 32, 32, 3) uint8
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -101,9 +101,15 @@ class Studio:
     @property
     def guidance_kinds(self) -> list[GuidanceKind]:
         """Kinds of guidance that the generator can take."""
-        headless = self.generator is None or self.generator.config.auxiliary_block is None
-        without = ("internal",) if headless or self.weak_source else ()
-        return [kind for kind in get_args(GuidanceKind) if kind not in without]
+        kinds: list[GuidanceKind] = ["cfg", "zero_star"]
+        if self.generator is None or self.weak_source:
+            return kinds
+        config = self.generator.config
+        if config.auxiliary_block is not None:
+            kinds.append("internal")
+        if config.routing.kind == "sprint" and config.routing.path_drop > 0:
+            kinds.append("path_drop")
+        return kinds
 
     def weak_model_for(self, sampling: SamplingConfig) -> str | None:
         """Return `weak_source` if these settings use it."""

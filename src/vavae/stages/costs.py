@@ -3,8 +3,10 @@
 Fake tensors have shapes and no values, so nothing is computed and no weights are loaded.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +23,15 @@ from vavae.stages.tokenizer_config import Config
 from vavae.teachers.registry import TEACHERS, TeacherSpec
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
-from vavae.training.throughput import count_flops, count_peak_bytes
-from vavae.transformer import LightningDiT, LightningDiTConfig, Transformer, TransformerShape, build_transformer
+from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
+from vavae.transformer import (
+    DiTDHConfig,
+    LightningDiT,
+    LightningDiTConfig,
+    Transformer,
+    TransformerShape,
+    build_transformer,
+)
 
 
 @dataclass(frozen=True)
@@ -41,19 +50,28 @@ class TransformerCosts:
     precision: Compute
     recomputation: Recomputation
 
-    def flops(self) -> float:
-        """Return the operations of one image in a training step, without recomputation."""
-        with torch.device("meta"):  # where attention consists of matrix products, which are counted
-            model = build_transformer(self.shape)
-            x = torch.empty(1, self.shape.latent_channels, *self.shape.latent_hw)
-            t, label, noise = torch.empty(1), torch.zeros(1, dtype=torch.int64), torch.empty_like(x)
-        tokens = self._class_tokens(1)
-        return count_flops(lambda: self.flow.loss(model, x, label, noise, t, t < 0, tokens)["total"].sum().backward())
+    def work(self, images: int, images_seen: int | None = None) -> StepWork:
+        """Return operations, without recomputation, and processed tokens of one image in a training step.
 
-    def _class_tokens(self, count: int) -> tuple[Tensor, Tensor] | None:
-        """Return class tokens and their noise without values, if the transformer has them."""
-        channels = self.shape.class_token
-        return None if channels is None else (torch.empty(count, channels), torch.empty(count, channels))
+        A token counts by the share of the blocks that process it.
+
+        Args:
+            images: Length of the run.
+            images_seen: Images before the step; None is the mean over the run, whose last phase may keep all tokens.
+        """
+        routing, shape, tokens = self.shape.routing, self.shape, math.prod(self.shape.grid)
+        kept = routing.kept(tokens, 0)
+        if images_seen is None:
+            full = 0.0 if routing.full_after_images is None else max(0, images - routing.full_after_images) / images
+        else:
+            full = float(routing.kept(tokens, images_seen) == tokens)
+        flops = _transformer_flops(shape, kept)
+        if full > 0 and kept < tokens:
+            flops += full * (_transformer_flops(shape, tokens) - flops)
+        depths = shape.depths if isinstance(shape, DiTDHConfig) else (shape.depth,)
+        start, stop = shape.routed_blocks
+        dropped = (1 - full) * (tokens - kept) * (stop - start) / sum(depths)
+        return StepWork(flops, round(tokens - dropped))
 
     def step_bytes(self, images: int) -> int:
         """Return the peak memory of gradients and activations in a step of `images` images, on a CPU, not compiled."""
@@ -66,18 +84,49 @@ class TransformerCosts:
             return build_transformer(self.shape)
 
     def _step(self, count: int) -> Callable[[], object]:
-        model = build_transformer(self.shape)
-        apply_activation_checkpointing(list(model.blocks), self.recomputation)
+        routing, tokens = self.shape.routing, math.prod(self.shape.grid)
+        kept = tokens if routing.full_after_images is not None else routing.kept(tokens, 0)
+        network = build_transformer(self.shape)
+        model = partial(network, **_routed(self.shape, count, kept))
+        apply_activation_checkpointing(list(network.blocks), self.recomputation)
+        flow = replace(self.flow, contrastive=0.0)  # which takes little, and needs two images
 
         def step() -> None:
             latents = torch.empty(count, self.shape.latent_channels, *self.shape.latent_hw)
             t, labels = torch.empty(count), torch.zeros(count, dtype=torch.int64)
             with autocast(self.precision, latents.device):
-                drop, tokens = t < self.shape.label_dropout, self._class_tokens(count)
-                terms = self.flow.loss(model, latents, labels, torch.empty_like(latents), t, drop, tokens)
+                drop, tokens = t < self.shape.label_dropout, _class_tokens(self.shape, count)
+                terms = flow.loss(model, latents, labels, torch.empty_like(latents), t, drop, tokens)
             terms["total"].mean().backward()
 
         return step
+
+
+@cache
+def _transformer_flops(shape: TransformerShape, kept: int) -> float:
+    """Return the operations of one image of which the routed blocks see `kept` tokens, forward and backward."""
+    with torch.device("meta"):  # where attention consists of matrix products, which are counted
+        model = build_transformer(shape)
+        x = torch.empty(1, shape.latent_channels, *shape.latent_hw)
+        t, label, noise = torch.empty(1), torch.zeros(1, dtype=torch.int64), torch.empty_like(x)
+        routed, tokens = partial(model, **_routed(shape, 1, kept)), _class_tokens(shape, 1)
+    return count_flops(lambda: FlowConfig().loss(routed, x, label, noise, t, t < 0, tokens)["total"].sum().backward())
+
+
+def _class_tokens(shape: TransformerShape, count: int) -> tuple[Tensor, Tensor] | None:
+    """Return class tokens and their noise without values, if the transformer has them."""
+    channels = shape.class_token
+    return None if channels is None else (torch.empty(count, channels), torch.empty(count, channels))
+
+
+def _routed(shape: TransformerShape, count: int, kept: int) -> dict[str, Tensor]:
+    """Return the arguments of a transformer of which the routed blocks see `kept` tokens of each of `count` images."""
+    routing, options = shape.routing, {}
+    if kept < math.prod(shape.grid):
+        options["kept"] = torch.zeros(count, kept, dtype=torch.int64)
+    if routing.kind == "sprint" and routing.path_drop > 0:
+        options["path_drop"] = torch.zeros(count, dtype=torch.bool)
+    return options
 
 
 @dataclass(frozen=True)
@@ -172,8 +221,9 @@ class JointCosts:
 
         The tokenizer's pass through the aligned blocks has no gradients of weights, a third of the operations.
         """
-        aligned = replace(self.shape, depth=self.config.alignment.block)
-        return self.tokenizer.flops() + self._of(self.shape).flops() + 2 / 3 * self._of(aligned).flops()
+        whole = math.prod(self.shape.grid)
+        aligned = _transformer_flops(replace(self.shape, depth=self.config.alignment.block), whole)
+        return self.tokenizer.flops() + _transformer_flops(self.shape, whole) + 2 / 3 * aligned
 
     def step_bytes(self, images: int) -> int:
         """Return an upper bound of the memory of a step: both networks at their peaks at once."""

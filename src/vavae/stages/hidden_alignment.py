@@ -140,7 +140,7 @@ class HiddenTokens:
     def __init__(self, model: Callable[..., Any], block: int) -> None:
         self._model = model
         self._block = block
-        self.config = getattr(model, "config", None)
+        self.config = getattr(getattr(model, "func", model), "config", None)  # some arguments may be bound
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         output = self._model(*arguments, hidden_blocks=(self._block,), **options)

@@ -251,6 +251,10 @@ def _check_same(source: str, found: _Source, ours: TransformerShape, flow: FlowC
         raise UserError(f"transformer.size must be a {names[0]}, as initial {source} is, got a {names[1]}")
     keys = [key for key in _ARCHITECTURE if hasattr(ours, key)]
     values = {f"transformer.{key}": (getattr(former, key), getattr(ours, key)) for key in keys}
+    routings = [(shape.routing.kind, *shape.routed_blocks) for shape in (former, ours)]
+    if any(kind == "sprint" for kind, *_ in routings):
+        pairs = zip(("kind", "start", "stop"), *routings, strict=True)
+        values |= {f"transformer.routing.{key}": (wanted, given) for key, wanted, given in pairs}
     values |= {"flow.path": (found.path, flow.path), "flow.prediction": (found.prediction, flow.prediction)}
     for key, (wanted, given) in values.items():
         if wanted is not None and wanted != given:

@@ -103,6 +103,12 @@ class Config(tokenizer_config.Config):
             raise UserError(
                 f"transformer.size must be a LightningDiT for a joint training, got {self.transformer.size}"
             )
+        if self.transformer.class_token is not None or self.transformer.auxiliary_block is not None:
+            raise UserError("transformer.class_token and transformer.auxiliary_block must be null for a joint training")
+        if self.transformer.routing.kind != "none":
+            raise UserError(
+                f"transformer.routing.kind must be none for a joint training, got {self.transformer.routing.kind}"
+            )
         if self.sampling.guidance is not None and self.transformer.label_dropout == 0:
             raise UserError(
                 "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a "

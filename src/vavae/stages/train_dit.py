@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,16 +219,28 @@ class TransformerTask(TrainingTask):
     def step(self, batch: _Batch, images_seen: int, scale: float) -> dict[str, Tensor]:
         self.transformer.train()
         dropout = self.transformer.config.label_dropout
+        routed = partial(self._model, **self._routed(batch.positions, images_seen))
         if self.alignment is None or batch.targets is None:
-            terms = self._loss(self._model, batch, "", dropout)
+            terms = self._loss(routed, batch, "", dropout)
         else:
-            model = HiddenTokens(self._model, self.alignment.projectors.block)
+            model = HiddenTokens(routed, self.alignment.projectors.block)
             terms = self._loss(model, batch, "", dropout)
             with autocast(self.precision, self.device):
                 terms["alignment"] = self.alignment.loss(model.tokens, batch.targets, batch.class_tokens)
             terms["total"] = terms["total"] + self.alignment.config.weight_at(images_seen) * terms["alignment"]
         (terms["total"] * scale).backward()
         return {name: value.detach() for name, value in terms.items()}
+
+    def _routed(self, positions: Tensor, images_seen: int) -> dict[str, Tensor]:
+        """Return the transformer's arguments `kept` and `path_drop`; each row depends on its position only."""
+        routing, seed, options = self.transformer.config.routing, self.config.training.seed, {}
+        tokens = math.prod(self.transformer.config.grid)
+        if (count := routing.kept(tokens, images_seen)) < tokens:
+            order = rng.uniform(seed, "kept tokens", positions, (tokens,), self.device).argsort(dim=1, stable=True)
+            options["kept"] = order[:, :count].sort(dim=1).values
+        if routing.kind == "sprint" and routing.path_drop > 0:
+            options["path_drop"] = rng.uniform(seed, "path drop", positions, device=self.device) < routing.path_drop
+        return options
 
     def _loss(
         self, model: Callable[..., Tensor], batch: _Batch, purpose: str, label_dropout: float
@@ -243,7 +255,9 @@ class TransformerTask(TrainingTask):
             own = rng.normal(seed, f"{purpose}class token noise", positions, tuple(tokens.shape[1:]), self.device)
         with autocast(self.precision, self.device):
             joint = None if tokens is None else (tokens, own)
-            terms = self.flow.loss(model, batch.latents, batch.labels, noise, t, drop, joint)
+            # The contrastive term depends on the portions of a validation.
+            flow = replace(self.flow, contrastive=0.0) if purpose else self.flow
+            terms = flow.loss(model, batch.latents, batch.labels, noise, t, drop, joint)
         return {name: value.mean() for name, value in terms.items()}
 
     def prepare_validation(self) -> None:
@@ -301,20 +315,20 @@ class TransformerTask(TrainingTask):
         return TransformerCosts(self.transformer.config, self.flow, self.precision, recomputation)
 
     @cached_property
-    def _work(self) -> StepWork:
-        flops = self._costs.flops() + (0.0 if self.alignment is None else self.alignment.flops())
-        return StepWork(flops, math.prod(self.transformer.config.grid))
+    def _alignment_flops(self) -> float:
+        return 0.0 if self.alignment is None else self.alignment.flops()
 
-    def work(self) -> StepWork:
-        return self._work
+    def work(self, images_seen: int | None = None) -> StepWork:
+        work = self._costs.work(self.config.training.images, images_seen)
+        return replace(work, flops=(work.flops or 0.0) + self._alignment_flops)
 
     def step_bytes(self, images: int) -> int:
         return self._costs.step_bytes(images) + (0 if self.alignment is None else self.alignment.bytes())
 
     def phase(self, images_seen: int) -> int:
-        switch = self.config.flow.uniform_after_images
+        switches = (self.config.flow.uniform_after_images, self.config.transformer.routing.full_after_images)
         ended = self.alignment is not None and self.alignment.config.weight_at(images_seen) == 0
-        return int(switch is not None and images_seen >= switch) + int(ended)
+        return sum(switch is not None and images_seen >= switch for switch in switches) + int(ended)
 
     def preview(self, states: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         """Write a grid of samples, four of each of the first classes, with few steps."""

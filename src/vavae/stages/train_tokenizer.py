@@ -317,7 +317,7 @@ class TokenizerTask(TrainingTask):
         kept = self.features.size_bytes if self.features is not None and self.features.resident else 0
         return self._costs.step_bytes(images) + kept + sum(weight.nbytes for weight in weights)
 
-    def work(self) -> StepWork:
+    def work(self, images_seen: int | None = None) -> StepWork:
         return self._work
 
     @torch.inference_mode()

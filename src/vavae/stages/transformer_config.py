@@ -1,7 +1,7 @@
 """The shape of the transformer in a recipe."""
 
 from collections.abc import Container
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vavae.config.image_size import Size
@@ -9,6 +9,7 @@ from vavae.errors import UserError
 from vavae.training.activation_checkpointing import Recomputation
 from vavae.transformer import DiTDHConfig, LightningDiTConfig, TransformerShape
 from vavae.transformer.ditdh import PREFIX, SIZES
+from vavae.transformer.routing import RoutingConfig
 from vavae.transformer.sizes import parse_size
 
 
@@ -40,6 +41,7 @@ class TransformerConfig:
             except matrix products and attention; or `full`, each block.
         class_token: Channels of a teacher's class token that is denoised along with the latent (REG, arXiv
             2507.01467): 768 of `dinov2-base`; the latents must have them (`vavae encode --class_token`). null has none.
+        routing: Blocks that see a share of the tokens in training; of DiT^DH's blocks those of the encoder.
     """
 
     size: str = "XL/1"
@@ -59,6 +61,7 @@ class TransformerConfig:
     auxiliary_block: int | None = None
     activation_checkpointing: Recomputation = "none"
     class_token: int | None = None
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout <= 1:

@@ -96,8 +96,8 @@ class TrainingTask(ABC):
         """Return the index of the objective after `images_seen` images, so that a switch is not taken for a spike."""
         return 0
 
-    def work(self) -> StepWork:
-        """Return the cost of one image."""
+    def work(self, images_seen: int | None = None) -> StepWork:
+        """Return the cost of one image in a step after `images_seen` images; None is the mean over the run."""
         return StepWork()
 
     def step_bytes(self, images: int) -> int | None:

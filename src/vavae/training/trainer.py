@@ -325,7 +325,7 @@ class Trainer:
         numbers = {"step": float(self.steps_done), **means, **self._learning_rates()}
         if self._crosses(before, self.config.validation_images):
             numbers |= self._validate()
-        tracker.log(self.images_seen, numbers, rates(rate, self.task.work(), self._device, self.world.size))
+        tracker.log(self.images_seen, numbers, rates(rate, self.task.work(before), self._device, self.world.size))
 
         # The first process decides for all: processes that disagreed would wait for each other forever.
         problem, self._detector.phase, self._detector.history = self.world.once(lambda: self._check(means))

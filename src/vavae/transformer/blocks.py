@@ -66,19 +66,12 @@ def run_blocks(
     rotary: tuple[Tensor, Tensor] | None,
     hidden_blocks: Sequence[int] = (),
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Return the tokens (B, T, width) after all blocks, and those after each of `hidden_blocks` by its number.
-
-    Raises:
-        UserError: A block does not exist; they are counted from 1.
-    """
+    """Return the tokens (B, T, width) after all blocks, and those after each of `hidden_blocks` by its number."""
     hidden: dict[int, Tensor] = {}
-    number = 0
     for number, block in enumerate(blocks, 1):
         tokens = block(tokens, condition, rotary)
         if number in hidden_blocks:
             hidden[number] = tokens
-    if wrong := [block for block in hidden_blocks if not 1 <= block <= number]:
-        raise UserError(f"hidden_blocks must be from 1 to {number}, got {wrong[0]}")
     return tokens, hidden
 
 

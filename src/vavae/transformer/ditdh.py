@@ -7,7 +7,7 @@ than the latents: the encoder's tokens modulate the head's norms, token by token
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,6 +21,7 @@ from vavae.transformer.layers import FourierTimeEmbedding, LabelEmbedding, Patch
 from vavae.transformer.model import LatentGrid, check_conditions, token_grid
 from vavae.transformer.output import TransformerOutput
 from vavae.transformer.positions import RotaryEmbedding, embedding_of_grid, rotary_of_grid
+from vavae.transformer.routing import RoutedNetwork, RoutingConfig
 
 _STD = 0.02
 
@@ -46,6 +47,7 @@ class DiTDHConfig(LatentGrid):
         qk_norm: Normalize queries and keys (`use_qknorm`).
         label_dropout: Probability in training that a label is replaced by "no label" (`class_dropout_prob`).
         auxiliary_block: As in `LightningDiTConfig`, a block of the encoder.
+        routing: Blocks of the encoder that see a share of the tokens in training (`vavae.transformer.routing`).
     """
 
     latent_size: int | tuple[int, int] = 16
@@ -62,6 +64,7 @@ class DiTDHConfig(LatentGrid):
     label_dropout: float = 0.1
     class_token: ClassVar[None] = None  # LightningDiT alone has one
     auxiliary_block: int | None = None
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
 
     def __post_init__(self) -> None:
         for name in ("latent_size", "widths", "depths", "heads"):
@@ -81,6 +84,12 @@ class DiTDHConfig(LatentGrid):
                 )
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
+        self.routing.check(self.depths[0])
+
+    @property
+    def routed_blocks(self) -> tuple[int, int]:
+        """Number of blocks before the routed ones, and number of the last routed block."""
+        return self.routing.span(self.depths[0])
 
     @property
     def summary(self) -> str:
@@ -106,7 +115,7 @@ SIZES: dict[str, dict[str, tuple[int, int]]] = {
 }
 
 
-class DiTDH(nn.Module):
+class DiTDH(RoutedNetwork):
     """Predict the velocity of a noised latent from time and label, with a wide head.
 
     State-dict names and weights are the published ones. The published network takes τ = 1 − t and returns noise − data;
@@ -153,6 +162,7 @@ class DiTDH(nn.Module):
             for part in (0, 1)
             for _ in range(config.depths[part])
         )
+        self.add_routing(config.routing, narrow)
         self.final_layer = FinalLayer(wide, patch**2 * channels, config.rmsnorm)
         if config.auxiliary_block is not None:
             self.auxiliary_head = FinalLayer(narrow, patch**2 * channels, config.rmsnorm)
@@ -187,6 +197,7 @@ class DiTDH(nn.Module):
         for embedder in (self.s_embedder, self.x_embedder):
             nn.init.xavier_uniform_(embedder.proj.weight.flatten(1))
             nn.init.zeros_(embedder.proj.bias)  # type: ignore[arg-type] # a convolution with a bias
+        self.reset_routing()
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=_STD)
         nn.init.normal_(self.t_embedder.W)
         for linear in self.t_embedder.linears():
@@ -211,6 +222,8 @@ class DiTDH(nn.Module):
         label_drop: Tensor | None = None,
         hidden_blocks: Sequence[int] = (),
         auxiliary: bool = False,
+        kept: Tensor | None = None,
+        path_drop: Tensor | bool = False,
     ) -> Tensor | TransformerOutput:
         """Return the velocity at x, on request with the tokens after some blocks.
 
@@ -223,13 +236,17 @@ class DiTDH(nn.Module):
                 `label_dropout` in train mode, and drops nothing in eval mode.
             hidden_blocks: Numbers of encoder blocks, counted from 1.
             auxiliary: Also return the prediction of the auxiliary head, which sees SiLU(time + tokens).
+            kept: (B, K) int64, the tokens that the encoder's routed blocks process; None is all, in train mode
+                too.
+            path_drop: (B,) bool, True where the routed blocks have no effect; True skips them for all samples.
 
         Returns:
             (B, latent_channels, h, w) velocity; with `hidden_blocks` or `auxiliary`, a record of it and of these;
             hidden tokens are (B, T, widths[0]).
 
         Raises:
-            UserError: The shape of an argument does not fit, or the labels are not integers.
+            UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist,
+                or does not see all tokens.
         """
         grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
         check_conditions(len(x), t=t, y=y, label_drop=label_drop)
@@ -239,7 +256,9 @@ class DiTDH(nn.Module):
         # Encoder: (B, C, h, w) -> (B, T, narrow)
         tokens = (self.s_embedder(x) + position).to(x.dtype)
         narrow, early = self.config.depths[0], auxiliary_blocks(self.config.auxiliary_block, auxiliary)
-        tokens, hidden = run_blocks(self.blocks[:narrow], tokens, condition, rotary[0], (*hidden_blocks, *early))
+        tokens, hidden = self.run_routed_blocks(
+            self.blocks[:narrow], tokens, condition, rotary[0], (*hidden_blocks, *early), kept, path_drop
+        )
         # Head: its condition is the encoder's output, one per token; its tokens have no absolute position.
         wide_condition = self.s_projector(F.silu(tokens + time))  # (B, T, wide)
         tokens, _ = run_blocks(self.blocks[narrow:], self.x_embedder(x), wide_condition, rotary[1])

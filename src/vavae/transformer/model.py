@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.grids import unpatchify
-from vavae.transformer.blocks import Block, FinalLayer, auxiliary_blocks, check_auxiliary_block, run_blocks
+from vavae.transformer.blocks import Block, FinalLayer, auxiliary_blocks, check_auxiliary_block
 from vavae.transformer.layers import NORM_EPS, LabelEmbedding, PatchEmbedding, RMSNorm, TimeEmbedding
 from vavae.transformer.output import TransformerOutput
 from vavae.transformer.positions import (
@@ -23,6 +23,7 @@ from vavae.transformer.positions import (
     rotary_of_grid,
     tables_of_grid,
 )
+from vavae.transformer.routing import RoutedNetwork, RoutingConfig
 from vavae.transformer.sizes import parse_size
 
 # Upper bounds far above any real network. Without them a number in a damaged file could take all time or memory.
@@ -87,6 +88,7 @@ class LightningDiTConfig(LatentGrid):
             2507.01467); None for none.
         auxiliary_block: Number of the block, counted from 1, on whose tokens an auxiliary head predicts the same as the
             network, for internal guidance (arXiv 2605.18324); None for a network without this head.
+        routing: Blocks that see a share of the tokens in training (`vavae.transformer.routing`).
     """
 
     latent_size: int | tuple[int, int] = 16
@@ -106,6 +108,7 @@ class LightningDiTConfig(LatentGrid):
     positions: Positions = "recompute"
     class_token: int | None = None
     auxiliary_block: int | None = None
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.latent_size, list):  # from JSON or YAML; a frozen config must be hashable
@@ -135,10 +138,13 @@ class LightningDiTConfig(LatentGrid):
                 f"class_token must be from 1 to {_MOST['latent_channels']:,} channels, or null, got "
                 f"{_short(self.class_token)}"
             )
+        if self.class_token is not None and self.routing.kind != "none":
+            raise UserError(f"routing.kind must be none with a class_token, got {self.routing.kind}")
         if self.class_token is not None and self.auxiliary_block is not None:
             raise UserError(f"auxiliary_block must be null with a class_token, got {self.auxiliary_block}")
         if self.positions not in POSITIONS:
             raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
+        self.routing.check(self.depth)
 
     @classmethod
     def from_size(cls, size: str, **changes: Any) -> Self:
@@ -153,6 +159,11 @@ class LightningDiTConfig(LatentGrid):
                 raise UserError(f"options of LightningDiT must be among {', '.join(sorted(known))}, got {name}")
         shape, patch_size = parse_size(size)
         return cls(**{**dataclasses.asdict(shape), "patch_size": patch_size, **changes})
+
+    @property
+    def routed_blocks(self) -> tuple[int, int]:
+        """Number of blocks before the routed ones, and number of the last routed block."""
+        return self.routing.span(self.depth)
 
     @property
     def summary(self) -> str:
@@ -170,7 +181,7 @@ def _short(value: object) -> str:
     return str(value)[:60]
 
 
-class LightningDiT(nn.Module):
+class LightningDiT(RoutedNetwork):
     """Predict the velocity of a noised latent from time and label.
 
     State-dict names are the published ones. The position tables are buffers: they are saved and loaded, never
@@ -216,6 +227,7 @@ class LightningDiT(nn.Module):
             )
             for _ in range(config.depth)
         )
+        self.add_routing(config.routing, width)
         out_channels = 2 * channels if config.learn_sigma else channels
         self.final_layer = FinalLayer(width, config.patch_size**2 * out_channels, config.rmsnorm, token)
         if config.auxiliary_block is not None:
@@ -258,7 +270,8 @@ class LightningDiT(nn.Module):
             if isinstance(bias, nn.Parameter):
                 nn.init.zeros_(bias)
 
-        # Labels and times
+        # Mask token, labels and times
+        self.reset_routing()
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=_STD)
         for linear in self.t_embedder.linears():
             nn.init.normal_(linear.weight, std=_STD)
@@ -289,6 +302,8 @@ class LightningDiT(nn.Module):
         hidden_blocks: Sequence[int] = (),
         class_token: Tensor | None = None,
         auxiliary: bool = False,
+        kept: Tensor | None = None,
+        path_drop: Tensor | bool = False,
     ) -> Tensor | TransformerOutput:
         """Return the velocity at x, on request with the tokens after some blocks.
 
@@ -302,13 +317,16 @@ class LightningDiT(nn.Module):
             hidden_blocks: Numbers of blocks, counted from 1 as published.
             class_token: (B, config.class_token) noised class tokens at the same times, if the shape has them.
             auxiliary: Also return the prediction of the auxiliary head, which sees SiLU(time + tokens).
+            kept: (B, K) int64, the tokens that the routed blocks process; None is all of them, in train mode too.
+            path_drop: (B,) bool, True where the routed blocks have no effect; True skips them for all samples.
 
         Returns:
             (B, latent_channels, h, w) velocity; with `hidden_blocks`, `auxiliary` or a class token, a record of it and
             of these. The first of the hidden tokens is the class token's.
 
         Raises:
-            UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist.
+            UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist,
+                or does not see all tokens.
         """
         grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
         check_conditions(len(x), t=t, y=y, label_drop=label_drop)
@@ -319,7 +337,9 @@ class LightningDiT(nn.Module):
         time = self.t_embedder(t)[:, None]
         condition = time + self.y_embedder(y, label_drop)[:, None]  # (B, 1, width)
         early = auxiliary_blocks(self.config.auxiliary_block, auxiliary)
-        tokens, hidden = run_blocks(self.blocks, tokens, condition, rotary, (*hidden_blocks, *early))
+        tokens, hidden = self.run_routed_blocks(
+            self.blocks, tokens, condition, rotary, (*hidden_blocks, *early), kept, path_drop
+        )
         last = self.final_layer
         tokens = last.modulated(tokens, condition)
         # (B, T, width) -> (B, T, p·p·C) -> (B, C, h, w)

@@ -59,6 +59,7 @@ def write_pipeline(
     tensors = {f"network.{name}": value for name, value in transformer.state_dict().items()}
     files.write_tensors(folder / "transformer" / files.DIFFUSERS_WEIGHTS[0], tensors)
     shape = {"_class_name": "LightningDiTModel", "_diffusers_version": _VERSION, **to_plain(transformer.config)}
+    del shape["routing"]  # in training only
     write_json(folder / "transformer" / files.CONFIG, shape)
     (folder / "transformer" / "lightningdit.py").write_text(transformer_source())
     scheduler = {
@@ -103,10 +104,10 @@ def read_settings(folder: Path) -> tuple[SamplingConfig, PathName, tuple[str, ..
 def transformer_source() -> str:
     """Return the text of a module with the network and its class for diffusers; it needs torch and diffusers."""
     from vavae import errors, grids
-    from vavae.transformer import blocks, layers, model, output, positions, sizes
+    from vavae.transformer import blocks, layers, model, output, positions, routing, sizes
 
     title = "LightningDiT (arXiv 2501.01423) for diffusers: the modules of vavae that make it, one after the other."
-    modules = (errors, grids, positions, layers, blocks, output, sizes, model)
+    modules = (errors, grids, positions, layers, blocks, output, routing, sizes, model)
     return _joined(title, modules, "exported_transformer.py")
 
 
