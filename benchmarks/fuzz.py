@@ -159,13 +159,14 @@ TARGETS: dict[str, Callable[[], Target]] = {
 }
 
 
-def count_runs(target: str, runs: int) -> None:
-    """Add runs to today's results."""
+def count(target: str, runs: int, crashes: int = 0) -> None:
+    """Add runs and crashes to today's results."""
     path = RESULTS / f"{time.strftime('%Y-%m-%d')}-fuzz.json"
     record = json.loads(path.read_text()) if path.exists() else {"date": path.name[:10], "results": []}
     rows = {row["target"]: row for row in record["results"]}
     row = rows.setdefault(target, {"target": target, "executions": 0, "crashes": 0})
     row["executions"] += runs
+    row["crashes"] += crashes
     record["command"] = "python benchmarks/fuzz.py TARGET"
     record["results"] = list(rows.values())
     path.write_text(json.dumps(record, indent=1) + "\n")
@@ -189,13 +190,16 @@ def main() -> None:
         nonlocal runs
         runs += 1
         if runs % 1000 == 0:
-            count_runs(options.target, 1000)
+            count(options.target, 1000)
         path.write_bytes(data)
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 target.read(path)
         except (UserError, RunError):
             pass
+        except BaseException:
+            count(options.target, runs % 1000, crashes=1)
+            raise
 
     atheris.Setup([sys.argv[0], *libfuzzer, str(corpus)], one)
     atheris.Fuzz()

@@ -120,7 +120,7 @@ def section(kind: str, path: Path, record: Record) -> Iterator[str]:
     form: Callable[[Record], Iterator[str]] = numbers
     if kind.startswith("paired"):
         form = paired
-    elif kind == "kill-test":
+    elif kind.startswith("kill-test"):
         form = kill_test
     yield from form(record)
     yield ""
