@@ -5,7 +5,7 @@
 Each flip is done on a copy. The reader either refuses the file in one clear line (`noticed`), falls back on an older
 good one (`noticed` too), returns what it returned before (`without effect`: the bit is not read), returns something
 else without a word (`silent`), or raises an error that is not for users (`crash`). JPEG and WebP have no
-checksum, so a changed pixel of theirs is silent. It writes
+checksum, so a changed pixel is silent. It writes
 `benchmarks/results/<date>-damage.json`; the exit code is 1 after a crash, or after a silent change of a file of ours.
 """
 
