@@ -11,7 +11,7 @@ from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.extras import require_extra
 from vavae.models import Tokenizer
-from vavae.models.generator import open_generator
+from vavae.models.weak_model import open_generator
 from vavae.serve.server import free_port, launch
 from vavae.serve.studio import Studio
 

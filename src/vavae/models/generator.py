@@ -49,25 +49,8 @@ from vavae.models.tokenizer import StatisticsSource, Tokenizer
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.transformer import DiTDH, DiTDHConfig, Transformer, TransformerShape
 from vavae.transformer.positions import Positions
+from vavae.transformer.routing import RoutingConfig
 from vavae.version import __version__
-
-
-def open_generator(name: str, weak_model: str | None, device: torch.device) -> "Generator":
-    """Read a generator, and with `weak_model` the weaker one that guides it, on a device.
-
-    Raises:
-        UserError: One cannot be read, or they do not fit together.
-    """
-    generator = Generator.from_pretrained(name, device)
-    if weak_model is None:
-        return generator
-    return generator.with_weak_model(Generator.from_pretrained(weak_model, device))
-
-
-def check_weak_model(weak_model: str | None, settings: Sequence[SamplingConfig]) -> None:
-    """Raise UserError for a weak model that no settings use."""
-    if weak_model is not None and all(sampling.guidance is None for sampling in settings):
-        raise UserError(f"guidance_scale must not be 1 with weak_model, which then has no effect, got {weak_model}")
 
 
 class Generator(SavedModel):
@@ -175,6 +158,7 @@ class Generator(SavedModel):
         pairs = {
             "latent shape": (weak_model.latent_shape, self.latent_shape),
             "number of classes": (weak_model.num_classes, self.num_classes),
+            "class_token": (weak_model.config.class_token, self.config.class_token),
             **{name: (getattr(weak_model, name), getattr(self, name)) for name in flow},
         }
         if weak_model.class_names and self.class_names:
@@ -190,8 +174,9 @@ class Generator(SavedModel):
 
     def fingerprint(self) -> str:
         """Return a hash of transformer, path, prediction and tokenizer, in hexadecimal."""
-        # An option that is null changes nothing, so new ones leave former fingerprints valid.
-        shape = {name: value for name, value in to_plain(self.config).items() if value is not None}
+        # An option that is off changes nothing, so new ones leave former fingerprints valid.
+        off = (None, to_plain(RoutingConfig()))
+        shape = {name: value for name, value in to_plain(self.config).items() if value not in off}
         own: list[Any] = [weights_fingerprint(self.transformer), shape, self.path]
         # So that features stored before there were other predictions and floors stay valid:
         own += [value for value, usual in ((self.prediction, "velocity"), (self.floor, 0.0)) if value != usual]

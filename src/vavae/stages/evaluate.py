@@ -38,8 +38,8 @@ from vavae.extras import require_extra
 from vavae.io.files import drop_drafts
 from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, load_feature_network
 from vavae.models import Generator, SamplingConfig, Tokenizer
-from vavae.models.generator import check_weak_model, open_generator
 from vavae.models.sampling import SamplingOptions, check_count, choose_labels
+from vavae.models.weak_model import check_weak_model, open_generator
 from vavae.teachers import load_teacher
 from vavae.training.parallel import World, sharing_processes
 from vavae.training.run_log import versions

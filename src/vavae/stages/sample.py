@@ -17,8 +17,8 @@ from vavae.data.readable import find_unreadable, image_error, read_rgb
 from vavae.device import InferencePrecision, resolve_device
 from vavae.errors import UserError
 from vavae.io.files import check_not_foreign, read_json_object, written_whole
-from vavae.models.generator import check_weak_model, open_generator
 from vavae.models.sampling import SamplingOptions, check_count, choose_labels, draw, label_numbers
+from vavae.models.weak_model import check_weak_model, open_generator
 from vavae.progress import track
 from vavae.report.images import image_grid
 from vavae.training.parallel import sharing_processes
