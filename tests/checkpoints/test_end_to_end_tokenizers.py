@@ -122,7 +122,9 @@ def test_flux2_gives_the_outputs_of_diffusers(tmp_path: Path) -> None:
     assert torch.equal(Tokenizer.from_pretrained(tmp_path / "ours").encode(images), latents)
     with pytest.raises(UserError, match="unshuffle must be 1 for diffusers' AutoencoderKL, got 2"):
         ours.save_diffusers(tmp_path / "no")
-    with pytest.raises(UserError, match="autoencoder must be an AutoencoderKL, got AutoencoderKLFlux2"):
+    with pytest.raises(
+        UserError, match="autoencoder must be an AutoencoderKL or AutoencoderRAE, got AutoencoderKLFlux2"
+    ):
         Tokenizer.from_diffusers(published)
     config = json.loads((tmp_path / "vae/config.json").read_text())
     (tmp_path / "vae/config.json").write_text(json.dumps(config | {"batch_norm_eps": 1e-5}))

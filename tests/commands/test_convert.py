@@ -141,7 +141,7 @@ def test_unknown_published_prediction_is_refused(capsys: pytest.CaptureFixture[s
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     given = ("--tokenizer", "vavae.pt", "--statistics", "latents_stats.pt")
     assert vavae("convert", "published.pt", "ours", *given) == 2
-    assert "transport.prediction must be one of velocity, noise, score, got energy" in capsys.readouterr().err
+    assert "transport.prediction must be one of velocity, noise, score, v, got energy" in capsys.readouterr().err
 
 
 def test_settings_that_published_files_lack(capsys: pytest.CaptureFixture[str]) -> None:

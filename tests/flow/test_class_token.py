@@ -110,7 +110,7 @@ def test_loss_has_the_error_of_the_class_token(given: Given) -> None:
 
     def network(x: Tensor, times: Tensor, labels: Tensor, *, class_token: Tensor, label_drop: Tensor) -> Any:
         assert torch.equal(times, t)
-        return TransformerOutput(x, (), class_token)
+        return TransformerOutput(x, class_token=class_token)
 
     drop = torch.zeros(4, dtype=torch.bool)
     terms = flow.loss(network, data, given.labels, given.noise, t, drop, (token, given.class_noise))

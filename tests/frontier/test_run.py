@@ -223,7 +223,7 @@ def experiments(**changes: Any) -> Callable[[Path], object]:
         (experiments(table2=Table2Config(sizes=("nano",), seeds=(0,))), "nano/2"),
         (experiments(table2=Table2Config(teachers=("dinov2-small-focus@wide",), seeds=(0,))), "wide"),
         (wrong(sizes={"big": SizeConfig(64, 2)}), "sizes.big must have width, depth and heads"),
-        (wrong(sizes={"nano": SizeConfig(32, 1, 2, 0)}), "sizes.nano.images"),
+        (wrong(sizes={"nano": SizeConfig(32, 1, 2, images=0)}), "sizes.nano.images"),
         (wrong(time_limit=float("nan")), "time_limit"),
         (wrong(workers=0), "workers must be at least 1, got 0"),
         (lambda _: ExperimentsConfig(table2=Table2Config(sizes=())), "experiments.table2.sizes"),

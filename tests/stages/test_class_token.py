@@ -227,7 +227,5 @@ def test_class_token_is_aligned_with_the_teachers() -> None:
 
     with pytest.raises(UserError, match=r"alignment\.teachers must be one of 6 channels, .* got 6, 6"):
         Projectors(config, shape, [D, D])
-    with pytest.raises(
-        UserError, match=r"alignment\.projector\.kind must be mlp or linear with"
-    ):
+    with pytest.raises(UserError, match=r"alignment\.projector\.kind must be mlp or linear with"):
         Projectors(replace(config, projector=ProjectorConfig("conv")), shape, [D])

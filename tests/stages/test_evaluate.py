@@ -178,7 +178,8 @@ def test_fingerprint_depends_on_prediction():
         found[prediction] = generator.fingerprint()
     assert len(set(found.values())) == len(found) > 2
     weights, shape = weights_fingerprint(generator.transformer), to_plain(generator.transformer.config)
-    del shape["auxiliary_block"]  # newer, and null
+    for newer in ("auxiliary_block", "class_token", "routing"):  # which are off
+        del shape[newer]
     former = digest(weights, shape, "linear", generator.tokenizer.fingerprint())
     assert found["velocity"] == former
 

@@ -50,7 +50,7 @@ def test_without_dropped_tokens_it_is_the_plain_network(kind: str, head: bool) -
     assert torch.equal(other(*GIVEN), expected)
     assert torch.equal(other(*GIVEN, kept=ALL), expected)
     assert not torch.equal(other(*GIVEN, kept=KEPT), expected)
-    velocity, hidden = other(*GIVEN, hidden_blocks=(1, 3, 5))
+    velocity, hidden, *_ = other(*GIVEN, hidden_blocks=(1, 3, 5))
     assert torch.equal(velocity, expected)
     assert all(torch.equal(a, b) for a, b in zip(hidden, model(*GIVEN, hidden_blocks=(1, 3, 5)).hidden, strict=True))
 
@@ -165,7 +165,7 @@ def test_wrong_arguments_are_refused(kind: str, options: dict[str, Any], words: 
 def test_hidden_tokens_of_dense_blocks(kind: str) -> None:
     model = routed(plain(), kind)
     hidden: tuple[Tensor, ...]
-    velocity, hidden = model(*GIVEN, kept=KEPT, hidden_blocks=(1, 5))
+    velocity, hidden, *_ = model(*GIVEN, kept=KEPT, hidden_blocks=(1, 5))
     assert torch.equal(velocity, model(*GIVEN, kept=KEPT)) and [h.shape for h in hidden] == [(2, 16, 16)] * 2
     assert torch.equal(hidden[0], plain()(*GIVEN, hidden_blocks=(1,)).hidden[0])
 

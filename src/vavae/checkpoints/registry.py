@@ -262,7 +262,7 @@ MODELS: tuple[KnownModel, ...] = (
         parameters=84_046_115,
         license="apache-2.0",
         hub_id="black-forest-labs/FLUX.2-klein-4B",
-        statistics="batch normalization among its weights",
+        statistics="among its weights",
     ),
 )
 

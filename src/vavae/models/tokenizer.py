@@ -106,7 +106,11 @@ class Tokenizer(SavedModel):
     def fingerprint(self) -> str:
         """Return a hash of weights, configuration and statistics of the latents, in hexadecimal."""
         statistics = {name: tensor_digest(value) for name, value in self.statistics.to_dict().items()}
-        return digest(weights_fingerprint(self.autoencoder), *self._shape().values(), statistics)
+        shape = self._shape()
+        # An option that is off changes nothing, so new ones leave former fingerprints valid.
+        if shape.get("autoencoder", {}).get("unshuffle") == 1:
+            del shape["autoencoder"]["unshuffle"]
+        return digest(weights_fingerprint(self.autoencoder), *shape.values(), statistics)
 
     def _shape(self) -> dict[str, Any]:
         """Return the keys of `config.json` that describe the autoencoder."""
