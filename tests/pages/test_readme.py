@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from launching import free_port
 
 from vavae.data import DemoImages
 
@@ -68,7 +69,8 @@ def run_line(line: str, place: Path, environment: dict[str, str]) -> None:
     elif line.startswith("make "):
         subprocess.run(["make", "--dry-run", line.split()[1]], cwd=ROOT, check=True, capture_output=True)
     elif line.startswith("vavae serve"):
-        command = subprocess.Popen(line.split(), cwd=place, env=environment, stdout=subprocess.PIPE, text=True)
+        serve = [*line.split(), "--port", str(free_port())]  # another test may take the first free one at this moment
+        command = subprocess.Popen(serve, cwd=place, env=environment, stdout=subprocess.PIPE, text=True)
         assert command.stdout is not None
         try:
             assert "http://127.0.0.1:" in command.stdout.readline()
