@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.flow.guidance import Guidance
+from vavae.flow.networks import config_of
 from vavae.flow.paths import ProbabilityPath
 from vavae.flow.sampling import SampleCallback, sample
 
@@ -55,7 +56,7 @@ class _Joint(nn.Module):
     def __init__(self, model: JointNetwork, channels: int, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.model, self.channels, self.shape = model, channels, shape
-        self.config = getattr(model, "config", None)
+        self.config = config_of(model)
 
     def latents(self, state: Tensor) -> Tensor:
         """Return the latents (B, C, h, w) of a state."""

@@ -129,7 +129,7 @@ def guided_prediction(
     doubled = torch.cat((labels, null))  # two of (B,) -> (2B,)
     if guidance.kind == "path_drop" and guidance.scale != 1:
         routing = getattr(getattr(model, "config", None), "routing", None)
-        if weak_model is not None or routing is None or routing.kind != "sprint" or routing.path_drop == 0:
+        if weak_model is not None or routing is None or not routing.drops_paths:
             raise UserError(
                 "kind of guidance must be cfg or zero_star, except for a network trained with routing.kind sprint and "
                 "routing.path_drop, and without a weak model, got path_drop"

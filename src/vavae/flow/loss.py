@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vavae.errors import UserError
 from vavae.flow.labels import integer_labels
+from vavae.flow.networks import config_of
 from vavae.flow.paths import LinearPath, Prediction, ProbabilityPath
 from vavae.flow.times import TimeDistribution
 
@@ -103,8 +104,7 @@ def flow_matching_loss(
             terms["total"] = terms["total"] - contrastive * terms["contrastive"]
         return terms
 
-    network = getattr(model, "func", model)  # some arguments of a network may be bound
-    if getattr(getattr(network, "config", None), "auxiliary_block", None) is None:
+    if getattr(config_of(model), "auxiliary_block", None) is None:
         return loss(model(x, t, labels, **options))
     output = model(x, t, labels, auxiliary=True, **options)
     terms, auxiliary = loss(output.prediction), loss(output.auxiliary)["total"]

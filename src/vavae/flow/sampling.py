@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vavae.errors import UserError
 from vavae.flow.guidance import Guidance, guided_prediction
 from vavae.flow.labels import integer_labels
+from vavae.flow.networks import config_of
 from vavae.flow.paths import LinearPath, Prediction, ProbabilityPath
 from vavae.flow.solvers import Solver, StepCallback, StepNoise, solver_by_name
 from vavae.flow.times import shifted_times
@@ -70,7 +71,7 @@ def sample(
     guidance = Guidance() if guidance is None else guidance
     if not noise.is_floating_point():
         raise UserError(f"noise must be floats, got {noise.dtype}")
-    num_classes = getattr(getattr(model, "config", None), "num_classes", None)
+    num_classes = getattr(config_of(model), "num_classes", None)
     labels = integer_labels(labels, len(noise), noise.device)
     if num_classes is not None:
         null_label = num_classes if null_label is None else null_label

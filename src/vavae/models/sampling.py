@@ -143,7 +143,7 @@ class SamplingConfig:
                 raise UserError(
                     "guidance_kind must not be internal for a transformer without an auxiliary head (auxiliary_block)"
                 )
-            if kind == "path_drop" and (network.routing.kind != "sprint" or network.routing.path_drop == 0):
+            if kind == "path_drop" and not network.routing.drops_paths:
                 raise UserError(
                     "guidance_kind must not be path_drop for a transformer trained without routing.kind sprint and "
                     "routing.path_drop"

@@ -107,7 +107,7 @@ class Studio:
         config = self.generator.config
         if config.auxiliary_block is not None:
             kinds.append("internal")
-        if config.routing.kind == "sprint" and config.routing.path_drop > 0:
+        if config.routing.drops_paths:
             kinds.append("path_drop")
         return kinds
 

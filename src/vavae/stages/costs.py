@@ -124,7 +124,7 @@ def _routed(shape: TransformerShape, count: int, kept: int) -> dict[str, Tensor]
     routing, options = shape.routing, {}
     if kept < math.prod(shape.grid):
         options["kept"] = torch.zeros(count, kept, dtype=torch.int64)
-    if routing.kind == "sprint" and routing.path_drop > 0:
+    if routing.drops_paths:
         options["path_drop"] = torch.zeros(count, dtype=torch.bool)
     return options
 

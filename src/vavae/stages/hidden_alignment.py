@@ -28,6 +28,7 @@ from vavae.data import (
 from vavae.data.images import ImagesConfig
 from vavae.device import resolve_device, resolve_precision
 from vavae.errors import UserError
+from vavae.flow.networks import config_of
 from vavae.grids import to_tokens
 from vavae.losses.representation import Projector, ProjectorKind, mean_projection_loss, spatial_normalize
 from vavae.stages.kept_features import IN_MEMORY_BYTES, keep_features
@@ -140,7 +141,7 @@ class HiddenTokens:
     def __init__(self, model: Callable[..., Any], block: int) -> None:
         self._model = model
         self._block = block
-        self.config = getattr(getattr(model, "func", model), "config", None)  # some arguments may be bound
+        self.config = config_of(model)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         output = self._model(*arguments, hidden_blocks=(self._block,), **options)

@@ -238,7 +238,7 @@ class TransformerTask(TrainingTask):
         if (count := routing.kept(tokens, images_seen)) < tokens:
             order = rng.uniform(seed, "kept tokens", positions, (tokens,), self.device).argsort(dim=1, stable=True)
             options["kept"] = order[:, :count].sort(dim=1).values
-        if routing.kind == "sprint" and routing.path_drop > 0:
+        if routing.drops_paths:
             options["path_drop"] = rng.uniform(seed, "path drop", positions, device=self.device) < routing.path_drop
         return options
 

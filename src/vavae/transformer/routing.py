@@ -53,6 +53,11 @@ class RoutingConfig:
                 f"routing.full_after_images must be at least 0, or null for never, got {self.full_after_images}"
             )
 
+    @property
+    def drops_paths(self) -> bool:
+        """Whether deep tokens of some samples are all dropped in training, as path-drop guidance needs."""
+        return self.kind == "sprint" and self.path_drop > 0
+
     def check(self, depth: int) -> None:
         """Raise UserError unless a network of `depth` blocks has blocks to route."""
         if self.kind != "none" and not 0 <= self.start < self.span(depth)[1] <= depth:
