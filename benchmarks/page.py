@@ -68,9 +68,10 @@ def paired(record: Record) -> Iterator[str]:
                 f"{min(ratios):.3f} to {max(ratios):.3f}",
                 str(len(ratios)),
                 f"{result['target']:g}, {reached}",
+                f"{result['of_peak']:.0%}" if "of_peak" in result else "",
             ]
         )
-    yield from table(["measured", "ours / plain", "range", "pairs", "aim"], rows)
+    yield from table(["measured", "ours / plain", "range", "pairs", "aim", "our FLOP/s of the machine's"], rows)
 
 
 def kill_test(record: Record) -> Iterator[str]:

@@ -41,6 +41,7 @@ from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.ema import MovingAverage, exponential
 from vavae.training.optimizer import Optimizer, OptimizerConfig
 from vavae.training.run_log import versions
+from vavae.training.throughput import count_flops
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
 Pair = tuple[Callable[[], object], Callable[[], object]]
@@ -55,6 +56,9 @@ TARGETS = {
     "guided sampling as shipped": 0.5,
     "latent reading": 0.05,
 }
+
+# Rows whose operations torch can count, with the tokenizer's and the transformer's arithmetic.
+NOT_COMPILED = ("tokenizer step", "transformer step, not compiled", "guided sampling, not compiled")
 
 
 class Measurements:
@@ -234,6 +238,12 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+def peak(device: torch.device) -> float:
+    """Return the FLOP/s of the machine's own float32 product of two 2048×2048 matrices, the best of ten."""
+    matrix = torch.randn(2048, 2048, device=device)
+    return 2 * 2048**3 / min(seconds(lambda: matrix @ matrix, device) for _ in range(10))
+
+
 def measure(name: str, pair: Pair, pairs: int, device: torch.device) -> dict[str, object]:
     plain, ours = pair
     for work in (plain, ours, plain, ours):
@@ -295,14 +305,22 @@ def main() -> None:
         if options.precision == "fp32" and resolve_precision("auto", bench.device) == "bf16":
             makers["transformer step in bf16, plain in fp32"] = lambda: bench.transformer("bf16")
             makers["guided sampling as shipped"] = lambda: bench.sampling("bf16")
+        best = peak(bench.device)
         for name in options.only or makers:
-            results.append(measure(name, makers[name](), options.pairs, bench.device))
+            pair = makers[name]()
+            row = measure(name, pair, options.pairs, bench.device)
+            if name in NOT_COMPILED:
+                rate = count_flops(pair[1]) / statistics.median(row["our_seconds"])
+                row["of_peak"] = rate / best
+                print(f"  {rate / 1e9:,.0f} GFLOP/s, {row['of_peak']:.0%} of the machine's product of float32 matrices")
+            results.append(row)
     record = {
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["python", "benchmarks/paired.py", *sys.argv[1:]]),
         "versions": versions(),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
+        "peak_gflops": best / 1e9,
         "load_average": {"before": load, "after": os.getloadavg()},
         "precision": options.precision,
         "scale": options.scale,
