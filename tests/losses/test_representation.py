@@ -119,6 +119,14 @@ def test_wrong_kinds_shapes_and_blocks_are_refused() -> None:
     with pytest.raises(UserError, match=r"features must have the shape of the projected tokens \(1, 2, 3\)"):
         projection_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 4))
     assert Projector(4, 6, "linear")(torch.zeros(1, 16, 4), GRID).shape == (1, 16, 6)
+    with pytest.raises(UserError, match="grid must be given for 12 tokens, which do not form a square"):
+        Projector(4, 6, "conv")(torch.zeros(1, 12, 4))
     model = LightningDiT(latent_size=4, latent_channels=4, width=8, depth=2, heads=2)
     with pytest.raises(UserError, match="hidden_blocks must be from 1 to 2, got 3"):
         model(torch.zeros(1, 4, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int64), hidden_blocks=(3,))
+
+
+def test_a_convolution_takes_tokens_of_a_square_grid_without_its_sides() -> None:
+    projector, tokens = Projector(4, 6, "conv"), torch.randn(2, 9, 4)
+    assert torch.equal(projector(tokens), projector(tokens, (3, 3)))
+    assert not torch.equal(projector(tokens), projector(tokens, (1, 9)))

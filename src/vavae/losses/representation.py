@@ -3,6 +3,7 @@
 REPA (arXiv 2410.06940) projects them by an MLP; iREPA (arXiv 2512.10794) by a convolution, to normalized features.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -54,10 +55,13 @@ class Projector(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Project the tokens of a grid (h, w), which are row by row."""
+    def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Project the tokens of a grid (h, w), which are row by row; without `grid` it is square."""
         if self.kind == "conv":
-            return to_tokens(self.projection_layer(to_grid(tokens, grid)))
+            side = math.isqrt(tokens.shape[1])
+            if grid is None and side * side != tokens.shape[1]:
+                raise UserError(f"grid must be given for {tokens.shape[1]} tokens, which do not form a square")
+            return to_tokens(self.projection_layer(to_grid(tokens, grid or (side, side))))
         for layer in self.children():
             tokens = layer(tokens)
         return tokens
