@@ -69,7 +69,7 @@ def velocity_loss(generator: Generator, flow: FlowConfig, images: SeenImages, se
 def _batches(
     generator: Generator, images: SeenImages, seed: int, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]]:
-    """Yield indices, latents, their noise, and class tokens with theirs, if the generator has them, on its device."""
+    """Yield indices, latents, their noise, and class tokens with their noise (None without), on the device."""
     device, channels = generator.device, generator.config.class_token
     for rows in torch.arange(len(images.features)).split(batch_size):
         noise = rng.normal(seed, "held-out noise", rows, generator.latent_shape, device)

@@ -225,8 +225,7 @@ def _sizes(measured: Measured) -> Iterator[str]:
     grid = measured.grid
     for size in dict.fromkeys(cell.size for cell in grid.generators):
         cells = [cell for cell in grid.generators if cell.size == size]
-        tokenizer = cells[0].tokenizer
-        shape = grid.generator(cells[0]).transformer.resolve(tokenizer.dimension, grid.side(tokenizer), 10)
+        shape = grid.shape(cells[0])
         contents = [content for cell in cells if (content := measured.content("generator", cell)) is not None]
         millions = sorted(content["parameters"] / 1e6 for content in contents)
         shown = dict.fromkeys(f"{count:.3g}" for count in (*millions[:1], *millions[-1:]))
