@@ -15,7 +15,8 @@ from vavae.config import parse_command_line
 from vavae.errors import UserError
 from vavae.frontier import published as paper
 from vavae.frontier.claims import Number, claims, speed_up, typical_spread, verdict
-from vavae.frontier.grid import GeneratorCell, Grid, TokenizerCell, down_to
+from vavae.frontier.grid import GeneratorCell, Grid, TokenizerCell
+from vavae.frontier.recipes import down_to
 from vavae.frontier.results import Results
 from vavae.frontier.run import Config
 from vavae.frontier.tables import Measured, Stat, correlations, tables, to_csv, to_markdown

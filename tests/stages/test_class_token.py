@@ -153,10 +153,10 @@ def test_encode_stores_the_teachers_class_tokens(tmp_path: Path) -> None:
         str(tmp_path / "latents"),
         images,
         device="cpu",
-        class_token=str(tmp_path / "teacher"),
+        class_token=f"{tmp_path / 'teacher'}@24",
     )
     stored = encode.run(config)
-    pixels, teacher = load_images(images.open("train"), range(6), 16), load_teacher(tmp_path / "teacher")
+    pixels, teacher = load_images(images.open("train"), range(6), 16), load_teacher(tmp_path / "teacher", input_size=24)
     for mirrored in (False, True):
         tokens = stored.class_tokens(torch.arange(6), torch.full((6,), mirrored))
         assert torch.allclose(tokens, teacher(pixels.flip(3) if mirrored else pixels).pooled, atol=1e-5)

@@ -27,6 +27,7 @@ NAMES = {
     "tokenizer": ("rFID", "PSNR", "LPIPS", "SSIM", "linear probe", "alignment: cosine after the best linear map"),
     "uniformity": ("uniformity: density cv", "uniformity: Gini", "uniformity: normalized entropy"),
     "generator": ("FID",),
+    "hidden": ("linear probe of hidden states", "CKNNA of hidden states", "held-out velocity loss"),
 }
 
 
@@ -97,6 +98,7 @@ def invented(job: Job, number: int) -> dict[str, Any]:
         "tokenizer": {"pictures": {"reconstructions": "data:,"}},
         "uniformity": {"points": [[0.0, 1.0], [2.0, 3.0]], "labels": [0, 7]},
         "generator": {"pictures": {"samples": "data:,"}, "parameters": 12_345_678},
+        "hidden": {},
         "curve": {"points": [{"images": images, "record": record("FID")} for images in (32, 64)]},
     }
     common = {"kind": job.kind, "seconds": 1.0, "versions": {"machine": "x86_64"}}

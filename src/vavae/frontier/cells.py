@@ -27,6 +27,7 @@ from vavae.evaluation.reconstruction import EvaluationContext
 from vavae.evaluation.records import sampling_protocol, uniformity_records
 from vavae.frontier.config import Config, Kind
 from vavae.frontier.grid import Cell, GeneratorCell, Grid, Job, TokenizerCell
+from vavae.frontier.hidden import SeenImages, hidden_records
 from vavae.frontier.results import Results
 from vavae.io.files import write_text
 from vavae.losses import LPIPS
@@ -43,7 +44,7 @@ from vavae.models import Generator, Tokenizer
 from vavae.models.sampling import choose_labels, draw
 from vavae.progress import track
 from vavae.report.images import image_grid, image_uri
-from vavae.stages import encode, train_dit, train_tokenizer
+from vavae.stages import encode, train_dit, train_joint, train_tokenizer
 from vavae.teachers import Teacher, load_teacher
 from vavae.training.compile import compile_network
 from vavae.training.parallel import World
@@ -59,6 +60,7 @@ _MEASURED: dict[Kind, str] = {
     "uniformity": "features-of-latents",
     "generator": "features",
     "curve": "features-of-curve",
+    "hidden": "features-of-hidden",
 }
 
 
@@ -106,6 +108,13 @@ class CellContext:
             return None
         recipe = self.grid.teacher(self.config.measure.teacher, self.grid.aligned_side)
         return load_teacher(recipe.name, input_size=recipe.input_size).to(self.device)
+
+    @cached_property
+    def aligning_network(self) -> FeatureNetwork:
+        """The teacher of the methods that align the transformer, by its features of whole images."""
+        recipe = self.grid.aligning_teacher
+        teacher = load_teacher(recipe.name, input_size=recipe.input_size).to(self.device)
+        return of_tokenizer.grid_network(teacher, (self.grid.aligned_side, self.grid.aligned_side))
 
     @cached_property
     def store(self) -> BlockStore:
@@ -172,6 +181,8 @@ def run_job(context: CellContext, job: Job, known: dict[str, Any] | None) -> dic
     with _timed(folder / f"{job.kind}.seconds") as seconds:
         if isinstance(cell, TokenizerCell):
             found = _uniformity(context, cell) if job.kind == "uniformity" else _tokenizer(context, cell, folder, known)
+        elif job.kind == "hidden":
+            found = _hidden(context, cell, folder)
         else:
             found = _curve(context, cell, folder, job) if job.kind == "curve" else _generator(context, cell, folder)
     return {
@@ -331,7 +342,11 @@ def _train_generator(context: CellContext, cell: GeneratorCell, folder: Path, wi
     print(f"training {cell.label}", flush=True)
     # torch keeps few compiled versions of a function per process; its cache on the disk stays.
     torch.compiler.reset()
-    train_dit.run(context.grid.placed_generator(cell), any_recipe=True)  # as for tokenizers
+    recipe = context.grid.placed_generator(cell)
+    if isinstance(recipe, train_joint.Config):
+        train_joint.run(recipe, any_recipe=True)  # as for tokenizers
+    else:
+        train_dit.run(recipe, any_recipe=True)
     _forget_training(folder / "run")
     if not with_averages:
         _remove_averages(folder / "run")
@@ -352,8 +367,8 @@ def _generator(context: CellContext, cell: GeneratorCell, folder: Path) -> dict[
     store = BlockStore(folder / _MEASURED["generator"])
     records = _distance(context, generator, context.config.measure.samples, store, "averaged over the last steps")
     return {
-        "recipe": to_plain(context.grid.generator(cell)),
-        "trained": dict(generator.provenance),
+        "recipe": to_plain(context.grid.recipe(cell)),
+        "trained": {key: value for key, value in generator.provenance.items() if key != "initial"},  # a path
         "parameters": sum(parameter.numel() for parameter in generator.transformer.parameters()),
         "records": [record.to_dict() for record in records],
         "log": read_metrics(folder / "run"),
@@ -399,6 +414,35 @@ def _curve(context: CellContext, cell: GeneratorCell, folder: Path, job: Job) ->
     return {"points": done}
 
 
+def _hidden(context: CellContext, cell: GeneratorCell, folder: Path) -> dict[str, Any]:
+    """Measure the hidden states of a generator, and its velocity loss."""
+    _train_generator(context, cell, folder, with_averages=False)
+    config, measure, network = context.config, context.config.measure, context.aligning_network
+    generator, work = _load_generator(context, cell, folder), context.work(folder / _MEASURED["hidden"])
+    seen = []
+    for source, name in ((context.train, "training"), (context.test, "test")):
+        latents = of_tokenizer.encode(generator.tokenizer, source, config.data.size, measure.latents, work)
+        description = f"{network.name} of {name} images"
+        with context.sharing(f"the teacher's features of {name} images") as store:
+            features = extract(latents.images, [network], store, measure.batch_size, World(), description)
+        seen.append(SeenImages(latents, features[network.name].all()))
+    train, test = seen
+    protocol = replace(
+        context.protocol(generator.tokenizer, len(test.features)),
+        reference_samples=len(train.features),
+        reference="training images",
+        posterior="mean",
+        seed=measure.seed,
+        dtype="fp32",
+        feature_network=network.name,
+        feature_network_hash=network.fingerprint,
+        checkpoint_hash=generator.fingerprint(),
+    )
+    flow, block = context.grid.generator(cell).flow, context.grid.block(cell)
+    records = hidden_records(generator, flow, block, train, test, protocol, measure.batch_size)
+    return {"records": [record.to_dict() for record in records]}
+
+
 def _samples(context: CellContext, generator: Generator) -> str:
     """Return samples drawn as for the metrics, a row per class, as a data URI."""
     classes = min(_ROWS, max(generator.num_classes, 1))
@@ -412,7 +456,8 @@ def _samples(context: CellContext, generator: Generator) -> str:
 def main_values(kind: str, content: dict[str, Any]) -> str:
     """Return the numbers of a result that the terminal shows."""
     shown = {"tokenizer": ("rFID", "reconstruction Fréchet distance", "PSNR"), "generator": ("FID", "Fréchet distance"),
-             "uniformity": ("uniformity: density cv",)}  # fmt: skip
+             "uniformity": ("uniformity: density cv",),
+             "hidden": ("linear probe of hidden states", "held-out velocity loss")}  # fmt: skip
     if kind == "curve":
         values = [(f"at {p['images']:,}", p["record"]["value"]) for p in content["points"][-1:]]
     else:

@@ -14,7 +14,7 @@ from vavae.stages import train_dit, train_tokenizer
 from vavae.transformer import ditdh
 from vavae.transformer.sizes import PATCH_SIZES, SIZES
 
-Kind = Literal["tokenizer", "uniformity", "generator", "curve"]
+Kind = Literal["tokenizer", "uniformity", "generator", "curve", "hidden"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Loss = Literal["full", "no-mcos", "no-mdms", "no-margin", "none"]
@@ -23,6 +23,8 @@ LadderRow = Literal[
     "dit", "rectified-flow", "batch", "beta2", "lognorm", "direction", "swiglu", "rmsnorm", "rope", "aligned"
 ]
 ROWS: tuple[LadderRow, ...] = get_args(LadderRow)
+
+Method = Literal["none", "repa", "irepa", "reg", "joint"]
 
 PUBLISHED_SIZES = (*SIZES, *(f"{ditdh.PREFIX}{name}" for name in ditdh.SIZES))
 
@@ -45,6 +47,13 @@ LOSS_NAMES: dict[str, str] = {
     "no-mdms": "without mdms",
     "no-margin": "without margins",
 }
+METHOD_NAMES: dict[Method, str] = {
+    "none": "none",
+    "repa": "REPA",
+    "irepa": "iREPA",
+    "reg": "REG",
+    "joint": "joint (REPA-E)",
+}
 
 _SHAPE = ("width", "depth", "heads", "head_width", "head_depth", "head_heads")
 # Keys that the grid sets in the recipes of the cells, so that `tokenizer` and `generator` must not.
@@ -56,7 +65,7 @@ _SET_BY_GRID = {
     ),
     "generator": (
         *("output", "latents", "validation_latents", "tokenizer", "initial", "training.seed", "training.device"),
-        *(f"transformer.{name}" for name in ("size", "patch_size", *_SHAPE)),
+        *("alignment", *(f"transformer.{name}" for name in ("size", "patch_size", "class_token", *_SHAPE))),
     ),
 }
 
@@ -201,6 +210,30 @@ class LatentsConfig:
 
 
 @dataclass(frozen=True)
+class MethodsConfig:
+    """Methods that align the transformer while it trains, on latents of one tokenizer without alignment.
+
+    Attributes:
+        dimension: Channels of the latent.
+        teacher: The teacher, by a known name. Its input size gives the grid of the tokens; `@SIDE` overrides it.
+        size: Size of the generator, a LightningDiT.
+        block: Number of the aligned and measured block, as `alignment.block` of `vavae train-dit`.
+        projector_hidden: Width of the hidden layers of the projector (iREPA's has none).
+        methods: `none`; `repa`; `irepa`; `reg`, which is REPA with a class token; `joint` (REPA-E), which also tunes
+            the tokenizer, by the settings of `vavae train-joint` and the published optimizer.
+        seeds: Empty leaves the table out.
+    """
+
+    dimension: int = 32
+    teacher: str = "dinov2-small-focus"
+    size: str = "S/1"
+    block: int | None = None
+    projector_hidden: int = 2048
+    methods: tuple[Method, ...] = get_args(Method)
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Table5Config:
     """Table 5: which part of the alignment loss.
 
@@ -250,6 +283,7 @@ class ExperimentsConfig:
             `generator.training.averages.snapshot_images`; the effect is largest at the highest dimension.
         ladder: Parts of LightningDiT.
         latents: Aligned latents or the teacher's own.
+        alignment: REPA, iREPA, REG and REPA-E.
     """
 
     table2: Table2Config = field(default_factory=Table2Config)
@@ -258,6 +292,7 @@ class ExperimentsConfig:
     convergence: TeachersConfig = field(default_factory=lambda: TeachersConfig(64, ("none", "dinov2-small-focus")))
     ladder: LadderConfig = field(default_factory=LadderConfig)
     latents: LatentsConfig = field(default_factory=LatentsConfig)
+    alignment: MethodsConfig = field(default_factory=MethodsConfig)
 
     def __post_init__(self) -> None:
         for section in fields(self):
@@ -297,8 +332,8 @@ class Config:
         workers: Processes that share the jobs of this call. Several processes use a GPU better that small models do
             not fill; several GPUs are assigned in turn.
         time_limit: Minutes after which this call saves its state, writes the page and ends; null for no limit.
-        kinds: Kinds of jobs to run: tokenizer, uniformity (t-SNE, which needs no GPU), generator, curve; empty for
-            all.
+        kinds: Kinds of jobs to run: tokenizer, uniformity (t-SNE, which needs no GPU), generator, curve, hidden (hidden
+            states); empty for all.
         page_only: Write tables, figures and page from the finished jobs, without training.
     """
 

@@ -17,24 +17,28 @@ from typing import Any
 
 from vavae.config import to_plain
 from vavae.errors import UserError
-from vavae.flow import TimeDistribution
 from vavae.frontier.config import (
     LOSS_NAMES,
+    METHOD_NAMES,
     ROW_NAMES,
     ROWS,
     Config,
     Kind,
     LadderRow,
     Loss,
+    Method,
     TeachersConfig,
     differing,
 )
+from vavae.frontier.recipes import aligned, down_to, jointly
 from vavae.losses import AlignmentConfig
-from vavae.stages import encode, train_dit, train_tokenizer
+from vavae.stages import encode, train_dit, train_joint, train_tokenizer
+from vavae.stages.hidden_alignment import HiddenAlignmentConfig
 from vavae.teachers.config import TeacherConfig
-from vavae.teachers.registry import TEACHERS
+from vavae.teachers.registry import TEACHERS, TeacherSpec
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.run_folder import IGNORED_KEYS
+from vavae.transformer import LightningDiTConfig, TransformerShape
 
 NONE = "none"
 # Keys that no number of a cell depends on: paths, devices, logging.
@@ -49,7 +53,7 @@ _NOT_IN_NAMES = IGNORED_KEYS | {
     "training.validation_images",
 }
 # `sampling` is in the hash of the measurement; validation does not change a training.
-_GROUPS_NOT_IN_NAMES = ("sampling.", "frechet.")
+_GROUPS_NOT_IN_NAMES = ("sampling.", "frechet.", "alignment.data.")
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class GeneratorCell:
     tokenizer: TokenizerCell
     size: str  # size with patch, for example `S/1`
     row: LadderRow = "rope"  # last row of Table 1 that it includes; `rope` is the whole LightningDiT
+    method: Method = "none"  # how the transformer is aligned
 
     @classmethod
     def of(cls, dimension: int, teacher: str, size: str, seed: int, loss: Loss = "full") -> "GeneratorCell":
@@ -91,8 +96,11 @@ class GeneratorCell:
 
     @property
     def label(self) -> str:
-        """`S/1 on d 16, none, seed 0`, and the row of Table 1 unless it is the whole LightningDiT."""
-        return f"{self.size} on {self.tokenizer.label}" + ("" if self.row == "rope" else f": {ROW_NAMES[self.row]}")
+        """`S/1 on d 16, none, seed 0`, with the row of Table 1 or the method, if there is one."""
+        parts = ([] if self.row == "rope" else [ROW_NAMES[self.row]]) + (
+            [] if self.method == "none" else [METHOD_NAMES[self.method]]
+        )
+        return f"{self.size} on {self.tokenizer.label}" + "".join(f": {part}" for part in parts)
 
 
 Cell = TokenizerCell | GeneratorCell
@@ -102,7 +110,7 @@ Cell = TokenizerCell | GeneratorCell
 class Job:
     """One piece of work on a cell, with one result file."""
 
-    kind: Kind  # `tokenizer` and `generator` train and measure; `uniformity` and `curve` measure a trained model
+    kind: Kind  # `tokenizer` and `generator` train and measure; the others measure a trained model
     cell: Cell
     name: str  # hash of the recipe of training
     result: str  # name of the result file: kind, `name`, and a hash of the protocol
@@ -112,6 +120,14 @@ class Job:
     def label(self) -> str:
         """Kind and cell, for logs."""
         return f"{self.kind} {self.cell.label}"
+
+
+def _spec(name: str, key: str) -> TeacherSpec:
+    """Return the teacher of a name with or without an input size; UserError, which names `key`, if it is unknown."""
+    spec = next((spec for spec in TEACHERS if spec.name == name.partition("@")[0]), None)
+    if spec is None:
+        raise UserError(f"{key} must be a known teacher, got '{name}'")
+    return spec
 
 
 def digest(*parts: Any) -> str:
@@ -142,7 +158,8 @@ class Grid:
         self.folder = Path(config.output)
         self._names: dict[Cell, str] = {}
         for cell in self.generators:  # a wrong size or teacher is reported before training
-            self.generator(cell).transformer.resolve(cell.tokenizer.dimension, self.side(cell.tokenizer), 10)
+            self.shape(cell)
+            self.recipe(cell)
             self.tokenizer(cell.tokenizer)
         if config.measure.teacher is not None:
             self.teacher(config.measure.teacher, self.aligned_side, "measure.teacher")
@@ -184,14 +201,18 @@ class Grid:
             UserError: The teacher has no short name.
         """
         wanted = self.config.experiments.latents
-        spec = next((spec for spec in TEACHERS if spec.name == wanted.teacher.partition("@")[0]), None)
-        if wanted.seeds and spec is None:
-            raise UserError(f"experiments.latents.teacher must be a known teacher, got '{wanted.teacher}'")
         for seed in wanted.seeds:
-            assert spec is not None
-            aligned = TokenizerCell.of(wanted.dimension, wanted.teacher, "full", seed)
-            own = TokenizerCell(spec.width, wanted.teacher, "none", seed, own=True)
-            yield from (GeneratorCell(tokenizer, size) for tokenizer in (aligned, own) for size in wanted.sizes)
+            plain = TokenizerCell.of(wanted.dimension, wanted.teacher, "full", seed)
+            width = _spec(wanted.teacher, "experiments.latents.teacher").width
+            own = TokenizerCell(width, wanted.teacher, "none", seed, own=True)
+            yield from (GeneratorCell(tokenizer, size) for tokenizer in (plain, own) for size in wanted.sizes)
+
+    def by_method(self) -> Iterator[GeneratorCell]:
+        """Yield the cells of the methods that align the transformer."""
+        wanted = self.config.experiments.alignment
+        for seed, method in product(wanted.seeds, wanted.methods):
+            plain = TokenizerCell.of(wanted.dimension, NONE, "none", seed)
+            yield GeneratorCell(plain, wanted.size, method=method)
 
     def ladder(self) -> Iterator[tuple[LadderRow, GeneratorCell]]:
         """Yield the rows of Table 1 with their cells."""
@@ -209,7 +230,7 @@ class Grid:
     def generators(self) -> tuple[GeneratorCell, ...]:
         """Every generator once, sorted by seed, so that a stopped grid has complete seeds."""
         found = [*self.table2(), *self.curves, *self.by_teacher(self.config.experiments.table4), *self.table5()]
-        every = dict.fromkeys([*found, *(cell for _, cell in self.ladder()), *self.latents()])
+        every = dict.fromkeys([*found, *(cell for _, cell in self.ladder()), *self.latents(), *self.by_method()])
         seeds = list(dict.fromkeys(cell.tokenizer.seed for cell in every))
         return tuple(sorted(every, key=lambda cell: seeds.index(cell.tokenizer.seed)))
 
@@ -246,6 +267,20 @@ class Grid:
         elif spec is not None and not spec.name.startswith("sam-"):  # SAM has a fixed input size
             size = spec.patch * side
         return replace(self.config.tokenizer.teacher, name=plain, input_size=size)
+
+    @cached_property
+    def aligning_teacher(self) -> TeacherConfig:
+        """The teacher of the methods that align the transformer, at the input size that gives the grid of tokens.
+
+        Raises:
+            UserError: The teacher has no short name, or the size is a DiT^DH.
+        """
+        wanted, key = self.config.experiments.alignment, "experiments.alignment"
+        spec = _spec(wanted.teacher, f"{key}.teacher")
+        shape = self.config.transformer(wanted.size, f"{key}.size")
+        if shape.has_head:
+            raise UserError(f"{key}.size must be a LightningDiT, got {wanted.size}")
+        return replace(self.teacher(wanted.teacher, self.aligned_side // shape.patch, key), name=spec.name)
 
     def _alignment(self, loss: Loss) -> AlignmentConfig:
         base = self.config.tokenizer.objective.alignment
@@ -289,7 +324,18 @@ class Grid:
 
     def latents_folder(self, cell: TokenizerCell) -> Path:
         """Return the folder of the latents of the training images; its name contains the hash of their settings."""
-        return self.cell_folder(cell) / f"latents-{digest(self._kind_of_latents)[:8]}"
+        tokens = [self._class_token] if self._with_class_tokens(cell) else []
+        return self.cell_folder(cell) / f"latents-{digest(self._kind_of_latents, *tokens)[:8]}"
+
+    @property
+    def _class_token(self) -> str:
+        """The teacher of the class tokens, as `vavae encode` takes it."""
+        teacher = self.aligning_teacher
+        return teacher.name if teacher.input_size is None else f"{teacher.name}@{teacher.input_size}"
+
+    def _with_class_tokens(self, cell: TokenizerCell) -> bool:
+        """Return whether a generator needs class tokens with the latents of a tokenizer."""
+        return any(each.method == "reg" and each.tokenizer == cell for each in self.generators)
 
     def encoding(self, cell: TokenizerCell) -> encode.Config:
         """Return the recipe of the latents of the training images."""
@@ -303,6 +349,7 @@ class Grid:
             batch_size=self.config.measure.batch_size,
             device=self.config.device,
             precision=self.config.measure.precision,
+            class_token=self._class_token if self._with_class_tokens(cell) else None,
         )
 
     def generator(self, cell: GeneratorCell) -> train_dit.Config:
@@ -318,17 +365,44 @@ class Grid:
             times = replace(base.flow.times, shift="dimension")
             flow, sampling = replace(base.flow, times=times), replace(base.sampling, shift="dimension")
             full = replace(full, flow=flow, sampling=sampling)
+        if cell.method in ("repa", "irepa", "reg"):
+            width = _spec(self.aligning_teacher.name, "experiments.alignment.teacher").width
+            full = aligned(full, self.config, cell.method, self.aligning_teacher, width)
         return down_to(full, cell.row)
 
-    def placed_generator(self, cell: GeneratorCell) -> train_dit.Config:
-        """Return the recipe of a generator with its paths."""
-        tokenizer = self.encoding(cell.tokenizer)
-        return replace(
-            self.generator(cell),
-            output=str(self.cell_folder(cell) / "run"),
-            latents=tokenizer.output,
-            tokenizer=tokenizer.tokenizer,
-        )
+    def shape(self, cell: GeneratorCell) -> TransformerShape:
+        """Return the complete shape of a generator's transformer, for ten classes."""
+        return self.generator(cell).transformer.resolve(cell.tokenizer.dimension, self.side(cell.tokenizer), 10)
+
+    def block(self, cell: GeneratorCell) -> int:
+        """Return the number of the block whose hidden states are aligned and measured.
+
+        Raises:
+            UserError: It does not exist.
+        """
+        shape = self.shape(cell)
+        assert isinstance(shape, LightningDiTConfig)  # see `aligning_teacher`
+        return HiddenAlignmentConfig(block=self.config.experiments.alignment.block).block_of(shape.depth)
+
+    def recipe(self, cell: GeneratorCell) -> train_dit.Config | train_joint.Config:
+        """Return the recipe that trains a generator, without paths."""
+        recipe = self.generator(cell)
+        if cell.method != "joint":
+            return recipe
+        block, tokenizer = self.block(cell), self.tokenizer(cell.tokenizer)
+        return jointly(recipe, tokenizer, self.config.experiments.alignment, self.aligning_teacher, block)
+
+    def placed_generator(self, cell: GeneratorCell) -> train_dit.Config | train_joint.Config:
+        """Return the recipe that trains a generator, with its paths."""
+        recipe, encoding = self.recipe(cell), self.encoding(cell.tokenizer)
+        features, output = str(self.folder / "teacher-features"), str(self.cell_folder(cell) / "run")
+        if isinstance(recipe, train_joint.Config):
+            teacher = replace(recipe.teacher, features_folder=features)
+            return replace(recipe, output=output, initial=encoding.tokenizer, teacher=teacher)
+        if recipe.alignment is not None:
+            teachers = tuple(replace(one, features_folder=features) for one in recipe.alignment.teachers)
+            recipe = replace(recipe, alignment=replace(recipe.alignment, teachers=teachers))
+        return replace(recipe, output=output, latents=encoding.output, tokenizer=encoding.tokenizer)
 
     # Names
 
@@ -339,7 +413,7 @@ class Grid:
                 parts: tuple[Any, ...] = ("tokenizer", _named_by(self.tokenizer(cell)), self.fingerprints[0])
             else:
                 trained_on = self.name(cell.tokenizer), self._kind_of_latents
-                parts = ("generator", _named_by(self.generator(cell)), *trained_on)
+                parts = ("generator", _named_by(self.recipe(cell)), *trained_on)
             self._names[cell] = digest(*parts)
         return self._names[cell]
 
@@ -362,6 +436,9 @@ class Grid:
                 return Job(kind, cell, name, f"{kind}-{name}-{digest(how, measure.tsne_seeds)}", name)
             how += [measure.network, measure.reconstructions, measure.teacher]
             return Job(kind, cell, name, f"{kind}-{name}-{digest(how)}")
+        if kind == "hidden":
+            seen = [measure.latents, self.fingerprints[1], measure.seed, self._class_token, self.block(cell)]
+            return Job(kind, cell, name, f"{kind}-{name}-{digest(seen)}", name)
         how = [measure.samples if kind == "generator" else measure.curve_samples, measure.reference_images]
         how += [measure.network, measure.seed, measure.sampling_precision, differing(self.generator(cell).sampling)]
         needs = self.name(cell.tokenizer) if kind == "generator" else name
@@ -371,35 +448,13 @@ class Grid:
     def jobs(self) -> tuple[Job, ...]:
         """All jobs, each after the job that it needs; cells with the same hash are one job."""
         found: list[Job] = []
+        measured = set(self.by_method())
         for cell in self.generators:
             found += [self.job("tokenizer", cell.tokenizer), self.job("generator", cell)]
             found += [self.job("curve", cell)] if cell in self.curves else []
+            found += [self.job("hidden", cell)] if cell in measured else []
             found += [self.job("uniformity", cell.tokenizer)]
         once: dict[str, Job] = {}
         for job in found:
             once.setdefault(job.result, job)
         return tuple(once.values())
-
-
-def down_to(config: train_dit.Config, row: LadderRow) -> train_dit.Config:
-    """Return the recipe of LightningDiT without the changes of the rows of Table 1 after `row`.
-
-    Rows before `beta2` have AdamW's default of 0.999. Rows before `batch` have a quarter of the batch size and half of
-    the learning rate. DiT predicts noise on the variance-preserving path. The number of images is the same.
-    """
-    later = set(ROWS[ROWS.index(row) + 1 :])
-    transformer, flow, optimizer, training = config.transformer, config.flow, config.optimizer, config.training
-    switches = {name: False for name in ("rope", "rmsnorm", "swiglu") if name in later}
-    transformer = replace(transformer, **switches)  # type: ignore[arg-type]
-    if "direction" in later:
-        flow = replace(flow, direction_weight=0.0)
-    if "lognorm" in later:
-        flow = replace(flow, times=TimeDistribution(kind="uniform"))
-    if "rectified-flow" in later:
-        flow = replace(flow, path="vp", prediction="noise")
-    if "beta2" in later:
-        optimizer = replace(optimizer, betas=(optimizer.betas[0], 0.999))
-    if "batch" in later:
-        optimizer = replace(optimizer, learning_rate=optimizer.learning_rate / 2)
-        training = replace(training, batch_size=max(1, training.batch_size // 4))
-    return replace(config, transformer=transformer, flow=flow, optimizer=optimizer, training=training)

@@ -62,7 +62,7 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
     """Write `tables.json`, CSV, SVG and Markdown files and `frontier.html`; return the path of the page."""
     measured = Measured(grid, results)
     found, named = claims(measured), tables(measured)
-    every, view = list(named.values()), _view(config, measured, states, named)
+    every, view = list(named.values()), _view(config, measured, states, named, bool(found))
     folder = grid.folder
     for table in every:
         write_text(folder / f"{table.name}.csv", to_csv(table))
@@ -77,7 +77,8 @@ def write_everything(config: Config, grid: Grid, results: Results, states: State
         "curves": {cell.label: measured.curve(cell) for cell in grid.curves},
     }
     write_text(folder / "tables.json", json.dumps(everything, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / "claims.md", claims_markdown(found))
+    if found:
+        write_text(folder / "claims.md", claims_markdown(found))
     write_text(folder / "tables.md", tables_markdown(config.title, every))
     page = folder / "frontier.html"
     write_text(page, render("frontier", claims=found, verdicts=_verdicts(found), tables=every, **view))
@@ -105,8 +106,10 @@ def tables_markdown(title: str, found: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-def _view(config: Config, measured: Measured, states: States, every: Mapping[str, Table]) -> dict[str, Any]:
-    """Return what the template shows in addition to claims and tables."""
+def _view(
+    config: Config, measured: Measured, states: States, every: Mapping[str, Table], of_paper: bool
+) -> dict[str, Any]:
+    """Return what the template shows in addition to claims and tables; `of_paper` shows claims and their figures."""
     contents = [content for job, _, _ in states if (content := measured.results.read(job.result)) is not None]
     found = (content["versions"] for content in contents)
     machines = dict.fromkeys(v.get("gpu", f"CPU ({v.get('machine', 'unknown')})") for v in found)
@@ -123,9 +126,10 @@ def _view(config: Config, measured: Measured, states: States, every: Mapping[str
             ("On", "; ".join(machines) or "–"),
         ],
         "sections": [
-            *(("claims", "Claims"), ("frontier", "Frontier")),
+            *((("claims", "Claims"), ("frontier", "Frontier")) if of_paper else ()),
             *([("table2", table2)] if table2 else []),
-            *(("convergence", "Convergence and size"), *names.items()),
+            *([("convergence", "Convergence and size")] if of_paper else []),
+            *names.items(),
             *(("maps", "Maps of latents"), ("pictures", "Pictures")),
             *(("how", "How it was measured"), ("terms", "Terms")),
         ],
@@ -198,7 +202,9 @@ def _how(config: Config, measured: Measured, contents: Sequence[dict[str, Any]])
         "trains its own tokenizer and its own generators."
     )
     lines += _sizes(measured)
-    teachers = (measure.teacher or "", *(cell.teacher for cell in measured.grid.tokenizers))
+    methods = config.experiments.alignment
+    inside = methods.teacher if methods.seeds else ""
+    teachers = (measure.teacher or "", inside, *(cell.teacher for cell in measured.grid.tokenizers))
     names = {teacher.partition("@")[0] for teacher in teachers}
     for spec in TEACHERS:
         if spec.name in names:
@@ -219,8 +225,7 @@ def _sizes(measured: Measured) -> Iterator[str]:
     grid = measured.grid
     for size in dict.fromkeys(cell.size for cell in grid.generators):
         cells = [cell for cell in grid.generators if cell.size == size]
-        tokenizer = cells[0].tokenizer
-        shape = grid.generator(cells[0]).transformer.resolve(tokenizer.dimension, grid.side(tokenizer), 10)
+        shape = grid.shape(cells[0])
         contents = [content for cell in cells if (content := measured.content("generator", cell)) is not None]
         millions = sorted(content["parameters"] / 1e6 for content in contents)
         shown = dict.fromkeys(f"{count:.3g}" for count in (*millions[:1], *millions[-1:]))

@@ -94,8 +94,8 @@ class _Runner:
             return True
         if isinstance(cell, TokenizerCell):
             return trained_tokenizer(self.grid, cell)
-        if job.kind == "curve" and not self.context.done("generator", cell):
-            return False  # the generator's job trains it and keeps the averages that the curve measures
+        if job.kind != "generator" and not self.context.done("generator", cell):
+            return False  # the generator's job trains it and keeps the averages that a curve measures
         trained = trained_generator(self.grid, cell, with_averages=job.kind == "curve")
         return trained or trained_tokenizer(self.grid, cell.tokenizer)
 
@@ -139,6 +139,8 @@ class _Runner:
         with self.locks.holding(f"{_STARTING}{socket.gethostname()}-{os.getpid()}"):
             if kinds & {"tokenizer", "generator", "curve"}:
                 _ = self.context.network
+            if "hidden" in kinds:
+                _ = self.context.aligning_network
             if "tokenizer" in kinds:
                 _ = self.context.teacher
 
@@ -202,8 +204,8 @@ def _waiting(todo: Sequence[Job]) -> str:
 
 
 def _lock(job: Job) -> str:
-    """Return the name of a job's lock. A curve and its generator work in one folder and share a lock."""
-    kind = "generator" if job.kind == "curve" else job.kind
+    """Return the name of a job's lock. Jobs on a generator work in one folder and share a lock."""
+    kind = "generator" if isinstance(job.cell, GeneratorCell) else job.kind
     return f"{kind}-{job.name}"
 
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from vavae.frontier import published as paper
-from vavae.frontier.config import LOSS_NAMES, ROW_NAMES, Kind
+from vavae.frontier.config import LOSS_NAMES, METHOD_NAMES, ROW_NAMES, Kind, Method
 from vavae.frontier.grid import Cell, GeneratorCell, Grid, TokenizerCell
+from vavae.frontier.hidden import NEIGHBORS, TIME
 from vavae.frontier.published import Published
 from vavae.frontier.results import Results
 
@@ -64,8 +65,15 @@ _COLUMNS = (
         "entropy", "uniformity", ("uniformity: normalized entropy",), "norm. entropy", "higher", published_decimals=3
     ),
     Column("gfid", "generator", ("FID", "Fréchet distance"), "gFID", "lower", 2),
+    Column("hidden_probe", "hidden", ("linear probe of hidden states",), "probe", "higher"),
+    Column("cknna", "hidden", ("CKNNA of hidden states",), "CKNNA", "higher"),
+    Column("velocity", "hidden", ("held-out velocity loss",), "velocity loss", "lower", 4),
 )
 _BY_KEY = {column.key: column for column in _COLUMNS}
+
+
+# Columns that do not compare with other methods: REG's network sees a class token too, joint training has own latents.
+_APART: Mapping[Method, tuple[str, ...]] = {"reg": ("hidden_probe", "cknna", "velocity"), "joint": ("velocity",)}
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class Row:
     labels: tuple[str, ...]
     ours: Mapping[str, Stat]
     published: Published
+    apart: tuple[str, ...] = ()  # keys of columns whose number does not compare with the other rows'
 
 
 @dataclass(frozen=True)
@@ -95,9 +104,10 @@ class Table:
 
     def is_best(self, row: Row, column: Column) -> bool:
         """Return whether a row has the best mean of its column, if several differ."""
-        means = [mean for each in self.rows if (mean := each.ours[column.key].mean) is not None]
+        rows = [each for each in self.rows if column.key not in each.apart]
+        means = [mean for each in rows if (mean := each.ours[column.key].mean) is not None]
         best = max if column.better == "higher" else min
-        return len(set(means)) > 1 and row.ours[column.key].mean == best(means)
+        return row in rows and len(set(means)) > 1 and row.ours[column.key].mean == best(means)
 
 
 def _fewest_images(records: Sequence[Mapping[str, Any]]) -> int | None:
@@ -129,7 +139,7 @@ class Measured:
         column, cells = _BY_KEY[metric], [cell for cell in cells if cell.size == (size or cells[0].size)]
         records = []
         for cell in cells:
-            content = self.content(column.kind, cell if column.kind == "generator" else cell.tokenizer)
+            content = self.content(column.kind, cell if column.kind in ("generator", "hidden") else cell.tokenizer)
             found = [r for r in (content or {"records": ()})["records"] if r["name"] in column.records]
             records += [r for r in found[:1] if math.isfinite(r["value"])]
         return Stat(tuple(float(record["value"]) for record in records), len(cells), _fewest_images(records))
@@ -153,12 +163,7 @@ class Measured:
     @property
     def first_size(self) -> str:
         """The size whose gFID table 6 shows."""
-        experiments = self.grid.config.experiments
-        if experiments.table2.seeds:
-            return experiments.table2.sizes[0]
-        if experiments.latents.seeds:
-            return experiments.latents.sizes[0]
-        return experiments.table4.size if experiments.table4.seeds else experiments.table5.size
+        return self.grid.generators[0].size
 
     def column(self, key: str) -> Column:
         """Return the column of a metric, or of a metric and a size (`gfid/S/1`)."""
@@ -176,7 +181,7 @@ def tables(measured: Measured) -> dict[str, Table]:
     """Return the tables of the recipe by name, in the order of the page."""
     grid, wanted, distance = measured.grid, measured.grid.config.experiments, measured.distance
     seeds, first_size = grid.config.measure.tsne_seeds, measured.first_size
-    t4, t5, ladder = wanted.table4, wanted.table5, wanted.ladder
+    t4, t5, ladder, methods = wanted.table4, wanted.table5, wanted.ladder, wanted.alignment
     one_size = "rfid psnr probe agreement gfid"
 
     def table(name: str, title: str, labels: tuple[str, ...], columns: str, cells: Cells, note: str = "") -> Table:
@@ -216,6 +221,12 @@ def tables(measured: Measured) -> dict[str, Table]:
             "decoded by a ViT (RAE), and have times shifted by their dimension.",
         ),
         table(
+            *("alignment", f"Alignment inside the transformer: d {methods.dimension}, {methods.size}", ("method",)),
+            "hidden_probe cknna velocity gfid",
+            (((METHOD_NAMES[c.method],), c, None) for c in grid.by_method()),
+            _alignment_note(measured),
+        ),
+        table(
             *("table6", f"Table 6: uniformity of latents, and g{distance} of {first_size}", ("d", "teacher")),
             "cv gini entropy rfid probe agreement gfid",
             (
@@ -247,7 +258,12 @@ def _rows(measured: Measured, columns: Sequence[Column], cells: Cells) -> tuple[
         groups.setdefault(labels, []).append(cell)
         published[labels] = numbers or Published({}, "")
     return tuple(
-        Row(labels, {column.key: measured.stat(column.key, group) for column in columns}, published[labels])
+        Row(
+            labels,
+            {column.key: measured.stat(column.key, group) for column in columns},
+            published[labels],
+            _APART.get(group[0].method, ()),
+        )
         for labels, group in groups.items()
     )
 
@@ -271,6 +287,25 @@ def _published6(measured: Measured, tokenizer: TokenizerCell) -> Published | Non
     if tokenizer.loss not in ("full", "none") or not dimensions <= set(paper.DIMENSIONS):
         return None
     return paper.TABLE6.get((tokenizer.dimension, paper.family(tokenizer.teacher)))
+
+
+def _alignment_note(measured: Measured) -> str:
+    """Return the protocol of the table of methods, and what does not compare in it."""
+    grid = measured.grid
+    cells, measure = list(grid.by_method()), grid.config.measure
+    if not cells:
+        return ""
+    images = grid.generator(cells[0]).training.images
+    return (
+        f"All transformers see {images:,} images, on latents of the same tokenizer without alignment; joint training "
+        f"also tunes that tokenizer. REG is REPA with a class token. Teacher: {grid.aligning_teacher.name}. Hidden "
+        f"states: mean token after block {grid.block(cells[0])}, where REPA aligns, at t = {TIME:g} (1: data), with no "
+        f"label. Probe: accuracy of a linear classifier on them, over at most {measure.latents:,} test images. CKNNA: "
+        f"with the teacher's features, k = {NEIGHBORS}. Velocity loss: mean squared error of the averaged network on "
+        "the same images, with the same times and noise in all rows. † Not comparable, and never bold: after joint "
+        "training the latents are its own, so its velocity loss has another scale, and "
+        f"g{measured.distance} another decoder; REG's network also sees a noised class token of the image."
+    )
 
 
 def _with_loss(tokenizer: TokenizerCell) -> str:
@@ -335,7 +370,8 @@ def to_markdown(table: Table) -> str:
         for column in table.columns:
             stat = row.ours[column.key]
             spread = f" ± {stat.spread:.{column.decimals}f}" if stat.spread is not None else ""
-            cells.append("–" if stat.mean is None else f"{stat.mean:.{column.decimals}f}{spread}")
+            apart = " †" if column.key in row.apart else ""
+            cells.append("–" if stat.mean is None else f"{stat.mean:.{column.decimals}f}{spread}{apart}")
         for column in table.published_columns:
             number = row.published.values.get(column.key)
             cells.append("–" if number is None else f"{number:.{column.published_decimals}f}")

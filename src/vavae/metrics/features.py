@@ -93,11 +93,10 @@ def load_feature_network(name: str, device: torch.device | str = "cpu") -> Featu
         return FeatureNetwork(own_name, fingerprint, device, inception.to(device).outputs, parts)
     if name.startswith(TEACHER_PREFIX):
         from vavae.teachers import load_teacher
+        from vavae.teachers.registry import name_and_side
 
-        teacher_name, _, side = name.removeprefix(TEACHER_PREFIX).rpartition("@")
-        if not teacher_name or not side.isdigit():
-            teacher_name, side = name.removeprefix(TEACHER_PREFIX), ""
-        teacher = load_teacher(teacher_name, input_size=int(side) if side else None)
+        teacher_name, side = name_and_side(name.removeprefix(TEACHER_PREFIX))
+        teacher = load_teacher(teacher_name, input_size=side)
         return FeatureNetwork(name, teacher.fingerprint(), device, _pooled_by(teacher.to(device)))
     raise UserError(f'unknown feature network "{name}": {", ".join(_INCEPTIONS)}, or "teacher:" and a teacher')
 

@@ -74,6 +74,17 @@ FRONTIER_TERMS = {
         "position, mdms the similarities between positions; differences within the margins cost nothing.",
     ),
     "rfid": Term("rFID, rFD", "Fréchet distance between test images and their reconstructions."),
+    "method": Term(
+        "method: none, REPA, iREPA, REG, joint",
+        "How the transformer is aligned with a vision model while it trains: its tokens predict the model’s features "
+        "(REPA; iREPA by a convolution, features normalized), it also denoises the model’s class token (REG), or the "
+        "tokenizer learns along (joint, REPA-E).",
+    ),
+    "hidden_probe": Term("probe", "Share of images whose class a linear classifier finds from hidden states."),
+    "cknna": Term(
+        "CKNNA", "Agreement of hidden states and teacher on the nearest neighbors of images; 1 is agreement."
+    ),
+    "velocity": Term("velocity loss", "Squared error of the predicted velocity on images that training did not see."),
     "gfid": Term("gFID, gFD", "Fréchet distance between training images and samples of the generator."),
     "frechet": Term("FID, FD", f"{_MEANINGS['fréchet']} FID: the network is Inception. FD: another network."),
     "psnr": Term("PSNR", _MEANINGS["psnr"]),

@@ -31,6 +31,7 @@ from vavae.models import RepresentationAutoencoder, Tokenizer
 from vavae.models.representation import Autoencoder
 from vavae.progress import Bar, track
 from vavae.teachers import Teacher, load_teacher
+from vavae.teachers.registry import name_and_side
 from vavae.training.parallel import processes
 from vavae.training.run_folder import held_folder
 from vavae.training.signals import StopRequest, stop_on_signal
@@ -56,8 +57,8 @@ class Config:
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of the encoder.
         class_token: Also store the class token of this teacher, as it is, for `transformer.class_token` of
-            `train-dit` (REG): a short name (`dinov2-base`, …), local folder or hub id; null stores none. The teacher
-            computes in float32.
+            `train-dit` (REG): a short name (`dinov2-base`, …), local folder or hub id, with `@SIDE` after it for
+            another input size than the teacher's own; null stores none. The teacher computes in float32.
     """
 
     tokenizer: str = "runs/tokenizer/tokenizer"
@@ -159,7 +160,8 @@ def _teacher(config: Config, device: torch.device) -> Teacher:
     Raises:
         UserError: It does not exist, or has no feature of the whole image.
     """
-    teacher = load_teacher(str(config.class_token), image_size=config.data.size).to(device)
+    name, side = name_and_side(str(config.class_token))
+    teacher = load_teacher(name, input_size=side, image_size=config.data.size).to(device)
     if teacher(torch.zeros(1, 3, *height_width(config.data.size), device=device)).pooled is None:
         raise UserError(f"class_token must be a teacher with a feature of the whole image, got {config.class_token}")
     return teacher

@@ -52,7 +52,7 @@ class JointTask(TokenizerTask):
         config.sampling.check_for(shape)
         block = config.alignment.block
         self.flow = config.flow.for_latents(self.latent_shape)
-        self.labels = torch.as_tensor(source.labels).to(self.device)
+        self.labels = torch.tensor(source.labels).to(self.device)  # a copy: the source may be read-only
         torch.manual_seed(config.training.seed)
         self.transformer = LightningDiT(shape).to(self.device)
         if block > shape.depth:

@@ -122,6 +122,12 @@ def load_teacher(
     return Teacher(str(name), backbone, size, PUBLISHED if normalization == "published" else own, dtype)
 
 
+def name_and_side(name: str) -> tuple[str, int | None]:
+    """Return a teacher's name and input size of "NAME@SIDE"; None for a name alone."""
+    plain, _, side = name.rpartition("@")
+    return (plain, int(side)) if plain and side.isdigit() else (name, None)
+
+
 def _find_folder(spec: TeacherSpec | None, name: str) -> Path:
     """Return the folder with the teacher's files; fetch them if necessary."""
     from vavae import assets
