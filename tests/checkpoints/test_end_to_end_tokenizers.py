@@ -1,4 +1,4 @@
-"""Tokenizers of REPA-E and FLUX.2: published files, their statistics, training checkpoints, diffusers' form."""
+"""Tokenizers of REPA-E, FLUX and Stable Diffusion: files, statistics, training checkpoints, diffusers' form."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from published_files import SD_VAE, SMALL, SMALL_F16, autoencoder, golden_dit, s
 from standin_hub import StandInHub
 
 from vavae.checkpoints.loading import load_autoencoder
+from vavae.checkpoints.registry import get_model
 from vavae.errors import UserError
 from vavae.models import Generator, Tokenizer
 from vavae.stages.initial import initial_statistics
@@ -130,6 +131,74 @@ def test_flux2_gives_the_outputs_of_diffusers(tmp_path: Path) -> None:
     (tmp_path / "vae/config.json").write_text(json.dumps(config | {"batch_norm_eps": 1e-5}))
     with pytest.raises(UserError, match=r"batch_norm_eps must be 0.0001, got 1e-05"):
         load_autoencoder(tmp_path / "vae")
+
+
+SMALL_KL = {
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "layers_per_block": 1,
+}
+# The published settings, in narrow networks.
+PUBLISHED: dict[str, dict[str, object]] = {
+    "sdxl-vae": {"latent_channels": 4, "scaling_factor": 0.13025},
+    "sd3.5-vae": {
+        "latent_channels": 16,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+    "flux1-vae": {
+        "latent_channels": 16,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+    "e2e-invae-hf": {
+        "latent_channels": 32,
+        "scaling_factor": 0.3099,
+        "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_autoencoders_of_diffusers_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latents and images are those of diffusers, with (latents − shift_factor) · scaling_factor."""
+    diffusers = pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    published = diffusers.AutoencoderKL(**{**SMALL_KL, **PUBLISHED[name]}).eval()
+    hub, model = StandInHub(tmp_path, monkeypatch), get_model(name)
+    folder = hub.repositories / model.hub_id
+    if name in ("sd3.5-vae", "flux1-vae"):  # in the repository of a whole pipeline
+        folder.mkdir(parents=True)
+        (folder / "model_index.json").write_text(
+            json.dumps({"_class_name": "P", "vae": ["diffusers", "AutoencoderKL"]})
+        )
+        folder = folder / "vae"
+    published.save_pretrained(folder)
+    ours = Tokenizer.from_pretrained(name)
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    shift, scale = published.config.shift_factor or 0.0, published.config.scaling_factor
+    with torch.no_grad():
+        mode = published.encode(images).latent_dist.mode()
+        latents = ours.encode(images)
+        torch.testing.assert_close(latents, (mode - shift) * scale, rtol=1e-4, atol=1e-5)
+        expected = published.decode(latents / scale + shift).sample.clamp(-1, 1)
+        torch.testing.assert_close(ours.decode(latents), expected, rtol=1e-4, atol=1e-4)
+    assert ours.provenance == {"converted_from": model.hub_id}
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKLQwenImage", "AutoencoderKLWan", "AutoencoderDC"])
+def test_other_autoencoders_of_diffusers_are_named(kind: str, tmp_path: Path) -> None:
+    """Networks for video, and those without a posterior."""
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(UserError, match=f"class AutoencoderKL, AutoencoderKLFlux2 or AutoencoderRAE, got {kind}$"):
+        Tokenizer.from_pretrained(tmp_path)
 
 
 def test_unshuffle_is_checked() -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from golden_next import STATE_DICTS, assert_close, load, new_sit, published_shapes
+from standin_hub import StandInHub
 from torch import Tensor
 
 from vavae.cli import run
 from vavae.errors import UserError
-from vavae.models import Generator, Tokenizer
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 
 SD_VAE = AutoencoderConfig(4, 32, (1, 2), 1, ())
@@ -52,13 +53,30 @@ def check_velocity(model: Any, name: str) -> None:
 def test_golden_velocity_of_a_checkpoint(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     loaded = generator(save(tmp_path / "0001000.pt", state_of(name)), tokenizer)
     check_velocity(loaded.transformer, name)
-    assert (loaded.path, loaded.prediction, loaded.sampling.shift) == ("linear", "velocity", 0)
+    assert (loaded.path, loaded.prediction) == ("linear", "velocity")
+    assert loaded.sampling == SamplingConfig("euler_maruyama", 250, 0.0)
     report = " ".join(str(loaded.report).split())
     assert "left out projectors.*" in report and "used in training only" in report
-    assert "its time runs from data to noise" in report
+    assert "its time runs from data to noise" in report and "mode SDE" in report
     # Our folder and the published form keep the converted network.
     loaded.save_pretrained(tmp_path / "folder")
     check_velocity(Generator.from_pretrained(tmp_path / "folder").transformer, name)
+
+
+def test_short_name_of_a_sit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """REPA-E's, on its tuned tokenizer, whose statistics are in a file next to it."""
+    monkeypatch.chdir(tmp_path)
+    repositories = StandInHub(tmp_path, monkeypatch).repositories / "REPA-E"
+    (repositories / "sit-ldm-e2e-vavae/checkpoints").mkdir(parents=True)
+    save(repositories / "sit-ldm-e2e-vavae/checkpoints/4000000.pt", state_of("repa"))
+    (repositories / "e2e-vavae").mkdir()
+    torch.save(AutoencoderKL(SD_VAE).state_dict(), repositories / "e2e-vavae/e2e-vavae-400k.pt")
+    statistics = {"latents_scale": torch.full((1, 4, 1, 1), 0.5), "latents_bias": torch.zeros(1, 4, 1, 1)}
+    torch.save(statistics, repositories / "e2e-vavae/e2e-vavae-400k-latents-stats.pt")
+    loaded = Generator.from_pretrained("sit-ldm-e2e-vavae", heads=2)
+    check_velocity(loaded.transformer, "repa")
+    assert loaded.sampling == SamplingConfig("euler_maruyama", 250, 0.0, 2.4, 0.27)
+    assert loaded.tokenizer.statistics.std.tolist() == [2.0] * 4
 
 
 def test_cosine_path_of_the_options(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ def network(model: KnownModel) -> nn.Module:
                 return ViTDecoder.from_size("XL", latent_channels=channels, grid=place)
             return DiTDH.from_size("S" if "-s-" in model.name else "XL", latent_channels=channels, latent_size=place)
         if model.kind == "generator":
-            return LightningDiT.from_size("XL/1", latent_channels=channels)
-        shape = AutoencoderConfig(channels) if factor == 16 else AutoencoderConfig(4, 128, (1, 2, 4, 4), 2, ())
+            lightning = not model.name.startswith("sit-")
+            switches = dict.fromkeys(("swiglu", "rope", "rmsnorm"), lightning)
+            return LightningDiT.from_size("XL/1", latent_channels=channels, **switches)
+        shape = AutoencoderConfig(channels) if factor == 16 else AutoencoderConfig(channels, 128, (1, 2, 4, 4), 2, ())
         if model.name == "flux2-vae":
             shape = AutoencoderConfig(128, 128, (1, 2, 4, 4), 2, (), unshuffle=2)
         autoencoder = AutoencoderKL.from_config(shape)

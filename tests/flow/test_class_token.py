@@ -11,6 +11,7 @@ from torch import Tensor
 from vavae.errors import UserError
 from vavae.flow import SOLVERS, FlowConfig, Guidance, counter_noise, sample, sample_with_class_token
 from vavae.transformer import LightningDiT, TransformerOutput
+from vavae.transformer.routing import RoutingConfig
 
 SEED = 4
 
@@ -89,6 +90,22 @@ def test_guidance_takes_the_whole_token_and_some_channels(
         token = token + (end - start) * (without.class_token + 3 * (with_label.class_token - without.class_token))
     drawn = draw(model, given, steps=3, shift=0, guidance=guidance)
     torch.testing.assert_close(drawn, x, rtol=1e-4, atol=1e-4)
+
+
+def test_path_drop_guides_both(given: Given) -> None:
+    """One step of a network with SPRINT's routing by hand."""
+    torch.manual_seed(0)
+    shape = {"latent_size": 2, "latent_channels": 3, "width": 16, "depth": 3, "heads": 2, "num_classes": 3}
+    model = LightningDiT(**shape, class_token=5, routing=RoutingConfig("sprint", start=1)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        t, none = torch.zeros(4), torch.full((4,), 3)
+        strong = model(given.noise, t, given.labels, class_token=given.class_noise)
+        weak = model(given.noise, t, none, class_token=given.class_noise, path_drop=True)
+    expected = given.noise + weak.prediction + 2 * (strong.prediction - weak.prediction)
+    drawn = draw(model, given, steps=2, shift=0, guidance=Guidance(2.0, start=0.0, kind="path_drop"))
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_settings(model: LightningDiT, given: Given) -> None:

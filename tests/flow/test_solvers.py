@@ -1,6 +1,8 @@
 """Solvers: published end states, orders of convergence, exact Gaussian flows, the stochastic sampler."""
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path as File
 
 import pytest
@@ -13,6 +15,7 @@ from torchdiffeq import odeint
 from vavae.errors import UserError
 from vavae.flow import SOLVERS, CosinePath, LinearPath, ProbabilityPath, counter_noise, sample, shifted_times
 from vavae.flow.solvers import Dopri5, EulerMaruyama, solver_by_name
+from vavae.flow.times import stochastic_times
 
 GOLDEN = load_file(File(__file__).parents[1] / "golden" / "flow.safetensors")
 FIXED = {"euler": (1, 1), "heun": (2, 2), "midpoint": (2, 2), "rk4": (4, 4)}  # order, evaluations per step
@@ -188,13 +191,68 @@ def test_stochastic_sampler_without_diffusion_is_euler() -> None:
     assert not torch.allclose(moved, expected, atol=1e-2)
 
 
-def test_stochastic_sampler_ends_without_noise() -> None:
-    seen: list[tuple[int, float, Tensor, Tensor]] = []
-    solver = EulerMaruyama(diffusion=5.0, noise=counter_noise(0, [0, 1]))
-    end = solver(field, torch.ones(2, 3), [0.0, 0.4, 0.7, 1.0], callback=lambda *step: seen.append(step))
-    assert len(seen) == 3
-    _, t, x, velocity = seen[-1]
-    torch.testing.assert_close(end, x + (1.0 - t) * velocity)
+def plain_sde(field: Callable[[Tensor, float], Tensor], x: Tensor, noises: Tensor, cosine: bool) -> Tensor:
+    """SiT's and REPA's sampler with w = 2·sigma, in their time τ = 1 − t and sign, in float64."""
+    steps = len(noises) + 1
+    times = [1 - 0.96 * i / (steps - 1) for i in range(steps)]
+    for i, (now, following) in enumerate(pairwise([*times, 0.0])):
+        alpha, sigma, d_alpha, d_sigma = 1 - now, now, -1.0, 1.0
+        if cosine:
+            angle = now * math.pi / 2
+            alpha, sigma = math.cos(angle), math.sin(angle)
+            d_alpha, d_sigma = -sigma * math.pi / 2, alpha * math.pi / 2
+        v, ratio, w = -field(x, 1 - now), alpha / d_alpha, 2 * sigma
+        score = (ratio * v - x) / (sigma**2 - ratio * d_sigma * sigma)
+        x = x + (following - now) * (v - w / 2 * score)
+        if i < steps - 1:
+            x = x + (w * (now - following)) ** 0.5 * noises[i]
+    return x
+
+
+@pytest.mark.parametrize("path", [LinearPath(), CosinePath()])
+def test_stochastic_sampler_is_the_published_one(path: ProbabilityPath) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noises = torch.randn(9, 4, 1, 2, 2, generator=generator, dtype=torch.float64)
+    x, labels = noises[0].flip(0), torch.zeros(4, dtype=torch.long)
+    seen: list[int] = []
+    drawn = sample(
+        lambda x, t, y: golden_drift(x, float(t[0])),
+        x,
+        labels,
+        solver="euler_maruyama",
+        steps=9,
+        shift=0,
+        path=path,
+        step_noise=lambda step, x: noises[step + 1],
+        callback=lambda step, *_: seen.append(step),
+    )
+    expected = plain_sde(golden_drift, x, noises[1:], isinstance(path, CosinePath))
+    torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-5)
+    assert seen == list(range(9))
+
+
+@pytest.mark.parametrize("shift", [0, 0.3])
+def test_stochastic_sampler_draws_the_data(shift: float) -> None:
+    """Mean and deviation of Gaussian data, within four standard errors and the bias of the last step."""
+    mixture = GaussianMixture(torch.tensor([[0.7, -1.2, 2.0, 0.1]], dtype=torch.float64), std=0.6)
+    count = 10_000
+    noise = torch.randn(count, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels, step_noise = torch.zeros(count, dtype=torch.long), counter_noise(0, range(count))
+    options = {"solver": "euler_maruyama", "steps": 100, "shift": shift, "step_noise": step_noise}
+    drawn = sample(Oracle(mixture, LinearPath()), noise, labels, **options).flatten(1)  # type: ignore[arg-type]
+    torch.testing.assert_close(drawn.mean(0), mixture.means[0], rtol=0, atol=4 * 0.6 / count**0.5 + 0.01)
+    torch.testing.assert_close(drawn.std(0), torch.full_like(drawn[0], 0.6), rtol=0.04, atol=0)
+    assert float((drawn - noise.flatten(1)).std(0).mean()) > 0.6  # not the flow's own map, which keeps the order
+
+
+def test_grid_of_the_stochastic_sampler() -> None:
+    """As published, even points up to 0.04 before the end and the end."""
+    published = 1 - torch.cat((torch.linspace(1, 0.04, 250, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)))
+    torch.testing.assert_close(stochastic_times(250, 0).double(), published, rtol=0, atol=1e-6)
+    torch.testing.assert_close(stochastic_times(5, 1, 0.8), torch.tensor([0, 0.19, 0.38, 0.57, 0.76, 0.8]))
+    shifted = stochastic_times(5, 0.5)
+    assert float(shifted[5] - shifted[4]) == pytest.approx(0.04)
+    torch.testing.assert_close(shifted[:5] / 0.96, shifted_times(5, 0.5))
 
 
 def test_counted_noise_belongs_to_images() -> None:

@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import nn
 
+from vavae.checkpoints.registry import MODELS
 from vavae.cli import COMMANDS
 from vavae.config import load_recipe, parse_command_line, to_plain
 from vavae.config.recipes import package_recipe, recipe_names
@@ -25,7 +26,7 @@ from vavae.stages import encode, evaluate, train_dit, train_joint, train_tokeniz
 from vavae.teachers.registry import TEACHERS
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig
-from vavae.transformer import LightningDiT, build_transformer
+from vavae.transformer import LightningDiT, LightningDiTConfig, build_transformer
 from vavae.transformer.routing import RoutingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -134,26 +135,31 @@ def build(config: train_dit.Config, channels: int, side: int, classes: int = 100
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
 def test_transformers_have_published_parameter_counts(path: Path) -> None:
     config = recipe(path)
-    size, small = config.transformer.size, "sd-vae" in config.latents
+    shape, small = config.transformer, "sd-vae" in config.latents
     channels, side = (4, 32) if small else (32, 16)
     count = parameters(build(config, channels, side, routing=RoutingConfig()))
-    if not small and size != "L/1":
-        assert count == GOLDEN[f"LightningDiT-{size}"]["parameters"]
-    elif size == "L/1":
-        # No L/1 is published: L/2 with other patches, and 256 tokens instead of 64.
-        patches = 3 * (32 * 1024) + 3 * (32 * 1024) + 3 * 32
-        assert count == GOLDEN["LightningDiT-L/2"]["parameters"] - patches + (256 - 64) * 1024
-    if small:
-        # XL/2 on other latents: 4 channels instead of 32 in both patch maps, 256 tokens instead of 64.
-        patches = 4 * 28 * 1152
-        swapped = GOLDEN["LightningDiT-XL/2"]["parameters"] - 2 * patches - 4 * 28 + (256 - 64) * 1152
-        swiglu = 28 * (3 * 1152 * 3072 + 2 * 3072 + 1152)
-        gelu = 28 * (2 * 1152 * 4608 + 4608 + 1152)
-        norms = 57 * 1152
-        expected = swapped - (0 if config.transformer.swiglu else swiglu - gelu)
-        if (token := config.transformer.class_token) is not None:  # two linear maps, a norm, a row of positions
-            expected += (token * 1152 + 1152) + 2 * 1152 + (1152 * token + token) + 1152
-        assert count == expected - (0 if config.transformer.rmsnorm else norms)
+    size = "L/2" if shape.size == "L/1" else shape.size  # no L/1 is published
+    expected, grid = GOLDEN[f"LightningDiT-{size}"]["parameters"], resolved(config, channels, side)
+    width, depth, patch = grid.width, grid.depth, grid.patch_size
+    if (published := int(size[-1])) != patch or small:  # other patches and channels, and 256 tokens instead of 64
+        maps = 2 * width * (channels * patch**2 - 32 * published**2) + channels * patch**2 - 32 * published**2
+        expected += maps + (256 - 64) * width
+    hidden = 8 * width // 3
+    if not shape.swiglu:
+        expected += depth * ((8 * width**2 + 5 * width) - (3 * width * hidden + 2 * hidden + width))
+    if not shape.rmsnorm:
+        expected -= (2 * depth + 1) * width
+    if shape.qk_norm:
+        expected += 2 * depth * width // grid.heads
+    if (token := shape.class_token) is not None:  # two linear maps, a norm, a row of positions
+        expected += (token * width + width) + 2 * width + (width * token + token) + width
+    assert count == expected
+
+
+def resolved(config: train_dit.Config, channels: int, side: int) -> LightningDiTConfig:
+    shape = config.transformer.resolve(channels, side, 1000)
+    assert isinstance(shape, LightningDiTConfig)
+    return shape
 
 
 def measuring(path: Path) -> evaluate.Config:
@@ -165,10 +171,11 @@ def measuring(path: Path) -> evaluate.Config:
 
 @pytest.mark.parametrize("path", [p for p in IMAGENET if stage_of(p) is train_dit], ids=ident)
 def test_generators_are_measured_by_the_published_protocol(path: Path) -> None:
-    """Published: random labels, ADM's reference, 50,000 samples, and guidance only if the number has it."""
+    """Published: ADM's reference, 50,000 samples, random labels and no guidance where the number has no other."""
     text, config, measured = path.read_text(), recipe(path), measuring(path)
     assert (measured.what, measured.model) == ("generator", [f"{config.output}/generator"])
-    assert (measured.label_protocol, measured.reference) == ("random", "VIRTUAL_imagenet256_labeled.npz")
+    labels = "balanced" if re.search(r"balanced\s#?\s*labels", text) else "random"
+    assert (measured.label_protocol, measured.reference) == (labels, "VIRTUAL_imagenet256_labeled.npz")
     assert measured.count == (10_000 if "FID-10k" in text else 50_000)
     assert (measured.guidance_scales or [1.0])[0] == 1.0
     assert (measured.guidance_scales or [1.0])[-1] == config.sampling.guidance_scale
@@ -330,6 +337,7 @@ def test_inputs_of_recipes_are_outputs_of_others() -> None:
     written = {config.output for config in configs}
     written |= {f"{config.output}/tokenizer" for config in configs if isinstance(config, train_tokenizer.Config)}
     written |= {"runs/imagenet256/sd-vae", "runs/imagenet256/sd-vae-mse"}  # by the `vavae convert` of the header
+    written |= {model.name for model in MODELS}
     for config in configs:
         if isinstance(config, train_dit.Config):
             assert {config.latents, config.tokenizer} <= written

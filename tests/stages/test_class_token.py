@@ -26,6 +26,7 @@ from vavae.stages.train_dit import TransformerTask
 from vavae.teachers import load_teacher
 from vavae.tokenizer import AutoencoderKL, LatentStatistics
 from vavae.transformer import LightningDiT, LightningDiTConfig
+from vavae.transformer.routing import RoutingConfig
 
 D = 6
 
@@ -175,6 +176,19 @@ def test_a_teacher_without_class_token_is_refused(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="a feature of the whole image, got sam"):
         encode.run(replace(config, class_token="sam", device="cpu"))
     assert not (tmp_path / "latents").exists()
+
+
+def test_routing_drops_the_class_token_as_often_as_others(data: Path, tmp_path: Path) -> None:
+    """As in SR-DiT; 4 of 17 tokens are kept."""
+    recipe = recipe_of(tmp_path, data)
+    routing = RoutingConfig("sprint", start=1)
+    task = make_task(replace(recipe, transformer=replace(recipe.transformer, depth=3, routing=routing)))
+    kept = task._routed(torch.arange(4000), 0)["kept"]
+    assert kept.shape == (4000, 4)
+    shares = torch.bincount(kept.flatten(), minlength=17) / 4000
+    assert len(shares) == 17 and float((shares - 4 / 17).abs().max()) < 0.03
+    assert "class_token" in task.step(next(iter(task.batches(0, 0))), 0, 1.0)
+    assert task.work(0).tokens == round(17 * (2 + 4 / 17) / 3)
 
 
 WRONG: dict[str, tuple[Callable[[train_dit.Config, Path], train_dit.Config], str]] = {

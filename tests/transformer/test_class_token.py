@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vavae.errors import UserError
 from vavae.transformer import LightningDiT, TransformerOutput
+from vavae.transformer.routing import RoutingConfig
 
 
 def drawn(name: str, *shape: int) -> Tensor:
@@ -88,6 +89,45 @@ def test_rotation_leaves_the_class_token_in_place() -> None:
     assert rotary is not None
     assert bool((rotary[0][0] == 1).all() and (rotary[1][0] == 0).all())
     assert all(torch.equal(table[1:], given) for table, given in zip(rotary, plain, strict=True))
+
+
+def routed_and_plain(kind: str, depth: int, stop: int) -> tuple[LightningDiT, LightningDiT]:
+    """Return a network whose blocks from the second to `stop` are routed, with fusion [0, I], and the plain one."""
+    shape = {"latent_size": 4, "latent_channels": 8, "width": 24, "heads": 2, "num_classes": 2, "class_token": 6}
+    plain = LightningDiT(**shape, depth=depth).eval()
+    fill(plain)
+    model = LightningDiT(plain.config, routing=RoutingConfig(kind, start=1, stop=stop)).eval()  # type: ignore[arg-type]
+    model.load_state_dict(plain.state_dict(), strict=False)
+    if model.fusion is not None:
+        model.fusion.weight.data.copy_(torch.cat((torch.zeros(24, 24), torch.eye(24)), dim=1))
+    return model, plain
+
+
+ROUTED = torch.randn(1, 8, 4, 4), torch.tensor([0.4]), torch.tensor([1])
+
+
+@pytest.mark.parametrize("kind", ["sprint", "tread"])
+def test_routing_counts_the_class_token_as_the_first_token(kind: str) -> None:
+    model, plain = routed_and_plain(kind, 3, 2)
+    token, every = torch.randn(1, 6), torch.arange(17)[None]
+    expected, kept = plain(*ROUTED, class_token=token), model(*ROUTED, class_token=token, kept=every)
+    assert torch.equal(kept.prediction, expected.prediction) and torch.equal(kept.class_token, expected.class_token)
+
+
+def test_a_dropped_class_token_skips_the_routed_blocks() -> None:
+    """By hand, with TREAD: the last block sees the patches only."""
+    model, plain = routed_and_plain("tread", 2, 2)
+    token = torch.randn(1, 6)
+    with torch.no_grad():
+        first = plain(*ROUTED, class_token=token, hidden_blocks=(1,)).hidden[0]
+        condition = (plain.t_embedder(ROUTED[1]) + plain.y_embedder(ROUTED[2], None))[:, None]
+        rotary = plain.feat_rope.freqs_cos, plain.feat_rope.freqs_sin  # type: ignore[union-attr]
+        patches = plain.blocks[1](first[:, 1:], condition, rotary)
+        last = plain.final_layer.modulated(torch.cat((first[:, :1], patches), dim=1), condition)
+        output = model(*ROUTED, class_token=token, kept=torch.arange(1, 17)[None])
+        torch.testing.assert_close(output.class_token, plain.final_layer.linear_cls(last[:, 0]))  # type: ignore[misc]
+        velocity = plain.final_layer.linear(last[:, 1:]).transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(output.prediction, velocity)
 
 
 def test_wrong_tokens_are_refused(model: LightningDiT) -> None:

@@ -34,6 +34,7 @@ CONFIG, WEIGHTS, STATISTICS, CARD = "config.json", "model.safetensors", "statist
 PIPELINE = "model_index.json"
 RAE_STATISTICS = "stat.pt"
 DIFFUSERS_RAE = "AutoencoderRAE"
+_DIFFUSERS = ("AutoencoderKL", "AutoencoderKLFlux2", DIFFUSERS_RAE)  # classes that are read
 DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin")
 
@@ -83,11 +84,12 @@ def form_of(path: Path) -> Form:
         kind = config.get("kind")
         if kind in ("tokenizer", "generator"):
             return kind
-        if config.get("_class_name") in ("AutoencoderKL", "AutoencoderKLFlux2", DIFFUSERS_RAE):
+        if config.get("_class_name") in _DIFFUSERS:
             return "diffusers"
         found = str(kind or config.get("_class_name"))[:60]
         raise UserError(
-            f"{path / CONFIG}: must describe a tokenizer, a generator or an autoencoder of diffusers, got {found}"
+            f"{path / CONFIG}: must describe a tokenizer or generator of vavae, or an autoencoder of diffusers of the "
+            f"class {', '.join(_DIFFUSERS[:-1])} or {_DIFFUSERS[-1]}, got {found}"
         )
     if (path / UNFINISHED).is_file():
         raise UserError(f"{path}: was not completely written; write it again")

@@ -102,10 +102,12 @@ def convert_recipe(path: Path) -> ConvertedRecipe:
 def published_sampling(training: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Return the sampling settings of a training configuration, and a text with the assumed ones.
 
-    By default LightningDiT's sampler shifts times, and SiT's sampler (with flat `args`) does not.
+    By default LightningDiT's sampler shifts times, and SiT's sampler (with flat `args`) does not. REPA's numbers are of
+    its stochastic sampler.
     """
     keys = Keys({"sample": training.get("sample")}, "config")
-    values = _sampling(keys, shift=0.0 if "args" in training else 0.3)
+    stochastic = (training.get("transport") or {}).get("prediction") == "v"
+    values = _sampling(keys, 0.0 if "args" in training else 0.3, stochastic)
     return values, ", ".join(f"{key.removeprefix('sample.')} {plain(value)}" for key, value in keys.assumed.items())
 
 
@@ -212,11 +214,11 @@ def _scaling(keys: Keys) -> tuple[bool, float]:
     return keys.get("data.latent_norm", False), keys.get("data.latent_multiplier", PUBLISHED_MULTIPLIER)
 
 
-def _sampling(keys: Keys, shift: float = 0.3) -> dict[str, Any]:
+def _sampling(keys: Keys, shift: float = 0.3, stochastic: bool = False) -> dict[str, Any]:
     silent = not any(key.startswith("sample.") for key in keys.values)
     scale = keys.get("sample.cfg_scale", 1.0)
     solver = keys.choose("sample.sampling_method", "euler", _SOLVERS)
-    mode = keys.given("sample.mode", "ODE").upper()
+    mode = (keys.get("sample.mode", "SDE") if stochastic else keys.given("sample.mode", "ODE")).upper()
     if mode not in ("ODE", "SDE") or (mode == "SDE" and solver != "euler"):
         raise UserError(f"{keys.source}: sample.mode must be ODE, or SDE with Euler, got {mode} with {solver}")
     values = {

@@ -65,6 +65,7 @@ class KnownModel:
 _VAVAE = "vavae-imagenet256-f16d32-dinov2"
 _VARIANTS = "hustvl/va-vae-imagenet256-experimental-variants"
 _SD = "scaling factor 0.18215"
+_STABLE = "Stable Diffusion's autoencoder"
 NOT_PUBLISHED = "not published"  # of statistics: `vavae encode` measures them
 
 
@@ -106,17 +107,11 @@ def _variant(teacher: str, channels: int, parameters: int, published: str) -> Kn
     )
 
 
-def _sd_vae(ending: str, weights: str) -> KnownModel:
-    return KnownModel(
-        name=f"sd-vae-ft-{ending}",
-        kind="tokenizer",
-        description=f"Stable Diffusion's autoencoder, {weights}",
-        latents="f8d4",
-        parameters=83_653_863,
-        license="mit",
-        hub_id=f"stabilityai/sd-vae-ft-{ending}",
-        statistics=_SD,
-    )
+def _diffusers(
+    name: str, description: str, shape: tuple[str, int], hub_id: str, license: str, statistics: str
+) -> KnownModel:
+    """Return an autoencoder in the form of diffusers; `shape` is its latents and parameters."""
+    return KnownModel(name, "tokenizer", description, *shape, license, hub_id, statistics=statistics)
 
 
 _COLLECTION = "nyu-visionx/RAE-collections"
@@ -157,19 +152,88 @@ def _ditdh(ending: str, folder: str, parameters: int, tokenizer: str, published:
     )
 
 
-def _end_to_end(kind: str, latents: str, parameters: int, published: str = "") -> KnownModel:
-    """Return a tokenizer that REPA-E tuned together with a transformer."""
+def _repa_e(name: str, description: str, shape: tuple[str, int], published: str = "") -> KnownModel:
+    """Return one of REPA-E's tokenizers in its own form, whose statistics are in a file next to it."""
     return KnownModel(
-        name=f"e2e-{kind}",
+        name=name,
         kind="tokenizer",
-        description=f"{kind.upper()} tuned with a transformer (REPA-E, arXiv 2504.10483)",
-        latents=latents,
-        parameters=parameters,
+        description=description,
+        latents=shape[0],
+        parameters=shape[1],
         license="mit",
-        hub_id=f"REPA-E/e2e-{kind}",
+        hub_id=f"REPA-E/{name.removeprefix('repa-e-')}",
         statistics="NAME-latents-stats.pt",
         published=published,
     )
+
+
+_SIT_E2E = KnownModel(
+    name="sit-ldm-e2e-vavae",
+    kind="generator",
+    description="SiT-XL/1 with REPA on e2e-vavae, 800 epochs on ImageNet 256x256 (arXiv 2504.10483)",
+    latents="f16d32",
+    parameters=675_148_064,
+    license="mit",
+    hub_id="REPA-E/sit-ldm-e2e-vavae",
+    file="checkpoints/4000000.pt",
+    tokenizer="e2e-vavae",
+    sampling={
+        "solver": "euler_maruyama",
+        "steps": 250,
+        "shift": 0.0,
+        "guidance_scale": 2.4,
+        "guidance_start": 0.27,
+    },
+    published="FID 1.12 of balanced labels; 1.69 without guidance",
+)
+_TUNED = "tuned with a transformer (REPA-E, arXiv 2504.10483)"
+_F16D32, _F8D4, _F8D16 = ("f16d32", 69_836_067), ("f8d4", 83_653_863), ("f8d16", 83_821_011)
+_OWN = "in its configuration"  # of statistics
+_KL_MODELS = (
+    _diffusers("sd-vae-ft-ema", f"{_STABLE}, fine-tuned", _F8D4, "stabilityai/sd-vae-ft-ema", "mit", _SD),
+    _diffusers(
+        "sd-vae-ft-mse",
+        f"{_STABLE}, fine-tuned with more weight on MSE",
+        _F8D4,
+        "stabilityai/sd-vae-ft-mse",
+        "mit",
+        _SD,
+    ),
+    _diffusers("sdxl-vae", "Stable Diffusion XL's autoencoder", _F8D4, "stabilityai/sdxl-vae", "mit", _OWN),
+    _diffusers(
+        "sd3.5-vae",
+        "Stable Diffusion 3.5's autoencoder",
+        _F8D16,
+        "stabilityai/stable-diffusion-3.5-medium",
+        "other",
+        _OWN,
+    ),
+    _diffusers("flux1-vae", "FLUX.1's autoencoder", _F8D16, "black-forest-labs/FLUX.1-schnell", "apache-2.0", _OWN),
+    KnownModel(
+        name="flux2-vae",
+        kind="tokenizer",
+        description="FLUX.2's autoencoder; encode with the mean of the posterior",
+        latents="f16d128",
+        parameters=84_046_115,
+        license="apache-2.0",
+        hub_id="black-forest-labs/FLUX.2-klein-4B",
+        statistics="among its weights",
+    ),
+    _repa_e("repa-e-vavae", "VA-VAE, as REPA-E starts from it", _F16D32),
+    _repa_e("repa-e-invae", "IN-VAE, trained on ImageNet without alignment (REPA-E)", _F16D32),
+    _repa_e("repa-e-sdvae", "SD-VAE, as REPA-E starts from it", _F8D4),
+    _repa_e("e2e-vavae", f"VA-VAE {_TUNED}", _F16D32, "gFID 1.69 with SiT-XL, 800 epochs; 1.12 guided"),
+    _repa_e("e2e-invae", f"IN-VAE {_TUNED}", _F16D32),
+    _repa_e("e2e-sdvae", f"SD-VAE {_TUNED}", _F8D4),
+    *(
+        _diffusers(
+            f"e2e-{kind}-hf", f"e2e-{kind} in the form of diffusers", shape, f"REPA-E/e2e-{kind}-hf", "mit", _OWN
+        )
+        for kind, shape in (("vavae", _F16D32), ("invae", _F16D32), ("sdvae", _F8D4))
+    ),
+    _diffusers("e2e-flux-vae", f"FLUX.1's autoencoder {_TUNED}", _F8D16, "REPA-E/e2e-flux-vae", "unknown", _OWN),
+    _diffusers("e2e-sd3.5-vae", f"SD3.5's autoencoder {_TUNED}", _F8D16, "REPA-E/e2e-sd3.5-vae", "unknown", _OWN),
+)
 
 
 _WEAK = "with autoguidance {} by rae-ditdh-s-imagenet{}"
@@ -215,7 +279,7 @@ _RAE_MODELS = (
     _rae("mae-base", "mae-base", "mae/base_p16/ViTXL_n08", "mae/base_p16/ImageNet1k", "rFID 0.16"),
 )
 
-# The licenses of hustvl's models are those of the published code.
+# The licenses of hustvl's models are those of the published code; "unknown" are those that we could not read.
 MODELS: tuple[KnownModel, ...] = (
     KnownModel(
         name="demo",
@@ -231,6 +295,7 @@ MODELS: tuple[KnownModel, ...] = (
     ),
     _lightningdit(800, 6.7, 0.125, "FID 1.35; 2.17 without guidance"),
     _lightningdit(64, 10.0, 0.1, "FID 2.11; 5.14 without guidance"),
+    _SIT_E2E,
     KnownModel(
         name=_VAVAE,
         kind="tokenizer",
@@ -248,22 +313,8 @@ MODELS: tuple[KnownModel, ...] = (
     _variant("", 16, 69_610_963, "rFID 0.49, PSNR 26.10"),
     _variant("", 32, 69_836_067, "rFID 0.26, PSNR 28.59"),
     _variant("", 64, 70_293_955, "rFID 0.17, PSNR 31.03"),
-    _sd_vae("ema", "fine-tuned"),
-    _sd_vae("mse", "fine-tuned with more weight on MSE"),
+    *_KL_MODELS,
     *_RAE_MODELS,
-    _end_to_end("vavae", "f16d32", 69_836_067, "gFID 1.69 with SiT-XL, 800 epochs; 1.12 guided"),
-    _end_to_end("invae", "f16d32", 69_836_067),
-    _end_to_end("sdvae", "f8d4", 83_653_863),
-    KnownModel(
-        name="flux2-vae",
-        kind="tokenizer",
-        description="FLUX.2's autoencoder; encode with the mean of the posterior",
-        latents="f16d128",
-        parameters=84_046_115,
-        license="apache-2.0",
-        hub_id="black-forest-labs/FLUX.2-klein-4B",
-        statistics="among its weights",
-    ),
 )
 
 

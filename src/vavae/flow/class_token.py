@@ -62,8 +62,8 @@ class _Joint(nn.Module):
         """Return the latents (B, C, h, w) of a state."""
         return state[:, self.channels :].unflatten(1, self.shape)
 
-    def forward(self, state: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        output = self.model(self.latents(state), t, labels, class_token=state[:, : self.channels])
+    def forward(self, state: Tensor, t: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        output = self.model(self.latents(state), t, labels, class_token=state[:, : self.channels], **options)
         return torch.cat((output.class_token, output.prediction.flatten(1)), dim=1)
 
 

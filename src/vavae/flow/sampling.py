@@ -12,8 +12,8 @@ from vavae.flow.guidance import Guidance, guided_prediction
 from vavae.flow.labels import integer_labels
 from vavae.flow.networks import config_of
 from vavae.flow.paths import LinearPath, Prediction, ProbabilityPath
-from vavae.flow.solvers import Solver, StepCallback, StepNoise, solver_by_name
-from vavae.flow.times import shifted_times
+from vavae.flow.solvers import EulerMaruyama, Solver, StepCallback, StepNoise, solver_by_name
+from vavae.flow.times import shifted_times, stochastic_times
 
 SampleCallback = Callable[[int, float, Tensor, Tensor], None]
 Network = Callable[..., Any]
@@ -45,7 +45,8 @@ def sample(
         noise: (B, C, h, w) standard normal noise; the state has its dtype.
         labels: (B,) integers.
         solver: A name ("euler", "heun", "midpoint", "rk4", "dopri5", "euler_maruyama") or a solver.
-        steps: Grid points, as published: 250 points are 249 evaluations with Euler. dopri5 chooses its own steps.
+        steps: Grid points, as published: 250 points are 249 evaluations with Euler, and 250 with "euler_maruyama"
+            (`stochastic_times`). dopri5 chooses its own steps.
         shift: Shift of the grid (`shifted_times`): below 1 puts more points near noise, 0 spaces them evenly
             (`timestep_shift` in the published code).
         end: Last time before the shift; RAE stops at 0.999.
@@ -81,7 +82,8 @@ def sample(
     # Solver, time grid and guided network
     solve = solver_by_name(solver, path=path, step_noise=step_noise) if isinstance(solver, str) else solver
     first, last = path.interval(prediction)
-    times = first + (last - first) * shifted_times(steps, shift, end)
+    grid = stochastic_times if isinstance(solve, EulerMaruyama) else shifted_times
+    times = first + (last - first) * grid(steps, shift, end)
     still = guidance.still_steps
     if still > len(times) - 2:
         raise UserError(f"zero_init_steps must be at most {len(times) - 2} with {steps} steps, got {still}")

@@ -162,20 +162,20 @@ class _Observed:
 
 @dataclass(frozen=True)
 class EulerMaruyama:
-    """Stochastic sampler with the same marginals as the flow (SiT, arXiv 2401.08740).
+    """Stochastic sampler with the same marginals as the flow (SiT, arXiv 2401.08740; REPA, arXiv 2410.06940).
 
     dx = (v + w/2 · score) dt + sqrt(w) dW with w(t) = diffusion · sigma(t). The score follows from the velocity. The
-    last step uses the velocity alone, so that no noise remains.
+    last step adds no noise: it returns the mean. `stochastic_times` makes the published grid.
 
     Attributes:
         path: Path of the velocity.
-        diffusion: Strength of the noise; 0 is Euler's method.
+        diffusion: Strength of the noise; 2 as published, 0 is Euler's method.
         noise: (step, x) -> standard normal numbers of the shape of x. None draws them from torch's default
             generator; `counter_noise` makes them a function of seed and image.
     """
 
     path: ProbabilityPath = field(default_factory=LinearPath)
-    diffusion: float = 1.0
+    diffusion: float = 2.0
     noise: StepNoise | None = None
 
     def __call__(
@@ -192,14 +192,14 @@ class EulerMaruyama:
             v = velocity(x, t)
             if callback is not None:
                 callback(step, t, x, v)
-            if step == last:
-                return x + dt * v
             time = torch.tensor(t, dtype=x.dtype, device=x.device)
             noise = self.path.convert(v, x, time, "velocity", "noise")
-            spread = (self.diffusion * float(self.path.coefficients(torch.tensor(t)).sigma) * dt) ** 0.5
-            fresh = torch.randn_like(x) if self.noise is None else self.noise(step, x)
             # score = -noise / sigma and w = diffusion · sigma, so sigma cancels in w/2 · score.
-            x = x + dt * (v - self.diffusion / 2 * noise) + spread * fresh
+            mean = x + dt * (v - self.diffusion / 2 * noise)
+            if step == last:
+                return mean
+            spread = (self.diffusion * float(self.path.coefficients(torch.tensor(t)).sigma) * dt) ** 0.5
+            x = mean + spread * (torch.randn_like(x) if self.noise is None else self.noise(step, x))
         return x
 
 

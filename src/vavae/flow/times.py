@@ -14,6 +14,8 @@ from vavae.errors import UserError
 
 TimeKind = Literal["logit_normal", "uniform"]
 Shift = float | Literal["dimension"]
+# Length of the stochastic sampler's last step.
+_LAST_STEP = 0.04
 # Size of the latents for which RAE's rule shifts nothing.
 _BASE_DIMENSION = 4096
 
@@ -79,6 +81,22 @@ def shifted_times(steps: int, shift: float, end: float = 1.0) -> Tensor:
     if end == 1:
         grid[-1] = 1  # rounding makes it slightly different for some shifts
     return grid
+
+
+def stochastic_times(steps: int, shift: float, end: float = 1.0) -> Tensor:
+    """Return the time grid of the stochastic sampler (SiT, REPA).
+
+    The points of `shifted_times` are scaled to end 0.04 earlier; a last step of that length, which adds no noise, leads
+    to their end.
+
+    Returns:
+        (steps + 1,) float32 on the CPU, increasing from 0.
+
+    Raises:
+        UserError: As `shifted_times`.
+    """
+    grid = shifted_times(steps, shift, end)
+    return torch.cat((grid * (1 - _LAST_STEP / grid[-1]), grid[-1:]))
 
 
 @dataclass(frozen=True)

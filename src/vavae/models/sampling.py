@@ -45,8 +45,10 @@ class SamplingConfig:
     To change single settings of a generator, give them to its call.
 
     Attributes:
-        solver: Method that integrates the flow's differential equation; `euler_maruyama` solves the stochastic one.
-        steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations.
+        solver: Method that integrates the flow's differential equation; `euler_maruyama` solves the stochastic one, as
+            SiT and REPA do.
+        steps: Grid points of the solver, as published: 250 points are 249 Euler evaluations, or 250 of
+            `euler_maruyama`.
         shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even. `dimension` is
             s = 1 / sqrt(C·h·w / 4096) for latents of that size (RAE).
         end: Last point of the grid before the shift; 1 is data, RAE stops at 0.999.
@@ -157,6 +159,11 @@ class SamplingConfig:
             raise UserError(
                 f"guidance_channels must be at most {network.latent_channels}, got {self.guidance_channels}"
             )
+
+    @property
+    def solver_steps(self) -> int:
+        """Steps of a solver with fixed steps."""
+        return self.steps if self.solver == "euler_maruyama" else self.steps - 1
 
     @property
     def guidance(self) -> Guidance | None:
@@ -321,7 +328,7 @@ def step_bar(sampling: SamplingConfig, callback: SampleCallback | None) -> Itera
     if sampling.solver == "dopri5":
         raise UserError("progress must be False with the solver dopri5, which chooses its number of steps")
     still = 0 if sampling.guidance is None else sampling.guidance.still_steps
-    with track("sampling", sampling.steps - 1, start=still) as bar:
+    with track("sampling", sampling.solver_steps, start=still) as bar:
 
         def on_step(step: int, t: float, x: Tensor, data: Tensor) -> None:
             if callback is not None:

@@ -167,7 +167,7 @@ def _sample_tab(page: Any, studios: Sequence[Studio]) -> None:
         labels = [chosen[i % len(chosen)] for i in range(count)]
         with _errors_on_page(studios[0]) as check:
             sampling = settings(*values)
-            tick = _ticks(check, progress, (sampling.steps - 1) * len(studios))
+            tick = _ticks(check, progress, sampling.solver_steps * len(studios))
             drawn = [_samples(one, labels, names, seed, sampling, tick) for one in studios]
         images, commands, codes = zip(*drawn, strict=True)
         return [
@@ -306,7 +306,7 @@ def _interpolate_tab(studio: Studio) -> None:
             """Draw samples from noise on the great circle between the noise of two seeds."""
             with _errors_on_page(studio) as check:
                 sampling = seeds.settings(*values)
-                tick = _ticks(check, progress, sampling.steps - 1)
+                tick = _ticks(check, progress, sampling.solver_steps)
                 images = studio.between_seeds(label, first, second, count, sampling, tick)
             facts = {"model": studio.source, "label": label, "seeds": [first, second], "sampling": to_plain(sampling)}
             weak_model = studio.weak_model_for(sampling)

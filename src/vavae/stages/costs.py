@@ -3,7 +3,6 @@
 Fake tensors have shapes and no values, so nothing is computed and no weights are loaded.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -59,7 +58,7 @@ class TransformerCosts:
             images: Length of the run.
             images_seen: Images before the step; None is the mean over the run, whose last phase may keep all tokens.
         """
-        routing, shape, tokens = self.shape.routing, self.shape, math.prod(self.shape.grid)
+        routing, shape, tokens = self.shape.routing, self.shape, self.shape.token_count
         kept = routing.kept(tokens, 0)
         if images_seen is None:
             full = 0.0 if routing.full_after_images is None else max(0, images - routing.full_after_images) / images
@@ -84,7 +83,7 @@ class TransformerCosts:
             return build_transformer(self.shape)
 
     def _step(self, count: int) -> Callable[[], object]:
-        routing, tokens = self.shape.routing, math.prod(self.shape.grid)
+        routing, tokens = self.shape.routing, self.shape.token_count
         kept = tokens if routing.full_after_images is not None else routing.kept(tokens, 0)
         network = build_transformer(self.shape)
         model = partial(network, **_routed(self.shape, count, kept))
@@ -122,7 +121,7 @@ def _class_tokens(shape: TransformerShape, count: int) -> tuple[Tensor, Tensor] 
 def _routed(shape: TransformerShape, count: int, kept: int) -> dict[str, Tensor]:
     """Return the arguments of a transformer of which the routed blocks see `kept` tokens of each of `count` images."""
     routing, options = shape.routing, {}
-    if kept < math.prod(shape.grid):
+    if kept < shape.token_count:
         options["kept"] = torch.zeros(count, kept, dtype=torch.int64)
     if routing.drops_paths:
         options["path_drop"] = torch.zeros(count, dtype=torch.bool)
@@ -221,7 +220,7 @@ class JointCosts:
 
         The tokenizer's pass through the aligned blocks has no gradients of weights, a third of the operations.
         """
-        whole = math.prod(self.shape.grid)
+        whole = self.shape.token_count
         aligned = _transformer_flops(replace(self.shape, depth=self.config.alignment.block), whole)
         return self.tokenizer.flops() + _transformer_flops(self.shape, whole) + 2 / 3 * aligned
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -234,7 +233,7 @@ class TransformerTask(TrainingTask):
     def _routed(self, positions: Tensor, images_seen: int) -> dict[str, Tensor]:
         """Return the transformer's arguments `kept` and `path_drop`; each row depends on its position only."""
         routing, seed, options = self.transformer.config.routing, self.config.training.seed, {}
-        tokens = math.prod(self.transformer.config.grid)
+        tokens = self.transformer.config.token_count
         if (count := routing.kept(tokens, images_seen)) < tokens:
             order = rng.uniform(seed, "kept tokens", positions, (tokens,), self.device).argsort(dim=1, stable=True)
             options["kept"] = order[:, :count].sort(dim=1).values

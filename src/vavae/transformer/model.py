@@ -58,6 +58,11 @@ class LatentGrid:
         height, width = self.latent_hw
         return height // self.patch_size, width // self.patch_size
 
+    @property
+    def token_count(self) -> int:
+        """Number of tokens, patches and a class token, that the network is trained on."""
+        return math.prod(self.grid) + (getattr(self, "class_token", None) is not None)
+
 
 @dataclass(frozen=True)
 class LightningDiTConfig(LatentGrid):
@@ -138,8 +143,6 @@ class LightningDiTConfig(LatentGrid):
                 f"class_token must be from 1 to {_MOST['latent_channels']:,} channels, or null, got "
                 f"{_short(self.class_token)}"
             )
-        if self.class_token is not None and self.routing.kind != "none":
-            raise UserError(f"routing.kind must be none with a class_token, got {self.routing.kind}")
         if self.class_token is not None and self.auxiliary_block is not None:
             raise UserError(f"auxiliary_block must be null with a class_token, got {self.auxiliary_block}")
         if self.positions not in POSITIONS:
@@ -208,7 +211,7 @@ class LightningDiT(RoutedNetwork):
         self.config = config
         width, channels, token = config.width, config.latent_channels, config.class_token
         self._first = 0 if token is None else 1  # index of the first patch among the tokens
-        self.register_buffer("pos_embed", torch.empty(1, self._first + math.prod(config.grid), width))
+        self.register_buffer("pos_embed", torch.empty(1, config.token_count, width))
         self.x_embedder = PatchEmbedding(config.patch_size, channels, width)
         if token is not None:
             self.cls_projectors2 = nn.Linear(token, width)
@@ -317,7 +320,8 @@ class LightningDiT(RoutedNetwork):
             hidden_blocks: Numbers of blocks, counted from 1 as published.
             class_token: (B, config.class_token) noised class tokens at the same times, if the shape has them.
             auxiliary: Also return the prediction of the auxiliary head, which sees SiLU(time + tokens).
-            kept: (B, K) int64, the tokens that the routed blocks process; None is all of them, in train mode too.
+            kept: (B, K) int64, the tokens that the routed blocks process, of which a class token is the first; None is
+                all of them, in train mode too.
             path_drop: (B,) bool, True where the routed blocks have no effect; True skips them for all samples.
 
         Returns:

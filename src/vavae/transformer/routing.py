@@ -3,7 +3,8 @@
 With "sprint" (arXiv 2510.21986) the blocks before, the dense ones, see all tokens. The routed, deep blocks see the kept
 ones. A learned mask token stands in for the dropped ones, and a linear layer fuses dense and deep tokens for the blocks
 after. Of some samples the deep tokens are dropped entirely, which makes a weak branch for guidance. With "tread"
-(arXiv 2501.04765) the dropped tokens pass the routed blocks unchanged. Without dropped tokens both process all.
+(arXiv 2501.04765) the dropped tokens pass the routed blocks unchanged. Without dropped tokens both process all. A class
+token is one of the tokens, and dropped as often as others (SR-DiT).
 """
 
 from collections.abc import Sequence
