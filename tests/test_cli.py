@@ -28,11 +28,11 @@ def vavae(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def loaded_by(*arguments: str) -> tuple[str, set[str]]:
-    """Return what a command line prints, and the packages that it has imported."""
+    """Return what a command line prints, and the packages and modules that it has imported."""
     script = "import sys; from vavae.cli import run; code = run(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
     script += "; sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    return done.stdout, {name.partition(".")[0] for name in done.stderr.split()}
+    return done.stdout, set(done.stderr.split())
 
 
 def test_help_imports_nothing_large() -> None:
@@ -44,6 +44,15 @@ def test_help_imports_nothing_large() -> None:
     assert of_command.startswith("usage: vavae train-dit [RECIPE] [--key value ...]\n")
     large = {"torch", "numpy", "scipy", "PIL", "jsonargparse", "safetensors", "matplotlib"}
     assert "vavae" in loaded and not (loaded | loaded_too) & large
+
+
+@pytest.mark.slow
+def test_a_sample_imports_only_what_it_uses(tmp_path: Path) -> None:
+    """Torch's compiler and sympy take longer to import than torch."""
+    _, loaded = loaded_by("sample", "--count", "1", "--steps", "2", "--output", str(tmp_path / "samples"))
+    unused = {"torch._dynamo", "torch.distributed.tensor", "torch.utils.flop_counter", "sympy", "scipy", "sklearn"}
+    unused |= {"transformers", "huggingface_hub", "matplotlib", "tensorboard", "vavae.training.trainer", "vavae.losses"}
+    assert "vavae.stages.sample" in loaded and not loaded & unused
 
 
 def test_recipes_are_listed_without_torch() -> None:

@@ -10,8 +10,9 @@ import yaml
 from machine_faults import limited
 
 from vavae.errors import UserError
+from vavae.io.files import exclusive
 from vavae.training.optimizer import OptimizerConfig
-from vavae.training.run_folder import check_same_data, exclusive, open_run, open_run_folder
+from vavae.training.run_folder import check_same_data, open_run, open_run_folder
 from vavae.training.schedule import ScheduleConfig
 
 

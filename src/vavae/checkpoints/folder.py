@@ -339,9 +339,11 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], source: str | Pa
         if value.dtype == torch.float64:
             raise UserError(f"{source}: {name} is float64, which a float32 network would round")
     check_finite(tensors, source)
-    if next(model.parameters()).is_meta:
-        model.to_empty(device="cpu")
-    model.load_state_dict(tensors)
+    on_meta = next(model.parameters()).is_meta
+    if on_meta:  # copies, since a file on the disk may back the tensors
+        order = torch.contiguous_format
+        tensors = {n: t.to(expected[n].dtype, copy=True, memory_format=order) for n, t in tensors.items()}
+    model.load_state_dict(tensors, assign=on_meta)
 
 
 def _first(keys: list[str], most: int = 5) -> str:

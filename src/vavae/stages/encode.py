@@ -32,8 +32,7 @@ from vavae.models.representation import Autoencoder
 from vavae.progress import Bar, track
 from vavae.teachers import Teacher, load_teacher
 from vavae.teachers.registry import name_and_side
-from vavae.training.parallel import processes
-from vavae.training.run_folder import held_folder
+from vavae.training.parallel import held_folder, processes
 from vavae.training.signals import StopRequest, stop_on_signal
 
 _Batch = tuple[Tensor | None, ...]  # as `LatentWriter.write` takes them

@@ -21,8 +21,7 @@ from vavae.models.sampling import SamplingOptions, check_count, choose_labels, d
 from vavae.models.weak_model import check_weak_model, open_generator
 from vavae.progress import track
 from vavae.report.images import image_grid
-from vavae.training.parallel import sharing_processes
-from vavae.training.run_folder import held_folder
+from vavae.training.parallel import held_folder, sharing_processes
 
 _RECORD = "samples.json"
 _REMEDY = "choose another --output"

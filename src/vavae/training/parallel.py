@@ -7,9 +7,10 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from vavae.device import resolve_device
 from vavae.errors import UserError
+from vavae.io.files import exclusive
 from vavae.training.signals import ended_by_second_signal
 
 T = TypeVar("T")
@@ -201,6 +203,19 @@ def sharing_processes() -> Iterator[World]:
                 yield World(dist.get_rank(), dist.get_world_size())
             finally:
                 dist.destroy_process_group()
+
+
+@contextmanager
+def held_folder(folder: Path, world: World, check: Callable[[], object]) -> Iterator[None]:
+    """Let the first process check a folder, and then hold it alone for the block, as `exclusive` does."""
+    with ExitStack() as held:
+
+        def take() -> None:
+            check()
+            held.enter_context(exclusive(folder))
+
+        world.once(take)
+        yield
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from vavae import rng
 from vavae.config import flat, to_plain, to_yaml
 from vavae.device import resolve_device
 from vavae.errors import UserError, one_line
-from vavae.io.files import chosen, exclusive, read_json_object, write_json, write_text
+from vavae.io.files import chosen, read_json_object, write_json, write_text
 from vavae.io.yaml_files import read_yaml
 from vavae.training.loggers import check_installed
-from vavae.training.parallel import World, processes
+from vavae.training.parallel import World, held_folder, processes
 from vavae.training.run_log import write_run_header
 from vavae.training.task import TrainingTask
 from vavae.training.trainer import Trainer
@@ -137,19 +137,6 @@ def _images_of(result: Path) -> float:
     except (UserError, AttributeError, TypeError, ValueError) as error:
         print(f"{config} is damaged, so the result is made again ({one_line(error)})")
         return 0.0
-
-
-@contextmanager
-def held_folder(folder: Path, world: World, check: Callable[[], object]) -> Iterator[None]:
-    """Let the first process check a folder, and then hold it alone for the block, as `exclusive` does."""
-    with ExitStack() as held:
-
-        def take() -> None:
-            check()
-            held.enter_context(exclusive(folder))
-
-        world.once(take)
-        yield
 
 
 def check_no_own_recipe(folder: Path) -> None:
