@@ -18,18 +18,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import torch
 
 HERE = Path(__file__).resolve().parents[1] / "tests" / "support"
 sys.path.insert(0, str(HERE))
 
+KILLED = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)  # exit codes of a process that a signal ended
 
-def start(stage: str, folder: Path, data: Path, images: int) -> subprocess.Popen[bytes]:
+
+def start(
+    stage: str, folder: Path, data: Path, images: int, errors: int | IO[bytes] = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start the run in a process whose standard error goes to `errors`."""
     arguments = [str(folder), *([str(data)] if stage == "transformer" else []), str(images)]
     code = f"import sys; import workers; workers.{stage}(*sys.argv[1:])"
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", code, *arguments], cwd=HERE, stdout=subprocess.DEVNULL, stderr=errors
     )
 
 
@@ -75,7 +81,7 @@ def kill_until_done(
         ended = process.wait()
         if ended == 0:
             break
-        if ended not in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
+        if ended not in KILLED:
             raise AssertionError(f"the run ended before the kill with exit code {ended}")
         hits.append({"signal": number.name, "images": logged(folder)})
     assert start(stage, folder, data, images).wait() == 0, "the run failed"

@@ -1,6 +1,7 @@
 """One recipe per run folder, one process at a time."""
 
 import errno
+import fcntl
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,6 +211,30 @@ def test_read_only_folder_is_named(number: int, tmp_path: Path, monkeypatch: pyt
     message = rf"^output: {tmp_path} cannot be written \({os.strerror(number)}\)$"
     with pytest.raises(UserError, match=message), exclusive(tmp_path):
         raise AssertionError("entered")
+
+
+def without_flock(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_folder_whose_locks_fail_is_refused(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_flock(number, monkeypatch)
+    message = rf"^output: {tmp_path} cannot be written \({os.strerror(number)}\)$"
+    with pytest.raises(UserError, match=message), exclusive(tmp_path):
+        raise AssertionError("entered")
+
+
+def test_folder_without_locks_is_locked_by_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_flock(errno.ENOSYS, monkeypatch)
+    warned = pytest.warns(UserWarning, match="flock not supported")
+    with warned, exclusive(tmp_path), pytest.raises(UserError, match="another process"), exclusive(tmp_path):
+        raise AssertionError("entered twice")
+    with exclusive(tmp_path):
+        pass
 
 
 def test_full_disk_at_the_start(tmp_path: Path) -> None:
