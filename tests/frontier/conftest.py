@@ -1,3 +1,3 @@
-"""Networks of measurements are loaded once for all tests of the room in a process."""
+"""No test of the room loads a pretrained network."""
 
-from frontier_grid import loaded_once  # noqa: F401 a fixture of all tests
+from frontier_grid import small_networks  # noqa: F401 a fixture of all tests

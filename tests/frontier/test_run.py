@@ -36,7 +36,9 @@ PROGRAM = """
 import sys
 sys.path.append(sys.argv.pop(1))
 from estimates import skip_estimates
+from tiny_networks import use_tiny_networks
 skip_estimates()
+use_tiny_networks()
 from vavae.cli import main
 main()
 """
@@ -68,9 +70,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], l
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         return do(*arguments)
 
+    config = grid_config(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frontier, "run_job", stop_at_the_fourth)
-        code, stopped, error = here("--output", str(folder))
+        code, stopped, error = here_from(config, patch)
     assert code == 1, error
     assert "Traceback" not in error and "the same command resumes" in error.splitlines()[-1]
     before = results(folder)
@@ -80,7 +83,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], l
     first = other.stdout.readline()
     while first and "-- " not in first:  # until it begins a job
         first = other.stdout.readline()
-    code, own, error = here("--output", str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        code, own, error = here_from(config, patch)
     assert code == 0, error
     others = first + other.communicate()[0]
     assert other.returncode == 0
@@ -146,14 +150,14 @@ def test_page_is_complete_and_self_contained(shared: Shared) -> None:
     assert "missing" not in page.text
 
 
-def test_damaged_result_is_measured_again_only(shared: Shared) -> None:
+def test_damaged_result_is_measured_again_only(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shared[0]
     before = results(folder)
     victim = next(folder.glob("results/generator-*.json"))
     whole = json.loads(victim.read_text())
     whole["content"]["records"][0]["value"] += 1.0  # a wrong number
     victim.write_text(json.dumps(whole))
-    code, output, error = here("--output", str(folder))
+    code, output, error = here_from(grid_config(folder), monkeypatch)
     assert code == 0, error
     assert f"{victim}: damaged" in output
     assert trained(output) == []  # the generator exists and is measured again

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_networks
+import stub_jobs
 import torch
 from children import CONTEXT
 from frontier_grid import ONLY, RECIPE, grid_config, here_from, real_grid
+from frontier_grid import trained as trained_by
 
 from vavae.frontier import run as frontier
 from vavae.frontier import workers as frontier_workers
@@ -26,10 +27,12 @@ from vavae.frontier.workers import call_folder, failures_of_call
 # Worker processes import nothing of the tests by themselves.
 QUICKER = f"""
 import sys
-sys.path.append({str(Path(tiny_networks.__file__).parent)!r})
-from tiny_networks import use_tiny_networks
-use_tiny_networks()
+sys.path.append({str(Path(stub_jobs.__file__).parent)!r})
+from stub_jobs import use_stub_jobs
+use_stub_jobs()
 """
+REJECTS = "import sys; print('vavae: measure.network: unknown'); sys.exit(2)"
+SLEEPS = "import time; time.sleep(200)"
 LONG = ["--tokenizer.training.images", "100000"]  # no process ends its first job before the other begins
 FEW = ["--experiments.table2.dimensions", "[4]"]
 TRAINED = [*ONLY, "--kinds", "[tokenizer,generator]", *FEW]
@@ -40,6 +43,7 @@ JOBS = 4  # two tokenizers and two generators
 def quicker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(frontier_workers, "_PROGRAM", QUICKER + frontier_workers._PROGRAM)
+    monkeypatch.setattr(frontier_workers, "_POLL", 0.05)
 
 
 @contextmanager
@@ -72,11 +76,6 @@ def logs_of(folder: Path) -> list[str]:
     return [path.read_text() for path in sorted(call.glob("*.log"))]
 
 
-def trainings(folder: Path) -> list[str]:
-    """Return the cells that the processes of the last call started to train."""
-    return re.findall("^training .*", "\n".join(logs_of(folder)), re.MULTILINE)
-
-
 def workers_of(folder: Path) -> list[int]:
     """Return the running processes that work on the folder."""
     found = []
@@ -85,7 +84,7 @@ def workers_of(folder: Path) -> list[int]:
             command = path.read_bytes()
         except OSError:
             continue
-        if b"end_with_parent" in command and str(folder / "workers").encode() in command:
+        if str(folder / "workers").encode() in command:
             found.append(int(path.parent.name))
     return found
 
@@ -113,17 +112,17 @@ def test_stop_and_resume_with_workers(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not workers_of(folder)
     before = results(folder)
     assert 1 <= len(before) < JOBS and (folder / "frontier.html").exists()
-    trained = trainings(folder)
+    trained = trained_by("\n".join(logs_of(folder)))
 
-    code, output, error = here_from(config, monkeypatch)
+    stub_jobs.use_stub_jobs(monkeypatch.setattr)
+    code, output, error = here_from(replace(config, workers=1), monkeypatch)
     assert code == 0, error
     assert f"{JOBS} of " in output.splitlines()[-1]
     after = results(folder)
     assert len(after) == JOBS
     assert {name: at for name, at in after.items() if name in before} == before  # nothing is done again
-    done = [set(re.findall(r"^done: (.*) in \d", log, re.MULTILINE)) for log in logs_of(folder)]
-    assert not done[0] & done[1] and len(done[0] | done[1]) == JOBS - len(before)
-    trained += trainings(folder)
+    assert len(re.findall(r"^done: (.*) in \d", output, re.MULTILINE)) == JOBS - len(before)
+    trained += trained_by(output)
     assert len(set(trained)) == JOBS and len(trained) <= JOBS + 2  # two were stopped in their training
     assert not list(folder.glob("locks/*.lock"))
 
@@ -131,20 +130,19 @@ def test_stop_and_resume_with_workers(tmp_path: Path, monkeypatch: pytest.Monkey
     assert code == 0 and "processes" not in output
 
 
-@pytest.mark.slow
 def test_wrong_recipe_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = grid_config(tmp_path, *ONLY, *FEW, "--measure.network", "teacher:unknown@28")
-    code, _, error = here_from(replace(config, workers=2), monkeypatch)
-    assert code == 2
-    assert error.startswith("vavae: ") and "unknown" in error and len(error.splitlines()) == 1
+    monkeypatch.setattr(frontier_workers, "_PROGRAM", REJECTS)
+    monkeypatch.setattr(frontier_workers, "_POLL", 0.05)
+    code, _, error = here_from(replace(grid_config(tmp_path, *ONLY, *FEW), workers=2), monkeypatch)
+    assert (code, error) == (2, "vavae: measure.network: unknown\n")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("quicker")
 def test_killed_workers_fail_the_run_with_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontier_workers, "_PROGRAM", SLEEPS)
+    monkeypatch.setattr(frontier_workers, "_POLL", 0.05)
     folder = tmp_path / "run"
-    config = replace(grid_config(folder, *TRAINED, *LONG), workers=2)
-    with meanwhile(lambda: begun(folder), lambda: kill(workers_of(folder))):
+    config = replace(grid_config(folder, *TRAINED), workers=2)
+    with meanwhile(lambda: len(workers_of(folder)) == 2, lambda: kill(workers_of(folder))):
         code, output, error = here_from(config, monkeypatch)
     assert code == 1
     assert "process 0.log: killed by signal 9" in output  # reported at once

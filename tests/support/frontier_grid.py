@@ -3,21 +3,21 @@
 import contextlib
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from tiny_networks import use_tiny_networks
 
 from vavae.cli import run
 from vavae.config import parse_command_line
-from vavae.frontier import cells
 from vavae.frontier.config import Config
 from vavae.frontier.grid import Grid, Job
-from vavae.losses import LPIPS
 from vavae.metrics import MeasurementProtocol, MetricRecord
-from vavae.stages import train_tokenizer
 
 RECIPE = Path(__file__).parents[1] / "frontier/frontier_grid.yaml"
 # One tokenizer with one generator.
@@ -32,18 +32,28 @@ NAMES = {
 
 
 @cache
-def _loaded(overrides: tuple[str, ...]) -> Config:
-    return parse_command_line(Config, [str(RECIPE), *overrides], "vavae frontier")
+def _recipe() -> Config:
+    return parse_command_line(Config, [str(RECIPE)], "vavae frontier")
+
+
+def _changed(config: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    return replace(config, **{name: _changed(getattr(config, name), rest, value) if rest else value})
 
 
 def grid_config(folder: Path, *overrides: str) -> Config:
-    """Return the recipe with overrides; each set of overrides is parsed once."""
-    return replace(_loaded(overrides), output=str(folder))
+    """Return the recipe with overrides as on the command line, which takes a second to parse."""
+    config, words = _recipe(), iter(overrides)
+    for word in words:
+        key, equals, text = word.removeprefix("--").partition("=")
+        value = yaml.safe_load(text if equals else next(words))
+        config = _changed(config, key, tuple(value) if isinstance(value, list) else value)
+    return replace(config, output=str(folder))
 
 
 @cache
 def _fingerprints() -> tuple[str, str]:
-    data = _loaded(()).data
+    data = _recipe().data
     return data.open("train").fingerprint(), data.open("test").fingerprint()
 
 
@@ -71,19 +81,11 @@ def trained(output: str) -> list[str]:
     return re.findall(r"^training (.*)$", output, re.MULTILINE)
 
 
-_load_feature_network = cache(cells.load_feature_network)
-_load_teacher = cache(cells.load_teacher)
-_load_perceptual = cache(LPIPS.pretrained)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def loaded_once() -> Any:
-    """Load each network once for all runs in this process."""
+def small_networks() -> Iterator[None]:
+    """Replace the pretrained networks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "load_feature_network", _load_feature_network)
-        patch.setattr(cells, "load_teacher", _load_teacher)
-        patch.setattr(train_tokenizer, "load_teacher", _load_teacher)
-        patch.setattr(LPIPS, "pretrained", _load_perceptual)
+        use_tiny_networks(patch.setattr)
         yield
 
 

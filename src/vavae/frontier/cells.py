@@ -257,7 +257,8 @@ def _load_tokenizer(context: CellContext, cell: TokenizerCell) -> Tokenizer:
 def _tokenizer(context: CellContext, cell: TokenizerCell, folder: Path, known: dict[str, Any] | None) -> dict[str, Any]:
     if not (folder / "run/tokenizer/config.json").exists():
         print(f"training {cell.label}", flush=True)
-        torch.compiler.reset()
+        if context.config.tokenizer.compile:
+            torch.compiler.reset()
         # The folder's name is a hash of all that the numbers depend on; paths and sampling may differ in the recipe.
         train_tokenizer.run(context.grid.placed_tokenizer(cell), any_recipe=True)
     encode.run(context.grid.encoding(cell))
@@ -340,8 +341,8 @@ def _train_generator(context: CellContext, cell: GeneratorCell, folder: Path, wi
     if (folder / "run/generator").exists():  # only a new run makes averages
         shutil.rmtree(folder / "run")
     print(f"training {cell.label}", flush=True)
-    # torch keeps few compiled versions of a function per process; its cache on the disk stays.
-    torch.compiler.reset()
+    if context.config.generator.compile:
+        torch.compiler.reset()  # torch keeps few compiled versions of a function; its cache on the disk stays
     recipe = context.grid.placed_generator(cell)
     if isinstance(recipe, train_joint.Config):
         train_joint.run(recipe, any_recipe=True)  # as for tokenizers
