@@ -304,7 +304,7 @@ class Tokenizer(SavedModel):
         elif name == "AutoencoderKL":
             tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
             shape = infer_autoencoder(tensors, name)
-            model = build(AutoencoderKL.from_config, shape, tensors, name)
+            model = build(AutoencoderKL, shape, tensors, name)
             own = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
         else:
             raise UserError(

@@ -169,11 +169,6 @@ class DiTDH(RoutedNetwork):
         self.reset_parameters()
 
     @classmethod
-    def from_config(cls, config: DiTDHConfig) -> Self:
-        """Return a freshly initialized network of the shape `config`."""
-        return cls(config)
-
-    @classmethod
     def from_size(cls, size: str, **changes: Any) -> Self:
         """Return the network named `size`, "S" or "XL", with `changes` to fields of `DiTDHConfig`.
 
