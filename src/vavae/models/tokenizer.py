@@ -58,10 +58,7 @@ class Tokenizer(SavedModel):
     _pipeline_tag = "image-to-image"
 
     def __init__(
-        self,
-        autoencoder: Autoencoder,
-        statistics: LatentStatistics,
-        provenance: dict[str, Any] | None = None,
+        self, autoencoder: Autoencoder, statistics: LatentStatistics, provenance: dict[str, Any] | None = None
     ) -> None:
         if statistics.channels != autoencoder.latent_channels:
             raise UserError(

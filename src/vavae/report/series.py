@@ -33,13 +33,7 @@ class Series:
 
 
 def series_figure(
-    series: Sequence[Series],
-    x: str,
-    y: str,
-    *,
-    log_x: bool = False,
-    log_y: bool = False,
-    from_zero: bool = False,
+    series: Sequence[Series], x: str, y: str, *, log_x: bool = False, log_y: bool = False, from_zero: bool = False
 ) -> str:
     """Draw lines with markers, one per series, in the colors of classes; return the SVG.
 

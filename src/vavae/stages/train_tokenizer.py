@@ -28,11 +28,7 @@ from vavae.data import (
 from vavae.data.images import evenly_spaced
 from vavae.data.transforms import flip_horizontally, published_random_crop
 from vavae.device import autocast, image_memory_format, resolve_device, resolve_precision, to_device
-from vavae.evaluation.validation import (
-    ReconstructionDistance,
-    mean_terms,
-    shard_of,
-)
+from vavae.evaluation.validation import ReconstructionDistance, mean_terms, shard_of
 from vavae.losses import TokenizerObjective
 from vavae.models import RepresentationAutoencoder, Tokenizer
 from vavae.models.representation import Autoencoder, saved_part
