@@ -197,7 +197,7 @@ def frontier_tokenizer(grid: Grid, compiled: bool, adversarial: bool) -> Callabl
     torch.manual_seed(0)
     start = replace(recipe.objective.adversarial, start_images=0 if adversarial else 10**12)
     objective = TokenizerObjective(replace(recipe.objective, adversarial=start), 16, 384, LPIPS())
-    model = AutoencoderKL.from_config(recipe.tokenizer)
+    model = AutoencoderKL(recipe.tokenizer)
     for module in (model, objective):
         module.to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if compiled:
@@ -259,7 +259,7 @@ def tokenizer_steps(dtype: torch.dtype, batch: int) -> dict[str, Callable[[], No
     large = Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=224, patch_size=14)
     teacher = Dinov2Model(large).eval().requires_grad_(False).to(DEVICE, dtype)
     config = replace(ObjectiveConfig(), adversarial=AdversarialConfig(start_images=0))
-    model = AutoencoderKL.from_config(AutoencoderConfig()).to(DEVICE, memory_format=torch.channels_last)
+    model = AutoencoderKL(AutoencoderConfig()).to(DEVICE, memory_format=torch.channels_last)
     objective = TokenizerObjective(config, 32, 1024, LPIPS()).to(DEVICE)
     groups = [[*model.parameters(), *objective.projection_parameters()], objective.discriminator_parameters()]
     optimizers = [Optimizer(OptimizerConfig("adam", 1e-4, (0.5, 0.9)), group, set()) for group in groups]

@@ -91,7 +91,7 @@ class Measurements:
             ObjectiveConfig(), adversarial=AdversarialConfig(start_images=0, discriminator=self.discriminator)
         )
         order = image_memory_format(self.precision, self.device)
-        ours = AutoencoderKL.from_config(self.autoencoder).to(self.device, memory_format=order)
+        ours = AutoencoderKL(self.autoencoder).to(self.device, memory_format=order)
         plain = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
         teacher, width = self._teacher()
         objective = TokenizerObjective(config, self.latent[0], width, LPIPS()).to(self.device, memory_format=order)
@@ -150,7 +150,7 @@ class Measurements:
         """Return steps with random numbers, loss, gradients, norm, AdamW and the moving average."""
         latents = rng.normal(0, "latents", range(self.batch), self.latent, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.shape.num_classes
-        ours = LightningDiT.from_config(self.shape).to(self.device)
+        ours = LightningDiT(self.shape).to(self.device)
         model = torch.compile(ours, fullgraph=True) if compiled else ours
         optimizer = Optimizer(OptimizerConfig(), list(ours.parameters()), set())
         positions, flow = torch.arange(self.batch), FlowConfig()
@@ -185,7 +185,7 @@ class Measurements:
         """Return guided Euler sampling from time 0.125 on: 25 grid points, shift 0.3."""
         noise = rng.normal(0, "noise", range(self.batch), self.latent, self.device)
         labels = torch.arange(self.batch, device=self.device) % self.shape.num_classes
-        ours = LightningDiT.from_config(self.shape).to(self.device).eval()
+        ours = LightningDiT(self.shape).to(self.device).eval()
         model = torch.compile(ours, fullgraph=True) if compiled else ours
         plain = transformer.PlainDiT(self.shape, compiled).to(self.device).eval()
 

@@ -12,8 +12,8 @@ SOURCE = Path(vavae.__file__).parent
 # From the ground up. Rooms on one floor do not know each other.
 FLOORS = (
     {"errors", "version"},
-    {"device", "extras", "grids", "io", "progress", "report"},
-    {"config", "rng"},
+    {"device", "extras", "grids", "io", "report"},
+    {"config", "progress", "rng"},
     {"assets", "tokenizer", "transformer", "training"},
     {"data", "flow", "losses"},
     {"checkpoints", "teachers"},

@@ -10,12 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from vavae.progress import format_duration, track
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.4, "1:15"), (3700, "1:01:40"), (90061, "25:01:01")])
-def test_durations(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
+from vavae.progress import track
 
 
 def test_plain_lines_have_count_rate_and_numbers() -> None:
@@ -26,7 +21,7 @@ def test_plain_lines_have_count_rate_and_numbers() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 4
     assert all(
-        re.fullmatch(r"encoding: \d+/10 images \(\d+\.\d/s(, \d+:\d\d left)?\)  loss 0\.5", line) for line in lines
+        re.fullmatch(r"encoding: \d+/10 images \(\d+\.\d/s(, \d+\.\d s left)?\)  loss 0\.5", line) for line in lines
     )
     assert [int(re.search(r"(\d+)/10", line)[1]) for line in lines] == [4, 6, 8, 10]  # type: ignore[index]
     assert "left" in lines[0] and "left" not in lines[-1]

@@ -26,13 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-
-def format_duration(seconds: float) -> str:
-    """Return seconds as text: `75` as `1:15`, `3700` as `1:01:40`."""
-    whole = round(seconds)
-    hours, rest = divmod(whole, 3600)
-    minutes, secs = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+from vavae.report.numbers import duration
 
 
 class Bar:
@@ -58,7 +52,7 @@ class Bar:
 
     def __str__(self) -> str:
         rate, missing = self.rate, self.total - self.done
-        left = f", {format_duration(missing / rate)} left" if rate > 0 and missing > 0 else ""
+        left = f", {duration(missing / rate)} left" if rate > 0 and missing > 0 else ""
         numbers = f"  {self.numbers}" if self.numbers else ""
         return f"{self.description}: {self.done}/{self.total} {self.unit} ({rate:.1f}/s{left}){numbers}"
 

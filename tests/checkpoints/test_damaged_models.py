@@ -44,7 +44,7 @@ HUGE = [
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     shape = AutoencoderConfig(4, 32, (1, 2), blocks_per_level=1, attention_levels=())
-    tokenizer = Tokenizer(AutoencoderKL.from_config(shape), LatentStatistics.from_dict(statistics(4)))
+    tokenizer = Tokenizer(AutoencoderKL(shape), LatentStatistics.from_dict(statistics(4)))
     transformer = LightningDiT(latent_size=4, latent_channels=4, width=32, depth=1, heads=2, num_classes=10)
     for weight in transformer.parameters():  # in a new network most are zero, and others would have no effect
         torch.nn.init.normal_(weight, std=0.1)

@@ -22,7 +22,7 @@ def network(model: KnownModel) -> nn.Module:
     with torch.device("meta"):
         if model.folder is not None:
             stored = json.loads((model.folder / "config.json").read_text())["transformer"]
-            return LightningDiT.from_config(from_plain(LightningDiTConfig, stored))
+            return LightningDiT(from_plain(LightningDiTConfig, stored))
         if model.name.startswith("rae-"):
             place = 32 if "512" in model.name else 16
             if model.kind == "tokenizer":
@@ -35,7 +35,7 @@ def network(model: KnownModel) -> nn.Module:
         shape = AutoencoderConfig(channels) if factor == 16 else AutoencoderConfig(channels, 128, (1, 2, 4, 4), 2, ())
         if model.name == "flux2-vae":
             shape = AutoencoderConfig(128, 128, (1, 2, 4, 4), 2, (), unshuffle=2)
-        autoencoder = AutoencoderKL.from_config(shape)
+        autoencoder = AutoencoderKL(shape)
         assert autoencoder.factor == factor
         return autoencoder
 

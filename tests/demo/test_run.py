@@ -178,7 +178,7 @@ def test_samples_do_not_depend_on_the_batch_size(demo: Demo, tmp_path: Path) -> 
 
 def test_tokenizer_of_another_width_is_refused(demo: Demo, tmp_path: Path) -> None:
     """Wrong latent dimension for a generator: one line that names both numbers."""
-    model = AutoencoderKL.from_config(AutoencoderConfig(8, 32, (1, 2, 4), 1, ()))
+    model = AutoencoderKL(AutoencoderConfig(8, 32, (1, 2, 4), 1, ()))
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8))).save_pretrained(tmp_path / "tokenizer")
     code, _, error = here(
         "train-dit",

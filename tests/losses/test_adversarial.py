@@ -34,12 +34,6 @@ def test_256_pixels_give_30_by_30_logits() -> None:
 def test_small_images_take_fewer_layers(layers: int, size: int, logits: int) -> None:
     model = PatchDiscriminator(DiscriminatorConfig(base_channels=8, layers=layers)).eval()
     assert model(torch.zeros(1, 3, size, size)).shape == (1, 1, logits, logits)
-    too_small = 3 * 2**layers - 1
-    with pytest.raises(UserError, match=r"discriminator\.layers"):
-        model(torch.zeros(1, 3, too_small, too_small))
-    for shape in ((1, 1, size, size), (3, size, size)):
-        with pytest.raises(UserError, match=r"^images must have shape \(B, 3, H, W\)"):
-            model(torch.zeros(shape))
 
 
 def test_initialization_is_the_published_one() -> None:

@@ -57,7 +57,7 @@ def _config(**changes: object) -> ObjectiveConfig:
 def _build(config: ObjectiveConfig, dtype: torch.dtype = torch.float64) -> tuple[AutoencoderKL, TokenizerObjective]:
     lpips = _lpips(dtype)
     torch.manual_seed(3)
-    autoencoder = AutoencoderKL.from_config(SHAPE)
+    autoencoder = AutoencoderKL(SHAPE)
     objective = TokenizerObjective(config, SHAPE.latent_channels, TEACHER, lpips)
     return autoencoder.to(dtype), objective.to(dtype)
 

@@ -26,7 +26,7 @@ NARROW = AutoencoderConfig(4, 16, (1, 3), attention_levels=(1,))
 
 def tokenizer_of(config: AutoencoderConfig, seed: int = 0) -> Tokenizer:
     torch.manual_seed(seed)
-    model = AutoencoderKL.from_config(config)
+    model = AutoencoderKL(config)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             torch.nn.init.normal_(parameter, 1.0, 0.1)
@@ -119,7 +119,7 @@ def test_published_sd_vae_loads(stated: bool, tmp_path: Path) -> None:
     assert "latents_mean" not in config and "latents_std" not in config  # diffusers would multiply them
     if not stated:  # the default of diffusers is the same number
         del config["scaling_factor"]
-    other = diffusers.AutoencoderKL.from_config(config)
+    other = diffusers.AutoencoderKL(config)
     names = Tokenizer(model, scaling_statistics(4, 0.18215)).to_diffusers().state_dict()
     other.load_state_dict(names)
     save_file(old_names(names), tmp_path / "diffusion_pytorch_model.safetensors")

@@ -34,7 +34,7 @@ def generator() -> Generator:
 def small_generator() -> Generator:
     torch.manual_seed(0)
     shape = AutoencoderConfig(4, 32, (1, 2), blocks_per_level=1, attention_levels=())
-    tokenizer = Tokenizer(AutoencoderKL.from_config(shape), LatentStatistics.from_dict(statistics(4)))
+    tokenizer = Tokenizer(AutoencoderKL(shape), LatentStatistics.from_dict(statistics(4)))
     transformer = LightningDiT(latent_size=4, latent_channels=4, width=32, depth=1, heads=2, num_classes=10)
     return Generator(transformer, tokenizer, sampling=SamplingConfig(steps=2))
 
@@ -176,7 +176,7 @@ def test_killed_save_is_not_taken_for_a_model(older: bool, tmp_path: Path, monke
     """A save that stops before each file in turn leaves no `config.json`, and every loader needs that file."""
     generator = small_generator()
     torch.manual_seed(1)
-    other = Generator(LightningDiT.from_config(generator.transformer.config), generator.tokenizer, sampling=FEW)
+    other = Generator(LightningDiT(generator.transformer.config), generator.tokenizer, sampling=FEW)
     writes = {"tensors": folder.write_tensors, "json": folder.write_json}
     left = 0
 
@@ -340,7 +340,7 @@ def test_samples_of_other_sizes(generator: Generator, tmp_path: Path) -> None:
 def test_autoguidance_changes_samples(generator: Generator) -> None:
     same = generator.latents([1], weak_model=generator)
     torch.testing.assert_close(same, generator.latents([1], guidance_scale=1.0))
-    weak = Generator(LightningDiT.from_config(generator.transformer.config), generator.tokenizer)
+    weak = Generator(LightningDiT(generator.transformer.config), generator.tokenizer)
     guided = generator.latents([1], weak_model=weak)
     assert not torch.allclose(guided, same, atol=0.05)
     # The weak network starts at velocity 0, so the guided velocity is the scale times the strong one.

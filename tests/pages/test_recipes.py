@@ -103,7 +103,7 @@ def test_tokenizers_build(path: Path) -> None:
         )
         grid = config.data.latent_size(config.factor)
         if config.representation is None:
-            model: nn.Module = AutoencoderKL.from_config(config.tokenizer).eval()
+            model: nn.Module = AutoencoderKL(config.tokenizer).eval()
         else:
             model = config.representation.decoder(width, grid)
             assert teacher and (config.teacher.input_size or teacher.input_size) == grid[0] * teacher.patch

@@ -145,7 +145,7 @@ def test_a_walk_between_seeds_ends_at_their_samples(trained: Path) -> None:
 
 def test_encode_stores_the_teachers_class_tokens(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = AutoencoderKL.from_config(AUTOENCODER).eval()
+    model = AutoencoderKL(AUTOENCODER).eval()
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8))).save_pretrained(tmp_path / "tokenizer")
     randomise(VISION_MODELS["dinov2"]()).save_pretrained(tmp_path / "teacher")  # type: ignore[operator]
     images = ImagesConfig("demo", 16, limit=6)
@@ -170,7 +170,7 @@ def test_a_teacher_without_class_token_is_refused(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(encode, "load_teacher", lambda *_, **__: tiny_teacher())
     torch.manual_seed(0)
-    model = AutoencoderKL.from_config(AUTOENCODER).eval()
+    model = AutoencoderKL(AUTOENCODER).eval()
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8))).save_pretrained(tmp_path / "tokenizer")
     config = encode.Config(str(tmp_path / "tokenizer"), str(tmp_path / "latents"), ImagesConfig("demo", 16, limit=6))
     with pytest.raises(UserError, match="a feature of the whole image, got sam"):

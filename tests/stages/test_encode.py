@@ -14,7 +14,7 @@ from vavae.tokenizer import AutoencoderKL, LatentStatistics
 
 def test_mirrored_images_have_their_own_noise(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = AutoencoderKL.from_config(AUTOENCODER).eval()
+    model = AutoencoderKL(AUTOENCODER).eval()
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8))).save_pretrained(tmp_path / "tokenizer")
     data = ImagesConfig("demo", 16, limit=20)
     config = encode.Config(str(tmp_path / "tokenizer"), str(tmp_path / "latents"), data, device="cpu")

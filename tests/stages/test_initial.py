@@ -27,7 +27,7 @@ OBJECTIVE = ObjectiveConfig(adversarial=AdversarialConfig(discriminator=Discrimi
 def make(seed: int, shape: AutoencoderConfig = SHAPE) -> tuple[AutoencoderKL, TokenizerObjective]:
     torch.manual_seed(seed)
     objective = TokenizerObjective(OBJECTIVE, shape.latent_channels, 12, nn.Identity())  # type: ignore[arg-type]
-    return AutoencoderKL.from_config(shape), objective
+    return AutoencoderKL(shape), objective
 
 
 def same(a: nn.Module | None, b: nn.Module | None) -> bool:
@@ -67,7 +67,7 @@ def test_starting_weights(form: str, tmp_path: Path, capsys: pytest.CaptureFixtu
         tokenizer = Tokenizer(earlier, LatentStatistics(torch.zeros(4), torch.ones(4)))
         if form == "generator":
             shape = LightningDiTConfig((4, 4), 1, 4, 32, 1, 2, num_classes=2)
-            Generator(LightningDiT.from_config(shape), tokenizer).save_pretrained(source)
+            Generator(LightningDiT(shape), tokenizer).save_pretrained(source)
         else:
             tokenizer.save_pretrained(source)
     model, objective = make(1)

@@ -37,7 +37,7 @@ def data(tmp_path: Path) -> Path:
 def trained(**shape: Any) -> LightningDiT:
     """Return a transformer in which no parameter is zero, as after training."""
     torch.manual_seed(3)
-    model = LightningDiT.from_config(replace(TINY, **shape))
+    model = LightningDiT(replace(TINY, **shape))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -54,7 +54,7 @@ def published(path: Path, model: LightningDiT, **more: Any) -> str:
 def generator_of(model: LightningDiT, folder: Path, **more: Any) -> str:
     """Write a generator's folder with a tokenizer that has as many channels."""
     channels = model.config.latent_channels
-    tokenizer = AutoencoderKL.from_config(replace(AUTOENCODER, latent_channels=channels))
+    tokenizer = AutoencoderKL(replace(AUTOENCODER, latent_channels=channels))
     statistics = more.pop("statistics", LatentStatistics(torch.zeros(channels), torch.ones(channels)))
     Generator(model, Tokenizer(tokenizer, statistics), **more).save_pretrained(folder)
     return str(folder)
@@ -94,7 +94,7 @@ def test_every_form_is_read(form: str, tmp_path: Path) -> None:
         generator_of(model, source / "generator")
     else:
         generator_of(model, source)
-    tuned, count = LightningDiT.from_config(TINY), len(model.state_dict())
+    tuned, count = LightningDiT(TINY), len(model.state_dict())
     report = load_initial_transformer(str(source), tuned, FlowConfig(), IDENTITY)
     assert report.splitlines()[0] == f"initial: {count} of {count} tensors from {source}"
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in tuned.state_dict().items())
@@ -118,7 +118,7 @@ def test_ten_classes_become_three(data: Path, tmp_path: Path, capsys: pytest.Cap
 
 def load_into(shape: LightningDiTConfig, source: str) -> tuple[LightningDiT, str]:
     """Load a source into a new transformer; return it and the report."""
-    model = LightningDiT.from_config(shape)
+    model = LightningDiT(shape)
     return model, load_initial_transformer(source, model, FlowConfig(), IDENTITY)
 
 
@@ -151,7 +151,7 @@ def test_positions_of_another_grid_are_computed(tmp_path: Path) -> None:
     tuned, report = load_into(TINY, published(tmp_path / "dit.pt", model))
     for layer in ("pos_embed", "feat_rope"):
         assert f"{layer} (grid 4x4, has grid 8x8; recomputed)" in report
-    fresh, new = LightningDiT.from_config(TINY).state_dict(), tuned.state_dict()
+    fresh, new = LightningDiT(TINY).state_dict(), tuned.state_dict()
     for name in ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin"):
         assert torch.equal(new[name], fresh[name])
     assert torch.equal(new[TABLE], model.state_dict()[TABLE])

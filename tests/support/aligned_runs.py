@@ -43,7 +43,7 @@ def write_image_latents(folder: Path, **settings: Any) -> Path:
         writer.write(shard, [(latents, flipped, torch.from_numpy(source.labels))])
     writer.finish()
     torch.manual_seed(0)
-    model = AutoencoderKL.from_config(AutoencoderConfig(6, 32, (1, 2), 1, ()))
+    model = AutoencoderKL(AutoencoderConfig(6, 32, (1, 2), 1, ()))
     statistics = LatentStatistics(torch.zeros(6), torch.ones(6), len(source))
     Tokenizer(model, statistics, {}).save_pretrained(folder / "tokenizer")
     return folder

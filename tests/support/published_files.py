@@ -50,7 +50,7 @@ def autoencoder(config: AutoencoderConfig = VA_VAE) -> tuple[AutoencoderKL, dict
 
 @functools.cache
 def _autoencoder(config: AutoencoderConfig) -> tuple[AutoencoderKL, dict[str, Tensor]]:
-    model = AutoencoderKL.from_config(config)
+    model = AutoencoderKL(config)
     shape = torch.Size((TEACHER_WIDTH, config.latent_channels, 1, 1))
     return model.eval(), fill(model, {"linear_proj.weight": shape})
 

@@ -110,7 +110,7 @@ def write_latents(folder: Path, count: int = 30, class_channels: int = 0) -> Pat
         writer.write(shard, [(latents, latents.flip(3), torch.arange(count) % 3, *tokens)])
     writer.finish()
     torch.manual_seed(0)
-    model = AutoencoderKL.from_config(AUTOENCODER)
+    model = AutoencoderKL(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.ones(8), 2 * torch.ones(8), count), {}).save_pretrained(
         folder / "tokenizer"
     )

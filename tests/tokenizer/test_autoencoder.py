@@ -17,7 +17,7 @@ SMALL = AutoencoderConfig(4, 16, (1, 2, 3), blocks_per_level=1, attention_levels
 
 def _small(seed: int = 0) -> AutoencoderKL:
     torch.manual_seed(seed)
-    return AutoencoderKL.from_config(SMALL)
+    return AutoencoderKL(SMALL)
 
 
 def _images(batch: int, height: int, width: int) -> Tensor:
@@ -148,7 +148,7 @@ def test_impossible_configs_are_refused(changes: dict, message: str) -> None:
 def test_config_from_lists_equals_config_from_tuples() -> None:
     config = AutoencoderConfig(channel_multipliers=[1, 2], attention_levels=[1])  # type: ignore[arg-type]
     assert config == AutoencoderConfig(channel_multipliers=(1, 2), attention_levels=(1,))
-    assert AutoencoderKL.from_config(config).config == config
+    assert AutoencoderKL(config).config == config
 
 
 def test_lowest_level_has_attention_by_default() -> None:

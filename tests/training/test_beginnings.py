@@ -52,7 +52,7 @@ def begins_with(trainer: Trainer, weights: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("left", ["nothing", "a folder", "a half-written checkpoint"])
 def test_starting_weights_load_without_a_good_checkpoint(left: str, tmp_path: Path) -> None:
     torch.manual_seed(11)
-    model = AutoencoderKL.from_config(AUTOENCODER)
+    model = AutoencoderKL(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
     config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
     checkpoints = tmp_path / "run/checkpoints"
@@ -62,7 +62,7 @@ def test_starting_weights_load_without_a_good_checkpoint(left: str, tmp_path: Pa
 
 
 def test_run_with_damaged_checkpoints_does_not_start_over(tmp_path: Path) -> None:
-    model = AutoencoderKL.from_config(AUTOENCODER)
+    model = AutoencoderKL(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
     config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
     checkpoints = tmp_path / "run/checkpoints"
@@ -78,7 +78,7 @@ def test_run_with_damaged_checkpoints_does_not_start_over(tmp_path: Path) -> Non
 
 def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
     """The folder of the starting weights may have been deleted by then."""
-    model = AutoencoderKL.from_config(AUTOENCODER)
+    model = AutoencoderKL(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
     config = replace(tokenizer_recipe(tmp_path / "run", images=16), initial=str(tmp_path / "first"))
     train_tokenizer.run(config)

@@ -56,7 +56,7 @@ def test_config_and_keyword_arguments_agree() -> None:
 
 def test_config_rebuilds_the_network() -> None:
     model = tiny(latent_size=(4, 8), positions="interpolate", **SWITCHES[1])
-    again = LightningDiT.from_config(model.config)
+    again = LightningDiT(model.config)
     again.load_state_dict(model.state_dict(), strict=True)
     x, t, y = inputs(width=8)
     assert torch.equal(again.eval()(x, t, y), model(x, t, y))

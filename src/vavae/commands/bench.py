@@ -113,7 +113,7 @@ class _Bench:
             alignment=AlignmentConfig(enabled=False), adversarial=AdversarialConfig(start_images=0)
         )
         layout = image_memory_format(self.precision, self.device)
-        model = AutoencoderKL.from_config(self.autoencoder)
+        model = AutoencoderKL(self.autoencoder)
         objective = TokenizerObjective(settings, self.latent_shape[0])
         for module in (model, objective):
             module.to(self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -132,7 +132,7 @@ class _Bench:
 
     def encode(self) -> Result:
         """Images to latents."""
-        model = AutoencoderKL.from_config(self.autoencoder).eval().to(self.device)
+        model = AutoencoderKL(self.autoencoder).eval().to(self.device)
         images = self._images()
 
         @torch.inference_mode()
@@ -144,7 +144,7 @@ class _Bench:
 
     def _transformer(self) -> tuple[LightningDiT, torch.Tensor, torch.Tensor]:
         """Return a transformer, latents and labels."""
-        model = LightningDiT.from_config(self.transformer).to(self.device)
+        model = LightningDiT(self.transformer).to(self.device)
         latents = rng.normal(0, "bench", range(self.batch), self.latent_shape, self.device)
         return model, latents, torch.arange(self.batch, device=self.device) % self.transformer.num_classes
 

@@ -44,12 +44,7 @@ def _parser(config_class: type, prog: str, description: str, positionals: tuple[
     # The help lists the options, so the usage line does not.
     usage = f"{prog} {leading}[--key value ...]"
     parser = ArgumentParser(
-        prog=prog,
-        usage=usage,
-        description=description,
-        exit_on_error=False,
-        allow_abbrev=False,
-        parser_mode=_MODE,
+        prog=prog, usage=usage, description=description, exit_on_error=False, allow_abbrev=False, parser_mode=_MODE
     )
     recipe = "A recipe: YAML with any of these keys, or a name that 'vavae recipes' lists."
     parser.add_argument("--config", metavar="RECIPE", help=recipe)

@@ -2,7 +2,7 @@
 
 from vavae.data.folders import FolderImages
 from vavae.data.latent_writer import LatentWriter, Shard, write_published_layout
-from vavae.data.latents import LatentDataset, LatentSettings, ResidentLatents
+from vavae.data.latents import LatentDataset, LatentSettings
 from vavae.data.loader import IndexStream, load_batches, loaded_ahead
 from vavae.data.open import has_part, hub_dataset, open_images
 from vavae.data.pixels import to_tensor, to_uint8
@@ -29,7 +29,6 @@ __all__ = [
     "LatentSettings",
     "LatentWriter",
     "ReadOptions",
-    "ResidentLatents",
     "Shard",
     "center_crop",
     "demo_pixels",

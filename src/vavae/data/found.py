@@ -16,16 +16,12 @@ _REASONS = 8
 
 @dataclass(frozen=True)
 class Found:
-    """Result of opening an image source.
+    """Result of opening an image source."""
 
-    Attributes:
-        where: Folder, split and form, for example "folder photos/val" or "hf:cifar10, split test".
-        passed_over: Number of files by reason, for example {"unreadable": 2, ".txt": 3, "in @eaDir": 6}.
-        notes: Assumptions, one sentence each, for example "no labels: the folders 00000, 00001 are only numbers".
-    """
-
-    where: str
+    where: str  # folder, split and form, for example "folder photos/val" or "hf:cifar10, split test"
+    # Number of files by reason, for example {"unreadable": 2, ".txt": 3, "in @eaDir": 6}.
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    # Assumptions, one sentence each, for example "no labels: the folders 00000, 00001 are only numbers".
     notes: tuple[str, ...] = ()
 
     def with_note(self, note: str) -> Self:

@@ -50,7 +50,6 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 # Fewer bytes are hashed in about a second, so no bar is shown for them.
 _WORTH_SHOWING = 1e9
 _COLUMNS = frozenset({"latents", "latents_flip", "class_token", "class_token_flip"})
-_NO_FLIPS = "has no latents of mirrored images: encode with flips, or train without"
 
 
 @dataclass(frozen=True)
@@ -238,6 +237,7 @@ class LatentDataset(Dataset[tuple[Tensor, int]]):
             name: [shard.tensors[name] for shard in self._shards] for name in _COLUMNS & first.tensors.keys()
         }
         self._arrays = {name: [_as_array(part) for part in parts] for name, parts in self._columns.items()}
+        self._resident: dict[str, Tensor] = {}  # the columns in the memory of a device
         self.nbytes = sum(part.nbytes for parts in self._columns.values() for part in parts)
 
     def _parse_index(self) -> tuple[LatentSettings, list[ShardRecord]]:
@@ -321,7 +321,13 @@ class LatentDataset(Dataset[tuple[Tensor, int]]):
             raise IndexError(f"indices must be in [0, {len(self)})")
         flips = torch.zeros(len(indices), dtype=torch.bool) if flip_mask is None else flip_mask.to("cpu", torch.bool)
         if not self.has_flips and bool(flips.any()):
-            raise UserError(f"{self.folder} {_NO_FLIPS}")
+            raise UserError(f"{self.folder} has no latents of mirrored images: encode with flips, or train without")
+        if self._resident:
+            rows = self._resident[column][indices]
+            if not flips.any():
+                return rows
+            mask = flips.to(rows.device).view(-1, *[1] * (rows.ndim - 1))
+            return torch.where(mask, self._resident[f"{column}_flip"][indices], rows)
         numbers = torch.searchsorted(self._ends, indices, right=True)
         local = indices - self._starts[numbers]
         first = self._columns[column][0]
@@ -334,8 +340,8 @@ class LatentDataset(Dataset[tuple[Tensor, int]]):
             np.concatenate(parts, out=_as_array(rows).reshape(-1, *first.shape[2:]))
         return rows
 
-    def to_device(self, device: torch.device | str) -> "ResidentLatents":
-        """Copy all latents and class tokens to the memory of `device`, in the stored type."""
+    def to_device(self, device: torch.device | str) -> "LatentDataset":
+        """Return the folder with its latents, labels and class tokens in the memory of `device`, in the stored type."""
 
         def copy(parts: list[Tensor]) -> Tensor:
             whole = torch.empty((len(self), *parts[0].shape[1:]), dtype=parts[0].dtype, device=device)
@@ -343,8 +349,10 @@ class LatentDataset(Dataset[tuple[Tensor, int]]):
                 target.copy_(part)
             return whole
 
-        columns = {name: copy(parts) for name, parts in self._columns.items()}
-        return ResidentLatents(columns, self.labels.to(device), self.statistics)
+        resident = LatentDataset(self.folder)
+        resident._resident = {name: copy(parts) for name, parts in self._columns.items()}
+        resident.labels, resident.statistics = self.labels.to(device), self.statistics
+        return resident
 
     def fingerprint(self) -> str:
         """Return a hex digest of the sha256 of the shards, or of their names and sizes without an index."""
@@ -391,40 +399,3 @@ def _file_state(path: Path) -> list[int]:
     """Return size and times of change in ns. The second time (ctime) differs for a copy that keeps the first."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-@dataclass(frozen=True, eq=False)
-class ResidentLatents:
-    """Latents in the memory of one device, with the same `get` and `class_tokens` as `LatentDataset`.
-
-    Attributes:
-        columns: Tensors (N, ...) by name, as in the shards, in the stored type.
-        labels: (N,) int64.
-        statistics: Channel statistics.
-    """
-
-    columns: dict[str, Tensor]
-    labels: Tensor
-    statistics: LatentStatistics
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def get(self, indices: Tensor, flip_mask: Tensor | None = None, normalize: bool = True) -> tuple[Tensor, Tensor]:
-        """Return latents and labels as `LatentDataset.get` does, on the device."""
-        indices = indices.to(self.labels.device)
-        latents = self._rows("latents", indices, flip_mask).to(torch.float32)
-        return (self.statistics.normalize(latents) if normalize else latents), self.labels[indices]
-
-    def class_tokens(self, indices: Tensor, flip_mask: Tensor | None = None) -> Tensor:
-        """Return class tokens as `LatentDataset.class_tokens` does, on the device."""
-        return self._rows("class_token", indices.to(self.labels.device), flip_mask)
-
-    def _rows(self, column: str, indices: Tensor, flip_mask: Tensor | None) -> Tensor:
-        rows = self.columns[column][indices]
-        if flip_mask is None:
-            return rows
-        if f"{column}_flip" not in self.columns:
-            raise UserError(f"the folder {_NO_FLIPS}")
-        mask = flip_mask.to(rows.device, torch.bool).view(-1, *[1] * (rows.ndim - 1))
-        return torch.where(mask, self.columns[f"{column}_flip"][indices], rows)

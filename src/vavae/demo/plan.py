@@ -19,27 +19,16 @@ SAMPLING = SamplingConfig(steps=25, shift=0.3, guidance_scale=3.0, guidance_star
 
 @dataclass(frozen=True)
 class Budget:
-    """How much work the demo does.
+    """How much work the demo does."""
 
-    Attributes:
-        train_images: Largest number of training images.
-        test_images: Largest number of test images.
-        tokenizer_images: Images that the tokenizer sees.
-        generator_images: Latents that the transformer sees.
-        width: Width of the transformer.
-        depth: Depth of the transformer.
-        samples: Samples for the Fréchet distance.
-        samples_per_class: Samples of each class on the page.
-    """
-
-    train_images: int = 1600
-    test_images: int = 400
-    tokenizer_images: int = 6_144
-    generator_images: int = 12_288
-    width: int = 192
-    depth: int = 6
-    samples: int = 400
-    samples_per_class: int = 5
+    train_images: int = 1600  # largest number of training images
+    test_images: int = 400  # largest number of test images
+    tokenizer_images: int = 6_144  # images that the tokenizer sees
+    generator_images: int = 12_288  # latents that the transformer sees
+    width: int = 192  # of the transformer
+    depth: int = 6  # of the transformer
+    samples: int = 400  # samples for the Fréchet distance
+    samples_per_class: int = 5  # samples of each class on the page
 
 
 DEFAULT = Budget()

@@ -22,7 +22,7 @@ from vavae.errors import UserError
 from vavae.extras import require_extra
 from vavae.io.files import check_not_foreign, exclusive, read_json_object, written_whole
 from vavae.models import Generator, Tokenizer
-from vavae.progress import format_duration
+from vavae.report.numbers import duration
 from vavae.stages import encode, train_dit, train_tokenizer
 from vavae.teachers import load_teacher
 from vavae.training.run_folder import RUN_FILES, check_no_own_recipe, open_run_folder
@@ -143,7 +143,7 @@ def _run(config: Config, folder: Path, test: ImageSource) -> Path:
     )
     write_page(page, report)
     shutil.rmtree(reference.store.folder)
-    print(f"\ndone in {format_duration(sum(step.seconds for step in steps.timings))}")
+    print(f"\ndone in {duration(sum(step.seconds for step in steps.timings))}")
     for label, values, unit, _ in headline(runs, reference.records):
         others = "".join(f", {name} {value}" for name, value in values.items() if name != ALIGNED)
         print(f"  {label}: {values[ALIGNED]}{unit and f' {unit}'}{others}")

@@ -14,30 +14,19 @@ _BETTER: dict[bool | None, Better] = {True: "higher", False: "lower", None: None
 
 @dataclass(frozen=True)
 class MetricLine:
-    """A line of the table.
+    """A line of the table."""
 
-    Attributes:
-        name: The metric, with its unit.
-        better: Which direction is better.
-        meaning: One sentence; "" if the glossary has none.
-        values: One per column, None where a run has no such number; a number of no run is a single value.
-        best: The better one of several values; None without a direction.
-        decimals: Digits after the point of all numbers of the line, or None where their sizes differ too much.
-        difference: First column minus second where there are exactly two finite numbers.
-        gain: Whether the difference is an improvement; None without a direction or a difference.
-        protocol: (key, value) as text, common to the line's numbers.
-        differing: (run, ((key, value), ...)) for the settings that are not common.
-    """
-
-    name: str
-    better: Better
-    meaning: str
+    name: str  # the metric, with its unit
+    better: Better  # which direction is better
+    meaning: str  # one sentence; "" if the glossary has none
+    # One per column, None where a run has no such number; a number of no run is a single value.
     values: tuple[float | int | None, ...]
-    best: float | int | None
-    decimals: int | None
-    difference: float | None
-    gain: bool | None
-    protocol: tuple[tuple[str, str], ...]
+    best: float | int | None  # the better one of several values; None without a direction
+    decimals: int | None  # digits after the point of all numbers of the line, or None where their sizes differ too much
+    difference: float | None  # first column minus second where there are exactly two finite numbers
+    gain: bool | None  # whether the difference is an improvement; None without a direction or a difference
+    protocol: tuple[tuple[str, str], ...]  # (key, value) as text, common to the line's numbers
+    # (run, ((key, value), ...)) for the settings that are not common.
     differing: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
 

@@ -170,11 +170,7 @@ class VariancePreservingPath(ProbabilityPath):
 
 
 PathName = Literal["linear", "cosine", "vp"]
-_PATHS: dict[str, type[ProbabilityPath]] = {
-    "linear": LinearPath,
-    "cosine": CosinePath,
-    "vp": VariancePreservingPath,
-}
+_PATHS: dict[str, type[ProbabilityPath]] = {"linear": LinearPath, "cosine": CosinePath, "vp": VariancePreservingPath}
 
 
 def path_by_name(name: PathName, floor: float = 0.0) -> ProbabilityPath:

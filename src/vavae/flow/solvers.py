@@ -34,12 +34,7 @@ class Solver(Protocol):
     """Signature of a solver."""
 
     def __call__(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        times: Tensor | Sequence[float],
-        *,
-        callback: StepCallback | None = None,
+        self, velocity: Velocity, x: Tensor, times: Tensor | Sequence[float], *, callback: StepCallback | None = None
     ) -> Tensor:
         """Integrate x from times[0] to times[-1]."""
         ...
@@ -70,12 +65,7 @@ class RungeKutta:
     weights: tuple[float, ...]
 
     def __call__(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        times: Tensor | Sequence[float],
-        *,
-        callback: StepCallback | None = None,
+        self, velocity: Velocity, x: Tensor, times: Tensor | Sequence[float], *, callback: StepCallback | None = None
     ) -> Tensor:
         """Integrate x from times[0] to times[-1]."""
         for step, t, dt in _steps(times):
@@ -116,12 +106,7 @@ class Dopri5:
     rtol: float = 1e-3
 
     def __call__(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        times: Tensor | Sequence[float],
-        *,
-        callback: StepCallback | None = None,
+        self, velocity: Velocity, x: Tensor, times: Tensor | Sequence[float], *, callback: StepCallback | None = None
     ) -> Tensor:
         """Integrate x from times[0] to times[-1]; the callback is called for each accepted step."""
         from torchdiffeq import odeint
@@ -179,12 +164,7 @@ class EulerMaruyama:
     noise: StepNoise | None = None
 
     def __call__(
-        self,
-        velocity: Velocity,
-        x: Tensor,
-        times: Tensor | Sequence[float],
-        *,
-        callback: StepCallback | None = None,
+        self, velocity: Velocity, x: Tensor, times: Tensor | Sequence[float], *, callback: StepCallback | None = None
     ) -> Tensor:
         """Integrate x from times[0] to times[-1]."""
         last = len(times) - 2
@@ -214,13 +194,7 @@ def counter_noise(seed: int, indices: Tensor | Sequence[int]) -> StepNoise:
 
 SolverName = Literal["euler", "heun", "midpoint", "rk4", "dopri5", "euler_maruyama"]
 SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
-_DETERMINISTIC: dict[str, Solver] = {
-    "euler": euler,
-    "heun": heun,
-    "midpoint": midpoint,
-    "rk4": rk4,
-    "dopri5": Dopri5(),
-}
+_DETERMINISTIC: dict[str, Solver] = {"euler": euler, "heun": heun, "midpoint": midpoint, "rk4": rk4, "dopri5": Dopri5()}
 DETERMINISTIC_SOLVERS: tuple[SolverName, ...] = tuple(name for name in SOLVERS if name in _DETERMINISTIC)
 
 

@@ -164,10 +164,7 @@ class TimeDistribution:
         return torch.where(truncated, t.clamp(self.low, self.high), t).to(u)
 
     def sample(
-        self,
-        count: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        self, count: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
     ) -> Tensor:
         """Return (count,) float32 times from torch's random numbers."""
         return self.from_uniform(torch.rand(count, generator=generator, device=device))

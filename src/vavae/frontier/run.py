@@ -29,7 +29,7 @@ from vavae.frontier.page import State, States, print_states, write_everything
 from vavae.frontier.results import Failures, Locks, Results
 from vavae.frontier.workers import call_folder, failures_of_call, work_together
 from vavae.io.files import OccupiedError, chosen
-from vavae.progress import format_duration
+from vavae.report.numbers import duration
 from vavae.training.signals import interrupted_by_signals
 
 __all__ = ["Config", "run"]
@@ -191,8 +191,7 @@ class _Runner:
             finally:
                 self.running = None
             delete_intermediates(self.grid, job)
-            duration = format_duration(content["seconds"])
-            print(f"done: {job.label} in {duration}: {main_values(job.kind, content)}", flush=True)
+            print(f"done: {job.label} in {duration(content['seconds'])}: {main_values(job.kind, content)}", flush=True)
             return True
 
 

@@ -36,11 +36,6 @@ class DiscriminatorConfig:
             if not 1 <= getattr(self, name) <= most:
                 raise UserError(f"discriminator.{name} must be from 1 to {most:,}, got {str(getattr(self, name))[:20]}")
 
-    @property
-    def smallest_side(self) -> int:
-        """Side in pixels of the smallest images."""
-        return 3 * 2**self.layers if self.kind == "patch" else 1
-
 
 @dataclass(frozen=True)
 class AdversarialConfig:
@@ -87,11 +82,12 @@ class AdversarialConfig:
         Raises:
             UserError: The images are too small.
         """
-        needed = self.discriminator.smallest_side
+        shape = self.discriminator
+        needed = 3 * 2**shape.layers if shape.kind == "patch" else 1
         if self.enabled and self.first_images < images and min(height_width(size)) < needed:
             raise UserError(
                 f"data.size must be at least {needed} pixels a side for objective.adversarial.discriminator.layers "
-                f"{self.discriminator.layers}, got {format_size(size)}"
+                f"{shape.layers}, got {format_size(size)}"
             )
 
 
@@ -110,7 +106,6 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig | None = None, in_channels: int = 3) -> None:
         super().__init__()
         config = config or DiscriminatorConfig()
-        self.config = config
         width = config.base_channels
         layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, config.layers + 1):
@@ -130,19 +125,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, 1, h, w) of (B, 3, H, W) images in [-1, 1]; 30×30 logits for 256 pixels.
-
-        Raises:
-            UserError: The images have another shape, or are too small for the number of layers.
-        """
-        smallest, channels = self.config.smallest_side, self.main.get_submodule("0").in_channels
-        if images.ndim != 4 or images.shape[1] != channels:
-            raise UserError(f"images must have shape (B, {channels}, H, W), got {tuple(images.shape)}")
-        if min(images.shape[2:]) < smallest:
-            raise UserError(
-                f"images must be at least {smallest} pixels a side for discriminator.layers {self.config.layers}, "
-                f"got {images.shape[2]} x {images.shape[3]}"
-            )
+        """Return logits (B, 1, h, w) of (B, 3, H, W) images in [-1, 1]; 30×30 logits for 256 pixels."""
         return self.main(images)
 
 

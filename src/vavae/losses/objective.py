@@ -22,12 +22,7 @@ from torch import Tensor, nn
 from vavae.errors import UserError
 from vavae.io.frozen import leave_out
 from vavae.losses.adaptive import adaptive_weight
-from vavae.losses.adversarial import (
-    AdversarialConfig,
-    PatchDiscriminator,
-    discriminator_hinge_loss,
-    generator_loss,
-)
+from vavae.losses.adversarial import AdversarialConfig, PatchDiscriminator, discriminator_hinge_loss, generator_loss
 from vavae.losses.alignment import AlignmentConfig, AlignmentLoss
 from vavae.losses.dino_discriminator import DinoDiscriminator, DinoViT, diff_augment, quantized
 from vavae.losses.kl import KLConfig, kl_loss

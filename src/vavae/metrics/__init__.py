@@ -8,12 +8,7 @@ from vavae.metrics.frechet import RunningMoments, frechet_distance
 from vavae.metrics.images import Convention, fidelity, psnr, published_psnr, ssim
 from vavae.metrics.inception import FIDInception
 from vavae.metrics.inception_score import inception_score
-from vavae.metrics.latent_shape import (
-    interpolate_neighbors,
-    latent_spectrum,
-    neighbor_uniformity,
-    sphere_uniformity,
-)
+from vavae.metrics.latent_shape import interpolate_neighbors, latent_spectrum, neighbor_uniformity, sphere_uniformity
 from vavae.metrics.probe import knn_accuracy, linear_probe
 from vavae.metrics.records import MeasurementProtocol, MetricRecord
 from vavae.metrics.uniformity import Uniformity, latent_uniformity, mean_uniformity, one_position_each, tsne_points

@@ -62,15 +62,10 @@ def _kernel_within(samples: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Overlap of two sets of features.
+    """Overlap of two sets of features."""
 
-    Attributes:
-        precision: Share of generated samples in the manifold of the reference: fidelity.
-        recall: Share of reference samples in the manifold of the generated samples: diversity.
-    """
-
-    precision: float
-    recall: float
+    precision: float  # share of generated samples in the manifold of the reference: fidelity
+    recall: float  # share of reference samples in the manifold of the generated samples: diversity
 
 
 def precision_recall(reference: Tensor, generated: Tensor, k: int = 3) -> PrecisionRecall:

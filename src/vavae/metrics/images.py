@@ -54,10 +54,7 @@ def published_psnr(pixels: Tensor, references: Tensor) -> Tensor:
 
 
 def ssim(
-    images: Tensor,
-    references: Tensor,
-    data_range: float = 2.0,
-    border: Literal["valid", "reflect"] = "valid",
+    images: Tensor, references: Tensor, data_range: float = 2.0, border: Literal["valid", "reflect"] = "valid"
 ) -> Tensor:
     """Return the structural similarity of each image (Wang et al. 2004), averaged over channels and positions.
 

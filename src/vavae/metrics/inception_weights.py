@@ -99,7 +99,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         if _is_script(path):
-            return _from_script(path)
+            from vavae.assets.convert.inception import read_inception
+
+            return read_inception(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path}: not readable as FID Inception weights ({error})") from error
@@ -114,20 +116,3 @@ def _is_script(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any("/code/" in name for name in archive.namelist())
-
-
-def _from_script(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of the archive without running its code."""
-    import tempfile
-
-    from safetensors.torch import load_file
-
-    from vavae.assets.convert.inception import convert_inception
-
-    with tempfile.TemporaryDirectory() as folder:
-        convert_inception([path], Path(folder))
-        return {
-            name: tensor.clone()
-            for file in Path(folder).glob("*.safetensors")
-            for name, tensor in load_file(file).items()
-        }

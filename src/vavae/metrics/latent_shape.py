@@ -14,17 +14,11 @@ _ROWS = 1024  # rows of a distance matrix held at once
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Distribution of the variance of latents over directions of their channels.
+    """Distribution of the variance of latents over directions of their channels."""
 
-    Attributes:
-        eigenvalues: (C,) of the covariance of all tokens, largest first.
-        effective_rank: exp of the entropy of the eigenvalues as shares (Roy, Vetterli 2007), in [1, C].
-        participation_ratio: (Σ λ)² / Σ λ², in [1, C].
-    """
-
-    eigenvalues: Tensor
-    effective_rank: float
-    participation_ratio: float
+    eigenvalues: Tensor  # (C,) of the covariance of all tokens, largest first
+    effective_rank: float  # exp of the entropy of the eigenvalues as shares (Roy, Vetterli 2007), in [1, C]
+    participation_ratio: float  # (Σ λ)² / Σ λ², in [1, C]
 
 
 def latent_spectrum(latents: Tensor) -> Spectrum:
@@ -43,18 +37,13 @@ def latent_spectrum(latents: Tensor) -> Spectrum:
 
 @dataclass(frozen=True)
 class NeighborUniformity:
-    """Evenness of points in their space, from each point's distance to its k-th neighbor.
+    """Evenness of points in their space, from each point's distance to its k-th neighbor."""
 
-    Attributes:
-        distance_cv: Coefficient of variation of these distances; 0 if all are equal.
-        distance_gini: Gini coefficient of these distances, in [0, 1).
-        entropy_gap: Entropy of a normal distribution of the same covariance minus entropy of the points, in nats per
-            dimension: 0 for a normal cloud, more for clumps and thin sheets. The estimate of Kozachenko and Leonenko
-            is low by some hundredths in tens of dimensions: compare equal counts.
-    """
-
-    distance_cv: float
-    distance_gini: float
+    distance_cv: float  # coefficient of variation of these distances; 0 if all are equal
+    distance_gini: float  # Gini coefficient of these distances, in [0, 1)
+    # Entropy of a normal distribution of the same covariance minus entropy of the points, in nats per dimension: 0 for
+    # a normal cloud, more for clumps and thin sheets. The estimate of Kozachenko and Leonenko is low by some hundredths
+    # in tens of dimensions: compare equal counts.
     entropy_gap: float
 
 

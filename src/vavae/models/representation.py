@@ -85,10 +85,9 @@ class RepresentationAutoencoder(nn.Module):
     Args:
         teacher: The foundation model, a vision transformer; it is frozen, and its last norm loses its affine part.
         decoder: The decoder, for pixels in the teacher's normalization.
-        noise: Scale τ of the noise on latents while the decoder trains; 0 trains without.
-        noise_kind: Distribution of each image's standard deviation: "uniform" is τ·U(0, 1), as RAE's code has it;
-            "normal" is |N(0, τ²)|, as its paper has it.
-        layers: Blocks of the teacher whose normalized tokens are summed; 1 is the last alone.
+        noise: As in `RepresentationConfig`, like the following.
+        noise_kind: Distribution of each image's noise.
+        layers: Blocks of the teacher whose normalized tokens are summed.
 
     Attributes:
         keep_teacher: Whether a saved tokenizer gets the teacher's files, because its name does not find them.

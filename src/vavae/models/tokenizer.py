@@ -58,10 +58,7 @@ class Tokenizer(SavedModel):
     _pipeline_tag = "image-to-image"
 
     def __init__(
-        self,
-        autoencoder: Autoencoder,
-        statistics: LatentStatistics,
-        provenance: dict[str, Any] | None = None,
+        self, autoencoder: Autoencoder, statistics: LatentStatistics, provenance: dict[str, Any] | None = None
     ) -> None:
         if statistics.channels != autoencoder.latent_channels:
             raise UserError(
@@ -304,7 +301,7 @@ class Tokenizer(SavedModel):
         elif name == "AutoencoderKL":
             tensors, _ = from_diffusers_names(autoencoder.state_dict(), name)
             shape = infer_autoencoder(tensors, name)
-            model = build(AutoencoderKL.from_config, shape, tensors, name)
+            model = build(AutoencoderKL, shape, tensors, name)
             own = diffusers_statistics(autoencoder.config, shape.latent_channels, name)
         else:
             raise UserError(

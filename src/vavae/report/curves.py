@@ -18,17 +18,11 @@ _WINDOW_SHARE = 1 / 15  # of the log, over which a smoothed point averages
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """One logged term of one run.
+    """One logged term of one run."""
 
-    Attributes:
-        run: Number of the run in the report; decides its color and dashes.
-        images: (T,) images seen, rising.
-        values: (T,) as logged; NaN where nothing finite was logged.
-    """
-
-    run: int
-    images: NDArray[np.float64]
-    values: NDArray[np.float64]
+    run: int  # number of the run in the report; decides its color and dashes
+    images: NDArray[np.float64]  # (T,) images seen, rising
+    values: NDArray[np.float64]  # (T,) as logged; NaN where nothing finite was logged
 
     @property
     def last(self) -> float:
@@ -39,17 +33,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One term of all runs that logged it.
+    """One term of all runs that logged it."""
 
-    Attributes:
-        key: Name in the log.
-        term: Title and meaning.
-        curves: One per run that has it, in the order of runs.
-    """
-
-    key: str
-    term: Term
-    curves: tuple[Curve, ...]
+    key: str  # name in the log
+    term: Term  # title and meaning
+    curves: tuple[Curve, ...]  # one per run that has it, in the order of runs
 
     @property
     def logarithmic(self) -> bool:

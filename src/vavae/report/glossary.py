@@ -9,17 +9,11 @@ Better = Literal["higher", "lower"] | None
 
 @dataclass(frozen=True)
 class Term:
-    """A logged quantity.
+    """A logged quantity."""
 
-    Attributes:
-        title: Heading of its curve.
-        meaning: One short sentence.
-        detail: Whether its curve belongs to the details, below the main curves.
-    """
-
-    title: str
-    meaning: str
-    detail: bool = False
+    title: str  # heading of its curve
+    meaning: str  # one short sentence
+    detail: bool = False  # whether its curve belongs to the details, below the main curves
 
 
 TOKENIZER_TERMS = {

@@ -23,31 +23,17 @@ _PLACES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 
 @dataclass(frozen=True)
 class Series:
-    """Points that belong together.
+    """Points that belong together."""
 
-    Attributes:
-        name: Name in the legend.
-        points: (x, y) in order.
-        notes: A short text next to each point; empty for none.
-        spreads: Half the length of each point's vertical bar, or None; empty for no bars.
-        style: Number of color and marker.
-    """
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    notes: Sequence[str] = ()
-    spreads: Sequence[float | None] = ()
-    style: int = 0
+    name: str  # name in the legend
+    points: Sequence[tuple[float, float]]  # (x, y) in order
+    notes: Sequence[str] = ()  # a short text next to each point; empty for none
+    spreads: Sequence[float | None] = ()  # half the length of each point's vertical bar, or None; empty for no bars
+    style: int = 0  # number of color and marker
 
 
 def series_figure(
-    series: Sequence[Series],
-    x: str,
-    y: str,
-    *,
-    log_x: bool = False,
-    log_y: bool = False,
-    from_zero: bool = False,
+    series: Sequence[Series], x: str, y: str, *, log_x: bool = False, log_y: bool = False, from_zero: bool = False
 ) -> str:
     """Draw lines with markers, one per series, in the colors of classes; return the SVG.
 

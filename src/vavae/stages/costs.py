@@ -35,19 +35,12 @@ from vavae.transformer import (
 
 @dataclass(frozen=True)
 class TransformerCosts:
-    """Costs of `train-dit`.
-
-    Attributes:
-        shape: The transformer.
-        flow: Its loss.
-        precision: Compute precision.
-        recomputation: As `transformer.activation_checkpointing` of the recipe.
-    """
+    """Costs of `train-dit`."""
 
     shape: TransformerShape
     flow: FlowConfig
     precision: Compute
-    recomputation: Recomputation
+    recomputation: Recomputation  # as `transformer.activation_checkpointing` of the recipe
 
     def work(self, images: int, images_seen: int | None = None) -> StepWork:
         """Return operations, without recomputation, and processed tokens of one image in a training step.
@@ -130,16 +123,10 @@ def _routed(shape: TransformerShape, count: int, kept: int) -> dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TokenizerCosts:
-    """Costs of `train-tokenizer`, with discriminator and without the teacher's own work.
-
-    Attributes:
-        config: The recipe.
-        teacher_width: Channels of the teacher's features; None without a teacher.
-        precision: Compute precision.
-    """
+    """Costs of `train-tokenizer`, with discriminator and without the teacher's own work."""
 
     config: Config
-    teacher_width: int | None
+    teacher_width: int | None  # channels of the teacher's features; None without a teacher
     precision: Compute
 
     def flops(self) -> float:
@@ -171,7 +158,7 @@ class TokenizerCosts:
         dino = DinoViT() if losses.adversarial.discriminator.kind == "dino" else None
         objective = TokenizerObjective(losses, channels, self.teacher_width, lpips, dino)
         if config.representation is None:
-            return AutoencoderKL.from_config(config.tokenizer), objective
+            return AutoencoderKL(config.tokenizer), objective
         decoder = config.representation.decoder(channels, (grid[0], grid[1]))
         decoder.decode, decoder.last_decoder_layer = decoder.forward, decoder.decoder_pred  # type: ignore[assignment]
         return decoder, objective
@@ -201,19 +188,12 @@ class TokenizerCosts:
 
 @dataclass(frozen=True)
 class JointCosts:
-    """Costs of `train-joint`, without the teacher's own work.
-
-    Attributes:
-        config: The recipe.
-        teacher_width: Channels of the teacher's features.
-        precision: Compute precision.
-        num_classes: Classes of the images.
-    """
+    """Costs of `train-joint`, without the teacher's own work."""
 
     config: JointConfig
-    teacher_width: int
+    teacher_width: int  # channels of the teacher's features
     precision: Compute
-    num_classes: int
+    num_classes: int  # classes of the images
 
     def flops(self) -> float:
         """Return the operations of one image in a training step.

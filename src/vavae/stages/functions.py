@@ -23,38 +23,34 @@ from vavae.stages import train_dit as stage_2
 from vavae.stages import train_joint as both_stages
 from vavae.stages import train_tokenizer as stage_1
 
+Recipe = str | Path | Mapping[str, Any] | None  # a file, a name, or keys
 
-def train_tokenizer(
-    recipe: str | Path | Mapping[str, Any] | stage_1.Config | None = None, /, **settings: Any
-) -> Tokenizer:
+
+def train_tokenizer(recipe: Recipe | stage_1.Config = None, /, **settings: Any) -> Tokenizer:
     """Train a tokenizer, as `vavae train-tokenizer` does, and return it; its folder is `<output>/tokenizer`."""
     return stage_1.run(load_recipe(stage_1.Config, recipe, settings, "train_tokenizer"))
 
 
-def encode(recipe: str | Path | Mapping[str, Any] | encoding.Config | None = None, /, **settings: Any) -> LatentDataset:
+def encode(recipe: Recipe | encoding.Config = None, /, **settings: Any) -> LatentDataset:
     """Encode images, as `vavae encode` does, and return the latents."""
     return encoding.run(load_recipe(encoding.Config, recipe, settings, "encode"))
 
 
-def train_dit(recipe: str | Path | Mapping[str, Any] | stage_2.Config | None = None, /, **settings: Any) -> Generator:
+def train_dit(recipe: Recipe | stage_2.Config = None, /, **settings: Any) -> Generator:
     """Train a transformer, as `vavae train-dit` does, and return its generator; its folder is `<output>/generator`."""
     return stage_2.run(load_recipe(stage_2.Config, recipe, settings, "train_dit"))
 
 
-def train_joint(
-    recipe: str | Path | Mapping[str, Any] | both_stages.Config | None = None, /, **settings: Any
-) -> Generator:
+def train_joint(recipe: Recipe | both_stages.Config = None, /, **settings: Any) -> Generator:
     """Train tokenizer and transformer together, as `vavae train-joint` does, and return the generator."""
     return both_stages.run(load_recipe(both_stages.Config, recipe, settings, "train_joint"))
 
 
-def sample(recipe: str | Path | Mapping[str, Any] | sampling.Config | None = None, /, **settings: Any) -> Path:
+def sample(recipe: Recipe | sampling.Config = None, /, **settings: Any) -> Path:
     """Draw images into a folder, as `vavae sample` does, and return the folder."""
     return sampling.run(load_recipe(sampling.Config, recipe, settings, "sample"))
 
 
-def evaluate(
-    recipe: str | Path | Mapping[str, Any] | evaluation.Config | None = None, /, **settings: Any
-) -> list[MetricRecord]:
+def evaluate(recipe: Recipe | evaluation.Config = None, /, **settings: Any) -> list[MetricRecord]:
     """Measure models or samples, as `vavae evaluate` does, and return the numbers, each with its protocol."""
     return evaluation.run(load_recipe(evaluation.Config, recipe, settings, "evaluate"))

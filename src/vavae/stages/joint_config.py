@@ -109,8 +109,3 @@ class Config(tokenizer_config.Config):
             raise UserError(
                 f"transformer.routing.kind must be none for a joint training, got {self.transformer.routing.kind}"
             )
-        if self.sampling.guidance is not None and self.transformer.label_dropout == 0:
-            raise UserError(
-                "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a "
-                f"label, got {self.sampling.guidance_scale}"
-            )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from vavae.config import to_plain
+from vavae.config import flat, to_plain
 from vavae.config.image_size import Size, as_size, height_width
 from vavae.data.readable import find_unreadable, image_error, read_rgb
 from vavae.device import InferencePrecision, resolve_device
@@ -205,11 +205,11 @@ def _check_settings(folder: Path, former: dict[str, Any], settings: dict[str, An
         raise UserError(
             f"{folder} has samples of another generator ({former['generator']}, which had other weights); {_REMEDY}"
         )
-    given = former.get("sampling")
-    before = former | (given if isinstance(given, dict) else {})
-    for key, value in (settings | settings["sampling"]).items():
-        if key not in ("generator", "sampling", "weak_model") and (key not in before or before[key] != value):
-            raise UserError(f"{folder} has samples with another {key} ({before.get(key)}, not {value}); {_REMEDY}")
+    before = flat(former)
+    for key, value in flat(settings).items():
+        if key not in ("generator", "weak_model") and before.get(key) != value:
+            name = key.removeprefix("sampling.")
+            raise UserError(f"{folder} has samples with another {name} ({before.get(key)}, not {value}); {_REMEDY}")
 
 
 def _write_grid(folder: Path, count: int, columns: int) -> None:

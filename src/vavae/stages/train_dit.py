@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vavae import rng
 from vavae.config.image_size import format_size, scale_size
-from vavae.data import IndexStream, LatentDataset, ResidentLatents, load_batches, to_uint8
+from vavae.data import IndexStream, LatentDataset, load_batches, to_uint8
 from vavae.data.found import Found
 from vavae.data.images import report
 from vavae.device import autocast, fits_on, resolve_device, resolve_precision, to_device
@@ -99,12 +99,6 @@ class Config:
         if self.compile is True and self.training.parallel == "shard":
             # The work of FSDP2 before and after a block cannot be part of a graph.
             raise UserError("compile must be blocks with training.parallel shard, got true")
-        unlabeled = self.sampling.guidance is not None and self.sampling.guidance_kind != "internal"
-        if unlabeled and self.transformer.label_dropout == 0:
-            raise UserError(
-                "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a "
-                f"label, got {self.sampling.guidance_scale}"
-            )
         if self.transformer.class_token is not None and self.flow.prediction != "velocity":
             raise UserError(
                 f"flow.prediction must be velocity with transformer.class_token, got {self.flow.prediction}"
@@ -185,7 +179,7 @@ class TransformerTask(TrainingTask):
         return list(self.transformer.blocks)
 
     @cached_property
-    def _reader(self) -> LatentDataset | ResidentLatents:
+    def _reader(self) -> LatentDataset:
         wanted = self.config.latents_on_device
         if wanted is None:
             wanted = fits_on(self.device, self.latents.nbytes, 1 / 2)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vavae import rng
-from vavae.data import ImageSource, hub_dataset
+from vavae.data import ImageSource
 from vavae.device import resolve_precision
 from vavae.errors import UserError
 from vavae.models import Generator, Tokenizer
@@ -178,15 +178,9 @@ class JointTask(TokenizerTask):
 
     def _generator(self, states: Mapping[str, Mapping[str, Tensor]], provenance: dict[str, Any]) -> Generator:
         """Return the averaged transformer and statistics with the tokenizer as it is."""
-        config, source, flow = self.config, self.source, self.flow
+        config, flow, facts = self.config, self.flow, self.facts() | provenance
         transformer = LightningDiT(self.transformer.config)
         transformer.load_state_dict(dict(states["transformer"]))
-        facts = {
-            "images": f"{source.name}, {len(source):,} images",
-            **({} if (dataset := hub_dataset(config.data.images)) is None else {"dataset": dataset}),
-            "teacher": config.teacher.name,
-            **provenance,
-        }
         autoencoder = self.averaged_model(self.autoencoder.state_dict())
         tokenizer = Tokenizer(autoencoder, latent_statistics(dict(states["alignment"])), facts)
         return Generator(
@@ -195,7 +189,7 @@ class JointTask(TokenizerTask):
             None,
             config.sampling,
             flow.path,
-            source.class_names,
+            self.source.class_names,
             facts,
             flow.prediction,
             flow.floor,

@@ -28,11 +28,7 @@ from vavae.data import (
 from vavae.data.images import evenly_spaced
 from vavae.data.transforms import flip_horizontally, published_random_crop
 from vavae.device import autocast, image_memory_format, resolve_device, resolve_precision, to_device
-from vavae.evaluation.validation import (
-    ReconstructionDistance,
-    mean_terms,
-    shard_of,
-)
+from vavae.evaluation.validation import ReconstructionDistance, mean_terms, shard_of
 from vavae.losses import TokenizerObjective
 from vavae.models import RepresentationAutoencoder, Tokenizer
 from vavae.models.representation import Autoencoder, saved_part
@@ -161,7 +157,7 @@ class TokenizerTask(TrainingTask):
         """Return an autoencoder with fresh weights, on the CPU but for its teacher."""
         config = self.config
         if config.representation is None:
-            return AutoencoderKL.from_config(config.tokenizer)
+            return AutoencoderKL(config.tokenizer)
         assert self.teacher is not None
         return config.representation.build(self.teacher)
 
@@ -341,13 +337,18 @@ class TokenizerTask(TrainingTask):
     ) -> Tokenizer:
         config, model = self.config, self.averaged_model(states["autoencoder"])
         initial = {} if config.initial is None else {"initial": config.initial}
-        facts = {
-            "images": f"{self.source.name}, {len(self.source):,} images of {format_size(config.data.size)} px",
-            **({} if (dataset := hub_dataset(config.data.images)) is None else {"dataset": dataset}),
+        statistics = self.statistics(model, at_once, _QUICK_STATISTICS_IMAGES if quick else None)
+        return Tokenizer(model, statistics, {**self.facts(), **initial, **provenance})
+
+    def facts(self) -> dict[str, str]:
+        """Return images and teacher for the model card."""
+        config, source = self.config, self.source
+        dataset = hub_dataset(config.data.images)
+        return {
+            "images": f"{source.name}, {len(source):,} images of {format_size(config.data.size)} px",
+            **({} if dataset is None else {"dataset": dataset}),
             "teacher": config.teacher.name if self.teacher is not None else "none",
         }
-        statistics = self.statistics(model, at_once, _QUICK_STATISTICS_IMAGES if quick else None)
-        return Tokenizer(model, statistics, {**facts, **initial, **provenance})
 
     @torch.inference_mode()
     def statistics(self, model: Autoencoder, at_once: int | None = None, most: int | None = None) -> LatentStatistics:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -177,11 +177,6 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(config)
         self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.post_quant_conv = nn.Conv2d(channels, channels, 1)
-
-    @classmethod
-    def from_config(cls, config: AutoencoderConfig) -> Self:
-        """Return a freshly initialized autoencoder of the shape `config`."""
-        return cls(config)
 
     @property
     def factor(self) -> int:

@@ -52,16 +52,7 @@ class _NormThenSiLU(torch.autograd.Function):
         y = torch.addcmul(offset[..., None, None], wide, scale[..., None, None])
         grad = torch.ops.aten.silu_backward(grad.to(y.dtype), y).contiguous(memory_format=memory_format)
         grads = torch.ops.aten.native_group_norm_backward(
-            grad,
-            wide,
-            mean,
-            rstd,
-            weight,
-            batch,
-            channels,
-            height * width,
-            ctx.groups,
-            list(ctx.needs_input_grad[:3]),
+            grad, wide, mean, rstd, weight, batch, channels, height * width, ctx.groups, list(ctx.needs_input_grad[:3])
         )
         return grads[0].to(x.dtype) if grads[0] is not None else None, grads[1], grads[2], None, None
 

@@ -1,30 +1,8 @@
 """The peak and the memory of GPUs, from their data sheets."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-
-GpuName = Literal[
-    "H100 PCIe",
-    "H100 NVL",
-    "GB200",
-    "B200",
-    "GH200",
-    "H200",
-    "H100",
-    "H800",
-    "H20",
-    "A100",
-    "A800",
-    "L40S",
-    "L4",
-    "A10G",
-    "A10",
-    "A6000",
-    "RTX 5090",
-    "RTX 4090",
-    "RTX 3090",
-]
 
 
 class Gpu(NamedTuple):
@@ -36,7 +14,7 @@ class Gpu(NamedTuple):
 
 # Values of NVIDIA's data sheets; those that state the rate of sparse products only are halved. In a device's name the
 # first match counts, so variants come first.
-GPUS: dict[GpuName, Gpu] = {
+GPUS = {
     "H100 PCIe": Gpu(756.0, 80),  # H100 data sheet: 1,513 sparse
     "H100 NVL": Gpu(835.0, 94),  # H100 data sheet: 1,671 sparse
     "GB200": Gpu(2500.0, 186),  # GB200 NVL72 data sheet: 5,000 sparse per GPU
@@ -57,7 +35,10 @@ GPUS: dict[GpuName, Gpu] = {
     "RTX 4090": Gpu(165.0, 24),  # Ada architecture paper, with float32 sums
     "RTX 3090": Gpu(71.0, 24),  # Ampere GA102 architecture paper, with float32 sums
 }
-assert tuple(GPUS) == get_args(GpuName)
+if TYPE_CHECKING:
+    GpuName = str
+else:
+    GpuName = Literal[tuple(GPUS)]
 
 
 def peak_tflops(device: torch.device) -> float | None:

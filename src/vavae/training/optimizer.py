@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vavae.errors import UserError
-from vavae.training.parallel import full_tensor, is_sharded
+from vavae.training.parallel import full_tensor
 from vavae.training.schedule import ScheduleConfig
 
 
@@ -80,10 +80,7 @@ class Optimizer:
 
     Muon's learning rate is scaled to the size of AdamW's updates (0.2 · sqrt(longer side), arXiv 2502.16982), so that
     one learning rate and one weight decay serve both. Parameters that do not require gradients are left out. Of the
-    others, Muon may take those in `matrices`.
-
-    Raises:
-        UserError: Muon is to take sharded parameters.
+    others, Muon may take those in `matrices`, which must not be sharded.
     """
 
     def __init__(self, config: OptimizerConfig, parameters: Sequence[nn.Parameter], matrices: set[Tensor]) -> None:
@@ -94,8 +91,6 @@ class Optimizer:
         self._muon: torch.optim.Optimizer | None = None
         self._adam: torch.optim.Optimizer | None = build_optimizer(config, rest) if rest else None
         if for_muon:
-            if any(is_sharded(p) for p in for_muon):
-                raise UserError("optimizer.kind muon needs whole matrices: choose training.parallel replicate")
             self._muon = torch.optim.Muon(
                 for_muon,
                 lr=config.learning_rate,

@@ -103,10 +103,7 @@ def open_run(config: Any, name: str, ignored_keys: Collection[str] = (), any_rec
     folder = Path(config.output)
     result = folder / name
     device = resolve_device(config.training.device)
-    with (
-        processes(config.training.device) as world,
-        held_folder(folder, world, lambda: check_no_own_recipe(folder)),
-    ):
+    with processes(config.training.device) as world, held_folder(folder, world, lambda: check_no_own_recipe(folder)):
         finished = world.once(lambda: _take_up(folder, config, result, ignored_keys, any_recipe))
         if not finished:
             check_installed(config.training.loggers)

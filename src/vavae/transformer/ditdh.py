@@ -30,24 +30,8 @@ _STD = 0.02
 class DiTDHConfig(LatentGrid):
     """Shape of a `DiTDH`; the defaults are the published XL for DINOv2-B latents of 256-pixel images.
 
-    Names of the published code, where they differ, are in brackets. Pairs are (encoder, head).
-
-    Attributes:
-        latent_size: Latent height and width that the network is trained on: one number, or (height, width)
-            (`input_size`).
-        patch_size: Side in latent pixels of the square that becomes one token.
-        latent_channels: Channels of the latents (`in_channels`).
-        widths: Channels of a token (`hidden_size`); multiples of their `heads` and of 4.
-        depths: Number of blocks (`depth`).
-        heads: Attention heads (`num_heads`); with `rope`, width / heads is a multiple of 4.
-        num_classes: Number of classes; label `num_classes` means "no label". 0 for data without labels.
-        swiglu: Use a SwiGLU instead of a GELU MLP (`use_swiglu`).
-        rope: Rotate queries and keys by position (`use_rope`).
-        rmsnorm: Use RMSNorm instead of LayerNorm (`use_rmsnorm`).
-        qk_norm: Normalize queries and keys (`use_qknorm`).
-        label_dropout: Probability in training that a label is replaced by "no label" (`class_dropout_prob`).
-        auxiliary_block: As in `LightningDiTConfig`, a block of the encoder.
-        routing: Blocks of the encoder that see a share of the tokens in training (`vavae.transformer.routing`).
+    `LightningDiTConfig` explains the fields. Pairs are (encoder, head); `widths` are multiples of their `heads` and of
+    4. The auxiliary block and the routed blocks are blocks of the encoder.
     """
 
     latent_size: int | tuple[int, int] = 16
@@ -169,11 +153,6 @@ class DiTDH(RoutedNetwork):
         self.reset_parameters()
 
     @classmethod
-    def from_config(cls, config: DiTDHConfig) -> Self:
-        """Return a freshly initialized network of the shape `config`."""
-        return cls(config)
-
-    @classmethod
     def from_size(cls, size: str, **changes: Any) -> Self:
         """Return the network named `size`, "S" or "XL", with `changes` to fields of `DiTDHConfig`.
 
@@ -225,28 +204,11 @@ class DiTDH(RoutedNetwork):
         kept: Tensor | None = None,
         path_drop: Tensor | bool = False,
     ) -> Tensor | TransformerOutput:
-        """Return the velocity at x, on request with the tokens after some blocks.
+        """Return the velocity at x, on request with the tokens after some blocks, as `LightningDiT.forward` does.
 
-        Args:
-            x: (B, latent_channels, h, w) noised latents. h and w are multiples of `patch_size`; on another grid than
-                the trained one the position table is resized (bilinear).
-            t: (B,) times in [0, 1]; 0 is noise, 1 is data.
-            y: (B,) integer labels in [0, num_classes]; num_classes is "no label".
-            label_drop: (B,) bool, True where "no label" replaces the label. None draws it with probability
-                `label_dropout` in train mode, and drops nothing in eval mode.
-            hidden_blocks: Numbers of encoder blocks, counted from 1.
-            auxiliary: Also return the prediction of the auxiliary head, which sees SiLU(time + tokens).
-            kept: (B, K) int64, the tokens that the encoder's routed blocks process; None is all, in train mode
-                too.
-            path_drop: (B,) bool, True where the routed blocks have no effect; True skips them for all samples.
-
-        Returns:
-            (B, latent_channels, h, w) velocity; with `hidden_blocks` or `auxiliary`, a record of it and of these;
-            hidden tokens are (B, T, widths[0]).
-
-        Raises:
-            UserError: The shape of an argument does not fit, the labels are not integers, or a block does not exist,
-                or does not see all tokens.
+        It has the same arguments and errors, without the class token. Hidden and routed blocks are blocks of the
+        encoder, so hidden tokens are (B, T, widths[0]). On another grid than the trained one the position table is
+        resized (bilinear).
         """
         grid = token_grid(x, self.config.latent_channels, self.config.patch_size)
         check_conditions(len(x), t=t, y=y, label_drop=label_drop)

@@ -238,11 +238,6 @@ class LightningDiT(RoutedNetwork):
         self.reset_parameters()
 
     @classmethod
-    def from_config(cls, config: LightningDiTConfig) -> Self:
-        """Return a freshly initialized network of the shape `config`."""
-        return cls(config)
-
-    @classmethod
     def from_size(cls, size: str, **changes: Any) -> Self:
         """Return the network named `size`: "S", "B", "L", "XL", "1p0B" or "1p6B", with "/1" or "/2".
 

@@ -52,17 +52,21 @@ def _rebuild_tensor(
     return torch.from_numpy(storage.copy()).as_strided(size, stride, offset).contiguous()
 
 
-def convert_inception(files: list[Path], folder: Path) -> None:
-    """Write every weight under its attribute path in the archive, without the outer wrapper `net.`.
+def read_inception(path: Path) -> dict[str, Tensor]:
+    """Return every weight by its attribute path in the archive, without the outer wrapper `net.`.
 
     A convolution `<path>` has `<path>.weight` (out, in, kh, kw); its normalization has `<path>.beta`, `.mean` and
     `.var` (eps 1e-3, no gain).
     """
-    with zipfile.ZipFile(files[0]) as archive:
+    with zipfile.ZipFile(path) as archive:
         root = archive.namelist()[0].partition("/")[0]
         network = _WeightsOnly(archive, root).load()
-    tensors = {path.removeprefix("net."): tensor for path, tensor in _tensors(network)}
-    save_file(tensors, folder / "model.safetensors")
+    return {name.removeprefix("net."): tensor for name, tensor in _tensors(network)}
+
+
+def convert_inception(files: list[Path], folder: Path) -> None:
+    """Write the weights of `read_inception`."""
+    save_file(read_inception(files[0]), folder / "model.safetensors")
 
 
 def _tensors(module: _ScriptObject, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
