@@ -17,9 +17,10 @@ def aligned(
     wanted = config.experiments.alignment
     convolution = method == "irepa"
     projector = ProjectorConfig("conv" if convolution else "mlp", wanted.projector_hidden)
-    normalization = "zscore" if convolution else "none"
     images = replace(config.data, crop="center")
-    alignment = HiddenAlignmentConfig(images, (teacher,), wanted.block, projector, normalization)
+    alignment = HiddenAlignmentConfig(
+        images, (teacher,), wanted.block, projector, normalization="zscore" if convolution else "none"
+    )
     token = class_channels if method == "reg" else None
     return replace(recipe, alignment=alignment, transformer=replace(recipe.transformer, class_token=token))
 

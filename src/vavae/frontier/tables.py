@@ -303,8 +303,8 @@ def _alignment_note(measured: Measured) -> str:
         f"label. Probe: accuracy of a linear classifier on them, over at most {measure.latents:,} test images. CKNNA: "
         f"with the teacher's features, k = {NEIGHBORS}. Velocity loss: mean squared error of the averaged network on "
         "the same images, with the same times and noise in all rows. † Not comparable, and never bold: after joint "
-        "training the latents are its own, so its velocity loss has another scale, and "
-        f"g{measured.distance} another decoder; REG's network also sees a noised class token of the image."
+        "training the latents are its own, so its velocity loss is that of another task, and "
+        f"g{measured.distance} that of another decoder; REG's network also sees a noised class token of the image."
     )
 
 
