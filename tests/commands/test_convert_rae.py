@@ -59,6 +59,9 @@ def test_a_transformer_with_its_decoder_and_back(first: Tokenizer, capsys: pytes
     assert "the sampling settings are not taken over" in capsys.readouterr().out
     assert same_weights(torch.load("back/stage2_model.pt"), ditdh())
     assert same_weights(torch.load("back/tokenizer/model.pt"), decoder())
+    assert run(["convert", "stage2_model.pt", "direct", "--tokenizer", "model.pt", *GIVEN]) == 0
+    assert same_weights(Generator.from_pretrained("direct").tokenizer.autoencoder.decoder, decoder())  # type: ignore[union-attr]
+    assert Generator.from_pretrained("direct").tokenizer.autoencoder.decoder.shape["heads"] == 2  # type: ignore[union-attr]
     assert run(["convert", "stage2_model.pt", "no", "--teacher", "teacher"]) == 2
     assert "teacher: is for decoders of representation autoencoders" in capsys.readouterr().err
 

@@ -74,7 +74,11 @@ def test_alignment_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert task.alignment is not None
     wide = Projectors(task.alignment.config, task.transformer.config, [1024])  # the tiny teacher has 6
     assert found.parameters["projectors.projectors"] == sum(p.numel() for p in wide.parameters())
-    assert found.flops_per_image - wide.flops() == (task.work().flops or 0) - task.alignment.projectors.flops()
+    own, images = task.alignment.projectors.flops(), recipe.training.images
+    share = task.alignment.config.active_share(images)
+    assert share == pytest.approx(2 / 3, abs=0.05)
+    assert found.flops_per_image - share * wide.flops() == pytest.approx((task.work().flops or 0) - share * own)
+    assert (task.work(0).flops or 0) - (task.work(images).flops or 0) == own  # it ends
     x = torch.randn(1, 16, 32, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         wide(x, [torch.randn(1, 16, 1024)]).backward()

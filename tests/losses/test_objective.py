@@ -22,6 +22,7 @@ from vavae.losses import (
     PixelConfig,
     TokenizerObjective,
 )
+from vavae.losses.dino_discriminator import DinoViT
 from vavae.losses.pixel import pixel_error
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 
@@ -359,6 +360,14 @@ def test_state_dict_excludes_lpips_and_loads_strictly() -> None:
     wrapped = torch.nn.ModuleDict({"objective": objective})
     assert not any("perceptual" in name for name in wrapped.state_dict())
     wrapped.load_state_dict(wrapped.state_dict())
+
+
+def test_frozen_networks_are_named() -> None:
+    dino = DinoViT(16, 2, 1, 56)
+    kind = AdversarialConfig(discriminator=DiscriminatorConfig(kind="dino"))
+    objective = TokenizerObjective(_config(adversarial=kind), 4, TEACHER, _lpips(), dino)
+    assert objective.frozen == {"LPIPS": objective.perceptual, "DINO": dino}
+    assert not TokenizerObjective(_config(perceptual=PerceptualConfig(0.0)), 4, TEACHER).frozen
 
 
 def test_parameters_go_to_the_right_optimizer() -> None:

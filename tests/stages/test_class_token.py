@@ -178,6 +178,7 @@ def test_a_teacher_without_class_token_is_refused(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "latents").exists()
 
 
+@pytest.mark.usefixtures("estimates")
 def test_routing_drops_the_class_token_as_often_as_others(data: Path, tmp_path: Path) -> None:
     """As in SR-DiT; 4 of 17 tokens are kept."""
     recipe = recipe_of(tmp_path, data)

@@ -126,12 +126,21 @@ def test_a_class_token_is_added_and_left_out(tmp_path: Path) -> None:
     with_token = replace(TINY, class_token=6)
     tuned, report = load_into(with_token, published(tmp_path / "plain.pt", trained()))
     assert "pos_embed (grid 4x4 and a class token, has grid 4x4; recomputed)" in report
-    assert "cls_projectors2 (class token of 6 channels, has no class token)" in report
+    assert report.splitlines()[0].endswith("recomputed), cls_projectors2, wg_norm, final_layer.linear_cls")
     assert tuned.pos_embed.shape == (1, 17, TINY.width)
     source = generator_of(trained(class_token=6), tmp_path / "generator")
     plain, report = load_into(TINY, source)
-    assert "the layers of the class token are left out" in report
+    assert "initial: left out: cls_projectors2, wg_norm, final_layer.linear_cls" in report
     assert torch.equal(plain.x_embedder.proj.weight, trained(class_token=6).x_embedder.proj.weight)
+
+
+def test_an_auxiliary_head_is_added_and_left_out(tmp_path: Path) -> None:
+    head = "auxiliary_head.norm_final, auxiliary_head.linear, auxiliary_head.adaLN_modulation.1"
+    tuned, report = load_into(replace(TINY, auxiliary_block=1), published(tmp_path / "plain.pt", trained()))
+    assert report.splitlines()[0].endswith(f"; new: {head}")
+    assert not tuned.auxiliary_head.linear.weight.any()  # as a network begins
+    _, report = load_into(TINY, generator_of(trained(auxiliary_block=1), tmp_path / "generator"))
+    assert f"initial: left out: {head}" in report and "; new" not in report
 
 
 def test_four_channels_become_eight(tmp_path: Path) -> None:

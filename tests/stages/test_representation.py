@@ -87,6 +87,14 @@ def test_latents_are_the_teachers_and_statistics_are_per_position(chain: Path, t
     torch.testing.assert_close(own.mean, dataset.statistics.mean, rtol=1e-4, atol=1e-3)  # one encodes in float16
 
 
+def test_statistics_of_the_decoder_are_those_of_the_kept_latents(chain: Path) -> None:
+    (kept,) = (chain / "decoder/teacher-features").rglob("*.safetensors")
+    latents = load_file(kept)["features"].double()
+    own = vavae.Tokenizer.from_pretrained(chain / "decoder/tokenizer").statistics
+    torch.testing.assert_close(own.mean.double(), latents.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(own.std.double(), latents.std(0), rtol=1e-6, atol=1e-6)
+
+
 def test_both_clocks_of_the_discriminator(chain: Path) -> None:
     lines = [json.loads(line) for line in (chain / "decoder/metrics.jsonl").read_text().splitlines()]
     first, second, third = lines

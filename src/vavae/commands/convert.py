@@ -63,7 +63,8 @@ class Config:
         shift_factor: What is subtracted from latents before that.
         weights: Which weights of a checkpoint with several: averaged (`ema`), not averaged (`model`), or the name of a
             set; `auto` prefers averaged ones.
-        heads: Number of attention heads of a transformer or an RAE decoder, where its weights do not show it.
+        heads: Number of attention heads of a transformer or an RAE decoder, where its weights do not show it; with a
+            decoder as `tokenizer` it is the decoder's.
         path: Path of a published transformer, if its file does not say; linear by default.
         prediction: What a published transformer predicts, if its file does not say; velocity by default.
     """
@@ -168,7 +169,7 @@ def _refuse_unused(config: Config, kind: str, source: Path) -> None:
         ),
         "weights": ("checkpoint" in forms, "is for checkpoints, which may hold several"),
         "teacher": (bool(decoders), "is for decoders of representation autoencoders"),
-        "heads": (published[0] or source in decoders, "is for published transformers and decoders"),
+        "heads": (published[0] or bool(decoders), "is for published transformers and decoders"),
         **dict.fromkeys(("path", "prediction"), published),
     }
     for field in fields(config):
@@ -208,7 +209,11 @@ def _tokenizer(config: Config, source: Path, output: Path) -> None:
 
 
 def _generator(config: Config, source: Path, output: Path) -> None:
-    tokenizer = None if config.tokenizer is None else _read_tokenizer(config, config.tokenizer)
+    tokenizer, heads = None, config.heads
+    if config.tokenizer is not None:
+        decoder = config.teacher is not None  # which only decoders may have
+        tokenizer = _read_tokenizer(config, config.tokenizer, heads if decoder else None)
+        heads = None if decoder else heads
     statistics: LatentStatistics | str | None = config.statistics
     if tokenizer is not None and config.scaling_factor is not None:
         statistics = tokenizer.statistics
@@ -217,7 +222,7 @@ def _generator(config: Config, source: Path, output: Path) -> None:
         tokenizer=tokenizer,
         statistics=statistics,
         weights=_weights(config, source),
-        heads=config.heads,
+        heads=heads,
         path=config.path,
         prediction=config.prediction,
     )

@@ -288,8 +288,8 @@ def _tokenizer(recipe: train_tokenizer.Config, precision: Compute, notes: list[s
         width, flops, frozen["teacher"] = _teacher(recipe.teacher, notes)
     costs = TokenizerCosts(recipe, width, precision)
     autoencoder, objective = costs.networks()
-    if objective.perceptual is not None:
-        frozen["LPIPS"] = sum(p.numel() for p in objective.perceptual.parameters())
+    for name, network in objective.frozen.items():
+        frozen[name] = sum(p.numel() for p in network.parameters())
     modules = {"autoencoder": autoencoder, "objective": objective}
     optimizers = train_tokenizer.optimizers(recipe, autoencoder, objective)
     return _Needs(costs, modules, ["autoencoder"], optimizers, flops + costs.flops(), frozen, {})
@@ -343,7 +343,7 @@ def _transformer(config: Config, recipe: train_dit.Config, path: Path, precision
     if images is None:
         notes.append(f"left out: latents, {size / 1e3:,.1f} kB per image (--dataset_images)")
     modules: dict[str, nn.Module] = {"transformer": costs.network()}
-    work, tokens = costs.work(recipe.training.images), math.prod(resolved.grid)
+    work, tokens = costs.work(recipe.training.images), resolved.token_count
     flops, frozen = work.flops or 0.0, {}
     if work.tokens != tokens:
         kind = resolved.routing.kind
@@ -353,7 +353,8 @@ def _transformer(config: Config, recipe: train_dit.Config, path: Path, precision
         with FakeTensorMode():
             projectors = Projectors(recipe.alignment, resolved, [width for width, *_ in teachers])
         modules["projectors"] = projectors
-        flops += projectors.flops() + sum(work for _, work, _ in teachers)
+        aligned = recipe.alignment.active_share(recipe.training.images)
+        flops += aligned * (projectors.flops() + sum(work for _, work, _ in teachers))
         frozen["teachers"] = sum(parameters for *_, parameters in teachers)
         notes.append("left out: activations of the projectors")
     optimizers = {"transformer": (recipe.optimizer, [p for module in modules.values() for p in module.parameters()])}

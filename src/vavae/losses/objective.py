@@ -108,6 +108,12 @@ class TokenizerObjective(nn.Module):
             self.alignment = AlignmentLoss(config.alignment, latent_channels, teacher_channels)
         leave_out(self, "perceptual", "discriminator.dino")
 
+    @property
+    def frozen(self) -> dict[str, nn.Module]:
+        """Networks whose weights are never trained, by name."""
+        found: dict[str, nn.Module] = {} if self.perceptual is None else {"LPIPS": self.perceptual}
+        return found | ({"DINO": self.discriminator.dino} if isinstance(self.discriminator, DinoDiscriminator) else {})
+
     def projection_parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters for the autoencoder's optimizer: the alignment's projection."""
         if self.alignment is None:

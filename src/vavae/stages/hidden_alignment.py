@@ -125,6 +125,10 @@ class HiddenAlignmentConfig:
             return 0.0
         return self.weight * (1 - images_seen / self.stop_images if self.schedule == "linear" else 1)
 
+    def active_share(self, images: int) -> float:
+        """Return the share of a run of `images` images in which projectors and teachers work."""
+        return 1.0 if self.stop_images is None else min(1.0, self.stop_images / images)
+
 
 class HiddenTokens:
     """A transformer that keeps the tokens after one block of its last call.

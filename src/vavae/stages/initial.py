@@ -176,36 +176,36 @@ def load_initial_transformer(
         given |= _without_sigma(given, former)
         notes.append("the outputs for sigma, which sampling drops, are left out")
     present = transformer.state_dict()
-    if former.auxiliary_block is not None and ours.auxiliary_block is None:
-        notes.append("the auxiliary head is left out")
-    if added := former.auxiliary_block is None and ours.auxiliary_block is not None:
-        present = {name: value for name, value in present.items() if not name.startswith("auxiliary_head.")}
-    layers = {name: name.rpartition(".")[0] or name for name in present}
-    different = (n for n, value in present.items() if n not in given or given[n].shape != value.shape)
-    new = list(dict.fromkeys(layers[name] for name in different))
-    taken = {name: given[name] for name, layer in layers.items() if layer not in new}
+    different = [name for name, value in present.items() if name not in given or given[name].shape != value.shape]
+    new = {_layer(name): name in given for name in different}  # whether the source has such a layer
+    taken = {name: given[name] for name in present if _layer(name) not in new}
     transformer.load_state_dict(taken, strict=False)
-    if former.class_token is not None and ours.class_token is None:
-        notes.append("the layers of the class token are left out")
+    if left := dict.fromkeys(_layer(name) for name in given if name not in present):
+        notes.append(f"left out: {', '.join(left)}")
     if _TABLE in new:
         with torch.no_grad():
             transformer.y_embedder.embedding_table.weight[-1] = given[f"{_TABLE}.weight"][-1]
     described = [
-        f"{layer} ({_shape(layer, ours)}, has {_shape(layer, former)}{_REMARKS.get(layer, '')})" for layer in new
+        f"{layer} ({_shape(layer, ours)}, has {_shape(layer, former)}{_REMARKS.get(layer, '')})" if there else layer
+        for layer, there in new.items()
     ]
-    described += ["auxiliary_head"] if added else []
     notes += _data_notes(found, ours, statistics, class_names)
     return _report(source, f"{len(taken)} of {len(present)} tensors", described, notes)
+
+
+def _layer(name: str) -> str:
+    """Return the layer of a parameter or buffer."""
+    return name.rpartition(".")[0] or name
 
 
 def _shape(layer: str, config: TransformerShape) -> str:
     """Return the numbers that the shape of a layer depends on, in words."""
     if layer == _TABLE:
         return f"{config.num_classes} classes"
-    if layer in ("x_embedder.proj", "final_layer.linear"):
+    if layer in ("x_embedder.proj", "s_embedder.proj", "final_layer.linear", "auxiliary_head.linear"):
         return f"{config.latent_channels} channels in patches of {config.patch_size}"
     if layer in _CLASS_TOKEN:
-        return "no class token" if config.class_token is None else f"class token of {config.class_token} channels"
+        return f"class token of {config.class_token} channels"
     and_token = " and a class token" if layer == "pos_embed" and config.class_token is not None else ""
     return f"grid {config.grid[0]}x{config.grid[1]}{and_token}"
 

@@ -312,8 +312,12 @@ class TransformerTask(TrainingTask):
         return 0.0 if self.alignment is None else self.alignment.flops()
 
     def work(self, images_seen: int | None = None) -> StepWork:
-        work = self._costs.work(self.config.training.images, images_seen)
-        return replace(work, flops=(work.flops or 0.0) + self._alignment_flops)
+        images, alignment = self.config.training.images, self.config.alignment
+        work = self._costs.work(images, images_seen)
+        if alignment is None:
+            return work
+        share = alignment.active_share(images) if images_seen is None else float(alignment.weight_at(images_seen) > 0)
+        return replace(work, flops=(work.flops or 0.0) + share * self._alignment_flops)
 
     def step_bytes(self, images: int) -> int:
         return self._costs.step_bytes(images) + (0 if self.alignment is None else self.alignment.bytes())

@@ -308,7 +308,7 @@ class TokenizerTask(TrainingTask):
         return StepWork(flops)
 
     def step_bytes(self, images: int) -> int:
-        frozen = [module for module in (self.teacher, self.objective.perceptual) if module is not None]
+        frozen = [*self.objective.frozen.values(), *([] if self.teacher is None else [self.teacher])]
         weights = [weight for module in frozen for weight in (*module.parameters(), *module.buffers())]
         kept = self.features.size_bytes if self.features is not None and self.features.resident else 0
         return self._costs.step_bytes(images) + kept + sum(weight.nbytes for weight in weights)
@@ -354,7 +354,8 @@ class TokenizerTask(TrainingTask):
     def statistics(self, model: Autoencoder, at_once: int | None = None, most: int | None = None) -> LatentStatistics:
         """Return mean and standard deviation of one posterior sample of every training image.
 
-        They are per channel; of a representation autoencoder per channel and position, of its latents.
+        They are per channel; of a representation autoencoder per channel and position, of its latents, which are read
+        if they are kept.
 
         The processes share the images. `at_once`, as for `validate`, changes rounding only: the sums are in float64.
         `most` takes that many images, evenly spread.
@@ -363,9 +364,12 @@ class TokenizerTask(TrainingTask):
         shape = (self.latent_shape[0], model.latent_grid)
         running = RunningStatistics(*shape)
         sampled = not isinstance(model, RepresentationAutoencoder)
+        kept = None if sampled else self.features
 
         def sample(part: tuple[Tensor, Tensor]) -> Tensor:
             indices, pixels = part
+            if kept is not None:
+                return pixels.float()
             seed = config.training.seed
             noise = rng.normal(seed, "statistics", indices, self.latent_shape, self.device) if sampled else None
             with self.autocast():
@@ -375,7 +379,7 @@ class TokenizerTask(TrainingTask):
         indices = evenly_spaced(min(count, most or count), count)
         batches = indices.split(portions.size)[self.world.rank :: self.world.size]
         with track("latent statistics", sum(map(len, batches)), "images") as bar:
-            load = partial(load_pixels, self.source, size=config.data.size)
+            load = partial(load_pixels, self.source, size=config.data.size) if kept is None else kept.get
             for loaded in loaded_ahead(batches, load, config.data.workers):
                 for _, latents in portions.over(loaded, sample):
                     running.update(latents)
