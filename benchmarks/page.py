@@ -87,6 +87,19 @@ def kill_test(record: Record) -> Iterator[str]:
     yield from table(["stage", "images", "kills", "differs"], rows)
 
 
+def growth(record: Record) -> Iterator[str]:
+    """Yield a table of CPU seconds and memory at three sizes."""
+    yield "CPU seconds and peak memory at three sizes; work and exponent are explained in the script."
+    yield ""
+    rows = []
+    for result in record["results"]:
+        sizes, seconds, memory = (
+            " / ".join(shown(one[name]) for one in result["sizes"]) for name in ("size", "seconds", "memory_mb")
+        )
+        rows.append([result["stage"], sizes, shown(result["work"]), seconds, memory, f"{result['exponent']:.2f}"])
+    yield from table(["stage", "sizes", "work grows", "seconds", "MB", "exponent"], rows)
+
+
 def numbers(record: Record) -> Iterator[str]:
     """Yield a table of any other list of results."""
     results = [entry for entry in record["results"] if isinstance(entry, dict)]
@@ -123,6 +136,8 @@ def section(kind: str, path: Path, record: Record) -> Iterator[str]:
         form = paired
     elif kind.startswith("kill-test"):
         form = kill_test
+    elif kind == "growth":
+        form = growth
     yield from form(record)
     yield ""
     if "note" in record:

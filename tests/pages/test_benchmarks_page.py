@@ -28,6 +28,8 @@ def test_newest_result_of_each_kind(tmp_path: Path) -> None:
     entry = {"stage": "tokenizer", "images": 4096, "kills": kills, "differing": ["model/x"]}
     write(tmp_path, "2026-01-01-kill-test", [entry])
     write(tmp_path, "2026-01-01-gpu-memory", [{"size": "XL/1", "gb": 12.3456, "spread": [1, 2]}])
+    sizes = [{"size": 62_500 * n, "seconds": 1.25 * n, "memory_mb": 10 * n} for n in (1, 4, 16)]
+    write(tmp_path, "2026-01-01-growth", [{"stage": "listing", "work": 16.0, "exponent": 1.0, "sizes": sizes}])
     text = page.page(tmp_path)
     assert "| tokenizer step | 0.600 | 0.500 to 0.700 | 3 | 0.65, reached |" in text
     assert "2026-01-03, 2 threads, load average 0.1 before, 1.2 after." in text
@@ -35,3 +37,4 @@ def test_newest_result_of_each_kind(tmp_path: Path) -> None:
     assert "| tokenizer step | 0.660 |" in text and "0.65, missed |" in text and "2026-01-01, H200." in text
     assert "| tokenizer | 4,096 | 3 (2 SIGKILL, 1 SIGTERM) | model/x |" in text
     assert "| XL/1 | 12.35 |" in text and "spread" not in text
+    assert "| listing | 62500 / 250000 / 1000000 | 16 | 1.25 / 5 / 20 | 10 / 40 / 160 | 1.00 |" in text

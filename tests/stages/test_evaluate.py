@@ -155,6 +155,15 @@ def test_guidance_settings_and_weak_model_are_used_and_recorded(models, tmp_path
         evaluate.run(replace(config, guidance_scales=[1.0]))
 
 
+def test_networks_are_compiled_on_request(models, tmp_path, capsys, monkeypatch):
+    network = replace(color_network(), modules=(torch.nn.Identity(),))
+    monkeypatch.setattr(evaluate, "load_feature_network", lambda name, device: network)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: None)
+    evaluate.run(generation(models, tmp_path, compile=True, metrics=["frechet"]))
+    printed = capsys.readouterr().out
+    assert "compile: transformer, 8 images: " in printed and f"compile: {network.name}, 8 images: " in printed
+
+
 def test_stochastic_sampler(models, tmp_path):
     """The samples equal those of `vavae sample`, whatever the batch; the record names the solver."""
     settings = replace(make_generator().sampling, solver="euler_maruyama", steps=5)

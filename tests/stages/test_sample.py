@@ -335,3 +335,15 @@ def test_full_disk_names_the_image(folder: Path, capsys: pytest.CaptureFixture[s
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error == f"vavae: File too large: {folder / '000000.png'}; finished work is kept"
     assert sample(folder, "--count", "3") == 0
+
+
+def test_blocks_are_compiled_on_request(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: list[dict[str, object]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **given: options.append(given))
+    assert sample(folder, "--count", "2") == 0 and options == []
+    assert sample(folder, "--count", "4", "--compile") == 0
+    assert options == [{"dynamic": True}]
+    assert "compile: transformer, 2 images: " in capsys.readouterr().out
+    assert "compile must be" in refused(folder, capsys, "--compile", "maybe")

@@ -1,6 +1,7 @@
 """Small models and a feature network for tests of evaluation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def make_tokenizer() -> Tokenizer:
     return Tokenizer(autoencoder, LatentStatistics(torch.zeros(4), torch.ones(4)))
 
 
-def make_generator(seed: int = 1, auxiliary_block: int | None = None) -> Generator:
+def make_generator(seed: int = 1, **shape: Any) -> Generator:
     """Return a generator of 32 px images with random weights; another seed makes another transformer."""
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
@@ -48,7 +49,7 @@ def make_generator(seed: int = 1, auxiliary_block: int | None = None) -> Generat
         depth=1,
         heads=2,
         num_classes=10,
-        auxiliary_block=auxiliary_block,
+        **shape,
     )
     with torch.no_grad():
         for parameter in transformer.parameters():

@@ -130,8 +130,9 @@ def list_images(root: Path, names: Sequence[str] | None = None, base: Path | Non
     passed: Counter[str] = Counter()
     with _naming_folder(root):
         files, folders = _content(root, passed)
-        direct = sorted(_images_of(files, passed))
-        groups = {folder: sorted(images_below(folder, passed)) for folder in folders}
+        direct = list(_images_of(files, passed))
+        # Paths compare in Python, their parts in C.
+        groups = {f: sorted(images_below(f, passed), key=lambda path: path.parts) for f in folders}
     empty = [folder.name for folder, group in groups.items() if not group]
     groups = {folder: group for folder, group in groups.items() if group}
     paths = [*direct, *(path for group in groups.values() for path in group)]
@@ -275,15 +276,17 @@ def _content(folder: Path, passed: Counter[str]) -> tuple[list[Path], list[Path]
         OSError: The folder cannot be listed, or a file in it cannot be examined.
     """
     files, folders = [], []
-    for path in sorted(folder.iterdir()):
-        name = path.name.lower()
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        path, name = folder / entry.name, entry.name.lower()
         if name in _SNAPSHOTS:
             passed[f"{path.name} (not opened)"] += 1
         elif name in _SYSTEM_FOLDERS:
             passed[f"in {path.name}"] += _count_files(path)
         elif name.startswith("."):
             passed["hidden"] += _count_files(path)
-        elif (kind := _kind(path)) == stat.S_IFDIR:
+        elif (kind := _kind(entry)) == stat.S_IFDIR:
             folders.append(path)
         elif kind == stat.S_IFREG:
             files.append(path)
@@ -292,10 +295,12 @@ def _content(folder: Path, passed: Counter[str]) -> tuple[list[Path], list[Path]
     return files, folders
 
 
-def _kind(path: Path) -> int | None:
-    """Return the type of a path's target; None for a broken link."""
+def _kind(entry: os.DirEntry[str]) -> int | None:
+    """Return the type of an entry's target; None for a broken link. Most file systems list it, without a query."""
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
     try:
-        return stat.S_IFMT(path.stat().st_mode)
+        return stat.S_IFMT(entry.stat().st_mode)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP):
             return None

@@ -9,10 +9,11 @@ block, or when.
 import fcntl
 import io
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,10 +31,12 @@ from vavae.io.hashing import digest, tensor_digest
 from vavae.metrics import FeatureNetwork, RunningMoments, moments_of
 from vavae.metrics.inception import full_precision
 from vavae.progress import track
+from vavae.training.compile import CompileOption, InferenceCompilation
 from vavae.training.parallel import World
 
 BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
 _AHEAD = 3  # batches of pixels that may wait for the networks
+_COMPILING = 5.0  # times the cost of a transformer's block: Inception took three minutes on a core
 _NOT_SEARCHED = Found("")
 
 T = TypeVar("T")
@@ -289,3 +292,17 @@ def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
             yield item
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def compiled_features(
+    network: FeatureNetwork, option: CompileOption, batches: int, say: Callable[[str], object] = print
+) -> FeatureNetwork:
+    """Return a feature network that is compiled while it works on `batches` batches; see `InferenceCompilation`."""
+    device = network.device
+    compilation = InferenceCompilation(network.name, network.modules, option, device, batches, say, _COMPILING)
+
+    def compute(pixels: Tensor) -> Tensor | Mapping[str, Tensor]:
+        compilation.before(partial(network.compute, pixels), len(pixels))
+        return network.compute(pixels)
+
+    return network if compilation.decided else replace(network, compute=compute)

@@ -128,6 +128,19 @@ class _Block8(nn.Module):
         return torch.cat(branches, dim=1)
 
 
+class _Layers(nn.Sequential):
+    """All layers: inputs (B, 3, 299, 299) -> pool features (B, 2048) and spatial features (B, 17 · 17 · 7)."""
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        name, channels = _SPATIAL
+        h = spatial = inputs
+        for stage, layer in self.named_children():
+            h = layer(h)
+            if stage == name:
+                spatial = h[:, :channels].permute(0, 2, 3, 1).flatten(1)
+        return h.mean(dim=(2, 3)), spatial
+
+
 class FIDInception(nn.Module):
     """Network from pixels to features. Construct it with `from_weights`, `from_file` or `from_asset`.
 
@@ -177,7 +190,7 @@ class FIDInception(nn.Module):
             "mixed_9": _Block8(1280, _average_pool()),
             "mixed_10": _Block8(2048, nn.MaxPool2d(3, stride=1, padding=1)),
         }
-        self.layers = nn.Sequential(OrderedDict(layers))
+        self.layers = _Layers(OrderedDict(layers))
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor], resize: Resize = "tensorflow") -> "FIDInception":
@@ -247,14 +260,7 @@ class FIDInception(nn.Module):
 
     def features(self, inputs: Tensor) -> dict[str, Tensor]:
         """Compute `outputs` from network inputs (B, 3, 299, 299) in [-1, 1]."""
-        found = {}
-        h = inputs
-        name, channels = _SPATIAL
-        for stage, layer in self.layers.named_children():
-            h = layer(h)
-            if stage == name:
-                found["spatial"] = h[:, :channels].permute(0, 2, 3, 1).flatten(1)  # (B, 17 · 17 · 7)
-        found["pool"] = h.mean(dim=(2, 3))
+        found = dict(zip(("pool", "spatial"), self.layers(inputs), strict=True))
         if self.output is not None:
             found["logits"] = found["pool"] @ self.output.T
         return found

@@ -1,6 +1,7 @@
 """Measure tokenizers, generators and samples; every number carries its protocol."""
 
 import glob
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from vavae.device import InferencePrecision, resolve_device, resolve_precision
 from vavae.errors import UserError
 from vavae.evaluation import tokenizer as of_tokenizer
 from vavae.evaluation.compare import compare_files, print_comparison
-from vavae.evaluation.features import BlockStore, ImageSet, StoredFeatures, extract
+from vavae.evaluation.features import BlockStore, ImageSet, StoredFeatures, compiled_features, extract
 from vavae.evaluation.generation import (
     METRICS,
     Measuring,
@@ -36,11 +37,13 @@ from vavae.evaluation.records import check_writable, sampling_protocol, write_re
 from vavae.evaluation.table import plot, print_table
 from vavae.extras import require_extra
 from vavae.io.files import drop_drafts
-from vavae.metrics import Convention, MeasurementProtocol, MetricRecord, load_feature_network
+from vavae.metrics import Convention, FeatureNetwork, MeasurementProtocol, MetricRecord, load_feature_network
 from vavae.models import Generator, SamplingConfig, Tokenizer
+from vavae.models.compilation import compile_while_sampling
 from vavae.models.sampling import SamplingOptions, check_count, choose_labels
 from vavae.models.weak_model import check_weak_model, open_generator
 from vavae.teachers import load_teacher
+from vavae.training.compile import CompileOption
 from vavae.training.parallel import World, sharing_processes
 from vavae.training.run_log import versions
 
@@ -89,6 +92,9 @@ class Config(SamplingOptions):
         device: auto, cpu, cuda, mps, …
         precision: Compute precision of tokenizer and generator: auto, fp32, bf16, or tf32, which is float32 with TF32
             products on GPUs, like the published samples. Features are fp32.
+        compile: Compile the transformer's blocks, and the feature networks, with torch.compile: `true`, `false`, or
+            `auto` if sampling takes more than about five minutes on a CPU or one on an NVIDIA GPU, or features five
+            times that.
     """
 
     what: Literal["tokenizer", "generator", "samples", "compare"] = "tokenizer"
@@ -118,6 +124,7 @@ class Config(SamplingOptions):
     force: bool = False
     device: str = "auto"
     precision: InferencePrecision = "fp32"
+    compile: CompileOption = "auto"
 
     def __post_init__(self) -> None:
         if self.teacher_size is not None:
@@ -286,6 +293,18 @@ def _open(config: Config, world: World, split: Split, what: str) -> ImageSource:
     return world.once(open_and_note)
 
 
+def _batches(config: Config, images: int, world: World) -> int:
+    """Return the number of batches of a process."""
+    return math.ceil(images / world.size / config.batch_size)
+
+
+def _networks(config: Config, names: Sequence[str], images: int, world: World) -> list[FeatureNetwork]:
+    """Load feature networks, which are compiled while they work on `images` images if that pays."""
+    device, batches = resolve_device(config.device), _batches(config, images, world)
+    networks = [load_feature_network(name, device) for name in names]
+    return [compiled_features(network, config.compile, batches, world.say) for network in networks]
+
+
 def _tokenizers(config: Config, store: BlockStore, world: World) -> Iterator[MetricRecord]:
     evaluation = _TokenizerEvaluation(config, store, world)
     for number, path in enumerate(config.model):
@@ -300,7 +319,10 @@ def _generators(config: Config, store: BlockStore, world: World) -> Iterator[Met
         fingerprint = generator.fingerprint()
         weak_fingerprint = None if generator.weak_model is None else generator.weak_model.fingerprint()
         labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
-        for sampling in config.sampling(generator):
+        settings = config.sampling(generator)
+        evaluations = _batches(config, config.count, world) * sum(sampling.steps - 1 for sampling in settings)
+        compile_while_sampling(generator, config.compile, evaluations, world.say)
+        for sampling in settings:
             weak = None if sampling.guidance is None else weak_fingerprint
             weights = fingerprint if weak is None else f"{fingerprint} {weak}"
             images = generated_images(generator, labels, config.seed, sampling, config.precision, weights)
@@ -341,7 +363,7 @@ class _Comparison:
                 "--data.holdout 0.1, here and in training"
             )
         device = resolve_device(config.device)
-        networks = self.networks = [load_feature_network(name, device) for name in config.networks]
+        networks = self.networks = _networks(config, config.networks, samples, world)
         self.measuring = Measuring(
             metrics, tuple(config.metrics), bootstrap=config.bootstrap, seed=config.seed, device=str(device)
         )
@@ -392,14 +414,12 @@ class _TokenizerEvaluation:
         elif self.part == "test":
             self.train_source = _open(config, world, "train", "training images of the probe")
         self.perceptual = of_tokenizer.perceptual_networks(self.device) if config.conventions else {}
-        strict = [load_feature_network(name, self.device) for name in config.networks]
+        strict = _networks(config, config.networks, len(self.source), world)
         self.networks = {"strict": strict, "published": strict}
         # A published rFID is by pytorch-fid's Inception, which has its own resize.
         as_published = tuple(re.sub("^inception(?=:|$)", "inception-pytorch-fid", name) for name in config.networks)
         if "published" in config.conventions and as_published != config.networks:
-            self.networks["published"] = [
-                load_feature_network(name, self.device) for name in dict.fromkeys(as_published)
-            ]
+            self.networks["published"] = _networks(config, tuple(dict.fromkeys(as_published)), len(self.source), world)
         self.teacher = None
         if config.teacher is not None:
             teacher = load_teacher(config.teacher, input_size=config.teacher_size, image_size=config.data.size)

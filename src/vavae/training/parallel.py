@@ -56,6 +56,11 @@ class World:
         """Whether this is the process that prints, logs and writes shared files."""
         return self.rank == 0
 
+    def say(self, text: str) -> None:
+        """Print a line in the first process."""
+        if self.first:
+            print(text, flush=True)
+
     def average_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over processes, in place; tensors of several types may be mixed."""
         if self.size > 1 and tensors:
