@@ -5,20 +5,19 @@
 
 Targets: `images`, `shards` (tar), `checkpoints` (.pt, .ckpt), `safetensors`, `folders` (`config.json` of a tokenizer),
 `statistics`, `recipes`. Other options go to libFuzzer (`-runs`, `-max_total_time`, `-fork`). The first inputs are small
-good files; what reaches new code is kept in `runs/fuzz/TARGET`, so that a second call continues. An error that is not
-for users stops the run and leaves `crash-…`; put it into a test. `benchmarks/results/<date>-fuzz.json` counts the runs
-of all targets on that day.
+good files and those in `tests/corpus`; what reaches new code is kept in `runs/fuzz/TARGET`, so that a second call
+continues. An error that is not for users stops the run and leaves `crash-…`: add it to `tests/corpus/TARGET.zip`, which
+a test reads. `benchmarks/results/<date>-fuzz.json` counts the runs of all targets on that day.
 """
 
 import argparse
 import io
 import json
 import sys
-import tarfile
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+import zipfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -26,137 +25,11 @@ import atheris
 
 with atheris.instrument_imports(include=["vavae"]):
     import torch
-    from PIL import Image
-    from safetensors.torch import save
 
-    from vavae import AutoencoderKL, Tokenizer
-    from vavae.checkpoints.reading import read_checkpoint, read_safetensors
-    from vavae.checkpoints.statistics import read_statistics
-    from vavae.config import load_recipe
-    from vavae.config.recipes import package_recipe
-    from vavae.data import open_images
-    from vavae.data.readable import image_error, read_rgb
+    from fuzz_targets import CORPUS, TARGETS
     from vavae.errors import RunError, UserError
-    from vavae.stages import train_dit
-    from vavae.tokenizer import AutoencoderConfig, LatentStatistics
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def saved(write: Callable[[io.BytesIO], object]) -> bytes:
-    """Return what `write` writes into a file."""
-    file = io.BytesIO()
-    write(file)
-    return file.getvalue()
-
-
-def picture(form: str, mode: str = "RGB") -> bytes:
-    return saved(lambda file: Image.new(mode, (5, 4), 77).save(file, form))
-
-
-def shard() -> bytes:
-    def write(file: io.BytesIO) -> None:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for name, content in (("a.png", picture("PNG")), ("a.cls", b"1"), ("b.png", picture("PNG", "L"))):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-
-    return saved(write)
-
-
-class Target:
-    """A reader of one file, and small good files."""
-
-    def __init__(self, seeds: list[bytes], read: Callable[[Path], object], name: str = "file") -> None:
-        self.seeds, self.read, self.name = seeds, read, name
-
-
-def image_target() -> Target:
-    forms = [
-        ("PNG", "RGB"),
-        ("PNG", "I;16"),
-        ("PNG", "P"),
-        ("JPEG", "RGB"),
-        ("WEBP", "RGB"),
-        ("GIF", "P"),
-        ("TIFF", "L"),
-    ]
-
-    def read(path: Path) -> None:
-        if image_error(path) is None:  # else the data sets list it
-            read_rgb(path)
-
-    return Target([picture(*form) for form in forms], read, "image.png")
-
-
-def shard_target() -> Target:
-    def read(path: Path) -> None:
-        source = open_images(f"wds:{path}", "train")
-        for index in range(len(source)):
-            source.image(index)
-
-    return Target([shard()], read, "shard.tar")
-
-
-def tensors() -> dict[str, torch.Tensor]:
-    return {"a.weight": torch.ones(2, 3), "b": torch.zeros(1)}
-
-
-def checkpoint_target() -> Target:
-    contents = ({"state_dict": tensors()}, {"ema": tensors(), "args": argparse.Namespace(a=1)}, [1, "a", None])
-    return Target(
-        [saved(lambda file, content=content: torch.save(content, file)) for content in contents],
-        read_checkpoint,
-        "a.pt",
-    )
-
-
-def folder_target() -> Target:
-    """`config.json` of a tokenizer whose hashes are those of its content, as a deceiver would write it."""
-    from vavae.checkpoints import folder as files
-
-    place = Path(tempfile.mkdtemp())
-    model = AutoencoderKL(AutoencoderConfig(2, 32, (1,), 1, ()))
-    Tokenizer(model, LatentStatistics(torch.zeros(2), torch.ones(2))).save_pretrained(place)
-    plain = {
-        key: value for key, value in json.loads((place / "config.json").read_text()).items() if key != files.HASHES
-    }
-
-    def read(path: Path) -> None:
-        text = path.read_bytes()
-        try:
-            config = json.loads(text)
-            text = json.dumps(files.signed(place, config)).encode()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            pass  # not JSON, or of another kind: the reader gets it as it is
-        (place / "config.json").write_bytes(text)
-        Tokenizer.from_pretrained(place)
-
-    return Target([json.dumps(plain).encode()], read)
-
-
-def recipe_target() -> Target:
-    seeds = [package_recipe(name).read_bytes() for name in ("small/transformer", "small/ditdh")]
-    return Target(seeds, lambda path: load_recipe(train_dit.Config, path), "recipe.yaml")
-
-
-TARGETS: dict[str, Callable[[], Target]] = {
-    "images": image_target,
-    "shards": shard_target,
-    "checkpoints": checkpoint_target,
-    "safetensors": lambda: Target([save(tensors())], read_safetensors, "a.safetensors"),
-    "folders": folder_target,
-    "statistics": lambda: Target(
-        [
-            saved(lambda file: torch.save({"mean": torch.zeros(1, 2, 1, 1), "std": torch.ones(1, 2, 1, 1)}, file)),
-            saved(lambda file: torch.save({"mean": torch.zeros(2, 2, 2), "var": torch.ones(2, 2, 2)}, file)),
-        ],
-        read_statistics,
-        "latents_stats.pt",
-    ),
-    "recipes": recipe_target,
-}
 
 
 def count(target: str, runs: int, crashes: int = 0) -> None:
@@ -183,6 +56,8 @@ def main() -> None:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(target.seeds):
         (corpus / f"seed-{number}").write_bytes(seed)
+    with zipfile.ZipFile(CORPUS / f"{options.target}.zip") as stored:
+        stored.extractall(corpus)
     path = Path(tempfile.mkdtemp()) / target.name
     runs = 0
 

@@ -198,5 +198,15 @@ def test_kill_while_removing_leaves_no_half_checkpoint(
                 checkpoints.drop_after(8)
     left = [8] if how == "rolled back" else [16]
     assert [images_of(path) for path in checkpoints.list()] == left
-    checkpoints.drop_partial()
+    checkpoints.tidy(16)
     assert [path.name for path in tmp_path.iterdir()] == [f"images-{left[0]:012d}"]
+
+
+def test_old_checkpoint_that_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    """It was killed between the name of the last checkpoint and the removal of the first."""
+    checkpoints = write(tmp_path, 8, 16)
+    shutil.copytree(tmp_path / "images-000000000016", tmp_path / "images-000000000024")
+    checkpoints.tidy(checked=8)
+    assert [images_of(path) for path in checkpoints.list()] == [8, 16, 24], "up to 8 the run is known to be good"
+    checkpoints.tidy(checked=24)
+    assert [images_of(path) for path in checkpoints.list()] == [16, 24]

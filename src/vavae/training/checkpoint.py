@@ -222,11 +222,15 @@ class CheckpointFolder:
         found = self.newest()
         return None if found is None else (found.read(), found.numbers)
 
-    def drop_partial(self) -> None:
-        """Remove half-written or half-removed checkpoints. All processes must call it, before the first save."""
+    def tidy(self, checked: int) -> None:
+        """Remove half-written and old checkpoints that a killed process left; `checked` is that of `save`.
+
+        All processes must call it, before the first save.
+        """
         if self.world.first and self.folder.is_dir():
             for partial in self.folder.glob(f"{_PARTIAL}*"):
                 shutil.rmtree(partial, ignore_errors=True)
+            self._prune(checked)
         self.world.wait()
 
     def _problem(self, path: Path) -> str | None:

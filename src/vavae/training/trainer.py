@@ -136,8 +136,8 @@ class Trainer:
             UserError: The checkpoint belongs to another model.
         """
         # Resume
-        self._checkpoints.drop_partial()
         self._resume(self._found)
+        self._checkpoints.tidy(self._checked)
         if self._finished:
             return
 
@@ -171,6 +171,11 @@ class Trainer:
     @property
     def _finished(self) -> bool:
         return self.images_seen >= self.config.images
+
+    @property
+    def _checked(self) -> int:
+        """Images at the start of the current log interval, up to which the run is known to be good."""
+        return self.images_seen - self._summed_steps * self.config.batch_size
 
     def _estimate(self) -> str:
         task, averages = self.task, self.config.num_averages
@@ -395,8 +400,7 @@ class Trainer:
             "regime": self._detector.phase,
             "history": self._detector.history,
         }
-        checked = self.images_seen - self._summed_steps * self.config.batch_size
-        self._checkpoints.save(self.images_seen, self._state.tensors(self._sums), numbers, milestone, checked)
+        self._checkpoints.save(self.images_seen, self._state.tensors(self._sums), numbers, milestone, self._checked)
 
     def _resume(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
