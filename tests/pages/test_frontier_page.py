@@ -26,6 +26,7 @@ RUNS = {
 TEST_IMAGES = "5ca7f9dca536523866b68722ea9a5c9e62b344f40e71d99bf36e53ca2e69120d"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_committed_pages_follow_from_the_results(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder, (images, overrides, count) = ROOT / "docs/frontier" / name, RUNS[name]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from vavae.checkpoints import folder as files
@@ -31,6 +30,7 @@ from vavae.checkpoints.shapes import (
 )
 from vavae.checkpoints.statistics import read_statistics
 from vavae.config import from_plain
+from vavae.device import without_values
 from vavae.errors import UserError, errors_name
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, ViTDecoder
 from vavae.transformer import DiTDH, DiTDHConfig, LightningDiT, LightningDiTConfig, Transformer
@@ -71,7 +71,7 @@ def build(make: Callable[[C], N], config: C, tensors: dict[str, Tensor], source:
     Raises:
         UserError: See `load_strictly`.
     """
-    with torch.device("meta"):
+    with without_values():
         network = make(config)
     files.load_strictly(network, tensors, source)
     return network.eval()

@@ -4,14 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.loading import diffusers_weights, load_decoder
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.reading import check_tensors, read_checkpoint, read_safetensors
 from vavae.checkpoints.statistics import read_statistics
 from vavae.config import from_plain
+from vavae.device import without_values
 from vavae.errors import UserError, errors_name
 from vavae.models.representation import TEACHER, RepresentationAutoencoder, RepresentationConfig
 from vavae.teachers import Teacher, load_teacher
@@ -95,7 +94,7 @@ def _own(folder: Path) -> LoadedRepresentation:
         inside = folder / TEACHER
         teacher = load_teacher(inside if inside.is_dir() else name, input_size=(height, width))
         teacher.name = name
-        with torch.device("meta"):
+        with without_values():
             decoder = config.decoder(teacher.width, teacher.grid_size)
         weights = folder / files.WEIGHTS
         files.load_strictly(decoder, read_safetensors(weights), weights)

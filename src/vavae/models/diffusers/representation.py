@@ -16,6 +16,7 @@ from vavae.checkpoints.folder import DIFFUSERS_RAE as CLASS
 from vavae.checkpoints.folder import load_strictly
 from vavae.checkpoints.published import Ignored, LoadReport
 from vavae.checkpoints.statistics import scaled
+from vavae.device import without_values
 from vavae.errors import UserError, errors_name
 from vavae.grids import sincos_embedding
 from vavae.models.representation import RepresentationAutoencoder
@@ -240,7 +241,7 @@ def _normalization(mean: tuple[float, ...], std: tuple[float, ...]) -> Normaliza
 
 
 def _decoder(numbers: Mapping[str, int], side: int, tensors: dict[str, Tensor], source: str | Path) -> ViTDecoder:
-    with torch.device("meta"):
+    with without_values():
         decoder = ViTDecoder(
             numbers["encoder_hidden_size"],
             side,
