@@ -39,7 +39,7 @@ HEADLINE = (
 # A small part of the work of --quick; the t-SNE needs more than 30 test images.
 FEW = replace(
     QUICK,
-    train_images=40,
+    train_images=80,
     test_images=32,
     tokenizer_images=128,
     generator_images=640,
