@@ -59,18 +59,15 @@ def environment(installed: Path) -> dict[str, str]:
 
 # All blocks in one process, since each takes seconds to import torch.
 PROGRAM = """
-import json, os, shlex, signal, sys, threading, time, urllib.request
+import contextlib, io, json, os, shlex, signal, sys, threading, time
 import vavae
 from vavae.cli import run
 assert vavae.__file__.startswith(sys.argv[1]), vavae.__file__
 
-def stop_when_it_answers(port):
-    while True:
-        try:
-            assert urllib.request.urlopen(f"http://127.0.0.1:{port}").status == 200
-            return os.kill(os.getpid(), signal.SIGINT)
-        except OSError:
-            time.sleep(0.1)
+def stop_when_ready(printed):
+    while "http://127.0.0.1:" not in printed.getvalue():
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
 
 for kind, text in json.load(sys.stdin):
     print(text, file=sys.stderr, flush=True)
@@ -78,9 +75,11 @@ for kind, text in json.load(sys.stdin):
         exec(compile(text, "README.md", "exec"), {})
         continue
     command, *options = shlex.split(text)[1:]
+    printed = io.StringIO()
     if command == "serve":
-        threading.Thread(target=stop_when_it_answers, args=(options[-1],), daemon=True).start()
-    code = run([command, *options])
+        threading.Thread(target=stop_when_ready, args=(printed,), daemon=True).start()
+    with contextlib.redirect_stdout(printed):
+        code = run([command, *options])
     assert code == 0, f"exit code {code}"
 """
 

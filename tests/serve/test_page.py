@@ -388,18 +388,19 @@ def test_page_loads_nothing_from_other_machines(client: Any) -> None:
 
 
 def test_command_serves_until_a_signal(tmp_path: Path) -> None:
-    """The page works with a proxy in the environment, and uploads are removed at the end.
+    """The page works with a proxy in the environment and under an allowed name; uploads are removed at the end.
 
     The test of the README ends it by Ctrl-C.
     """
-    command = [sys.executable, "-c", "from vavae.cli import main; main()", "serve", "--device", "cpu"]
+    command = [sys.executable, "-m", "vavae", "serve", "--device", "cpu", "--allowed_hosts", "lab.example"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "http_proxy": "http://192.0.2.1:1", "no_proxy": ""}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         line = process.stdout.readline()  # type: ignore[union-attr]
         address = re.fullmatch(r"demo: (http://127\.0\.0\.1:\d+/)\n", line)[1]  # type: ignore[index]
-        with urllib.request.urlopen(address) as answer:
-            assert answer.status == 200
+        for host, status in (("lab.example", 200), ("evil.example", 421)):
+            answer = httpx.get(f"{address}config", headers={"Host": host}, trust_env=False, timeout=60)
+            assert answer.status_code == status
     finally:
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)
