@@ -59,7 +59,7 @@ class Stage(NamedTuple):
 
 
 def _autoencoder() -> AutoencoderKL:
-    return AutoencoderKL.from_config(AutoencoderConfig(16, 32, (1, 2, 4), 1, ()))
+    return AutoencoderKL(AutoencoderConfig(16, 32, (1, 2, 4), 1, ()))
 
 
 def _images(count: int, side: int) -> torch.Tensor:
@@ -80,7 +80,7 @@ def _encode(count: int, side: int) -> Callable[[], object]:
 
 def _transformer(side: int) -> LightningDiT:
     shape = LightningDiTConfig(latent_size=side, latent_channels=16, width=192, depth=4, heads=4, num_classes=10)
-    return LightningDiT.from_config(shape)
+    return LightningDiT(shape)
 
 
 def _latents(count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,6 +85,7 @@ def test_hidden_imports_are_found() -> None:
     assert imported_modules("from importlib import import_module\nimport_module(f'vavae.{x}')") == {"vavae."}
 
 
+@pytest.mark.slow
 def test_no_circular_imports() -> None:
     """Lazy imports count; imports for annotations and those of a package's `__init__` do not."""
     modules = {

@@ -320,6 +320,7 @@ def test_other_gloo_errors_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
         run(["doctor"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_full_disk_in_the_thread_of_tensorboard(tmp_path: Path) -> None:
     program = """

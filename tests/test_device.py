@@ -8,7 +8,14 @@ import torch
 
 from vavae.commands import doctor
 from vavae.config import parse_command_line
-from vavae.device import autocast, image_memory_format, resolve_device, resolve_precision, without_tf32
+from vavae.device import (
+    autocast,
+    image_memory_format,
+    resolve_device,
+    resolve_precision,
+    without_tf32,
+    without_values,
+)
 from vavae.errors import UserError
 from vavae.metrics.inception import full_precision
 from vavae.stages import sample, train_dit, train_tokenizer
@@ -156,3 +163,14 @@ def test_tf32_rounds_products_and_convolutions_inside_only():
         after = errors()
     assert max(*strict, *after, strict_convolution) < 5e-5
     assert min(coarse) > 2e-4 and max(coarse) < 2e-2
+
+
+def test_networks_without_values() -> None:
+    with without_values():
+        layers = [torch.nn.Embedding(3, 2), torch.nn.Conv2d(1, 2, 3), torch.nn.LayerNorm(2)]
+        torch.nn.init.normal_(layers[0].weight, std=0.02)
+        buffer = torch.arange(3)
+    assert all(parameter.is_meta for layer in layers for parameter in layer.parameters()) and buffer.is_meta
+    assert layers[0].weight.shape == (3, 2)
+    torch.nn.init.normal_(torch.empty(2))
+    assert not torch.arange(3).is_meta

@@ -86,6 +86,7 @@ def test_metrics_and_statistics() -> None:
     RunningStatistics(3).update(images)
 
 
+@pytest.mark.slow
 def test_training_step_and_sampling() -> None:
     with GPU:
         model = LightningDiT(latent_size=4, latent_channels=3, width=32, depth=1, heads=2, num_classes=5)

@@ -8,10 +8,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from vavae.errors import UserError
 
@@ -23,6 +24,27 @@ Compute = Literal["fp32", "tf32", "bf16"]
 # TF32 is a switch of the whole process, and evaluation samples in one thread while another computes features.
 _TF32_SWITCH = threading.RLock()
 _DEVICE_LOCK = threading.RLock()
+
+
+class _SkipInitialization(TorchFunctionMode):
+    """Let the functions that draw initial weights return their tensor as it is."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Create the tensors of the block on torch's meta device, which have a shape and no values.
+
+    Initial weights are not drawn: on this device that has no effect, is most of the time in which a network is built,
+    and imports torch's compiler, which takes seconds.
+    """
+    with torch.device("meta"), _SkipInitialization():
+        yield
 
 
 def resolve_device(device: str) -> torch.device:

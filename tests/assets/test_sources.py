@@ -55,6 +55,7 @@ def local_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_sdist_is_read_without_running_its_code(local_index: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     _sdist(local_index, marker)
@@ -72,6 +73,7 @@ def test_wheel_is_read(local_index: Path, tmp_path: Path) -> None:
     assert [file.read_bytes() for file in files] == [_CONTENT]
 
 
+@pytest.mark.slow
 def test_unknown_package_is_named(local_index: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceUnavailable, match=r"PyPI carrier==1\.0: the package registry cannot be reached"):
         fetch_files(WHEEL, tmp_path)

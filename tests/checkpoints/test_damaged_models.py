@@ -67,6 +67,7 @@ def flips(content: bytes, count: int) -> Iterator[tuple[int, bytes]]:
         yield at, bytes(changed)
 
 
+@pytest.mark.slow
 def test_flipped_bit_is_refused_or_harmless(model: Path) -> None:
     expected = Generator.from_pretrained(model)([3])
     refused = 0
@@ -170,6 +171,7 @@ def test_wrong_values_in_a_generators_config(key: str, value: Any, message: str,
         Generator.from_pretrained(model)
 
 
+@pytest.mark.slow
 def test_published_file_with_empty_blocks_is_refused(tmp_path: Path) -> None:
     tensors = golden_dit()[0].state_dict()
     tensors |= {f"blocks.{number}.norm1.weight": torch.ones(1) for number in range(2, 5_000)}

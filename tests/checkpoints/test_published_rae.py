@@ -45,6 +45,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
         load_transformer(tmp_path / "model.pt")
 
 
+@pytest.mark.slow
 def test_decoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = ViTDecoder(6, 4, 2, width=768, depth=12, heads=12, mlp_width=32)

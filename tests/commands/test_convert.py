@@ -45,6 +45,7 @@ def vavae(*arguments: str) -> int:
     return run([str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [VA_VAE, MAR_VAE, SD_VAE], ids=["va", "mar", "sd"])
 def test_tokenizer_round_trip_is_exact(config: AutoencoderConfig) -> None:
     """Convert published -> ours -> diffusers -> ours -> published."""
@@ -81,6 +82,7 @@ def test_native_weights_in_float16(capsys: pytest.CaptureFixture[str]) -> None:
     assert "dtype must be float32 for statistics, got float16" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_generator_round_trip_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
     model, _ = golden_dit()
     tokenizer, _ = autoencoder()
@@ -124,6 +126,7 @@ def test_path_and_sampling_round_trip(path: str, solver: str) -> None:
     assert (back.path, back.sampling) == (path, sampling)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["noise", "score"])
 def test_prediction_round_trip(prediction: str) -> None:
     ours = written_generator(prediction=prediction, sampling=SamplingConfig("euler", 4))
@@ -144,6 +147,7 @@ def test_unknown_published_prediction_is_refused(capsys: pytest.CaptureFixture[s
     assert "transport.prediction must be one of velocity, noise, score, v, got energy" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_settings_that_published_files_lack(capsys: pytest.CaptureFixture[str]) -> None:
     written_generator(sampling=SamplingConfig("euler_maruyama", 9, guidance_scale=2.0))
     assert vavae("convert", "ours", "back", "--to", "published") == 0
@@ -196,6 +200,7 @@ def test_options_without_effect_are_refused(capsys: pytest.CaptureFixture[str]) 
         assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_scaling_factor_for_the_tokenizer_of_a_generator() -> None:
     written_generator()
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
@@ -205,6 +210,7 @@ def test_scaling_factor_for_the_tokenizer_of_a_generator() -> None:
     assert stored.std.tolist() == [0.5] * 8 and stored.mean.tolist() == [3.0] * 8
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_averaged() -> None:
     model, _ = golden_dit()
     torch.save(training_checkpoint(model), "published.pt")
@@ -323,6 +329,7 @@ def test_factors_beyond_float32_are_refused(factor: str, shift: str, capsys: pyt
     assert "scaling_factor and shift_factor must be numbers of float32" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_statistics_from_encoded_latents(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     options = ("--data.images", "demo", "--data.size", "32", "--split", "test", "--data.limit", "6")
@@ -340,6 +347,7 @@ def test_statistics_from_encoded_latents(capsys: pytest.CaptureFixture[str]) -> 
     assert "latents: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_wrong_calls_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(autoencoder()[0].state_dict(), "vavae.pt")
     torch.save(golden_dit()[0].state_dict(), "dit.pt")
@@ -368,6 +376,7 @@ def test_wrong_calls_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_samples_equal_those_of_the_published_files() -> None:
     """Convert published files and sample PNGs."""
     torch.save(training_checkpoint(golden_dit()[0]), "published.pt")

@@ -34,6 +34,7 @@ def state_of(found: Estimate) -> int:
     return sum(found.memory[part] for part in ("weights", "optimizer", "averages"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [None, 6])
 def test_transformer_as_in_its_run(token: int | None, tmp_path: Path) -> None:
     data = write_latents(tmp_path / "data", class_channels=token or 0)
@@ -85,6 +86,7 @@ def test_alignment_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert wide.flops() == counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_tokenizer_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_teacher(monkeypatch.setattr)
     recipe = tokenizer_recipe(tmp_path / "run", micro_batch=4, milestone_images=48)
@@ -117,6 +119,7 @@ def test_joint_as_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert any("upper bound" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_hours_and_images_that_fit(tmp_path: Path) -> None:
     recipe = transformer_recipe(tmp_path, write_latents(tmp_path / "data"), precision="bf16", images=10**9)
     found = of(replace(recipe, training=replace(recipe.training, batch_size=2**22)), tmp_path, count=2, mfu=0.5)
@@ -143,6 +146,7 @@ def test_teacher_formula_is_that_of_the_model() -> None:
     assert vit_costs(teacher_spec("sam-base"), 1024) is None  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_shape_comes_from_the_recipe_of_the_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

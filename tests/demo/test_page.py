@@ -155,6 +155,7 @@ def test_blocks_of_images_are_equal_and_short(make_report: MakeReport, count: in
     assert len([image for image in page.all("img") if ", image " in image["alt"]]) == 3 * count
 
 
+@pytest.mark.slow
 def test_a_page_replaces_another_one(make_report: MakeReport, tmp_path: Path) -> None:
     path = tmp_path / "new" / "page.html"
     write_page(path, make_report())
@@ -164,6 +165,7 @@ def test_a_page_replaces_another_one(make_report: MakeReport, tmp_path: Path) ->
     assert [entry.name for entry in path.parent.iterdir()] == ["page.html"]
 
 
+@pytest.mark.slow
 def test_quick_page_warns_in_its_title(make_report: MakeReport) -> None:
     warning = "its numbers mean nothing"
     assert warning not in render_page(make_report())

@@ -40,10 +40,10 @@ HEADLINE = (
 FEW = replace(
     QUICK,
     train_images=80,
-    test_images=40,
+    test_images=32,
     tokenizer_images=128,
     generator_images=640,
-    samples=20,
+    samples=10,
     samples_per_class=1,
 )
 Demo = tuple[Path, str, str]
@@ -61,7 +61,7 @@ def here(*arguments: str) -> tuple[int, str, str]:
 def few() -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "QUICK", FEW)
-        patch.setattr(measure, "SAMPLING", replace(SAMPLING, steps=10))
+        patch.setattr(measure, "SAMPLING", replace(SAMPLING, steps=5))
         gallery = cache(partial(demo_run.shipped_gallery, Config(quick=True)))  # the same for all these demos
         patch.setattr(demo_run, "shipped_gallery", lambda _: gallery())
         patch.setattr(LPIPS, "pretrained", cache(LPIPS.pretrained))

@@ -42,6 +42,7 @@ def recorded(folder: Path) -> tuple[set[str], set[str]]:
     return {r["name"] for r in records}, {r["protocol"]["split"].rpartition(" ")[2] for r in records}
 
 
+@pytest.mark.slow
 def test_probe_needs_a_test_part(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--conventions", "[strict]", "--tsne_seeds", "0"]
     probes = {"linear probe", "k-NN accuracy (k = 20)"}

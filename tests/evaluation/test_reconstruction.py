@@ -33,6 +33,7 @@ def reconstruct(folder: Path, *arguments: str) -> int:
     return run(["evaluate", "tokenizer", str(folder / "tokenizer"), *given, *arguments])
 
 
+@pytest.mark.slow
 def test_reconstructions_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(tmp_path / "tokenizer")

@@ -52,6 +52,7 @@ def distances(run: Path) -> dict[int, float]:
     return {line["images"]: line["val/frechet"] for line in read_metrics(run) if "val/frechet" in line}
 
 
+@pytest.mark.slow
 def test_distance_of_samples(runs: tuple[Path, Tokenizer, Generator]) -> None:
     """It equals the distance of samples of the final, averaged model, all drawn at once."""
     folder, _, generator = runs

@@ -58,6 +58,7 @@ def test_variance_is_kept_on_curved_paths(t: float) -> None:
         assert (c.alpha**2 + c.sigma**2).item() == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.slow
 @each_path
 @given(t=st.floats(0.05, 0.95), seed=st.integers(0, 100))
 def test_conversions_agree_with_the_true_density(path: ProbabilityPath, t: float, seed: int) -> None:

@@ -61,6 +61,7 @@ class Constant(nn.Module):
 # Guidance
 
 
+@pytest.mark.slow
 @given(scale=st.floats(0, 10), channels=st.one_of(st.none(), st.integers(1, 5)))
 def test_combination(scale: float, channels: int | None) -> None:
     conditional, poorer = latents(2, 0).double(), latents(2, 1).double()

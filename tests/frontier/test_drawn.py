@@ -32,12 +32,14 @@ def page(html: str) -> Page:
     return Page(html)
 
 
+@pytest.mark.slow
 def test_row_labels_stay_when_scrolled(page: Page) -> None:
     rows = [attributes for attributes in page.all("th") if attributes.get("scope") == "row"]
     rows = [attributes for attributes in rows if "label" in attributes.get("class", "")]
     assert len(rows) > 15 and all("stay" in attributes["class"].split() for attributes in rows)
 
 
+@pytest.mark.slow
 def test_captions_describe_figures(page: Page, tmp_path: Path) -> None:
     assert "spread of the seeds." not in page.text
     assert "t-SNE over one seed." in page.text and "Uniformity: one t-SNE run of test latents" in page.text
@@ -65,6 +67,7 @@ def test_figures_have_alt_texts_and_unique_ids(page: Page) -> None:
         assert all(name in ids for name in named), named
 
 
+@pytest.mark.slow
 def test_maps_name_classes(html: str, page: Page, tmp_path: Path) -> None:
     maps = html[html.index('id="maps"') :]
     assert "airplane" in maps and "horse" in maps and "truck" not in maps  # labels 0 and 7
@@ -80,6 +83,7 @@ def test_pictures_are_named_like_table_rows(page: Page) -> None:
     assert "no-mcos" not in page.text and "(dit)" not in page.text and "seed 0" not in page.text
 
 
+@pytest.mark.slow
 def test_other_seeds_are_folded(tmp_path: Path) -> None:
     html = written(tmp_path, "--experiments.table2.seeds", "[0,1]")
     first, others = html.split("Reconstructions of the other seeds (", 1)

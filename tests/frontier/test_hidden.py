@@ -27,7 +27,7 @@ def tiny_generator(class_token: int | None = None) -> Generator:
     """A transformer of two blocks on latents of 8 x 4 x 4, in patches of 2."""
     torch.manual_seed(0)
     shape = LightningDiTConfig(4, 2, 8, width=16, depth=2, heads=2, num_classes=3, class_token=class_token)
-    tokenizer = Tokenizer(AutoencoderKL.from_config(AUTOENCODER), LatentStatistics(torch.zeros(8), torch.ones(8)))
+    tokenizer = Tokenizer(AutoencoderKL(AUTOENCODER), LatentStatistics(torch.zeros(8), torch.ones(8)))
     return Generator(LightningDiT(shape), tokenizer)
 
 

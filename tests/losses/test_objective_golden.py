@@ -94,6 +94,7 @@ def test_alignment_terms(golden: dict[str, Tensor], setting: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("setting", ["margin", "nomargin", "fixed"])
 def test_objective(golden: dict[str, Tensor], setting: str, when: str) -> None:

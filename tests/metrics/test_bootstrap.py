@@ -16,6 +16,7 @@ def test_interval_of_a_mean():
     assert bootstrap_mean(values, 50, seed=3) != bootstrap_mean(values, 50, seed=4)
 
 
+@pytest.mark.slow
 def test_interval_of_a_distance():
     """It is as wide as the spread of independent measurements, and contains the number in spite of the bias."""
     generator = torch.Generator().manual_seed(0)

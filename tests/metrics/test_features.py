@@ -43,6 +43,7 @@ class ColorTeacher:
         return TeacherFeatures(grid, images.mean(dim=(2, 3)) * 10 if self.pools else None)
 
 
+@pytest.mark.slow
 def test_features_keep_order_and_ignore_batching(inception):
     whole = inception(PIXELS[:2])
     split = torch.cat([inception(part) for part in PIXELS[:2].split(1)])

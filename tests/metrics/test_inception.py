@@ -39,6 +39,7 @@ def test_autocast_does_not_matter(rule_network):
     assert torch.backends.cudnn.conv.fp32_precision == usual
 
 
+@pytest.mark.slow
 def test_real_weights_give_archive_features(real_network):
     for size, pixels in PIXELS.items():
         torch.testing.assert_close(real_network(pixels), GOLDEN[f"inception.{size}"], rtol=0, atol=1e-4)

@@ -20,6 +20,7 @@ from vavae.metrics.inception_weights import read_weights
 PIXELS = load_pixels(DemoImages("test"), range(2), 32)
 
 
+@pytest.mark.slow
 def test_pytorch_fid_file_against_its_own_network(published, tmp_path):
     """`plain_forward` is that network, written in the names of the file."""
     state = dict(published)
@@ -90,6 +91,7 @@ def test_torchscript_archive_is_read_without_running_it(tmp_path):
     assert set(found) == {"0.weight", "0.bias"} and torch.equal(found["0.weight"], layer.weight)
 
 
+@pytest.mark.slow
 def test_each_network_has_its_resize(rule_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "load", lambda name: rule_weights)
     save_file(rule_weights, tmp_path / "weights.safetensors")

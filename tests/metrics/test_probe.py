@@ -107,6 +107,7 @@ def test_knn_votes_by_similarity():
     assert knn_accuracy(*train, *train, k=1) == 1.0
 
 
+@pytest.mark.slow
 def test_raw_pixels_of_real_images():
     """An independent measurement gave about .33 (probe) and .34 (neighbors) with 1,000 images of 32 px."""
     train, test = DemoImages("train"), DemoImages("test")

@@ -24,6 +24,7 @@ def distance(train: torch.Tensor, test: torch.Tensor) -> float:
     return moments[0].distance(moments[1])
 
 
+@pytest.mark.slow
 def test_distance_of_stored_features():
     """The stored distance of twelve images each, in 2048 dimensions, comes from singular values without covariances."""
     assert hashlib.sha256(FILE.read_bytes()).hexdigest() == SHA256

@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import diffusers
 import pytest
 import torch
 from published_files import MAR_VAE, SD_VAE, SMALL_F16, VA_VAE, autoencoder, golden_dit, same_weights, statistics
@@ -24,6 +24,12 @@ TWO_LEVELS = AutoencoderConfig(4, 32, (1, 2, 3), blocks_per_level=1, attention_l
 NARROW = AutoencoderConfig(4, 16, (1, 3), attention_levels=(1,))
 
 
+def published_class() -> Any:
+    import diffusers  # takes five seconds: not at collection, which every worker does
+
+    return diffusers.AutoencoderKL
+
+
 def tokenizer_of(config: AutoencoderConfig, seed: int = 0) -> Tokenizer:
     torch.manual_seed(seed)
     model = AutoencoderKL(config)
@@ -37,7 +43,7 @@ def images(side: int = 32) -> Tensor:
     return torch.rand(2, 3, side, 2 * side, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def assert_equal_outputs(ours: Tokenizer, other: "diffusers.AutoencoderKL") -> None:
+def assert_equal_outputs(ours: Tokenizer, other: Any) -> None:
     x = images()
     with torch.no_grad():
         posterior, expected = other.encode(x).latent_dist, ours.autoencoder.encode(x)
@@ -53,7 +59,7 @@ def assert_equal_outputs(ours: Tokenizer, other: "diffusers.AutoencoderKL") -> N
 def test_autoencoders_give_equal_outputs_both_ways(config: AutoencoderConfig, tmp_path: Path) -> None:
     ours = tokenizer_of(config)
     ours.save_diffusers(tmp_path / "diffusers")
-    other = diffusers.AutoencoderKL.from_pretrained(tmp_path / "diffusers")
+    other = published_class().from_pretrained(tmp_path / "diffusers")
     assert_equal_outputs(ours, other)
     assert same_weights(ours.to_diffusers(), other)
 
@@ -68,7 +74,7 @@ def test_autoencoders_give_equal_outputs_both_ways(config: AutoencoderConfig, tm
 
 def test_autoencoder_of_diffusers_loads() -> None:
     torch.manual_seed(0)
-    other = diffusers.AutoencoderKL(
+    other = published_class()(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(32, 64, 64),
@@ -86,7 +92,7 @@ def test_autoencoder_of_diffusers_loads() -> None:
 def test_factor_multiplies_means_and_deviations() -> None:
     """As in diffusers' SDXL pipelines, the decoder gets latents · std / scaling_factor + mean."""
     mean, std, factor = (0.5, -1.0, 2.0, 0.0), (1.0, 2.0, 4.0, 8.0), 0.5
-    other = diffusers.AutoencoderKL(
+    other = published_class()(
         block_out_channels=(32,), latent_channels=4, scaling_factor=factor, latents_mean=mean, latents_std=std
     )
     ours = Tokenizer.from_diffusers(other)
@@ -110,6 +116,7 @@ def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stated", [True, False])
 def test_published_sd_vae_loads(stated: bool, tmp_path: Path) -> None:
     model, _ = autoencoder(SD_VAE)
@@ -119,7 +126,7 @@ def test_published_sd_vae_loads(stated: bool, tmp_path: Path) -> None:
     assert "latents_mean" not in config and "latents_std" not in config  # diffusers would multiply them
     if not stated:  # the default of diffusers is the same number
         del config["scaling_factor"]
-    other = diffusers.AutoencoderKL(config)
+    other = published_class().from_config(config)
     names = Tokenizer(model, scaling_statistics(4, 0.18215)).to_diffusers().state_dict()
     other.load_state_dict(names)
     save_file(old_names(names), tmp_path / "diffusion_pytorch_model.safetensors")
@@ -142,7 +149,7 @@ def test_published_sd_vae_loads(stated: bool, tmp_path: Path) -> None:
 
 def test_missing_quant_conv_becomes_an_identity(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    other = diffusers.AutoencoderKL(block_out_channels=(32,), use_quant_conv=False, use_post_quant_conv=False).eval()
+    other = published_class()(block_out_channels=(32,), use_quant_conv=False, use_post_quant_conv=False).eval()
     other.save_pretrained(tmp_path)
     ours = Tokenizer.from_pretrained(tmp_path)
     assert_equal_outputs(ours, other)
@@ -157,10 +164,10 @@ def test_unsupported_autoencoders_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match="diffusers cannot build"):
             tokenizer_of(config).save_diffusers(tmp_path / "no")
-    diffusers.AutoencoderKL(block_out_channels=(32,), norm_num_groups=8).save_pretrained(tmp_path)
+    published_class()(block_out_channels=(32,), norm_num_groups=8).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"config\.json: norm_num_groups must be 32, got 8"):
         Tokenizer.from_pretrained(tmp_path)
-    diffusers.AutoencoderKL(block_out_channels=(32,), mid_block_add_attention=False).save_pretrained(tmp_path)
+    published_class()(block_out_channels=(32,), mid_block_add_attention=False).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"missing .*mid\.attn_1"):
         Tokenizer.from_pretrained(tmp_path)
 

@@ -12,6 +12,7 @@ from vavae.errors import RunError
 FEW: Any = {"steps": 3, "guidance_scale": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_changes_images_little(dtype: torch.dtype) -> None:
     whole, half = Generator.from_pretrained("demo"), Generator.from_pretrained("demo", dtype=dtype)
@@ -29,6 +30,7 @@ def test_half_precision_changes_images_little(dtype: torch.dtype) -> None:
     assert half([3], **FEW, output_type="pt", size=(24, 32)).isfinite().all()
 
 
+@pytest.mark.slow
 def test_models_are_converted(tmp_path: Path) -> None:
     generator = Generator.from_pretrained("demo")
     assert generator.to(torch.bfloat16) is generator and generator.dtype == generator.tokenizer.dtype == torch.bfloat16

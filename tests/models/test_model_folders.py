@@ -171,6 +171,7 @@ def test_missing_part_is_not_fetched_from_the_hub(
         Generator.from_pretrained("pipe")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", [False, True])
 def test_killed_save_is_not_taken_for_a_model(older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A save that stops before each file in turn leaves no `config.json`, and every loader needs that file."""

@@ -1,6 +1,7 @@
 """A decoder of a real teacher's latents, trained on a CPU: better than the best linear one, and robust to noise."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from vavae.data import DemoImages, load_images
 from vavae.grids import to_tokens
 from vavae.metrics import psnr
 from vavae.models.representation import RepresentationAutoencoder, RepresentationConfig
-from vavae.teachers import load_teacher
+from vavae.teachers import Teacher, load_teacher
 
 pytestmark = pytest.mark.slow
 TRAIN, HELD_OUT, PATCH, STEPS, BATCH = 800, 100, 8, 250, 48
@@ -25,10 +26,15 @@ class Pairs:
     latents: Tensor
 
 
+@cache
+def teacher() -> Teacher:
+    return load_teacher("dinov2-small-focus", input_size=56)
+
+
 def model(noise: float) -> RepresentationAutoencoder:
     torch.manual_seed(0)
     config = RepresentationConfig("B", PATCH, width=96, depth=2, heads=4, mlp_width=192, noise=noise)
-    return config.build(load_teacher("dinov2-small-focus", input_size=56))
+    return config.build(teacher())
 
 
 def pairs(split: str, count: int) -> Pairs:

@@ -143,6 +143,7 @@ def test_mistyped_name_is_one_line_with_the_nearest(
     assert not hub.asked
 
 
+@pytest.mark.slow
 def test_commands_take_short_names(hub: StandInHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["sample", XL, "--count", "2", "--output", "samples", *FEW]) == 0
     recorded = json.loads(Path("samples/samples.json").read_text())

@@ -36,6 +36,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_committed_pages_follow_from_the_results(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder, (images, overrides, shown, count) = ROOT / "docs/frontier" / name, RUNS[name]

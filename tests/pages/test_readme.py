@@ -1,9 +1,9 @@
 """The blocks of the README work in the order of reading, in an environment that has the wheel."""
 
+import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -57,33 +57,49 @@ def environment(installed: Path) -> dict[str, str]:
     return {**kept, "PATH": f"{installed / 'bin'}{os.pathsep}{kept['PATH']}", "VIRTUAL_ENV": str(installed)}
 
 
-def run_line(line: str, place: Path, environment: dict[str, str]) -> None:
-    """Run one line of a shell block."""
-    line = line.partition(" #")[0].strip()
+# All blocks in one process, since each takes seconds to import torch.
+PROGRAM = """
+import contextlib, io, json, os, shlex, signal, sys, threading, time
+import vavae
+from vavae.cli import run
+assert vavae.__file__.startswith(sys.argv[1]), vavae.__file__
+
+def stop_when_ready(printed):
+    while "http://127.0.0.1:" not in printed.getvalue():
+        time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+for kind, text in json.load(sys.stdin):
+    print(text, file=sys.stderr, flush=True)
+    if kind == "python":
+        exec(compile(text, "README.md", "exec"), {})
+        continue
+    command, *options = shlex.split(text)[1:]
+    printed = io.StringIO()
+    if command == "serve":
+        threading.Thread(target=stop_when_ready, args=(printed,), daemon=True).start()
+    with contextlib.redirect_stdout(printed):
+        code = run([command, *options])
+    assert code == 0, f"exit code {code}"
+"""
+
+
+def command(line: str) -> str | None:
+    """Return a line of a shell block as a short command of vavae; check other lines, and return None."""
     if ELSEWHERE in line or line.startswith(("python3 -m venv", "source ")):
-        return
+        return None
     if line.startswith("pip install"):
         declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         (extras,) = re.findall(r"'\.\[(.*)\]'", line)
         assert set(extras.split(",")) <= declared.keys(), line
-    elif line.startswith("make "):
+        return None
+    if line.startswith("make "):
         subprocess.run(["make", "--dry-run", line.split()[1]], cwd=ROOT, check=True, capture_output=True)
-    elif line.startswith("vavae serve"):
-        serve = [*line.split(), "--port", str(free_port())]  # another test may take the first free one at this moment
-        command = subprocess.Popen(serve, cwd=place, env=environment, stdout=subprocess.PIPE, text=True)
-        assert command.stdout is not None
-        try:
-            assert "http://127.0.0.1:" in command.stdout.readline()
-        finally:
-            command.send_signal(signal.SIGINT)
-            code = command.wait(60)
-        assert code == 0
-    else:
-        more = next((SHORTER[start] for start in SHORTER if line.startswith(start)), "")
-        done = subprocess.run(
-            ["bash", "-ec", f"{line} {more}"], cwd=place, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{line} {more}\n{done.stderr}"
+        return None
+    assert line.startswith("vavae "), line
+    if line == "vavae serve":
+        return f"{line} --port {free_port()}"  # another test may take the first free one at this moment
+    return f"{line} {next((SHORTER[start] for start in SHORTER if line.startswith(start)), '')}"
 
 
 @pytest.mark.timeout(1800)
@@ -93,15 +109,25 @@ def test_blocks_in_the_order_of_reading(installed: Path, tmp_path: Path) -> None
         path.parent.mkdir(parents=True, exist_ok=True)
         DemoImages("test").image(number).save(path)
     variables = environment(installed)
-    where = "import vavae; print(vavae.__file__)"
-    found = subprocess.run(["python", "-c", where], cwd=tmp_path, env=variables, capture_output=True, text=True)
-    assert found.stdout.startswith(str(installed))
     blocks = re.findall(r"```(bash|python)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert [kind for kind, _ in blocks].count("bash") >= 4
+    given: list[tuple[str, str]] = []
     for kind, block in blocks:
         if kind == "python":
-            subprocess.run(["python", "-c", block], cwd=tmp_path, env=variables, check=True)
+            given.append((kind, block))
             continue
         for line in filter(None, block.replace("\\\n", " ").splitlines()):
-            run_line(line, tmp_path, variables)
+            if text := command(line.partition(" #")[0].strip()):
+                given.append((kind, text))
+    found = subprocess.run(["vavae", "--version"], env=variables, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("vavae 0")  # the installed script
+    done = subprocess.run(
+        ["python", "-c", PROGRAM, installed],
+        cwd=tmp_path,
+        env=variables,
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "samples/grid.png").exists() and (tmp_path / "sample.png").exists()

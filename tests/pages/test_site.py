@@ -94,6 +94,7 @@ def test_teacher_table_has_all_teachers() -> None:
         assert str(teacher.width) in row and str(teacher.patch) in row and teacher.license.split()[0] in row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["index.md", "sampling.md", "api/stages.md"])
 def test_python_of_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio
 import gradio_client
 import httpx
 import numpy as np
@@ -28,13 +27,19 @@ from vavae.data import demo_pixels
 from vavae.errors import UserError
 from vavae.models import Generator, SamplingConfig
 from vavae.serve.guard import KnownHosts
-from vavae.serve.page import build
-from vavae.serve.parts import theme
 from vavae.serve.server import free_port, known_hosts, launch
 from vavae.serve.studio import Studio
 
+pytestmark = pytest.mark.slow  # gradio alone takes five seconds to load
+
 FEW = (2.0, "euler", 4, 0.3, 0.1, 1.0, "cfg", 1)  # guidance scale, solver, grid points, shift, interval, kind, still
 SAMPLING = SamplingConfig("euler", 4, 0.3, 2.0, 0.1, 1.0)
+
+
+def build(*studios: Studio) -> Any:
+    from vavae.serve import page  # gradio takes five seconds to load: not at collection, which every worker does
+
+    return page.build(*studios)
 
 
 @pytest.fixture(scope="module")
@@ -360,6 +365,8 @@ def test_stop_ends_the_work(client: Any, long_call: dict[str, Any]) -> None:
 
 def test_controls_accept_the_models_defaults(generator: Generator) -> None:
     """A control refuses every click if its range does not contain its value."""
+    import gradio
+
     defaults = SamplingConfig("euler_maruyama", 300, 3.0, 12.0, 0.1, 1.0)
     other = Generator(generator.transformer, generator.tokenizer, sampling=defaults)
     sliders = [c for c in build(Studio(other.tokenizer, other)).blocks.values() if isinstance(c, gradio.Slider)]
@@ -380,20 +387,20 @@ def test_page_loads_nothing_from_other_machines(client: Any) -> None:
     assert client.config["stylesheets"] == []  # web fonts would be listed here
 
 
-@pytest.mark.slow
 def test_command_serves_until_a_signal(tmp_path: Path) -> None:
-    """The page works with a proxy in the environment, and uploads are removed at the end.
+    """The page works with a proxy in the environment and under an allowed name; uploads are removed at the end.
 
     The test of the README ends it by Ctrl-C.
     """
-    command = [sys.executable, "-c", "from vavae.cli import main; main()", "serve", "--device", "cpu"]
+    command = [sys.executable, "-m", "vavae", "serve", "--device", "cpu", "--allowed_hosts", "lab.example"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "http_proxy": "http://192.0.2.1:1", "no_proxy": ""}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         line = process.stdout.readline()  # type: ignore[union-attr]
         address = re.fullmatch(r"demo: (http://127\.0\.0\.1:\d+/)\n", line)[1]  # type: ignore[index]
-        with urllib.request.urlopen(address) as answer:
-            assert answer.status == 200
+        for host, status in (("lab.example", 200), ("evil.example", 421)):
+            answer = httpx.get(f"{address}config", headers={"Host": host}, trust_env=False, timeout=60)
+            assert answer.status_code == status
     finally:
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)
@@ -445,6 +452,8 @@ def luminance(color: str) -> float:
     [f"button_primary_background_fill{suffix}" for suffix in ("", "_hover", "_dark", "_hover_dark")] + ["color_accent"],
 )
 def test_contrast_of_white_letters(name: str) -> None:
+    from vavae.serve.parts import theme
+
     ours = theme()
     assert ours.button_primary_text_color == ours.button_primary_text_color_dark == "white"
     color = getattr(ours, getattr(ours, name).removeprefix("*"))

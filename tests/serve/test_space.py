@@ -1,40 +1,29 @@
 """The template of a Space serves the page under the name that the hub gives it."""
 
-import os
-import socket
-import subprocess
-import sys
+import runpy
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
+
+from vavae.commands import serve
 
 SPACE = Path(__file__).parents[2] / "examples" / "space"
 
 
-@pytest.mark.slow
-def test_space(tmp_path: Path) -> None:
-    pytest.importorskip("gradio")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "GRADIO_SERVER_PORT": str(port),
+def test_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`test_command_serves_until_a_signal` starts a server with such a name."""
+    for name, value in {
+        "GRADIO_SERVER_PORT": "7861",
         "SPACE_HOST": "owner-name.hf.space",
         "VAVAE_COMPARE": "demo",
-        "TMPDIR": str(tmp_path),
-    }
-    process = subprocess.Popen(
-        [sys.executable, SPACE / "app.py"], stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
-    )
-    try:
-        assert process.stdout.readline().startswith("demo: http://")  # type: ignore[union-attr]
-        for host, status in (("owner-name.hf.space", 200), ("evil.example", 421)):
-            assert httpx.get(f"http://127.0.0.1:{port}/config", headers={"Host": host}).status_code == status
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
+    }.items():
+        monkeypatch.setenv(name, value)
+    served: list[Any] = []
+    monkeypatch.setattr(serve, "run", served.append)
+    runpy.run_path(str(SPACE / "app.py"))
+    expected = {"compare": "demo", "host": "0.0.0.0", "port": 7861, "allowed_hosts": ("owner-name.hf.space",)}
+    assert served == [serve.Config("demo", **expected)]  # type: ignore[arg-type]
 
 
 def test_files_of_the_space() -> None:

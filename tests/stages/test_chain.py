@@ -14,7 +14,7 @@ from vavae.models import Tokenizer
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["--training.log_images", "32", "--training.tensorboard", "false", "--training.device", "cpu"]
+SMALL = ["--training.log_images", "16", "--training.tensorboard", "false", "--training.device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,14 @@ def chain(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("chain")
     tokenizer, latents, generator = (str(out / name) for name in ("tokenizer", "latents", "generator"))
     data = ["--data.images", str(images), "--data.size", "32", "--data.holdout", "0.1"]
-    budget = ["--training.images", "64", "--training.batch_size", "16", *SMALL]
-    start = ["--objective.adversarial.start_images", "32", "--training.preview_images", "32"]
+    budget = ["--training.images", "32", "--training.batch_size", "8", *SMALL]
+    start = ["--objective.adversarial.start_images", "16", "--training.preview_images", "32"]
     assert run(["train-tokenizer", "small/tokenizer", "--output", tokenizer, *data, *budget, *start]) == 0
     trained = ["--tokenizer", f"{tokenizer}/tokenizer"]
     assert run(["encode", *trained, "--output", latents, *data, "--device", "cpu", "--shard_size", "50"]) == 0
     transformer = ["--transformer.width", "64", "--transformer.depth", "2", "--transformer.heads", "2"]
     arguments = ["--latents", latents, *trained, "--output", generator, *transformer, *budget]
-    assert run(["train-dit", "small/transformer", *arguments, "--training.preview_images", "64"]) == 0
+    assert run(["train-dit", "small/transformer", *arguments, "--training.preview_images", "32"]) == 0
     return out
 
 
@@ -50,7 +50,7 @@ def test_files_of_run_folders(chain: Path) -> None:
         folder = chain / stage
         for name in ("recipe.yaml", "versions.json", "metrics.jsonl", "timing.jsonl", "checkpoints", "previews"):
             assert (folder / name).exists(), name
-        assert [json.loads(line)["images"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [32, 64]
+        assert [json.loads(line)["images"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [16, 32]
 
 
 def test_folders_record_their_images(chain: Path, images: Path) -> None:

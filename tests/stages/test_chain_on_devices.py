@@ -31,7 +31,7 @@ DEVICES = [("cpu", False), pytest.param(("cuda", True), marks=_ON_GPU)]
 _ON_GPU_ONLY = pytest.mark.parametrize("chain", DEVICES[1:], ids=["cuda"], indirect=True)
 DATA = ImagesConfig("demo", 32, crop="center", limit=32, workers=2)
 TRAINING = TrainingConfig(
-    images=64, batch_size=8, precision="auto", ema_decay=0.9, log_images=16, checkpoint_images=32, tensorboard=False
+    images=32, batch_size=8, precision="auto", ema_decay=0.9, log_images=8, checkpoint_images=16, tensorboard=False
 )
 
 
@@ -42,7 +42,7 @@ def tokenizer_recipe(folder: Path, device: str, compiled: bool) -> train_tokeniz
         tokenizer=AutoencoderConfig(4, 32, (1, 2, 2), 1, ()),
         teacher=TeacherConfig("convolution", 16, cache_features=True),
         objective=ObjectiveConfig(
-            adversarial=AdversarialConfig(start_images=32, discriminator=DiscriminatorConfig(16, 2)),
+            adversarial=AdversarialConfig(start_images=16, discriminator=DiscriminatorConfig(16, 2)),
             alignment=AlignmentConfig(cos_margin=0.0, distance_margin=0.0),
         ),
         optimizer=OptimizerConfig("adam", 1e-3),
@@ -81,7 +81,7 @@ def chain(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
     def lpips(network: str) -> LPIPS:
         torch.manual_seed(3)
-        return LPIPS("vgg16")
+        return LPIPS("alexnet")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_tokenizer, "TokenizerTask", Watched)

@@ -101,6 +101,7 @@ def values(records: list[MetricRecord]) -> dict[str, float]:
     return {r.name: r.value for r in records}
 
 
+@pytest.mark.slow
 def test_generation_metrics_equal_plain_computations(models, tmp_path):
     found = values(evaluate.run(generation(models, tmp_path, real_split="train")))
     real, fake = NETWORK.all_parts(reference_pixels()), NETWORK.all_parts(drawn_pixels())
@@ -114,6 +115,7 @@ def test_generation_metrics_equal_plain_computations(models, tmp_path):
     assert found["FDr"] == pytest.approx(found["FID"] / floor, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_record_has_its_protocol(models, tmp_path):
     config = generation(models, tmp_path, label_protocol="random", seed=5, guidance_channels=2, guidance_scales=[3.0])
     evaluate.run(config)
@@ -164,6 +166,7 @@ def test_networks_are_compiled_on_request(models, tmp_path, capsys, monkeypatch)
     assert "compile: transformer, 8 images: " in printed and f"compile: {network.name}, 8 images: " in printed
 
 
+@pytest.mark.slow
 def test_stochastic_sampler(models, tmp_path):
     """The samples equal those of `vavae sample`, whatever the batch; the record names the solver."""
     settings = replace(make_generator().sampling, solver="euler_maruyama", steps=5)
@@ -193,6 +196,7 @@ def test_fingerprint_depends_on_prediction():
     assert found["velocity"] == former
 
 
+@pytest.mark.slow
 def test_scales_checkpoints_and_networks_in_one_run(models, tmp_path, capsys):
     both = [str(models / "generator"), str(tmp_path / "second")]
     other = make_generator()
@@ -216,6 +220,7 @@ def test_scales_checkpoints_and_networks_in_one_run(models, tmp_path, capsys):
         assert picture.width > 300
 
 
+@pytest.mark.slow
 def test_samples_from_generator_folder_and_npz_agree(models, tmp_path):
     expected = values(evaluate.run(generation(models, tmp_path)))
     pixels = drawn_pixels().numpy()
@@ -235,6 +240,7 @@ def test_samples_from_generator_folder_and_npz_agree(models, tmp_path):
     np.testing.assert_array_equal(mapped.block(range(COUNT)).pixels(slice(None)), pixels)
 
 
+@pytest.mark.slow
 def test_reference_statistics_instead_of_images(models, tmp_path):
     saved = tmp_path / "reference.npz"
     expected = values(evaluate.run(generation(models, tmp_path, save_reference=str(saved))))
@@ -304,6 +310,7 @@ def test_mistakes_are_reported_before_any_work(models, tmp_path, monkeypatch, ch
     assert not (tmp_path / "features").exists()
 
 
+@pytest.mark.slow
 def test_stopped_evaluation_resumes(models, tmp_path, monkeypatch):
     expected = values(evaluate.run(generation(models, tmp_path / "whole")))
     calls: list[list[int]] = []
@@ -329,6 +336,7 @@ def reconstruction_config(models: Path, folder: Path, **changes: object) -> eval
     return evaluation("tokenizer", models, folder, **{"latents": 28, "tsne_seeds": 1, **changes})
 
 
+@pytest.mark.slow
 def test_reconstruction_in_both_conventions(models, tmp_path):
     records = evaluate.run(reconstruction_config(models, tmp_path, bootstrap=30))
     found = {(r.name, r.protocol.convention): r for r in records}
@@ -361,6 +369,7 @@ def test_reconstruction_in_both_conventions(models, tmp_path):
     assert found["PSNR", "strict"].obstacles(found["PSNR", "published"]) == differing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "asked, published",
     [
@@ -402,6 +411,7 @@ class GridTeacher(torch.nn.Module):
         return TeacherFeatures(grid, grid.flatten(1))
 
 
+@pytest.mark.slow
 def test_latent_metrics_equal_plain_computations(models, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "load_teacher", lambda name, **sizes: GridTeacher())
     config = reconstruction_config(models, tmp_path, conventions=[], latents=1000, teacher="grid")
@@ -454,6 +464,7 @@ def test_two_processes_give_the_same_numbers(models, tmp_path, launch, request):
     assert (tmp_path / "tokenizer-one.images.csv").read_text() == (tmp_path / "tokenizer-two.images.csv").read_text()
 
 
+@pytest.mark.slow
 def test_stored_fidelity_is_reused(models, tmp_path, monkeypatch):
     config = reconstruction_config(models, tmp_path, conventions=["strict"])
     expected = values(evaluate.run(config))

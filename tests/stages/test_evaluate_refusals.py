@@ -182,6 +182,7 @@ def test_metrics_that_cannot_be_measured_are_refused(lack, generator, tmp_path, 
     assert expected in refused(generator, tmp_path, **changes)
 
 
+@pytest.mark.slow
 def test_metrics_that_one_network_allows(generator, tmp_path, monkeypatch):
     """Logits and spatial features of one network are enough; without named metrics, those that can be are measured."""
     monkeypatch.undo()

@@ -210,6 +210,7 @@ def command(data: Path, folder: Path, source: str, *options: str) -> int:
     return run(["train-dit", *given, *options])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "value"), [("path", "cosine"), ("prediction", "noise")])
 def test_another_flow_is_refused(key: str, value: str, data: Path, tmp_path: Path) -> None:
     own = generator_of(trained(), tmp_path / "generator", **{key: value})
@@ -233,6 +234,7 @@ def test_wrong_sources_are_one_line(
     assert named in line
 
 
+@pytest.mark.slow
 def test_resuming_does_not_need_the_initial_weights(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,6 +263,7 @@ def test_resuming_does_not_need_the_initial_weights(
         train_dit.run(replace(parts, initial=None))
 
 
+@pytest.mark.slow
 def test_warning_for_other_statistics(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = Tokenizer.from_pretrained(data / "tokenizer").statistics  # mean 1, deviation 2, as the generator's
     source = generator_of(trained(), tmp_path / "generator", statistics=own)

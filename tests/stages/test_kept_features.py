@@ -35,6 +35,7 @@ def train(folder: Path, *more: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_features_on_disk_and_in_memory_agree(tmp_path: Path) -> None:
     from_disk = train(tmp_path / "disk", "--teacher.features_on_device=false")
     in_memory = train(tmp_path / "memory", "--teacher.features_on_device=true")
@@ -44,6 +45,7 @@ def test_features_on_disk_and_in_memory_agree(tmp_path: Path) -> None:
     assert train(tmp_path / "memory", "--teacher.features_on_device=false") == in_memory
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("estimates")
 def test_memory_estimate_includes_features(tmp_path: Path) -> None:
     data = ImagesConfig("demo", 16, limit=40)

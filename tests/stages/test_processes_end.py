@@ -23,7 +23,7 @@ def names():
 def work(group, fails):
     try:
         with group():
-            if os.environ["RANK"] == "0":
+            if not fails and os.environ["RANK"] == "0":
                 import torch._dynamo
             dist.all_gather_object([None, None], dict(enumerate(range(200))))
             assert any("gloo" in name for name in names()), "the threads have other names"
@@ -34,7 +34,7 @@ def work(group, fails):
     left = [name for name in names() if "gloo" in name]
     assert not left, f"threads left: {left}"
 
-for group, fails in ((sharing_processes, False), (sharing_processes, True), (lambda: processes("cpu"), False)):
+for group, fails in ((sharing_processes, True), (lambda: processes("cpu"), False)):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         os.environ["MASTER_PORT"] = str(found.getsockname()[1])

@@ -46,6 +46,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -
     return error
 
 
+@pytest.mark.slow
 def test_images_of_other_weights_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(folder, "--count", "2") == 0
     trained = make_generator()
@@ -246,6 +247,7 @@ def test_npz_of_several_sizes_is_refused(folder: Path, capsys: pytest.CaptureFix
     assert not (folder / "samples.npz").exists()
 
 
+@pytest.mark.slow
 def test_zero_guidance_channels_guide_all(folder: Path) -> None:
     """null is the generator's own value, as if the option were not given."""
     three = make_generator()

@@ -27,6 +27,7 @@ def make_task(recipe: train_tokenizer.Config, world: World | None = None) -> Tok
     return TokenizerTask(recipe, recipe.data.open("train"), Path(recipe.output), world)
 
 
+@pytest.mark.slow
 def test_tokenizer_has_averaged_weights_and_their_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An average that hardly moves keeps the first weights, while the live network moves away from them."""
     recipe = tokenizer_recipe(tmp_path, images=16, ema_decay=1 - 1e-9, ema_warmup=False)

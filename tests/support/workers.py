@@ -80,11 +80,7 @@ def measured_stages(folder: str, data: str, port: str) -> None:
 def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> None:
     """Train a stage, and send this process a signal after `at` images."""
     skip_estimates()
-    tasks: dict[str, Any] = {
-        "tokenizer": train_tokenizer.TokenizerTask,
-        "transformer": train_dit.TransformerTask,
-        "joint": train_joint.JointTask,
-    }
+    tasks: dict[str, Any] = {"transformer": train_dit.TransformerTask, "joint": train_joint.JointTask}
     task = tasks[stage]
     original = task.step
 
@@ -97,7 +93,7 @@ def until_killed(stage: str, folder: str, data: str, number: int, at: int) -> No
     if stage == "transformer":
         transformer(folder, data, "64")
     else:
-        {"tokenizer": tokenizer, "joint": joint}[stage](folder, "64")
+        joint(folder, "64")
 
 
 def stopped_transformer(folder: str, data: str, parallel: str) -> None:

@@ -53,6 +53,7 @@ def test_resnet50_equals_the_keras_graph() -> None:
     torch.testing.assert_close(features.pooled[0], _GOLDEN["resnet50.pooled"], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_small_input_matches_resampled_large_input(dinov2: Teacher) -> None:
     images = _real_images("test", 2)[0]
     small = load_teacher("dinov2-small-focus", input_size=112)(images).grid

@@ -61,6 +61,7 @@ def test_starting_weights_load_without_a_good_checkpoint(left: str, tmp_path: Pa
     assert begins_with(begun(config), model.state_dict())
 
 
+@pytest.mark.slow
 def test_run_with_damaged_checkpoints_does_not_start_over(tmp_path: Path) -> None:
     model = AutoencoderKL(AUTOENCODER)
     Tokenizer(model, LatentStatistics(torch.zeros(8), torch.ones(8)), {}).save_pretrained(tmp_path / "first")
@@ -76,6 +77,7 @@ def test_run_with_damaged_checkpoints_does_not_start_over(tmp_path: Path) -> Non
     assert begins_with(begun(config), model.state_dict())
 
 
+@pytest.mark.slow
 def test_checkpoint_overrides_starting_weights(tmp_path: Path) -> None:
     """The folder of the starting weights may have been deleted by then."""
     model = AutoencoderKL(AUTOENCODER)
@@ -100,6 +102,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, task: Any, images: int) -> None:
     monkeypatch.setattr(task, "step", step)
 
 
+@pytest.mark.slow
 def test_deleted_images_are_noticed_in_a_moved_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = tmp_path / "pictures"
     for name in ("a", "b"):
@@ -131,6 +134,7 @@ def other_latents(folder: Path) -> None:
     writer.finish()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["latents", "tokenizer", "normalization"])
 def test_replaced_latents_or_tokenizer_are_refused(
     what: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +160,7 @@ def test_replaced_latents_or_tokenizer_are_refused(
     assert (tmp_path / "run/data.json").exists()
 
 
+@pytest.mark.slow
 def test_transformer_micro_batch_may_change(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_dit.run(transformer_recipe(tmp_path / "whole", data, images=48))
     stop_at(monkeypatch, train_dit.TransformerTask, 24)
@@ -168,6 +173,7 @@ def test_transformer_micro_batch_may_change(data: Path, tmp_path: Path, monkeypa
         assert again["total"] == pytest.approx(line["total"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tokenizer_micro_batch_may_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tokenizer_recipe(tmp_path, images=24, checkpoint_images=8)
     stop_at(monkeypatch, train_tokenizer.TokenizerTask, 16)
@@ -177,6 +183,7 @@ def test_tokenizer_micro_batch_may_not_change(tmp_path: Path, monkeypatch: pytes
         train_tokenizer.run(replace(recipe, training=replace(recipe.training, micro_batch=4)))
 
 
+@pytest.mark.slow
 def test_extended_run_equals_the_longer_run(data: Path, tmp_path: Path) -> None:
     train_dit.run(transformer_recipe(tmp_path / "long", data, images=48))
     for images in (24, 48):

@@ -102,6 +102,7 @@ def test_larger_is_better_for_psnr_only(tmp_path: Path) -> None:
         assert BestModel(tmp_path / number, "val/frechet").improves(1e9, 16)  # another number chose the folder
 
 
+@pytest.mark.slow
 def test_commands_read_the_best_of_both_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_tiny_teacher(monkeypatch.setattr)
     data = write_latents(tmp_path / "data")

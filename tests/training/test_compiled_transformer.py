@@ -50,6 +50,7 @@ def step(called: nn.Module, model: LightningDiT) -> tuple[torch.Tensor, list[tor
     return velocity.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "full", "selective"])
 def test_one_graph_serves_every_block(counter: CompileCounterWithBackend, recompute: Recomputation) -> None:
     model = network()
@@ -64,6 +65,7 @@ def test_one_graph_serves_every_block(counter: CompileCounterWithBackend, recomp
     torch.testing.assert_close(compiled_grads, grads)
 
 
+@pytest.mark.slow
 def test_block_graph_serves_other_networks(counter: CompileCounterWithBackend) -> None:
     for depth, channels in ((2, 3), (5, 3), (3, 7)):
         model = network(depth, channels, seed=depth)

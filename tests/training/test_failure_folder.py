@@ -10,6 +10,7 @@ from vavae.cli import run
 from vavae.training.run_log import read_metrics
 
 
+@pytest.mark.slow
 def test_documented_command_reproduces_the_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From 64 images on the learning rate is so large that loss and gradient become infinite or NaN."""
     write_latents(tmp_path)

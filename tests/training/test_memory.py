@@ -123,6 +123,7 @@ def test_large_images_have_small_chunks(
     assert max(encoded) == 5
 
 
+@pytest.mark.slow
 def test_tokenizer_validation_does_not_depend_on_chunks(
     task: train_tokenizer.TokenizerTask, encoded: list[int]
 ) -> None:
@@ -156,6 +157,7 @@ def test_transformer_validation_does_not_depend_on_chunks(tmp_path: Path, monkey
         torch.testing.assert_close(halved[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_micro_batch_limits_validation_and_statistics(
     tmp_path: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,6 +193,7 @@ def test_full_disk_keeps_the_former_micro_batch(tmp_path: Path, monkeypatch: pyt
     assert MicroBatch(tmp_path, None).size == 8 and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_same_run(tmp_path: Path) -> None:
     whole = Trainer(Unnormed(), CONFIG, tmp_path / "whole")
     whole.run("whole")

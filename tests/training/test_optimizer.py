@@ -53,6 +53,7 @@ def test_muon_takes_matrices_of_linear_layers_only() -> None:
     assert singular.max() / singular.min() < 2.5
 
 
+@pytest.mark.slow
 def test_muon_resumes_exactly(tmp_path: Path) -> None:
     Trainer(Unnormed("muon"), CONFIG, tmp_path / "whole").run("whole")
     task = Unnormed("muon")

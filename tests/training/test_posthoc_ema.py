@@ -14,6 +14,7 @@ from vavae.training.posthoc_ema import combination, decayed, reconstruct
 from vavae.training.trainer import Trainer
 
 
+@pytest.mark.slow
 def test_snapshots_give_an_average_of_any_length(tmp_path: Path) -> None:
     """From snapshots of widths 0.05 and 0.10, reconstruction finds the average of width 0.15 that training tracked."""
     averages = AveragesConfig(decays=(0.5,), widths=(0.05, 0.1, 0.15), snapshot_images=64)

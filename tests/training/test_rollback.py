@@ -50,6 +50,7 @@ def test_rollback_goes_to_the_last_good_checkpoint(every: int, keep: int, back: 
     assert event["images"] == 160 and f"back to {back}, data order 1" in event["event"]
 
 
+@pytest.mark.slow
 def test_skipped_step_does_not_hide_a_spike(tmp_path: Path) -> None:
     """Means are over the steps that were taken, so a spike in the same interval is seen."""
     steady = replace(CONFIG, stability=StabilityConfig(spike=20.0, history=8))
@@ -98,6 +99,7 @@ def test_run_without_good_checkpoint_cannot_roll_back(tmp_path: Path) -> None:
     assert read_metrics(tmp_path)[0]["total"] is None  # JSON has no NaN
 
 
+@pytest.mark.slow
 def test_rollback_removes_checkpoints_of_the_bad_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Regression()
     task.bad_steps = {(0, p) for p in range(120, 200, 8)}
@@ -113,6 +115,7 @@ def test_rollback_removes_checkpoints_of_the_bad_interval(tmp_path: Path, monkey
     assert kept[0] == [] and kept[1] == list(range(88, 128, 8))  # of 9, up to 152
 
 
+@pytest.mark.slow
 def test_run_killed_after_a_rollback_ends_bit_identical(tmp_path: Path) -> None:
     """The rollback is repeated, since no checkpoint of the next data order exists yet."""
 

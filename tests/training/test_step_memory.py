@@ -63,6 +63,7 @@ def test_tokenizer_step_bytes(
     assert task.step_bytes(64) - frozen > 5 * estimated
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("estimates")
 @pytest.mark.parametrize(
     ("precision", "recomputation"), [("fp32", "none"), ("fp32", "selective"), ("fp32", "full"), ("bf16", "none")]

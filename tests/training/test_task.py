@@ -65,6 +65,7 @@ def test_step_does_not_wait_for_the_device(
         assert task.objective.adversarial_active(trainer.images_seen)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_tokenizer_logs_norms_and_adaptive_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = tokenizer_task(tmp_path, monkeypatch)
     Trainer(task, task.config.training, tmp_path).run("log")
@@ -109,10 +110,12 @@ def test_damaged_latents_are_refused(key: str, data: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run/checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_stages_do_not_import_slow_modules() -> None:
-    """These modules took half of the start-up time of every command."""
+    """These modules took half of the start-up time of every command; loading a model does not import them either."""
     code = (
-        "import sys, vavae.stages.train_dit, vavae.stages.train_tokenizer; "
+        "import sys, vavae, vavae.stages.train_dit, vavae.stages.train_tokenizer; "
+        "vavae.Generator.from_pretrained('demo'); "
         "print([m for m in ('torch.distributed.tensor', 'torch.distributed.checkpoint', 'torch.distributed.fsdp', "
         "'transformers', 'sklearn', 'matplotlib', 'torch._dynamo') if m in sys.modules])"
     )

@@ -12,6 +12,7 @@ from vavae.training import throughput
 from vavae.training.throughput import count_flops, measured_tflops
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("estimates")
 def test_run_prints_an_estimate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ def state(trainer: Trainer) -> dict[str, Tensor]:
     return tensors
 
 
+@pytest.mark.slow
 def test_stopped_run_ends_bit_identical(tmp_path: Path) -> None:
     whole = Trainer(Regression(), CONFIG, tmp_path / "whole")
     whole.run("whole")

@@ -28,6 +28,7 @@ def batch(height: int, width: int, size: int = 2) -> tuple[torch.Tensor, torch.T
     return torch.randn(size, 3, height, width), torch.rand(size), torch.randint(0, 6, (size,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "switches",
     [
@@ -43,6 +44,7 @@ def test_one_graph(switches: dict) -> None:
     assert torch.equal(compiled(*arguments), model(*arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["recompute", "interpolate"])
 def test_grids_of_all_sizes_share_few_graphs(positions: str) -> None:
     model = network(positions=positions).eval()
@@ -70,6 +72,7 @@ def test_training_step_with_checkpointing_and_autocast() -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=2e-2, atol=2e-2 * b.grad.abs().max().item(), msg=name)
 
 
+@pytest.mark.slow
 def test_random_label_drop_stays_in_the_graph() -> None:
     model = network(label_dropout=1.0).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -33,6 +32,7 @@ from vavae.checkpoints.shapes import (
 )
 from vavae.checkpoints.statistics import read_statistics
 from vavae.config import from_plain
+from vavae.device import without_values
 from vavae.errors import UserError, errors_name
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics, ViTDecoder
 from vavae.transformer import DiTDH, DiTDHConfig, LightningDiT, LightningDiTConfig, Transformer

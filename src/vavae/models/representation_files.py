@@ -10,6 +10,7 @@ from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.reading import check_tensors, read_checkpoint, read_safetensors
 from vavae.checkpoints.statistics import read_statistics
 from vavae.config import from_plain
+from vavae.device import without_values
 from vavae.errors import UserError, errors_name
 from vavae.models.representation import TEACHER, RepresentationAutoencoder, RepresentationConfig
 from vavae.teachers import Teacher, load_teacher

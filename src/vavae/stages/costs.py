@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vavae.config.image_size import height_width
-from vavae.device import Compute, autocast
+from vavae.device import Compute, autocast, without_values
 from vavae.flow import FlowConfig
 from vavae.losses import LPIPS, TokenizerObjective
 from vavae.losses.dino_discriminator import DinoViT
@@ -97,7 +97,7 @@ class TransformerCosts:
 @cache
 def _transformer_flops(shape: TransformerShape, kept: int) -> float:
     """Return the operations of one image of which the routed blocks see `kept` tokens, forward and backward."""
-    with torch.device("meta"):  # where attention consists of matrix products, which are counted
+    with without_values():  # where attention consists of matrix products, which are counted
         model = build_transformer(shape)
         x = torch.empty(1, shape.latent_channels, *shape.latent_hw)
         t, label, noise = torch.empty(1), torch.zeros(1, dtype=torch.int64), torch.empty_like(x)

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from vavae.device import without_values
 from vavae.errors import UserError
 from vavae.flow import FlowConfig
 from vavae.grids import to_tokens
@@ -91,7 +92,7 @@ def latent_statistics(state: dict[str, Tensor]) -> LatentStatistics:
 
 def first_blocks(transformer: LightningDiT, count: int) -> LightningDiT:
     """Return a transformer of the first blocks, which shares all its weights with the whole one."""
-    with torch.device("meta"):
+    with without_values():
         part = LightningDiT(replace(transformer.config, depth=count))
     for name, module in transformer.named_children():
         setattr(part, name, module)

@@ -17,6 +17,7 @@ from vavae.checkpoints.folder import load_strictly
 from vavae.checkpoints.loading import without_values
 from vavae.checkpoints.published import Ignored, LoadReport
 from vavae.checkpoints.statistics import scaled
+from vavae.device import without_values
 from vavae.errors import UserError, errors_name
 from vavae.grids import sincos_embedding
 from vavae.models.representation import RepresentationAutoencoder
