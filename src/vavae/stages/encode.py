@@ -154,11 +154,7 @@ def run(config: Config) -> LatentDataset:
 
 
 def _teacher(config: Config, device: torch.device) -> Teacher:
-    """Return the teacher of the class tokens.
-
-    Raises:
-        UserError: It does not exist, or has no feature of the whole image.
-    """
+    """Return the teacher of the class tokens; raise UserError if it has no feature of the whole image."""
     teacher = load_teacher(str(config.class_token), image_size=config.data.size).to(device)
     if teacher(torch.zeros(1, 3, *height_width(config.data.size), device=device)).pooled is None:
         raise UserError(f"class_token must be a teacher with a feature of the whole image, got {config.class_token}")
