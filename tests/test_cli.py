@@ -151,6 +151,10 @@ MISTAKES = {
         ["evaluate", "compare", "a.json", "b.json", "--output", "c.json"],
         "output must be left out for compare: it is an option of tokenizer and generator and samples",
     ),
+    "guidance without its label": (
+        ["train-dit", "--transformer.label_dropout", "0", "--sampling.guidance_scale", "3"],
+        "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a label",
+    ),
     "muon in shards": (
         ["train-dit", "--optimizer.kind", "muon", "--training.parallel", "shard"],
         "optimizer.kind muon needs whole matrices",

@@ -47,7 +47,7 @@ def encoder(kind: str, folder: Path, layers: int = 1) -> tuple[LatentEncoder, di
 def test_latents(kind: str, tmp_path: Path) -> None:
     model, tensors = encoder(kind, tmp_path)
     latents = model(2 * tensors["image"] - 1)
-    assert latents.shape[1:] == (model.channels, *model.grid)
+    assert latents.shape[1:] == (model.width, *model.grid)
     assert_close(latents, tensors["latents"], 1e-5)
 
 

@@ -288,11 +288,7 @@ def _published_size(training: Mapping[str, Any]) -> str | None:
 
 
 def _check_configuration(training: Mapping[str, Any], shape: LightningDiTConfig, path: Path) -> None:
-    """Compare the configuration with the weights, whose shapes alone could fit another network.
-
-    Raises:
-        UserError: Names the first key that differs.
-    """
+    """Raise UserError unless the configuration fits the weights, whose shapes alone could fit another network."""
     held = {
         "model.use_rope": shape.rope,
         "model.use_rmsnorm": shape.rmsnorm,

@@ -118,12 +118,9 @@ def _split(options: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _check_values(values: Iterable[tuple[str, Any]]) -> None:
-    """Check numbers, which must fit in tensors and files, and texts, which must not be empty.
+    """Raise UserError for numbers that do not fit in tensors and files, and for empty texts.
 
     An empty text is usually a variable of the shell that is not set. As a path, it would be the current folder.
-
-    Raises:
-        UserError: A number is infinite, not a number, or a whole number of more than 64 bits; or a text is empty.
     """
     for key, value in values:
         if isinstance(value, list | tuple):

@@ -286,11 +286,7 @@ def _label_column(features: Any, source: str, asked: str | None) -> tuple[str | 
 def _labels(
     column: str, rows: Any, training: Any, split: str, source: str
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return class numbers, (N,) int64, and the names of the classes in the training part.
-
-    Raises:
-        UserError: A label is not a class number, or the training part does not have its class.
-    """
+    """Return class numbers, (N,) int64, and the names of the classes, which the training part decides."""
     names = getattr(rows.features[column], "names", None)
     if column not in training.features or names != getattr(training.features[column], "names", None):
         raise UserError(f"images: the {split} part of {source} has other classes in {column} than the train part")

@@ -76,11 +76,7 @@ def has_part(spec: str, split: Split) -> bool:
 
 
 def _path_of(spec: str) -> Path | None:
-    """Return the folder or file that `spec` names; None if there is none.
-
-    Raises:
-        UserError: It is not a path, or may not be accessed.
-    """
+    """Return the folder or file that `spec` names, or None; raise UserError if it may not be accessed."""
     path = user_path(spec, "images: {} cannot be opened: {}")
     return path if spec and path.exists() else None
 

@@ -168,11 +168,7 @@ def _orientation(image: Image.Image) -> object:
 
 
 def _is_deep(image: Image.Image, gray_range: GrayRange | None) -> bool:
-    """Return whether the pixels of an opened image are gray values of more than 8 bits.
-
-    Raises:
-        ValueError: They are 32-bit numbers and there is no `gray_range`.
-    """
+    """Return whether pixels are gray values of more than 8 bits; raise ValueError for 32 bits without `gray_range`."""
     mode = image.mode
     sixteen = mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM"))
     if mode in ("I", "F") and not sixteen and gray_range is None:

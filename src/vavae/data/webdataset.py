@@ -145,11 +145,7 @@ class WebDatasetImages(ImageSource):
 def _found(
     shards: str, addresses: list[str], indices: list[_Index], unreadable: int, label_column: str | None
 ) -> Found:
-    """Describe the shards.
-
-    Raises:
-        UserError: No sample has a label under the name `label_column`.
-    """
+    """Describe the shards; raise UserError if no sample has a label under the name `label_column`."""
     empty = sum(not index.entries for index in indices)
     passed_over = Counter({"unreadable": unreadable, "shards without images": empty})
     for index in indices:

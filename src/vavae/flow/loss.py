@@ -112,11 +112,7 @@ def flow_matching_loss(
 
 
 def _partners(count: int, device: torch.device) -> Tensor:
-    """Return the other sample of each of `count`: (count,) int64.
-
-    Raises:
-        UserError: There is one sample only.
-    """
+    """Return the other sample of each of `count`, (count,) int64; raise UserError for one sample."""
     if count < 2:
         raise UserError("contrastive must be 0 for one sample at once, which has no other to differ from")
     other = torch.arange(count, device=device) ^ 1

@@ -107,9 +107,9 @@ class RepresentationAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = LatentEncoder(teacher, layers)
-        if self.encoder.channels != decoder.latent_channels:
+        if self.encoder.width != decoder.latent_channels:
             raise UserError(
-                f"decoder must be for latents of {self.encoder.channels} channels, got {decoder.latent_channels}"
+                f"decoder must be for latents of {self.encoder.width} channels, got {decoder.latent_channels}"
             )
         if not noise >= 0:
             raise UserError(f"noise must be at least 0, got {noise}")

@@ -154,11 +154,7 @@ def run(config: Config) -> LatentDataset:
 
 
 def _teacher(config: Config, device: torch.device) -> Teacher:
-    """Return the teacher of the class tokens.
-
-    Raises:
-        UserError: It does not exist, or has no feature of the whole image.
-    """
+    """Return the teacher of the class tokens; raise UserError if it has no feature of the whole image."""
     name, side = name_and_side(str(config.class_token))
     teacher = load_teacher(name, input_size=side, image_size=config.data.size).to(device)
     if teacher(torch.zeros(1, 3, *height_width(config.data.size), device=device)).pooled is None:

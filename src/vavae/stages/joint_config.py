@@ -109,3 +109,4 @@ class Config(tokenizer_config.Config):
             raise UserError(
                 f"transformer.routing.kind must be none for a joint training, got {self.transformer.routing.kind}"
             )
+        self.transformer.check_guidance(self.sampling)

@@ -99,6 +99,7 @@ class Config:
         if self.compile is True and self.training.parallel == "shard":
             # The work of FSDP2 before and after a block cannot be part of a graph.
             raise UserError("compile must be blocks with training.parallel shard, got true")
+        self.transformer.check_guidance(self.sampling)
         if self.transformer.class_token is not None and self.flow.prediction != "velocity":
             raise UserError(
                 f"flow.prediction must be velocity with transformer.class_token, got {self.flow.prediction}"

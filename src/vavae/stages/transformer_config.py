@@ -6,6 +6,7 @@ from typing import Any
 
 from vavae.config.image_size import Size
 from vavae.errors import UserError
+from vavae.models import SamplingConfig
 from vavae.training.activation_checkpointing import Recomputation
 from vavae.transformer import DiTDHConfig, LightningDiTConfig, TransformerShape
 from vavae.transformer.ditdh import PREFIX, SIZES
@@ -77,6 +78,14 @@ class TransformerConfig:
         for name in ("head_width", "head_depth", "head_heads"):
             if getattr(self, name) is not None:
                 raise UserError(f"transformer.{name} must be null for {self.size}, which has no head of its own")
+
+    def check_guidance(self, sampling: SamplingConfig) -> None:
+        """Raise UserError if samples are to be guided without a label, and training never drops one."""
+        if sampling.guidance is not None and sampling.guidance_kind != "internal" and self.label_dropout == 0:
+            raise UserError(
+                "sampling.guidance_scale must be 1 with transformer.label_dropout 0, which never trains without a "
+                f"label, got {sampling.guidance_scale}"
+            )
 
     @property
     def has_head(self) -> bool:

@@ -23,7 +23,8 @@ class LatentEncoder(nn.Module):
         layers: Sum the normalized tokens of this many last blocks (RAEv2, arXiv 2605.18324); 1 is the last alone.
 
     Attributes:
-        channels: C, the teacher's width.
+        name: The teacher's name.
+        width: C, the teacher's channels.
         grid: (h, w) of the latents.
 
     Raises:
@@ -33,8 +34,8 @@ class LatentEncoder(nn.Module):
 
     def __init__(self, teacher: Teacher, layers: int = 1) -> None:
         super().__init__()
-        self.teacher = teacher
-        self.channels, self.grid, self.layers = teacher.width, teacher.grid_size, layers
+        self.teacher, self.name = teacher, teacher.name
+        self.width, self.grid, self.layers = teacher.width, teacher.grid_size, layers
         model = getattr(teacher.backbone, "model", teacher.backbone)
         modules = dict(model.named_modules())
         norm = next((modules[name] for name in _LAST_NORMS if name in modules), None)
@@ -49,16 +50,6 @@ class LatentEncoder(nn.Module):
         if not 1 <= layers <= len(blocks):
             raise UserError(f"layers must be from 1 to the teacher's {len(blocks)} blocks, got {layers}")
         self._blocks = list(blocks[-layers:])
-
-    @property
-    def name(self) -> str:
-        """The teacher's name."""
-        return self.teacher.name
-
-    @property
-    def width(self) -> int:
-        """C, as a teacher calls it."""
-        return self.channels
 
     def fingerprint(self) -> str:
         """Return a sha256 over all that the latents depend on, precision included."""

@@ -234,11 +234,7 @@ class CheckpointFolder:
         self.world.wait()
 
     def _problem(self, path: Path) -> str | None:
-        """Return what is wrong with this process's share of the files, or None.
-
-        Raises:
-            OSError: A file could not be read.
-        """
+        """Return what is wrong with this process's share of the files, or None; OSError is not damage."""
         try:
             files = sorted(_read_manifest(path)["files"].items())
             for name, expected in files[self.world.rank :: self.world.size]:

@@ -313,11 +313,7 @@ class Trainer:
         self._summed_steps += 1
 
     def _log(self, tracker: Tracker, rate: float) -> dict[str, float]:
-        """Log the means of the interval and check them; return what the progress bar shows.
-
-        Raises:
-            _BadInterval: The interval must be rolled back.
-        """
+        """Log the means of the interval, raise _BadInterval if they are bad, and return what the progress bar shows."""
         # Means of the interval, in one transfer. Sorted, since a resumed run has its checkpoint's order of names.
         steps = self._summed_steps
         before = self.images_seen - steps * self.config.batch_size

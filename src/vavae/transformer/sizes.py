@@ -13,17 +13,11 @@ PATCH_SIZES = (1, 2)
 
 @dataclass(frozen=True)
 class TransformerSize:
-    """Depth, width and heads of one size.
+    """Depth, width and heads of one size."""
 
-    Attributes:
-        depth: Number of transformer blocks.
-        width: Channels of a token (`hidden_size` in the published code).
-        heads: Attention heads (`num_heads`) of width / heads channels each.
-    """
-
-    depth: int
-    width: int
-    heads: int
+    depth: int  # number of transformer blocks
+    width: int  # channels of a token (`hidden_size` in the published code)
+    heads: int  # attention heads (`num_heads`) of width / heads channels each
 
 
 SIZES = {
