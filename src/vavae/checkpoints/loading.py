@@ -2,14 +2,12 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from vavae.checkpoints import folder as files
 from vavae.checkpoints.diffusers_autoencoder import (
@@ -65,20 +63,6 @@ class LoadedTransformer:
     report: LoadReport  # the parts that were loaded and left out
     training: Mapping[str, Any]  # the published training configuration; empty if the checkpoint has none
     statistics: LatentStatistics | None = None  # of the batch normalization of its latents (REPA-E)
-
-
-class _NoNormal(TorchFunctionMode):
-    """Skip `nn.init.normal_`, which on the meta device imports torch's compiler, for seconds."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def without_values() -> Iterator[None]:
-    """Make networks on the meta device in the block."""
-    with torch.device("meta"), _NoNormal():
-        yield
 
 
 def build(make: Callable[[C], N], config: C, tensors: dict[str, Tensor], source: str | Path) -> N:

@@ -46,7 +46,7 @@ from vavae.models.sampling import (
 )
 from vavae.models.saved import SavedModel
 from vavae.models.tokenizer import StatisticsSource, Tokenizer
-from vavae.tokenizer import AutoencoderKL, LatentStatistics
+from vavae.tokenizer import LatentStatistics
 from vavae.transformer import DiTDH, DiTDHConfig, Transformer, TransformerShape
 from vavae.transformer.positions import Positions
 from vavae.transformer.routing import RoutingConfig
@@ -408,18 +408,9 @@ class Generator(SavedModel):
         """
         from vavae.models.diffusers.pipeline import write_pipeline
 
-        if self.prediction != "velocity":
-            raise UserError(f"prediction must be velocity for a pipeline of diffusers, got {self.prediction}")
-        if isinstance(self.transformer, DiTDH):
-            raise UserError("a pipeline of diffusers must have a LightningDiT, got a DiTDH")
-        if not isinstance(self.tokenizer.autoencoder, AutoencoderKL):
-            raise UserError("a pipeline of diffusers must have an AutoencoderKL, got a representation autoencoder")
-        if self.config.class_token is not None:
-            raise UserError(f"class_token must be null for a pipeline of diffusers, got {self.config.class_token}")
-        if self.config.routing.kind == "sprint":
-            raise UserError("a pipeline of diffusers must have a LightningDiT without routing.kind sprint")
+        sampling = to_plain(self.sampling)
         write_pipeline(
-            Path(path), self.transformer, self.tokenizer, to_plain(self.sampling), self.path, self.class_names
+            Path(path), self.transformer, self.tokenizer, sampling, self.path, self.prediction, self.class_names
         )
         self.card(library="diffusers").save(Path(path, files.CARD))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vavae.checkpoints import folder as files
-from vavae.checkpoints.loading import diffusers_weights, load_decoder, without_values
+from vavae.checkpoints.loading import diffusers_weights, load_decoder
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.checkpoints.reading import check_tensors, read_checkpoint, read_safetensors
 from vavae.checkpoints.statistics import read_statistics

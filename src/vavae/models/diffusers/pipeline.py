@@ -21,11 +21,12 @@ from vavae.checkpoints import folder as files
 from vavae.checkpoints.reading import check_utf8
 from vavae.config import to_plain
 from vavae.errors import UserError
-from vavae.flow import PathName, path_by_name
+from vavae.flow import PathName, Prediction, path_by_name
 from vavae.io.files import write_json
 from vavae.models.sampling import SamplingConfig, read_sampling
 from vavae.models.tokenizer import Tokenizer
-from vavae.transformer import LightningDiT
+from vavae.tokenizer import AutoencoderKL
+from vavae.transformer import LightningDiT, Transformer
 
 _VERSION = "0.35.0"  # the oldest diffusers for the folder's code
 # How to load a folder, for its card; a place for its path or id.
@@ -40,17 +41,29 @@ USAGE = (
 
 def write_pipeline(
     folder: Path,
-    transformer: LightningDiT,
+    transformer: Transformer,
     tokenizer: Tokenizer,
     sampling: Mapping[str, Any],
     path: PathName,
+    prediction: Prediction,
     class_names: Sequence[str],
 ) -> None:
     """Write the folder. Its pipeline always takes Euler steps.
 
     Raises:
-        UserError: diffusers cannot build such an autoencoder, or the path does not run from 0 to 1.
+        UserError: diffusers cannot build such an autoencoder, the path does not run from 0 to 1, or the transformer is
+            not a LightningDiT that predicts velocities for its labels alone.
     """
+    if prediction != "velocity":
+        raise UserError(f"prediction must be velocity for a pipeline of diffusers, got {prediction}")
+    if not isinstance(transformer, LightningDiT):
+        raise UserError("a pipeline of diffusers must have a LightningDiT, got a DiTDH")
+    if not isinstance(tokenizer.autoencoder, AutoencoderKL):
+        raise UserError("a pipeline of diffusers must have an AutoencoderKL, got a representation autoencoder")
+    if transformer.config.class_token is not None:
+        raise UserError(f"class_token must be null for a pipeline of diffusers, got {transformer.config.class_token}")
+    if transformer.config.routing.kind == "sprint":
+        raise UserError("a pipeline of diffusers must have a LightningDiT without routing.kind sprint")
     if path_by_name(path).interval("velocity") != (0.0, 1.0):
         raise UserError(f"path must run from time 0 to 1 for the scheduler of diffusers, got {path}")
     check_utf8(folder)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vavae.checkpoints.folder import DIFFUSERS_RAE as CLASS
 from vavae.checkpoints.folder import load_strictly
-from vavae.checkpoints.loading import without_values
 from vavae.checkpoints.published import Ignored, LoadReport
 from vavae.checkpoints.statistics import scaled
 from vavae.device import without_values
