@@ -270,8 +270,7 @@ class Generator(SavedModel):
 
         `class_noise` (B, D) replaces the noise of a transformer's class token.
         """
-        labels = label_numbers(labels, self.class_names)
-        seed = seed_of(seed, generator)
+        labels, seed = label_numbers(labels, self.class_names), seed_of(seed, generator)
         indices = sample_indices(indices, len(labels), seed)
         sampling = self.sampling.changed(**settings)
         guided = self if weak_model is None else self.with_weak_model(weak_model)
