@@ -29,11 +29,11 @@ _DEVICE_LOCK = threading.RLock()
 class _SkipInitialization(TorchFunctionMode):
     """Let the functions that draw initial weights return their tensor as it is."""
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if function.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return function(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from vavae.models.representation import RepresentationAutoencoder, Representatio
 from vavae.teachers import Teacher, load_teacher
 
 pytestmark = pytest.mark.slow
-TRAIN, HELD_OUT, PATCH, STEPS, BATCH = 800, 100, 8, 250, 48
+TRAIN, HELD_OUT, PATCH, STEPS, BATCH = 400, 80, 8, 250, 32
 
 
 @dataclass(frozen=True)
