@@ -299,7 +299,7 @@ def compiled_features(
 ) -> FeatureNetwork:
     """Return a feature network that is compiled while it works on `batches` batches; see `InferenceCompilation`."""
     device = network.device
-    compilation = InferenceCompilation(network.name, network.modules, option, device, batches, say, _COMPILING)
+    compilation = InferenceCompilation(network.name, network.modules, option, device, batches, say=say, cost=_COMPILING)
 
     def compute(pixels: Tensor) -> Tensor | Mapping[str, Tensor]:
         compilation.before(partial(network.compute, pixels), len(pixels))

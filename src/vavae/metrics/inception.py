@@ -131,7 +131,7 @@ class _Block8(nn.Module):
 class _Layers(nn.Sequential):
     """All layers: inputs (B, 3, 299, 299) -> pool features (B, 2048) and spatial features (B, 17 · 17 · 7)."""
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         name, channels = _SPATIAL
         h = spatial = inputs
         for stage, layer in self.named_children():

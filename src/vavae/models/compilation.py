@@ -17,7 +17,7 @@ def compile_while_sampling(
 
     See `InferenceCompilation`; `evaluations` counts calls of the transformer.
     """
-    compilation = InferenceCompilation("transformer", generator.blocks, option, generator.device, evaluations, say)
+    compilation = InferenceCompilation("transformer", generator.blocks, option, generator.device, evaluations, say=say)
 
     def before(transformer: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         compilation.before(partial(transformer.forward, *arguments, **options), len(arguments[0]))
