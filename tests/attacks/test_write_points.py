@@ -9,7 +9,7 @@ from tiny_commands import COMMANDS, Rehearsal, rehearse, use_tiny_networks, writ
 
 pytestmark = pytest.mark.slow
 
-_WHOLE = ("encode", "sample")  # fast enough to fill the disk at each of their points; of the others two are drawn
+_WHOLE = ("encode", "sample")  # fast enough to fill the disk at each of their points; of the others one is drawn
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def drawn(rehearsal: Rehearsal) -> list[int]:
 
 def test_full_disk(rehearsal: Rehearsal) -> None:
     every = range(1, len(rehearsal.points) + 1)
-    for number in every if rehearsal.name in _WHOLE else drawn(rehearsal):
+    for number in every if rehearsal.name in _WHOLE else drawn(rehearsal)[:1]:
         assert rehearsal.full_at(number) is None, rehearsal.points[number - 1]
 
 
