@@ -1,0 +1,50 @@
+"""Every command meets a full disk and SIGKILL where it writes; benchmarks/write_points.py tries every point."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_commands import COMMANDS, Rehearsal, rehearse, use_tiny_networks, write_inputs
+
+pytestmark = pytest.mark.slow
+
+_WHOLE = ("encode", "sample")  # fast enough to fill the disk at each of their points; of the others one is drawn
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def rehearsal(
+    request: pytest.FixtureRequest, inputs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rehearsal]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_networks(patch.setattr)
+        yield rehearse(request.param, tmp_path_factory.mktemp("output") / "run", inputs)
+
+
+def drawn(rehearsal: Rehearsal) -> list[int]:
+    """Return two numbers of write points, the same ones at each run."""
+    return random.Random(rehearsal.name).choices(range(1, len(rehearsal.points) + 1), k=2)
+
+
+def test_full_disk(rehearsal: Rehearsal) -> None:
+    every = range(1, len(rehearsal.points) + 1)
+    for number in every if rehearsal.name in _WHOLE else drawn(rehearsal)[:1]:
+        assert rehearsal.full_at(number) is None, rehearsal.points[number - 1]
+
+
+def test_two_kills_in_a_row(rehearsal: Rehearsal) -> None:
+    numbers = drawn(rehearsal)
+    assert rehearsal.killed_at(*numbers) is None, [rehearsal.points[number - 1] for number in numbers]
+
+
+@pytest.mark.parametrize("rehearsal", ["train-dit"], indirect=True)
+def test_kill_between_rename_and_fsync(rehearsal: Rehearsal) -> None:
+    """Of a finished checkpoint: its name is there, and the folder is not flushed yet."""
+    renamed = next(n for n, point in enumerate(rehearsal.points, 1) if point.startswith("os.rename /checkpoints/.part"))
+    after = rehearsal.points.index("fsync", renamed) + 1
+    assert rehearsal.killed_at(after) is None
