@@ -36,7 +36,7 @@ from vavae.training.parallel import World
 
 BLOCK = 250  # images; divides 1,000, 10,000 and 50,000
 _AHEAD = 3  # batches of pixels that may wait for the networks
-_COMPILING = 5.0  # times the cost of a transformer's block: Inception took three minutes on a core
+_COMPILING = 5.0  # times the cost of a transformer's block: Inception was not ready after three minutes on a core
 _NOT_SEARCHED = Found("")
 
 T = TypeVar("T")
