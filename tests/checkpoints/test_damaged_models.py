@@ -209,3 +209,12 @@ def test_unusable_scaling_factor_is_named(value: Any, model: Path, tmp_path: Pat
     (tmp_path / "vae/config.json").write_text(json.dumps({**config, "scaling_factor": value}))
     with pytest.raises(UserError, match="scaling_factor"):
         Tokenizer.from_pretrained(tmp_path / "vae")
+
+
+def test_what_a_killed_process_left_is_removed(model: Path) -> None:
+    drafts = [model / name / ".model.safetensors.0123456789abcdef.tmp" for name in ("", "tokenizer")]
+    for draft in drafts:
+        draft.write_bytes(b"half")
+    Generator.from_pretrained(model).save_pretrained(model)
+    assert not any(draft.exists() for draft in drafts)
+    Generator.from_pretrained(model)

@@ -22,6 +22,7 @@ from vavae.errors import UserError
 from vavae.io.files import (
     UNFINISHED,
     check_hash,
+    drop_drafts,
     naming,
     parse_json,
     read_json_object,
@@ -265,7 +266,8 @@ def _narrow(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 def write_model_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     """Write `config.json`, which marks a folder as complete, after the block.
 
-    The `config.json` of an older model is removed first, so that a mixture of two models is not taken for one.
+    The `config.json` of an older model is removed first, so that a mixture of two models is not taken for one, and so
+    is what killed processes left half written.
 
     Raises:
         UserError: The folder's path is not UTF-8.
@@ -273,6 +275,7 @@ def write_model_folder(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     check_utf8(folder)
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        drop_drafts(folder)
         (folder / UNFINISHED).touch()
         (folder / CONFIG).unlink(missing_ok=True)
         yield
