@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -267,14 +268,14 @@ def test_test_part_without_classes(tmp_path):
 
 def test_unlistable_folder_is_named(tmp_path, monkeypatch):
     write_image(tmp_path / "a" / "1.png")
-    original = Path.iterdir
+    original = os.scandir
 
     def fails(path):
-        if path.name == "a":
+        if Path(path).name == "a":
             raise PermissionError(13, "Permission denied", str(path))
         return original(path)
 
-    monkeypatch.setattr(Path, "iterdir", fails)
+    monkeypatch.setattr(os, "scandir", fails)
     with pytest.raises(UserError, match=r"cannot read folder of images .*/a: Permission denied"):
         FolderImages(tmp_path)
 

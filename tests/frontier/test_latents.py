@@ -20,6 +20,11 @@ LATENTS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_networks() -> None:
+    """Take the real teachers, whose widths the grid knows, instead of the room's small ones."""
+
+
 def test_cells_and_their_recipes(tmp_path: Path) -> None:
     grid = Grid(grid_config(tmp_path, *LATENTS), ("train", "test"))
     assert [cell.label for cell in grid.generators] == [

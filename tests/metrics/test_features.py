@@ -31,6 +31,7 @@ class ColorTeacher:
 
     def __init__(self, pools: bool) -> None:
         self.pools = pools
+        self.backbone = torch.nn.Identity()
 
     def fingerprint(self) -> str:
         return "colors"

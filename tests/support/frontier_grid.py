@@ -47,7 +47,10 @@ def grid_config(folder: Path, *overrides: str) -> Config:
     for word in words:
         key, equals, text = word.removeprefix("--").partition("=")
         value = yaml.safe_load(text if equals else next(words))
-        config = _changed(config, key, tuple(value) if isinstance(value, list) else value)
+        try:
+            config = _changed(config, key, tuple(value) if isinstance(value, list) else value)
+        except TypeError:  # a part that the recipe lacks
+            return parse_command_line(Config, [str(RECIPE), *overrides, "--output", str(folder)], "vavae frontier")
     return replace(config, output=str(folder))
 
 
