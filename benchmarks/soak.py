@@ -167,7 +167,8 @@ class Run:
         whole = shard.read_bytes()
         self.flip(shard)
         self.start()
-        if self.ended() != 1 or str(shard) not in self.reason() or "damaged" not in self.reason():
+        ended, reason = self.ended(), self.reason()
+        if ended != 1 or str(shard) not in reason or not ("damaged" in reason or "cannot be read" in reason):
             raise Problem(f"damage of {shard.name} was not noticed: {self.reason()}")
         shard.write_bytes(whole)
         self.start()
