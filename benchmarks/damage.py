@@ -12,12 +12,10 @@ checksum, so a changed pixel is silent. It writes
 import argparse
 import hashlib
 import io
-import json
 import random
 import shutil
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -30,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"
 
 from tiny_runs import transformer_recipe, write_latents
 
+from record import RESULTS, started, write
 from vavae import Generator, Tokenizer
 from vavae.data import DemoImages, LatentDataset, open_images
 from vavae.errors import RunError, UserError
 from vavae.stages import train_dit
 from vavae.training.checkpoint import CheckpointFolder
-from vavae.training.run_log import versions
 
 Reader = Callable[[Path], object]
 _IMAGES = 3
@@ -127,6 +125,13 @@ def outcome(folder: Path, read: Reader, expected: object) -> str:
     return "noticed" if "damaged" in said.getvalue() else "silent"
 
 
+def flip_bit(path: Path, draw: random.Random) -> None:
+    """Change one random bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
 def flips(folder: Path, read: Reader, files: list[Path], count: int, draw: random.Random) -> Iterator[tuple[str, str]]:
     """Yield the file's name and the outcome of each flip."""
     expected = read(folder)
@@ -134,9 +139,7 @@ def flips(folder: Path, read: Reader, files: list[Path], count: int, draw: rando
         with tempfile.TemporaryDirectory() as place:
             copy = Path(shutil.copytree(folder, Path(place) / folder.name))
             damaged = copy / draw.choice(files).relative_to(folder)
-            content = bytearray(damaged.read_bytes())
-            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-            damaged.write_bytes(content)
+            flip_bit(damaged, draw)
             yield damaged.name, outcome(copy, read, expected)
 
 
@@ -144,8 +147,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--flips", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    record = started("damage.py")
     draw, results, bad = random.Random(options.seed), [], False
     with tempfile.TemporaryDirectory() as place:
         for kind, (folder, read, files) in write_everything(Path(place)).items():
@@ -156,16 +160,7 @@ def main() -> int:
             results.append(row)
             print(row, *sorted({f"  {name}: {what}" for name, what in found if what[0] in "cs"}), sep="\n", flush=True)
             bad |= counts["crash"] > 0 or (counts["silent"] > 0 and "images" not in kind)
-    record = {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", "benchmarks/damage.py", *sys.argv[1:]]),
-        "versions": versions(),
-        "results": results,
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"{record['date']}-damage.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"results: {path}")
+    write(record | {"results": results}, options.output, "damage")
     return int(bad)
 
 

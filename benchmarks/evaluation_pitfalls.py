@@ -12,8 +12,6 @@ Features are kept, 50 images at a time, so a stopped run resumes and a larger on
 import argparse
 import datetime
 import json
-import os
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from record import machine
 from vavae import rng
 from vavae.data import DemoImages
 from vavae.data.images import Selection, class_balanced
@@ -98,13 +97,6 @@ def guidance_channels(folder: str, test: Tensor, count: int, store: BlockStore) 
         name = f"scale {scale:g}, {channels or 'all'} channels" if scale != 1 else "none (scale 1)"
         found[name] = distance(features["inception"].all(), test)
         yield dict(found)
-
-
-def processor() -> str:
-    """Return the CPU's model and number of cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
 
 
 def latest() -> dict[str, Any]:
@@ -239,7 +231,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "command": command,
-        "machine": processor(),
+        "machine": machine(),
         "images": f"{arguments.count} training and {arguments.count} test images of the demo, 32 px, classes in turn",
         "versions": versions(),
     }

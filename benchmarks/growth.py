@@ -28,7 +28,7 @@ import torch
 import torch._dynamo  # the first step of an optimizer would import it, in each process
 from PIL import Image
 
-from paired import cpu_name
+from record import RESULTS, started, write
 from vavae import rng
 from vavae.data.folders import FolderImages, list_images
 from vavae.data.readable import ReadOptions
@@ -40,7 +40,6 @@ from vavae.metrics import FeatureNetwork, kernel_distance, precision_recall
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, RunningStatistics
 from vavae.training.optimizer import OptimizerConfig, build_optimizer
 from vavae.training.parallel import World, processes
-from vavae.training.run_log import versions
 from vavae.training.throughput import count_flops, peak_memory_gb
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
@@ -194,10 +193,6 @@ STAGES: dict[str, Callable[[int, Path], Stage]] = {
 PROCESSES = "transformer step, processes"
 
 
-def cpu_seconds() -> float:
-    return time.process_time()
-
-
 def memory_mb() -> float:
     return 1000 * peak_memory_gb(torch.device("cpu"))
 
@@ -212,9 +207,9 @@ def one(name: str, factor: int) -> dict[str, float]:
         work = stage.work
         if work is None:  # this run also warms up
             work = count_flops(stage.run)
-        began = cpu_seconds()
+        began = time.process_time()
         stage.run()
-        seconds = cpu_seconds() - began
+        seconds = time.process_time() - began
         return {"size": stage.size, "work": work, "seconds": seconds, "memory_mb": round(memory_mb() - base)}
 
 
@@ -227,15 +222,15 @@ def _of_process(rank: int, count: int, port: int) -> dict[str, float]:
     with processes("cpu") as world:
         model, (latents, labels) = _transformer(8), _latents(16, 8)
         optimizer = build_optimizer(OptimizerConfig(), list(model.parameters()))
-        began = cpu_seconds()
+        began = time.process_time()
         for step in range(6):
             if step == 1:  # the first warms up
-                began = cpu_seconds()
+                began = time.process_time()
             flow_matching_loss(model, latents, labels)["total"].mean().backward()
             world.average_([p.grad for p in model.parameters() if p.grad is not None])
             optimizer.step()
             optimizer.zero_grad()
-        return {"seconds": (cpu_seconds() - began) / 5, "memory_mb": memory_mb() - base}
+        return {"seconds": (time.process_time() - began) / 5, "memory_mb": memory_mb() - base}
 
 
 def of_processes(count: int) -> dict[str, float]:
@@ -271,24 +266,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="WORD", help="stages whose name contains one of these words")
     parser.add_argument("--note", help="a sentence for the result, for example on other work of the machine")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     names = [n for n in (*STAGES, PROCESSES) if not options.only or any(word in n for word in options.only)]
-    load = os.getloadavg()
-    record = {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": "python benchmarks/growth.py",
-        "versions": versions(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
-        "results": [result(name) for name in names],
-        "load_average": {"before": load, "after": os.getloadavg()},
-    }
+    record = started("growth.py") | {"results": [result(name) for name in names]}
     if options.note:
         record["note"] = options.note
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"{record['date']}-growth.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"results: {path}")
+    write(record, options.output, "growth")
 
 
 if __name__ == "__main__":

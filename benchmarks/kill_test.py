@@ -10,7 +10,6 @@ SIGTERM or SIGINT. It compares parameters, averages, optimizer state, and the te
 
 import argparse
 import json
-import os
 import random
 import signal
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import IO
 
 import torch
+
+from record import RESULTS, started, write
 
 HERE = Path(__file__).resolve().parents[1] / "tests" / "support"
 sys.path.insert(0, str(HERE))
@@ -94,14 +95,11 @@ def main() -> int:
     parser.add_argument("--stages", nargs="+", default=["tokenizer", "transformer", "joint"])
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     from tiny_runs import write_latents
 
-    from vavae.training.run_log import versions
-
-    load = os.getloadavg()
-    results = []
+    record, results = started("kill_test.py"), []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         data = write_latents(root / "data")
@@ -114,17 +112,7 @@ def main() -> int:
             result = {"stage": stage, "images": options.images, "kills": hits, "differing": differing}
             results.append(result | {"seconds": round(time.monotonic() - began, 1)})
             print(f"{stage}: {len(hits)} kills, {len(differing)} differences {differing[:3]}", flush=True)
-    record = {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", "benchmarks/kill_test.py", *sys.argv[1:]]),
-        "versions": versions(),
-        "load_average": {"before": load, "after": os.getloadavg()},
-        "results": results,
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"{record['date']}-kill-test.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"results: {path}")
+    write(record | {"results": results}, options.output, "kill-test")
     return int(any(result["differing"] for result in results))
 
 

@@ -16,11 +16,7 @@ sampling in fp32 with both halves of guidance at every step; ours takes bf16 whe
 
 import argparse
 import copy
-import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from plain import reading, tokenizer_step, transformer
+from record import RESULTS, started, write
 from vavae import rng
 from vavae.data import LatentDataset, LatentSettings, LatentWriter
 from vavae.device import autocast, image_memory_format, resolve_device, resolve_precision
@@ -40,7 +37,6 @@ from vavae.losses import LPIPS, AdversarialConfig, DiscriminatorConfig, Objectiv
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL
 from vavae.training.ema import MovingAverage, exponential
 from vavae.training.optimizer import Optimizer, OptimizerConfig
-from vavae.training.run_log import versions
 from vavae.training.throughput import count_flops
 from vavae.transformer import LightningDiT, LightningDiTConfig
 
@@ -267,15 +263,6 @@ def measure(name: str, pair: Pair, pairs: int, device: torch.device) -> dict[str
     return result
 
 
-def cpu_name() -> str:
-    """Return the processor's name from /proc/cpuinfo."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cpu")
@@ -285,12 +272,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--only", choices=tuple(TARGETS), action="append")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     bench = Measurements(options)
-    load = os.getloadavg()
+    record = started("paired.py")
     results = []
     with tempfile.TemporaryDirectory() as folder:
         makers = {
@@ -314,23 +301,15 @@ def main() -> None:
                 row["of_peak"] = rate / best
                 print(f"  {rate / 1e9:,.0f} GFLOP/s, {row['of_peak']:.0%} of the machine's product of float32 matrices")
             results.append(row)
-    record = {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", "benchmarks/paired.py", *sys.argv[1:]]),
-        "versions": versions(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+    record |= {
         "threads": torch.get_num_threads(),
         "peak_gflops": best / 1e9,
-        "load_average": {"before": load, "after": os.getloadavg()},
         "precision": options.precision,
         "scale": options.scale,
         "batch": bench.batch,
         "results": results,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"{record['date']}-paired-{bench.device.type}-{options.scale}-{options.precision}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"results: {path}")
+    write(record, options.output, f"paired-{bench.device.type}-{options.scale}-{options.precision}")
 
 
 if __name__ == "__main__":

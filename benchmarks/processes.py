@@ -13,7 +13,6 @@ import json
 import os
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,11 +21,10 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as multiprocessing
 
-from paired import cpu_name
+from record import RESULTS, started, write
 from vavae import LightningDiT
 from vavae.training.gradients import GradientAverager
 from vavae.training.parallel import World, processes
-from vavae.training.run_log import versions
 
 _IMAGES = 8
 _STEPS = 3  # in one measurement
@@ -100,22 +98,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    load = os.getloadavg()
-    results = [result(count, options.pairs) for count in options.processes]
-    record = {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", "benchmarks/processes.py", *sys.argv[1:]]),
-        "versions": versions(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
-        "load_average": {"before": load, "after": os.getloadavg()},
-        "results": results,
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"{record['date']}-processes.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(results, indent=1), f"results: {path}", sep="\n")
+    record = started("processes.py")
+    record["results"] = [result(count, options.pairs) for count in options.processes]
+    print(json.dumps(record["results"], indent=1))
+    write(record, options.output, "processes")
 
 
 if __name__ == "__main__":

@@ -8,24 +8,20 @@ pairs. It writes `benchmarks/results/<date>-routing-<device>.json`.
 """
 
 import argparse
-import json
-import os
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from paired import cpu_name, seconds
+from paired import seconds
+from record import RESULTS, started, write
 from vavae import rng
 from vavae.device import autocast
 from vavae.flow import FlowConfig
 from vavae.stages.costs import TransformerCosts
 from vavae.training.optimizer import OptimizerConfig, build_optimizer
-from vavae.training.run_log import versions
 from vavae.transformer import LightningDiT, LightningDiTConfig
 from vavae.transformer.routing import RoutingConfig
 
@@ -96,25 +92,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    load = os.getloadavg()
-    record = {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", "benchmarks/routing.py", *sys.argv[1:]]),
-        "versions": versions(),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores",
+    record = started("routing.py") | {
         "threads": torch.get_num_threads(),
         "precision": options.precision,
         "batch": options.batch,
         "results": [measure(kind, options) for kind in ("sprint", "tread")],
-        "load_average": {"before": load, "after": os.getloadavg()},
     }
-    path = options.output / f"{record['date']}-routing-{torch.device(options.device).type}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"results: {path}")
+    write(record, options.output, f"routing-{torch.device(options.device).type}")
 
 
 if __name__ == "__main__":

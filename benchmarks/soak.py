@@ -28,7 +28,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from damage import flip_bit
 from kill_test import HERE, KILLED, compare, logged, start
+from record import RESULTS, started, write
 
 sys.path.insert(0, str(HERE))
 
@@ -152,7 +154,7 @@ class Run:
 
     def damage_checkpoint(self) -> None:
         newest = self.checkpoints()[-1]
-        self.flip(self.chance.choice(sorted(newest.iterdir())))
+        flip_bit(self.chance.choice(sorted(newest.iterdir())), self.chance)
         damaged = newest.with_name(f"damaged-{newest.name}")
         self.start()
         deadline = time.monotonic() + _PATIENCE
@@ -165,19 +167,13 @@ class Run:
     def damage_latents(self) -> None:
         shard = self.chance.choice(sorted(self.data.glob("latents/*.safetensors")))
         whole = shard.read_bytes()
-        self.flip(shard)
+        flip_bit(shard, self.chance)
         self.start()
         ended, reason = self.ended(), self.reason()
         if ended != 1 or str(shard) not in reason or not ("damaged" in reason or "cannot be read" in reason):
-            raise Problem(f"damage of {shard.name} was not noticed: {self.reason()}")
+            raise Problem(f"damage of {shard.name} was not noticed: {reason}")
         shard.write_bytes(whole)
         self.start()
-
-    def flip(self, path: Path) -> None:
-        """Change one random bit."""
-        content = bytearray(path.read_bytes())
-        content[self.chance.randrange(len(content))] ^= 1 << self.chance.randrange(8)
-        path.write_bytes(content)
 
     def possible(self) -> list[str]:
         """Return the faults that may come now: a run that loses its only checkpoint ends, as promised."""
@@ -238,12 +234,11 @@ def summary(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def soak(place: Path, path: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def soak(place: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run rounds until the time is over, write the record after each, and return the rounds."""
     from tiny_runs import write_latents
 
-    from vavae.training.run_log import versions
-
+    record, path = started("soak.py"), options.output / f"{time.strftime('%Y-%m-%d')}-soak.json"
     rounds: list[dict[str, Any]] = json.loads(path.read_text())["rounds"] if path.exists() else []
     data = write_latents(place / "data")
     for stage in STAGES:
@@ -255,15 +250,7 @@ def soak(place: Path, path: Path, options: argparse.Namespace) -> list[dict[str,
         while sum(one["seconds"] for one in rounds) < 3600 * options.hours:
             rounds.append(one_round(len(rounds), disk, place, options))
             print(json.dumps(rounds[-1]), flush=True)
-            record = {
-                "date": path.name[:10],
-                "command": " ".join(["python", "benchmarks/soak.py", *sys.argv[1:]]),
-                "versions": versions(),
-                "results": summary(rounds),
-                "rounds": rounds,
-            }
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(record, indent=1) + "\n")
+            write(record | {"results": summary(rounds), "rounds": rounds}, options.output, "soak")
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     return rounds
@@ -276,13 +263,13 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=8, help="most faults in one run")
     parser.add_argument("--disk", type=int, default=64, help="size of the small file system in MB")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if os.environ.get("VAVAE_SOAK") != "mounts":  # the small file system is seen by this process only, without root
         os.environ["VAVAE_SOAK"] = "mounts"
         os.execvp("unshare", ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv])
     with tempfile.TemporaryDirectory() as name:
-        rounds = soak(Path(name), options.output / f"{time.strftime('%Y-%m-%d')}-soak.json", options)
+        rounds = soak(Path(name), options)
     return int(any("problem" in one or one["differing"] for one in rounds))
 
 

@@ -9,11 +9,9 @@ with the same files as an undisturbed call. Then SIGKILL at each point, and at t
 """
 
 import argparse
-import json
 import random
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"
 
 from tiny_commands import COMMANDS, Rehearsal, rehearse, use_tiny_networks, write_inputs
 
-from vavae.training.run_log import versions
+from record import RESULTS, started, write
 
 
 def attack(rehearsal: Rehearsal, pairs: int, draw: random.Random) -> dict[str, Any]:
@@ -51,25 +49,17 @@ def main() -> int:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--pairs", type=int, default=10, help="how often each command is killed twice in a row")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     use_tiny_networks()
-    record: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", "benchmarks/write_points.py", *sys.argv[1:]]),
-        "versions": versions(),
-        "results": [],
-    }
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / f"{record['date']}-write-points.json"
+    record = started("write_points.py") | {"results": []}
     with tempfile.TemporaryDirectory() as place:
         inputs = write_inputs(Path(place, "inputs"))
         for name in options.commands:
             rehearsal = rehearse(name, Path(place, "output"), inputs)
             record["results"].append(attack(rehearsal, options.pairs, random.Random(options.seed)))
             print(record["results"][-1], flush=True)
-            path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"results: {path}")
+            write(record, options.output, "write-points")
     return int(any(row["differ_or_fail"] for row in record["results"]))
 
 
