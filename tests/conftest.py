@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import signal
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -49,3 +51,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def estimates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs estimate what they need, as they do outside tests."""
     restore_estimates(monkeypatch.setattr)
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Compile modules into plain calls, and count the graphs (torch's `CompileCounterWithBackend`)."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    found, plain = CompileCounterWithBackend("eager"), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: plain(self, backend=found, **options))
+    yield found
+    torch._dynamo.reset()

@@ -1,7 +1,5 @@
 """Compiled feature networks give the same features, with one graph."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,16 +18,6 @@ class Layer(nn.Module):  # torch compiles no layer of its own alone
 
     def forward(self, x: Tensor) -> Tensor:
         return (x @ self.weight).relu()
-
-
-@pytest.fixture
-def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
-    torch._dynamo.reset()
-    found = CompileCounterWithBackend("eager")
-    plain = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: plain(self, backend=found, **options))
-    yield found
-    torch._dynamo.reset()
 
 
 @pytest.mark.slow

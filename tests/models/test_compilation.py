@@ -1,26 +1,14 @@
 """A generator compiled in the midst of sampling draws the same, with few graphs."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from evaluate_models import make_generator
-from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vavae.models.compilation import compile_while_sampling
-
-
-@pytest.fixture
-def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBackend]:
-    torch._dynamo.reset()
-    found = CompileCounterWithBackend("eager")
-    plain = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: plain(self, backend=found, **options))
-    yield found
-    torch._dynamo.reset()
 
 
 @pytest.mark.slow
