@@ -17,8 +17,9 @@ from vavae.config import to_yaml
 from vavae.data import LatentDataset
 from vavae.models import Tokenizer
 from vavae.stages import train_dit, train_joint, train_tokenizer
-from vavae.stages.costs import teacher_spec, vit_costs
+from vavae.stages.costs import vit_costs
 from vavae.stages.hidden_alignment import Projectors
+from vavae.teachers.registry import teacher_spec
 from vavae.training.throughput import count_flops
 from vavae.training.trainer import Trainer
 

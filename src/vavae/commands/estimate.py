@@ -18,9 +18,10 @@ from vavae.device import Compute
 from vavae.errors import UserError
 from vavae.io.yaml_files import read_yaml
 from vavae.stages import encode, train_dit, train_joint, train_tokenizer
-from vavae.stages.costs import JointCosts, TokenizerCosts, TransformerCosts, teacher_spec, vit_costs
+from vavae.stages.costs import JointCosts, TokenizerCosts, TransformerCosts, vit_costs
 from vavae.stages.hidden_alignment import Projectors
 from vavae.teachers.config import TeacherConfig
+from vavae.teachers.registry import teacher_spec
 from vavae.training.config import TrainingConfig
 from vavae.training.gpus import GPUS, GpuName
 from vavae.training.optimizer import OptimizerConfig

@@ -19,7 +19,7 @@ from vavae.losses.dino_discriminator import DinoViT
 from vavae.stages.joint_alignment import LatentAlignment
 from vavae.stages.joint_config import Config as JointConfig
 from vavae.stages.tokenizer_config import Config
-from vavae.teachers.registry import TEACHERS, TeacherSpec
+from vavae.teachers.registry import TeacherSpec
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.activation_checkpointing import Recomputation, apply_activation_checkpointing
 from vavae.training.throughput import StepWork, count_flops, count_peak_bytes
@@ -237,11 +237,6 @@ class JointCosts:
 
 # Blocks of the usual vision transformers, by width.
 _DEPTHS = {384: 12, 768: 12, 1024: 24, 1152: 27, 1280: 32, 1536: 40, 4096: 40}
-
-
-def teacher_spec(name: str) -> TeacherSpec | None:
-    """Return the teacher of a short name or hub id; None for any other."""
-    return next((spec for spec in TEACHERS if name in (spec.name, spec.source)), None)
 
 
 def vit_costs(spec: TeacherSpec, input_size: int) -> tuple[float, int] | None:

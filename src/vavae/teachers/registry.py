@@ -98,7 +98,7 @@ def load_teacher(
     """
     if normalization not in ("default", "published"):
         raise UserError(f"normalization must be default or published, got '{normalization}'")
-    spec = next((spec for spec in TEACHERS if str(name) in (spec.name, spec.source)), None)
+    spec = teacher_spec(str(name))
     folder = _find_folder(spec, str(name))
     family = detect_family(folder)
     backbone = load_backbone(folder, family)
@@ -120,6 +120,11 @@ def load_teacher(
             )
         resize_positions(backbone.model, (size[0] // backbone.patch, size[1] // backbone.patch))
     return Teacher(str(name), backbone, size, PUBLISHED if normalization == "published" else own, dtype)
+
+
+def teacher_spec(name: str) -> TeacherSpec | None:
+    """Return the teacher of a short name or hub id; None for any other."""
+    return next((spec for spec in TEACHERS if name in (spec.name, spec.source)), None)
 
 
 def name_and_side(name: str) -> tuple[str, int | None]:
