@@ -349,9 +349,9 @@ class LatentDataset(Dataset[tuple[Tensor, int]]):
                 target.copy_(part)
             return whole
 
-        resident = LatentDataset(self.folder)
-        resident._resident = {name: copy(parts) for name, parts in self._columns.items()}
-        resident.labels, resident.statistics = self.labels.to(device), self.statistics
+        resident = object.__new__(LatentDataset)  # the folder is not read again
+        columns = {name: copy(parts) for name, parts in self._columns.items()}
+        vars(resident).update(vars(self), _resident=columns, labels=self.labels.to(device), statistics=self.statistics)
         return resident
 
     def fingerprint(self) -> str:
