@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vavae import rng
+from vavae.device import to_float64
 from vavae.evaluation.records import make_records
 from vavae.evaluation.tokenizer import Latents
 from vavae.flow import FlowConfig, path_by_name
@@ -62,7 +63,8 @@ def velocity_loss(generator: Generator, flow: FlowConfig, images: SeenImages, se
         t = flow.times.at(seed, rows, device=generator.device)
         labels = images.latents.labels[rows].to(generator.device)
         drop = torch.zeros(len(rows), dtype=torch.bool, device=generator.device)
-        total += float(flow.loss(generator.transformer, x, labels, noise, t, drop, class_token)["mse"].double().sum())
+        terms = flow.loss(generator.transformer, x, labels, noise, t, drop, class_token)
+        total += float(to_float64(terms["mse"]).sum())
     return total / len(images.features)
 
 

@@ -37,7 +37,7 @@ class FeatureNetwork:
         compute: Pixels (B, H, W, 3) uint8 on `device` -> features (B, d), or several outputs (B, d) by name; "pool" are
             the features.
         parts: Names of the outputs.
-        modules: The modules that `compute` calls, which `vavae.models.compilation` can compile.
+        modules: The modules that `compute` calls, which `vavae.evaluation.features.compiled_features` compiles.
     """
 
     name: str

@@ -320,7 +320,7 @@ def _generators(config: Config, store: BlockStore, world: World) -> Iterator[Met
         weak_fingerprint = None if generator.weak_model is None else generator.weak_model.fingerprint()
         labels = choose_labels(config.count, generator.num_classes, config.label_protocol, config.seed)
         settings = config.sampling(generator)
-        evaluations = _batches(config, config.count, world) * sum(sampling.steps - 1 for sampling in settings)
+        evaluations = _batches(config, config.count, world) * sum(sampling.solver_steps for sampling in settings)
         compile_while_sampling(generator, config.compile, evaluations, world.say)
         for sampling in settings:
             weak = None if sampling.guidance is None else weak_fingerprint

@@ -130,7 +130,7 @@ def run(config: Config) -> Path:
 
             # Each process draws every n-th missing image.
             mine = missing[world.rank :: world.size]
-            evaluations = math.ceil(len(mine) / config.batch_size) * (sampling.steps - 1)
+            evaluations = math.ceil(len(mine) / config.batch_size) * sampling.solver_steps
             compile_while_sampling(generator, config.compile, evaluations, world.say)
             done = (len(labels) - len(missing)) // world.size
             with track("sampling", done + len(mine), "images", done, None if world.first else io.StringIO()) as bar:

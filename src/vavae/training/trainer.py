@@ -316,7 +316,7 @@ class Trainer:
         """Log the means of the interval, raise _BadInterval if they are bad, and return what the progress bar shows."""
         # Means of the interval, in one transfer. Sorted, since a resumed run has its checkpoint's order of names.
         steps = self._summed_steps
-        before = self.images_seen - steps * self.config.batch_size
+        before = self._checked
         names = sorted(self._sums)
         rows = torch.stack([self._sums[name] for name in names]).tolist()
         means = {n: total / finite if finite else math.nan for n, (total, finite) in zip(names, rows, strict=True)}
