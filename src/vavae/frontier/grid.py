@@ -35,7 +35,7 @@ from vavae.losses import AlignmentConfig
 from vavae.stages import encode, train_dit, train_joint, train_tokenizer
 from vavae.stages.hidden_alignment import HiddenAlignmentConfig
 from vavae.teachers.config import TeacherConfig
-from vavae.teachers.registry import TEACHERS, TeacherSpec
+from vavae.teachers.registry import TEACHERS, TeacherSpec, teacher_spec
 from vavae.tokenizer import AutoencoderConfig
 from vavae.training.run_folder import IGNORED_KEYS
 from vavae.transformer import LightningDiTConfig, TransformerShape
@@ -124,7 +124,7 @@ class Job:
 
 def _spec(name: str, key: str) -> TeacherSpec:
     """Return the teacher of a name with or without an input size; UserError, which names `key`, if it is unknown."""
-    spec = next((spec for spec in TEACHERS if spec.name == name.partition("@")[0]), None)
+    spec = teacher_spec(name.partition("@")[0])
     if spec is None:
         raise UserError(f"{key} must be a known teacher, got '{name}'")
     return spec
@@ -253,7 +253,7 @@ class Grid:
             UserError: The teacher is unknown; `key` is the key of the recipe that names it.
         """
         plain, _, given = name.partition("@")
-        spec = next((spec for spec in TEACHERS if spec.name == plain), None)
+        spec = teacher_spec(plain)
         if spec is None and "/" not in plain and not Path(plain).is_dir():
             known = ", ".join(spec.name for spec in TEACHERS)
             raise UserError(
