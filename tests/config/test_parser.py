@@ -66,6 +66,24 @@ MISTAKES: list[tuple[type, str, str]] = [
     (train_dit.Config, "--flow.path bent", "flow.path must be one of linear, cosine, vp, got bent"),
     (train_tokenizer.Config, "--training.batch_size four", "training.batch_size must be a whole number, got four"),
     (train_tokenizer.Config, "--training x", "training must be a group of keys (images, batch_size, seed, …), got x"),
+    (
+        train_dit.Config,
+        "--transformer.size.x 3",
+        "unknown option --transformer.size.x; did you mean '--transformer.size'?",
+    ),
+    (train_dit.Config, "--alignment x", "alignment must be a group of keys (data, teachers, block, …), or null, got x"),
+    (train_dit.Config, "--alignment.block x", "alignment.block must be a whole number or null, got x"),
+    (
+        train_dit.Config,
+        "--alignment.weight -1",
+        "alignment.weight must be above 0, got -1.0; alignment null aligns nothing",
+    ),
+    (train_dit.Config, "--alignment.weigth 1", "unknown option --alignment.weigth; did you mean '--alignment.weight'?"),
+    (
+        train_dit.Config,
+        "--alignment.projector.kind x",
+        "alignment.projector.kind must be one of mlp, linear, conv, got x",
+    ),
     (train_tokenizer.Config, "--teacher.cache_features x", "teacher.cache_features must be true or false, got x"),
     (train_tokenizer.Config, "--data.imagez x", "unknown option --data.imagez; did you mean '--data.images'?"),
     (
@@ -150,6 +168,14 @@ REFUSED: dict[str, tuple[str, str]] = {
     "no group": (
         "training: os.path.join\n",
         "RECIPE: training must be a group of keys (images, batch_size, seed, …)",
+    ),
+    "word for a number in a group that may be null": (
+        "representation: {noise: loud}\n",
+        "RECIPE: representation.noise must be a number, got loud",
+    ),
+    "wrong number in a group that may be null": (
+        "representation: {noise: -1}\n",
+        "representation.noise must be at least 0, got -1.0",
     ),
     "list for a group": ("training: [1]\n", "RECIPE: training must be a group of keys (images, batch_size, seed, …)"),
     "number as a key": ("1: 2\n", "RECIPE: 'vavae train-tokenizer' has no key 1;"),

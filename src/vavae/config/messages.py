@@ -16,6 +16,13 @@ _VALUE = re.compile(
     r".*(?:Got value:|Given value:|Unable to load config ['\"]) ?(?P<value>.*?)['\"]?"
     r"(?: - (?:Parser key .*|(?:not YAML: )?line \d+: (?P<reason>.*)))?$"
 )
+# The parser's words for a group that may be null: for a key in it, and for an error that its dataclass raised.
+_IN_GROUP = re.compile(
+    r"Problem with given class_path '[^']+': "
+    r"""(?:Option '(?P<unknown>[^']+)' is not accepted|Parser key "(?P<key>[^"]+)": (?P<complaint>.*))"""
+    r" - Expected a <class 'NoneType'> Given value type: "
+)
+_OF_GROUP = re.compile(r"Does not validate .* Errors: - (.*?) - Expected a <class 'NoneType'> Given value type: ")
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
@@ -89,7 +96,17 @@ def explain(message: str, config_class: type, prog: str) -> str:
         return _unrecognized(message.removeprefix("unrecognized arguments: ").split()[0], known, prog)
     message = re.sub(r"^argument --(\S+): expected one argument$", r'Parser key "\1": Got value:', message)
     found = re.match(r'Parser key "([^"]+)": (.*)$', message)
-    return _wrong_value(found[1], found[2], known) if found else message
+    if not found:
+        own = _OF_GROUP.match(message)
+        return own[1] if own else message
+    key, complaint = found.groups()
+    while inner := _IN_GROUP.search(complaint):
+        if inner["unknown"]:
+            return _unrecognized(f"--{key}.{inner['unknown']}", known, prog)
+        key, complaint = f"{key}.{inner['key']}", inner["complaint"]
+    if nested := re.search(r"NestedArg\(key='([^']+)'", complaint):
+        return _unrecognized(f"--{key}.{nested[1]}", known, prog)
+    return _wrong_value(key, complaint, known)
 
 
 def shortened(text: str) -> str:

@@ -11,7 +11,7 @@ from vavae.training.activation_checkpointing import Recomputation
 from vavae.transformer import DiTDHConfig, LightningDiTConfig, TransformerShape
 from vavae.transformer.ditdh import PREFIX, SIZES
 from vavae.transformer.routing import RoutingConfig
-from vavae.transformer.sizes import parse_size
+from vavae.transformer.sizes import parse_size, size_names
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,15 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
+        known = [*size_names(), *(PREFIX + name for name in SIZES)]
+        if self.size.removeprefix("LightningDiT-") not in known:
+            raise UserError(f"transformer.size must be one of {', '.join(known)}, got {self.size}")
         if self.has_head:
-            DiTDHConfig.from_size(self.size)  # refused when the recipe is read
             if not self.adaln_shift:
                 raise UserError(f"transformer.adaln_shift must be true for {self.size}, got false")
             if self.class_token is not None:
                 raise UserError(f"transformer.class_token must be null for {self.size}, got {self.class_token}")
             return
-        parse_size(self.size)
         for name in ("head_width", "head_depth", "head_heads"):
             if getattr(self, name) is not None:
                 raise UserError(f"transformer.{name} must be null for {self.size}, which has no head of its own")
