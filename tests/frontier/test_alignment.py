@@ -67,7 +67,7 @@ def test_teacher_has_the_grid_of_tokens_and_class_tokens_are_encoded_for_reg_onl
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"teacher": "some/model"}, "experiments.alignment.teacher must be a known teacher, got 'some/model'"),
+        ({"teacher": "some/model"}, "experiments.alignment.teacher must be one of dinov2-"),
         ({"size": "DiTDH-S/2"}, "experiments.alignment.size must be a LightningDiT, got DiTDH-S/2"),
         ({"block": 2}, "alignment.block must be from 1 to 1, the transformer's blocks, got 2"),
     ],

@@ -156,7 +156,7 @@ def _named(kind: Any) -> str:
         names = [_named(part) for part in parts]
         return (", or " if any("," in name for name in names) else " or ").join(names)
     if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return f"{'one of ' if parts[1:] else ''}{', '.join(map(str, parts))}"
     if get_origin(kind) is list or parts[1:] == (Ellipsis,):
         return f"a list, each item {_named(parts[0])}"
     if get_origin(kind) is tuple:

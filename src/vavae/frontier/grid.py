@@ -126,7 +126,7 @@ def _spec(name: str, key: str) -> TeacherSpec:
     """Return the teacher of a name with or without an input size; UserError, which names `key`, if it is unknown."""
     spec = teacher_spec(name.partition("@")[0])
     if spec is None:
-        raise UserError(f"{key} must be a known teacher, got '{name}'")
+        raise UserError(f"{key} must be one of {', '.join(spec.name for spec in TEACHERS)}, got {name}")
     return spec
 
 
