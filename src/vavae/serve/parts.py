@@ -19,8 +19,8 @@ SMALL = 128
 _HEIGHT = 260
 
 # Pixels of small images stay squares. A gallery has as many columns as fit: eight, four of large images, or fewer on
-# phones. Captions are below the images, not on them. The message of an error is shown once, above the page, and not again
-# over each field.
+# phones. Captions are below the images, not on them. The message of an error is shown once, above the page, not over
+# each field.
 CSS = """
 .small img { image-rendering: pixelated; }
 .picture img { width: 100% !important; height: 100% !important; object-fit: contain; }
