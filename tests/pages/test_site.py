@@ -68,13 +68,23 @@ def test_api_overview_names_the_public_names() -> None:
     assert missing == []
 
 
-def test_loss_figures_are_those_of_the_page(tmp_path: Path) -> None:
+def test_loss_figures_are_those_of_the_pages(tmp_path: Path) -> None:
     loss_figures.main(tmp_path)
-    shown = re.findall(r"\(pictures/(.*?)\.svg\)", (DOCS / "losses.md").read_text())
+    pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
+    shown = re.findall(r"\(pictures/(loss-.*?)\.svg\)", pages)
     assert sorted(shown) == sorted(loss_figures.FIGURES) == sorted(path.stem for path in tmp_path.iterdir())
     for name in shown:
         drawn, committed = ((folder / f"{name}.svg").read_text() for folder in (tmp_path, DOCS / "pictures"))
         assert re.findall("<text[^>]*>([^<]+)<", drawn) == re.findall("<text[^>]*>([^<]+)<", committed)
+
+
+@pytest.mark.slow
+def test_measured_rows_of_losses() -> None:
+    for page, rows in (
+        ("losses.md", loss_figures.perceptual_rows()),
+        ("alignment.md", loss_figures.normalization_rows()),
+    ):
+        assert "\n".join(rows) in (DOCS / page).read_text()
 
 
 def test_teacher_numbers_are_measured() -> None:

@@ -58,6 +58,9 @@ def test_page(browser: Browser) -> None:
     assert browser.js(f"{IMAGES}.filter(i => {inside}).length") == 32
     clipped = "i => i.getBoundingClientRect().bottom > i.closest('.block').getBoundingClientRect().bottom + 1"
     assert browser.js(f"{IMAGES}.filter({clipped}).length") == 0
+    below = "i => i.nextElementSibling.getBoundingClientRect().top >= i.getBoundingClientRect().bottom - 1"
+    assert browser.js(f"{IMAGES}.filter({below}).length") == 32  # captions cover no picture
+    assert not browser.js(f"{TEXT}.includes('CFG-Zero* skips')")  # a setting of another kind of guidance
 
     # Another seed, which the line below the samples names.
     browser.click("New seed")
@@ -74,6 +77,13 @@ def test_page(browser: Browser) -> None:
     browser.wait(f"!{TEXT}.includes('PSNR')")
     assert browser.js(f"{TEXT}.split('got 33').length - 1") == 1
     assert browser.js(f"{TEXT}.match(/error/gi).length") == 1  # the title of the message
+
+    # Without its image a reconstruction does not stay.
+    browser.js(f"(i => {{ i.value = 32; i.dispatchEvent(new Event('input', {{bubbles: true}})) }})({SIDES}[0])")
+    browser.click("Reconstruct")
+    browser.wait(f"{TEXT}.includes('PSNR')")
+    browser.js("document.querySelector('button[aria-label=\"Remove Image\"]').click()")
+    browser.wait(f"!{TEXT}.includes('PSNR')")
 
 
 def test_stop(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +102,9 @@ def test_stop(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         browser.click("Sample")
         while not steps:
             time.sleep(0.1)
+        assert not browser.js(f"{TEXT}.includes('seed 0 ·')")  # former settings do not stay next to the bar
         browser.click("Stop")
-        browser.wait(f"!{IMAGES}.length && !{TEXT}.includes('seed 0 ·')")  # no result of other settings stays
+        browser.wait(f"!{IMAGES}.length")  # no result of other settings stays
         assert "error" not in browser.js(TEXT).lower()
         count = -1
         while len(steps) > count:

@@ -179,10 +179,11 @@ def _sample_tab(page: Any, studios: Sequence[Studio]) -> None:
 
     inputs, outputs = [classes, count, seed, *controls], [*galleries, line, *texts]
     clicked = parts.run_on(button, act, inputs, outputs, "sample")
+    parts.clear(random.click, [line, *texts])
     drawn = random.click(None, None, seed, js="() => Math.floor(Math.random() * 2 ** 31)").then(
         act, inputs, outputs, api_visibility="private", show_progress_on=galleries, concurrency_id="sample"
     )
-    parts.clear(drawn, outputs)
+    parts.clear(drawn.failure, outputs)
     first: list[Any] = []
 
     def opening(progress: Any = _PROGRESS) -> list[Any]:
@@ -194,7 +195,7 @@ def _sample_tab(page: Any, studios: Sequence[Studio]) -> None:
     opened = page.load(
         opening, None, outputs, api_visibility="private", show_progress_on=galleries, concurrency_id="sample"
     )
-    parts.clear(opened, outputs)
+    parts.clear(opened.failure, outputs)
     stop.click(None, cancels=[clicked, drawn, opened])
 
 
@@ -274,7 +275,7 @@ def _reconstruct_tab(studio: Studio) -> None:
 def _interpolate_tab(studio: Studio) -> None:
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            count = gr.Slider(2, MOST_IMAGES, value=9, step=1, label="Images")
+            count = gr.Slider(2, MOST_IMAGES, value=8, step=1, label="Images")
             with gr.Tabs():
                 with gr.Tab("Two images"):
                     first, second = (parts.input_picture(n, studio, i) for i, n in enumerate(("From", "To")))

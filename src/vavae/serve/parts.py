@@ -19,7 +19,8 @@ SMALL = 128
 _HEIGHT = 260
 
 # Pixels of small images stay squares. A gallery has as many columns as fit: eight, four of large images, or fewer on
-# phones. The message of an error is shown once, above the page, and not again over each field.
+# phones. Captions are below the images, not on them. The message of an error is shown once, above the page, not over
+# each field.
 CSS = """
 .small img { image-rendering: pixelated; }
 .picture img { width: 100% !important; height: 100% !important; object-fit: contain; }
@@ -28,7 +29,14 @@ CSS = """
   grid-template-rows: none !important; grid-auto-rows: auto !important;
 }
 .images.small .grid-container { grid-template-columns: repeat(auto-fill, minmax(max(66px, 11%), 1fr)) !important; }
+.images .thumbnail-lg { aspect-ratio: auto; height: auto; border: 0; background: none; box-shadow: none; }
+.images .thumbnail-lg img { height: auto; }
+.images .caption-label {
+  position: static; max-width: none; padding: 1px 0; border: 0; background: none;
+  font-size: 0.7rem; line-height: 1.3; text-align: center; white-space: normal; overflow-wrap: anywhere;
+}
 .images .grid-wrap { min-height: 9rem !important; max-height: none !important; overflow: visible !important; }
+.images:has(.preview) .grid-wrap { min-height: 28rem !important; }
 [data-testid="status-tracker"]:has(.error) { display: none !important; }
 footer { display: none !important; }
 .dark { --color-accent: var(--primary-400); }
@@ -77,6 +85,10 @@ def sampling_controls(
             value=defaults.zero_init_steps,
             step=1,
             label="First steps that CFG-Zero* skips",
+            visible=own == "zero_star",
+        )
+        kind.change(
+            lambda name: gr.update(visible=name == "zero_star"), kind, still, api_visibility="private", queue=False
         )
     controls = {
         "guidance_scale": scale,
@@ -180,13 +192,20 @@ def again(command: bool) -> Again:
 
 
 def run_on(button: Any, act: Callable[..., Any], inputs: list[Any], outputs: list[Any], name: str) -> Any:
-    """Let a button compute; after an error or a stop its former results are removed. Return the event."""
+    """Let a button compute, and remove former results in time; return the event.
+
+    The first output shows the progress instead of its former value.
+    """
+    clear(button.click, outputs[1:])  # gradio waits for the events of a click in this order
     event = button.click(act, inputs, outputs, api_name=name, show_progress_on=outputs[0], concurrency_id=name)
-    clear(event, outputs)
+    clear(event.failure, outputs)
+    for field in inputs:
+        if isinstance(field, gr.Image):
+            clear(field.change, outputs)
     return event
 
 
-def clear(event: Any, outputs: list[Any]) -> None:
-    """Remove the former results after an error or a stop."""
+def clear(when: Any, outputs: list[Any]) -> None:
+    """Remove former results at an event: its start, an error or a stop (`failure`)."""
     nothing = ", ".join(["null"] * len(outputs))
-    event.failure(None, None, outputs, js=f"() => [{nothing}]" if len(outputs) > 1 else "() => null")
+    when(None, None, outputs, js=f"() => [{nothing}]" if len(outputs) > 1 else "() => null")
