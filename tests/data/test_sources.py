@@ -170,7 +170,7 @@ def test_header_check_leaves_truncation_to_reader(tmp_path):
 
 
 def test_nothing_readable(tmp_path):
-    with pytest.raises(UserError, match=r"no such folder.*absent"):
+    with pytest.raises(UserError, match="absent: no such folder of images"):
         FolderImages(tmp_path / "absent")
     with pytest.raises(UserError, match=f"no images in folder: {tmp_path}"):
         FolderImages(tmp_path)

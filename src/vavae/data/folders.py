@@ -345,7 +345,7 @@ class FolderImages(ImageSource):
     ) -> None:
         root = Path(folder)
         if not root.is_dir():
-            raise UserError(f"no such folder of images: {root}")
+            raise UserError(f"{root}: no such folder of images")
         listing = list_images(root, class_names, None if base is None else Path(base))
         self.root = root
         self.name = printable(root.resolve().name)

@@ -145,7 +145,7 @@ def _parts(source: str) -> tuple[dict[str, Any], int]:
         if folder.is_dir() and revision:
             raise UserError(f"images: hf:{source}: a local folder has no revisions (@{revision})")
         if not folder.is_dir() and (name.count("/") > 1 or name.startswith(("/", ".", "~"))):
-            raise UserError(f"images: no such folder: {name}")
+            raise UserError(f"{name}: no such folder of images")
         name = str(folder) if folder.is_dir() else name
         named, others = _files_by_split(folder)
         if any(file != file.lower() for files in named.values() for file in files):

@@ -196,7 +196,7 @@ class LatentDataset(Dataset[tuple[Tensor, int]]):
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise UserError(f"no such folder of latents: {self.folder}")
+            raise UserError(f"{self.folder}: no such folder of latents; 'vavae encode' writes one")
         if (self.folder / UNFINISHED).is_file():
             raise UserError(f"{self.folder} was not written to its end: write it again")
         self.settings: LatentSettings | None = None

@@ -76,7 +76,7 @@ def folder_images(folder: str | Path) -> ImageSet:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(f"no such folder or npz of samples: {folder}")
+        raise UserError(f"{folder}: no such folder or npz of samples; 'vavae sample' writes one")
     files, passed_over = sample_files(root)
     if len(files) < 2:
         raise UserError(f"{folder} must have at least 2 samples, got {len(files)}")
