@@ -182,6 +182,14 @@ def test_frozen_projection_has_no_gradient() -> None:
     assert latents.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["cos_margin", "distance_margin"])
+def test_margins_without_any_cost_are_refused(name: str) -> None:
+    z, f = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.tensor([-1.0, 0.0]).view(1, 2, 1, 1)
+    assert cosine_alignment(z, f, 2.0) == 0 < cosine_alignment(z, f, 1.99)
+    with pytest.raises(UserError, match=rf"alignment\.{name} must be below 2, .*, got 2.0"):
+        AlignmentConfig(**{name: 2.0})
+
+
 @pytest.mark.parametrize(
     "name", ["weight", "cos_margin", "distance_margin", "cos_weight", "distance_weight", "maximum"]
 )

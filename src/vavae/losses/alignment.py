@@ -49,6 +49,9 @@ class AlignmentConfig:
     def __post_init__(self) -> None:
         names = ("weight", "maximum", "cos_margin", "distance_margin", "cos_weight", "distance_weight")
         check_not_negative("alignment", self, *names)
+        for name in ("cos_margin", "distance_margin"):
+            if (margin := getattr(self, name)) >= 2:
+                raise UserError(f"alignment.{name} must be below 2, from where on the term is always 0, got {margin}")
         check_one_of("alignment.projection", self.projection, ("latent_to_teacher", "teacher_to_latent"))
 
 
