@@ -254,7 +254,7 @@ def test_refused(change: Any, message: str, data: Path, tmp_path: Path) -> None:
 def test_routed_block_is_refused() -> None:
     """It sees kept tokens only."""
     shape = LightningDiTConfig(latent_size=4, width=8, depth=5, heads=2, routing=RoutingConfig("sprint", 1, 4))
-    with pytest.raises(UserError, match="alignment.block must not be from 2 to 4, the routed blocks, .* got 2"):
+    with pytest.raises(UserError, match=r"alignment\.block must not be from 2 to 4, the routed blocks, .* got 2"):
         Projectors(HiddenAlignmentConfig(block=2), shape, [4])
     assert [Projectors(HiddenAlignmentConfig(block=block), shape, [4]).block for block in (1, 5)] == [1, 5]
 

@@ -68,7 +68,7 @@ class RoutingConfig:
             )
 
     def check_block(self, key: str, block: int, depth: int, tokens: int) -> None:
-        """Raise UserError, which names `key`, if a block, counted from 1, sees not all of `tokens` tokens in training."""
+        """Raise UserError, which names `key`, if a block (from 1) sees only a share of `tokens` tokens in training."""
         start, stop = self.span(depth)
         if start < block <= stop and self.kept(tokens, 0) < tokens:
             raise UserError(
