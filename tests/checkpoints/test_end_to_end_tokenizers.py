@@ -74,6 +74,8 @@ def test_tokenizer_of_a_training_checkpoint(tmp_path: Path) -> None:
     assert same_weights(tokenizer.autoencoder, autoencoder(SMALL)[0])
     assert tokenizer.statistics.mean.tolist() == [2.0] * 8  # the averaged ones
     torch.testing.assert_close(tokenizer.statistics.std, torch.full((8,), 4.0001).sqrt())
+    found = initial_statistics(str(path))
+    assert found is not None and found.equals(tokenizer.statistics)
     report = str(tokenizer.report)
     assert "loaded from 'vae'" in report and "left out model, ema: another network" in report
 

@@ -93,6 +93,18 @@ def test_first_release_numbers_later_blocks_from_0(tokenizer: Tokenizer, tmp_pat
     assert "decoder_blocks are blocks 2 and more" in str(loaded.report)
 
 
+def test_a_trained_position_table_shows_its_grid(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """REPA-E trains it."""
+    state, changed = state_of("repa"), torch.Generator().manual_seed(0)
+    state["pos_embed"] = state["pos_embed"] + 0.5 * torch.randn(state["pos_embed"].shape, generator=changed)
+    loaded = generator(save(tmp_path / "a.pt", state), tokenizer)
+    assert loaded.config.latent_size == 8
+    assert torch.equal(loaded.transformer.pos_embed, state["pos_embed"])
+    state["pos_embed"] = torch.zeros_like(state["pos_embed"])
+    with pytest.raises(UserError, match="pos_embed must be the embedding of a grid of rows and columns"):
+        generator(save(tmp_path / "a.pt", state), tokenizer)
+
+
 def test_convert_writes_a_generator(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer.save_pretrained(tmp_path / "sd-vae")
     save(tmp_path / "0001000.pt", state_of("repa"))

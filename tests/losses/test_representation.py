@@ -111,6 +111,11 @@ def test_spatial_normalization(alpha: float) -> None:
     assert_close(projection_loss(tensors["projected.0"], normalized), tensors[f"projection_loss.zscore.{alpha}"], 1e-5)
 
 
+def test_features_of_half_precision_are_normalized_in_float32() -> None:
+    features = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(spatial_normalize(features, 1.0), spatial_normalize(features.float(), 1.0))
+
+
 def test_wrong_kinds_shapes_and_blocks_are_refused() -> None:
     with pytest.raises(UserError, match="kernel must be an odd number, got 2"):
         Projector(4, 4, "conv", kernel=2)

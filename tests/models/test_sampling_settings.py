@@ -51,6 +51,15 @@ def test_folder_keeps_the_settings(generator: Generator, change: dict[str, Any],
     assert found.config.auxiliary_block == 1
 
 
+def test_a_step_must_move() -> None:
+    zero_star: dict[str, Any] = {"steps": 5, "guidance_scale": 2.0, "guidance_kind": "zero_star"}
+    assert SamplingConfig(**zero_star, zero_init_steps=3).solver_steps == 4
+    assert SamplingConfig(**zero_star, zero_init_steps=4, solver="euler_maruyama").solver_steps == 5
+    assert SamplingConfig(**{**zero_star, "guidance_scale": 1.0}, zero_init_steps=4).guidance is None
+    with pytest.raises(UserError, match="zero_init_steps must be at most 3 with 5 steps, got 4"):
+        SamplingConfig(**zero_star, zero_init_steps=4)
+
+
 def test_wrong_kinds_are_refused(generator: Generator) -> None:
     with pytest.raises(UserError, match="guidance_kind must be one of cfg, zero_star, internal, path_drop, got 'auto'"):
         generator([1], guidance_kind="auto")  # type: ignore[call-overload]

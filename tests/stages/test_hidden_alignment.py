@@ -23,6 +23,8 @@ from vavae.stages.train_dit import TransformerTask
 from vavae.teachers.config import TeacherConfig
 from vavae.training.checkpoint import CheckpointFolder
 from vavae.training.run_log import read_metrics
+from vavae.transformer import LightningDiTConfig
+from vavae.transformer.routing import RoutingConfig
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +249,14 @@ def test_refused(change: Any, message: str, data: Path, tmp_path: Path) -> None:
     usual: Any = aligned_recipe(tmp_path, data).alignment
     with pytest.raises(UserError, match=message):
         task_of(aligned_recipe(tmp_path, data, replace(usual, **change())))
+
+
+def test_routed_block_is_refused() -> None:
+    """It sees kept tokens only."""
+    shape = LightningDiTConfig(latent_size=4, width=8, depth=5, heads=2, routing=RoutingConfig("sprint", 1, 4))
+    with pytest.raises(UserError, match=r"alignment\.block must not be from 2 to 4, the routed blocks, .* got 2"):
+        Projectors(HiddenAlignmentConfig(block=2), shape, [4])
+    assert [Projectors(HiddenAlignmentConfig(block=block), shape, [4]).block for block in (1, 5)] == [1, 5]
 
 
 def test_latents_without_a_record_of_their_images_are_refused(

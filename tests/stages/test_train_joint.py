@@ -14,7 +14,7 @@ from vavae.cli import run
 from vavae.data.images import ImagesConfig
 from vavae.errors import UserError
 from vavae.flow import FlowConfig
-from vavae.models import Generator, Tokenizer
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.stages import encode, train_dit, train_joint
 from vavae.stages.joint_alignment import latent_statistics
 from vavae.stages.train_tokenizer import TokenizerTask
@@ -200,8 +200,12 @@ def test_mistakes_are_named(settings: dict[str, Any], message: str) -> None:
         vavae.train_joint(None, **settings)
 
 
-def test_aligned_block_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_tiny_teacher(monkeypatch.setattr)
-    recipe = replace(joint_recipe(tmp_path), alignment=train_joint.JointAlignmentConfig(block=3))
+def test_mistakes_come_before_the_work_of_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TokenizerTask, "_load_teacher", lambda _: pytest.fail("the teacher is loaded"))
+    recipe = joint_recipe(tmp_path)
+    block = replace(recipe, alignment=train_joint.JointAlignmentConfig(block=3))
     with pytest.raises(UserError, match=r"alignment\.block must be at most transformer\.depth 2, got 3"):
-        train_joint.JointTask(recipe, recipe.data.open("train"), tmp_path)
+        train_joint.JointTask(block, recipe.data.open("train"), tmp_path)
+    internal = replace(recipe, sampling=SamplingConfig(guidance_scale=2.0, guidance_kind="internal"))
+    with pytest.raises(UserError, match="guidance_kind must not be internal"):
+        train_joint.JointTask(internal, recipe.data.open("train"), tmp_path)

@@ -146,6 +146,15 @@ def test_wrong_settings_are_refused(routing: dict[str, Any], words: str, head: b
         dataclasses.replace(plain(head).config, routing=RoutingConfig(**routing))
 
 
+@pytest.mark.parametrize("head", [False, True], ids=["LightningDiT", "DiTDH"])
+def test_auxiliary_head_of_a_routed_block_is_refused(head: bool) -> None:
+    shape = plain(head).config
+    with pytest.raises(UserError, match=r"auxiliary_block must not be from 3 to 4, the routed blocks, .* got 3"):
+        dataclasses.replace(shape, auxiliary_block=3, routing=RoutingConfig("sprint", 2, 4))
+    for routing in (RoutingConfig("sprint", 2, 4, drop=0.0), RoutingConfig("tread", 3, 4)):
+        assert dataclasses.replace(shape, auxiliary_block=3, routing=routing).auxiliary_block == 3
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [

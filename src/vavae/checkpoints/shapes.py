@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from vavae.config.image_size import scale_size
 from vavae.errors import UserError, errors_name
+from vavae.grids import sincos_embedding
 from vavae.tokenizer import AutoencoderConfig
 from vavae.transformer import LightningDiTConfig
 from vavae.transformer.sizes import SIZES
@@ -153,16 +155,27 @@ def count_of(tensors: Tensors, pattern: str, first: str) -> int:
 
 
 def _grid(tensors: Tensors) -> tuple[int, int]:
-    """Return rows and columns: the second half of the embedding encodes the row, so a row ends where it changes."""
-    _, tokens, width = shape_of(tensors, "pos_embed", 3)
-    first = int("cls_projectors2.weight" in tensors)  # a class token comes before the patches
-    tokens -= first
-    row = tensors["pos_embed"][0, first:, width // 2 :]
-    same = (row == row[0]).all(dim=1)
-    columns = tokens if bool(same.all()) else int(same.logical_not().int().argmax())
-    if columns == 0 or tokens % columns:
+    """Return rows and columns of the grid whose embedding has the greatest cosine with the table.
+
+    The table may be no embedding exactly: REPA-E's training changes it.
+    """
+    width = shape_of(tensors, "pos_embed", 3)[2]
+    first, half = int("cls_projectors2.weight" in tensors), width // 2  # a class token comes before the patches
+    table = tensors["pos_embed"][0, first:].double()
+    count, cosines = len(table), dict[int, float]()
+    if count and width % 4 == 0:
+        places = torch.arange(count, dtype=table.dtype, device=table.device)
+        encoded = sincos_embedding(width, places, places[:1])[:, half:]  # (T, half) of each row or column
+        length = table.norm() * (count * half) ** 0.5
+        for columns in (number for number in range(1, count + 1) if count % number == 0):
+            grid = table.unflatten(0, (-1, columns))  # (h, w, width)
+            by_column, by_row = grid[..., :half].sum(0), grid[..., half:].sum(1)
+            product = (by_column * encoded[:columns]).sum() + (by_row * encoded[: len(grid)]).sum()
+            cosines[columns] = float(product / length)
+    columns = max(cosines, key=lambda columns: cosines[columns], default=1)
+    if not cosines.get(columns, 0) > 0.5:
         raise UserError("pos_embed must be the embedding of a grid of rows and columns")
-    return tokens // columns, columns
+    return count // columns, columns
 
 
 def _heads(tensors: Tensors, width: int, depth: int, given: int | None) -> int:

@@ -25,7 +25,7 @@ from vavae.data import (
 from vavae.data.images import ImagesConfig
 from vavae.data.latent_writer import LEFT_OVER, holds_latents
 from vavae.device import Precision, autocast, resolve_device, resolve_precision
-from vavae.errors import UserError
+from vavae.errors import UserError, errors_name
 from vavae.io.files import check_not_foreign
 from vavae.models import RepresentationAutoencoder, Tokenizer
 from vavae.models.representation import Autoencoder
@@ -156,7 +156,8 @@ def run(config: Config) -> LatentDataset:
 def _teacher(config: Config, device: torch.device) -> Teacher:
     """Return the teacher of the class tokens; raise UserError if it has no feature of the whole image."""
     name, side = name_and_side(str(config.class_token))
-    teacher = load_teacher(name, input_size=side, image_size=config.data.size).to(device)
+    with errors_name("class_token"):
+        teacher = load_teacher(name, input_size=side, image_size=config.data.size).to(device)
     if teacher(torch.zeros(1, 3, *height_width(config.data.size), device=device)).pooled is None:
         raise UserError(f"class_token must be a teacher with a feature of the whole image, got {config.class_token}")
     return teacher

@@ -27,7 +27,7 @@ from vavae.data import (
 )
 from vavae.data.images import ImagesConfig
 from vavae.device import resolve_device, resolve_precision
-from vavae.errors import UserError
+from vavae.errors import UserError, errors_name
 from vavae.flow.networks import config_of
 from vavae.grids import to_tokens
 from vavae.losses.representation import Projector, ProjectorKind, mean_projection_loss, spatial_normalize
@@ -167,7 +167,7 @@ class Projectors(nn.Module):
         grid: Rows and columns of tokens.
 
     Raises:
-        UserError: The block does not exist, or a class token cannot be aligned.
+        UserError: The block does not exist or sees kept tokens only, or a class token cannot be aligned.
     """
 
     def __init__(self, config: HiddenAlignmentConfig, shape: TransformerShape, features: Sequence[int]) -> None:
@@ -179,6 +179,7 @@ class Projectors(nn.Module):
         else:
             width, depth = shape.width, shape.depth
         self.block = config.block_of(depth)
+        shape.routing.check_block("alignment.block", self.block, depth, shape.token_count)
         own = config.projector
         if (token := getattr(shape, "class_token", None)) is not None:
             if list(features) != [token]:
@@ -251,16 +252,17 @@ class HiddenAlignment:
         _check_images(config, latents, source, images)
         device = resolve_device(training.device)
         bf16 = resolve_precision(training.precision, device) == "bf16"
-        self.teachers = [
-            load_teacher(
-                teacher.name,
-                input_size=teacher.input_size,
-                image_size=self._size,
-                normalization=teacher.normalization,
-                dtype=torch.bfloat16 if bf16 else torch.float32,
-            ).to(device)
-            for teacher in config.teachers
-        ]
+        with errors_name("alignment.teachers"):
+            self.teachers = [
+                load_teacher(
+                    teacher.name,
+                    input_size=teacher.input_size,
+                    image_size=self._size,
+                    normalization=teacher.normalization,
+                    dtype=torch.bfloat16 if bf16 else torch.float32,
+                ).to(device)
+                for teacher in config.teachers
+            ]
         self._widths = [teacher.width for teacher in self.teachers]
         self.projectors = Projectors(config, shape, self._widths).to(device)
         self._source = source

@@ -76,9 +76,8 @@ def initial_statistics(source: str) -> LatentStatistics | None:
     if (path / "checkpoints").is_dir():
         trained = [path / "tokenizer", path / "generator" / "tokenizer"]
         path = next((folder for folder in trained if folder.is_dir()), path)
-    if (found := statistics_file(path)) is not None:
-        return read_statistics(found)
-    return load_autoencoder(path).statistics if files.form_of(path) in ("generator", "pipeline", "diffusers") else None
+    found = statistics_file(path)
+    return load_autoencoder(path).statistics if found is None else read_statistics(found)
 
 
 def _report(source: str, taken: str, new: Sequence[str], notes: Sequence[str] = ()) -> str:

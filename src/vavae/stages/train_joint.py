@@ -45,18 +45,20 @@ class JointTask(TokenizerTask):
     pictures = "samples"
 
     def __init__(self, config: Config, source: ImageSource, folder: Path, world: World | None = None) -> None:
-        super().__init__(config, source, folder, world)
-        assert self.teacher is not None
-        shape = config.transformer.resolve(self.latent_shape[0], self.latent_shape[1:], source.num_classes)
+        # Checks come first: `super` computes the teacher's features of all images.
+        grid = config.data.latent_size(config.factor)
+        shape = config.transformer.resolve(config.tokenizer.latent_channels, grid, source.num_classes)
         assert isinstance(shape, LightningDiTConfig)  # the recipe refuses others
         config.sampling.check_for(shape)
         block = config.alignment.block
+        if block > shape.depth:
+            raise UserError(f"alignment.block must be at most transformer.depth {shape.depth}, got {block}")
+        super().__init__(config, source, folder, world)
+        assert self.teacher is not None
         self.flow = config.flow.for_latents(self.latent_shape)
         self.labels = torch.tensor(source.labels).to(self.device)  # a copy: the source may be read-only
         torch.manual_seed(config.training.seed)
         self.transformer = LightningDiT(shape).to(self.device)
-        if block > shape.depth:
-            raise UserError(f"alignment.block must be at most transformer.depth {shape.depth}, got {block}")
         self.alignment = LatentAlignment(config.alignment, shape.latent_channels, shape.width, self.teacher.width)
         self.alignment.to(self.device)
         self.modules = {**self.modules, "transformer": self.transformer, "alignment": self.alignment}

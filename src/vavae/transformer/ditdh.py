@@ -69,6 +69,8 @@ class DiTDHConfig(LatentGrid):
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"label_dropout must be from 0 to 1, got {self.label_dropout}")
         self.routing.check(self.depths[0])
+        if self.auxiliary_block is not None:
+            self.routing.check_block("auxiliary_block", self.auxiliary_block, self.depths[0], self.token_count)
 
     @property
     def routed_blocks(self) -> tuple[int, int]:

@@ -148,6 +148,8 @@ class LightningDiTConfig(LatentGrid):
         if self.positions not in POSITIONS:
             raise UserError(f"positions must be one of {', '.join(POSITIONS)}, got {self.positions!r}")
         self.routing.check(self.depth)
+        if self.auxiliary_block is not None:
+            self.routing.check_block("auxiliary_block", self.auxiliary_block, self.depth, self.token_count)
 
     @classmethod
     def from_size(cls, size: str, **changes: Any) -> Self:

@@ -67,6 +67,15 @@ class RoutingConfig:
                 f"got {self.start} and {self.span(depth)[1]}"
             )
 
+    def check_block(self, key: str, block: int, depth: int, tokens: int) -> None:
+        """Raise UserError, which names `key`, if a block (from 1) sees only a share of `tokens` tokens in training."""
+        start, stop = self.span(depth)
+        if start < block <= stop and self.kept(tokens, 0) < tokens:
+            raise UserError(
+                f"{key} must not be from {start + 1} to {stop}, the routed blocks, which see kept tokens only in "
+                f"training, got {block}"
+            )
+
     def span(self, depth: int) -> tuple[int, int]:
         """Return the number of blocks before the routed ones, and that of the last routed block, of `depth` blocks."""
         return self.start, depth - self.start if self.stop is None else self.stop
