@@ -85,9 +85,9 @@ def spatial_normalize(features: Tensor, alpha: float = 0.6) -> Tensor:
     """Return (f − alpha·mean) / (std + 1e-6) of features (B, T, D), over the tokens of each image and channel (iREPA).
 
     What all tokens share says little about places; alpha is the share of it that is removed. The standard deviation is
-    the unbiased one of the features as they were. The result is float32.
+    the unbiased one of the features as they were. Half precision becomes float32.
     """
-    features = features.float()
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
     mean = features.mean(dim=1, keepdim=True)
     return (features - alpha * mean) / (features.std(dim=1, keepdim=True) + 1e-6)
 
