@@ -181,6 +181,7 @@ def _decoder_training(keys: Keys) -> ConvertedRecipe:
         "data": {"images": "/data/imagenet", "size": grid * _PATCH, "crop": "random"},
         "teacher": {"name": teacher, "input_size": pixels},
         "representation": {"size": size[1], "patch_size": _PATCH, "noise": keys.get(f"{_S1}noise_tau", 0.8)},
+        "objective.reduction": "mean",
         "objective.pixel": {"kind": "l1", "weight": 0.5},  # on [0, 1], as published
         "objective.perceptual.weight": keys.get("gan.loss.perceptual_weight", 1.0),
         "objective.alignment.enabled": False,

@@ -19,10 +19,10 @@ def _check(latents: Tensor, channels: int) -> None:
         raise UserError(f"latents must be floats, got {latents.dtype}")
 
 
-def _other_grid(grid: tuple[int, int] | None, latents: Tensor) -> str:
-    height, width = grid or (0, 0)
-    got = "{} x {}".format(*latents.shape[2:])
-    return f"latents must be {height} x {width}, as their statistics are per position, got {got}"
+def _check_grid(latents: Tensor, grid: tuple[int, int] | None) -> None:
+    if grid is not None and grid != latents.shape[2:]:
+        needed, got = ("{} x {}".format(*size) for size in (grid, latents.shape[2:]))
+        raise UserError(f"latents must be {needed}, as their statistics are per position, got {got}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +80,7 @@ class LatentStatistics:
 
     def _like(self, values: Tensor, latents: Tensor) -> Tensor:
         _check(latents, self.channels)
-        if self.grid not in (None, tuple(latents.shape[2:])):
-            raise UserError(_other_grid(self.grid, latents))
+        _check_grid(latents, self.grid)
         # (C,) -> (1, C, 1, 1); (C, h, w) -> (1, C, h, w)
         return values.to(latents.device, latents.dtype).view(1, self.channels, *(self.grid or (1, 1)))
 
@@ -142,10 +141,7 @@ class RunningStatistics:
         _check(latents, self.channels)
         if latents.numel() == 0:
             return
-        if self.grid not in (None, tuple(latents.shape[2:])):
-            raise UserError(
-                f"latents must be {self.grid}, as their statistics are per position, got {latents.shape[2:]}"
-            )
+        _check_grid(latents, self.grid)
         wide = to_float64(latents.detach()).cpu()
         # (B, C, h, w) -> (C, B·h·w), or (C·h·w, B) per position
         flat = wide.transpose(0, 1).flatten(1) if self.grid is None else wide.flatten(1).T
