@@ -243,10 +243,8 @@ class TokenizerObjective(nn.Module):
             if isinstance(self.discriminator, DinoDiscriminator) and isinstance(encoded, Tensor):
                 with torch.no_grad(), precision():  # as published, it is trained on images without noise on the latents
                     shown = autoencoder.decode(encoded).to(images.dtype)
-            adversarial_terms, adversarial_grad = self._adversarial_step(
-                images, leaf, shown, augmentation, precision, scale
-            )
-            terms |= adversarial_terms
+            found, adversarial_grad = self._adversarial_step(images, leaf, shown, augmentation, precision, scale)
+            terms |= found
         if adversarial_active:
             adversarial_weight = _term_weight(
                 config.adversarial, decoded, autoencoder.last_decoder_layer, nll_grad, adversarial_grad, average, eps
@@ -363,8 +361,9 @@ class TokenizerObjective(nn.Module):
         """Add the discriminator's gradients; return terms and the gradient of the generator loss at the images.
 
         `fake` is a leaf, or needs no gradient before the adversarial term has started; the gradient is then 0.
-        The discriminator is trained on `shown`. A patch discriminator without augmentation has the same logits in both losses, so one pass over `fake` is
-        enough. A DINO discriminator is trained on 8-bit images, so that it cannot tell them by their rounding.
+        The discriminator is trained on `shown`. A patch discriminator without augmentation has the same logits in both
+        losses, so one pass over `fake` is enough. A DINO discriminator is trained on 8-bit images, so that it cannot
+        tell them by their rounding.
         """
         config, discriminator = self.config.adversarial, self.discriminator
         assert discriminator is not None
@@ -417,13 +416,8 @@ class TokenizerObjective(nn.Module):
 # The terms that `TokenizerObjective.evaluate` returns.
 EVALUATED_TERMS = ("nll", "pixel", "perceptual", "psnr", "kl", "cosine", "distance_matrix", "alignment")
 _REPORTED = (
-    *EVALUATED_TERMS,
-    "alignment_weight",
-    "adversarial",
-    "adversarial_weight",
-    "discriminator",
-    "logits_real",
-    "logits_fake",
+    *(*EVALUATED_TERMS, "alignment_weight", "adversarial"),
+    *("adversarial_weight", "discriminator", "logits_real", "logits_fake"),
 )
 
 
