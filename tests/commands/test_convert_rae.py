@@ -10,7 +10,7 @@ from published_files import same_weights
 from rae_files import decoder, ditdh, published_rae, training_checkpoint
 
 from vavae.cli import run
-from vavae.models import Generator, Tokenizer
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.stages.initial import load_initial
 
 GIVEN = ["--teacher", "teacher", "--statistics", "stat.pt", "--heads", "2"]
@@ -55,6 +55,7 @@ def test_a_transformer_with_its_decoder_and_back(first: Tokenizer, capsys: pytes
     torch.save(ditdh().state_dict(), "stage2_model.pt")
     assert run(["convert", "model.pt", "tokenizer", *GIVEN]) == 0
     assert run(["convert", "stage2_model.pt", "ours", "--tokenizer", "tokenizer"]) == 0
+    assert Generator.from_pretrained("ours").sampling == SamplingConfig("euler", 50, 0.5, end=0.999, guidance_start=0.0)
     assert run(["convert", "ours", "back", "--to", "published"]) == 0
     assert "the sampling settings are not taken over" in capsys.readouterr().out
     assert same_weights(torch.load("back/stage2_model.pt"), ditdh())

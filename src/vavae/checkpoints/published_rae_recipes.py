@@ -280,16 +280,17 @@ def _sampling(keys: Keys, shift: Any) -> tuple[dict[str, Any], dict[str, str]]:
     for name, default in (("min", 0.0), ("max", 1.0)):
         key = next((key for key in (f"guidance.t-{name}", f"guidance.t_{name}") if key in keys.values), "")
         ends[name] = keys.given(key, default)
+    values |= {"guidance_start": 1 - ends["max"], "guidance_stop": 1 - ends["min"]}
     reasons = {}
     if method not in ("cfg", "autoguidance"):
         raise UserError(f"{keys.source}: guidance.method must be cfg or autoguidance, got {method}")
     if method == "autoguidance":
         model = f"{keys.values.get(f'{_GUIDANCE_MODEL}target')} {keys.values.get(f'{_GUIDANCE_MODEL}ckpt')}"
         text = f"autoguidance of scale {scale:g}: convert its weak model {model} too"
-        reasons = {key: text for key in keys.values if key.startswith("guidance.")}
-        keys.used = [key for key in keys.used if not key.startswith("guidance.")]
+        reasons = {key: text for key in keys.values if re.match(r"guidance\.(?!t[-_]m)", key)}
+        keys.used = [key for key in keys.used if key not in reasons]
     elif scale > 1:
-        values |= {"guidance_scale": scale, "guidance_start": 1 - ends["max"], "guidance_stop": 1 - ends["min"]}
+        values["guidance_scale"] = scale
     return values, reasons
 
 
