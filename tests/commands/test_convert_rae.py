@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from published_files import same_weights
-from rae_files import decoder, ditdh, published_rae, training_checkpoint
+from rae_files import decoder, ditdh, published_rae, stat, training_checkpoint
 
+from vavae.checkpoints.statistics import read_statistics
 from vavae.cli import run
+from vavae.errors import UserError
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.stages.initial import load_initial
 
@@ -65,6 +67,23 @@ def test_a_transformer_with_its_decoder_and_back(first: Tokenizer, capsys: pytes
     assert Generator.from_pretrained("direct").tokenizer.autoencoder.decoder.shape["heads"] == 2  # type: ignore[union-attr]
     assert run(["convert", "stage2_model.pt", "no", "--teacher", "teacher"]) == 2
     assert "teacher: is for decoders of representation autoencoders" in capsys.readouterr().err
+
+
+def test_statistics_alone(first: Tokenizer) -> None:
+    assert run(["convert", "stat.pt", "statistics.safetensors"]) == 0
+    assert run(["convert", "statistics.safetensors", "latents_stats.pt", "--to", "published"]) == 0
+    for file in ("statistics.safetensors", "latents_stats.pt"):
+        assert read_statistics(file).equals(first.statistics)
+
+
+def test_another_resolution_is_refused(first: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(stat(8), "small.pt")
+    given = ["--teacher", "teacher", "--statistics", "small.pt", "--heads", "2"]
+    assert run(["convert", "model.pt", "tokenizer", *given]) == 2
+    assert "latent statistics must be per channel or of 16 x 16 positions, got 8 x 8" in capsys.readouterr().err
+    generator = Generator(ditdh(), first)
+    with pytest.raises(UserError, match="size must be 32, the only one of the tokenizer, got 64"):
+        generator([1], size=64)
 
 
 def test_a_decoder_is_a_starting_point(first: Tokenizer) -> None:

@@ -10,6 +10,8 @@ from vavae.device import to_float64
 from vavae.errors import UserError
 
 _RAE_EPS = 1e-5
+# Names of mean and spread in the forms that `LatentStatistics.from_dict` reads.
+FORMS = (("mean", "std"), ("mean", "var"), ("latents_bias", "latents_scale"), ("running_mean", "running_var"))
 
 
 def _check(latents: Tensor, channels: int) -> None:
@@ -111,9 +113,9 @@ class LatentStatistics:
         for mean, variance, eps in (("mean", "var", _RAE_EPS), ("running_mean", "running_var", 1e-4)):
             if {mean, variance} <= tensors.keys():
                 return cls(tensors[mean], (tensors[variance].double() + eps).sqrt(), count)
+        forms = ", or ".join(" and ".join(names) for names in FORMS)
         raise UserError(
-            "latent statistics must have the tensors mean and std, mean and var, latents_bias and latents_scale, or "
-            f"running_mean and running_var, got {', '.join(sorted(tensors))[:100] or 'none'}"
+            f"latent statistics must have the tensors {forms}, got {', '.join(sorted(tensors))[:100] or 'none'}"
         )
 
 
