@@ -252,7 +252,7 @@ def test_sampling_with_guidance(mark: str, tmp_path: Path) -> None:
     assert recipe.command == "sample"
     config = from_plain(sample.Config, recipe.values)
     assert (config.generator, config.solver, config.steps, config.guidance_scale) == ("generators/xl", "euler", 30, 1.5)
-    assert config.shift == pytest.approx(1 / math.sqrt(196608 / 4096))
+    assert config.shift == pytest.approx(1 / math.sqrt(196608 / 4096)) and config.end == 0.999
     assert (config.guidance_start, config.guidance_stop) == pytest.approx((0.1, 0.9))
 
 

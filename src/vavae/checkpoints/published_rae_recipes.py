@@ -274,6 +274,7 @@ def _sampling(keys: Keys, shift: Any) -> tuple[dict[str, Any], dict[str, str]]:
         "solver": keys.choose("sampler.params.sampling_method", "euler", _SOLVERS),
         "steps": keys.get("sampler.params.num_steps", 50),
         "shift": shift,
+        "end": _LAST,
     }
     method, scale = keys.given("guidance.method", "cfg"), keys.given("guidance.scale", 1.0)
     ends = {}
@@ -309,7 +310,7 @@ def _transformer_training(keys: Keys) -> ConvertedRecipe:
         "latents": "runs/latents",
         "transformer": _transformer(keys),
         "flow": {"direction_weight": 0.0, "times": _times(keys, number, shift)},
-        "sampling": {**sampling, "end": _LAST},
+        "sampling": sampling,
         "optimizer": {**_optimizer(keys, _TRAIN, schedule), "gradient_clip": clip},
         **_training(keys, round(epochs * _IMAGENET), batch, 0.9995, "fp32"),
     }
