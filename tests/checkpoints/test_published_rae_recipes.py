@@ -252,16 +252,17 @@ def test_sampling_with_guidance(mark: str, tmp_path: Path) -> None:
     assert recipe.command == "sample"
     config = from_plain(sample.Config, recipe.values)
     assert (config.generator, config.solver, config.steps, config.guidance_scale) == ("generators/xl", "euler", 30, 1.5)
-    assert config.shift == pytest.approx(1 / math.sqrt(196608 / 4096))
+    assert config.shift == pytest.approx(1 / math.sqrt(196608 / 4096)) and config.end == 0.999
     assert (config.guidance_start, config.guidance_stop) == pytest.approx((0.1, 0.9))
 
 
 def test_autoguidance_names_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model = {"target": "stage2.models.DDT.DiTwDDTHead", "ckpt": "DiTDH-S_ep14/stage2_model.pt", "params": {"depth": 12}}
-    guidance = {"method": "autoguidance", "scale": 1.42, "t-min": 0.0, "t-max": 1.0, "guidance_model": model}
+    guidance = {"method": "autoguidance", "scale": 1.42, "t-min": 0.0, "t-max": 0.75, "guidance_model": model}
     recipe = converted(tmp_path, NETWORKS + FLOW, {"guidance": guidance})
     assert "guidance_scale" not in recipe.values
+    assert (recipe.values["guidance_start"], recipe.values["guidance_stop"]) == (0.25, 1.0)
     text = (
         "autoguidance of scale 1.42: convert its weak model stage2.models.DDT.DiTwDDTHead DiTDH-S_ep14/stage2_model.pt"
     )

@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from published_files import same_weights
-from rae_files import decoder, ditdh, published_rae, training_checkpoint
+from rae_files import decoder, ditdh, published_rae, stat, training_checkpoint
 
+from vavae.checkpoints.statistics import read_statistics
 from vavae.cli import run
-from vavae.models import Generator, Tokenizer
+from vavae.errors import UserError
+from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.stages.initial import load_initial
 
 GIVEN = ["--teacher", "teacher", "--statistics", "stat.pt", "--heads", "2"]
@@ -55,6 +57,7 @@ def test_a_transformer_with_its_decoder_and_back(first: Tokenizer, capsys: pytes
     torch.save(ditdh().state_dict(), "stage2_model.pt")
     assert run(["convert", "model.pt", "tokenizer", *GIVEN]) == 0
     assert run(["convert", "stage2_model.pt", "ours", "--tokenizer", "tokenizer"]) == 0
+    assert Generator.from_pretrained("ours").sampling == SamplingConfig("euler", 50, 0.5, end=0.999, guidance_start=0.0)
     assert run(["convert", "ours", "back", "--to", "published"]) == 0
     assert "the sampling settings are not taken over" in capsys.readouterr().out
     assert same_weights(torch.load("back/stage2_model.pt"), ditdh())
@@ -64,6 +67,23 @@ def test_a_transformer_with_its_decoder_and_back(first: Tokenizer, capsys: pytes
     assert Generator.from_pretrained("direct").tokenizer.autoencoder.decoder.shape["heads"] == 2  # type: ignore[union-attr]
     assert run(["convert", "stage2_model.pt", "no", "--teacher", "teacher"]) == 2
     assert "teacher: is for decoders of representation autoencoders" in capsys.readouterr().err
+
+
+def test_statistics_alone(first: Tokenizer) -> None:
+    assert run(["convert", "stat.pt", "statistics.safetensors"]) == 0
+    assert run(["convert", "statistics.safetensors", "latents_stats.pt", "--to", "published"]) == 0
+    for file in ("statistics.safetensors", "latents_stats.pt"):
+        assert read_statistics(file).equals(first.statistics)
+
+
+def test_another_resolution_is_refused(first: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(stat(8), "small.pt")
+    given = ["--teacher", "teacher", "--statistics", "small.pt", "--heads", "2"]
+    assert run(["convert", "model.pt", "tokenizer", *given]) == 2
+    assert "latent statistics must be per channel or of 16 x 16 positions, got 8 x 8" in capsys.readouterr().err
+    generator = Generator(ditdh(), first)
+    with pytest.raises(UserError, match="size must be 32, the only one of the tokenizer, got 64"):
+        generator([1], size=64)
 
 
 def test_a_decoder_is_a_starting_point(first: Tokenizer) -> None:

@@ -138,6 +138,8 @@ def test_times_of_extreme_uniform_numbers(kind: str) -> None:
         ({"mean": float("nan")}, "mean"),
         ({"shift": float("inf")}, "shift"),
         ({"shift": 0.0}, "shift"),
+        ({"shift": "dim"}, "shift"),
+        ({"std": "dimension"}, "std"),
         ({"low": 0.6, "high": 0.5}, "low and high"),
         ({"high": 1.5}, "low and high"),
         ({"partial_probability": 2.0}, "partial_probability"),

@@ -78,3 +78,6 @@ def test_bad_settings_are_named() -> None:
         DiscriminatorConfig(layers=10**9)
     with pytest.raises(UserError, match=r"adversarial\.start_images"):
         AdversarialConfig(start_images=-1)
+    for early in (-1, 1001):
+        with pytest.raises(UserError, match=f"start_images must be from 0 to start_images 1,000, got {early:,}"):
+            AdversarialConfig(start_images=1000, discriminator_start_images=early)

@@ -85,6 +85,15 @@ def test_augmentation_moves_by_an_eighth_at_most() -> None:
     assert places == {(r, 10) for r in range(6, 11)}  # reading a window further up moves the image down
 
 
+def test_augmentation_moves_before_it_colors() -> None:
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    moved = diff_augment(images, torch.tensor([[0.5, 0.5, 0.5, 0.0, 0.5]]))
+    assert moved[:, :, :2].abs().max() == 0  # two rows of zeros
+    numbers = torch.tensor([0.9, 0.2, 0.7, 0.5, 0.5])
+    both = diff_augment(images, torch.cat([numbers[:3], torch.tensor([0.0, 0.5])])[None])
+    torch.testing.assert_close(both, diff_augment(moved, numbers[None]))
+
+
 def test_augmentation_has_gradients_and_its_own_ranges() -> None:
     images = torch.rand(1, 3, 8, 8).requires_grad_()
     bright = diff_augment(images, torch.tensor([[1.0, 0.5, 0.5, 0.5, 0.5]]))

@@ -169,6 +169,53 @@ def test_squared_pixel_error_by_definition() -> None:
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-9)
 
 
+class _Latents(torch.nn.Module):
+    """A frozen encoder of two channels, and a layer that decodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last_decoder_layer = torch.nn.Linear(2, 3)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images[:, :2].detach()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.last_decoder_layer(latents.movedim(1, -1)).movedim(-1, 1)
+
+
+def test_dino_discriminator_is_trained_on_images_of_clean_latents() -> None:
+    torch.manual_seed(0)
+    kind = AdversarialConfig(start_images=0, discriminator=DiscriminatorConfig(kind="dino"))
+    config = ObjectiveConfig(
+        perceptual=PerceptualConfig(weight=0.0), adversarial=kind, alignment=AlignmentConfig(enabled=False)
+    )
+    objective, autoencoder = TokenizerObjective(config, 2, dino=DinoViT(8, 1, 2, 56)).eval(), _Latents()
+    images = torch.rand(1, 3, 8, 8) * 2 - 1
+    clean, noisy = (
+        objective.accumulate_gradients(autoencoder, images, noise) for noise in (torch.zeros(1, 2, 8, 8), images[:, :2])
+    )
+    assert torch.equal(clean["discriminator"], noisy["discriminator"])
+    assert not torch.equal(clean["adversarial"], noisy["adversarial"])
+
+
+def test_adaptive_weight_of_a_mean_has_the_published_epsilon() -> None:
+    adversarial = AdversarialConfig(start_images=0, discriminator=DISCRIMINATOR)
+    weights = {}
+    for reduction in ("sum", "mean"):
+        config = _config(adversarial=adversarial, alignment=AlignmentConfig(enabled=False), reduction=reduction)
+        autoencoder, objective = _build(config)
+        weights[reduction] = objective.accumulate_gradients(autoencoder, **_batch())["adversarial_weight"].item()
+    elements = 3 * 32 * 32
+    # w_sum = elements · r / (g + 1e-4) and w_mean = r / (g + 1e-6), for one r and g
+    ratio = weights["sum"] / elements / weights["mean"]
+    autoencoder, objective = _build(_config(adversarial=adversarial, alignment=AlignmentConfig(enabled=False)))
+    batch = _batch()
+    decoded = autoencoder.decode(autoencoder.encode(batch["images"]).sample(noise=batch["noise"]))
+    generator = -objective.discriminator(decoded).mean()
+    norm = torch.autograd.grad(generator, autoencoder.last_decoder_layer.weight)[0].norm().item()
+    assert ratio == pytest.approx((norm + 1e-6) / (norm + 1e-4), rel=1e-9)
+
+
 def test_psnr_of_images_from_minus_one_to_one() -> None:
     autoencoder, objective = _build(_config())
     batch = _batch()

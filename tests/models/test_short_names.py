@@ -205,7 +205,7 @@ def test_rae_is_read_from_its_collection(hub: StandInHub, tmp_path: Path, monkey
     generator = Generator.from_pretrained("rae-ditdh-xl-imagenet256")
     assert asked == ["dinov2-registers-base"]
     assert sorted(hub.fetched) == sorted(paths[name] for name in ("decoder", "stat", "dit"))
-    assert generator.sampling == SamplingConfig("euler", 50, 0.5, end=0.999)  # 64 x 16 x 16 latents
+    assert generator.sampling == SamplingConfig("euler", 50, 0.5, end=0.999, guidance_start=0.0)  # 64 x 16 x 16 latents
     assert same_weights(generator.transformer, rae_files.ditdh())
     assert generator.tokenizer.statistics.equals(LatentStatistics.from_dict(rae_files.stat()))
     assert generator.provenance == {"converted_from": "nyu-visionx/RAE-collections"}

@@ -251,6 +251,13 @@ def test_transformers_of_rae(name: str) -> None:
     assert flow.times.low == pytest.approx(float(shift_times(torch.tensor(0.001), flow.times.shift)), rel=1e-3)
 
 
+@pytest.mark.parametrize("folder", ["imagenet256", "rae"])
+def test_transformers_that_predict_data(folder: str) -> None:
+    config = recipe(package_recipe(f"{folder}/lightningdit-xl-data-80ep"))
+    assert (config.flow.prediction, config.flow.space, config.flow.floor) == ("data", "velocity", 0.05)
+    assert config.optimizer.learning_rate == pytest.approx(5e-5 * config.training.batch_size / 256)
+
+
 @pytest.mark.parametrize("channels", [16, 32, 64])
 def test_tokenizers_differ_by_teacher_and_channels_only(channels: int) -> None:
     plain = imagenet("tokenizer-f16d32-dinov2")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_vit import write_tiny_dino, write_tiny_dinov2
 
@@ -148,6 +149,20 @@ def test_interrupted_training_ends_bit_for_bit(
     ours = load_file(tmp_path / "run/tokenizer/model.safetensors")
     for name, value in load_file(chain / "decoder/tokenizer/model.safetensors").items():
         assert torch.equal(value, ours[name]), name
+
+
+def test_what_does_not_fit_is_refused_before_the_work(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = str(chain / "decoder/tokenizer")
+    for number in range(2):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    images = ["--metrics=[]", f"--data.images={tmp_path}", "--data.size=64", "--split=train"]
+    assert run(["evaluate", "tokenizer", tokenizer, *images]) == 2
+    assert "data.size must be 32 x 32, the 4 x 4 patches of the teacher" in capsys.readouterr().err
+    given = [f"--latents={chain / 'latents'}", f"--tokenizer={tokenizer}", f"--output={tmp_path / 'run'}"]
+    assert run(["train-dit", *given, "--transformer.size=DiTDH-S", "--sampling.shift=dimension", *BUDGET]) == 2
+    assert "'dimension' needs at least 4,096 numbers" in capsys.readouterr().err
 
 
 def test_another_teacher_is_refused(chain: Path, tmp_path: Path) -> None:

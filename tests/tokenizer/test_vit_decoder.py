@@ -60,3 +60,6 @@ def test_wrong_latents_and_sizes_are_refused() -> None:
         ViTDecoder.from_size("S")
     with pytest.raises(UserError, match="width must be a multiple"):
         ViTDecoder(4, width=9, heads=3)
+    for name in ("grid", "patch_size", "depth", "heads", "mlp_width"):
+        with pytest.raises(UserError, match=f"{name} must be from 1 to 65,536, got 0"):
+            ViTDecoder(4, **{name: 0})

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vavae.checkpoints.reading import Placeholder
 from vavae.errors import UserError
+from vavae.tokenizer.statistics import FORMS
 
 Kind = Literal["autoencoder", "decoder", "transformer", "statistics"]
 # `auto`, `ema`, `model`, or the name of a set of weights in the file.
@@ -288,7 +289,7 @@ def _kind_of(tensors: Mapping[str, Any]) -> Kind | None:
         return "autoencoder"
     if any(name.startswith(("x_embedder.", "blocks.")) for name in tensors):
         return "transformer"
-    if {"mean", "std"} <= tensors.keys() and len(tensors) <= 3:
+    if any(tensors.keys() >= {*names} for names in FORMS) and len(tensors) <= 3:
         return "statistics"
     return None
 

@@ -181,6 +181,7 @@ def _decoder_training(keys: Keys) -> ConvertedRecipe:
         "data": {"images": "/data/imagenet", "size": grid * _PATCH, "crop": "random"},
         "teacher": {"name": teacher, "input_size": pixels},
         "representation": {"size": size[1], "patch_size": _PATCH, "noise": keys.get(f"{_S1}noise_tau", 0.8)},
+        "objective.reduction": "mean",
         "objective.pixel": {"kind": "l1", "weight": 0.5},  # on [0, 1], as published
         "objective.perceptual.weight": keys.get("gan.loss.perceptual_weight", 1.0),
         "objective.alignment.enabled": False,
@@ -273,22 +274,24 @@ def _sampling(keys: Keys, shift: Any) -> tuple[dict[str, Any], dict[str, str]]:
         "solver": keys.choose("sampler.params.sampling_method", "euler", _SOLVERS),
         "steps": keys.get("sampler.params.num_steps", 50),
         "shift": shift,
+        "end": _LAST,
     }
     method, scale = keys.given("guidance.method", "cfg"), keys.given("guidance.scale", 1.0)
     ends = {}
     for name, default in (("min", 0.0), ("max", 1.0)):
         key = next((key for key in (f"guidance.t-{name}", f"guidance.t_{name}") if key in keys.values), "")
         ends[name] = keys.given(key, default)
+    values |= {"guidance_start": 1 - ends["max"], "guidance_stop": 1 - ends["min"]}
     reasons = {}
     if method not in ("cfg", "autoguidance"):
         raise UserError(f"{keys.source}: guidance.method must be cfg or autoguidance, got {method}")
     if method == "autoguidance":
         model = f"{keys.values.get(f'{_GUIDANCE_MODEL}target')} {keys.values.get(f'{_GUIDANCE_MODEL}ckpt')}"
         text = f"autoguidance of scale {scale:g}: convert its weak model {model} too"
-        reasons = {key: text for key in keys.values if key.startswith("guidance.")}
-        keys.used = [key for key in keys.used if not key.startswith("guidance.")]
+        reasons = {key: text for key in keys.values if re.match(r"guidance\.(?!t[-_]m)", key)}
+        keys.used = [key for key in keys.used if key not in reasons]
     elif scale > 1:
-        values |= {"guidance_scale": scale, "guidance_start": 1 - ends["max"], "guidance_stop": 1 - ends["min"]}
+        values["guidance_scale"] = scale
     return values, reasons
 
 
@@ -307,7 +310,7 @@ def _transformer_training(keys: Keys) -> ConvertedRecipe:
         "latents": "runs/latents",
         "transformer": _transformer(keys),
         "flow": {"direction_weight": 0.0, "times": _times(keys, number, shift)},
-        "sampling": {**sampling, "end": _LAST},
+        "sampling": sampling,
         "optimizer": {**_optimizer(keys, _TRAIN, schedule), "gradient_clip": clip},
         **_training(keys, round(epochs * _IMAGENET), batch, 0.9995, "fp32"),
     }

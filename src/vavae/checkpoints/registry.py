@@ -115,6 +115,8 @@ def _diffusers(
 
 
 _COLLECTION = "nyu-visionx/RAE-collections"
+# Sampling of RAE's transformers. Its guidance acts at all times, half of which the shift moves below our default.
+RAE_SAMPLING = {"solver": "euler", "steps": 50, "shift": "dimension", "end": 0.999, "guidance_start": 0.0}
 
 
 def _rae(ending: str, teacher: str, weights: str, statistics: str, published: str, size: int = 256) -> KnownModel:
@@ -147,7 +149,7 @@ def _ditdh(ending: str, folder: str, parameters: int, tokenizer: str, published:
         hub_id=_COLLECTION,
         file=f"DiTs/Dinov2/wReg_base/{folder}/stage2_model.pt",
         tokenizer=tokenizer,
-        sampling={"solver": "euler", "steps": 50, "shift": "dimension", "end": 0.999, "guidance_scale": 1.0},
+        sampling=RAE_SAMPLING,
         published=published,
     )
 

@@ -133,7 +133,9 @@ class TimeDistribution:
             raise UserError(f"mean must be finite, got {self.mean}")
         for name in ("std", "shift"):
             value = getattr(self, name)
-            if value != "dimension" and not 0 < value < math.inf:
+            if (name, value) == ("shift", "dimension"):
+                continue
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UserError(f"{name} must be above 0 and finite, got {value}")
         if not 0 <= self.low < self.high <= 1:
             raise UserError(f"low and high must be an interval inside [0, 1], got {self.low} and {self.high}")

@@ -67,8 +67,8 @@ class AdversarialConfig:
         check_not_negative("adversarial", self, "weight", "start_images", "maximum")
         early = self.discriminator_start_images
         if early is not None and not 0 <= early <= self.start_images:
-            most = self.start_images
-            raise UserError(f"adversarial.discriminator_start_images must be at most start_images {most}, got {early}")
+            limits = f"from 0 to start_images {self.start_images:,}"
+            raise UserError(f"adversarial.discriminator_start_images must be {limits}, got {early:,}")
 
     @property
     def first_images(self) -> int:

@@ -181,7 +181,9 @@ def quantized(images: Tensor) -> Tensor:
 
 
 def diff_augment(images: Tensor, uniform: Tensor, translation: float = 0.125) -> Tensor:
-    """Change brightness, saturation, contrast and place of images, differentiably (DiffAugment, arXiv 2006.10738).
+    """Change place, brightness, saturation and contrast of images, differentiably (DiffAugment, arXiv 2006.10738).
+
+    As in the published code, images move before their color changes.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
@@ -189,17 +191,17 @@ def diff_augment(images: Tensor, uniform: Tensor, translation: float = 0.125) ->
         translation: Largest shift, as a part of the side; zeros move in.
     """
     brightness, saturation, contrast, row, column = uniform.to(images).T.view(5, -1, 1, 1, 1)
-    images = images + (brightness - 0.5)
-    gray = images.mean(dim=1, keepdim=True)
-    images = (images - gray) * (2 * saturation) + gray
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = (images - mean) * (contrast + 0.5) + mean
     # Shifts are whole pixels from -most to most: zeros are padded, and each image reads its own window.
     height, width = images.shape[2:]
-    down, right = int(height * translation + 0.5), int(width * translation + 0.5)
+    down, right = round(height * translation), round(width * translation)
     rows = (row.flatten() * (2 * down + 1)).long()[:, None] + torch.arange(height, device=images.device)
     columns = (column.flatten() * (2 * right + 1)).long()[:, None] + torch.arange(width, device=images.device)
     padded = F.pad(images, (right, right, down, down))
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     # (B, H + 2·down, W + 2·right, 3) at (B, H, W) -> (B, H, W, 3) -> (B, 3, H, W)
-    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    images = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    images = images + (brightness - 0.5)
+    gray = images.mean(dim=1, keepdim=True)
+    images = (images - gray) * (2 * saturation) + gray
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return (images - mean) * (contrast + 0.5) + mean

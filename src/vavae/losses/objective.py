@@ -44,8 +44,8 @@ class ObjectiveConfig:
         kl: KL divergence of the posterior to N(0, I).
         adversarial: Patch discriminator.
         alignment: Alignment with a teacher (the VF loss).
-        reduction: Over the elements of an image, reconstruction is a `sum` (LDM, VA-VAE) or a `mean` (REPA-E); the
-            weights of the other terms are relative to it.
+        reduction: Over the elements of an image, reconstruction is a `sum` (LDM, VA-VAE) or a `mean` (RAE, REPA-E); the
+            weights of the other terms and the bounds of adaptive weights are relative to it.
     """
 
     pixel: PixelConfig = field(default_factory=PixelConfig)
@@ -213,6 +213,7 @@ class TokenizerObjective(nn.Module):
         average: Average,
     ) -> dict[str, Tensor]:
         config = self.config
+        eps = 1e-4 if config.reduction == "sum" else 1e-6  # as published for each
 
         # Encode; (B, 3, H, W) -> (B, C, h, w)
         if encoded is None:
@@ -238,12 +239,15 @@ class TokenizerObjective(nn.Module):
         adversarial_weight = images.new_zeros(())
         adversarial_active = self.adversarial_active(images_seen)
         if self.discriminator_active(images_seen):
-            leaf = image_leaf if adversarial_active else image_leaf.detach()
-            adversarial_terms, adversarial_grad = self._adversarial_step(images, leaf, augmentation, precision, scale)
-            terms |= adversarial_terms
+            leaf, shown = image_leaf if adversarial_active else image_leaf.detach(), decoded.detach()
+            if isinstance(self.discriminator, DinoDiscriminator) and isinstance(encoded, Tensor):
+                with torch.no_grad(), precision():  # as published, it is trained on images without noise on the latents
+                    shown = autoencoder.decode(encoded).to(images.dtype)
+            found, adversarial_grad = self._adversarial_step(images, leaf, shown, augmentation, precision, scale)
+            terms |= found
         if adversarial_active:
             adversarial_weight = _term_weight(
-                config.adversarial, decoded, autoencoder.last_decoder_layer, nll_grad, adversarial_grad, average
+                config.adversarial, decoded, autoencoder.last_decoder_layer, nll_grad, adversarial_grad, average, eps
             )
             image_grad = nll_grad + adversarial_weight * adversarial_grad
 
@@ -266,7 +270,7 @@ class TokenizerObjective(nn.Module):
             )
             terms |= alignment_terms
             alignment_weight = _term_weight(
-                config.alignment, latents, autoencoder.last_encoder_layer, nll_latent_grad, alignment_grad, average
+                config.alignment, latents, autoencoder.last_encoder_layer, nll_latent_grad, alignment_grad, average, eps
             )
             latent_grad = latent_grad + alignment_weight * scale * alignment_grad
             for parameter, gradient in zip(parameters, parameter_grads, strict=True):
@@ -346,13 +350,20 @@ class TokenizerObjective(nn.Module):
         return terms
 
     def _adversarial_step(
-        self, images: Tensor, fake: Tensor, augmentation: Tensor | None, precision: Precision, scale: float
+        self,
+        images: Tensor,
+        fake: Tensor,
+        shown: Tensor,
+        augmentation: Tensor | None,
+        precision: Precision,
+        scale: float,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Add the discriminator's gradients; return terms and the gradient of the generator loss at the images.
 
         `fake` is a leaf, or needs no gradient before the adversarial term has started; the gradient is then 0.
-        A patch discriminator without augmentation has the same logits in both losses, so one pass over `fake` is
-        enough. A DINO discriminator is trained on 8-bit images, so that it cannot tell them by their rounding.
+        The discriminator is trained on `shown`. A patch discriminator without augmentation has the same logits in both
+        losses, so one pass over `fake` is enough. A DINO discriminator is trained on 8-bit images, so that it cannot
+        tell them by their rounding.
         """
         config, discriminator = self.config.adversarial, self.discriminator
         assert discriminator is not None
@@ -368,7 +379,7 @@ class TokenizerObjective(nn.Module):
         generator = generator_loss(logits_fake)
         gradient = _gradient(generator, fake) if fake.requires_grad else torch.zeros_like(fake)
         if dino or config.augment:
-            logits_fake = logits(quantized(fake.detach()) if dino else fake.detach(), 1)
+            logits_fake = logits(quantized(shown) if dino else shown, 1)
         logits_real = logits(images, 2)
         loss = discriminator_hinge_loss(logits_real, logits_fake)
         torch.autograd.backward(loss * scale, inputs=self.discriminator_parameters())
@@ -405,13 +416,8 @@ class TokenizerObjective(nn.Module):
 # The terms that `TokenizerObjective.evaluate` returns.
 EVALUATED_TERMS = ("nll", "pixel", "perceptual", "psnr", "kl", "cosine", "distance_matrix", "alignment")
 _REPORTED = (
-    *EVALUATED_TERMS,
-    "alignment_weight",
-    "adversarial",
-    "adversarial_weight",
-    "discriminator",
-    "logits_real",
-    "logits_fake",
+    *(*EVALUATED_TERMS, "alignment_weight", "adversarial"),
+    *("adversarial_weight", "discriminator", "logits_real", "logits_fake"),
 )
 
 
@@ -448,6 +454,7 @@ def _term_weight(
     reference_grad: Tensor,
     grad: Tensor,
     average: Average,
+    eps: float,
 ) -> Tensor:
     """Return a term's factor, 0-dim: its weight, times the adaptive weight if enabled.
 
@@ -458,7 +465,7 @@ def _term_weight(
         return weight
     reference = average(_gradient(output, last_layer.weight, reference_grad))
     own = average(_gradient(output, last_layer.weight, grad))
-    return weight * adaptive_weight(reference, own, config.maximum)
+    return weight * adaptive_weight(reference, own, config.maximum, eps)
 
 
 def _gradient(output: Tensor, parameter: Tensor, output_grad: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from vavae.checkpoints.loading import load_transformer
 from vavae.checkpoints.locations import hub_id, known_model, options_of_tokenizer, resolve
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.config import to_plain
-from vavae.config.image_size import Size, as_size, height_width, scale_size
+from vavae.config.image_size import Size, as_size, format_size, height_width, scale_size
 from vavae.errors import UserError
 from vavae.flow import (
     PathName,
@@ -99,6 +99,7 @@ class Generator(SavedModel):
         self.tokenizer = tokenizer
         if statistics is not None and not statistics.equals(tokenizer.statistics):
             self.tokenizer = Tokenizer(tokenizer.autoencoder, statistics, tokenizer.provenance)
+        self.shape_for(self.image_size)  # refuses latents of another size than the tokenizer's
         self.sampling = (sampling or SamplingConfig()).for_latents(self.latent_shape)
         self.path: PathName = path
         self.prediction: Prediction = prediction
@@ -225,7 +226,8 @@ class Generator(SavedModel):
         """Return channels, height and width of the latents of images of a size; the training's by default.
 
         Raises:
-            UserError: `size` is not a multiple of the tokenizer's factor times the patch size.
+            UserError: `size` is not a multiple of the tokenizer's factor times the patch size, or the tokenizer has
+                latents of another size only.
         """
         if size is None:
             return self.latent_shape
@@ -233,7 +235,11 @@ class Generator(SavedModel):
         height, width = height_width(as_size("size", size))
         if min(height, width) < 1 or height % unit or width % unit:
             raise UserError(f"size must be a height and a width in multiples of {unit}, got {height}x{width}")
-        return self.latent_shape[0], height // self.tokenizer.factor, width // self.tokenizer.factor
+        grid = height // self.tokenizer.factor, width // self.tokenizer.factor
+        if (only := self.tokenizer.latent_grid) not in (None, grid):
+            needed, got = format_size(scale_size(only, self.tokenizer.factor)), format_size((height, width))
+            raise UserError(f"size must be {needed}, the only one of the tokenizer, got {got}")
+        return self.latent_shape[0], *grid
 
     def check(self, labels: Sequence[int], size: Size | None = None, sampling: SamplingConfig | None = None) -> None:
         """Check labels, size and guidance.

@@ -4,21 +4,24 @@ from pathlib import Path
 
 from vavae.checkpoints.loading import LoadedTransformer
 from vavae.checkpoints.published_recipes import published_sampling, published_scaling
-from vavae.checkpoints.registry import KnownModel
+from vavae.checkpoints.registry import RAE_SAMPLING, KnownModel
 from vavae.checkpoints.statistics import read_statistics, scaling_statistics, statistics_file
 from vavae.config import from_plain
 from vavae.errors import UserError
 from vavae.models.sampling import SamplingConfig
 from vavae.tokenizer import LatentStatistics
+from vavae.transformer import DiTDH
 
 
 def published_defaults(loaded: LoadedTransformer, known: KnownModel | None) -> tuple[SamplingConfig, list[str]]:
     """Return the sampling defaults of a published transformer, and notes for the report.
 
-    The registry's values come before the ones in the file.
+    The registry's values come before the ones in the file. RAE's files have none.
     """
     if known is not None:
         return from_plain(SamplingConfig, dict(known.sampling)), [f"sampling as published for {known.name}"]
+    if isinstance(loaded.model, DiTDH):
+        return from_plain(SamplingConfig, RAE_SAMPLING), ["sampling is assumed: as published by RAE"]
     try:
         values, assumed = published_sampling(loaded.training)
         return from_plain(SamplingConfig, values), [f"sampling is assumed: {assumed}"] if assumed else []

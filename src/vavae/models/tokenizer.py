@@ -65,6 +65,10 @@ class Tokenizer(SavedModel):
                 f"latent statistics of {statistics.channels} channels do not fit an autoencoder "
                 f"with {autoencoder.latent_channels}"
             )
+        own = autoencoder.latent_grid
+        if own is not None and statistics.grid not in (None, own):
+            needed, got = ("{} x {}".format(*grid) for grid in (own, statistics.grid or own))
+            raise UserError(f"latent statistics must be per channel or of {needed} positions, got {got}")
         self.autoencoder = autoencoder.eval()
         self.statistics = statistics
         self.provenance = provenance or {}
@@ -74,6 +78,11 @@ class Tokenizer(SavedModel):
     def latent_channels(self) -> int:
         """Channels of a latent."""
         return self.autoencoder.latent_channels
+
+    @property
+    def latent_grid(self) -> tuple[int, int] | None:
+        """The only height and width of a latent; None if all are possible."""
+        return self.autoencoder.latent_grid or self.statistics.grid
 
     @property
     def factor(self) -> int:

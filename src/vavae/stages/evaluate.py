@@ -42,6 +42,7 @@ from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.compilation import compile_while_sampling
 from vavae.models.sampling import SamplingOptions, check_count, choose_labels
 from vavae.models.weak_model import check_weak_model, open_generator
+from vavae.stages.encode import check_grid
 from vavae.teachers import load_teacher
 from vavae.training.compile import CompileOption
 from vavae.training.parallel import World, sharing_processes
@@ -441,7 +442,7 @@ class _TokenizerEvaluation:
         config, work, source, size = self.config, self.work, self.source, self.config.data.size
         store, world = work.store, work.processes
         tokenizer = Tokenizer.from_pretrained(path, self.device)
-        config.data.latent_size(tokenizer.factor)  # refuses sizes that do not divide
+        check_grid(tokenizer.autoencoder, config.data.latent_size(tokenizer.factor), size)
         protocol = MeasurementProtocol(
             samples=len(source),
             split=f"{source.name} ({self.part})",

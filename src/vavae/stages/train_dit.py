@@ -139,7 +139,7 @@ class TransformerTask(TrainingTask):
         self.flow = config.flow.for_latents(latents.shape)
         self.statistics = latents.statistics if config.normalization == "latents" else tokenizer.statistics
         shape = config.transformer.resolve(latents.shape[0], latents.shape[1:], latents.num_classes)
-        config.sampling.check_for(shape)
+        config.sampling.for_latents(latents.shape).check_for(shape)
         torch.manual_seed(config.training.seed)
         self.transformer = build_transformer(shape).to(self.device)
         apply_activation_checkpointing(list(self.transformer.blocks), config.transformer.activation_checkpointing)

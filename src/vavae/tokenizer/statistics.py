@@ -10,6 +10,8 @@ from vavae.device import to_float64
 from vavae.errors import UserError
 
 _RAE_EPS = 1e-5
+# Names of mean and spread in the forms that `LatentStatistics.from_dict` reads.
+FORMS = (("mean", "std"), ("mean", "var"), ("latents_bias", "latents_scale"), ("running_mean", "running_var"))
 
 
 def _check(latents: Tensor, channels: int) -> None:
@@ -19,10 +21,10 @@ def _check(latents: Tensor, channels: int) -> None:
         raise UserError(f"latents must be floats, got {latents.dtype}")
 
 
-def _other_grid(grid: tuple[int, int] | None, latents: Tensor) -> str:
-    height, width = grid or (0, 0)
-    got = "{} x {}".format(*latents.shape[2:])
-    return f"latents must be {height} x {width}, as their statistics are per position, got {got}"
+def _check_grid(latents: Tensor, grid: tuple[int, int] | None) -> None:
+    if grid is not None and grid != latents.shape[2:]:
+        needed, got = ("{} x {}".format(*size) for size in (grid, latents.shape[2:]))
+        raise UserError(f"latents must be {needed}, as their statistics are per position, got {got}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +82,7 @@ class LatentStatistics:
 
     def _like(self, values: Tensor, latents: Tensor) -> Tensor:
         _check(latents, self.channels)
-        if self.grid not in (None, tuple(latents.shape[2:])):
-            raise UserError(_other_grid(self.grid, latents))
+        _check_grid(latents, self.grid)
         # (C,) -> (1, C, 1, 1); (C, h, w) -> (1, C, h, w)
         return values.to(latents.device, latents.dtype).view(1, self.channels, *(self.grid or (1, 1)))
 
@@ -112,9 +113,9 @@ class LatentStatistics:
         for mean, variance, eps in (("mean", "var", _RAE_EPS), ("running_mean", "running_var", 1e-4)):
             if {mean, variance} <= tensors.keys():
                 return cls(tensors[mean], (tensors[variance].double() + eps).sqrt(), count)
+        forms = ", or ".join(" and ".join(names) for names in FORMS)
         raise UserError(
-            "latent statistics must have the tensors mean and std, mean and var, latents_bias and latents_scale, or "
-            f"running_mean and running_var, got {', '.join(sorted(tensors))[:100] or 'none'}"
+            f"latent statistics must have the tensors {forms}, got {', '.join(sorted(tensors))[:100] or 'none'}"
         )
 
 
@@ -142,10 +143,7 @@ class RunningStatistics:
         _check(latents, self.channels)
         if latents.numel() == 0:
             return
-        if self.grid not in (None, tuple(latents.shape[2:])):
-            raise UserError(
-                f"latents must be {self.grid}, as their statistics are per position, got {latents.shape[2:]}"
-            )
+        _check_grid(latents, self.grid)
         wide = to_float64(latents.detach()).cpu()
         # (B, C, h, w) -> (C, B·h·w), or (C·h·w, B) per position
         flat = wide.transpose(0, 1).flatten(1) if self.grid is None else wide.flatten(1).T

@@ -65,7 +65,7 @@ class ViTDecoder(nn.Module):
         mlp_width: Hidden channels of the MLPs (`decoder_intermediate_size`).
 
     Raises:
-        UserError: `width` is not a multiple of `heads` and 4.
+        UserError: A number is out of range, or `width` is not a multiple of `heads` and 4.
     """
 
     def __init__(
@@ -79,11 +79,15 @@ class ViTDecoder(nn.Module):
         mlp_width: int = 4096,
     ) -> None:
         super().__init__()
-        if width % heads or width % 4:
-            raise UserError(f"width must be a multiple of heads {heads} and of 4, got {width}")
         self.grid = (grid, grid) if isinstance(grid, int) else (grid[0], grid[1])
         self.patch_size = patch_size
         self.shape = {"width": width, "depth": depth, "heads": heads, "mlp_width": mlp_width}
+        others = {"latent_channels": latent_channels, "grid": min(self.grid), "patch_size": patch_size}
+        for name, number in {**self.shape, **others}.items():
+            if not 1 <= number <= 65_536:
+                raise UserError(f"{name} must be from 1 to 65,536, got {number:,}")
+        if width % heads or width % 4:
+            raise UserError(f"width must be a multiple of heads {heads} and of 4, got {width}")
         self.decoder_embed = nn.Linear(latent_channels, width)
         self.trainable_cls_token = nn.Parameter(torch.empty(1, 1, width))
         # The published training trains the table too.

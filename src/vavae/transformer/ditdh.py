@@ -167,8 +167,9 @@ class DiTDH(RoutedNetwork):
     def reset_parameters(self) -> None:
         """Initialize every parameter as published and fill the position tables.
 
-        Patch embeddings are Xavier-uniform with zero bias. Label table and time MLP are normal with standard deviation
-        0.02, time frequencies standard normal. Modulations and output are zero. Other layers keep torch's default.
+        Patch embeddings are Xavier-uniform with zero bias. Label table and weights of the time MLP are normal with
+        standard deviation 0.02, time frequencies standard normal. Modulations and output are zero. Everything else
+        keeps torch's default.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
@@ -183,7 +184,6 @@ class DiTDH(RoutedNetwork):
         nn.init.normal_(self.t_embedder.W)
         for linear in self.t_embedder.linears():
             nn.init.normal_(linear.weight, std=_STD)
-            nn.init.zeros_(linear.bias)
         heads = [self.final_layer] if self.config.auxiliary_block is None else [self.final_layer, self.auxiliary_head]
         for layer in (*(block.adaLN_modulation[1] for block in (*self.blocks, *heads)), *(h.linear for h in heads)):
             nn.init.zeros_(layer.weight)
