@@ -18,7 +18,7 @@ from vavae.checkpoints.loading import load_transformer
 from vavae.checkpoints.locations import hub_id, known_model, options_of_tokenizer, resolve
 from vavae.checkpoints.published import LoadReport, Weights
 from vavae.config import to_plain
-from vavae.config.image_size import Size, as_size, format_size, height_width, scale_size
+from vavae.config.image_size import Size, scale_size
 from vavae.errors import UserError
 from vavae.flow import (
     PathName,
@@ -40,6 +40,7 @@ from vavae.models.sampling import (
     as_output,
     check_drawn,
     label_numbers,
+    latent_size,
     sample_indices,
     seed_of,
     step_bar,
@@ -170,12 +171,11 @@ class Generator(SavedModel):
         Raises:
             UserError: The two differ in latents, statistics, flow or classes.
         """
-        flow = ("path", "prediction", "floor")
         pairs = {
             "latent shape": (weak_model.latent_shape, self.latent_shape),
             "number of classes": (weak_model.num_classes, self.num_classes),
             "class_token": (weak_model.config.class_token, self.config.class_token),
-            **{name: (getattr(weak_model, name), getattr(self, name)) for name in flow},
+            **{name: (getattr(weak_model, name), getattr(self, name)) for name in ("path", "prediction", "floor")},
         }
         if weak_model.class_names and self.class_names:
             pairs["class names"] = (weak_model.class_names, self.class_names)
@@ -211,7 +211,7 @@ class Generator(SavedModel):
             size: Size of the images in pixels, one number or (height, width); the training's by default.
 
         Raises:
-            UserError: `size` is not a multiple of the tokenizer's factor times the patch size.
+            UserError: See `latent_size`.
         """
         return rng.normal(seed, "sample", list(indices), self.shape_for(size), self.device)
 
@@ -226,20 +226,12 @@ class Generator(SavedModel):
         """Return channels, height and width of the latents of images of a size; the training's by default.
 
         Raises:
-            UserError: `size` is not a multiple of the tokenizer's factor times the patch size, or the tokenizer has
-                latents of another size only.
+            UserError: See `latent_size`.
         """
         if size is None:
             return self.latent_shape
-        unit = self.tokenizer.factor * self.config.patch_size
-        height, width = height_width(as_size("size", size))
-        if min(height, width) < 1 or height % unit or width % unit:
-            raise UserError(f"size must be a height and a width in multiples of {unit}, got {height}x{width}")
-        grid = height // self.tokenizer.factor, width // self.tokenizer.factor
-        if (only := self.tokenizer.latent_grid) not in (None, grid):
-            needed, got = format_size(scale_size(only, self.tokenizer.factor)), format_size((height, width))
-            raise UserError(f"size must be {needed}, the only one of the tokenizer, got {got}")
-        return self.latent_shape[0], *grid
+        height, width = latent_size(size, self.tokenizer.factor, self.config.patch_size, self.tokenizer.latent_grid)
+        return self.latent_shape[0], height, width
 
     def check(self, labels: Sequence[int], size: Size | None = None, sampling: SamplingConfig | None = None) -> None:
         """Check labels, size and guidance.
@@ -380,7 +372,6 @@ class Generator(SavedModel):
         Raises:
             UserError: A weight is too large for `dtype`.
         """
-        folder = Path(path)
         config = {
             "kind": "generator",
             "vavae_version": __version__,
@@ -398,7 +389,7 @@ class Generator(SavedModel):
         # Both may raise: before the folder changes.
         weights = files.state_dict_for_saving(self.transformer, dtype)
         files.state_dict_for_saving(self.tokenizer.autoencoder, dtype)
-        with files.write_model_folder(folder, config):
+        with files.write_model_folder(folder := Path(path), config):
             self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
             files.write_tensors(folder / files.WEIGHTS, weights, "generator")
             self.card().save(folder / files.CARD)

@@ -15,7 +15,7 @@ from torch import Tensor
 from vavae import rng
 from vavae.checkpoints.registry import guidance_in_words
 from vavae.config import from_plain
-from vavae.config.image_size import Size
+from vavae.config.image_size import Size, as_size, format_size, height_width, scale_size
 from vavae.data import to_uint8
 from vavae.device import InferencePrecision, autocast, resolve_precision
 from vavae.errors import RunError, UserError, errors_name
@@ -413,3 +413,24 @@ def draw(
         images = generator.tokenizer.decode(latents.float())
     check_drawn(images, indices, sampling)
     return to_uint8(images).cpu().numpy()
+
+
+def latent_size(size: Size, factor: int, patch_size: int, only: tuple[int, int] | None) -> tuple[int, int]:
+    """Return height and width of the latents of images of a size in pixels.
+
+    Args:
+        size: One number or (height, width).
+        factor: Pixels per latent pixel, of the tokenizer.
+        patch_size: Side of the transformer's patches.
+        only: The one size of latents that the tokenizer has; None if it takes any.
+
+    Raises:
+        UserError: The size is not a multiple of `factor` times `patch_size`, or not the tokenizer's one.
+    """
+    unit, (height, width) = factor * patch_size, height_width(as_size("size", size))
+    if min(height, width) < 1 or height % unit or width % unit:
+        raise UserError(f"size must be a height and a width in multiples of {unit}, got {height}x{width}")
+    if only not in (None, (height // factor, width // factor)):
+        needed, got = format_size(scale_size(only, factor)), format_size((height, width))
+        raise UserError(f"size must be {needed}, the only one of the tokenizer, got {got}")
+    return height // factor, width // factor
