@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from launching import free_port
 
 from vavae.data import DemoImages
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # Options that shorten a command.
 SHORTER = {
     "vavae sample": "--steps 2 --device cpu",
-    "vavae train-tokenizer": "--training.images 32 --training.device cpu",
+    "vavae train-tokenizer": "--training.images 16 --teacher.input_size 56 --training.device cpu",
     "vavae encode": "--device cpu",
     "vavae train-dit": "--training.images 32 --training.batch_size 16 --training.device cpu",
     "vavae evaluate": "--device cpu --tsne_seeds 1",
@@ -130,4 +131,5 @@ def test_blocks_in_the_order_of_reading(installed: Path, tmp_path: Path) -> None
         text=True,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert (tmp_path / "samples/grid.png").exists() and (tmp_path / "sample.png").exists()
+    assert (tmp_path / "samples/grid.png").exists()
+    assert Image.open(tmp_path / "cat.png").size == Image.open(tmp_path / "sample.png").size == (32, 32)
