@@ -11,14 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import vavae
-from vavae import AutoencoderKL, Generator, LightningDiT, Tokenizer
 from vavae.data import DemoImages, LatentDataset, load_images, load_pixels, to_uint8
 from vavae.metrics import frechet_distance, linear_probe
-from vavae.models import SamplingConfig
-from vavae.tokenizer import LatentStatistics
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,7 +70,7 @@ def test_functions_of_library_page_take_their_examples(monkeypatch: pytest.Monke
 
 
 # What makes the tour shorter.
-SHORTER = {'"images": 256, "batch_size": 64': '"images": 32, "batch_size": 16'}
+SHORTER = {'"images": 256, "batch_size": 64': '"images": 32, "batch_size": 16', '"limit": 96': '"limit": 48'}
 
 
 @pytest.mark.slow

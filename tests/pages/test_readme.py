@@ -12,8 +12,8 @@ import venv
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from launching import free_port
+from PIL import Image
 
 from vavae.data import DemoImages
 
