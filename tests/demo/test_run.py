@@ -41,7 +41,7 @@ HEADLINE = (
 # A small part of the work of --quick; the t-SNE needs more than 30 test images.
 FEW = replace(
     QUICK,
-    train_images=80,
+    train_images=40,
     test_images=32,
     tokenizer_images=128,
     generator_images=640,
@@ -199,7 +199,7 @@ def test_tokenizer_of_another_width_is_refused(demo: Demo, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_folder_of_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Class folders, other sizes and formats, one damaged file; a tenth is held out for testing."""
-    monkeypatch.setattr(plan, "QUICK", replace(FEW, tokenizer_images=32, generator_images=128))
+    monkeypatch.setattr(plan, "QUICK", replace(FEW, train_images=80, tokenizer_images=32, generator_images=128))
     source = open_images("demo", "test")
     for i in range(80):
         name = source.class_names[source.label(i)]
