@@ -25,6 +25,8 @@ from vavae.demo import run as demo_run
 from vavae.demo.plan import QUICK, SAMPLING, Config
 from vavae.losses import LPIPS
 from vavae.models import Tokenizer
+from vavae.stages import train_tokenizer
+from vavae.teachers import load_teacher
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
 
 pytestmark = pytest.mark.slow
@@ -39,7 +41,7 @@ HEADLINE = (
 # A small part of the work of --quick; the t-SNE needs more than 30 test images.
 FEW = replace(
     QUICK,
-    train_images=80,
+    train_images=40,
     test_images=32,
     tokenizer_images=128,
     generator_images=640,
@@ -65,6 +67,9 @@ def few() -> object:
         gallery = cache(partial(demo_run.shipped_gallery, Config(quick=True)))  # the same for all these demos
         patch.setattr(demo_run, "shipped_gallery", lambda _: gallery())
         patch.setattr(LPIPS, "pretrained", cache(LPIPS.pretrained))
+        teacher = cache(load_teacher)
+        for module in (demo_run, train_tokenizer):
+            patch.setattr(module, "load_teacher", teacher)
         yield
 
 
@@ -192,8 +197,9 @@ def test_tokenizer_of_another_width_is_refused(demo: Demo, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_folder_of_own_images(tmp_path: Path) -> None:
+def test_folder_of_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Class folders, other sizes and formats, one damaged file; a tenth is held out for testing."""
+    monkeypatch.setattr(plan, "QUICK", replace(FEW, train_images=80, tokenizer_images=32, generator_images=128))
     source = open_images("demo", "test")
     for i in range(80):
         name = source.class_names[source.label(i)]

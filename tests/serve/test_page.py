@@ -26,7 +26,6 @@ from vavae.cli import run
 from vavae.data import demo_pixels
 from vavae.errors import UserError
 from vavae.models import Generator, SamplingConfig
-from vavae.serve.guard import KnownHosts
 from vavae.serve.server import free_port, known_hosts, launch
 from vavae.serve.studio import Studio
 
@@ -321,6 +320,8 @@ def test_unknown_hosts_are_refused(client: Any, host: str, status: int) -> None:
 
 
 def test_known_hosts_of_a_public_address() -> None:
+    from vavae.serve.guard import KnownHosts  # imports gradio
+
     names, addresses = known_hosts("0.0.0.0", ("lab.example",))
     assert addresses and {"lab.example", socket.gethostname(), "localhost"} <= names
     guard = KnownHosts(None, names, addresses)

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from aligned_runs import IMAGES, aligned_recipe, the_teacher, use_the_teacher, write_image_latents
+from aligned_runs import (
+    IMAGES,
+    aligned_recipe,
+    several_teachers_recipe,
+    the_teacher,
+    use_the_teacher,
+    write_image_latents,
+)
 from golden_next import assert_close, load, sit
 
 from vavae.cli import run
@@ -123,11 +130,21 @@ def test_stopped_run_ends_bit_identical(
     assert ["alignment" in line for line in read_metrics(tmp_path / "whole")] == [True] * 4 + [False] * 2
 
 
+@pytest.fixture(scope="module")
+def alone(data: Path) -> Path:
+    """The run folder of a transformer trained by one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_the_teacher(patch.setattr)
+        train_dit.run(several_teachers_recipe(data / "alone", data))
+    return data / "alone"
+
+
 @pytest.mark.parametrize("parallel", ["replicate", "shard"])
-def test_two_processes_train_as_one(parallel: str, launch: Callable[..., None], data: Path, tmp_path: Path) -> None:
-    launch(1, "aligned_transformer", tmp_path / "one", data)
+def test_two_processes_train_as_one(
+    parallel: str, launch: Callable[..., None], data: Path, alone: Path, tmp_path: Path
+) -> None:
     launch(2, "aligned_transformer", tmp_path / "two", data, parallel)
-    lines, others = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    lines, others = read_metrics(alone), read_metrics(tmp_path / "two")
     assert ["alignment" in line for line in lines] == [True, True, True, False]
     for line, other in zip(lines, others, strict=True):
         assert other == pytest.approx(line, rel=1e-3, abs=1e-4)

@@ -69,3 +69,9 @@ def aligned_recipe(
         optimizer=OptimizerConfig(learning_rate=1e-3, gradient_clip=1.0),
         training=replace(TRAINING, **training),
     )
+
+
+def several_teachers_recipe(folder: Path, data: Path, **training: Any) -> train_dit.Config:
+    """Return a recipe with two teachers that work in every step until the alignment ends."""
+    alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("one"), TeacherConfig("other")), stop_images=40)
+    return aligned_recipe(folder, data, alignment, images=64, **training)

@@ -52,15 +52,11 @@ def transformer(folder: str, data: str, images: str, parallel: str = "replicate"
 
 def aligned_transformer(folder: str, data: str, parallel: str = "replicate") -> None:
     """Train the tiny transformer with alignment of hidden states, by two teachers that work in every step."""
-    from aligned_runs import IMAGES, aligned_recipe, use_the_teacher
-
-    from vavae.stages.hidden_alignment import HiddenAlignmentConfig
-    from vavae.teachers.config import TeacherConfig
+    from aligned_runs import several_teachers_recipe, use_the_teacher
 
     use_the_teacher()
     skip_estimates()
-    alignment = HiddenAlignmentConfig(IMAGES, (TeacherConfig("one"), TeacherConfig("other")), stop_images=40)
-    train_dit.run(aligned_recipe(Path(folder), Path(data), alignment, images=64, parallel=parallel))
+    train_dit.run(several_teachers_recipe(Path(folder), Path(data), parallel=parallel))
 
 
 def measured_stages(folder: str, data: str, port: str) -> None:

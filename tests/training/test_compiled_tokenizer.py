@@ -67,17 +67,30 @@ def assert_same_step(compiled: TokenizerTask, plain: TokenizerTask, images_seen:
         torch.testing.assert_close(grads[name], value, rtol=1e-3, atol=1e-5 * largest, msg=name)
 
 
+def count_graphs(backend: str, monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+    counter = CompileCounterWithBackend(backend)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    return counter
+
+
 @pytest.mark.slow
 def test_compiled_tokenizer_step_equals_plain_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before and after the discriminator begins, in parts of several sizes, and on test images without gradients."""
-    counter = CompileCounterWithBackend("aot_eager")
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    """Before and after the discriminator begins, with compiled backward passes."""
+    counter = count_graphs("aot_eager", monkeypatch)
     compiled, plain = tasks(tmp_path)
     assert compiled.autoencoder.state_dict().keys() == plain.autoencoder.state_dict().keys()
     assert_same_step(compiled, plain, 0, 8)
     assert counter.frame_count == 5  # encoder, decoder, LPIPS of the images and of the reconstruction, their distance
     assert_same_step(compiled, plain, 16, 8)
     assert counter.frame_count == 5
+
+
+@pytest.mark.slow
+def test_parts_of_all_sizes_share_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a batch, and on test images without gradients."""
+    counter = count_graphs("eager", monkeypatch)
+    compiled, plain = tasks(tmp_path)
+    assert_same_step(compiled, plain, 16, 8)
     assert_same_step(compiled, plain, 16, 3)  # parts of 3, 3 and 2
     assert counter.frame_count <= 10  # once more each, for any number of images
     terms, expected = compiled.validate(live_states(compiled)), plain.validate(live_states(plain))

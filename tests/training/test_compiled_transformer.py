@@ -79,8 +79,9 @@ def test_block_graph_serves_other_networks(counter: CompileCounterWithBackend) -
 @pytest.mark.parametrize("how", ["blocks", pytest.param(True, marks=pytest.mark.slow)])
 def test_routing_has_one_graph_for_each_phase(counter: CompileCounterWithBackend, how: Compilation) -> None:
     """A phase with dropped tokens, then one without; a second step of each compiles nothing."""
-    model = LightningDiT(network().config, routing=RoutingConfig("sprint", start=1))
-    model.load_state_dict(network().state_dict(), strict=False)
+    plain = network(depth=3)
+    model = LightningDiT(plain.config, routing=RoutingConfig("sprint", start=1))
+    model.load_state_dict(plain.state_dict(), strict=False)
     torch.nn.init.normal_(model.fusion.bias)
     kept = torch.rand(3, 16, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :4]
     phases = [{"kept": kept, "path_drop": torch.tensor([True, False, False])}, {}]
@@ -98,7 +99,7 @@ def test_routing_has_one_graph_for_each_phase(counter: CompileCounterWithBackend
 
 @pytest.mark.slow
 def test_whole_network_is_one_graph(counter: CompileCounterWithBackend) -> None:
-    model = network()
+    model = network(depth=2)
     expected, _ = step(model, model)
     found, _ = step(compile_network(model, list(model.blocks), True), model)
     torch.testing.assert_close(found, expected)
