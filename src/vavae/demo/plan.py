@@ -22,12 +22,12 @@ class Budget:
     """How much work the demo does."""
 
     train_images: int = 1600  # largest number of training images
-    test_images: int = 250  # largest number of test images
-    tokenizer_images: int = 5_120  # images that the tokenizer sees
-    generator_images: int = 10_240  # latents that the transformer sees
+    test_images: int = 400  # largest number of test images
+    tokenizer_images: int = 6_144  # images that the tokenizer sees
+    generator_images: int = 12_288  # latents that the transformer sees
     width: int = 192  # of the transformer
     depth: int = 6  # of the transformer
-    samples: int = 250  # samples for the Fréchet distance
+    samples: int = 400  # samples for the Fréchet distance
     samples_per_class: int = 5  # samples of each class on the page
 
 
