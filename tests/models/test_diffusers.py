@@ -19,6 +19,7 @@ from vavae.errors import UserError
 from vavae.models import Generator, SamplingConfig, Tokenizer
 from vavae.models.diffusers.pipeline import transformer_source
 from vavae.tokenizer import AutoencoderConfig, AutoencoderKL, LatentStatistics
+from vavae.transformer.routing import RoutingConfig
 
 TWO_LEVELS = AutoencoderConfig(4, 32, (1, 2, 3), blocks_per_level=1, attention_levels=(1, 2))
 NARROW = AutoencoderConfig(4, 16, (1, 3), attention_levels=(1,))
@@ -254,10 +255,12 @@ for folder in sys.argv[1:]:
 def test_exported_generators_run_without_this_package(tmp_path: Path) -> None:
     few = SamplingConfig(steps=8, guidance_scale=3.0, guidance_channels=3, shift=0.0)
     own_head = SamplingConfig(steps=8, guidance_scale=3.0, guidance_kind="internal", end=0.9)
+    no_path = SamplingConfig(steps=8, guidance_scale=2.0, guidance_kind="path_drop")
     generators = {
         "square": generator(),
         "wide": generator(few, latent_size=(2, 4)),
         "internal": generator(own_head, latent_size=2, auxiliary_block=1),
+        "sprint": generator(no_path, latent_size=2, depth=3, routing=RoutingConfig("sprint", start=1)),
     }
     labels = [2, 0]
     for name, ours in generators.items():
@@ -293,6 +296,7 @@ def test_exported_generators_run_without_this_package(tmp_path: Path) -> None:
         ]
         saved = Generator.from_pretrained(tmp_path / name / "saved")
         assert saved.sampling == ours.sampling and same_weights(saved.transformer, ours.transformer)
+        assert saved.config.routing == ours.config.routing
         images = ours(labels, seed=3, indices=[4, 9], output_type="pt")
         torch.testing.assert_close(other["images"] * 2 - 1, images, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(

@@ -129,8 +129,8 @@ class LightningDiTPipeline(DiffusionPipeline):
             guidance_start: Guidance acts from this time on (0 noise, 1 data).
             guidance_stop: Guidance acts up to this time.
             guidance_channels: Guide only this many leading channels; 0 guides all.
-            guidance_kind: "cfg" (classifier-free), "zero_star" (CFG-Zero*), or "internal" for a transformer with an
-                auxiliary head.
+            guidance_kind: "cfg" (classifier-free), "zero_star" (CFG-Zero*), "internal" for a transformer with an
+                auxiliary head, or "path_drop" for one that was trained with SPRINT's routing.
             zero_init_steps: Steps at the start in which "zero_star" does not move.
             shift: Time shift s: grid t' = s·t / (1 + (s − 1)·t); 0 or 1 leaves the grid even.
             end: Last point of the grid before the shift; 1 is data.
@@ -186,8 +186,9 @@ class LightningDiTPipeline(DiffusionPipeline):
 
         def network(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, **extra) -> object:
             output = self.transformer(x.to(dtype), t, y, **extra)
-            return output if extra else output.sample
+            return output.sample if hasattr(output, "sample") else output
 
+        network.config = self.transformer.network.config  # its routing, for "path_drop"
         predict = guided_prediction(network, y, guidance, null_label=self.transformer.config.num_classes)
 
         times = torch.linspace(0, end, steps + 1)

@@ -9,6 +9,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 
 from vavae.transformer.model import LightningDiT
+from vavae.transformer.routing import RoutingConfig
 
 
 class LightningDiTModel(ModelMixin, ConfigMixin):
@@ -35,6 +36,7 @@ class LightningDiTModel(ModelMixin, ConfigMixin):
         label_dropout: float = 0.1,
         positions: str = "recompute",
         auxiliary_block: int | None = None,
+        routing: dict | None = None,
     ) -> None:
         super().__init__()
         self.network = LightningDiT(
@@ -54,6 +56,7 @@ class LightningDiTModel(ModelMixin, ConfigMixin):
             label_dropout=label_dropout,
             positions=positions,
             auxiliary_block=auxiliary_block,
+            routing=RoutingConfig(**(routing or {})),
         )
 
     def forward(
@@ -63,12 +66,14 @@ class LightningDiTModel(ModelMixin, ConfigMixin):
         class_labels: torch.Tensor,
         return_dict: bool = True,
         auxiliary: bool = False,
+        path_drop: bool = False,
     ):
         """Return the velocity at (B, C, h, w) latents and (B,) times in [0, 1], where 0 is noise.
 
-        With `auxiliary` return the record of the network: its prediction and the auxiliary head's.
+        With `auxiliary` return the record of the network: its prediction and the auxiliary head's. With `path_drop` the
+        routed blocks are left out (SPRINT).
         """
         if auxiliary:
             return self.network(hidden_states, timestep, class_labels, auxiliary=True)
-        velocity = self.network(hidden_states, timestep, class_labels)
+        velocity = self.network(hidden_states, timestep, class_labels, path_drop=path_drop)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)

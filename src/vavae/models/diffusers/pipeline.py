@@ -62,8 +62,6 @@ def write_pipeline(
         raise UserError("a pipeline of diffusers must have an AutoencoderKL, got a representation autoencoder")
     if transformer.config.class_token is not None:
         raise UserError(f"class_token must be null for a pipeline of diffusers, got {transformer.config.class_token}")
-    if transformer.config.routing.kind == "sprint":
-        raise UserError("a pipeline of diffusers must have a LightningDiT without routing.kind sprint")
     if path_by_name(path).interval("velocity") != (0.0, 1.0):
         raise UserError(f"path must run from time 0 to 1 for the scheduler of diffusers, got {path}")
     check_utf8(folder)
@@ -72,7 +70,6 @@ def write_pipeline(
     tensors = {f"network.{name}": value for name, value in transformer.state_dict().items()}
     files.write_tensors(folder / "transformer" / files.DIFFUSERS_WEIGHTS[0], tensors)
     shape = {"_class_name": "LightningDiTModel", "_diffusers_version": _VERSION, **to_plain(transformer.config)}
-    del shape["routing"]  # in training only
     write_json(folder / "transformer" / files.CONFIG, shape)
     (folder / "transformer" / "lightningdit.py").write_text(transformer_source())
     scheduler = {
