@@ -18,6 +18,9 @@ def test_every_extra_is_in_pyproject() -> None:
     assert declared.keys() - {"all", "dev", "docs"} == EXTRAS.keys()
     (everything,) = declared["all"]
     assert set(everything.removeprefix("vavae[").rstrip("]").split(",")) == EXTRAS.keys()
+    (demo,) = declared["demo"]
+    parts = demo.removeprefix("vavae[").rstrip("]").split(",")
+    assert EXTRAS["demo"].modules == tuple(module for part in parts for module in EXTRAS[part].modules)
 
 
 def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,6 +35,7 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ("module", "arguments", "message"),
     [
         ("matplotlib", ["demo"], "vavae demo needs matplotlib: pip install 'vavae[demo]'"),
+        ("sklearn", ["demo"], "vavae demo needs sklearn: pip install 'vavae[demo]'"),
         ("matplotlib", ["frontier"], "vavae frontier needs matplotlib: pip install 'vavae[report]'"),
         ("sklearn", ["frontier"], "the uniformity of latents needs sklearn: pip install 'vavae[metrics]'"),
         ("gradio", ["serve"], "vavae serve needs gradio: pip install 'vavae[serve]'"),

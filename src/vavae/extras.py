@@ -15,7 +15,7 @@ class Extra(NamedTuple):
 
 
 EXTRAS = {
-    "demo": Extra(("matplotlib", "jinja2"), "'vavae demo'"),
+    "demo": Extra(("matplotlib", "jinja2", "sklearn"), "'vavae demo'"),
     "serve": Extra(("gradio",), "the web page of 'vavae serve'"),
     "report": Extra(("matplotlib", "jinja2"), "figures of 'vavae evaluate' and the page of 'vavae frontier'"),
     "metrics": Extra(("sklearn",), "the published uniformity of latents, which uses t-SNE"),
