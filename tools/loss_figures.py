@@ -15,6 +15,7 @@ from torch import Tensor
 from vavae.data import demo_pixels, to_tensor, to_uint8
 from vavae.flow import TimeDistribution, flow_matching_loss, shifted_times
 from vavae.flow.loss import velocity_loss
+from vavae.grids import to_tokens
 from vavae.losses import adaptive_weight, cosine_alignment, distance_matrix_alignment
 from vavae.losses.adversarial import discriminator_hinge_loss, generator_loss
 from vavae.losses.perceptual import LPIPS
@@ -242,7 +243,7 @@ def normalization_rows() -> list[str]:
     """Measure the mean cosine of two tokens of an image in DINOv2's features: rows of docs/alignment.md."""
     with torch.no_grad():
         grid = load_teacher("dinov2-small-focus", input_size=224)(to_tensor(demo_pixels("test")[:MEASURED])).grid
-    features = grid.flatten(2).mT  # (B, D, h, w) -> (B, T, D)
+    features = to_tokens(grid)
     ways = {
         "`none`": features,
         "`zscore`, `alpha` 0.6": spatial_normalize(features),

@@ -24,7 +24,7 @@ from vavae.frontier import run as frontier
 from vavae.losses import TokenizerObjective
 from vavae.losses.dino_discriminator import DinoViT
 from vavae.stages import encode, evaluate, train_dit, train_joint, train_tokenizer
-from vavae.teachers.registry import TEACHERS
+from vavae.teachers.registry import teacher_spec
 from vavae.tokenizer import AutoencoderKL
 from vavae.training.optimizer import OptimizerConfig
 from vavae.transformer import LightningDiT, LightningDiTConfig, build_transformer
@@ -114,7 +114,7 @@ def tokenizer_recipes() -> list[Path]:
 def test_tokenizers_build(path: Path) -> None:
     config = recipe(path)
     with without_values():
-        teacher = next((spec for spec in TEACHERS if spec.name == config.teacher.name), None)
+        teacher = teacher_spec(config.teacher.name)
         aligned = config.objective.alignment.enabled
         width = teacher.width if teacher else None
         objective = TokenizerObjective(

@@ -69,6 +69,11 @@ class Guidance:
         """Steps at the start in which the state does not move."""
         return self.zero_init_steps if self.kind == "zero_star" and self.scale != 1 else 0
 
+    def check_steps(self, moves: int, steps: int) -> None:
+        """Raise UserError unless some of the solver's `moves`, at a setting of `steps`, follow the still ones."""
+        if self.still_steps >= moves:
+            raise UserError(f"zero_init_steps must be at most {moves - 1} with {steps} steps, got {self.still_steps}")
+
     def acts_at(self, t: float) -> bool:
         """Return whether a poorer prediction is needed at time t."""
         # Grids are float32. In float64 the bound 0.7 would be larger than the grid point 0.7.

@@ -85,8 +85,7 @@ def sample(
     grid = stochastic_times if isinstance(solve, EulerMaruyama) else shifted_times
     times = first + (last - first) * grid(steps, shift, end)
     still = guidance.still_steps
-    if still > len(times) - 2:
-        raise UserError(f"zero_init_steps must be at most {len(times) - 2} with {steps} steps, got {still}")
+    guidance.check_steps(len(times) - 1, steps)
     predict = guided_prediction(model, labels, guidance, null_label=null_label, weak_model=weak_model)
 
     # The network's prediction as a velocity, and the velocity as an estimate of the data

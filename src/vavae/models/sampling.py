@@ -108,11 +108,8 @@ class SamplingConfig:
         if self.guidance_channels == 0:
             # Null means an option that is not given, so all channels have the number 0, which records keep as null.
             object.__setattr__(self, "guidance_channels", None)
-        if self.guidance is not None and self.guidance.still_steps >= self.solver_steps:
-            raise UserError(
-                f"zero_init_steps must be at most {self.solver_steps - 1} with {self.steps} steps, got "
-                f"{self.zero_init_steps}"
-            )
+        if self.guidance is not None:
+            self.guidance.check_steps(self.solver_steps, self.steps)
 
     def changed(self, **settings: "Unpack[SamplingSettings]") -> "SamplingConfig":
         """Return these settings with the given ones; None keeps the value, and 0 guidance_channels guide all.

@@ -1,5 +1,6 @@
 """Mean and standard deviation of latents, and the pair of functions that applies them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,8 +11,13 @@ from vavae.device import to_float64
 from vavae.errors import UserError
 
 _RAE_EPS = 1e-5
-# Names of mean and spread in the forms that `LatentStatistics.from_dict` reads.
-FORMS = (("mean", "std"), ("mean", "var"), ("latents_bias", "latents_scale"), ("running_mean", "running_var"))
+# Names of mean and spread in the forms that `LatentStatistics.from_dict` reads, and the standard deviation of a spread.
+FORMS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("mean", "std"): lambda deviation: deviation,
+    ("mean", "var"): lambda variance: (variance.double() + _RAE_EPS).sqrt(),
+    ("latents_bias", "latents_scale"): lambda scale: 1 / scale.double(),
+    ("running_mean", "running_var"): lambda variance: (variance.double() + 1e-4).sqrt(),
+}
 
 
 def _check(latents: Tensor, channels: int) -> None:
@@ -106,13 +112,9 @@ class LatentStatistics:
             UserError: The tensors have none of these forms, or a value does not fit.
         """
         count = int(tensors["count"]) if "count" in tensors else 0
-        if {"mean", "std"} <= tensors.keys():
-            return cls(tensors["mean"], tensors["std"], count)
-        if {"latents_bias", "latents_scale"} <= tensors.keys():
-            return cls(tensors["latents_bias"], 1 / tensors["latents_scale"].double(), count)
-        for mean, variance, eps in (("mean", "var", _RAE_EPS), ("running_mean", "running_var", 1e-4)):
-            if {mean, variance} <= tensors.keys():
-                return cls(tensors[mean], (tensors[variance].double() + eps).sqrt(), count)
+        for (mean, spread), deviation in FORMS.items():
+            if {mean, spread} <= tensors.keys():
+                return cls(tensors[mean], deviation(tensors[spread]), count)
         forms = ", or ".join(" and ".join(names) for names in FORMS)
         raise UserError(
             f"latent statistics must have the tensors {forms}, got {', '.join(sorted(tensors))[:100] or 'none'}"
