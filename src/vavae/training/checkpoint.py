@@ -126,6 +126,7 @@ class CheckpointFolder:
         """
         import torch.distributed.checkpoint as dcp  # slow to import
 
+        logging.getLogger("dcp_logger").setLevel(logging.INFO)  # it describes every tensor twice, for no handler
         self.wait()
         partial = self.folder / f"{_PARTIAL}{images:012d}"
         if self.world.first:
