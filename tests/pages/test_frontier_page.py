@@ -15,6 +15,11 @@ from vavae.frontier.tables import Measured, tables, to_csv
 ROOT = Path(__file__).parents[2]
 # Names of results contain hashes of the images: the training images that the recipe takes, and the test images.
 TEST_IMAGES = "5ca7f9dca536523866b68722ea9a5c9e62b344f40e71d99bf36e53ca2e69120d"
+# Of the runs with 2,000 training images.
+SMALL = (
+    "64032e740dd666bdd516168f1d4e67bb79085665ffe74f2e762c3d7fd86a5279",
+    "a5d4fc4595041af89397adb13b980f8b4f9b59e7b38a7a28758488534323792c",
+)
 # By folder and recipe: the images, overrides, the number of tables, the number of results (None: the page's).
 RUNS = {
     "cifar10": (("2d02c9fa012d6660abe9515b26c47c2807d3e3ae0d981c4c26f0a8c7573b08ba", TEST_IMAGES), [], 5, 86),
@@ -24,15 +29,8 @@ RUNS = {
         5,
         54,
     ),
-    "alignment-cpu": (
-        (
-            "64032e740dd666bdd516168f1d4e67bb79085665ffe74f2e762c3d7fd86a5279",
-            "a5d4fc4595041af89397adb13b980f8b4f9b59e7b38a7a28758488534323792c",
-        ),
-        [],
-        2,
-        None,
-    ),
+    "alignment-cpu": (SMALL, [], 2, None),
+    "teacher-latent-cpu": (SMALL, [], 2, 8),
 }
 
 

@@ -22,7 +22,7 @@ from vavae.frontier.tables import Measured, Table, correlations, tables, to_csv,
 from vavae.io.files import write_text
 from vavae.metrics import MetricRecord
 from vavae.report.figures import standalone
-from vavae.report.glossary import FRONTIER_TERMS
+from vavae.report.glossary import FRONTIER_TERMS, TABLE_TERMS
 from vavae.report.numbers import duration
 from vavae.report.page_base import Embedder, render
 from vavae.teachers.registry import TEACHERS
@@ -134,7 +134,7 @@ def _view(
             *(("how", "How it was measured"), ("terms", "Terms")),
         ],
         "enough": ENOUGH_SAMPLES,
-        "terms": FRONTIER_TERMS,
+        "terms": FRONTIER_TERMS | {key: term for name in every for key, term in TABLE_TERMS.get(name, {}).items()},
         "distance": measured.distance,
         "correlations": correlations(every["table6"]),
         "frontier": figures.frontier(measured),
@@ -142,7 +142,7 @@ def _view(
         "maps": figures.maps(measured),
         "classes": figures.classes(measured, DemoImages("test").class_names if config.data.images in _CIFAR10 else ()),
         "galleries": _galleries(measured, states),
-        "sampling": sampling.in_words(),
+        "sampling": sampling.in_words() + (" (own latents: time shift by dimension)" if "latents" in every else ""),
         "how": _how(config, measured, contents),
         "command": command_line(without="--page_only"),
         "jobs": [(job.kind, measured.grid.shown_name(job.cell), state.value, it) for job, state, it in states],

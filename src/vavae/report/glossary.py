@@ -60,25 +60,7 @@ _MEANINGS = {
 FRONTIER_TERMS = {
     "d": Term("d", "Channels of the latent: numbers at each position of its grid."),
     "teacher": Term("teacher", "Vision model whose features the latents should resemble; none: without alignment."),
-    "latent": Term("latent", "What the generator learns: an aligned latent, or the teacher’s own features (RAE)."),
-    "transformer": Term("transformer", "Size and kind of the generator; DiT^DH has a wider head."),
-    "loss": Term(
-        "loss: full, mcos, mdms, margins",
-        "The alignment loss (VF loss) and its parts: mcos compares each latent with the teacher’s feature at its "
-        "position, mdms the similarities between positions; differences within the margins cost nothing.",
-    ),
     "rfid": Term("rFID, rFD", "Fréchet distance between test images and their reconstructions."),
-    "method": Term(
-        "method: none, REPA, iREPA, REG, joint",
-        "How the transformer is aligned with a vision model while it trains: its tokens predict the model’s features "
-        "(REPA; iREPA by a convolution, features normalized), it also denoises the model’s class token (REG), or the "
-        "tokenizer learns along (joint, REPA-E).",
-    ),
-    "hidden_probe": Term("probe", "Share of images whose class a linear classifier finds from hidden states."),
-    "cknna": Term(
-        "CKNNA", "Agreement of hidden states and teacher on the nearest neighbors of images; 1 is agreement."
-    ),
-    "velocity": Term("velocity loss", "Squared error of the predicted velocity on images that training did not see."),
     "gfid": Term("gFID, gFD", "Fréchet distance between training images and samples of the generator."),
     "frechet": Term("FID, FD", f"{_MEANINGS['fréchet']} FID: the network is Inception. FD: another network."),
     "psnr": Term("PSNR", _MEANINGS["psnr"]),
@@ -98,16 +80,52 @@ FRONTIER_TERMS = {
     "seed": Term("seed", "Start of a training’s random numbers; runs that differ by it show the chance in a number."),
     "size": Term("M/1, S/1, …", "Size of the generator and its patch: latent positions per side of a token."),
     "guidance": Term("guidance", "Classifier-free: amplifies the influence of the class on a sample; 1 is off."),
-    "up-to": Term("up to", "Table 1 adds one change per row; each row has all changes of the rows above."),
-    "dit": Term("DiT", "Diffusion transformer: denoises latents that are cut into tokens."),
-    "flow": Term("rectified flow", "The generator learns the velocity on straight lines from noise to latents."),
-    "batch": Term("batch, learning rate", "Images per training step, and the length of the step."),
-    "beta2": Term("AdamW β₂", "How slowly the optimizer’s mean of squared gradients changes."),
-    "times": Term("logit-normal times", "Trains more often on the middle between noise and latent than on its ends."),
-    "direction": Term("velocity direction loss", "1 − cosine between predicted and true velocity, added to the loss."),
-    "swiglu": Term("SwiGLU", "Feed-forward layer in which one half of the values gates the other."),
-    "rmsnorm": Term("RMSNorm", "Normalization by the root mean square, without subtracting the mean."),
-    "rope": Term("RoPE", "Encodes positions by rotating queries and keys in attention."),
+}
+
+# By table: terms that no other table has.
+TABLE_TERMS = {
+    "latents": {
+        "latent": Term("latent", "What the generator learns: an aligned latent, or the teacher’s own features (RAE)."),
+        "transformer": Term("transformer", "Size and kind of the generator; DiT^DH has a wider head."),
+    },
+    "alignment": {
+        "method": Term(
+            "method: none, REPA, iREPA, REG, joint",
+            "How the transformer is aligned with a vision model while it trains: its tokens predict the model’s "
+            "features (REPA; iREPA by a convolution, features normalized), it also denoises the model’s class token "
+            "(REG), or the tokenizer learns along (joint, REPA-E).",
+        ),
+        "hidden_probe": Term("probe", "Share of images whose class a linear classifier finds from hidden states."),
+        "cknna": Term(
+            "CKNNA", "Agreement of hidden states and teacher on the nearest neighbors of images; 1 is agreement."
+        ),
+        "velocity": Term(
+            "velocity loss", "Squared error of the predicted velocity on images that training did not see."
+        ),
+    },
+    "table1": {
+        "up-to": Term("up to", "Table 1 adds one change per row; each row has all changes of the rows above."),
+        "dit": Term("DiT", "Diffusion transformer: denoises latents that are cut into tokens."),
+        "flow": Term("rectified flow", "The generator learns the velocity on straight lines from noise to latents."),
+        "batch": Term("batch, learning rate", "Images per training step, and the length of the step."),
+        "beta2": Term("AdamW β₂", "How slowly the optimizer’s mean of squared gradients changes."),
+        "times": Term(
+            "logit-normal times", "Trains more often on the middle between noise and latent than on its ends."
+        ),
+        "direction": Term(
+            "velocity direction loss", "1 − cosine between predicted and true velocity, added to the loss."
+        ),
+        "swiglu": Term("SwiGLU", "Feed-forward layer in which one half of the values gates the other."),
+        "rmsnorm": Term("RMSNorm", "Normalization by the root mean square, without subtracting the mean."),
+        "rope": Term("RoPE", "Encodes positions by rotating queries and keys in attention."),
+    },
+    "table5": {
+        "loss": Term(
+            "loss: full, mcos, mdms, margins",
+            "The alignment loss (VF loss) and its parts: mcos compares each latent with the teacher’s feature at its "
+            "position, mdms the similarities between positions; differences within the margins cost nothing.",
+        ),
+    },
 }
 
 
