@@ -34,9 +34,9 @@ def drawn(rehearsal: Rehearsal) -> list[int]:
 
 
 def kinds(points: list[str]) -> list[int]:
-    """Return the number of the first point of each kind: numbers in names do not count, but the point before does."""
+    """Return the number of the first point of each kind: numbers in names do not count, the point before does."""
     first: dict[tuple[str, str], int] = {}
-    for number, kind in enumerate(pairwise(["", *(re.sub(r"\d+", "0", point) for point in points)]), 1):
+    for number, kind in enumerate(pairwise(["", *(re.sub(r"[0-9a-f]{16}|\d+", "0", point) for point in points)]), 1):
         first.setdefault(kind, number)
     return list(first.values())
 

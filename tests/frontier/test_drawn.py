@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from frontier_grid import grid_config, invented
+from frontier_grid import grid_config
 from html_page import Page
+from stub_jobs import invented
 
 from vavae.frontier.grid import Grid
 from vavae.frontier.page import State, write_everything
