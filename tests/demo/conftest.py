@@ -64,32 +64,28 @@ def make_run(name: str, alignment: bool, originals: np.ndarray, seed: int) -> Ru
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_report() -> Callable[..., DemoReport]:
     """Return a function that makes a report of two runs on ten real images; keywords replace its fields."""
-
-    def make(**changes: Any) -> DemoReport:
-        source = DemoImages("test")
-        originals = source.pixels[:10]
-        gallery = np.random.default_rng(5).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
-        report = DemoReport(
-            command="vavae demo --seed 0",
-            created="14 March 2026, 15:09 UTC",
-            machine={"processor": "Some CPU", "device": "CPU, 2 threads"},
-            versions={"vavae": "0.1.0", "torch": "2.13.0"},
-            images_note="Ten images, with a license.",
-            teacher_note="Teacher X.",
-            guidance="guidance 3.25",
-            steps=(StepTiming("train", 75.3, "1,000 images"), StepTiming("sample", 4.25)),
-            class_names=source.class_names,
-            originals=originals,
-            original_labels=source.labels[:10],
-            teacher_features=np.random.default_rng(0).normal(size=(10, 4, 4, 12)),
-            runs=(make_run("aligned", True, originals, 1), make_run("unaligned", False, originals, 2)),
-            reference=(record("Fréchet distance of real training images", 22.456, False),),
-            findings=("Alignment did something.",),
-            gallery=Gallery("Trained for a week.", gallery, [1, 0, 1, 1, 0, 2], ("fern", "moss"), "guidance 9"),
-        )
-        return replace(report, **changes)
-
-    return make
+    source = DemoImages("test")
+    originals = source.pixels[:10]
+    gallery = np.random.default_rng(5).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    report = DemoReport(
+        command="vavae demo --seed 0",
+        created="14 March 2026, 15:09 UTC",
+        machine={"processor": "Some CPU", "device": "CPU, 2 threads"},
+        versions={"vavae": "0.1.0", "torch": "2.13.0"},
+        images_note="Ten images, with a license.",
+        teacher_note="Teacher X.",
+        guidance="guidance 3.25",
+        steps=(StepTiming("train", 75.3, "1,000 images"), StepTiming("sample", 4.25)),
+        class_names=source.class_names,
+        originals=originals,
+        original_labels=source.labels[:10],
+        teacher_features=np.random.default_rng(0).normal(size=(10, 4, 4, 12)),
+        runs=(make_run("aligned", True, originals, 1), make_run("unaligned", False, originals, 2)),
+        reference=(record("Fréchet distance of real training images", 22.456, False),),
+        findings=("Alignment did something.",),
+        gallery=Gallery("Trained for a week.", gallery, [1, 0, 1, 1, 0, 2], ("fern", "moss"), "guidance 9"),
+    )
+    return lambda **changes: replace(report, **changes)

@@ -47,6 +47,8 @@ FEW = replace(
     generator_images=640,
     samples=10,
     samples_per_class=1,
+    width=64,
+    depth=1,
 )
 Demo = tuple[Path, str, str]
 
@@ -63,6 +65,7 @@ def here(*arguments: str) -> tuple[int, str, str]:
 def few() -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "QUICK", FEW)
+        patch.setattr(Config, "teacher_size", 28)  # 5 tokens in place of 65
         patch.setattr(measure, "SAMPLING", replace(SAMPLING, steps=5))
         gallery = cache(partial(demo_run.shipped_gallery, Config(quick=True)))  # the same for all these demos
         patch.setattr(demo_run, "shipped_gallery", lambda _: gallery())

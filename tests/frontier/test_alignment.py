@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from frontier_grid import ONLY, grid_config, here, trained
+from frontier_grid import ONLY, grid_config, here_from, trained
 
 from vavae.errors import UserError
 from vavae.frontier.config import MethodsConfig
@@ -21,11 +21,6 @@ METHODS = [
     *["--experiments.alignment.size=nano/2", "--experiments.alignment.projector_hidden=16"],
     *["--experiments.alignment.teacher=dinov2-small-focus@28", "--experiments.alignment.seeds=[0]"],
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_networks() -> None:
-    """Take the real teachers, whose widths the grid knows, instead of the room's small ones."""
 
 
 def test_cells_and_their_recipes(tmp_path: Path) -> None:
@@ -125,10 +120,11 @@ def test_table_is_left_out_without_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_run_writes_the_table_and_resumes(tmp_path: Path) -> None:
-    methods = [*METHODS, "--experiments.alignment.methods=[none,reg,joint]"]
-    arguments = ["--output", str(tmp_path / "run"), *methods, "--kinds=[tokenizer,generator,hidden]"]
-    code, output, error = here(*arguments)
+@pytest.mark.usefixtures("small_dinov2")
+def test_run_writes_the_table_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ["--experiments.alignment.methods=[none,reg,joint]", "--kinds=[tokenizer,generator,hidden]"]
+    config = grid_config(tmp_path / "run", *METHODS, *chosen)
+    code, output, error = here_from(config, monkeypatch)
     assert code == 0, output + error
     assert len(trained(output)) == 4
     stored = json.loads((tmp_path / "run/tables.json").read_text())["tables"]["alignment"]
@@ -142,7 +138,7 @@ def test_run_writes_the_table_and_resumes(tmp_path: Path) -> None:
     hidden = sorted((tmp_path / "run/results").glob("hidden-*.json"))
     before = [path.read_text() for path in hidden]
     hidden[0].unlink()
-    code, output, error = here(*arguments)
+    code, output, error = here_from(config, monkeypatch)
     assert (code, trained(output)) == (0, []), error
 
     def values(texts: list[str]) -> list[list[float]]:

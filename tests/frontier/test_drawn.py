@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from frontier_grid import grid_config, invented
+from frontier_grid import grid_config
 from html_page import Page
+from stub_jobs import invented
 
 from vavae.frontier.grid import Grid
 from vavae.frontier.page import State, write_everything
@@ -32,6 +33,13 @@ def page(html: str) -> Page:
     return Page(html)
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the HTML of a grid with two seeds, two t-SNE runs, and images of unknown classes."""
+    seeds = ("--experiments.table2.seeds", "[0,1]", "--measure.tsne_seeds", "2")
+    return written(tmp_path_factory.mktemp("several"), *seeds, "--data.images", "imagefolder:somewhere")
+
+
 @pytest.mark.slow
 def test_row_labels_stay_when_scrolled(page: Page) -> None:
     rows = [attributes for attributes in page.all("th") if attributes.get("scope") == "row"]
@@ -40,13 +48,12 @@ def test_row_labels_stay_when_scrolled(page: Page) -> None:
 
 
 @pytest.mark.slow
-def test_captions_describe_figures(page: Page, tmp_path: Path) -> None:
+def test_captions_describe_figures(page: Page, several: str) -> None:
     assert "spread of the seeds." not in page.text
     assert "t-SNE over one seed." in page.text and "Uniformity: one t-SNE run of test latents" in page.text
-    seeds = ("--experiments.table2.seeds", "[0,1]", "--measure.tsne_seeds", "2")
-    several = Page(written(tmp_path, *seeds)).text
-    assert "Down and left is better; bars are the spread of the seeds." in several
-    assert "t-SNE over 2 seeds." in several and "means over 2 t-SNE runs" in several
+    text = Page(several).text
+    assert "Down and left is better; bars are the spread of the seeds." in text
+    assert "t-SNE over 2 seeds." in text and "means over 2 t-SNE runs" in text
 
 
 def test_sizes_are_explained(page: Page) -> None:
@@ -67,11 +74,10 @@ def test_figures_have_alt_texts_and_unique_ids(page: Page) -> None:
         assert all(name in ids for name in named), named
 
 
-@pytest.mark.slow
-def test_maps_name_classes(html: str, page: Page, tmp_path: Path) -> None:
+def test_maps_name_classes(html: str, several: str) -> None:
     maps = html[html.index('id="maps"') :]
     assert "airplane" in maps and "horse" in maps and "truck" not in maps  # labels 0 and 7
-    assert "airplane" not in written(tmp_path, "--data.images", "imagefolder:somewhere")
+    assert "airplane" not in several
 
 
 def test_pictures_are_named_like_table_rows(page: Page) -> None:
@@ -83,10 +89,8 @@ def test_pictures_are_named_like_table_rows(page: Page) -> None:
     assert "no-mcos" not in page.text and "(dit)" not in page.text and "seed 0" not in page.text
 
 
-@pytest.mark.slow
-def test_other_seeds_are_folded(tmp_path: Path) -> None:
-    html = written(tmp_path, "--experiments.table2.seeds", "[0,1]")
-    first, others = html.split("Reconstructions of the other seeds (", 1)
+def test_other_seeds_are_folded(several: str) -> None:
+    first, others = several.split("Reconstructions of the other seeds (", 1)
     assert 'alt="Reconstructions of d 2, none, seed 0"' in first
     assert 'alt="Reconstructions of d 2, none, seed 1"' in others
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from frontier_grid import ONLY, grid_config, here
+from frontier_grid import ONLY, grid_config, here_from
 
 from vavae.errors import UserError
 from vavae.frontier.config import LatentsConfig, SizeConfig
@@ -18,11 +18,6 @@ LATENTS = [
     "--sizes.wide={width: 32, depth: 1, heads: 2, head_width: 64, head_depth: 1, head_heads: 2}",
     "--representation={size: B, patch_size: 8, width: 32, depth: 1, heads: 2, mlp_width: 32}",
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_networks() -> None:
-    """Take the real teachers, whose widths the grid knows, instead of the room's small ones."""
 
 
 def test_cells_and_their_recipes(tmp_path: Path) -> None:
@@ -62,15 +57,13 @@ def test_mistakes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_run_writes_the_table(tmp_path: Path) -> None:
-    code, output, error = here(
-        "--output",
-        str(tmp_path),
-        *LATENTS,
-        "--experiments.latents.sizes=[wide/2]",
-        "--kinds=[tokenizer,generator]",
-        "--measure.teacher=null",
-    )
+@pytest.mark.usefixtures("small_dinov2")
+def test_run_writes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(grid_config(tmp_path, *LATENTS), kinds=("tokenizer", "generator"))
+    latents = replace(config.experiments.latents, sizes=("wide/2",))
+    measure = replace(config.measure, teacher=None)
+    config = replace(config, experiments=replace(config.experiments, latents=latents), measure=measure)
+    code, output, error = here_from(config, monkeypatch)
     assert code == 0, output + error
     rows = json.loads((tmp_path / "tables.json").read_text())["tables"]["latents"]["rows"]
     assert [tuple(row["labels"].values()) for row in rows] == [

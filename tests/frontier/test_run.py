@@ -1,49 +1,52 @@
 """`vavae frontier`: processes share a grid, no cell is trained twice, damage is repaired, mistakes are one line."""
 
 import errno
+import io
 import json
 import os
 import re
+import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import estimates
 import pytest
+from children import CONTEXT
+from estimates import skip_estimates
 from filelock import FileLock
-from frontier_grid import ONE, RECIPE, grid_config, here, here_from, invented, real_grid, trained
+from frontier_grid import ONE, RECIPE, grid_config, here, here_from, real_grid, trained
 from html_page import Page
+from stub_jobs import invented, skip_page
+from tiny_networks import use_tiny_networks
 
 from vavae.cli import run
 from vavae.errors import RunError, UserError
 from vavae.frontier import cells as frontier_cells
 from vavae.frontier import run as frontier
+from vavae.frontier.cells import CellContext
 from vavae.frontier.config import ExperimentsConfig, MeasureConfig, SizeConfig, Table2Config, Table5Config
+from vavae.frontier.grid import Job
 from vavae.frontier.results import Results
 from vavae.training.run_folder import open_run
 
-JOBS = {"tokenizer": 5, "uniformity": 5, "generator": 7, "curve": 2}
+JOBS = {"tokenizer": 3, "uniformity": 3, "generator": 5, "curve": 2}
+PART = ["--experiments.table2.dimensions=[4]"]  # every table and figure with fewer cells
 pytestmark = pytest.mark.slow
 
-PROGRAM = """
-import sys
-sys.path.append(sys.argv.pop(1))
-from estimates import skip_estimates
-from tiny_networks import use_tiny_networks
-skip_estimates()
-use_tiny_networks()
-from vavae.cli import main
-main()
-"""
-SUPPORT = Path(estimates.__file__).parent
-COMMAND = [sys.executable, "-c", PROGRAM, str(SUPPORT), "frontier", str(RECIPE)]
+
+def command(log: str, folder: str) -> None:
+    """Run the command in this process, a new one, with small networks; write its output to a file."""
+    skip_estimates()
+    use_tiny_networks()
+    with Path(log).open("w", buffering=1) as output, redirect_stdout(output), redirect_stderr(io.StringIO()):
+        sys.exit(run(["frontier", str(RECIPE), *PART, "--output", folder]))
 
 
 def results(folder: Path) -> dict[str, int]:
@@ -57,39 +60,40 @@ def interrupted(*_: object, **__: object) -> None:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
-    """Stop a grid after three jobs, then finish it with another process and this one at the same time.
+    """Stop a grid in its second tokenizer, then finish it with another process and this one at the same time.
 
     Returns the folder, the outputs of the two processes, and what was trained before the stop.
     """
     folder = tmp_path_factory.mktemp("frontier") / "run"
     do, begun = frontier.run_job, []
 
-    def stop_at_the_fourth(*arguments: Any) -> Any:
-        begun.append(arguments)
-        if len(begun) == 4:  # the training of the second tokenizer
+    def stop_in_the_second_tokenizer(context: CellContext, job: Job, known: Any) -> Any:
+        begun.append(job.kind)
+        if begun.count("tokenizer") == 2:
             threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-        return do(*arguments)
+        return do(context, job, known)
 
-    config = grid_config(folder)
+    config = grid_config(folder, *PART)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frontier, "run_job", stop_at_the_fourth)
+        patch.setattr(frontier, "run_job", stop_in_the_second_tokenizer)
         code, stopped, error = here_from(config, patch)
     assert code == 1, error
     assert "Traceback" not in error and "the same command resumes" in error.splitlines()[-1]
     before = results(folder)
-    assert 3 <= len(before) < sum(JOBS.values())
-    other = subprocess.Popen([*COMMAND, "--output", str(folder)], stdout=subprocess.PIPE, text=True)
-    assert other.stdout is not None
-    first = other.stdout.readline()
-    while first and "-- " not in first:  # until it begins a job
-        first = other.stdout.readline()
+    assert 4 <= len(before) < sum(JOBS.values())
+    log = folder.with_name("log")
+    log.touch()
+    other = CONTEXT.Process(target=command, args=(str(log), str(folder)))
+    other.start()
+    while other.is_alive() and "-- " not in log.read_text():  # until it begins a job
+        time.sleep(0.05)
     with pytest.MonkeyPatch.context() as patch:
         code, own, error = here_from(config, patch)
     assert code == 0, error
-    others = first + other.communicate()[0]
-    assert other.returncode == 0
+    other.join()
+    assert other.exitcode == 0
     assert {name: at for name, at in results(folder).items() if name in before} == before  # no job ran again
-    return folder, [own, others], trained(stopped)
+    return folder, [own, log.read_text()], trained(stopped)
 
 
 Shared = tuple[Path, list[str], list[str]]
@@ -116,8 +120,8 @@ def test_nothing_is_trained_twice(shared: Shared) -> None:
     """A cell that was stopped during its training resumes and is listed twice, all others once."""
     _, outputs, at_first = shared
     everything = at_first + [label for output in outputs for label in trained(output)]
-    assert len(set(everything)) == 12  # 5 tokenizers and 7 generators, though the tables ask for 16 generators
-    assert len(everything) <= 13
+    assert len(set(everything)) == 8  # 3 tokenizers and 5 generators, though the tables ask for 11 generators
+    assert len(everything) <= 9
 
 
 def test_all_tables_and_figures_are_written(shared: Shared) -> None:
@@ -126,7 +130,7 @@ def test_all_tables_and_figures_are_written(shared: Shared) -> None:
     assert {"figure2-nano-2.svg", "figure2-published.svg", "figure4-training.svg"} <= {
         path.name for path in folder.glob("*.svg")
     }
-    assert len(list(folder.glob("figure6-*.svg"))) == 5
+    assert len(list(folder.glob("figure6-*.svg"))) == 3
     tables = json.loads((folder / "tables.json").read_text())
     for table in tables["tables"].values():
         for row in table["rows"]:
@@ -138,11 +142,18 @@ def test_all_tables_and_figures_are_written(shared: Shared) -> None:
         assert [images for images, _ in curve] == [32, 64]
 
 
-def test_page_is_complete_and_self_contained(shared: Shared) -> None:
-    html = (shared[0] / "frontier.html").read_text()
+def test_page_is_complete_and_self_contained(shared: Shared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of the whole recipe, whose other cells have invented results."""
+    shutil.copytree(shared[0] / "results", tmp_path / "results")
+    config, found = replace(grid_config(tmp_path), page_only=True), Results(tmp_path / "results")
+    for number, job in enumerate(real_grid(config).jobs):
+        if found.read(job.result) is None:
+            found.write(job.result, invented(job, number))
+    assert here_from(config, monkeypatch)[0] == 0
+    html = (tmp_path / "frontier.html").read_text()
     page = Page(html)
     assert all(source.startswith(("data:", "#")) for source in page.sources)
-    assert len([source for source in page.sources if source.startswith("data:image/")]) == 5 + 7
+    assert len([source for source in page.sources if source.startswith("data:image/")]) == 3 + 5
     for published in ("16.24", "36.83", "0.55", "19.50", "too few images", "CIFAR-10", "saliency"):
         assert published in page.text, published
     verdicts = re.findall(r'class="verdict">([^<]+)</span></td>', html)
@@ -157,7 +168,7 @@ def test_damaged_result_is_measured_again_only(shared: Shared, monkeypatch: pyte
     whole = json.loads(victim.read_text())
     whole["content"]["records"][0]["value"] += 1.0  # a wrong number
     victim.write_text(json.dumps(whole))
-    code, output, error = here_from(grid_config(folder), monkeypatch)
+    code, output, error = here_from(grid_config(folder, *PART), monkeypatch)
     assert code == 0, error
     assert f"{victim}: damaged" in output
     assert trained(output) == []  # the generator exists and is measured again
@@ -173,9 +184,9 @@ def test_page_from_partial_results(shared: Shared, tmp_path: Path) -> None:
     target.mkdir(parents=True)
     for path in shared[0].glob("results/tokenizer-*.json"):
         (target / path.name).write_bytes(path.read_bytes())
-    code, output, error = here("--output", str(tmp_path / "run"), "--page_only")
+    code, output, error = here("--output", str(tmp_path / "run"), "--page_only", *PART)
     assert code == 0, error
-    assert "5 of 19 done" in output and trained(output) == []
+    assert "3 of 13 done" in output and trained(output) == []
     page = Page((tmp_path / "run/frontier.html").read_text())
     assert "missing" in page.text and "not yet measured" in page.text
 
@@ -198,13 +209,25 @@ def test_time_limit_exits_with_zero(handler: Any, tmp_path: Path, monkeypatch: p
     [
         (("--experiments.table2.colors", "3"), "colors"),
         (("--tokenizer.training.seed", "1"), "tokenizer.training.seed is set by the grid"),
-        (("--measure.network", "incepton"), "incepton"),
-        (("--data.images", "/no/such/folder"), "/no/such/folder"),
-        (("--experiments.table2.teachers", "[none,dinov9]"), "dinov9"),
     ],
 )
 def test_wrong_option_is_one_line(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
     code, _, error = here("--output", str(tmp_path / "run"), *arguments)
+    assert code == 2
+    assert named in error and len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "run/work").exists()  # reported before any training
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--measure.network=incepton", "incepton"),
+        ("--data.images=/no/such/folder", "/no/such/folder"),
+        ("--experiments.table2.teachers=[none,dinov9]", "dinov9"),
+    ],
+)
+def test_wrong_name_is_one_line(option: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, error = here_from(grid_config(tmp_path / "run", option), monkeypatch)
     assert code == 2
     assert named in error and len(error.strip().splitlines()) == 1
     assert not (tmp_path / "run/work").exists()  # reported before any training
@@ -278,23 +301,41 @@ def one_file(folder: Path, pattern: str) -> Path:
     return found
 
 
-def test_latents_follow_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = grid_config(tmp_path, *ONE, "--kinds", "[tokenizer,generator]")
-    assert here_from(config, monkeypatch)[0] == 0
-    first = one_file(tmp_path, "work/tokenizer-*/latents-*/index.json")
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a grid whose only tokenizer is trained."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    with pytest.MonkeyPatch.context() as patch:
+        skip_page(patch.setattr)
+        assert here_from(grid_config(folder, *ONE, "--kinds", "[tokenizer]"), patch)[0] == 0
+    return folder
+
+
+@pytest.fixture
+def copied(tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of `tokenizer`, on which calls draw no page."""
+    skip_page(monkeypatch.setattr)
+    return Path(shutil.copytree(tokenizer, tmp_path / "run"))
+
+
+def test_latents_follow_the_recipe(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = grid_config(copied, *ONE, "--kinds", "[tokenizer,generator]")
+    code, output, error = here_from(config, monkeypatch)
+    assert (code, trained(output)) == (0, ["nano/2 on d 2, none, seed 0"]), error
+    first = one_file(copied, "work/tokenizer-*/latents-*/index.json")
     assert json.loads(first.read_text())["settings"]["dtype"] == "float32"
     changed = replace(config, latent_dtype="float16", generator=replace(config.generator, flip=False))
     code, output, error = here_from(changed, monkeypatch)
     assert code == 0, error
     assert trained(output) == ["nano/2 on d 2, none, seed 0"]
-    second = next(path for path in tmp_path.glob("work/tokenizer-*/latents-*/index.json") if path != first)
+    second = next(path for path in copied.glob("work/tokenizer-*/latents-*/index.json") if path != first)
     assert json.loads(second.read_text())["settings"]["dtype"] == "float16"
-    recipes = [path.read_text() for path in tmp_path.glob("work/generator-*/run/recipe.yaml")]
+    recipes = [path.read_text() for path in copied.glob("work/generator-*/run/recipe.yaml")]
     assert sorted(str(second.parent) in recipe for recipe in recipes) == [False, True]
 
 
-def test_stopped_curve_resumes_unless_its_protocol_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = grid_config(tmp_path, *CURVE, "--kinds", "[tokenizer,generator,curve]")
+def test_stopped_curve_resumes_unless_its_protocol_changed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = grid_config(copied, *CURVE, "--kinds", "[tokenizer,generator,curve]")
     measure, calls = frontier_cells._distance, []
 
     def stop_at_the_third(*arguments: Any) -> Any:
@@ -304,7 +345,7 @@ def test_stopped_curve_resumes_unless_its_protocol_changed(tmp_path: Path, monke
     with monkeypatch.context() as patched:
         patched.setattr(frontier_cells, "_distance", stop_at_the_third)
         assert here_from(config, monkeypatch)[0] == 1
-    assert len(json.loads(one_file(tmp_path, "work/generator-*/*.partial.json").read_text())["content"]["points"]) == 1
+    assert len(json.loads(one_file(copied, "work/generator-*/*.partial.json").read_text())["content"]["points"]) == 1
     changed = replace(config, measure=replace(config.measure, curve_samples=12))
     with monkeypatch.context() as patched:
 
@@ -319,12 +360,13 @@ def test_stopped_curve_resumes_unless_its_protocol_changed(tmp_path: Path, monke
         assert code == 1 and "No space left" in error
     code, output, error = here_from(changed, monkeypatch)
     assert (code, trained(output)) == (0, []), error
-    points = json.loads(one_file(tmp_path, "results/curve-*.json").read_text())["content"]["points"]
+    points = json.loads(one_file(copied, "results/curve-*.json").read_text())["content"]["points"]
     assert [point["record"]["protocol"]["samples"] for point in points] == [12, 12]
-    assert not list(tmp_path.glob("work/generator-*/run/averages"))
+    assert not list(copied.glob("work/generator-*/run/averages"))
 
 
 def test_waits_for_an_occupied_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_page(monkeypatch.setattr)
     config = grid_config(tmp_path, *ONE, "--kinds", "[tokenizer]")
     grid = real_grid(config)
     run_folder = grid.cell_folder(grid.tokenizers[0]) / "run"
@@ -339,7 +381,7 @@ def test_waits_for_an_occupied_run_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(list((tmp_path / "results").glob("tokenizer-*.json"))) == 1
 
 
-def test_resume_with_other_sampling_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_with_other_sampling_and_folder(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling and folder are not part of a cell's name."""
 
     def stopped(config: Any, **_: object) -> None:
@@ -348,11 +390,11 @@ def test_resume_with_other_sampling_and_folder(tmp_path: Path, monkeypatch: pyte
             (folder / "metrics.jsonl").touch()
             interrupted()
 
-    config = grid_config(tmp_path / "run", *ONE, "--kinds", "[tokenizer,generator]")
+    config = grid_config(copied, *ONE, "--kinds", "[tokenizer,generator]")
     with monkeypatch.context() as patched:
         patched.setattr(frontier_cells.train_dit, "run", stopped)
         assert here_from(config, monkeypatch)[0] == 1
-    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    moved = copied.rename(copied.with_name("moved"))
     sampling = replace(config.generator.sampling, steps=4)
     changed = replace(config, output=str(moved), generator=replace(config.generator, sampling=sampling))
     code, output, error = here_from(changed, monkeypatch)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 from frontier_grid import ONE, ONLY, grid_config, here_from, real_grid
+from stub_jobs import skip_page
 from torch import Tensor
 
 from vavae.frontier import cells as frontier_cells
@@ -21,7 +22,7 @@ PLAIN = [*ONLY, "--experiments.table2.teachers=[none]", "--measure.teacher=null"
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list of the numbers of images that the feature network gets, call by call."""
+    """Return a list of the numbers of images that the feature network gets, call by call; calls draw no page."""
     shown: list[int] = []
 
     def features(pixels: Tensor) -> Tensor:
@@ -30,6 +31,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     network = FeatureNetwork("four pixels", "1", torch.device("cpu"), features)
     monkeypatch.setattr(frontier_cells, "load_feature_network", lambda *_: network)
+    skip_page(monkeypatch.setattr)
     return shown
 
 

@@ -1,4 +1,4 @@
-"""The smallest grid with every table, its configuration, its command in this process, and invented results."""
+"""The smallest grid with every table, its configuration, and its command in this process."""
 
 import contextlib
 import io
@@ -10,30 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_networks import use_tiny_networks
+from torch import Tensor, nn
 
 from vavae.cli import run
 from vavae.config import parse_command_line
+from vavae.frontier import cells
 from vavae.frontier.config import Config
-from vavae.frontier.grid import Grid, Job
-from vavae.metrics import MeasurementProtocol, MetricRecord
+from vavae.frontier.grid import Grid
+from vavae.grids import to_grid
+from vavae.stages import train_tokenizer
+from vavae.teachers import TeacherFeatures, load_teacher, registry
+from vavae.teachers.base import Backbone
 
 RECIPE = Path(__file__).parents[1] / "frontier/frontier_grid.yaml"
 # One tokenizer with one generator.
 ONLY = [f"--experiments.{name}.seeds=[]" for name in ("table4", "table5", "convergence", "ladder")]
 ONE = [*ONLY, "--experiments.table2.dimensions=[2]", "--experiments.table2.teachers=[none]", "--measure.teacher=null"]
-NAMES = {
-    "tokenizer": ("rFID", "PSNR", "LPIPS", "SSIM", "linear probe", "alignment: cosine after the best linear map"),
-    "uniformity": ("uniformity: density cv", "uniformity: Gini", "uniformity: normalized entropy"),
-    "generator": ("FID",),
-    "hidden": ("linear probe of hidden states", "CKNNA of hidden states", "held-out velocity loss"),
-}
 
 
 @cache
-def _recipe() -> Config:
-    return parse_command_line(Config, [str(RECIPE)], "vavae frontier")
+def _parsed(overrides: tuple[str, ...] = ()) -> Config:
+    return parse_command_line(Config, [str(RECIPE), *overrides], "vavae frontier")
 
 
 def _changed(config: Any, key: str, value: Any) -> Any:
@@ -43,20 +43,21 @@ def _changed(config: Any, key: str, value: Any) -> Any:
 
 def grid_config(folder: Path, *overrides: str) -> Config:
     """Return the recipe with overrides as on the command line, which takes a second to parse."""
-    config, words = _recipe(), iter(overrides)
+    config, words = _parsed(), iter(overrides)
     for word in words:
         key, equals, text = word.removeprefix("--").partition("=")
         value = yaml.safe_load(text if equals else next(words))
         try:
             config = _changed(config, key, tuple(value) if isinstance(value, list) else value)
         except TypeError:  # a part that the recipe lacks
-            return parse_command_line(Config, [str(RECIPE), *overrides, "--output", str(folder)], "vavae frontier")
+            config = _parsed(overrides)
+            break
     return replace(config, output=str(folder))
 
 
 @cache
 def _fingerprints() -> tuple[str, str]:
-    data = _recipe().data
+    data = _parsed().data
     return data.open("train").fingerprint(), data.open("test").fingerprint()
 
 
@@ -92,19 +93,28 @@ def small_networks() -> Iterator[None]:
         yield
 
 
-def invented(job: Job, number: int) -> dict[str, Any]:
-    """Return the content of a result file, with numbers that differ between jobs."""
-    protocol = MeasurementProtocol(samples=20, reference_samples=20)
+class _Dinov2(Backbone):
+    """Width and patch of DINOv2-S, which the grid knows, with one linear block."""
 
-    def record(name: str) -> dict[str, Any]:
-        return MetricRecord(name, 1.0 + number, protocol).to_dict()
+    width, patch = 384, 14
 
-    own: dict[str, dict[str, Any]] = {
-        "tokenizer": {"pictures": {"reconstructions": "data:,"}},
-        "uniformity": {"points": [[0.0, 1.0], [2.0, 3.0]], "labels": [0, 7]},
-        "generator": {"pictures": {"samples": "data:,"}, "parameters": 12_345_678},
-        "hidden": {},
-        "curve": {"points": [{"images": images, "record": record("FID")} for images in (32, 64)]},
-    }
-    common = {"kind": job.kind, "seconds": 1.0, "versions": {"machine": "x86_64"}}
-    return {**common, "records": [record(name) for name in NAMES.get(job.kind, ())], **own[job.kind]}
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embed = nn.Conv2d(3, self.width, self.patch, stride=self.patch)
+            self.blocks = nn.ModuleList([nn.Linear(self.width, self.width)])
+            self.layernorm = nn.LayerNorm(self.width)
+
+    def forward(self, pixels: Tensor) -> TeacherFeatures:
+        patches = self.embed(pixels)
+        tokens = self.layernorm(self.blocks[0](patches.flatten(2).mT))
+        return TeacherFeatures(to_grid(tokens, patches.shape[2:]), tokens.mean(1))
+
+
+@pytest.fixture
+def small_dinov2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load teachers as outside tests, but with a small network in place of DINOv2-S."""
+    for module in (cells, train_tokenizer):
+        monkeypatch.setattr(module, "load_teacher", load_teacher)
+    monkeypatch.setattr(registry, "load_backbone", lambda *_: _Dinov2())

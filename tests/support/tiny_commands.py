@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,8 +27,15 @@ from vavae.evaluation import features
 from vavae.frontier import cells
 from vavae.stages import encode, evaluate, sample
 
-_IMAGES = {"images": 24, "checkpoint_images": 8, "log_images": 8, "preview_images": 16}
+# Two checkpoints, of which one is kept.
+_IMAGES = {"images": 16, "checkpoint_images": 8, "log_images": 8, "preview_images": 16, "keep_checkpoints": 1}
 _DATA = ImagesConfig("demo", 32, limit=12)
+
+
+def _with_discriminator(recipe: Any) -> Any:
+    """Return a recipe whose second step trains the discriminator."""
+    adversarial = replace(recipe.objective.adversarial, start_images=8)
+    return replace(recipe, objective=replace(recipe.objective, adversarial=adversarial))
 
 
 def _sampling(folder: Path, inputs: Path) -> sample.Config:
@@ -55,10 +62,10 @@ def _grid(folder: Path, inputs: Path) -> Any:
 
 
 COMMANDS: dict[str, Callable[[Path, Path], Any]] = {
-    "train-tokenizer": lambda folder, inputs: tokenizer_recipe(folder, **_IMAGES),
+    "train-tokenizer": lambda folder, inputs: _with_discriminator(tokenizer_recipe(folder, **_IMAGES)),
     "encode": _encoding,
     "train-dit": lambda folder, inputs: transformer_recipe(folder, inputs, **_IMAGES),
-    "train-joint": lambda folder, inputs: joint_recipe(folder, **_IMAGES),
+    "train-joint": lambda folder, inputs: _with_discriminator(joint_recipe(folder, **_IMAGES)),
     "sample": _sampling,
     "evaluate": _evaluation,
     "frontier": _grid,

@@ -1,6 +1,7 @@
 """Templates and inline SVGs of the HTML pages."""
 
 import re
+from functools import cache
 from typing import Any
 
 from vavae.report.numbers import duration, number
@@ -8,6 +9,11 @@ from vavae.report.numbers import duration, number
 
 def render(room: str, **view: Any) -> str:
     """Return the HTML of the template of `vavae.ROOM`, which extends `base.html.j2`."""
+    return _environment(room).get_template(f"{room}.html.j2").render(view)
+
+
+@cache  # it compiles a template once
+def _environment(room: str) -> Any:
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -18,7 +24,7 @@ def render(room: str, **view: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "duration": duration}
-    return environment.get_template(f"{room}.html.j2").render(view)
+    return environment
 
 
 class Embedder:

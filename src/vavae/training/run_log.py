@@ -4,6 +4,8 @@ import json
 import math
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,19 @@ _LOGGERS = "loggers.json"
 def versions() -> dict[str, str]:
     """Return the versions of vavae, Python, the libraries and the device, on which numbers depend."""
     found = {"vavae": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    found |= _libraries()
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
+    return found
+
+
+@cache
+def _libraries() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
     return found
 
 
