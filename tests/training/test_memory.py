@@ -115,7 +115,7 @@ def test_statistics_do_not_depend_on_chunks(task: train_tokenizer.TokenizerTask,
 def test_large_images_have_small_chunks(
     task: train_tokenizer.TokenizerTask, encoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_tokenizer, "_PIXELS_AT_ONCE", 5 * 16**2)
+    monkeypatch.setattr(train_tokenizer, "_PIXELS_AT_ONCE", 5 * 8**2)
     task.statistics(task.averaged_model(task.autoencoder.state_dict()))
     assert max(encoded) == 5 and sum(encoded) == 40
     encoded.clear()
